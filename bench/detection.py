@@ -1,4 +1,4 @@
-"""How long detection's training step takes: ours, torchvision's FasterRCNN of the same parts, Detectron2's.
+"""How long detection's training step takes: ours, and that of torchvision's FasterRCNN of the same parts.
 
     python bench/detection.py  ResNet-50 C4 at the protocol's values on a GPU; on a CPU ResNet-18, small
     python bench/detection.py --device cuda --size 800 --batch-size 8 --precision fp32
@@ -6,8 +6,8 @@
 Forward, backward, optimiser on uint8 images that lie on the device, interleaved. All get the same images,
 sizes and numbers of boxes. torchvision's model also gets our weights, so that as many boxes come out of each
 of its parts: a ResNet with FrozenBatchNorm2d, its stages up to layer3 as the backbone, 14 x 14 RoIs from one
-map, and layer4 as the box head. Optimiser, loop and layout are those of its reference scripts. Detectron2's
-model is its default configuration, which is the same model. Neither resizes images. See bench/README.md.
+map, and layer4 as the box head. Optimiser, loop and layout are those of its reference scripts. Neither
+resizes images. See bench/README.md.
 """
 
 import gc
@@ -94,13 +94,13 @@ class Peer:
     Attributes:
         step: Callable that runs a whole training step.
         model: What trains.
-        pool: The RoI pooling in front of the head, or None if unknown.
+        pool: The RoI pooling in front of the head.
         ms: Milliseconds per step, one value per repeat.
     """
 
     step: Callable[[], object]
     model: nn.Module
-    pool: nn.Module | None = None
+    pool: nn.Module
     first_step_s: float = 0.0
     peak_bytes: int = 0
     ms: list[float] = field(default_factory=list)
@@ -109,10 +109,8 @@ class Peer:
     def num_learning(self) -> int:
         return sum(each.numel() for each in self.model.parameters() if each.requires_grad)
 
-    def boxes_in_a_step(self) -> int | None:
-        """Return the number of boxes that the head reads in a step, or None if it is unknown."""
-        if self.pool is None:
-            return None
+    def boxes_in_a_step(self) -> int:
+        """Return the number of boxes that the head reads in a step."""
         counts: list[int] = []
         handle = self.pool.register_forward_hook(lambda _, inputs, outputs: counts.append(len(outputs)))
         self.step()
@@ -224,70 +222,6 @@ def torchvisions(
     model: FasterRCNN, batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, precision: str
 ) -> Peer:
     """Return torchvision's model as a peer with its reference loop: images in [0, 1], plain SGD."""
-
-    def losses(batch: AnnotatedBatch) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = model([image / 255 for image in batch.images], batch.targets)
-        return values
-
-    step = _amp_step(model, losses, batches, protocol, precision)
-    return Peer(step, model, cast(nn.Module, model.roi_heads.box_roi_pool))
-
-
-def detectron2s(
-    batches: Iterator[AnnotatedBatch],
-    protocol: DetectionProtocol,
-    backbone_name: str,
-    precision: str,
-    device: str,
-) -> Peer:
-    """Return Detectron2's model as a peer, with random weights.
-
-    It follows Detectron2's documentation and has not been run yet.
-
-    Raises:
-        ValueError: Detectron2 is not installed, or the backbone is too shallow.
-    """
-    try:
-        from detectron2.config import get_cfg
-        from detectron2.modeling import build_model
-        from detectron2.structures import Boxes, Instances
-        from detectron2.utils.events import EventStorage
-    except ImportError:
-        raise ValueError("Detectron2 is not installed") from None
-    model_cfg = (cfg := get_cfg()).MODEL
-    model_cfg.DEVICE, model_cfg.WEIGHTS = device, ""
-    model_cfg.RESNETS.DEPTH = int(backbone_name.removeprefix("resnet"))
-    if model_cfg.RESNETS.DEPTH < 50:
-        raise ValueError("its C4 head is for ResNet-50 and deeper")
-    model_cfg.RESNETS.STRIDE_IN_1X1 = False
-    model_cfg.PIXEL_MEAN, model_cfg.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    model_cfg.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
-    model_cfg.ROI_HEADS.BATCH_SIZE_PER_IMAGE = protocol.num_rois
-    model_cfg.ROI_BOX_HEAD.POOLER_RESOLUTION = protocol.roi_side
-    model_cfg.ANCHOR_GENERATOR.SIZES = [list(protocol.anchor_px)]
-    model_cfg.RPN.PRE_NMS_TOPK_TRAIN, model_cfg.RPN.POST_NMS_TOPK_TRAIN = protocol.rpn_train
-    model = build_model(cfg)
-
-    def losses(batch: AnnotatedBatch) -> dict[str, Tensor]:
-        inputs = []
-        for image, target in zip(batch.images, batch.targets, strict=True):
-            objects = Instances(tuple(image.shape[1:]))
-            objects.gt_boxes, objects.gt_classes = Boxes(target["boxes"]), target["labels"] - 1
-            inputs.append({"image": image, "instances": objects})
-        with EventStorage(0):
-            values: dict[str, Tensor] = model(inputs)
-        return values
-
-    return Peer(_amp_step(model, losses, batches, protocol, precision), model)
-
-
-def _amp_step(
-    model: nn.Module,
-    losses: Callable[[AnnotatedBatch], dict[str, Tensor]],
-    batches: Iterator[AnnotatedBatch],
-    protocol: DetectionProtocol,
-    precision: str,
-) -> Callable[[], None]:
     model.train()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
@@ -295,14 +229,16 @@ def _amp_step(
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
     def step() -> None:
+        batch = next(batches)
         with torch.autocast(device, dtype=DTYPES[precision], enabled=precision != "fp32"):
-            loss = torch.stack(list(losses(next(batches)).values())).sum()
+            losses = model([image / 255 for image in batch.images], batch.targets)
+            loss = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
 
-    return step
+    return Peer(step, model, cast(nn.Module, model.roi_heads.box_roi_pool))
 
 
 def first_step(make: Callable[[], Peer], device: torch.device) -> Peer:
@@ -346,7 +282,6 @@ def main() -> None:
         "torchvision": lambda: torchvisions(
             torchvisions_model(protocol, backbone, train_step), turns, protocol, precision
         ),
-        "detectron2": lambda: detectron2s(turns, protocol, backbone, precision, str(device)),
     }
     peers: dict[str, Peer] = {}
     missing = []
@@ -355,12 +290,8 @@ def main() -> None:
             log(f"{name}: first step")
             try:
                 peers[name] = first_step(make, device)
-            except (ValueError, torch.OutOfMemoryError) as error:
-                missing.append({"what": name, "reason": str(error).splitlines()[0]})
-            except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-                if name != "detectron2":  # of which another version may be installed
-                    raise
-                missing.append({"what": name, "reason": f"failed: {' '.join(str(error).split())[:200]}"})
+            except torch.OutOfMemoryError:
+                missing.append({"what": name, "reason": "out of GPU memory"})
         boxes = {name: peer.boxes_in_a_step() for name, peer in peers.items()}
         for number in range(repeats):
             if number and time.perf_counter() - started > limit_s:
@@ -372,7 +303,7 @@ def main() -> None:
         {
             "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
             "images_per_s": round(1e3 * batch_size / statistics.median(peer.ms), 2),
-            "boxes_per_image": None if (num := boxes[name]) is None else num / batch_size,
+            "boxes_per_image": boxes[name] / batch_size,
             "learning_parameters": peer.num_learning, "first_step_s": round(peer.first_step_s, 2),
             "peak_mib": round(peer.peak_bytes / 2**20) or None, **spread(peer.ms),
         }

@@ -1,13 +1,12 @@
 """bench/detection.py: both models compute the same, on images of the sizes that are said."""
 
 import itertools
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench.detection import detectron2s, drawn_batches, our_train_step, ours, torchvisions, torchvisions_model
+from bench.detection import drawn_batches, our_train_step, ours, torchvisions, torchvisions_model
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.transfer.detection.protocols import PROTOCOLS
@@ -57,9 +56,3 @@ def test_images() -> None:
         assert ((boxes[:, 2:] - boxes[:, :2]) >= 9).all() and (boxes >= 0).all()
         assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
         assert 1 <= labels.min() and labels.max() <= 20
-
-
-def test_without_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "detectron2.config", None)
-    with pytest.raises(ValueError, match="Detectron2 is not installed"):
-        detectron2s(iter(()), TINY, "resnet50", "fp32", "cpu")
