@@ -225,7 +225,7 @@ def main() -> int:
         notes=[why] if why else [],
     )  # fmt: skip
     show(result, "decoder", "device", "num_threads", "hw_decoder_load", "busy_percent", "cores_used")
-    print(text, options.out, sep="\n")
+    print(options.out, text, sep="\n")
     return int(is_cuda and not works_well)
 
 

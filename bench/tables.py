@@ -334,7 +334,9 @@ def states_table(results: Results) -> str:
 
 def remote_table(results: Results) -> str:
     """Return images per second by latency and loader."""
-    ((name, result),) = list(of_bench(results, "remote"))[-1:]
+    if not (found := list(of_bench(results, "remote"))):
+        return "Not measured yet: `python bench/remote.py --data photos.beton`."
+    name, result = found[-1]
     rows = {(row["loader"], row["measured"], row["latency_ms"]): row for row in result["rows"]}
     latencies = sorted({latency for _, _, latency in rows})
     data, settings = result["data"], result["settings"]

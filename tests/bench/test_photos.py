@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, compare, photo, write_photos
+from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, photo, write_photos
 from bench.sizes import SIZES, crop_px
 from fastpsl.pipelines.beton.reader import Beton
 
@@ -46,11 +46,6 @@ def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
     mean_pixels = sum(height * width * share for height, width, share in SIDES)
     assert sum(share for *_, share in SIDES) == pytest.approx(1)
     assert mean_pixels == pytest.approx(0.165e6, rel=0.02)
-
-
-def test_decoding_is_timed_beside_others(jpegs: list[bytes]) -> None:
-    lines = list(compare(jpegs[:2], jpegs[:2]))
-    assert [line.split(":")[0] for line in lines] == ["made", "real", "turbo", "pillow"]
 
 
 @pytest.mark.parametrize("size", ["64", "500"])
