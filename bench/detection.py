@@ -1,11 +1,13 @@
-"""How long detection's training step takes: ours beside torchvision's FasterRCNN of the same parts, and
-Detectron2's if it is installed.
+"""How long detection's training step takes: ours, and that of torchvision's FasterRCNN of the same parts.
 
     python bench/detection.py  ResNet-50 C4 at the protocol's values on a GPU; on a CPU ResNet-18, small
     python bench/detection.py --device cuda --size 800 --batch-size 8 --precision fp32
 
-Forward, backward, optimiser on uint8 images that lie on the device, interleaved. See bench/README.md and
-detection_peers.py.
+Forward, backward, optimiser on uint8 images that lie on the device, interleaved. All get the same images,
+sizes and numbers of boxes. torchvision's model also gets our weights, so that as many boxes come out of each
+of its parts: a ResNet with FrozenBatchNorm2d, its stages up to layer3 as the backbone, 14 x 14 RoIs from one
+map, and layer4 as the box head. Optimiser, loop and layout are those of its reference scripts. Neither
+resizes images. See bench/README.md.
 """
 
 import gc
@@ -14,41 +16,48 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.detection_peers import (
-    Peer,
-    detectron2s,
-    drawn_batches,
-    our_train_step,
-    ours,
-    torchvisions,
-    torchvisions_model,
-)
-from bench.program import check_out, check_positive, progress, run_program, wide_console
+from bench.program import check_out, check_positive, progress, run_program
 from bench.schema import RUNS, environment, save_result, spread
+from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import milliseconds, synchronise
+from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.train_step import DTYPES, TrainStep
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
+from fastpsl.pipelines.views import Input
 from fastpsl.scripts.command_line import parse
-from fastpsl.transfer.detection.protocols import PROTOCOLS
+from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
+from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
+from fastpsl.transfer.detection.task import Detection
 
-OURS, TORCHVISION, DETECTRON2 = "ours", "torchvision", "detectron2"
-GAIN = "{}'s ms / ours"
-PROTOCOL = "pirl"
-_NUM_BATCHES = 2  # batches that the steps take in turn
+PROTOCOL, NUM_CLASSES, NUM_OBJECTS, NUM_BATCHES = "pirl", 20, 3, 2
+LR = 1e-7  # so small that the weights, and with them the numbers of boxes, stay the same
+SIDES = (375, 500)  # the most frequent size in VOC, in either orientation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,180 +88,246 @@ class Options:
 
 
 @dataclass
-class Timed:
-    """One measured implementation.
+class Peer:
+    """One implementation of the training step.
 
     Attributes:
-        boxes: Boxes that its head reads per step, or None if unknown.
+        step: Callable that runs a whole training step.
+        model: What trains.
+        pool: The RoI pooling in front of the head.
         ms: Milliseconds per step, one value per repeat.
     """
 
-    peer: Peer
-    boxes: int | None
-    first_step_s: float
-    peak_bytes: int
+    step: Callable[[], object]
+    model: nn.Module
+    pool: nn.Module
+    first_step_s: float = 0.0
+    peak_bytes: int = 0
     ms: list[float] = field(default_factory=list)
 
+    @property
+    def num_learning(self) -> int:
+        return sum(each.numel() for each in self.model.parameters() if each.requires_grad)
 
-class Bench:
-    """The measurements of one run of the program."""
-
-    def __init__(self, options: Options, world: World):
-        self.world, self.is_cuda = world, world.device.type == "cuda"
-        self.backbone = options.backbone or ("resnet50" if self.is_cuda else "resnet18")
-        self.size_px = options.size or (640 if self.is_cuda else 128)
-        self.batch_size = options.batch_size or (16 if self.is_cuda else 2)
-        self.repeats = options.repeats or (7 if self.is_cuda else 5)
-        self.steps = 3 if self.is_cuda else 1  # steps per repeat, after one that is not counted
-        self.limit_s = options.limit_s or (240.0 if self.is_cuda else 60.0)
-        self.started = time.perf_counter()
-        self.run_options = TrainingOptions(
-            batch_size=self.batch_size, device="cuda" if self.is_cuda else "cpu", precision=options.precision
-        )
-        self.precision = self.run_options.resolved_precision(world.device)
-        self.protocol = PROTOCOLS[PROTOCOL]
-        if not self.is_cuda:  # because a head on 512 boxes per image takes minutes there
-            self.protocol = replace(self.protocol, num_rois=32, rpn_train=(600, 100))
-        self.timed: dict[str, Timed] = {}
-        self.missing: list[dict[str, str]] = []
-
-    def measure(self, log: Callable[[str], object]) -> None:
-        """Measure all implementations, interleaved, and record those that cannot be measured."""
-        for name, make in self._makers():
-            log(f"{name}: first step")
-            try:
-                self.timed[name] = self._first_step(make)
-            except ValueError as error:
-                self._leave_out(name, str(error))
-            except torch.OutOfMemoryError:
-                self._leave_out(name, "out of GPU memory")
-            # For example of another version of Detectron2.
-            except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-                if name != DETECTRON2:
-                    raise
-                self._leave_out(name, f"failed: {str(error)[:200]}")
-        for number in range(self.repeats):
-            if number and time.perf_counter() - self.started > self.limit_s:
-                break
-            log(f"repeat {number + 1} of {self.repeats}")
-            for timed in list(self.timed.values())[:: -1 if number % 2 else 1]:
-                ms = milliseconds(timed.peer.step, self.world.device, self.steps)
-                timed.ms.append(statistics.median(ms))
-
-    def _makers(self) -> Iterator[tuple[str, Callable[[], Peer]]]:
-        protocol, name, precision = self.protocol, self.backbone, self.precision
-        batches = drawn_batches(_NUM_BATCHES, self.batch_size, self.size_px, self.world.device)
-
-        def turns() -> Iterator[AnnotatedBatch]:
-            return itertools.cycle(batches)
-
-        train_step = our_train_step(protocol, name, self.run_options, self.world)
-        yield OURS, lambda: ours(train_step, turns())
-        yield (
-            TORCHVISION,
-            lambda: torchvisions(
-                torchvisions_model(protocol, name, train_step), turns(), protocol, precision
-            ),
-        )
-        yield DETECTRON2, lambda: detectron2s(turns(), protocol, name, precision, self.world.device)
-
-    def _first_step(self, make: Callable[[], Peer]) -> Timed:
-        before_bytes = torch.cuda.memory_allocated(self.world.device) if self.is_cuda else 0
-        peer = make()
-        started = time.perf_counter()
-        peer.step()
-        synchronise(self.world.device)
-        first_step_s = time.perf_counter() - started
-        boxes = peer.boxes_in_a_step()
-        peak_bytes = 0
-        if self.is_cuda:
-            # The peak of a step, weights included, less the memory that the other implementations hold.
-            gc.collect()
-            torch.cuda.reset_peak_memory_stats(self.world.device)
-            peer.step()
-            peak_bytes = torch.cuda.max_memory_allocated(self.world.device) - before_bytes
-        return Timed(peer, boxes, first_step_s, peak_bytes)
-
-    def _leave_out(self, what: str, reason: str) -> None:
-        self.missing.append({"what": what, "reason": " ".join(reason.split())})
+    def boxes_in_a_step(self) -> int:
+        """Return the number of boxes that the head reads in a step."""
+        counts: list[int] = []
+        handle = self.pool.register_forward_hook(lambda _, inputs, outputs: counts.append(len(outputs)))
+        self.step()
+        handle.remove()
+        return sum(counts)
 
 
-def rows_of(timed: Mapping[str, Timed], backbone: str, batch_size: int) -> list[dict[str, Any]]:
-    """Return one row per implementation; images/s follow from the median."""
-    return [
-        {
-            "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
-            "images_per_s": round(1e3 * batch_size / statistics.median(entry.ms), 2),
-            "boxes_per_image": None if entry.boxes is None else entry.boxes / batch_size,
-            "learning_parameters": entry.peer.num_learning, "first_step_s": round(entry.first_step_s, 2),
-            "peak_mib": round(entry.peak_bytes / 2**20) or None, **spread(entry.ms),
-        }
-        for name, entry in timed.items()
-    ]  # fmt: skip
+def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device) -> list[AnnotatedBatch]:
+    """Return batches of noise images on the device, 3:4 or 4:3 at random, with three objects each."""
+    random = np.random.default_rng(0)
+    batches = []
+    for _ in range(num):
+        images, targets = [], []
+        for _ in range(batch_size):
+            sides = [round(side * short_px / SIDES[0]) for side in SIDES]
+            height, width = sides if random.random() < 0.5 else sides[::-1]
+            images.append(torch.from_numpy(random.integers(0, 256, (3, height, width), np.uint8)).to(device))
+            corners = random.uniform(0, 0.5, (NUM_OBJECTS, 2))
+            far = corners + random.uniform(0.2, 0.5, (NUM_OBJECTS, 2))
+            boxes = np.concatenate([corners, far], 1) * [width, height, width, height]
+            labels = random.integers(1, NUM_CLASSES + 1, NUM_OBJECTS)
+            targets.append({
+                "boxes": torch.from_numpy(boxes.astype(np.float32)).to(device),
+                "labels": torch.from_numpy(labels).to(device),
+            })  # fmt: skip
+        numbers = torch.arange(batch_size, device=device)
+        batches.append(AnnotatedBatch(images, targets, numbers, torch.full_like(numbers, -1), 0, 0))
+    return batches
 
 
-def ratios_of(timed: Mapping[str, Timed], backbone: str) -> list[dict[str, Any]]:
-    """Return each peer's milliseconds over ours, repeat by repeat."""
-    if OURS not in timed:
-        return []
-    our_ms = timed[OURS].ms
-    return [
-        {
-            "what": GAIN.format(name),
-            "backbone": backbone,
-            **spread([a / b for a, b in zip(other.ms, our_ms, strict=True)]),
-        }
-        for name, other in timed.items()
-        if name != OURS
+def our_train_step(
+    protocol: DetectionProtocol, backbone_name: str, options: TrainingOptions, world: World
+) -> TrainStep:
+    """Return the recipe's training step with random weights.
+
+    The scales of BatchNorm are halved, so that activations do not grow from block to block.
+    """
+    torch.manual_seed(0)
+    backbone = make_backbone(backbone_name)
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.constant_(part.weight, 0.5)
+    task = Detection(protocol, backbone, Input(), options.seed)
+    task.train = cast(Any, SimpleNamespace(num_classes=NUM_CLASSES))
+    experiment = Experiment(
+        task=task, backbone=backbone, stages=(task.stage(),), schedule=protocol.schedule(options.batch_size),
+        optimiser=partial(sgd, weight_decay=protocol.weight_decay, decay_biases=protocol.decay_biases),
+        batchnorm=protocol.batchnorm,
+    )  # fmt: skip
+    place_backbone(experiment, options, world)
+    return make_train_step(experiment, 0, options, world)
+
+
+def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
+    """Return our implementation as a peer."""
+    head: Any = train_step.module.head
+    step = partial(_our_step, train_step, batches)
+    return Peer(step, train_step.module, head.roi_heads.box_roi_pool)
+
+
+def _our_step(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> None:
+    train_step.step([cast(Any, next(batches))], LR)
+
+
+def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:
+    """Return torchvision's FasterRCNN with the weights of `train_step`, on its device."""
+    blocks, head = train_step.module.blocks, train_step.module.head
+    assert isinstance(head, Detector) and head.rpn is not None
+    named = torchvision.models.get_model(backbone_name, weights=None, norm_layer=FrozenBatchNorm2d)
+    named.load_state_dict(_by_torchvisions_names([*blocks.frozen, *blocks.learning], named))
+    parts = OrderedDict(
+        (name, part) for name, part in named.named_children() if name not in ("avgpool", "fc")
+    )
+    layer4 = parts.pop("layer4")
+    maps = nn.Sequential(parts)
+    for name in ("conv1", "layer1")[: protocol.first_learning - 1]:
+        parts[name].requires_grad_(False)
+    channels, map_channels = named.fc.in_features, named.fc.in_features // 2
+    maps.out_channels = map_channels  # type: ignore[assignment]
+    before, after = zip(protocol.rpn_train, protocol.rpn_test, strict=True)
+    model = FasterRCNN(
+        maps, min_size=1, _skip_resize=True,
+        rpn_anchor_generator=AnchorGenerator((protocol.anchor_px,), (RATIOS,)),
+        rpn_head=RPNHead(map_channels, len(RATIOS) * len(protocol.anchor_px)),
+        rpn_pre_nms_top_n_train=before[0], rpn_pre_nms_top_n_test=before[1],
+        rpn_post_nms_top_n_train=after[0], rpn_post_nms_top_n_test=after[1],
+        box_roi_pool=MultiScaleRoIAlign(["0"], protocol.roi_side, 0),
+        box_head=nn.Sequential(layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        box_predictor=FastRCNNPredictor(channels, NUM_CLASSES + 1),
+        box_score_thresh=MIN_SCORE, box_nms_thresh=protocol.nms, box_batch_size_per_image=protocol.num_rois,
+    )  # fmt: skip
+    model.rpn.head.load_state_dict(head.rpn.head.state_dict())
+    model.roi_heads.box_predictor.load_state_dict(head.roi_heads.box_predictor.state_dict())
+    return model.to(train_step.world.device)
+
+
+def _by_torchvisions_names(blocks: Sequence[nn.Module], named: nn.Module) -> dict[str, Tensor]:
+    """Return the blocks' values under torchvision's names, which have the same order, beside its own fc."""
+    values = [
+        value for block in blocks for name, value in block.state_dict().items() if "num_batches" not in name
     ]
+    state = named.state_dict()
+    names = [name for name in state if not name.startswith("fc.")]
+    assert [state[name].shape for name in names] == [value.shape for value in values]
+    return state | dict(zip(names, values, strict=True))
 
 
-def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table("variant", "backbone", "ms", "images/s", "boxes per image", "peak GPU memory")
-    for row in result["rows"]:
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f} GiB"
-        boxes = "" if row["boxes_per_image"] is None else f"{row['boxes_per_image']:g}"
-        table.add_row(
-            row["variant"], row["backbone"], f"{row['median']:.1f}", f"{row['images_per_s']:,.1f}", boxes,
-            memory
-        )  # fmt: skip
-    console.print(table)
-    for ratio in result["ratios"]:
-        console.print(f"{ratio['what']}: {ratio['median']:.2f}")
-    for missing in result["not_measured"]:
-        console.print(f"not measured: {missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
+def torchvisions(
+    model: FasterRCNN, batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, precision: str
+) -> Peer:
+    """Return torchvision's model as a peer with its reference loop: images in [0, 1], plain SGD."""
+    model.train()
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
+    device = learning[0].device.type
+    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+
+    def step() -> None:
+        batch = next(batches)
+        with torch.autocast(device, dtype=DTYPES[precision], enabled=precision != "fp32"):
+            losses = model([image / 255 for image in batch.images], batch.targets)
+            loss = torch.stack(list(losses.values())).sum()
+        optimiser.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+
+    return Peer(step, model, cast(nn.Module, model.roi_heads.box_roi_pool))
+
+
+def first_step(make: Callable[[], Peer], device: torch.device) -> Peer:
+    """Make a peer, and run its first steps; peak memory is less what the other implementations hold."""
+    is_cuda = device.type == "cuda"
+    before_bytes = torch.cuda.memory_allocated(device) if is_cuda else 0
+    peer, started = make(), time.perf_counter()
+    peer.step()
+    synchronise(device)
+    peer.first_step_s = time.perf_counter() - started
+    if is_cuda:
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        peer.step()
+        peer.peak_bytes = torch.cuda.max_memory_allocated(device) - before_bytes
+    return peer
 
 
 def main() -> None:
     options: Options = parse(Options, default=Options(), description=__doc__ or "")
     options.check()
     check_out(options.out)
-    world = join_world(options.device, timeout_s=600.0)
-    console = wide_console()
-    machine = environment(world.device)
-    bench = Bench(options, world)
+    started, world = time.perf_counter(), join_world(options.device, timeout_s=600.0)
+    machine, device, is_cuda = environment(world.device), world.device, world.device.type == "cuda"
+    backbone = options.backbone or ("resnet50" if is_cuda else "resnet18")
+    size_px = options.size or (640 if is_cuda else 128)
+    batch_size = options.batch_size or (16 if is_cuda else 2)
+    repeats = options.repeats or (7 if is_cuda else 5)
+    limit_s = options.limit_s or (240.0 if is_cuda else 60.0)
+    num_steps = 3 if is_cuda else 1  # per repeat, after one that is not counted
+    protocol = PROTOCOLS[PROTOCOL]
+    if not is_cuda:  # because a head on 512 boxes per image takes minutes there
+        protocol = replace(protocol, num_rois=32, rpn_train=(600, 100))
+    training = TrainingOptions(batch_size=batch_size, device=device.type, precision=options.precision)  # type: ignore[arg-type]
+    precision = training.resolved_precision(device)
+    train_step = our_train_step(protocol, backbone, training, world)
+    batches = drawn_batches(NUM_BATCHES, batch_size, size_px, device)
+    turns: Iterator[AnnotatedBatch] = itertools.cycle(batches)
+    makers = {
+        "ours": lambda: ours(train_step, turns),
+        "torchvision": lambda: torchvisions(
+            torchvisions_model(protocol, backbone, train_step), turns, protocol, precision
+        ),
+    }
+    peers: dict[str, Peer] = {}
+    missing = []
     with progress() as log:
-        bench.measure(log)
+        for name, make in makers.items():
+            log(f"{name}: first step")
+            try:
+                peers[name] = first_step(make, device)
+            except torch.OutOfMemoryError:
+                missing.append({"what": name, "reason": "out of GPU memory"})
+        boxes = {name: peer.boxes_in_a_step() for name, peer in peers.items()}
+        for number in range(repeats):
+            if number and time.perf_counter() - started > limit_s:
+                break
+            log(f"repeat {number + 1} of {repeats}")
+            for peer in list(peers.values())[:: -1 if number % 2 else 1]:
+                peer.ms.append(statistics.median(milliseconds(peer.step, device, num_steps)))
+    rows = [
+        {
+            "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
+            "images_per_s": round(1e3 * batch_size / statistics.median(peer.ms), 2),
+            "boxes_per_image": boxes[name] / batch_size,
+            "learning_parameters": peer.num_learning, "first_step_s": round(peer.first_step_s, 2),
+            "peak_mib": round(peer.peak_bytes / 2**20) or None, **spread(peer.ms),
+        }
+        for name, peer in peers.items()
+    ]  # fmt: skip
+    ratios = [
+        {"what": f"{name}'s ms / ours", "backbone": backbone,
+         **spread([a / b for a, b in zip(peer.ms, peers["ours"].ms, strict=True)])}
+        for name, peer in peers.items() if name != "ours" and "ours" in peers
+    ]  # fmt: skip
     result = save_result(
         options.out, "detection", machine,
-        data={"name": "noise on the device", "num_samples": _NUM_BATCHES * bench.batch_size},
+        data={"name": "noise on the device", "num_samples": NUM_BATCHES * batch_size},
         settings={
-            "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size,
-            "precision": bench.precision,
-            "device": world.device.type, "backbone": bench.backbone, "short_px": bench.size_px,
+            "repeats": repeats, "steps_per_repeat": num_steps, "batch_size": batch_size,
+            "precision": precision, "device": device.type, "backbone": backbone, "short_px": size_px,
             "protocol": PROTOCOL,
-            "num_rois": bench.protocol.num_rois, "rpn_train": list(bench.protocol.rpn_train),
-            "limit_s": bench.limit_s,
+            "num_rois": protocol.num_rois, "rpn_train": list(protocol.rpn_train), "limit_s": limit_s,
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },
-        rows=rows_of(bench.timed, bench.backbone, bench.batch_size),
-        ratios=ratios_of(bench.timed, bench.backbone),
-        not_measured=bench.missing,
+        rows=rows, ratios=ratios, not_measured=missing,
     )  # fmt: skip
-    show(result, console)
-    console.print(str(options.out))
+    show(result, "variant", "backbone", "images_per_s", "boxes_per_image", "peak_mib")
+    print(options.out)
 
 
 if __name__ == "__main__":

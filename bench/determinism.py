@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/determinism.py
 
-Every run is a recipe as a user starts it, with a network of small_networks.py, on the CPU and the generated
+Every run is a recipe as a user starts it, with a small network of this file, on the CPU and the generated
 sample. Three kinds are run. Jigsaw puzzles with BatchNorm: each process normalises by the images that it
 holds. Rotation with GroupNorm: no image's output depends on another image, and the processes differ in the
 order of their sums alone. The same without ReLU, whose gradient jumps. Rows are the losses of the steps, in
@@ -31,9 +31,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 
 import numpy as np
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
+
 from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
@@ -47,7 +49,7 @@ ROTATION = ["--rotations-per-image", "one", "--lr", "0.05"]
 
 
 class Kind(NamedTuple):
-    """A kind of run: a recipe, a network of small_networks.py, and further options."""
+    """A kind of run: a recipe, a network of this file, and further options."""
 
     recipe: str
     network: str
@@ -80,12 +82,55 @@ class Trained:
     weights: str
 
 
+_GROUPS = 8
+
+
+class _SmallNetwork(nn.Module):
+    """A network of five blocks: convolution, normalisation, activation. All but the last have stride 2."""
+
+    channels = (16, 24, 32, 48, 64)
+
+    def __init__(self, normalisation: Callable[[int], nn.Module], activation: Callable[[], nn.Module]):
+        super().__init__()
+        widths = (3, *self.channels)
+        self.parts = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i < 4 else 1, padding=1, bias=False),
+                normalisation(widths[i + 1]),
+                activation(),
+            )
+            for i in range(5)
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.parts)
+
+
+def batch_norm() -> nn.Module:
+    """Return the network in which the images of a process's batch are normalised together."""
+    return _SmallNetwork(nn.BatchNorm2d, nn.ReLU)
+
+
+def group_norm() -> nn.Module:
+    """Return the network in which each image is normalised alone."""
+    return _SmallNetwork(_group_norm, nn.ReLU)
+
+
+def smooth() -> nn.Module:
+    """Return the network in which, besides, no gradient jumps: a ReLU's does where its input is near 0."""
+    return _SmallNetwork(_group_norm, nn.GELU)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(_GROUPS, channels)
+
+
 def command(kind: Kind, num_processes: int, epochs: Sequence[int], out: Path) -> list[str]:
     """Return the command of a run."""
     ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     return [
         sys.executable, *(ranks if num_processes > 1 else []), f"recipes/{MODULES[kind.recipe]}.py",
-        "--device", "cpu", "--backbone", f"bench/small_networks.py:{kind.network}",
+        "--device", "cpu", "--backbone", f"bench/determinism.py:{kind.network}",
         "--batch-size", str(BATCH_SIZE), "--epochs", *map(str, epochs), "--log-steps", "1",
         "--checkpoint-steps", "10", "--no-tensorboard", "--out", str(out), *kind.options,
     ]  # fmt: skip
@@ -142,7 +187,7 @@ def inputs(kind: Kind, num_processes: int, epochs: Sequence[int]) -> list[str]:
     """Return a digest of each step: numbers and labels of its images, draws and the network's inputs."""
     options = recipe_options(
         kind.recipe, is_sample=True, batch_size=BATCH_SIZE, epochs=tuple(epochs),
-        backbone=f"{ROOT}/bench/small_networks.py:{kind.network}",
+        backbone=f"{ROOT}/bench/determinism.py:{kind.network}",
         rotations_per_image="one" if kind.recipe == "rotation" else None,
     )  # fmt: skip
     experiment, digests, first_epoch = recipe_of(kind.recipe).build(options), list[str](), 0

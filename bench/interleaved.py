@@ -12,12 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.peers import TITLES, Work, reads
-from bench.peers.files import copy_out
+from bench.peers.peer import copy_out
 from bench.schema import spread
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ class Rates:
         values: Samples/s, one value per repeat.
         cores: CPU seconds per second of all its processes, one value per repeat.
         faults: Minor page faults per sample of all its processes, one value per repeat.
+        highest: The highest reading of `watch` in each repeat, none where it has none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Rates:
     values: list[float] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
+    highest: list[int] = field(default_factory=list)
 
     def row(self, measured: str, **labels: Any) -> dict[str, Any]:
         """Return a row of a result."""
@@ -73,6 +76,7 @@ def measure(
     deadline: float,
     log: Callable[[str], None],
     warms_up: bool = True,
+    watch: Callable[[], AbstractContextManager[list[int]]] = lambda: nullcontext([]),
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
     """Measure all loaders in turn, every other time in reverse order.
 
@@ -86,6 +90,7 @@ def measure(
         deadline: Time of time.perf_counter() after which no repeat begins, except the first.
         log: Callback that receives the name of the current phase.
         warms_up: Whether a region of one batch is thrown away first. Each drops the first batches anyway.
+        watch: Context manager of each timed region, which yields readings of the machine meanwhile.
 
     Returns:
         The rates; what failed, with the reason; notes.
@@ -120,7 +125,9 @@ def measure(
                 break
             log(f"loaders alone, repeat {number + 1} of {repeats}")
             for each in rates if number % 2 else rates[::-1]:
-                answer = running[each.name].measure(each.num_views, seconds, num_batches)
+                with watch() as readings:
+                    answer = running[each.name].measure(each.num_views, seconds, num_batches)
+                each.highest += [max(readings)] if readings else []
                 for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
                     values.append(value)
     finally:

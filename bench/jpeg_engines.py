@@ -12,6 +12,7 @@ Without a GPU there are no engines: shares are left out, and the log tells the s
 Writes a JSON; see bench/README.md.
 """
 
+import itertools
 import json
 import os
 import re
@@ -21,23 +22,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
-from bench.interleaved import Process, Rates
+from bench.interleaved import Rates, measure
 from bench.loaders import labels, title
 from bench.peers import Work
-from bench.peers.files import copy_out
 from bench.peers.ours import why_no_decoder
 from bench.program import check_out, check_positive, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.show import show_missing_and_notes
+from bench.tables import show
 from fastpsl.doctor.jpeg_engines import IDLE_PERCENT, jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
@@ -84,19 +83,6 @@ class Options:
             raise ValueError(f"--shares {' '.join(map(str, self.shares))}: give some from 0 to 1")
 
 
-@dataclass
-class Timed:
-    """A loader's rates, and NVML's highest reading of each repeat (none where it does not tell)."""
-
-    rates: Rates
-    busy_percent: list[int] = field(default_factory=list)
-
-    def row(self) -> dict[str, Any]:
-        """Return a row of the result."""
-        labelled = labels(self.rates.work) | {"busy_percent": max(self.busy_percent, default=None)}
-        return self.rates.row(self.rates.measured, **labelled)
-
-
 def told_lines(log: str) -> list[str]:
     """Return the lines of nvImageCodec's log that tell of decoders and batches, each once, in their order."""
     plain = (re.sub(r"\x1b\[[\d;]*m", "", line) for line in log.splitlines())
@@ -139,67 +125,20 @@ def engine_readings(device: torch.device) -> Iterator[Callable[[], int | None]]:
         yield read
 
 
-def measure(
-    works: Sequence[Work], options: Options, device: torch.device, deadline: float, log: Callable[[str], None]
-) -> tuple[list[Timed], list[dict[str, str]]]:
-    """Time each loader in a process of its own, in turn, every other time in reverse order.
-
-    Args:
-        works: The loaders.
-        options: Repeats and seconds.
-        device: The GPU whose engines are read, or a CPU.
-        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        log: Callback that receives the name of the current phase.
-
-    Returns:
-        What was timed; what failed, with the reason.
-    """
-    running: dict[int, Process] = {}
-    timed: list[Timed] = []
-    missing = []
-    try:
-        for work in works:
-            name = title(work.kind, **labels(work))
-            log(f"{name}: from an empty process to the first batch")
-            try:
-                process = Process(work)
-            except RuntimeError as error:
-                missing.append({"what": name, "reason": f"failed: {error}"})
-                continue
-            timed.append(Timed(Rates(name, work, 1, process.first_batch_s)))
-            running[id(timed[-1])] = process
-        with engine_readings(device) as read:
-            for number in range(options.repeats):
-                if number and time.perf_counter() > deadline:
-                    break
-                log(f"loaders alone, repeat {number + 1} of {options.repeats}")
-                for each in timed[::-1] if number % 2 else timed:
-                    with sampled(read) as samples:
-                        rate, cores, _ = running[id(each)].measure(1, options.seconds)
-                    each.rates.values.append(rate)
-                    each.rates.cores.append(cores)
-                    each.busy_percent += [max(samples)] if samples else []
-    finally:
-        for process in running.values():
-            process.close()
-    return timed, missing
-
-
-def ratios_of(timed: Sequence[Timed]) -> list[dict[str, Any]]:
+def ratios_of(rates: Sequence[Rates]) -> list[dict[str, Any]]:
     """Return our samples/s over those of DALI's reader with the same share, repeat by repeat."""
     ratios = []
-    for ours in timed:
-        for theirs in timed:
-            same = ours.rates.work.hw_decoder_load == theirs.rates.work.hw_decoder_load
-            if ours.rates.work.kind == "dali" and theirs.rates.work.kind == PEER and same:
-                values = [a / b for a, b in zip(ours.rates.values, theirs.rates.values, strict=True)]
-                what = f"samples/s / {peers.TITLES[PEER]}"
-                ratios.append({"what": what, "decoder": "dali", **labels(ours.rates.work), **spread(values)})
+    for ours, theirs in itertools.product(rates, rates):
+        same = ours.work.hw_decoder_load == theirs.work.hw_decoder_load
+        if ours.work.kind == "dali" and theirs.work.kind == PEER and same:
+            values = [a / b for a, b in zip(ours.values, theirs.values, strict=True)]
+            what = f"samples/s / {peers.TITLES[PEER]}"
+            ratios.append({"what": what, "decoder": "dali", **labels(ours.work), **spread(values)})
     return ratios
 
 
 def verdict(
-    engines: int | None, why: str, lines: Sequence[str], timed: Sequence[Timed], batch_size: int
+    engines: int | None, why: str, lines: Sequence[str], timed: Sequence[Rates], batch_size: int
 ) -> tuple[str, bool]:
     """Return what was found, in one line, and whether the engines of a GPU work.
 
@@ -211,7 +150,7 @@ def verdict(
         batch_size: The samples of a batch.
     """
     first, of_engines = first_number(_FIRST_BATCH, lines), first_number(_OF_ENGINES, lines)
-    ours = [percent for each in timed if each.rates.work.kind == "dali" for percent in each.busy_percent]
+    ours = [percent for each in timed if each.work.kind == "dali" for percent in each.highest]
     parts = [
         f"{'?' if engines is None else engines} JPEG engines",
         f"busy {max(ours)}%" if ours else "busy: unknown",
@@ -226,7 +165,7 @@ def main() -> int:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console, start = Console(highlight=False, soft_wrap=True), time.perf_counter()
+    start = time.perf_counter()
     device = choose_device("auto", 0)
     is_cuda, machine = device.type == "cuda", environment(device)
     path = options.data or str(sample_paths().train)
@@ -259,32 +198,34 @@ def main() -> int:
             lines = log_of(replace(work, hw_decoder_load=shares[-1]))
         except RuntimeError as error:
             missing.append({"what": "nvImageCodec's log", "reason": str(error)})
-        if not peer_reason:
-            copy_out(path, Path(files), num_shards=4 * threads)
         kinds = ("dali",) if peer_reason else ("dali", PEER)
         works = [replace(work, kind=kind, hw_decoder_load=share) for share in shares for kind in kinds]
-        timed, failed = measure(works, options, device, start + options.limit_s, log)
+        with engine_readings(device) as read:
+            timed, failed, _ = measure(
+                {title(each.kind, **labels(each)): each for each in works}, (1,), repeats=options.repeats,
+                seconds=options.seconds, deadline=start + options.limit_s, log=log, warms_up=False,
+                watch=lambda: sampled(read),
+            )  # fmt: skip
     if not timed:
         raise ValueError(f"nothing could be measured; {failed[0]['what']}: {failed[0]['reason']}")
     text, works_well = verdict(engines, why, lines, timed, batch_size)
     result = save_result(
         options.out, "jpeg_engines", machine, data=record,
         settings={
-            "repeats": len(timed[0].rates.values), "seconds": options.seconds, "batch_size": batch_size,
+            "repeats": len(timed[0].values), "seconds": options.seconds, "batch_size": batch_size,
             "num_threads": threads, "size_px": options.size_px, "device": device.type,
             "num_engines": engines, "first_batch": first_number(_FIRST_BATCH, lines),
             "samples_of_engines": first_number(_OF_ENGINES, lines), "log": lines,
         },
-        rows=[each.row() for each in timed], ratios=ratios_of(timed), not_measured=[*missing, *failed],
+        rows=[
+            each.row(each.measured, **labels(each.work), busy_percent=max(each.highest, default=None))
+            for each in timed
+        ],
+        ratios=ratios_of(timed), not_measured=[*missing, *failed],
         notes=[why] if why else [],
     )  # fmt: skip
-    for each, row in zip(timed, result["rows"], strict=True):
-        busy = "" if row["busy_percent"] is None else f", engines busy {row['busy_percent']}%"
-        console.print(
-            f"{each.rates.name}: {row['median']:,.0f} samples/s, {row['cores_used']:.1f} cores{busy}"
-        )
-    show_missing_and_notes(result, console)
-    console.print(text)
+    show(result, "decoder", "device", "num_threads", "hw_decoder_load", "busy_percent", "cores_used")
+    print(options.out, text, sep="\n")
     return int(is_cuda and not works_well)
 
 

@@ -6,7 +6,7 @@ what the bytes alone cost.
 
 GB/s count what must be read and written once (kernel_chains.py: uint8 pixels in, results out; no second
 reading, no intermediate result), and stand beside a large copy within the device in the same run. Chains and
-paths: kernel_chains.py, kernel_peers.py. Writes a JSON and a bar chart; see bench/README.md.
+paths: kernel_chains.py. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import os
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.kernel_chains import Chain, Setting, Work, crop_chains, view_chain, views_of_chains
-from bench.kernel_peers import PEERS
-from bench.program import check_out, progress, run_program, wide_console
+from bench.charts import draw
+from bench.kernel_chains import PEERS, Chain, Setting, Work, crop_chains, view_chain, views_of_chains
+from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, environment, save_result, spread
-from bench.show_kernels import draw_kernels, show_kernels
+from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.scripts.command_line import parse
@@ -251,7 +251,6 @@ def main() -> None:
     )  # fmt: skip
     repeats = options.repeats or (20 if is_cuda else 7)
     machine = environment(device)
-    console = wide_console()
     with progress() as log, torch.inference_mode():
         parts = measure(options, setting, repeats, log)
     result = save_result(
@@ -265,9 +264,8 @@ def main() -> None:
         },
         **parts,
     )  # fmt: skip
-    chart = draw_kernels(result, options.out.with_suffix(".png"))
-    show_kernels(result, console)
-    console.print(f"{options.out}\n{chart}")
+    show(result, "chain", "path", "gb_per_s", "percent_of_copy")
+    print(options.out, draw(result, options.out.with_suffix(".png")), sep="\n")
 
 
 if __name__ == "__main__":

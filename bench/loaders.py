@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from rich.console import Console
 from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
@@ -38,7 +37,7 @@ from bench.peers import TITLES, Work
 from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.show import loaders_alone, show_missing_and_notes
+from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
@@ -229,28 +228,10 @@ def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
     return memory
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    def name(row: dict[str, Any]) -> str:
-        return title(row["decoder"], row["device"], row["num_threads"], row["hw_decoder_load"])
-
-    rates = [row for row in result["rows"] if row["measured"] != "cpu"]
-    console.print(loaders_alone(rates, name))
-    for row in result["rows"]:
-        if row["measured"] == "cpu":
-            views = counted(row["num_views"], "view")
-            console.print(f"{row['decoder']}, {views}: {row['median']:.2f} {row['unit']}")
-    for ratio in result["ratios"]:
-        other = ratio["what"].removeprefix("samples/s / ")
-        loader = f"{name(ratio)}, {counted(ratio['num_views'], 'view')}"
-        console.print(f"{loader}: {ratio['median']:.2f} times as fast as {other}")
-    show_missing_and_notes(result, console)
-
-
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = Console(highlight=False, soft_wrap=True)
     start, is_sample, is_loader = time.perf_counter(), options.data is None, options.what == "loader"
     device = choose_device(options.device or ("cpu" if is_loader else "auto"), 0)
     is_cuda, machine = device.type == "cuda", environment(device)
@@ -306,8 +287,17 @@ def main() -> None:
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip
-    show(result, console)
-    console.print(str(options.out))
+    show(
+        result,
+        "decoder",
+        "device",
+        "num_threads",
+        "hw_decoder_load",
+        "num_views",
+        "cores_used",
+        "first_batch_s",
+    )
+    print(options.out)
 
 
 if __name__ == "__main__":

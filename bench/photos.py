@@ -15,16 +15,10 @@ images (bytes depend on the JPEG encoder's version).
 
 They were timed beside 300 clothing photos at 500 px, which have .22 bytes per pixel. With as many bytes, a
 pixel took 1.00 of a real one's time with ffcv (2 shared cores).
-
-    python bench/photos.py photos.beton --beside 'photos/**/*.jpg'  turbo's and Pillow's times of both, real
-                                                                    photos shrunk to 500 px
 """
 
 import argparse
-import glob
-import io
 import os
-import random as stdlib_random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +26,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import counted, run_program
@@ -40,11 +33,9 @@ from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import read_bytes
 from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 
-LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
+QUALITY, NUM_CLASSES = 90, 100
 # Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images
 # that were small from the start: 0.165 Mpx in the mean, as 500 ImageNet originals had.
 Side = tuple[int, int, float]
@@ -187,59 +178,11 @@ def written(out: Path) -> str:
     return f"{out}: {jpegs}; the file has {size / 1e3:,.1f} MB"
 
 
-def shrunk(path: str) -> bytes:
-    """Return a photo's JPEG as `fastpsl data write --max-side 500` would store it."""
-    return store_array(decode_any(read_image_file(path)), Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data
-
-
-def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:
-    """Return the milliseconds per JPEG in one thread: the median over repeats of the mean over all JPEGs."""
-    if decoder == "pillow":
-        calls = [lambda jpeg=jpeg: Image.open(io.BytesIO(jpeg)).load() for jpeg in jpegs]  # type: ignore[misc]
-    else:
-        from fastpsl.pipelines.image.codec import Codec
-
-        codec = Codec()
-        sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]
-        pairs = zip(jpegs, sizes, strict=True)
-        calls = [lambda jpeg=jpeg, size=size: codec.decode(jpeg, size[1], size[0]) for jpeg, size in pairs]  # type: ignore[misc]
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        for call in calls:
-            call()
-        times.append(1e3 * (time.perf_counter() - started) / len(calls))
-    return float(np.median(times[1:]))
-
-
-def compare(made: Sequence[bytes], real: Sequence[bytes]) -> Iterator[str]:
-    """Yield lines with the bytes per pixel and the interleaved decoding times of both sets."""
-    pixels = [[int(np.prod(Image.open(io.BytesIO(jpeg)).size)) for jpeg in jpegs] for jpegs in (made, real)]
-    for name, jpegs, counts in zip(("made", "real"), (made, real), pixels, strict=True):
-        num_bytes = [len(jpeg) for jpeg in jpegs]
-        log_densities = np.log(np.array(num_bytes) / np.array(counts))
-        yield (
-            f"{name}: {len(jpegs)} JPEGs, {np.mean(num_bytes) / 1e3:.1f} KB, {np.mean(counts) / 1e6:.3f} "
-            "Mpx, "
-            f"{sum(num_bytes) / sum(counts):.3f} bytes per pixel (log spread {log_densities.std():.2f})"
-        )
-    for decoder in ("turbo", "pillow"):
-        ours, theirs = (decode_ms(jpegs, decoder) for jpegs in (made, real))
-        per_pixel = ours / theirs * np.mean(pixels[1]) / np.mean(pixels[0])
-        yield (
-            f"{decoder}: made {ours:.3f} ms, real {theirs:.3f} ms; a pixel of the made costs "
-            f"{per_pixel:.2f} of a real one, "
-            f"a byte {ours / theirs * np.mean([len(j) for j in real]) / np.mean([len(j) for j in made]):.2f}"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "out", type=Path, help="the dataset file to write, over what was there; with --beside: a written one"
-    )
+    parser.add_argument("out", type=Path, help="the dataset file to write, over what was there")
     parser.add_argument("--num", type=int, default=6000, help="JPEGs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same one gives the same images (default: 0)")
     parser.add_argument(
@@ -249,25 +192,11 @@ def main() -> None:
         help="of the JPEGs, in the mean (default: ImageNet's, %(default)s)",
     )
     parser.add_argument("--workers", type=int, help="threads that draw and encode (default: one per core)")
-    parser.add_argument(
-        "--beside", help="a quoted glob of real photos, whose decoding is timed beside; nothing is written"
-    )
     options = parser.parse_args()
     if options.num < 1 or options.bytes_per_pixel <= 0:
         raise ValueError(
             f"--num {options.num} --bytes-per-pixel {options.bytes_per_pixel:g}: both must be above 0"
         )
-    if options.beside:
-        paths = sorted(glob.glob(options.beside, recursive=True))
-        if not paths:
-            raise ValueError(f"--beside {options.beside}: no such files")
-        real = [shrunk(path) for path in stdlib_random.Random(0).sample(paths, min(300, len(paths)))]
-        with Beton(options.out) as data:
-            rows = data.rows(np.arange(min(300, data.num_samples)))
-            made = [read_bytes(rows, i) for i in range(len(rows.height))]
-        for line in compare(made, real):
-            print(line)
-        return
     started = time.perf_counter()
     write_photos(options.out, options.num, options.seed, options.workers, options.bytes_per_pixel)
     seconds = time.perf_counter() - started

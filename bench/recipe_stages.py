@@ -2,17 +2,24 @@
 in place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from typing_extensions import override
 from tyro.conf import arg
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.stage_bench import StageBench, endless
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.order import epoch_order, numbered
 from fastpsl.scripts.recipe import Recipe as TrainingRecipe
 from fastpsl.scripts.recipe_files import find_recipe
 
@@ -88,3 +95,41 @@ def stage_experiment(
         raise ValueError(f"--stages {stage}: {recipe} has {', '.join(stage_names(options))}")
     place_backbone(experiment, options, world)
     return experiment, names.index(stage)
+
+
+MIN_STEPS = 60
+
+
+class LongEpochs(StageBench):
+    """A StageBench whose epochs have at least MIN_STEPS steps."""
+
+    @override
+    def batches(self, loader: Loader) -> Generator[Batch, None, None]:
+        if loader.num_steps >= MIN_STEPS:
+            return super().batches(loader)
+        loader.num_steps = MIN_STEPS
+
+        def epoch(number: int) -> Generator[Batch, None, None]:
+            # Loader.epoch takes orders of the set's own length only.
+            return loader._batches(number, 0, long_order(loader, number))
+
+        long: Any = SimpleNamespace(prefetch_batches=loader.prefetch_batches, epoch=epoch)
+        return endless(long, self._epochs)
+
+
+def long_order(loader: Loader, epoch: int) -> np.ndarray:
+    """Return the images of an epoch's MIN_STEPS steps: whole random orders of the set, one after the other.
+
+    Args:
+        loader: The loader of a small set.
+        epoch: The epoch, from 0.
+
+    Returns:
+        int64 [MIN_STEPS * global batch], repeats distinguished (`numbered`), so that each has its own draws.
+    """
+    num = MIN_STEPS * loader.batch_size_per_rank * loader.world
+    passes = -(-num // loader.num_samples)
+    orders = [
+        epoch_order(loader.seed, epoch * passes + number, loader.num_samples) for number in range(passes)
+    ]
+    return numbered(np.concatenate(orders)[:num])

@@ -32,6 +32,7 @@ from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.tables import show
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench
@@ -236,11 +237,6 @@ def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return ratios
 
 
-def said(row: dict[str, Any]) -> str:
-    """Format a row's exact count, or its median."""
-    return f"{row['num_bytes']:,}" if "num_bytes" in row else f"{row['median']:,.1f}"
-
-
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
@@ -294,18 +290,7 @@ def main() -> None:
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip
-    for row in rows:
-        labels_text = (
-            f"{row['recipe']} {row['stage']}, {counted(row['num_ranks'], 'rank')}" if row["recipe"] else ""
-        )
-        print(f"{row['measured']:>10} {labels_text:28} {said(row):>16} {row['unit']}")
-    for ratio in result["ratios"]:
-        print(
-            f"{ratio['what']} ({ratio['recipe']} {ratio['stage']}, {counted(ratio['num_ranks'], 'rank')}): "
-            f"{ratio['median']:.3f}"
-        )
-    for line in [f"{m['what']}: {m['reason']}" for m in missing] + result["notes"]:
-        print(line)
+    show(result, "recipe", "stage", "num_ranks", "cores_used")
     print(options.out)
 
 

@@ -9,7 +9,7 @@ Random resized crops to min(size, 224) px on the device, in three tables. uint8:
 float32: crops that are flipped at random and normalised, as a network gets them. folder: the same from a
 folder of JPEGs, beside those that read one; what reads a folder is measured once for both.
 
-Images are drawn as heavy as real ones (bench/size_data.py) and kept in --drawn; --data gives originals of
+Images are drawn as heavy as real ones (SIZES) and kept in --drawn; --data gives originals of
 your own. Each loader has a process of its own; repeats of all are interleaved. CPU milliseconds and page
 faults per sample are those of the whole process tree. Ratios are ours, by the decoder that `auto` takes, over
 each peer's better form. The result is written after each size and number of crops; --resume goes on from
@@ -21,13 +21,14 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
@@ -36,15 +37,27 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.interleaved import measure
+
+from bench.interleaved import Rates, measure
 from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing
 from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
 from bench.peers.serve import AHEAD
+from bench.photos import QUALITY, SIDES, Side, write_photos
 from bench.program import check_out, check_positive, counted, progress, run_program, wide_console
-from bench.schema import RUNS, commit, data_record, environment, save_result
-from bench.show import show_missing_and_notes
-from bench.size_data import SIZES, crop_px, drawn, own
-from bench.size_tables import ABOUT, BATCHES, Batches, is_of, labels_of, ratios_of, rows_of, size_tables
+from bench.schema import RUNS, commit, data_record, environment, save_result, spread
+from bench.tables import (
+    ABOUT,
+    BATCHES,
+    CPU,
+    RATE,
+    Batches,
+    is_of,
+    labels_of,
+    show,
+    size_tables,
+    titled,
+    without_form,
+)  # fmt: skip
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
@@ -110,6 +123,84 @@ class Options:
         return self.workers or default_num_threads()
 
 
+class Form(NamedTuple):
+    """The form of the images of one size.
+
+    Attributes:
+        sides: Height, width and share.
+        mean_bytes: Mean bytes of a JPEG.
+        source: Whose form that is.
+        quality: Quality of the drawn JPEGs.
+    """
+
+    sides: tuple[Side, ...]
+    mean_bytes: int
+    source: str
+    quality: int = QUALITY
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        return self.mean_bytes / sum(height * width * share for height, width, share in self.sides)
+
+
+def _shorter(side: int) -> tuple[Side, ...]:
+    """Return the shapes of images with this shorter side: 4:3 and 3:2, three quarters of them upright."""
+    across = ((side, round(side * 4 / 3), 0.6), (side, round(side * 3 / 2), 0.15))
+    return *across, *((width, height, share / 3) for height, width, share in across)
+
+
+# Bytes are of the sets named; drawn JPEGs of bench/photos.py had 55 KB at 500 px, half of what
+# `--max-side 500` makes of ImageNet. Where JPEGs of cameras are taken over as they are, as there, quality is
+# 96: noise at 90 would need more contrast than 8 bits have to be as heavy.
+SIZES = {
+    "64": Form(((64, 64, 1.0),), 2_050, "Tiny ImageNet: 248 MB for 120,000 images"),
+    "160": Form(_shorter(160), 7_300, "Imagenette of 160 px: 99 MB for 13,394 images"),
+    "224": Form(((224, 224, 1.0),), 13_000, "ImageNet's middle squares at quality 75"),
+    "256": Form(_shorter(256), 36_900, "ImageNet with --short-side 256, bench/results/beton_size.json"),
+    "500": Form(SIDES, 108_600, "ImageNet with --max-side 500, bench/results/beton_size.json", 96),
+    # Shapes whose mean is 473 x 386, ImageNet's; the frames of 500 px are its usual ones.
+    "originals": Form(
+        (
+            (375, 500, 0.38), (333, 500, 0.18), (500, 375, 0.09), (500, 333, 0.06), (500, 500, 0.03),
+            (281, 500, 0.04), (240, 320, 0.05), (300, 400, 0.04), (200, 260, 0.04), (480, 640, 0.03),
+            (768, 1024, 0.03), (1024, 768, 0.01), (150, 200, 0.02),
+        ),
+        118_500, "ImageNet's training set, bench/results/beton_size.json", 96,
+    ),
+}  # fmt: skip
+
+
+def crop_px(size: str) -> int:
+    """Return the side of the crops of a size: its own, 224 at most."""
+    return min(int(size), 224) if size.isdecimal() else 224
+
+
+def drawn(size: str, num: int, folder: Path) -> Path:
+    """Return the dataset file of the drawn images of a size, which the first call writes."""
+    form = SIZES[size]
+    path = folder / f"{size}-{form.mean_bytes}-{num}.beton"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_photos(path, num, 0, None, form.bytes_per_pixel, form.sides, form.quality)
+    return path
+
+
+def own(source: str, folder: Path) -> str:
+    """Return a dataset file of your own images; those of a folder are taken over as they are.
+
+    Raises:
+        ValueError: `fastpsl data write` cannot write the folder's images.
+    """
+    if not Path(source).is_dir():
+        return source
+    path = folder / "own.beton"
+    command = [sys.executable, "-m", "fastpsl.cli", "data", "write", source, str(path)]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    if process.returncode:
+        raise ValueError(f"--data {source}: {process.stderr.strip().splitlines()[-1]}")
+    return str(path)
+
+
 def works_of(
     options: Options, path: str, files: str, size: str, device: torch.device, *, floats: bool
 ) -> tuple[dict[str, Work], list[dict[str, str]], str]:
@@ -154,6 +245,54 @@ def works_of(
     if not ours:
         raise ValueError(f"--decoders {' '.join(names)}: {reasons[names[0]]}")
     return works, missing, ours[0]
+
+
+def family(kind: str) -> str:
+    """Return the peer that a kind is a form of: SPDL for "SPDL, OpenCV"."""
+    return without_form(titled(kind))
+
+
+def rows_of(rates: Sequence[Rates], size: str) -> list[dict[str, Any]]:
+    """Return two rows for each loader and number of crops: its samples/s, and its CPU time a sample."""
+    rows = []
+    for each in rates:
+        labels = {"size": size, "size_px": each.work.size_px, **labels_of(each.work)}
+        faults = round(spread(each.faults)["median"], 1)
+        rows.append(each.row(each.measured, **labels, faults_a_sample=faults))
+        cpu = {"measured": "cpu", "num_views": each.num_views, **labels}
+        rows.append(cpu | {"unit": "ms of all cores a sample", **spread(each.cpu_ms)})
+    return rows
+
+
+def ratios_of(rates: Sequence[Rates], size: str, decoder: str) -> list[dict[str, Any]]:
+    """Return the ratios of ours by a decoder over each peer, by rates and by CPU time, repeat by repeat.
+
+    A peer of several forms stands there with the better one, by rates and by CPU time each.
+    """
+    ratios: list[dict[str, Any]] = []
+    for batches in BATCHES:
+        here = [each for each in rates if is_of(labels_of(each.work), batches)]
+        for ours in here:
+            if ours.work.kind == decoder:
+                ratios += _over_peers(ours, here, {"size": size, "batches": batches})
+    return ratios
+
+
+def _over_peers(ours: Rates, rates: Sequence[Rates], labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    forms: dict[str, list[Rates]] = {}
+    for each in rates:
+        if each.measured == "peer" and each.num_views == ours.num_views:
+            forms.setdefault(family(each.work.kind), []).append(each)
+    for peer, each_form in forms.items():
+        by_rate = max(each_form, key=lambda each: spread(each.values)["median"])
+        by_cpu = min(each_form, key=lambda each: spread(each.cpu_ms)["median"])
+        for what, form, pairs in (
+            (RATE, by_rate, zip(ours.values, by_rate.values, strict=True)),
+            (CPU, by_cpu, zip(by_cpu.cpu_ms, ours.cpu_ms, strict=True)),
+        ):
+            of_whom = {"num_views": ours.num_views, "peer": peer, "form": form.work.kind}
+            values = spread([a / b for a, b in pairs])
+            yield {"what": what, "decoder": ours.work.kind, **labels, **of_whom, **values}
 
 
 def begun(options: Options, device: torch.device) -> dict[str, Any]:
@@ -249,7 +388,7 @@ def main() -> None:
             console.print(f"{phase}: done after {took_s:.0f} s; about {left} left")
             if number + 1 == len(cells) or cells[number + 1][0] != size:
                 shutil.rmtree(folder)
-    show(saved, console)
+    show_tables(saved, console)
     console.print(str(options.out))
 
 
@@ -277,10 +416,10 @@ def save(options: Options, result: dict[str, Any]) -> dict[str, Any]:
     return save_result(options.out, "sizes", dict(parts.pop("environment")), **parts)
 
 
-def show(result: dict[str, Any], console: Console) -> None:
+def show_tables(result: dict[str, Any], console: Console) -> None:
     for batches in result["settings"]["batches"]:
         console.print(Markdown(f"## {ABOUT[batches]}\n\n" + size_tables({"this run": result}, batches)))
-    show_missing_and_notes(result, console)
+    show(result | {"rows": [], "ratios": []})
 
 
 if __name__ == "__main__":

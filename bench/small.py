@@ -24,17 +24,15 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import numpy as np
-from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
-from bench.program import check_out, check_positive, progress, run_program, wide_console
+from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import recipe_of
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.show import show_throughput
-from bench.throughput import try_stage
-from bench.throughput_options import Options as StageOptions
-from bench.throughput_options import Setting
+from bench.tables import show
+from bench.throughput import Options as StageOptions
+from bench.throughput import Setting, try_stage
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import GraphName
 from fastpsl.files.workers import default_num_threads
@@ -178,30 +176,10 @@ class Bench:
         return time.perf_counter() - started
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print the tables, and the length of each whole training at its measured rate."""
-    show_throughput(result, console)
-    num_samples = result["data"]["num_samples"]
-    for row in result["rows"]:
-        if row["measured"] == "both":
-            steps = num_samples // row["samples_per_step"]
-            hours = row["epochs"] * steps * row["samples_per_step"] / row["median"] / 3600
-            inputs = row["inputs_per_image"] * row["median"]
-            steps_per_s = row["median"] / row["samples_per_step"]
-            console.print(
-                f"{row['recipe']}: {row['median']:,.0f} images/s, {inputs:,.0f} inputs/s, "
-                f"{steps_per_s:,.1f} steps/s; "
-                f"whole: {row['epochs']:,} epochs x {steps:,} steps, {hours:,.1f} h at that rate"
-            )
-        elif row["measured"] == "whole":
-            console.print(f"{row['recipe']} of {' '.join(row['blocks'])}, whole: {row['median']:.1f} s")
-
-
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = wide_console()
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
@@ -230,8 +208,8 @@ def main() -> None:
         },
         **parts,
     )  # fmt: skip
-    show(result, console)
-    console.print(str(options.out))
+    show(result, "recipe", "stage", "decoder", "inputs_per_image", "epochs", "cores_used")
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -18,24 +18,22 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.program import check_out, check_positive, progress, run_program, wide_console
+from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
-from bench.schema import RUNS, environment, save_result
-from bench.step_rows import Key, Timed, ratios_of, rows_of
+from bench.schema import RUNS, environment, save_result, spread
+from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench
@@ -44,6 +42,11 @@ from fastpsl.scripts.command_line import parse
 
 Mode = Literal["eager", "fused", "compiled", "eager+fold", "fused+fold", "compiled+fold"]
 _LEFT_S = 30.0  # assumed seconds of a stage's first steps and repeats
+COST = "PSL's cost per epoch / end to end's"
+FLOOR = "PSL's multiply-adds per epoch / end to end's"
+GAIN = "eager's ms / the mode's"
+CAPTURE = "launched ms / captured ms"
+MEMORY = "RevNet-50's peak memory / ResNet-50's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,50 @@ class Options:
                 raise ValueError(f"--{name}: give one at least")
 
 
+@dataclass(frozen=True)
+class Key:
+    """A measured combination of recipe, stage, backbone, mode and --graph (on: captured)."""
+
+    recipe: str
+    stage: str
+    backbone: str
+    mode: str
+    graph: str = "off"
+
+    @property
+    def is_plain(self) -> bool:
+        return (self.mode, self.graph) == ("eager", "off")
+
+    @property
+    def launch(self) -> str:
+        """ "captured" or "launched"."""
+        return "captured" if self.graph == "on" else "launched"
+
+
+@dataclass
+class Timed:
+    """One measured mode of a stage.
+
+    Attributes:
+        samples: Samples per step.
+        first_step_s: Seconds until the usual steps: the first ones, with compilation and capture.
+        ms: Milliseconds per step, one value per repeat.
+        eager_ms: The same of the launched eager mode, measured in turn with this one.
+        multiply_adds: Multiply-adds per step, counted in the launched eager mode only.
+        launched_ms: As eager_ms, of this mode launched.
+    """
+
+    bench: StageBench | None
+    samples: int
+    epochs: int
+    first_step_s: float = 0.0
+    ms: list[float] = field(default_factory=list)
+    eager_ms: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    multiply_adds: int = 0
+    launched_ms: list[float] = field(default_factory=list)
+
+
 class Bench:
     """The measurements of one run of the program."""
 
@@ -113,10 +160,7 @@ class Bench:
         if self.options.modes is not None:
             passes = [self.options.modes]
         elif self.is_cuda:
-            passes = [
-                ("eager", "fused", "fused+fold"),
-                ("eager", "eager+fold", "compiled", "compiled+fold"),
-            ]
+            passes = [("eager", "fused", "fused+fold"), ("eager", "eager+fold", "compiled", "compiled+fold")]
         else:
             passes = [("eager",)]
         for number, modes in enumerate(passes):
@@ -242,25 +286,60 @@ class Bench:
         self.missing.append({"what": what, "reason": " ".join(reason.split())})
 
 
-def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table(
-        "recipe", "stage", "backbone", "mode", "graph", "ms", "samples/s", "first step", "peak GPU memory"
-    )
-    for row in result["rows"]:
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f} GiB"
-        table.add_row(
-            row["recipe"], row["stage"], row["backbone"], row["mode"], row["graph"], f"{row['median']:.1f}",
-            f"{row['samples_per_s']:,.0f}", f"{row['first_step_s']:.1f} s", memory,
-        )  # fmt: skip
-    console.print(table)
-    for ratio in result["ratios"]:
-        parts = (ratio["recipe"], ratio["stage"], ratio["backbone"], ratio["mode"], f"graph {ratio['graph']}")
-        labels = " ".join(filter(None, parts))
-        console.print(f"{ratio['what']} ({labels}): {ratio['median']:.2f}")
-    for missing in result["not_measured"]:
-        console.print(f"not measured: {missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
+def rows_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
+    """Return one row per mode; samples/s follow from the median."""
+    return [
+        {
+            "measured": "step", "recipe": key.recipe, "stage": key.stage, "backbone": key.backbone,
+            "mode": key.mode, "graph": key.graph, "unit": "ms", "samples_per_step": entry.samples,
+            "samples_per_s": round(1e3 * entry.samples / statistics.median(entry.ms), 1),
+            "first_step_s": round(entry.first_step_s, 2), "peak_mib": round(entry.peak_bytes / 2**20) or None,
+            "gmac_per_sample": round(entry.multiply_adds / entry.samples / 1e9, 3) or None,
+            **spread(entry.ms),
+        }
+        for key, entry in timed.items()
+    ]  # fmt: skip
+
+
+def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
+    """Return the ratios: gains over eager and of capture, PSL's cost and its floor, RevNet's memory."""
+    ratios: list[dict[str, Any]] = []
+
+    def add(what: str, key: Key, values: Sequence[float], stage: str | None) -> None:
+        labels = {"recipe": key.recipe, "stage": stage, "backbone": key.backbone, "mode": key.mode}
+        ratios.append({"what": what, **labels, "graph": key.graph, **spread(values)})
+
+    for key, entry in timed.items():
+        if not key.is_plain and entry.eager_ms:
+            add(GAIN, key, [a / b for a, b in zip(entry.eager_ms, entry.ms, strict=True)], key.stage)
+        if key.graph == "on" and entry.launched_ms:
+            add(CAPTURE, key, [a / b for a, b in zip(entry.launched_ms, entry.ms, strict=True)], key.stage)
+        other = timed.get(Key(key.recipe, key.stage, "resnet50", "eager"))
+        if key.backbone == "revnet50" and other and other.peak_bytes:
+            add(MEMORY, key, [entry.peak_bytes / other.peak_bytes] * len(entry.ms), key.stage)
+    for key in list(dict.fromkeys(replace(key, stage="E") for key in timed)):
+        timed_stages = {stage: _at(timed, key, stage) for stage in ("E", "S1", "S2", "S3")}
+        psl_stages = [timed_stages[stage] for stage in ("S1", "S2", "S3")]
+        end_to_end = timed_stages["E"]
+        if end_to_end is None or None in psl_stages:
+            continue
+        stages = [stage for stage in psl_stages if stage is not None]
+        epochs = sum(stage.epochs for stage in stages)
+        costs = []
+        for number, ms in enumerate(end_to_end.ms):
+            psl = sum(stage.epochs * stage.ms[number] / stage.samples for stage in stages) / epochs
+            costs.append(psl / (ms / end_to_end.samples))
+        add(COST, key, costs, None)
+        if key.is_plain:
+            floor = sum(stage.epochs * stage.multiply_adds / stage.samples for stage in stages) / epochs
+            add(FLOOR, key, [floor / (end_to_end.multiply_adds / end_to_end.samples)] * len(costs), None)
+    return ratios
+
+
+def _at(timed: Mapping[Key, Timed], key: Key, stage: str) -> Timed | None:
+    """Return `stage` in the mode of `key`, without folding if the stage has no frozen blocks."""
+    folded = replace(key, stage=stage)
+    return timed.get(folded) or timed.get(replace(folded, mode=key.mode.partition("+")[0]))
 
 
 def main() -> None:
@@ -268,7 +347,6 @@ def main() -> None:
     options.check()
     check_out(options.out)
     world = join_world(options.device, timeout_s=600.0)
-    console = wide_console()
     machine = environment(world.device)
     bench = Bench(options, world)
     with progress() as log:
@@ -286,8 +364,8 @@ def main() -> None:
         },
         rows=rows_of(bench.timed), ratios=ratios_of(bench.timed), not_measured=bench.missing,
     )  # fmt: skip
-    show(result, console)
-    console.print(str(options.out))
+    show(result, "recipe", "stage", "backbone", "mode", "graph", "samples_per_s", "first_step_s", "peak_mib")
+    print(options.out)
 
 
 if __name__ == "__main__":

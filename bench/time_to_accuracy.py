@@ -11,8 +11,7 @@ and length (--epochs, --batch-size). The online monitor looks after each epoch (
 
 The clock starts when the data is open and the weights are drawn. Loaders, compiling, first batches,
 checkpoints, passes for labels, and the validation pass at a stage's end are on it. The looks are not. A
-target counts from the end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of
-the accuracies.
+target counts from the end of the epoch after which the accuracy was first reached. Writes a JSON.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
@@ -38,10 +37,10 @@ from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise, torch_seed
 from fastpsl.engine.online_probe import OnlineProbe
@@ -70,6 +69,9 @@ SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32}
 ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
 
 
+Monitor = Literal["knn", "linear"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None
@@ -80,7 +82,7 @@ class Options:
     plan: Literal["psl", "end_to_end"] = "psl"
     accuracy: float = 0.5
     """The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides."""
-    monitor: Literal["knn", "linear"] = "knn"
+    monitor: Monitor = "knn"
     """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: tuple[int, ...] | None = None
@@ -100,7 +102,6 @@ class Options:
     limit_s: float = math.inf
     """No further seed begins when it would end later than this."""
     out: Path = RUNS / "time_to_accuracy.json"
-    """The result; the chart stands beside it as .png."""
 
     def check(self) -> None:
         """Raise ValueError if options are out of range or contradict each other."""
@@ -127,8 +128,7 @@ def clock_of_looks(device: torch.device) -> Iterator[list[dict[str, float]]]:
         nonlocal start
         synchronise(device)
         began = _now()
-        seconds, cpu_seconds = (began - start).tolist()
-        at_looks.append({"seconds": seconds, "cpu_seconds": cpu_seconds})
+        at_looks.append(dict(zip(("seconds", "cpu_seconds"), (began - start).tolist(), strict=True)))
         has_looked = look(monitor, epochs)
         start += _now() - began
         return has_looked
@@ -141,8 +141,7 @@ def _now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """The run of one seed.
 
     Attributes:
@@ -155,29 +154,7 @@ class Trained:
     num_steps: int
 
 
-def train(options: Options, seed: int, world: World, folder: Path) -> Trained | None:
-    """Train the recipe in `folder`; return None if a signal stopped it."""
-    is_sample = options.data is None
-    paths = sample_paths()
-    values = VALUES[options.recipe] | (
-        {name: value for name, value in SAMPLE.items() if name in VALUES[options.recipe]} if is_sample else {}
-    )
-    values |= {} if options.epochs is None else {"epochs": options.epochs}
-    batch_size = options.batch_size or (32 if is_sample else BATCH_SIZE[options.recipe])
-    train_path, val_path = options.data or str(paths.train_32), options.val or str(paths.test_32)
-    recipe = recipe_options(
-        options.recipe, is_sample=False, batch_size=batch_size, data=train_path, val=val_path, out=folder,
-        seed=seed, plan=options.plan,
-        device=options.device, decoder=options.decoder, compile=options.compile,
-        graph=options.graph, probe_every=1,
-        checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
-    )  # fmt: skip
-    return timed(MODULES[options.recipe], recipe, world, options.monitor)
-
-
-def timed(
-    name: str, options: PretrainOptions, world: World, monitor: Literal["knn", "linear"]
-) -> Trained | None:
+def timed(name: str, options: PretrainOptions, world: World, monitor: Monitor) -> Trained | None:
     """Train a recipe with these options, whose monitor looks; return None if a signal stopped it.
 
     Args:
@@ -194,20 +171,18 @@ def timed(
         with clock_of_looks(world.device) as at_looks:
             if not pretrain(experiment, run):
                 return None
-        num_steps = run.position.run_step
     finally:
         run.close()
     assert options.out is not None
     lines = [read_line(line, monitor) for line in (options.out / "probe.jsonl").read_text().splitlines()]
     looks = [line | at for line, at in zip(lines, at_looks, strict=True)]
-    return Trained(looks, time.perf_counter() - started, num_steps)
+    return Trained(looks, time.perf_counter() - started, run.position.run_step)
 
 
 def read_line(text: str, monitor: str) -> dict[str, Any]:
     """Return stage, epoch and accuracy of a line of probe.jsonl; 0 if its features are not finite."""
     line = json.loads(text)
-    accuracy = line[f"{monitor}_accuracy"]
-    return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": 0.0 if accuracy is None else accuracy}
+    return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": line[f"{monitor}_accuracy"] or 0.0}
 
 
 def seconds_to(looks: Sequence[Mapping[str, Any]], accuracy: float) -> float | None:
@@ -217,81 +192,41 @@ def seconds_to(looks: Sequence[Mapping[str, Any]], accuracy: float) -> float | N
 
 def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     """Return rows, ratios and not_measured: seconds to accuracies and of training, accuracy by epoch."""
-    labels = {"recipe": options.recipe, "monitor": options.monitor}
+
+    def row(measured: str, unit: str, values: Sequence[float], **labels: Any) -> dict[str, Any]:
+        of_all = {
+            "recipe": options.recipe,
+            "monitor": options.monitor,
+            "epoch": None,
+            "num_reached": len(runs),
+        }
+        # max(), because a row's values must be above 0.
+        spread_of = spread([max(value, 1e-6) for value in values])
+        accuracy = {"accuracy": spread_of["median"]} if unit == "share" else {}
+        return {"measured": measured, **of_all, **accuracy, **labels, "unit": unit, **spread_of}
+
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
     for accuracy in sorted({*ACCURACIES, options.accuracy}):
         times = [seconds for each in runs if (seconds := seconds_to(each.looks, accuracy)) is not None]
         if times:
-            labels_of_target = {"accuracy": accuracy, "epoch": None, "num_reached": len(times)}
-            rows.append(
-                {
-                    "measured": "seconds to accuracy",
-                    **labels,
-                    **labels_of_target,
-                    "unit": "s",
-                    **spread(times),
-                }
-            )
+            rows.append(row("seconds to accuracy", "s", times, accuracy=accuracy, num_reached=len(times)))
         if len(times) < len(runs) and accuracy == options.accuracy:
             num_seeds = f"{len(runs) - len(times)} of {counted(len(runs), 'seed')}"
-            what = f"{options.monitor} accuracy {accuracy:g}: {num_seeds}"
             best = max(look["accuracy"] for each in runs for look in each.looks)
-            missing.append({"what": what, "reason": f"not reached; the best of all looks is {best:.3f}"})
-    of_all = {"epoch": None, "num_reached": len(runs)}
-    ends = spread([max(each.looks[-1]["accuracy"], 1e-6) for each in runs])
-    rows += [
-        {"measured": "training", **labels, "accuracy": ends["median"], **of_all, "unit": "s",
-         "num_steps": runs[0].num_steps, **spread([each.looks[-1]["seconds"] for each in runs])},
-        {"measured": "training and looks", **labels, "accuracy": ends["median"], **of_all, "unit": "s",
-         **spread([each.whole_s for each in runs])},
-    ]  # fmt: skip
+            missing.append({
+                "what": f"{options.monitor} accuracy {accuracy:g}: {num_seeds}",
+                "reason": f"not reached; the best of all looks is {best:.3f}",
+            })  # fmt: skip
+    end = max(statistics.median(each.looks[-1]["accuracy"] for each in runs), 1e-6)
+    whole = [each.looks[-1]["seconds"] for each in runs]
+    rows.append(row("training", "s", whole, accuracy=end, num_steps=runs[0].num_steps))
+    rows.append(row("training and looks", "s", [each.whole_s for each in runs], accuracy=end))
     for looks in zip(*(each.looks for each in runs), strict=True):
-        at = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"], "num_reached": len(runs)}
-        # max(), because a row's values must be above 0.
-        values = spread([max(look["accuracy"], 1e-6) for look in looks])
-        at_seconds = [round(look["seconds"], 3) for look in looks]
-        row = {
-            "measured": "accuracy",
-            **labels,
-            "accuracy": values["median"],
-            **at,
-            "unit": "share",
-            "seconds": at_seconds,
-        }
-        rows.append(row | values)
+        labels = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"]}
+        labels["seconds"] = [round(look["seconds"], 3) for look in looks]
+        rows.append(row("accuracy", "share", [look["accuracy"] for look in looks], **labels))
     return {"rows": rows, "ratios": [], "not_measured": missing}
-
-
-def draw_times(result: dict[str, Any], path: Path) -> Path:
-    """Draw each measured accuracy by stage, with its seconds of training and a line for the target."""
-    settings, machine, data = result["settings"], result["environment"], result["data"]
-    looks = [row for row in result["rows"] if row["measured"] == "accuracy"]
-    stages = list(dict.fromkeys(row["stage"] for row in looks))
-    bars = []
-    for row in looks:
-        percent = {name: 100 * row[name] for name in ("median", "quartile_1", "quartile_3")}
-        text = f"{percent['median']:.1f} %, {statistics.median(row['seconds']):,.1f} s"
-        bars.append(
-            (row["stage"], Bar(f"epoch {row['epoch']:g}", percent, f"C{stages.index(row['stage'])}", text))
-        )
-    target = settings["target"]
-    title = (
-        f"{looks[0]['recipe']}, {settings['plan']}, {data['name']} ({data['num_samples']:,} images), "
-        f"{machine['gpu'] or machine['cpu']}\ntarget {100 * target:g} %: "
-    )
-    reached = [
-        f"{row['median']:.1f} s, {row['num_reached']} of {counted(settings['repeats'], 'seed')}"
-        for row in result["rows"]
-        if row["measured"] == "seconds to accuracy" and row["accuracy"] == target
-    ]
-    panel = Panel(
-        "seconds of training, the looks left out",
-        f"validation accuracy ({looks[0]['monitor']}), % (median, quartiles)",
-        grouped(bars),
-        line=100 * target,
-    )
-    return draw(path, [panel], title + "".join(reached or ["not reached"]))
 
 
 def main() -> None:
@@ -299,7 +234,13 @@ def main() -> None:
     options.check()
     check_out(options.out)
     world = join_world(options.device, timeout_s=600)
-    machine, started = environment(world.device), time.perf_counter()
+    machine, started, is_sample = environment(world.device), time.perf_counter(), options.data is None
+    paths = sample_paths()
+    data, val = options.data or str(paths.train_32), options.val or str(paths.test_32)
+    values = dict(VALUES[options.recipe])
+    values |= {name: value for name, value in SAMPLE.items() if name in values} if is_sample else {}
+    values |= {"epochs": options.epochs} if options.epochs else {}
+    batch_size = options.batch_size or (32 if is_sample else BATCH_SIZE[options.recipe])
     runs: list[Trained] = []
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for seed in options.seeds:
@@ -307,44 +248,33 @@ def main() -> None:
             longest = max((each.whole_s for each in runs), default=0.0)
             if runs and time.perf_counter() - started + longest > options.limit_s:
                 break
-            if (trained := train(options, seed, world, Path(scratch) / f"seed-{seed}")) is None:
+            recipe = recipe_options(
+                options.recipe, is_sample=False, batch_size=batch_size, data=data, val=val,
+                out=Path(scratch) / f"seed-{seed}", seed=seed, plan=options.plan, device=options.device,
+                decoder=options.decoder, compile=options.compile, graph=options.graph, probe_every=1,
+                checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
+            )  # fmt: skip
+            if (trained := timed(MODULES[options.recipe], recipe, world, options.monitor)) is None:
                 break
             runs.append(trained)
     if not runs:
-        raise ValueError(
-            f"interrupted before seed {options.seeds[0]} came to its end; give it fewer --epochs"
-        )
-    with Beton(options.data or str(sample_paths().train_32)) as data:
-        about = data_record(data, options.data)
-    with Beton(options.val or str(sample_paths().test_32)) as held_out:
-        about["num_held_out"] = held_out.num_samples
-    notes = []
-    if len(runs) < len(options.seeds):
-        num_seeds = f"{len(runs)} of {counted(len(options.seeds), 'seed')}"
-        notes.append(f"{num_seeds}: stopped by --limit-s {options.limit_s:g} or a signal")
-    values = SAMPLE if options.data is None else VALUES[options.recipe]
+        raise ValueError(f"interrupted before seed {options.seeds[0]} was done; give it fewer --epochs")
+    with Beton(data) as opened, Beton(val) as held_out:
+        about = data_record(opened, options.data) | {"num_held_out": held_out.num_samples}
+    num_seeds = f"{len(runs)} of {counted(len(options.seeds), 'seed')}"
+    stopped = f"{num_seeds}: stopped by --limit-s {options.limit_s:g} or a signal"
     result = save_result(
         options.out, "time_to_accuracy", machine, data=about,
         settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
-            "target": options.accuracy,
-            "device": world.device.type, "step": options.compile, "graph": options.graph,
-            "decoder": options.decoder,
-            "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
-            "epochs": list(options.epochs or values["epochs"]),
+            "target": options.accuracy, "device": world.device.type, "step": options.compile,
+            "graph": options.graph, "decoder": options.decoder, "batch_size": batch_size,
+            "epochs": list(values["epochs"]),
         },
-        **tabulate(runs, options), notes=notes,
+        **tabulate(runs, options), notes=[stopped] if len(runs) < len(options.seeds) else [],
     )  # fmt: skip
-    chart = draw_times(result, options.out.with_suffix(".png"))
-    for row in result["rows"]:
-        if row["measured"] == "seconds to accuracy":
-            suffix = " ← the target" if row["accuracy"] == options.accuracy else ""
-            num_seeds = f"{row['num_reached']} of {counted(len(runs), 'seed')}{suffix}"
-            print(f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {num_seeds}")
-    for line in [f"{m['what']}: {m['reason']}" for m in result["not_measured"]] + result["notes"]:
-        print(line)
-    final = statistics.median(each.looks[-1]["accuracy"] for each in runs)
-    print(f"{options.monitor} {100 * final:.1f} % in the end (median)\n{options.out}\n{chart}")
+    show(result, "monitor", "accuracy", "stage", "epoch", "num_reached")
+    print(options.out)
 
 
 if __name__ == "__main__":

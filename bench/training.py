@@ -19,17 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
 from bench.interleaved import Rates, measure
-from bench.program import check_out, check_positive, progress, run_program, wide_console
+from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.show import show_missing_and_notes
+from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
@@ -114,30 +112,10 @@ def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, A
     return rows, ratios
 
 
-def title(row: dict[str, Any]) -> str:
-    """Return a row's name for people."""
-    name = peers.TRAINING[row["trained_by"]].title
-    return f"{name}, {row['recipe']} {row['stage']}" if row["recipe"] else name
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    table = Table("trained", "images/s", "cores", "first step after", title="medians")
-    for row in result["rows"]:
-        table.add_row(
-            title(row), f"{row['median']:,.0f}", f"{row['cores_used']:.1f}", f"{row['first_batch_s']:.1f} s"
-        )
-    console.print(table)
-    for ratio in result["ratios"]:
-        peer = peers.TRAINING[ratio["peer"]].title
-        console.print(f"{title(ratio)}: {ratio['median']:.2f} times as fast as {peer}")
-    show_missing_and_notes(result, console)
-
-
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = wide_console()
     start, is_sample = time.perf_counter(), options.data is None
     device = choose_device(options.device, 0)
     is_cuda, machine = device.type == "cuda", environment(device)
@@ -173,8 +151,8 @@ def main() -> None:
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip
-    show(result, console)
-    console.print(str(options.out))
+    show(result, "trained_by", "recipe", "stage", "peer", "cores_used", "first_batch_s")
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from bench.evidence.done import Done, read_earlier
-from bench.evidence.figure import draw_figure
+from bench.evidence.page import draw_figure
 from bench.evidence.plan import RANDOM, Plan, Run, Step, meaning, read_plan
-from bench.evidence.results import chosen_rates, collect
+from bench.evidence.results import Done, chosen_rates, collect, read_earlier
 from bench.program import run_program
 from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.files.atomic import write_atomically

@@ -72,38 +72,30 @@ class Options:
             raise ValueError("--arms: give two or more")
 
 
-def published_results(path: Path, plan: Path) -> Record:
-    """Return an experiment's results.json.
+def published(options: Options, out: Path) -> tuple[Record, Record]:
+    """Return the rates of an experiment's results.json, and digests and sizes of the data's images.
 
     Raises:
-        ValueError: There is no such file, or it is of another plan.
+        ValueError: There is none of this plan and these images with all rates.
     """
+    path = out / "results.json"
+    ended = "run bench.evidence.run to its end first"
     if not path.exists():
-        raise ValueError(f"{path}: there is no such file: run bench.evidence.run to its end first")
-    record: Record = json.loads(path.read_text())
-    if record["plan_sha256"] != sha256_of_file(plan):
-        raise ValueError(f"{path} is of another plan than {plan}, or of an earlier state of it")
-    return record
-
-
-def data_of(folder: Path, results: Record) -> Record:
-    """Return digests and sizes of the images that train and of those that the monitor looks at.
-
-    Raises:
-        ValueError: The published results are of other images.
-    """
-    with (
-        closing(open_data(folder / f"{TRAIN}.beton")) as train,
-        closing(open_data(folder / f"{SEARCH}.beton")) as val,
-    ):
+        raise ValueError(f"{path}: there is no such file: {ended}")
+    results: Record = json.loads(path.read_text())
+    if results["plan_sha256"] != sha256_of_file(options.plan):
+        raise ValueError(f"{path} is of another plan than {options.plan}, or of an earlier state of it")
+    if without := [arm for arm in options.arms if arm not in results["rates"]]:
+        raise ValueError(f"{path}: no rate is chosen yet for {', '.join(without)}: {ended}")
+    images = (closing(open_data(options.data / f"{name}.beton")) for name in (TRAIN, SEARCH))
+    with next(images) as train, next(images) as val:
         data = data_record(train, val)
-    published = {training["data_digest"] for training in results["training"]}
-    if others := published - {data["train"]}:
+    if others := {training["data_digest"] for training in results["training"]} - {data["train"]}:
         raise ValueError(
-            f"--data {folder}: its training images have the digest {data['train']}, "
+            f"--data {options.data}: its training images have the digest {data['train']}, "
             f"those of results.json {', '.join(sorted(others))}"
         )
-    return data
+    return results["rates"], data
 
 
 def train(options: Options, plan: Plan, run: Run, world: World) -> Record:
@@ -141,45 +133,35 @@ def accuracy_at(looks: Sequence[Mapping[str, Any]], seconds: float) -> float:
     return next((look["accuracy"] for look in reversed(looks) if look["seconds"] <= seconds), 0.0)
 
 
-def of_last_stage(looks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the looks of the training's last stage, which are all at the block of the last one."""
-    return [look for look in looks if look["stage"] == looks[-1]["stage"]]
-
-
 def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy: float) -> Record:
     """Return each arm's times and accuracies, a value for each seed, and the differences at equal time.
 
     Args:
         records: The trainings of all arms and seeds.
         arms: The arms; the first is set against each of the others.
-        accuracy: The accuracy that is to be reached.
+        accuracy: The accuracy that is to be reached, in the last stage.
     """
     seeds = sorted({record["seed"] for record in records})
     looks = {(record["arm"], record["seed"]): record["looks"] for record in records}
-    equal_s = {seed: min(looks[arm, seed][-1]["seconds"] for arm in arms) for seed in seeds}
-    at_equal_time = {
-        arm: [100 * accuracy_at(looks[arm, seed], equal_s[seed]) for seed in seeds] for arm in arms
-    }
-    rows = [
-        {
+    equal_s = [min(looks[arm, seed][-1]["seconds"] for arm in arms) for seed in seeds]
+    rows: list[dict[str, Any]] = []
+    for arm in arms:
+        of_arm = [looks[arm, seed] for seed in seeds]
+        last = [[look for look in each if look["stage"] == each[-1]["stage"]] for each in of_arm]
+        rows.append({
             "arm": arm,
-            "seconds": [looks[arm, seed][-1]["seconds"] for seed in seeds],
-            "cpu_seconds": [looks[arm, seed][-1]["cpu_seconds"] for seed in seeds],
-            "seconds_to": [seconds_to(of_last_stage(looks[arm, seed]), accuracy) for seed in seeds],
-            "at_equal_time": at_equal_time[arm],
-            "at_the_end": [100 * looks[arm, seed][-1]["accuracy"] for seed in seeds],
-        }
-        for arm in arms
-    ]
-    first, *others = arms
-    differences = [
-        {
-            "pair": [first, other],
-            **difference([a - b for a, b in zip(at_equal_time[first], at_equal_time[other], strict=True)]),
-        }
-        for other in others
-    ]
-    return {"seeds": seeds, "equal_s": list(equal_s.values()), "rows": rows, "differences": differences}
+            "seconds": [each[-1]["seconds"] for each in of_arm],
+            "cpu_seconds": [each[-1]["cpu_seconds"] for each in of_arm],
+            "seconds_to": [seconds_to(each, accuracy) for each in last],
+            "at_equal_time": [100 * accuracy_at(*each) for each in zip(of_arm, equal_s, strict=True)],
+            "at_the_end": [100 * each[-1]["accuracy"] for each in of_arm],
+        })  # fmt: skip
+    first, *others = rows
+    differences = []
+    for other in others:
+        pairs = zip(first["at_equal_time"], other["at_equal_time"], strict=True)
+        differences.append({"pair": [first["arm"], other["arm"]], **difference([a - b for a, b in pairs])})
+    return {"seeds": seeds, "equal_s": equal_s, "rows": rows, "differences": differences}
 
 
 def main() -> int:
@@ -188,37 +170,31 @@ def main() -> int:
     plan = read_plan(options.plan)
     options.check(plan)
     out = options.out or options.runs
-    results = published_results(out / "results.json", options.plan)
-    data, rates = data_of(options.data, results), results["rates"]
-    if without := [arm for arm in options.arms if arm not in rates]:
-        raise ValueError(
-            f"{out / 'results.json'}: no rate is chosen yet for {', '.join(without)}: "
-            "run bench.evidence.run to its end first"
-        )
+    rates, data = published(options, out)
     (options.runs / "times").mkdir(parents=True, exist_ok=True)
     world = join_world("auto", timeout_s=600)
     machine = environment(world.device)
     records: list[Record] = []
-    num = len(plan.seeds) * len(options.arms)
+    turns = [
+        (arm, seed)
+        for place, seed in enumerate(plan.seeds)
+        for turn in [place % len(options.arms)]
+        for arm in options.arms[turn:] + options.arms[:turn]
+    ]
     with progress() as log:
-        for place, seed in enumerate(plan.seeds):
-            turn = place % len(options.arms)
-            for arm in options.arms[turn:] + options.arms[:turn]:
-                log(f"{arm}, seed {seed}: training {len(records) + 1} of {num}")
-                try:
-                    run = Run(arm, rates[arm], seed, counts=True)
-                    records.append(train(options, plan, run, world))
-                except InterruptedError:
-                    print("stopped; the same command goes on", file=sys.stderr)
-                    return EXIT_PREEMPTED
-    notes = finish(machine)
+        for arm, seed in turns:
+            log(f"{arm}, seed {seed}: training {len(records) + 1} of {len(turns)}")
+            try:
+                records.append(train(options, plan, Run(arm, rates[arm], seed, counts=True), world))
+            except InterruptedError:
+                print("stopped; the same command goes on", file=sys.stderr)
+                return EXIT_PREEMPTED
+    command = shlex.join(["python", "-m", "bench.evidence.times", *sys.argv[1:]])
     result = {
         "plan": options.plan.name,
-        "command": shlex.join(["python", "-m", "bench.evidence.times", *sys.argv[1:]])
-        .replace(str(options.data), "DATA")
-        .replace(str(options.runs), "RUNS"),
-        "environment": machine, "data": data, "accuracy": options.accuracy, "every": options.every,
-        "notes": notes, **compare(records, options.arms, options.accuracy), "training": records,
+        "command": command.replace(str(options.data), "DATA").replace(str(options.runs), "RUNS"),
+        "notes": finish(machine), "environment": machine, "data": data, "accuracy": options.accuracy,
+        "every": options.every, **compare(records, options.arms, options.accuracy), "training": records,
     }  # fmt: skip
     write_atomically(out / "times.json", (json.dumps(result, indent=1) + "\n").encode())
     for row in result["rows"]:

@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from bench.figures.determinism import determinism_words
-from bench.figures.psl_stages import stages_words
-from bench.figures.ratios import augmentations_words, sizes_words
-from bench.figures.sslpp import sslpp_words
+from bench.figures.results import augmentations_words, determinism_words, sizes_words, throughput_words
+from bench.figures.sample import sslpp_words, stages_words, views_words
 from bench.figures.svg import THEMES, WIDTH_PX, render
-from bench.figures.throughput import throughput_words
-from bench.figures.views import views_words
-from bench.pages import written
-from bench.performance import DOCS, RESULTS, ROOT, read_results
+from bench.performance import DOCS, RESULTS, ROOT, read_results, written
 from bench.program import run_program
 
 # Figure → what it shows. Where there is `dict`, all words are in the template.

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own: ours, and each peer as its users write it, one per file.
+"""What is measured in a process of its own: ours, and each peer as its users write it, in files by library.
 
 All loaders do the same work. They decode each sample, crop it `num_views` times to size_px, and put uint8 on
 the device. The crop is torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3). FLOATS holds
@@ -7,36 +7,25 @@ the photos to the optimiser's step. Imports of their libraries stand in function
 must not import another's.
 """
 
-from bench.peers import (
-    dali,
-    dali_resnet50,
-    dataloader,
-    ffcv,
-    lightly,
-    spdl,
-    training,
-    turboloader,
-    webdataset,
-)
-from bench.peers.files import has_raw
-from bench.peers.peer import Peer, Reads, Work
+from bench.peers import dali, ffcv, lightly, ours, pil, spdl, turboloader
+from bench.peers.peer import Peer, Reads, Work, has_raw
 
 PEERS: dict[str, Peer] = {
     "ffcv_loader": ffcv.PEER,
     "dali_reader": dali.PEER,
-    "dataloader": dataloader.PEER,
-    "webdataset": webdataset.PEER,
+    "dataloader": pil.DATALOADER,
+    "webdataset": pil.WEBDATASET,
     "spdl_cv2": spdl.WITH_CV2,
     "spdl_ffmpeg": spdl.WITH_FFMPEG,
 }
 FLOATS: dict[str, Peer] = {kind: peer for kind, peer in PEERS.items() if kind != "dataloader"} | {
-    "image_folder": dataloader.IMAGE_FOLDER,
+    "image_folder": pil.IMAGE_FOLDER,
     "turboloader": turboloader.PEER,
     "turboloader_antialias": turboloader.ANTIALIAS,
 }
 # Beside them bench/loaders.py measures DALI's reader with whole images.
 ALL = PEERS | FLOATS | {"dali_whole": dali.WHOLE}
-TRAINING = {"training": training.PEER, "lightly": lightly.PEER, "dali_resnet50": dali_resnet50.PEER}
+TRAINING = {"training": ours.TRAINING, "lightly": lightly.PEER, "dali_resnet50": dali.RESNET50}
 EVERY = ALL | TRAINING
 TITLES = {kind: peer.title for kind, peer in ALL.items()}
 

@@ -21,7 +21,7 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
     from torch import nn
     from torchvision.models import get_model
 
-    from bench.long_epochs import MIN_STEPS
+    from bench.recipe_stages import MIN_STEPS
 
     is_cuda = work.device != "cpu"
     torch.backends.cudnn.benchmark = True

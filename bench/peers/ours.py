@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.peers.peer import Views, Work
+from bench.peers.peer import Peer, Views, Work
 
 
 def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
@@ -102,3 +102,28 @@ def batches(work: Work, num_views: int) -> Iterator[Views]:
         for epoch in itertools.count():
             for batch in loader.epoch(epoch):
                 yield batch.images
+
+
+def training_batches(work: Work, num_views: int) -> Iterator[int]:
+    """Train a stage, and yield each step's number of samples. The recipe has its own views."""
+    import torch
+
+    from bench.recipe_stages import LongEpochs, recipe_options, stage_experiment
+    from fastpsl.engine.distributed import World
+    from fastpsl.pipelines.beton.reader import Beton
+
+    world = World(0, 1, 0, 1, torch.device(work.device))
+    options = recipe_options(
+        work.recipe, is_sample=work.size_px < 224, batch_size=work.batch_size, backbone=work.backbone,
+        device=world.device.type, decoder=work.decoder, workers=work.num_threads,
+    )  # fmt: skip
+    experiment, number = stage_experiment(work.recipe, work.stage, options, world)
+    with Beton(work.data) as data:
+        bench = LongEpochs(experiment, number, options, data, world)
+        with bench.loader() as loader:
+            training = bench.batches(loader)
+            while True:
+                yield bench._step(training)
+
+
+TRAINING = Peer("fastpsl", training_batches)

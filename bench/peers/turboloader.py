@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench.peers.files import TAR
-from bench.peers.peer import Peer, Views, Work
+from bench.peers.peer import TAR, Peer, Views, Work
 
 
 def batches(work: Work, num_views: int, *, antialias: bool = False) -> Iterator[Views]:

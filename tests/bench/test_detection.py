@@ -1,83 +1,19 @@
-"""bench/detection.py at its smallest, as people call it; its ratios by arithmetic; both models compute the
-same.
-
-No figure is judged.
-"""
+"""bench/detection.py: both models compute the same, on images of the sizes that are said."""
 
 import itertools
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench.detection import OURS, Options, Timed, ratios_of, rows_of
-from bench.detection_peers import (
-    Peer,
-    detectron2s,
-    drawn_batches,
-    our_train_step,
-    ours,
-    torchvisions,
-    torchvisions_model,
-)
-from bench.schema import validate
+from bench.detection import drawn_batches, our_train_step, ours, torchvisions, torchvisions_model
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.transfer.detection.protocols import PROTOCOLS
-from tests.programs import ROOT, run
 from tests.slow import slow
 
 CPU = torch.device("cpu")
 TINY = replace(PROTOCOLS["pirl"], num_rois=8, rpn_train=(100, 20))
-
-
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(ROOT / "bench" / "detection.py", "--device", "cpu", *arguments)
-
-
-@pytest.mark.nightly
-def test_a_run_writes_its_rows(tmp_path: Path) -> None:
-    out = tmp_path / "detection.json"
-    process = call(
-        "--size", "64", "--batch-size", "1", "--repeats", "2", "--limit-s", "0.001", "--out", str(out)
-    )
-    assert process.returncode == 0, process.stderr
-    result = json.loads(out.read_text())
-    validate(result)
-    rows = {row["variant"]: row for row in result["rows"]}
-    assert list(rows) == ["ours", "torchvision"]
-    assert all(len(row["values"]) == 1 for row in rows.values())  # the time limit ends them after the first
-    for label in ("learning_parameters", "boxes_per_image", "backbone"):
-        assert rows["ours"][label] == rows["torchvision"][label]
-    assert rows["ours"]["boxes_per_image"] == 32
-    assert [ratio["what"] for ratio in result["ratios"]] == ["torchvision's ms / ours"]
-    (missing,) = result["not_measured"]
-    assert missing == {"what": "detectron2", "reason": "Detectron2 is not installed"}
-    assert str(out) in process.stdout.replace("\n", "")
-
-
-def test_values_that_cannot_be() -> None:
-    for name in ("size", "batch_size", "repeats", "limit_s"):
-        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} 0: it must be above 0"):
-            Options(**{name: 0}).check()  # type: ignore[arg-type]
-
-
-def test_ratios_by_arithmetic() -> None:
-    def timed(ms: list[float]) -> Timed:
-        return Timed(Peer(lambda: None, 7), 64, 1.0, 0, ms)
-
-    measured = {"torchvision": timed([30.0, 20.0, 10.0]), OURS: timed([10.0, 40.0, 10.0])}
-    (ratio,) = ratios_of(measured, "resnet50")
-    assert (ratio["what"], ratio["backbone"], ratio["values"]) == (
-        "torchvision's ms / ours", "resnet50", [3.0, 0.5, 1.0],
-    )  # fmt: skip
-    assert ratios_of({"torchvision": measured["torchvision"]}, "resnet50") == []
-    first, _ = rows_of(measured, "resnet50", 2)
-    assert (first["images_per_s"], first["boxes_per_image"], first["peak_mib"]) == (100.0, 32, None)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", slow("resnet50")])
@@ -120,9 +56,3 @@ def test_images() -> None:
         assert ((boxes[:, 2:] - boxes[:, :2]) >= 9).all() and (boxes >= 0).all()
         assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
         assert 1 <= labels.min() and labels.max() <= 20
-
-
-def test_without_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "detectron2.config", None)
-    with pytest.raises(ValueError, match="Detectron2 is not installed"):
-        detectron2s(iter(()), TINY, "resnet50", "fp32", CPU)

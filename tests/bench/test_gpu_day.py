@@ -17,8 +17,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from bench.archive import read_archive
 from bench.pack_images import pack, unpack
+from bench.performance import read_archive
 from bench.schema import REHEARSAL, validate
 from bench.step import Mode
 from fastpsl.pipelines.decoders.choose import NAMES

@@ -1,22 +1,13 @@
-"""bench/kernels.py at its smallest: the content of a result, and that peers do the work they are timed for.
+"""bench/kernels.py: the bytes that are counted, and that peers do the work they are timed for."""
 
-No figure is judged.
-"""
-
-import json
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from bench import kernels
-from bench.kernel_chains import Setting, crop_chains, view_chain, views_of_chains
-from bench.kernel_peers import PEERS
-from bench.schema import validate
-from bench.show_kernels import not_measured, to_reach
+from bench.kernel_chains import PEERS, Setting, crop_chains, view_chain, views_of_chains
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
@@ -26,46 +17,8 @@ from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.pipelines.views import ViewSpec
-from tests.programs import ROOT, run
 
 SETTING = Setting(torch.device("cpu"), torch.float32, batch_size=2, size_px=32, num_inputs=2)
-
-
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(ROOT / "bench" / "kernels.py", *arguments, environment={"COLUMNS": "160"})
-
-
-@pytest.mark.slow
-def test_a_run_writes_every_path_its_bytes_and_a_chart(tmp_path: Path) -> None:
-    out = tmp_path / "result.json"
-    names = ["grey", "jigsaw", "isotropic crop"]
-    process = call(
-        "--device", "cpu", "--chains", *names, "--size-px", "32", "--batch-size", "2", "--repeats", "2",
-        "--out", str(out),
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    result = json.loads(out.read_text())
-    validate(result)
-    rows = {(row["chain"], row["path"]): row for row in result["rows"]}
-    ours = {(name, path) for name in names for path in ("kornia", "fused")}
-    assert rows.keys() == {("-", "-"), *ours, *(("grey", peer) for peer in PEERS)}
-    copy = rows["-", "-"]
-    assert copy["num_bytes"] == 2 * 64 * 2**20 and copy["percent_of_copy"] == 100
-    assert rows["grey", "fused"]["num_bytes"] == 2 * 3 * 32 * 32 * (1 + 4)
-    for row in rows.values():
-        speed = row["num_bytes"] / row["median"] / 1e6
-        assert row["gb_per_s"] == pytest.approx(speed, abs=1e-3)
-        assert row["percent_of_copy"] == pytest.approx(100 * speed / copy["gb_per_s"], rel=0.02, abs=0.01)
-    for ratio in result["ratios"]:
-        path = ratio["what"].removesuffix(" / fused")
-        pairs = zip(
-            rows[ratio["chain"], path]["values"], rows[ratio["chain"], "fused"]["values"], strict=True
-        )
-        assert ratio["values"] == pytest.approx([other / fused for other, fused in pairs], rel=1e-4)
-    reasons = {missing["what"]: missing["reason"] for missing in result["not_measured"]}
-    assert reasons["jigsaw, torchvision_batch"] == "torchvision has no JigsawTiles"
-    assert "unfused" in process.stdout and str(out) in process.stdout
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bytes_that_must_be_moved() -> None:
@@ -142,46 +95,3 @@ def test_every_path_is_timed_or_missing_with_a_reason() -> None:
         assert all(chain.missing.values()) and not chain.paths.keys() & chain.missing.keys()
     not_fused = {chain.name: chain.missing["fused"] for chain in chains if "fused" in chain.missing}
     assert not_fused == dict.fromkeys(("lightness", "area crop"), "no fused kernel does it")
-
-
-def test_what_is_to_be_reached_stands_beside_figures_of_its_sizes_only() -> None:
-    settings = {"device": "cuda", "batch_size": 256, "size_px": 224, "precision": "fp16"}
-    row = {"chain": "SimCLR T3", "path": "fused", "median": 0.2}
-    ratio = {"chain": "SimCLR T3", "what": "kornia_modules / fused", "median": 87.0}
-    result = {"settings": settings, "rows": [row], "ratios": [ratio]}
-    assert to_reach(result) == [
-        "SimCLR T3: 0.200 ms; to reach: 0.17 ms on an H200",
-        "SimCLR T3: Kornia's modules take 87 times as long; to reach: 100",
-    ]
-    assert not to_reach({**result, "settings": {**settings, "device": "cpu"}})
-
-
-def test_what_is_missing_stands_by_its_reason() -> None:
-    pairs = [
-        *(
-            (f"{chain}, {path}", "torchvision has no Sobel")
-            for chain in ("Sobel", "T3, 9") for path in list(PEERS)[1:]
-        ),
-        ("lightness, fused", "no fused kernel does it"),
-    ]  # fmt: skip
-    assert not_measured({"not_measured": [{"what": what, "reason": reason} for what, reason in pairs]}) == [
-        (
-            "not measured by torchvision, one draw per batch or torchvision, image by image: Sobel; T3, 9 "
-            "(torchvision has no Sobel)"
-        ),
-        "not measured by fused: lightness (no fused kernel does it)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("--chains", "SimCLR T4"), "--chains 'SimCLR T4': there are normalise; "),
-        (("--size-px", "8"), "--size-px 8: it must be 32 or more"),
-    ],
-)
-def test_an_error_of_the_user_is_one_line(arguments: tuple[str, ...], says: str) -> None:
-    options = kernels.parse(kernels.Options, arguments)
-    with pytest.raises(ValueError, match=says) as raised:
-        options.check()
-    assert "\n" not in str(raised.value)

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,22 +13,25 @@ from ctypes.util import find_library
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bench.cpu_time import tree_usage
-from bench.peers import FLOATS, Work, ours, spdl, turboloader, why_missing
-from bench.peers.files import copy_out
-from bench.peers.peer import MEAN, STD
+from bench.interleaved import measure
+from bench.peers import ALL, FLOATS, Work, ours, spdl, why_missing
+from bench.peers.peer import MEAN, STD, copy_out
+from bench.peers.serve import tree_usage
 from bench.peers.spdl import filter_graph, random_box
+from bench.recipe_stages import MIN_STEPS, long_order
+from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.decoders import choose, libffcv
+from fastpsl.pipelines.decoders import choose
+from fastpsl.pipelines.loader.order import index_of
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.fake_cuda import fake_cuda
 from tests.programs import ROOT
 
 CPU = torch.device("cpu")
@@ -135,31 +139,6 @@ def test_spdl_copies_to_a_gpu_in_a_thread_of_its_own(beton: Path, monkeypatch: p
     assert len(threads) >= 6 and len(set(threads)) == 1
 
 
-@pytest.mark.parametrize(("device", "is_pinned"), [("cpu", False), ("cuda:0", True)])
-def test_turboloader_pins_memory_for_a_gpu(
-    device: str, is_pinned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = []
-
-    class DataLoader:
-        def __init__(self, path: str, **options: object) -> None:
-            given.append(options["pin_memory"])
-
-        def set_epoch(self, epoch: int) -> None:
-            pass
-
-        def __iter__(self) -> Iterator[tuple[object, None]]:
-            images = np.full((4, 3, 8, 8), 7, np.float32)
-            yield torch.from_numpy(images) if given[0] else images, None  # as the library does
-
-    fake = SimpleNamespace(DataLoader=DataLoader, ImageNetNormalize=lambda: None)
-    monkeypatch.setitem(sys.modules, "turboloader", fake)
-    with fake_cuda():
-        views = next(turboloader.batches(Work("turboloader", "", "", 4, 2, 8, device), 2))
-        assert [view.device for view in views] == [torch.device(device)] * 2
-    assert given == [is_pinned] * 2
-
-
 def test_spdls_boxes_are_torchvisions() -> None:
     """Areas and ratios have torchvision's ranges and, over many, its means; a strip gets the middle."""
     from torchvision.transforms import RandomResizedCrop
@@ -197,13 +176,49 @@ def test_decoders_are_those_of_the_package_with_autos_first(monkeypatch: pytest.
         assert ours.why_no_decoder("turbo", data, CPU) is None
 
 
-def test_a_decoder_that_is_missing_or_unknown_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libffcv, "why_missing", lambda: "it is on holiday")
-    with Beton(sample_paths().train) as data:
-        assert "it is on holiday" in (ours.why_no_decoder("ffcv", data, CPU) or "")
-        assert ours.why_no_decoder("pillow", data, CPU) is None
-        with pytest.raises(ValueError, match="--decoders nobody: there are"):
-            ours.why_no_decoder("nobody", data, CPU)
+def test_images_are_copied_out_as_they_are(beton: Path) -> None:
+    """Each sample's bytes and label are written once as a file and once in a shard."""
+    with Beton(beton) as data:
+        expected = {index: (data.read(index), index % 2) for index in range(NUM)}
+    files = beton.parent / "files"
+    images = [*(files / "images").glob("*/*.jpg")]
+    assert {int(path.stem): (path.read_bytes(), int(path.parent.name)) for path in images} == expected
+    members: dict[str, bytes] = {}
+    for shard in sorted((files / "shards").iterdir()):
+        with tarfile.open(shard) as tar:
+            members |= {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert members == {
+        name: content
+        for index, (jpeg, label) in expected.items()
+        for name, content in ((f"{index:09}.jpg", jpeg), (f"{index:09}.cls", str(label).encode()))
+    }
+
+
+def test_loaders_alone_are_measured_in_turn_and_those_that_fail_are_named(beton: Path) -> None:
+    works = {
+        kind: Work(kind, str(beton), str(beton.parent / "files"), 4, 1, SIZE_PX, "cpu")
+        for kind in ("pillow", "nobody")
+    }
+    rates, missing, notes = measure(
+        works, (1, 2), repeats=2, seconds=0.0, deadline=float("inf"), log=lambda line: None
+    )
+    assert [(each.name, each.num_views, len(each.values)) for each in rates] == [
+        ("pillow", 1, 2), ("pillow", 2, 2)
+    ]  # fmt: skip
+    assert all(each.first_batch_s > 0 and min(each.cores) > 0 for each in rates)
+    assert [line["what"] for line in missing] == ["nobody"] and not notes
+
+
+def test_raw_images_and_shards_are_no_work_for_some(beton: Path, tmp_path: Path) -> None:
+    path = tmp_path / "raw.beton"
+    sample = Sample("0", np.zeros((8, 8, 3), np.uint8), 0)
+    write_beton([sample], path, num_samples=1, class_names=["a"], target=Target(mode="raw"))
+    for kind in (kind for kind, peer in ALL.items() if peer.needs_files):
+        assert why_missing(kind, str(path)) in ("it reads JPEGs, and these are raw images", "not installed")
+    for number in (1, 2):
+        (tmp_path / f"a-{number}.beton").write_bytes(beton.read_bytes())
+    reason = why_missing("ffcv_loader", str(tmp_path / "a-*.beton"))
+    assert reason in ("it reads one file, and these are 2 shards", "not installed")
 
 
 def test_cpu_time_is_that_of_the_whole_tree() -> None:
@@ -221,3 +236,14 @@ def test_cpu_time_is_that_of_the_whole_tree() -> None:
     assert tree_usage(os.getpid()).cpu_s - before >= alive - 0.05
     started = time.process_time()
     assert tree_usage(os.getpid()).cpu_s >= started
+
+
+def test_epochs_of_a_small_set_are_whole_random_orders() -> None:
+    loader: Any = SimpleNamespace(batch_size_per_rank=200, world=1, num_samples=480, seed=0)
+    orders = [long_order(loader, epoch) for epoch in range(2)]
+    for order in orders:
+        assert order.shape == (MIN_STEPS * 200,) and len(np.unique(order)) == len(order)
+        indices = index_of(order)
+        assert (np.sort(indices[:480]) == np.arange(480)).all()
+        assert (np.bincount(indices) >= len(order) // 480).all()
+    assert (orders[0] != orders[1]).any()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, compare, photo, write_photos, written
+from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, photo, write_photos
+from bench.sizes import SIZES, crop_px
 from fastpsl.pipelines.beton.reader import Beton
 
 NUM = 24
@@ -25,13 +26,6 @@ def test_each_is_another_and_the_same_again(jpegs: list[bytes], tmp_path: Path) 
     with Beton(tmp_path / "photos.beton") as data:
         assert [data.read(index) for index in range(5)] == jpegs[:5]
         assert data.labels().tolist() == [0, 1, 2, 3, 4]
-    whole = sum(map(len, jpegs[:5]))
-    sizes = f"5 JPEGs of {whole / 5e3:.1f} KB in the mean, together {whole / 1e6:,.1f} MB"
-    size = (tmp_path / "photos.beton").stat().st_size
-    assert (
-        written(tmp_path / "photos.beton")
-        == f"{tmp_path / 'photos.beton'}: {sizes}; the file has {size / 1e6:,.1f} MB"
-    )
     assert photo(Fields(4), 0) != jpegs[0]
 
 
@@ -54,17 +48,23 @@ def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
     assert mean_pixels == pytest.approx(0.165e6, rel=0.02)
 
 
-def test_contrast_varies_within_an_image_as_in_photos(jpegs: list[bytes]) -> None:
-    """The logarithm of blocks' deviation spreads by 0.94 in clothing photos, with one contrast by 0.3."""
-    spreads = []
-    for jpeg in jpegs[:8]:
-        grey = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), np.float64)
-        rows, columns = (side // 8 * 8 for side in grey.shape)
-        blocks = grey[:rows, :columns].reshape(rows // 8, 8, columns // 8, 8).std((1, 3))
-        spreads.append(np.log(blocks + 0.5).std())
-    assert np.mean(spreads) > 0.5
+@pytest.mark.parametrize("size", ["64", "500"])
+def test_images_of_sizes_are_as_heavy_as_real_ones(size: str) -> None:
+    form, fields = SIZES[size], Fields(1)
+    densities = []
+    for index in range(8):
+        jpeg = photo(fields, index, form.bytes_per_pixel, form.sides, form.quality)
+        width, height = Image.open(io.BytesIO(jpeg)).size
+        assert (height, width) in {sides[:2] for sides in form.sides}
+        target = np.random.default_rng((1, 10, index))
+        target.choice(len(form.sides), p=[share for *_, share in form.sides])
+        factor = np.exp(0.35 * target.standard_normal() - 0.35**2 / 2)
+        densities.append(len(jpeg) / (height * width) / factor)
+    assert np.median(densities) == pytest.approx(form.bytes_per_pixel, rel=0.05)
 
 
-def test_decoding_is_timed_beside_others(jpegs: list[bytes]) -> None:
-    lines = list(compare(jpegs[:2], jpegs[:2]))
-    assert [line.split(":")[0] for line in lines] == ["made", "real", "turbo", "pillow"]
+def test_shapes_are_those_of_the_named_sets() -> None:
+    means = {size: [sum(s[a] * s[2] for s in form.sides) for a in (0, 1)] for size, form in SIZES.items()}
+    assert means["originals"] == pytest.approx([387, 469], rel=0.02) and means["224"] == [224, 224]
+    assert all(sum(share for *_, share in form.sides) == pytest.approx(1) for form in SIZES.values())
+    assert [crop_px(size) for size in SIZES] == [64, 160, 224, 224, 224, 224]

@@ -1,27 +1,104 @@
-"""The properties that all programs of bench/ share."""
+"""What all programs of bench/ share, and a run of each at its smallest, as people call it.
+
+No figure is judged.
+"""
 
 import ast
 import importlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import bench.checkpoint
+import bench.start
+from bench import peers
+from bench.determinism import command, tensors
+from bench.performance import RESULTS
 from bench.program import check_out, counted, progress
+from bench.recipe_stages import Recipe, recipe_of, recipe_options, stage_experiment
+from bench.schema import validate
+from bench.small import NUM_CLASSES, write_noise
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders import dali, libffcv, resident
+from tests.engine.tiny import one_process
+from tests.programs import ROOT, run, run_fresh
+from tests.slow import nightly, slow
 
-ROOT = Path(__file__).resolve().parents[2]
-WITH_POLICY = sorted(
-    path for path in (ROOT / "bench").glob("*.py") if 'setdefault("OMP_WAIT_POLICY"' in path.read_text()
-)
-WITH_RESULTS = sorted(
-    path.stem
-    for path in (ROOT / "bench").glob("*.py")
-    if re.search(r"save_result\(\s*\w+\.out, ", path.read_text())
-)
+PROGRAMS = sorted((ROOT / "bench").glob("*.py"))
+WITH_POLICY = [path for path in PROGRAMS if 'setdefault("OMP_WAIT_POLICY"' in path.read_text()]
+WITH_RESULTS = [path.stem for path in PROGRAMS if re.search(r"save_result\(\s*\w+\.out, ", path.read_text())]
+WITH_OPTIONS = [path.stem for path in PROGRAMS if "class Options" in path.read_text()]
+ONCE = "--repeats 1 --seconds 0.001"
+TINY = "--device cpu --batch-size 2 --repeats 1"
+# Program → arguments, and what its rows have measured.
+RUNS = {
+    "throughput": (
+        f"--recipe simclr --decoders pillow --stages S2 --backbone resnet18 --batch-size 2 --no-peers {ONCE}",
+        {"loader", "step", "both"},
+    ),
+    "step": (f"--recipes rotation --stages S1 S2 --modes eager eager+fold --limit-s 1000 {TINY}", {"step"}),
+    "kernels": (f"--chains grey --size-px 32 {TINY}", {"copy", "kernel"}),
+    "loaders": (f"--what decode --views 2 --seconds 0.001 --size-px 16 --no-peers {TINY}", {"decode"}),
+    "training": (f"--stages simclr:S1 --peers --batch-size 4 --size-px 32 --workers 1 {ONCE}", {"trained"}),
+    "small": (
+        f"--data DATA --val DATA --recipes sslpp_rotation --batch-size 8 --workers 1 --device cpu {ONCE}",
+        {"loader", "step", "both", "whole"},
+    ),
+    "scaling": (
+        f"--stages S3 --backbone resnet18 --decoder pillow --steps 1 {TINY}",
+        {"loader", "step", "both", "gradients"},
+    ),
+    "detection": (f"--size 64 --limit-s 0.001 {TINY}", {"step"}),
+    "sizes": (
+        f"--sizes originals --data FOLDER --crops 1 --num 2 --decoders pillow --peers image_folder {TINY}",
+        {"loader", "peer", "cpu"},
+    ),
+    "time_to_accuracy": (
+        "--seeds 0 --device cpu", {"training", "training and looks", "accuracy"}
+    ),
+    "order": ("--gigabytes 0.2 --batch-size 8 --lanes 1 --repeats 1 --workers 1", {"reads", "loader"}),
+    "beton_write": ("--num-drawn 8 --repeats 1 --workers 1", {"fastpsl data write", "ffcv DatasetWriter"}),
+    "jpeg_engines": (f"--batch-size 12 --threads 1 --size-px 16 --no-peers {ONCE}", {"loader"}),
+    "determinism": (
+        "--processes 1 2 --epochs 1 1 1 --kill-at 20", {"loss", "difference", "steps with equal inputs"}
+    ),
+}  # fmt: skip
+NEEDS = {"beton_write": libffcv.why_missing, "jpeg_engines": lambda: dali.why_missing(torch.device("cpu"))}
+
+
+@pytest.mark.parametrize("name", [*map(slow, ("throughput", "step", "kernels")), *map(nightly, [*RUNS][3:])])
+def test_a_run_writes_its_result(name: str, tmp_path: Path) -> None:
+    if name in NEEDS and (reason := NEEDS[name]()):
+        pytest.skip(reason)
+    write_noise(tmp_path / "noise.beton", 60, 0)
+    (tmp_path / "own" / "a").mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (90, 70 + number)).save(tmp_path / "own" / "a" / f"{number}.jpg")
+    places = {"DATA": str(tmp_path / "noise.beton"), "FOLDER": str(tmp_path / "own")}
+    arguments, measured = RUNS[name]
+    out = tmp_path / "result.json"
+    words = [places.get(word, word) for word in arguments.split()]
+    process = run_fresh(ROOT / "bench" / f"{name}.py", *words, "--out", str(out))
+    assert process.returncode == 0, process.stderr
+    result = json.loads(out.read_text())
+    validate(result)
+    assert measured <= {row["measured"] for row in result["rows"]}
+    assert all(set(missing) == {"what", "reason"} for missing in result["not_measured"])
+    assert str(out) in process.stdout.replace("\n", "")
+
+
+def test_every_program_has_a_run() -> None:
+    assert {*WITH_RESULTS} == {*RUNS, "remote", "start", "checkpoint"}
 
 
 @pytest.mark.parametrize("path", WITH_POLICY, ids=lambda path: path.stem)
@@ -34,28 +111,6 @@ def test_barriers_are_told_to_sleep_before_torch_comes(path: Path) -> None:
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         third_party = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
         assert not third_party, f"{path.name} imports {third_party} first"
-
-
-@pytest.mark.slow
-def test_the_policy_reaches_libgomp() -> None:
-    """libgomp reports it when bench/throughput.py starts."""
-    assert ROOT / "bench" / "throughput.py" in WITH_POLICY
-    process = subprocess.run(
-        [sys.executable, "bench/throughput.py", "--help"], cwd=ROOT, capture_output=True, text=True,
-        check=False, timeout=240,
-        env={"PATH": "/usr/bin:/bin", "OMP_DISPLAY_ENV": "VERBOSE"},
-    )  # fmt: skip
-    if "OMP_WAIT_POLICY" not in process.stderr:
-        pytest.skip("this torch brings another library of threads")
-    assert process.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in process.stderr
-
-
-def test_these_programs_write_results() -> None:
-    assert WITH_RESULTS == [
-        "agreement", "beton_size", "beton_write", "checkpoint", "detection", "determinism", "gil",
-        "jpeg_engines", "kernels", "labels", "large_set", "loaders", "order", "remote", "scaling",
-        "simulated_world", "sizes", "small", "start", "step", "throughput", "time_to_accuracy", "training",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WITH_RESULTS)
@@ -72,22 +127,56 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
 
     for first in ("environment", "join_world", "choose_device"):
         monkeypatch.setattr(program, first, lambda *_, **__: measures(), raising=False)
-    with pytest.raises(ValueError, match="cannot be written") as raised:
+    with pytest.raises(ValueError, match=f"--out {out}: cannot be written"):
         program.main()
-    assert (
-        str(raised.value)
-        == f"--out {out}: cannot be written (not a folder); choose a folder that can be written"
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("throughput", {"batch_size": 0}, "--batch-size 0"),
+    ("throughput", {"views": (1, 0)}, "--views"),
+    ("throughput", {"recipe": (), "peers": False}, "nothing is left"),
+    ("throughput", {"stages": ("sim:S1",)}, "--stages sim:S1"),
+    ("step", {"modes": ()}, "--modes"),
+    ("kernels", {"chains": ("SimCLR T4",)}, "--chains 'SimCLR T4'"),
+    ("kernels", {"size_px": 8}, "--size-px 8"),
+    ("loaders", {"shares": (0.5, 1.1)}, "--shares 0.5 1.1"),
+    ("loaders", {"seconds": 1.0}, "--seconds 1"),
+    ("training", {"stages": ("simclr",)}, "--stages simclr"),
+    ("small", {"data": "a.beton"}, "--data and --val"),
+    ("scaling", {"storage": Path("nowhere")}, "--storage nowhere"),
+    ("detection", {"size": 0}, "--size 0"),
+    ("sizes", {"peers": ("nobody",)}, "--peers nobody"),
+    ("sizes", {"data": "a", "sizes": ("64",)}, "--data a"),
+    ("sizes", {"num": 3, "batch_size": 4}, "--num 3"),
+    ("time_to_accuracy", {"accuracy": 1.0}, "--accuracy 1"),
+    ("jpeg_engines", {"shares": (1.5,)}, "--shares"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "says"), WRONG)
+def test_values_that_cannot_be_are_refused(name: str, values: dict[str, Any], says: str) -> None:
+    assert {name for name, *_ in WRONG} == {*WITH_OPTIONS}
+    options = importlib.import_module(f"bench.{name}").Options
+    options().check()
+    with pytest.raises(ValueError, match=re.escape(says)):
+        options(**values).check()
+
+
+def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    process = run(
+        ROOT / "bench" / "throughput.py", "--data", "absent.beton", "--out", str(tmp_path / "result.json")
     )
+    assert process.returncode == 2
+    assert "absent.beton" in process.stderr and len(process.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_a_result_may_go(tmp_path: Path) -> None:
     check_out(tmp_path / "new" / "folder" / "result.json")
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "folder"]  # no file remains
-    with pytest.raises(ValueError, match="it is a folder; give it a file's name"):
-        check_out(tmp_path / "new")
-    closed = Path("/proc/self/result.json")
-    with pytest.raises(ValueError, match=r"--out /proc/self/result.json: cannot be written \(\w.*\); choose"):
-        check_out(closed)
+    for path in (tmp_path / "new", Path("/proc/self/result.json")):
+        with pytest.raises(ValueError, match=rf"--out {path}: cannot be written"):
+            check_out(path)
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(
@@ -98,18 +187,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     with progress() as log:
         for phase in ("first", "second", "third", "fourth"):
             log(phase)
-    out, err = capsys.readouterr()
-    assert not out
-    assert [line.split(", ", 1)[1] for line in err.splitlines()] == ["after 0 s: first", "after 12 s: third"]
-
-
-def test_one_is_counted_as_one() -> None:
-    assert [counted(num, "rank") for num in (0, 1, 2, 1000)] == [
-        "0 ranks",
-        "1 rank",
-        "2 ranks",
-        "1,000 ranks",
-    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(", ", 1)[1] for line in lines] == ["after 0 s: first", "after 12 s: third"]
+    assert [counted(num, "rank") for num in (1, 1000)] == ["1 rank", "1,000 ranks"]
 
 
 def test_sigterm_leaves_no_folder(tmp_path: Path) -> None:
@@ -121,10 +201,91 @@ def test_sigterm_leaves_no_folder(tmp_path: Path) -> None:
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)}
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait(240) == 143
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
+def test_every_recipe_has_its_stages(recipe: Recipe) -> None:
+    """The options have the paper's values with a small batch, to which MoCo's key groups shrink."""
+    options = recipe_options(recipe, is_sample=False, batch_size=16, backbone="resnet18", device=None)
+    for name, last in (("S2", 4), ("E", 5)):
+        experiment, number = stage_experiment(recipe, name, options, one_process())
+        assert (experiment.stages[number].name, experiment.stages[number].last_block) == (name, last)
+    with pytest.raises(ValueError, match="S1, S2, S3, E"):
+        stage_experiment(recipe, "S4", options, one_process())
+
+
+def test_noise_can_be_kept_on_any_device(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.beton", 60, 0)
+    with Beton(tmp_path / "a.beton") as data:
+        assert data.image_sizes() == (32, 32, 32, 32) and resident.is_small(data)
+        assert (data.labels() == np.arange(60) % NUM_CLASSES).all() and len(
+            {*map(data.read, range(60))}
+        ) == 60
+
+
+def test_starts_are_rows_and_ratios_to_torchs_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands only busy themselves here, so that nothing is compiled."""
+    out = tmp_path / "start.json"
+    busy = [sys.executable, "-c", "sum(range(10**6)); print('done', flush=True); input()"]
+    names = list(bench.start.commands(4, "jigsaw", tmp_path))
+    monkeypatch.setattr(bench.start, "commands", lambda *_: dict.fromkeys(names, (busy, "done")))
+    monkeypatch.setattr(sys, "argv", ["start", "--repeats", "2", "--out", str(out)])
+    bench.start.main()
+    result = json.loads(out.read_text())
+    validate(result)
+    assert len(result["rows"]) == 7 and len(result["ratios"]) == 4
+    with pytest.raises(OSError, match="no such thing"):
+        bench.start.start([sys.executable, "-c", "print('no such thing')"], "all done", tmp_path, tmp_path)
+
+
+def test_bytes_of_states_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Any] = {"backbone": "resnet18", "queue_size": 64, "size_px": 32, "num_clusters": 10}
+    options = bench.checkpoint.recipe_options
+
+    def smaller(recipe: str, **given: Any) -> object:
+        fields = recipe_of(recipe).paper.keys()
+        return options(recipe, **given, **{name: values[name] for name in values.keys() & fields})
+
+    monkeypatch.setattr(bench.checkpoint, "recipe_options", smaller)
+    monkeypatch.setattr(bench.checkpoint, "COUNTED", (("moco", 70), ("uic_r50", 70)))
+    out = tmp_path / "checkpoint.json"
+    monkeypatch.setattr(sys, "argv", ["checkpoint", "--recipes", "moco", "--repeats", "2", "--out", str(out)])
+    bench.checkpoint.main()
+    result = json.loads(out.read_text())
+    validate(result)
+    state = next(row for row in result["rows"] if (row["measured"], row["recipe"]) == ("state", "moco"))
+    parts = [state[f"{part}_bytes"] for part in ("backbone", "learner", "task")]
+    assert state["num_bytes"] == sum(parts) and min(parts) > 0
+    assert {row["how"] for row in result["rows"] if row["measured"] == "step"} == {*bench.checkpoint.HOW}
+
+
+def test_determinisms_commands_are_recipes_whose_networks_can_be_loaded() -> None:
+    for kind in bench.determinism.KINDS:
+        alone, four = (command(kind, num, [1, 1, 1], ROOT) for num in (1, 4))
+        assert (ROOT / alone[1]).exists() and "--nproc-per-node=4" in four
+        network = getattr(bench.determinism, kind.network)()
+        maps = torch.zeros(2, 3, 32, 32)
+        for block, channels in zip(network.blocks(), network.channels, strict=True):
+            maps = block(maps)
+            assert maps.shape[1] == channels
+    state = {"a": torch.ones(3), "b": [torch.zeros(2), {"c": 1}]}
+    assert len([*tensors(state)]) == 2
+
+
+def test_a_killed_run_ended_as_if_it_had_not_been() -> None:
+    """The committed result says so."""
+    rows = json.loads((RESULTS / "determinism.json").read_text())["rows"]
+    first, *_, killed = (row for row in rows if (row["measured"], row["network"]) == ("loss", "batch_norm"))
+    assert killed["killed_at"] and all(killed[key] == first[key] for key in ("weights", "values"))
+
+
+def test_peers_that_are_missing_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.peers.peer._is_installed", lambda package: False)
+    assert peers.why_missing("lightly", "") == "not installed"

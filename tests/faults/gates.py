@@ -159,6 +159,8 @@ def make_sound(path: Path) -> None:
                 "science": _SCIENCE,
                 "machine": {},
                 "position": position | {"summaries": []},
+                "num_stages": 1,
+                "choices": {},
             }
             torch.save({**state, "backbone": weights, "train_step": {}, "task": {}}, path)
         case "labels.npz":

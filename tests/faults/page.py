@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.pages import written
-from bench.performance import table
+from bench.performance import written
+from bench.tables import table
 from tests.faults.report import FAILURES, ROOT
 
 RESULTS = ROOT / "docs" / "runs" / "faults"

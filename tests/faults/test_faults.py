@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.pages import written
+from bench.performance import written
 from tests.faults import growth, page
 from tests.faults.attacks import ATTACKS, ESCAPES, MARKUP, PRIVATE_IMAGE
 from tests.faults.child import Case, Jury, Limits, refusal, run

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bench.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
@@ -14,6 +13,7 @@ from fastpsl.pipelines.beton.shard import CHUNK
 from fastpsl.pipelines.loader import order as order_module
 from fastpsl.pipelines.loader.loader import ORDERS, Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
 
 NUM, NUM_SHARDS = 600_000, 3
 MIB = 1 << 20

@@ -13,8 +13,8 @@ of x:
     pool(relu(n(x)))   x; x to y, p                 4 5/8  dy, p, x; dy, p, x to dx                7 1/4
 
 A second gradient of y, if two users share it (`fork`), costs 2 more and saves the 6 of adding the two before.
-Behind a pool it costs 1 and saves 1 1/2. bench/norm_bytes.py counts torch's passes beside these. A result
-without z takes two launches forward, two backward and a tensor of zeros. Each n(z) takes one launch more.
+Behind a pool it costs 1 and saves 1 1/2. A result without z takes two launches forward, two backward and a
+tensor of zeros. Each n(z) takes one launch more.
 """
 
 from typing import Any, NamedTuple

@@ -1,0 +1,476 @@
+"""The tables that results make: Markdown for pages of docs/ and README, and the same for the terminal.
+
+A table is data: its titles, the rows that it takes from results, and a format for each column. `table` writes
+it. bench/performance.py puts the tables onto pages.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.peers import TITLES, Work, reads
+from bench.program import counted
+from bench.schema import Results, spread
+from fastpsl.pipelines.decoders.choose import NAMES
+
+Row = Mapping[str, Any]
+Result = Mapping[str, Any]
+Batches = Literal["uint8", "float32", "folder"]
+"""A table of bench/sizes.py: uint8 crops; float32 batches; float32 batches of what reads a folder."""
+BATCHES: tuple[Batches, ...] = get_args(Batches)
+ABOUT = {
+    "uint8": "Crops as uint8, ours from a dataset file",
+    "float32": "Batches as float32 (crop, flip, normalised), ours from a dataset file",
+    "folder": "Batches as float32 (crop, flip, normalised), from a folder of JPEGs",
+}
+RATE, CPU = "samples/s / the peer's", "the peer's CPU time / ours"
+GOALS = {"float32": 2.0, "folder": 1.8}  # ratios over the best peer, for sizes of photos
+NO_GOAL = ("64",)
+JPEG_DECODERS = tuple(name for name in NAMES if name not in ("resident", "synthetic"))
+# Paths of bench/kernels.py. `kornia` is the value of --augment: our own operations, one after the other.
+PATHS = {
+    "fused": "fused", "kornia": "unfused", "kornia_modules": "Kornia's modules",
+    "torchvision_batch": "torchvision, one draw per batch",
+    "torchvision_images": "torchvision, image by image",
+}  # fmt: skip
+WHAT = {
+    "agreement": "How far the crops of each decoder are from exact ones, on photos.",
+    "beton_size": "The size of an image in a dataset file, by the options of `fastpsl data write`.",
+    "beton_write": "`fastpsl data write` beside ffcv's DatasetWriter.",
+    "checkpoint": "How long a checkpoint holds up the training, and the bytes of the state by recipe.",
+    "decode": "Decoding alone: the decoder `dali` by threads, DALI's own reader and ffcv's Loader.",
+    "detection": "A training step of detection beside torchvision's FasterRCNN.",
+    "determinism": "Which losses are equal on other numbers of processes, and after a kill.",
+    "gil": "CPU time per batch, in all and under the interpreter lock, and the cost of many threads.",
+    "gpu_day": "The steps of a part of `bench/gpu_day/`, with their exit codes.",
+    "jpeg_engines": "Whether a GPU's JPEG engines work for `dali`, by their share, beside DALI's own reader.",
+    "kernels": "Augmentations of a batch: fused, one by one, by Kornia's modules and by torchvision.",
+    "labels": "The work on pseudo-labels between two epochs.",
+    "large_set": "Opening, entering and resuming a data set of very many images.",
+    "loader": "fastpsl's loader, by decoder, beside ffcv's Loader on the same dataset file.",
+    "order": "Random and quasi-random order, read from storage.",
+    "remote": "An epoch from a server with a latency and a rate, beside a local file and others.",
+    "scaling": "The step and the loader on 1 to all GPUs of a node.",
+    "simulated_world": "What one rank of 1 to 256 exchanges, holds and computes.",
+    "sizes": "Loaders alone, by image size, beside all others: uint8 crops or float32 batches.",
+    "small": "Training and evaluation on 32 px images that stay on the device.",
+    "start": "Seconds from a command to its first batch and its first training step.",
+    "step": "The training step by recipe, stage and mode.",
+    "throughput": "The loader alone, the step alone and both as they train, and loaders beside others.",
+    "training": "Training from JPEGs beside others' examples, each in a process of its own.",
+    "time_to_accuracy": "Seconds of training to a validation accuracy.",
+}
+HAVE_CHARTS = ("throughput", "kernels")
+_SPREAD = ("median", "quartile_1", "quartile_3", "values")
+
+
+def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    titles = list(titles)
+    lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
+
+
+def number(value: float) -> str:
+    """Format a number with three significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def plain(value: Any) -> str:
+    """Format a label for a cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else number(value)
+    return str(value)
+
+
+def whole(row: Row) -> str:
+    """Format a row's median and quartiles without digits behind the point."""
+    return f"{row['median']:,.0f} {row['unit']} ({row['quartile_1']:,.0f} to {row['quartile_3']:,.0f})"
+
+
+def launch(row: Row) -> str:
+    """Return how a row's steps ran; results from before captured steps have launched ones."""
+    return "captured" if row.get("graph") == "on" else "launched"
+
+
+def device_of(result: Result) -> str:
+    """Return the GPU, or the processor and its cores."""
+    machine = result["environment"]
+    return machine["gpu"] or f"{machine['cpu']}, {machine['num_cores']} cores"
+
+
+def of_bench(results: Results, *benches: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the files of some benches with their results."""
+    for name, result in results.items():
+        if result["bench"] in benches:
+            yield name, result
+
+
+def rows_of(results: Results, bench: str, part: str, **labels: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file, row) for each row or ratio of a bench that has these labels.
+
+    Args:
+        results: File name → result.
+        bench: Name of the bench.
+        part: "rows" or "ratios".
+        **labels: Key → value that a row must have.
+    """
+    for name, result in of_bench(results, bench):
+        for row in result[part]:
+            if all(row.get(label) == value for label, value in labels.items()):
+                yield name, row
+
+
+def best(
+    rows: Iterable[tuple[str, dict[str, Any]]], by: str = "median"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the pair with the highest value, if there is one."""
+    pairs = list(rows)
+    if pairs:
+        yield max(pairs, key=lambda pair: pair[1][by])
+
+
+def headline(result: Result, decoders: Sequence[str] = JPEG_DECODERS) -> dict[str, tuple[float, str]]:
+    """Return each recipe's lowest ratio of training to the slower of loader and step, with its place."""
+    worst: dict[str, tuple[float, str]] = {}
+    for ratio in result["ratios"]:
+        if ratio["what"] == "both / min(loader, step)" and ratio["decoder"] in decoders:
+            recipe = ratio.get("recipe", "jigsaw")
+            figure = (ratio["median"], f"{recipe} {ratio['stage']}, {ratio['decoder']}")
+            worst[recipe] = min(worst.get(recipe, figure), figure)
+    return worst
+
+
+# Each file: its machine, and its rows and ratios as they are.
+
+
+def machines(results: Results) -> str:
+    """Return a table with one line per file: machine, versions, load and repeats."""
+    rows = []
+    for name, result in results.items():
+        machine, versions = result["environment"], result["environment"]["versions"]
+        dali = versions.get("nvidia-dali-cuda130") or versions.get("nvidia-dali-cuda120")
+        packages = [
+            f"{each} {versions[each]}" for each in ("torch", "triton", "kornia", "ffcv") if each in versions
+        ]
+        rows.append([
+            f"[{name}](/bench/results/{name})", result["bench"],
+            machine["gpu"] or f"{machine['cpu']}, no GPU",
+            plain(machine["num_cores"]), plain(machine["driver"]),
+            ", ".join(packages + ([f"dali {dali}"] if dali else [])), plain(machine["commit"]),
+            f"{machine['load_average_before']:g}", str(result["settings"]["repeats"]),
+        ])  # fmt: skip
+    return table(
+        ("file", "bench", "machine", "cores", "driver", "versions", "commit", "load before", "repeats"), rows
+    )
+
+
+def spreads(rows: Sequence[Row], first: str) -> tuple[list[str], list[list[str]]]:
+    """Return titles and cells of rows or ratios with their labels, without columns that are empty."""
+    labels = list(dict.fromkeys(key for row in rows for key in row if key not in (*_SPREAD, first, "unit")))
+    labels = [label for label in labels if any(row.get(label) is not None for row in rows)]
+    unit = ["unit"] if "unit" in rows[0] else []
+    cells = [
+        [plain(row[first]), *(plain(row.get(label)) for label in labels), number(row["median"]),
+         f"{number(row['quartile_1'])} to {number(row['quartile_3'])}", *(row[key] for key in unit)]
+        for row in rows
+    ]  # fmt: skip
+    titles = [first, *labels, "median", "quartiles", *unit]
+    return [title.replace("_", " ") for title in titles], cells
+
+
+def with_names(result: Result) -> tuple[list[Row], list[Row]]:
+    """Return rows and ratios with names for people instead of those of the file."""
+    rows, ratios = result["rows"], result["ratios"]
+    if result["bench"] == "kernels":
+        ratios = kernel_ratios(result)
+        rows = [row | {"path": PATHS.get(row["path"])} for row in rows]
+    if result["bench"] in ("throughput", "small"):
+        rows = [row | {"measured": _measured(row)} for row in rows]
+        ratios = [row | {"what": row["what"].replace("both", "trained")} for row in ratios]
+    if result["bench"] == "gpu_day":
+        rows = [row | {"measured": f"`{row['measured']}`"} for row in rows]  # the name of a step
+    return rows, ratios
+
+
+def kernel_ratios(result: Result) -> list[Row]:
+    """Return each path's time over ours in a result of bench/kernels.py, with titles as names of paths.
+
+    Ours is fused; where there is no fused kernel it is unfused, repeat by repeat.
+    """
+    found = [
+        row | {"what": f"{PATHS[row['what'].removesuffix(' / fused')]} / fused"} for row in result["ratios"]
+    ]
+    kernels = [row for row in result["rows"] if row["measured"] == "kernel"]
+    values = {(row["chain"], row["path"]): row["values"] for row in kernels}
+    for (chain, path), theirs in values.items():
+        ours = values.get((chain, "kornia"))
+        if ours and path != "kornia" and (chain, "fused") not in values:
+            both = spread([a / b for a, b in zip(theirs, ours, strict=True)])
+            found.append({"what": f"{PATHS[path]} / unfused", "chain": chain} | both)
+    return found
+
+
+def _measured(row: Row) -> str:
+    names = {"loader": "loader alone", "step": f"step alone ({launch(row)})", "both": "trained"}
+    return names.get(row["measured"], str(row["measured"]))
+
+
+def section(name: str, result: Result) -> str:
+    """Return a file's section: what it measures, and folded its command, data, ratios, rows and gaps."""
+    data, (rows, ratios) = result["data"], with_names(result)
+    counts = [counted(len(rows), "row")] + ([counted(len(ratios), "ratio")] if ratios else [])
+    notes = " ".join(f"Note: {note}." for note in result["notes"])
+    folded = [
+        f"Command: `{result['command']}`",
+        f"Data: `{data.get('name', 'no name')}`, {data['num_samples']:,} samples. {notes}",
+    ]
+    if result["bench"] in HAVE_CHARTS:
+        folded.append(f"![Bars of the medians in {name}](/bench/results/{Path(name).with_suffix('.png')})")
+    folded += [table(*spreads(ratios, "what"))] if ratios else []
+    folded.append(table(*spreads(rows, "measured")))
+    folded.append(
+        "\n".join(f"- not measured: {each['what']}: {each['reason']}" for each in result["not_measured"])
+    )
+    return "\n\n".join([
+        f"### {name}",
+        f"{WHAT[result['bench']]} The file: [{name}](/bench/results/{name}).",
+        f"<details><summary>{' and '.join(counts)}, measured on {device_of(result)}</summary>",
+        *(part.strip() for part in folded if part.strip()),
+        "</details>",
+    ])  # fmt: skip
+
+
+def sections(results: Results) -> str:
+    return "\n\n".join(section(name, result) for name, result in results.items())
+
+
+def show(result: Result, *labels: str) -> None:
+    """Print rows and ratios with these labels, what was not measured, and the notes."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # in a file 80 are too few
+    for rows, first in zip(with_names(result), ("measured", "what"), strict=True):
+        if rows:
+            kept = {first, "unit", *_SPREAD, *labels}
+            titles, cells = spreads([{k: v for k, v in row.items() if k in kept} for row in rows], first)
+            grid = Table(*titles)
+            for each in cells:
+                grid.add_row(*each)
+            console.print(grid)
+    for missing in result["not_measured"]:
+        console.print(f"not measured: {missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
+# Checkpoints, and data of a server: a line for each recipe or loader, a column for each way of measuring it.
+
+STATES = {
+    "simclr": "SimCLR, ResNet-50",
+    "moco": "MoCo v2, ResNet-50, with the queue and the key encoder",
+    "jigsaw": "jigsaw, ResNet-50",
+    "rotation": "rotation, RevNet-50",
+    "uic_r50": "UIC, ResNet-50",
+    "deepcluster": "DeepCluster, AlexNet",
+    "sslpp_colorization": "SSL++ colorization",
+    "sslpp_rotation": "SSL++ rotation",
+    "sslpp_iic": "IIC",
+}
+WAITS = {
+    "wait, before there was a thread": ("call", "synchronous"), "wait": ("call", "thread"),
+    "wait, the first time": ("call", "thread, first"), "step without a checkpoint": ("step", "none"),
+    "step beside the write": ("step", "thread"),
+}  # fmt: skip
+PARTS_OF_STATE = {
+    "backbone": "backbone_bytes",
+    "head and optimizer": "learner_bytes",
+    "task": "task_bytes",
+    "all": "num_bytes",
+}
+SERVED = {
+    "fastpsl, a local file": ("local", "epoch"),
+    "fastpsl, from the server": ("fastpsl", "epoch"),
+    "WebDataset, from the server": ("webdataset", "epoch"),
+    "MosaicML Streaming, from the server": ("streaming", "epoch"),
+    "fastpsl, without decoding": ("fastpsl", "fetch"),
+}
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def checkpoint_table(results: Results) -> str:
+    """Return a table of the time that training waits for a checkpoint, and of the step after it."""
+    lines = []
+    for _, result in of_bench(results, "checkpoint"):
+        rows = {(row["recipe"], row["measured"], row["how"]): row for row in result["rows"]}
+        for recipe in dict.fromkeys(recipe for recipe, measured, _ in rows if measured == "call"):
+            num_bytes = rows[recipe, "call", "thread"]["num_bytes"]
+            waits = (whole(rows[(recipe, *way)]) for way in WAITS.values())
+            lines.append([STATES[recipe], _megabytes(num_bytes), *waits])
+    return table(("state", "bytes", *WAITS), lines) + "\n\nMedians, with quartiles in brackets."
+
+
+def states_table(results: Results) -> str:
+    """Return a table of the bytes of each recipe's state, by part."""
+    rows = [row for _, row in rows_of(results, "checkpoint", "rows", measured="state")]
+    return table(
+        ("recipe", "images", *PARTS_OF_STATE),
+        (
+            [STATES[row["recipe"]], f"{row['num_images']:,}"]
+            + [_megabytes(row[key]) for key in PARTS_OF_STATE.values()]
+            for row in rows
+        ),
+    )
+
+
+def remote_table(results: Results) -> str:
+    """Return images per second by latency and loader."""
+    if not (found := list(of_bench(results, "remote"))):
+        return "Not measured yet: `python bench/remote.py --data photos.beton`."
+    name, result = found[-1]
+    rows = {(row["loader"], row["measured"], row["latency_ms"]): row for row in result["rows"]}
+    latencies = sorted({latency for _, _, latency in rows})
+    data, settings = result["data"], result["settings"]
+    about = (
+        f"{device_of(result)}, load {result['environment']['load_average_before']:g} before; "
+        f"{data['num_samples']:,} images, {data['num_bytes'] / 1e6:,.0f} MB, {settings['gbit']:g} Gbit/s "
+        f"([{name}](/bench/results/{name})). Medians of {settings['repeats']}, with the quartiles:"
+    )
+    lines = [
+        [title, *(whole(rows[(*key, latency)]) for latency in latencies)]
+        for title, key in SERVED.items()
+        if (*key, latencies[0]) in rows
+    ]
+    made = table(("", *(f"latency {latency:g} ms" for latency in latencies)), lines)
+    return f"{about}\n\n{made.replace('|  |', '| |', 1)}"
+
+
+# Loaders by the size of the images, of bench/sizes.py.
+
+
+def labels_of(work: Work) -> dict[str, Any]:
+    """Return the labels of a loader's row that tell in which tables it stands."""
+    dtype = "float32" if work.floats else "uint8"
+    return {"decoder": work.kind, "dtype": dtype, "reads": reads(work)}
+
+
+def is_of(row: Row, batches: str) -> bool:
+    """Return whether a row stands in a table. A peer that reads a folder stands in two."""
+    if row.get("dtype", "uint8") == "uint8":  # older results have no dtype
+        return batches == "uint8"
+    if batches == "folder":
+        return row["reads"] == "folder"
+    return batches == "float32" and (row["decoder"] in TITLES or row["reads"] == "dataset file")
+
+
+def without_form(title: str) -> str:
+    """Return a peer's name without what it reads: TurboLoader for "TurboLoader (tar)"."""
+    return title.partition(" (")[0]
+
+
+def titled(kind: str) -> str:
+    """Return a peer's title for tables, without its form."""
+    return TITLES[kind].partition(",")[0]
+
+
+def best_peers(result: Result, batches: str = "uint8") -> dict[tuple[str, int], dict[str, Row]]:
+    """Return (size, crops) → what → the ratio over the best peer of a table, which is the lowest one."""
+    cells: dict[tuple[str, int], dict[str, Row]] = {}
+    for ratio in result["ratios"] if result["bench"] == "sizes" else ():
+        if ratio.get("batches", "uint8") == batches:
+            cell = cells.setdefault((ratio["size"], ratio["num_views"]), {})
+            cell[ratio["what"]] = min(cell.get(ratio["what"], ratio), ratio, key=lambda each: each["median"])
+    return cells
+
+
+def _is_missed(ratio: Row, batches: str) -> bool:
+    return ratio["size"] not in NO_GOAL and ratio["median"] < GOALS.get(batches, 0.0)
+
+
+def _files(results: Results, batches: str) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (name, result)
+        for name, result in of_bench(results, "sizes")
+        if any(is_of(row, batches) for row in result["rows"])
+    ]
+
+
+def best_table(results: Results, batches: str = "uint8") -> str:
+    """Return tables of ours over the best peer of each cell, one a file; "" without files.
+
+    Where there is a goal, what misses it is marked. float32 batches have ours' page faults beside them.
+    """
+    parts = []
+    for name, result in _files(results, batches):
+        settings, cells = result["settings"], best_peers(result, batches)
+        crops, sizes = sorted({num for _, num in cells}), list(dict.fromkeys(size for size, _ in cells))
+        columns = {
+            f"{counted(num, 'crop')}, {by}": (num, what)
+            for num in crops
+            for by, what in (("by rate", RATE), ("by CPU time", CPU))
+        }
+        lines = {size: [size] for size in sizes}
+        for size, (num, what) in ((size, column) for size in sizes for column in columns.values()):
+            found = cells.get((size, num), {}).get(what)
+            mark = ", **missed**" if found and _is_missed(found, batches) else ""
+            lines[size].append(f"{found['median']:.2f}x {titled(found['form'])}{mark}" if found else "-")
+        titles = ["px", *columns]
+        faults = {
+            (row["size"], row["num_views"]): f"{row['faults_a_sample']:,.0f}"
+            for row in result["rows"]
+            if batches == "float32" and row["measured"] == "loader" and is_of(row, "float32")
+        }
+        if faults:
+            titles.append(f"page faults of ours, {' / '.join(counted(num, 'crop') for num in crops)}")
+            for size, cells_of_size in lines.items():
+                cells_of_size.append(" / ".join(faults.get((size, num), "-") for num in crops))
+        device = result["environment"]["gpu"] or f"{device_of(result)}, no GPU"
+        about = f"{device}, batch {settings['batch_size']}, {settings['num_threads']} threads"
+        parts.append(f"{about} (bench/results/{name}):\n\n{table(titles, lines.values())}")
+    return "\n\n".join(parts)
+
+
+def size_tables(results: Results, batches: str = "uint8") -> str:
+    """Return tables of the best peers, and below them of all loaders."""
+    if not (over_best := best_table(results, batches)):
+        return f"Not measured yet: `python bench/sizes.py --batches {batches}`."
+    decoder = "by the decoder that `auto` takes, " if batches == "uint8" else ""
+    parts = [f"fastpsl, {decoder}over the best other loader of each cell. {over_best}"]
+    for name, result in _files(results, batches):
+        if goal := GOALS.get(batches):
+            cells = best_peers(result, batches).items()
+            ratios = [ratio for (size, _), cell in cells if size not in NO_GOAL for ratio in cell.values()]
+            num_missed = sum(_is_missed(ratio, batches) for ratio in ratios)
+            sizes_but = f"at all sizes but {' and '.join(NO_GOAL)} px"
+            parts.append(
+                f"Goal: {goal:g}x {sizes_but}. Missed: {num_missed} of {counted(len(ratios), 'ratio')}."
+            )
+        rows = [row for row in result["rows"] if is_of(row, batches)]
+        sizes = list(dict.fromkeys(row["size"] for row in rows))
+        texts: dict[tuple[str, int], dict[str, dict[bool, str]]] = {}
+        for row in rows:
+            is_cpu = row["measured"] == "cpu"
+            cell = texts.setdefault((row["decoder"], row["num_views"]), {}).setdefault(row["size"], {})
+            cell[is_cpu] = f"{row['median']:.3g} ms" if is_cpu else f"{row['median']:,.0f}"
+        lines = [
+            [str(num), TITLES.get(kind, f"ours, `{kind}`")]
+            + [f"{of[size][False]}, {of[size][True]}" if size in of else "-" for size in sizes]
+            for (kind, num), of in sorted(texts.items(), key=lambda pair: pair[0][1])
+        ]
+        about = f"Samples per second, and CPU time of all cores per sample ({name}):"
+        parts.append(f"{about}\n\n{table(('crops', 'loader', *sizes), lines)}")
+    return "\n\n".join(parts)
+
+
+def all_size_tables(results: Results) -> str:
+    """Return the tables of all batches."""
+    return "\n\n".join(f"**{ABOUT[batches]}**\n\n{size_tables(results, batches)}" for batches in BATCHES)

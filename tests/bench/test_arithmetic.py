@@ -1,0 +1,254 @@
+"""The ratios of bench/ by arithmetic, and what is chosen to be measured."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from bench import interleaved, jpeg_engines, loaders, peers, training
+from bench.interleaved import Rates
+from bench.jpeg_engines import first_number, told_lines, verdict
+from bench.peers import Work, why_missing
+from bench.scaling import Options as ScalingOptions
+from bench.scaling import efficiencies, numbers_of_ranks
+from bench.schema import spread
+from bench.sizes import Options, begun, ratios_of, rows_of, save, works_of
+from bench.step import CAPTURE, COST, FLOOR, GAIN, MEMORY, Key, Timed
+from bench.step import ratios_of as step_ratios
+from bench.tables import CPU, RATE, Batches, best_table, size_tables
+from bench.time_to_accuracy import Options as TimesOptions
+from bench.time_to_accuracy import Trained, read_line, seconds_to, tabulate
+from fastpsl.pipelines.decoders import choose, dali, libffcv
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.sample.betons import sample_paths
+
+DEVICE = torch.device("cpu")
+SAMPLE = str(sample_paths().train)
+
+
+def rates(kind: str, values: tuple[float, ...], cores: tuple[float, ...] = (1.0, 1.0), **how: Any) -> Rates:
+    work = Work(kind, "", "", 8, 2, **{"size_px": 64, "device": "cpu", **how})
+    return Rates(kind, work, 1, 1.0, [*values], [*cores], [37.0] * len(values))
+
+
+def timed(samples: int, epochs: int, ms: list[float], macs: int, peak: int = 0) -> Timed:
+    return Timed(None, samples, epochs, 1.0, ms, [], peak, macs)
+
+
+def test_costs_of_steps_are_per_sample_and_weighted_by_epochs() -> None:
+    eager = {
+        "E": timed(2, 100, [10.0, 20.0], 400, 100), "S1": timed(8, 50, [16.0, 16.0], 800, 50),
+        "S2": timed(4, 25, [12.0, 12.0], 600, 60), "S3": timed(2, 25, [8.0, 8.0], 300, 80),
+    }  # fmt: skip
+    measured = {Key("rotation", stage, "resnet50", "eager"): one for stage, one in eager.items()}
+    folded, captured = timed(4, 25, [8.0, 6.0], 0), timed(4, 25, [6.0, 4.0], 0)
+    folded.eager_ms = captured.eager_ms = [12.0, 12.0]
+    captured.launched_ms = [8.0, 6.0]
+    measured[Key("rotation", "S2", "resnet50", "eager+fold")] = folded
+    measured[Key("rotation", "S2", "revnet50", "eager")] = timed(4, 25, [15.0, 15.0], 700, 30)
+    measured[Key("rotation", "S2", "resnet50", "eager+fold", "on")] = captured
+    ratios = {(r["what"], r["stage"], r["mode"], r["graph"]): r["values"] for r in step_ratios(measured)}
+    # (50 * 2 + 25 * 3 + 25 * 4) / 100 = 2.75 ms per sample; folded, S2 has 25 * 2 and 25 * 1.5 instead.
+    assert ratios == {
+        (COST, None, "eager", "off"): pytest.approx([2.75 / 5, 2.75 / 10]),
+        (COST, None, "eager+fold", "off"): pytest.approx([2.5 / 5, 2.375 / 10]),
+        (FLOOR, None, "eager", "off"): pytest.approx([(50 * 100 + 25 * 150 + 25 * 150) / 100 / 200] * 2),
+        (GAIN, "S2", "eager+fold", "off"): [1.5, 2.0],
+        (GAIN, "S2", "eager+fold", "on"): [2.0, 3.0],
+        (CAPTURE, "S2", "eager+fold", "on"): pytest.approx([8 / 6, 1.5], rel=1e-5),
+        (MEMORY, "S2", "eager", "off"): [0.5, 0.5],
+    }
+
+
+def test_sizes_are_over_each_peers_better_form_and_tables_over_the_best_peer() -> None:
+    measured = [
+        rates("ffcv", (1000.0, 1200.0), (1.0, 1.2)), rates("pillow", (9000.0, 9000.0)),
+        rates("spdl_cv2", (500.0, 600.0), (2.0, 2.4)), rates("spdl_ffmpeg", (400.0, 400.0), (0.8, 0.8)),
+        rates("webdataset", (800.0, 800.0), (4.0, 4.0)),
+    ]  # fmt: skip
+    ratios = ratios_of(measured, "64", "ffcv")
+    assert {(ratio["what"], ratio["peer"]): (ratio["form"], ratio["values"]) for ratio in ratios} == {
+        (RATE, "SPDL"): ("spdl_cv2", [2.0, 2.0]),
+        (CPU, "SPDL"): ("spdl_ffmpeg", [2.0, 2.0]),
+        (RATE, "WebDataset"): ("webdataset", [1.25, 1.5]),
+        (CPU, "WebDataset"): ("webdataset", [5.0, 5.0]),
+    }
+    settings = {"batch_size": 8, "num_threads": 2, "repeats": 2}
+    machine = {"gpu": None, "cpu": "a CPU", "num_cores": 2}
+    result = {"bench": "sizes", "environment": machine, "settings": settings, "ratios": ratios}
+    results = {"a.json": result | {"rows": rows_of(measured, "64")}}
+    assert "| 64 | 1.38x WebDataset | 2.00x SPDL |" in best_table(results)
+    assert "| 1 | ours, `ffcv` | 1,100, 1 ms |" in size_tables(results)
+    assert best_table(results, "float32") == best_table({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("batches", "ours", "others"),
+    [
+        (("uint8",), {("pillow", False)}, {"dataloader", "webdataset", "ffcv_loader"}),
+        (("folder",), {("pillow", True)}, {"image_folder"}),
+        (("float32",), {("pillow", False)}, {"image_folder", "webdataset", "ffcv_loader"}),
+    ],
+)
+def test_a_table_of_sizes_has_the_loaders_that_do_its_work(
+    batches: tuple[Batches, ...], ours: set[tuple[str, bool]], others: set[str]
+) -> None:
+    kinds = ("dataloader", "image_folder", "webdataset", "ffcv_loader")
+    options = Options(batches=batches, decoders=("pillow",), peers=kinds, batch_size=2)
+    works, _, first = works_of(options, SAMPLE, "files", "64", DEVICE, floats=batches != ("uint8",))
+    installed = {(kind, False) for kind in others if not why_missing(kind, SAMPLE)}
+    assert (
+        first == "pillow" and {(work.kind, work.from_folder) for work in works.values()} == ours | installed
+    )
+
+
+def test_an_interrupted_run_of_sizes_goes_on_with_the_same_settings_only(tmp_path: Any) -> None:
+    options = Options(resume=True, out=tmp_path / "a.json", sizes=("64",))
+    result = begun(options, DEVICE)
+    measured = [rates("turbo", (1.0,) * 5, (1.0,) * 5)]
+    result["rows"] = rows_of(measured, "160") + rows_of(measured, "64")
+    save(options, result)
+    assert begun(options, DEVICE)["rows"] == result["rows"][2:] + result["rows"][:2]
+    with pytest.raises(ValueError, match="--resume: .* has repeats 5, and this run 2"):
+        begun(Options(resume=True, out=options.out, repeats=2), DEVICE)
+
+
+def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (loaders, choose):
+        monkeypatch.setattr(module, "default_num_threads", lambda: 12)
+    for library in (libturbo, libffcv):
+        monkeypatch.setattr(library, "why_missing", lambda: "")
+    monkeypatch.setattr(dali, "why_missing", lambda device: "")
+    monkeypatch.setattr(peers, "why_missing", lambda *_: None)
+    works, missing = loaders.variants(
+        loaders.Options(what="decode"), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0")
+    )
+    ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}
+    assert ours == {(4, 0.9), (8, 0.9), (12, 0.9), (12, 0.65), (12, 1.0), (4, 1.0)} and not missing
+    assert [(each.kind, each.device, each.hw_decoder_load) for each in works if each.kind != "dali"] == [
+        ("turbo", "cuda:0", None), ("ffcv", "cuda:0", None), ("ffcv_loader", "cuda:0", None),
+        ("dali_reader", "cuda:0", None), ("dali_whole", "cuda:0", 0.9), ("dali_reader", "cpu", None),
+    ]  # fmt: skip
+
+
+def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:
+    rows, (ratio,) = loaders.tabulate(
+        [rates("dali", (10.0, 12.0)), rates("dali_whole", (5.0, 4.0))], "decode"
+    )
+    assert [row["median"] for row in rows] == [11.0, 4.5] and ratio["values"] == [2.0, 3.0]
+    _, (ratio,) = training.tabulate([
+        rates("training", (30.0, 40.0), recipe="simclr", stage="E"),
+        rates("training", (90.0, 90.0), recipe="supervised", stage="E"),
+        rates("lightly", (10.0, 8.0)),
+    ])  # fmt: skip
+    assert (ratio["recipe"], ratio["peer"], ratio["values"]) == ("simclr", "lightly", [3.0, 5.0])
+
+
+def test_a_ranks_rate_is_compared_with_that_of_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"measured": what, "recipe": "jigsaw", "stage": "S1", "num_ranks": num, **spread([rate])}
+        for what, num, rate in (
+            ("step", 2, 200.0),
+            ("both", 2, 190.0),
+            ("step", 8, 720.0),
+            ("both", 8, 798.0),
+        )
+    ]
+    assert [ratio["median"] for ratio in efficiencies(rows)] == pytest.approx([0.9, 1.05])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    assert numbers_of_ranks(ScalingOptions()) == [1, 2, 4, 6]
+
+
+# As nvImageCodec 0.9 writes it; the line on the hardware decoder by its source.
+LOG = """\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] Codec jpeg not yet registered, registering for first time
+\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] create nvjpeg_hw_decoder load_hint 0.9 load_hint_policy 2
+\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] decode num_samples=256
+\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] nvjpeg_hw_decoder selecting max batch size to 231 mini_bs=7
+\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] 1: nvjpeg_cuda_decoder decode #106
+"""
+LINES = told_lines(LOG)
+
+
+def engines(kind: str, busy: list[int], share: float = 0.9, values: tuple[float, ...] = (1.0,)) -> Rates:
+    found = rates(kind, values, (1.0,) * len(values), hw_decoder_load=share)
+    found.highest = busy
+    return found
+
+
+@pytest.mark.parametrize(
+    ("why", "lines", "busy", "works"),
+    [
+        ("", LINES, [60, 70], True),
+        ("", LINES, [0, 3], False),
+        ("", LINES, [], True),  # NVML does not tell
+        ("no video: add it", LINES, [70], False),
+        ("", ["decode num_samples=1", *LINES], [70], False),  # a small first batch
+    ],
+)
+def test_engines_work_if_they_are_busy_and_the_first_batch_is_full(
+    why: str, lines: list[str], busy: list[int], works: bool
+) -> None:
+    assert len(LINES) == 3 and first_number(jpeg_engines._OF_ENGINES, LINES) == 231
+    idle = engines("dali_whole", [99])  # others' engines prove nothing of ours
+    assert verdict(7, why, lines, [engines("dali", busy), idle], 256)[1] == works
+
+
+def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float | None] = []
+
+    class Process:
+        first_batch_s = 2.0
+
+        def __init__(self, work: Work, num_views: int) -> None:
+            if work.kind != "dali":
+                raise RuntimeError("no DALI")
+            self.work = work
+
+        def measure(self, num_views: int, seconds: float, num_batches: int) -> tuple[float, float, float]:
+            asked.append(self.work.hw_decoder_load)
+            return 100.0, 2.0, 0.0
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(interleaved, "Process", Process)
+    works = {
+        name: engines(kind, [], share).work
+        for name, kind, share in (("a", "dali", 0.65), ("b", "x", 0.9), ("c", "dali", 0.9))
+    }
+    found, missing, _ = interleaved.measure(
+        works, (1,), repeats=2, seconds=1.0, deadline=float("inf"), log=print, warms_up=False,
+        watch=lambda: nullcontext([10, 80]),
+    )  # fmt: skip
+    assert asked == [0.9, 0.65, 0.65, 0.9] and [each.highest for each in found] == [[80, 80]] * 2
+    assert [each["reason"] for each in missing] == ["failed: no DALI"]
+    ours = [engines("dali", [], 0.65, (30.0, 20.0)), engines("dali", [], 0.9, (40.0, 40.0))]
+    theirs = [engines("dali_whole", [], share, (10.0, 20.0)) for share in (0.65, 0.9)]
+    assert [each["values"] for each in jpeg_engines.ratios_of([*ours, *theirs])] == [[3.0, 1.0], [4.0, 2.0]]
+
+
+def trained(*pairs: tuple[float, float]) -> Trained:
+    """Return a run with these pairs of seconds and accuracy, one per look."""
+    looks = [
+        {"stage": "S1", "epoch": epoch, "seconds": seconds, "accuracy": accuracy}
+        for epoch, (seconds, accuracy) in enumerate(pairs, start=1)
+    ]
+    return Trained(looks, whole_s=pairs[-1][0] + 5, num_steps=7)
+
+
+def test_an_accuracy_is_reached_at_the_first_look_that_shows_it() -> None:
+    runs = [trained((2.0, 0.2), (4.0, 0.52), (6.0, 0.49)), trained((3.0, 0.31), (5.0, 0.45), (7.0, 0.58))]
+    assert [seconds_to(runs[0].looks, accuracy) for accuracy in (0.5, 0.55)] == [4.0, None]
+    assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}', "knn")["accuracy"] == 0
+    rows = {
+        (row["measured"], row["accuracy"]): row for row in tabulate(runs, TimesOptions(accuracy=0.5))["rows"]
+    }
+    target = rows["seconds to accuracy", 0.5]
+    assert (target["median"], target["num_reached"]) == (5.5, 2)
+    assert rows["seconds to accuracy", 0.55]["num_reached"] == 1 and ("seconds to accuracy", 0.6) not in rows
+    (missing,) = tabulate(runs, TimesOptions(accuracy=0.57))["not_measured"]
+    assert missing["what"] == "knn accuracy 0.57: 1 of 2 seeds"
