@@ -39,7 +39,7 @@ from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
-from fastpsl.pipelines.augment import UNFUSED, Augment
+from fastpsl.pipelines.augment import TORCH, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Op, ViewSpec
@@ -142,7 +142,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
     fused, reason = fused_augment(setting)
     if fused and not all(module_for(fused.modules, view.ops) for view in views):
         fused, reason = None, "no fused kernel does it"
-    for path, augment in (("fused", fused), ("kornia", UNFUSED)):
+    for path, augment in (("fused", fused), ("kornia", TORCH)):
         if augment is None:
             missing[path] = reason
         else:
@@ -152,7 +152,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
             paths[path] = partial(_of_a_peer, make(views, setting.device), batches, setting.dtype)
         except ValueError as error:
             missing[path] = str(error)
-    results = UNFUSED.inputs(batches[0], views, setting.dtype)
+    results = TORCH.inputs(batches[0], views, setting.dtype)
     # Only the pixels of the tiles are read, not the whole window.
     inputs = results if name == "jigsaw" else batches[0].images
     num_bytes = sum(part.numel() for part in inputs) + sum(part.nbytes for part in results)

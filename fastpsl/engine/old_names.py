@@ -25,7 +25,6 @@ _RENAMED: tuple[tuple[str, str], ...] = (
 )
 _VALUES: dict[str, dict[Any, Any]] = {
     "augment": {"color": "colour", "gray": "grey"},
-    "augment_backend": {"kornia": "unfused"},
     "compile": {"eager": "off", "compiled": "on", "graphs": "on", "graphed": "on"},
     "num_heads": {"one": 1, "two": 2},
 }

@@ -15,7 +15,7 @@ from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
 from fastpsl.engine.step_state import SkippedStep, StepState
 from fastpsl.engine.trunk import Metrics, StepMetrics, Trunk
-from fastpsl.pipelines.augment import UNFUSED, Augment
+from fastpsl.pipelines.augment import TORCH, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -96,7 +96,7 @@ class TrainStep:
         views: Sequence[ViewSpec],
         precision: str,
         world: World,
-        augment: Augment = UNFUSED,
+        augment: Augment = TORCH,
         step: StepChoice = EAGER,
         fold_frozen: bool = False,
         clip_norm: float | None = None,

@@ -10,7 +10,7 @@ SCIENCE = ("epochs", "num_clusters", "input_channels", "augment", "num_heads", "
     ("recipe", "old", "new"),
     [
         ("jigsaw_r50", "--stage-epochs 1 2 3 --num-threads=4", "--epochs 1 2 3 --workers=4"),
-        ("jigsaw_r50", "--shorter-px 99 --augment kornia", "--short-side 99 --augment-backend unfused"),
+        ("jigsaw_r50", "--shorter-px 99 --augment kornia", "--short-side 99 --augment-backend kornia"),
         ("jigsaw_r50", "--step graphed", "--compile on"),
         ("jigsaw_r50", "--step=eager", "--compile=off"),
         (
@@ -100,7 +100,7 @@ def test_what_is_kept() -> None:
         assert current_record(record) == record
     assert current_record({"apex": False}, ("apex",)) == {"apex": False}
     choices = {"step": "compiled", "augment": "kornia", "fold_frozen": True}
-    expected = {"compile": "on", "augment_backend": "unfused", "fold_frozen": True}
+    expected = {"compile": "on", "augment_backend": "kornia", "fold_frozen": True}
     assert current_record(choices, ("compile", "augment_backend")) == expected
 
 
