@@ -98,7 +98,10 @@ def _enlarge(op: Enlarge, images: Tensor, draw: Draw) -> Tensor:
 
 
 def _warp_pair(op: WarpPair, images: Tensor, draw: Draw) -> Tensor:
-    return op.pairs(images, draw, lambda x, grid: _sampled(x, *grid.unbind(-1), "bilinear", "border"))
+    def sample(x: Tensor, grid: Tensor) -> Tensor:
+        return _sampled(x, grid[..., 0], grid[..., 1], "bilinear", "border")
+
+    return op.pairs(images, draw, sample)
 
 
 def _sampled(images: Tensor, x: Tensor, y: Tensor, mode: str, padding: str) -> Tensor:

@@ -3,11 +3,13 @@
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import kornia
 import numpy as np
 import pytest
 import torch
+from typing_extensions import override
 
 import fastpsl.kernels
 from fastpsl.kernels import by_kornia
@@ -34,7 +36,7 @@ from tests.fake_cuda import fake_cuda
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "fused_augmentation.md"
 SIDE = 33
-OPS = {
+OPS: dict[str, Any] = {
     "Flip": Flip(),
     "Rotate90": Rotate90(4),
     "Rotate90, half": Rotate90(2),
@@ -76,7 +78,7 @@ def shape_of(op):
 
 
 def test_every_operation_has_a_row():
-    exported = [getattr(fastpsl.kernels, name) for name in fastpsl.kernels.__all__]
+    exported = [getattr(fastpsl.kernels, name) for name in dir(fastpsl.kernels) if name[0].isupper()]
     ops = {op.__name__ for op in exported if "draw" in vars(op)}
     assert rows().keys() == ops | {"normalise"} and ops == {type(op).__name__ for op in OPS.values()}
     by_torch = {name for name, (functions, *_) in rows().items() if functions == "torch"}
@@ -135,7 +137,7 @@ def test_gradients_equal_those_of_the_definition(op, as_tensors):
     """Of images without two equal channels, where hue has none."""
     generator = torch.Generator().manual_seed(4)
     images = 0.05 + 0.9 * torch.rand(5, 3, *shape_of(op), generator=generator)
-    draw, gradients = draw_of(op, 5, as_tensors), []
+    draw, gradients = draw_of(op, 5, as_tensors), list[torch.Tensor]()
     for function in (by_kornia.apply, lambda op, *arguments: op(*arguments)):
         x = images.clone().requires_grad_()
         out = function(op, x, draw)
@@ -169,6 +171,7 @@ def test_autocast_does_not_round(op, make_images, as_tensors, assert_close):
 
 def test_an_operation_of_ones_own_is_called(make_images):
     class Inverted(Grey):
+        @override
         def __call__(self, images, draw):
             return 255 - images
 

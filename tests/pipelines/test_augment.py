@@ -77,9 +77,12 @@ def test_one_by_one_by_kornia_or_in_torch(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.equal(augment.inputs(batch, views, torch.float32)[0], expected)
     asked = set[type]()
     for kind, form in by_kornia.FORMS.items():
-        monkeypatch.setitem(
-            by_kornia.FORMS, kind, lambda op, *x, form=form: asked.add(type(op)) or form(op, *x)
-        )
+
+        def asks(op, images, draw, form=form):  # type: ignore[no-untyped-def]
+            asked.add(type(op))
+            return form(op, images, draw)
+
+        monkeypatch.setitem(by_kornia.FORMS, kind, asks)
     augment = choose_augment("kornia", views, CPU)
     assert (augment.path, augment.modules) == ("kornia", ())
     (result,) = augment.inputs(batch, views, torch.float32)
