@@ -2,7 +2,7 @@
 path.
 
     fused               the fused kernels: Triton on CUDA, numba on the CPU (crops: numba)
-    kornia              our operations one after the other, the `kornia` of --augment-backend (crops: torch)
+    kornia              our operations one by one, the `torch` of --augment-backend (an older key)
     kornia_modules, torchvision_batch, torchvision_images        see kernel_peers.py
 
 Each path starts from the uint8 batch that the loader yields and ends in a normalised channels-last batch of
