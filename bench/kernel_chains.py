@@ -46,7 +46,7 @@ from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
-from fastpsl.pipelines.loader.augment import UNFUSED, Augment
+from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo
@@ -287,7 +287,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
     fused, reason = fused_augment(setting)
     if fused and not all(module_for(fused.modules, view.ops) for view in views):
         fused, reason = None, "no fused kernel does it"
-    for path, augment in (("fused", fused), ("kornia", UNFUSED)):
+    for path, augment in (("fused", fused), ("kornia", TORCH)):
         if augment is None:
             missing[path] = reason
         else:
@@ -297,7 +297,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
             paths[path] = partial(_of_a_peer, make(views, setting.device), batches, setting.dtype)
         except ValueError as error:
             missing[path] = str(error)
-    results = UNFUSED.inputs(batches[0], views, setting.dtype)
+    results = TORCH.inputs(batches[0], views, setting.dtype)
     # Only the pixels of the tiles are read, not the whole window.
     inputs = results if name == "jigsaw" else batches[0].images
     num_bytes = sum(part.numel() for part in inputs) + sum(part.nbytes for part in results)

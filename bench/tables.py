@@ -32,7 +32,7 @@ NO_GOAL = ("64",)
 JPEG_DECODERS = tuple(name for name in NAMES if name not in ("resident", "synthetic"))
 # Paths of bench/kernels.py. `kornia` is the value of --augment: our own operations, one after the other.
 PATHS = {
-    "fused": "fused", "kornia": "unfused", "kornia_modules": "Kornia's modules",
+    "fused": "fused", "kornia": "torch", "kornia_modules": "Kornia's modules",
     "torchvision_batch": "torchvision, one draw per batch",
     "torchvision_images": "torchvision, image by image",
 }  # fmt: skip
@@ -203,7 +203,7 @@ def with_names(result: Result) -> tuple[list[Row], list[Row]]:
 def kernel_ratios(result: Result) -> list[Row]:
     """Return each path's time over ours in a result of bench/kernels.py, with titles as names of paths.
 
-    Ours is fused; where there is no fused kernel it is unfused, repeat by repeat.
+    Ours is fused; where there is no fused kernel it is torch, repeat by repeat.
     """
     found = [
         row | {"what": f"{PATHS[row['what'].removesuffix(' / fused')]} / fused"} for row in result["ratios"]
@@ -214,7 +214,7 @@ def kernel_ratios(result: Result) -> list[Row]:
         ours = values.get((chain, "kornia"))
         if ours and path != "kornia" and (chain, "fused") not in values:
             both = spread([a / b for a, b in zip(theirs, ours, strict=True)])
-            found.append({"what": f"{PATHS[path]} / unfused", "chain": chain} | both)
+            found.append({"what": f"{PATHS[path]} / torch", "chain": chain} | both)
     return found
 
 

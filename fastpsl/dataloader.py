@@ -221,8 +221,8 @@ def loader(
         with_indices: Whether to yield indices, too.
         dtype: The floating dtype of the inputs.
         device: The device of the batches. "auto" is this process's CUDA device if there is one.
-        augment: How the views' operations run: "unfused" (one after the other), "fused" (few kernels), or
-            "auto" (fused if possible).
+        augment: How the views' operations run: "kornia" or "torch" (one after the other), "fused" (few
+            kernels), or "auto" (fused if possible, or torch).
         rank: This process's rank. By default, torch.distributed's, or else that of torchrun's environment, or
             0.
         world: The number of ranks. By default, from the same place, or 1.

@@ -56,7 +56,7 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
             for epoch in (0, 1, 5, 6)
             for batch in plain.epoch(epoch)
         ]
-    options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "unfused"}
+    options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "torch"}
     with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
         tuples = [*batches, *batches]
@@ -267,7 +267,7 @@ VIEWS: dict[str, list[ViewSpec] | None] = {
 }
 
 
-@pytest.mark.parametrize("augment", ["auto", "unfused"])
+@pytest.mark.parametrize("augment", ["auto", "kornia"])
 @pytest.mark.parametrize("views", VIEWS)
 def test_torchs_defaults_change_no_batch(beton: Path, views: str, augment: AugmentName) -> None:
     """The device "meta", whose tensors have no values, stands for a GPU."""
@@ -301,9 +301,9 @@ def test_torchs_defaults_change_no_batch(beton: Path, views: str, augment: Augme
 
 
 def test_operations_go_the_way_that_is_asked_for() -> None:
-    with fastpsl.loader(batch_size=4, size_px=16, augment="unfused") as plain:
-        assert plain.augment.path == "unfused"
-    with pytest.raises(ValueError, match="augment 'fusd': there are auto, unfused, fused"):
+    with fastpsl.loader(batch_size=4, size_px=16, augment="kornia") as plain:
+        assert plain.augment.path == "kornia"
+    with pytest.raises(ValueError, match="augment 'fusd': there are auto, kornia, torch, fused"):
         fastpsl.loader(batch_size=4, size_px=16, augment="fusd")  # type: ignore[arg-type]
 
 

@@ -120,7 +120,7 @@ CHAINS = {
     "blur": "Gaussian blur", "Sobel": "Sobel", "SimCLR T1": "SimCLR, level 1", "SimCLR T2": "SimCLR, level 2",
     "SimCLR T3": "SimCLR, level 3", "SimCLR T3, no Sobel": "level 3, no Sobel",
     "MoCo v2 T3": "MoCo v2, level 3", "rotation, one of 4": "one rotation of 4",
-    "rotation, all 8": "all 8 rotations", "area crop": "crop (unfused)",
+    "rotation, all 8": "all 8 rotations", "area crop": "crop (torch)",
 }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def _triton(device: torch.device) -> Check:
     if modules:
         return Check("triton", "ok", f"{reason}, the fused kernels run")
     return Check(
-        "triton", "warning", reason, "views are made by Kornia instead, slower (--augment-backend unfused)"
+        "triton", "warning", reason, "views are made in torch instead, slower (--augment-backend torch)"
     )
 
 

@@ -49,7 +49,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if "Triton Error [CUDA]" in text:
         return (
             f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the "
-            "driver's; update the driver, or give --compile off --augment-backend unfused"
+            "driver's; update the driver, or give --compile off --augment-backend kornia"
         )
     if "no kernel image is available" in text:
         return (

@@ -67,7 +67,7 @@ _IN_A_RUN = (
         ),
         "a kernel failed on the GPU",
         "with CUDA_LAUNCH_BLOCKING=1 before the command, error.txt names the kernel; --augment-backend "
-        "unfused --compile off does without fastpsl's own; if it comes and goes, test the GPU (nvidia-smi "
+        "kornia --compile off does without fastpsl's own; if it comes and goes, test the GPU (nvidia-smi "
         "-q -d ECC)",
     ),
     Fault(

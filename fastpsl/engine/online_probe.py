@@ -148,7 +148,7 @@ class OnlineProbe:
     def _features(self, data: Subset) -> Features | None:
         """Return the features from all ranks, on every rank; None if a signal stopped the pass."""
         run, dtype = self.run, DTYPES[self.run.precision]
-        augment = choose_augment("unfused", [self.view], run.world.device)
+        augment = choose_augment("torch", [self.view], run.world.device)
         features, indices, num_of_all_ranks = [], [], self.run.data.batch_size * run.world.size
         with (
             operation("probe: features", "images", data.num_samples) as progress,

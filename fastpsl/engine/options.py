@@ -181,8 +181,8 @@ class TrainingOptions(RunOptions):
     """Write curves for TensorBoard to the run's folder."""
     wandb: bool = field(default=False, metadata=MACHINE)
     """Send curves to Weights & Biases."""
-    augment_backend: Literal["auto", "unfused", "fused"] = field(default="auto", metadata=MACHINE)
-    """Augmentation operation by operation (unfused) or in few kernels (fused); auto: fused if possible."""
+    augment_backend: Literal["auto", "kornia", "torch", "fused"] = field(default="auto", metadata=MACHINE)
+    """Augmentation by single operations, or in few kernels (fused); auto: fused if possible, else torch."""
     compile: Annotated[
         CompileName,
         arg(

@@ -21,7 +21,7 @@ from fastpsl.engine.step_graph import (
     StepState,
     beside,
 )
-from fastpsl.pipelines.loader.augment import UNFUSED, Augment
+from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -102,7 +102,7 @@ class TrainStep:
         views: Sequence[ViewSpec],
         precision: str,
         world: World,
-        augment: Augment = UNFUSED,
+        augment: Augment = TORCH,
         step: StepChoice = OFF,
         fold_frozen: bool = False,
         clip_norm: float | None = None,

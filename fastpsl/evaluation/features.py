@@ -289,7 +289,7 @@ def _launched(
     first = works[0]
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
     network = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
-    dtype, augment = DTYPES[first.precision], choose_augment("unfused", loader.views, device)
+    dtype, augment = DTYPES[first.precision], choose_augment("torch", loader.views, device)
     for batch in loader.epoch(0, first_step):
         (maps,) = augment.inputs(batch, loader.views, dtype)
         features: dict[int, Tensor] = {}

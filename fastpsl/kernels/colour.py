@@ -5,7 +5,7 @@ torchvision.transforms.v2.functional on float images, applied one after the othe
 followed by a clamp to [0, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -80,6 +80,26 @@ class ColourDistortion:
 
         Floating images keep their dtype, uint8 images become float32.
         """
+        return self.distorted(images, draw, luma, mixed, shift_hue)
+
+    def distorted(
+        self,
+        images: Tensor,
+        draw: Mapping[str, Tensor],
+        grey: Callable[[Tensor], Tensor],
+        mix: Callable[[Tensor, Tensor, Tensor], Tensor],
+        hue: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Return what a call returns, by functions instead of `luma`, `mixed` and `shift_hue`."""
+
+        def blend(x: Tensor, op: Tensor, due: Tensor) -> Tensor:
+            # All three have the form x * f + y * (1 - f). Here y is black for brightness, the image's mean
+            # grey for contrast and the pixel's grey for saturation.
+            factor = per_sample(torch.where(due, factors.gather(1, op[:, None])[:, 0], 1.0))
+            greys = grey(x)
+            other = torch.where(per_sample(op == CONTRAST), greys.mean((1, 2, 3), keepdim=True), greys)
+            return mix(x, torch.where(per_sample(op == BRIGHTNESS), 0.0, other), factor)
+
         x = finish(to_float32(images), torch.float32)
         apply, order, factors = draw["apply"], draw["order"], draw["factors"]
         hue_at = (order.eq(HUE) * torch.arange(4, device=x.device)).sum(1)
@@ -87,22 +107,17 @@ class ColourDistortion:
         # blends before it and those after it. A blend that does not apply has the factor 1, which changes
         # nothing: x * 1 + y * 0 is exact.
         for position in (0, 1, 2):
-            x = _blend(x, order[:, position], factors, apply & (hue_at > position))
+            x = blend(x, order[:, position], apply & (hue_at > position))
         if self.hue > 0:
-            x = torch.where(per_sample(apply), shift_hue(x, factors[:, HUE]), x)
+            x = torch.where(per_sample(apply), hue(x, factors[:, HUE]), x)
         for position in (1, 2, 3):
-            x = _blend(x, order[:, position], factors, apply & (hue_at < position))
+            x = blend(x, order[:, position], apply & (hue_at < position))
         return finish(x, result_dtype(images))
 
 
-def _blend(x: Tensor, op: Tensor, factors: Tensor, due: Tensor) -> Tensor:
-    # All three have the form x * f + y * (1 - f). Here y is black for brightness, the image's mean grey for
-    # contrast and the pixel's grey for saturation.
-    factor = per_sample(torch.where(due, factors.gather(1, op[:, None])[:, 0], 1.0))
-    grey = luma(x)
-    other = torch.where(per_sample(op == CONTRAST), grey.mean((1, 2, 3), keepdim=True), grey)
-    other = torch.where(per_sample(op == BRIGHTNESS), 0.0, other)
-    return (x * factor + other * (1 - factor)).clamp(0, 1)
+def mixed(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Return x * share + other * (1 - share), clamped to [0, 1]; `other` and `share` broadcast to `x`."""
+    return (x * share + other * (1 - share)).clamp(0, 1)
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:

@@ -50,8 +50,12 @@ class Enlarge:
         uint8 values are rounded to the nearest.
         """
         large = functional.interpolate(images.float(), (self.side_px, self.side_px), mode="bilinear")
+        return self.middle(large, images.dtype)
+
+    def middle(self, large: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the middle of the enlarged images, float32 [B, C, side_px, side_px], as `dtype`."""
         start = (self.side_px - self.size_px) // 2
         middle = large[..., start : start + self.size_px, start : start + self.size_px]
-        if images.dtype == torch.uint8:
+        if dtype == torch.uint8:
             middle = middle.round()
-        return finish(middle, images.dtype)
+        return finish(middle, dtype)

@@ -35,8 +35,12 @@ def cie_f(t: Tensor) -> Tensor:
 def lightness(x: Tensor) -> Tensor:
     """Return L* / 100, float32 [B, 1, H, W], of sRGB images, float32 [B, 3, H, W] in [0, 1]."""
     red, green, blue = linear_rgb(x).unbind(1)
-    f = cie_f((red * WEIGHTS[0] + green * WEIGHTS[1] + blue * WEIGHTS[2])[:, None])
-    return (1.16 * f - 0.16).clamp(0, 1)  # rounding moves white off 1 and black off 0
+    return of_luminance((red * WEIGHTS[0] + green * WEIGHTS[1] + blue * WEIGHTS[2])[:, None])
+
+
+def of_luminance(y: Tensor) -> Tensor:
+    """Return L* / 100 of Y relative to white, in the same shape and dtype."""
+    return (1.16 * cie_f(y) - 0.16).clamp(0, 1)  # rounding moves white off 1 and black off 0
 
 
 @dataclass(frozen=True)

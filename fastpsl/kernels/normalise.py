@@ -25,8 +25,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     # (x - m) / s = x * (1 / s) + (-m / s) takes one pass. The factors are made by fills because a tensor made
     # from a list would wait for the GPU.
-    scale = _per_channel([1 / (unit * s) for s in std], images.device)
-    shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], images.device)
+    scale = filled([1 / (unit * s) for s in std], images.device)[:, None, None]
+    shift = filled([-m / s for m, s in zip(mean, std, strict=True)], images.device)[:, None, None]
     return (
         torch.addcmul(shift, images.to(torch.float32), scale)
         .to(dtype)
@@ -64,6 +64,6 @@ def check_fused_arguments(
     check_mean_and_std(mean, std, out.shape[1])
 
 
-def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    parts = [torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=device) for value in values]
-    return torch.cat(parts, dim=1)
+def filled(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return values as float32 [C] on the device, which the host does not wait for."""
+    return torch.cat([torch.full((1,), value, dtype=torch.float32, device=device) for value in values])

@@ -4,7 +4,7 @@ AET is Zhang et al., "AET vs. AED", arXiv 1901.04596. The ranges of the draws ar
 CIFAR-10.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,12 +17,18 @@ from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.kernels.layout import finish
 
 Kind = Literal["projective", "affine"]
+Sample = Callable[[Tensor, Tensor], Tensor]
 NUM_TARGETS = {"projective": 8, "affine": 6}
 _CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)  # (x, y), clockwise from the top left
 _GREY = 128
 
 
-def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
+def sampled(images: Tensor, grid: Tensor) -> Tensor:
+    """Return float32 images [B, C, H, W] at the positions `grid`, [B, H, W, 2] as torch's grid_sample has."""
+    return F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
+
+
+def warp(images: Tensor, matrices: Tensor, fill: float, sample: Sample = sampled) -> Tensor:
     """Warp each image by a matrix, with bilinear interpolation.
 
     Positions are in pixels from the image's top left corner, so the middle of pixel k is at k + 0.5. PIL's
@@ -34,6 +40,7 @@ def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
         images: [B, C, H, W], uint8 or floating.
         matrices: float32 [B, 3, 3], from (x, y, 1) of the result to the source, up to a factor.
         fill: The value outside the source, in the images' units.
+        sample: The function that interpolates.
 
     Returns:
         Images of the same shape and dtype, channels-last.
@@ -46,11 +53,10 @@ def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
     u, v, w = (m[:, row, 0] * x + m[:, row, 1] * y + m[:, row, 2] for row in range(3))
     u, v = u / w, v / w
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    # On the horizon there is no position. grid_sample then takes any position in the image, and `inside` is
+    # On the horizon there is no position. `sample` then takes any position in the image, and `inside` is
     # False.
     grid = torch.stack([u * (2 / width) - 1, v * (2 / height) - 1], -1)
-    values = F.grid_sample(images.to(torch.float32), grid, "bilinear", "border", align_corners=False)
-    out = torch.where(inside[:, None], values, fill)
+    out = torch.where(inside[:, None], sample(images.to(torch.float32), grid), fill)
     return finish(out.round() if images.dtype == torch.uint8 else out, images.dtype)
 
 
@@ -115,9 +121,13 @@ class WarpPair:
         Raises:
             ValueError: If S is not `size_px`.
         """
+        return self.pairs(images, draw, sampled)
+
+    def pairs(self, images: Tensor, draw: Mapping[str, Tensor], sample: Sample) -> Tensor:
+        """Return what a call returns, with the copies interpolated by `sample`."""
         self.check(*images.shape[-2:])
         grey = _GREY if images.dtype == torch.uint8 else _GREY / 255
-        copies = warp(images, draw["matrix"], grey)
+        copies = warp(images, draw["matrix"], grey, sample)
         return finish(torch.stack([images, copies], 1).flatten(0, 1), images.dtype)
 
 

@@ -306,7 +306,7 @@ def test_an_experiment_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert call(monkeypatch, path) == 0
     result = collect(path, read_plan(path), Done(tmp_path / "runs")) | {"plan_commit": "e" * 40}
     for score in result["scores"]:
-        score["data"] |= {"num_train": 4000, "num_held_out": 500}
+        score["data"] |= {"num_train": 4000, "num_val": 500}
     for training in result["training"]:
         training["stages"] = [{"seconds": 900.0}]
     lines = part("name", result).splitlines()

@@ -18,7 +18,7 @@ def stage(name: str = "S1", epochs: int = 60, **values: Any) -> StageRates:
     usual: dict[str, Any] = {
         "batch_size": 100, "decode": 4000.0, "loader": 4000.0, "step": "off",
         "step_rates": {"off": 1000.0},
-        "augment": "unfused", "augment_ms": {"unfused": 10.0}, "both": 1000.0, "spread": 0.01,
+        "augment": "torch", "augment_ms": {"torch": 10.0}, "both": 1000.0, "spread": 0.01,
         "cores_used": 3.0,
     }  # fmt: skip
     return StageRates(name, epochs, **(usual | values))
@@ -248,7 +248,7 @@ def test_the_step_compiled() -> None:
 
 def test_the_other_augmentation() -> None:
     """A step takes 100 ms, 40 of them Kornia's; with 4 ms instead it takes 64: 1,562/s, 56.25 % more."""
-    slow = measured(stage(augment_ms={"unfused": 40.0, "fused": 4.0}))
+    slow = measured(stage(augment_ms={"torch": 40.0, "fused": 4.0}))
     limit = bottleneck(slow)
     assert limit is not None and limit.part == "augment" and "40% of its step" in limit.text
     assert options(slow) == [("--augment-backend fused", 0.5625)]

@@ -29,7 +29,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
-from fastpsl.pipelines.loader.augment import UNFUSED
+from fastpsl.pipelines.loader.augment import TORCH
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.moco import KeyEncoder
 from tests.engine.exact_signals import signal_at_step
@@ -338,10 +338,10 @@ def test_a_resumed_stage_goes_on_as_it_began(
         return make_runner(mode, Capture())
 
     monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", make_noted_runner)
-    stopped_in_mid_stage(tmp_path, compile="on", augment_backend="unfused")
+    stopped_in_mid_stage(tmp_path, compile="on", augment_backend="torch")
     choices = newest_checkpoint(tmp_path)["choices"]
     del choices["decoder"]  # tests/engine/test_run_decoder.py
-    assert choices == {"compile": "on", "augment_backend": UNFUSED.path, "fold_frozen": False}
+    assert choices == {"compile": "on", "augment_backend": TORCH.path, "fold_frozen": False}
     modes.clear()
     # "auto" means eager on a CPU, which the next stages use because they start anew.
     fit(tmp_path, max_steps_per_stage=2)

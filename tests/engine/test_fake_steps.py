@@ -38,16 +38,16 @@ PLANNED: list[Row] = [
     for recipe in ("jigsaw", "rotation", "simclr", "moco")
     for stage, precision, augment in (
         ("S1", "fp16", "fused"),
-        ("S2", "bf16", "unfused"),
+        ("S2", "bf16", "kornia"),
         ("S3", "fp32", "fused"),
-        ("E", "fp16", "unfused"),
+        ("E", "fp16", "kornia"),
     )
 ]
 SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
 END_TO_END: list[Row] = [
     (recipe, "E", precision, augment, {})
     for recipe in ("uic", "deepcluster", "sslpp_iic", "supervised", *SSLPP)
-    for precision, augment in (("fp16", "fused"), ("bf16", "unfused"), ("fp32", "fused"))
+    for precision, augment in (("fp16", "fused"), ("bf16", "kornia"), ("fp32", "fused"))
 ]
 # Other options, and the papers' networks, once each.
 COUPLED = {"pseudo_labels": "coupled"}
@@ -57,18 +57,18 @@ OTHERS: list[Row] = [
     ("jigsaw", "S3", "fp16", "fused", SMALL | {"fold_frozen": True, "compile": "fused"}),
     ("rotation", "S1", "fp16", "fused", SMALL | {"rotations_per_image": "one"}),
     ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
-    ("rotation", "E", "fp16", "unfused", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
+    ("rotation", "E", "fp16", "kornia", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
     ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
-    ("simclr", "S3", "fp16", "unfused", SMALL | {"fold_frozen": True}),
+    ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
     ("moco", "S3", "fp16", "fused", SMALL | {"frozen_batchnorm": "train", "accumulate": 2}),
     ("uic_r50", "E", "fp16", "fused", {}),
     ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augment": "strong"}),
-    ("uic", "E", "fp16", "unfused", {"backbone": "vgg16", "label_view": "center", "augment": "strong"}),
+    ("uic", "E", "fp16", "kornia", {"backbone": "vgg16", "label_view": "center", "augment": "strong"}),
     ("deepcluster", "E", "fp16", "fused", {"input_channels": "RGB"}),
-    ("sslpp_iic", "E", "fp16", "unfused", {"num_heads": 2, "augment": "grey"}),
+    ("sslpp_iic", "E", "fp16", "kornia", {"num_heads": 2, "augment": "grey"}),
     ("sslpp_aet", "E", "fp16", "fused", COUPLED | {"transform": "affine"}),
-    ("sslpp_rotation", "E", "fp16", "unfused", COUPLED | {"proxy": False, "crop": "random_resized"}),
-    ("sslpp_context", "E", "fp16", "unfused", COUPLED | {"backbone": "alexnet", "size_px": 64}),
+    ("sslpp_rotation", "E", "fp16", "kornia", COUPLED | {"proxy": False, "crop": "random_resized"}),
+    ("sslpp_context", "E", "fp16", "kornia", COUPLED | {"backbone": "alexnet", "size_px": 64}),
     ("supervised", "E", "fp16", "fused", {"crop": "padded", "backbone": "alexnet_rotnet"}),
 ]  # fmt: skip
 
@@ -170,10 +170,10 @@ def test_nor_one_of_iics_second_head() -> None:
         ("linear_probe", {"augment_backend": "fused"}),
         pytest.param(
             "linear_probe",
-            {"augment_backend": "unfused", "protocol": "uic", "backbone": "alexnet"},
+            {"augment_backend": "kornia", "protocol": "uic", "backbone": "alexnet"},
             marks=pytest.mark.slow,
         ),
-        ("block_probe", {"augment_backend": "unfused", "backbone": "nin4"}),
+        ("block_probe", {"augment_backend": "kornia", "backbone": "nin4"}),
         ("semi_supervised", {"augment_backend": "fused", "precision": "bf16"}),
         slow("voc_classification", {"augment_backend": "fused", "size_px": 64}),
     ],

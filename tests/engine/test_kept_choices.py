@@ -10,7 +10,7 @@ from fastpsl.engine.resume import apply_kept_choices, choices_of, report_choices
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import one_process
 
-OPTIONS = PretrainOptions(batch_size=32, epochs=(2, 2, 2), augment_backend="unfused", compile="off")
+OPTIONS = PretrainOptions(batch_size=32, epochs=(2, 2, 2), augment_backend="kornia", compile="off")
 
 
 @pytest.mark.parametrize("fold_frozen", [False, True])
@@ -18,7 +18,7 @@ def test_a_checkpoint_has_them_under_the_names_of_options(fold_frozen: bool) -> 
     options = replace(OPTIONS, fold_frozen=fold_frozen)
     train_step = make_train_step(tiny_experiment(), 1, options, one_process())
     assert choices_of(train_step) == {
-        "compile": "off", "augment_backend": "unfused", "fold_frozen": fold_frozen,
+        "compile": "off", "augment_backend": "kornia", "fold_frozen": fold_frozen,
     }  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def test_each_is_told_with_its_reason() -> None:
             train_step, stage, train_step.views, {"compile"}, lambda *words, told=told: told.append(words)
         )
         assert told == [
-            ("augment backend", f"unfused: {train_step.augment.reason}"),
+            ("augment backend", f"kornia: {train_step.augment.reason}"),
             ("compile", "off: as the stage began"),
             ("graph", "off: CUDA graphs need CUDA"),
             ("folded:", words),

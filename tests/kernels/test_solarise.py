@@ -53,8 +53,8 @@ def test_no_fused_kernel_takes_it_for_another_op() -> None:
             assert not importlib.import_module(f"fastpsl.kernels.{folder}.{name}").fits(ops)
     cpu = torch.device("cpu")
     with pytest.raises(
-        ValueError, match="no fused kernel for Flip Solarise on cpu; use --augment-backend unfused"
+        ValueError, match="no fused kernel for Flip Solarise on cpu; use --augment-backend kornia"
     ):
         choose_augment("fused", [view], cpu)
     chosen = choose_augment("auto", [view], cpu)
-    assert (chosen.path, chosen.reason) == ("unfused", "no fused kernel for Flip Solarise on cpu")
+    assert (chosen.path, chosen.reason) == ("torch", "no fused kernel for Flip Solarise on cpu")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpsl.kernels import fused
+from fastpsl.kernels import by_kornia, fused
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -22,6 +22,7 @@ from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from fastpsl.kernels.solarise import Solarise
 from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.augment import Augment, choose_augment
@@ -64,13 +65,31 @@ def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
             augment.inputs(batch, views[:1], torch.float16)
 
 
-def test_kornia_is_the_plain_path() -> None:
-    views = [ViewSpec(RandomResizedCrop(16), (Flip(),))]
-    augment = choose_augment("unfused", views, CPU)
-    assert (augment.path, augment.modules) == ("unfused", ())
+def test_one_by_one_by_kornia_or_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has the bits of the definition, which auto falls back to; Kornia is asked for each operation."""
+    views = [ViewSpec(RandomResizedCrop(16), (Flip(), COLOUR, Solarise()))]
     with Loader(Synthetic(20), views, batch_size_per_rank=5) as loader:
         batch = next(loader.epoch(0))
-    assert torch.equal(augment.inputs(batch, views, torch.float32)[0], batch.inputs(views, torch.float32)[0])
+    (expected,) = batch.inputs(views, torch.float32)
+    for name in ("torch", "auto"):
+        augment = choose_augment(name, views, CPU)  # type: ignore[arg-type]
+        assert (augment.path, augment.modules) == ("torch", ())
+        assert torch.equal(augment.inputs(batch, views, torch.float32)[0], expected)
+    asked = set[type]()
+    for kind, form in by_kornia.FORMS.items():
+
+        def asks(op, images, draw, form=form):  # type: ignore[no-untyped-def]
+            asked.add(type(op))
+            return form(op, images, draw)
+
+        monkeypatch.setitem(by_kornia.FORMS, kind, asks)
+    augment = choose_augment("kornia", views, CPU)
+    assert (augment.path, augment.modules) == ("kornia", ())
+    (result,) = augment.inputs(batch, views, torch.float32)
+    assert asked == {Flip, ColourDistortion, Solarise} and torch.allclose(
+        result, expected, atol=1e-5, rtol=1e-5
+    )
+    assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,15 +104,15 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_augment("auto", views, CPU).reason == "no fused kernel for JigsawTiles on cpu"
     with pytest.raises(
         ValueError,
-        match="-backend fused: no fused kernel for JigsawTiles on cpu; use --augment-backend unfused",
+        match="-backend fused: no fused kernel for JigsawTiles on cpu; use --augment-backend kornia",
     ):
         choose_augment("fused", views, CPU)
     monkeypatch.setattr(
         "fastpsl.pipelines.loader.augment.fused_modules", lambda device: ((), "there is no Triton")
     )
-    assert choose_augment("auto", views, CPU).path == "unfused"
+    assert choose_augment("auto", views, CPU).path == "torch"
     with pytest.raises(
-        ValueError, match="--augment-backend fused: there is no Triton; use --augment-backend unfused"
+        ValueError, match="--augment-backend fused: there is no Triton; use --augment-backend kornia"
     ):
         choose_augment("fused", views[:1], CPU)
 
@@ -135,7 +154,7 @@ def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-de
     views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]
     with Loader(Synthetic(20), views, batch_size_per_rank=5, device=torch.device(device)) as loader:
         batch = next(loader.epoch(0))
-    (expected,) = choose_augment("unfused", views, CPU).inputs(batch, views, torch.float32)
+    (expected,) = choose_augment("torch", views, CPU).inputs(batch, views, torch.float32)
     for name in ("auto", "fused"):
         augment = choose_augment(name, views, torch.device(device))  # type: ignore[arg-type]
         names = [module.__name__ for module in augment.modules if module.fits(ops)]

@@ -33,7 +33,7 @@ def beton(path: Path, images: Sequence[np.ndarray]) -> Path:
 
 
 def inputs(
-    path: Path, decoder: str, views: Sequence[ViewSpec], augment: AugmentName = "unfused"
+    path: Path, decoder: str, views: Sequence[ViewSpec], augment: AugmentName = "torch"
 ) -> list[Tensor]:
     """Return the network's inputs for each view of all images."""
     path_of_ops = choose_augment(augment, tuple(views), torch.device("cpu"))
@@ -73,7 +73,7 @@ def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[i
     """Without a resize they are equal up to rounding; mirrored crops have the mirrored image's gradients."""
     images = [photo(i, *shape) for i in range(3)]
     path = beton(tmp_path / "raw.beton", images)
-    ways: list[tuple[Input, AugmentName]] = [(RGB, "unfused"), (XY, "unfused"), (RGB, "fused"), (XY, "auto")]
+    ways: list[tuple[Input, AugmentName]] = [(RGB, "torch"), (XY, "torch"), (RGB, "fused"), (XY, "auto")]
     for input, augment in ways:
         network_inputs = inputs(path, decoder, ten_crop_views(input, SIZE), augment)
         assert len(network_inputs) == 10

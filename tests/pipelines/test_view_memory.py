@@ -182,7 +182,7 @@ def test_no_memory_of_a_batchs_size_is_mapped_anew(ops: tuple[Op, ...], dtype: t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_unfused_path_in_parts_has_the_whole_batchs_values(
+def test_one_by_one_parts_have_the_whole_batchs_values(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastpsl.pipelines.loader.augment._PART_BYTES", 7 * 3 * 32 * 32)
@@ -195,6 +195,6 @@ def test_the_unfused_path_in_parts_has_the_whole_batchs_values(
         for num in (0, 1, 16):
             batch = batch_of(num, view)
             (expected,) = batch.inputs([view], dtype)
-            (result,) = choose_augment("unfused", [view], CPU).inputs(batch, [view], dtype)
+            (result,) = choose_augment("torch", [view], CPU).inputs(batch, [view], dtype)
             assert torch.equal(result, expected) and result.dtype == dtype
             assert result.is_contiguous(memory_format=torch.channels_last)

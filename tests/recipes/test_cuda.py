@@ -23,7 +23,7 @@ TRAINED = {
     "block_probe": ("block_probe",),
     "deepcluster": ("deepcluster_alexnet",),
     "jigsaw": ("jigsaw_r50",),
-    "jigsaw by parts": ("jigsaw_r50", "--augment-backend", "unfused", "--accumulate", "2"),
+    "jigsaw by parts": ("jigsaw_r50", "--augment-backend", "kornia", "--accumulate", "2"),
     "linear_probe": ("linear_probe",),
     "linear_probe uic": ("linear_probe", "--protocol", "uic"),
     "moco": ("mocov2_r50",),

@@ -175,7 +175,7 @@ def test_replays_read_and_write_the_same_tensors_in_every_epoch(
     experiment, number, _ = experiment_of(recipe, "E", values)
     stage = replace(experiment.stages[number], epochs=4)
     experiment = replace(experiment, stages=(stage,))
-    run = tiny_run(tmp_path, batch_size=96, epochs=(4,), val=None, augment_backend="unfused")
+    run = tiny_run(tmp_path, batch_size=96, epochs=(4,), val=None, augment_backend="torch")
     with closing(run):
         assert pretrain(experiment, run)
     # Epochs of five steps, of which the first three of each variant are launched.

@@ -1,10 +1,11 @@
-"""Two ways to compute a view's operations: one by one (Kornia and torch), or fused into a few kernels.
+"""Three ways to compute a view's operations: one by one in torch or by Kornia, or fused into a few kernels.
 
-The ops define the result of both. Both take the same draws, and differ only by rounding. The fused kernels
-are in kernels/fused_cuda/ (Triton) and kernels/fused_cpu/ (numba).
+The operations in torch define the result of all. All take the same draws, and differ only by rounding.
+Kornia's are in kernels/by_kornia.py, the fused kernels in kernels/fused_cuda/ (Triton) and kernels/fused_cpu/
+(numba).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal, get_args
@@ -17,8 +18,9 @@ from fastpsl.pipelines.decoders.memory import ViewMemory
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
-AugmentName = Literal["auto", "unfused", "fused"]
+AugmentName = Literal["auto", "kornia", "torch", "fused"]
 _Job = tuple[ViewSpec, Tensor, Sequence[Mapping[str, Tensor]]]
+_Apply = Callable[[ViewSpec, Tensor, Sequence[Mapping[str, Tensor]], torch.dtype], Tensor]
 # Of uint8 images, whose copies in float32 malloc keeps for the next part; larger ones are mapped anew.
 _PART_BYTES = 1 << 22
 
@@ -28,7 +30,7 @@ class Augment:
     """A way to compute the operations of views.
 
     Attributes:
-        path: "unfused" or "fused".
+        path: "kornia", "torch" or "fused".
         reason: Why this path was taken, to be shown to users.
         modules: The modules of kernels/fused_cpu or kernels/fused_cuda that the fused path uses.
         memory: The memory of views on the CPU.
@@ -49,10 +51,11 @@ class Augment:
             return batch.inputs(views, dtype)
         batch.check_views(views)
         jobs = list(zip(views, batch.images, batch.draws, strict=True))
-        if self.path == "unfused":
+        if self.path != "fused":
+            apply = _by_kornia if self.path == "kornia" else ViewSpec.apply
             if batch.images[0].is_cuda or not len(batch.images[0]):
-                return batch.inputs(views, dtype)
-            return self._unfused_on_cpu(jobs, dtype)
+                return [apply(*job, dtype) for job in jobs]
+            return self._one_by_one_on_cpu(apply, jobs, dtype)
         modules = [module_for(self.modules, view.ops) for view in views]
         shapes = []
         for (view, images, _), module in zip(jobs, modules, strict=True):
@@ -63,21 +66,22 @@ class Augment:
             module.run(images, view.ops, draws, view.mean, view.std, out)  # type: ignore[union-attr]
         return outs
 
-    def _unfused_on_cpu(self, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
+    def _one_by_one_on_cpu(self, apply: _Apply, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
         """Apply the operations to a few images at a time, which allocates nothing of a batch's size.
 
         They treat each image by itself, so that this changes no value.
         """
         shapes = []
         for view, images, draws in jobs:
-            one = _apply(view, images, draws, slice(1), dtype)
+            one = _on_part(apply, view, images, draws, slice(1), dtype)
             shapes.append((len(one) * len(images), *one.shape[1:]))
         outs = self._empty(shapes, dtype, jobs[0][1].device)
         for (view, images, draws), out in zip(jobs, outs, strict=True):
             per_image, step = len(out) // len(images), max(1, _PART_BYTES // images[0].nbytes)
             for first in range(0, len(images), step):
                 part = slice(first, first + step)
-                out[first * per_image : part.stop * per_image] = _apply(view, images, draws, part, dtype)
+                result = _on_part(apply, view, images, draws, part, dtype)
+                out[first * per_image : part.stop * per_image] = result
         return outs
 
     def _empty(
@@ -96,15 +100,31 @@ class Augment:
         return list(outs[0].split(nums)) if is_one else outs
 
 
-def _apply(
-    view: ViewSpec, images: Tensor, draws: Sequence[Mapping[str, Tensor]], part: slice, dtype: torch.dtype
+def _on_part(
+    apply: _Apply,
+    view: ViewSpec,
+    images: Tensor,
+    draws: Sequence[Mapping[str, Tensor]],
+    part: slice,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Return what `ViewSpec.apply` returns for a part of a batch."""
+    """Return what `apply` returns for a part of a batch."""
     parts = [{name: values[part] for name, values in draw.items()} for draw in draws]
-    return view.apply(images[part], parts, dtype)
+    return apply(view, images[part], parts, dtype)
 
 
-UNFUSED = Augment("unfused", "asked for")
+def _by_kornia(
+    view: ViewSpec, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype
+) -> Tensor:
+    """Return what `ViewSpec.apply` returns, within rounding."""
+    from fastpsl.kernels import by_kornia  # takes 0.4 s, and the other ways do without
+
+    for op, draw in zip(view.ops, draws, strict=True):
+        images = by_kornia.apply(op, images, draw)
+    return by_kornia.normalise(images, view.mean, view.std, dtype)
+
+
+TORCH = Augment("torch", "asked for")
 
 
 def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.device) -> Augment:
@@ -112,7 +132,7 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
 
     Args:
         name: The path that the user asks for. "auto" takes the fused path where it supports every view, else
-            Kornia.
+            the operations in torch.
         views: The views of a loader.
         device: The device on which their operations run.
 
@@ -121,8 +141,8 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     """
     if name not in get_args(AugmentName):
         raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
-    if name == "unfused" or not views:
-        return Augment("unfused", "asked for")
+    if name in ("kornia", "torch") or not views:
+        return Augment("kornia" if name == "kornia" else "torch", "asked for")
     modules, reason = fused_modules(device)
     if not modules:
         why_not = reason
@@ -132,5 +152,5 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     if not why_not:
         return Augment("fused", reason, modules)
     if name == "fused":
-        raise ValueError(f"--augment-backend fused: {why_not}; use --augment-backend unfused, or auto")
-    return Augment("unfused", why_not)
+        raise ValueError(f"--augment-backend fused: {why_not}; use --augment-backend kornia, or auto")
+    return Augment("torch", why_not)
