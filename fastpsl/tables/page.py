@@ -164,7 +164,7 @@ def small_scale(table: str) -> list[SmallScale]:
 @cache
 def _records() -> dict[str, list[dict[str, Any]]]:
     records: dict[str, list[dict[str, Any]]] = json.loads(
-        Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+        Path(__file__).with_name("small_scale.json").read_text(encoding="utf-8")
     )
     return records
 

@@ -395,9 +395,12 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
         views = setup.experiment.task.views(1)
         Feed(by_pillow, views, 8, setup.opened.train, 0.01).written(views)
     assert num_views == [1] and measured.decoder == "pillow"
-    assert loaded[0] == ("feeding", "pillow")
+    assert loaded[0] == ("loader_rates", "pillow")
     assert {name for place, name in loaded if place == "stage_bench"} == {"pillow", "synthetic"}
-    assert loaded[-2:] == [("feeding", "pillow"), ("feeding", "auto")]  # a run on the new file would choose
+    assert loaded[-2:] == [
+        ("loader_rates", "pillow"),
+        ("loader_rates", "auto"),
+    ]  # a run on the new file would choose
 
 
 def test_the_shorter_side_that_crops_need() -> None:

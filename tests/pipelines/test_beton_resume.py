@@ -151,8 +151,8 @@ def test_an_interrupted_writing_is_told_of_and_kept(tmp_path: Path) -> None:
     write(out, overwrite=True)
     assert sorted(files(tmp_path)) == [
         "a.beton",
-        "a.beton.json",
         "a.beton.bad.csv",
+        "a.beton.json",
         "a.beton.small.csv",
     ]
     with pytest.raises(ValueError, match="exists already"):

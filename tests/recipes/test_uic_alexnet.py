@@ -153,7 +153,9 @@ def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path
 
 def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> None:
     def start(path: Path, *more: object) -> Outcome:
-        return recipe(*SMALL, "--labels", path, *more, "--max-steps-per-stage", 1, "--out", tmp_path / "out")
+        return recipe(
+            *SMALL, "--pseudo-labels", path, *more, "--max-steps-per-stage", 1, "--out", tmp_path / "out"
+        )
 
     labels = tmp_path / "labels.npz"
     with Beton(sample_paths().train) as data:
