@@ -298,7 +298,6 @@ class Write:
         Raises:
             ValueError: A number is out of range, the source cannot be read, or too many images are bad.
         """
-        from fastpsl.files.remote.address import is_remote
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable

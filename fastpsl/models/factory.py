@@ -1,7 +1,7 @@
 """Construction of backbones by name."""
 
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.convolutional import read_channels
+from fastpsl.models.convolutional import NIN, VGG, AlexNet, read_channels
 from fastpsl.models.names import ANY_BACKBONE, BACKBONES, is_own, is_timm
 
 WITH_DROPOUT = ("alexnet", "vgg16")
@@ -50,16 +50,10 @@ def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = N
 
 def _make(name: str, dropout: float | None) -> Backbone:
     if name in ("alexnet", "alexnet_rotnet"):
-        from fastpsl.models.convolutional import AlexNet
-
         return AlexNet(name, dropout=dropout)
     if name == "vgg16":
-        from fastpsl.models.convolutional import VGG
-
         return VGG(dropout=dropout)
     if name.startswith("nin"):
-        from fastpsl.models.convolutional import NIN
-
         return NIN(name)
     if name == "revnet50":
         from fastpsl.models.revnet import RevNet

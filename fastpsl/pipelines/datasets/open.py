@@ -291,8 +291,6 @@ def check_form(source: str | Path) -> None:
     require_existing(source, FORMS)
     path = Path(source)
     if path.is_dir():
-        from fastpsl.pipelines.sources.folder import folder_classes  # with Pillow, slow to import
-
         folder_classes(path)  # refuses those that are no classes
     elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
         raise ValueError(f"{source}: is no dataset file, and by its name no list of images; give {FORMS}")

@@ -17,6 +17,7 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.data.dataset import (
     MODE_FILE,
     MODE_JPEG,
+    BadImage,
     Dataset,
     SampleTable,
     read_bytes,
@@ -323,7 +324,6 @@ def reason_of(code: int, rows: SampleTable, i: int) -> str:
 
 def _what_is_wrong(rows: SampleTable, i: int) -> str:
     """Read an image file again and explain why it was refused."""
-    from fastpsl.pipelines.data.dataset import BadImage
     from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 
     try:
