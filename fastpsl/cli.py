@@ -138,11 +138,7 @@ def _show_help(arguments: Sequence[str]) -> None:
 
 
 def _command(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
-    """Return the command that is called, as `_named` does; of `fastpsl recipes`, the one that it stands for.
-
-    Raises:
-        ValueError: There is no such command, or none is named.
-    """
+    """Return the command that is called, as `_named` does; of `fastpsl recipes`, the one that it stands for."""
     prog, kind, rest = _named(arguments)
     if kind is Recipes:
         return prog, Recipes.commands["list"], rest
@@ -152,11 +148,7 @@ def _command(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
 
 
 def _named(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
-    """Return the command that the first words name: what is typed for it, its class, and the other words.
-
-    Raises:
-        ValueError: There is no such command.
-    """
+    """Return the command that the first words name: what is typed for it, its class, and the other words."""
     names, words = ["fastpsl"], list(arguments)
     kind: type = Fastpsl
     while words and not words[0].startswith("-") and (commands := getattr(kind, "commands", None)):

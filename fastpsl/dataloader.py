@@ -86,11 +86,7 @@ class EpochLoader(Uncopyable):
         self._owns_data = owns_data
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next loop, to resume or to repeat one.
-
-        Args:
-            epoch: The epoch, from 0.
-        """
+        """Set the epoch of the next loop, to resume or to repeat one."""
         self.epoch = epoch
 
     @property

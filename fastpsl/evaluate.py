@@ -38,26 +38,7 @@ def knn(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Score validation images by their nearest neighbours among the training images.
-
-    Args:
-        model: A model, or whatever `fastpsl.load` takes. None stands for random weights: give
-            random_weights=True and a backbone, unless the data is the generated sample.
-        data: Training images with labels: the path of a folder, a dataset file (.beton), a glob of such
-            files, or a list of images. None means the generated sample, with its own validation images.
-        val: Validation images with labels, in the same forms.
-        out: The folder of the results. By default, a new numbered folder under runs/.
-        **options: Further options of `fastpsl eval knn`, such as k, temperature, vote, block, size_px and
-            batch_size.
-
-    Returns:
-        Accuracies by name: "top1_k20" for the weighted vote of 20 neighbours, "top1_k20_majority" for their
-        majority vote.
-
-    Raises:
-        ValueError: A path, an option or a value is wrong. The message is one line.
-        KeyboardInterrupt: The evaluation was interrupted.
-    """
+    """Score validation images by their nearest neighbours among the training images."""
     return _numbers("knn", model, {"data": data, "val": val, "out": out, **options})
 
 
@@ -65,23 +46,7 @@ def linear(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Train a linear classifier on each frozen block, and score it on validation images.
-
-    Args:
-        model: As in `knn`.
-        data: As in `knn`.
-        val: As in `knn`.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval linear`, such as protocol, epochs, lr, size_px, batch_size
-            and max_steps_per_stage.
-
-    Returns:
-        Accuracies by name, such as "top1_B1" for block B1.
-
-    Raises:
-        ValueError: As in `knn`.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train a linear classifier on each frozen block, and score it on validation images."""
     return _numbers("linear_probe", model, {"data": data, "val": val, "out": out, **options})
 
 
@@ -89,23 +54,7 @@ def semi_supervised(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Train a copy of the model further on a few labels, and score it on validation images.
-
-    Args:
-        model: As in `knn`. It does not change.
-        data: As in `knn`.
-        val: As in `knn`.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval few-labels`, such as percent, protocol, label_list, epochs
-            and lr.
-
-    Returns:
-        The accuracies "top1" and, for more than five classes, "top5".
-
-    Raises:
-        ValueError: As in `knn`.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train a copy of the model further on a few labels, and score it on validation images."""
     return _numbers("semi_supervised", model, {"data": data, "val": val, "out": out, **options})
 
 
@@ -113,131 +62,42 @@ def block_probe(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Train SSL++'s classifiers of several layers on frozen blocks, and score them on validation images.
-
-    Args:
-        model: As in `knn`.
-        data: As in `knn`.
-        val: As in `knn`.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval blocks`, such as heads, epochs, labels_per_class and lr.
-
-    Returns:
-        Accuracies by name, such as "top1_conv_B2" for a NIN block on block B2.
-
-    Raises:
-        ValueError: As in `knn`.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train SSL++'s classifiers of several layers on frozen blocks, and score them on validation images."""
     return _numbers("block_probe", model, {"data": data, "val": val, "out": out, **options})
 
 
 def few_shot(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Classify images of new classes by the mean features of a few examples, in many random episodes.
-
-    Args:
-        model: As in `knn`.
-        data: Images of classes that the model has not seen, in the forms of `knn`. None means the test part
-            of the generated sample.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval few-shot`, such as ways, shots, queries, episodes and
-            block.
-
-    Returns:
-        Mean accuracies such as "accuracy_B3", and half of their 95 % confidence intervals, "interval_B3".
-
-    Raises:
-        ValueError: As in `knn`.
-        KeyboardInterrupt: As in `knn`.
-    """
+    """Classify images of new classes by the mean features of a few examples, in many random episodes."""
     return _numbers("few_shot", model, {"data": data, "out": out, **options})
 
 
 def svm(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Train VISSL's linear SVMs on VOC2007, for each block and class.
-
-    Args:
-        model: As in `knn`.
-        data: The folder of PASCAL VOC (VOCdevkit). None means generated images in its form.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval svm`, such as costs, low_shot and shots.
-
-    Returns:
-        Average precisions: "mAP" of the best block, "mAP_B5" of each block, and "AP_cat_B5" of each class
-        and block. With low_shot=True, "mAP_4_B5" of 4 positives per class, and so on.
-
-    Raises:
-        ValueError: As in `knn`.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train VISSL's linear SVMs on VOC2007, for each block and class."""
     return _numbers("voc_svm", model, {"data": data, "out": out, **options})
 
 
 def classification(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Train a copy of the model further for VOC2007's multi-label classification.
-
-    Args:
-        model: As in `knn`. It does not change.
-        data: As in `svm`.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval multilabel`, such as protocol, layers, steps and lr.
-
-    Returns:
-        Average precisions: "AP_cat" of each class, and "mAP", their mean.
-
-    Raises:
-        ValueError: As in `knn`.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train a copy of the model further for VOC2007's multi-label classification."""
     return _numbers("voc_classification", model, {"data": data, "out": out, **options})
 
 
 def detection(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Train a copy of the model further in a detector on VOC.
-
-    Args:
-        model: As in `knn`. It does not change.
-        data: As in `svm`.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval detect`, such as protocol, steps and lr.
-
-    Returns:
-        The average precisions "AP", "AP50" and "AP75" by VOC's matching, the same by COCO's ("coco_AP", …),
-        and "AP50_cat" of each class.
-
-    Raises:
-        ValueError: As in `knn`, or pycocotools is not installed.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train a copy of the model further in a detector on VOC."""
     return _numbers("voc_detection", model, {"data": data, "out": out, **options})
 
 
 def segmentation(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Train a copy of the model further in a fully-convolutional network on VOC2012.
-
-    Args:
-        model: As in `knn`. It does not change.
-        data: As in `svm`.
-        out: As in `knn`.
-        **options: Further options of `fastpsl eval segment`, such as protocol, sbd, epochs and lr.
-
-    Returns:
-        "IoU_cat", the intersection over union, of each class, and "mIoU", their mean.
-
-    Raises:
-        ValueError: As in `knn`, or torchmetrics is not installed.
-        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
-    """
+    """Train a copy of the model further in a fully-convolutional network on VOC2012."""
     return _numbers("voc_segmentation", model, {"data": data, "out": out, **options})
 
 

@@ -30,17 +30,7 @@ Place = str | os.PathLike[str]
 
 @user_errors()
 def curve(run: Place) -> Figure:
-    """Draw each number of a run over its steps.
-
-    Args:
-        run: The run's folder, or the result of `fastpsl.pretrain`.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: It is no run's folder.
-    """
+    """Draw each number of a run over its steps."""
     if not (Path(run) / "metrics.jsonl").is_file():
         raise ValueError(f"{os.fspath(run)} has no metrics.jsonl: give the folder of a run")
     return charts.curve(Path(run))
@@ -90,19 +80,7 @@ def tsne(
 
 
 def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str = "") -> Figure:
-    """Draw the accuracies of `fastpsl.evaluate.linear` or `fastpsl.evaluate.block_probe` as bars.
-
-    Args:
-        numbers: The accuracies in percent: "top1_B1", "top1_B2", … and, if you have them, "top5_B1", ….
-        chance: The accuracy of guessing in percent, for a dotted line.
-        title: The title.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: No name among the numbers begins with `top1_`.
-    """
+    """Draw the accuracies of `fastpsl.evaluate.linear` or `fastpsl.evaluate.block_probe` as bars."""
     if not any(name.startswith("top1_") for name in numbers):
         raise ValueError(f"numbers {', '.join(numbers) or 'without any'}: give top1_B1, top1_B2, …")
     return charts.block_figure(numbers, title, chance)
@@ -179,22 +157,6 @@ def neighbours(
     """Draw images and their nearest images in a gallery, framed by class.
 
     Nearness is the cosine of features.
-
-    Args:
-        model: A model, or whatever `fastpsl.load` takes.
-        gallery: The data to search: the path of a folder of images, a list of them, a dataset file (.beton)
-            or a glob of such files. None means the training part of the generated sample.
-        queries: The data with the queries, in the same forms. None means the gallery; then a query does not
-            find itself.
-        indices: The queries, by their positions in their data.
-        k: The number of neighbours.
-        block: The block whose features are compared, as in `fastpsl.embed`.
-
-    Returns:
-        A matplotlib figure with one row per query.
-
-    Raises:
-        ValueError: There are no such images, or too few for `k`.
     """
     require_data("gallery", gallery)
     require_data("queries", queries)

@@ -155,17 +155,7 @@ def pretrain(
 
 
 def option_names(recipe: str) -> list[str]:
-    """Return the names of a recipe's options, as `pretrain` takes them.
-
-    Args:
-        recipe: The recipe, as in `pretrain`.
-
-    Returns:
-        The names, with `_` for `-`.
-
-    Raises:
-        ValueError: There is no such recipe. The message has the most similar name.
-    """
+    """Return the names of a recipe's options, as `pretrain` takes them."""
     return [field.name for field in fields(find(recipe).options)]
 
 

@@ -17,12 +17,6 @@ def simclr(size_px: int = 224) -> list[ViewSpec]:
 
     A view is a crop of .08 to 1 of the area and a flip. Then come colour jitter of .8, .8, .8 and .2 with
     probability .8, grey with probability .2 and blur with probability .5.
-
-    Args:
-        size_px: Side of the views, in pixels.
-
-    Returns:
-        Two equal views.
     """
     return [_view(size_px, (0.08, 1.0), SIMCLR_COLOUR, simclr_blur(size_px))] * 2
 
@@ -33,12 +27,6 @@ def mocov2(size_px: int = 224) -> list[ViewSpec]:
     A view is a crop of .2 to 1 of the area and a flip. Then come colour jitter of .4, .4, .4 and .1 with
     probability .8, grey with probability .2 and blur with probability .5. MoCo's code has no fixed kernel
     size for the blur. Here it has SimCLR's.
-
-    Args:
-        size_px: Side of the views, in pixels.
-
-    Returns:
-        Two equal views.
     """
     colour = ColourDistortion(0.4, 0.4, 0.4, 0.1, p=0.8)
     return [_view(size_px, (0.2, 1.0), colour, simclr_blur(size_px))] * 2
@@ -51,12 +39,6 @@ def byol(size_px: int = 224) -> list[ViewSpec]:
     probability .8 and grey with probability .2. The first view is always blurred and never solarised. The
     second is blurred with probability .1 and solarised with probability .2. No fused kernel solarises, so the
     operations of the second view run one by one.
-
-    Args:
-        size_px: Side of the views, in pixels. The blur's kernel is 23 px at 224.
-
-    Returns:
-        Two views that differ.
     """
     colour = ColourDistortion(0.4, 0.4, 0.2, 0.1, p=0.8)
     kernel_px = 2 * round(11 * size_px / 224) + 1
@@ -72,18 +54,6 @@ def multicrop(
 
     Large crops have .14 to 1 of the area, small ones .05 to .14. All have SimCLR's flip, jitter, grey and
     blur.
-
-    Args:
-        size_px: Side of the large views, in pixels.
-        small_px: Side of the small views, in pixels.
-        num_large: Number of large views.
-        num_small: Number of small views.
-
-    Returns:
-        The large views, then the small ones.
-
-    Raises:
-        ValueError: A number of views is below 0, or both are 0.
     """
     if min(num_large, num_small) < 0 or not num_large + num_small:
         raise ValueError(

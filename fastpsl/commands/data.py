@@ -64,20 +64,7 @@ def record_of(src: str, split: str | None, shard: str, source: "Source") -> dict
 def write_and_tell(
     command: str, options: Any, out: Path, num_samples: int, samples: Any, **more: Any
 ) -> None:
-    """Write a dataset file, show the progress, and print what became of the images.
-
-    Args:
-        command: The command's name, for the line that says how to go on.
-        options: The command's dataclass.
-        out: The dataset file.
-        num_samples: The number of images.
-        samples: The function that yields the images from the i-th on.
-        more: Further arguments of `write_beton`.
-
-    Raises:
-        KeyboardInterrupt: It was interrupted; the message says how it goes on.
-        ValueError: It cannot be written.
-    """
+    """Write a dataset file, show the progress, and print what became of the images."""
     from fastpsl.console.screen import Progress
     from fastpsl.pipelines.beton.output import bad_path, shard_path, shards_of, small_path
     from fastpsl.pipelines.beton.write import can_go_on, write_beton
@@ -374,11 +361,7 @@ class Write:
         print(f"{self.out}: {num:,} {'file' if num == 1 else 'files'} uploaded, {num_bytes / 1e6:,.1f} MB")
 
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
-        """Print what is expected of writing; return whether that is all that was asked for.
-
-        Raises:
-            ValueError: The disk lacks the space.
-        """
+        """Print what is expected of writing; return whether that is all that was asked for."""
         from fastpsl.files.workers import default_num_threads
         from fastpsl.pipelines.beton.estimate import estimate
 
@@ -405,11 +388,7 @@ class Verify:
     """Threads. [one per core]"""
 
     def run(self) -> None:
-        """Print the faults of each dataset file, or that it is sound.
-
-        Raises:
-            ValueError: There is a fault.
-        """
+        """Print the faults of each dataset file, or that it is sound."""
         from fastpsl.console.screen import Progress
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
@@ -450,11 +429,7 @@ class Info:
     """Files or globs; each is shown as one data set."""
 
     def run(self) -> None:
-        """Print what each dataset file holds.
-
-        Raises:
-            ValueError: A dataset file cannot be opened.
-        """
+        """Print what each dataset file holds."""
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import info
 

@@ -33,14 +33,7 @@ class State(NamedTuple):
 
 
 def require_slurm(*, has_environment: bool) -> None:
-    """Check that a job can be submitted, and that it will find `fastpsl`.
-
-    Args:
-        has_environment: Whether the script sets up an environment of its own.
-
-    Raises:
-        ValueError: There is no sbatch, or no `fastpsl` on PATH.
-    """
+    """Check that a job can be submitted, and that it will find `fastpsl`."""
     if shutil.which("sbatch") is None:
         raise ValueError(
             "there is no sbatch here: give this command on a login node of a Slurm cluster; "
@@ -54,11 +47,7 @@ def require_slurm(*, has_environment: bool) -> None:
 
 
 def submit(script: Path) -> str:
-    """Give a script to sbatch, and return the job's number.
-
-    Raises:
-        ValueError: sbatch refuses it.
-    """
+    """Give a script to sbatch, and return the job's number."""
     done = _ask("sbatch", "--parsable", str(script.absolute()))  # whose name may begin as an option does
     if done.returncode:
         raise ValueError(f"sbatch does not take the job: {' '.join(done.stderr.split())}")
@@ -80,18 +69,7 @@ def state_of(job: str) -> State:
 
 
 def follow(job: str, out: Path) -> int:
-    """Print a job's log as it grows, and its state beside the run's status.json, until it has ended.
-
-    Args:
-        job: The job's number.
-        out: The run's folder.
-
-    Returns:
-        0 if the run finished, else 1.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C; the message tells how to follow the job again, and how to cancel it.
-    """
+    """Print a job's log as it grows, and its state beside the run's status.json, until it has ended."""
     log, position, line, asked = out / f"slurm-{job}.log", 0, "", float("-inf")
     try:
         with operation(f"job {job}") as progress:
@@ -204,17 +182,7 @@ class Slurm:
     """Print the script; write and submit nothing."""
 
     def run(self, *recipe_options: str) -> int:
-        """Submit the job and follow it, or print its script.
-
-        Args:
-            *recipe_options: The recipe's own arguments.
-
-        Returns:
-            0 if the training finished, or 1 if the job ended in another way.
-
-        Raises:
-            ValueError: An option is wrong, or sbatch is not there or refuses the job.
-        """
+        """Submit the job and follow it, or print its script."""
         from fastpsl.files.atomic import output_errors, write_atomically
 
         script, out = self.script(recipe_options)
@@ -231,11 +199,7 @@ class Slurm:
         return follow(job, out)
 
     def script(self, recipe_options: Sequence[str]) -> tuple[str, Path]:
-        """Return the text for sbatch, and the run's folder.
-
-        Raises:
-            ValueError: An option of the launch or of the recipe is wrong.
-        """
+        """Return the text for sbatch, and the run's folder."""
         from fastpsl.tables.page import templates
 
         for name, value, least in (
@@ -282,16 +246,7 @@ class Slurm:
 
 
 def _require_plain(name: str, text: str, also: str = "") -> None:
-    """Check that a value has no character that ends a line of the script, or is not printed as it is.
-
-    Args:
-        name: The option in messages.
-        text: The value.
-        also: Such characters that are allowed.
-
-    Raises:
-        ValueError: It has one, or is no Unicode.
-    """
+    """Check that a value has no character that ends a line of the script, or is not printed as it is."""
     for letter in text:
         is_lone = "\ud800" <= letter <= "\udfff"  # a byte that is no UTF-8
         if (escaped(letter) != letter or letter in "\n\t" or is_lone) and letter not in also:
@@ -306,11 +261,7 @@ def _words(options: str) -> list[str]:
 
 
 def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Path]:
-    """Return the command that each process runs, and --out.
-
-    Raises:
-        ValueError: There is no such recipe, it does not train, or its options are wrong.
-    """
+    """Return the command that each process runs, and --out."""
     from fastpsl.scripts.command_line import parse
     from fastpsl.scripts.recipe_files import load_recipe, named_path
 

@@ -32,12 +32,7 @@ class Crops(Task):
 
 
 def task_of(recipe: str, scale: float) -> Task:
-    """Build the task of a recipe with PAPER's values, and all lengths in px times `scale`.
-
-    Args:
-        recipe: The recipe's name.
-        scale: The factor; each length is rounded.
-    """
+    """Build the task of a recipe with PAPER's values, and all lengths in px times `scale`."""
     script = find_recipe(recipe)
     assert isinstance(script, Recipe)
     lengths = {name: value for name, value in vars(script.with_paper()).items() if name.endswith("_px")}

@@ -20,11 +20,7 @@ class Copy:
     """Replace FILE if it is there."""
 
     def run(self) -> None:
-        """Write the copy.
-
-        Raises:
-            ValueError: There is no such recipe, FILE does not end in .py, or it is there already.
-        """
+        """Write the copy."""
         from fastpsl.files.atomic import output_errors, write_atomically
         from fastpsl.scripts.recipe_files import named_path
 
@@ -73,9 +69,6 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return `fastpsl`'s own arguments, and those behind a recipe's name, which the recipe gets.
 
     --gpus is `fastpsl`'s wherever it stands.
-
-    Raises:
-        ValueError: --gpus has another name.
     """
     own, rest = list(arguments[:1]), list(arguments[1:])
     for i, word in enumerate(rest):
@@ -107,17 +100,7 @@ class _Start:
         return name in cls.names or name in cls.names.values()
 
     def run(self, *options: str) -> int:
-        """Run the recipe in this process, or in one for each of --gpus.
-
-        Args:
-            *options: The recipe's own arguments.
-
-        Returns:
-            The run's own exit code.
-
-        Raises:
-            ValueError: There is no such recipe, or --gpus is not within this machine's.
-        """
+        """Run the recipe in this process, or in one for each of --gpus."""
         from fastpsl.scripts.launch import launch
         from fastpsl.scripts.local_ranks import run_ranks
         from fastpsl.scripts.recipe import HELP

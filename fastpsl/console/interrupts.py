@@ -61,11 +61,7 @@ def _num_imports(frame: FrameType | None) -> int:
 
 
 class GuardedImports(MetaPathFinder):
-    """The import of a package's modules, within which `imports_undisturbed` holds.
-
-    Args:
-        package: The package's name.
-    """
+    """The import of a package's modules, within which `imports_undisturbed` holds."""
 
     def __init__(self, package: str) -> None:
         self._beginning = f"{package}."

@@ -28,26 +28,14 @@ def clock(seconds: float) -> str:
 
 
 class operation:
-    """An operation that may take long; it lasts as long as its `with` block.
-
-    Args:
-        what: The operation in words.
-        unit: What `update` counts, in the plural; empty where nothing is counted.
-        total: The number of units to expect; 0 where it is not known.
-        quiet: Report nothing during the operation, because it shows its own progress.
-    """
+    """An operation that may take long; it lasts as long as its `with` block."""
 
     def __init__(self, what: str, unit: str = "", total: int = 0, *, quiet: bool = False) -> None:
         self.unit, self.total, self.quiet = unit, total, quiet
         self.rename(what)
 
     def rename(self, what: str, early: bool = False) -> None:
-        """Begin another operation in the same block.
-
-        Args:
-            what: The operation in words.
-            early: Report it after five seconds of silence, not ten, because nobody expects it to take long.
-        """
+        """Begin another operation in the same block."""
         self.what, self.num_bad, self.note, self.early = what, 0, "", early
         self.begin_at(0)
 
@@ -70,11 +58,7 @@ class operation:
             self.update(min(num * each, self.total) if self.total else num * each)
 
     def line(self, now: float) -> str:
-        """Return the line that reports the operation and its progress.
-
-        Args:
-            now: The time in seconds, on the clock of `time.monotonic`.
-        """
+        """Return the line that reports the operation and its progress."""
         elapsed_s = now - self.started
         if not self.unit:
             return f"{self.what}: {clock(elapsed_s)} so far" if elapsed_s >= 1 else self.what
@@ -107,11 +91,7 @@ def note_output() -> None:
 
 
 def report_to(log: Callable[[str], None] | None) -> None:
-    """Send the lines to a function, such as the caption of a screen.
-
-    Args:
-        log: Called with each line from a thread of its own; None writes to stderr again.
-    """
+    """Send the lines to a function, such as the caption of a screen."""
     _heartbeat.log = log or _to_stderr
 
 
@@ -119,15 +99,7 @@ Redraw = Callable[[str | None], None]
 
 
 def redraw_with(redraw: Redraw | None) -> Redraw | None:
-    """Call a function every second instead of printing lines, for a display that is redrawn in place.
-
-    Args:
-        redraw: Called from a thread of its own with the line of the innermost operation, or with None if that
-            has lasted less than five seconds. None prints lines again.
-
-    Returns:
-        The function before, for the end of the display.
-    """
+    """Call a function every second instead of printing lines, for a display that is redrawn in place."""
     before, _heartbeat.redraw = _heartbeat.redraw, redraw
     return before
 

@@ -320,9 +320,6 @@ class Screen:
 
     On a terminal and in a notebook, the numbers are drawn in place. Below them stands what is being done,
     once that has lasted five seconds. In a file, the numbers are a line, at most every nine seconds.
-
-    Args:
-        console: Where to draw; None for stderr, or for the notebook that runs this process.
     """
 
     def __init__(self, console: Console | None = None):

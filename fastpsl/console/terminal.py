@@ -95,12 +95,7 @@ class _Escaping:
 
 @contextlib.contextmanager
 def safe_output(lose: Callable[[str, OSError], None]) -> Iterator[None]:
-    """Make sys.stdout and sys.stderr escape control characters and outlive their readers.
-
-    Args:
-        lose: Called with "stdout" or "stderr" and the error when writing first fails, from within that print.
-            It may raise.
-    """
+    """Make sys.stdout and sys.stderr escape control characters and outlive their readers."""
     _occupy_standard_descriptors()
     with contextlib.ExitStack() as stack:
         for name, redirect in (
@@ -150,12 +145,7 @@ def warn_about_low_limit() -> None:
 
 
 def require_address_space() -> None:
-    """Check that there are enough addresses for the libraries that a command loads after its start.
-
-    Raises:
-        ValueError: Less than 1 GB is left. OpenBLAS, which numba loads with the first compiled function,
-            would try forever to allocate its memory and ignore signals.
-    """
+    """Check that there are enough addresses for the libraries that a command loads after its start."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return

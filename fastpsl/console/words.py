@@ -66,13 +66,7 @@ def val_words(val: dict[str, float], chance: str) -> str:
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> ValueError:
-    """Return an error in one line: the wrong name, and the nearest of the allowed ones or all of them.
-
-    Args:
-        what: What the name is of, such as "recipe".
-        given: The name.
-        allowed: The names that exist.
-    """
+    """Return an error in one line: the wrong name, and the nearest of the allowed ones or all of them."""
     names = list(allowed)
     near = nearest(given, names)
     remedy = f"perhaps you meant {near}" if near else f"there are {', '.join(names)}"

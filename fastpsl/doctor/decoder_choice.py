@@ -7,16 +7,7 @@ from fastpsl.pipelines.decoders.choose import DALI_MS
 
 
 def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | None) -> str:
-    """Choose between `turbo` and `dali` as `auto` does, by the costs of this machine.
-
-    Args:
-        auto: The decoder that `auto` takes. It stays if one of the two was not measured.
-        costs: The measured costs, by decoder.
-        needed: On a GPU the images/s that suffice; None on a CPU, where the step needs the same cores.
-
-    Returns:
-        The decoder's name.
-    """
+    """Choose between `turbo` and `dali` as `auto` does, by the costs of this machine."""
     if auto not in ("turbo", "dali") or not {"turbo", "dali"} <= costs.keys():
         return auto
     if needed is not None and costs["turbo"].images_per_s >= needed:

@@ -47,11 +47,7 @@ class DoctorSetup:
 
 
 def load_recipe_or_default(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
-    """Load the recipe at `path`, or by default jigsaw on the sample; return None where neither is found.
-
-    Raises:
-        ValueError: As `load_recipe` does.
-    """
+    """Load the recipe at `path`, or by default jigsaw on the sample; return None where neither is found."""
     if path is not None:
         return load_recipe(path, arguments)
     default = default_recipe()
@@ -59,16 +55,7 @@ def load_recipe_or_default(path: Path | None, arguments: Sequence[str]) -> Loade
 
 
 def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
-    """Open and check the data, and place the experiment on its device.
-
-    Args:
-        recipe: The recipe, or None.
-        num_ranks: Ranks that will train; None for one per GPU.
-        stages: Names of the plan's stages to measure; empty for all.
-
-    Raises:
-        ValueError: It could not be trained. One line.
-    """
+    """Open and check the data, and place the experiment on its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("doctor measures one rank: start it without torchrun, and give --gpus NUM")
     options = TrainingOptions(batch_size=32) if recipe is None else recipe.options

@@ -31,19 +31,7 @@ _IDLE_REMEDY = (
 
 
 def measure_engines(feed: Feed, seconds: float, log: Callable[[str], None]) -> JpegEngines | None:
-    """Time decoding by DALI with several shares of a batch for the engines, in turn.
-
-    Args:
-        feed: The loaders of the first stage's views.
-        seconds: Length of the timed regions of one round.
-        log: Callback that receives the name of the next part.
-
-    Returns:
-        The measurement; None without a GPU, DALI or JPEGs.
-
-    Raises:
-        ValueError: The loader does not run.
-    """
+    """Time decoding by DALI with several shares of a batch for the engines, in turn."""
     device = feed.setup.world.device
     if device.type != "cuda" or dali.why_missing(device):
         return None
@@ -72,13 +60,7 @@ def measure_engines(feed: Feed, seconds: float, log: Callable[[str], None]) -> J
 
 
 def best_share(engines: JpegEngines | None, decoder: str, decode: float) -> list[Alternative]:
-    """Return the fastest share as an alternative, if it is not the one that trains.
-
-    Args:
-        engines: The measurement.
-        decoder: The decoder that trains.
-        decode: Its images/s.
-    """
+    """Return the fastest share as an alternative, if it is not the one that trains."""
     if engines is None or engines.best_share == engines.share:
         return []
     option, rate = f"--hw-decoder-load {engines.best_share:g}", engines.rates[engines.best_share]
@@ -139,12 +121,7 @@ def _nvml() -> Any:
 
 @contextlib.contextmanager
 def sampled(read: Callable[[], int | None], *, after_s: float = 0.0) -> Iterator[list[int]]:
-    """Yield a list that gets what `read` returns every 50 ms, without None, until the context ends.
-
-    Args:
-        read: Returns a reading, or None.
-        after_s: Seconds until the first one.
-    """
+    """Yield a list that gets what `read` returns every 50 ms, without None, until the context ends."""
     samples: list[int] = []
     ended = threading.Event()
 

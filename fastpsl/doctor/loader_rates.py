@@ -49,15 +49,6 @@ def measure_read(
     """Read for `seconds`, at least two batches, with as many threads as the loader.
 
     Samples that cannot be read are not an error here; --on-bad-sample tells the loader what to do with them.
-
-    Args:
-        data: The data to read.
-        options: Options of the run: order, seed, threads and prefetching.
-        batch_size: Samples per batch.
-        seconds: Length of the measurement.
-
-    Returns:
-        The rate, and the indices of the samples that are now in the page cache.
     """
     assert options.workers is not None
     probed = spread_indices(data.num_samples, _NUM_PROBED)
@@ -189,13 +180,7 @@ class Feed:
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
     def rate(self, data: Dataset, seconds: float | None = None, **changes: object) -> float:
-        """Return images/s on the device before augmentation.
-
-        Args:
-            data: The data to load.
-            seconds: Length of the timed region; None for the default.
-            **changes: Changed options.
-        """
+        """Return images/s on the device before augmentation."""
         options = self.setup.options
         # Quasi-random order needs whole pages, which a part of the data does not fill.
         if data is not self.setup.opened.train:
@@ -230,11 +215,7 @@ class Feed:
     def other_decoders(
         self, chosen: str, decode: float, log: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
-        """Time the other decoders briefly.
-
-        Returns:
-            Their rates, and option → reason for decoders that do not run.
-        """
+        """Time the other decoders briefly."""
         data, device = self.setup.opened.train, self.setup.world.device
         alternatives, untried = [], {}
         for name in READS[data.kind]:
@@ -280,13 +261,6 @@ class Feed:
 
         They are shrunk if the crops allow it; a folder's images are also tried at full size. The file is
         written into the cache folder and removed.
-
-        Args:
-            views: Views of all stages; their crops decide the size that is needed.
-
-        Raises:
-            ValueError: The images cannot be written as a dataset file.
-            OSError: The cache folder cannot be written.
         """
         rows = self.warm.rows(np.arange(self.warm.num_samples))
         sides = np.minimum(rows.height, rows.width)

@@ -29,15 +29,7 @@ def check_machine(
     experiment: Experiment | None,
     num_files: int,
 ) -> list[Check]:
-    """Run all checks of the machine except that of the page cache.
-
-    Args:
-        options: Options of one rank, with its threads.
-        num_ranks: Ranks of this machine.
-        device: Device that trains.
-        experiment: The experiment, or None without a recipe.
-        num_files: Files that the data keeps open.
-    """
+    """Run all checks of the machine except that of the page cache."""
     checks = [
         _cores(options.workers or 1, num_ranks),
         _openmp(device, num_ranks),

@@ -37,17 +37,7 @@ Log = Callable[[str], None]
 
 
 def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Measurements:
-    """Measure all stages of the setup.
-
-    Args:
-        setup: What is measured.
-        num_cores: This rank's share of the machine.
-        seconds: Length of a timed region.
-        log: Callback that receives the name of the next part.
-
-    Raises:
-        ValueError: A part does not run; the message names it.
-    """
+    """Measure all stages of the setup."""
     experiment, data, device = setup.experiment, setup.opened.train, setup.world.device
     views = {i: experiment.task.views(experiment.stages[i].level) for i in setup.stages} if experiment else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)

@@ -51,16 +51,7 @@ def default_recipe() -> Path | None:
 
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
-    """Load the script at `path` and parse its arguments.
-
-    Args:
-        path: Path of the script.
-        arguments: The recipe's own arguments.
-
-    Raises:
-        ValueError: It cannot be loaded, is no recipe, or refuses its arguments. One line.
-        SystemExit: Its --help was printed; the code is 0.
-    """
+    """Load the script at `path` and parse its arguments."""
     if reason := _no_file(path):
         raise ValueError(f"{reason}; {_REMEDY}")
     if path.suffix != ".py":

@@ -102,23 +102,7 @@ def choose_step(
     num_ranks: int = 1,
     sync_batchnorm: bool = False,
 ) -> StepChoice:
-    """Choose the mode of a stage's steps.
-
-    Args:
-        asked: The mode that --compile asks for. "auto" takes fused BatchNorms in captured steps, and in
-            launched ones where they were measured to be faster; or else eager.
-        backbone: The backbone.
-        stage: The stage.
-        device: The device of the training.
-        precision: The resolved precision, such as "fp16".
-        side_px: The side of the images that the backbone reads.
-        captured: Whether the step is captured as a CUDA graph.
-        num_ranks: The number of ranks.
-        sync_batchnorm: Whether BatchNorm is synchronised over the ranks.
-
-    Raises:
-        ValueError: The mode `asked` cannot run here.
-    """
+    """Choose the mode of a stage's steps."""
     if asked == "off":
         return OFF
     choice = StepChoice(asked, "asked for")

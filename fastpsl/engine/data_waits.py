@@ -106,13 +106,7 @@ _UNKNOWN = "unknown", f"The cause is not known: {_DOCTOR}"
 
 
 def line_of(stage: str, waits: Waits, loader: BatchSource) -> tuple[str, str]:
-    """Return the cause in one word, and the line for people. No error in naming it ends a training.
-
-    Args:
-        stage: The stage's name.
-        waits: Its waits.
-        loader: The loader of its batches.
-    """
+    """Return the cause in one word, and the line for people. No error in naming it ends a training."""
     try:
         cause, words = cause_of(waits, loader)
     except Exception:  # noqa: BLE001  (of files, libraries or the network)
@@ -227,16 +221,7 @@ def _whole(data: Dataset, samples: np.ndarray) -> tuple[Dataset, np.ndarray]:
 
 
 class DataWaits:
-    """A watch over the waits of a stage.
-
-    Args:
-        device: The device of the steps.
-        num_ahead: The batches that the loader prepares ahead. So many, and one more, do not count at the
-            beginning of an epoch, nor so many at its end.
-        tell: The function that is called once, after a minute with waits of more than LONG_SHARE.
-        clock: Returns the seconds from some moment on.
-        usage: Returns the use of the machine.
-    """
+    """A watch over the waits of a stage."""
 
     def __init__(
         self,
@@ -256,12 +241,7 @@ class DataWaits:
         self._free: list[torch.cuda.Event] = []
 
     def track(self, batches: Iterator[Item], num_left: int) -> Iterator[Item]:
-        """Yield batches, and watch the time between them.
-
-        Args:
-            batches: The batches of an epoch, from the loader.
-            num_left: Their number, if the epoch goes on to its end.
-        """
+        """Yield batches, and watch the time between them."""
         last_s, last_use = 0.0, Usage(0.0, 0)
         for i in count():
             counts = self._num_ahead < i < num_left - self._num_ahead and not self._has_told

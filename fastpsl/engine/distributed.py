@@ -70,16 +70,7 @@ class World:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """Choose the device of a process.
-
-    Args:
-        name: "auto" (CUDA if it is available), "cpu" or "cuda".
-        local_rank: The rank on this machine, which numbers the CUDA devices.
-
-    Raises:
-        ValueError: The name is unknown, CUDA was requested but is missing, or there are fewer devices than
-            ranks.
-    """
+    """Choose the device of a process."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}: allowed are auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -137,9 +128,6 @@ def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
 
     A store may have keys of earlier starts: a process joins again, or torchrun has restarted the ranks. There
     Gloo would find the addresses of processes that have ended.
-
-    Raises:
-        RuntimeError: The others have not come in time.
     """
     store.set(f"start-{rank}", uuid.uuid4().hex)
     deadline = time.monotonic() + timeout_s

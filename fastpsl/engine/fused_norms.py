@@ -133,9 +133,6 @@ def fused(*blocks: nn.Module) -> nn.Module:
 
     The view shares the blocks' layers, including their parameters, buffers and modes. A block without
     BatchNorm is its own view, unless it is folded.
-
-    Raises:
-        ValueError: torch.fx cannot trace the blocks, or a BatchNorm is not torch's own.
     """
     block = blocks[0] if len(blocks) == 1 else nn.Sequential(*blocks)
     if why_not := foreign_batchnorm(block):

@@ -44,14 +44,7 @@ def torch_seed(*numbers: int) -> int:
 def samples_per_s(
     work: Callable[[], int], seconds: float, device: torch.device | str, min_calls: int = 1
 ) -> float:
-    """Measure the samples per second of repeated calls.
-
-    Args:
-        work: The function, which returns the number of samples that it processed.
-        seconds: The shortest duration of the measurement.
-        device: The device, whose work is included.
-        min_calls: The smallest number of calls.
-    """
+    """Measure the samples per second of repeated calls."""
     synchronise(device)
     start, num_samples, num_calls = time.perf_counter(), 0, 0
     while num_calls < min_calls or time.perf_counter() - start < seconds:

@@ -28,12 +28,7 @@ _LONGEST = 200
 
 
 def explained(error: Exception, runs: Sequence[Run]) -> str | None:
-    """Explain an error in one line for people, or return None for an error of another kind.
-
-    Args:
-        error: The error.
-        runs: The runs in progress, of which the last one counts.
-    """
+    """Explain an error in one line for people, or return None for an error of another kind."""
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)

@@ -46,14 +46,7 @@ class Snapshot:
         self._arrived: torch.cuda.Event | None = None
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a copy of `state`, which holds its values once `wait` has returned.
-
-        Args:
-            state: Tensors, numbers, strings and arrays in dicts, lists and tuples.
-
-        Returns:
-            The copy. The next call overwrites its tensors.
-        """
+        """Return a copy of `state`, which holds its values once `wait` has returned."""
         before, self._buffers, self._arrived = self._buffers, {}, None
         copied: dict[str, Any] = self._copied(state, (), before)
         if any(key[-1] for key in self._buffers):
@@ -156,11 +149,7 @@ class LastStep:
             self._begin_to_write()
 
     def keep(self, state: dict[str, Any]) -> None:
-        """Keep a copy of the present step's state in memory, instead of the one before. Every rank calls it.
-
-        Raises:
-            OSError: The last checkpoint could not be written.
-        """
+        """Keep a copy of the present step's state in memory, instead of the one before. Every rank calls it."""
         run = self._run
         with self._lock:
             self.wait()  # the new copy takes the memory of the one that is being written
@@ -169,21 +158,13 @@ class LastStep:
             self._safe = run.position.run_step
 
     def write(self) -> None:
-        """Write the kept copy, if it is not on the disk yet, and wait until it is.
-
-        Raises:
-            OSError: It could not be written.
-        """
+        """Write the kept copy, if it is not on the disk yet, and wait until it is."""
         with self._lock:
             self._begin_to_write()
             self.wait()
 
     def release(self) -> None:
-        """Drop the kept copy, after a step that is not kept because steps are short.
-
-        Raises:
-            OSError: The last checkpoint could not be written.
-        """
+        """Drop the kept copy, after a step that is not kept because steps are short."""
         with self._lock:
             self._safe = self._kept = None
             self._raise_error()
@@ -193,11 +174,7 @@ class LastStep:
         return self._safe == self._run.position.run_step
 
     def wait(self) -> None:
-        """Wait until no checkpoint is being written.
-
-        Raises:
-            OSError: It could not be written, or not in time.
-        """
+        """Wait until no checkpoint is being written."""
         with self._lock:
             if self._writing is not None:
                 with operation("writing a checkpoint"):

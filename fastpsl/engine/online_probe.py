@@ -58,16 +58,6 @@ class OnlineProbe:
     """The monitor of one stage, which writes a line per probe to probe.jsonl.
 
     Like metrics.jsonl, the file is cut back to the checkpoint on resume. The end of each stage is probed too.
-
-    Args:
-        run: The run.
-        blocks: The stage's blocks.
-        stage: The stage.
-        view: A view of the training steps; None without probes.
-        every: The number of epochs between probes, counted over all stages; 0 for no probes.
-
-    Raises:
-        ValueError: Some images are too small for the crop.
     """
 
     def __init__(self, run: Run, blocks: StageBlocks, stage: Stage, view: ViewSpec | None, every: int):
@@ -96,16 +86,7 @@ class OnlineProbe:
             )
 
     def probe(self, steps_per_epoch: int, last_step: int, release: Callable[[], None]) -> bool:
-        """Probe the features if it is time to. Every rank calls this between the same two steps.
-
-        Args:
-            steps_per_epoch: The number of steps of an epoch.
-            last_step: The stage's last step.
-            release: Called before, to free the memory of captured steps.
-
-        Returns:
-            False if a signal stopped the probe.
-        """
+        """Probe the features if it is time to. Every rank calls this between the same two steps."""
         position = self.run.position
         if not self.every or position.step == 0 or position.run_step <= self._last_look:
             return True
@@ -116,14 +97,7 @@ class OnlineProbe:
         return self.look(epochs)
 
     def look(self, epochs: float) -> bool:
-        """Probe the features now.
-
-        Args:
-            epochs: The run's epochs until now.
-
-        Returns:
-            False if a signal stopped the probe.
-        """
+        """Probe the features now."""
         position = self.run.position
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()

@@ -265,11 +265,7 @@ class SGDOptions(PretrainOptions):
     """Use FusedSGD of NVIDIA apex."""
 
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:
-        """Return the SGD optimiser, or apex's fused one for --apex.
-
-        Raises:
-            ValueError: apex cannot run.
-        """
+        """Return the SGD optimiser, or apex's fused one for --apex."""
         from fastpsl.engine.distributed import choose_device
         from fastpsl.engine.optim.sgd_adam import fused_sgd, require_apex, sgd
 

@@ -84,11 +84,7 @@ class EpochLog:
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
-    """Start a W&B run, or resume the one with the id stored in the folder.
-
-    Raises:
-        ValueError: wandb is missing or raises an error.
-    """
+    """Start a W&B run, or resume the one with the id stored in the folder."""
     try:
         import wandb
     except ImportError as error:
@@ -134,12 +130,7 @@ class Pace:
         self._intervals.append((num_steps, seconds))
 
     def time_left(self, num_steps: int, ahead: WorkAhead) -> tuple[float | None, float | None]:
-        """Return the seconds left in the stage and in the run.
-
-        Args:
-            num_steps: The number of steps left in the stage.
-            ahead: The work after it. In the last stage, the run has no time of its own: None.
-        """
+        """Return the seconds left in the stage and in the run."""
         if not self._intervals:
             return None, None
         step_s = sum(seconds for _, seconds in self._intervals) / sum(num for num, _ in self._intervals)
@@ -159,14 +150,6 @@ def work_ahead(
 
     The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
     task makes of an image. Passes between steps, such as the validation pass, are not counted.
-
-    Args:
-        stages: The stages of the run.
-        position: The index of the present stage, from 0.
-        blocks: The blocks of the backbone.
-        inputs_per_image: The task's number of inputs per image, given a level.
-        steps_per_epoch: The present stage's number of steps per epoch.
-        max_steps_per_stage: The limit for all stages, or None.
     """
     here, later_steps = stages[position], 0.0
     for stage in stages[position + 1 :]:
@@ -203,12 +186,7 @@ class SkippedSteps:
         self._diverged = ""
 
     def line(self, nums: list[int], first: int) -> str:
-        """Return what to say of steps that follow those of the last call, or nothing.
-
-        Args:
-            nums: For each step, the stage's skipped steps up to it.
-            first: The number of the first step, counted in the stage from 1.
-        """
+        """Return what to say of steps that follow those of the last call, or nothing."""
         before = self._num
         for step, num in enumerate(nums, start=first):
             self._see(step, num > self._num)
@@ -384,11 +362,7 @@ class Reporter:
                 csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 
     def step(self, step: int, run_step: int, lr: float, metrics: StepMetrics) -> None:
-        """Note one step.
-
-        Raises:
-            ValueError: So many steps had non-finite gradients that the training has diverged.
-        """
+        """Note one step."""
         self._finish_copy()
         self._names = list(metrics.names)
         row = {

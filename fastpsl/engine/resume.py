@@ -43,15 +43,7 @@ def report_choices(
     kept: Collection[str],
     log: Callable[[str, str], None],
 ) -> None:
-    """Report how a stage is computed, and why.
-
-    Args:
-        train_step: The stage's step.
-        stage: The stage.
-        views: Its views; without any, nothing is augmented.
-        kept: The options that a checkpoint decides.
-        log: Called with the name of each choice, and with the choice in words.
-    """
+    """Report how a stage is computed, and why."""
     augment, step, frozen = train_step.augment, train_step.step_choice, stage.first_learning - 1
     graph = train_step.graph_choice
     choices = [("compile", step.mode, step.reason), ("graph", graph.value, graph.reason)]
@@ -69,14 +61,7 @@ def apply_kept_choices(
     check: Callable[[TrainingOptions], None],
     log: Callable[[str], None],
 ) -> TrainingOptions:
-    """Return the options for a stage that resumes from a checkpoint: "auto" becomes the stored choice.
-
-    Args:
-        options: The options of this command.
-        kept: The stored choices.
-        check: Raises ValueError for options that this machine cannot run. Such a choice stays "auto".
-        log: Reports differences from the start of the stage.
-    """
+    """Return the options for a stage that resumes from a checkpoint: "auto" becomes the stored choice."""
     for name, value in kept.items():
         option = getattr(options, name)
         if name in AUTOMATIC and option == "auto":
@@ -118,9 +103,6 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
     """Return the run's folder, and create it if necessary.
 
     It is --out, or the folder of --resume's checkpoint, or a new numbered one.
-
-    Raises:
-        ValueError: --resume is in no run's folder, or --out is a file.
     """
     if options.out is not None:
         folder = options.out
@@ -141,11 +123,7 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Lock a run's folder until the returned file is closed or the process ends.
-
-    Raises:
-        ValueError: Another process holds the lock.
-    """
+    """Lock a run's folder until the returned file is closed or the process ends."""
     with output_errors(folder):
         file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
     try:
@@ -184,15 +162,7 @@ def new_numbered_folder(parent: Path, name: str) -> Path:
 def find_checkpoint(
     options: RunOptions, world: World, folder: Path, science: dict[str, Any], machine: dict[str, Any]
 ) -> tuple[str | None, dict[str, Any] | None, list[str]]:
-    """Find the checkpoint to resume from. All ranks read the same file.
-
-    Returns:
-        The checkpoint's path and state (None to start anew), and notes for people, which also list
-        differences to its `machine`.
-
-    Raises:
-        ValueError: The checkpoint cannot be read, or its `science` is another.
-    """
+    """Find the checkpoint to resume from. All ranks read the same file."""
     checkpoints, notes = CheckpointManager(folder / "checkpoints"), list[str]()
     chosen: str | None = None
     state: dict[str, Any] | None = None
@@ -248,11 +218,7 @@ def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run
 
 
 def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
-    """Check that a checkpoint has all keys that a run needs, with values of the right types.
-
-    Raises:
-        ValueError: The message names the first key that is missing or wrong.
-    """
+    """Check that a checkpoint has all keys that a run needs, with values of the right types."""
     parts: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
         (state, _KEYS),
         (state.get("position", {}), _POSITION),

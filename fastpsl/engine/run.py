@@ -418,11 +418,6 @@ def choose_run_decoder(run: Run, num_views: int, kept: str | None) -> None:
 
     Rank 0 chooses for all, by its own cores and GPU. A run that goes on keeps the decoder of its start, where
     it works. Nothing is chosen for small raw images, which loaders keep on the GPU, nor for synthetic data.
-
-    Args:
-        run: The run.
-        num_views: The views of each training image.
-        kept: The decoder in the run's checkpoint; None if there is none.
     """
     choice = share(run.world, _choice(run, num_views, kept) if run.world.rank == 0 else None)
     if choice is not None:

@@ -40,16 +40,6 @@ class StageBench:
 
     Rates are images of the data set per second. A timed region lasts at least `seconds` and `min_steps`.
     With several ranks, use seconds=0, because all ranks must make the same number of steps.
-
-    Args:
-        experiment: The experiment.
-        number: The stage's index.
-        options: The options of the run.
-        data: The training data.
-        world: The ranks.
-        seconds: The shortest time of a timed region.
-        min_steps: The smallest number of steps of a timed region.
-        views: Views for the loader instead of the task's own; equally many and of the same sizes.
     """
 
     def __init__(

@@ -36,16 +36,7 @@ class Runner(Protocol):
 
 
 def run_blocks(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
-    """Run blocks in sequence.
-
-    Args:
-        blocks: One or more blocks.
-        images: The input of the first block, [B, C, H, W].
-        every: Whether to return the output of every block instead of the last one's alone.
-
-    Returns:
-        The outputs.
-    """
+    """Run blocks in sequence."""
     outputs = []
     for block in blocks:
         images = block(images)
@@ -70,14 +61,7 @@ class StageBlocks(nn.Module):
         frozen_batchnorm: str = "eval",
         batchnorm: Literal["train", "eval", "fixed"] = "train",
     ):
-        """Select the stage's blocks of the backbone.
-
-        Args:
-            backbone: The backbone.
-            stage: The stage.
-            frozen_batchnorm: The mode of frozen blocks' BatchNorms, "eval" or "train".
-            batchnorm: The mode of learning blocks' BatchNorms; see `Experiment`.
-        """
+        """Select the stage's blocks of the backbone."""
         super().__init__()
         blocks, self.min_px = backbone.blocks(), backbone.min_px
         backbone.requires_grad_(False)
@@ -129,28 +113,14 @@ class StageBlocks(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features of the stage's last block.
-
-        Args:
-            images: Float [B, C, H, W].
-
-        Returns:
-            Float [B, channels, h, w].
-        """
+        """Return the features of the stage's last block."""
         check_size(min(images.shape[-2:]), self.min_px)
         with torch.no_grad():
             images = self.run(self.frozen_as_run, images)
         return self.run(self.learning, images)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the features of every block that runs, B1 first.
-
-        Args:
-            images: Float [B, C, H, W].
-
-        Returns:
-            One tensor [B, channels, h, w] per block.
-        """
+        """Return the features of every block that runs, B1 first."""
         check_size(min(images.shape[-2:]), self.min_px)
         outputs: list[Tensor] = []
         with torch.no_grad():

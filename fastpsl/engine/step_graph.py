@@ -28,11 +28,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class StepState:
-    """A set of tensors that keep their values in a skipped step, without a wait for the device.
-
-    Args:
-        tensors: The tensors, such as running statistics and queues. They must not be replaced.
-    """
+    """A set of tensors that keep their values in a skipped step, without a wait for the device."""
 
     def __init__(self, tensors: Iterable[Tensor]):
         of_size: dict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
@@ -120,17 +116,7 @@ LAUNCHED: GraphChoice = GraphChoice(False, "asked for")
 
 
 def choose_graph(asked: GraphName, device: torch.device, num_ranks: int, why_not: str) -> GraphChoice:
-    """Choose whether a stage's steps are captured.
-
-    Args:
-        asked: What --graph asks for. "auto" captures on one GPU wherever the stage can be captured.
-        device: The device of the training.
-        num_ranks: The number of ranks.
-        why_not: Why the stage cannot be captured, such as images of many sizes; empty if it can.
-
-    Raises:
-        ValueError: "on" is asked for, and it cannot be.
-    """
+    """Choose whether a stage's steps are captured."""
     if asked == "off":
         return LAUNCHED
     if device.type != "cuda":
@@ -158,12 +144,7 @@ Replay = Callable[[], StepMetrics]
 
 
 class StepGraphs:
-    """The steps of a stage: launched at first, then captured, a graph for each variant.
-
-    Args:
-        choice: The choice to capture.
-        world: The ranks.
-    """
+    """The steps of a stage: launched at first, then captured, a graph for each variant."""
 
     def __init__(self, choice: GraphChoice, world: World):
         self._choice, self._world, self._device = choice, world, world.device
@@ -178,14 +159,7 @@ class StepGraphs:
     def step(
         self, batches: Iterable[Batch], num_batches: int, compute: Compute, abandon: Callable[[], None]
     ) -> StepMetrics:
-        """Make a step, as `compute` does.
-
-        Args:
-            batches: The batches.
-            num_batches: Their number.
-            compute: The step, a function of tensors.
-            abandon: Called after a failed capture, to undo what half a step has left on the host.
-        """
+        """Make a step, as `compute` does."""
         if self._given_up:
             return compute(batches, num_batches)
         static = self._copied(batches)
@@ -251,20 +225,7 @@ def beside(device: torch.device) -> Iterator[None]:
 
 
 def capture(compute: Callable[[], StepMetrics], device: torch.device, pool: Any) -> Replay:
-    """Capture a step without running it.
-
-    Args:
-        compute: The step, which has been launched before.
-        device: The GPU.
-        pool: The memory of the graph, which other graphs may share.
-
-    Returns:
-        The step's replay.
-
-    Raises:
-        Exception: The step waits for the device, allocates outside torch, or does not fit the memory. It is
-            the step's own error, and not that of ending its capture.
-    """
+    """Capture a step without running it."""
     graph, first = torch.cuda.CUDAGraph(), None
     generator, stream = torch.cuda.default_generators[device.index or 0], torch.cuda.current_stream(device)
     spare = generator.clone_state()

@@ -58,16 +58,6 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
     """Return the next batch, or stop on all ranks if the data failed on one.
 
     Every rank calls it before a step, for the first of the step's batches.
-
-    Args:
-        batches: The batches of this rank.
-        world: The ranks.
-        save: Called by every rank after a failure. It saves the state after the last step and returns where a
-            resumed run begins, or None if nothing was saved.
-
-    Raises:
-        ValueError: The data failed on this rank or another.
-        OSError: The data failed on this rank, and nothing was saved.
     """
     failure: ValueError | OSError | None = None
     try:

@@ -11,16 +11,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 def block_number(text: str, num_blocks: int, names: Sequence[str] = ()) -> int:
-    """Return the number of a block, from 1.
-
-    Args:
-        text: "final" (the last block), "B1", "B2", … or one of `names`.
-        num_blocks: Number of blocks of the backbone.
-        names: The backbone's own names of its blocks, such as fc7, B1's first.
-
-    Raises:
-        ValueError: The backbone has no such block.
-    """
+    """Return the number of a block, from 1."""
     if text == "final":
         return num_blocks
     if text in names:
@@ -39,14 +30,6 @@ def block_shapes(backbone: Backbone, view: ViewSpec, num_blocks: int | None = No
     """Return (channels, height, width) of each block's output.
 
     One black image is passed through the view and the blocks; modes and running statistics stay as they are.
-
-    Args:
-        backbone: The backbone.
-        view: The view of the images.
-        num_blocks: Number of blocks, from the first; None means all.
-
-    Raises:
-        ValueError: The images of the view are too small for the backbone.
     """
     device, side = next(backbone.parameters()).device, view.crop.size_px
     draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))

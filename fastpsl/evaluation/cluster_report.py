@@ -55,13 +55,7 @@ class Measured:
 
 
 def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
-    """Compute the numbers of pseudo-labels.
-
-    Args:
-        labels: The pseudo-labels of N images.
-        true: True labels, integers [N]; negative for none.
-        seed: Seed of the shuffled labels, the baseline of NMI.
-    """
+    """Compute the numbers of pseudo-labels."""
     num_labelled = int((true >= 0).sum())
     figures = label_figures(labels.labels, None, true, labels.num_classes, seed)
     numbers = {name: 100 * value for name in ("entropy_share", "biggest", "nmi_true", "nmi_true_shuffled")
@@ -91,10 +85,6 @@ def report(
     """Measure pseudo-labels, draw charts of them and return the lines to print.
 
     `run` is a run's folder or a file of labels; all arguments are those of `fastpsl clusters`.
-
-    Raises:
-        ValueError: The run, its labels or its checkpoint are missing, the labels belong to other images, or
-            there are no true labels and `require_labels` is set.
     """
     started = time.monotonic()
     path, source, out = _paths(run, data, labels, out)

@@ -61,11 +61,7 @@ class FeatureFile:
         return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's own stub
 
     def labels(self) -> np.ndarray | None:
-        """Return the labels, int32 [N] with -1 for none, or None if no sample has one.
-
-        Raises:
-            ValueError: The file of labels cannot be read.
-        """
+        """Return the labels, int32 [N] with -1 for none, or None if no sample has one."""
         name = self.record["labels"]
         if name is None:
             return None

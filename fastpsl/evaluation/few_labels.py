@@ -40,9 +40,6 @@ def draw_label_list(
     PSL does not name its lists; this follows SimCLR's. Their size is floor(1 %) of all images. Each class
     gives the same number, and as many classes as are left over give one more (ImageNet at 1 %: 811 classes
     give 13 and 189 give 12). The draw is a function of seed, labels (integers [n]) and percent alone.
-
-    Raises:
-        ValueError: `percent` is not in (0, 100] or less than an image of some class, or a class is too small.
     """
     if not 0 < percent <= 100:
         raise ValueError(f"--percent {percent:g}: it must be above 0 and at most 100")
@@ -77,11 +74,7 @@ def draw_label_list(
 def first_of_each_class(
     labels: np.ndarray, num_classes: int, num: int, class_names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Return the indices of the first `num` samples of each class, sorted, int64 [num * num_classes].
-
-    Raises:
-        ValueError: `num` is below 1, or a class has fewer samples.
-    """
+    """Return the indices of the first `num` samples of each class, sorted, int64 [num * num_classes]."""
     if num < 1:
         raise ValueError(f"--labels-per-class {num}: it must be 1 or more")
     sizes = np.bincount(labels, minlength=num_classes)
@@ -111,10 +104,6 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     (n01440764/n01440764_10026.JPEG, as in VISSL's lists for PIRL). A path names the sample with the same last
     two parts. If there is none and the path's folder is no class, it names the sample with the same file
     name. File name extensions are ignored.
-
-    Raises:
-        ValueError: The list is empty or cannot be read, or names a sample that is missing, ambiguous or
-            repeated.
     """
     if path.suffix == ".npy":
         entries = _read_npy(path)
@@ -207,11 +196,7 @@ def _stem(name: str) -> str:
 
 
 def source_names(data: Dataset) -> Iterator[str]:
-    """Yield each sample's path in the folder or archive that the data was made from, in the data's order.
-
-    Raises:
-        ValueError: A dataset file lacks the JSON file with the paths.
-    """
+    """Yield each sample's path in the folder or archive that the data was made from, in the data's order."""
     if not isinstance(data, Beton):
         yield from (data.name(i) for i in range(data.num_samples))
         return

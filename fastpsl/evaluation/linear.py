@@ -77,11 +77,7 @@ class Probes(Classify):
 
 
 def log_mean_softmax(logits: Sequence[Tensor]) -> Tensor:
-    """Return the log of the mean of the crops' softmaxes, [B, classes]; for one crop, its logits themselves.
-
-    Args:
-        logits: Logits [B, classes] of each crop.
-    """
+    """Return the log of the mean of the crops' softmaxes, [B, classes]; for one crop, its logits themselves."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([crop.log_softmax(1) for crop in logits]).logsumexp(0) - math.log(len(logits))
@@ -150,11 +146,7 @@ class ProbeHead(nn.Module):
 
     @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the logits [B, num_classes] of each classifier: "B1", "B2", … and "final".
-
-        Args:
-            features: Maps [B, C, h, w] of all blocks, B1 first.
-        """
+        """Return the logits [B, num_classes] of each classifier: "B1", "B2", … and "final"."""
         outputs = {}
         with torch.autocast(features[0].device.type, enabled=False):
             for i, (name, classifier) in enumerate(self.classifiers.items()):
@@ -270,12 +262,7 @@ class BlockHeads(nn.Module):
 
     @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the logits [B, num_classes] of each classifier, by its name, such as conv_B2.
-
-        Args:
-            features: Maps [B, C, h, w] of the blocks, B1 first, up to the last block with a classifier or
-                further.
-        """
+        """Return the logits [B, num_classes] of each classifier, by its name, such as conv_B2."""
         with torch.autocast(features[0].device.type, enabled=False):
             return {
                 name: module(features[self.blocks[name] - 1].float())

@@ -141,11 +141,7 @@ class TrainedEvaluationOptions(EvaluationOptions, TrainingOptions):
 def given_input(
     channels: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, size_px: int
 ) -> Input | None:
-    """Return the input record of --input-channels, --input-mean and --input-std, or None without them.
-
-    Raises:
-        ValueError: Only some of them are given.
-    """
+    """Return the input record of --input-channels, --input-mean and --input-std, or None without them."""
     if channels is None and mean is None and std is None:
         return None
     if channels is None or mean is None or std is None:

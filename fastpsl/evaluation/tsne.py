@@ -108,12 +108,7 @@ def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarra
 
 
 def same_class(points: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of points whose nearest other point has the same label.
-
-    Args:
-        points: Float [n, 2].
-        labels: Int [n].
-    """
+    """Return the share of points whose nearest other point has the same label."""
     from sklearn.neighbors import NearestNeighbors
 
     # Without an argument, kneighbors searches for its own points and leaves each out of its neighbours.

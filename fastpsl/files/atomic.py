@@ -56,11 +56,7 @@ def remedy(error: OSError, otherwise: str) -> str:
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn errors of writing `path`, or a file in that folder, into a ValueError of one line.
-
-    Raises:
-        ValueError: The block raised OSError. The message names the file and a remedy.
-    """
+    """Turn errors of writing `path`, or a file in that folder, into a ValueError of one line."""
     try:
         yield
     except OSError as error:
@@ -79,14 +75,6 @@ class PartialFile(Uncopyable):
     """A locked file under its partial name.
 
     `publish` renames it and `discard` removes it. A killed run leaves it for the next run.
-
-    Args:
-        path: The final name.
-        partial: The name until then; None for `partial_path(path)`.
-        keep: Keep what the file holds already.
-
-    Raises:
-        ValueError: Another process is writing the same file.
     """
 
     def __init__(self, path: Path, partial: Path | None = None, keep: bool = False):
@@ -161,32 +149,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
-    """Write a file so that at any moment it is absent, old or whole.
-
-    Args:
-        path: The file.
-        data: Its contents.
-        durable: Wait until the file is on the disk. Otherwise a crash of the machine may lose it.
-
-    Raises:
-        OSError: As `atomic_file`.
-    """
+    """Write a file so that at any moment it is absent, old or whole."""
     with atomic_file(path, durable=durable) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Yield a file to write and read, which gets its name at the end of the block.
-
-    Args:
-        path: The file, which is at any moment absent, old or whole.
-        durable: As in `write_atomically`.
-
-    Raises:
-        OSError: The disk is full or read-only, for example. The error names `path`, and no temporary file
-            remains.
-    """
+    """Yield a file to write and read, which gets its name at the end of the block."""
     own = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{_shortened(path.name)}.{own}.tmp")
     try:
@@ -214,13 +184,7 @@ def _shortened(name: str) -> str:
 
 
 def remove_leftovers(folder: Path, *names: str, beginning: str | tuple[str, ...] = ()) -> None:
-    """Remove the temporary files that killed processes left of files that nobody else writes now.
-
-    Args:
-        folder: Where the files are.
-        names: Their final names.
-        beginning: How further final names begin, in one way or several.
-    """
+    """Remove the temporary files that killed processes left of files that nobody else writes now."""
     written = {_shortened(name) for name in names}
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)

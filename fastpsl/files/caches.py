@@ -26,9 +26,6 @@ def choose_caches() -> None:
     This must run before numba is imported, because numba looks for its cache then and refuses to start
     without one. Matplotlib and Triton have variables of their own, which are set, too. Rank 0 prints a line,
     and child processes inherit the variables.
-
-    Raises:
-        SystemExit: No folder can be written, nor does numba have another one.
     """
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if os.path.isabs(user_cache) and _can_be_written(user_cache):
@@ -83,14 +80,6 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
 
     One of several processes checks, and the others wait for it. A check that raises is called again next
     time.
-
-    Args:
-        digest: The digest of the contents, in hexadecimal; it names the file that records the success.
-        what: The contents in words, for the line on stderr.
-        check: The check; what it raises passes through.
-
-    Raises:
-        ValueError: The cache folder cannot be written.
     """
     folder = cache_folder() / "checked"
     passed = folder / digest

@@ -21,15 +21,7 @@ _MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a si
 
 
 def require_existing(source: str | Path, allowed: str) -> None:
-    """Check that a name or a glob names anything.
-
-    Args:
-        source: The name or the glob.
-        allowed: What may be given, for the message.
-
-    Raises:
-        ValueError: Nothing is there. The message has the most similar name beside it, if there is one.
-    """
+    """Check that a name or a glob names anything."""
     if not str(source):
         raise ValueError(f"the data's name is empty; give {allowed}")
     if os.path.exists(source):

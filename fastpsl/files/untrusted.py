@@ -7,11 +7,7 @@ import numpy as np
 
 
 def read_npy(path: Path, max_bytes: int) -> np.ndarray:
-    """Return the array of an .npy file that takes at most `max_bytes`.
-
-    Raises:
-        ValueError: The array takes more, holds objects, or is shorter than its header says.
-    """
+    """Return the array of an .npy file that takes at most `max_bytes`."""
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -27,17 +23,7 @@ def read_npy(path: Path, max_bytes: int) -> np.ndarray:
 
 
 def check_zip(path: Path, max_bytes: int) -> None:
-    """Check a zip before another reader opens it, because torch and numpy compare no checksums.
-
-    Args:
-        path: The zip.
-        max_bytes: The most memory that its inflated members may take. torch stores members without
-            compression, so for its files this is the size of the file.
-
-    Raises:
-        ValueError: The members take more.
-        zipfile.BadZipFile: It is no zip, or a member fails its checksum.
-    """
+    """Check a zip before another reader opens it, because torch and numpy compare no checksums."""
     with zipfile.ZipFile(path) as archive:
         # zipfile inflates no member beyond the size that the archive states.
         num_bytes = sum(member.file_size for member in archive.infolist())

@@ -77,15 +77,7 @@ def default_num_threads() -> int:
 
 
 class Workers(Uncopyable):
-    """A number of threads that run submitted functions, which must not raise, in order.
-
-    Args:
-        num_threads: The number of threads, from 1.
-        name: The prefix of their names.
-
-    Raises:
-        ValueError: The process may not have so many threads. None is left then.
-    """
+    """A number of threads that run submitted functions, which must not raise, in order."""
 
     def __init__(self, num_threads: int, name: str) -> None:
         self.num_threads, self._name, self._process = num_threads, name, os.getpid()
@@ -215,13 +207,6 @@ def map_in_order(
     A bounded number of items is in memory at once. Leaving the iterator early, as Ctrl-C does, cancels the
     calls that have not begun. It waits one second for those that have, so a read that hangs does not block.
     Errors of `function` and of `items` are raised here.
-
-    Args:
-        function: Maps an item to its result. It must be safe to call from several threads at once.
-        items: The items.
-        num_threads: The number of threads.
-        name: The prefix of the threads' names.
-        group: Neighbours that one thread takes at a time; 1 for items that take long.
     """
     waiting, source, is_left = deque[_Group](), iter(items), threading.Event()
     workers = Workers(num_threads, name)

@@ -41,16 +41,7 @@ Draw = Mapping[str, Tensor]
 
 
 def apply(op: Any, images: Tensor, draw: Draw) -> Tensor:
-    """Apply an operation by Kornia if it has an equal function, else by its definition.
-
-    Args:
-        op: The operation.
-        images: As the operation takes them. Empty ones take the definition: Kornia before 0.9 refuses them.
-        draw: The operation's draw, on the device of the images.
-
-    Returns:
-        What the operation returns, within rounding.
-    """
+    """Apply an operation by Kornia if it has an equal function, else by its definition."""
     form = FORMS.get(type(op))
     return form(op, images, draw) if form and len(images) else op(images, draw)
 

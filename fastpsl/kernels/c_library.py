@@ -5,15 +5,7 @@ from importlib.util import find_spec
 
 
 def open_library(name: str) -> ctypes.CDLL:
-    """Open a library; every call of its functions releases the GIL.
-
-    Args:
-        name: The extension module's full name.
-
-    Raises:
-        FileNotFoundError: It was not built.
-        OSError: It does not load, as where a library that it needs is missing.
-    """
+    """Open a library; every call of its functions releases the GIL."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"{name} was not built")

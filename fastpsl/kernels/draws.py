@@ -166,11 +166,7 @@ def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
 
 
 def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
-    """Return int64 in [0, high), (word * high) >> 32, from uint32 words of any shape.
-
-    Raises:
-        ValueError: If `high` is not from 1 to 2**31.
-    """
+    """Return int64 in [0, high), (word * high) >> 32, from uint32 words of any shape."""
     if not 1 <= high <= 2**31:
         raise ValueError(f"a random integer below {high} asked for; allowed are bounds of 1 to 2**31")
     return (random_words.astype(np.int64) * high) >> 32

@@ -81,10 +81,6 @@ def fused_form(
 
     For other devices this is None. If Triton does not work it is None as well, with a warning that gives the
     reason.
-
-    Args:
-        device: The device.
-        instead: For the warning: how the caller makes the windows then.
     """
     module, reason = _tried(device)
     if reason:

@@ -39,9 +39,5 @@ class Rotate45:
         return {"label": labels, "turns": labels // 2}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Return the turned images [B, C, S, S], channels-last, in the same dtype.
-
-        Raises:
-            ValueError: If the images are not square.
-        """
+        """Return the turned images [B, C, S, S], channels-last, in the same dtype."""
         return _quarter_turns(images, draw)

@@ -32,11 +32,7 @@ class Rotate90:
         return {"turns": integers(keys, Slot.ROTATION, 1, self.num)[:, 0] * (4 // self.num)}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Return the turned images [B, C, H, W], channels-last, in the same dtype.
-
-        Raises:
-            ValueError: If `num` is 4 and the images are not square.
-        """
+        """Return the turned images [B, C, H, W], channels-last, in the same dtype."""
         check_square(images.shape[-2], images.shape[-1], self.num)
         turns = draw["turns"]
         x = torch.where(per_sample(turns >= 2), images.flip(-1, -2), images)

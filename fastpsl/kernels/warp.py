@@ -116,11 +116,7 @@ class WarpPair:
             )
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Return the pairs [2 * B, C, S, S], pair by pair, channels-last, in the images' dtype.
-
-        Raises:
-            ValueError: If S is not `size_px`.
-        """
+        """Return the pairs [2 * B, C, S, S], pair by pair, channels-last, in the images' dtype."""
         return self.pairs(images, draw, sampled)
 
     def pairs(self, images: Tensor, draw: Mapping[str, Tensor], sample: Sample) -> Tensor:

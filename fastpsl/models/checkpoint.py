@@ -16,11 +16,7 @@ FORMAT = 1
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file onto the CPU, with weights_only.
-
-    Raises:
-        ValueError: The file is missing, corrupt (even by one flipped bit), or no checkpoint of this format.
-    """
+    """Read a checkpoint file onto the CPU, with weights_only."""
     try:
         with operation(f"{path}: reading it"):
             check_zip(path, path.stat().st_size)

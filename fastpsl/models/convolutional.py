@@ -59,10 +59,6 @@ def on_vectors(width: int, *layers: nn.Module) -> nn.Sequential:
     """Build a block from layers that read vectors.
 
     The block flattens maps [B,C,h,w] to [B,C*h*w] and returns [B,width,1,1].
-
-    Args:
-        width: The output width of the last layer.
-        *layers: The layers, in order.
     """
     return nn.Sequential(nn.Flatten(), *layers, nn.Unflatten(1, (width, 1, 1)))
 
@@ -279,13 +275,7 @@ class NIN(Backbone):
 def convolutions(
     inputs: int, layers: tuple[tuple[int, int], ...] = _LATER, pool: nn.Module | None = None
 ) -> nn.Sequential:
-    """Build a block of convolutions, each with BatchNorm and ReLU. Classifiers use it for one block more.
-
-    Args:
-        inputs: The number of input channels.
-        layers: The kernel size and width of each convolution.
-        pool: The last layer, or None.
-    """
+    """Build a block of convolutions, each with BatchNorm and ReLU. Classifiers use it for one block more."""
     parts: list[nn.Module] = []
     for kernel, width in layers:
         parts += [

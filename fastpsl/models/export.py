@@ -81,13 +81,6 @@ def model_card(
     """Return the text of README.md: a YAML header, how to load, the input, the training and the results.
 
     The license is left to be filled in. Folders of this machine are left out.
-
-    Args:
-        pretrained: The weights.
-        record: The record of `export`.
-        architecture: timm's name of the network.
-        results: Records of result.json files of these weights.
-        folder: The name of the exported folder.
     """
     science = record["science"] or {}
     config = _config_of_run(Path(pretrained.record["path"]))
@@ -222,11 +215,7 @@ ARCHITECTURES = {
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Check that a folder is new, or with `overwrite`, that no file of others would be replaced in it.
-
-    Raises:
-        ValueError: It exists and must not be written to.
-    """
+    """Check that a folder is new, or with `overwrite`, that no file of others would be replaced in it."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
@@ -251,19 +240,6 @@ def write_hf_folder(
     """Write the folder beside its place and rename it, or replace our files in an existing folder.
 
     At any moment, timm finds the old model, the new one or none.
-
-    Args:
-        folder: The folder, which `check_folder` has passed.
-        pretrained: The backbone.
-        tensors: Its tensors under timm's names.
-        record: The record for the metadata of the weights and for config.json's entry "fastpsl".
-        results: Records of result.json files, of which the card shows those of this checkpoint.
-
-    Returns:
-        Lines for the terminal.
-
-    Raises:
-        ValueError: safetensors is missing, or the folder cannot be written.
     """
     place = folder.resolve()  # "." has no name
     architecture = _architecture(pretrained, record["backbone"])
@@ -372,22 +348,6 @@ def export(
     safetensors and ONNX files hold that record in their metadata instead, and a folder of "hf" in its
     config.json. torchvision, timm and Detectron2 have no MLP, so they get the ResNet-50 of resnet50_mlp, B1
     to B5.
-
-    Args:
-        checkpoint: Any source that `load_pretrained` reads, or the weights themselves.
-        to: "torchvision", "timm", "detectron2", "safetensors", "onnx" or "hf".
-        out: The file to write; of "hf", the folder.
-        overwrite: Whether to replace existing files.
-        backbone: The backbone's name, where `checkpoint` does not record it.
-        input: The input that the weights expect, where `checkpoint` does not record it.
-        results: Records of result.json files. The model card of "hf" shows those of this checkpoint.
-
-    Returns:
-        Lines for the terminal: the source, the files and a table of renamed tensors.
-
-    Raises:
-        ValueError: The library lacks this backbone or needs another file ending, `out` exists, or a package
-            is missing.
     """
     if to not in EXPORTS:
         near = difflib.get_close_matches(to.lower(), EXPORTS, n=2)

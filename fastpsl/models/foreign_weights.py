@@ -36,11 +36,7 @@ def sha256_of_bytes(data: bytes) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file of weights onto the CPU.
-
-    Raises:
-        ValueError: The file is missing, damaged, or not a dict.
-    """
+    """Read a file of weights onto the CPU."""
     require_existing(path, WEIGHTS)
     if path.suffix == ".safetensors":
         return dict(_read_safetensors(path)[0])
@@ -75,14 +71,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
-    """Read the record that `fastpsl export` wrote in the file's metadata or in PATH.json.
-
-    Returns:
-        The record, or None if there is none or PATH.json belongs to another file.
-
-    Raises:
-        ValueError: The record cannot be read.
-    """
+    """Read the record that `fastpsl export` wrote in the file's metadata or in PATH.json."""
     if path.suffix == ".safetensors":
         text = _read_safetensors(path)[1].get("fastpsl")
         if text is None:
@@ -121,15 +110,7 @@ def _foreign_object(error: Exception) -> str:
 
 
 def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
-    """Serialise tensors as a safetensors file.
-
-    Args:
-        tensors: Contiguous tensors on the CPU.
-        told: The record for the file's metadata, which stores it as JSON.
-
-    Raises:
-        ValueError: safetensors is not installed.
-    """
+    """Serialise tensors as a safetensors file."""
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -262,14 +243,6 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     """Recognise the project that wrote a file, and extract the backbone's tensors.
 
     It does not check that all tensors of the backbone are present.
-
-    Args:
-        path: The file's path, for error messages.
-        state: The file's content.
-        wanted: The backbone's state dict.
-
-    Raises:
-        ValueError: There are no tensors, or some belong neither to the backbone nor to a head.
     """
     tensors = _tensors_of(state, wanted)
     if not tensors:
@@ -350,12 +323,7 @@ def _check_sobel(path: Path, kernels: Tensor | None) -> None:
 
 
 def _group(name: str, wanted: Mapping[str, Tensor]) -> str:
-    """Return a pattern for the names of one head.
-
-    Returns:
-        fc.* for fc.0.weight, or classifier.6.* for classifier.6.weight if the backbone has other layers in
-        `classifier`; `name` itself if the head's pattern matches all of it.
-    """
+    """Return a pattern for the names of one head."""
     head = HEADS.match(name)
     if head is None or head.end() == len(name):
         return name

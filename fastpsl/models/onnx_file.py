@@ -115,11 +115,7 @@ class _Pool(nn.Module):
 def _trace(
     network: nn.Module, num_channels: int, side: int, name: str
 ) -> tuple[torch.onnx.ONNXProgram, bool]:
-    """Trace with free height and width, else, as of a vision transformer, with `side` alone.
-
-    Returns:
-        The program, and whether height and width are free.
-    """
+    """Trace with free height and width, else, as of a vision transformer, with `side` alone."""
     free = {0: "batch", 2: "height", 3: "width"}
     with _quiet(), torch.no_grad():
         try:

@@ -57,16 +57,7 @@ class OwnBackbone(Wrapped):
     why_uncapturable = "an own backbone may decide by values of Python, which a graph keeps; try --graph on"
 
     def __init__(self, name: str, num_channels: int = 3):
-        """Run the file, build the module and check it with one forward pass.
-
-        Args:
-            name: The file's path, ":", and the name of a class or function that needs no arguments.
-            num_channels: The number of channels of the images. Other than 3, they replace the module's first
-                convolution.
-
-        Raises:
-            ValueError: The file or its content is not as it must be.
-        """
+        """Run the file, build the module and check it with one forward pass."""
         network = _made(name)
         super().__init__(name, network)
         if num_channels != 3:

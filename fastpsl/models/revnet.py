@@ -102,14 +102,7 @@ class Group(nn.Module):
 
 
 class FirstUnit(nn.Module):
-    """A unit that changes the size and width of both halves, with ordinary autograd.
-
-    Args:
-        inputs: The number of input channels of a half.
-        outputs: The number of output channels of a half.
-        width: The width of the bottlenecks.
-        stride: The stride of both halves.
-    """
+    """A unit that changes the size and width of both halves, with ordinary autograd."""
 
     def __init__(self, inputs: int, outputs: int, width: int, stride: int):
         super().__init__()
@@ -238,15 +231,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 def bottleneck(
     inputs: int, width: int, outputs: int, stride: int = 1, activated: bool = False
 ) -> nn.Sequential:
-    """Build F or G: three times BatchNorm, ReLU and convolution (1x1, 3x3, 1x1).
-
-    Args:
-        inputs: The number of input channels.
-        width: The width of the 3x3 convolution.
-        outputs: The number of output channels.
-        stride: The stride of the 3x3 convolution.
-        activated: Whether the input has already passed the first BatchNorm and ReLU, which are then left out.
-    """
+    """Build F or G: three times BatchNorm, ReLU and convolution (1x1, 3x3, 1x1)."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if not activated:
         layers["bn1"], layers["relu1"] = nn.BatchNorm2d(inputs), NarrowReLU(inplace=True)

@@ -21,9 +21,6 @@ def key_table(pairs: list[tuple[str, str]]) -> list[str]:
     """Build a table of old and new names.
 
     Names that differ only in block numbers or in their last part share a line.
-
-    Args:
-        pairs: Pairs of our name and the library's name.
     """
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for pair in pairs:
@@ -82,11 +79,7 @@ class Renamed:
 
 
 def renamed(pretrained: Pretrained, library: str) -> Renamed:
-    """Rename a backbone's tensors for a library of `TARGETS`.
-
-    Raises:
-        ValueError: The library has no such backbone.
-    """
+    """Rename a backbone's tensors for a library of `TARGETS`."""
     target, name = TARGETS[library], pretrained.record["backbone"]
     if library in ("timm", "hf") and is_timm(name):
         target = replace(target, rename=str, backbones=())  # its tensors have timm's names already

@@ -23,15 +23,6 @@ def maps_of(tokens: Tensor, height: int, width: int, num_prefix: int) -> Tensor:
     The class token and the registers have no position. They become channels behind those of the patches,
     equal at all positions. So the map alone holds all that the next block reads, and its mean is the mean of
     the patches beside the class token.
-
-    Args:
-        tokens: [B, num_prefix + height * width, C], the prefix first.
-        height: Rows of patches.
-        width: Columns of patches.
-        num_prefix: The number of tokens without a position.
-
-    Returns:
-        [B, (1 + num_prefix) * C, height, width].
     """
     prefix = tokens[:, :num_prefix].flatten(1)[:, None].expand(-1, height * width, -1)
     return torch.cat((tokens[:, num_prefix:], prefix), 2).unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -116,15 +107,7 @@ class TimmBackbone(Wrapped):
     """
 
     def __init__(self, name: str, num_channels: int = 3):
-        """Build the model with random weights.
-
-        Args:
-            name: "timm/" and the name of a model of timm.
-            num_channels: The number of channels of the images.
-
-        Raises:
-            ValueError: timm is not installed, has no such model, or the model is no chain of blocks.
-        """
+        """Build the model with random weights."""
         timm = _timm(name)
         _check_name(timm, name)
         model = name.removeprefix(TIMM)
@@ -173,11 +156,7 @@ class TimmBackbone(Wrapped):
         _timm(self.name).layers.convert_sync_batchnorm(self.network)
 
     def _measure(self) -> None:
-        """Set `channels` and `min_px`, after a check that the blocks compute what the network does.
-
-        Raises:
-            ValueError: They do not.
-        """
+        """Set `channels` and `min_px`, after a check that the blocks compute what the network does."""
         if len(self._groups) < MIN_BLOCKS:
             raise self._refusal("its stages are no chain of three or more")
         self.min_px = self._smallest_px()

@@ -119,12 +119,6 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Read the newest readable checkpoint of a run's folder, or of its folder of checkpoints.
 
     Warns about each newer checkpoint that cannot be read.
-
-    Returns:
-        The checkpoint's path and state.
-
-    Raises:
-        ValueError: There is no checkpoint, or none can be read.
     """
     for place in (folder / "checkpoints", folder):
         newest = CheckpointManager(place).newest()
@@ -211,9 +205,6 @@ def _checked_name(
 
     A Python file is always that of the argument, because the path in a file may be a stranger's, or an old
     one. Its tensors' names and shapes are checked later.
-
-    Raises:
-        ValueError: The arguments contradict the file, or it names a Python file and they do not.
     """
     if name is None and argument is None:
         raise ValueError(f"{path} does not say which backbone it holds: give --backbone")

@@ -25,13 +25,7 @@ def draw_blocks(numbers: Mapping[str, float], path: Path, title: str, chance: fl
 
 
 def block_figure(numbers: Mapping[str, float], title: str, chance: float | None) -> InlineFigure:
-    """Draw a linear probe's top-1 accuracy, and its top-5 if there is one, for each block.
-
-    Args:
-        numbers: top1_B1, top1_B2, … and top5_B1, …, in percent.
-        title: Title of the chart.
-        chance: Top-1 accuracy of chance, in percent, drawn as a dotted line; None for no line.
-    """
+    """Draw a linear probe's top-1 accuracy, and its top-5 if there is one, for each block."""
     names = [name[5:] for name in numbers if name.startswith("top1_")]
     figure = InlineFigure(figsize=(max(6.4, 1.6 + 1.1 * len(names)), 4), layout="constrained")
     axis = figure.subplots()
@@ -297,14 +291,7 @@ def draw_map(
 def map_figure(
     points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
 ) -> InlineFigure:
-    """Draw `points`, with a legend of up to MAX_NAMED classes.
-
-    Args:
-        points: float [N, 2].
-        labels: int [N]; -1 means no label, and is drawn in grey.
-        class_names: Names of the classes, or None.
-        title: Title of the chart.
-    """
+    """Draw `points`, with a legend of up to MAX_NAMED classes."""
     present = np.unique(labels[labels >= 0])
     colours = _colours(len(present))
     colour_of = {int(label): colour for label, colour in zip(present, colours, strict=True)}

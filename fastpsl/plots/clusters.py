@@ -74,10 +74,6 @@ def shown_classes(sizes: np.ndarray, entropies: np.ndarray | None) -> np.ndarray
     They are the classes with the lowest entropies, or the largest ones without entropies. The paper does not
     say whether small classes count; a single image always has entropy 0. Here, classes that fill a row come
     first.
-
-    Args:
-        sizes: Number of images in each class, integers [K].
-        entropies: Entropy of each class, [K], NaN where unknown; or None.
     """
     if entropies is None:
         order = np.argsort(-sizes, kind="stable")

@@ -20,13 +20,7 @@ _GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
 def captions(
     batch: Batch, class_names: Sequence[str] | None = None, of_task: Sequence[str] = ()
 ) -> list[str]:
-    """Return a caption for each sample: its index and its label, as a class name if there is one.
-
-    Args:
-        batch: The samples.
-        class_names: Names of the classes, or None.
-        of_task: Captions by the task, one per sample, each on lines of its own; an empty one adds no line.
-    """
+    """Return a caption for each sample: its index and its label, as a class name if there is one."""
     lines = []
     for i, (index, label) in enumerate(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True)):
         if class_names is not None and 0 <= label < len(class_names):

@@ -16,16 +16,7 @@ if TYPE_CHECKING:  # matplotlib's figures take 0.3 s, and a contact sheet does w
 
 
 def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = 120) -> Path:
-    """Write a PNG atomically, whatever the path's suffix, and return the path.
-
-    Args:
-        drawing: A figure or an image.
-        path: File to write.
-        dpi: Pixels per inch of a figure. An image is written pixel by pixel.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a PNG atomically, whatever the path's suffix, and return the path."""
     buffer = io.BytesIO()
     if isinstance(drawing, Image.Image):
         drawing.save(buffer, format="PNG")

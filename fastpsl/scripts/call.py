@@ -38,18 +38,7 @@ os.register_at_fork(after_in_child=_forget_call)
 
 
 def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
-    """Return `work`'s result, and leave the process as it was.
-
-    Args:
-        name: The script's name, for progress lines.
-        work: Does the work; the runs that it adds to its argument are closed in the end, and their
-            status.json tells a failure.
-
-    Raises:
-        ValueError: The user's errors, and failures of files, memory, GPU or compiler, in one line that says
-            what to do.
-        KeyboardInterrupt: The work was interrupted.
-    """
+    """Return `work`'s result, and leave the process as it was."""
     calling = _calling
     if not calling.acquire(blocking=False):
         raise ValueError(
@@ -112,12 +101,7 @@ def tensors_on_cpu() -> Iterator[None]:
 
 
 def require_data(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` can be the path of data; None is allowed.
-
-    Args:
-        name: The argument's name.
-        value: What was given.
-    """
+    """Raise ValueError unless `value` can be the path of data; None is allowed."""
     if value is None:
         return
     if not isinstance(value, str | os.PathLike):

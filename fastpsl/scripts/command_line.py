@@ -74,15 +74,7 @@ class Option:
 def show_help(
     prog: str, description: str, options: type, defaults: Mapping[str, Any], *, everything: bool
 ) -> None:
-    """Print the help of a recipe.
-
-    Args:
-        prog: The command, such as `fastpsl train jigsaw`.
-        description: Paragraphs, and indented commands.
-        options: The dataclass of the options.
-        defaults: The defaults that are shown, by field; for other fields, those of the dataclass.
-        everything: Whether to show the options of speed and machine, too.
-    """
+    """Print the help of a recipe."""
     boxes = in_boxes(list(described(options, defaults)))
     folded = [] if everything else boxes.pop(MACHINE_BOX, [])
     console = _print(f"usage: {prog} [options]", description, boxes)
@@ -93,13 +85,7 @@ def show_help(
 
 
 def show_command_help(prog: str, command: type, subcommands: Mapping[str, type]) -> None:
-    """Print the help of a command of `fastpsl`.
-
-    Args:
-        prog: The command, such as `fastpsl export`.
-        command: The dataclass of its options. Its docstring says what the command does.
-        subcommands: The classes of its subcommands, by name.
-    """
+    """Print the help of a command of `fastpsl`."""
     boxes = dict[str, list[Option]]()
     usage = prog + (" COMMAND" if subcommands else "")
     for name, each in subcommands.items():
@@ -265,12 +251,7 @@ _VALUES = re.compile(r"\[['\"].*\]|'.*'|\".*\"")  # in tyro's messages: one valu
 
 
 def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) -> Any:
-    """Return `tyro.cli(kind, args=arguments, **settings)`; without arguments, for those of the process.
-
-    Raises:
-        ValueError: The arguments cannot be parsed. The message is one line.
-        SystemExit: With code 0, after --help is printed.
-    """
+    """Return `tyro.cli(kind, args=arguments, **settings)`; without arguments, for those of the process."""
     box, events = io.StringIO(), list[Any]()
     # tyro's events are private. Where a version has none, its own words are shown.
     watch = getattr(getattr(tyro, "_errors", None), "on_parse_error", contextlib.nullcontext)
@@ -290,16 +271,7 @@ def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) ->
 
 
 def error_line(event: Any, kind: type, see: str) -> str | None:
-    """Return one of tyro's events as one line: what was given, and what is allowed.
-
-    Args:
-        event: An event of `tyro._errors`.
-        kind: The class of the options.
-        see: Where more is said, such as "see fastpsl show --help".
-
-    Returns:
-        The line; None for an event that has no words here.
-    """
+    """Return one of tyro's events as one line: what was given, and what is allowed."""
     name, argument = type(event).__name__, getattr(event, "argument", None)
     if wrong := getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None):
         return f"{_unknown(wrong, kind)}; {see}"

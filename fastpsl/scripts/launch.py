@@ -27,11 +27,6 @@ def launch(
     """Run a script and exit.
 
     The exit code is 0 (finished), 2 (user error), 75 (preempted; the same command resumes) or 1 (crashed).
-
-    Args:
-        script: The recipe or evaluation.
-        arguments: Its arguments, or None for those of this process.
-        prog: The command's name in --help and errors; None for the name by which it was started.
     """
     given = sys.argv[1:] if arguments is None else arguments
     with safe_output(goes_on(script.name, given)):
@@ -53,12 +48,7 @@ def launch(
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:
-    """Return what `safe_output` calls for a program that goes on when its stdout is lost.
-
-    Args:
-        name: The program's name, for the message.
-        arguments: Its arguments. Of a lost --help nothing is said.
-    """
+    """Return what `safe_output` calls for a program that goes on when its stdout is lost."""
 
     def say(stream: str, error: OSError) -> None:
         if stream == "stdout" and not HELP.intersection(arguments):
@@ -69,12 +59,7 @@ def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], Non
 
 
 def print_warnings_once(name: str, rank: int) -> None:
-    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones.
-
-    Args:
-        name: The script's name.
-        rank: The rank of this process.
-    """
+    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones."""
     show, show_line = warnings.showwarning, one_line_once(name)
 
     def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
@@ -87,11 +72,7 @@ def print_warnings_once(name: str, rank: int) -> None:
 
 
 def one_line_once(name: str) -> Callable[[Warning | str], None]:
-    """Return what prints a warning as one line on stderr, the first time that it is given.
-
-    Args:
-        name: The program's name, with which the line begins.
-    """
+    """Return what prints a warning as one line on stderr, the first time that it is given."""
     lines = set[str]()
 
     def show(message: Warning | str) -> None:

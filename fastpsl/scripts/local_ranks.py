@@ -22,16 +22,6 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
 
     Signals are passed on to the processes, which stop by themselves. The launcher's own log is silent: the
     processes say why they stop.
-
-    Args:
-        command: The script's path and its arguments.
-        num_ranks: The number of processes.
-
-    Returns:
-        The exit code of the process that stopped first with another code than 0; 0 if there is none.
-
-    Raises:
-        ValueError: The machine has fewer GPUs; or no GPU, and fewer cores.
     """
     # These imports load torch.
     import torch

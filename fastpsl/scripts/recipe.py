@@ -31,11 +31,6 @@ def small_values(paper: Mapping[str, Any], at_most: Mapping[str, float], num_ima
 
     The batch becomes a power of two of at most a tenth of the images, and the learning rate shrinks in
     proportion. The stages become so long that each has 2,000 steps. Other sizes become powers of two.
-
-    Args:
-        paper: The paper's values.
-        at_most: Sizes, by option, that are limited to a share of the images.
-        num_images: The number of training images.
     """
     values = dict[str, Any]()
     for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
@@ -53,16 +48,7 @@ def small_values(paper: Mapping[str, Any], at_most: Mapping[str, float], num_ima
 
 
 def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict[str, Any]:
-    """Return the values of a run's config.json, but for --out, --resume and --config.
-
-    Args:
-        path: The config.json, or the folder of the run.
-        recipe: The recipe's name.
-        options: The class of its options.
-
-    Raises:
-        ValueError: The file cannot be read, is of another recipe, or has values that the recipe lacks.
-    """
+    """Return the values of a run's config.json, but for --out, --resume and --config."""
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
@@ -90,14 +76,7 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val and --checkpoint name what they may, and that --out can be made.
-
-    Args:
-        options: The options.
-
-    Raises:
-        ValueError: Nothing is there, it is of another kind, or --out is in no folder that can be written.
-    """
+    """Check that --data, --val and --checkpoint name what they may, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val):
@@ -182,19 +161,7 @@ class Script(Generic[Options]):
         prog: str | None = None,
         log: Callable[[str], object] = print_now,
     ) -> Options:
-        """Parse the command line.
-
-        Args:
-            arguments: The script's arguments; None for those of this process.
-            prog: The script's name in --help; None for the name by which it was started.
-            log: Called on rank 0 with a line that lists the values that differ from `paper` or from defaults.
-                If a single value of --epochs replaces the paper's stages, it gets a line about that, too.
-
-        Raises:
-            ValueError: The arguments cannot be parsed. Or the file of --config names a Python file as
-                backbone, and they do not. The message is one line.
-            SystemExit: With code 0, after --help is printed.
-        """
+        """Parse the command line."""
         is_rank_0 = own_rank() == 0
         given = sys.argv[1:] if arguments is None else list(arguments)
         if wanted := HELP.intersection(given):
@@ -224,15 +191,7 @@ class Script(Generic[Options]):
         return options.completed()
 
     def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the values that replace `paper`'s where the command does not give them.
-
-        Args:
-            options: The options given with `paper`'s values.
-            paper: The usual values.
-
-        Raises:
-            ValueError: The data of --preset small or the file of --config cannot be read.
-        """
+        """Return the values that replace `paper`'s where the command does not give them."""
         if options.config is not None:
             return values_of_config(options.config, self.name, self.options)
         preset = options.preset if isinstance(options, PretrainOptions) else "auto"
@@ -242,12 +201,7 @@ class Script(Generic[Options]):
         return self.sample if is_sample else {}
 
     def show_help(self, prog: str | None = None, *, everything: bool = False) -> None:
-        """Print the help.
-
-        Args:
-            prog: The script's name; None for the name by which it was started.
-            everything: Whether to show the options of speed and machine, too.
-        """
+        """Print the help."""
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
         usual = "the paper's" if self.source == "paper" else "those with --data"
         description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
@@ -257,15 +211,7 @@ class Script(Generic[Options]):
         show_help(prog or sys.argv[0], description, self.options, self.paper, everything=everything)
 
     def from_values(self, values: Mapping[str, Any], log: Callable[[str], object] = print_now) -> Options:
-        """Return the options that `parse` returns for the same values on a command line.
-
-        Args:
-            values: Names of options and their values. None stands for an option that is not given.
-            log: As in `parse`.
-
-        Raises:
-            ValueError: An option is unknown, or a value is not allowed. The message is one line.
-        """
+        """Return the options that `parse` returns for the same values on a command line."""
         names, kinds = [field.name for field in fields(self.options)], get_type_hints(self.options)
         for name, value in values.items():
             if name not in names:
@@ -291,13 +237,7 @@ class Evaluation(Script[Options]):
 
 
 def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str = "paper") -> str:
-    """Return a line with the values in which `options` differ from the usual ones.
-
-    Args:
-        options: The options.
-        paper: The usual values. For other fields, the usual values are the defaults.
-        source: The origin of `paper`, as in `Script`.
-    """
+    """Return a line with the values in which `options` differ from the usual ones."""
     values = options.as_dict()
     usual = {name: (value, source) for name, value in paper.items()}
     names = {*options.science(), "max_steps_per_stage"} - paper.keys()

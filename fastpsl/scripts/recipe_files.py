@@ -30,11 +30,7 @@ def recipe_path(name: str) -> Path | None:
 
 @cache
 def find_recipe(name: str) -> Recipe[Any] | Evaluation[Any]:
-    """Return the RECIPE of recipes/NAME.py.
-
-    Raises:
-        ValueError: There is no such script.
-    """
+    """Return the RECIPE of recipes/NAME.py."""
     path = recipe_path(name)
     if path is None:
         raise _not_installed(name)
@@ -66,15 +62,7 @@ def load_script(path: Path) -> ModuleType:
 
 
 def named_path(name: str, names: Mapping[str, str]) -> Path:
-    """Return the path of a recipe's script.
-
-    Args:
-        name: A short name, a script's name without .py, or the path of a script.
-        names: The scripts' names by short name.
-
-    Raises:
-        ValueError: There is no such recipe. The message has the most similar name.
-    """
+    """Return the path of a recipe's script."""
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise ValueError(f"{name}: there is no such file; `fastpsl recipes` lists the names of recipes")
@@ -90,11 +78,7 @@ def named_path(name: str, names: Mapping[str, str]) -> Path:
 
 
 def load_recipe(path: Path) -> Recipe[Any] | Evaluation[Any]:
-    """Return the RECIPE of a script.
-
-    Raises:
-        ValueError: The script defines none.
-    """
+    """Return the RECIPE of a script."""
     recipe = getattr(load_script(path), "RECIPE", None)
     if not isinstance(recipe, (Recipe, Evaluation)):
         raise ValueError(  # noqa: TRY004 - a user error

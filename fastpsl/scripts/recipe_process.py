@@ -126,10 +126,6 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
     ValueError, OSError and failures of the GPU (`gpu_failures`) are the user's: they are printed in one line
     without a traceback. A rank that lost another one prints a line and exits as crashed. All other errors are
     bugs and are printed with their traceback.
-
-    Args:
-        script: The recipe or evaluation.
-        options: Its options.
     """
     recipe, opened = script.name, list[Run]()
     rank = own_rank()
@@ -204,14 +200,7 @@ def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
 def train(
     recipe: Recipe[Training], options: Training, opened: list[Run], *, owns_process: bool = True
 ) -> bool:
-    """Train, print the results, and return whether the training finished; False after a signal.
-
-    Args:
-        recipe: The recipe.
-        options: Its options.
-        opened: The run is added to it, and the caller closes it.
-        owns_process: Whether the run may end the process (`LastStep`).
-    """
+    """Train, print the results, and return whether the training finished; False after a signal."""
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     experiment = recipe.build(options)

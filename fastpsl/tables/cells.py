@@ -94,12 +94,7 @@ def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
 
 
 def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> list[Gain]:
-    """Return the gain of every row that has a baseline.
-
-    Args:
-        table: The table.
-        cells: The cells of each row, by its method.
-    """
+    """Return the gain of every row that has a baseline."""
     gains = []
     for row in table.rows:
         if row.baseline is None:

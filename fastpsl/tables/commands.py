@@ -67,13 +67,6 @@ def missing_runs(
     """Return what is missing, by weights and seed, in the order to run it.
 
     Each number needs as many seeds as the scale has. Seeds of runs that exist come first.
-
-    Args:
-        table: The table.
-        scale: The scale of the numbers.
-        matches: The results, sorted by whether they count.
-        index: The results and runs below the folder of runs.
-        place: Where the commands read and write.
     """
     evaluations_of: dict[tuple[Weights, int], list[Evaluation]] = {}
     runs: dict[Weights, dict[int, TrainingRun]] = defaultdict(dict)

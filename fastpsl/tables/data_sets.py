@@ -100,14 +100,6 @@ def one_data_set(
     """Return the data set that results and runs have in common.
 
     A result that knows only some of the digests belongs to every data set that has these.
-
-    Args:
-        results: The data set and the path of each result.
-        runs: The data set and the folder of each training run. They add digests that no result knows.
-        asked: The data set that the user names. What disagrees with it does not count.
-
-    Raises:
-        ValueError: There are several data sets.
     """
     common = asked
     for words, members in (("results of", results), ("training runs on", runs)):
@@ -172,12 +164,7 @@ Paths = Mapping[str, tuple[str, ...]]
 
 
 def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
-    """Return the recipe's options for all the data that an evaluation reads.
-
-    Args:
-        evaluation: The evaluation.
-        given: The user's paths, by the name of the data.
-    """
+    """Return the recipe's options for all the data that an evaluation reads."""
     options: dict[str, Any] = {}
     for name in evaluation.reads:
         data = OTHER_DATA[name]
@@ -187,12 +174,7 @@ def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
 
 
 def digests(table: Table, paths: Paths) -> tuple[tuple[str, str], ...]:
-    """Return `DataSet.others` of the data that a table's evaluations read.
-
-    Args:
-        table: The table.
-        paths: The paths of the data that exist, by name.
-    """
+    """Return `DataSet.others` of the data that a table's evaluations read."""
     evaluations = dict.fromkeys(measure.evaluation for row in table.rows for measure in row.measures)
     parts: dict[str, str] = {}
     for evaluation in evaluations:

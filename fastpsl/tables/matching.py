@@ -60,13 +60,7 @@ def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scal
 
 
 def differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return a reason for each wanted value that is missing or different.
-
-    Args:
-        what: The words before each reason, such as "evaluated".
-        given: The recorded values.
-        wanted: The values that are needed.
-    """
+    """Return a reason for each wanted value that is missing or different."""
     return [
         f"{what} with {name} {_words(given[name])}, here {_words(value)}"
         if name in given
@@ -109,17 +103,7 @@ def needs_of(table: Table) -> list[Need]:
 
 
 def match(table: Table, scale: Scale, index: RunIndex, asked: DataSet) -> Matches:
-    """Sort the results by whether a table uses them.
-
-    Args:
-        table: The table.
-        scale: The values that results must be made with.
-        index: The results and runs below a folder.
-        asked: The data set that the user names.
-
-    Raises:
-        ValueError: Results that fit are of several data sets, and `asked` does not choose one.
-    """
+    """Sort the results by whether a table uses them."""
     matches = Matches(unused=dict(index.unreadable))
     fitting: list[tuple[Need, Result]] = []
     for result in index.results:
@@ -244,13 +228,6 @@ def runs_for(
     """Return the run that makes the weights, by seed.
 
     A finished run comes before one that has only begun; of several, the last by path counts.
-
-    Args:
-        weights: The weights.
-        scale: The values that runs must have.
-        runs: The runs to choose from.
-        data: The data set that the runs must agree with.
-        table: The table, which tells what the weights learn from.
     """
     fitting = [
         run

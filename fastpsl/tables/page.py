@@ -31,11 +31,7 @@ from fastpsl.tables.rows import Measure, Row
 
 
 def templates(folder: Path) -> Environment:
-    """Return the templates of a folder: HTML and SVG escape what they are given, Markdown does not.
-
-    Args:
-        folder: The folder of files such as page.html.jinja.
-    """
+    """Return the templates of a folder: HTML and SVG escape what they are given, Markdown does not."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
@@ -72,12 +68,7 @@ def markdown(report: Report) -> str:
 
 
 def html(report: Report, chart: Path) -> str:
-    """Return the same page with the chart and with images of the trainings.
-
-    Args:
-        report: The table.
-        chart: The PNG of the same table.
-    """
+    """Return the same page with the chart and with images of the trainings."""
     table = report.table
     paper = "Dashed lines" if table.curves else "Open diamonds"
     caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."

@@ -37,17 +37,7 @@ _OF_TABLE = ("arch", "measured", "million_parameters")
 
 
 def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str, Columns]) -> list[Table]:
-    """Return the tables of a paper, in the order of the file.
-
-    Args:
-        path: The file. Its name without the suffix is the paper's, as in "psl/5".
-        weights: What the names of weights mean.
-        columns: What the names behind "measured" mean.
-
-    Raises:
-        ValueError: A field is unknown, missing or of a wrong type, or a name means nothing. Or a row does not
-            fit its table, or a key stands twice. The error says where.
-    """
+    """Return the tables of a paper, in the order of the file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except ValueError as error:

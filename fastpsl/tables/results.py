@@ -111,11 +111,7 @@ class RunIndex:
 
 
 def index_runs(folder: Path) -> RunIndex:
-    """Return all results and runs below a folder.
-
-    Raises:
-        ValueError: It is no folder.
-    """
+    """Return all results and runs below a folder."""
     if not folder.is_dir():
         raise ValueError(f"--runs {folder}: no such folder; give the one that your runs are written to")
     index = RunIndex()

@@ -66,10 +66,6 @@ def values_of(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     They are those of its own options and of all that PAPER or `given` names. Where an option is None, its
     protocol's value stands.
-
-    Args:
-        recipe: The name of the recipe.
-        given: The options of the command.
     """
     options = options_of(recipe, given)
     values = {**vars(options), **_constants(options), "batch_size": options.batch_size}
@@ -83,10 +79,6 @@ def experiment_of(recipe: str, given: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a recipe that trains, without memory for its weights.
 
     Its plan, its length and its backbone are PAPER's; neither the task nor the science depends on them.
-
-    Args:
-        recipe: The name of the recipe.
-        given: The options of the command.
     """
     shared = PretrainOptions.__dataclass_fields__.keys() | _OF_WEIGHTS
     return _experiment(recipe, tuple((name, value) for name, value in given.items() if name not in shared))

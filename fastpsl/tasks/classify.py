@@ -82,11 +82,7 @@ class Classify(Task):
 
 
 def checked_num_classes(data: Dataset) -> int:
-    """Return the data's number of classes.
-
-    Raises:
-        ValueError: There are fewer than two.
-    """
+    """Return the data's number of classes."""
     if data.num_classes < 2:
         raise ValueError(
             f"classes in the training data: {data.num_classes}; a classifier needs two or more: "

@@ -36,14 +36,7 @@ def check_options(options: RunOptions) -> None:
 
 
 def resized_sides(height: int, width: int, short_px: int, max_long_px: int) -> tuple[int, int]:
-    """Return the height and width of an image that is resized with its aspect ratio preserved.
-
-    Args:
-        height: Height of the image in px.
-        width: Width of the image in px.
-        short_px: New length of the shorter side.
-        max_long_px: Upper limit of the longer side; where it is exceeded, both sides shrink.
-    """
+    """Return the height and width of an image that is resized with its aspect ratio preserved."""
     scale = min(short_px / min(height, width), max_long_px / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 

@@ -74,11 +74,7 @@ def with_zero_momenta(optimiser: Optimiser) -> Optimiser:
 
 
 def require_apex(device: torch.device) -> None:
-    """Check that FusedSGD can run on a device.
-
-    Raises:
-        ValueError: It cannot run. The message names a remedy.
-    """
+    """Check that FusedSGD can run on a device."""
     if device.type != "cuda":
         raise ValueError(f"--apex on {device.type}: apex's FusedSGD needs CUDA; leave --apex out")
     try:

@@ -60,11 +60,7 @@ def is_remote(source: object) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Check an address without a look at the network.
-
-    Raises:
-        ValueError: Its scheme is unknown, a package is missing, or it holds credentials.
-    """
+    """Check an address without a look at the network."""
     parts = urlsplit(address)
     scheme = _SCHEMES.get(parts.scheme.lower())
     if scheme is None:
@@ -82,11 +78,7 @@ def check_address(address: str) -> None:
 
 
 def file_system(address: str) -> "AbstractFileSystem":
-    """Return fsspec's file system for an address; those of one process share its connections.
-
-    Raises:
-        ValueError: The address cannot be read; see `check_address`.
-    """
+    """Return fsspec's file system for an address; those of one process share its connections."""
     check_address(address)
     import fsspec
 
@@ -105,17 +97,7 @@ def file_system(address: str) -> "AbstractFileSystem":
 
 
 def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: Any) -> Any:
-    """Call a function of a file system, with a limit of time where it has one to give.
-
-    Args:
-        files: The file system.
-        name: The function's name, such as cat_file.
-        arguments: Its positional arguments.
-        options: Its keyword arguments.
-
-    Raises:
-        Exception: What fsspec raises.
-    """
+    """Call a function of a file system, with a limit of time where it has one to give."""
     if not files.async_impl:
         return getattr(files, name)(*arguments, **options)
     from fsspec.asyn import sync
@@ -182,15 +164,7 @@ class RemoteObject:
 def remote_objects(
     address: str, allowed: str = "the address of a .beton file, or a quoted glob of them"
 ) -> list[RemoteObject]:
-    """Return the files that an address or a glob of addresses names, sorted by name.
-
-    Args:
-        address: The address.
-        allowed: What may be given, for the message.
-
-    Raises:
-        ValueError: There are none, or they cannot be reached. The message is one line.
-    """
+    """Return the files that an address or a glob of addresses names, sorted by name."""
     files = file_system(address)
     scheme = address.partition("://")[0]
 
@@ -218,15 +192,7 @@ def remote_objects(
 
 
 def read_whole(address: str, max_bytes: int) -> bytes | None:
-    """Return a small file's bytes, or None where there is none.
-
-    Args:
-        address: Its address.
-        max_bytes: The most that it may have.
-
-    Raises:
-        ValueError: It cannot be reached, or has more.
-    """
+    """Return a small file's bytes, or None where there is none."""
     files = file_system(address)
 
     def call() -> bytes | None:
@@ -340,8 +306,5 @@ def open_stream(remote: RemoteObject) -> IO[bytes]:
     """Open a remote file for reading.
 
     Reading raises RemoteDataError where it fails for a minute.
-
-    Args:
-        remote: The file.
     """
     return io.BufferedReader(_Blocks(remote), 1 << 16)

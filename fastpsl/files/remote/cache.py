@@ -42,9 +42,6 @@ class PartLocks:
 
     Each opening of the file is a holder of its own. These are Linux's "open file description" locks
     (F_OFD_SETLK). Unlike those of lockf, they also exclude two holders in one process.
-
-    Args:
-        fd: The open file, readable and writable. Closing it ends the locks.
     """
 
     def __init__(self, fd: int) -> None:
@@ -156,12 +153,7 @@ class Cache:
                 write_atomically(path, data)
 
     def make_room(self, file: "CachedFile", part: int, limit_s: float) -> None:
-        """Allocate the disk's space for a part, and give up what was not used for longest if there is none.
-
-        Raises:
-            CacheFullError: All other parts are in use.
-            OSError: The disk is full all the same.
-        """
+        """Allocate the disk's space for a part, and give up what was not used for longest if there is none."""
         start, stop = file.parts[part].tolist()
         with self._locked(limit_s):
             too_many = self.num_bytes() + stop - start - self.max_bytes

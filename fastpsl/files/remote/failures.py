@@ -80,12 +80,7 @@ def _status(error: BaseException) -> int:
 
 
 def explained(address: str, error: BaseException) -> RemoteDataError:
-    """Return the error as one line with a remedy.
-
-    Args:
-        address: What was read or written.
-        error: What fsspec raised.
-    """
+    """Return the error as one line with a remedy."""
     error = _root(error)
     reason = " ".join(str(error).split())[:200]
     match _kind(error):
@@ -103,17 +98,7 @@ def explained(address: str, error: BaseException) -> RemoteDataError:
 def persistently(
     call: Callable[[], Result], address: str, limit_s: float, left: threading.Event = _NEVER
 ) -> Result:
-    """Call a function until it succeeds, with growing pauses, and say where that lasts.
-
-    Args:
-        call: The function.
-        address: What it reads or writes, for messages.
-        limit_s: How long to try, in seconds.
-        left: Set when nobody waits for the result any more; by default never.
-
-    Raises:
-        ValueError: It failed for good, or for `limit_s` seconds. The message is one line.
-    """
+    """Call a function until it succeeds, with growing pauses, and say where that lasts."""
     deadline, pause_s = time.monotonic() + limit_s, _FIRST_PAUSE_S
     tell_at = time.monotonic() + TELL_AFTER_S
     while True:

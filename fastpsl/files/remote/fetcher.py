@@ -44,18 +44,7 @@ class _Fetch:
 
 @final
 class Fetcher:
-    """The pages of a data set that this process holds or fetches.
-
-    Args:
-        pages: The pages, by number.
-
-    Attributes:
-        limit_s: How long a page is tried for, in seconds.
-        num_waits: Waits, the last ones, whose pages stay held where no plan gives them back. A loader needs
-            more than it has batches in flight.
-        stalled_s: Seconds in which somebody waited for a page.
-        num_bytes: Bytes that came over the network.
-    """
+    """The pages of a data set that this process holds or fetches."""
 
     def __init__(self, pages: list[Page]) -> None:
         self._pages = pages
@@ -82,12 +71,6 @@ class Fetcher:
         """Wait until pages are there.
 
         Those that are not planned are held until many others have been waited for.
-
-        Args:
-            pages: The pages, each once.
-
-        Raises:
-            ValueError: One cannot be fetched. The message is one line.
         """
         self._check_open()
         with self._lock:

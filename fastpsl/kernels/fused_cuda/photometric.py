@@ -192,10 +192,6 @@ def tiling(half: int, full: bool) -> tuple[int, int]:
     """Return TILE and NUM_CHUNKS, the largest that spill no register.
 
     The chunks cover a tile and, on either side, a margin of `half` pixels for the blur and one for Sobel.
-
-    Args:
-        half: The blur has 2 * half + 1 taps.
-        full: Whether the planes are floats and not halves.
     """
     tile = 16 if full else 32
     return tile, -(-(tile + 2 * (half + 1)) // CHUNK)

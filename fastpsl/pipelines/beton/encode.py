@@ -130,9 +130,6 @@ def convert(data: bytes, target: Target) -> Stored:
     """Convert the bytes of an image file to their stored form.
 
     Many threads may call it; large images wait for each other (encode.py).
-
-    Raises:
-        BadImage: The image cannot be used; the message says why.
     """
     if not data:
         raise BadImage("empty file")
@@ -167,11 +164,7 @@ def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, ta
 
 
 def store_array(image: np.ndarray, target: Target) -> Stored:
-    """Convert an RGB image in memory, uint8 [H, W, 3], to its stored form.
-
-    Raises:
-        BadImage: The array is not such an image.
-    """
+    """Convert an RGB image in memory, uint8 [H, W, 3], to its stored form."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise BadImage(f"array of {image.dtype} {list(image.shape)}; uint8 [H, W, 3] is wanted")
     return _store(_shrink(image, target), target, "encoded")

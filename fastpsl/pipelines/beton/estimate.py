@@ -113,18 +113,7 @@ def free_bytes(out: Path) -> int:
 def estimate(
     source: Source, target: Target, num_threads: int, *, num: int = 400, limit_s: float = 5.0
 ) -> Estimate:
-    """Convert some images of a source, drawn with a fixed seed, and forget them again.
-
-    Args:
-        source: The source.
-        target: The form in which images are stored.
-        num_threads: The number of threads.
-        num: The number of images.
-        limit_s: When to stop before that, in seconds after the first image.
-
-    Raises:
-        ValueError: The source cannot be read, or yields no image.
-    """
+    """Convert some images of a source, drawn with a fixed seed, and forget them again."""
     num_total = source.num_samples
     picks = source.picks(num, Random(0))
     samples = islice(picks.samples, num)

@@ -25,15 +25,7 @@ def rows_in_a_page(page_bytes: int) -> int:
 
 
 class BetonFile:
-    """A dataset file that is being written, sample by sample; it holds a few MB and 8 bytes per sample.
-
-    Args:
-        path: The final name.
-        max_samples: The number of samples to make room for.
-        page_bytes: The size of a page, a power of two.
-        again: The partial file is there already. Samples are added to it as before, read by `next_data`, and
-            no data are written until `go_on` is called.
-    """
+    """A dataset file that is being written, sample by sample; it holds a few MB and 8 bytes per sample."""
 
     def __init__(self, path: Path, max_samples: int, page_bytes: int, again: bool = False):
         assert page_bytes & (page_bytes - 1) == 0 and MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES
@@ -81,11 +73,7 @@ class BetonFile:
         return page_rest if num_bytes > page_rest else 0
 
     def add(self, stored: Stored, label: int) -> int:
-        """Append one sample.
-
-        Returns:
-            The checksum of its row and its data.
-        """
+        """Append one sample."""
         assert self.num_samples < self.max_samples and len(stored.data) <= MAX_PAGE_BYTES
         self._append(bytes(self._padding(len(stored.data))))
         row = self._rows[self.num_samples % _ROWS_BUFFERED]
@@ -119,11 +107,7 @@ class BetonFile:
         write_all(self.file.fd, self._rows[:num].tobytes(), _TABLE_START + first * _ROW.itemsize)
 
     def finish(self) -> str:
-        """Write the checksums, the tables and the header.
-
-        Returns:
-            SHA-256 in hexadecimal, of the file from data_start to its end and then of what comes before.
-        """
+        """Write the checksums, the tables and the header."""
         fd = self.file.fd
         self._flush_rows(self.num_samples % _ROWS_BUFFERED)
         head = self._head(self._end + self._checksums.num_bytes)

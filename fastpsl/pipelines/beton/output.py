@@ -123,9 +123,6 @@ class Journal:
         last_name: The name of the last one of the interrupted writing.
         num_whole: The shards of the interrupted writing that are whole.
         is_whole: It had written all images, and only the publication is left.
-
-    Raises:
-        ValueError: Another process is writing the same file.
     """
 
     def __init__(self, out: Path):
@@ -284,19 +281,7 @@ def unfinished(out: Path) -> list[Path]:
 
 
 class Output:
-    """The files of one writing.
-
-    Args:
-        out: The dataset file.
-        journal: Its journal, open.
-        max_samples: The number of samples to make room for.
-        page_bytes: The size of a page.
-        shard_bytes: The size of a shard; None for one file.
-        class_names: The name of each label.
-        written: The entries of the JSON's `written`, those before the counts and those after them.
-        command: What a resumed writing must have in common with this one.
-        again: Go on with what the journal holds; `take_again` comes next.
-    """
+    """The files of one writing."""
 
     def __init__(
         self,
@@ -382,11 +367,7 @@ class Output:
             os.fsync(self.file.file.fd)
 
     def take_again(self) -> None:
-        """Take up the images of the journal.
-
-        Raises:
-            ValueError: The partial files are not as the journal says.
-        """
+        """Take up the images of the journal."""
         journal, num = self.journal, self.journal.num_images
         with operation(f"{self.out}: checking what was written before", "images", num) as progress:
             for entry in journal.entries():

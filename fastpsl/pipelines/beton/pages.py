@@ -56,11 +56,7 @@ class Pages(NamedTuple):
 
 
 def pages_of(data: Dataset) -> Pages:
-    """Return the pages of a dataset file; see `pages_of_shards`.
-
-    Raises:
-        ValueError: The data is no dataset file, or a file was written to since it was opened.
-    """
+    """Return the pages of a dataset file; see `pages_of_shards`."""
     shards: Sequence[Shard] | None = getattr(data, "shards", None)
     if data.kind != "beton" or shards is None:
         kind = "subset" if data.kind == "beton" else data.kind
@@ -72,17 +68,7 @@ def pages_of(data: Dataset) -> Pages:
 
 
 def check_pages(name: str, num_bytes: int, page_bytes: int, alloc: int) -> None:
-    """Check what a file's header tells of its pages, before anything of their number is made.
-
-    Args:
-        name: The file's name in messages.
-        num_bytes: Its size.
-        page_bytes: The size of a page.
-        alloc: Where the allocation table begins, which has a row for each sample, or several.
-
-    Raises:
-        ValueError: No page has this size, or the pages are more than a writer would make.
-    """
+    """Check what a file's header tells of its pages, before anything of their number is made."""
     if not _MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES:
         raise ValueError(f"{name}: says that its pages have {page_bytes:,} bytes, which none has; {REMEDY}")
     num_allocations, num_pages = (num_bytes - alloc) // ALLOCATION.itemsize, -(-alloc // page_bytes)
@@ -98,9 +84,6 @@ def pages_of_shards(shards: Sequence[Shard]) -> Pages:
 
     It takes no memory per sample, or 4 bytes (8 above 2**31 samples) where another writer has scattered the
     samples over the pages.
-
-    Raises:
-        ValueError: A file was written to since it was opened.
     """
     files, sizes, is_in_order = list[Extents](), list[np.ndarray](), True
     for shard in shards:

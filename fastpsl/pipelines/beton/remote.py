@@ -75,11 +75,7 @@ class Layout(NamedTuple):
 
 
 def _layout(remote: RemoteObject, head: bytes) -> Layout:
-    """Return the layout that a file's first bytes tell.
-
-    Raises:
-        ValueError: They are those of no dataset file, or of none that a writer makes.
-    """
+    """Return the layout that a file's first bytes tell."""
     header = np.frombuffer(head, HEADER, 1)[0] if len(head) >= HEADER.itemsize else np.zeros((), HEADER)
     num_fields, num_samples = int(header["num_fields"]), int(header["num_samples"])
     table_start, page_bytes = HEADER.itemsize + num_fields * FIELD.itemsize, int(header["page_size"])
@@ -128,22 +124,7 @@ def _read(remote: RemoteObject, start: int, stop: int) -> bytes:
 
 
 class RemoteBeton:
-    """A remote dataset file with a place in the cache.
-
-    Args:
-        remote: The file.
-        cache: The cache.
-
-    Attributes:
-        remote: As given.
-        layout: Where its parts lie.
-        file: Its place in the cache. The first `num_tables` parts are those of the tables, all others are
-            pages.
-
-    Raises:
-        ValueError: It cannot be reached, is no dataset file, or does not fit into the cache. The message is
-            one line.
-    """
+    """A remote dataset file with a place in the cache."""
 
     def __init__(self, remote: RemoteObject, cache: Cache) -> None:
         self.remote, self._cache = remote, cache
@@ -272,15 +253,7 @@ class RemotePages:
         self.fetcher.wait(tables)
 
     def open_shard(self, number: int, num_classes: int | None) -> Shard:
-        """Open a file by its tables here, which are fetched again if they are damaged.
-
-        Args:
-            number: The file, by its place in `names`.
-            num_classes: The number of its classes, or None where they have no names.
-
-        Raises:
-            ValueError: It is no sound dataset file.
-        """
+        """Open a file by its tables here, which are fetched again if they are damaged."""
         for is_last in (False, True):
             try:
                 return CachedShard(self.paths[number], num_classes, self.names[number])
@@ -290,11 +263,7 @@ class RemotePages:
         raise AssertionError
 
     def open(self, shards: Sequence[Shard]) -> None:
-        """Learn from the opened tables where the samples lie.
-
-        Args:
-            shards: The opened files, in their order.
-        """
+        """Learn from the opened tables where the samples lie."""
         self._shards, self.pages = shards, pages_of_shards(shards)
         starts = np.cumsum([0] + [shard.num_samples for shard in shards])
         self._first_samples = starts[:-1]
@@ -402,17 +371,7 @@ _JUDGED_AFTER_S, _SLOW_SHARE = 30.0, 0.2
 
 
 def require_room(remote: RemotePages, order: str, needed_bytes: int, remedy: str) -> None:
-    """Check that the cache holds all of the data, or at least what an order uses at a time.
-
-    Args:
-        remote: The data.
-        order: The order's name.
-        needed_bytes: What one process uses at a time.
-        remedy: What would need less, for the message.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """Check that the cache holds all of the data, or at least what an order uses at a time."""
     room = remote.room_bytes()
     if room is None or needed_bytes <= room:
         return
@@ -481,11 +440,7 @@ class FetchAhead:
         remote.fetcher.begin()
 
     def advance(self, step: int) -> None:
-        """Give back what was read, and fetch more.
-
-        Args:
-            step: The step that is about to be read, not smaller than in the previous call.
-        """
+        """Give back what was read, and fetch more."""
         num_given = int(np.searchsorted(self._give_at, step, "right"))
         given = self._by_step[self._num_given : num_given]
         self._num_given = num_given

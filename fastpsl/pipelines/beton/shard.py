@@ -170,13 +170,7 @@ class Shard(Uncopyable):
     """One dataset file, opened and checked; `Beton` is the interface."""
 
     def __init__(self, path: Path, num_classes: int | None = None, name: str | None = None):
-        """Open a file and check its tables.
-
-        Args:
-            path: The file.
-            num_classes: The number of its classes, or None where they have no names.
-            name: Its name in messages, by default its path.
-        """
+        """Open a file and check its tables."""
         self.path, self.name = path, str(path) if name is None else name
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -316,9 +310,6 @@ class Shard(Uncopyable):
         """Check that nobody has written to the file since it was opened.
 
         A new file renamed into its place is no error, because this one stays open.
-
-        Raises:
-            ValueError: The file was truncated or overwritten.
         """
         status = os.fstat(self.fd)
         if status.st_size < self.file_size:

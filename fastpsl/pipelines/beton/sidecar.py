@@ -64,10 +64,6 @@ class Sidecar:
         """Yield each sample's path in the source, in sample order; none for samples of no file.
 
         It holds a few MB at most, however long the packed paths claim to be.
-
-        Raises:
-            ValueError: The paths are damaged or not as many as the samples. Those yielded before may be
-                wrong, too.
         """
         num = 0
         try:
@@ -160,11 +156,7 @@ def dump_sidecar(sidecar: Sidecar) -> bytes:
 
 
 def read_sidecar(beton: Path) -> Sidecar | None:
-    """Return the sidecar of a dataset file; None where it has none.
-
-    Raises:
-        ValueError: It exists and cannot be understood.
-    """
+    """Return the sidecar of a dataset file; None where it has none."""
     path = sidecar_path(beton)
     try:
         data = path.read_bytes()
@@ -219,11 +211,7 @@ _AGAIN = "write them all again in one way, or read them one by one"
 
 
 def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files that `source` names (a file, a glob, or several files), sorted by name.
-
-    Raises:
-        ValueError: There are none.
-    """
+    """Return the files that `source` names (a file, a glob, or several files), sorted by name."""
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
         if not paths:
@@ -376,11 +364,7 @@ def has_checksums(shard: Shard) -> bool:
 
 
 def read_checksums(shard: Shard) -> np.ndarray:
-    """Return the checksums of the samples, uint32 [num_samples].
-
-    Raises:
-        ValueError: The checksums, the header or the field descriptors are damaged.
-    """
+    """Return the checksums of the samples, uint32 [num_samples]."""
     num_bytes = num_checksum_bytes(shard.num_samples)
     start = shard.alloc - num_bytes
     data = os.pread(shard.fd, num_bytes, start) if start >= shard.table_end else b""

@@ -25,19 +25,7 @@ _FILE_LIMIT_S = 600.0  # of tries of one file
 
 @final
 class StagedUpload:
-    """The place here of a dataset file that is to be elsewhere.
-
-    Args:
-        address: Where it is to be, such as s3://bucket/train.beton.
-        folder: A folder on a local disk; by default one of this user's among temporary files.
-
-    Attributes:
-        address: As given.
-        local: The dataset file to write.
-
-    Raises:
-        ValueError: Nothing can be uploaded there. The message is one line.
-    """
+    """The place here of a dataset file that is to be elsewhere."""
 
     def __init__(self, address: str, folder: Path | None = None) -> None:
         scheme, _, path = address.partition("://")
@@ -59,16 +47,7 @@ class StagedUpload:
             ) from None
 
     def begin(self, *, overwrite: bool, resume: bool, shards: bool) -> bool:
-        """Check that the files may be uploaded; return whether they are whole here, and only that is left.
-
-        Args:
-            overwrite: Replace what is there, and what was begun here.
-            resume: Go on with what was begun here.
-            shards: Whether there will be several files.
-
-        Raises:
-            ValueError: The server cannot be reached or written to, or something is there.
-        """
+        """Check that the files may be uploaded; return whether they are whole here, and only that is left."""
         self._require_access()
         if overwrite and not resume:
             shutil.rmtree(self._folder)

@@ -45,9 +45,6 @@ def betons_to_verify(names: Sequence[str]) -> "tuple[list[Path | str], list[str]
 
     Such faults are shards that were interrupted, are missing, come from different runs, or appear twice. Each
     glob is one data set; files named one by one are grouped by source.
-
-    Raises:
-        ValueError: A name matches nothing.
     """
     paths, faults, singles = list[Path | str](), list[str](), dict[object, list[Written]]()
     for name in names:

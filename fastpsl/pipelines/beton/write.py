@@ -49,18 +49,7 @@ from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
 
 
 def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> None:
-    """Check that `write_beton` may write `out`, before the images are looked for.
-
-    Args:
-        out: The dataset file.
-        overwrite: As in `write_beton`.
-        resume: As in `write_beton`.
-        shards: Whether shards are written.
-
-    Raises:
-        ValueError: It exists, an interrupted writing of it is there, its folder cannot be written, or another
-            process is writing it.
-    """
+    """Check that `write_beton` may write `out`, before the images are looked for."""
     with output_errors(out):
         leave(open_journal(out, overwrite=overwrite, resume=resume, shards=shards))
 
@@ -85,17 +74,7 @@ def leave(journal: Journal) -> None:
 
 
 def open_journal(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> Journal:
-    """Open the journal of a dataset file that may be written.
-
-    Args:
-        out: The dataset file.
-        overwrite: As in `write_beton`.
-        resume: As in `write_beton`.
-        shards: Whether shards are written.
-
-    Raises:
-        ValueError: It may not be written.
-    """
+    """Open the journal of a dataset file that may be written."""
     if out.is_dir():
         raise ValueError(f"{out}: is a folder; choose another name, e.g. {out / 'train.beton'}")
     journal = Journal(out)
@@ -135,11 +114,7 @@ _AS_THEY_ARE = Target()
 
 
 def max_bad_count(max_bad: str, num_total: int) -> int:
-    """Return "12" or "1%" (of all images, rounded down) as a number of images.
-
-    Raises:
-        ValueError: The text is neither.
-    """
+    """Return "12" or "1%" (of all images, rounded down) as a number of images."""
     text = max_bad.strip()
     try:
         if text.endswith("%"):
@@ -362,17 +337,7 @@ class NewShard:
 
 
 def appendix(data: str, source: Source, record: dict[str, object]) -> NewShard:
-    """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards.
-
-    Args:
-        data: The set.
-        source: The images to be appended.
-        record: What the new file's JSON will tell of its writing.
-
-    Raises:
-        ValueError: The set does not tell how it was written, holds images of this source already, or lacks
-            a class of the source. The message is one line.
-    """
+    """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards."""
     paths = shard_paths(data)
     if len(paths) == 1:
         stem, suffix = _stem(paths[0]), paths[0].suffix

@@ -183,15 +183,6 @@ def require_same_classes(
 
     Where one has no class names, only the numbers of classes are compared. The validation data may then have
     fewer.
-
-    Args:
-        train: The training data, or its classes.
-        val: The validation data, or its classes.
-        train_name: What the user gave as training data, for the message; None for the embedded sample.
-        val_name: What the user gave as validation data, for the message.
-
-    Raises:
-        ValueError: The validation data has other classes than the training data, or numbers them differently.
     """
     names, others = train.class_names, val.class_names
     counts = f"{val.num_classes:,} classes, {train_name or 'the training data'} {train.num_classes:,}"

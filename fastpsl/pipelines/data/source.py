@@ -161,16 +161,7 @@ def parts_of(here: range, counts: Sequence[int]) -> Iterator[tuple[int, range]]:
 
 
 def choose_split(what: object, split: str | None, splits: Collection[str]) -> str:
-    """Return the wanted split of a source: the given one, else the part without a name or the only one.
-
-    Args:
-        what: The source's name, for messages.
-        split: The split that was given, if any.
-        splits: The source's splits; "" is a part without a name.
-
-    Raises:
-        ValueError: There are several and none was given, or the given one is not among them.
-    """
+    """Return the wanted split of a source: the given one, else the part without a name or the only one."""
     if not split and ("" in splits or len(splits) == 1):
         return "" if "" in splits else next(iter(splits))
     names = " or ".join(sorted(filter(None, splits)))
@@ -236,17 +227,7 @@ class Relabelled:
 
 
 def renumbered(what: str, source: Source, class_names: Sequence[str], origin: str) -> Relabelled:
-    """Return the source with the labels that `class_names` define.
-
-    Args:
-        what: The source's name, for messages.
-        source: The source.
-        class_names: The class names in the order of the labels.
-        origin: What has them, for messages.
-
-    Raises:
-        ValueError: The source's classes have no names, or one is not among them.
-    """
+    """Return the source with the labels that `class_names` define."""
     if not source.class_names:
         raise ValueError(
             f"--classes {origin}: the classes of {what} have no names; leave --classes out, or name those of "

@@ -101,15 +101,7 @@ class _File:
 
 
 def folder_index(files: Files, origin: Path) -> FolderIndex:
-    """Return the index of all files, reading the headers again where a file has changed.
-
-    Args:
-        files: The samples, which must have been counted.
-        origin: The folder or the list. A new index of the same origin replaces the old one.
-
-    Raises:
-        ValueError: A file changes while the headers are read, or the cache cannot be written.
-    """
+    """Return the index of all files, reading the headers again where a file has changed."""
     root = os.path.realpath(origin)
     folder = cache_folder() / "folders"
     prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
@@ -288,14 +280,6 @@ class ImageFiles:
 
     Opening looks at every file, and reads the headers where one has changed since the last time (the index is
     in the cache folder). Files that cannot be read are bad samples.
-
-    Args:
-        files: The names, labels and classes.
-        origin: The folder or the list that was opened, for messages.
-        root: The folder that the names are relative to.
-
-    Raises:
-        ValueError: No file can be read, or the files change meanwhile. The message is one line.
     """
 
     kind = "folder"  # a decoder opens each file by its path

@@ -63,11 +63,7 @@ def classes_of(source: str | Path, cache_dir: Path | None = None, cache_gb: floa
 
 
 def named_classes(source: str) -> list[str]:
-    """Return the class names of data as in `classes_of`, or of a list with a class a line.
-
-    Raises:
-        ValueError: It is not there, cannot be read, or has no class names.
-    """
+    """Return the class names of data as in `classes_of`, or of a list with a class a line."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() == ".txt" and not names_images(path):
         return read_classes(path)
@@ -280,12 +276,7 @@ def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) ->
 
 
 def check_form(source: str | Path) -> None:
-    """Check what `open_data` gets, by names and first bytes alone; of an address, by its form.
-
-    Raises:
-        ValueError: Nothing is there. Or a file is neither a dataset file nor a list. Or the folders of a
-            folder are no classes, such as train and val.
-    """
+    """Check what `open_data` gets, by names and first bytes alone; of an address, by its form."""
     if is_remote(source):
         return check_address(str(source))
     require_existing(source, FORMS)

@@ -105,11 +105,7 @@ class Subset:
 
 @final
 class Synthetic:
-    """A data set without files, in place of a `Beton` of images of one size; a label is index % num_classes.
-
-    Raises:
-        ValueError: If an argument is below 1.
-    """
+    """A data set without files, in place of a `Beton` of images of one size; a label is index % num_classes."""
 
     kind = "synthetic"
     split = ""

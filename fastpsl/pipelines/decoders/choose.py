@@ -51,10 +51,6 @@ def turbo_ms(num_views: int, num_pixels: float = MEASURED_PIXELS) -> float:
 
     Below the measured size the time grows as the pixels (bench/results/sizes.json). Above it, it grows as
     their root, because parts of an image are skipped, and larger ones are decoded at a half or less.
-
-    Args:
-        num_views: The views of each image.
-        num_pixels: The pixels of an image, in the mean.
     """
     share = num_pixels / MEASURED_PIXELS
     return TURBO_MS * min(share, share**0.5) + TURBO_MS_PER_FURTHER_VIEW * (num_views - 1) * min(share, 1)
@@ -68,19 +64,7 @@ def fastest_step(num_views: int) -> int:
 def choose_on_gpu(
     num_threads: int, num_cores: int, num_views: int, num_pixels: float, why_not_dali: Callable[[], str]
 ) -> tuple[str, str]:
-    """Choose between `turbo`, which takes the CPU, and `dali`, which takes the GPU's JPEG engines.
-
-    Args:
-        num_threads: The threads that decode.
-        num_cores: This process's share of the cores. More threads do not decode more.
-        num_views: The views of each image.
-        num_pixels: The pixels of an image, in the mean.
-        why_not_dali: Returns why `dali` cannot decode by the GPU's engines, or "". It is called only if the
-            threads may not suffice, because the answer takes seconds.
-
-    Returns:
-        The decoder's name, and the reason in one line.
-    """
+    """Choose between `turbo`, which takes the CPU, and `dali`, which takes the GPU's JPEG engines."""
     num_threads, needed = min(num_threads, num_cores), fastest_step(num_views)
     image_ms = turbo_ms(num_views, num_pixels)
     rate = 1e3 * num_threads / image_ms
@@ -126,23 +110,7 @@ def open_decoder(
     device: "torch.device | str" = "cpu",
     hw_decoder_load: float | None = None,
 ) -> tuple[Decoder | BatchDecoder, str]:
-    """Open a decoder.
-
-    Args:
-        name: The decoder's name, or "auto" (`choose_decoder`).
-        data: The open data set.
-        batch_size: The largest batch (dali).
-        num_threads: The threads that decode: the loader's, or the decoder's own (dali).
-        num_views: The views of each image.
-        device: The device of the batches.
-        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1 (dali).
-
-    Returns:
-        The decoder, and the reason for the choice.
-
-    Raises:
-        ValueError: If the decoder is not installed, or does not suit the data or the device.
-    """
+    """Open a decoder."""
     import torch
 
     device = torch.device(device)
@@ -182,24 +150,7 @@ def choose_decoder(
     num_views: int = 1,
     num_cores: int | None = None,
 ) -> tuple[str, str]:
-    """Choose a decoder by name, or by what was measured.
-
-    Args:
-        name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
-            size, else turbo or dali (`rates.choose_on_gpu`). On a CPU it is turbo. It warns if only a slower
-            one is available.
-        data: The open data set.
-        device: The device of the batches.
-        num_threads: The threads that decode; by default this process's share of the cores.
-        num_views: The views of each image.
-        num_cores: The cores that decode; by default this process's share of them.
-
-    Returns:
-        The decoder's name, and the reason for the choice.
-
-    Raises:
-        ValueError: If there is no such decoder, it cannot read the data, or libffcv is missing.
-    """
+    """Choose a decoder by name, or by what was measured."""
     if name not in ("auto", *NAMES):
         raise ValueError(f"decoder {name!r}: there are auto, {', '.join(NAMES)}")
     if name == "auto":
@@ -300,16 +251,7 @@ def is_kept_on_device(data: Dataset, device: "torch.device") -> bool:
 
 
 def reason_of(code: int, rows: SampleTable, i: int) -> str:
-    """Explain a code.
-
-    Args:
-        code: The code of row i, not GOOD.
-        rows: The samples of the batch.
-        i: The row of the sample.
-
-    Returns:
-        The reason, with the sizes if they are wrong.
-    """
+    """Explain a code."""
     text = REASONS[code]
     if code in (CHANGED, BAD_FILE):
         return f"{text}: {_what_is_wrong(rows, i)}"

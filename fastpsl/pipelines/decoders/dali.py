@@ -76,12 +76,7 @@ def why_slower(device: torch.device) -> str:
 
 
 def why_idle(library: Any, name: str) -> str:
-    """Return why the JPEG engines of the current device cannot be used, with the remedy; empty if they can.
-
-    Args:
-        library: The nvJPEG library, or None.
-        name: The device's name.
-    """
+    """Return why the JPEG engines of the current device cannot be used, with the remedy; empty if they can."""
     if not loads(_NVCUVID):
         remedy = _NO_VIDEO if is_in_container() else _NO_NVCUVID
         if num_engines(library) != 0:
@@ -139,9 +134,6 @@ def num_engines(library: Any) -> int | None:
     """Return the number of JPEG engines of the current device; None if nvJPEG does not report it.
 
     Source: nvJPEG's documentation, nvjpegGetHardwareDecoderInfo.
-
-    Args:
-        library: The nvJPEG library, or None.
     """
     handle, num, num_cores = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_uint(0)
     if library is None or library.nvjpegCreateSimple(ctypes.byref(handle)) != _SUCCESS:

@@ -56,17 +56,7 @@ def reason(message: str) -> str:
 
 
 def user_error(message: str, device: str, free_bytes: int | None, of_all: bool = False) -> ValueError | None:
-    """Return the error for a message that neither other samples nor a restart of DALI can fix.
-
-    Args:
-        message: DALI's message.
-        device: The device, for the error's text.
-        free_bytes: The device's free memory; None on a CPU.
-        of_all: Whether DALI refused a sound sample, or every sample of a run.
-
-    Returns:
-        The error to raise, or None if other samples or a restart may help.
-    """
+    """Return the error for a message that neither other samples nor a restart of DALI can fix."""
     is_short = of_all and free_bytes is not None and free_bytes < _SHORT_BYTES
     if free_bytes is not None and (is_short or _NO_MEMORY.search(message)):
         return ValueError(
@@ -165,18 +155,7 @@ class Graph(NamedTuple):
 
 
 def build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
-    """Build a pipeline for the inputs of `feeds`, with an output for each crop or its window.
-
-    Args:
-        graph: The description of the pipeline.
-        batch_size: The largest batch.
-        num_threads: The number of DALI's threads.
-        device: The device of the outputs.
-        depth: The length of DALI's prefetch queue.
-
-    Raises:
-        RuntimeError: If the interpreter is exiting.
-    """
+    """Build a pipeline for the inputs of `feeds`, with an output for each crop or its window."""
     with _building:
         if _exiting.is_set():
             raise RuntimeError("the process ends")
@@ -321,20 +300,7 @@ class _Run:
 
 
 class DaliPipeline:
-    """A queue of batches through a DALI pipeline; one thread submits and collects.
-
-    Args:
-        graph: The description of the pipeline.
-        batch_size: The largest batch.
-        num_threads: The number of DALI's threads.
-        device: The device of the crops.
-        depth: The most batches in flight.
-        workers: Threads for the isotropic crops on a CPU.
-
-    Raises:
-        ValueError: If memory is short or the driver too old.
-        RuntimeError: If DALI does not work here.
-    """
+    """A queue of batches through a DALI pipeline; one thread submits and collects."""
 
     def __init__(
         self,

@@ -162,11 +162,7 @@ _decode_chunk = _compiled(
 
 
 class FfcvDecoder(Decoder):
-    """A decoder on the CPU for dataset files, by libffcv.
-
-    Raises:
-        ValueError: If the library is missing.
-    """
+    """A decoder on the CPU for dataset files, by libffcv."""
 
     name = "ffcv"
 

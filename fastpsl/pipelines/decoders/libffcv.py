@@ -91,11 +91,7 @@ def _reach_turbojpeg(library: ctypes.CDLL) -> bool:
 
 
 def library() -> ctypes.CDLL:
-    """Return libffcv, loaded once per process. Call it before running compiled code that decodes.
-
-    Raises:
-        ValueError: If ffcv is not installed or does not load. The message has the remedy.
-    """
+    """Return libffcv, loaded once per process. Call it before running compiled code that decodes."""
     loaded, reason = _load()
     if loaded is None:
         raise ValueError(f"{reason}: {INSTALL}, or choose another decoder")

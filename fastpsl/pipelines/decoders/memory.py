@@ -95,10 +95,6 @@ class Arenas:
 
     Fresh memory is mapped and cleared page by page, under a lock of the whole process. Each arena is a
     quarter larger than the batch it was allocated for.
-
-    Args:
-        pinned: Whether the memory is page-locked, which needs a CUDA device.
-        limit: The most arenas to keep while they are not in use; by default as many as were ever in use.
     """
 
     def __init__(self, pinned: bool = False, limit: int | None = None) -> None:

@@ -207,14 +207,7 @@ class Encoded:
         self.arena = arenas.take(int(self._starts[-1]))
 
     def read(self, part: slice) -> int:
-        """Read and check a slice of the samples.
-
-        Args:
-            part: The slice, with a start and a stop.
-
-        Returns:
-            The number of good samples that are neither raw nor a sound JPEG.
-        """
+        """Read and check a slice of the samples."""
         rows, open_fds = self._rows, []
         try:
             if self._has_paths:

@@ -62,15 +62,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 class ResidentDecoder(BatchDecoder):
-    """A decoder with all images of a dataset file on the device.
-
-    Args:
-        data: An open dataset file of raw images of one size.
-        device: The device of the images and of the batches.
-
-    Raises:
-        ValueError: If the images are not raw, differ in size, or do not fit the device.
-    """
+    """A decoder with all images of a dataset file on the device."""
 
     name = "resident"
     depth = 1  # `submit` does no work that could overlap

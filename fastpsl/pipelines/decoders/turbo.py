@@ -77,15 +77,7 @@ _KEPT = 0.9  # of the sums before, with each further part of a batch
 
 
 class TurboDecoder(Decoder):
-    """A decoder on the CPU for dataset files and folders, by our own library on libjpeg-turbo.
-
-    Args:
-        num_threads: The most threads that decode at once; the others read. By default, this process's share
-            of the cores.
-
-    Raises:
-        ValueError: If the library is missing.
-    """
+    """A decoder on the CPU for dataset files and folders, by our own library on libjpeg-turbo."""
 
     name = "turbo"
 

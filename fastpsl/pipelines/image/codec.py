@@ -12,9 +12,6 @@ class Codec:
 
     Use one per thread: the next call of the same method overwrites the result. (Fresh arrays of this size are
     mapped and cleared page by page each time, which takes 0.1 to 1 ms per image.)
-
-    Raises:
-        ValueError: If the C library was not built.
     """
 
     def __init__(self) -> None:
@@ -100,17 +97,6 @@ class Codec:
 
         Colours that are stored at half the size are neither enlarged nor converted, so this is faster than
         `decode`, `shrink` and `encode`, and loses less.
-
-        Args:
-            jpeg: The JPEG.
-            height: The new height, at most the old one.
-            width: The new width, at most the old one.
-            quality: libjpeg's quality, 1 to 100.
-            denominator: The divisor of the size at which it is decoded, 1, 2, 4 or 8.
-
-        Returns:
-            The JPEG. None if it stores other colours. None if they or luma shrink more than 32 times by a
-            side, or libjpeg has an error or warning.
         """
         out = self._buffer("encode", _encoded_bytes(height, width))
         num_bytes: int = self._library.fastpsl_turbo_shrink(

@@ -86,12 +86,7 @@ def check_bytes(num_bytes: int) -> None:
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        BadImage: The file is too large; it is not read.
-        OSError: The file cannot be read.
-    """
+    """Return a file's bytes."""
     with open(open_file(path), "rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         check_bytes(num_bytes)
@@ -99,11 +94,7 @@ def read_image_file(path: str | Path) -> bytes:
 
 
 def upright_size(path: str) -> tuple[int, int]:
-    """Return (height, width) of what `decode_any` makes of a file, from its header alone.
-
-    Raises:
-        BadImage: The header cannot be read; the message says why.
-    """
+    """Return (height, width) of what `decode_any` makes of a file, from its header alone."""
     with _reasons(), open(path, "rb") as file, _open(file) as image:
         width, height = image.size
         if image.format == "TIFF":  # some versions of Pillow return the upright size
@@ -167,11 +158,7 @@ def _reasons() -> Iterator[None]:
 
 
 def num_pixels(data: bytes) -> int:
-    """Return the number of pixels of an image in any known format, from its header.
-
-    Raises:
-        BadImage: The header cannot be read, or the pixels are too many.
-    """
+    """Return the number of pixels of an image in any known format, from its header."""
     with _reasons(), _open(io.BytesIO(data)) as image:
         check_pixels(image.height, image.width)
         return image.height * image.width
@@ -194,11 +181,7 @@ def _check_scans(data: bytes) -> None:
 
 
 def convert_pillow(image: Image.Image) -> np.ndarray:
-    """Return an image of Pillow as upright RGB, uint8 [H, W, 3].
-
-    Raises:
-        BadImage: It cannot be used; the message says why.
-    """
+    """Return an image of Pillow as upright RGB, uint8 [H, W, 3]."""
     with _reasons():
         if isinstance(image, ImageFile.ImageFile) and image.tile:  # it is not loaded yet
             if image.format not in (*FORMATS, "MPO"):

@@ -162,12 +162,7 @@ _scans = scans_by(_find_segment)
 
 
 def jpeg_scans(jpeg: bytes) -> int:
-    """Check a JPEG's scans (ITU-T T.81, Annex B) as far as its markers are in place; libjpeg judges the rest.
-
-    Returns:
-        SCANS_GOOD; SCANS_STANDARD_CODES where Huffman tables are missing, which are those of T.81, K.3, then;
-        SCANS_NO_TABLES where others are missing; SCANS_TOO_MANY for more than MAX_SCANS.
-    """
+    """Check a JPEG's scans (ITU-T T.81, Annex B) as far as its markers are in place; libjpeg judges the rest."""
     return _scans(jpeg, len(jpeg))
 
 

@@ -51,11 +51,7 @@ class Batch(ctypes.Structure):
 
 
 def library() -> ctypes.CDLL:
-    """Return the library, loaded once per process.
-
-    Raises:
-        ValueError: If it was not built or does not load. The message has the remedy.
-    """
+    """Return the library, loaded once per process."""
     loaded, reason = _load()
     if loaded is None:
         raise ValueError(f"{reason}: {INSTALL}, or choose another decoder")
@@ -72,9 +68,6 @@ class Handle(Uncopyable):
 
     Attributes:
         address: The handle's address.
-
-    Raises:
-        ValueError: If the library was not built, or was built for another version of libjpeg.
     """
 
     def __init__(self) -> None:

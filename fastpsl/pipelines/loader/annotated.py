@@ -65,12 +65,7 @@ class AnnotatedBatch:
         return []
 
     def with_extra(self, variant: int, extra: Mapping[str, Tensor]) -> "AnnotatedBatch":
-        """Return this batch, to which no task adds anything.
-
-        Args:
-            variant: 0.
-            extra: Nothing.
-        """
+        """Return this batch, to which no task adds anything."""
         assert not variant
         assert not extra
         return self
@@ -148,18 +143,7 @@ class AnnotatedLoader(Uncopyable):
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> Generator[AnnotatedBatch, None, None]:
-        """Return an iterator over the batches of an epoch, which may be left early.
-
-        Args:
-            epoch: The epoch, from 0.
-            first_step: The first step to yield. Nothing before it is read.
-            order: None; other orders are not supported.
-
-        Raises:
-            ValueError: If the loader is closed.
-            TimeoutError: From the iterator, if an image takes longer than `timeout_s`. It closes the loader.
-                Errors of `read` are raised there, too.
-        """
+        """Return an iterator over the batches of an epoch, which may be left early."""
         assert order is None and 0 <= first_step <= self.num_steps, first_step
         if self._workers.closed:
             raise ValueError(

@@ -128,17 +128,7 @@ TORCH = Augment("torch", "asked for")
 
 
 def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.device) -> Augment:
-    """Return the path that computes all of `views`.
-
-    Args:
-        name: The path that the user asks for. "auto" takes the fused path where it supports every view, else
-            the operations in torch.
-        views: The views of a loader.
-        device: The device on which their operations run.
-
-    Raises:
-        ValueError: `name` is unknown, or "fused" is asked for and cannot compute one of the views.
-    """
+    """Return the path that computes all of `views`."""
     if name not in get_args(AugmentName):
         raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
     if name in ("kornia", "torch") or not views:

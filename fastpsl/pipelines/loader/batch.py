@@ -258,11 +258,7 @@ def unpack(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """Return the device that batches go to, with its index.
-
-    Raises:
-        ValueError: The device is neither cpu nor cuda, or torch finds no CUDA device.
-    """
+    """Return the device that batches go to, with its index."""
     if not str(device).startswith(("cpu", "cuda")):
         raise ValueError(f"device {device} was asked for; there are cpu and cuda")
     device = torch.device(device)

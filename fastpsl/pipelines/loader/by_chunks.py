@@ -17,13 +17,7 @@ _MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dro
 
 
 class ByChunks:
-    """An engine with threads that decode a batch in chunks; the last chunk finishes the batch.
-
-    Args:
-        decoder: The decoder.
-        num_threads: The number of threads.
-        crops_on_device: Whether the device crops the isotropic views (device_windows.py).
-    """
+    """An engine with threads that decode a batch in chunks; the last chunk finishes the batch."""
 
     def __init__(self, decoder: Decoder, num_threads: int, crops_on_device: bool = False) -> None:
         self._decoder, self._num_threads = decoder, num_threads

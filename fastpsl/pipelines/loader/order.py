@@ -27,13 +27,7 @@ _ROUNDS = 8
 
 @final
 class KeyedPermutation:
-    """A permutation of 0 to num - 1, a pure function of (seed, epoch, num) that is read like an array.
-
-    Args:
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-        num: The number of samples, 1 to 2**62.
-    """
+    """A permutation of 0 to num - 1, a pure function of (seed, epoch, num) that is read like an array."""
 
     def __init__(self, seed: int, epoch: int, num: int) -> None:
         assert 1 <= num <= 2**62, num
@@ -85,11 +79,7 @@ class Order(Protocol):
 
 
 class InOrder:
-    """The order of an evaluation, that of the data set.
-
-    Args:
-        num: The number of samples.
-    """
+    """The order of an evaluation, that of the data set."""
 
     def __init__(self, num: int) -> None:
         self._num = num

@@ -129,13 +129,7 @@ class PendingBatch:
     def decode_in_chunks(
         self, workers: Workers, function: Callable[[slice], None], then: Callable[[], None]
     ) -> None:
-        """Run a function on chunks of the batch in threads.
-
-        Args:
-            workers: The threads.
-            function: The function. It gets a slice of the samples that are not padding.
-            then: Called once, after the last chunk, also where the batch has failed.
-        """
+        """Run a function on chunks of the batch in threads."""
         num = 0 if self.is_over else self.num_valid
         step = chunk_samples(self.num_valid, workers.num_threads)
         self._waiting = {i: min(i + step, num) for i in range(0, num, step)}
@@ -222,12 +216,7 @@ class PendingBatch:
         return self.cancelled or self._error is not None
 
     def guard(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function unless the batch is over, and store its error for the consumer.
-
-        Args:
-            function: The function to call.
-            arguments: Its positional arguments.
-        """
+        """Call a function unless the batch is over, and store its error for the consumer."""
         if self.is_over:
             return
         try:
@@ -239,11 +228,7 @@ class PendingBatch:
         self._error = error
 
     def result(self, timeout_s: float) -> Batch:
-        """Return the batch, or raise the stored error, in the consumer's thread.
-
-        Raises:
-            TimeoutError: If the batch is not ready within `timeout_s` seconds.
-        """
+        """Return the batch, or raise the stored error, in the consumer's thread."""
         if not self.done.wait(timeout_s):
             with self._lock:
                 unfinished = [i for start, stop in self._waiting.items() for i in range(start, stop)]

@@ -23,17 +23,7 @@ _SHARE_OF_LIMIT = 0.8
 
 
 def prepare_fetching(data: Dataset, timeout_s: float, prefetch_batches: int, *, is_random: bool) -> None:
-    """Set how long pages are tried for and held, and check that the cache has room for them.
-
-    Args:
-        data: The data.
-        timeout_s: The longest wait for one batch, in seconds.
-        prefetch_batches: How many batches are in flight.
-        is_random: Whether any image may follow any other.
-
-    Raises:
-        ValueError: It has no room for a random order.
-    """
+    """Set how long pages are tried for and held, and check that the cache has room for them."""
     remote = remote_pages(data.data if isinstance(data, Subset) else data)
     if remote is not None:
         remote.fetcher.limit_s = _SHARE_OF_LIMIT * timeout_s
@@ -45,16 +35,7 @@ def prepare_fetching(data: Dataset, timeout_s: float, prefetch_batches: int, *, 
 def fetch_ahead(
     data: Dataset, order: Order, steps: range, share: tuple[int, int, int], prefetch_batches: int, train: bool
 ) -> FetchAhead | None:
-    """Return what fetches the pages of an epoch ahead of their use; None where all is local.
-
-    Args:
-        data: The data.
-        order: The order of the epoch.
-        steps: The steps to read.
-        share: The samples per rank and step, the rank, and the number of ranks.
-        prefetch_batches: How many steps are read before the one that is used.
-        train: Whether to train; else the order is that of the data.
-    """
+    """Return what fetches the pages of an epoch ahead of their use; None where all is local."""
     remote = remote_pages(data)
     if remote is None:
         return None
@@ -70,13 +51,7 @@ def fetch_ahead(
 
 
 def result_of(pending: PendingBatch, timeout_s: float, readahead: Readahead | FetchAhead | None) -> Batch:
-    """Return a batch, and tell the read-ahead how long the network was waited for.
-
-    Args:
-        pending: The batch in flight.
-        timeout_s: The longest wait, in seconds.
-        readahead: The epoch's read-ahead.
-    """
+    """Return a batch, and tell the read-ahead how long the network was waited for."""
     if not isinstance(readahead, FetchAhead):
         return pending.result(timeout_s)
     began, stalled_s = time.monotonic(), readahead.stalled_s

@@ -59,11 +59,7 @@ class Readahead:
         self._workers = Workers(1, "fastpsl-readahead") if len(ask_at) else None
 
     def advance(self, step: int) -> None:
-        """Submit the calls that are due before a step is read, which takes a few microseconds.
-
-        Args:
-            step: The step that is about to be read, not smaller than in the previous call.
-        """
+        """Submit the calls that are due before a step is read, which takes a few microseconds."""
         if self._workers is None:
             return
         num_given = int(np.searchsorted(self._give_steps, step, "right"))
@@ -212,14 +208,6 @@ class QuasiRandomOrder:
 
     With k = samples_a_step, position (step * lanes + lane) * k + i is sample step * k + i of the lane. Within
     a group, samples are sorted (stably) by the high bits of their `order.keys_of`.
-
-    Args:
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-        pages: The pages of the data.
-        groups: The result of `deal_pages` for the same arguments.
-        lanes: The number of lanes.
-        samples_a_step: Samples of each lane in each global batch.
     """
 
     def __init__(
@@ -261,19 +249,7 @@ class QuasiRandomOrder:
 
 @final
 class QuasiRandom:
-    """The quasi-random epochs of a dataset file, for one rank.
-
-    Args:
-        data: An open dataset file.
-        lanes: The number of lanes.
-        batch_size_per_rank: Samples per rank and step.
-        seed: The run's seed.
-        rank: This process's rank, 0 to world - 1.
-        world: The number of ranks.
-
-    Raises:
-        ValueError: If lanes, ranks, batch and pages do not fit together (`check_lanes`).
-    """
+    """The quasi-random epochs of a dataset file, for one rank."""
 
     def __init__(
         self,
@@ -305,11 +281,6 @@ class QuasiRandom:
         """Return the order of the whole epoch, and the read-ahead of this rank's lanes.
 
         The caller calls the read-ahead's `advance(step)` before it reads a step, and `close()` at the end.
-
-        Args:
-            epoch: The epoch, from 0.
-            first_step: The first step that will be read.
-            steps_under_way: When a step begins, all up to step - steps_under_way have been read.
         """
         groups = deal_pages(self._seed, epoch, self._page_sizes, self._lanes)
         order = QuasiRandomOrder(self._seed, epoch, self._pages, groups, self._lanes, self._samples_a_step)

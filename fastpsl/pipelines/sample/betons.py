@@ -26,15 +26,7 @@ _PAGE_BYTES = 1 << 21
 
 
 def draw_part(part: Path, small: Path, first: int, num: int, version: str) -> None:
-    """Draw a part of the sample and write it as two dataset files.
-
-    Args:
-        part: The dataset file of JPEGs.
-        small: The dataset file of raw images of 32 x 32.
-        first: The number of the first image.
-        num: The number of images.
-        version: The name of the sample's version, for the files' records.
-    """
+    """Draw a part of the sample and write it as two dataset files."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         originals = list(pool.map(_draw, range(first, first + num)))
     for path, images, target in (

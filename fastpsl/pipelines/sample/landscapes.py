@@ -244,16 +244,7 @@ def _blend(top: np.ndarray, bottom: np.ndarray, weight: np.ndarray) -> np.ndarra
 def landscape(
     random: Random, height: int, width: int, horizon: int, on_water: bool, light: float
 ) -> np.ndarray:
-    """Return sky, clouds and ground, float32 [height, width, 3].
-
-    Args:
-        random: The source of all random numbers.
-        height: The height in px.
-        width: The width in px.
-        horizon: The row of the horizon.
-        on_water: Draw water in place of the ground.
-        light: The place of the sun, from 0 (left edge) to 1 (right edge).
-    """
+    """Return sky, clouds and ground, float32 [height, width, 3]."""
     palette = [
         np.array(vary(random, colour, 12), np.float32)
         for colour in _PALETTES[random.integers(len(_PALETTES))]

@@ -83,15 +83,6 @@ def draw_voc(
 
     VOC2007 has the lists train and val (the halves of trainval) and test in Main. VOC2012 has train, val and
     trainval in Main and Segmentation, and masks.
-
-    Args:
-        folder: The new folder.
-        num_train: The number of images of 2007 trainval.
-        num_test: The number of images of 2007 test.
-        seed: The seed of all images.
-        side_px: The scale of the images: sides are 3/4 to 5/4 of it.
-        num_train_masks: The number of images of 2012 train; by default `num_train`.
-        num_test_masks: The number of images of 2012 val; by default `num_test`.
     """
     folder.mkdir(parents=True)
     (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in CLASS_NAMES))

@@ -75,11 +75,7 @@ class Arrays:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Yield this shard's images in order, uint8 [H, W, 3].
-
-        Raises:
-            ValueError: The file is damaged.
-        """
+        """Yield this shard's images in order, uint8 [H, W, 3]."""
         positions = shard_range(self.num_total, self.shard)[skip:]
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
             for index, image in enumerate(_rows(archive, self.images, positions), positions.start):

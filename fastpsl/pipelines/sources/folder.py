@@ -42,15 +42,7 @@ SourceFile = Path | RemoteObject
 
 
 def source_files(src: str, allowed: str) -> list[SourceFile]:
-    """Return the files that a path, an address or a glob names, sorted by name.
-
-    Args:
-        src: The name.
-        allowed: What may be given as a path, for the message.
-
-    Raises:
-        ValueError: There are none.
-    """
+    """Return the files that a path, an address or a glob names, sorted by name."""
     if is_remote(src):
         return list(remote_objects(src, "the address of tars or Parquet files, or a quoted glob of them"))
     require_existing(src, allowed)
@@ -75,12 +67,7 @@ _MAX_LINE = 4096
 
 
 def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
-    """Build the error of a folder whose folders are the parts of a data set.
-
-    Args:
-        root: The folder.
-        parts: Their names.
-    """
+    """Build the error of a folder whose folders are the parts of a data set."""
     by_name = {name.lower(): root / name for name in parts}
     first = by_name.get("train", root / parts[0])
     second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
@@ -155,11 +142,7 @@ class ImageFolder:
         return [self.hint] if self.hint else []
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Yield this shard's images in order.
-
-        Raises:
-            ValueError: The tree has changed since it was counted.
-        """
+        """Yield this shard's images in order."""
         try:
             yield from self._samples(skip)
         except OSError as error:
@@ -227,12 +210,7 @@ def image_folder(
 
 
 def folder_classes(root: Path) -> list[str] | None:
-    """Return the names of a folder's classes, without counting its images; None of a folder without.
-
-    Raises:
-        ValueError: Its folders are the parts of a data set, or a list in it has the labels. Or it is the
-            folder of a run.
-    """
+    """Return the names of a folder's classes, without counting its images; None of a folder without."""
     try:
         classes = _class_folders(root)
         without = _without_classes(root, classes) or next(_images(root, True), None)
@@ -242,11 +220,7 @@ def folder_classes(root: Path) -> list[str] | None:
 
 
 def _without_classes(root: Path, classes: Sequence[str]) -> str | None:
-    """Return the only folder of images if its name is that of no class.
-
-    Raises:
-        ValueError: As `folder_classes`.
-    """
+    """Return the only folder of images if its name is that of no class."""
     parts = [name for name in classes if name.lower() in PARTS]
     if parts and not _others_hold_images(root, parts, classes):
         raise parts_error(root, parts)

@@ -149,11 +149,7 @@ def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
 
 
 def read_list(path: Path) -> Names:
-    """Read the list at `path`, without looking for its images.
-
-    Raises:
-        ValueError: It is no such list or empty, or labels only some images.
-    """
+    """Read the list at `path`, without looking for its images."""
     try:
         names = _read(path)
     except OSError as error:

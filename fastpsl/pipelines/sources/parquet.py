@@ -53,15 +53,6 @@ def choose_columns(what: str, schema: Any, image: str | None, label: str | None)
 
     Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else, of the columns
     with a label's name, integers or booleans, else other numbers, else text.
-
-    Args:
-        what: The table's name, for messages.
-        schema: A pyarrow schema.
-        image: The column of images; None to choose.
-        label: The column of labels; "none" for no labels, None to choose.
-
-    Raises:
-        ValueError: There is no such column, or several.
     """
     kinds, class_names = _kinds(schema)
     all_columns = f"its columns are {', '.join(schema.names)}"
@@ -288,11 +279,7 @@ class Tables:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Yield this shard's rows in order.
-
-        Raises:
-            ValueError: A file is damaged or has changed since it was counted.
-        """
+        """Yield this shard's rows in order."""
         return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
 
     def picks(self, num: int, random: Random) -> Picks:
@@ -417,9 +404,6 @@ def hugging_face(
     """Open a data set of the package datasets; the arguments are those of `parquet_files` but for the first.
 
     `name` is a folder that `save_to_disk` wrote, or NAME or NAME:CONFIG in the local cache.
-
-    Raises:
-        ValueError: It is not there, or the choice is ambiguous.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it on import
     try:

@@ -200,9 +200,6 @@ def load_plain(data: bytes) -> dict[Any, Any]:
 
     Its values are plain, arrays, or lists of these. Strings of Python 2 become bytes, and arrays are
     read-only.
-
-    Raises:
-        ValueError: The pickle holds or tries anything else; the message says why.
     """
     try:
         record = _Unpickler(io.BytesIO(data), encoding="bytes").load()
@@ -247,11 +244,7 @@ class Published:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Yield this shard's images in order, uint8 [S, S, 3] with S = 32 or 96.
-
-        Raises:
-            ValueError: The files have changed since they were counted.
-        """
+        """Yield this shard's images in order, uint8 [S, S, 3] with S = 32 or 96."""
         with _errors(self.where):
             yield from self._samples(skip)
 

@@ -87,14 +87,7 @@ def is_left_over(name: str) -> bool:
 
 @contextlib.contextmanager
 def open_tar(path: SourceFile) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
-    """Open a tar, compressed or not.
-
-    Yields:
-        The stream of the uncompressed tar, and a function that returns the position in the file.
-
-    Raises:
-        ValueError: It cannot be opened.
-    """
+    """Open a tar, compressed or not."""
     try:
         raw = open_file(path)
         head = raw.read(6)
@@ -114,11 +107,6 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
     """Yield the files and links of a tar in order, and at last a Damage where it is damaged.
 
     Members of a tar within it appear in a folder with its name.
-
-    Args:
-        stream: The uncompressed tar.
-        tar_name: Its name for messages.
-        folder: The folder put before all names.
     """
     try:
         tar = tarfile.TarFile(fileobj=stream, encoding="utf-8")
@@ -251,12 +239,7 @@ def _read(member: Member, max_bytes: int) -> "bytes | BadImage":
 
 
 class Grouper:
-    """A grouping of members into samples, by key (WebDataset) or each member alone.
-
-    Args:
-        is_web: Group by key.
-        wanted: The positions of the samples that are read; others have no data.
-    """
+    """A grouping of members into samples, by key (WebDataset) or each member alone."""
 
     def __init__(self, is_web: bool, wanted: range = range(0)):
         self.position = 0  # samples returned so far, Damages included
@@ -314,11 +297,7 @@ class Folders:
 
 
 def label_in(group: Group) -> object:
-    """Return what a sample of a WebDataset has as its label, -1 for nothing.
-
-    Raises:
-        BadImage: The file with the label cannot be read.
-    """
+    """Return what a sample of a WebDataset has as its label, -1 for nothing."""
     if isinstance(group.label, BadImage):
         raise group.label
     if not group.label_name.endswith("json"):
@@ -331,15 +310,7 @@ def label_in(group: Group) -> object:
 
 
 def label_of(group: Group, numbers: Mapping[str, int]) -> int:
-    """Return the class number of a sample of a WebDataset, -1 without one.
-
-    Args:
-        group: The sample.
-        numbers: The number of each class, if classes have names.
-
-    Raises:
-        BadImage: The label is no integer from -1 to 2**31 - 1, and no class of these names.
-    """
+    """Return the class number of a sample of a WebDataset, -1 without one."""
     number = class_number(label_in(group), numbers)
     if number is None or not -1 <= number <= MAX_LABEL:
         raise BadImage(f"its label in {group.label_name} is no integer from -1 (none) to {MAX_LABEL}")
@@ -373,11 +344,7 @@ class TarSource:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
-        """Yield this shard's samples in order; damaged ones carry the reason.
-
-        Raises:
-            ValueError: A tar has changed since it was counted.
-        """
+        """Yield this shard's samples in order; damaged ones carry the reason."""
         return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
 
     def picks(self, num: int, random: Random) -> Picks:

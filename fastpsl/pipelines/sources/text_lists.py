@@ -50,15 +50,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def names_of(path: Path, entries: Iterable[Entry]) -> Names:
-    """Return the images of a list, without leftovers of other programs, and number the classes by name.
-
-    Args:
-        path: The list, for messages.
-        entries: The images.
-
-    Raises:
-        ValueError: A label is of another kind than those before, or no class number.
-    """
+    """Return the images of a list, without leftovers of other programs, and number the classes by name."""
     paths, labels, left_out = list[str](), list[int | str | None](), Tally()
     kind: type | None = None
     for entry in entries:
@@ -98,11 +90,7 @@ def numbered(paths: list[str], classes: Sequence[int | str | None]) -> Names:
 
 
 def read_lines(path: Path) -> Names:
-    """Read a list with a path per line, and after it a class number or name on all lines, or on none.
-
-    Raises:
-        ValueError: A line is of another form than that or than the first one.
-    """
+    """Read a list with a path per line, and after it a class number or name on all lines, or on none."""
     return names_of(path, line_entries(path))
 
 
@@ -156,11 +144,7 @@ def folders_around(path: Path) -> list[Path]:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Read a list with the name of a class on each line, in quotation marks or not.
-
-    Raises:
-        ValueError: It cannot be read, is empty, or has numbers alone, as the list of ImageNet's devkit.
-    """
+    """Read a list with the name of a class on each line, in quotation marks or not."""
     try:
         with open_text(path) as file:
             names = [name for name in map(_class_name, file) if name]
@@ -229,11 +213,7 @@ class Table(NamedTuple):
 
 
 def table_of(path: Path) -> Table | None:
-    """Return how a list is read as a table; None where its lines are paths, or anything else.
-
-    Raises:
-        ValueError: It has more than two columns, and the first line does not tell which are wanted.
-    """
+    """Return how a list is read as a table; None where its lines are paths, or anything else."""
     line = first_line(path)
     delimiters = [each for each in ",;\t" if not is_plain(line) or _has_paths_last(path, each)]
     if is_plain(line) and any(os.path.isfile(os.path.join(place, line)) for place in folders_around(path)):
@@ -249,20 +229,12 @@ def _has_paths_last(path: Path, delimiter: str) -> bool:
 
 
 def names_images(path: Path) -> bool:
-    """Return whether a text file names images, in lines or as a table.
-
-    Raises:
-        ValueError: As `table_of`.
-    """
+    """Return whether a text file names images, in lines or as a table."""
     return is_plain(first_line(path)) or table_of(path) is not None
 
 
 def first_entry(path: Path) -> Entry | None:
-    """Return the first image that a list names, or None.
-
-    Raises:
-        ValueError: As `table_of`, or the first line is of no known form.
-    """
+    """Return the first image that a list names, or None."""
     table = table_of(path)
     return next(table.entries() if table else line_entries(path), None)
 

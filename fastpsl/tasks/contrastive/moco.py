@@ -56,22 +56,6 @@ def encode_shuffled(
     An invalid image (padding, or one that could not be decoded) is replaced by a valid one of its group. So
     it is in no group's statistics, and its row holds the key of a real image, unless its group has none. A
     rank receives as many images as it has, whatever the number of ranks.
-
-    Args:
-        encode: A function from images [n * group_size, C, H, W] and group_size to keys [n * group_size,
-            width]; group_size images in a row are a group.
-        images: This rank's images [B, C, H, W].
-        valid: bool [world * B], of all ranks.
-        order: `shuffled_order` of all world * B images, on the images' device.
-        group_size: Images per group.
-        host_order: The same as `order`; several ranks need it, because they exchange numbers that depend on
-            it.
-
-    Returns:
-        The keys, float [world * B, width], in the order of the ranks and equal on every rank.
-
-    Raises:
-        ValueError: `group_size` does not divide B.
     """
     size = len(images)
     if size % group_size:
@@ -94,15 +78,7 @@ def encode_shuffled(
 
 
 def redistributed(rows: Tensor, order: np.ndarray) -> Tensor:
-    """Return this rank's part of the rows of all ranks in another order, without gradients.
-
-    Args:
-        rows: This rank's rows [B, ...], the part of its rank among world * B.
-        order: A permutation of 0 … world * B - 1, equal on every rank; place p gets row order[p].
-
-    Returns:
-        The rows [B, ...] of the places from rank * B on.
-    """
+    """Return this rank's part of the rows of all ranks in another order, without gradients."""
     size, (rank, world) = len(rows), place_among_ranks()
     owners = order // size
     places = np.flatnonzero(owners == rank)  # of this rank's rows; ascending, so by the rank that gets them

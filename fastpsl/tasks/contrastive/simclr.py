@@ -84,10 +84,6 @@ def drawn(batch: Batch, hardest: ViewSpec) -> list[str]:
     """Return the ops that were drawn for each sample, such as "flip, colour, blur 1.3".
 
     The left view's ops are on the first line, the right view's on the second.
-
-    Args:
-        batch: The batch with its draws.
-        hardest: The view of the last level; easier levels have its first ops.
     """
     sides = [list(zip(hardest.ops, draws, strict=False)) for draws in batch.draws]
     texts = []

@@ -26,14 +26,7 @@ _OWN_VIEW = 255  # a view that no recipe has, so that the labels are independent
 def make_labels(
     source: str, data: Dataset, *, num_classes: int | None, pca_width: int, size_px: int, seed: int
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
-    """Make labels by `source`: "k-means", "random" or "true".
-
-    Returns:
-        The labels [N], the number of classes, and `Labels.configuration`.
-
-    Raises:
-        ValueError: The data cannot have such labels.
-    """
+    """Make labels by `source`: "k-means", "random" or "true"."""
     configuration: dict[str, Any] = {"source": source}
     if source == "true":
         if num_classes is not None:

@@ -125,11 +125,7 @@ def read_labels(path: Path, data: Dataset) -> Labels:
 
 @cache
 def labels_of(path: Path, options: RunOptions) -> Labels:
-    """Return the labels in `path` to learn from, which must be those of --data.
-
-    Raises:
-        ValueError: As in `read_labels`, or the labels are those of the validation images or of a test split.
-    """
+    """Return the labels in `path` to learn from, which must be those of --data."""
     data, val = open_both(options)
     try:
         file = _read(path, data.num_samples)

@@ -70,12 +70,6 @@ def mutual_information_loss(first: Tensor, others: Tensor, valid: Tensor) -> Ten
     pairs, on every rank. The gradient of this rank's inputs is multiplied by the number of ranks. So the mean
     over ranks that DDP takes is the gradient of the loss. Without a valid sample, the loss is within C^2 *
     1e-14 of 0.
-
-    Args:
-        first: Distributions over C clusters, [B, S, C], of a view of this rank's samples. B may be 0 and may
-            differ between ranks.
-        others: [K, B, S, C], those of K further views; there are K * B pairs.
-        valid: bool [B]; the distributions of invalid samples may be infinite or NaN.
     """
     with no_tf32(), torch.autocast(first.device.type, enabled=False):
         ignored = ~valid[:, None, None]
@@ -160,18 +154,7 @@ class ClusterEpochs:
     def end(
         self, number: int, num_clusters: int, true: np.ndarray | None, seed: int
     ) -> dict[str, float | None]:
-        """End the epoch: choose the best sub-head, and warn on rank 0 if the clusters have collapsed.
-
-        Args:
-            number: The head (from 0) that has learned.
-            num_clusters: Clusters of the head.
-            true: True labels, int [N], negative where there is none.
-            seed: Seed of the shuffled labels.
-
-        Returns:
-            On rank 0 `label_figures` of the images that were drawn, the best sub-head and its mutual
-            information. This is in nats, averaged over the epoch's batches. On other ranks nothing.
-        """
+        """End the epoch: choose the best sub-head, and warn on rank 0 if the clusters have collapsed."""
         if place_among_ranks()[1] > 1:
             # All ranks must choose the same sub-head, and their sums may differ by rounding.
             dist.broadcast(self._sums, src=0)
@@ -475,13 +458,7 @@ def input_of(transforms: Transforms, size_px: int) -> Input:
 
 
 class ClusterHeads(nn.Module):
-    """A module of all heads: average pool, and per head the sub-heads' linear classifiers as one product.
-
-    Args:
-        channels: Number of features.
-        sizes: Clusters of each head.
-        num_sub_heads: Sub-heads per head.
-    """
+    """A module of all heads: average pool, and per head the sub-heads' linear classifiers as one product."""
 
     def __init__(self, channels: int, sizes: tuple[int, ...], num_sub_heads: int):
         super().__init__()

@@ -35,13 +35,6 @@ class PseudoClassify(Task):
     Its metric "agreement" is no accuracy, because no true label is looked at. In training it is the share of
     images classified as their pseudo-label. Validation images have none: there it is the share whose two
     views get the same class.
-
-    Args:
-        num_classes: Number of classes, 2 or more.
-        view: View of the training images.
-        center: View of the passes that label all images.
-        seed: Seed of orders and splits.
-        head_std: Standard deviation of the classifier's initial weights (`classify.linear`).
     """
 
     has_own_order = True
@@ -162,15 +155,7 @@ class PseudoClassify(Task):
 
 
 def gathered_labels(context: EpochContext, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the arg max of all ranks' outputs, int32 [N], on every rank; 0 for undecodable images.
-
-    Args:
-        context: The epoch.
-        outputs: Pairs of indices [B] and logits [B, K] of this rank's batches.
-
-    Raises:
-        ValueError: Logits are not finite.
-    """
+    """Return the arg max of all ranks' outputs, int32 [N], on every rank; 0 for undecodable images."""
     num, device = context.data.num_samples, context.world.device
     labels = torch.full((num + 1,), -1, dtype=torch.int32, device=device)  # the last place is for padding
     for indices, logits in outputs:

@@ -26,13 +26,6 @@ def nmi(labels: np.ndarray, others: np.ndarray | None) -> float:
     It is divided by the arithmetic mean of the two entropies, as in scikit-learn from 0.22 on (UIC,
     section 4.1). Older figures, such as DeepCluster's, may use the geometric mean, which gives the same or
     more.
-
-    Args:
-        labels: Integers [N]. Samples with a negative label on either side are left out.
-        others: Integers [N], or None.
-
-    Raises:
-        ValueError: No sample has both labels.
     """
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -90,11 +83,7 @@ def _contingency(rows: np.ndarray | None, columns: np.ndarray | None) -> Any:
 
 
 def labelled(labels: np.ndarray | None, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of the samples that have both.
-
-    Raises:
-        ValueError: No sample has both labels.
-    """
+    """Return the labels of the samples that have both."""
     if labels is None or others is None:
         raise ValueError(ABSENT)
     assert labels.shape == others.shape and labels.ndim == 1
@@ -135,22 +124,6 @@ def label_figures(
     """Compute the figures of an epoch's labels as the network gave them.
 
     Empty classes must not be split yet, because the split hides a collapse.
-
-    Args:
-        labels: Integers [N] in 0 … num_classes - 1.
-        previous: Labels of the epoch before, or None.
-        true: True labels, negative where there is none, or None.
-        num_classes: Number of classes.
-        seed: Seed of the shuffled labels.
-
-    Returns:
-        non_empty: Number of classes with images.
-        entropy: Entropy of the classes' sizes, in nats.
-        entropy_share: Entropy divided by its maximum, log num_classes.
-        biggest: Share of the images in the biggest class.
-        nmi_previous, nmi_true: NMI with the epoch before and with the true labels; None without them.
-        nmi_previous_shuffled, nmi_true_shuffled: NMI of the shuffled labels with the same, because many
-            classes alone raise NMI (UIC, section 4.1).
     """
     sizes = np.bincount(labels, minlength=num_classes)
     entropy = class_entropy(sizes)

@@ -25,17 +25,7 @@ class Proxy(Task):
         raise NotImplementedError
 
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Compute the loss of a batch from the features of all its images.
-
-        Args:
-            features: [n * B, C, h, w] of the n images that the view makes of each sample, image-major.
-            head: The head.
-            batch: The batch.
-
-        Returns:
-            The mean over samples with `batch.indices >= 0`, and metrics. In validation (`head.training` is
-            False) these include `loss_constant`, the loss of the best answer without looking at any image.
-        """
+        """Compute the loss of a batch from the features of all its images."""
         raise NotImplementedError
 
     @override

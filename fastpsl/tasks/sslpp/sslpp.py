@@ -46,12 +46,6 @@ class LabelLoss:
     Attributes:
         entropy: float32 [], on the device.
         sums: int64 [2], the sum of the losses and the number of labels, of this rank in the current epoch.
-
-    Args:
-        labels: Integers [N], negative before the first labels are made.
-        num_classes: Number of pseudo-classes.
-        num_epochs: Epochs of the stage.
-        device: Where the losses are.
     """
 
     def __init__(self, labels: np.ndarray, num_classes: int, num_epochs: int, device: torch.device):

@@ -184,11 +184,7 @@ def changed(
 
 
 def fc6(backbone: Backbone) -> int:
-    """Return the number of the block named fc6, from 1.
-
-    Raises:
-        ValueError: If the backbone has no such block.
-    """
+    """Return the number of the block named fc6, from 1."""
     if "fc6" not in backbone.block_names:
         raise ValueError(
             f"--layers fc6_8: {backbone.name} has no fc6 (its blocks are {', '.join(backbone.block_names)}); "
@@ -377,11 +373,7 @@ class MultiCropPredictor:
 
     @torch.no_grad()
     def predict_images(self, images: range) -> Iterator[Predictions]:
-        """Yield {"scores": float32 [1, num_classes]} for each image of one part of this rank.
-
-        Args:
-            images: Numbers of the images. The scores of an image that was skipped are [0, num_classes].
-        """
+        """Yield {"scores": float32 [1, num_classes]} for each image of one part of this rank."""
         batch = self._batch(images.start // (PART * self.run.world.size))
         inputs = self.augment.inputs(batch, self.loader.views, self.train_step.dtype)
         module = self.train_step.module

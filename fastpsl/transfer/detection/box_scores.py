@@ -122,10 +122,6 @@ def eleven_points(is_right: np.ndarray, num_true: int) -> float:
     """Return the mean, over recalls of 0, .1 ... 1, of the best precision at that or a higher recall.
 
     The precision of a recall that is not reached is 0.
-
-    Args:
-        is_right: bool [n], the detections of a class that count, by falling score.
-        num_true: Number of objects that are not difficult.
     """
     hits = np.cumsum(is_right)
     precision = hits / np.arange(1, len(hits) + 1)
@@ -173,13 +169,6 @@ def coco_ap(
     Difficult objects are passed as crowds (`iscrowd`). This is the only way in COCO's format to state that
     any number of detections counts neither way. It is looser than VOC's rule, because the overlap with a
     crowd is divided by the area of the detection alone.
-
-    Args:
-        found: Detections.
-        truth: Annotated objects.
-        num_images: Number of images.
-        num_classes: Number of classes.
-        points: Recalls in place of COCO's 101.
     """
     make_coco, make_evaluator = _pycocotools()
     with contextlib.redirect_stdout(io.StringIO()):

@@ -58,11 +58,7 @@ _VECTORS = {"alexnet": (ALEXNET_SIDE, 8), "alexnet_rotnet": (ALEXNET_SIDE, 8), "
 
 
 def layout_of(backbone: Backbone, roi_side: int = 14) -> Layout:
-    """Return the layout of a backbone; `roi_side` holds where no fc6 fixes it.
-
-    Raises:
-        ValueError: If the backbone lacks the block that would read the RoIs.
-    """
+    """Return the layout of a backbone; `roi_side` holds where no fc6 fixes it."""
     if backbone.name in _VECTORS:
         return Layout(5, 7, True, *_VECTORS[backbone.name])
     if backbone.num_blocks < 5:
@@ -91,11 +87,6 @@ class Detector(nn.Module):
 
     `bind` passes it the backbone, which is not registered here a second time. Boxes are float32 [n, 4] = x1
     y1 x2 y2 in px of the input images. Labels are int64 from 1, and 0 is the background.
-
-    Args:
-        backbone: The network below.
-        protocol: The detector's values.
-        num_classes: Number of classes, without the background.
     """
 
     def __init__(self, backbone: Backbone, protocol: DetectionProtocol, num_classes: int):
@@ -210,14 +201,7 @@ def stride_of(images: Tensor, maps: Tensor) -> int:
 
 
 class Anchors(AnchorGenerator):
-    """A generator of torchvision's anchors, in float32 for maps of any dtype, at `stride_of`.
-
-    Args:
-        sizes: Roots of the areas of the one map's anchors.
-        ratios: Aspect ratios of the one map's anchors.
-        centred: Whether the first anchor is half a stride from the image's edge, as in Ren et al., and not at
-            it, as in Detectron2.
-    """
+    """A generator of torchvision's anchors, in float32 for maps of any dtype, at `stride_of`."""
 
     def __init__(self, sizes: tuple[tuple[int, ...]], ratios: tuple[tuple[float, ...]], centred: bool):
         super().__init__(sizes, ratios)

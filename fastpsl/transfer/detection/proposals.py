@@ -26,15 +26,6 @@ class Proposals:
     They keep the order of the files; Detectron's are sorted by falling score. Images are matched by their
     ids; leading zeros and underscores do not count, so 000005 is Detectron's 5. The files may hold other
     images, too.
-
-    Args:
-        paths: Files, such as one for VOC07's trainval and one for VOC12's.
-        data: The images.
-        max_num: Only the first so many proposals of an image are used.
-
-    Raises:
-        ValueError: A file cannot be read or holds none of the images, images are in no file, or a box is
-            outside of its image. The message is one line and names the file.
     """
 
     def __init__(self, paths: Sequence[str | Path], data: VOC, max_num: int = MAX_NUM) -> None:
@@ -109,11 +100,7 @@ def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray
 
 
 def _read(path: Path) -> Iterable[tuple[object, np.ndarray]]:
-    """Return (image id, boxes [k, 4]) of all images in the file.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
+    """Return (image id, boxes [k, 4]) of all images in the file."""
     if path.suffix not in (".mat", ".pkl"):
         raise ValueError(
             f"{path}: no file of proposals; give Fast R-CNN's .mat (images, boxes) or Detectron's .pkl "

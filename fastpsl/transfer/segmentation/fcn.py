@@ -132,13 +132,6 @@ def as_convolution(block: nn.Module, maps: Tensor) -> Tensor:
 
     A linear layer with C * k * k inputs becomes a convolution of k x k with the same weights. A BatchNorm1d
     normalises over all positions. Layers that resize maps to one size or flatten them are left out.
-
-    Args:
-        block: Fully-connected layers and what is between them.
-        maps: [B, C, h, w].
-
-    Returns:
-        [B, outputs, h-k+1, w-k+1].
     """
     for layer in _layers(block):
         if isinstance(layer, nn.Linear):

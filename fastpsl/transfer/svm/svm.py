@@ -104,10 +104,6 @@ def interpolated_ap(targets: np.ndarray, scores: np.ndarray) -> float:
     The precision of a recall is the highest one at that or a higher recall. Samples of equal score enter
     together, so that their order does not matter. (VISSL orders them as its sort does.) A class without
     positives fails an assertion.
-
-    Args:
-        targets: [N]: 1 for positives, 0 for negatives, -1 for samples to leave out.
-        scores: [N], higher for surer.
     """
     from sklearn.metrics import precision_recall_curve  # here, because the import takes a second
 
@@ -176,12 +172,7 @@ class OneClass:
     shots: tuple[int, ...] = ()
 
     def train_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what the SVMs learn from.
-
-        Returns:
-            The normalised features of the n images that could be decoded, as coordinates and basis
-            (`in_own_span`), and their targets [n].
-        """
+        """Return what the SVMs learn from."""
         record = self.train.record
         rows, basis = _train_rows(
             self.train.path, record["digest"], tuple(record["bad"]), self.protocol.norm_epsilon
@@ -264,15 +255,6 @@ def few(targets: np.ndarray, k: int, num_classes: int, seed: Sequence[int]) -> t
     """Draw k positives and (num_classes - 1) * k negatives of a class without replacement, as VISSL does.
 
     They are drawn anew for each k. Difficult images (-1) are never drawn.
-
-    Args:
-        targets: int8 [N], as in `OneClass`.
-        k: Number of positives.
-        num_classes: Number of all classes.
-        seed: Seed of the draws.
-
-    Returns:
-        The rows, and their signs 1 and -1.
     """
     random = np.random.default_rng((*seed, k))
     numbers = {1: k, 0: (num_classes - 1) * k}

@@ -33,19 +33,6 @@ def run_resumable(
 
     Ranks take equal shares. Numerical libraries have one thread each, so that files have the same bytes for
     any number of processes and ranks.
-
-    Args:
-        wanted: The JSON file of each outcome, and its task.
-        num_processes: Processes of this rank.
-        world: The ranks.
-        unit: Unit of the progress line.
-
-    Returns:
-        The outcomes in the order of `wanted` on rank 0. None on the other ranks, which return after their
-        share.
-
-    Raises:
-        ValueError: If a process was ended from outside.
     """
     for path in wanted:
         path.parent.mkdir(parents=True, exist_ok=True)

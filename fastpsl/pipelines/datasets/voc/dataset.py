@@ -63,11 +63,7 @@ class ImageSet(NamedTuple):
 
 
 def devkit(root: Path) -> Path:
-    """Return the folder with VOC2007, VOC2012, ...: `root`, or VOCdevkit in it.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Return the folder with VOC2007, VOC2012, ...: `root`, or VOCdevkit in it."""
     for folder in (root, root / "VOCdevkit"):
         if any(_is_year(name) for name in _names(folder)):
             return folder
@@ -92,11 +88,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return VOC's class names, or those of classes.txt.
-
-    Raises:
-        ValueError: classes.txt names none, one twice, or too many.
-    """
+    """Return VOC's class names, or those of classes.txt."""
     path = folder / CLASSES_FILE
     if not path.exists():
         return list(CLASSES)
@@ -110,12 +102,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
-    """Return the set `name`, such as "2007_trainval", below the VOCdevkit `folder`.
-
-    Raises:
-        ValueError: The year, one of its folders, the list or a file that it names is missing. Or the list is
-            empty or names an image twice.
-    """
+    """Return the set `name`, such as "2007_trainval", below the VOCdevkit `folder`."""
     if not re.fullmatch(r"\d{4}_\w+", name):
         raise ValueError(f"{name!r} is no set of PASCAL VOC; give a year and a list, such as 2007_trainval")
     year, _, split = name.partition("_")
@@ -145,9 +132,6 @@ def sbd_set(root: Path, folder: Path) -> ImageSet:
 
     Together with train they are the 10,582 images that segmentation is usually trained on. `root` is SBD's
     folder, `folder` VOCdevkit.
-
-    Raises:
-        ValueError: A folder, a list or a file that it names is missing.
     """
     candidates = (root, root / "dataset", root / "benchmark_RELEASE" / "dataset")
     sbd_folder = next((path for path in candidates if (path / "cls").is_dir()), None)
