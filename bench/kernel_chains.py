@@ -29,23 +29,19 @@ from torchvision.transforms import v2
 from typing_extensions import override
 
 from fastpsl.kernels.area import crop_area
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused import fused_modules, module_for
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.geometry import AllTurns, Flip, Rotate90
 from fastpsl.kernels.isotropic import DIAGONAL, margin_px
 from fastpsl.kernels.isotropic_batch import crop_densely
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.layout import joined
-from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.lab import Lightness
+from fastpsl.kernels.normalise import joined
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec

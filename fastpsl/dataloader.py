@@ -17,7 +17,7 @@ from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment

@@ -1,11 +1,9 @@
 """Make the views of published methods, for `fastpsl.loader`."""
 
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey, Solarise
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.solarise import Solarise
+from fastpsl.kernels.filters import GaussianBlur
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.tasks.contrastive.simclr import SIMCLR_COLOUR, simclr_blur
 

@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 
 import fastpsl
 from fastpsl.engine.run import Run
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.model import Transform
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.datasets.folder import Folder

@@ -17,8 +17,8 @@ import numpy as np
 
 rng, name = np.random.default_rng(0), sys.argv[1]
 module = import_module(name)
-if name.endswith("photometric_loops"):
-    loop, num, side = module.process_images, 4, 33
+if name.endswith("photometric"):
+    loop, num, side = module.process_images.dispatcher(), 4, 33
     yes, weights = np.ones(num, bool), np.array([[0.4, 0.2, 0.1]] * num, np.float32)
     pixels = rng.integers(0, 256, (num, side, 3 * side), dtype=np.uint8)
     orders, factors = np.array([[0, 1, 2, 3]] * num), rng.uniform(0.6, 1.4, (num, 4)).astype(np.float32)
@@ -49,7 +49,7 @@ print(json.dumps(result | {"parts": parts}))
     [
         "fastpsl.pipelines.image.area",
         pytest.param("fastpsl.kernels.isotropic_loops", marks=pytest.mark.slow),
-        pytest.param("fastpsl.kernels.fused_cpu.photometric_loops", marks=pytest.mark.slow),
+        pytest.param("fastpsl.kernels.fused_cpu.photometric", marks=pytest.mark.slow),
     ],
 )
 def test_the_process_that_compiles_computes_the_same_bits_as_those_that_load(

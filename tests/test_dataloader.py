@@ -15,9 +15,8 @@ import fastpsl
 from fastpsl.cli import main
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.augment import AugmentName

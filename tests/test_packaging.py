@@ -21,7 +21,8 @@ from markdown_it import MarkdownIt
 from typing_extensions import override
 
 import fastpsl
-from fastpsl.kernels import c_draws, c_look_up
+from fastpsl.kernels import draws
+from fastpsl.kernels.fused_cpu import by_table
 from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.image import libturbo
 from fastpsl.scripts.distribution import NAME
@@ -136,8 +137,8 @@ def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
     expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
     expected = {name for name in expected if not name.endswith((".c", ".h", ".so"))}
     libraries = {name for name in shipped if name.endswith(".so")}
-    built_here = {"fastpsl/kernels/_draws.abi3.so"} if c_draws.library() else set()
-    built_here |= {"fastpsl/kernels/_look_up.abi3.so"} if c_look_up.look_up() else set()
+    built_here = {"fastpsl/kernels/_draws.abi3.so"} if draws.library() else set()
+    built_here |= {"fastpsl/kernels/_look_up.abi3.so"} if by_table.look_up() else set()
     built_here |= {"fastpsl/pipelines/beton/_read_rows.abi3.so"} if shard.library() else set()
     built_here |= set() if libturbo.why_missing() else {"fastpsl/pipelines/decoders/_turbo.abi3.so"}
     assert libraries == built_here

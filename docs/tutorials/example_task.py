@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.views import ViewSpec
 
 

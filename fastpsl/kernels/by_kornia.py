@@ -20,22 +20,22 @@ from kornia.filters import filter2d_separable
 from kornia.geometry.transform import hflip, remap, resize, rot180, vflip
 from torch import Tensor
 
-from fastpsl.kernels import grey, lightness
-from fastpsl.kernels.colour import ColourDistortion
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.layout import finish, per_sample, result_dtype, to_float32
-from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.normalise import check_mean_and_std, filled
+from fastpsl.kernels import colour, lab
+from fastpsl.kernels.colour import ColourDistortion, Grey, Solarise
+from fastpsl.kernels.filters import Sobel, SobelXY
+from fastpsl.kernels.geometry import (
+    AllTurns,
+    Enlarge,
+    Flip,
+    Rotate45,
+    Rotate90,
+    Shift,
+    WarpPair,
+    check_square,
+)
+from fastpsl.kernels.lab import Lightness
+from fastpsl.kernels.normalise import check_mean_and_std, filled, finish, per_sample, result_dtype, to_float32
 from fastpsl.kernels.normalise import normalise as defined_normalise
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SobelXY
-from fastpsl.kernels.solarise import Solarise
-from fastpsl.kernels.warp import WarpPair
 
 Draw = Mapping[str, Tensor]
 
@@ -106,7 +106,7 @@ def _colour(op: ColourDistortion, images: Tensor, draw: Draw) -> Tensor:
 def _luma(x: Tensor) -> Tensor:
     # Kornia's own weights, 0.299 of red, are off by 1e-4 from torchvision's. So are its contrast and
     # saturation, which take no others.
-    return rgb_to_grayscale(x, filled(grey.WEIGHTS, x.device))
+    return rgb_to_grayscale(x, filled(colour.WEIGHTS, x.device))
 
 
 def _mixed(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
@@ -154,8 +154,8 @@ def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _lightness(op: Lightness, images: Tensor, draw: Draw) -> Tensor:
     # Kornia's rgb_to_lab is off by 8e-5, because its matrix has six digits.
-    light = rgb_to_grayscale(rgb_to_linear_rgb(to_float32(images)), filled(lightness.WEIGHTS, images.device))
-    return finish(lightness.of_luminance(light), result_dtype(images))
+    light = rgb_to_grayscale(rgb_to_linear_rgb(to_float32(images)), filled(lab.WEIGHTS, images.device))
+    return finish(lab.of_luminance(light), result_dtype(images))
 
 
 def _where_due(draw: Draw, changed: Tensor, x: Tensor, images: Tensor) -> Tensor:

@@ -1,9 +1,4 @@
-"""Colour distortion: brightness, contrast, saturation and hue, in a random order per sample.
-
-The definition is adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue of
-torchvision.transforms.v2.functional on float images, applied one after the other. Each of the first three is
-followed by a clamp to [0, 1].
-"""
+"""Ops that change colours pixel by pixel: grey, solarisation and colour distortion."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +9,84 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys, Slot, scaled, uniforms, words
-from fastpsl.kernels.grey import luma
-from fastpsl.kernels.layout import check_probability, finish, per_sample, result_dtype, to_float32
+from fastpsl.kernels.normalise import check_probability, finish, per_sample, result_dtype, to_float32
+
+# ITU-R 601 luma with torchvision's weights, which add up to 0.9999.
+WEIGHTS = (0.2989, 0.587, 0.114)
+
+
+def luma(x: Tensor) -> Tensor:
+    """Return the weighted sum, [B, 1, H, W], of the channels of `x`, floating [B, 3, H, W]."""
+    red, green, blue = x.unbind(1)
+    return (red * WEIGHTS[0] + green * WEIGHTS[1] + blue * WEIGHTS[2])[:, None]
+
+
+@dataclass(frozen=True)
+class Grey:
+    """A removal of each sample's colour with probability `p`. Three equal channels remain.
+
+    Attributes:
+        p: The probability, in [0, 1].
+
+    Raises:
+        ValueError: The probability is out of its range.
+    """
+
+    p: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def draw(self, keys: Keys) -> dict[str, np.ndarray]:
+        """Draw "apply", bool [B]: whether to make each sample grey."""
+        return {"apply": uniforms(keys, Slot.GREY, 1)[:, 0] < self.p}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """Return the images [B, 3, H, W] in [0, 1], channels-last.
+
+        Floating images keep their dtype, uint8 images become float32.
+        """
+        x = to_float32(images)
+        return finish(torch.where(per_sample(draw["apply"]), luma(x), x), result_dtype(images))
+
+
+@dataclass(frozen=True)
+class Solarise:
+    """An inversion of each sample's values from `threshold` on, with probability `p` (BYOL, appendix B).
+
+    No fused kernel has it, so the operations of a view with it run one by one.
+
+    Attributes:
+        p: The probability, in [0, 1].
+        threshold: The lowest value that is inverted, in [0, 1]. BYOL's is 0.5.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    p: float = 0.2
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"threshold {self.threshold} given; allowed are 0 to 1: values of images are in [0, 1]"
+            )
+
+    def draw(self, keys: Keys) -> dict[str, np.ndarray]:
+        """Draw "apply", bool [B]: whether to solarise each sample."""
+        return {"apply": uniforms(keys, Slot.SOLARISE, 1)[:, 0] < self.p}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """Return the images [B, C, H, W] in [0, 1], channels-last.
+
+        Floating images keep their dtype, uint8 images become float32.
+        """
+        x = to_float32(images)
+        inverted = per_sample(draw["apply"]) & (x >= self.threshold)
+        return finish(torch.where(inverted, 1 - x, x), result_dtype(images))
+
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(permutations(range(4))), np.int64)
@@ -24,6 +95,10 @@ ORDERS = np.array(list(permutations(range(4))), np.int64)
 @dataclass(frozen=True)
 class ColourDistortion:
     """A random change of brightness, contrast, saturation and hue, in one of 24 equally likely orders.
+
+    The definition is adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue of
+    torchvision.transforms.v2.functional on float images, applied one after the other. Each of the first
+    three is followed by a clamp to [0, 1].
 
     Attributes:
         brightness: The factor is drawn from [max(0, 1 - brightness), 1 + brightness].

@@ -8,8 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fastpsl.kernels.c_draws import library
-from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.kernels.draws import Keys, Slot, library, words
 
 _TRIES = 10  # as in torchvision
 Where = Literal["random", "random_middle", "center", "top_left", "top_right", "bottom_left", "bottom_right"]

@@ -10,13 +10,15 @@ so a draw never depends on the worker, the place in the batch, the rank, the wor
 op uses its words is its own matter: a change there changes the draws of that op and of no other.
 """
 
+import ctypes
+import functools
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
 
-from fastpsl.kernels.c_draws import library
+from fastpsl.kernels.c_library import open_library
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -185,3 +187,18 @@ def integers(keys: Keys, slot: int, num: int, high: int) -> np.ndarray:
         An int64 array [B, num] in [0, high).
     """
     return scaled(words(keys, slot, num), high)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the library, loaded once per process, or None where it was not built or does not load."""
+    try:
+        library = open_library("fastpsl.kernels._draws")
+    except OSError:
+        return None
+    pointer, i64, u32, f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_double
+    library.fastpsl_words.argtypes = [pointer, i64, i64, *(u32,) * 4, pointer]
+    library.fastpsl_words.restype = None
+    library.fastpsl_random_resized.argtypes = [*(pointer,) * 3, i64, *(f64,) * 4, pointer]
+    library.fastpsl_random_resized.restype = None
+    return library

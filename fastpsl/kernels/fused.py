@@ -65,18 +65,11 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
 
 def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
     """Run images through every kind of kernel, so that an old driver or a missing compiler fails here."""
-    from fastpsl.kernels.blur import GaussianBlur
     from fastpsl.kernels.colour import ColourDistortion
-    from fastpsl.kernels.enlarge import Enlarge
-    from fastpsl.kernels.flip import Flip
-    from fastpsl.kernels.hole import Hole
+    from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY
+    from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Shift, WarpPair
     from fastpsl.kernels.jigsaw import JigsawTiles
-    from fastpsl.kernels.lightness import Lightness
-    from fastpsl.kernels.rotate90 import AllTurns
-    from fastpsl.kernels.shift import Shift
-    from fastpsl.kernels.sobel import Sobel
-    from fastpsl.kernels.sobel_xy import SobelXY
-    from fastpsl.kernels.warp import WarpPair
+    from fastpsl.kernels.lab import Lightness
 
     keys = Keys(0, 0, np.arange(2))
     images = torch.zeros((2, 3, 16, 16), dtype=torch.uint8, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, integers
-from fastpsl.kernels.layout import finish
+from fastpsl.kernels.normalise import finish
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 // Flip and normalisation of bytes by a table. The binding is in c_look_up.py, the same loop for numba in
-// fused_cpu/by_table_loops.py.
+// fused_cpu/by_table.py.
 //
 // Where multiplication and addition give each value of a float table to the bit, they take its place: eight at a time
 // they take less than half of the time.

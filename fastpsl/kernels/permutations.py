@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations as all_orders
 
-import numba
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.kernels.jit import njit
 
 _POOL = 2**17  # candidates of the greedy search if n! is more: 2,000 of 16 or 25 pieces take a second
 _POINT_AT_INFINITY = 8
@@ -177,7 +177,7 @@ def greedy_permutations(num_pieces: int, count: int) -> np.ndarray:
     return pool[_greedy(np.ascontiguousarray(pool.T), count)].astype(np.int64)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _greedy(columns: np.ndarray, count: int) -> np.ndarray:
     num_pieces, num_candidates = columns.shape
     nearest = np.full(num_candidates, 255, np.uint8)
@@ -207,7 +207,7 @@ def _greedy(columns: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _minimum(rows: np.ndarray) -> int:
     least = rows.shape[1]
     for first in range(rows.shape[0]):

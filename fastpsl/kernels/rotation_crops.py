@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.kernels.geometry import rotation_labels
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
-from fastpsl.kernels.rotate45 import rotation_labels
 
 # because less of an image shows nothing that has an upright
 _LEAST_SIDE_PX = 16

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, Where
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
+from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 # The channels that the network sees, and their number. RGB: the image. L: CIE lightness alone. Sobel: the
 # magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
@@ -39,7 +37,7 @@ class Input:
     Attributes:
         channels: RGB, L, Sobel or SobelXY.
         mean: One value per channel, for values in [0, 1]; (0, 0) for SobelXY.
-        std: One value per channel, for values in [0, 1]; SOBEL_XY_STD of kernels/sobel_xy.py for both of
+        std: One value per channel, for values in [0, 1]; SOBEL_XY_STD of kernels/filters.py for both of
             SobelXY.
         size_px: The side of the crop before an op cuts it: of a jigsaw, the side of the window and not of its
             tiles.

@@ -11,9 +11,8 @@ from typing_extensions import override
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.layout import joined
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.geometry import AllTurns, Rotate45, Rotate90
+from fastpsl.kernels.normalise import joined
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch

@@ -21,7 +21,7 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool
 from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, words
-from fastpsl.kernels.enlarge import Enlarge
+from fastpsl.kernels.geometry import Enlarge
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset

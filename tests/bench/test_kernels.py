@@ -8,14 +8,11 @@ import torch
 
 from bench import kernels
 from bench.kernel_chains import PEERS, Setting, crop_chains, view_chain, views_of_chains
-from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import Grey
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused_cpu import photometric as numba_photometric
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.rotate90 import AllTurns
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from fastpsl.kernels.geometry import AllTurns, Flip
 from fastpsl.pipelines.views import ViewSpec
 
 SETTING = Setting(torch.device("cpu"), torch.float32, batch_size=2, size_px=32, num_inputs=2)

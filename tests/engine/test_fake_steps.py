@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastpsl.engine.experiment import place_backbone
-from fastpsl.kernels.ab_bins import ab_bins
+from fastpsl.kernels.lab import ab_bins
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU
 from fastpsl.pipelines.datasets.subset import Synthetic

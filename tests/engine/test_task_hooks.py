@@ -27,7 +27,7 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.datasets.open import Classes

@@ -23,7 +23,7 @@ from fastpsl.evaluation.feature_file import PartialFeatures
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
-from fastpsl.kernels.enlarge import Enlarge
+from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton

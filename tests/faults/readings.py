@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fastpsl.commands import data as data_commands
 from fastpsl.console.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.sobel_xy import SobelXY
-from fastpsl.kernels.warp import WarpPair
+from fastpsl.kernels.filters import SobelXY
+from fastpsl.kernels.geometry import Enlarge, WarpPair
 
 
 def one_by_one(images: Tensor, ops: Sequence[Any], draws: Sequence[Mapping[str, Tensor]]) -> Tensor:

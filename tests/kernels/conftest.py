@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
+from fastpsl.kernels.filters import SOBEL_XY_STD
 
 # (relative, absolute) by the result's dtype. Half is one rounding of a float32 result. uint8 results are
 # exact, because ops only move them.

@@ -9,24 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
 from fastpsl.kernels.fused_cuda.pool_windows import Windows
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SobelXY
-from fastpsl.kernels.warp import WarpPair
+from fastpsl.kernels.lab import Lightness
 
 Ops = tuple[object, ...]
 

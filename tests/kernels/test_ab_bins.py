@@ -8,9 +8,8 @@ import torch
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull
 
-from fastpsl.kernels import ab_bins as module
-from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
-from fastpsl.kernels.lab import lab
+from fastpsl.kernels import lab as module
+from fastpsl.kernels.lab import NUM_BINS, ab_bins, lab, soft_bins
 
 
 def colours_of_the_cube():

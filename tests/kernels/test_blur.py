@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.filters import GaussianBlur
 
 
 def reference(images, draw, kernel_px):

@@ -14,24 +14,13 @@ from typing_extensions import override
 import fastpsl.kernels
 from fastpsl.kernels import by_kornia
 from fastpsl.kernels.area import crop_area
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import CONTRAST, ORDERS, SATURATION, ColourDistortion
+from fastpsl.kernels.colour import CONTRAST, ORDERS, SATURATION, ColourDistortion, Grey, Solarise, luma
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey, luma
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY, gradient_size
+from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair, warp
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lab import lab
-from fastpsl.kernels.lightness import Lightness, lightness
+from fastpsl.kernels.lab import Lightness, lab, lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel import Sobel, gradient_size
-from fastpsl.kernels.sobel_xy import SobelXY
-from fastpsl.kernels.solarise import Solarise
-from fastpsl.kernels.warp import WarpPair, warp
 from tests.fake_cuda import fake_cuda
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "fused_augmentation.md"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from fastpsl.kernels import grey
+from fastpsl.kernels import colour
 from fastpsl.kernels.colour import HUE, ORDERS, ColourDistortion, shift_hue
 from fastpsl.kernels.draws import Keys
 
@@ -79,9 +79,9 @@ def test_two_percent_of_a_factor_are_seen(op_number, dtype, make_images, as_tens
 def test_two_percent_of_a_grey_weight_are_seen(channel, monkeypatch, make_images, as_tensors, assert_close):
     images = make_images(16, 17, 23, torch.float32)
     draw = make_draw(SIMCLR, 16, as_tensors)
-    weights = list(grey.WEIGHTS)
+    weights = list(colour.WEIGHTS)
     weights[channel] *= 1.02
-    monkeypatch.setattr(grey, "WEIGHTS", tuple(weights))
+    monkeypatch.setattr(colour, "WEIGHTS", tuple(weights))
     with pytest.raises(AssertionError):
         assert_close(SIMCLR(images, draw), reference(images, draw))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastpsl.kernels import c_draws, draws
+from fastpsl.kernels import draws
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms, words
 
 # Random123's kat_vectors, the lines "philox4x32 10": counter, key, result.
@@ -34,7 +34,7 @@ def by(request, monkeypatch):
     """Run a test by the C library, where it was built, and by NumPy."""
     if request.param == "NumPy":
         monkeypatch.setattr(draws, "library", lambda: None)
-    elif c_draws.library() is None:
+    elif draws.library() is None:
         pytest.skip("the C library was not built")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from fastpsl.kernels.enlarge import Enlarge
+from fastpsl.kernels.geometry import Enlarge
 
 
 @pytest.mark.parametrize(

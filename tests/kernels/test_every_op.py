@@ -4,22 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ORDERS, ColourDistortion
+from fastpsl.kernels.colour import ORDERS, ColourDistortion, Grey, Solarise
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY
+from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SobelXY
-from fastpsl.kernels.solarise import Solarise
-from fastpsl.kernels.warp import WarpPair
 from tests.fake_cuda import fake_cuda
 
 MOVES = [Flip(), Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2), JigsawTiles(3, 11, 8, 500)]

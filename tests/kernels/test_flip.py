@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 
 
 def frequency(p):

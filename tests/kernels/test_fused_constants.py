@@ -17,15 +17,12 @@ import torch
 tl = pytest.importorskip("triton.language", reason="triton is not installed")
 
 import fastpsl.kernels.fused_cuda as package
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused_cuda import photometric
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="compiled kernels keep their constants: moved under the interpreter"
@@ -34,12 +31,11 @@ pytestmark = pytest.mark.skipif(
 # ...").
 COMPARISONS = {
     "colour": "compare_colour",
-    "gradient": "compare_gradient",
     "neighbourhood": "compare_neighbourhood",
 }
 # Modules with constants that test_fused_isotropic.py tests, which compares what bytes hide, and
 # test_fused_moves.py.
-ELSEWHERE = {"lattice", "planes", "prepared", "shifted", "warped"}
+ELSEWHERE = {"isotropic", "prepared", "shifted", "warped"}
 NAMES = [info.name for info in pkgutil.iter_modules(package.__path__)]
 # Some constants must move further. A little more changes nothing where two curves meet, nor for a bound that
 # no image comes near, nor for the level that is subtracted, until it takes the differences' digits.
@@ -111,13 +107,8 @@ def compare_colour(compare):
 
 
 @pytest.fixture
-def compare_gradient(compare):
-    return lambda: compare((SobelXY(),))
-
-
-@pytest.fixture
 def compare_neighbourhood(compare):
-    return lambda: [compare(ops) for ops in ((BLUR,), (BLUR, Sobel(1.0)))]
+    return lambda: [compare(ops) for ops in ((SobelXY(),), (BLUR,), (BLUR, Sobel(1.0)))]
 
 
 @pytest.mark.parametrize("name", COMPARISONS)

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels import c_look_up
+from fastpsl.kernels.colour import Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.kernels.fused_cpu import by_table
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.geometry import Flip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -19,8 +18,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def by(request, monkeypatch):
     """Run a test by the C library, where it was built, and by numba."""
     if request.param == "numba":
-        monkeypatch.setattr(c_look_up, "look_up", lambda: None)
-    elif c_look_up.look_up() is None:
+        monkeypatch.setattr(by_table, "look_up", lambda: None)
+    elif by_table.look_up() is None:
         pytest.skip("the C library was not built")
 
 

@@ -6,25 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels import warp
+from fastpsl.kernels import geometry
+from fastpsl.kernels.colour import Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import module_for
-from fastpsl.kernels.fused_cpu import geometric as numba_geometric
-from fastpsl.kernels.fused_cpu import geometric_loops, warped_loops
-from fastpsl.kernels.fused_cpu import warped as numba_warped
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.fused_cpu import geometric, warped
+from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.warp import WarpPair
 from tests.kernels.close_calls import close_calls, one_by_one
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MODULES = (numba_geometric, numba_warped)
+MODULES = (geometric, warped)
 SHIFT, FLIP, SIDE = Shift(3), Flip(), 13
 TILES, SMALL_TILES = JigsawTiles(3, 4, 3), JigsawTiles(2, 5, 5)
 CHAINS = {
@@ -145,8 +138,8 @@ def test_any_strides(name, make_images, as_tensors):
 @pytest.mark.parametrize("name", ["flip, tiles", "rotation", "AET"])
 def test_threads_change_nothing(name, make_images, as_tensors, monkeypatch):
     """Neither torch's number of threads nor concurrent callers change a bit."""
-    monkeypatch.setattr(numba_geometric, "_VALUES_PER_THREAD", 1)
-    monkeypatch.setattr(numba_warped, "_PIXELS_PER_THREAD", 1)
+    monkeypatch.setattr(geometric, "_VALUES_PER_THREAD", 1)
+    monkeypatch.setattr(warped, "_PIXELS_PER_THREAD", 1)
     ops, images = CHAINS[name], make_images(40, SIDE, SIDE, torch.uint8)
     draws, threads_before = make_draws(ops, 40, as_tensors), torch.get_num_threads()
     try:
@@ -212,11 +205,11 @@ def test_two_percent_of_a_constant_are_seen(which, channel, make_images, as_tens
 
 
 def test_the_loops_constant_is_that_of_the_operation():
-    assert warped_loops._GREY == warp._GREY
+    assert warped._GREY == geometry._GREY
 
 
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         for num in (1, 2):
             fused(make_images(num, SIDE, SIDE, torch.uint8), ops, make_draws(ops, num, as_tensors))
-    assert len(geometric_loops.walks.signatures) == len(warped_loops.pairs.signatures) == 1
+    assert len(geometric.walks.signatures) == len(warped.pairs.signatures) == 1

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels import colour, fused_cpu
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ORDERS, ColourDistortion
+from fastpsl.kernels import colour
+from fastpsl.kernels.colour import ORDERS, WEIGHTS, ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import photometric as numba_photometric
-from fastpsl.kernels.fused_cpu import photometric_loops
-from fastpsl.kernels.grey import WEIGHTS, Grey
+from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
+from fastpsl.kernels.fused_cpu import photometric
+from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 STATISTICS = {
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -57,10 +53,10 @@ def plain(images, ops, draws, dtype=torch.float32):
 
 
 def fused(images, ops, draws, dtype=torch.float32, statistics=None):
-    shape = numba_photometric.out_shape(ops, images.shape)
+    shape = photometric.out_shape(ops, images.shape)
     out = torch.full(shape, torch.nan, dtype=dtype).contiguous(memory_format=torch.channels_last)
     mean, std = statistics or STATISTICS[shape[1]]
-    numba_photometric.run(images, ops, draws, mean, std, out)
+    photometric.run(images, ops, draws, mean, std, out)
     return out
 
 
@@ -105,7 +101,7 @@ def test_any_strides_and_a_slice_of_a_larger_buffer(make_images, as_tensors, ass
     draws = make_draws(ops, 3, as_tensors)
     for images in (large[::2, :, 2:15, 5:21], large[::2].contiguous(), large[1::2].flip(2).transpose(2, 3)):
         out = torch.full((5, 3, *images.shape[2:]), 7.0).contiguous(memory_format=torch.channels_last)
-        numba_photometric.run(images, ops, draws, MEAN, STD, out[1:4])
+        photometric.run(images, ops, draws, MEAN, STD, out[1:4])
         assert_fused_close(out[1:4], plain(images, ops, draws))
         assert (out[[0, 4]] == 7).all()
 
@@ -117,7 +113,7 @@ def test_what_is_mirrored_rises_where_it_fell(make_images, as_tensors, assert_fu
     draws[0]["flip"] = torch.tensor([False, True, False, True])
     draws[3]["apply"] = torch.tensor([False, False, True, True])
     out = torch.full((6, 2, 12, 15), 7.0).contiguous(memory_format=torch.channels_last)
-    numba_photometric.run(images, ops, draws, *STATISTICS[2], out[1:5])
+    photometric.run(images, ops, draws, *STATISTICS[2], out[1:5])
     assert_fused_close(out[1:5], plain(images, ops, draws))
     assert (out[[0, 5]] == 7).all()
 
@@ -125,7 +121,7 @@ def test_what_is_mirrored_rises_where_it_fell(make_images, as_tensors, assert_fu
 def test_threads_change_nothing(make_images, as_tensors, monkeypatch):
     """Neither torch's number of threads nor concurrent callers change a bit."""
     ops, images = CHAINS["T3"], make_images(40, 48, 48, torch.uint8)
-    monkeypatch.setattr(numba_photometric, "_BYTES_PER_THREAD", images.nbytes // 3)
+    monkeypatch.setattr(photometric, "_BYTES_PER_THREAD", images.nbytes // 3)
     draws, threads_before = make_draws(ops, 40, as_tensors), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -145,7 +141,7 @@ def test_threads_change_nothing(make_images, as_tensors, monkeypatch):
 
 
 def test_which_operations_fit():
-    assert all(numba_photometric.fits(ops) for ops in CHAINS.values())
+    assert all(photometric.fits(ops) for ops in CHAINS.values())
     for ops in (
         (SobelXY(), Flip()),
         (Sobel(), SobelXY()),
@@ -155,16 +151,16 @@ def test_which_operations_fit():
         (JigsawTiles(),),
         (COLOUR, Flip()),
     ):
-        assert not numba_photometric.fits(ops)
+        assert not photometric.fits(ops)
 
 
 def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
     images, ops = make_images(1, 8, 8, torch.uint8), CHAINS["T2"]
     out = torch.empty((1, 3, 8, 8)).contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="given for 3 channels"):
-        numba_photometric.run(images, ops, make_draws(ops, 1, as_tensors), (0.5,), (0.2,), out)
+        photometric.run(images, ops, make_draws(ops, 1, as_tensors), (0.5,), (0.2,), out)
     with pytest.raises(ValueError, match="given for 2 channels"):
-        numba_photometric.run(
+        photometric.run(
             images, (SobelXY(),), [{}], MEAN, STD, out[:, :2].contiguous(memory_format=torch.channels_last)
         )
 
@@ -172,26 +168,27 @@ def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         fused(make_images(2, 9, 9, torch.uint8), ops, make_draws(ops, 2, as_tensors))
-    assert len(photometric_loops.process_images.signatures) == 1
+    assert len(photometric.process_images.signatures) == 1
 
 
 def test_the_loops_constants_are_those_of_the_operations():
-    loops = photometric_loops
-    assert (loops._CONTRAST, loops._SATURATION, loops._HUE) == (
+    assert (photometric._CONTRAST, photometric._SATURATION, photometric._HUE) == (
         colour.CONTRAST, colour.SATURATION, colour.HUE,
     )  # fmt: skip
-    assert [loops._RED, loops._GREEN, loops._BLUE] == [np.float32(weight) for weight in WEIGHTS]
+    assert [photometric._RED, photometric._GREEN, photometric._BLUE] == [
+        np.float32(weight) for weight in WEIGHTS
+    ]
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Load the compiled functions again as plain Python, so that their constants can be moved."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
-    spec = importlib.util.spec_from_file_location("uncompiled", photometric_loops.__file__)
+    spec = importlib.util.spec_from_file_location("uncompiled", photometric.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(fused_cpu, "photometric_loops", module)
+    monkeypatch.setattr(photometric, "process_images", module.process_images)
     return module
 
 

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
+from fastpsl.kernels.colour import Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda import geometric
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from tests.slow import slow
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

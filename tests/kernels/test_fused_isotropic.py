@@ -17,7 +17,6 @@ import triton.language as tl
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import isotropic as fused
-from fastpsl.kernels.fused_cuda import lattice, planes
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px, reach_px
 from fastpsl.kernels.rotation_crops import RotationCrop
 from tests.kernels.windows import noise, plain, rounded, window
@@ -188,8 +187,8 @@ def test_equals_the_plain_sum(base: int, degrees: int) -> None:
     assert farthest(base, degrees) < WORST
 
 
-CONSTANTS = [(lattice, name) for name in ("LUMA_SIGMA", "COLOUR_SIGMA", "SHRINK", "HALF_ROOT", "FALL")]
-CONSTANTS += [(planes, name) for name in ("RED", "GREEN", "BLUE")]
+CONSTANTS = [(fused, name) for name in ("LUMA_SIGMA", "COLOUR_SIGMA", "SHRINK", "HALF_ROOT", "FALL")]
+CONSTANTS += [(fused, name) for name in ("RED", "GREEN", "BLUE")]
 
 
 @pytest.mark.nightly
@@ -204,9 +203,9 @@ def test_two_percent_of_a_constant_are_seen(
 
 @triton.jit
 def weights_kernel(box, luma, colour):
-    of = lattice.lattice_of(box, 8)
+    of = fused.lattice_of(box, 8)
     at = tl.arange(0, 64)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    values = lattice.weights(tl.arange(0, 64)[:, None], tl.arange(0, 8)[None, :], of[4], of)
+    values = fused.weights(tl.arange(0, 64)[:, None], tl.arange(0, 8)[None, :], of[4], of)
     tl.store(luma + at, values[0])
     tl.store(colour + at, values[1])
 
@@ -226,7 +225,7 @@ def test_where_the_kernels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(values, exact, rtol=2**-10)
     if DEVICE.type == "cpu":
         for factor in (0.98, 1.02):
-            monkeypatch.setattr(lattice, "REACH", tl.constexpr(4.25 * factor))
+            monkeypatch.setattr(fused, "REACH", tl.constexpr(4.25 * factor))
             num_positive = [(values > 0).sum() for values in weights()]
             assert num_positive != [(exact > 0).sum() for exact in expected]
 

@@ -9,21 +9,14 @@ import torch
 from tests.slow import slow
 
 tl = pytest.importorskip("triton.language", reason="triton is not installed")
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
 from fastpsl.kernels.fused_cuda import geometric, prepared, shifted, warped
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
-from fastpsl.kernels.warp import WarpPair
 from tests.kernels.close_calls import close_calls, one_by_one
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,10 +8,9 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
+from fastpsl.kernels.filters import GaussianBlur, Sobel
 from fastpsl.kernels.fused_cuda import photometric
-from fastpsl.kernels.sobel import Sobel
 from tests.kernels.test_fused_photometric import DEVICE, SIMCLR, XY, fused, make_draws, plain
 from tests.slow import slow
 

@@ -8,18 +8,14 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ORDERS, ColourDistortion
+from fastpsl.kernels.colour import ORDERS, ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused_cuda import photometric
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.geometry import Flip, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate90 import Rotate90
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

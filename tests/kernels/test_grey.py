@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from fastpsl.kernels import grey
+from fastpsl.kernels import colour
+from fastpsl.kernels.colour import Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.grey import Grey
 
 
 def applied_and_expected(dtype, shape, make_images):
@@ -29,9 +29,9 @@ def test_equals_torchvision(dtype, shape, make_images, assert_close):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("channel", range(3))
 def test_two_percent_of_a_weight_are_seen(channel, dtype, monkeypatch, make_images, assert_close):
-    weights = list(grey.WEIGHTS)
+    weights = list(colour.WEIGHTS)
     weights[channel] *= 1.02
-    monkeypatch.setattr(grey, "WEIGHTS", tuple(weights))
+    monkeypatch.setattr(colour, "WEIGHTS", tuple(weights))
     with pytest.raises(AssertionError):
         assert_close(*applied_and_expected(dtype, (7, 17, 23), make_images))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.geometry import Hole
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])

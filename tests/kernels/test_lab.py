@@ -7,8 +7,7 @@ import torch
 from skimage.color import rgb2lab
 
 from fastpsl.kernels import lab as module
-from fastpsl.kernels.lab import lab
-from fastpsl.kernels.lightness import lightness
+from fastpsl.kernels.lab import lab, lightness
 from tests.fake_cuda import fake_cuda
 
 # For L in [0, 100] and ab in [-108, 98], whose differences of cube roots are multiplied by 500 and 200.

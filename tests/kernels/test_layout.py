@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastpsl.kernels.layout import joined
+from fastpsl.kernels.normalise import joined
 
 
 def buffer(num: int = 7, channels: int = 3) -> Tensor:

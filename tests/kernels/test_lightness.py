@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels import lightness
+from fastpsl.kernels import lab
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from tests.fake_cuda import fake_cuda
 
 
@@ -48,9 +48,9 @@ def test_equals_kornia(make_images):
 @pytest.mark.parametrize("channel", range(3))
 def test_two_percent_of_a_weight_are_seen(channel, monkeypatch, make_images, assert_close):
     images = make_images(2, 9, 13, torch.float32)
-    weights = list(lightness.WEIGHTS)
+    weights = list(lab.WEIGHTS)
     weights[channel] *= 1.02
-    monkeypatch.setattr(lightness, "WEIGHTS", tuple(weights))
+    monkeypatch.setattr(lab, "WEIGHTS", tuple(weights))
     with pytest.raises(AssertionError):
         assert_close(Lightness()(images, {}), reference(images))
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.kernels.geometry import AllTurns, Rotate45
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 
 NUM = 4000

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.geometry import AllTurns, Rotate90
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])

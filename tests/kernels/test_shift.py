@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import functional
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.geometry import Shift
 
 
 def make_draw(shift, num, epoch=0):

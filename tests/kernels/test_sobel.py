@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels import sobel
+from fastpsl.kernels import filters
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.sobel import Sobel, gradient_size
+from fastpsl.kernels.filters import Sobel, gradient_size
 
 
 def reference(images):
@@ -44,7 +44,7 @@ def test_equals_kornia(make_images, assert_close):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_two_percent_are_seen(dtype, monkeypatch, make_images, assert_close):
     images = make_images(2, 9, 13, dtype)
-    monkeypatch.setattr(sobel, "gradient_size", lambda x: 1.02 * gradient_size(x))
+    monkeypatch.setattr(filters, "gradient_size", lambda x: 1.02 * gradient_size(x))
     with pytest.raises(AssertionError):
         assert_close(Sobel(1)(images, all_of(images)), reference(images))
 

@@ -6,14 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastpsl.kernels import sobel_xy
+from fastpsl.kernels import filters
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.sobel import Sobel
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
+from fastpsl.kernels.geometry import Flip
+from fastpsl.kernels.lab import Lightness
 from fastpsl.pipelines.views import Input, ViewSpec
 
 SIZES = [(2, 9, 13), (1, 8, 8), (1, 1, 5), (1, 6, 1), (1, 1, 1)]
@@ -52,9 +51,9 @@ def test_equals_the_loop(dtype, shape, make_images, assert_close):
 
 @pytest.mark.parametrize("channel", [0, 1])
 def test_two_percent_are_seen(channel, monkeypatch, make_images, assert_close):
-    images, gradients = make_images(2, 9, 13, torch.float32), sobel_xy.gradients
+    images, gradients = make_images(2, 9, 13, torch.float32), filters.gradients
     factors = torch.tensor([1.02, 1.0] if channel == 0 else [1.0, 1.02]).view(2, 1, 1)
-    monkeypatch.setattr(sobel_xy, "gradients", lambda grey: factors * gradients(grey))
+    monkeypatch.setattr(filters, "gradients", lambda grey: factors * gradients(grey))
     with pytest.raises(AssertionError, match="off by"):
         assert_close(SobelXY()(images, {}), reference(images))
 

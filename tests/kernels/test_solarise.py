@@ -8,11 +8,11 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
+from fastpsl.kernels.colour import Solarise
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import CPU_MODULES, CUDA_MODULES
-from fastpsl.kernels.solarise import Solarise
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec
 

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
-from fastpsl.kernels.warp import Kind, WarpPair, homographies, warp
+from fastpsl.kernels.geometry import Kind, WarpPair, homographies, warp
 
 KINDS: tuple[Kind, ...] = ("projective", "affine")
 # Nearer to the edge than this, float32 may put a position on the other side.

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from fastpsl.kernels.filters import SOBEL_XY_STD, SobelXY
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import VGG, AlexNet
 from fastpsl.models.foreign_weights import RecognisedWeights, recognise

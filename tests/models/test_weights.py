@@ -18,11 +18,11 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import Sobel, gradient_size
+from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.sobel import Sobel, gradient_size
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import load_pretrained, random_weights, was_cut_short
 from fastpsl.pipelines.datasets.open import open_data

@@ -7,23 +7,16 @@ import pytest
 import torch
 
 from fastpsl.kernels import by_kornia, fused
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey, Solarise
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, SobelXY
 from fastpsl.kernels.fused import module_for
 from fastpsl.kernels.fused_cpu import geometric as numba_geometric
 from fastpsl.kernels.fused_cpu import photometric as numba_photometric
 from fastpsl.kernels.fused_cpu import warped as numba_warped
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.rotate90 import AllTurns
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
-from fastpsl.kernels.solarise import Solarise
-from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.augment import Augment, choose_augment
 from fastpsl.pipelines.loader.loader import Loader

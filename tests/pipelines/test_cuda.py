@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.folder import Folder

@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 from fastpsl.pipelines.data.dataset import SampleTable
 from tests.pipelines.photos import photo_samples, write
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

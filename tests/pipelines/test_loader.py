@@ -11,10 +11,10 @@ import torch
 from typing_extensions import override
 
 from fastpsl.files.workers import default_num_threads
+from fastpsl.kernels.colour import Grey
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.datasets.open import open_data

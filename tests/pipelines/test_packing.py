@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.pipelines.loader.batch import ALIGNMENT, Batch, pack, unpack
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -8,9 +8,8 @@ import torch
 
 from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.kernels.shift import Shift
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import resident
 from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from fastpsl.kernels import isotropic, isotropic_batch
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.geometry import AllTurns, Rotate45
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import codes

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.functional import normalize, resize, ten_crop
 
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
+from fastpsl.kernels.filters import SOBEL_XY_STD
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName, choose_augment
 from fastpsl.pipelines.loader.loader import Loader

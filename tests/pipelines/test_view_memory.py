@@ -15,9 +15,9 @@ from torch import Tensor
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.lab import Lightness
 from fastpsl.pipelines.decoders.memory import ViewMemory
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.rotate45 import Rotate45
+from fastpsl.kernels.geometry import Flip, Rotate45
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.views import Draw, ViewSpec
 

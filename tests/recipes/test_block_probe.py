@@ -13,8 +13,7 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until

@@ -16,13 +16,11 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.kernels.filters import GaussianBlur, SobelXY
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe

@@ -16,7 +16,7 @@ from fastpsl.engine.reporter import summary_line
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe

@@ -18,17 +18,13 @@ from torch import nn
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.lars import LARS
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.filters import GaussianBlur, Sobel
+from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.kernels.sobel import Sobel
 from fastpsl.pipelines.views import Crop, Op, ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR

@@ -12,8 +12,7 @@ import torch
 
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Crop, Op, ViewSpec, center_view

@@ -9,10 +9,8 @@ from torch import nn
 
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip, Kind, Shift, WarpPair
 from fastpsl.kernels.normalise import normalise
-from fastpsl.kernels.shift import Shift
-from fastpsl.kernels.warp import Kind, WarpPair
 from fastpsl.tasks.sslpp.aet import AET, AETHead
 from fastpsl.tasks.sslpp.sslpp import Proxy
 from tests.engine.tiny import noise_batch

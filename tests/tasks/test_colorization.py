@@ -20,8 +20,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.kernels.ab_bins import ab_bins
-from fastpsl.kernels.lightness import Lightness, lightness
+from fastpsl.kernels.lab import Lightness, ab_bins, lightness
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import convolutions
 from fastpsl.pipelines.loader.batch import Batch

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.geometry import Flip, Hole
 from fastpsl.kernels.normalise import normalise
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.sslpp.context import Context, ContextHead

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads, Transforms

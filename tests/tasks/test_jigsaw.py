@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.loader.batch import Batch

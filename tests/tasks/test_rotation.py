@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.layout import joined
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import joined, normalise
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import Augment

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.layout import joined
+from fastpsl.kernels.normalise import joined
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.rotation import Rotation, image_degrees

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.rotate90 import AllTurns
-from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.geometry import AllTurns, Flip, Shift
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from tests.engine.tiny import noise_batch

@@ -13,9 +13,8 @@ from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
-from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.filters import GaussianBlur, Sobel
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.contrastive.simclr import ProjectionHead, SimCLR

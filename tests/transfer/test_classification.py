@@ -25,7 +25,7 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.geometry import Flip
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.loader import Loader

@@ -15,8 +15,8 @@ from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import pooled
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.kernels.filters import SobelXY
+from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.encode import Target

@@ -2,8 +2,13 @@
 
 A byte has 256 values, so the table has every result in the output's dtype, rounded once. Only bits are
 copied, or computed anew where that gives the same ones (look_up.c). Nothing of a batch's size is allocated.
+
+Numba's cache does not notice an edit of another file, so everything compiled is here and uses no value of
+another file.
 """
 
+import ctypes
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -11,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import c_look_up
-from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.c_library import open_library
 from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
+from fastpsl.kernels.geometry import Flip
+from fastpsl.kernels.jit import njit
 from fastpsl.kernels.normalise import check_fused_arguments
 
 # Integers of the dtypes' sizes in bytes, because numpy has no bfloat16.
@@ -45,19 +51,13 @@ def run(
     scale, shift = _factors(mean, std)
     values = torch.empty((3, 256), dtype=out.dtype, device="cpu")
     torch.addcmul(shift, torch.arange(256, dtype=torch.float32, device="cpu"), scale, out=values)
-    by_c = c_look_up.look_up()
+    by_c = look_up()
     factors = torch.cat([scale, shift]).numpy() if out.dtype == torch.float32 else None
-    loop = partial(by_c, factors) if by_c else _loop_of_numba()
+    loop = partial(by_c, factors) if by_c else look_up_by_numba
     at_most = images.numel() // _BYTES_PER_THREAD
     in_threads(
         loop, partial(_arguments, values.view(bits).numpy()), images, draws, out.view(bits), bits, at_most
     )
-
-
-def _loop_of_numba() -> Callable[..., None]:
-    from fastpsl.kernels.fused_cpu import by_table_loops  # imports numba, which takes 0.7 s
-
-    return by_table_loops.look_up  # type: ignore[no-any-return]
 
 
 def _arguments(
@@ -74,3 +74,53 @@ def _factors(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tenso
     per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
     scale, shift = torch.from_numpy(per_channel.T.copy())[..., None]
     return scale / 255, shift
+
+
+@functools.cache
+def look_up() -> Callable[..., None] | None:
+    """Return the loop, loaded once per process, or None where it was not built or does not load.
+
+    It takes what `look_up_by_numba` does, arrays in contiguous memory. Before them it takes `factors`:
+    float32 [2, 3], the scale and the shift of each channel of a table of floats, or None.
+    """
+    try:
+        function = open_library("fastpsl.kernels._look_up").fastpsl_look_up
+    except OSError:
+        return None
+    function.argtypes = [*(ctypes.c_void_p,) * 4, *(ctypes.c_int64,) * 6, ctypes.c_void_p]
+    function.restype = None
+
+    def loop(
+        factors: np.ndarray | None, pixels: np.ndarray, flip: np.ndarray, table: np.ndarray, out: np.ndarray,
+        first: int, step: int,
+    ) -> None:  # fmt: skip
+        num, height, values = pixels.shape
+        places = (array.ctypes.data for array in (pixels, flip, table, out))
+        sizes = num, height, values // 3, out.itemsize, first, step
+        function(*places, *sizes, None if factors is None else factors.ctypes.data)
+
+    return loop
+
+
+@njit(cache=True, nogil=True)
+def look_up_by_numba(
+    pixels: np.ndarray, flip: np.ndarray, table: np.ndarray, out: np.ndarray, first: int, step: int
+) -> None:
+    """Process the images first, first + step, ... of a batch.
+
+    `pixels` is uint8 [B, H, 3 W], and `out` has its shape. `table` [3, 256] has the dtype of `out` and a row
+    per channel. An image is mirrored if `flip`, bool [B], is set. Unsigned indices avoid numba's check for
+    negative ones.
+    """
+    num, height, values = pixels.shape
+    red, green, blue = table[0], table[1], table[2]
+    for b in range(first, num, step):
+        start, along = (values - 3, -3) if flip[b] else (0, 3)
+        for i in range(height):
+            row, line, at = pixels[b, i], out[b, i], start
+            for j in range(np.uint64(values // 3)):
+                p, q = np.uint64(3) * j, np.uint64(at)
+                line[p] = red[row[q]]
+                line[p + np.uint64(1)] = green[row[q + np.uint64(1)]]
+                line[p + np.uint64(2)] = blue[row[q + np.uint64(2)]]
+                at += along

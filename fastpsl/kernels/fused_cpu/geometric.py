@@ -1,6 +1,6 @@
 """Shift and Flip, then jigsaw tiles, turns or a Hole, normalised, in one pass on the CPU.
 
-Each image is copied along a walk over its source (walks.py). The operations one after the other define the
+Each image is copied along a walk over its source. The operations one after the other define the
 result. This computes the same from the same draws in float32, rounded once.
 
 Medians of processor time on one core of a shared machine, to float32, for the operations one by one and for
@@ -14,6 +14,8 @@ this:
     Shift, Flip, 128 of 32 px                       2.6        0.37
     Shift, Flip, Hole, 512 of 32 px                 10.2       1.5
     Hole alone, 32 of 96 px                         1.04       0.74
+
+Rows are copied in loops: numba takes 3 s to compile the error of a slice that does not fit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
-from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Rotate45, Rotate90, Shift, check_square
 from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.jit import njit
 from fastpsl.kernels.normalise import check_fused_arguments
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
-from fastpsl.kernels.shift import Shift
 
 # About 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a busy machine.
 _VALUES_PER_THREAD = 1 << 20
@@ -73,10 +72,10 @@ def run(
     height, width = out.shape[2:]
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
-    from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
+    # imports numba, which takes 0.7 s
 
     in_threads(
-        geometric_loops.walks, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
+        walks, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
         out.numel() // _VALUES_PER_THREAD,
     )  # fmt: skip
     if isinstance(ops[-1], Hole):
@@ -128,3 +127,67 @@ def _walks(ops: Sequence[object], draws: Draws, shape: Sequence[int]) -> np.ndar
             y[0] += moves[:, 0]
             x[0] += moves[:, 1]
     return np.stack([source, y[0], x[0], y[1], x[1], y[2], x[2]], 1)
+
+
+@njit(cache=True, nogil=True)
+def walks(
+    pixels: np.ndarray, steps: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray,
+    first: int, step: int,
+) -> None:  # fmt: skip
+    """Process the images first, first + step, ... of `out`, float32 [N, h, 3 w].
+
+    `pixels` is uint8 [B, H, W, 3]; `scale` and `shift` are float32 [3 w]. `steps`, int64 [N, 7], has a walk
+    per image: the source's index, the first pixel's row and column there, what one pixel down adds to both,
+    and what one pixel along adds. Pixels outside the source are black.
+    """
+    num, height, values = out.shape
+    width = values // 3
+    source_height, source_width = pixels.shape[1], pixels.shape[2]
+    row = np.empty(values, np.uint8)
+    for n in range(first, num, step):
+        source, y, x, down_y, down_x, along_y, along_x = steps[n]
+        image = pixels[source].reshape(-1)
+        along = 3 * (along_y * source_width + along_x)
+        for i in range(height):
+            start, stop = _inside(y, along_y, source_height, width)
+            left, right = _inside(x, along_x, source_width, width)
+            start, stop = max(start, left), min(stop, right)
+            if start > 0 or stop < width:
+                for k in range(values):
+                    row[k] = 0
+            if start < stop:
+                at = 3 * (y * source_width + x) + start * along
+                _copy(image, at, along, row[3 * start : 3 * stop])
+            line = out[n, i]
+            for k in range(values):
+                line[k] = np.float32(row[k]) * scale[k] + shift[k]
+            y += down_y
+            x += down_x
+
+
+@njit(cache=True, nogil=True)
+def _copy(image: np.ndarray, at: int, along: int, row: np.ndarray) -> None:
+    """Copy pixels of three bytes that are `along` bytes apart."""
+    if along == 3:
+        piece = image[at : at + len(row)]
+        for k in range(len(row)):
+            row[k] = piece[k]
+        return
+    for j in range(np.uint64(len(row) // 3)):
+        p, q = np.uint64(at + np.int64(j) * along), np.uint64(3) * j
+        row[q] = image[p]
+        row[q + np.uint64(1)] = image[p + np.uint64(1)]
+        row[q + np.uint64(2)] = image[p + np.uint64(2)]
+
+
+@njit(cache=True, nogil=True)
+def _inside(start: int, step: int, length: int, num: int) -> tuple[int, int]:
+    """Return the range of j in 0 to num - 1 for which start + j * step lies in 0 to length - 1.
+
+    The range is half-open; `step` is -1, 0 or 1.
+    """
+    if step == 0:
+        return (0, num) if 0 <= start < length else (0, 0)
+    if step == 1:
+        return max(0, -start), min(num, length - start)
+    return max(0, start - length + 1), min(num, start + 1)

@@ -27,7 +27,7 @@ SATURATION = tl.constexpr(2)
 UNIT = tl.constexpr(1 / 255)
 BYTE = tl.constexpr(0xFF0000)
 BYTE_UNIT = tl.constexpr(2.0**133 / 255)
-# kernels/grey.py: ITU-R 601.
+# kernels/colour.py: ITU-R 601.
 LUMA_RED = tl.constexpr(0.2989)
 LUMA_GREEN = tl.constexpr(0.587)
 LUMA_BLUE = tl.constexpr(0.114)
@@ -38,7 +38,7 @@ TURN = tl.constexpr(6.0)
 RED_HUE = tl.constexpr(3.0)  # cyan, where red is smallest
 GREEN_HUE = tl.constexpr(2.0)
 BLUE_HUE = tl.constexpr(4.0)
-# kernels/lightness.py: sRGB's curve, its weights of Y, CIE 1976 L*.
+# kernels/lab.py: sRGB's curve, its weights of Y, CIE 1976 L*.
 LINEAR_BELOW = tl.constexpr(0.04045)
 LINEAR_SLOPE = tl.constexpr(1 / 12.92)
 GAMMA_OFFSET = tl.constexpr(0.055)
@@ -53,7 +53,7 @@ DARK_SLOPE = tl.constexpr(1 / (3 * (6 / 29) ** 2))
 DARK_OFFSET = tl.constexpr(4 / 29)
 L_SLOPE = tl.constexpr(1.16)
 L_OFFSET = tl.constexpr(0.16)
-# kernels/sobel_xy.py: grey is the mean. Halves are finest around 0, and gradients do not depend on the level.
+# kernels/filters.py: grey is the mean. Halves are finest around 0, and gradients do not depend on the level.
 THIRD = tl.constexpr(1 / 3)
 LEVEL = tl.constexpr(0.5)
 

@@ -16,13 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
+from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90, check_square
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import check_fused_arguments
-from fastpsl.kernels.rotate45 import Rotate45
-from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 
 # mypy: disable-error-code="no-untyped-def"
 

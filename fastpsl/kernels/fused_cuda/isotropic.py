@@ -26,25 +26,200 @@ which they see 331 px:
                a second. crop_isotropic's dense form has 8.8e10, in float32: 2.9 ms at 6e13 for either
     issue      the code for sm_90 has 1.0e8 and 2.0e8 instructions of a warp: 0.11 and 0.21 ms if each of the
                528 schedulers always had one. This is the limit. A third or half again as much would be usual
+
+Luma is stored minus 128, colour as blue - luma and red - luma, because halves are finest around 0. Lines and
+columns of a turned window count from 0 to 2 * size - 2, and every second crossing of them is a point.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpsl.kernels.fused_cuda.lattice import (
-    columns_seen,
-    diamond,
-    half_width,
-    lattice_of,
-    share,
-    span,
-    weights,
-)
-from fastpsl.kernels.fused_cuda.planes import load_planes, store_pixels, to_pixels
+from fastpsl.kernels import isotropic
 
 # mypy: disable-error-code="no-untyped-def"
+
+RED, GREEN, BLUE = (tl.constexpr(float(x)) for x in (isotropic.RED, isotropic.GREEN, isotropic.BLUE))
+# Added before rounding to the nearest, so that halves go up.
+NUDGE = tl.constexpr(float(isotropic.HALF) - 0.5)
+GREY = tl.constexpr(128.0)
+# From here on float32 numbers are integers, and a byte above it is in the lowest bits. A conversion would
+# take eight times as long.
+INTEGERS = tl.constexpr(2.0**23)
+INTEGERS_BITS = tl.constexpr(0x4B000000)
+
+
+@triton.jit
+def load_planes(words, at, num_words):
+    """Load luma, blue and red, float16 [R, 4 * Q]: four pixels from each of the bytes `at` [R, Q] on.
+
+    Four pixels are twelve bytes, loaded as the four words that contain them. Bytes outside the image read as
+    zero, and so do its last pixels, which no window sees.
+    """
+    first = at >> 2
+    here = first + 3 < num_words
+    words += first
+    a, b = tl.load(words, mask=here, other=0), tl.load(words + 1, mask=here, other=0)
+    c, d = tl.load(words + 2, mask=here, other=0), tl.load(words + 3, mask=here, other=0)
+    shift = (at & 3).to(tl.uint32) * 8
+    a, b, c = joined(a, b, shift), joined(b, c, shift), joined(c, d, shift)
+    p, q = _planes(a, a >> 8, a >> 16), _planes(a >> 24, b, b >> 8)
+    r, s = _planes(b >> 16, b >> 24, c), _planes(c >> 8, c >> 16, c >> 24)
+    return (
+        in_turn(p[0], q[0], r[0], s[0]),
+        in_turn(p[1], q[1], r[1], s[1]),
+        in_turn(p[2], q[2], r[2], s[2]),
+    )
+
+
+@triton.jit
+def joined(low, high, shift):
+    """Return the four bytes from bit `shift` of `low` on, with `shift` 0, 8, 16 or 24."""
+    return (low >> shift) | ((high << 1) << (shift ^ 31))
+
+
+@triton.jit
+def _planes(red, green, blue):
+    red, green, blue = _level(red), _level(green), _level(blue)
+    luma = red * RED + green * GREEN + blue * BLUE
+    return luma.to(tl.float16), (blue - luma).to(tl.float16), (red - luma).to(tl.float16)
+
+
+@triton.jit
+def _level(word):
+    """Return the lowest byte minus 128 as float32."""
+    return ((word & 255) | INTEGERS_BITS).to(tl.float32, bitcast=True) - (INTEGERS + GREY)
+
+
+@triton.jit
+def in_turn(a, b, c, d):
+    """Interleave four [R, Q] into [R, 4 * Q]: the first of each, the second of each, and so on."""
+    values = tl.join(tl.join(a, c), tl.join(b, d))
+    return tl.reshape(values, [a.shape[0], 4 * a.shape[1]])
+
+
+@triton.jit
+def to_pixels(y, b, r, luma_share, colour_share):
+    """Return int32 with red, green and blue in the lowest bytes.
+
+    The arguments are the weighted sums of luma, blue and red, and 1 / the sums of the weights.
+    """
+    y = y * luma_share + (GREY + NUDGE)
+    green = y - r * (colour_share * (RED / GREEN)) - b * (colour_share * (BLUE / GREEN))
+    return _byte(y + r * colour_share) | (_byte(green) << 8) | (_byte(y + b * colour_share) << 16)
+
+
+@triton.jit
+def _byte(value):
+    """Return the nearest integer from 0 to 255; above its eight bits only the highest eight are nonzero."""
+    return (tl.minimum(tl.maximum(value, 0.0), 255.0) + INTEGERS).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def store_pixels(out, pixels, rows, columns, size):
+    """Store pixels in an image, uint8 [size, size, 3], except those outside it."""
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    out += (rows * size + columns) * 3
+    tl.store(out, pixels.to(tl.uint8), mask=inside)
+    tl.store(out + 1, (pixels >> 8).to(tl.uint8), mask=inside)
+    tl.store(out + 2, (pixels >> 16).to(tl.uint8), mask=inside)
+
+
+LUMA_SIGMA = tl.constexpr(isotropic.LUMA_SIGMA_PX)
+COLOUR_SIGMA = tl.constexpr(isotropic.COLOUR_SIGMA_PX)
+SHRINK = tl.constexpr(isotropic.SHRINK_SIGMA)
+REACH = tl.constexpr(isotropic.REACH_SIGMAS)
+DIAGONAL = tl.constexpr(isotropic.DIAGONAL)
+HALF_ROOT = tl.constexpr(0.5 * math.sqrt(0.5))
+# exp(-d² / 2) = 2 ** (FALL * d²)
+FALL = tl.constexpr(-0.5 * math.log2(math.e))
+
+
+@triton.jit
+def lattice_of(box, size):
+    """Return the lattice of a box, as a tuple.
+
+    It begins with whether the window is turned, the number of points along each axis, and half their distance
+    in source pixels. Then come twice the centre's row and column, the reach of the luma and colour kernels,
+    and FALL / sigma² of both.
+    """
+    side = tl.load(box + 2)
+    step = side.to(tl.float32) / size
+    turned = tl.load(box + 4) == DIAGONAL
+    num = tl.where(turned, 2 * size - 1, size)
+    half_pitch = step * tl.where(turned, HALF_ROOT, 0.5)
+    y, x = 2 * tl.load(box) + side, 2 * tl.load(box + 1) + side
+    luma, colour = tl.maximum(step * SHRINK, LUMA_SIGMA), tl.maximum(step * SHRINK, COLOUR_SIGMA)
+    fall_luma, fall_colour = 1.0 / (luma * luma) * FALL, 1.0 / (colour * colour) * FALL
+    return turned, num, half_pitch, y, x, luma * REACH, colour * REACH, fall_luma, fall_colour
+
+
+@triton.jit
+def span(first, last, middle, lattice):
+    """Return the half-open range of source pixels that the points `first` to `last` see.
+
+    It may have a pixel more at both ends. `middle` is twice the centre's row or column.
+    """
+    num, half_pitch, reach = lattice[1], lattice[2], tl.maximum(lattice[5], lattice[6])
+    low = middle * 0.5 - 0.5 + (2 * first - num + 1) * half_pitch - reach
+    high = middle * 0.5 - 0.5 + (2 * last - num + 1) * half_pitch + reach
+    return tl.floor(low).to(tl.int32), tl.ceil(high).to(tl.int32) + 1
+
+
+@triton.jit
+def half_width(group, size, LINES: tl.constexpr):
+    """Return how far a turned window reaches from its middle column, at most, on the group's LINES lines."""
+    first = group * LINES
+    return size - 1 - tl.maximum(tl.maximum(first - size + 1, size - first - LINES), 0)
+
+
+@triton.jit
+def columns_seen(group, size, lattice, LINES: tl.constexpr):
+    """Return the half-open range of source columns that the points of the group's LINES lines see."""
+    half = half_width(group, size, LINES)
+    first = tl.where(lattice[0], size - 1 - half, 0)
+    last = tl.where(lattice[0], size - 1 + half, size - 1)
+    start, end = span(first, last, lattice[4], lattice)
+    return tl.maximum(start, 0), end
+
+
+@triton.jit
+def weights(pixels, points, middle, lattice):
+    """Return the weights, float16 up to 1, of points (from 0 to num - 1) for pixels of luma and of colour."""
+    num, half_pitch = lattice[1], lattice[2]
+    # The integer part is exact. Pixel k lies at k + 0.5.
+    distance = (2 * pixels + 1 - middle) * 0.5 - (2 * points - num + 1) * half_pitch
+    square, far = distance * distance, tl.abs(distance)
+    luma = tl.where(far <= lattice[5], tl.exp2(square * lattice[7]), 0.0)
+    colour = tl.where(far <= lattice[6], tl.exp2(square * lattice[8]), 0.0)
+    return luma.to(tl.float16), colour.to(tl.float16)
+
+
+@triton.jit
+def share(weights, AXIS: tl.constexpr):
+    """Return 1 / sum along an axis, which is kept; lines outside the window may have a sum of 0."""
+    return 1.0 / tl.maximum(tl.sum(weights, AXIS, keep_dims=True), 1e-6)
+
+
+@triton.jit
+def diamond(n, line, column, size, TILE: tl.constexpr):
+    """Return the numbers, rows and columns of a diamond's pixels in the n-th pair of its rows.
+
+    The diamond is the part of the window in 2 * TILE lines from `line` on and as many columns. Its rows are
+    taken in pairs that are TILE apart, because two such rows have 2 * TILE pixels together. Each line i has
+    one pixel of a pair, in column i - length modulo 2 * TILE, where length is that of the shorter row. Pixel
+    numbers are places in [TILE, TILE, 2], the points of even and odd lines. Rows and columns are the
+    window's.
+    """
+    i = tl.arange(0, 2 * TILE)[None, :]
+    j = (i - 2 * n - (size - 1) % 2) & (2 * TILE - 1)
+    which = (i // 2 * TILE + j // 2) * 2 + i % 2
+    down, across = line + i, column + j
+    return which, (down - across + size - 1) >> 1, (down + across - size + 1) >> 1
+
 
 # In the first pass a program makes LINES lines of COLUMNS source columns. Both passes add up PART source
 # pixels at a time.

@@ -6,8 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.geometry import Flip, Shift
 
 # mypy: disable-error-code="no-untyped-def"
 

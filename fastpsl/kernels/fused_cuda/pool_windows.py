@@ -1,4 +1,4 @@
-"""The windows of a max pool within matrices of rows and channels, as norm_passes.py has them.
+"""The windows of a max pool within matrices of rows and channels, as batch_norm.py has them.
 
 A window is a position of the pooled map. WINDOWS is a constant: the height and the width of the kernel, of
 the stride and of the padding, six integers. The maximum's place in its window is i * kernel width + j, in

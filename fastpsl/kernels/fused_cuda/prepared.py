@@ -18,11 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.fused_cuda.shifted import part_of_sample, source_of
 from fastpsl.kernels.fused_cuda.warped import INTEGERS
-from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.geometry import Enlarge, Shift
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -90,7 +89,7 @@ def enlarge_kernel(
     images, out, step_y, step_x,
     START: tl.constexpr, SIZE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Resize images, uint8 [B, H, W, 3], to [B, SIZE, SIZE, 3] as kernels/enlarge.py.
+    """Resize images, uint8 [B, H, W, 3], to [B, SIZE, SIZE, 3] as kernels/geometry.py.
 
     step_y and step_x are the distances of the result's pixels in source pixels.
     """

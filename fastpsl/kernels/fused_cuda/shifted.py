@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fastpsl.kernels.fused_cuda.colour import lightness
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
-from fastpsl.kernels.hole import Hole
-from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.geometry import Hole
+from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import check_fused_arguments
 
 # mypy: disable-error-code="no-untyped-def"

@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastpsl.kernels import warp
+from fastpsl.kernels import geometry
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
+from fastpsl.kernels.geometry import WarpPair
 from fastpsl.kernels.normalise import check_fused_arguments
-from fastpsl.kernels.warp import WarpPair
 
 # mypy: disable-error-code="no-untyped-def"
 
-GREY = tl.constexpr(float(warp._GREY))
+GREY = tl.constexpr(float(geometry._GREY))
 # Adding and subtracting it rounds to the nearest integer, ties to even, as torch.round does.
 INTEGERS = tl.constexpr(2.0**23)
 # A program handles 16 rows of 32 px, a quad per thread.
@@ -99,7 +99,7 @@ def warp_pair_kernel(
 
 @triton.jit
 def _warped(images, m, rows, columns, place, factors, dtype: tl.constexpr, SIDE: tl.constexpr):
-    """Return red, green and blue, normalised, of pixels of the moved image's copy, as kernels/warp.py.
+    """Return red, green and blue, normalised, of pixels of the moved image's copy, as kernels/geometry.py.
 
     `m` points to the nine numbers of a matrix.
     """

@@ -9,13 +9,11 @@ from typing_extensions import override
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.layout import joined
-from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.filters import GaussianBlur, Sobel
+from fastpsl.kernels.geometry import Flip
+from fastpsl.kernels.normalise import joined
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch

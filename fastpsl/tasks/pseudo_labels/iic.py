@@ -29,12 +29,11 @@ from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.layout import joined
-from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.kernels.filters import SobelXY
+from fastpsl.kernels.geometry import Flip
+from fastpsl.kernels.normalise import joined
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.convolutional import mean_of_positions

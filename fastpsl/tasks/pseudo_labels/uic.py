@@ -18,7 +18,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.colour import Grey
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import sha256_of_file

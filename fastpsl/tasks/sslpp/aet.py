@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.warp import NUM_TARGETS, Kind, WarpPair
+from fastpsl.kernels.geometry import NUM_TARGETS, Kind, WarpPair
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view

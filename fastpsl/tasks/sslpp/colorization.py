@@ -15,9 +15,8 @@ from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
-from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
-from fastpsl.kernels.lab import lab
-from fastpsl.kernels.layout import to_float32
+from fastpsl.kernels.lab import NUM_BINS, ab_bins, lab, soft_bins
+from fastpsl.kernels.normalise import to_float32
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view

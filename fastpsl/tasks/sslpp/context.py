@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Metrics
-from fastpsl.kernels.hole import Hole
-from fastpsl.kernels.layout import to_float32
+from fastpsl.kernels.geometry import Hole
+from fastpsl.kernels.normalise import to_float32
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.sslpp.proxy import Proxy

@@ -9,7 +9,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Metrics
-from fastpsl.kernels.rotate90 import AllTurns
+from fastpsl.kernels.geometry import AllTurns
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.classify import masked_cross_entropy
