@@ -1,4 +1,7 @@
-"""Colour distortion against torchvision's functions, image by image, in each image's own order."""
+"""Grey, solarisation and colour distortion against torchvision."""
+
+import importlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -6,8 +9,13 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from fastpsl.kernels import colour
-from fastpsl.kernels.colour import HUE, ORDERS, ColourDistortion, shift_hue
+from fastpsl.kernels.colour import HUE, ORDERS, ColourDistortion, Grey, Solarise, shift_hue
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.fused import CPU_MODULES, CUDA_MODULES
+from fastpsl.kernels.geometry import Flip
+from fastpsl.pipelines.loader.augment import choose_augment
+from fastpsl.pipelines.views import ViewSpec
 
 ADJUST = [
     functional.adjust_brightness,
@@ -122,3 +130,84 @@ def test_draw_ranges_and_frequencies():
 def test_bad_values(arguments, message):
     with pytest.raises(ValueError, match=f"{message}.* given; allowed"):
         ColourDistortion(*arguments)
+
+
+def applied_and_expected(dtype, shape, make_images):
+    images = make_images(*shape, dtype)
+    apply = torch.arange(shape[0]) % 3 != 1
+    x = images.to(torch.float32) / (255 if dtype == torch.uint8 else 1)
+    expected = torch.where(
+        apply[:, None, None, None], functional.rgb_to_grayscale(x, num_output_channels=3), x
+    )
+    return Grey()(images, {"apply": apply}), expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 17, 23), (1, 32, 32), (2, 1, 1)])
+def test_grey_equals_torchvision(dtype, shape, make_images, assert_close):
+    assert_close(*applied_and_expected(dtype, shape, make_images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("channel", range(3))
+def test_two_percent_of_a_weight_are_seen(channel, dtype, monkeypatch, make_images, assert_close):
+    weights = list(colour.WEIGHTS)
+    weights[channel] *= 1.02
+    monkeypatch.setattr(colour, "WEIGHTS", tuple(weights))
+    with pytest.raises(AssertionError):
+        assert_close(*applied_and_expected(dtype, (7, 17, 23), make_images))
+
+
+def test_probability():
+    keys = Keys(1, 2, np.arange(400_000, dtype=np.int64))
+    bound = 5 * (0.2 * 0.8 / 400_000) ** 0.5
+    assert (
+        abs(Grey(0.2).draw(keys)["apply"].mean() - 0.2)
+        < bound
+        < abs(Grey(0.2 * 1.02).draw(keys)["apply"].mean() - 0.2)
+    )
+    with pytest.raises(ValueError, match="probability -0.1 given"):
+        Grey(-0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 17, 23), (1, 32, 32), (2, 1, 1), (0, 4, 4)])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_solarise_equals_torchvision(dtype, shape, threshold, make_images, assert_close):
+    images = make_images(*shape, dtype)
+    apply = torch.arange(shape[0]) % 3 != 1
+    x = images.to(torch.float32) / (255 if dtype == torch.uint8 else 1)
+    expected = torch.where(apply[:, None, None, None], functional.solarize(x, threshold), x)
+    assert_close(Solarise(threshold=threshold)(images, {"apply": apply}), expected)
+
+
+def test_bytes_from_128_on_are_inverted_as_by_pil() -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(3, 1)[None, :, None]
+    result = Solarise()(images, {"apply": torch.ones(1, dtype=torch.bool)})
+    expected = [value if value < 128 else 255 - value for value in range(256)]
+    assert (result * 255).round().int()[0, 0, 0].tolist() == expected
+
+
+def test_probability_and_threshold():
+    keys = Keys(1, 2, np.arange(400_000, dtype=np.int64))
+    bound = 5 * (0.2 * 0.8 / 400_000) ** 0.5
+    assert abs(Solarise(0.2).draw(keys)["apply"].mean() - 0.2) < bound
+    with pytest.raises(ValueError, match="probability 1.5 given"):
+        Solarise(1.5)
+    with pytest.raises(ValueError, match="threshold 128 given"):
+        Solarise(0.2, threshold=128)
+
+
+def test_no_fused_kernel_takes_it_for_another_op() -> None:
+    ops, view = (Flip(), Solarise()), ViewSpec(RandomResizedCrop(8), (Flip(), Solarise()))
+    folders = {"fused_cpu": CPU_MODULES} | ({"fused_cuda": CUDA_MODULES} if find_spec("triton") else {})
+    for folder, names in folders.items():
+        for name in names:
+            assert not importlib.import_module(f"fastpsl.kernels.{folder}.{name}").fits(ops)
+    cpu = torch.device("cpu")
+    with pytest.raises(
+        ValueError, match="no fused kernel for Flip Solarise on cpu; use --augment-backend kornia"
+    ):
+        choose_augment("fused", [view], cpu)
+    chosen = choose_augment("auto", [view], cpu)
+    assert (chosen.path, chosen.reason) == ("torch", "no fused kernel for Flip Solarise on cpu")

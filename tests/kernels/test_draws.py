@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fastpsl.kernels import draws
+from fastpsl.kernels.c_library import open_library
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms, words
 
 # Random123's kat_vectors, the lines "philox4x32 10": counter, key, result.
@@ -158,3 +160,13 @@ def test_too_many_words_or_too_high():
     for high in (0, 2**31 + 1):
         with pytest.raises(ValueError, match=f"below {high} asked"):
             integers(keys, 0, 1, high)
+
+
+def test_a_library_is_opened_by_its_modules_name() -> None:
+    """torch has one in every set-up."""
+    assert open_library("torch._C")._name == torch._C.__file__
+
+
+def test_what_was_not_built_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError, match=r"fastpsl\.kernels\._none was not built"):
+        open_library("fastpsl.kernels._none")
