@@ -15,14 +15,8 @@ def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
     Not measured on a GPU.
 
-    Args:
-        images: uint8 [B, H, W, C].
-        boxes: [B, 4 or more]: top, left, height and width in source pixels, inside the images. Further
-            columns are ignored.
-        size_px: The side of the output.
-
-    Returns:
-        uint8 [B, size_px, size_px, C].
+    `images` is uint8 [B, H, W, C]. `boxes` [B, 4 or more] has top, left, height and width in source pixels,
+    inside the images. The result is uint8 [B, size_px, size_px, C].
     """
     num, height, width, channels = images.shape
     if not num:

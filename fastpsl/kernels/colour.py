@@ -198,12 +198,7 @@ def mixed(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Return the images with their hue moved; value and saturation stay.
 
-    Args:
-        x: [B, 3, H, W], floating, in [0, 1].
-        turns: [B]; 1 is the full circle.
-
-    Returns:
-        Images of the shape and dtype of `x`.
+    `x` is floating [B, 3, H, W] in [0, 1], as the result. `turns` is [B]; 1 is the full circle.
     """
     red, green, blue = x.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)

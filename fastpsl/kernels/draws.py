@@ -127,16 +127,8 @@ def _counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint
 def words(keys: Keys, slot: int, num: int) -> np.ndarray:
     """Return each sample's first random words in a slot.
 
-    Args:
-        keys: The samples.
-        slot: The purpose of the words, a `Slot` or another number below 2**16.
-        num: The number of words per sample.
-
-    Returns:
-        uint32 [B, num].
-
-    Raises:
-        ValueError: If `num` is not from 0 to 1,024.
+    The result is uint32 [B, num]. `slot` is a `Slot` or another number below 2**16. Raises ValueError if
+    `num` is not from 0 to 1,024.
     """
     if not 0 <= num <= MAX_WORDS:
         raise ValueError(
@@ -156,13 +148,7 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
 def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
     """Return uniform random numbers, the top 24 bits of each word times 2**-24.
 
-    Args:
-        keys: The samples.
-        slot: The purpose of the numbers, a `Slot`.
-        num: The number of values per sample, 0 to 1,024.
-
-    Returns:
-        A float32 array [B, num] in [0, 1).
+    The result is float32 [B, num] in [0, 1), with `num` from 0 to 1,024.
     """
     return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
@@ -177,14 +163,7 @@ def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
 def integers(keys: Keys, slot: int, num: int, high: int) -> np.ndarray:
     """Return uniform random integers.
 
-    Args:
-        keys: The samples.
-        slot: The purpose of the numbers, a `Slot`.
-        num: The number of values per sample, 0 to 1,024.
-        high: The bound, 1 to 2**31.
-
-    Returns:
-        An int64 array [B, num] in [0, high).
+    The result is int64 [B, num] in [0, high), with `num` from 0 to 1,024 and `high` from 1 to 2**31.
     """
     return scaled(words(keys, slot, num), high)
 

@@ -313,14 +313,8 @@ def warp(images: Tensor, matrices: Tensor, fill: float, sample: Sample = sampled
     within half a pixel of an edge the edge's pixels are repeated. uint8 is rounded to the nearest, whereas
     PIL truncates.
 
-    Args:
-        images: [B, C, H, W], uint8 or floating.
-        matrices: float32 [B, 3, 3], from (x, y, 1) of the result to the source, up to a factor.
-        fill: The value outside the source, in the images' units.
-        sample: The function that interpolates.
-
-    Returns:
-        Images of the same shape and dtype, channels-last.
+    `images` is [B, C, H, W], uint8 or floating, as the result, which is channels-last. `matrices` is float32
+    [B, 3, 3], from (x, y, 1) of the result to the source, up to a factor. `fill` is in the images' units.
     """
     height, width = images.shape[-2:]
     x, y = (torch.arange(side, dtype=torch.float32, device=images.device) + 0.5 for side in (width, height))
@@ -427,12 +421,8 @@ def _projective(keys: Keys, side: int) -> tuple[np.ndarray, np.ndarray]:
 def homographies(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
     """Solve for the homographies that map four points each onto four fixed ones.
 
-    Args:
-        points: float64 [B, 4, 2] of (x, y); no three points of a row may be collinear.
-        onto: float64 [4, 2], the fixed points.
-
-    Returns:
-        float64 [B, 8]: a, b, ..., h of (a x + b y + c, d x + e y + f) / (g x + h y + 1).
+    `points` is float64 [B, 4, 2] of (x, y), of which no three in a row are collinear, and `onto` float64 [4,
+    2]. The result is float64 [B, 8]: a, b, ..., h of (a x + b y + c, d x + e y + f) / (g x + h y + 1).
     """
     equations = np.zeros((len(points), 4, 2, 8))
     equations[:, :, 0, :2] = equations[:, :, 1, 3:5] = points

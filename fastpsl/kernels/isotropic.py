@@ -48,12 +48,8 @@ HALF = np.float32(0.5 + 2**-13)
 def margin_px(side: Any, size_px: int) -> Any:
     """Return the source pixels that both windows need around an upright square, the kernel's reach included.
 
-    Args:
-        side: The square's side in source pixels, an integer or an array of integers.
-        size_px: The side of the view.
-
-    Returns:
-        Whole numbers as float64.
+    `side` is the square's side in source pixels, an integer or an array of integers. The result has whole
+    numbers as float64.
     """
     sigma = np.maximum(COLOUR_SIGMA_PX, SHRINK_SIGMA * side / size_px)
     return np.ceil(side * (np.sqrt(0.5) - 0.5) + REACH_SIGMAS * sigma)

@@ -31,15 +31,9 @@ def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     (kernels/fused_cuda/isotropic.py). Other devices, and CUDA where Triton does not work, use dense matrix
     products. The host never waits for the device.
 
-    Args:
-        images: uint8 [B, H, W, 3]. A smaller image may stand at the top left, because a window never sees
-            what lies around it.
-        boxes: Integers [B, 5]: top, left, side, side, in source pixels, and ISOTROPIC or DIAGONAL.
-            `fits_isotropic` must hold for them.
-        size_px: The side of the windows.
-
-    Returns:
-        uint8 [B, size_px, size_px, 3].
+    `images` is uint8 [B, H, W, 3]. A smaller image may stand at the top left, because a window never sees
+    what lies around it. `boxes` are integers [B, 5]: top, left, side, side, in source pixels, and ISOTROPIC
+    or DIAGONAL; `fits_isotropic` must hold for them. The result is uint8 [B, size_px, size_px, 3].
     """
     fused = fused_form(images.device)
     return crop_densely(images, boxes, size_px) if fused is None else fused.crop(images, boxes, size_px)
@@ -48,15 +42,9 @@ def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 def crop_ragged(pixels: Tensor, places: Tensor, boxes: Tensor, size_px: int, widest_px: int) -> Tensor:
     """Return the windows of images of several sizes, for which `fused_form` must not be None.
 
-    Args:
-        pixels: uint8 [N]: the images, RGB, their rows one after the other.
-        places: int64 [B, 3]: where each image begins in `pixels`, its height and its width.
-        boxes: Those of `crop_isotropic`, in pixels of their images.
-        size_px: The side of the windows.
-        widest_px: The width of the widest image.
-
-    Returns:
-        uint8 [B, size_px, size_px, 3].
+    `pixels`, uint8 [N], holds the RGB images, their rows one after the other. `places`, int64 [B, 3], tells
+    where each image begins in `pixels`, its height and its width. `widest_px` is the width of the widest. The
+    rest is as in `crop_isotropic`.
     """
     fused, _ = _tried(pixels.device)
     assert fused is not None

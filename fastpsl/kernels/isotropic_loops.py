@@ -126,15 +126,9 @@ def _compiled(stamp: int) -> Callable[..., None]:
 
         `fits_isotropic` must hold for the box; it is not checked here.
 
-        Args:
-            pixels: uint8, RGB, at least rows * columns * 3 values.
-            rows: The image's height.
-            columns: The image's width.
-            top: The upright square's top in source pixels. The window has the same centre.
-            left: The square's left.
-            side: The square's side.
-            diagonal: Whether to turn the image by 45 degrees counter-clockwise.
-            out: uint8 [S, S, 3], where the window is written.
+        `pixels` is uint8, RGB, of at least rows * columns * 3 values. `top`, `left` and `side` are those of
+        the upright square in source pixels; the window has the same centre. If `diagonal`, the image is
+        turned by 45 degrees counter-clockwise. The window is written into `out`, uint8 [S, S, 3].
         """
         if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
             return

@@ -73,11 +73,8 @@ TO_XYZ = ((0.4124, 0.3576, 0.1805), WEIGHTS, (0.0193, 0.1192, 0.9505))
 def lab(x: Tensor) -> Tensor:
     """Convert sRGB images to L*a*b*.
 
-    Args:
-        x: float32 [B, 3, H, W] in [0, 1].
-
-    Returns:
-        float32 [B, 3, H, W]: L* in [0, 100], a* in [-86.2, 98.3], b* in [-107.9, 94.5].
+    `x` is float32 [B, 3, H, W] in [0, 1]. The result, of the same shape, has L* in [0, 100], a* in [-86.2,
+    98.3] and b* in [-107.9, 94.5].
     """
     red, green, blue = linear_rgb(x).unbind(1)
     fx, fy, fz = (
@@ -136,12 +133,8 @@ def soft_bins(ab: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     The weights are those of a Gaussian with sigma 5 at the distances, normalised to a sum of 1. If bins are
     equally far, any of them may be the tenth.
 
-    Args:
-        ab: float32 [N, 2].
-        bins: float32 [313, 2], those of `ab_bins`.
-
-    Returns:
-        The bins' indices, int64 [N, 10], nearest first, and their weights, float32 [N, 10].
+    `ab` is float32 [N, 2], and `bins` float32 [313, 2], those of `ab_bins`. Returns the bins' indices, int64
+    [N, 10], nearest first, and their weights, float32 [N, 10].
     """
     if len(ab) > _CHUNK:  # because each colour takes 313 distances
         parts = [soft_bins(part, bins) for part in ab.split(_CHUNK)]

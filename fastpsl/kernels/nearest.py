@@ -160,15 +160,8 @@ def weighted_scores(
 
     A query's weights are divided by that of its nearest neighbour, so that none overflows.
 
-    Args:
-        neighbours: The queries' neighbours.
-        labels: int64 [M], the bank's labels.
-        num_classes: The number of classes.
-        k: The number of neighbours that vote.
-        temperature: The temperature of the weights.
-
-    Returns:
-        float64 [Q, num_classes].
+    `labels` is int64 [M], those of the bank. The first `k` neighbours vote. The result is float64 [Q,
+    num_classes].
     """
     similarities = neighbours.similarities[:, :k].double()
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
@@ -182,14 +175,7 @@ def majority_scores(neighbours: Neighbours, labels: Tensor, num_classes: int, k:
     Ties go to the class with the nearer member, because each count has 1 / (1 + rank) added to it. The rank
     is that of the class's nearest neighbour, from 1, so at most a half is added.
 
-    Args:
-        neighbours: The queries' neighbours.
-        labels: int64 [M], the bank's labels.
-        num_classes: The number of classes.
-        k: The number of neighbours that vote.
-
-    Returns:
-        float64 [Q, num_classes].
+    The arguments and the result are those of `weighted_scores`.
     """
     votes = labels[neighbours.rows[:, :k]]
     scores = torch.zeros(len(votes), num_classes, dtype=torch.float64)
@@ -205,12 +191,7 @@ def places(scores: Tensor, truth: Tensor) -> Tensor:
     Rank 0 is a correct answer, below 5 is among the top 5. Equal scores are ranked in the order of the
     classes. A true class without a vote gets the rank num_classes.
 
-    Args:
-        scores: float64 [Q, num_classes].
-        truth: int64 [Q], the true classes.
-
-    Returns:
-        int64 [Q].
+    `scores` is float64 [Q, num_classes], `truth` and the result are int64 [Q].
     """
     true_score = scores.gather(1, truth[:, None])
     smaller = torch.arange(scores.shape[1]) < truth[:, None]
@@ -228,16 +209,8 @@ def count_correct(
 ) -> Mapping[str, int]:
     """Count the queries that each k and vote gets right.
 
-    Args:
-        neighbours: The queries' neighbours.
-        labels: int64 [M], the bank's labels.
-        truth: int64 [Q], the queries' labels.
-        num_classes: The number of classes.
-        ks: The numbers of neighbours.
-        temperature: The temperature of the weighted votes.
-
-    Returns:
-        The counts by name: for k = 20, top1_k20 and top5_k20 (weighted votes) and top1_k20_majority.
+    `labels` is int64 [M], those of the bank, and `truth` int64 [Q]. Counts are by name: for k = 20, top1_k20
+    and top5_k20 (weighted votes) and top1_k20_majority.
     """
     totals = {name: 0 for k in ks for name in (f"top1_k{k}", f"top5_k{k}", f"top1_k{k}_majority")}
     for chunk in _slices(len(truth), _VOTE_CHUNK):

@@ -65,17 +65,9 @@ def _whole(tensors: Sequence[Tensor]) -> Tensor | None:
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Normalise images; computed in float32 and rounded once.
 
-    Args:
-        images: [B, C, H, W], uint8 in [0, 255] or floating in [0, 1].
-        mean: One value per channel, in units of [0, 1].
-        std: One value per channel, in the same units.
-        dtype: The dtype of the result.
-
-    Returns:
-        [B, C, H, W], channels-last.
-
-    Raises:
-        ValueError: As `check_mean_and_std`.
+    `images` is [B, C, H, W], uint8 in [0, 255] or floating in [0, 1]. `mean` and `std` have one value per
+    channel, in units of [0, 1]. The result has `dtype` and is channels-last. Raises ValueError as
+    `check_mean_and_std`.
     """
     check_mean_and_std(mean, std, images.shape[1])
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
@@ -104,15 +96,8 @@ def check_fused_arguments(
 ) -> None:
     """Check the arguments of a fused kernel.
 
-    Args:
-        images: uint8 [B, 3, H, W].
-        shape: The result's shape.
-        mean: As in `normalise`.
-        std: As in `normalise`.
-        out: A tensor of `shape` in channels-last memory.
-
-    Raises:
-        ValueError: As `check_mean_and_std`.
+    `images` is uint8 [B, 3, H, W], and `out` a tensor of `shape` in channels-last memory. Raises ValueError
+    as `check_mean_and_std`.
     """
     assert images.dtype == torch.uint8 and images.shape[1] == 3, (images.dtype, images.shape)
     assert out.shape == tuple(shape), (out.shape, shape)

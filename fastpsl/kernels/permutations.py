@@ -159,12 +159,7 @@ def greedy_permutations(num_pieces: int, count: int) -> np.ndarray:
     random ones from a fixed Philox key, each the argsort of its words. The result is then good but not
     optimal.
 
-    Args:
-        num_pieces: The number of pieces.
-        count: The number of permutations.
-
-    Returns:
-        int64 [count, num_pieces].
+    The result is int64 [count, num_pieces].
     """
     pool_size = max(_POOL, 8 * count)
     if math.factorial(num_pieces) <= max(pool_size, math.factorial(9)):

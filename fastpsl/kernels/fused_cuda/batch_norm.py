@@ -361,14 +361,8 @@ def batch_norm(
 def max_pool(x: Tensor, windows: Windows, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """Return the max pool of relu(x + bias), without a gradient.
 
-    Args:
-        x: The map, [B, C, H, W], channels-last, float16, bfloat16 or float32, with no size of 0.
-        windows: The windows, of which the map has at least one.
-        bias: [C], or None.
-        relu: Whether to apply the ReLU.
-
-    Returns:
-        [B, C, pooled H, pooled W], of x's dtype.
+    `x` is [B, C, H, W], channels-last, float16, bfloat16 or float32, with at least one window; the result has
+    its dtype. `bias` is [C].
     """
     x = x.detach().contiguous(memory_format=torch.channels_last)
     y = windows.pooled(x)

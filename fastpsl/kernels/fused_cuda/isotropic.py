@@ -235,13 +235,7 @@ _BETWEEN_BYTES = 64 << 20
 def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     """Compute `crop_isotropic` on CUDA.
 
-    Args:
-        images: uint8 [B, H, W, 3].
-        boxes: Integers [B, 5].
-        size_px: The side of the windows.
-
-    Returns:
-        uint8 [B, size_px, size_px, 3].
+    `images` is uint8 [B, H, W, 3], `boxes` are integers [B, 5]. The result is uint8 [B, size_px, size_px, 3].
     """
     num, height, width, channels = images.shape
     assert channels == 3, images.shape
@@ -256,15 +250,7 @@ def crop_ragged(pixels: Tensor, places: Tensor, boxes: Tensor, size_px: int, wid
 
     Windows of boxes that do not fit are undefined, but no memory outside the images is read for them.
 
-    Args:
-        pixels: uint8 [N]: RGB images, their rows one after the other.
-        places: int64 [B, 3]: where each image begins in `pixels`, its height and its width.
-        boxes: Integers [B, 5], in pixels of their images.
-        size_px: The side of the windows.
-        widest_px: The width of the widest image.
-
-    Returns:
-        uint8 [B, size_px, size_px, 3].
+    The arguments are those of kernels/isotropic_batch.py. The result is uint8 [B, size_px, size_px, 3].
     """
     num = len(boxes)
     assert pixels.dtype == torch.uint8 and pixels.ndim == 1, (pixels.dtype, pixels.shape)

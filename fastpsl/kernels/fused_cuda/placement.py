@@ -24,8 +24,7 @@ def drawn_moves(
 ) -> tuple[Tensor | None, Tensor | None, int]:
     """Return the draws of Shift and Flip for `placement`.
 
-    Returns:
-        flip, bool [B], or None; shift, int64 [B, 2], or None; the shift's max_px.
+    They are flip, bool [B], or None; shift, int64 [B, 2], or None; and the shift's max_px.
     """
     flip = shift = None
     max_px = 0
