@@ -8,8 +8,9 @@ used because it copies its kernel from host memory in every call. On a GPU the h
 Kornia's `sobel` adds 1e-6 under the root for the sake of gradients, which an augmentation does not need.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +99,11 @@ class Sobel:
     def __post_init__(self) -> None:
         check_probability(self.p)
 
+    @property
+    def channels(self) -> str | None:
+        """The name of the channels, if every sample has them."""
+        return "Sobel" if self.p >= 1 else None
+
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "apply", bool [B]: whether to filter each sample."""
         return {"apply": uniforms(keys, Slot.SOBEL, 1)[:, 0] < self.p}
@@ -143,6 +149,19 @@ class SobelXY:
     and -8 gy of normalised pixels, padded with zeros, which draws a frame. SOBEL_XY_STD brings the values
     here to its scale. Its published weights take them if the sign of the first convolution is changed.
     """
+
+    channels: ClassVar[str] = "SobelXY"
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0], 2, *shape[2:]
+
+    def check_view(self, crop: object, ops: Sequence[object]) -> None:
+        """Check that three colours come here, and that no operation follows."""
+        if ops[-1] is not self or any(hasattr(op, "channels") for op in ops[:-1]):
+            raise ValueError(
+                f"ViewSpec.ops holds {', '.join(type(op).__name__ for op in ops)}: "
+                f"SobelXY makes two channels of three colours; put it last, without Sobel and Lightness"
+            )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""

@@ -1,6 +1,6 @@
 """Ops that move pixels: flip, shift, hole, enlargement, rotations by 90 and 45 degrees, and AET's warps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -120,6 +120,10 @@ class Hole:
             )
         return self.hidden(height), self.hidden(width)
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        self.box(*shape[1:])
+        return shape
+
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """Return the images [B, C, H, W] with their holes, in the same dtype, channels-last.
 
@@ -156,6 +160,9 @@ class Enlarge:
                 f"a middle of {self.size_px} px of {self.side_px} px given; "
                 f"allowed are 1 px to the whole side"
             )
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return *shape[:2], self.size_px, self.size_px
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""
@@ -194,6 +201,10 @@ class Rotate90:
     def __post_init__(self) -> None:
         _check_num(self.num)
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        check_square(*shape[2:], self.num)
+        return shape
+
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "turns", int64 [B] in quarter turns counter-clockwise: 0 to 3, or 0 and 2 if `num` is 2."""
         return {"turns": integers(keys, Slot.ROTATION, 1, self.num)[:, 0] * (4 // self.num)}
@@ -223,6 +234,10 @@ class AllTurns:
 
     def __post_init__(self) -> None:
         _check_num(self.num)
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        check_square(*shape[2:], self.num)
+        return self.num * shape[0], *shape[1:]
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Return the fixed "turns", int64 [B, num] in quarter turns: 0, 1, 2, 3 or 0, 2 in each row."""
@@ -282,6 +297,19 @@ class Rotate45:
     Such a view must not have a `Flip`. An
     image that is turned by 45 degrees and mirrored is turned by -45, which is another label.
     """
+
+    def check_view(self, crop: object, ops: Sequence[object]) -> None:
+        """Check that the label holds for a view with this crop and these operations."""
+        if getattr(crop, "base", None) != "drawn":
+            raise ValueError(
+                "ViewSpec.ops holds Rotate45, whose label the crop shares; "
+                "give RotationCrop, base drawn, as the crop"
+            )
+        if any(isinstance(op, Flip) for op in ops):
+            raise ValueError(
+                "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; "
+                "leave out Flip"
+            )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "label", int64 [B] in 0..7 (steps of 45 degrees), and "turns", int64 [B] = label // 2."""
@@ -386,6 +414,10 @@ class WarpPair:
                 f"images of {height} x {width} px given to WarpPair({self.size_px}); "
                 f"allowed are squares of {self.size_px} px: give the crop and WarpPair the same size_px"
             )
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        self.check(*shape[2:])
+        return 2 * shape[0], *shape[1:]
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """Return the pairs [2 * B, C, S, S], pair by pair, channels-last, in the images' dtype."""
