@@ -40,6 +40,9 @@ class Enlarge:
                 f"allowed are 1 px to the whole side"
             )
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return *shape[:2], self.size_px, self.size_px
+
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""
         return {}

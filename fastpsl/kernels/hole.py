@@ -56,6 +56,10 @@ class Hole:
             )
         return self.hidden(height), self.hidden(width)
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        self.box(*shape[1:])
+        return shape
+
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """Return the images [B, C, H, W] with their holes, in the same dtype, channels-last.
 

@@ -79,6 +79,10 @@ class JigsawTiles:
                 f"lower cell_px"
             )
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        self.check(*shape[2:])
+        return shape[0] * self.grid**2, shape[1], self.tile_px, self.tile_px
+
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """Cut the tiles of a batch from cells at the top left.
 

@@ -10,6 +10,7 @@ well.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class Lightness:
 
     The value is L* / 100, in [0, 1], in one channel.
     """
+
+    channels: ClassVar[str] = "L"
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0], 1, *shape[2:]
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""

@@ -6,13 +6,14 @@ Both follow from one draw. To get all eight rotations at once, use two views, on
 `AllTurns(4)`. Multiples of 90 degrees need none of this: ordinary crops and kernels/rotate90.py are exact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys, Slot, integers
+from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotate90 import Rotate90
 
 NUM_ROTATIONS = 8
@@ -32,6 +33,19 @@ class Rotate45:
     Label l shows the image turned by 45 * l degrees counter-clockwise. Such a view must not have a `Flip`. An
     image that is turned by 45 degrees and mirrored is turned by -45, which is another label.
     """
+
+    def check_view(self, crop: object, ops: Sequence[object]) -> None:
+        """Check that the label holds for a view with this crop and these operations."""
+        if getattr(crop, "base", None) != "drawn":
+            raise ValueError(
+                "ViewSpec.ops holds Rotate45, whose label the crop shares; "
+                "give RotationCrop, base drawn, as the crop"
+            )
+        if any(isinstance(op, Flip) for op in ops):
+            raise ValueError(
+                "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; "
+                "leave out Flip"
+            )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "label", int64 [B] in 0..7 (steps of 45 degrees), and "turns", int64 [B] = label // 2."""

@@ -27,6 +27,10 @@ class Rotate90:
     def __post_init__(self) -> None:
         _check_num(self.num)
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        check_square(*shape[2:], self.num)
+        return shape
+
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "turns", int64 [B] in quarter turns counter-clockwise: 0 to 3, or 0 and 2 if `num` is 2."""
         return {"turns": integers(keys, Slot.ROTATION, 1, self.num)[:, 0] * (4 // self.num)}
@@ -56,6 +60,10 @@ class AllTurns:
 
     def __post_init__(self) -> None:
         _check_num(self.num)
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        check_square(*shape[2:], self.num)
+        return self.num * shape[0], *shape[1:]
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Return the fixed "turns", int64 [B, num] in quarter turns: 0, 1, 2, 3 or 0, 2 in each row."""

@@ -39,6 +39,11 @@ class Sobel:
     def __post_init__(self) -> None:
         check_probability(self.p)
 
+    @property
+    def channels(self) -> str | None:
+        """The name of the channels, if every sample has them."""
+        return "Sobel" if self.p >= 1 else None
+
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "apply", bool [B]: whether to filter each sample."""
         return {"apply": uniforms(keys, Slot.SOBEL, 1)[:, 0] < self.p}

@@ -7,8 +7,9 @@ computes -8 gx and -8 gy of normalised pixels, padded with zeros, which draws a 
 values here to its scale. Its published weights take them if the sign of the first convolution is changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +31,19 @@ class SobelXY:
     It is the network's input in DeepCluster and UIC. The gradients are Sobel's, divided by 8, with the border
     repeated. Values are in [-0.5, 0.5], in two channels.
     """
+
+    channels: ClassVar[str] = "SobelXY"
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0], 2, *shape[2:]
+
+    def check_view(self, crop: object, ops: Sequence[object]) -> None:
+        """Check that three colours come here, and that no operation follows."""
+        if ops[-1] is not self or any(hasattr(op, "channels") for op in ops[:-1]):
+            raise ValueError(
+                f"ViewSpec.ops holds {', '.join(type(op).__name__ for op in ops)}: "
+                f"SobelXY makes two channels of three colours; put it last, without Sobel and Lightness"
+            )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""

@@ -115,6 +115,10 @@ class WarpPair:
                 f"allowed are squares of {self.size_px} px: give the crop and WarpPair the same size_px"
             )
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        self.check(*shape[2:])
+        return 2 * shape[0], *shape[1:]
+
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """Return the pairs [2 * B, C, S, S], pair by pair, channels-last, in the images' dtype."""
         return self.pairs(images, draw, sampled)

@@ -1,8 +1,13 @@
 """A view is a crop, ops in order and a normalisation; its draws depend on the sample and not on the batch."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -11,7 +16,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.pipelines.views import Draw, ViewSpec
+from fastpsl.pipelines.views import Crop, Draw, Input, Op, ViewSpec, center_view
 
 VIEW = ViewSpec(RandomResizedCrop(31), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8), Grey(0.3)))
 INDICES = np.arange(100, 116)
@@ -66,6 +71,52 @@ def test_a_label_of_45_degrees_is_true_or_refused() -> None:
     for crop in (RandomResizedCrop(31), RotationCrop(31, base=0)):
         with pytest.raises(ValueError, match="give RotationCrop, base drawn"):
             ViewSpec(crop, (Rotate45(),))
+
+
+@dataclass(frozen=True)
+class Edges:
+    """An operation from elsewhere: horizontal and vertical differences in a grid of two halves per image."""
+
+    channels: ClassVar[str] = "my_ops.Edges"
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if shape[3] % 2:
+            raise ValueError(f"images {shape[3]} px wide given to Edges; allowed are even widths")
+        return 2 * shape[0], 2, shape[2], shape[3] // 2
+
+    def check_view(self, crop: Crop, ops: Sequence[Op]) -> None:
+        if ops[0] is not self:
+            raise ValueError("Edges must be first")
+
+    def draw(self, keys: Keys) -> Draw:
+        return {}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        grey = torch.stack(images.float().mean(1).tensor_split(2, -1), 1).flatten(0, 1) / 255
+        return torch.stack(
+            [grey.diff(dim=2, append=grey[..., -1:]), grey.diff(dim=1, append=grey[:, -1:])], 1
+        )
+
+
+def test_an_op_from_elsewhere_makes_channels_and_images_of_its_own() -> None:
+    view = ViewSpec(RandomResizedCrop(32), (Edges(), Flip()), (0.0, 0.1), (1.0, 0.5))
+    assert view.side_px == 16
+    draws = ({}, {"flip": torch.zeros(6, dtype=torch.bool)})
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    inputs = view.apply(images, draws, torch.float32)
+    assert inputs.shape == (6, 2, 32, 16)
+    assert view.denormalise(inputs).shape == (6, 3, 32, 16)
+    record = Input.from_dict(view.input_record())
+    assert record == view.input() == Input("my_ops.Edges", (0.0, 0.1), (1.0, 0.5), 32)
+    assert record.num_channels == 2 and "my_ops.Edges" in record.in_words()
+    with pytest.raises(ValueError, match="'my_ops.Edges': no op of fastpsl makes them"):
+        center_view(record, 32)
+    with pytest.raises(ValueError, match="for my_ops.Edges: give 2 values each"):
+        ViewSpec(RandomResizedCrop(32), (Edges(),))
+    with pytest.raises(ValueError, match="31 px wide"):
+        ViewSpec(RandomResizedCrop(31), (Edges(),), (0.0, 0.1), (1.0, 0.5))
+    with pytest.raises(ValueError, match="Edges must be first"):
+        ViewSpec(RandomResizedCrop(32), (Flip(), Edges()), (0.0, 0.1), (1.0, 0.5))
 
 
 def test_draws_of_another_view_are_refused() -> None:
