@@ -1,21 +1,54 @@
-"""Reading betons, by ffcv and by fastpsl, and refusing files that are no beton or damaged."""
+"""Reading betons, by ffcv and by fastpsl: tables, fields, checksums, and what is no beton or damaged."""
 
 import gc
 import os
 import subprocess
 import sys
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fastpsl.cli import main
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, Shard, row_dtype
-from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.beton.shard import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    IMAGE_TYPE,
+    INT_TYPE,
+    Shard,
+    Table,
+    TruncatedError,
+    row_dtype,
+)
+from fastpsl.pipelines.beton.sidecar import MARK, MARK_START, has_checksums, read_checksums
+from fastpsl.pipelines.beton.verify import info, unchecked, verify
+from fastpsl.pipelines.data.dataset import require_labels
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.libffcv import why_missing
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from tests.faults.runs import beton
 from tests.pipelines.beton_stock import image_of
-from tests.pipelines.photos import JPG, RAW, needs_ffcv, photo_samples, pil_decode, write
+from tests.pipelines.photos import (
+    DECODERS,
+    JPG,
+    RAW,
+    jpeg,
+    needs_ffcv,
+    photo,
+    photo_samples,
+    pil_decode,
+    write,
+)
 
 STOCK = Path(__file__).with_name("beton_stock.py")
 TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
@@ -327,3 +360,298 @@ def test_150_mutated_betons(tmp_path: Path) -> None:
             assert problems, "other bytes are read, and verify says nothing"
     # Only libffcv reports libjpeg's warnings, so only with it are damaged images named.
     assert refusals > 30 and named > (15 if why_missing() else 30)
+
+
+NUM_RAW = 6
+PAGE = 1 << 21  # where the data begin
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Write raw images, for which all bytes are valid."""
+    return write(
+        tmp_path / "a.beton", [(photo(i, 5 + i, 9).tobytes(), 5 + i, 9, RAW) for i in range(NUM_RAW)]
+    )
+
+
+def contents(path: Path) -> "list[tuple[bytes, int, int, int]] | None":
+    """Return the bytes, height, width and label of each sample, or None if the beton is refused."""
+    try:
+        with Beton(path) as beton:
+            rows = beton.rows(np.arange(beton.num_samples))
+            sides = zip(rows.height.tolist(), rows.width.tolist(), rows.label.tolist(), strict=True)
+            return [(beton.read(i), *of) for i, of in enumerate(sides)]
+    except ValueError:
+        return None
+
+
+def test_the_list_is_that_of_rows_and_data(raw: Path) -> None:
+    data = raw.read_bytes()
+    with Beton(raw) as beton:
+        rows = np.frombuffer(data, ROW, NUM_RAW, TABLE_START)
+        expected = [zlib.crc32(rows[i].tobytes() + beton.read(i)) for i in range(NUM_RAW)]
+        assert has_checksums(beton.shards[0]) and read_checksums(beton.shards[0]).tolist() == expected
+        assert unchecked(beton) == "" and "checksum of each sample    CRC-32" in info(beton)
+
+
+def test_no_change_of_what_is_read_goes_unseen(raw: Path) -> None:
+    """Bits of header, table, data, checksums and allocation table change, without a JSON."""
+    original, random = raw.read_bytes(), np.random.default_rng(0)
+    expected = contents(raw)
+    with Beton(raw) as beton:
+        end = beton.shards[0].alloc + NUM_RAW * ALLOCATION.itemsize
+    assert end == len(original)
+    places = np.concatenate(
+        [
+            np.arange(HEADER.itemsize),
+            random.integers(HEADER.itemsize, TABLE_START, 40),
+            random.integers(TABLE_START, TABLE_START + NUM_RAW * ROW.itemsize, 150),
+            random.integers(PAGE, end, 150),
+        ]
+    )
+    num_changed = 0
+    for at in places.tolist():
+        with open(raw, "r+b") as file:
+            file.seek(at)
+            file.write(bytes([original[at] ^ 1 << int(random.integers(8))]))
+        samples = contents(raw)
+        if samples is not None and samples != expected:
+            num_changed += 1
+            assert list(verify(raw)), at
+        with open(raw, "r+b") as file:
+            file.seek(at)
+            file.write(original[at : at + 1])
+    assert raw.read_bytes() == original and list(verify(raw)) == []
+    assert num_changed > 50
+
+
+def test_the_sample_is_named(raw: Path) -> None:
+    original = raw.read_bytes()
+    rows = np.frombuffer(original, ROW, NUM_RAW, TABLE_START).copy()
+    rows["f1"][[2, 4]] = rows["f1"][[4, 2]]
+    raw.write_bytes(original[:TABLE_START] + rows.tobytes() + original[TABLE_START + rows.nbytes :])
+    wrong = "its bytes, size or label are not those that were written"
+    assert list(verify(raw)) == [f"{raw} sample 2: {wrong}", f"{raw} sample 4: {wrong}"]
+
+
+def test_damaged_checksums_are_said_and_keep_nobody_from_reading(raw: Path) -> None:
+    original, expected = raw.read_bytes(), contents(raw)
+    with Beton(raw) as beton:
+        alloc = beton.shards[0].alloc
+    for at, what in (
+        (alloc - 5, "checksums are damaged"),
+        (HEADER.itemsize + 900, "header is not as it was"),
+    ):
+        data = bytearray(original)
+        data[at] ^= 1
+        raw.write_bytes(data)
+        assert contents(raw) == expected
+        (problem,) = verify(raw)
+        assert what in problem
+    # A header with fewer samples than there are.
+    header = np.frombuffer(original, HEADER, 1).copy()
+    header["num_samples"] = NUM_RAW - 1
+    raw.write_bytes(header.tobytes() + original[HEADER.itemsize :])
+    (problem,) = verify(raw)
+    assert "checksums are damaged" in problem
+
+
+def test_betons_without_are_read_and_said_to_be_checked_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write(tmp_path / "a.beton", [(jpeg(photo(0, 40, 50)), 40, 50, JPG)])
+    data = out.read_bytes()
+    out.write_bytes(data.replace(MARK, bytes(len(MARK)), 1))
+    with Beton(out) as beton:
+        assert not has_checksums(beton.shards[0]) and "checksum of each sample    none" in info(beton)
+        assert unchecked(beton).startswith("no checksums in it and no JSON beside it")
+    main(["data", "verify", str(out)])
+    assert capsys.readouterr().out.startswith(f"{out}: 1 samples, all sound (no checksums in it")
+
+
+NUM_PHOTOS = 5
+FLOAT, ARRAY = 0, 4
+
+
+def with_fields(path: Path, fields: list[tuple[int, str]]) -> Path:
+    """Write NUM_PHOTOS photos with these fields, types and names, in place of image and label."""
+    data = bytearray(write(path, photo_samples(NUM_PHOTOS)).read_bytes())
+    start = HEADER.itemsize + 2 * FIELD.itemsize
+    old = np.frombuffer(data, row_dtype((IMAGE_TYPE, INT_TYPE)), NUM_PHOTOS, start)
+    header, descriptors = np.frombuffer(data, HEADER, 1).copy(), np.zeros(len(fields), FIELD)
+    header["num_fields"] = len(fields)
+    rows = np.zeros(NUM_PHOTOS, row_dtype([type_id for type_id, _ in fields]))
+    for i, (type_id, name) in enumerate(fields):
+        descriptors[i]["type_id"] = type_id
+        descriptors[i]["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        if type_id in (IMAGE_TYPE, INT_TYPE):
+            rows[f"f{i}"] = old["f0" if type_id == IMAGE_TYPE else "f1"]
+    head = header.tobytes() + descriptors.tobytes() + rows.tobytes()
+    data[: len(head)] = head
+    assert MARK not in data[MARK_START : MARK_START + len(MARK)]
+    path.write_bytes(data)
+    return path
+
+
+FIELDS = {
+    "images": ([(IMAGE_TYPE, "image")], None),
+    "fractions": ([(IMAGE_TYPE, "image"), (FLOAT, "label")], "label"),
+    "several labels": ([(ARRAY, "labels"), (IMAGE_TYPE, "image"), (FLOAT, "weight")], "labels, weight"),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_images_without_a_class_number_have_the_label_none(kind: str, tmp_path: Path) -> None:
+    fields, unread = FIELDS[kind]
+    path = with_fields(tmp_path / "a.beton", fields)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = open_data(path)
+    assert isinstance(data, Beton)
+    told = (
+        f"{path}: has no IntField, and {unread} is not read: no labels; for class labels, write it again "
+        "with an IntField"
+    )
+    assert [str(warning.message) for warning in caught] == ([told] if unread else [])
+    with data:
+        assert data.labels().tolist() == data.rows(np.arange(NUM_PHOTOS)).label.tolist() == [-1] * NUM_PHOTOS
+        assert (data.num_samples, data.num_classes, data.class_names) == (NUM_PHOTOS, 0, None)
+        assert [data.read(i) for i in range(NUM_PHOTOS)] == [
+            sample[0] for sample in photo_samples(NUM_PHOTOS)
+        ]
+        assert f"without a label            {NUM_PHOTOS}" in info(data) and "no checksums" in unchecked(data)
+        with pytest.raises(
+            ValueError, match=f"this needs labels, and {NUM_PHOTOS} of {NUM_PHOTOS} samples have none"
+        ):
+            require_labels(data, "this")
+    assert list(verify(path)) == []
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_reads_them(decoder: str, tmp_path: Path) -> None:
+    views = [ViewSpec(ShorterSideCrop(24, 24, where="center"))]
+    batches = list[Batch]()
+    for path in (
+        write(tmp_path / "labelled.beton", photo_samples(NUM_PHOTOS)),
+        with_fields(tmp_path / "a.beton", FIELDS["images"][0]),
+    ):
+        with (
+            Beton(path) as data,
+            Loader(
+                data, views, batch_size_per_rank=NUM_PHOTOS, train=False, decoder=decoder, num_threads=1
+            ) as loader,
+        ):
+            batches += loader.epoch(0)
+    labelled, images = batches
+    assert images.labels.tolist() == [-1] * NUM_PHOTOS != labelled.labels.tolist()
+    assert torch.equal(images.images[0], labelled.images[0])
+
+
+_WRITER = """
+import sys
+import numpy as np
+from ffcv.fields import FloatField, NDArrayField, RGBImageField
+from ffcv.writer import DatasetWriter
+from tests.pipelines.beton_stock import image_of
+
+class Data:
+    def __init__(self, label):
+        self.label = label
+    def __len__(self):
+        return 5
+    def __getitem__(self, i):
+        return (image_of(i)[0], *self.label(int(i)))
+
+for name, fields, label in (
+    ("images", {}, lambda i: ()),
+    ("fractions", {"label": FloatField()}, lambda i: (i / 2,)),
+    ("several labels", {"label": NDArrayField(np.dtype("float32"), (3,))}, lambda i: (np.ones(3, "f4"),)),
+):
+    fields = {"image": RGBImageField(write_mode="raw"), **fields}
+    DatasetWriter(f"{sys.argv[1]}/{name}.beton", fields, num_workers=1).from_indexed_dataset(Data(label))
+"""
+
+
+@pytest.mark.slow
+@needs_ffcv("its own DatasetWriter writes the files")
+def test_what_ffcv_writes_without_an_integer(tmp_path: Path) -> None:
+    from tests.pipelines.beton_stock import image_of
+
+    code = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    subprocess.run(code, check=True, capture_output=True, timeout=240)
+    for kind in FIELDS:
+        path = tmp_path / f"{kind}.beton"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with Beton(path) as data:
+                assert data.labels().tolist() == [-1] * NUM_PHOTOS
+                assert [data.read(i) for i in range(NUM_PHOTOS)] == [
+                    image_of(i)[0].tobytes() for i in range(NUM_PHOTOS)
+                ]
+        assert ["and label is not read" in str(warning.message) for warning in caught] == [True] * (
+            kind != "images"
+        )
+        assert list(verify(path)) == []
+
+
+TABLE_ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
+START, NUM_ROWS = 13, 1000
+
+
+@pytest.fixture(params=["C", "Python"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test by the C library, where it was built, and without it."""
+    if request.param == "Python":
+        monkeypatch.setattr(shard, "library", lambda: None)
+    elif shard.library() is None:
+        pytest.skip("the C library was not built")
+    return str(request.param)
+
+
+def test_rows_are_those_of_the_file(by: str, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(START + NUM_ROWS * TABLE_ROW.itemsize)
+    (tmp_path / "file").write_bytes(data)
+    expected = np.frombuffer(data, TABLE_ROW, offset=START)
+    indices = np.random.default_rng(1).integers(0, NUM_ROWS, 300)
+    with open(tmp_path / "file", "rb") as file:
+        rows = Table(file.fileno(), START, TABLE_ROW, NUM_ROWS)
+        assert len(rows) == NUM_ROWS
+        for which in (
+            slice(None),
+            slice(3, 90),
+            slice(NUM_ROWS - 1, NUM_ROWS + 5),
+            slice(7, 7),
+            indices,
+            indices[:0],
+        ):
+            got = rows[which]
+            assert got.dtype == TABLE_ROW and got.tolist() == expected[which].tolist()
+
+
+def test_a_file_cut_short_is_an_error(by: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(START + NUM_ROWS * TABLE_ROW.itemsize))
+    with open(tmp_path / "file", "r+b") as file:
+        rows = Table(file.fileno(), START, TABLE_ROW, NUM_ROWS)
+        file.truncate(START + 500 * TABLE_ROW.itemsize - 1)
+        assert len(rows[:499]) == len(rows[np.arange(499)]) == 499
+        for which in (slice(None), np.array([0, 499])):
+            with pytest.raises(TruncatedError):
+                rows[which]
+
+
+def test_an_error_of_the_disk_is_told_apart(by: str, tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        Table(folder, 0, TABLE_ROW, NUM_ROWS)[np.array([0])]
+    os.close(folder)
+
+
+def test_a_beton_cut_short_after_the_check_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = beton(tmp_path / "x.beton")
+    monkeypatch.setattr(Shard, "check_unchanged", lambda self: None)
+    with Beton(path) as data:
+        os.truncate(path, path.stat().st_size * 2 // 3)
+        with pytest.raises(ValueError, match=r"x\.beton: was truncated while it was in use"):
+            data.rows(np.arange(8))
