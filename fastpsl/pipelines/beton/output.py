@@ -175,12 +175,7 @@ class Journal:
         self._last_commit = time.monotonic()
 
     def add(self, image: list[Any], num_bytes: int) -> bool:
-        """Note an image that is done, and return whether it is time for `commit`.
-
-        Args:
-            image: Its name, and what `output.py` needs to take it up again.
-            num_bytes: The bytes that were written for it.
-        """
+        """Note an image: its name, and what takes it up again. Return whether `commit` is due."""
         self._num_pending += 1
         self._pending += (b"," if self._pending else b"") + _dumped(image)
         self._num_bytes += num_bytes
@@ -189,11 +184,7 @@ class Journal:
         )
 
     def commit(self, sync: Callable[[], None]) -> None:
-        """Write the images noted so far.
-
-        Args:
-            sync: Called before, to bring their bytes to the disk.
-        """
+        """Write the images noted so far, after `sync` has brought their bytes to the disk."""
         sync()
         if self._pending:
             self._write_text(b'{"images":[%b]}\n' % bytes(self._pending))

@@ -185,25 +185,14 @@ def remote_pages(data: object) -> "RemotePages | None":
 
 @final
 class RemotePages:
-    """The remote dataset files behind an address. `open` follows when their tables were read.
-
-    Args:
-        address: The address of a dataset file, or a glob of such addresses.
-        cache: The cache.
+    """The remote files behind an address or a glob of them. `open` follows when their tables were read.
 
     Attributes:
-        address: As given.
-        cache: As given.
         names: The address of each file, in the order of the files.
         paths: The files in the cache, which have all of their tables, and some of their pages.
         total_bytes: The size of all files.
         table_bytes: The bytes on the disk of their tables, which are always here.
-        pages: The pages.
-        fetcher: What fetches them.
         is_told_slow: Whether a line has said that the network is slower than training.
-
-    Raises:
-        ValueError: A file cannot be reached, or is no dataset file. The message is one line.
     """
 
     pages: Pages
@@ -286,32 +275,17 @@ class RemotePages:
         return page_of_sample
 
     def pages_with(self, samples: np.ndarray) -> np.ndarray:
-        """Return the page of each of some samples.
-
-        Args:
-            samples: Their numbers, int64 [n].
-        """
+        """Return the page of each of some samples, int64 [n]."""
         if self._page_of_sample is not None:
             return self._page_of_sample[samples]
         return np.searchsorted(self.pages.starts, samples, "right") - 1
 
     def wait(self, samples: np.ndarray) -> None:
-        """Wait until the bytes of samples are here. Those of many samples before may be given up then.
-
-        Args:
-            samples: Their numbers, int64 [n].
-
-        Raises:
-            ValueError: They cannot be fetched. The message is one line.
-        """
+        """Wait until samples' bytes are here, int64 [n]. Those of many before may be given up then."""
         self.fetcher.wait(self._part_of_page[np.unique(self.pages_with(samples))].tolist())
 
     def share_here(self, samples: np.ndarray) -> float:
-        """Return the share of some samples whose bytes are here.
-
-        Args:
-            samples: Their numbers, int64 [n], n > 0.
-        """
+        """Return the share of some samples, int64 [n], n > 0, whose bytes are here."""
         parts, counts = np.unique(self._part_of_page[self.pages_with(samples)], return_counts=True)
         here = [self.fetcher.is_here(part) for part in parts.tolist()]
         return float(counts[here].sum() / counts.sum())
@@ -388,14 +362,8 @@ def in_order_of_steps(
 ) -> "tuple[np.ndarray, np.ndarray] | None":
     """Return the pages of an evaluation, in the data's order, and the step that gives each back.
 
-    Args:
-        remote: The data.
-        global_batch: Samples per step.
-        first_step: The first step that is read.
-        steps_under_way: How many steps are read before the one that is evaluated.
-
-    Returns:
-        Numbers of pages and steps, int64 [n] each; None where samples are scattered over the pages.
+    Both are int64 [n]. None is returned where samples are scattered over the pages. `steps_under_way` steps
+    are read before the one that is evaluated.
     """
     if remote.pages.samples is not None:
         return None
@@ -405,12 +373,7 @@ def in_order_of_steps(
 
 
 def by_first_use(remote: RemotePages, samples: np.ndarray) -> np.ndarray:
-    """Return all pages: those of the first samples of an epoch in their order, then the others.
-
-    Args:
-        remote: The data.
-        samples: The first samples that this process reads, int64 [n].
-    """
+    """Return all pages: those of an epoch's first `samples`, int64 [n], in their order, then the others."""
     pages, places = np.unique(remote.pages_with(samples), return_index=True)
     is_used = np.zeros(len(remote.pages.starts) - 1, bool)
     is_used[pages] = True
@@ -419,12 +382,9 @@ def by_first_use(remote: RemotePages, samples: np.ndarray) -> np.ndarray:
 
 @final
 class FetchAhead:
-    """An epoch's pages, fetched ahead of their use and given back after it.
+    """An epoch's pages, int64 [n], fetched ahead of their first use and given back after it.
 
-    Args:
-        remote: The data.
-        pages: The pages' numbers in the order of their first use, int64 [n].
-        give_at: The step that gives each back, int64 [n]; None to hold all until `close`.
+    `give_at` has the step that gives each back; None holds all until `close`.
     """
 
     def __init__(self, remote: RemotePages, pages: np.ndarray, give_at: np.ndarray | None) -> None:

@@ -172,29 +172,15 @@ def write_beton(
 ) -> WriteReport:
     """Write a dataset file with its JSON and, if any, the lists of bad and of too small images.
 
-    Where it is interrupted, what has come to the disk stays beside `out` under hidden names.
+    `samples` are at most `num_samples` images, or a function that gives them from the i-th on. Up to
+    `max_bad` bad ones, as "20" or "1%" of `num_samples`, are left out and listed. With `shard_mb`, shards of
+    about this many MB are named after `out`: train-00000-of-00003.beton for train.beton. `record` has further
+    entries of the JSON's `written`. `on_progress` is called with (num_done, num_bad, bytes so far) at the
+    start and after each image.
 
-    Args:
-        samples: The images, at most `num_samples`; or a function that gives them from the i-th on.
-        out: The dataset file.
-        num_samples: The number of samples to make room for.
-        class_names: The name of each label; None for images without classes.
-        target: The form in which images are stored.
-        num_workers: The number of threads; None for one per core.
-        max_bad: How many bad images are left out and listed, as "20" or "1%" of num_samples; one more is
-            an error.
-        overwrite: Replace an existing file, and an interrupted one unless `resume`.
-        resume: Go on with an interrupted writing, if there is one. The files become what they would have been
-            without the interruption.
-        shard_mb: Write shards of about this many MB, named after `out`: train-00000-of-00003.beton for
-            train.beton.
-        page_bytes: The size of a page, a power of two.
-        record: Further entries of the JSON's `written`.
-        on_progress: Called with (num_done, num_bad, bytes so far) at the start and after each image.
-
-    Raises:
-        ValueError: `out` cannot be written, exists, too many images are bad, or `resume` finds what was
-            begun by another command. What was published before is as it was. The message is one line.
+    Where it is interrupted, what has come to the disk stays beside `out` under hidden names. `resume` goes on
+    with it, and gives the files that they would have been. It refuses what another command has begun. What
+    was published before stays as it was until all is whole.
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)
