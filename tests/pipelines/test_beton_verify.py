@@ -26,8 +26,10 @@ from tests.pipelines.test_beton import refused
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return photo_tree(tmp_path / "photos")
+def written(tmp_path: Path) -> tuple[Path, Path]:
+    """Write 18 photos in three classes, and return the beton and its JSON."""
+    write_folder(photo_tree(tmp_path / "photos"), tmp_path / "a.beton")
+    return tmp_path / "a.beton", tmp_path / "a.beton.json"
 
 
 def damage_stream(data: bytearray, at: int, num_bytes: int) -> None:
@@ -49,10 +51,9 @@ def damage_table(data: bytearray, at: int, num_bytes: int) -> None:
     ],
 )
 def test_verify_names_what_is_bad(
-    damage: Callable[[bytearray, int, int], None], photos: Path, tmp_path: Path
+    damage: Callable[[bytearray, int, int], None], written: tuple[Path, Path]
 ) -> None:
-    out = tmp_path / "a.beton"
-    write_folder(photos, out)
+    out, beside = written
     with Beton(out) as beton:
         rows, names = beton.rows(np.arange(18)), [beton.name(i) for i in range(18)]
     data = bytearray(out.read_bytes())
@@ -63,13 +64,12 @@ def test_verify_names_what_is_bad(
     assert problems[0] == f"{names[4]}: does not decode without a libjpeg error or warning"
     assert problems[1] == f"{names[9]}: not a JPEG"
     assert "checksum" in problems[2] and len(problems) == 3
-    (tmp_path / "a.beton.json").unlink()
+    beside.unlink()
     assert len(list(verify(out))) == 2  # readers and verify need no JSON
 
 
-def test_sidecars_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
-    out, beside = tmp_path / "a.beton", tmp_path / "a.beton.json"
-    write_folder(photos, out)
+def test_sidecars_that_do_not_fit(written: tuple[Path, Path]) -> None:
+    out, beside = written
     text = beside.read_text()
     record = json.loads(text)
     for bad in ("", "{", "[1]", "null", '{"format": 1}', text.replace('"format": 1', '"format": 9')):
@@ -88,10 +88,8 @@ def test_sidecars_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [1e999, -1, 10**30, "9" * 5000, float("nan")])
 @pytest.mark.parametrize("key", ["num_samples", "data_start"])
-def test_numbers_of_nonsense_in_a_sidecar(key: str, value: object, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a.beton"
-    write_folder(photos, out)
-    beside = tmp_path / "a.beton.json"
+def test_numbers_of_nonsense_in_a_sidecar(key: str, value: object, written: tuple[Path, Path]) -> None:
+    out, beside = written
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {key: value}))
     (problem,) = verify(out)
     assert "a.beton" in problem and "\n" not in problem and "remove" in problem
@@ -107,21 +105,19 @@ NAMES = b"\n".join(b"%d.jpg" % i for i in range(18))
 @pytest.mark.parametrize(
     "paths",
     [
-        "AAAA",
-        packed(NAMES)[:-8],
-        packed(NAMES + b"\nmore.jpg"),
-        packed(NAMES[:-7]),
-        packed(b"x" * (40 << 20)),  # one name of 40 MB
-        packed(b"\n" * (40 << 20)),
-        base64.b64encode(zlib.compress(NAMES) + b"more").decode(),
+        pytest.param("AAAA", id="no zlib"),
+        pytest.param(packed(NAMES)[:-8], id="cut"),
+        pytest.param(packed(NAMES + b"\nmore.jpg"), id="one more"),
+        pytest.param(packed(NAMES[:-7]), id="one less"),
+        pytest.param(packed(b"x" * (40 << 20)), id="a long one"),  # of 40 MB
+        pytest.param(packed(b"\n" * (40 << 20)), id="many"),
+        pytest.param(base64.b64encode(zlib.compress(NAMES) + b"more").decode(), id="something behind"),
     ],
-    ids=["no zlib", "cut", "one more", "one less", "a long one", "many", "something behind"],
 )
 def test_damaged_source_paths_are_told_by_verify_and_cost_readers_the_names_alone(
-    paths: str, photos: Path, tmp_path: Path
+    paths: str, written: tuple[Path, Path]
 ) -> None:
-    out, beside = tmp_path / "a.beton", tmp_path / "a.beton.json"
-    write_folder(photos, out)
+    out, beside = written
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_paths": paths}))
     (fault,) = verify(out)
     assert fault.startswith(f"{beside}: its source_paths are damaged; copy it again, or remove it (")
@@ -171,6 +167,10 @@ def num_samples(paths: Any) -> int:
         return len(data)
 
 
+def missing(tmp_path: Path, i: int) -> str:
+    return f"{tmp_path}: shard {i}/4 of {tmp_path}/photos is missing; write it with --shard {i}/4"
+
+
 def test_complete_shards_have_no_fault(shards: list[Path], tmp_path: Path) -> None:
     paths, lines = betons_to_verify([str(tmp_path / GLOB)])
     assert (paths, lines) == (shards, [])
@@ -206,16 +206,13 @@ def test_verify_tells_interrupted_from_complete(
         f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; "
         f"go on with the same command and --resume"
     )
-    assert lines[1].startswith(
-        f"{tmp_path}: shard 3/4 of {tmp_path}/photos is missing; write it with --shard 3/4"
-    )
+    assert lines[1].startswith(missing(tmp_path, 3))
     assert [line.endswith("all sound") for line in lines] == [False, False, True, True, True]
     assert faults(shards[3]) == lines[:1]
     with open(partial_path(shards[3])) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert faults(shards[3]) == [
-            f"{shards[3]}: is only there as .train-3.beton.partial, is being written"
-        ]
+        told = f"{shards[3]}: is only there as .train-3.beton.partial, is being written"
+        assert faults(shards[3]) == [told]
     for path in shards[:3]:
         path.unlink()
     assert faults(tmp_path / GLOB) == lines[:1]  # and nothing else
@@ -232,10 +229,7 @@ def test_a_left_over_beside_a_whole_beton_is_no_fault(shards: list[Path], tmp_pa
 def test_missing_shards_are_named(shards: list[Path], tmp_path: Path) -> None:
     shards[0].unlink()
     shards[2].unlink()
-    expected = [
-        f"{tmp_path}: shard {i}/4 of {tmp_path}/photos is missing; write it with --shard {i}/4"
-        for i in (0, 2)
-    ]
+    expected = [missing(tmp_path, i) for i in (0, 2)]
     assert faults(tmp_path / GLOB) == expected == faults(shards[1], shards[3])
 
 
@@ -255,35 +249,23 @@ def more_classes(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
-        (None, ["--shard", "1/5"], "was written of 5 shards, {} of 4 shards"),
-        (None, [], "was written of 1 shards, {} of 4 shards"),
-        (
-            None,
-            ["--shard", "1/4", "--max-side", 40],
-            "was written with --max-side 40, {} with --max-side None",
-        ),
-        (None, ["--shard", "1/4", "--mode", "raw"], "was written with --mode raw, {} with --mode jpg"),
-        (None, ["--shard", "1/4", "--quality", 50], "was written with --quality 50, {} with --quality 90"),
-        (
-            None,
-            ["--shard", "1/4", "--reencode", "all"],
-            "was written with --reencode all, {} with --reencode larger",
-        ),
-        (other_photos, ["--shard", "1/4"], "was written from other, {} from photos"),
-        (more_photos, ["--shard", "1/4"], "from a source of 19 images, {} from a source of 18 images"),
-        (more_classes, ["--shard", "1/4"], "its class names differ from those of {}"),
-        (None, ["--shard", "2/4"], "holds the same images as"),
+        (None, "--shard 1/5", "was written of 5 shards, {} of 4 shards"),
+        (None, "", "was written of 1 shards, {} of 4 shards"),
+        (None, "--shard 1/4 --max-side 40", "was written with --max-side 40, {} with --max-side None"),
+        (None, "--shard 1/4 --mode raw", "was written with --mode raw, {} with --mode jpg"),
+        (None, "--shard 1/4 --quality 50", "was written with --quality 50, {} with --quality 90"),
+        (None, "--shard 1/4 --reencode all", "was written with --reencode all, {} with --reencode larger"),
+        (other_photos, "--shard 1/4", "was written from other, {} from photos"),
+        (more_photos, "--shard 1/4", "from a source of 19 images, {} from a source of 18 images"),
+        (more_classes, "--shard 1/4", "its class names differ from those of {}"),
+        (None, "--shard 2/4", "holds the same images as"),
     ],
 )
 def test_other_writes_are_named_and_refused(
-    change: Callable[[Path], Path] | None,
-    options: list[object],
-    words: str,
-    shards: list[Path],
-    tmp_path: Path,
+    change: Callable[[Path], Path] | None, options: str, words: str, shards: list[Path], tmp_path: Path
 ) -> None:
     src = change(tmp_path) if change else tmp_path / "photos"
-    write(src, shards[1], "--overwrite", *options)
+    write(src, shards[1], "--overwrite", *options.split())
     lines = [fault for fault in faults(tmp_path / GLOB) if "is missing" not in fault]
     words = words.replace("{}", str(shards[0])).replace("{tmp}", str(tmp_path))
     culprit = shards[2] if "2/4" in options else shards[1]
@@ -305,9 +287,8 @@ def test_whole_betons_of_different_sources_may_be_read_together(shards: list[Pat
     write(other, tmp_path / "all-1.beton", "--max-side", 40)
     assert num_samples(tmp_path / "all-*.beton") == 36 and faults(tmp_path / "all-*.beton") == []
     write(other, tmp_path / "all-2.beton")
-    with pytest.raises(
-        ValueError, match=r"all-2.beton: holds the same images as .*all-1.beton \(shard 0/1 of"
-    ):
+    same = r"all-2.beton: holds the same images as .*all-1.beton \(shard 0/1 of"
+    with pytest.raises(ValueError, match=same):
         Beton(tmp_path / "all-*.beton")
 
 

@@ -54,13 +54,8 @@ def test_bad_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> Non
     assert (report.num_samples, report.num_bad) == (18, 4)
     with open(bad_path(out), newline="") as file:
         rows = list(csv.reader(file))
-    assert [row[0] for row in rows] == [
-        "path",
-        "ant/0/zcut.jpg",
-        "cat/empty, indeed.png",
-        "dog/gone.jpg",
-        "dog/text.jpg",
-    ]
+    bad = ["ant/0/zcut.jpg", "cat/empty, indeed.png", "dog/gone.jpg", "dog/text.jpg"]
+    assert [row[0] for row in rows] == ["path", *bad]
     assert all(len(row) == 2 and row[1] for row in rows) and "No such file" in rows[3][1]
     with Beton(out) as beton:
         assert beton.name(5) == f"{out} sample 5 (ant/2/05.jpg)"
@@ -68,7 +63,7 @@ def test_bad_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> Non
     assert list(verify(out)) == []
     sidecar = read_sidecar(out)
     assert sidecar and sidecar.written["num_bad"] == 4
-    for name in ("ant/0/zcut.jpg", "cat/empty, indeed.png", "dog/gone.jpg", "dog/text.jpg"):
+    for name in bad:
         (photos / name).unlink()
     write_folder(photos, out, overwrite=True)
     assert not bad_path(out).exists()  # an older list would mislead
@@ -76,17 +71,8 @@ def test_bad_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> Non
 
 def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
     """Names with all kinds of line ends, quotes and commas, and names that a spreadsheet would evaluate."""
-    names = [
-        "a\rb.jpg",
-        "a\nb.jpg",
-        'a"b,c.jpg',
-        "\r.jpg",
-        "=HYPERLINK(1).jpg",
-        "+1.jpg",
-        "-1.jpg",
-        "@x.jpg",
-        "1=2.jpg",
-    ]
+    names = ["a\rb.jpg", "a\nb.jpg", 'a"b,c.jpg', "\r.jpg", "=HYPERLINK(1).jpg"]
+    names += ["+1.jpg", "-1.jpg", "@x.jpg", "1=2.jpg"]
     out = tmp_path / "a.beton"
     samples = [Sample(name, b"none", 0) for name in names] + [Sample("good", photo(0, 30, 30), 0)]
     write_beton(samples, out, num_samples=len(samples), max_bad="100%")
@@ -122,9 +108,8 @@ def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path, monkeypatch: pytes
     finally:
         signal.signal(signal.SIGINT, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["hangs.jpg"]
-    threads = [
-        thread for thread in set(threading.enumerate()) - before if thread.name.startswith("beton-write")
-    ]
+    new = set(threading.enumerate()) - before
+    threads = [thread for thread in new if thread.name.startswith("beton-write")]
     assert len(threads) == 1 and threads[0].daemon  # so that the interpreter does not wait for it
     responds.set()
     threads[0].join(30)
@@ -204,11 +189,13 @@ def test_folders_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
     for out in (Path("/proc/a.beton"), tmp_path / "file" / "a.beton", tmp_path / "none" / "a.beton"):
         with pytest.raises(ValueError) as caught:
             write_folder(photos, out)
-        assert (
-            str(out) in str(caught.value)
-            and "cannot be written" in str(caught.value)
-            and "\n" not in str(caught.value)
-        )
+        text = str(caught.value)
+        assert str(out) in text and "cannot be written" in text and "\n" not in text
+
+
+def finished(command: list[object]) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
 
 
 FULL = """
@@ -221,13 +208,9 @@ main(["data", "write", sys.argv[1], sys.argv[2]])
 
 
 @pytest.mark.parametrize(
-    "number, remedy",
-    [
-        (errno.ENOSPC, "free some space"),
-        (errno.EFBIG, "(ulimit -f)"),
-        (errno.EMFILE, "(ulimit -n)"),
-        (errno.EROFS, "a folder that can be written"),
-    ],
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free some space"), (errno.EFBIG, "(ulimit -f)"), (errno.EMFILE, "(ulimit -n)")]
+    + [(errno.EROFS, "a folder that can be written")],
 )
 def test_what_cannot_be_written_says_what_helps(number: int, remedy: str) -> None:
     with (
@@ -245,12 +228,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     photos = tree(tmp_path / "photos", {f"{i:02}.jpg": jpeg(noise) for i in range(12)})
     out = tmp_path / "out" / "a.beton"
     out.parent.mkdir()
-    process = subprocess.run(
-        [sys.executable, "-c", FULL, photos, out], capture_output=True, text=True, timeout=240, check=False
-    )
-    errors = [
-        line for line in process.stderr.splitlines() if not line.startswith("fastpsl: warning: ffcv is")
-    ]
+    process = finished([sys.executable, "-c", FULL, photos, out])
+    others = "fastpsl: warning: ffcv is"
+    errors = [line for line in process.stderr.splitlines() if not line.startswith(others)]
     assert process.returncode == 2 and len(errors) == 1, process.stderr
     assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in process.stderr
     assert list(out.parent.iterdir()) == []
@@ -275,14 +255,10 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
     write_beton(image_folder(photos).samples(), whole, num_samples=60)
     num_bytes = whole.stat().st_size
     for limit in (100, (8 << 20) + 1_000_000, num_bytes - 1):  # the images begin at 8 MiB
-        command = [sys.executable, "-c", KILLED, str(photos), str(out), str(limit)]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        process = finished([sys.executable, "-c", KILLED, photos, out, limit])
         assert process.returncode == -signal.SIGXFSZ, process.stderr
         assert partial_path(out).exists() and not out.exists()
-    process = subprocess.run(
-        [*CLI, "data", "write", photos, out, "--resume"],
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    process = finished([*CLI, "data", "write", photos, out, "--resume"])
     assert process.returncode == 0 and list(verify(out)) == []
     assert "60 samples, 60 of them before the interruption" in process.stdout
     assert out.read_bytes() == whole.read_bytes()
@@ -342,9 +318,9 @@ def interrupt(out: Path, num: int, **options: object) -> None:
         write(out, on_progress=stop, **options)
 
 
-def folder(path: Path) -> Path:
+def in_folder(path: Path) -> Path:
     path.mkdir()
-    return path
+    return path / "a.beton"
 
 
 @pytest.fixture
@@ -357,7 +333,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("shard_mb", [None, 3])
 def test_two_interruptions_leave_no_trace(shard_mb: int | None, tmp_path: Path) -> None:
-    whole, out = folder(tmp_path / "whole") / "a.beton", folder(tmp_path / "a") / "a.beton"
+    whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
     expected = write(whole, shard_mb=shard_mb)
     interrupt(out, 3, shard_mb=shard_mb)
     interrupt(out, 8, shard_mb=shard_mb, resume=True)
@@ -368,8 +344,7 @@ def test_two_interruptions_leave_no_trace(shard_mb: int | None, tmp_path: Path) 
         given.append(skip)
         return samples(skip)
 
-    on_progress = lambda *counts: seen.append(counts)
-    report = write(out, rest, shard_mb=shard_mb, resume=True, on_progress=on_progress)
+    report = write(out, rest, shard_mb=shard_mb, resume=True, on_progress=lambda *now: seen.append(now))
     # The first shard, of seven images, is whole with the ninth one.
     end = 10 * 120_000 if shard_mb is None else 3 * 120_000 + (out.parent / names[0]).stat().st_size
     assert given == [7] and seen[0] == (8, 1, 6 * 120_000) and seen[-1] == (NUM, 1, end)
@@ -434,10 +409,7 @@ print(num, num_gone_on)
 
 @pytest.mark.parametrize("shard_mb", [0, 3])
 def test_killed_twice_before_any_change_of_the_disk(shard_mb: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_TWICE, str(tmp_path), str(shard_mb)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = finished([sys.executable, "-c", KILLED_TWICE, tmp_path, shard_mb])
     assert done.returncode == 0, done.stderr
     num, num_gone_on = map(int, done.stdout.split())
     assert num >= 30 and num_gone_on >= 5
@@ -453,12 +425,7 @@ def test_an_interrupted_writing_is_told_of_and_kept(tmp_path: Path) -> None:
         write(out)
     assert files(tmp_path) == kept
     write(out, overwrite=True)
-    assert sorted(files(tmp_path)) == [
-        "a.beton",
-        "a.beton.bad.csv",
-        "a.beton.json",
-        "a.beton.small.csv",
-    ]
+    assert sorted(files(tmp_path)) == ["a.beton", "a.beton.bad.csv", "a.beton.json", "a.beton.small.csv"]
     with pytest.raises(ValueError, match="exists already"):
         write(out, resume=True)
 
@@ -530,7 +497,7 @@ def test_a_partial_file_that_is_not_as_the_journal_says(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_a_journal_whose_last_line_is_torn(tmp_path: Path) -> None:
-    whole, out = folder(tmp_path / "whole") / "a.beton", folder(tmp_path / "a") / "a.beton"
+    whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
     write(whole)
     for cut, tail, num_before in ((0, b"", 6), (1, b"", 5), (30, bytes(30), 5), (9, b"12345]]}\n", 5)):
         interrupt(out, 8, overwrite=True)
@@ -548,7 +515,7 @@ def test_a_short_writing_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_a_full_disk_keeps_what_is_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, out = folder(tmp_path / "whole") / "a.beton", folder(tmp_path / "a") / "a.beton"
+    whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
     write(whole)
     real = output.BetonFile.flush
 
@@ -589,7 +556,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(
 ) -> None:
     names = [f"{kind}/{i:02}.jpg" for kind in ("ant", "a bee") for i in range(9)]
     photos = tree(tmp_path / "my photos", {name: jpeg(photo(3, 40, 50)) for name in names})
-    whole, out = folder(tmp_path / "whole") / "a.beton", folder(tmp_path / "a") / "a.beton"
+    whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
     words = ["data", "write", str(photos), str(out), "--max-side", "45", "--workers", "1"]
     main([*words[:3], str(whole), *words[4:]])
     real = output.Output.take
@@ -612,16 +579,22 @@ def test_ctrl_c_tells_the_command_that_goes_on(
     assert "18 samples, 9 of them before the interruption" in capsys.readouterr().out
     assert files(out.parent) == files(whole.parent)
     shutil.rmtree(out.parent)
-    anew = ["data", "write", str(photos), str(folder(out.parent) / "b.beton"), "--resume", "--workers", "1"]
+    anew = [
+        "data",
+        "write",
+        str(photos),
+        str(in_folder(out.parent).with_name("b.beton")),
+        "--resume",
+        "--workers",
+        "1",
+    ]
     main(anew)
-    assert (
-        "b.beton: there is nothing to go on with, so writing starts at the first image"
-        in capsys.readouterr().out
-    )
+    told = "b.beton: there is nothing to go on with, so writing starts at the first image"
+    assert told in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(anew)
-    told = capsys.readouterr()
-    assert "b.beton: exists already" in told.err and "so it is begun" not in told.out
+    printed = capsys.readouterr()
+    assert "b.beton: exists already" in printed.err and "so it is begun" not in printed.out
 
 
 def test_shards_by_size(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import torch
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import codes, dali, dali_pipeline
 from fastpsl.pipelines.decoders.choose import open_decoder
@@ -37,6 +35,8 @@ from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.decoders.read_samples import Encoded
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import Samples, samples_are_closed  # noqa: F401
+from tests.pipelines.decoding import decode as decode_batch
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
 from tests.test_architecture import ROOT
 
@@ -152,11 +152,8 @@ def test_short_memory_is_no_fault_of_samples(monkeypatch: pytest.MonkeyPatch) ->
 def test_broken_samples_end_no_run_where_memory_is_short(
     bad: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        dali_pipeline,
-        "user_error",
-        lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all),
-    )
+    little = lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all)
+    monkeypatch.setattr(dali_pipeline, "user_error", little)
     runs = Runs()
     runs.submit([bad.get(i, GOOD[i]) for i in range(6)])
     crops, failed = runs.collect()
@@ -218,36 +215,24 @@ def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path
             assert ((images.int() - others.int()).abs().float().mean((1, 2, 3)) < 2).all()
 
 
-def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> SampleTable:
-    path.write_bytes(b"".join(data for data, *_ in samples))
-    rows = SampleTable.empty(np.arange(len(samples)))
-    sizes = np.array([len(data) for data, *_ in samples])
-    rows.fd[:], rows.label[:] = os.open(path, os.O_RDONLY), 0
-    rows.num_bytes[:], rows.offset[:] = sizes, np.cumsum(sizes) - sizes
-    rows.height[:], rows.width[:], rows.mode[:] = np.array([sample[1:] for sample in samples]).T
-    return rows
-
-
-def decode(decoder: DaliDecoder, rows: SampleTable) -> tuple[np.ndarray, np.ndarray]:
-    boxes = np.array([[3, 5, 40, 41, 0]] * len(rows.indices), np.int32)
-    encoded = decoder.begin(rows)
-    decoder.encode(rows, encoded, slice(0, len(rows.indices)))
-    decoder.submit(rows, encoded, [boxes], [24])
-    status, (images,) = decoder.collect()
-    return status, images.numpy().copy()
+def decode(
+    decoder: DaliDecoder, path: Path, samples: list[tuple[bytes, int, int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.array([[3, 5, 40, 41]] * len(samples))
+    status, (images,) = decode_batch(decoder, Samples(path, samples).rows, [boxes], [24])
+    return status, images.copy()
 
 
 @needs_dali("mixed batches")
 def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
     raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
     samples = [JPEGS[0], raw, (ODD, 50, 60, JPG), (CUT, 50, 60, JPG), JPEGS[1], raw, (b"no", 50, 60, JPG)]
-    rows = rows_of(tmp_path / "data", samples)
     decoder = DaliDecoder("beton", 8, 1, CPU)
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
-        status, images = decode(decoder, rows)
+        status, images = decode(decoder, tmp_path / "data", samples)
     assert status.tolist() == [0, 0, 0, codes.CORRUPT, 0, 0, codes.NOT_JPEG]
     for i in np.flatnonzero(status == codes.GOOD):
-        alone = decode(decoder, rows.part(slice(i, i + 1)))[1]
+        alone = decode(decoder, tmp_path / "alone", samples[i : i + 1])[1]
         assert (images[i] == alone[0]).all() and alone.any()
 
 
@@ -264,19 +249,19 @@ def test_what_lies_in_pinned_memory_is_fed_as_such(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dali_pipeline, "feeds", unpinned)
     raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
     decoder = DaliDecoder("beton", 8, 1, CPU)
-    decode(decoder, rows_of(tmp_path / "a", [JPEGS[0], raw]))
+    decode(decoder, tmp_path / "a", [JPEGS[0], raw])
     assert flags == [(False, 1, False), (True, 1, False)]
     decoder._arenas = Arenas(pinned=True)
     flags.clear()
-    decode(decoder, rows_of(tmp_path / "b", [JPEGS[0], raw, raw]))
+    decode(decoder, tmp_path / "b", [JPEGS[0], raw, raw])
     assert flags == [(False, 1, True), (True, 2, True)]
     flags.clear()
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
-        decode(decoder, rows_of(tmp_path / "c", [JPEGS[0], raw, (ODD, 50, 60, JPG)]))
+        decode(decoder, tmp_path / "c", [JPEGS[0], raw, (ODD, 50, 60, JPG)])
     assert flags == [(False, 1, True), (True, 2, False)]  # a decoded image lies outside of the arena
     flags.clear()
     monkeypatch.setattr(Encoded, "read", lambda self, part, read=Encoded.read: read(self, part) * 0)
-    decode(decoder, rows_of(tmp_path / "d", [JPEGS[0], (CUT, 50, 60, JPG), JPEGS[1]]))
+    decode(decoder, tmp_path / "d", [JPEGS[0], (CUT, 50, 60, JPG), JPEGS[1]])
     assert flags == [(False, 3, True), (False, 2, True)]  # samples that are tried again have not moved
 
 
@@ -290,9 +275,8 @@ def test_dali_is_told_of_pinned_memory_sample_by_sample(monkeypatch: pytest.Monk
         return wrap(sample, layout, False)
 
     tensors = types.SimpleNamespace(TensorCPU=tensor, TensorListCPU=library.tensors.TensorListCPU)
-    monkeypatch.setattr(
-        dali_pipeline, "_dali", lambda: types.SimpleNamespace(types=library.types, tensors=tensors)
-    )
+    fake = types.SimpleNamespace(types=library.types, tensors=tensors)
+    monkeypatch.setattr(dali_pipeline, "_dali", lambda: fake)
     boxes = [np.array([[3, 5, 40, 41, 0]] * 2, np.int32)]
     for is_pinned in (True, False):
         flags.clear()
@@ -307,9 +291,9 @@ def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: py
     samples = [*JPEGS[:5], (ODD, 50, 60, JPG), (CUT, 50, 60, JPG)]
     decoder = DaliDecoder("beton", 8, 2, CPU)
     with pytest.warns(UserWarning, match=r"sample 5 is decoded on the CPU, not by DALI \(.+\)"):
-        status, images = decode(decoder, rows_of(tmp_path / "data", samples))
+        status, images = decode(decoder, tmp_path / "data", samples)
     assert status.tolist() == [0] * 6 + [codes.CORRUPT] and decoder.num_fallbacks == 1
-    expected = decode(decoder, rows_of(tmp_path / "good", JPEGS[:6]))[1]
+    expected = decode(decoder, tmp_path / "good", JPEGS[:6])[1]
     assert (images[:5] == expected[:5]).all()
     assert np.abs(images[5].astype(int) - expected[5]).mean() < 2
 
@@ -348,24 +332,14 @@ def test_no_dali_is_said_with_the_install_line(
     assert "turbo or pillow" in str(error.value)
 
 
+ANOTHER_CUDA = r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst"
+TOO_OLD = r'DALI 1.53.0 is older than 2.2; pip install "fastpsl-vision\[dali-cu13\]" --upgrade'
+
+
 @pytest.mark.parametrize(
     ("version", "built_for", "device", "message"),
-    [
-        (
-            "2.4.0",
-            12076,
-            "cuda",
-            r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst",
-        ),
-        (
-            "1.53.0",
-            13492,
-            "cpu",
-            r'DALI 1.53.0 is older than 2.2; pip install "fastpsl-vision\[dali-cu13\]" --upgrade',
-        ),
-        ("2.4.0", 12076, "cpu", ""),
-        ("2.10.1", 13492, "cuda", ""),
-    ],
+    [("2.4.0", 12076, "cuda", ANOTHER_CUDA), ("1.53.0", 13492, "cpu", TOO_OLD)]
+    + [("2.4.0", 12076, "cpu", ""), ("2.10.1", 13492, "cuda", "")],
 )
 def test_a_dali_of_another_cuda_is_said(
     version: str, built_for: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch
@@ -384,8 +358,8 @@ def test_a_dali_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.M
     error = "raise ImportError('libnvjpeg.so.13: cannot open\\nshared object file')"
     (broken / "__init__.py").write_text(error)
     (broken.parent / "__init__.py").write_text("")
-    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
-    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    for name in ("nvidia.dali", "nvidia"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     use_cuda(monkeypatch, "13.2")
     importlib.invalidate_caches()
@@ -446,48 +420,28 @@ FRAMED = (
 ROOM = 8 << 30
 
 
+UNDECODED = "Failed to decode sample #17 : "
+INSUFFICIENT = "(35):\nCUDA driver version is insufficient for CUDA runtime version"
+NO_DRIVER = "requires a CUDA-capable GPU but the CUDA driver is not installed or its version is insufficient."
+UNSUPPORTED = "(222):\nthe provided PTX was compiled with an unsupported toolchain."
+NO_MEMORY = "out of GPU memory while decoding on cuda:0"
+OLD_DRIVER = "the NVIDIA driver is too old for this DALI"
+OLDER_DALI = "update the driver, install the DALI of an older CUDA, or use --decoder turbo"
+
+
 @pytest.mark.parametrize(
     ("text", "free_bytes", "says"),
     [
-        (
-            "Can't allocate 268435456 bytes on device 0.",
-            ROOM,
-            "out of GPU memory while decoding on cuda:0 (Can't allocate",
-        ),
+        ("Can't allocate 268435456 bytes on device 0.", ROOM, f"{NO_MEMORY} (Can't allocate"),
         ("CUDA allocation failed", ROOM, "lower --prefetch-batches or --batch-size, or use --decoder turbo"),
-        (
-            "CUDA out of memory. Tried to allocate 36.00 MiB. GPU 0 has",
-            ROOM,
-            "out of GPU memory while decoding on cuda:0",
-        ),
-        ("Failed to decode sample #17 : ", 16 << 20, ""),  # only this sample failed
-        ("Failed to decode sample #17 : ", ROOM, ""),
-        ("Failed to decode sample #17 : ", None, ""),  # on a CPU
+        ("CUDA out of memory. Tried to allocate 36.00 MiB. GPU 0 has", ROOM, NO_MEMORY),
+        (UNDECODED, 16 << 20, ""),  # only this sample failed
+        (UNDECODED, ROOM, ""),
+        (UNDECODED, None, ""),  # on a CPU
         ("Can't allocate 8388608 bytes on host.", ROOM, "out of pinned host memory while decoding"),
-        (
-            (
-                "CUDA runtime API error cudaErrorInsufficientDriver (35):\n"
-                "CUDA driver version is insufficient for CUDA runtime version"
-            ),
-            ROOM,
-            "the NVIDIA driver is too old for this DALI",
-        ),
-        (
-            (
-                "The pipeline requires a CUDA-capable GPU but the CUDA driver is not installed "
-                "or its version is insufficient."
-            ),
-            None,
-            "the NVIDIA driver is too old for this DALI",
-        ),
-        (
-            (
-                "CUDA runtime API error cudaErrorUnsupportedPtxVersion (222):\n"
-                "the provided PTX was compiled with an unsupported toolchain."
-            ),
-            ROOM,
-            "update the driver, install the DALI of an older CUDA, or use --decoder turbo",
-        ),
+        (f"CUDA runtime API error cudaErrorInsufficientDriver {INSUFFICIENT}", ROOM, OLD_DRIVER),
+        (f"The pipeline {NO_DRIVER}", None, OLD_DRIVER),
+        (f"CUDA runtime API error cudaErrorUnsupportedPtxVersion {UNSUPPORTED}", ROOM, OLDER_DALI),
         ("CUDA runtime API error cudaErrorIllegalAddress (700)", ROOM, ""),
     ],
 )
@@ -500,12 +454,10 @@ def test_what_the_user_can_mend_is_said_in_one_line(text: str, free_bytes: int |
 
 
 def test_short_memory_is_the_reason_where_nothing_could_be_decoded() -> None:
-    text, device = FRAMED.format("Failed to decode sample #17 : "), "cuda:0"
-    assert "out of GPU memory while decoding on cuda:0" in str(
-        user_error(text, device, 16 << 20, of_all=True)
-    )
-    assert user_error(text, device, ROOM, of_all=True) is None
-    assert user_error(text, device, None, of_all=True) is None
+    text = FRAMED.format(UNDECODED)
+    assert NO_MEMORY in str(user_error(text, "cuda:0", 16 << 20, of_all=True))
+    for free_bytes in (ROOM, None):
+        assert user_error(text, "cuda:0", free_bytes, of_all=True) is None
 
 
 def test_messages_are_read() -> None:
@@ -518,11 +470,7 @@ def test_messages_are_read() -> None:
 
 
 BATCH, DEPTH = 6, 3
-ARRAYS = [np.frombuffer(jpeg(photo(seed, 50, 60)), np.uint8) for seed in range(4)]
-CUT_ARRAY = ARRAYS[0][: len(ARRAYS[0]) // 2]  # DALI's error names this sample
-HEADLESS_ARRAY = np.concatenate(
-    [np.frombuffer(b"\xff\xd8\xff\xdb", np.uint8), ARRAYS[0][6:]]
-)  # but not this one
+*ARRAYS, CUT_ARRAY, HEADLESS_ARRAY = as_arrays([*GOOD[:4], CUT, HEADLESS])
 GRAPHS = [
     Graph(is_raw, turns, (24, 17), isotropic)
     for is_raw, turns in ((False, False), (False, True), (True, False))
@@ -607,10 +555,10 @@ def test_so_does_each_one_that_is_built_after_an_error(
 def test_a_loaders_short_last_batch_is_no_first_run(
     tmp_path: Path, built: list[dict[str, list[int]]]
 ) -> None:
-    views = [ViewSpec(RandomResizedCrop(24))]
+    options = {"batch_size_per_rank": BATCH, "train": False, "decoder": "dali", "num_threads": 1}
     with (
         Beton(write(tmp_path / "a.beton", photo_samples(BATCH + 1))) as data,
-        Loader(data, views, batch_size_per_rank=BATCH, train=False, decoder="dali", num_threads=1) as loader,
+        Loader(data, VIEWS[:1], **options) as loader,  # type: ignore[arg-type]
     ):
         assert [(batch.indices >= 0).sum() for batch in loader.epoch(0, first_step=1)] == [1]
     assert_full(built, num=len(built))

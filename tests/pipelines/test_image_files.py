@@ -55,11 +55,8 @@ def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def mean_difference(stored: Stored, expected: np.ndarray) -> float:
-    converted = (
-        np.frombuffer(stored.data, np.uint8).reshape(expected.shape)
-        if stored.mode == RAW
-        else pil_decode(stored.data)
-    )
+    pixels = np.frombuffer(stored.data, np.uint8)
+    converted = pixels.reshape(expected.shape) if stored.mode == RAW else pil_decode(stored.data)
     assert converted.shape == expected.shape == (stored.height, stored.width, 3)
     return float(np.abs(converted.astype(float) - expected).mean())
 
@@ -72,12 +69,8 @@ def is_plain_jpeg(stored: Stored) -> bool:
 
 def test_a_plain_jpeg_passes_byte_for_byte() -> None:
     variants: list[dict[str, Any]] = [
-        {},
-        {"subsampling": 0},
-        {"quality": 35},
-        {"optimize": True},
-        {"icc_profile": b"some profile"},
-    ]
+        {}, {"subsampling": 0}, {"quality": 35}, {"optimize": True}, {"icc_profile": b"some profile"},
+    ]  # fmt: skip
     for options in variants:
         data = jpeg(PHOTO, **options)
         stored = convert(data, Target(short_side=90, max_side=121))
@@ -92,15 +85,7 @@ GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))
 RGBA = Image.fromarray(np.dstack([PHOTO, np.tile(np.linspace(0, 255, 121).astype(np.uint8), (90, 1))]))
 OVER_WHITE = np.asarray(RGBA)[..., 3:] / 255.0 * PHOTO + 255.0 - np.asarray(RGBA)[..., 3:]
 GREY_16 = (GREY.astype(np.uint16) << 8) + 37
-
-
-def palette_with_hole() -> tuple[bytes, np.ndarray]:
-    image = Image.fromarray(PHOTO).quantize(64)
-    hole = np.asarray(image) == 5
-    assert hole.any()
-    return file_of(image, "PNG", transparency=5), np.where(
-        hole[..., None], 255, np.asarray(image.convert("RGB"))
-    )
+GREY_8 = np.dstack([GREY_16 * (255 / 65535)] * 3)
 
 
 def animation() -> tuple[bytes, np.ndarray]:
@@ -108,10 +93,11 @@ def animation() -> tuple[bytes, np.ndarray]:
     return file_of(first, "GIF", save_all=True, append_images=[second]), np.asarray(first.convert("RGB"))
 
 
-def gif_with_hole() -> tuple[bytes, np.ndarray]:
+def with_hole(kind: str) -> tuple[bytes, np.ndarray]:
     image = Image.fromarray(PHOTO).quantize(64)
     hole = np.asarray(image)[..., None] == 5
-    return file_of(image, "GIF", transparency=5), np.where(hole, 255, np.asarray(image.convert("RGB")))
+    assert hole.any()
+    return file_of(image, kind, transparency=5), np.where(hole, 255, np.asarray(image.convert("RGB")))
 
 
 def avif_with_alpha() -> tuple[bytes, np.ndarray]:
@@ -135,30 +121,18 @@ KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
         file_of(Image.fromarray(PHOTO).quantize(256), "PNG"),
         np.asarray(Image.fromarray(PHOTO).quantize(256).convert("RGB")),
     ),
-    "palette with a hole": palette_with_hole,
-    "1 bit": lambda: (
-        file_of(Image.fromarray(GREY > 99), "PNG"),
-        np.dstack([np.where(GREY > 99, 255, 0)] * 3),
-    ),
-    "16-bit grey": lambda: (
-        file_of(Image.fromarray(GREY_16), "PNG"),
-        np.dstack([GREY_16 * (255 / 65535)] * 3),
-    ),
+    "palette with a hole": lambda: with_hole("PNG"),
+    "1 bit": lambda: (file_of(Image.fromarray(GREY > 99), "PNG"), np.dstack([255 * (GREY > 99)] * 3)),
+    "16-bit grey": lambda: (file_of(Image.fromarray(GREY_16), "PNG"), GREY_8),
     "gif": animation,
-    "gif with a hole": gif_with_hole,
+    "gif with a hole": lambda: with_hole("GIF"),
     "jpeg 2000": lambda: (file_of(Image.fromarray(PHOTO), "JPEG2000"), PHOTO),
     "jpeg 2000 without boxes": lambda: (file_of(Image.fromarray(PHOTO), "JPEG2000", no_jp2=True), PHOTO),
     "alpha jpeg 2000": lambda: (file_of(RGBA, "JPEG2000"), OVER_WHITE),
-    "16-bit jpeg 2000": lambda: (
-        file_of(Image.fromarray(GREY_16), "JPEG2000"),
-        np.dstack([GREY_16 * (255 / 65535)] * 3),
-    ),
+    "16-bit jpeg 2000": lambda: (file_of(Image.fromarray(GREY_16), "JPEG2000"), GREY_8),
     "avif": lambda: as_pillow_decodes(file_of(Image.fromarray(PHOTO), "AVIF")),
     "alpha avif": avif_with_alpha,
-    "16-bit tiff": lambda: (
-        file_of(Image.fromarray(GREY_16), "TIFF"),
-        np.dstack([GREY_16 * (255 / 65535)] * 3),
-    ),
+    "16-bit tiff": lambda: (file_of(Image.fromarray(GREY_16), "TIFF"), GREY_8),
 }
 
 
@@ -202,9 +176,8 @@ def test_other_kinds_become_plain_jpegs_of_the_same_image(kind: str) -> None:
     assert stored.how == "encoded" and is_plain_jpeg(stored)
     pillow = pil_decode(jpeg((expected + 0.5).astype(np.uint8), quality=98))
     assert mean_difference(stored, pillow) < 1.3
-    assert (
-        mean_difference(convert(data, Target(mode="raw")), expected) < 0.5
-    )  # rounding, of alpha and 16 bits
+    # Rounding, of alpha and 16 bits.
+    assert mean_difference(convert(data, Target(mode="raw")), expected) < 0.5
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -311,11 +284,10 @@ def test_shrinking_is_the_mean_of_the_area(size: tuple[int, int]) -> None:
 
 
 def test_quality_is_pillows() -> None:
-    sizes = [
-        len(convert(file_of(Image.fromarray(PHOTO), "PNG"), Target(quality=quality)).data)
-        for quality in (60, 90)
-    ]
-    assert sizes == pytest.approx([len(jpeg(PHOTO, quality=quality)) for quality in (60, 90)], rel=0.02)
+    png = file_of(Image.fromarray(PHOTO), "PNG")
+    for quality in (60, 90):
+        num_bytes = len(convert(png, Target(quality=quality)).data)
+        assert num_bytes == pytest.approx(len(jpeg(PHOTO, quality=quality)), rel=0.02)
 
 
 def test_bad_images_say_why() -> None:
@@ -451,18 +423,12 @@ def test_without_c_libraries_pillow_serves(tmp_path: Path) -> None:
     (tmp_path / "ffcv").mkdir()
     # A package without its library, which hides an installed one.
     (tmp_path / "ffcv" / "__init__.py").touch()
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
     process = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(tmp_path / "a.beton")],
-        env={
-            "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(tmp_path),
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+        [sys.executable, "-c", PLAIN, str(tmp_path / "a.beton")], check=False,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     assert process.stdout == "fine\n", process.stderr
 
 
@@ -592,12 +558,8 @@ def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -
     views = [ViewSpec(RandomResizedCrop(24))]
     with pytest.warns(UserWarning, match=f"1 of 3 images cannot be read, the first is b.jpg: {TOO_LARGE}"):
         data = Folder(folder)
-    with (
-        data,
-        Loader(
-            data, views, batch_size_per_rank=3, train=False, decoder=decoder, on_bad_sample="skip"
-        ) as loader,
-    ):
+    options = {"batch_size_per_rank": 3, "train": False, "decoder": decoder, "on_bad_sample": "skip"}
+    with data, Loader(data, views, **options) as loader:  # type: ignore[arg-type]
         next(loader.epoch(0))  # so that compiling and loading are not measured
         with Peak() as peak:
             (batch,) = loader.epoch(0)

@@ -20,15 +20,11 @@ SIZES = [(61, 47), (128, 128), (200, 333), (17, 301), (8, 8), (1, 1), (3, 400)]
 # How a JPEG may be stored: Pillow's subsampling 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0. Quality 100 has the
 # longest codes. Restart markers and progressive scans take libjpeg's own Huffman decoder.
 FORMS: dict[str, dict[str, object]] = {
-    "4:4:4": {"subsampling": 0},
-    "4:2:2": {"subsampling": 1},
-    "4:2:0": {"subsampling": 2},
-    "optimised tables": {"optimize": True, "quality": 75},
-    "quality 100": {"quality": 100, "subsampling": 0},
-    "quality 5": {"quality": 5},
-    "restart markers": {"restart_marker_blocks": 3},
+    "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "4:2:0": {"subsampling": 2},
+    "optimised tables": {"optimize": True, "quality": 75}, "quality 100": {"quality": 100, "subsampling": 0},
+    "quality 5": {"quality": 5}, "restart markers": {"restart_marker_blocks": 3},
     "progressive": {"progressive": True},
-}
+}  # fmt: skip
 
 
 def decode(
@@ -183,16 +179,10 @@ def test_whole_images_shrink_to_exact_means() -> None:
 
 
 SHRUNK_SIZES = [
-    ((61, 47), (61, 47)),
-    ((128, 144), (64, 72)),
-    ((200, 333), (77, 129)),
-    ((201, 333), (199, 331)),
-    ((17, 301), (7, 123)),
-    ((64, 48), (5, 4)),
-    ((15, 13), (1, 1)),
-    ((2, 40), (2, 20)),
+    ((61, 47), (61, 47)), ((128, 144), (64, 72)), ((200, 333), (77, 129)), ((201, 333), (199, 331)),
+    ((17, 301), (7, 123)), ((64, 48), (5, 4)), ((15, 13), (1, 1)), ((2, 40), (2, 20)),
     ((512, 512), (255, 255)),
-]
+]  # fmt: skip
 
 
 def stored_planes(data: bytes, denominator: int = 1) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -57,13 +57,8 @@ def test_draws_are_the_samples_own() -> None:
     assert len(whole) == len(VIEW.ops)
     part = VIEW.draw(Keys(3, 2, INDICES[4:9], 1))
     assert equal(part, tuple({key: value[4:9] for key, value in draw.items()} for draw in whole))
-    for keys in (
-        Keys(4, 2, INDICES, 1),
-        Keys(3, 1, INDICES, 1),
-        Keys(3, 2, INDICES, 0),
-        Keys(3, 2, INDICES + 1, 1),
-    ):
-        assert not equal(whole, VIEW.draw(keys))
+    for key in ((4, 2, INDICES, 1), (3, 1, INDICES, 1), (3, 2, INDICES, 0), (3, 2, INDICES + 1, 1)):
+        assert not equal(whole, VIEW.draw(Keys(*key)))
 
 
 def test_two_ops_of_a_kind_are_refused() -> None:
@@ -135,12 +130,8 @@ def test_draws_of_another_view_are_refused() -> None:
 
 def test_the_input_record_says_what_the_weights_expect() -> None:
     view = ViewSpec(RandomResizedCrop(31), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    assert view.input_record() == {
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.4, 0.5, 0.6],
-        "size_px": 31,
-        "channels": "RGB",
-    }
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    assert view.input_record() == {"mean": mean, "std": std, "size_px": 31, "channels": "RGB"}
 
 
 SIZE = 56  # 224 / 256 of a shorter side of 64
@@ -160,22 +151,24 @@ def inputs(
 ) -> list[Tensor]:
     """Return the network's inputs for each view of all images."""
     path_of_ops = choose_augment(augment, tuple(views), torch.device("cpu"))
-    with Beton(path) as data:
-        options: dict[str, Any] = {
-            "batch_size_per_rank": data.num_samples,
-            "train": False,
-            "num_threads": 1,
-            "decoder": decoder,
-        }
-        with Loader(data, views, **options) as loader:
-            (batch,) = loader.epoch(0)
-            return list(path_of_ops.inputs(batch, views, torch.float32))
+    with (
+        Beton(path) as data,
+        Loader(
+            data, views, batch_size_per_rank=len(data), train=False, num_threads=1, decoder=decoder
+        ) as loader,
+    ):
+        (batch,) = loader.epoch(0)
+        return list(path_of_ops.inputs(batch, views, torch.float32))
 
 
 def by_torchvision(image: np.ndarray) -> list[Tensor]:
     """Return the ten crops of an image with a shorter side of 64, in our order: [3, 56, 56] in [0, 1]."""
     crops = ten_crop(torch.from_numpy(image).permute(2, 0, 1) / 255, [SIZE, SIZE])
     return [crops[place] for place in PLACES]
+
+
+def normalised(crop: Tensor) -> Tensor:
+    return normalize(crop, list(RGB.mean), list(RGB.std))
 
 
 def gradients_by_hand(crop: Tensor) -> Tensor:
@@ -202,11 +195,8 @@ def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[i
         assert len(network_inputs) == 10
         for number, image in enumerate(images):
             for place, crop in enumerate(by_torchvision(image)):
-                expected = (
-                    normalize(crop, list(RGB.mean), list(RGB.std))
-                    if input is RGB
-                    else gradients_by_hand(crop) / SOBEL_XY_STD
-                )
+                rgb, xy = normalised(crop), gradients_by_hand(crop) / SOBEL_XY_STD
+                expected = rgb if input is RGB else xy
                 difference = (network_inputs[place][number] - expected).abs()
                 assert difference.max() < 0.1 and difference.mean() < 0.003, (input.channels, place)
 
@@ -228,13 +218,11 @@ def test_ten_crops_of_larger_images(tmp_path: Path, decoder: str) -> None:
     network_inputs = inputs(beton(tmp_path / "raw.beton", images), decoder, ten_crop_views(RGB, SIZE))
     for number, image in enumerate(images):
         resized = resize(torch.from_numpy(image).permute(2, 0, 1), [64], antialias=True)
-        expected = [
-            normalize(crop, list(RGB.mean), list(RGB.std))
-            for crop in by_torchvision(resized.permute(1, 2, 0).numpy())
+        expected = [normalised(crop) for crop in by_torchvision(resized.permute(1, 2, 0).numpy())]
+        means = [
+            [float((crops[number] - crop).abs().mean()) for crop in expected] for crops in network_inputs
         ]
-        away = torch.tensor(
-            [[float((crops[number] - crop).abs().mean()) for crop in expected] for crops in network_inputs]
-        )
+        away = torch.tensor(means)
         assert away.argmin(1).tolist() == list(range(10))
         # In normalised values: 9 grey values at edges that moved by half a pixel.
         assert away.diagonal().max() < 0.15
@@ -246,16 +234,12 @@ def test_images_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -> 
     row, column = photo(1, 1, 9), photo(2, 12, 1)
     path = beton(tmp_path / "raw.beton", [row, column, photo(3, 1, 1)])
     network_inputs = inputs(path, decoder, ten_crop_views(RGB, SIZE))
-    for number, (image, places) in enumerate(
-        [
-            (row, [(0, 4), (0, 0), (0, 8), (0, 0), (0, 8)]),
-            (column, [(5, 0), (0, 0), (0, 0), (11, 0), (11, 0)]),
-            (photo(3, 1, 1), [(0, 0)] * 5),
-        ]
-    ):
+    of_row, of_column = [(0, 4), (0, 0), (0, 8), (0, 0), (0, 8)], [(5, 0), (0, 0), (0, 0), (11, 0), (11, 0)]
+    cases = (row, of_row), (column, of_column), (photo(3, 1, 1), [(0, 0)] * 5)
+    for number, (image, places) in enumerate(cases):
         for crop, place in zip(network_inputs, places * 2, strict=True):
             pixel = torch.from_numpy(image[place].copy()).view(3, 1, 1) / 255
-            expected = normalize(pixel, list(RGB.mean), list(RGB.std)).expand(3, 2, 2)
+            expected = normalised(pixel).expand(3, 2, 2)
             # Some decoders read beyond the box when they enlarge, which changes only its border.
             middle = crop[number, :, SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1]
             torch.testing.assert_close(middle, expected, atol=0.04, rtol=0)

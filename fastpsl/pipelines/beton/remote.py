@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, NamedTuple, final
 
@@ -18,15 +18,7 @@ from fastpsl.files.remote.failures import persistently
 from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.pages import Pages, check_pages, pages_of_shards
-from fastpsl.pipelines.beton.shard import (
-    FIELD,
-    HEADER,
-    ROW_OF_TYPE,
-    VERSION,
-    Shard,
-    holds_tables,
-    row_dtype,
-)
+from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, holds_tables, row_dtype
 from fastpsl.pipelines.beton.sidecar import (
     MARK,
     MARK_START,
@@ -207,18 +199,19 @@ class RemotePages:
         self._files = list[RemoteBeton]()
         try:
             with operation(f"{address}: fetching its tables", "files", len(objects)) as progress:
-                files = map_in_order(
-                    lambda remote: RemoteBeton(remote, cache),
-                    objects,
-                    NUM_CONNECTIONS,
-                    "fastpsl-open",
-                    group=1,
-                )
+                open_one = partial(RemoteBeton, cache=cache)
+                files = map_in_order(open_one, objects, NUM_CONNECTIONS, "fastpsl-open", group=1)
                 for _, file in progress.track(files):
                     self._files.append(file)
                 self.paths = [file.file.path for file in self._files]
                 self._first_parts = np.cumsum([0] + [len(file.file.parts) for file in self._files])
-                self.fetcher = Fetcher(list(self._all_parts()))
+                self.fetcher = Fetcher(
+                    [
+                        Page(file.file, part, partial(self._is_whole, number, part))
+                        for number, file in enumerate(self._files)
+                        for part in range(len(file.file.parts))
+                    ]
+                )
                 self._fetch_tables()
         except BaseException:
             self.close()
@@ -226,18 +219,9 @@ class RemotePages:
         self.table_bytes = sum(file.table_bytes() for file in self._files)
         self._opened.add(self)
 
-    def _all_parts(self) -> Iterator[Page]:
-        for number, file in enumerate(self._files):
-            for part in range(len(file.file.parts)):
-                yield Page(file.file, part, partial(self._is_whole, number, part))
-
     def _fetch_tables(self) -> None:
-        firsts = self._first_parts.tolist()
-        tables = [
-            first + i
-            for first, file in zip(firsts, self._files, strict=False)
-            for i in range(file.num_tables)
-        ]
+        files = zip(self._first_parts.tolist(), self._files, strict=False)
+        tables = [first + i for first, file in files for i in range(file.num_tables)]
         self.fetcher.plan(tables)
         self.fetcher.wait(tables)
 
@@ -263,16 +247,11 @@ class RemotePages:
         num_tables = np.array([file.num_tables for file in self._files])
         offsets = self.pages.extents.offset
         self._part_of_page = self._first_parts[number] + num_tables[number] + offsets // page_bytes[number]
-        self._page_of_sample = None if self.pages.samples is None else self._inverse()
-
-    def _inverse(self) -> np.ndarray:
-        """Return the page of each sample, int32, for files in which they are scattered."""
-        assert self.pages.samples is not None
-        page_of_sample = np.empty(len(self.pages.samples), np.int32)
-        page_of_sample[self.pages.samples] = np.repeat(
-            np.arange(len(self.pages.starts) - 1), self.pages.sizes()
-        )
-        return page_of_sample
+        self._page_of_sample: np.ndarray | None = None
+        if (samples := self.pages.samples) is not None:  # scattered over the pages
+            self._page_of_sample = np.empty(len(samples), np.int32)
+            pages = np.arange(len(self.pages.starts) - 1)
+            self._page_of_sample[samples] = np.repeat(pages, self.pages.sizes())
 
     def pages_with(self, samples: np.ndarray) -> np.ndarray:
         """Return the page of each of some samples, int64 [n]."""
@@ -307,9 +286,8 @@ class RemotePages:
         if total_bytes <= _SHARE_FOR_DATA * self.cache.max_bytes:
             return None
         num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - sum(
-            data.table_bytes for data in self._opened
-        )
+        table_bytes = sum(data.table_bytes for data in self._opened)
+        for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - table_bytes
         return max(for_pages, 0) // (num_processes * len(self._opened))
 
     def _is_whole(self, number: int, part: int, data: bytes) -> bool:
@@ -427,11 +405,8 @@ class FetchAhead:
         """Count seconds that a step waited for the network, and say once where they are many."""
         self._blocked_s += seconds
         elapsed_s = time.monotonic() - self._began
-        if (
-            self._remote.is_told_slow
-            or elapsed_s < _JUDGED_AFTER_S
-            or self._blocked_s < _SLOW_SHARE * elapsed_s
-        ):
+        is_slow = elapsed_s >= _JUDGED_AFTER_S and self._blocked_s >= _SLOW_SHARE * elapsed_s
+        if self._remote.is_told_slow or not is_slow:
             return
         self._remote.is_told_slow = True
         if os.environ.get("RANK", "0") == "0":

@@ -345,9 +345,7 @@ class Shard(Uncopyable):
         )
         pixels = heights.astype(np.uint64) * widths
         self._refuse_where(
-            part,
-            (modes == RAW) & (sizes != 3 * pixels),
-            "is raw, and its length is not height * width * 3",
+            part, (modes == RAW) & (sizes != 3 * pixels), "is raw, and its length is not height * width * 3"
         )
         self._refuse_where(
             part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"

@@ -28,12 +28,10 @@ INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, lib
 _RGB, _NO_REALLOC, _FAST_DCT = 0, 1024, 2048
 _pointer, _u32 = types.intp, types.uint32
 _tj_decode: Any = types.ExternalFunction(
-    "fastpsl_tj_decode",
-    types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8),
+    "fastpsl_tj_decode", types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8)
 )
 _tj_decompress: Any = types.ExternalFunction(
-    "fastpsl_tj_decompress",
-    types.int32(_pointer, _pointer, types.uint64, _pointer, *(types.int32,) * 5),
+    "fastpsl_tj_decompress", types.int32(_pointer, _pointer, types.uint64, _pointer, *(types.int32,) * 5)
 )
 _pread: Any = types.ExternalFunction(
     "fastpsl_pread", types.intp(types.int32, _pointer, types.uintp, types.int64)
