@@ -58,7 +58,7 @@ OVERWRITTEN = "a.beton: was overwritten while it was in use"
 
 
 def stock(*arguments: object) -> None:
-    command = [sys.executable, STOCK, *map(str, arguments)]
+    command = [sys.executable, str(STOCK), *map(str, arguments)]
     subprocess.run(command, check=True, capture_output=True, timeout=240)
 
 

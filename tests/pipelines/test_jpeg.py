@@ -202,8 +202,8 @@ def test_parts_of_wide_images_are_those_of_the_whole(num: int) -> None:
     """Columns beside them are not decoded, at 1/2 to 1/8 either."""
     image, random = photo(3, 300, 500), np.random.default_rng(num)
     lumas = [(across, down) for across in range(1, 5) for down in range(1, 5)]
-    lumas = [(luma, colour, (1, 1)) for luma in lumas for colour in (luma, (1, 1))]
-    kinds = [Kind(sampling, is_interleaved=False) for sampling in lumas]
+    samplings = [(luma, colour, (1, 1)) for luma in lumas for colour in (luma, (1, 1))]
+    kinds = [Kind(sampling, is_interleaved=False) for sampling in samplings]
     for kind in (*KINDS.values(), *kinds) * num:
         height, width = int(random.integers(1, 301)), int(random.integers(200, 501))
         data = kind.encode(image[:height, :width])

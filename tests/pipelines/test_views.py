@@ -104,7 +104,7 @@ class Edges:
 def test_an_op_from_elsewhere_makes_channels_and_images_of_its_own() -> None:
     view = ViewSpec(RandomResizedCrop(32), (Edges(), Flip()), (0.0, 0.1), (1.0, 0.5))
     assert view.side_px == 16
-    draws = ({}, {"flip": torch.zeros(6, dtype=torch.bool)})
+    draws: tuple[dict[str, Tensor], ...] = ({}, {"flip": torch.zeros(6, dtype=torch.bool)})
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     inputs = view.apply(images, draws, torch.float32)
     assert inputs.shape == (6, 2, 32, 16)
