@@ -12,7 +12,6 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, 
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
 from fastpsl.kernels.geometry import Flip, Shift
-from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
 
@@ -35,7 +34,8 @@ class Input:
     """The input that a network expects.
 
     Attributes:
-        channels: RGB, L, Sobel or SobelXY.
+        channels: RGB, L, Sobel or SobelXY. An op from elsewhere may make others: their name has a dot, such
+            as "my_ops.Edges".
         mean: One value per channel, for values in [0, 1]; (0, 0) for SobelXY.
         std: One value per channel, for values in [0, 1]; SOBEL_XY_STD of kernels/filters.py for both of
             SobelXY.
@@ -49,9 +49,12 @@ class Input:
     size_px: int = 224
 
     def __post_init__(self) -> None:
-        if self.channels not in CHANNELS:
+        if self.channels not in CHANNELS and "." not in self.channels:
             raise ValueError(f"input channels {self.channels!r}: allowed are {', '.join(CHANNELS)}")
-        num = CHANNELS[self.channels]
+        self.check_num(self.num_channels)
+
+    def check_num(self, num: int) -> None:
+        """Check that there is a mean and a std for each of `num` channels, in the range of pixels."""
         if len(self.mean) != num or len(self.std) != num or min(self.std) <= 0:
             raise ValueError(
                 f"input mean {self.mean} and std {self.std} for {self.channels}: "
@@ -67,7 +70,7 @@ class Input:
 
     @property
     def num_channels(self) -> int:
-        return CHANNELS[self.channels]
+        return CHANNELS.get(self.channels, len(self.mean))
 
     @classmethod
     def usual(cls, channels: str, size_px: int) -> "Input":
@@ -81,7 +84,7 @@ class Input:
     def in_words(self) -> str:
         """Return in one line how to make the network's input of an image, for files that others read."""
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{_IN_WORDS[self.channels]}, minus mean {mean}, divided by std {std}"
+        return f"{_IN_WORDS.get(self.channels, self.channels)}, minus mean {mean}, divided by std {std}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints hold them under "input"."""
@@ -156,7 +159,11 @@ class Crop(Protocol):
 class Op(Protocol):
     """An operation of a view.
 
-    Its random numbers are a pure function of the keys. Its arithmetic runs on the device.
+    Its random numbers are a pure function of the keys. Its arithmetic runs on the device. It may also have
+    `channels`, the name of the channels that it makes, as in `Input`; None if only some samples get them.
+    `out_shape(shape)` returns the shape of its result, (N, C, H, W), if it differs from that of its images.
+    It raises ValueError for a shape that the operation refuses. `check_view(crop, ops)` raises ValueError if
+    the operation cannot stand in a view of these.
     """
 
     def draw(self, keys: Keys) -> Draw:
@@ -187,7 +194,7 @@ class Op(Protocol):
 class ViewSpec:
     """One view of a sample: `crop`, then `ops` in order, then the normalisation (x - mean) / std.
 
-    The channels are R, G, B. Lightness leaves one channel, SobelXY two.
+    The channels are R, G, B, or those that an operation makes: Lightness leaves one channel, SobelXY two.
 
     Attributes:
         crop: The part of the source image that the view shows.
@@ -206,44 +213,28 @@ class ViewSpec:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        kinds = [type(op).__name__ for op in self.ops]
-        if len(set(kinds)) != len(kinds):
+        if len({type(op) for op in self.ops}) != len(self.ops):
             raise ValueError(
-                f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their random numbers; "
-                f"keep one of each"
+                f"ViewSpec.ops holds {', '.join(type(op).__name__ for op in self.ops)}: "
+                f"two of one kind would share their random numbers; keep one of each"
             )
-        if "Rotate45" in kinds:
-            self._check_rotation(kinds)
-        if "SobelXY" in kinds:
-            self._check_gradients(kinds)
-        self.input()
+        for op in self.ops:
+            if hasattr(op, "check_view"):
+                op.check_view(self.crop, self.ops)
+        self.input().check_num(self._shape[1])
 
-    def _check_rotation(self, kinds: list[str]) -> None:
-        """Check that the label of a rotation in steps of 45 degrees holds for this view."""
-        if getattr(self.crop, "base", None) != "drawn":
-            raise ValueError(
-                "ViewSpec.ops holds Rotate45, whose label the crop shares; "
-                "give RotationCrop, base drawn, as the crop"
-            )
-        if "Flip" in kinds:
-            raise ValueError(
-                "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; "
-                "leave out Flip"
-            )
-
-    def _check_gradients(self, kinds: list[str]) -> None:
-        """Check that SobelXY, which turns three colours into two gradients, is the last op."""
-        if kinds[-1] != "SobelXY" or {"Sobel", "Lightness"} & set(kinds):
-            raise ValueError(
-                f"ViewSpec.ops holds {', '.join(kinds)}: SobelXY makes two channels of three colours; "
-                f"put it last, without Sobel and Lightness"
-            )
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """The shape that the operations make of one image."""
+        shape: tuple[int, ...] = (1, 3, self.crop.size_px, self.crop.size_px)
+        for op in self.ops:
+            shape = op.out_shape(shape) if hasattr(op, "out_shape") else shape
+        return shape
 
     @property
     def side_px(self) -> int:
-        """The side of the image that the network reads: of the crop, or of one tile of it."""
-        tiles = [op.tile_px for op in self.ops if isinstance(op, JigsawTiles)]
-        return tiles[0] if tiles else self.crop.size_px
+        """The side of the image that the network reads: of the crop, or of what an operation makes of it."""
+        return self._shape[-1]
 
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
         """Draw every random number of this view's operations.
@@ -266,8 +257,8 @@ class ViewSpec:
 
         Returns:
             The normalised images, `dtype` [N, C, T, T]. N is B times the images that the operations make of
-            one: JigsawTiles makes its tiles, AllTurns its turns, WarpPair two. T is the side of these images.
-            C is 3, or 1 with Lightness, or 2 with SobelXY.
+            one: JigsawTiles makes its tiles, AllTurns its turns, WarpPair two. T is `side_px`. C is 3, or 1
+            with Lightness, or 2 with SobelXY.
 
         Raises:
             ValueError: The number of draws is not the number of operations.
@@ -301,26 +292,19 @@ class ViewSpec:
             inputs: [n, c, h, w], normalised.
 
         Returns:
-            Images, float32 [n, 3, h, w] in [0, 1] on the CPU. A single channel becomes grey. Gradients along
-            x and y become dark lines on white.
+            Images, float32 [n, 3, h, w] in [0, 1] on the CPU. A single channel becomes grey. Two
+            channels are the gradients along x and y, and become dark lines on white.
         """
         mean, std = torch.from_numpy(np.array([self.mean, self.std], np.float32)[..., None, None])
         values = inputs.float().cpu() * std + mean
-        if self.input().channels == "SobelXY":
+        if len(self.mean) not in (1, 3):
             values = 1 - _DARKER * values.square().sum(1, keepdim=True).sqrt()
         return values.clamp(0, 1).expand(-1, 3, -1, -1)
 
     def input(self) -> Input:
         """Return the input that this view gives the network. Sobel counts only if every sample has it."""
-        channels = "RGB"
-        for op in self.ops:
-            kind = type(op).__name__
-            if kind == "Lightness":
-                channels = "L"
-            elif kind == "SobelXY":
-                channels = "SobelXY"
-            elif kind == "Sobel" and getattr(op, "p", 0) >= 1:
-                channels = "Sobel"
+        names = [getattr(op, "channels", None) for op in self.ops]
+        channels = next(filter(None, reversed(names)), "RGB")
         return Input(channels, self.mean, self.std, self.crop.size_px)
 
     def input_record(self) -> dict[str, Any]:
@@ -387,8 +371,15 @@ def _shorter_side(size_px: int, where: Where) -> ShorterSideCrop:
 
 def _channels(input: Input) -> tuple[Op, ...]:
     """Return the op that computes the input's channels from an image's."""
-    ops: dict[str, tuple[Op, ...]] = {"L": (Lightness(),), "Sobel": (Sobel(p=1.0),), "SobelXY": (SobelXY(),)}
-    return ops.get(input.channels, ())
+    ops: dict[str, tuple[Op, ...]] = {
+        "RGB": (), "L": (Lightness(),), "Sobel": (Sobel(p=1.0),), "SobelXY": (SobelXY(),)
+    }  # fmt: skip
+    if input.channels not in ops:
+        raise ValueError(
+            f"input channels {input.channels!r}: no op of fastpsl makes them; "
+            f"give views with the op that does"
+        )
+    return ops[input.channels]
 
 
 # As in ImageNet's usual recipe: images of 256 px for crops of 224 px.

@@ -54,6 +54,7 @@ def test_dtype_layout_and_range(op, dtype, batch, layout, make_images, as_tensor
     assert out.dtype == (torch.float32 if op in CHANGES and dtype == torch.uint8 else dtype)
     side = 8 if isinstance(op, JigsawTiles) else 33
     assert out.shape == (batch * num_images(op), num_channels(op), side, side)
+    assert out.shape == (op.out_shape(images.shape) if hasattr(op, "out_shape") else images.shape)
     if batch and out.dtype != torch.uint8:
         low, high = (-0.5, 0.5) if isinstance(op, SobelXY) else (0, 1)
         assert low <= out.min() and out.max() <= high

@@ -51,14 +51,9 @@ def read(path: str, out: str) -> None:
     }
     for os_cache in (True, False):  # the whole file mapped, and page by page
         loader = Loader(
-            path,
-            batch_size=4,
-            num_workers=1,
-            order=OrderOption.SEQUENTIAL,
-            os_cache=os_cache,
-            drop_last=False,
-            pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-        )
+            path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=os_cache,
+            drop_last=False, pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+        )  # fmt: skip
         batches = [(images.copy(), labels.copy()) for images, labels in loader]
         results[f"images_{os_cache}"] = np.concatenate([images for images, _ in batches])
         results[f"labels_{os_cache}"] = np.concatenate([labels for _, labels in batches])[:, 0]

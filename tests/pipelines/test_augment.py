@@ -26,6 +26,10 @@ CPU = torch.device("cpu")
 COLOUR = ColourDistortion(0.4, 0.4, 0.4, 0.1)
 
 
+def is_channels_last(images: torch.Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last)
+
+
 def plain(images, ops, draws, mean, std, out):  # type: ignore[no-untyped-def]
     """Run the ops one by one, in place of a fused module's `run`."""
     for op, draw in zip(ops, draws, strict=True):
@@ -49,9 +53,7 @@ def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
         expected = batch.inputs(views, torch.float16)
         inputs = augment.inputs(batch, views, torch.float16)
         for fused_input, plain_input in zip(inputs, expected, strict=True):
-            assert torch.equal(fused_input, plain_input) and fused_input.is_contiguous(
-                memory_format=torch.channels_last
-            )
+            assert torch.equal(fused_input, plain_input) and is_channels_last(fused_input)
         first, second = inputs
         assert second.data_ptr() == first.data_ptr() + first.numel() * 2 or not is_one
         with pytest.raises(ValueError, match="1 views for a batch of 2"):
@@ -79,34 +81,24 @@ def test_one_by_one_by_kornia_or_in_torch(monkeypatch: pytest.MonkeyPatch) -> No
     augment = choose_augment("kornia", views, CPU)
     assert (augment.path, augment.modules) == ("kornia", ())
     (result,) = augment.inputs(batch, views, torch.float32)
-    assert asked == {Flip, ColourDistortion, Solarise} and torch.allclose(
-        result, expected, atol=1e-5, rtol=1e-5
-    )
-    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert asked == {Flip, ColourDistortion, Solarise}
+    assert torch.allclose(result, expected, atol=1e-5, rtol=1e-5)
+    assert is_channels_last(result)
 
 
 def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    views = [
-        ViewSpec(RandomResizedCrop(16), (Flip(),)),
-        ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),)),
-    ]
-    monkeypatch.setattr(
-        "fastpsl.pipelines.loader.augment.fused_modules", lambda device: ((MODULE,), "by hand")
-    )
+    views = [ViewSpec(RandomResizedCrop(16), (Flip(),))]
+    views.append(ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),)))
+    where = "fastpsl.pipelines.loader.augment.fused_modules"
+    monkeypatch.setattr(where, lambda device: ((MODULE,), "by hand"))
     assert choose_augment("auto", views[:1], CPU).path == "fused"
     assert choose_augment("auto", views, CPU).reason == "no fused kernel for JigsawTiles on cpu"
-    with pytest.raises(
-        ValueError,
-        match="-backend fused: no fused kernel for JigsawTiles on cpu; use --augment-backend kornia",
-    ):
+    why = "-backend fused: no fused kernel for JigsawTiles on cpu; use --augment-backend kornia"
+    with pytest.raises(ValueError, match=why):
         choose_augment("fused", views, CPU)
-    monkeypatch.setattr(
-        "fastpsl.pipelines.loader.augment.fused_modules", lambda device: ((), "there is no Triton")
-    )
+    monkeypatch.setattr(where, lambda device: ((), "there is no Triton"))
     assert choose_augment("auto", views, CPU).path == "torch"
-    with pytest.raises(
-        ValueError, match="--augment-backend fused: there is no Triton; use --augment-backend kornia"
-    ):
+    with pytest.raises(ValueError, match="fused: there is no Triton; use --augment-backend kornia"):
         choose_augment("fused", views[:1], CPU)
 
 
@@ -131,15 +123,11 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> Non
     for fused_input, plain in zip(
         augment.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
     ):
-        assert torch.allclose(fused_input, plain, atol=difference) and fused_input.is_contiguous(
-            memory_format=torch.channels_last
-        )
+        assert torch.allclose(fused_input, plain, atol=difference) and is_channels_last(fused_input)
 
 
 @pytest.mark.parametrize(
-    "ops",
-    [(Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())],
-    ids=["weak", "strong"],
+    "ops", [(Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())], ids=["weak", "strong"]
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]
@@ -154,9 +142,7 @@ def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-de
         assert augment.path == "fused" and len(names) == 1
         assert names[0].endswith("fused_cpu.photometric" if device == "cpu" else "fused_cuda.photometric")
         (fused_input,) = augment.inputs(batch, views, torch.float32)
-        assert fused_input.shape == (5, 2, 24, 24) and fused_input.is_contiguous(
-            memory_format=torch.channels_last
-        )
+        assert fused_input.shape == (5, 2, 24, 24) and is_channels_last(fused_input)
         assert torch.allclose(fused_input, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 5e-2)
 
 

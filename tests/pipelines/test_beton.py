@@ -1,34 +1,65 @@
-"""Reading betons, by ffcv and by fastpsl, and refusing files that are no beton or damaged."""
+"""Reading betons, by ffcv and by fastpsl: tables, fields, checksums, and what is no beton or damaged."""
 
 import gc
 import os
 import subprocess
 import sys
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fastpsl.cli import main
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, Shard, row_dtype
-from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.beton.shard import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    IMAGE_TYPE,
+    INT_TYPE,
+    Shard,
+    Table,
+    TruncatedError,
+    row_dtype,
+)
+from fastpsl.pipelines.beton.sidecar import MARK, MARK_START, has_checksums, read_checksums
+from fastpsl.pipelines.beton.verify import info, unchecked, verify
+from fastpsl.pipelines.data.dataset import require_labels
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.libffcv import why_missing
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.beton_stock import image_of
-from tests.pipelines.photos import JPG, RAW, needs_ffcv, photo_samples, pil_decode, write
+from tests.pipelines.photos import (
+    DECODERS,
+    JPG,
+    RAW,
+    jpeg,
+    needs_ffcv,
+    photo,
+    photo_samples,
+    pil_decode,
+    write,
+)
 
 STOCK = Path(__file__).with_name("beton_stock.py")
 TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
-ROW = row_dtype((2, 1))
+ROW = row_dtype((IMAGE_TYPE, INT_TYPE))
+NUM_STOCK = 40
+FIVE = photo_samples(5)
+OVERWRITTEN = "a.beton: was overwritten while it was in use"
 
 
 def stock(*arguments: object) -> None:
-    subprocess.run(
-        [sys.executable, STOCK, *map(str, arguments)], check=True, capture_output=True, timeout=240
-    )
-
-
-NUM_STOCK = 40
+    command = [sys.executable, str(STOCK), *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +67,35 @@ def stock_betons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stock")
     stock("write", folder, NUM_STOCK)
     return folder
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> Path:
+    """Write five photos as a.beton."""
+    return write(tmp_path / "a.beton", FIVE)
+
+
+def replaced(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def header_of(data: bytes, **values: int) -> np.ndarray:
+    """Return the header of a beton, HEADER [1], with some values replaced."""
+    header = np.frombuffer(data, HEADER, 1).copy()
+    for name, value in values.items():
+        header[name] = value
+    return header
+
+
+def alloc_of(data: bytes) -> int:
+    return int(header_of(data)["alloc_table_ptr"][0])
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Beton(path)
+    text = str(caught.value)
+    assert "\n" not in text and str(path) in text and all(word in text for word in words), text
 
 
 @pytest.mark.slow
@@ -66,11 +126,9 @@ def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:
 def test_allocations_out_of_order_are_joined(tmp_path: Path) -> None:
     samples = photo_samples(9)
     path = write(tmp_path / "a.beton", samples)
-    data = bytearray(path.read_bytes())
-    alloc = int(np.frombuffer(data[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
-    table = np.frombuffer(data[alloc:], ALLOCATION)
-    data[alloc:] = table[np.random.default_rng(0).permutation(9)].tobytes()
-    path.write_bytes(data)
+    data = path.read_bytes()
+    table = np.frombuffer(data[alloc_of(data) :], ALLOCATION)
+    path.write_bytes(data[: alloc_of(data)] + table[np.random.default_rng(0).permutation(9)].tobytes())
     with Beton(path) as beton:
         assert beton.shards[0]._sizes is not None  # so the slow path was used
         assert [beton.read(i) for i in range(9)] == [sample[0] for sample in samples]
@@ -78,34 +136,19 @@ def test_allocations_out_of_order_are_joined(tmp_path: Path) -> None:
 
 def test_shards_are_one_list(tmp_path: Path) -> None:
     parts = [photo_samples(4, 0), photo_samples(3, 50), photo_samples(5, 90)]
-    for i, part in enumerate(parts):
-        write(tmp_path / f"train-{i}.beton", part)
+    paths = [write(tmp_path / f"train-{i}.beton", part) for i, part in enumerate(parts)]
     whole = [sample[0] for part in parts for sample in part]
-    order = np.array([11, 0, 4, 3, 6, 7, 7])
-    for source in (
-        tmp_path / "train-*.beton",
-        str(tmp_path / "train-*.beton"),
-        sorted(tmp_path.glob("*.beton"))[::-1],
-    ):
+    pattern = tmp_path / "train-*.beton"
+    for source in (pattern, str(pattern), paths[::-1]):
         with Beton(source) as beton:
-            assert beton.num_samples == 12 and [path.name for path in beton.paths] == [
-                f"train-{i}.beton" for i in range(3)
-            ]
+            assert beton.num_samples == 12 and beton.paths == paths
             assert [beton.read(i) for i in range(12)] == whole
-            rows = beton.rows(order)
+            rows = beton.rows(np.array([11, 0, 4, 3, 6, 7, 7]))
             assert list(rows.label) == [4, 0, 0, 3, 2, 0, 0] and len(set(rows.fd)) == 3
             assert beton.name(6) == f"{tmp_path}/train-1.beton sample 2"
-    with Beton(tmp_path / "train-0.beton") as first, Beton(tmp_path / "train-1.beton") as second:
-        assert first.digest() != second.digest()
-    with Beton(tmp_path / "train-0.beton") as again, Beton(tmp_path / "train-0.beton") as first:
-        assert first.digest() == again.digest() and len(first.rows(np.zeros(0, np.int64)).fd) == 0
-
-
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        Beton(path)
-    text = str(caught.value)
-    assert "\n" not in text and str(path) in text and all(word in text for word in words), text
+    with Beton(paths[0]) as first, Beton(paths[1]) as second, Beton(paths[0]) as again:
+        assert first.digest() != second.digest() and first.digest() == again.digest()
+        assert len(first.rows(np.zeros(0, np.int64)).fd) == 0
 
 
 def test_what_is_no_beton_is_refused(tmp_path: Path) -> None:
@@ -122,50 +165,31 @@ def test_what_is_no_beton_is_refused(tmp_path: Path) -> None:
         refused(tmp_path / name, word)
 
 
-def test_every_cut_is_noticed(tmp_path: Path) -> None:
-    whole = write(tmp_path / "whole.beton", photo_samples(5)).read_bytes()
-    cut = tmp_path / "cut.beton"
-    for left in (
-        10,
-        24,
-        1000,
-        TABLE_START,
-        TABLE_START + 60,
-        len(whole) // 2,
-        len(whole) - 1,
-        len(whole) - ALLOCATION.itemsize,
+def test_every_cut_is_noticed(five: Path) -> None:
+    whole = five.read_bytes()
+    num, table, row = len(whole), TABLE_START, ALLOCATION.itemsize
+    for left in (10, 24, 1000, table, table + 60, num // 2, num - 1, num - row):
+        five.write_bytes(whole[:left])
+        refused(five)
+    five.write_bytes(whole + b"more")  # a fraction of an allocation
+    refused(five, "truncated or damaged")
+
+
+def test_unfinished_and_absurd_headers(five: Path) -> None:
+    good = five.read_bytes()
+    alloc = alloc_of(good)
+    for values, word in (
+        ({"alloc_table_ptr": 0}, "never finished"),
+        ({"num_samples": 0}, "no samples"),
+        ({"num_samples": 2**62}, "truncated"),  # allocating this much would kill the test
+        ({"num_fields": 65535}, ""),
+        ({"alloc_table_ptr": 2**63}, "truncated"),
+        # It overlaps the other table.
+        ({"alloc_table_ptr": alloc - (alloc - TABLE_START) // 24 * 24}, "truncated or damaged"),
+        ({"version": 1}, "format 2"),
     ):
-        cut.write_bytes(whole[:left])
-        refused(cut)
-    cut.write_bytes(whole + b"more")  # a fraction of an allocation
-    refused(cut, "truncated or damaged")
-
-
-def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    good = path.read_bytes()
-
-    def with_header(**values: int) -> None:
-        header = np.frombuffer(good[: HEADER.itemsize], HEADER).copy()
-        for name, value in values.items():
-            header[name] = value
-        path.write_bytes(header.tobytes() + good[HEADER.itemsize :])
-
-    with_header(alloc_table_ptr=0)
-    refused(path, "never finished")
-    with_header(num_samples=0)
-    refused(path, "no samples")
-    with_header(num_samples=2**62)  # allocating this much would kill the test
-    refused(path, "truncated")
-    with_header(num_fields=65535)
-    refused(path)
-    with_header(alloc_table_ptr=2**63)
-    refused(path, "truncated")
-    alloc = int(np.frombuffer(good[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
-    with_header(alloc_table_ptr=alloc - (alloc - TABLE_START) // 24 * 24)  # overlaps the other table
-    refused(path, "truncated or damaged")
-    with_header(version=1)
-    refused(path, "format 2")
+        five.write_bytes(replaced(good, 0, header_of(good, **values).tobytes()))
+        refused(five, word)
 
 
 @pytest.mark.parametrize(
@@ -181,69 +205,64 @@ def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
         ("label", 2**40, "int32"),
     ],
 )
-def test_bad_rows_are_named(field: str, value: int, word: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    data = bytearray(path.read_bytes())
-    table = np.frombuffer(data[TABLE_START : TABLE_START + 5 * ROW.itemsize], ROW).copy()
+def test_bad_rows_are_named(field: str, value: int, word: str, five: Path) -> None:
+    data = five.read_bytes()
+    table = np.frombuffer(data, ROW, 5, TABLE_START).copy()
     if field == "label":
         table["f1"][3] = value
-    elif field == "sides":
-        table["f0"]["height"][3] = table["f0"]["width"][3] = value
-    else:
-        table["f0"][field][3] = value
-    data[TABLE_START : TABLE_START + 5 * ROW.itemsize] = table.tobytes()
-    path.write_bytes(data)
-    refused(path, "sample 3", word)
+    for name in ("height", "width") if field == "sides" else (field,) if field != "label" else ():
+        table["f0"][name][3] = value
+    five.write_bytes(replaced(data, TABLE_START, table.tobytes()))
+    refused(five, "sample 3", word)
 
 
-def test_bad_allocations_are_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    data = path.read_bytes()
-    alloc = int(np.frombuffer(data[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
+def test_bad_allocations_are_named(five: Path) -> None:
+    data = five.read_bytes()
     for size in (0, 2**20, 2**63, 2**64 - 1):
-        table = np.frombuffer(data[alloc:], ALLOCATION).copy()
+        table = np.frombuffer(data[alloc_of(data) :], ALLOCATION).copy()
         table["size"][4] = size
-        path.write_bytes(data[:alloc] + table.tobytes())
-        refused(path, "sample 4", "outside")
+        five.write_bytes(data[: alloc_of(data)] + table.tobytes())
+        refused(five, "sample 4", "outside")
 
 
-def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    with Beton(path) as beton:
-        os.truncate(path, 100)
+def test_a_file_that_shrinks_is_an_error_not_a_crash(five: Path) -> None:
+    with Beton(five) as beton:
+        os.truncate(five, 100)
         with pytest.raises(ValueError, match="was truncated while it was in use"):
             beton.read(3)
 
 
-def test_a_beton_that_is_overwritten_in_place_is_named(tmp_path: Path) -> None:
+def test_a_beton_cut_short_after_the_check_is_refused(five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shard, "check_unchanged", lambda self: None)
+    with Beton(five) as data:
+        os.truncate(five, TABLE_START + 2 * ROW.itemsize)
+        with pytest.raises(ValueError, match=r"a\.beton: was truncated while it was in use"):
+            data.rows(np.arange(5))
+
+
+def test_a_beton_that_is_overwritten_in_place_is_named(five: Path) -> None:
     """Even by a sound one of the same size, because its table would be read with the new images."""
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    same, changed = path.read_bytes(), bytearray(path.read_bytes())
-    with Beton(path) as beton:
-        changed[beton.shards[0].alloc - 9] ^= 1  # a byte of the last sample's checksum, as for other images
-    with Beton(path) as beton:
+    same, changed = five.read_bytes(), bytearray(five.read_bytes())
+    changed[alloc_of(same) - 9] ^= 1  # a byte of the last sample's checksum, as for other images
+    with Beton(five) as beton:
         before = beton.read(3)
-        os.utime(path, ns=(0, path.stat().st_mtime_ns))  # the access time does not matter
+        os.utime(five, ns=(0, five.stat().st_mtime_ns))  # the access time does not matter
         assert beton.read(3) == before
-        path.write_bytes(same)
-        os.utime(path, ns=(0, 7))  # set by hand, because clocks are coarse
+        five.write_bytes(same)
+        os.utime(five, ns=(0, 7))  # set by hand, because clocks are coarse
         assert beton.read(3) == before  # only the time has changed
-        with open(path, "r+b") as file:
+        with open(five, "r+b") as file:
             file.write(changed)
-        os.utime(path, ns=(0, 8))
+        os.utime(five, ns=(0, 8))
         for read in (lambda: beton.read(3), lambda: pages_of(beton)):
-            with pytest.raises(
-                ValueError, match="a.beton: was overwritten while it was in use; put the old file back"
-            ):
+            with pytest.raises(ValueError, match=f"{OVERWRITTEN}; put the old file back"):
                 read()
 
 
-def test_a_beton_that_is_replaced_by_renaming_is_read_on(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    with Beton(path) as beton:
-        before = [beton.read(i) for i in range(5)]
-        os.replace(write(tmp_path / "b.beton", photo_samples(5, 50)), path)
-        assert [beton.read(i) for i in range(5)] == before
+def test_a_beton_that_is_replaced_by_renaming_is_read_on(five: Path, tmp_path: Path) -> None:
+    with Beton(five) as beton:
+        os.replace(write(tmp_path / "b.beton", photo_samples(5, 50)), five)
+        assert [beton.read(i) for i in range(5)] == [sample[0] for sample in FIVE]
 
 
 def place(field: str) -> int:
@@ -255,42 +274,33 @@ def place(field: str) -> int:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("height", 0),
-        ("width", 0),
-        ("height", 65535),
-        ("width", 65535),
-        ("label", -2),
-        ("label", 2**40),
-        ("size", 2**50),
-    ],
+    [("height", 0), ("width", 0), ("height", 65535), ("width", 65535)]
+    + [("label", -2), ("label", 2**40), ("size", 2**50)],
 )
 def test_rows_beyond_what_was_opened_are_refused(
-    field: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    field: str, value: int, five: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table may be overwritten between the check of the file's time and the reading of its rows."""
     monkeypatch.setattr(Shard, "check_unchanged", lambda shard: None)
-    path = write(tmp_path / "a.beton", photo_samples(5))
-    with Beton(path) as beton:
-        shard = beton.shards[0]
+    with Beton(five) as beton:
         at, kind = TABLE_START + 3 * ROW.itemsize, {"label": "<i8", "size": "<u8"}.get(field, "<u2")
-        at = shard.alloc + 3 * ALLOCATION.itemsize + 16 if field == "size" else at + place(field)
-        with open(path, "r+b") as file:
+        is_size = field == "size"
+        at = beton.shards[0].alloc + 3 * ALLOCATION.itemsize + 16 if is_size else at + place(field)
+        with open(five, "r+b") as file:
             file.seek(at)
             file.write(np.array(value, kind).tobytes())
         assert beton.rows(np.array([0, 4])).height.all()
-        with pytest.raises(ValueError, match="a.beton: was overwritten while it was in use"):
+        with pytest.raises(ValueError, match=OVERWRITTEN):
             beton.rows(np.array([0, 3]))
 
 
-def test_no_file_stays_open(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.beton", photo_samples(5))
+def test_no_file_stays_open(five: Path, tmp_path: Path) -> None:
     gc.collect()  # garbage of other tests
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with Beton(path) as beton:
+        with Beton(five) as beton:
             beton.read(0)
-        (tmp_path / "bad.beton").write_bytes(path.read_bytes()[:-1])
+        (tmp_path / "bad.beton").write_bytes(five.read_bytes()[:-1])
         refused(tmp_path / "bad.beton")
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -303,8 +313,8 @@ def test_150_mutated_betons(tmp_path: Path) -> None:
     good = path.read_bytes()
     with Beton(path) as beton:
         rows = beton.rows(np.arange(6))
-    alloc = int(np.frombuffer(good[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
-    regions = [(0, 24), (24, TABLE_START), (TABLE_START, TABLE_START + 6 * ROW.itemsize), (alloc, len(good))]
+    table_end = TABLE_START + 6 * ROW.itemsize
+    regions = [(0, 24), (24, TABLE_START), (TABLE_START, table_end), (alloc_of(good), len(good))]
     regions += [(int(rows.offset[i]), int(rows.offset[i] + rows.num_bytes[i])) for i in range(6)]
     random, refusals, named = np.random.default_rng(7), 0, 0
     for i in range(150):
@@ -327,3 +337,240 @@ def test_150_mutated_betons(tmp_path: Path) -> None:
             assert problems, "other bytes are read, and verify says nothing"
     # Only libffcv reports libjpeg's warnings, so only with it are damaged images named.
     assert refusals > 30 and named > (15 if why_missing() else 30)
+
+
+NUM_RAW, PAGE = 6, 1 << 21  # where the data begin
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Write raw images, for which all bytes are valid."""
+    samples = [(photo(i, 5 + i, 9).tobytes(), 5 + i, 9, RAW) for i in range(NUM_RAW)]
+    return write(tmp_path / "a.beton", samples)
+
+
+def contents(path: Path) -> "list[tuple[bytes, int, int, int]] | None":
+    """Return the bytes, height, width and label of each sample, or None if the beton is refused."""
+    try:
+        with Beton(path) as beton:
+            rows = beton.rows(np.arange(beton.num_samples))
+            sides = zip(rows.height.tolist(), rows.width.tolist(), rows.label.tolist(), strict=True)
+            return [(beton.read(i), *of) for i, of in enumerate(sides)]
+    except ValueError:
+        return None
+
+
+def test_the_checksums_are_those_of_rows_and_data(raw: Path) -> None:
+    with Beton(raw) as beton:
+        rows = np.frombuffer(raw.read_bytes(), ROW, NUM_RAW, TABLE_START)
+        expected = [zlib.crc32(rows[i].tobytes() + beton.read(i)) for i in range(NUM_RAW)]
+        assert has_checksums(beton.shards[0]) and read_checksums(beton.shards[0]).tolist() == expected
+        assert unchecked(beton) == "" and "checksum of each sample    CRC-32" in info(beton)
+
+
+def test_no_change_of_what_is_read_goes_unseen(raw: Path) -> None:
+    """Bits of header, table, data, checksums and allocation table change, without a JSON."""
+    original, random = raw.read_bytes(), np.random.default_rng(0)
+    expected, end = contents(raw), len(original)
+    assert alloc_of(original) + NUM_RAW * ALLOCATION.itemsize == end
+    ranges = [(HEADER.itemsize, TABLE_START, 40), (TABLE_START, TABLE_START + NUM_RAW * ROW.itemsize, 150)]
+    places = [random.integers(*each) for each in [*ranges, (PAGE, end, 150)]]
+    num_changed = 0
+    for at in np.concatenate([np.arange(HEADER.itemsize), *places]).tolist():
+        with open(raw, "r+b") as file:
+            file.seek(at)
+            file.write(bytes([original[at] ^ 1 << int(random.integers(8))]))
+        samples = contents(raw)
+        if samples is not None and samples != expected:
+            num_changed += 1
+            assert list(verify(raw)), at
+        with open(raw, "r+b") as file:
+            file.seek(at)
+            file.write(original[at : at + 1])
+    assert raw.read_bytes() == original and list(verify(raw)) == []
+    assert num_changed > 50
+
+
+def test_the_sample_is_named(raw: Path) -> None:
+    original = raw.read_bytes()
+    rows = np.frombuffer(original, ROW, NUM_RAW, TABLE_START).copy()
+    rows["f1"][[2, 4]] = rows["f1"][[4, 2]]
+    raw.write_bytes(replaced(original, TABLE_START, rows.tobytes()))
+    wrong = "its bytes, size or label are not those that were written"
+    assert list(verify(raw)) == [f"{raw} sample 2: {wrong}", f"{raw} sample 4: {wrong}"]
+
+
+def test_damaged_checksums_are_said_and_keep_nobody_from_reading(raw: Path) -> None:
+    original, expected = raw.read_bytes(), contents(raw)
+    checksum, descriptor = alloc_of(original) - 5, HEADER.itemsize + 900
+    for at, what in ((checksum, "checksums are damaged"), (descriptor, "header is not as it was")):
+        raw.write_bytes(replaced(original, at, bytes([original[at] ^ 1])))
+        assert contents(raw) == expected
+        (problem,) = verify(raw)
+        assert what in problem
+    # A header with fewer samples than there are.
+    raw.write_bytes(replaced(original, 0, header_of(original, num_samples=NUM_RAW - 1).tobytes()))
+    (problem,) = verify(raw)
+    assert "checksums are damaged" in problem
+
+
+def test_betons_without_are_read_and_said_to_be_checked_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write(tmp_path / "a.beton", [(jpeg(photo(0, 40, 50)), 40, 50, JPG)])
+    out.write_bytes(out.read_bytes().replace(MARK, bytes(len(MARK)), 1))
+    with Beton(out) as beton:
+        assert not has_checksums(beton.shards[0]) and "checksum of each sample    none" in info(beton)
+        assert unchecked(beton).startswith("no checksums in it and no JSON beside it")
+    main(["data", "verify", str(out)])
+    assert capsys.readouterr().out.startswith(f"{out}: 1 samples, all sound (no checksums in it")
+
+
+FLOAT, ARRAY = 0, 4
+# Fields other than an integer label, with the names of those that are not read.
+FIELDS = {
+    "images": ([(IMAGE_TYPE, "image")], None),
+    "fractions": ([(IMAGE_TYPE, "image"), (FLOAT, "label")], "label"),
+    "several labels": ([(ARRAY, "labels"), (IMAGE_TYPE, "image"), (FLOAT, "weight")], "labels, weight"),
+}
+
+
+def with_fields(path: Path, fields: list[tuple[int, str]]) -> Path:
+    """Write five photos with these fields, types and names, in place of image and label."""
+    data = write(path, FIVE).read_bytes()
+    old = np.frombuffer(data, ROW, 5, TABLE_START)
+    descriptors, rows = np.zeros(len(fields), FIELD), np.zeros(5, row_dtype([kind for kind, _ in fields]))
+    for i, (type_id, name) in enumerate(fields):
+        descriptors[i]["type_id"] = type_id
+        descriptors[i]["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        if type_id in (IMAGE_TYPE, INT_TYPE):
+            rows[f"f{i}"] = old["f0" if type_id == IMAGE_TYPE else "f1"]
+    head = header_of(data, num_fields=len(fields)).tobytes() + descriptors.tobytes() + rows.tobytes()
+    data = replaced(data, 0, head)
+    assert MARK not in data[MARK_START : MARK_START + len(MARK)]
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_images_without_a_class_number_have_the_label_none(kind: str, tmp_path: Path) -> None:
+    fields, unread = FIELDS[kind]
+    path = with_fields(tmp_path / "a.beton", fields)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = open_data(path)
+    assert isinstance(data, Beton)
+    told = f"{path}: has no IntField, and {unread} is not read: no labels; "
+    told += "for class labels, write it again with an IntField"
+    assert [str(warning.message) for warning in caught] == ([told] if unread else [])
+    with data:
+        assert data.labels().tolist() == data.rows(np.arange(5)).label.tolist() == [-1] * 5
+        assert (data.num_samples, data.num_classes, data.class_names) == (5, 0, None)
+        assert [data.read(i) for i in range(5)] == [sample[0] for sample in FIVE]
+        assert "without a label            5" in info(data) and "no checksums" in unchecked(data)
+        with pytest.raises(ValueError, match="this needs labels, and 5 of 5 samples have none"):
+            require_labels(data, "this")
+    assert list(verify(path)) == []
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_reads_them(decoder: str, five: Path, tmp_path: Path) -> None:
+    views = [ViewSpec(ShorterSideCrop(24, 24, where="center"))]
+    batches = list[Batch]()
+    for path in (five, with_fields(tmp_path / "images.beton", FIELDS["images"][0])):
+        with (
+            Beton(path) as data,
+            Loader(data, views, batch_size_per_rank=5, train=False, decoder=decoder, num_threads=1) as loader,
+        ):
+            batches += loader.epoch(0)
+    labelled, images = batches
+    assert images.labels.tolist() == [-1] * 5 != labelled.labels.tolist()
+    assert torch.equal(images.images[0], labelled.images[0])
+
+
+_WRITER = """
+import sys
+import numpy as np
+from ffcv.fields import FloatField, NDArrayField, RGBImageField
+from ffcv.writer import DatasetWriter
+from tests.pipelines.beton_stock import image_of
+
+class Data:
+    def __init__(self, label):
+        self.label = label
+    def __len__(self):
+        return 5
+    def __getitem__(self, i):
+        return (image_of(i)[0], *self.label(int(i)))
+
+for name, fields, label in (
+    ("images", {}, lambda i: ()),
+    ("fractions", {"label": FloatField()}, lambda i: (i / 2,)),
+    ("several labels", {"label": NDArrayField(np.dtype("float32"), (3,))}, lambda i: (np.ones(3, "f4"),)),
+):
+    fields = {"image": RGBImageField(write_mode="raw"), **fields}
+    DatasetWriter(f"{sys.argv[1]}/{name}.beton", fields, num_workers=1).from_indexed_dataset(Data(label))
+"""
+
+
+@pytest.mark.slow
+@needs_ffcv("its own DatasetWriter writes the files")
+def test_what_ffcv_writes_without_an_integer(tmp_path: Path) -> None:
+    code = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    subprocess.run(code, check=True, capture_output=True, timeout=240)
+    for kind in FIELDS:
+        path = tmp_path / f"{kind}.beton"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with Beton(path) as data:
+                assert data.labels().tolist() == [-1] * 5
+                assert [data.read(i) for i in range(5)] == [image_of(i)[0].tobytes() for i in range(5)]
+        told = ["and label is not read" in str(warning.message) for warning in caught]
+        assert told == [True] * (kind != "images")
+        assert list(verify(path)) == []
+
+
+TABLE_ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
+START, NUM_ROWS = 13, 1000
+
+
+@pytest.fixture(params=["C", "Python"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test by the C library, where it was built, and without it."""
+    if request.param == "Python":
+        monkeypatch.setattr(shard, "library", lambda: None)
+    elif shard.library() is None:
+        pytest.skip("the C library was not built")
+    return str(request.param)
+
+
+def test_rows_are_those_of_the_file(by: str, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(START + NUM_ROWS * TABLE_ROW.itemsize)
+    (tmp_path / "file").write_bytes(data)
+    expected = np.frombuffer(data, TABLE_ROW, offset=START)
+    indices = np.random.default_rng(1).integers(0, NUM_ROWS, 300)
+    slices = slice(None), slice(3, 90), slice(NUM_ROWS - 1, NUM_ROWS + 5), slice(7, 7)
+    with open(tmp_path / "file", "rb") as file:
+        rows = Table(file.fileno(), START, TABLE_ROW, NUM_ROWS)
+        assert len(rows) == NUM_ROWS
+        for which in (*slices, indices, indices[:0]):
+            got = rows[which]
+            assert got.dtype == TABLE_ROW and got.tolist() == expected[which].tolist()
+
+
+def test_a_file_cut_short_is_an_error(by: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(START + NUM_ROWS * TABLE_ROW.itemsize))
+    with open(tmp_path / "file", "r+b") as file:
+        rows = Table(file.fileno(), START, TABLE_ROW, NUM_ROWS)
+        file.truncate(START + 500 * TABLE_ROW.itemsize - 1)
+        assert len(rows[:499]) == len(rows[np.arange(499)]) == 499
+        for which in (slice(None), np.array([0, 499])):
+            with pytest.raises(TruncatedError):
+                rows[which]
+
+
+def test_an_error_of_the_disk_is_told_apart(by: str, tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        Table(folder, 0, TABLE_ROW, NUM_ROWS)[np.array([0])]
+    os.close(folder)

@@ -1,7 +1,7 @@
-"""The DALI decoder: only samples that it refuses go to the CPU, and errors leave later batches unchanged."""
+"""The DALI decoder: its errors and first runs, the samples that it refuses, and the proof of JPEG engines."""
 
+import ctypes
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -9,25 +9,36 @@ import time
 import types
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import codes, dali, dali_pipeline
 from fastpsl.pipelines.decoders.choose import open_decoder
-from fastpsl.pipelines.decoders.dali import DaliDecoder
-from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, Graph, feeds, user_error
+from fastpsl.pipelines.decoders.dali import DaliDecoder, num_engines, why_idle, why_slower
+from fastpsl.pipelines.decoders.dali_pipeline import (
+    DaliPipeline,
+    Graph,
+    build,
+    feeds,
+    named_sample,
+    reason,
+    user_error,
+)
 from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.decoders.read_samples import Encoded
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import Samples, samples_are_closed  # noqa: F401
+from tests.pipelines.decoding import decode as decode_batch
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
-from tests.pipelines.test_dali_errors import FRAMED
+from tests.test_architecture import ROOT
 
 CPU = torch.device("cpu")
 SIZES = (24, 17)
@@ -141,11 +152,8 @@ def test_short_memory_is_no_fault_of_samples(monkeypatch: pytest.MonkeyPatch) ->
 def test_broken_samples_end_no_run_where_memory_is_short(
     bad: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        dali_pipeline,
-        "user_error",
-        lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all),
-    )
+    little = lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all)
+    monkeypatch.setattr(dali_pipeline, "user_error", little)
     runs = Runs()
     runs.submit([bad.get(i, GOOD[i]) for i in range(6)])
     crops, failed = runs.collect()
@@ -207,36 +215,24 @@ def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path
             assert ((images.int() - others.int()).abs().float().mean((1, 2, 3)) < 2).all()
 
 
-def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> SampleTable:
-    path.write_bytes(b"".join(data for data, *_ in samples))
-    rows = SampleTable.empty(np.arange(len(samples)))
-    sizes = np.array([len(data) for data, *_ in samples])
-    rows.fd[:], rows.label[:] = os.open(path, os.O_RDONLY), 0
-    rows.num_bytes[:], rows.offset[:] = sizes, np.cumsum(sizes) - sizes
-    rows.height[:], rows.width[:], rows.mode[:] = np.array([sample[1:] for sample in samples]).T
-    return rows
-
-
-def decode(decoder: DaliDecoder, rows: SampleTable) -> tuple[np.ndarray, np.ndarray]:
-    boxes = np.array([[3, 5, 40, 41, 0]] * len(rows.indices), np.int32)
-    encoded = decoder.begin(rows)
-    decoder.encode(rows, encoded, slice(0, len(rows.indices)))
-    decoder.submit(rows, encoded, [boxes], [24])
-    status, (images,) = decoder.collect()
-    return status, images.numpy().copy()
+def decode(
+    decoder: DaliDecoder, path: Path, samples: list[tuple[bytes, int, int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.array([[3, 5, 40, 41]] * len(samples))
+    status, (images,) = decode_batch(decoder, Samples(path, samples).rows, [boxes], [24])
+    return status, images.copy()
 
 
 @needs_dali("mixed batches")
 def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
     raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
     samples = [JPEGS[0], raw, (ODD, 50, 60, JPG), (CUT, 50, 60, JPG), JPEGS[1], raw, (b"no", 50, 60, JPG)]
-    rows = rows_of(tmp_path / "data", samples)
     decoder = DaliDecoder("beton", 8, 1, CPU)
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
-        status, images = decode(decoder, rows)
+        status, images = decode(decoder, tmp_path / "data", samples)
     assert status.tolist() == [0, 0, 0, codes.CORRUPT, 0, 0, codes.NOT_JPEG]
     for i in np.flatnonzero(status == codes.GOOD):
-        alone = decode(decoder, rows.part(slice(i, i + 1)))[1]
+        alone = decode(decoder, tmp_path / "alone", samples[i : i + 1])[1]
         assert (images[i] == alone[0]).all() and alone.any()
 
 
@@ -253,19 +249,19 @@ def test_what_lies_in_pinned_memory_is_fed_as_such(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dali_pipeline, "feeds", unpinned)
     raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
     decoder = DaliDecoder("beton", 8, 1, CPU)
-    decode(decoder, rows_of(tmp_path / "a", [JPEGS[0], raw]))
+    decode(decoder, tmp_path / "a", [JPEGS[0], raw])
     assert flags == [(False, 1, False), (True, 1, False)]
     decoder._arenas = Arenas(pinned=True)
     flags.clear()
-    decode(decoder, rows_of(tmp_path / "b", [JPEGS[0], raw, raw]))
+    decode(decoder, tmp_path / "b", [JPEGS[0], raw, raw])
     assert flags == [(False, 1, True), (True, 2, True)]
     flags.clear()
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
-        decode(decoder, rows_of(tmp_path / "c", [JPEGS[0], raw, (ODD, 50, 60, JPG)]))
+        decode(decoder, tmp_path / "c", [JPEGS[0], raw, (ODD, 50, 60, JPG)])
     assert flags == [(False, 1, True), (True, 2, False)]  # a decoded image lies outside of the arena
     flags.clear()
     monkeypatch.setattr(Encoded, "read", lambda self, part, read=Encoded.read: read(self, part) * 0)
-    decode(decoder, rows_of(tmp_path / "d", [JPEGS[0], (CUT, 50, 60, JPG), JPEGS[1]]))
+    decode(decoder, tmp_path / "d", [JPEGS[0], (CUT, 50, 60, JPG), JPEGS[1]])
     assert flags == [(False, 3, True), (False, 2, True)]  # samples that are tried again have not moved
 
 
@@ -279,9 +275,8 @@ def test_dali_is_told_of_pinned_memory_sample_by_sample(monkeypatch: pytest.Monk
         return wrap(sample, layout, False)
 
     tensors = types.SimpleNamespace(TensorCPU=tensor, TensorListCPU=library.tensors.TensorListCPU)
-    monkeypatch.setattr(
-        dali_pipeline, "_dali", lambda: types.SimpleNamespace(types=library.types, tensors=tensors)
-    )
+    fake = types.SimpleNamespace(types=library.types, tensors=tensors)
+    monkeypatch.setattr(dali_pipeline, "_dali", lambda: fake)
     boxes = [np.array([[3, 5, 40, 41, 0]] * 2, np.int32)]
     for is_pinned in (True, False):
         flags.clear()
@@ -296,9 +291,9 @@ def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: py
     samples = [*JPEGS[:5], (ODD, 50, 60, JPG), (CUT, 50, 60, JPG)]
     decoder = DaliDecoder("beton", 8, 2, CPU)
     with pytest.warns(UserWarning, match=r"sample 5 is decoded on the CPU, not by DALI \(.+\)"):
-        status, images = decode(decoder, rows_of(tmp_path / "data", samples))
+        status, images = decode(decoder, tmp_path / "data", samples)
     assert status.tolist() == [0] * 6 + [codes.CORRUPT] and decoder.num_fallbacks == 1
-    expected = decode(decoder, rows_of(tmp_path / "good", JPEGS[:6]))[1]
+    expected = decode(decoder, tmp_path / "good", JPEGS[:6])[1]
     assert (images[:5] == expected[:5]).all()
     assert np.abs(images[5].astype(int) - expected[5]).mean() < 2
 
@@ -337,24 +332,14 @@ def test_no_dali_is_said_with_the_install_line(
     assert "turbo or pillow" in str(error.value)
 
 
+ANOTHER_CUDA = r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst"
+TOO_OLD = r'DALI 1.53.0 is older than 2.2; pip install "fastpsl-vision\[dali-cu13\]" --upgrade'
+
+
 @pytest.mark.parametrize(
     ("version", "built_for", "device", "message"),
-    [
-        (
-            "2.4.0",
-            12076,
-            "cuda",
-            r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst",
-        ),
-        (
-            "1.53.0",
-            13492,
-            "cpu",
-            r'DALI 1.53.0 is older than 2.2; pip install "fastpsl-vision\[dali-cu13\]" --upgrade',
-        ),
-        ("2.4.0", 12076, "cpu", ""),
-        ("2.10.1", 13492, "cuda", ""),
-    ],
+    [("2.4.0", 12076, "cuda", ANOTHER_CUDA), ("1.53.0", 13492, "cpu", TOO_OLD)]
+    + [("2.4.0", 12076, "cpu", ""), ("2.10.1", 13492, "cuda", "")],
 )
 def test_a_dali_of_another_cuda_is_said(
     version: str, built_for: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch
@@ -373,8 +358,8 @@ def test_a_dali_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.M
     error = "raise ImportError('libnvjpeg.so.13: cannot open\\nshared object file')"
     (broken / "__init__.py").write_text(error)
     (broken.parent / "__init__.py").write_text("")
-    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
-    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    for name in ("nvidia.dali", "nvidia"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     use_cuda(monkeypatch, "13.2")
     importlib.invalidate_caches()
@@ -423,3 +408,298 @@ sys.exit(3)
 def test_synthetic_data_are_not_decoded() -> None:
     with pytest.raises(ValueError, match="decoder 'dali' cannot read synthetic data"):
         open_decoder("dali", Synthetic(4))
+
+
+# Messages of DALI 2.4: CUDABadAlloc and CUDAError (include/dali/core/cuda_error.h) in the frame of its
+# executor, CUDA's texts of cudaErrorInsufficientDriver and cudaErrorUnsupportedPtxVersion, libdali's when it
+# builds a pipeline for a GPU, and those of torch's allocator.
+FRAMED = (
+    "Critical error in pipeline:\nError in MIXED operator `x`,\nencountered:\n\n{}\n"
+    "Current pipeline object is no longer valid."
+)
+ROOM = 8 << 30
+
+
+UNDECODED = "Failed to decode sample #17 : "
+INSUFFICIENT = "(35):\nCUDA driver version is insufficient for CUDA runtime version"
+NO_DRIVER = "requires a CUDA-capable GPU but the CUDA driver is not installed or its version is insufficient."
+UNSUPPORTED = "(222):\nthe provided PTX was compiled with an unsupported toolchain."
+NO_MEMORY = "out of GPU memory while decoding on cuda:0"
+OLD_DRIVER = "the NVIDIA driver is too old for this DALI"
+OLDER_DALI = "update the driver, install the DALI of an older CUDA, or use --decoder turbo"
+
+
+@pytest.mark.parametrize(
+    ("text", "free_bytes", "says"),
+    [
+        ("Can't allocate 268435456 bytes on device 0.", ROOM, f"{NO_MEMORY} (Can't allocate"),
+        ("CUDA allocation failed", ROOM, "lower --prefetch-batches or --batch-size, or use --decoder turbo"),
+        ("CUDA out of memory. Tried to allocate 36.00 MiB. GPU 0 has", ROOM, NO_MEMORY),
+        (UNDECODED, 16 << 20, ""),  # only this sample failed
+        (UNDECODED, ROOM, ""),
+        (UNDECODED, None, ""),  # on a CPU
+        ("Can't allocate 8388608 bytes on host.", ROOM, "out of pinned host memory while decoding"),
+        (f"CUDA runtime API error cudaErrorInsufficientDriver {INSUFFICIENT}", ROOM, OLD_DRIVER),
+        (f"The pipeline {NO_DRIVER}", None, OLD_DRIVER),
+        (f"CUDA runtime API error cudaErrorUnsupportedPtxVersion {UNSUPPORTED}", ROOM, OLDER_DALI),
+        ("CUDA runtime API error cudaErrorIllegalAddress (700)", ROOM, ""),
+    ],
+)
+def test_what_the_user_can_mend_is_said_in_one_line(text: str, free_bytes: int | None, says: str) -> None:
+    error = user_error(FRAMED.format(text), "cuda:0", free_bytes)
+    if not says:
+        assert error is None
+    else:
+        assert says in str(error) and "\n" not in str(error) and "encountered" not in str(error)
+
+
+def test_short_memory_is_the_reason_where_nothing_could_be_decoded() -> None:
+    text = FRAMED.format(UNDECODED)
+    assert NO_MEMORY in str(user_error(text, "cuda:0", 16 << 20, of_all=True))
+    for free_bytes in (ROOM, None):
+        assert user_error(text, "cuda:0", free_bytes, of_all=True) is None
+
+
+def test_messages_are_read() -> None:
+    text = (
+        "Critical error in pipeline:\nError in CPU operator `x`,\n\n  File 'a', line 1\n\nencountered:\n\n"
+        "Failed to decode sample #17 : \nCurrent pipeline object is no longer valid.\n"
+    )
+    assert named_sample(text) == 17 and reason(text) == "Failed to decode sample #17"
+    assert named_sample("nvImageCodec failure: '#3'") is None
+
+
+BATCH, DEPTH = 6, 3
+*ARRAYS, CUT_ARRAY, HEADLESS_ARRAY = as_arrays([*GOOD[:4], CUT, HEADLESS])
+GRAPHS = [
+    Graph(is_raw, turns, (24, 17), isotropic)
+    for is_raw, turns in ((False, False), (False, True), (True, False))
+    for isotropic in ((False, False), (False, True), (True, True))
+]
+
+
+class Recorded:
+    """A pipeline that keeps the sizes of the batches that each of its inputs is fed."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self.sizes: dict[str, list[int]] = {}
+
+    def feed_input(self, name: str, values: Any) -> None:
+        self.sizes.setdefault(name, []).append(len(values))
+        self._pipe.feed_input(name, values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[int]]]:
+    """Return the sizes of what each pipeline is fed, one entry for each that is built."""
+    sizes: list[dict[str, list[int]]] = []
+
+    def recorded(*args: Any) -> Recorded:
+        pipe = Recorded(build(*args))
+        sizes.append(pipe.sizes)
+        return pipe
+
+    monkeypatch.setattr(dali_pipeline, "build", recorded)
+    return sizes
+
+
+def assert_full(built: list[dict[str, list[int]]], *, num: int) -> None:
+    assert len(built) == num > 0
+    for sizes in built:
+        assert sizes and {fed[0] for fed in sizes.values()} == {BATCH}, sizes
+        assert all(len(fed) >= DEPTH for fed in sizes.values())
+
+
+@needs_dali("first runs")
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_each_kind_of_pipeline_starts_with_a_full_batch(
+    graph: Graph, built: list[dict[str, list[int]]]
+) -> None:
+    workers = Workers(1, "fastpsl-test")
+    pipeline = DaliPipeline(graph, BATCH, 1, CPU, DEPTH, workers)
+    sides = [[3, 5, 40, 41, 0], [15, 20, 10, 10, 1]]
+    samples = [photo(3, 50, 60)] if graph.is_raw else ARRAYS[:1]
+    boxes = [np.array([sides[int(kernel)]], np.int32) for kernel in graph.isotropic]
+    pipeline.submit(samples, np.array([[50, 60]]), boxes)
+    crops, failed = pipeline.collect()
+    pipeline.close()
+    workers.close(5.0)
+    assert [len(crop) for crop in crops] == [1, 1] and not failed
+    assert_full(built, num=1)
+    assert all(fed[DEPTH:] == [1] for fed in built[0].values())  # the batch itself is not filled up
+
+
+@needs_dali("first runs")
+@pytest.mark.parametrize(
+    ("bad", "num_pipelines"), [([CUT_ARRAY], 2), ([HEADLESS_ARRAY], 3), ([CUT_ARRAY, HEADLESS_ARRAY], 4)]
+)
+def test_so_does_each_one_that_is_built_after_an_error(
+    bad: list[np.ndarray], num_pipelines: int, built: list[dict[str, list[int]]]
+) -> None:
+    pipeline = DaliPipeline(Graph(False, False, (24,), (False,)), BATCH, 1, CPU, DEPTH)
+    for samples in ([*ARRAYS[:2], *bad], ARRAYS[:1]):
+        boxes = [np.array([[3, 5, 40, 41, 0]] * len(samples), np.int32)]
+        pipeline.submit(samples, np.array([[50, 60]] * len(samples)), boxes)
+    assert len(pipeline.collect()[1]) == len(bad)
+    crops, failed = pipeline.collect()
+    assert len(crops[0]) == 1 and not failed
+    assert len(built) >= num_pipelines
+    assert_full(built, num=len(built))
+
+
+@needs_dali("first runs")
+def test_a_loaders_short_last_batch_is_no_first_run(
+    tmp_path: Path, built: list[dict[str, list[int]]]
+) -> None:
+    options = {"batch_size_per_rank": BATCH, "train": False, "decoder": "dali", "num_threads": 1}
+    with (
+        Beton(write(tmp_path / "a.beton", photo_samples(BATCH + 1))) as data,
+        Loader(data, VIEWS[:1], **options) as loader,  # type: ignore[arg-type]
+    ):
+        assert [(batch.indices >= 0).sum() for batch in loader.epoch(0, first_step=1)] == [1]
+    assert_full(built, num=len(built))
+
+
+class Library:
+    """A fake of nvJPEG's library; `opened` is the status of opening the hardware decoder."""
+
+    def __init__(self, status: int, engines: int, created: int = 0, opened: int = 0) -> None:
+        self.status, self.engines, self.created, self.opened = status, engines, created, opened
+        self.num_open = self.num_tries = 0
+
+    def nvjpegCreateEx(self, backend: int, device: None, pinned: None, flags: int, handle: Any) -> int:
+        assert (backend, device, pinned, flags) == (3, None, None, 0)  # NVJPEG_BACKEND_HARDWARE
+        assert isinstance(handle._obj, ctypes.c_void_p)
+        self.num_tries += 1
+        self.num_open += self.opened == 0
+        return self.opened
+
+    def nvjpegCreateSimple(self, handle: Any) -> int:
+        self.num_open += self.created == 0
+        return self.created
+
+    def nvjpegGetHardwareDecoderInfo(self, handle: Any, num: Any, cores: Any) -> int:
+        num._obj.value, cores._obj.value = self.engines, 1
+        return self.status
+
+    def nvjpegDestroy(self, handle: Any) -> int:
+        self.num_open -= 1
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"),
+    [
+        (Library(0, 7), 7),
+        (Library(0, 0), 0),
+        (Library(7, 0), 0),  # NVJPEG_STATUS_ARCH_MISMATCH
+        (Library(6, 3), None),
+        (Library(0, 7, created=6), None),  # no device
+        (None, None),
+    ],
+)
+def test_engines_are_counted_and_the_handle_is_given_back(
+    library: Library | None, expected: int | None
+) -> None:
+    assert num_engines(library) == expected
+    assert library is None or library.num_open == 0
+
+
+WHOLE, SLICE, VIRTUAL = "NVIDIA H200", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100-80C"
+
+
+@pytest.mark.parametrize(
+    ("name", "opened", "cause", "remedy"),
+    [
+        (WHOLE, 0, "", ""),
+        (SLICE, 0, "", ""),
+        ("NVIDIA T4", 7, "NVIDIA T4 has no JPEG engines", "the host's cores take a part"),
+        (SLICE, 7, f"{SLICE} has no JPEG engine in this slice of a GPU", "a MIG profile with media engines"),
+        (VIRTUAL, 6, f"{VIRTUAL} has no JPEG engine in this slice of a GPU", "or the whole GPU"),
+        (WHOLE, 6, f"nvJPEG cannot open the JPEG engines of {WHOLE} (status 6)", "update the driver"),
+    ],
+)
+def test_engines_that_cannot_be_opened_are_told_with_the_remedy(
+    name: str, opened: int, cause: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dali, "loads", lambda library: library == "libnvcuvid.so.1")
+    library = Library(0, 7, opened=opened)
+    why = why_idle(library, name)
+    assert why.startswith(cause) and remedy in why and bool(why) == bool(cause) and "\n" not in why
+    assert (library.num_tries, library.num_open) == (1, 0)  # the handle is given back
+
+
+@pytest.mark.parametrize("library", [None, object()])
+def test_without_an_nvjpeg_that_can_tell_it_is_unknown(
+    library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dali, "loads", lambda _: True)
+    assert "is unknown" in why_idle(library, WHOLE)
+
+
+@pytest.mark.parametrize("is_container", [False, True])
+@pytest.mark.parametrize(
+    ("library", "is_sure"), [(Library(0, 7), True), (Library(0, 0), False), (None, True)]
+)
+def test_without_the_drivers_video_library_the_place_decides_the_remedy(
+    library: Library | None, is_sure: bool, is_container: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dali, "loads", lambda _: False)
+    monkeypatch.setattr(dali, "is_in_container", lambda: is_container)
+    why = why_idle(library, "NVIDIA T4")
+    assert ("NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in why) == is_container
+    assert ("libnvidia-decode" in why) == (not is_container)
+    assert why.startswith("NVIDIA T4 has no JPEG engines") == (not is_sure) and "\n" not in why
+    assert library is None or library.num_tries == 0
+
+
+def test_a_container_is_known_by_its_file_or_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dali, "_CONTAINER_FILES", (str(tmp_path / ".dockerenv"),))
+    for name in dali._CONTAINER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert not dali.is_in_container()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert dali.is_in_container()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    (tmp_path / ".dockerenv").touch()
+    assert dali.is_in_container()
+
+
+@pytest.mark.parametrize(
+    "path", ["Containerfile", "docs/how_to/kubernetes/pytorchjob.yaml", "docs/get_started/installation.md"]
+)
+def test_our_own_containers_ask_for_it(path: str) -> None:
+    assert "compute,utility,video" in (ROOT / path).read_text()
+
+
+def test_a_gpu_is_asked_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_slower(torch.device("cpu")) == ""
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA T4")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
+    monkeypatch.setattr(dali, "loads", lambda _: True)
+    for opened in (7, 0):
+        why_slower.cache_clear()
+        library = Library(0, 0, opened=opened)
+        monkeypatch.setattr(dali, "nvjpeg_library", lambda library=library: library)
+        assert bool(why_slower(torch.device("cuda", 0))) == (opened != 0)
+    why_slower.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it answers")
+def test_the_real_library_without_a_device_has_no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = dali.nvjpeg_library()
+    assert library is None or isinstance(library, ctypes.CDLL)
+    assert num_engines(library) is None
+    monkeypatch.setattr(dali, "loads", lambda _: True)
+    assert why_idle(library, WHOLE)
+
+
+def test_only_libraries_that_exist_load() -> None:
+    assert dali.loads("libc.so.6") and not dali.loads("libnone_such.so.1")

@@ -21,8 +21,8 @@ from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, uprig
 from tests.pipelines.decoding import decode, make
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo, pil_decode
-from tests.pipelines.test_beton_convert import file_of
 from tests.pipelines.test_folder import every_reader, whole
+from tests.pipelines.test_image_files import file_of
 
 PHOTO = photo(7, 90, 130)
 TRANSPOSES = (

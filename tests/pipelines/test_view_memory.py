@@ -1,9 +1,10 @@
-"""The memory of views: never handed out while anything refers to it, and used again when nothing does."""
+"""Memory of arenas and views is used again when nothing refers to it; batches are packed into it."""
 
 import gc
 import os
 import pickle
 import resource
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.geometry import Flip
+from fastpsl.kernels.geometry import Flip, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
-from fastpsl.pipelines.decoders.memory import ViewMemory
+from fastpsl.pipelines.decoders import memory
+from fastpsl.pipelines.decoders.memory import Arenas, ViewMemory
 from fastpsl.pipelines.loader.augment import choose_augment
-from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.batch import ALIGNMENT, Batch, pack, unpack
 from fastpsl.pipelines.views import Op, ViewSpec
 from tests.pipelines.forked import in_a_forked_process
 
@@ -198,3 +200,140 @@ def test_one_by_one_parts_have_the_whole_batchs_values(
             (result,) = choose_augment("torch", [view], CPU).inputs(batch, [view], dtype)
             assert torch.equal(result, expected) and result.dtype == dtype
             assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_is_used_again_when_its_last_holder_lets_it_go() -> None:
+    arenas = Arenas()
+    first, second = arenas.take(1000), arenas.take(10)
+    places = [arena.memory.ctypes.data for arena in (first, second)]
+    assert places[0] != places[1] and len(first.memory) >= 1000
+    holder = [first]
+    del first
+    third = arenas.take(10)  # while `holder` keeps the first one
+    assert third.memory.ctypes.data not in places
+    holder.clear()
+    assert arenas.take(1000).memory.ctypes.data == places[0]
+    larger = arenas.take(5000)  # replaces memory that is too small
+    assert len(larger.memory) >= 5000
+    del second, third, larger
+    sizes = [len(arenas.take(1).memory) for _ in range(3)]
+    assert max(sizes) >= 5000 and len(arenas._free) == 3
+
+
+def test_arrays_and_tensors_keep_their_arena_and_a_pool_keeps_no_more_than_its_limit() -> None:
+    arenas = Arenas(limit=2)
+    array = np.asarray(arenas.take(1000))
+    part = torch.from_numpy(array).view(10, -1)[3, 5:7]
+    part.fill_(7)
+    place, inside = array.ctypes.data, part.data_ptr()
+    del array
+    assert arenas.take(1000).memory.ctypes.data != place and part.tolist() == [7, 7]
+    assert inside - place == 3 * (1250 // 10) + 5
+    del part
+    assert arenas.take(1000).memory.ctypes.data == place
+    held = [arenas.take(10) for _ in range(5)]
+    held.clear()
+    assert len(arenas._free) == 2
+
+
+def test_pinned_memory_is_torchs_and_lives_as_long_as_its_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory is not really pinned, because that needs a GPU."""
+    calls, empty = [], torch.empty
+
+    def pageable(num: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        calls.append((num, pin_memory))
+        return empty(num, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", pageable)
+    arenas = Arenas(pinned=True)
+    arena = arenas.take(1000)
+    assert calls == [(1250, True)] and arena.is_pinned and isinstance(arena.memory.base, torch.Tensor)
+    assert arena.memory.ctypes.data == arena.memory.base.data_ptr()
+    del arena
+    assert arenas.take(1250).is_pinned and len(calls) == 1
+    assert not Arenas().take(1000).is_pinned and len(calls) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is pinned memory")
+def test_without_pinned_memory_arenas_are_not_pinned_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "_has_warned", threading.Event())
+    arenas = Arenas(pinned=True)
+    with pytest.warns(UserWarning, match=r"^no 2,621,440 bytes of pinned host memory \(") as caught:
+        held = [arenas.take(2 << 20), arenas.take(2 << 20)]
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert not any(arena.is_pinned for arena in held)
+    assert [len(arena.memory) >= 2 << 20 for arena in held] == [True, True]
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+TENSORS = [
+    torch.arange(7),
+    torch.rand(5, generator=GENERATOR) < 0.5,
+    torch.rand((3, 2), generator=GENERATOR),
+    torch.empty((0, 4), dtype=torch.int64),
+    torch.randint(0, 255, (11,), dtype=torch.uint8, generator=GENERATOR),
+    torch.rand((4, 6), generator=GENERATOR).t(),  # not contiguous
+    torch.rand((), generator=GENERATOR, dtype=torch.float64),
+    torch.rand((2, 3), generator=GENERATOR).half(),
+]
+
+
+def test_what_is_unpacked_is_what_was_packed_and_aligned() -> None:
+    buffer, starts = pack(TENSORS)
+    moved = buffer.clone()  # like a copy on a device
+    buffer.zero_()
+    unpacked = unpack(moved, starts, TENSORS)
+    for tensor, view in zip(TENSORS, unpacked, strict=True):
+        assert view.dtype == tensor.dtype and torch.equal(view, tensor)
+        assert view.is_contiguous() and view.untyped_storage().data_ptr() == moved.data_ptr()
+        assert (view.storage_offset() * view.element_size()) % ALIGNMENT == 0
+    assert len(buffer) < sum(tensor.nbytes for tensor in TENSORS) + ALIGNMENT * len(TENSORS)
+
+
+def test_nothing_is_packed_to_nothing() -> None:
+    buffer, starts = pack([])
+    assert len(buffer) == 0 and unpack(buffer, starts, []) == []
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_a_batch_moves_with_everything_it_has(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, without pinning and without the copy to a device."""
+    copies: list[int] = []
+
+    def copied(tensor: Tensor, device: object, non_blocking: bool = False) -> Tensor:
+        copies.append(tensor.nbytes)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
+    monkeypatch.setattr(Tensor, "to", copied)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
+    draws = [
+        ({"flip": torch.rand(num) < 0.5}, {}, {"order": torch.rand(num, 4), "grey": torch.rand(num)}),
+        (),
+    ]
+    images = [torch.full((num, 3, 4, 4), view, dtype=torch.uint8) for view in range(2)]
+    batch = Batch(images, draws, torch.arange(num), torch.full((num,), -1), 3, 4)  # type: ignore[arg-type]
+    moved = batch.to(torch.device("meta"))
+    assert len(copies) == 2 + 1  # one per view, and one for the rest
+    assert (moved.epoch, moved.step) == (3, 4)
+    for original, copy in zip(batch.tensors(), moved.tensors(), strict=True):
+        assert original.dtype == copy.dtype and torch.equal(original, copy)
+        assert num == 0 or original.data_ptr() != copy.data_ptr()
+    assert [[list(draw) for draw in view] for view in moved.draws] == [[["flip"], [], ["order", "grey"]], []]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in moved._small()}) == 1
+
+
+def test_a_batch_finds_an_ops_draw_by_its_type() -> None:
+    flips, turns = torch.tensor([True, False]), torch.tensor([3, 1])
+    draws = [({"flip": flips}, {"turns": turns}), ({"flip": ~flips},)]
+    ops = [(Flip(), Rotate90()), (Flip(),)]
+    batch = Batch([], draws, torch.arange(2), torch.arange(2), 0, 0, ops=ops)  # type: ignore[arg-type]
+    for same in (batch, batch.first(2)):
+        assert torch.equal(same.draw(Rotate90)["turns"], turns)
+    with pytest.raises(AssertionError, match=r"Flip stands 2 times, not once, in .*'Flip', 'Rotate90'"):
+        batch.draw(Flip)
+    with pytest.raises(AssertionError, match="JigsawTiles stands 0 times"):
+        batch.draw(JigsawTiles)

@@ -175,12 +175,7 @@ class Journal:
         self._last_commit = time.monotonic()
 
     def add(self, image: list[Any], num_bytes: int) -> bool:
-        """Note an image that is done, and return whether it is time for `commit`.
-
-        Args:
-            image: Its name, and what `output.py` needs to take it up again.
-            num_bytes: The bytes that were written for it.
-        """
+        """Note an image: its name, and what takes it up again. Return whether `commit` is due."""
         self._num_pending += 1
         self._pending += (b"," if self._pending else b"") + _dumped(image)
         self._num_bytes += num_bytes
@@ -189,11 +184,7 @@ class Journal:
         )
 
     def commit(self, sync: Callable[[], None]) -> None:
-        """Write the images noted so far.
-
-        Args:
-            sync: Called before, to bring their bytes to the disk.
-        """
+        """Write the images noted so far, after `sync` has brought their bytes to the disk."""
         sync()
         if self._pending:
             self._write_text(b'{"images":[%b]}\n' % bytes(self._pending))
@@ -221,11 +212,12 @@ class Journal:
         """Whether there is something to go on with."""
         return self.num_images > 0
 
-    def close(self) -> None:
-        self.file.close()
-
-    def discard(self) -> None:
-        self.file.discard()
+    def leave(self) -> None:
+        """Close the journal, and remove one that holds nothing."""
+        if self.holds_images:
+            self.file.close()
+        else:
+            self.file.discard()
 
 
 _NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
@@ -347,19 +339,16 @@ class Output:
         assert self.file is not None
         checksum = self.file.add(image, label)
         self.packer.add(name)
-        self.num_done += 1
-        count = f"num_{image.how}"
-        setattr(self.report, count, getattr(self.report, count) + 1)
+        self._count(image.how)
         return checksum
 
     def _list(self, name: str, kind: str, reason: str) -> None:
+        (self.bad if kind == BAD else self.small).add(name, reason)
+        self._count(kind)
+
+    def _count(self, what: str) -> None:
         self.num_done += 1
-        if kind == BAD:
-            self.bad.add(name, reason)
-            self.report.num_bad += 1
-        else:
-            self.small.add(name, reason)
-            self.report.num_small += 1
+        setattr(self.report, f"num_{what}", getattr(self.report, f"num_{what}") + 1)
 
     def _sync(self) -> None:
         if self.file is not None:
@@ -457,7 +446,7 @@ class Output:
             path.unlink()  # of an older writing, which had another number of shards
             sidecar_path(path).unlink(missing_ok=True)
         sync_folder(self.out.parent)
-        self.journal.discard()
+        self.journal.file.discard()
         self._is_published = True
         total = {name: sum(report.counts()[name] for report in self.whole) for name in self.report.counts()}
         return WriteReport(**total, first_bad=self.bad.first, first_small=self.small.first, num_shards=num)
@@ -487,10 +476,10 @@ class Output:
         if keep and self.journal.holds_images:
             if self.file is not None:
                 self.file.file.close()
-            self.journal.close()
+            self.journal.leave()
             return
         if self.file is not None:
             self.file.file.discard()
         for path in unfinished(self.out):
             path.unlink(missing_ok=True)
-        self.journal.discard()
+        self.journal.file.discard()

@@ -188,11 +188,8 @@ class Beton:
             (images, labels), sizes = shard.table(local), shard.sizes(local)
             shard.check_rows(images, sizes, labels)
             rows.fd[places], rows.offset[places], rows.num_bytes[places] = shard.fd, images["data_ptr"], sizes
-            rows.height[places], rows.width[places], rows.mode[places] = (
-                images["height"],
-                images["width"],
-                images["mode"],
-            )
+            for name in ("height", "width", "mode"):
+                getattr(rows, name)[places] = images[name]
             rows.label[places] = labels
         return rows
 

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, NamedTuple, final
 
@@ -18,15 +18,7 @@ from fastpsl.files.remote.failures import persistently
 from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.pages import Pages, check_pages, pages_of_shards
-from fastpsl.pipelines.beton.shard import (
-    FIELD,
-    HEADER,
-    ROW_OF_TYPE,
-    VERSION,
-    Shard,
-    holds_tables,
-    row_dtype,
-)
+from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, holds_tables, row_dtype
 from fastpsl.pipelines.beton.sidecar import (
     MARK,
     MARK_START,
@@ -185,25 +177,14 @@ def remote_pages(data: object) -> "RemotePages | None":
 
 @final
 class RemotePages:
-    """The remote dataset files behind an address. `open` follows when their tables were read.
-
-    Args:
-        address: The address of a dataset file, or a glob of such addresses.
-        cache: The cache.
+    """The remote files behind an address or a glob of them. `open` follows when their tables were read.
 
     Attributes:
-        address: As given.
-        cache: As given.
         names: The address of each file, in the order of the files.
         paths: The files in the cache, which have all of their tables, and some of their pages.
         total_bytes: The size of all files.
         table_bytes: The bytes on the disk of their tables, which are always here.
-        pages: The pages.
-        fetcher: What fetches them.
         is_told_slow: Whether a line has said that the network is slower than training.
-
-    Raises:
-        ValueError: A file cannot be reached, or is no dataset file. The message is one line.
     """
 
     pages: Pages
@@ -218,18 +199,19 @@ class RemotePages:
         self._files = list[RemoteBeton]()
         try:
             with operation(f"{address}: fetching its tables", "files", len(objects)) as progress:
-                files = map_in_order(
-                    lambda remote: RemoteBeton(remote, cache),
-                    objects,
-                    NUM_CONNECTIONS,
-                    "fastpsl-open",
-                    group=1,
-                )
+                open_one = partial(RemoteBeton, cache=cache)
+                files = map_in_order(open_one, objects, NUM_CONNECTIONS, "fastpsl-open", group=1)
                 for _, file in progress.track(files):
                     self._files.append(file)
                 self.paths = [file.file.path for file in self._files]
                 self._first_parts = np.cumsum([0] + [len(file.file.parts) for file in self._files])
-                self.fetcher = Fetcher(list(self._all_parts()))
+                self.fetcher = Fetcher(
+                    [
+                        Page(file.file, part, partial(self._is_whole, number, part))
+                        for number, file in enumerate(self._files)
+                        for part in range(len(file.file.parts))
+                    ]
+                )
                 self._fetch_tables()
         except BaseException:
             self.close()
@@ -237,18 +219,9 @@ class RemotePages:
         self.table_bytes = sum(file.table_bytes() for file in self._files)
         self._opened.add(self)
 
-    def _all_parts(self) -> Iterator[Page]:
-        for number, file in enumerate(self._files):
-            for part in range(len(file.file.parts)):
-                yield Page(file.file, part, partial(self._is_whole, number, part))
-
     def _fetch_tables(self) -> None:
-        firsts = self._first_parts.tolist()
-        tables = [
-            first + i
-            for first, file in zip(firsts, self._files, strict=False)
-            for i in range(file.num_tables)
-        ]
+        files = zip(self._first_parts.tolist(), self._files, strict=False)
+        tables = [first + i for first, file in files for i in range(file.num_tables)]
         self.fetcher.plan(tables)
         self.fetcher.wait(tables)
 
@@ -274,44 +247,24 @@ class RemotePages:
         num_tables = np.array([file.num_tables for file in self._files])
         offsets = self.pages.extents.offset
         self._part_of_page = self._first_parts[number] + num_tables[number] + offsets // page_bytes[number]
-        self._page_of_sample = None if self.pages.samples is None else self._inverse()
-
-    def _inverse(self) -> np.ndarray:
-        """Return the page of each sample, int32, for files in which they are scattered."""
-        assert self.pages.samples is not None
-        page_of_sample = np.empty(len(self.pages.samples), np.int32)
-        page_of_sample[self.pages.samples] = np.repeat(
-            np.arange(len(self.pages.starts) - 1), self.pages.sizes()
-        )
-        return page_of_sample
+        self._page_of_sample: np.ndarray | None = None
+        if (samples := self.pages.samples) is not None:  # scattered over the pages
+            self._page_of_sample = np.empty(len(samples), np.int32)
+            pages = np.arange(len(self.pages.starts) - 1)
+            self._page_of_sample[samples] = np.repeat(pages, self.pages.sizes())
 
     def pages_with(self, samples: np.ndarray) -> np.ndarray:
-        """Return the page of each of some samples.
-
-        Args:
-            samples: Their numbers, int64 [n].
-        """
+        """Return the page of each of some samples, int64 [n]."""
         if self._page_of_sample is not None:
             return self._page_of_sample[samples]
         return np.searchsorted(self.pages.starts, samples, "right") - 1
 
     def wait(self, samples: np.ndarray) -> None:
-        """Wait until the bytes of samples are here. Those of many samples before may be given up then.
-
-        Args:
-            samples: Their numbers, int64 [n].
-
-        Raises:
-            ValueError: They cannot be fetched. The message is one line.
-        """
+        """Wait until samples' bytes are here, int64 [n]. Those of many before may be given up then."""
         self.fetcher.wait(self._part_of_page[np.unique(self.pages_with(samples))].tolist())
 
     def share_here(self, samples: np.ndarray) -> float:
-        """Return the share of some samples whose bytes are here.
-
-        Args:
-            samples: Their numbers, int64 [n], n > 0.
-        """
+        """Return the share of some samples, int64 [n], n > 0, whose bytes are here."""
         parts, counts = np.unique(self._part_of_page[self.pages_with(samples)], return_counts=True)
         here = [self.fetcher.is_here(part) for part in parts.tolist()]
         return float(counts[here].sum() / counts.sum())
@@ -333,9 +286,8 @@ class RemotePages:
         if total_bytes <= _SHARE_FOR_DATA * self.cache.max_bytes:
             return None
         num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - sum(
-            data.table_bytes for data in self._opened
-        )
+        table_bytes = sum(data.table_bytes for data in self._opened)
+        for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - table_bytes
         return max(for_pages, 0) // (num_processes * len(self._opened))
 
     def _is_whole(self, number: int, part: int, data: bytes) -> bool:
@@ -388,14 +340,8 @@ def in_order_of_steps(
 ) -> "tuple[np.ndarray, np.ndarray] | None":
     """Return the pages of an evaluation, in the data's order, and the step that gives each back.
 
-    Args:
-        remote: The data.
-        global_batch: Samples per step.
-        first_step: The first step that is read.
-        steps_under_way: How many steps are read before the one that is evaluated.
-
-    Returns:
-        Numbers of pages and steps, int64 [n] each; None where samples are scattered over the pages.
+    Both are int64 [n]. None is returned where samples are scattered over the pages. `steps_under_way` steps
+    are read before the one that is evaluated.
     """
     if remote.pages.samples is not None:
         return None
@@ -405,12 +351,7 @@ def in_order_of_steps(
 
 
 def by_first_use(remote: RemotePages, samples: np.ndarray) -> np.ndarray:
-    """Return all pages: those of the first samples of an epoch in their order, then the others.
-
-    Args:
-        remote: The data.
-        samples: The first samples that this process reads, int64 [n].
-    """
+    """Return all pages: those of an epoch's first `samples`, int64 [n], in their order, then the others."""
     pages, places = np.unique(remote.pages_with(samples), return_index=True)
     is_used = np.zeros(len(remote.pages.starts) - 1, bool)
     is_used[pages] = True
@@ -419,12 +360,9 @@ def by_first_use(remote: RemotePages, samples: np.ndarray) -> np.ndarray:
 
 @final
 class FetchAhead:
-    """An epoch's pages, fetched ahead of their use and given back after it.
+    """An epoch's pages, int64 [n], fetched ahead of their first use and given back after it.
 
-    Args:
-        remote: The data.
-        pages: The pages' numbers in the order of their first use, int64 [n].
-        give_at: The step that gives each back, int64 [n]; None to hold all until `close`.
+    `give_at` has the step that gives each back; None holds all until `close`.
     """
 
     def __init__(self, remote: RemotePages, pages: np.ndarray, give_at: np.ndarray | None) -> None:
@@ -467,11 +405,8 @@ class FetchAhead:
         """Count seconds that a step waited for the network, and say once where they are many."""
         self._blocked_s += seconds
         elapsed_s = time.monotonic() - self._began
-        if (
-            self._remote.is_told_slow
-            or elapsed_s < _JUDGED_AFTER_S
-            or self._blocked_s < _SLOW_SHARE * elapsed_s
-        ):
+        is_slow = elapsed_s >= _JUDGED_AFTER_S and self._blocked_s >= _SLOW_SHARE * elapsed_s
+        if self._remote.is_told_slow or not is_slow:
             return
         self._remote.is_told_slow = True
         if os.environ.get("RANK", "0") == "0":

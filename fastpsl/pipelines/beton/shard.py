@@ -32,14 +32,7 @@ class TruncatedError(Exception):
 
 
 class Table:
-    """The rows of one dtype in an open file, from a place on.
-
-    Args:
-        fd: The open file.
-        start: The place of the first row, in bytes.
-        row: The dtype of a row.
-        num_rows: The number of rows.
-    """
+    """The rows of one dtype in an open file, from the byte `start` on."""
 
     def __init__(self, fd: int, start: int, row: np.dtype, num_rows: int) -> None:
         self._fd, self._start, self._row, self._num_rows = fd, start, row, num_rows
@@ -48,15 +41,7 @@ class Table:
         return self._num_rows
 
     def __getitem__(self, which: "slice | np.ndarray") -> np.ndarray:
-        """Return rows.
-
-        Args:
-            which: A slice without a step, or indices in [0, num_rows), int64.
-
-        Raises:
-            TruncatedError: The file has become too short.
-            OSError: The file cannot be read.
-        """
+        """Return the rows of a slice without a step, or of indices in [0, num_rows), int64."""
         if not isinstance(which, slice):
             return self._rows(np.ascontiguousarray(which, np.int64))
         first, end, _ = which.indices(self._num_rows)
@@ -360,9 +345,7 @@ class Shard(Uncopyable):
         )
         pixels = heights.astype(np.uint64) * widths
         self._refuse_where(
-            part,
-            (modes == RAW) & (sizes != 3 * pixels),
-            "is raw, and its length is not height * width * 3",
+            part, (modes == RAW) & (sizes != 3 * pixels), "is raw, and its length is not height * width * 3"
         )
         self._refuse_where(
             part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"

@@ -264,11 +264,9 @@ def set_faults(shards: Sequence[Written]) -> list[str]:
     faults, same = list[str](), list[Written]()
     for shard in shards:
         entries = zip(_COMMON.values(), shard.common, first.common, strict=True)
-        differences = [
-            (wording, value, other) for wording, (_, value), (_, other) in entries if value != other
-        ]
-        if differences:
-            wording, value, other = differences[0]
+        difference = next(((w, mine, other) for w, (_, mine), (_, other) in entries if mine != other), None)
+        if difference:
+            wording, value, other = difference
             text = f"was written {wording.format(value)}, {first.name} {wording.format(other)}"
             faults.append(f"{shard.name}: {text}; {_AGAIN}")
         elif shard.class_names != first.class_names:

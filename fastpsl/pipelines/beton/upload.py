@@ -91,14 +91,7 @@ class StagedUpload:
         return f"{self.address.rpartition('/')[0]}/{name}"
 
     def send(self) -> tuple[int, int]:
-        """Upload the finished files, and remove them here.
-
-        Returns:
-            The number of dataset files, and the bytes of all files.
-
-        Raises:
-            ValueError: One cannot be uploaded.
-        """
+        """Upload and remove the finished files. Return the number of dataset files, and of bytes."""
         files = list(self._finished())
         total = sum(path.stat().st_size for path in files)
         num_bytes = 0

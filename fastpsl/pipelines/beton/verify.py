@@ -5,11 +5,9 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import is_locked
@@ -19,7 +17,7 @@ from fastpsl.pipelines.beton.encode import decodes_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton.output import journal_path, whole_of
 from fastpsl.pipelines.beton.reader import Beton, SampleTable
-from fastpsl.pipelines.beton.shard import JPG, Shard, chunks
+from fastpsl.pipelines.beton.shard import JPG, chunks
 from fastpsl.pipelines.beton.sidecar import (
     Sidecar,
     Written,
@@ -236,17 +234,11 @@ def unchecked(beton: Beton) -> str:
     )
 
 
-@dataclass
-class _Spread:
-    """The minimum, median and maximum of values below 65536, from their counts."""
-
-    counts: np.ndarray
-
-    @override
-    def __str__(self) -> str:
-        values, total = np.flatnonzero(self.counts), self.counts.sum()
-        median = int(np.searchsorted(np.cumsum(self.counts), (total + 1) // 2))
-        return f"{values[0]} / {median} / {values[-1]}"
+def _spread(counts: np.ndarray) -> str:
+    """Return the minimum, median and maximum of values below 65536, from their counts."""
+    values, total = np.flatnonzero(counts), counts.sum()
+    median = int(np.searchsorted(np.cumsum(counts), (total + 1) // 2))
+    return f"{values[0]} / {median} / {values[-1]}"
 
 
 def info(beton: Beton) -> str:
@@ -263,12 +255,13 @@ def info(beton: Beton) -> str:
             modes += np.bincount(images["mode"], minlength=2)
             num_bytes += int(sizes.sum())
     mean_kb = num_bytes / beton.num_samples / 1e3
+    more = f" and {len(beton.shards) - 1} more" if len(beton.shards) > 1 else ""
     file_bytes = sum(shard.file_size for shard in beton.shards)
     lines = [
-        f"{_names(beton.shards)}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
-        f"  height min / median / max  {_Spread(heights)} px",
-        f"  width  min / median / max  {_Spread(widths)} px",
-        f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {mean_kb:.1f} kB",
+        f"{beton.shards[0].name}{more}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
+        f"  height min / median / max  {_spread(heights)} px",
+        f"  width  min / median / max  {_spread(widths)} px",
+        f"  bytes  min / median / max  {_spread(kilobytes)} kB, mean {mean_kb:.1f} kB",
         f"  stored as                  {modes[0]:,} JPEG, {modes[1]:,} raw",
         f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
         f"  checksum of each sample    {'CRC-32' if all(map(has_checksums, beton.shards)) else 'none'}",
@@ -276,10 +269,6 @@ def info(beton: Beton) -> str:
     if left_out := beton.left_out.line():
         lines.append(f"  left out when written      {left_out}")
     return "\n".join(lines + _classes(beton) + _origin(beton))
-
-
-def _names(shards: list[Shard]) -> str:
-    return shards[0].name if len(shards) == 1 else f"{shards[0].name} and {len(shards) - 1} more"
 
 
 def _classes(beton: Beton) -> list[str]:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
 def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> None:
     """Check that `write_beton` may write `out`, before the images are looked for."""
     with output_errors(out):
-        leave(open_journal(out, overwrite=overwrite, resume=resume, shards=shards))
+        open_journal(out, overwrite=overwrite, resume=resume, shards=shards).leave()
 
 
 def can_go_on(out: Path) -> bool:
@@ -59,18 +59,8 @@ def can_go_on(out: Path) -> bool:
     if not journal_path(out).exists():
         return False
     journal = Journal(out)
-    try:
-        return journal.holds_images
-    finally:
-        leave(journal)
-
-
-def leave(journal: Journal) -> None:
-    """Close a journal, and remove one that holds nothing."""
-    if journal.holds_images:
-        journal.close()
-    else:
-        journal.discard()
+    journal.leave()
+    return journal.holds_images
 
 
 def open_journal(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> Journal:
@@ -92,7 +82,7 @@ def open_journal(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> J
                 f"--resume goes on with it, --overwrite starts anew"
             )
     except BaseException:
-        leave(journal)
+        journal.leave()
         raise
     return journal
 
@@ -172,29 +162,15 @@ def write_beton(
 ) -> WriteReport:
     """Write a dataset file with its JSON and, if any, the lists of bad and of too small images.
 
-    Where it is interrupted, what has come to the disk stays beside `out` under hidden names.
+    `samples` are at most `num_samples` images, or a function that gives them from the i-th on. Up to
+    `max_bad` bad ones, as "20" or "1%" of `num_samples`, are left out and listed. With `shard_mb`, shards of
+    about this many MB are named after `out`: train-00000-of-00003.beton for train.beton. `record` has further
+    entries of the JSON's `written`. `on_progress` is called with (num_done, num_bad, bytes so far) at the
+    start and after each image.
 
-    Args:
-        samples: The images, at most `num_samples`; or a function that gives them from the i-th on.
-        out: The dataset file.
-        num_samples: The number of samples to make room for.
-        class_names: The name of each label; None for images without classes.
-        target: The form in which images are stored.
-        num_workers: The number of threads; None for one per core.
-        max_bad: How many bad images are left out and listed, as "20" or "1%" of num_samples; one more is
-            an error.
-        overwrite: Replace an existing file, and an interrupted one unless `resume`.
-        resume: Go on with an interrupted writing, if there is one. The files become what they would have been
-            without the interruption.
-        shard_mb: Write shards of about this many MB, named after `out`: train-00000-of-00003.beton for
-            train.beton.
-        page_bytes: The size of a page, a power of two.
-        record: Further entries of the JSON's `written`.
-        on_progress: Called with (num_done, num_bad, bytes so far) at the start and after each image.
-
-    Raises:
-        ValueError: `out` cannot be written, exists, too many images are bad, or `resume` finds what was
-            begun by another command. What was published before is as it was. The message is one line.
+    Where it is interrupted, what has come to the disk stays beside `out` under hidden names. `resume` goes on
+    with it, and gives the files that they would have been. It refuses what another command has begun. What
+    was published before stays as it was until all is whole.
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)
@@ -227,13 +203,10 @@ def write_beton(
                 again=is_resumed,
             )  # fmt: skip
         except BaseException:
-            leave(journal)
+            journal.leave()
             raise
     if why_missing():
-        warnings.warn(
-            f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {INSTALL}",
-            stacklevel=2,
-        )
+        warnings.warn(f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {INSTALL}", stacklevel=2)
     results, keep, num_before = None, True, 0
     try:
         if is_resumed:
@@ -340,10 +313,9 @@ def appendix(data: str, source: Source, record: dict[str, object]) -> NewShard:
     """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards."""
     paths = shard_paths(data)
     if len(paths) == 1:
-        stem, suffix = _stem(paths[0]), paths[0].suffix
-        paths = sorted(
-            {*paths, *(path for path in paths[0].parent.iterdir() if _is_more(path, stem, suffix))}
-        )
+        first = paths[0]
+        beside = (path for path in first.parent.iterdir() if path.suffix == first.suffix)
+        paths = sorted({first, *(path for path in beside if path.stem != _stem(first) == _stem(path))})
     with Beton(paths) as beton:
         class_names = beton.class_names
     sidecars = [_sidecar(path) for path in paths]
@@ -370,18 +342,11 @@ def _stem(path: Path) -> str:
     return re.sub(rf"{re.escape(_MORE)}[0-9]{{5}}$", "", path.stem)
 
 
-def _is_more(path: Path, stem: str, suffix: str) -> bool:
-    return path.suffix == suffix and path.stem != stem and _stem(path) == stem
-
-
 def _next(paths: list[Path]) -> Path:
     """Return the name of the next file, which follows the others in their order."""
-    last, number = paths[-1], 1
-    while True:
-        out = last.with_name(f"{_stem(last)}{_MORE}{number:05}{last.suffix}")
-        if not out.exists():
-            return out
-        number += 1
+    last = paths[-1]
+    outs = (last.with_name(f"{_stem(last)}{_MORE}{number:05}{last.suffix}") for number in count(1))
+    return next(out for out in outs if not out.exists())
 
 
 def _pattern(data: str, paths: list[Path], out: Path) -> str:

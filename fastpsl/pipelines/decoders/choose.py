@@ -199,10 +199,8 @@ def _automatic(
         name, reason = "turbo", "it decodes what the crops need"
         if is_gpu:
             num_pixels = float((some.height.astype(float) * some.width).mean())
-            why_not_dali = partial(_why_not_dali, some, device)
-            name, reason = choose_on_gpu(
-                num_threads or num_cores, num_cores, num_views, num_pixels, why_not_dali
-            )
+            why_not, most = partial(_why_not_dali, some, device), num_threads or num_cores
+            name, reason = choose_on_gpu(most, num_cores, num_views, num_pixels, why_not)
         if name == "turbo" and (others := (some.mode == MODE_FILE).mean()):
             reason += f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
         return name, reason

@@ -76,7 +76,7 @@ def why_slower(device: torch.device) -> str:
 
 
 def why_idle(library: Any, name: str) -> str:
-    """Return why the JPEG engines of the current device cannot be used, with the remedy; empty if they can."""
+    """Return why the current device's JPEG engines cannot be used, with the remedy; empty if they can."""
     if not loads(_NVCUVID):
         remedy = _NO_VIDEO if is_in_container() else _NO_NVCUVID
         if num_engines(library) != 0:
@@ -178,21 +178,14 @@ class _Batch:
 
 
 class DaliDecoder(BatchDecoder):
-    """A decoder on DALI's pipelines.
+    """A decoder on DALI's pipelines, for `beton` or `folder` data, whose files are rotated by EXIF.
 
-    Args:
-        kind: The kind of the data, `beton` or `folder`. Folders' files are rotated by EXIF.
-        batch_size: The largest batch.
-        num_threads: The number of DALI's threads.
-        device: The device of the batches; a CUDA device needs its index.
-        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
+    A CUDA device needs its index. `hw_decoder_load` is the share of a batch for the GPU's hardware decoder,
+    from 0 to 1.
 
     Attributes:
         remark: Why the GPU's JPEG engines cannot be used, with the remedy, or "".
         num_fallbacks: The number of samples decoded by the plain decoder in place of DALI.
-
-    Raises:
-        ValueError: If DALI cannot be used, or `hw_decoder_load` is out of its range.
     """
 
     name = "dali"

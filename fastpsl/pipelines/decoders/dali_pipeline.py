@@ -220,18 +220,11 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
 def feeds(
     graph: Graph, samples: list[Any], boxes: list[np.ndarray], is_pinned: bool = False
 ) -> list[tuple[str, Any]]:
-    """Prepare a batch as inputs of a pipeline.
+    """Return the name and the value of each input of a pipeline for a batch.
 
-    DALI reads the samples' memory in place, so it must stay alive and unchanged until the run is over.
-
-    Args:
-        graph: The description of the pipeline.
-        samples: n JPEGs, uint8 [num_bytes], or images, uint8 [H, W, 3].
-        boxes: For each crop int32 [n, 5].
-        is_pinned: Whether all samples lie in pinned memory; the thread's current device must be CUDA.
-
-    Returns:
-        The name and the value of each input.
+    Samples are n JPEGs, uint8 [num_bytes], or images, uint8 [H, W, 3]; boxes are int32 [n, 5] for each crop.
+    DALI reads the samples' memory in place, so it must stay alive and unchanged until the run is over. If
+    all of it is pinned, the thread's current device must be CUDA.
     """
     dali = _dali()
     types, tensors = dali.types, dali.tensors
@@ -328,14 +321,10 @@ class DaliPipeline:
         owner: object = None,
         is_pinned: bool = False,
     ) -> None:
-        """Submit a batch without copying it.
+        """Submit n contiguous JPEGs, uint8 [num_bytes], or images, uint8 [H, W, 3], without copying them.
 
-        Args:
-            samples: n contiguous JPEGs, uint8 [num_bytes], or images, uint8 [H, W, 3].
-            sizes: The height and the width of the upright images, int [n, 2].
-            boxes: For each crop int32 [n, 5].
-            owner: The owner of the samples' memory, referenced until they have been read.
-            is_pinned: Whether all samples lie in pinned memory. If not, DALI's threads copy them for a GPU.
+        Their upright sizes are int [n, 2], boxes int32 [n, 5] for each crop. The owner of their memory is
+        referenced until they have been read. DALI's threads copy them for a GPU unless all are pinned.
         """
         run = _Run(samples, sizes, boxes, owner, is_pinned)
         self._pending.append(run)
@@ -344,13 +333,8 @@ class DaliPipeline:
     def collect(self) -> tuple[list[Tensor], dict[int, str]]:
         """Return the crops of the oldest batch; on a GPU they are in flight on the current stream.
 
-        Returns:
-            For each size the crops, uint8 [n, S, S, 3] on the device. Then the reason for each position that
-            DALI could not decode (its crops are black).
-
-        Raises:
-            ValueError: If memory is short or the driver too old.
-            RuntimeError: If DALI itself does not work any more.
+        These are uint8 [n, S, S, 3] on the device for each size. The reason for each position that DALI could
+        not decode follows; its crops are black.
         """
         run = self._pending.popleft()
         message = None

@@ -138,17 +138,7 @@ def is_isotropic(boxes: np.ndarray) -> bool:
 def cannot(
     boxes: np.ndarray, size_px: int, heights: "np.ndarray | int", widths: "np.ndarray | int"
 ) -> np.ndarray:
-    """Find the boxes that, with their kernel's margin, do not lie inside of the image.
-
-    Args:
-        boxes: int32 [n, 5].
-        size_px: The side of the crops.
-        heights: The height of the image or of each image, in pixels.
-        widths: The width of the image or of each image, in pixels.
-
-    Returns:
-        bool [n]: True for a box that cannot be cropped.
-    """
+    """Return whether boxes, int32 [n, 5], with their kernel's margin, leave their images: bool [n]."""
     tops, lefts, box_heights, box_widths = boxes[:, :4].astype(np.int64).T
     isotropic = boxes[:, 4] != AREA
     margins = np.where(isotropic, margin_px(box_heights, size_px), 0).astype(np.int64)
@@ -158,15 +148,10 @@ def cannot(
 
 
 def windows(boxes: np.ndarray, size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the source windows of isotropic boxes, each as large as its box and the kernel's margin.
+    """Compute the source windows of isotropic boxes, int32 [n, 5], each as large as its box and the margin.
 
-    Args:
-        boxes: int32 [n, 5].
-        size_px: The side of the crops.
-
-    Returns:
-        The starts (top, left) and the shapes of the windows, int32 [n, 2] each, and the boxes relative to
-        their windows, int32 [n, 5].
+    Returned are their starts (top, left) and shapes, int32 [n, 2] each, and the boxes relative to their
+    windows, int32 [n, 5].
     """
     margins = margin_px(boxes[:, 2], size_px).astype(np.int32)[:, None]
     relative = boxes.copy()

@@ -28,12 +28,10 @@ INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, lib
 _RGB, _NO_REALLOC, _FAST_DCT = 0, 1024, 2048
 _pointer, _u32 = types.intp, types.uint32
 _tj_decode: Any = types.ExternalFunction(
-    "fastpsl_tj_decode",
-    types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8),
+    "fastpsl_tj_decode", types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8)
 )
 _tj_decompress: Any = types.ExternalFunction(
-    "fastpsl_tj_decompress",
-    types.int32(_pointer, _pointer, types.uint64, _pointer, *(types.int32,) * 5),
+    "fastpsl_tj_decompress", types.int32(_pointer, _pointer, types.uint64, _pointer, *(types.int32,) * 5)
 )
 _pread: Any = types.ExternalFunction(
     "fastpsl_pread", types.intp(types.int32, _pointer, types.uintp, types.int64)
@@ -114,20 +112,11 @@ def decode_into(
     scale_denom: int,
     handle: int,
 ) -> int:
-    """Decode a JPEG to RGB, in compiled code.
+    """Decode a JPEG, uint8, to RGB at 1/1, 1/2, 1/4 or 1/8, in compiled code.
 
-    Args:
-        jpeg: The JPEG, uint8.
-        num_bytes: The JPEG's size.
-        height: The height in its header.
-        width: The width in its header.
-        out: The destination, contiguous uint8 of at least h * w * 3, where h is height * scale rounded up.
-        scale_num: The numerator of the scale, which is 1/1, 1/2, 1/4 or 1/8.
-        scale_denom: The denominator of the scale.
-        handle: The address of a `Handle`, used by one thread at a time.
-
-    Returns:
-        0, or -1 after a libjpeg error or warning (`out` then holds what was decoded).
+    `out` is contiguous uint8 of at least h * w * 3, where h is height * scale, rounded up. The `Handle` at
+    the address `handle` is used by one thread at a time. Returned is 0, or -1 after a libjpeg error or
+    warning; `out` then holds what was decoded.
     """
     source, pixels = jpeg.ctypes.data, out.ctypes.data
     if handle != 0:  # the call that imdecode makes, but its own handles outlive their threads: 6 kB each
@@ -143,17 +132,7 @@ def decode_into(
 
 @njit(cache=True, nogil=True)
 def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
-    """Read from an open file, in compiled code.
-
-    Args:
-        file: The file descriptor.
-        offset: The first byte.
-        num_bytes: The number of bytes.
-        out: The destination, uint8.
-
-    Returns:
-        The number of bytes read, fewer at the end of the file, or -1 on error.
-    """
+    """Read from an open file, in compiled code; return the bytes read, fewer at its end, or -1 on error."""
     num_read = 0
     while num_read < num_bytes:
         count = _pread(file, out.ctypes.data + num_read, num_bytes - num_read, offset + num_read)

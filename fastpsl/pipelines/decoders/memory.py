@@ -146,12 +146,7 @@ class ViewMemory:
         self._arenas = Arenas(limit=_MAX_FREE)
 
     def empty(self, shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> list[Tensor]:
-        """Return uninitialised tensors in channels-last memory that share one buffer.
-
-        Args:
-            shapes: The shapes [N, C, H, W].
-            dtype: The dtype of all.
-        """
+        """Return uninitialised tensors [N, C, H, W] in channels-last memory that share one buffer."""
         starts, end = [], 0
         for shape in shapes:
             starts.append(end)

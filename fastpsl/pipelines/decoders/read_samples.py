@@ -55,19 +55,10 @@ _jpeg_scans = njit(nogil=True)(jpeg.scans_by(_find_segment))
 def read_checked(
     fd: int, offset: int, num_bytes: int, height: int, width: int, mode: int, out: np.ndarray
 ) -> tuple[int, bool]:
-    """Read a sample and check its header and its scans.
+    """Read a sample into `out`, uint8 of at least `num_bytes`, and check its header and its scans.
 
-    Args:
-        fd: The open file.
-        offset: The sample's first byte in the file.
-        num_bytes: The sample's size.
-        height: The height of the stored image, before any rotation.
-        width: The width of the stored image.
-        mode: MODE_RAW or MODE_JPEG.
-        out: The destination, uint8, at least num_bytes.
-
-    Returns:
-        A code (codes.py), and whether the sample is a JPEG that lacks the standard Huffman tables.
+    Sides are those of the stored image, before any rotation. Returned are a code (codes.py), and whether the
+    sample is a JPEG that lacks the standard Huffman tables.
     """
     if mode == MODE_RAW:
         if num_bytes != height * width * 3:
@@ -184,10 +175,6 @@ class Encoded:
 
     Files that are not JPEGs (MODE_FILE) are not read.
 
-    Args:
-        rows: The samples, n of them.
-        arenas: The pool for the bytes' memory.
-
     Attributes:
         codes: int8 [n].
         is_sound: bool [n]. False for a JPEG that may upset a decoder: its markers are out of place, it has
@@ -246,14 +233,7 @@ class Encoded:
         return self.arena.is_pinned and self.images.keys().isdisjoint(which.tolist())
 
     def samples(self, which: np.ndarray) -> list[np.ndarray]:
-        """Return samples without a copy.
-
-        Args:
-            which: Positions in the batch, int [m].
-
-        Returns:
-            For each a JPEG's bytes, uint8 [num_bytes], or a raw or decoded image, uint8 [H, W, 3].
-        """
+        """Return, without a copy, a JPEG's bytes or an image, uint8 [H, W, 3], for each of some positions."""
         # Arrays, because DALI's inputs from slices of a memoryview cost three times as much.
         memory, starts, rows = self.arena.memory, self._starts.tolist(), self._rows
         samples = [memory[starts[i] : starts[i + 1]] for i in which.tolist()]

@@ -41,12 +41,9 @@ class Windows:
 
 
 def plan_windows(rows: SampleTable, boxes: list[np.ndarray], sizes_px: list[int]) -> Windows:
-    """Return the windows of a batch, without a gap between them.
+    """Return the windows of a batch, without a gap between them, for boxes, int32 [n, 5], of each view.
 
-    Args:
-        rows: The samples, n of them.
-        boxes: For each view int32 [n, 5]. One view at least is isotropic.
-        sizes_px: The side of each view.
+    One view at least is isotropic.
     """
     starts, stops, crop_bytes = [], [], 0
     for box, size_px in zip(boxes, sizes_px, strict=True):
@@ -97,15 +94,9 @@ class TurboDecoder(Decoder):
         windows: Windows | None = None,
         arena: np.ndarray | None = None,
     ) -> Request:
-        """Return a request for the decoding of a batch. Any thread may call it.
+        """Return a request, in which `windows` are written to `arena`, uint8 [N], instead of isotropic views.
 
-        Args:
-            rows: The samples, n of them.
-            boxes: For each view int32 [n, 5].
-            outs: For each view uint8 [n, S, S, 3], RGB, written in place; [0, S, S, 3] where no sample of the
-                view is cropped here.
-            windows: The windows that are written instead of isotropic views. By default, there are none.
-            arena: uint8 [N], where they are written.
+        For these an array of `outs` may be [0, S, S, 3], where no sample of the view is cropped here.
         """
         num = len(rows.indices)
         codes.check_request(boxes, outs, num, windows is not None and bool(windows.places[:, 2].all()))

@@ -125,19 +125,10 @@ def area_resize(
     width: float,
     out: np.ndarray,
 ) -> None:
-    """Resize a box of an image, which must have a positive size and lie inside of the image.
+    """Resize a box of an image of rows x columns px to `out`, uint8 [h, w, 3] of any h and w.
 
-    Nothing checks the box here.
-
-    Args:
-        pixels: The image, RGB, uint8, at least rows * columns * 3 values.
-        rows: The image's height.
-        columns: The image's width.
-        top: The box's top, in source pixels.
-        left: The box's left.
-        height: The box's height.
-        width: The box's width.
-        out: The result, uint8 [h, w, 3] of any h and w, written in place.
+    The image's RGB are uint8, at least rows * columns * 3 values. Nothing checks the box here: it must have a
+    positive size and lie inside of the image.
     """
     out_height, out_width, _ = out.shape
     first_row, num_rows = np.empty(out_height, np.int64), np.empty(out_height, np.int64)

@@ -29,17 +29,10 @@ class Codec:
     def decode(
         self, jpeg: bytes, height: int, width: int, denominator: int = 1, *, to_shrink: bool = False
     ) -> tuple[np.ndarray, bool]:
-        """Decode to RGB. At full size the pixels are Pillow's, bit for bit.
+        """Decode to RGB at 1 / 1, 2, 4 or 8. At full size the pixels are Pillow's, bit for bit.
 
-        Args:
-            jpeg: The JPEG.
-            height: The height in its header.
-            width: The width in its header.
-            denominator: The divisor of the size, 1, 2, 4 or 8.
-            to_shrink: Whether the image will be halved at least, so that colour needs no interpolation.
-
-        Returns:
-            uint8 [h, w, 3] with sides rounded up, and whether libjpeg had neither error nor warning.
+        Returned are uint8 [h, w, 3], with sides rounded up, and whether libjpeg had neither error nor
+        warning. An image `to_shrink` will be halved at least, so its colours need no interpolation.
         """
         rows, columns = -(-height // denominator), -(-width // denominator)
         out = self._buffer("decode", rows * columns * 3)
@@ -73,14 +66,9 @@ class Codec:
         return status == 0
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
-        """Encode an image as a baseline JPEG, 4:2:0, with the accurate DCT, as Pillow does.
+        """Encode contiguous uint8 [H, W, 3] as a baseline JPEG, 4:2:0, with the accurate DCT, as Pillow does.
 
-        Args:
-            image: Contiguous uint8 [H, W, 3].
-            quality: libjpeg's quality, 1 to 100.
-
-        Returns:
-            The JPEG, or None if libjpeg fails, as for a side longer than 65,500 px.
+        None is returned if libjpeg fails, as for a side longer than 65,500 px.
         """
         assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size
         rows, columns = image.shape[:2]
@@ -119,15 +107,9 @@ def _encoded_bytes(height: int, width: int) -> int:
 
 
 def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Shrink a whole image by exact means over areas, without holding the GIL.
+    """Shrink a whole image, uint8 [H, W, 3], by exact means over areas, without holding the GIL.
 
-    Args:
-        image: RGB, uint8 [H, W, 3].
-        height: The new height, at most H.
-        width: The new width, at most W.
-
-    Returns:
-        uint8 [height, width, 3]; `image` itself if it has that size.
+    An image that has that size is returned itself.
     """
     assert image.dtype == np.uint8 and 0 < height <= image.shape[0] and 0 < width <= image.shape[1]
     rows, columns = image.shape[:2]

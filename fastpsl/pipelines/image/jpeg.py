@@ -31,13 +31,8 @@ HEADER_REASONS = {
 def jpeg_header(buffer: "bytes | np.ndarray", num_bytes: int) -> tuple[int, int, int, int, int, int]:
     """Parse a JPEG to its frame header (ITU-T T.81, Annex B); unlike libjpeg, refuse bytes between segments.
 
-    Args:
-        buffer: The JPEG; in compiled code also an array of uint8.
-        num_bytes: The JPEG's size. Nothing beyond is read.
-
-    Returns:
-        (status, height, width, num_components, is_progressive, precision_bits). All but the status are 0
-        unless it is HEADER_GOOD.
+    Returned are status, height, width, num_components, is_progressive and precision_bits. All but the status
+    are 0 unless it is HEADER_GOOD. Nothing beyond `num_bytes` is read.
     """
     if num_bytes < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
         return HEADER_NOT_JPEG, 0, 0, 0, 0, 0
@@ -162,7 +157,7 @@ _scans = scans_by(_find_segment)
 
 
 def jpeg_scans(jpeg: bytes) -> int:
-    """Check a JPEG's scans (ITU-T T.81, Annex B) as far as its markers are in place; libjpeg judges the rest."""
+    """Check a JPEG's scans (ITU-T T.81, Annex B): whether markers are in place. libjpeg judges the rest."""
     return _scans(jpeg, len(jpeg))
 
 

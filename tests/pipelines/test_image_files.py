@@ -1,27 +1,48 @@
-"""Conversion of each kind of image file, compared with Pillow or plain arithmetic."""
+"""Image files of each kind, and large ones, become what Pillow or plain arithmetic gives, or are refused."""
 
+import base64
 import io
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import encode
-from fastpsl.pipelines.beton.encode import JPG, RAW, Stored, Target, convert, store_array
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.beton.encode import (
+    BYTES_PER_PIXEL,
+    JPG,
+    LARGE_PIXELS,
+    RAW,
+    MemoryGate,
+    Stored,
+    Target,
+    convert,
+    store_array,
+)
+from fastpsl.pipelines.beton.output import bad_path
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG, BadImage
+from fastpsl.pipelines.datasets import folder as folder_module
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.image import image_file, libturbo
 from fastpsl.pipelines.image.codec import shrink
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
-from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.folders import tree, write_folder
+from tests.pipelines.memory import own_memory
+from tests.pipelines.photos import COMPILED, DECODERS, jpeg, needs_ffcv, photo, pil_decode
 
 PHOTO = photo(1, 90, 121)
 FINE = Target(quality=98)
@@ -34,11 +55,8 @@ def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def mean_difference(stored: Stored, expected: np.ndarray) -> float:
-    converted = (
-        np.frombuffer(stored.data, np.uint8).reshape(expected.shape)
-        if stored.mode == RAW
-        else pil_decode(stored.data)
-    )
+    pixels = np.frombuffer(stored.data, np.uint8)
+    converted = pixels.reshape(expected.shape) if stored.mode == RAW else pil_decode(stored.data)
     assert converted.shape == expected.shape == (stored.height, stored.width, 3)
     return float(np.abs(converted.astype(float) - expected).mean())
 
@@ -51,12 +69,8 @@ def is_plain_jpeg(stored: Stored) -> bool:
 
 def test_a_plain_jpeg_passes_byte_for_byte() -> None:
     variants: list[dict[str, Any]] = [
-        {},
-        {"subsampling": 0},
-        {"quality": 35},
-        {"optimize": True},
-        {"icc_profile": b"some profile"},
-    ]
+        {}, {"subsampling": 0}, {"quality": 35}, {"optimize": True}, {"icc_profile": b"some profile"},
+    ]  # fmt: skip
     for options in variants:
         data = jpeg(PHOTO, **options)
         stored = convert(data, Target(short_side=90, max_side=121))
@@ -71,15 +85,7 @@ GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))
 RGBA = Image.fromarray(np.dstack([PHOTO, np.tile(np.linspace(0, 255, 121).astype(np.uint8), (90, 1))]))
 OVER_WHITE = np.asarray(RGBA)[..., 3:] / 255.0 * PHOTO + 255.0 - np.asarray(RGBA)[..., 3:]
 GREY_16 = (GREY.astype(np.uint16) << 8) + 37
-
-
-def palette_with_hole() -> tuple[bytes, np.ndarray]:
-    image = Image.fromarray(PHOTO).quantize(64)
-    hole = np.asarray(image) == 5
-    assert hole.any()
-    return file_of(image, "PNG", transparency=5), np.where(
-        hole[..., None], 255, np.asarray(image.convert("RGB"))
-    )
+GREY_8 = np.dstack([GREY_16 * (255 / 65535)] * 3)
 
 
 def animation() -> tuple[bytes, np.ndarray]:
@@ -87,10 +93,11 @@ def animation() -> tuple[bytes, np.ndarray]:
     return file_of(first, "GIF", save_all=True, append_images=[second]), np.asarray(first.convert("RGB"))
 
 
-def gif_with_hole() -> tuple[bytes, np.ndarray]:
+def with_hole(kind: str) -> tuple[bytes, np.ndarray]:
     image = Image.fromarray(PHOTO).quantize(64)
     hole = np.asarray(image)[..., None] == 5
-    return file_of(image, "GIF", transparency=5), np.where(hole, 255, np.asarray(image.convert("RGB")))
+    assert hole.any()
+    return file_of(image, kind, transparency=5), np.where(hole, 255, np.asarray(image.convert("RGB")))
 
 
 def avif_with_alpha() -> tuple[bytes, np.ndarray]:
@@ -114,30 +121,18 @@ KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
         file_of(Image.fromarray(PHOTO).quantize(256), "PNG"),
         np.asarray(Image.fromarray(PHOTO).quantize(256).convert("RGB")),
     ),
-    "palette with a hole": palette_with_hole,
-    "1 bit": lambda: (
-        file_of(Image.fromarray(GREY > 99), "PNG"),
-        np.dstack([np.where(GREY > 99, 255, 0)] * 3),
-    ),
-    "16-bit grey": lambda: (
-        file_of(Image.fromarray(GREY_16), "PNG"),
-        np.dstack([GREY_16 * (255 / 65535)] * 3),
-    ),
+    "palette with a hole": lambda: with_hole("PNG"),
+    "1 bit": lambda: (file_of(Image.fromarray(GREY > 99), "PNG"), np.dstack([255 * (GREY > 99)] * 3)),
+    "16-bit grey": lambda: (file_of(Image.fromarray(GREY_16), "PNG"), GREY_8),
     "gif": animation,
-    "gif with a hole": gif_with_hole,
+    "gif with a hole": lambda: with_hole("GIF"),
     "jpeg 2000": lambda: (file_of(Image.fromarray(PHOTO), "JPEG2000"), PHOTO),
     "jpeg 2000 without boxes": lambda: (file_of(Image.fromarray(PHOTO), "JPEG2000", no_jp2=True), PHOTO),
     "alpha jpeg 2000": lambda: (file_of(RGBA, "JPEG2000"), OVER_WHITE),
-    "16-bit jpeg 2000": lambda: (
-        file_of(Image.fromarray(GREY_16), "JPEG2000"),
-        np.dstack([GREY_16 * (255 / 65535)] * 3),
-    ),
+    "16-bit jpeg 2000": lambda: (file_of(Image.fromarray(GREY_16), "JPEG2000"), GREY_8),
     "avif": lambda: as_pillow_decodes(file_of(Image.fromarray(PHOTO), "AVIF")),
     "alpha avif": avif_with_alpha,
-    "16-bit tiff": lambda: (
-        file_of(Image.fromarray(GREY_16), "TIFF"),
-        np.dstack([GREY_16 * (255 / 65535)] * 3),
-    ),
+    "16-bit tiff": lambda: (file_of(Image.fromarray(GREY_16), "TIFF"), GREY_8),
 }
 
 
@@ -181,9 +176,8 @@ def test_other_kinds_become_plain_jpegs_of_the_same_image(kind: str) -> None:
     assert stored.how == "encoded" and is_plain_jpeg(stored)
     pillow = pil_decode(jpeg((expected + 0.5).astype(np.uint8), quality=98))
     assert mean_difference(stored, pillow) < 1.3
-    assert (
-        mean_difference(convert(data, Target(mode="raw")), expected) < 0.5
-    )  # rounding, of alpha and 16 bits
+    # Rounding, of alpha and 16 bits.
+    assert mean_difference(convert(data, Target(mode="raw")), expected) < 0.5
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -290,11 +284,10 @@ def test_shrinking_is_the_mean_of_the_area(size: tuple[int, int]) -> None:
 
 
 def test_quality_is_pillows() -> None:
-    sizes = [
-        len(convert(file_of(Image.fromarray(PHOTO), "PNG"), Target(quality=quality)).data)
-        for quality in (60, 90)
-    ]
-    assert sizes == pytest.approx([len(jpeg(PHOTO, quality=quality)) for quality in (60, 90)], rel=0.02)
+    png = file_of(Image.fromarray(PHOTO), "PNG")
+    for quality in (60, 90):
+        num_bytes = len(convert(png, Target(quality=quality)).data)
+        assert num_bytes == pytest.approx(len(jpeg(PHOTO, quality=quality)), rel=0.02)
 
 
 def test_bad_images_say_why() -> None:
@@ -430,21 +423,225 @@ def test_without_c_libraries_pillow_serves(tmp_path: Path) -> None:
     (tmp_path / "ffcv").mkdir()
     # A package without its library, which hides an installed one.
     (tmp_path / "ffcv" / "__init__.py").touch()
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
     process = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(tmp_path / "a.beton")],
-        env={
-            "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(tmp_path),
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+        [sys.executable, "-c", PLAIN, str(tmp_path / "a.beton")], check=False,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     assert process.stdout == "fine\n", process.stderr
 
 
 def test_the_c_library_is_used_where_it_was_built() -> None:
     """So the tests above have not used the slow path."""
     assert (encode._codec() is None) == bool(libturbo.why_missing())
+
+
+needs_heic = pytest.mark.skipif(image_file.is_missing(), reason="needs pi-heif")
+# Six squares of 16 px, by libheif: a coded image of 64 x 64 px, with boxes that crop it and turn it (irot 3),
+# and EXIF of orientation 6.
+COLOURS = [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 0, 0), (255, 255, 255)]]
+SQUARES = np.kron(np.array(COLOURS, np.uint8), np.ones((16, 16, 1), np.uint8))
+HEIC = zlib.decompress(
+    base64.b64decode(
+        "eNpjYGCQSSupLMhIzUxmAILczDRDEDs3MzGNgYHxRG5qSSIDBChmpOQUQdkMBZnJJQxowCQzJx9siIsDAxMDI4jF+AZCA4EnUAwI"
+        "mEzhIipAbJGZmZcG5oFkRYGcVLAyoJqMsmRDBiRBRpAS14pMsHK+gsySXAaoSkb2zIKiAiD7WWZBcj6QLgPqdWZkBglNACuS+8Dw"
+        "5++PHwwM/MwJQB0SDow8jP//gxQwg1Qwg5DcLiaHRKCklhMjI5rMAoVG1mmvnizbuYMjw0ABKMQMIhgUk4DK2VwYDxYf6ARaIpyc"
+        "n1OUl5xTARTlZWBrAAqJZBYXpEK96wDFGsk5iSCXGUAcz6AAov////8BFAhA+gE0MAQKMisyQRqZOTg4gBRnZlF+CdA9DJKZBbmw"
+        "SGFkYGRrZGJmbWkDcqQyi1LToBJ8ySnFyeBoANlRmpuSCIovVw3G9ZIN31tazf8/Mtr/TCH+9aK6yNdRz1/573+1V6fwfZr8D5ns"
+        "96Wt3/9LH3HPcfpXnLfz/6r0+Dnz4x50cN5hfviD7260HDAYGdggEeHry6AF5HEwMDIKgcIKFB4Q+wFnTn9X"
+    )
+)
+TURN, EXIF = b"\x09irot\x03", b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+WHY = 'HEIC needs a package; pip install "fastpsl-vision[heic]" installs it'
+
+
+@needs_heic
+@pytest.mark.parametrize("exif", range(1, 9))
+@pytest.mark.parametrize(("type", "code"), [(1, "B3x"), (3, "H2x"), (4, "I")])
+def test_heic_is_turned_by_its_boxes_alone(exif: int, type: int, code: str, tmp_path: Path) -> None:
+    assert HEIC.count(TURN) == HEIC.count(EXIF) == 1
+    told = HEIC.replace(EXIF, struct.pack(f">HHI{code}", 0x112, type, 1, exif))
+    boxes = {b"\x09irot" + bytes([turns]): np.rot90(SQUARES, turns) for turns in range(4)}
+    boxes |= {b"\x09imir\x00": SQUARES[::-1], b"\x09imir\x01": SQUARES[:, ::-1]}
+    for box, expected in boxes.items():
+        data = told.replace(TURN, box)
+        (tmp_path / "x").write_bytes(data)
+        assert upright_size(str(tmp_path / "x")) == expected.shape[:2] and num_pixels(data) == 48 * 32
+        assert np.abs(decode_any(data).astype(int) - expected).max() <= 5, box
+
+
+@needs_heic
+def test_damaged_heic_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (64).to_bytes(4, "big") * 2
+    assert HEIC.count(size) == 1
+    for broken in (HEIC[:60], HEIC[:-200], HEIC.replace(size, (32).to_bytes(4, "big") * 2)):
+        with pytest.raises(BadImage) as caught:
+            decode_any(broken)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 48 * 32 - 1)
+    with pytest.raises(BadImage, match="32 x 48 px are more than 1,535 pixels"):
+        decode_any(HEIC)
+
+
+def folder_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Open a folder of a JPEG and a HEIC image, as where pi-heif is not installed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tree(tmp_path / "photos", {"a.jpg": jpeg(photo(0, 40, 50)), "b.heic": HEIC})
+    with monkeypatch.context() as patches:
+        for module in (image_file, folder_module):
+            patches.setattr(module, "is_missing", lambda: True)
+        with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read, the first is b\.heic: HEIC"):
+            Folder(root).close()
+        with pytest.raises(BadImage) as caught:
+            decode_any(HEIC)
+    assert str(caught.value) == WHY
+    return root
+
+
+def test_without_the_package_heic_is_broken_and_the_extra_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_without_the_package(tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "pi_heif", None)  # as if it were not installed
+    assert image_file.is_missing.__wrapped__()
+
+
+@needs_heic
+def test_an_index_is_made_again_when_the_package_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Folder(folder_without_the_package(tmp_path, monkeypatch)) as data:
+        assert data.image_sizes() == (40, 32, 48, 50)
+
+
+@final
+class Peak:
+    """A context that measures the growth of this process's memory, in MB."""
+
+    def __enter__(self) -> "Peak":
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self._start_bytes = own_memory("VmHWM")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.grown_mb = (own_memory("VmHWM") - self._start_bytes) / 1e6
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write two photos and, between them, a file above the size limit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name in "ac":
+        (root / f"{name}.jpg").write_bytes(jpeg(photo(0, 40, 50)))
+    with open(root / "b.jpg", "wb") as file:
+        file.write(b"\xff\xd8\xff\xe0")
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no disk
+    return root
+
+
+TOO_LARGE = "268,435,457 bytes; at most 268,435,456 are taken"
+
+
+def test_a_huge_file_is_refused_unread_by_the_writer(folder: Path, tmp_path: Path) -> None:
+    with Peak() as peak:
+        report = write_folder(folder, tmp_path / "a.beton", max_bad="1")
+    assert report.num_samples == 2 and report.first_bad == f"b.jpg: {TOO_LARGE}"
+    assert TOO_LARGE in bad_path(tmp_path / "a.beton").read_text()
+    assert peak.grown_mb < 100
+
+
+@pytest.mark.parametrize("decoder", [decoder for decoder in DECODERS if decoder not in COMPILED])
+def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -> None:
+    views = [ViewSpec(RandomResizedCrop(24))]
+    with pytest.warns(UserWarning, match=f"1 of 3 images cannot be read, the first is b.jpg: {TOO_LARGE}"):
+        data = Folder(folder)
+    options = {"batch_size_per_rank": 3, "train": False, "decoder": decoder, "on_bad_sample": "skip"}
+    with data, Loader(data, views, **options) as loader:  # type: ignore[arg-type]
+        next(loader.epoch(0))  # so that compiling and loading are not measured
+        with Peak() as peak:
+            (batch,) = loader.epoch(0)
+    assert [str(sample.index) for sample in batch.bad] == ["1"] and TOO_LARGE in batch.bad[0].reason
+    assert peak.grown_mb < 100
+
+
+def test_a_frame_header_far_back_is_found_without_reading_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond 200 kB, and beyond the searched part, where Pillow finds the size."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain, segment = jpeg(photo(0, 40, 50)), b"\xff\xe3\xff\xff" + bytes(65533)
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name, num in (("a", 3), ("b", 300)):
+        (root / f"{name}.jpg").write_bytes(plain[:2] + num * segment + plain[2:])
+    with Folder(root) as data:
+        rows = data.rows(np.arange(2))
+        assert rows.mode.tolist() == [MODE_JPEG, MODE_FILE]
+        assert (rows.height == 40).all() and (rows.width == 50).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_in_bands_are_those_in_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = KINDS[kind]()
+    whole = decode_any(data)
+    monkeypatch.setattr(image_file, "_BAND_PIXELS", 1000)
+    assert whole.shape == (90, 121, 3) and (decode_any(data) == whole).all()
+
+
+def test_an_orientation_behind_the_pixels_is_found_across_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    data = file_of(Image.fromarray(photo(0, 30, 50)), "PNG", exif=exif)
+    start, end = data.index(b"eXIf") - 4, data.index(b"IDAT") - 4
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert decode_any(path.read_bytes()).shape == (50, 30, 3)
+    for block_bytes in range(9, 40):
+        monkeypatch.setattr(image_file, "_BLOCK_BYTES", block_bytes)
+        assert upright_size(str(path)) == (50, 30)
+
+
+@pytest.mark.parametrize(("mode", "bytes_per_pixel"), [("I;16", 6), ("RGBA", 8), ("1", 5)])
+def test_memory_of_an_image_beyond_its_file(mode: str, bytes_per_pixel: int) -> None:
+    """The decoded and the RGB image; 16-bit grey once took 20 bytes per pixel."""
+    side = 4000
+    data = file_of(Image.new(mode, (side, side)), "PNG", compress_level=1)
+    convert(file_of(Image.new(mode, (50, 50)), "PNG"), Target(max_side=40))
+    with Peak() as peak:
+        assert convert(data, Target(max_side=200)).height == 200
+    assert peak.grown_mb < side * side * bytes_per_pixel / 1e6 + 30
+
+
+def test_large_images_wait_for_each_other_and_small_ones_do_not() -> None:
+    large = LARGE_PIXELS + 1
+    images = MemoryGate(limit_bytes=2 * large * BYTES_PER_PIXEL)
+    go, inside, peak, lock = threading.Event(), [0], [0], threading.Lock()
+    entered = threading.Semaphore(0)
+
+    def decode_one(num_pixels: int) -> None:
+        with images.room_for(num_pixels):
+            with lock:
+                inside[0] += 1
+                peak[0] = max(peak[0], inside[0])
+            entered.release()
+            assert go.wait(60)
+            with lock:
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(decode_one, large) for _ in range(5)]
+        assert entered.acquire(timeout=60)
+        assert entered.acquire(timeout=60)
+        with images.room_for(LARGE_PIXELS):  # without waiting
+            assert not entered.acquire(timeout=0.1)
+        go.set()
+        for future in futures:
+            future.result(60)
+        assert peak[0] == 2
+        with images.room_for(100 * large):  # a single image may exceed the limit
+            assert not pool.submit(decode_one, 0).result(60)

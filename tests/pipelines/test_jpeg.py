@@ -1,6 +1,8 @@
-"""Each decoder gives the pixels of libjpeg's decode for every kind of JPEG, whatever it decoded before."""
+"""Headers of JPEGs, libffcv, and the pixels that each decoder gives for every kind of JPEG."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,25 +14,152 @@ from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.decoders import codes, dali
+from fastpsl.pipelines.decoders import codes, dali, libffcv
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
-from fastpsl.pipelines.decoders.read_samples import _jpeg_scans
+from fastpsl.pipelines.decoders.libffcv import Handle, decode_into
+from fastpsl.pipelines.decoders.read_samples import _jpeg_header, _jpeg_scans
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.codec import Codec
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any
 from fastpsl.pipelines.image.jpeg import (
+    HEADER_BROKEN,
+    HEADER_GOOD,
+    HEADER_NOT_JPEG,
+    HEADER_UNSUPPORTED,
     MAX_SCANS,
     SCANS_GOOD,
     SCANS_NO_TABLES,
     SCANS_STANDARD_CODES,
     SCANS_TOO_MANY,
+    jpeg_header,
     jpeg_scans,
 )
 from tests.pipelines.decoding import Samples, decode, make, samples_are_closed
 from tests.pipelines.jpeg_kinds import KINDS, Kind, whole
-from tests.pipelines.photos import DECODERS, jpeg, photo, pil_decode
+from tests.pipelines.photos import DECODERS, jpeg, needs_ffcv, photo, pil_decode
 from tests.pipelines.test_turbo import decode as decode_region
+
+CACHED = """
+import sys, os
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from fastpsl.pipelines.decoders import libffcv
+libffcv.library()
+import user_loop
+from pathlib import Path
+data = Path(sys.argv[2]).read_bytes()
+fd = os.open(sys.argv[2], os.O_RDONLY)
+out = user_loop.load(fd, len(data), np.empty(len(data), np.uint8), np.empty(90 * 121 * 3, np.uint8))
+stats = user_loop.load.stats
+hits, misses = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
+print(out, hits, misses, "ffcv" in sys.modules, "torch" in sys.modules)
+"""
+USER_LOOP = """
+from numba import njit
+from fastpsl.pipelines.image import jpeg as headers
+from fastpsl.pipelines.decoders.libffcv import decode_into, pread_into
+
+jpeg_header = njit(headers.jpeg_header)
+
+@njit(cache=True, nogil=True)
+def load(fd, num_bytes, data, pixels):
+    if pread_into(fd, 0, num_bytes, data) != num_bytes:
+        return -2
+    status, height, width, components, is_progressive, precision = jpeg_header(data, num_bytes)
+    if status or decode_into(data, num_bytes, height, width, pixels, 1, 1, 0):
+        return -1
+    return int(pixels.astype("int64").sum())
+"""
+
+
+@needs_ffcv("compiled code calls its library")
+def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(tmp_path: Path) -> None:
+    data = jpeg(photo(1, 90, 121))
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "user_loop.py").write_text(USER_LOOP)
+    lines = []
+    for _ in range(2):
+        command = [sys.executable, "-c", CACHED, str(tmp_path), str(tmp_path / "a.jpg")]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        lines.append(process.stdout.split())
+    assert lines[0][1:] == ["0", "1", "False", "False"]  # compiled
+    # Loaded: a dynamic global would make this a miss again.
+    assert lines[1][1:] == ["1", "0", "False", "False"]
+    assert lines[0][0] == lines[1][0]
+    assert int(lines[0][0]) == pytest.approx(pil_decode(data).astype(float).sum(), rel=0.01)
+
+
+@needs_ffcv("it is compared with its imdecode")
+@pytest.mark.parametrize("denominator", [1, 2, 4, 8])
+def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
+    """Bit for bit, for truncated files too, and with one handle for many images."""
+    handle = Handle()
+    assert handle.address
+    for i, (height, width) in enumerate(((90, 121), (1, 1), (17, 300))):
+        whole = jpeg(photo(i, height, width), progressive=i == 2)
+        for data in (whole, whole[: len(whole) * 2 // 3]):
+            results = []
+            for address in (0, handle.address):
+                out = np.zeros((-(-height // denominator), -(-width // denominator), 3), np.uint8)
+                packed = np.frombuffer(data, np.uint8)
+                status = decode_into(packed, len(data), height, width, out, 1, denominator, address)
+                results.append((status, out.tobytes()))
+            assert results[0] == results[1]
+        assert any(results[0][1]) or height == 1
+
+
+def header(data: "bytes | bytearray") -> tuple[int, ...]:
+    plain = jpeg_header(bytes(data), len(data))
+    assert tuple(_jpeg_header(np.frombuffer(data, np.uint8), len(data))) == plain
+    return plain
+
+
+def test_jpeg_header() -> None:
+    image = photo(1, 90, 121)
+    good, alpha = (HEADER_GOOD, 90, 121, 3, 0, 8), np.dstack([image, image[:, :, :1]])
+    assert header(jpeg(image)) == good == header(jpeg(alpha.view()[:, :, :3]))
+    assert header(jpeg(image, progressive=True)) == (HEADER_GOOD, 90, 121, 3, 1, 8)
+    assert header(jpeg(image[:, :, 0])) == (HEADER_GOOD, 90, 121, 1, 0, 8)
+    data = bytearray(jpeg(image))
+    frame = data.find(b"\xff\xc0")
+    assert header(data[:frame] + b"\xff\xff" + data[frame:]) == good  # fill bytes
+    assert header(data[:frame] + b"\x00" + data[frame:])[0] == HEADER_BROKEN
+    markers = {0xC1: HEADER_GOOD, 0xC3: HEADER_UNSUPPORTED, 0xC9: HEADER_UNSUPPORTED, 0xDA: HEADER_BROKEN}
+    for marker, status in markers.items():
+        data[frame + 1] = marker
+        assert header(bytes(data))[0] == status
+    data[frame + 1] = 0xC0
+    data[frame + 5 : frame + 7] = b"\x00\x00"
+    assert header(bytes(data))[0] == HEADER_BROKEN  # height 0
+    for foreign in (b"", b"\xff", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(50)):
+        assert header(foreign)[0] == HEADER_NOT_JPEG
+    assert header(b"\xff\xd8\xff\xd9")[0] == HEADER_BROKEN
+
+
+def test_jpeg_header_never_reads_past_the_end() -> None:
+    data = np.frombuffer(jpeg(photo(1, 90, 121)), np.uint8)
+    frame_end = bytes(data).find(b"\xff\xc0") + 19
+    padded = np.concatenate([data, np.full(70000, 0xFF, np.uint8)])
+    for num in range(frame_end):
+        for buffer in (bytes(padded), padded):
+            parse = _jpeg_header if buffer is padded else jpeg_header
+            assert parse(buffer, num)[0] != HEADER_GOOD  # nothing beyond `num` is read
+    assert jpeg_header(bytes(padded), frame_end)[0] == HEADER_GOOD
+
+
+def test_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = libffcv.why_missing()
+    monkeypatch.setattr(libffcv.PathFinder, "find_spec", lambda *_: None)
+    libffcv._load.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="ffcv is not installed: pip install"):
+            libffcv.library()
+    finally:
+        monkeypatch.undo()
+        libffcv._load.cache_clear()
+    assert libffcv.why_missing() == before
+
 
 assert samples_are_closed  # a fixture
 needs_turbo = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")
@@ -73,9 +202,8 @@ def test_parts_of_wide_images_are_those_of_the_whole(num: int) -> None:
     """Columns beside them are not decoded, at 1/2 to 1/8 either."""
     image, random = photo(3, 300, 500), np.random.default_rng(num)
     lumas = [(across, down) for across in range(1, 5) for down in range(1, 5)]
-    kinds = [
-        Kind((luma, colour, (1, 1)), is_interleaved=False) for luma in lumas for colour in (luma, (1, 1))
-    ]
+    samplings = [(luma, colour, (1, 1)) for luma in lumas for colour in (luma, (1, 1))]
+    kinds = [Kind(sampling, is_interleaved=False) for sampling in samplings]
     for kind in (*KINDS.values(), *kinds) * num:
         height, width = int(random.integers(1, 301)), int(random.integers(200, 501))
         data = kind.encode(image[:height, :width])
@@ -98,9 +226,8 @@ def check_part(
     assert status == 0
     top, left, tall, wide = region
     y, x = top - placed[0], left - placed[1]
-    np.testing.assert_array_equal(
-        part[y : y + tall, x : x + wide], expected[top : top + tall, left : left + wide]
-    )
+    part, expected = part[y : y + tall, x : x + wide], expected[top : top + tall, left : left + wide]
+    np.testing.assert_array_equal(part, expected)
 
 
 @pytest.mark.parametrize("sides", [FEW_SIDES, ALL_SIDES], ids=["few", "all"])
@@ -163,7 +290,7 @@ def without(data: bytes, marker: int, nth: "int | None" = None) -> bytes:
     return out + data[at:]
 
 
-DQT, DHT = 0xDB, 0xC4
+DQT, DHT, SCAN, FILLED = 0xDB, 0xC4, b"\xff\xda", b"\xff\xff\xd3\xff\xff\xda"
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -224,14 +351,10 @@ def test_scans_are_counted_and_tables_found() -> None:
         (without(KINDS["4:4:4 progressive"].encode(image), DQT, 1), SCANS_NO_TABLES),
         (many_scans(7), SCANS_GOOD),  # 448 scans
         (many_scans(8), SCANS_TOO_MANY),
-        *[
-            (data.replace(b"\xff\xda", b"\xff\xff\xd3\xff\xff\xda"), expected)  # a restart and fill bytes
-            for data, expected in [
-                (progressive, SCANS_GOOD),
-                (without(progressive, DHT), SCANS_NO_TABLES),
-                (many_scans(8), SCANS_TOO_MANY),
-            ]
-        ],
+        # A restart and fill bytes.
+        (progressive.replace(SCAN, FILLED), SCANS_GOOD),
+        (without(progressive, DHT).replace(SCAN, FILLED), SCANS_NO_TABLES),
+        (many_scans(8).replace(SCAN, FILLED), SCANS_TOO_MANY),
     ]:
         assert jpeg_scans(data) == expected
         buffer = np.frombuffer(data, np.uint8)
