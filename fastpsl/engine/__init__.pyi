@@ -4,15 +4,10 @@ from .dataset_pass import read_predictions as read_predictions
 from .distributed import World as World
 from .distributed import join_world as join_world
 from .experiment import Experiment as Experiment
-
-# GONE from .given_paths import require_given_classes as require_given_classes
 from .options import PretrainOptions as PretrainOptions
 from .options import RunOptions as RunOptions
 from .plan import Stage as Stage
 from .plan import make_plan as make_plan
-
-# GONE from .recipe import Evaluation as Evaluation
-# GONE from .recipe import Recipe as Recipe
 from .resume import open_folder as open_folder
 from .run import Run as Run
 from .run import RunData as RunData

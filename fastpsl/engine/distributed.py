@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark
-from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
+from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark, unused_gpu, why_no_cuda
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine import last_step, trainer
+from fastpsl.engine import last_step
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import step_drops
@@ -83,7 +83,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     left.clear()
     monkeypatch.setattr(last_step.os, "_exit", leave)
     monkeypatch.setattr(last_step, "LEAVE_AFTER_S", 0.01)
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 0.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 0.0)
     return codes
 
 
@@ -174,7 +174,7 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long step after a short one is waited for, because only the network holds the step before."""
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     class Long(Hanging):
         @override
@@ -195,7 +195,7 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
 def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     class Clustering(Hanging):
         @override
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_
 
 def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are a lost rank, or data that fail, during the clustering of a million images."""
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     class Failing(Hanging):
         @override
@@ -259,7 +259,7 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
 def test_before_the_monitor_looks_at_a_stages_end_the_last_step_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     def probe(monitor: OnlineProbe, steps_per_epoch: int, last_step: int, release: Any) -> bool:
         if monitor.run.position.step == last_step:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastpsl.console.progress import operation
-from fastpsl.engine import trainer
+from fastpsl.engine import last_step, trainer
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import cosine, step_drops
@@ -390,9 +390,7 @@ def test_a_step_of_five_seconds_is_long(
 ) -> None:
     """Then each step is kept in memory, because the next may not end before torchrun loses its patience."""
     kept: list[int] = []
-    monkeypatch.setattr(
-        trainer.StageTrainer, "keep", lambda stage_trainer: kept.append(stage_trainer.position.step)
-    )
+    monkeypatch.setattr(last_step.Safepoint, "keep", lambda point: kept.append(point._run.position.step))
     run = tiny_run(tmp_path, plan="end_to_end", max_steps_per_stage=3, val=None)
     run.stop_signal.after_step = lambda: Decision(False, False, seconds)  # type: ignore[method-assign]
     assert pretrain(tiny_experiment("end_to_end"), run)
