@@ -34,15 +34,10 @@ Item = TypeVar("Item")
 
 
 class Usage(NamedTuple):
-    """The use of the machine by this process since its start.
+    """The use of the machine by this process since its start."""
 
-    Attributes:
-        cpu_s: CPU time of all threads.
-        read_bytes: Bytes that came from storage, not from the page cache.
-    """
-
-    cpu_s: float
-    read_bytes: int
+    cpu_s: float  # of all threads
+    read_bytes: int  # that came from storage, not from the page cache
 
 
 def usage_now() -> Usage:
@@ -53,26 +48,16 @@ def usage_now() -> Usage:
 
 @dataclass
 class Waits:
-    """The waits of a number of batches, from one batch's arrival to the next.
-
-    Attributes:
-        num_batches: The number of batches.
-        seconds: The time that they took.
-        idle_s: The part in which the step waited for them.
-        host_s: The part in which the host waited for them.
-        copy_s: On a GPU, the part in which the step waited for what the host had: copies, and the decoder's
-            work on the GPU.
-        cpu_s: CPU time of this process while the host waited.
-        read_bytes: Bytes that came from storage.
-    """
+    """The waits of a number of batches, from one batch's arrival to the next."""
 
     num_batches: int = 0
-    seconds: float = 0.0
-    idle_s: float = 0.0
-    host_s: float = 0.0
+    seconds: float = 0.0  # that they took
+    idle_s: float = 0.0  # the part in which the step waited for them
+    host_s: float = 0.0  # the part in which the host waited for them
+    # On a GPU, the part in which the step waited for what the host had: copies, and decoding on the GPU.
     copy_s: float = 0.0
-    cpu_s: float = 0.0
-    read_bytes: int = 0
+    cpu_s: float = 0.0  # of this process, while the host waited
+    read_bytes: int = 0  # that came from storage
 
     @property
     def share(self) -> float:

@@ -51,23 +51,12 @@ def predict(
     science: Mapping[str, Any],
     after_image: Callable[[int], bool] = lambda done: False,
 ) -> Path | None:
-    """Write folder/predictions.npz with the concatenated arrays of all images.
+    """Write folder/predictions.npz with the concatenated arrays of all images, and return its path.
 
-    An array "image", int64 [N], holds the image of each row. Every rank must call it.
-
-    Args:
-        folder: The run's folder.
-        num_images: The number of images.
-        predict_images: Yields the predictions of each image of a range.
-        world: The ranks.
-        science: What predictions depend on, as JSON values. Parts with another science are deleted. If
-            predictions.npz has the same (predictions.json), nothing is computed.
-        after_image: Called after each image with the number of this rank's images so far, on every rank
-            equally often. It stops the pass by returning True.
-
-    Returns:
-        The path, where rank 0 has written the file; None if `after_image` stopped the pass. Complete parts
-        are kept then.
+    An array "image", int64 [N], holds the image of each row. Every rank must call it. `science` is what
+    predictions depend on, as JSON values. Parts with another science are deleted, and nothing is computed if
+    the file has the same (predictions.json). `after_image` is called on every rank equally often, with the
+    number of this rank's images so far. If it returns True, complete parts are kept and the result is None.
     """
     assert num_images > 0
     parts, whole = folder / "predictions", folder / NAME

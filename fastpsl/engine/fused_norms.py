@@ -30,12 +30,8 @@ from fastpsl.models.fold_batchnorm import ConvReLU, foreign_batchnorm
 class FusedPool(nn.Module):
     """A max pool by a kernel, with the bias and the ReLU of a folded convolution before it.
 
-    torch computes what needs a gradient, and what it rejects or treats as a special case.
-
-    Attributes:
-        pool: torch's max pool.
-        windows: Its windows.
-        joined: The convolution with its ReLU, or None.
+    `joined` is that convolution with its ReLU, or None. torch computes what needs a gradient, and what it
+    rejects or treats as a special case.
     """
 
     def __init__(self, pool: nn.MaxPool2d, windows: Windows, joined: ConvReLU | None = None):
@@ -57,8 +53,7 @@ class FusedPool(nn.Module):
                 bias = conv.bias
             if self.fits(y):
                 return max_pool(y, self.windows, bias, relu=self.joined is not None)
-        y = self.pool(x if self.joined is None else self.joined(x))
-        return y
+        return self.pool(x if self.joined is None else self.joined(x))
 
 
 class FusedNorm(nn.Module):
@@ -68,14 +63,8 @@ class FusedNorm(nn.Module):
 
     It holds the block's own BatchNorms. The kernels run if these normalise by batch statistics, as in
     training. Otherwise torch runs one operation after the other. torch also handles what it rejects or treats
-    as a special case: one value or none per channel, and a z of another shape.
-
-    Attributes:
-        norm: The BatchNorm of x.
-        z_norm: The BatchNorm of z, or None.
-        relu: Whether a ReLU follows.
-        pool: The max pool that follows, or None.
-        fork: Whether to return the result twice (see `batch_norm`).
+    as a special case: one value or none per channel, and a z of another shape. `fork` is whether to return
+    the result twice (see `batch_norm`).
     """
 
     def __init__(self, norm: _BatchNorm, z_norm: _BatchNorm | None = None, relu: bool = False):

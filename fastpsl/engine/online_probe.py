@@ -158,15 +158,9 @@ class OnlineProbe:
 
 
 def figures(train: Features, val: Features | None) -> dict[str, Any]:
-    """Compute the figures of a probe.
+    """Compute the figures of probe.jsonl from the features of training and of validation images, if any.
 
-    Args:
-        train: The features of training images.
-        val: The features of validation images, or None.
-
-    Returns:
-        The figures of probe.jsonl. Accuracies are in [0, 1], and None without labels. If some feature is not
-        finite, all `FIGURES` are None.
+    Accuracies are in [0, 1], and None without labels. If a feature is not finite, all `FIGURES` are None.
     """
     record: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
     record |= {"num_val": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
@@ -213,19 +207,10 @@ def effective_rank(features: Tensor) -> float:
 
 
 def ridge_classes(features: Tensor, labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
-    """Classify `others` by least squares on `features`, in closed form.
+    """Classify `others`, [m, C], by least squares on `features`, [n, C]; return int64 [m] on the CPU.
 
     W = (X'X / n + RIDGE I)^-1 X'(Y - mean Y) / n, with X standardised by its own mean and deviation, and Y
-    one-hot.
-
-    Args:
-        features: The training features, [n, C].
-        labels: Their classes, int64 [n].
-        others: The features to classify, [m, C].
-        num_classes: The number of classes.
-
-    Returns:
-        Classes, int64 [m] on the CPU.
+    one-hot. `labels` are int64 [n].
     """
     mean, deviation = features.double().mean(0), features.double().std(0, unbiased=False)
     # Standardisation would amplify the noise of a channel that hardly varies.

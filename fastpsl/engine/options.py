@@ -267,7 +267,7 @@ class SGDOptions(PretrainOptions):
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:
         """Return the SGD optimiser, or apex's fused one for --apex."""
         from fastpsl.engine.distributed import choose_device
-        from fastpsl.engine.optim.sgd_adam import fused_sgd, require_apex, sgd
+        from fastpsl.engine.optim.optimisers import fused_sgd, require_apex, sgd
 
         if not self.apex:
             return sgd

@@ -103,24 +103,18 @@ PACE_INTERVALS = 20
 
 
 class WorkAhead(NamedTuple):
-    """A stage's place in the run, and what comes after it.
+    """A stage's place in the run, and what comes after it."""
 
-    Attributes:
-        number: The number of the stage, from 1.
-        num_stages: The number of stages of the run.
-        later_steps: The work of later stages, in steps of this one.
-    """
-
-    number: int = 1
-    num_stages: int = 1
-    later_steps: float = 0.0
+    number: int = 1  # of the stage
+    num_stages: int = 1  # of the run
+    later_steps: float = 0.0  # the work of later stages, in steps of this one
 
 
 ONLY_STAGE = WorkAhead()
 
 
 class Pace:
-    """The measured seconds per step of a stage, and the time left by it. Nothing is left of it unmeasured."""
+    """A running mean of the seconds per step. `time_left` is None before the first measurement."""
 
     def __init__(self) -> None:
         self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)

@@ -12,11 +12,10 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from fastpsl.engine.distributed import World, environment, share
+from fastpsl.engine.distributed import StopSignal, World, environment, share
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import apply_kept_choices, choose_folder, find_checkpoint, lock_folder
-from fastpsl.engine.signals import StopSignal
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset
@@ -227,23 +226,14 @@ _RECORDS = ("config", "environment", "epochs", "labels", "results", "status", "w
 
 @dataclass
 class Position:
-    """The position of a training: `step` of stage `stage` comes next.
-
-    Attributes:
-        stage: The stage's index, from 0.
-        step: The number of steps made in the stage.
-        run_step: The number of steps made in all stages.
-        first_epoch: The stage's first epoch, counted over all stages so that draws and orders never repeat.
-        seconds: The time spent in the stage's steps.
-        summaries: The summaries of finished stages.
-    """
+    """The position of a training: `step` of stage `stage` comes next. Both count from 0."""
 
     stage: int = 0
     step: int = 0
-    run_step: int = 0
-    first_epoch: int = 0
-    seconds: float = 0.0
-    summaries: list[dict[str, Any]] = field(default_factory=list)
+    run_step: int = 0  # over all stages
+    first_epoch: int = 0  # of the stage, counted over all stages so that draws and orders never repeat
+    seconds: float = 0.0  # spent in the stage's steps
+    summaries: list[dict[str, Any]] = field(default_factory=list)  # of finished stages
 
     def next_stage(self, epochs: int) -> None:
         """Move to the start of the next stage, after one that was planned for `epochs` epochs."""
@@ -376,9 +366,7 @@ class Run:
         return paths[-1] if paths else Path(self.options.resume)
 
     def write_status(self, state: str, reason: str) -> None:
-        """Write status.json.
-
-        Under torchrun, which has exit codes of its own, this file shows how the run ended.
+        """Write status.json, which tells how the run ended even under torchrun with its own exit codes.
 
         Args:
             state: "running", "finished", "preempted" or "failed".

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import OFF, StepChoice, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
-from fastpsl.engine.step_graph import (
+from fastpsl.engine.step_modes import (
     LAUNCHED,
+    OFF,
     GraphChoice,
     SkippedStep,
+    StepChoice,
     StepGraphs,
     StepState,
     beside,
+    make_runner,
 )
 from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch

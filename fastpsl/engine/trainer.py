@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from fastpsl.console.progress import operation
-from fastpsl.engine.compile_modes import what_is_built
 from fastpsl.engine.data_waits import DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
@@ -24,6 +23,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import work_ahead
 from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice
+from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch

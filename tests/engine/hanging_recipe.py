@@ -9,8 +9,8 @@ from typing import Any
 from typing_extensions import override
 
 from fastpsl.engine import last_step
+from fastpsl.engine.distributed import StopSignal
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.signals import StopSignal
 from fastpsl.pipelines.sample.betons import NUM_TRAIN
 from fastpsl.scripts.launch import launch
 from tests.tasks.nearest_key_recipe import RECIPE as NEAREST_KEY

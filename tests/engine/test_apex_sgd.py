@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.sgd_adam import fused_sgd, require_apex, sgd
+from fastpsl.engine.optim.optimisers import fused_sgd, require_apex, sgd
 from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks

@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 import fastpsl.engine.train_step
-from fastpsl.engine import compile_modes
-from fastpsl.engine.compile_modes import OFF, choose_step, make_runner
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine import step_modes
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.step_modes import OFF, choose_step, make_runner
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -145,7 +145,7 @@ def test_a_copy_of_a_compiled_blocks_runs_its_own_blocks() -> None:
         for parameter in other.parameters():
             parameter.mul_(0.5)
     assert not torch.allclose(other(images), expected)
-    other.runner = compile_modes.run_blocks
+    other.runner = step_modes.run_blocks
     changed = other(images)
     other.runner = blocks.runner
     assert torch.equal(other(images), changed)
@@ -220,7 +220,7 @@ def test_by_inductor_too() -> None:
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that there is a GPU, as far as the checks before a stage need."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(compile_modes.shutil, "which", lambda name: name)
+    monkeypatch.setattr(step_modes.shutil, "which", lambda name: name)
 
 
 def test_auto_is_what_was_measured(a_gpu: None) -> None:
@@ -255,7 +255,7 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
 
 
 def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_modes, "GAINS", {("resnet18", 1, 3, 64): 1.25})
+    monkeypatch.setattr(step_modes, "GAINS", {("resnet18", 1, 3, 64): 1.25})
     backbone = ResNet("resnet18")
     result = launched("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
     assert result.mode == "fused" and "1.25" in result.reason and "minute" not in result.reason
@@ -308,11 +308,11 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_modes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(step_modes.importlib.util, "find_spec", lambda name: None)
     for mode in ("on", "fused"):
         with pytest.raises(ValueError, match="pip install triton"):
             captured(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
-    monkeypatch.setattr(compile_modes.shutil, "which", lambda name: None)
+    monkeypatch.setattr(step_modes.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"C\+\+ compiler"):
         launched("on", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from bench.recipe_stages import recipe_options, stage_experiment
-from fastpsl.engine.compile_modes import StepChoice
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.gpu_failures import explained
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_graph import LAUNCHED, GraphChoice
+from fastpsl.engine.step_modes import LAUNCHED, GraphChoice, StepChoice
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.engine import distributed
-from fastpsl.engine.distributed import World, choose_device, join_world, total_over_ranks
-from fastpsl.engine.signals import StopSignal
+from fastpsl.engine.distributed import StopSignal, World, choose_device, join_world, total_over_ranks
 from tests.engine.tiny import one_process
 from tests.warm import on_ranks
 

@@ -12,10 +12,9 @@ from typing_extensions import override
 
 from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.distributed import World
+from fastpsl.engine.distributed import Decision, World
 from fastpsl.engine.gpu import AsyncCopy
 from fastpsl.engine.run import Run, RunData
-from fastpsl.engine.signals import Decision
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
 from fastpsl.pipelines.datasets.subset import Synthetic

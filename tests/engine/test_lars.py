@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.optim.lars import LARS, lars
+from fastpsl.engine.optim.optimisers import LARS, lars
 from fastpsl.models.resnet import ResNet
 from fastpsl.tasks.contrastive.simclr import ProjectionHead
 

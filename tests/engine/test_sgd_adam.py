@@ -3,8 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.engine.optim.lars import lars
-from fastpsl.engine.optim.sgd_adam import adam, sgd
+from fastpsl.engine.optim.optimisers import adam, lars, sgd
 
 
 def test_biases_do_not_decay() -> None:

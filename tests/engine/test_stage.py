@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.task import Task

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Position
 from fastpsl.engine.stage_blocks import StageBlocks

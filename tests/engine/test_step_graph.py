@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine import experiment as experiment_module
-from fastpsl.engine import step_graph
+from fastpsl.engine import step_modes
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
-from fastpsl.engine.step_graph import GraphChoice, StepGraphs, choose_graph, reason_of
+from fastpsl.engine.step_modes import GraphChoice, StepGraphs, choose_graph, reason_of
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.loader.batch import Batch
@@ -121,7 +121,7 @@ def out_of_reach(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
     ],
 )  # fmt: skip
 def test_a_fault_in_a_loss_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_graph, "capture", plain_capture)
+    monkeypatch.setattr(step_modes, "capture", plain_capture)
     with fake_cuda() as cuda:
         train_step, recorder = train_step_of(Planted(fault), GPU), Recorder()
         cuda.launched = recorder.launched  # type: ignore[method-assign]
@@ -171,7 +171,7 @@ def test_steps_are_launched_captured_and_replayed(monkeypatch: pytest.MonkeyPatc
         done.append("capture")
         return compute
 
-    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(step_modes, "capture", capture)
     graphs = StepGraphs(CAPTURED, CPU)
     expected = []
     for number, variant in enumerate((0, 0, 1, 0, 0, 1, 1, 1, 0, 1)):
@@ -211,8 +211,8 @@ def weights_of(train_step: TrainStep) -> list[Tensor]:
 
 
 def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_graph, "capture", failing_capture)
-    plain, fallen = train_step_of(Failing(), graph=step_graph.LAUNCHED), train_step_of(Failing())
+    monkeypatch.setattr(step_modes, "capture", failing_capture)
+    plain, fallen = train_step_of(Failing(), graph=step_modes.LAUNCHED), train_step_of(Failing())
     batches = [noise_batch(VIEWS, 4, seed) for seed in range(6)]
     for batch in batches:
         plain.step([batch], lr=0.1)
@@ -265,7 +265,7 @@ def test_a_failed_capture_is_ended_and_its_first_error_is_raised(
         raise error
 
     with pytest.raises(type(error)) as raised:
-        step_graph.capture(fail, torch.device("cuda", 0), (0, 7))
+        step_modes.capture(fail, torch.device("cuda", 0), (0, 7))
     assert raised.value is error and calls == ["stream", (0, (0, 7)), (0, (0, 7)), "as before"]
     if isinstance(error, torch.OutOfMemoryError):
         assert "memory does not fit" in reason_of(error)
@@ -292,7 +292,7 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def captured_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capture: Any = plain_capture) -> None:
-    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(step_modes, "capture", capture)
     monkeypatch.setattr(experiment_module, "choose_graph", lambda *_: CAPTURED)
 
 

@@ -17,13 +17,13 @@ from typing_extensions import override
 
 from fastpsl.console import progress
 from fastpsl.engine import experiment as experiment_module
-from fastpsl.engine.compile_modes import OFF, StepChoice
 from fastpsl.engine.distributed import gathered
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.step_modes import OFF, StepChoice
 from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop

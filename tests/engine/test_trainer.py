@@ -14,6 +14,7 @@ import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.engine import last_step, trainer
+from fastpsl.engine.distributed import Decision
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import cosine, step_drops
@@ -21,7 +22,6 @@ from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Position, Run
-from fastpsl.engine.signals import Decision
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastpsl.engine.compile_modes import make_runner
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.step_modes import make_runner
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop

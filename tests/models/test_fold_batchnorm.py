@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import make_runner
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
+from fastpsl.engine.step_modes import make_runner
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.fold_batchnorm import folded
