@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
-from fastpsl.engine.distributed import World, share, wait_for_all
+from fastpsl.engine.distributed import World, share, take_buffers_of_rank_0, wait_for_all
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
@@ -214,13 +213,9 @@ class EpochContext:
         augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
         train_step.release()  # the pass has the memory of the captured steps
         with (
-            run.reporter.off_the_clock(),
-            torch.no_grad(),
-            undisturbed(train_step.module, run.world, training),
-            run_eagerly(blocks),
+            self._pass("images", self.data.num_samples, training) as after,
             run.data.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws_epoch)) as batches,
-            self._progress("images", self.data.num_samples) as progress,
         ):
             for number, batch in enumerate(run.reporter.watched(batches), start=1):
                 (images,) = augment.inputs(batch, [view], train_step.dtype)
@@ -231,11 +226,7 @@ class EpochContext:
                 with train_step.autocast():
                     outputs = function(blocks(images))
                 yield batch.indices, outputs
-                if progress:
-                    progress.update(
-                        min(number * len(batch.indices) * run.world.size, self.data.num_samples), 0
-                    )
-                if run.stop_signal.after_step().stop:
+                if after(number * len(batch.indices)):
                     raise PassStopped
 
     def predict(
@@ -254,23 +245,11 @@ class EpochContext:
         Raises:
             PassStopped: A signal arrived.
         """
-        run, train_step = self.run, self.train_step
+        run = self.run
         assert run.data.val is not None
         num = run.data.val.num_samples
-        with (
-            run.reporter.off_the_clock(),
-            torch.no_grad(),
-            undisturbed(train_step.module, run.world),
-            run_eagerly(train_step.module.blocks),
-            self._progress("validation images", num) as progress,
-        ):
-
-            def after_image(done: int) -> bool:
-                if progress:
-                    progress.update(min(done * run.world.size, num), 0)
-                return run.stop_signal.after_step().stop
-
-            path = predict(run.folder, num, predict_images, run.world, science, after_image)
+        with self._pass("validation images", num) as after:
+            path = predict(run.folder, num, predict_images, run.world, science, after)
         if path is None:
             raise PassStopped
 
@@ -285,16 +264,28 @@ class EpochContext:
         return {"weights": weights, "data": self.run.data.val.digest()} | more
 
     @contextlib.contextmanager
-    def _progress(self, what: str, num: int) -> Iterator[Progress | None]:
-        self.run.stop_signal.other_pace()
-        screen, started = self.run.reporter.screen, time.perf_counter()
-        if screen is None:
-            yield None
-            return
-        with screen.aside(), Progress(what, num, "a pass") as progress:
-            yield progress
-        seconds = time.perf_counter() - started
-        self.run.reporter.log(f"a pass over {num:,} {what} took {seconds:.1f} s")
+    def _pass(self, what: str, num: int, training: bool = False) -> Iterator[Callable[[int], bool]]:
+        """Yield what each rank calls with the number of its samples so far; it returns whether to stop."""
+        run, module, started = self.run, self.train_step.module, time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(run.reporter.off_the_clock())
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(undisturbed(module, run.world, training))
+            stack.enter_context(run_eagerly(module.blocks))
+            run.stop_signal.other_pace()
+            progress = None
+            if run.reporter.screen is not None:
+                stack.enter_context(run.reporter.screen.aside())
+                progress = stack.enter_context(Progress(what, num, "a pass"))
+
+            def after(done: int) -> bool:
+                if progress:
+                    progress.update(min(done * run.world.size, num), 0)
+                return run.stop_signal.after_step().stop
+
+            yield after
+        if progress:
+            run.reporter.log(f"a pass over {num:,} {what} took {time.perf_counter() - started:.1f} s")
 
 
 def _without_padding(images: Tensor, batch: Batch) -> Tensor:
@@ -319,9 +310,7 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
     buffers: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
     module.train(training)
     try:
-        if world.size > 1:
-            for buffer, _ in buffers:
-                dist.broadcast(buffer, src=0)
+        take_buffers_of_rank_0(module, world)
         yield
     finally:
         for buffer, value in buffers:

@@ -222,6 +222,13 @@ def place_among_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def take_buffers_of_rank_0(module: torch.nn.Module, world: World) -> None:
+    """Copy rank 0's running statistics to all ranks, which have different ones. Every rank calls it."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def environment(world: World) -> dict[str, Any]:
     """Return the machine, package versions and commit, for the run's record."""
     return {

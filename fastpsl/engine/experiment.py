@@ -20,12 +20,7 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
-from fastpsl.pipelines.data.dataset import (
-    Dataset,
-    all_labelled,
-    require_labels,
-    require_same_classes,
-)
+from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
 
 

@@ -16,13 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Runner, run_blocks
-from fastpsl.kernels.fused_cuda.batch_norm import (
-    DTYPES,
-    Norm,
-    Operand,
-    batch_norm,
-    max_pool,
-)
+from fastpsl.kernels.fused_cuda.batch_norm import DTYPES, Norm, Operand, batch_norm, max_pool
 from fastpsl.kernels.fused_cuda.pool_windows import MAX_PLACES, Windows
 from fastpsl.models.fold_batchnorm import ConvReLU, foreign_batchnorm
 
@@ -250,10 +244,8 @@ def _fork(view: fx.GraphModule) -> None:
         if all(isinstance(kind, nn.Conv2d | FusedNorm) for kind in kinds):
             part.fork = True
             with view.graph.inserting_after(node):
-                outputs = [view.graph.call_function(operator.getitem, (node, output)) for output in (1, 0)][
-                    ::-1
-                ]
-            for user, output in zip(users, outputs, strict=True):
+                outputs = [view.graph.call_function(operator.getitem, (node, output)) for output in (1, 0)]
+            for user, output in zip(users, reversed(outputs), strict=True):
                 user.replace_input_with(node, output)
 
 

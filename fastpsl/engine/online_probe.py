@@ -109,11 +109,8 @@ class OnlineProbe:
                 return False
             if self.run.world.rank == 0:
                 where = {"run_step": position.run_step, "stage": self.stage.name, "level": self.stage.level}
-                where |= {
-                    "step": position.step,
-                    "epoch": round(epochs, 3),
-                    "block": f"B{self.stage.last_block}",
-                }
+                where |= {"step": position.step, "epoch": round(epochs, 3)}
+                where |= {"block": f"B{self.stage.last_block}"}
                 with operation("probe: kNN, linear classifier and signs of collapse"):
                     self._report(where | figures(train, val), time.perf_counter() - started)
             self._last_look = position.run_step
@@ -142,7 +139,7 @@ class OnlineProbe:
         return Features(values[order], labels)
 
     def _report(self, line: dict[str, Any], seconds: float) -> None:
-        reporter, step = self.run.reporter, line["run_step"]
+        reporter = self.run.reporter
         self.file.append([line])
         self.file.sync()
         from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
@@ -150,11 +147,7 @@ class OnlineProbe:
         draw_probes(read_probes(self.file), self.run.folder / "probe.png")
         reporter.log(f"{probe_line(line)}; {seconds:.1f} s")
         scalars = {f"probe/{name}": line[name] for name in FIGURES if line[name] is not None}
-        if reporter.board:
-            for name, value in scalars.items():
-                reporter.board.add_scalar(name, value, step)
-        if reporter.wandb:
-            reporter.wandb.log(scalars, step=step)
+        reporter.scalars(scalars, line["run_step"])
 
 
 def figures(train: Features, val: Features | None) -> dict[str, Any]:
@@ -172,15 +165,10 @@ def figures(train: Features, val: Features | None) -> dict[str, Any]:
         neighbours = find_neighbours(val.features, train.features, k, train.features.device)
         counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
         is_correct = ridge_classes(train.features, train.labels, val.features, num_classes) == val.labels
-        record |= {"num_val": num, "num_classes": num_classes}
-        record |= {
-            "knn_accuracy": counts[f"top1_k{k}"] / num,
-            "linear_accuracy": float(is_correct.float().mean()),
-        }
-    return record | {
-        "feature_std": feature_std(train.features),
-        "effective_rank": effective_rank(train.features),
-    }
+        record |= {"num_val": num, "num_classes": num_classes, "knn_accuracy": counts[f"top1_k{k}"] / num}
+        record["linear_accuracy"] = float(is_correct.float().mean())
+    rows = train.features
+    return record | {"feature_std": feature_std(rows), "effective_rank": effective_rank(rows)}
 
 
 def feature_std(features: Tensor) -> float:
@@ -234,13 +222,8 @@ def probe_line(line: dict[str, Any]) -> str:
             f"kNN {100 * line['knn_accuracy']:.1f} %, linear {100 * line['linear_accuracy']:.1f} % of "
             f"{line['num_val']:,} validation images (chance {100 / line['num_classes']:.1f} %), "
         )
-    return (
-        text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {_full_rank(line)}"
-    )
-
-
-def _full_rank(line: dict[str, Any]) -> int:
-    return min(line["num_train"], line["channels"])
+    full_rank = min(line["num_train"], line["channels"])
+    return text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {full_rank}"
 
 
 def read_probes(file: MetricsFile) -> list[dict[str, Any]]:

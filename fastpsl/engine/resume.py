@@ -79,23 +79,12 @@ def apply_kept_choices(
 
 
 # The required keys of a checkpoint. Other keys are optional.
-_KEYS: dict[str, type] = {
-    "science": dict,
-    "machine": dict,
-    "position": dict,
-    "backbone": dict,
-    "train_step": dict,
-    "choices": dict,
-    "task": dict,
-}
+_KEYS: dict[str, type] = dict.fromkeys(
+    ("science", "machine", "position", "backbone", "train_step", "choices", "task"), dict
+)
 _POSITION: dict[str, type | tuple[type, ...]] = {
-    "stage": int,
-    "step": int,
-    "run_step": int,
-    "first_epoch": int,
-    "seconds": (int, float),
-    "summaries": list,
-}  # `run.Position`
+    "stage": int, "step": int, "run_step": int, "first_epoch": int, "seconds": (int, float), "summaries": list
+}  # `run.Position`  # fmt: skip
 _OLDER = "resume from an older one, or give another --out"
 
 

@@ -114,7 +114,4 @@ def test_features_never_wait_for_the_batch_under_way() -> None:
             record.waits.clear()
             rest = list(launched)
     assert not record.waits, record.waits
-    assert len(rest) == NUM_BATCHES - 1 and [each.values().shape for each in rest[0][0]] == [
-        (8, 64),
-        (8, 64),
-    ]
+    assert len(rest) == NUM_BATCHES - 1 and [each.values().shape for each in rest[0][0]] == [(8, 64), (8, 64)]

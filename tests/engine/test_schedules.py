@@ -20,8 +20,7 @@ def of_stage(step: int, num_steps: int) -> Moment:
 
 
 @pytest.mark.parametrize(
-    ("epoch", "drops"),
-    [(0, 0), (19, 0), (20, 1), (39, 1), (40, 2), (49, 2), (50, 3), (59, 3)],
+    ("epoch", "drops"), [(0, 0), (19, 0), (20, 1), (39, 1), (40, 2), (49, 2), (50, 3), (59, 3)]
 )
 def test_rate_drops_on_the_first_step_of_its_epoch(epoch: int, drops: int) -> None:
     rate = step_drops(0.01, (20, 20, 10, 10))

@@ -89,10 +89,7 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
         assert (whole / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    "step",
-    [15, 77, *map(slow, (1, 14, 16, 29, 30, 31, 59, 89))],
-)
+@pytest.mark.parametrize("step", [15, 77, *map(slow, (1, 14, 16, 29, 30, 31, 59, 89))])
 def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
     """The run stops after `step`, which may be within an epoch or at the end of an epoch or stage."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
