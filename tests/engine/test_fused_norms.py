@@ -4,16 +4,18 @@ import copy
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.models.resnet import BasicBlock
 from typing_extensions import override
-
-pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.engine import fused_norms
 from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
@@ -24,14 +26,17 @@ from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.tasks.contrastive.moco import KeyEncoder
-from tests.engine.test_compile_modes import make_train_step, values
 from tests.engine.test_stage import VIEWS
+from tests.engine.test_step_modes import make_train_step, values
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.models.test_fold_batchnorm import Branches, as_after_training
 from tests.tasks.test_momentum_encoder import query
+from tests.warm import on_ranks
+
+pytest.importorskip("triton", reason="triton is not installed")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use large tiles, because the interpreter's time grows with the number of programs."""
     monkeypatch.setattr(kernels, "CHANNELS", 512)
@@ -67,6 +72,7 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.slow
 def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
     """Compared to float64 through 20 BatchNorms, errors in float32 are like those of eager steps."""
@@ -94,6 +100,7 @@ def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]])
         assert torch.allclose(value.double(), exact_value.double(), atol=1e-5), name
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     ("name", "block", "expected"),
     [
@@ -118,6 +125,7 @@ def test_what_is_joined(
     assert nn.ReLU not in left
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_blocks_in_sequence_are_fused_across_their_borders(calls: list[tuple[str, bool, bool]]) -> None:
     """B1's BatchNorm takes B2's pool, and both users of B2's result add their gradients in B2's kernel."""
     blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
@@ -151,6 +159,7 @@ class OpsOnMaps(TorchDispatchMode):
         return result
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_torch_computes_nothing_but_convolutions_between_blocks() -> None:
     """There is no sum of gradients, pool or copy to another layout, but one from a mean's gradient."""
     blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
@@ -175,6 +184,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return records
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_in_eval_mode_only_the_pool_is_a_kernel(
     calls: list[tuple[str, bool, bool]], pools: list[str]
 ) -> None:
@@ -189,6 +199,7 @@ def test_in_eval_mode_only_the_pool_is_a_kernel(
     assert not calls
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     ("pool", "is_fused"),
     [
@@ -211,11 +222,13 @@ def test_other_pools_are_torchs(
     assert pools == ["alone"] * is_fused
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_a_map_smaller_than_a_window_is_torchs_error() -> None:
     with pytest.raises(RuntimeError, match="too small"):
         fused(nn.Sequential(nn.BatchNorm2d(8), nn.MaxPool2d(2)))(noise(2, 8, 1, 3))
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_folded_blocks_pool_by_a_kernel(dtype: torch.dtype, pools: list[str]) -> None:
     """The convolution before it runs without its bias."""
@@ -229,6 +242,7 @@ def test_folded_blocks_pool_by_a_kernel(dtype: torch.dtype, pools: list[str]) ->
     assert apart(result, expected) < (1e-6 if dtype == torch.float32 else 2e-3)
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
     """In eval mode torch computes relu(norm(x) + z_norm(z)), without the kernels."""
     torch.manual_seed(0)
@@ -247,6 +261,7 @@ def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
     torch.testing.assert_close(found, (terms[0] + terms[1]).clamp(min=0))
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_epsilon_and_momentum_are_the_batchnorms(calls: list[tuple[str, bool, bool]]) -> None:
     torch.manual_seed(0)
     norm, x = nn.BatchNorm2d(8, eps=0.5, momentum=0.3), noise(4, 8, 4, 4)
@@ -278,6 +293,7 @@ class Awkward(nn.Module):
         return self.relu(d + d) + self.relu(self.norms[3](c) + 2 * x) + self.norms[4](x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_what_is_not_joined_stays_right(calls: list[tuple[str, bool, bool]]) -> None:
     block = Awkward()
     images = noise(3, 4, 5, 5)
@@ -300,12 +316,14 @@ class Pooled(nn.Module):
         return activated
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_a_sum_that_broadcasts_is_torchs(calls: list[tuple[str, bool, bool]]) -> None:
     block, images = Pooled(), noise(3, 8, 5, 5)
     expected = copy.deepcopy(block)(images)
     assert torch.equal(fused(block)(images), expected) and not calls
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_no_block_outlives_its_last_user() -> None:
     norms = [nn.Sequential(nn.BatchNorm2d(8)) for _ in range(2)]
     run, blocks = make_fused_runner(), [nn.Sequential(nn.ReLU()), *norms, nn.Sequential(nn.ReLU())]
@@ -318,6 +336,7 @@ def test_no_block_outlives_its_last_user() -> None:
     assert [each() for each in left] == [None] * 4
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_the_block_is_left_as_it_is_and_shared() -> None:
     block = network("resnet18").blocks()[2]  # type: ignore[operator]
     before, names = str(block), [name for name, _ in block.named_modules()]
@@ -329,6 +348,7 @@ def test_the_block_is_left_as_it_is_and_shared() -> None:
     assert fused(plain) is plain
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_batchnorms_of_another_library_are_refused() -> None:
     class BatchNormAndReLU(nn.BatchNorm2d):
         pass
@@ -337,6 +357,7 @@ def test_batchnorms_of_another_library_are_refused() -> None:
         fused(nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormAndReLU(3)))
 
 
+@pytest.mark.usefixtures("large_tiles")
 @torch.no_grad()
 def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
     pytest.importorskip("timm")
@@ -346,6 +367,7 @@ def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, b
     assert apart(fused(block)(images), expected) < 1e-5 and len(calls) >= 2
 
 
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
     """Train S2 of a small network, with validation passes by torch. Tolerance: 1e-4 of the largest change."""
@@ -366,6 +388,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]]) -> None:
     _, blocks, head, images = query()
     encoder = KeyEncoder(blocks, head, 0.9)
@@ -381,6 +404,7 @@ def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]])
     assert not torch.allclose(other(images), blocks(images))
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_no_value_and_one_are_torchs() -> None:
     block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     view, norm = fused(block), block[1]
@@ -392,12 +416,14 @@ def test_no_value_and_one_are_torchs() -> None:
         view(noise(1, 3, 1, 1))
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_what_cannot_be_followed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"torch\.fx cannot follow") as excinfo:
         fused(nn.Sequential(nn.BatchNorm2d(3), Branches()))
     assert "\n" not in str(excinfo.value)
 
 
+@pytest.mark.usefixtures("large_tiles")
 def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
     """Compares bfloat16 in a network of three blocks to float32."""
     net, images = TinyNet().to(memory_format=torch.channels_last), noise(4, 3, 32, 32)
@@ -417,3 +443,54 @@ def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
     assert apart(eager_gradients, exact_gradients) < 0.1 and apart(
         fused_gradients, exact_gradients
     ) < 4 * apart(eager_gradients, exact_gradients)
+
+
+def ranks_network() -> nn.Module:
+    """Build a stem with a pool and two residual blocks, with a normalised shortcut and with a plain one."""
+    torch.manual_seed(0)
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    stem = nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    net = nn.Sequential(*stem, BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
+    return net.to(memory_format=torch.channels_last)
+
+
+def far_apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def of_a_rank(shares: Sequence[slice], rank: int, images: Tensor) -> list[Tensor]:
+    """Return the result, gradients and statistics for a rank's images; a single rank has BatchNorm."""
+    net = ranks_network()
+    if len(shares) > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    inputs = images[shares[rank]].contiguous(memory_format=torch.channels_last).requires_grad_()
+    result = fused(net)(inputs)
+    result.square().sum().backward()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    return [result.detach(), inputs.grad, *gradients, *net.buffers()]  # type: ignore[list-item]
+
+
+SHARES = (slice(0, 2), slice(2, 5))
+
+
+def in_a_process(rank: int, folder: str, images: Tensor) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(of_a_rank(SHARES, rank, images), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
+    """Ranks with 2 and 3 images get what one process gets for all 5. Gradients add up."""
+    images = torch.randn(5, 8, 7, 8)
+    on_ranks(in_a_process, (str(tmp_path), images), 2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    alone = of_a_rank([slice(0, 5)], 0, images)
+    num_parameters = len(list(ranks_network().parameters()))
+    for number, (first, second, one) in enumerate(zip(*ranks, alone, strict=True)):
+        if number < 2:
+            assert far_apart(torch.cat([first, second]), one) < 1e-5
+        elif number < 2 + num_parameters:
+            assert far_apart(first + second, one) < 1e-4, number
+        else:
+            assert torch.equal(first, second) and torch.allclose(first.float(), one.float(), atol=1e-6)

@@ -27,7 +27,7 @@ from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
-from tests.engine.test_compile_modes import Capture
+from tests.engine.test_step_modes import Capture
 from tests.engine.test_stage import CPU, Brightness, snapshot
 from tests.engine.tiny import noise_batch
 from tests.models.test_fold_batchnorm import apart

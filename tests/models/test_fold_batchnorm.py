@@ -24,7 +24,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
-from tests.engine.test_compile_modes import Capture
+from tests.engine.test_step_modes import Capture
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run

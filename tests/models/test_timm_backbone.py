@@ -29,7 +29,7 @@ from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.test_compile_modes import Capture
+from tests.engine.test_step_modes import Capture
 from tests.engine.test_stage import snapshot
 from tests.engine.tiny import noise_batch, tiny_run
 from tests.models.test_backbones import train_step, views
