@@ -146,8 +146,8 @@ def _of_idle_engines(loader: Loader) -> tuple[str, str] | None:
 def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str] | None:
     """Return why threads that are mostly idle get no bytes; None if they do not seem to wait for them."""
     whole, samples = loader.data, some
-    if isinstance(whole, Subset):
-        whole, samples = whole.data, whole.indices[some]
+    if isinstance(loader.data, Subset):
+        whole, samples = loader.data.data, loader.data.indices[some]
     remote = remote_pages(whole)
     if remote is not None and (here := remote.share_here(samples)) < _HERE:
         text = f"The network is too slow, and {here:.0%} of the data is in --cache-dir"
@@ -226,13 +226,9 @@ class DataWaits:
                 return
             came_s, came_use = self._clock(), self._usage()
             if counts:
-                waits = Waits(
-                    num_batches=1,
-                    seconds=came_s - last_s,
-                    host_s=came_s - asked_s,
-                    cpu_s=came_use.cpu_s - asked_use.cpu_s,
-                    read_bytes=came_use.read_bytes - last_use.read_bytes,
-                )
+                waits = Waits(num_batches=1, seconds=came_s - last_s, host_s=came_s - asked_s)
+                waits.cpu_s = came_use.cpu_s - asked_use.cpu_s
+                waits.read_bytes = came_use.read_bytes - last_use.read_bytes
                 self._pending.append((waits, launched, self._mark()))
                 self._judge()
             last_s, last_use = came_s, came_use

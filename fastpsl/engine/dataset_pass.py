@@ -234,8 +234,7 @@ class EpochContext:
     ) -> None:
         """Write predictions.npz in the run's folder, with the predictions for every validation image.
 
-        fastpsl/engine/predictions.py describes the file. Gradients are off, and modules run in eval mode with
-        rank 0's running statistics.
+        Gradients are off, and modules run in eval mode with rank 0's running statistics.
 
         Args:
             predict_images: Predicts the validation images of a range, this rank's share.

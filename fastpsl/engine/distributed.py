@@ -43,10 +43,8 @@ def own_commit() -> str | None:
     if shutil.which("git") is None:
         return None
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    return (
-        subprocess.run(command, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
-        or None
-    )
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
+    return done.stdout.strip() or None
 
 
 _LOOK_AGAIN_S = 0.5
@@ -101,15 +99,8 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 def join_world(device_name: str, timeout_s: float) -> World:
     """Start the process group of torchrun's environment: NCCL for CUDA, Gloo for the CPU."""
-    rank, size, local_rank, local_size = (
-        int(os.environ.get(name, default))
-        for name, default in (
-            ("RANK", "0"),
-            ("WORLD_SIZE", "1"),
-            ("LOCAL_RANK", "0"),
-            ("LOCAL_WORLD_SIZE", "1"),
-        )
-    )
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, size, local_rank, local_size = (int(os.environ.get(name, n)) for name, n in alone.items())
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)

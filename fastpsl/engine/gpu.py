@@ -20,21 +20,15 @@ from fastpsl.pipelines.decoders.memory import pinned_like
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 # The driver's errors that mean: it is older than torch's CUDA.
 DRIVER_TOO_OLD = (
-    "driver on your system is too old",
-    "driver version is insufficient",
+    "driver on your system is too old", "driver version is insufficient",
     "forward compatibility was attempted",
-)
+)  # fmt: skip
 UPDATE_DRIVER = "update it, or install a torch for the CUDA that it serves (nvidia-smi tells; pytorch.org)"
 # The beginnings of CUDA's advice to developers, which follows the error in the same text.
 _ADVICE = (
-    " Search for `",
-    " CUDA kernel errors might",
-    " For debugging consider",
-    ". Please",
-    ". This is typically caused",
-    ". This may indicate",
-    " Exception raised from",
-)
+    " Search for `", " CUDA kernel errors might", " For debugging consider", ". Please",
+    ". This is typically caused", ". This may indicate", " Exception raised from",
+)  # fmt: skip
 
 
 def why_no_cuda() -> tuple[str, str]:

@@ -17,26 +17,17 @@ from fastpsl.models.names import LESS_MEMORY
 # Errors of allocations outside torch's allocator: by the driver, cuBLAS, cuDNN, DALI and Triton. If a few MiB
 # are missing, cuBLAS and cuDNN only report that they could not be initialised.
 _OUT_OF_MEMORY = (
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-    "cudaErrorMemoryAllocation",
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_INITIALIZED", "cudaErrorMemoryAllocation",
     "Triton Error [CUDA]: out of memory",
-)
+)  # fmt: skip
 # Any of the first words in an error → the fault and its remedy.
 _FAULTS = (
     (DRIVER_TOO_OLD, "the driver is older than torch's CUDA", UPDATE_DRIVER),
     (
         (
-            "illegal memory access",
-            "misaligned address",
-            "device-side assert",
-            "unspecified launch failure",
-            "illegal instruction",
-            "invalid program counter",
-            "invalid address space",
+            "illegal memory access", "misaligned address", "device-side assert", "unspecified launch failure",
+            "illegal instruction", "invalid program counter", "invalid address space",
             "_STATUS_EXECUTION_FAILED",
         ),
         "a kernel failed on the GPU",
@@ -54,26 +45,18 @@ _FAULTS = (
             "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network"
         ),
     ),
-)
+)  # fmt: skip
 # Only errors that name one of these count, because other libraries may use the same words.
 _SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "/gloo/")
 # Errors of a rank that lost its connection to another one or waited in vain: those of Gloo, which names its
 # file, of NCCL, and of the ranks' store.
 _GLOOS_LOST_RANK = (
-    "Connection closed by peer",
-    "reset by peer",
-    "Broken pipe",
-    "Timed out waiting",
-    "Read error",
-)
+    "Connection closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "Read error"
+)  # fmt: skip
 _LOST_RANK = (
-    "remote process exited",
-    "ncclRemoteError",
-    "collective operation timeout",
-    "NCCL communicator was aborted",
-    "wait timeout after",
-    "Failed to recv, got 0 bytes",
-)
+    "remote process exited", "ncclRemoteError", "collective operation timeout",
+    "NCCL communicator was aborted", "wait timeout after", "Failed to recv, got 0 bytes",
+)  # fmt: skip
 
 
 def explained(error: Exception, runs: Sequence[Run]) -> str | None:
@@ -136,12 +119,11 @@ def _out_of_memory(run: Run | None) -> str:
     if run is None:
         return "out of GPU memory: lower --batch-size"
     options, position, device = run.options, run.position, run.world.device
-    line = (
+    return (
         f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with "
         f"{run.data.batch_size} images per pass on each GPU in {run.precision}{_in_use(device)}; what takes "
-        "less: "
+        f"less: {', '.join(_less(options, run.precision, run.world.size))}"
     )
-    return line + ", ".join(_less(options, run.precision, run.world.size))
 
 
 def _in_use(device: torch.device) -> str:

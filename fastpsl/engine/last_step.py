@@ -6,8 +6,8 @@ waits for it before the next copy, and at the end.
 torchrun kills its ranks 30 s after it forwards a signal, as do Slurm and Kubernetes. The loop checks for
 requests between steps, but a step that compiles, or first clusters a million images, takes minutes. Before
 such a step, rank 0 therefore keeps a copy of the state. If the loop does not stop in time after a request, a
-thread writes the copy and ends the process, unless that is not the run's own, such as a notebook's. The copy
-is also written if an error ends the run.
+thread writes the copy. It then ends the process if that is the run's own, and no notebook's. The copy is also
+written if an error ends the run.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Snapshot:
         before, self._buffers, self._arrived = self._buffers, {}, None
         copied: dict[str, Any] = self._copied(state, (), before)
         if any(key[-1] for key in self._buffers):
-            self._arrived = torch.cuda.Event(blocking=True)  # its wait sleeps, as in `Fetch`
+            self._arrived = torch.cuda.Event(blocking=True)  # its wait sleeps, as in `AsyncCopy`
             self._arrived.record()
         return copied
 

@@ -459,16 +459,11 @@ class Reporter:
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
         head, tail = losses[:num], losses[-num:]
         summary: dict[str, Any] = {
-            "stage": stage.name,
-            "level": stage.level,
-            "num_steps": num_steps[0],
-            "num_steps_planned": num_steps[1],
-            "seconds": round(seconds, 1),
+            "stage": stage.name, "level": stage.level, "num_steps": num_steps[0],
+            "num_steps_planned": num_steps[1], "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
-            "loss_end": sum(tail) / len(tail) if tail else None,
-            "val": val,
-            "chance": chance,
-        } | dict(memory or {})
+            "loss_end": sum(tail) / len(tail) if tail else None, "val": val, "chance": chance,
+        } | dict(memory or {})  # fmt: skip
         if self.screen:
             self.screen.end_stage()
         self.log(summary_line(summary))

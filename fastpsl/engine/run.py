@@ -257,11 +257,9 @@ class Run:
 
     def _begin(self, recipe: str, science: Mapping[str, Any] | None) -> None:
         options, world = self.options, self.world
-        self.science = (
-            dict(science or {})
-            | options.science()
-            | {"recipe": recipe, "precision": self.precision, "data_digest": self.data.train.digest()}
-        )
+        self.science = dict(science or {}) | options.science()
+        self.science |= {"recipe": recipe, "precision": self.precision}
+        self.science["data_digest"] = self.data.train.digest()
         self.folder = self._folder.enter_context(open_folder(recipe, options, world))
         self.checkpoints = CheckpointManager(self.folder / "checkpoints", options.keep_checkpoints)
         self.resumed_from, self.resume_state, notes = find_checkpoint(

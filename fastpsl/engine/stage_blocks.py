@@ -70,7 +70,7 @@ class StageBlocks(nn.Module):
         if batchnorm == "fixed":
             for norm in self._learning_norms():
                 norm.requires_grad_(False)
-        # `compile_modes.make_runner` sets how blocks run in training.
+        # `step_modes.make_runner` sets how blocks run in training.
         self.runner: Runner = run_blocks
         # A list, not a submodule, so that state_dict, DDP and the optimiser ignore the copies.
         self._folded: list[nn.Module] = []

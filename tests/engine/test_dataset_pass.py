@@ -56,13 +56,17 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def context_of(run: Run, draws: int = 1000) -> EpochContext:
     torch.manual_seed(0)
-    experiment = Experiment(
-        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
-    )
+    task = Rotation(shorter_px=36, size_px=32)
+    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
     train_step = make_train_step(experiment, 0, run.options, run.world)
     for batch in range(3):  # fill the running statistics
         train_step.module.blocks(torch.randn(8, 3, 32, 32) + batch)
     return EpochContext(run, train_step, epoch=0, first=True, draws_epoch=draws)
+
+
+def features_of(context: EpochContext, view: ViewSpec, training: bool = False) -> list[Tensor]:
+    """Return each batch's maps."""
+    return [maps for _, maps in context.forward_dataset(view, lambda maps: maps, training=training)]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -82,10 +86,9 @@ def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> N
 def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
     context = context_of(run)
     network = context.train_step.module.blocks
-    (image,) = (view for view in [CENTER])
-    result = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
-    with run.data.loader(run.data.train, [image], train=False) as loader:
-        inputs = torch.cat([batch.inputs([image], torch.float32)[0] for batch in loader.epoch(1000)])[:NUM]
+    result = torch.cat(features_of(context, CENTER))[:NUM]
+    with run.data.loader(run.data.train, [CENTER], train=False) as loader:
+        inputs = torch.cat([batch.inputs([CENTER], torch.float32)[0] for batch in loader.epoch(1000)])[:NUM]
     network.eval()
     with torch.no_grad():
         assert torch.allclose(result, torch.cat([network(one[None]) for one in inputs]), atol=1e-5)
@@ -105,7 +108,7 @@ def test_each_batch_of_each_pass_has_its_own_dropout(run: Run) -> None:
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
     context = context_of(run)
     network = context.train_step.module.blocks
-    batches = [features for _, features in context.forward_dataset(RANDOM, lambda maps: maps, training=True)]
+    batches = features_of(context, RANDOM, training=True)
     with run.data.loader(run.data.train, [RANDOM], train=False) as loader:
         inputs = [batch.inputs([RANDOM], torch.float32)[0] for batch in loader.epoch(1000)]
     network.train()
@@ -135,12 +138,8 @@ def test_padding_is_filled_with_the_batchs_own_images() -> None:
 
 
 def test_draws_are_those_that_were_asked_for(run: Run) -> None:
-    def features_of(draws: int) -> torch.Tensor:
-        return torch.cat(
-            [features for _, features in context_of(run, draws).forward_dataset(RANDOM, lambda maps: maps)]
-        )
-
-    assert torch.equal(features_of(7), features_of(7)) and not torch.equal(features_of(7), features_of(8))
+    first, again, other = (torch.cat(features_of(context_of(run, draws), RANDOM)) for draws in (7, 7, 8))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> None:
@@ -152,7 +151,7 @@ def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> 
             _ = 1 / 0
     run.stop_signal.stop_requested = True
     with pytest.raises(PassStopped):
-        list(context.forward_dataset(RANDOM, lambda maps: maps, training=True))
+        features_of(context, RANDOM, training=True)
     assert digests(module.state_dict()) == before and module.training
 
 
@@ -180,10 +179,8 @@ def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
     results = []
     for state in (1, 2):
         torch.manual_seed(state)
-        results.append(
-            [features for _, features in context.forward_dataset(CENTER, lambda maps: maps, training=True)]
-        )
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+        results.append(features_of(context, CENTER, training=True))
+    assert all(map(torch.equal, *results))
     assert not torch.equal(results[0][0] == 0, results[0][1] == 0)
 
 
@@ -195,7 +192,7 @@ def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
         raise AssertionError("a step's runner")
 
     blocks.runner = refuse  # type: ignore[assignment]
-    list(context.forward_dataset(CENTER, lambda maps: maps, training=True))
+    features_of(context, CENTER, training=True)
     assert blocks.runner is refuse
 
 
@@ -322,10 +319,8 @@ def test_images_without_any_row(tmp_path: Path) -> None:
 def test_an_interrupted_pass_goes_on(tmp_path: Path, stop: int) -> None:
     num = 3 * PART + 4
     first, second = Predictor(), Predictor()
-    assert (
-        predict(tmp_path, num, first.predict_images, one_process(), SCIENCE, lambda done: done >= stop)
-        is None
-    )
+    stops = lambda done: done >= stop
+    assert predict(tmp_path, num, first.predict_images, one_process(), SCIENCE, stops) is None
     assert not (tmp_path / NAME).exists() and len(first.asked) == stop
     path = predict(tmp_path, num, second.predict_images, one_process(), SCIENCE)
     whole = stop // PART * PART  # the images of complete parts

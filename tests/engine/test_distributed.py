@@ -112,17 +112,6 @@ def test_signals_are_ignored_to_the_end_of_the_process(number: signal.Signals) -
         signal.signal(number, before)
 
 
-def test_the_checkpoint_clock() -> None:
-    stop_signal = StopSignal(one_process(), checkpoint_minutes=1e-9)
-    try:
-        assert stop_signal.after_step().checkpoint
-        stop_signal.checkpointed()
-        stop_signal._checkpoint_s = 3600.0
-        assert not stop_signal.after_step().checkpoint
-    finally:
-        stop_signal.close()
-
-
 def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """With steps of 0.1 s, every tenth step communicates. The other steps decide nothing."""
     now, times = [0.0], []
@@ -231,15 +220,9 @@ def test_ranks_that_torchrun_restarts_do_not_meet_those_before() -> None:
 
 
 TASKS = {
-    "jigsaw": 2,
-    "nearest_key": 2,
-    "rotation": 2,
-    "all_rotations": 3,
-    "simclr": 3,
-    "sslpp_rotation": 1,
-    "sslpp_aet": 1,
-    "sslpp_context": 1,
-}  # the level of each task
+    "jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3, "simclr": 3, "sslpp_rotation": 1,
+    "sslpp_aet": 1, "sslpp_context": 1,
+}  # the level of each task  # fmt: skip
 PROXIES: dict[str, Callable[[], Proxy]] = {
     "sslpp_rotation": lambda: RotNet(32),
     "sslpp_aet": lambda: AET("projective", 32),
@@ -315,15 +298,9 @@ def report_steps(rank: int, world_size: int, folder: Path) -> None:
     """Report two steps, in which rank 1 counts other numbers of samples than rank 0."""
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     report = Reporter(
-        folder,
-        world,
-        batch_size=8,
-        log_steps=2,
-        resumed_run_step=0,
-        tensorboard=False,
-        wandb=False,
+        folder, world, batch_size=8, log_steps=2, resumed_run_step=0, tensorboard=False, wandb=False,
         config={},
-    )
+    )  # fmt: skip
     report.stage_begins(make_plan("psl", (1, 1, 1))[0], 0, 2, 2)
     for step, num in ((1, 4.0), (2, (0.0, 2.0)[rank])):
         values = torch.tensor([((1 + 2 * rank) * num, num), (0.0, 1.0)])
@@ -362,15 +339,10 @@ def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> Non
     """Frozen blocks and validation passes read them. No forward pass of a step waits for them."""
     first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
     for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
-        pairs = list(zip(first[part], second[part], strict=True))
-        assert all(torch.equal(one, other) for one, other in pairs) == is_equal, part
-    assert all(
-        torch.equal(one, other) for one, other in zip(first["stepped"], first["evaluated"], strict=True)
-    )
+        assert all(map(torch.equal, first[part], second[part])) == is_equal, part
+    assert all(map(torch.equal, first["stepped"], first["evaluated"]))
     # The three buffers of the frozen block never change.
-    assert all(
-        torch.equal(one, other) for one, other in zip(first["before"][:3], second["stepped"][:3], strict=True)
-    )
+    assert all(map(torch.equal, first["before"][:3], second["stepped"][:3]))
 
 
 def test_reported_metrics_are_means_over_the_samples_of_all_ranks(folder: Path) -> None:
@@ -401,18 +373,8 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     process = run(RECIPE, *ARGUMENTS, *LONG, "--out", whole, ranks=2)
     assert process.returncode == 0, process.stderr
     slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "5")  # leaves time for a signal within a stage
-    _, output = torchrun_until(
-        RECIPE,
-        *ARGUMENTS,
-        *LONG,
-        *slow,
-        "--out",
-        stopped,
-        folder=stopped,
-        step=17,
-        number=signal.SIGTERM,
-        ranks=2,
-    )
+    arguments = (*ARGUMENTS, *LONG, *slow, "--out", stopped)
+    _, output = torchrun_until(RECIPE, *arguments, folder=stopped, step=17, number=signal.SIGTERM, ranks=2)
     status = json.loads((stopped / "status.json").read_text())
     assert status["state"] == "preempted", output
     position = newest_checkpoint(stopped)["position"]
@@ -420,16 +382,12 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     process = run(RECIPE, *ARGUMENTS, *LONG, "--out", stopped, ranks=2)
     assert process.returncode == 0, process.stderr
     state, whole_state = newest_checkpoint(stopped), newest_checkpoint(whole)
-    assert (whole_state["task"]["nearest"] >= 0).sum() > 400 and whole_state["task"]["queue"].shape == (
-        64,
-        16,
-    )
+    task = whole_state["task"]
+    assert (task["nearest"] >= 0).sum() > 400 and task["queue"].shape == (64, 16)
     assert digests(state) == digests(whole_state)
     assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     losses = [json.loads(line)["loss"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[11:14]) < 3 * max(
-        losses[:3]
-    )  # the first step's loss is low, because the queue is noise
+    assert sum(losses[11:14]) < 3 * max(losses[:3])  # the first is low, because the queue is noise
 
 
 @pytest.mark.nightly
@@ -465,8 +423,8 @@ def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> N
 
 ELASTIC_RECIPE = ROOT / "tests" / "engine" / "elastic_recipe.py"
 ELASTIC_ARGUMENTS = (
-    *("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0", "--checkpoint-steps", "2"),
-    *("--max-steps-per-stage", "14", "--timeout-s", "10", "--keep-checkpoints", "99"),
+    *(*ARGUMENTS, "--checkpoint-steps", "2", "--max-steps-per-stage", "14", "--timeout-s", "10"),
+    *("--keep-checkpoints", "99"),
 )
 LIMIT_S = 400.0
 
@@ -583,16 +541,10 @@ def test_a_machine_is_lost_and_the_other_goes_on_alone(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = (
-        *(
-            "--nnodes=1:2",
-            "--nproc-per-node=1",
-            "--max-restarts=3",
-            "--rdzv-backend=c10d",
-            "--rdzv-id=elastic",
-        ),
-        *(f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"),
-        "--rdzv-conf=last_call_timeout=10,join_timeout=300",
-    )
+        "--nnodes=1:2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=elastic "
+        f"--rdzv-endpoint=127.0.0.1:{port} --local-addr=127.0.0.1 "
+        "--rdzv-conf=last_call_timeout=10,join_timeout=300"
+    ).split()
     for number in range(2):
         agents.append(Agent(options, out, tmp_path / f"log-{number}"))
         time.sleep(1)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from typing_extensions import override
 
@@ -24,6 +25,7 @@ from fastpsl.engine.distributed import Decision, World
 from fastpsl.engine.experiment import place_backbone
 from fastpsl.engine.gpu import AsyncCopy
 from fastpsl.engine.run import Run, RunData
+from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels.ab_bins import ab_bins
@@ -50,14 +52,9 @@ Row = tuple[str, str, str, str, dict[str, Any]]
 # do not depend on the stage, and the augmentation only affects the network's input.
 SMALL = {"backbone": "resnet18"}
 PLANNED: list[Row] = [
-    (recipe, stage, precision, augment, SMALL)
+    (recipe, *words.split(), SMALL)  # type: ignore[misc]
     for recipe in ("jigsaw", "rotation", "simclr", "moco")
-    for stage, precision, augment in (
-        ("S1", "fp16", "fused"),
-        ("S2", "bf16", "kornia"),
-        ("S3", "fp32", "fused"),
-        ("E", "fp16", "kornia"),
-    )
+    for words in ("S1 fp16 fused", "S2 bf16 kornia", "S3 fp32 fused", "E fp16 kornia")
 ]
 SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
 END_TO_END: list[Row] = [
@@ -141,18 +138,11 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
     assert not record.waits, record.waits
     check_function_of_tensors(steps)
     train_step = parts[-1]
-    blocks = train_step.module.blocks
-    folded = [
-        part.by_cudnn
-        for block in blocks.frozen_as_run
-        for part in block.modules()
-        if isinstance(part, ConvReLU)
-    ]
+    frozen = nn.ModuleList(train_step.module.blocks.frozen_as_run).modules()
+    folded = [part.by_cudnn for part in frozen if isinstance(part, ConvReLU)]
     assert all(folded) and bool(folded) == values.get("fold_frozen", False)
     assert train_step.augment.path == augment and bool(record.kernels) == (augment == "fused")
-    assert (
-        train_step.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    )
+    assert train_step.dtype == DTYPES[precision]
 
 
 @pytest.mark.usefixtures("bins_of_colours", "counted_colours")
@@ -188,11 +178,7 @@ def test_nor_one_of_iics_second_head() -> None:
     ("recipe", "values"),
     [
         ("linear_probe", {"augment_backend": "fused"}),
-        pytest.param(
-            "linear_probe",
-            {"augment_backend": "kornia", "protocol": "uic", "backbone": "alexnet"},
-            marks=pytest.mark.slow,
-        ),
+        slow("linear_probe", {"augment_backend": "kornia", "protocol": "uic", "backbone": "alexnet"}),
         ("block_probe", {"augment_backend": "kornia", "backbone": "nin4"}),
         ("semi_supervised", {"augment_backend": "fused", "precision": "bf16"}),
         slow("voc_classification", {"augment_backend": "fused", "size_px": 64}),

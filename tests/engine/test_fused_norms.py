@@ -35,8 +35,10 @@ from tests.warm import on_ranks
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+Calls = list[tuple[str, bool, bool]]
 
-@pytest.fixture
+
+@pytest.fixture(autouse=True)
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use large tiles, because the interpreter's time grows with the number of programs."""
     monkeypatch.setattr(kernels, "CHANNELS", 512)
@@ -45,7 +47,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Record the kernels' calls: what is added, or a pool, whether a ReLU follows, whether two use it."""
     records = []
 
@@ -72,9 +74,8 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.slow
-def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
+def test_a_whole_resnet_18_is_the_eager_one(calls: Calls) -> None:
     """Compared to float64 through 20 BatchNorms, errors in float32 are like those of eager steps."""
     fused_net = network("resnet18")
     eager, exact = copy.deepcopy(fused_net), copy.deepcopy(fused_net).double()
@@ -93,14 +94,12 @@ def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]])
         fused_net.named_parameters(), eager.parameters(), exact.parameters(), strict=True
     ):
         assert value.grad is not None and eager_value.grad is not None and exact_value.grad is not None
-        assert apart(value.grad, exact_value.grad) < max(
-            2e-5, 3 * apart(eager_value.grad, exact_value.grad)
-        ), name
+        bound = max(2e-5, 3 * apart(eager_value.grad, exact_value.grad))
+        assert apart(value.grad, exact_value.grad) < bound, name
     for (name, value), exact_value in zip(fused_net.named_buffers(), exact.buffers(), strict=True):
         assert torch.allclose(value.double(), exact_value.double(), atol=1e-5), name
 
 
-@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     ("name", "block", "expected"),
     [
@@ -113,9 +112,7 @@ def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]])
         ("alexnet", 1, {("nothing", True, False): 1}),
     ],
 )  # fmt: skip
-def test_what_is_joined(
-    name: str, block: int, expected: dict[Any, int], calls: list[tuple[str, bool, bool]]
-) -> None:
+def test_what_is_joined(name: str, block: int, expected: dict[Any, int], calls: Calls) -> None:
     part = network(name).blocks()[block]  # type: ignore[operator]
     inputs = next(p.shape[1] for p in part.parameters() if p.dim() == 4)
     view = fused(part)
@@ -125,8 +122,7 @@ def test_what_is_joined(
     assert nn.ReLU not in left
 
 
-@pytest.mark.usefixtures("large_tiles")
-def test_blocks_in_sequence_are_fused_across_their_borders(calls: list[tuple[str, bool, bool]]) -> None:
+def test_blocks_in_sequence_are_fused_across_their_borders(calls: Calls) -> None:
     """B1's BatchNorm takes B2's pool, and both users of B2's result add their gradients in B2's kernel."""
     blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
     results = []
@@ -159,7 +155,6 @@ class OpsOnMaps(TorchDispatchMode):
         return result
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_torch_computes_nothing_but_convolutions_between_blocks() -> None:
     """There is no sum of gradients, pool or copy to another layout, but one from a mean's gradient."""
     blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
@@ -184,22 +179,15 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return records
 
 
-@pytest.mark.usefixtures("large_tiles")
-def test_in_eval_mode_only_the_pool_is_a_kernel(
-    calls: list[tuple[str, bool, bool]], pools: list[str]
-) -> None:
-    block, images = (
-        nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval(),
-        noise(2, 8, 7, 9),
-    )
-    images.requires_grad_()
+def test_in_eval_mode_only_the_pool_is_a_kernel(calls: Calls, pools: list[str]) -> None:
+    block = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval()
+    images = noise(2, 8, 7, 9).requires_grad_()
     assert torch.equal(fused(block)(images), block(images)) and not pools
     with torch.no_grad():
         assert torch.equal(fused(block)(images), block(images)) and pools == ["alone"]
     assert not calls
 
 
-@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     ("pool", "is_fused"),
     [
@@ -211,9 +199,7 @@ def test_in_eval_mode_only_the_pool_is_a_kernel(
         (nn.MaxPool2d(2, dilation=2), False),
     ],
 )
-def test_other_pools_are_torchs(
-    pool: nn.MaxPool2d, is_fused: bool, calls: list[tuple[str, bool, bool]], pools: list[str]
-) -> None:
+def test_other_pools_are_torchs(pool: nn.MaxPool2d, is_fused: bool, calls: Calls, pools: list[str]) -> None:
     """A pool that nothing precedes has a kernel where it needs no gradient."""
     block, images = nn.Sequential(pool, nn.BatchNorm2d(8), copy.deepcopy(pool)), noise(2, 8, 12, 12)
     expected = copy.deepcopy(block)(images)
@@ -222,13 +208,11 @@ def test_other_pools_are_torchs(
     assert pools == ["alone"] * is_fused
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_a_map_smaller_than_a_window_is_torchs_error() -> None:
     with pytest.raises(RuntimeError, match="too small"):
         fused(nn.Sequential(nn.BatchNorm2d(8), nn.MaxPool2d(2)))(noise(2, 8, 1, 3))
 
 
-@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_folded_blocks_pool_by_a_kernel(dtype: torch.dtype, pools: list[str]) -> None:
     """The convolution before it runs without its bias."""
@@ -242,7 +226,6 @@ def test_folded_blocks_pool_by_a_kernel(dtype: torch.dtype, pools: list[str]) ->
     assert apart(result, expected) < (1e-6 if dtype == torch.float32 else 2e-3)
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
     """In eval mode torch computes relu(norm(x) + z_norm(z)), without the kernels."""
     torch.manual_seed(0)
@@ -261,8 +244,7 @@ def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
     torch.testing.assert_close(found, (terms[0] + terms[1]).clamp(min=0))
 
 
-@pytest.mark.usefixtures("large_tiles")
-def test_epsilon_and_momentum_are_the_batchnorms(calls: list[tuple[str, bool, bool]]) -> None:
+def test_epsilon_and_momentum_are_the_batchnorms(calls: Calls) -> None:
     torch.manual_seed(0)
     norm, x = nn.BatchNorm2d(8, eps=0.5, momentum=0.3), noise(4, 8, 4, 4)
     expected = copy.deepcopy(norm)
@@ -293,8 +275,7 @@ class Awkward(nn.Module):
         return self.relu(d + d) + self.relu(self.norms[3](c) + 2 * x) + self.norms[4](x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.usefixtures("large_tiles")
-def test_what_is_not_joined_stays_right(calls: list[tuple[str, bool, bool]]) -> None:
+def test_what_is_not_joined_stays_right(calls: Calls) -> None:
     block = Awkward()
     images = noise(3, 4, 5, 5)
     expected = copy.deepcopy(block)(images)
@@ -316,14 +297,12 @@ class Pooled(nn.Module):
         return activated
 
 
-@pytest.mark.usefixtures("large_tiles")
-def test_a_sum_that_broadcasts_is_torchs(calls: list[tuple[str, bool, bool]]) -> None:
+def test_a_sum_that_broadcasts_is_torchs(calls: Calls) -> None:
     block, images = Pooled(), noise(3, 8, 5, 5)
     expected = copy.deepcopy(block)(images)
     assert torch.equal(fused(block)(images), expected) and not calls
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_no_block_outlives_its_last_user() -> None:
     norms = [nn.Sequential(nn.BatchNorm2d(8)) for _ in range(2)]
     run, blocks = make_fused_runner(), [nn.Sequential(nn.ReLU()), *norms, nn.Sequential(nn.ReLU())]
@@ -336,7 +315,6 @@ def test_no_block_outlives_its_last_user() -> None:
     assert [each() for each in left] == [None] * 4
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_the_block_is_left_as_it_is_and_shared() -> None:
     block = network("resnet18").blocks()[2]  # type: ignore[operator]
     before, names = str(block), [name for name, _ in block.named_modules()]
@@ -348,7 +326,6 @@ def test_the_block_is_left_as_it_is_and_shared() -> None:
     assert fused(plain) is plain
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_batchnorms_of_another_library_are_refused() -> None:
     class BatchNormAndReLU(nn.BatchNorm2d):
         pass
@@ -357,9 +334,8 @@ def test_batchnorms_of_another_library_are_refused() -> None:
         fused(nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormAndReLU(3)))
 
 
-@pytest.mark.usefixtures("large_tiles")
 @torch.no_grad()
-def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
+def test_a_stage_of_timms_resnet_is_the_eager_one(calls: Calls) -> None:
     pytest.importorskip("timm")
     block = network("timm/resnet10t").blocks()[1]  # type: ignore[operator]
     images = noise(2, 64, 6, 6)
@@ -367,9 +343,8 @@ def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, b
     assert apart(fused(block)(images), expected) < 1e-5 and len(calls) >= 2
 
 
-@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
+def test_steps_learn_what_eager_ones_do(accumulate: int, calls: Calls) -> None:
     """Train S2 of a small network, with validation passes by torch. Tolerance: 1e-4 of the largest change."""
     stage = make_plan("psl", (1, 1, 1))[1]
     start, results = values(make_train_step(stage)), []
@@ -388,8 +363,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
 
 
-@pytest.mark.usefixtures("large_tiles")
-def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]]) -> None:
+def test_keys_are_the_same_and_move_nothing(calls: Calls) -> None:
     _, blocks, head, images = query()
     encoder = KeyEncoder(blocks, head, 0.9)
     expected = encoder(images, len(images))
@@ -404,7 +378,6 @@ def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]])
     assert not torch.allclose(other(images), blocks(images))
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_no_value_and_one_are_torchs() -> None:
     block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     view, norm = fused(block), block[1]
@@ -416,33 +389,26 @@ def test_no_value_and_one_are_torchs() -> None:
         view(noise(1, 3, 1, 1))
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_what_cannot_be_followed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"torch\.fx cannot follow") as excinfo:
         fused(nn.Sequential(nn.BatchNorm2d(3), Branches()))
     assert "\n" not in str(excinfo.value)
 
 
-@pytest.mark.usefixtures("large_tiles")
 def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
     """Compares bfloat16 in a network of three blocks to float32."""
     net, images = TinyNet().to(memory_format=torch.channels_last), noise(4, 3, 32, 32)
     results = []
-    for runner, dtype in (
-        (run_blocks, None),
-        (run_blocks, torch.bfloat16),
-        (make_fused_runner(), torch.bfloat16),
-    ):
+    half = torch.bfloat16
+    for runner, dtype in ((run_blocks, None), (run_blocks, half), (make_fused_runner(), half)):
         clone = copy.deepcopy(net)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             result = runner(clone.blocks()[:3], images)[-1]
         result.float().square().sum().backward()
         results.append(torch.cat([p.grad.flatten() for p in clone.parameters() if p.grad is not None]))
-    exact_gradients, eager_gradients, fused_gradients = results
+    eager_error, fused_error = (apart(each, results[0]) for each in results[1:])
     # The interpreter truncates to bfloat16, which doubles the rounding error and biases it.
-    assert apart(eager_gradients, exact_gradients) < 0.1 and apart(
-        fused_gradients, exact_gradients
-    ) < 4 * apart(eager_gradients, exact_gradients)
+    assert eager_error < 0.1 and fused_error < 4 * eager_error
 
 
 def ranks_network() -> nn.Module:
@@ -452,10 +418,6 @@ def ranks_network() -> nn.Module:
     stem = nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
     net = nn.Sequential(*stem, BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
     return net.to(memory_format=torch.channels_last)
-
-
-def far_apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
 
 
 def of_a_rank(shares: Sequence[slice], rank: int, images: Tensor) -> list[Tensor]:
@@ -489,8 +451,8 @@ def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
     num_parameters = len(list(ranks_network().parameters()))
     for number, (first, second, one) in enumerate(zip(*ranks, alone, strict=True)):
         if number < 2:
-            assert far_apart(torch.cat([first, second]), one) < 1e-5
+            assert apart(torch.cat([first, second]), one) < 1e-5
         elif number < 2 + num_parameters:
-            assert far_apart(first + second, one) < 1e-4, number
+            assert apart(first + second, one) < 1e-4, number
         else:
             assert torch.equal(first, second) and torch.allclose(first.float(), one.float(), atol=1e-6)

@@ -90,9 +90,8 @@ class ManySizes(Rotation):
 @pytest.mark.parametrize(("task", "expected"), [(Rotation, True), (ManySizes, False)])
 def test_images_of_many_sizes_have_no_benchmark(task: type[Rotation], expected: bool) -> None:
     torch.backends.cudnn.benchmark = True
-    experiment = Experiment(
-        task(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), lambda moment: 0.1
-    )
+    stages = make_plan("psl", (1, 1, 1))
+    experiment = Experiment(task(shorter_px=36, size_px=32), TinyNet(), stages, lambda moment: 0.1)
     for stage in range(2):
         make_train_step(experiment, stage, TrainingOptions(batch_size=8), one_process())
         assert torch.backends.cudnn.benchmark == expected

@@ -37,13 +37,8 @@ def launched(
         return result
 
     def parse() -> PretrainOptions:
-        values: dict[str, Any] = {
-            "batch_size": 32,
-            "epochs": (2, 2, 2),
-            "workers": 1,
-            "device": "cpu",
-            **options,
-        }
+        values: dict[str, Any] = {"batch_size": 32, "epochs": (2, 2, 2), "workers": 1, "device": "cpu"}
+        values |= options
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
     monkeypatch.setattr(TrainStep, "step", failing)
@@ -155,11 +150,8 @@ ADVICE = (
 
 def cuda_error(words: str) -> RuntimeError:
     kind: Any = getattr(torch, "AcceleratorError", RuntimeError)
-    return (
-        RuntimeError(f"CUDA error: {words}{ADVICE}")
-        if kind is RuntimeError
-        else kind(f"CUDA error: {words}{ADVICE}")
-    )
+    error: RuntimeError = kind(f"CUDA error: {words}{ADVICE}")
+    return error
 
 
 FAULTS = [

@@ -7,6 +7,8 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,19 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine import last_step
-from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.last_step import LastStep, Snapshot
 from fastpsl.engine.online_probe import OnlineProbe
-from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
-from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files import atomic
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.scripts.recipe_process import error_line
-from tests.engine.test_task_hooks import Asking
+from tests.engine.test_task_hooks import Asking, experiment
 from tests.engine.test_trainer import tiny_experiment
-from tests.engine.tiny import TinyNet, tiny_run
+from tests.engine.tiny import tiny_run
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.programs import digests, newest_checkpoint, newest_step
 from tests.recipes.in_process import starter
@@ -55,15 +54,13 @@ class Hanging(Asking):
         self.at, self.numbers, self.queue = at, numbers, torch.zeros(8)
 
     @override
-    def loss(
-        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[Tensor, Metrics]:
-        if head.training and len(self.trained) + 1 == self.at:
+    def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
+        if arguments[1].training and len(self.trained) + 1 == self.at:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
             assert left.wait(120)
             raise Left
-        return super().loss(blocks, head, inputs, batch)
+        return super().loss(*arguments)
 
     @override
     def num_warm_up_batches(self, stage: Any) -> int:
@@ -98,17 +95,19 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return codes
 
 
-def fit(out: Path, task: Hanging, **options: Any) -> Run:
-    run = tiny_run(out, epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)
+def fit(out: Path, task: Hanging, **options: Any) -> None:
     torch.manual_seed(0)
-    try:
-        experiment = Experiment(
-            task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,))
-        )
-        assert pretrain(experiment, run)
-    finally:
-        run.close()
-    return run
+    with closing(tiny_run(out, epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)) as run:
+        assert pretrain(experiment(task), run)
+
+
+def stopped_in_the_second_epoch(out: Path, task: Hanging, error: type[BaseException]) -> int:
+    """Train an epoch and begin another one, which raises `error`; return the number of steps."""
+    one_stage = replace(experiment(task), stages=make_plan("psl", (2,), num_levels=3)[:1])
+    with closing(tiny_run(out, epochs=(2,), batch_size=160)) as run, pytest.raises(error):
+        pretrain(one_stage, run)
+    assert run.position.run_step > 0 and newest_checkpoint(out)["position"]["step"] == run.position.step
+    return run.position.run_step
 
 
 def status(out: Path) -> dict[str, Any]:
@@ -123,7 +122,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("at", "numbers"), [(3, (signal.SIGTERM,)), (NUM_STEPS + 2, (signal.SIGINT, signal.SIGINT))]
 )
@@ -143,7 +141,6 @@ def test_the_last_step_is_saved_and_gone_on_from(
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_failure_that_another_rank_has_reported_stays_on_record(tmp_path: Path, at_once: list[int]) -> None:
     """A launcher stops rank 0, which waits for a rank that failed. A script must not start that run again."""
 
@@ -161,7 +158,6 @@ def test_a_failure_that_another_rank_has_reported_stays_on_record(tmp_path: Path
     assert status(tmp_path)["reason"] == "rank 1: ValueError: no"
 
 
-@pytest.mark.usefixtures("at_once")
 def test_the_first_step_leaves_nothing_to_save(
     tmp_path: Path, at_once: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +167,6 @@ def test_the_first_step_leaves_nothing_to_save(
     assert "starts anew" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_first_step_after_a_resume_leaves_what_it_was_resumed_from(
     tmp_path: Path, at_once: list[int]
 ) -> None:
@@ -185,7 +180,6 @@ def test_a_first_step_after_a_resume_leaves_what_it_was_resumed_from(
     assert [path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()] == [before]
 
 
-@pytest.mark.usefixtures("at_once")
 def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +202,6 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     assert not at_once and newest_step(tmp_path) == 3
 
 
-@pytest.mark.usefixtures("at_once")
 def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,14 +219,8 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
                 assert left.wait(120)
                 raise Left
 
-    run = tiny_run(tmp_path, epochs=(2,), batch_size=160)
-    experiment = Experiment(
-        Clustering(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
-    )
-    with pytest.raises(Left):
-        pretrain(experiment, run)
-    run.close()
-    assert at_once == [75] and newest_step(tmp_path) == run.position.run_step > 0
+    num_steps = stopped_in_the_second_epoch(tmp_path, Clustering(), Left)
+    assert at_once == [75] and newest_step(tmp_path) == num_steps
 
 
 @pytest.mark.usefixtures("at_once")
@@ -264,15 +251,7 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
             if context.epoch == 1:
                 raise RuntimeError("Connection reset by peer")
 
-    run = tiny_run(tmp_path, epochs=(2,), batch_size=160)
-    experiment = Experiment(
-        Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
-    )
-    with pytest.raises(RuntimeError, match="reset by peer"):
-        pretrain(experiment, run)
-    run.close()
-    assert newest_step(tmp_path) == run.position.run_step > 0
-    assert newest_checkpoint(tmp_path)["position"]["step"] == run.position.step
+    assert newest_step(tmp_path) == stopped_in_the_second_epoch(tmp_path, Failing(), RuntimeError)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -292,7 +271,6 @@ def test_before_the_monitor_looks_at_a_stages_end_the_last_step_is_kept(
     assert newest_step(tmp_path) == NUM_STEPS
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_disk_that_is_full_ends_nothing(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,10 +302,8 @@ def test_signals_go_where_they_went_before(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_its_sockets_are_closed(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path)
-    with last_step.LastStep(run) as keeper:
+    with closing(tiny_run(tmp_path)) as run, last_step.LastStep(run) as keeper:
         pass
-    run.close()
     assert keeper._reader.fileno() == keeper._writer.fileno() == -1
 
 
@@ -357,10 +333,8 @@ def fit_three_stages(out: Path, runs: list[Run] | None = None) -> bool:
     """Train three stages of four steps, with a checkpoint of each step, from where the run in `out` ended."""
     run = tiny_run(out, max_steps_per_stage=4, keep_checkpoints=99, val=None, checkpoint_steps=1)
     (runs if runs is not None else []).append(run)
-    try:
+    with closing(run):
         return pretrain(tiny_experiment(), run)
-    finally:
-        run.close()
 
 
 @pytest.fixture(scope="module")
@@ -414,9 +388,9 @@ def test_no_later_step_changes_what_is_written(
     whole_three_stages: Path, tmp_path: Path, late_writes: tuple[dict[int, Any], dict[int, Any]]
 ) -> None:
     saved, written = late_writes
-    run = tiny_run(tmp_path, max_steps_per_stage=4, keep_checkpoints=99, val=None, checkpoint_steps=3)
-    assert pretrain(tiny_experiment(), run)
-    run.close()
+    options: dict[str, Any] = {"keep_checkpoints": 99, "checkpoint_steps": 3, "val": None}
+    with closing(tiny_run(tmp_path, max_steps_per_stage=4, **options)) as run:
+        assert pretrain(tiny_experiment(), run)
     assert list(written) == [3, 4, 6, 8, 9, 12]
     assert all(written[step] == saved[step] for step in written)
     assert written[12].items() <= digests(newest_checkpoint(tmp_path)).items()
@@ -506,9 +480,6 @@ def test_a_process_that_leaves_a_long_step_waits_for_the_write(
     """The third step hangs. The second one's checkpoint is being written when the process is to leave."""
     leaves, there, hangs, write = threading.Event(), list[int](), threading.Event(), Run.save
     leave = LastStep._leave
-
-    class Left(BaseException):
-        pass
 
     class Long(Hanging):
         @override
@@ -648,9 +619,7 @@ def change(value: Any) -> None:
 
 def test_what_changes_later_is_not_seen() -> None:
     state, module = some_state()
-    expected = leaves(
-        {name: value.detach() if name == "parameter" else value for name, value in state.items()}
-    )
+    expected = leaves(state | {"parameter": state["parameter"].detach()})
     i = expected.index("wide") + 3
     assert expected[i] == (0,)
     expected[i] = (1,)  # a copy has all values
@@ -661,9 +630,8 @@ def test_what_changes_later_is_not_seen() -> None:
         for parameter in module.parameters():
             parameter.zero_()
     assert leaves(copied) == expected
-    assert all(
-        tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in (copied["labels"], copied["half"])
-    )
+    for tensor in (copied["labels"], copied["half"]):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
     backbone = copied["backbone"]
     assert isinstance(backbone, OrderedDict) and backbone._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Test epochs.jsonl: a line for each epoch, also where a run goes on from before its last line."""
+"""The reporter's files, screen and lines, and the end of a run whose steps change nothing."""
 
 import csv
 import io
@@ -42,15 +42,9 @@ def reporter(
     folder: Path, log_steps: int = 3, resumed: int = 0, *, rank: int = 0, local_rank: int = 0
 ) -> Reporter:
     return Reporter(
-        folder,
-        replace(one_process(), rank=rank, local_rank=local_rank),
-        batch_size=4,
-        log_steps=log_steps,
-        resumed_run_step=resumed,
-        tensorboard=True,
-        wandb=False,
-        config={},
-    )
+        folder, replace(one_process(), rank=rank, local_rank=local_rank), batch_size=4, log_steps=log_steps,
+        resumed_run_step=resumed, tensorboard=True, wandb=False, config={},
+    )  # fmt: skip
 
 
 def metrics_of(num_skipped: float = 0.0, **pairs: tuple[float, float]) -> StepMetrics:
@@ -70,7 +64,7 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
         # The first step is written at once.
         assert num_lines == (7 if number == 7 else max(number - number % 3, 1))
     report.flush()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = lines(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 8))
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
     summary = report.stage_summary(STAGE, (7, 7), 61.0, {"accuracy": 0.25}, 0.125)
@@ -98,8 +92,7 @@ def test_on_a_gpu_numbers_are_written_after_the_next_step_was_launched(tmp_path:
         nums_of_lines.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
     report.close()
     assert nums_of_lines == [0, 1, 1, 3, 3, 6, 7, 8]
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [float(n) for n in range(1, 9)]
+    assert [row["loss"] for row in lines(tmp_path)] == [float(n) for n in range(1, 9)]
 
 
 def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
@@ -108,8 +101,7 @@ def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
     step(report, 1, 0.0, count=0.0)
     step(report, 2, 1.5)
     report.close()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [None, 1.5]
+    assert [row["loss"] for row in lines(tmp_path)] == [None, 1.5]
     assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
 
 
@@ -146,13 +138,8 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         output = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
         if terminal:
             assert "step 0 of 4" in output and "step 4 of 4" in output and "epoch 2 of 2" in output
-            words: tuple[str, ...] = (
-                "stage 2 of 3 (S1, level G1)",
-                "loss 0.5000",
-                "learning rate 0.1",
-                "stage ETA",
-                "images/s",
-            )
+            words: tuple[str, ...] = ("stage 2 of 3 (S1, level G1)", "loss 0.5000", "learning rate 0.1")
+            words += ("stage ETA", "images/s")
             first = output[output.index("step 1 of 4") :].partition("step 2 of 4")[0]
         else:
             words = "S1 level G1", "step 4/4", "loss 0.5", "lr 0.1", "ETA 0:00:00", "img/s", "epoch 2/2"
@@ -441,9 +428,8 @@ def test_a_hundred_in_a_row_are_the_end(length: int) -> None:
         return [marks[start : start + length] for start in range(0, len(marks), length)]
 
     told(*fetches("x" * 99 + "." + "x" * 99))
-    with pytest.raises(
-        ValueError, match=r"diverged: the last 10\d steps had" if length == 7 else "the last 100 "
-    ):
+    words = r"diverged: the last 10\d steps had" if length == 7 else "the last 100 "
+    with pytest.raises(ValueError, match=words):
         told(*fetches("." + "x" * 100))
 
 
@@ -477,11 +463,8 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, checkpoint_steps=2, max_steps_per_stage=8)
     experiment = tiny_experiment()
     experiment.backbone.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    norm, after_step, steps = (
-        experiment.backbone.get_submodule("parts.0.1"),
-        experiment.task.after_step,
-        list[int](),
-    )
+    norm, after_step = experiment.backbone.get_submodule("parts.0.1"), experiment.task.after_step
+    steps = list[int]()
 
     def spoil(extras: Any) -> None:
         after_step(extras)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import fastpsl
-from fastpsl.engine import run as module
 from fastpsl.engine import run as run_module
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions, SGDOptions
@@ -45,25 +44,21 @@ def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
     def fit_with_labels(data: Path) -> bool:
         experiment = tiny_experiment()
         experiment.task.needs_labels = True  # type: ignore[attr-defined]
-        run = tiny_run(tmp_path / "out", data=str(data), val=None, batch_size=4, max_steps_per_stage=1)
-        try:
+        options: dict[str, Any] = {"data": str(data), "val": None, "batch_size": 4, "max_steps_per_stage": 1}
+        with closing(tiny_run(tmp_path / "out", **options)) as run:
             return pretrain(experiment, run)
-        finally:
-            run.close()
 
     labelled = write_labelled(tmp_path / "labelled.beton", range(8))
     without = write_labelled(tmp_path / "without.beton", (0, 1, -1, 3, -1, 5, 6, 7))
-    with pytest.raises(
-        ValueError, match=r"this recipe needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
-    ):
+    words = r"this recipe needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
+    with pytest.raises(ValueError, match=words):
         fit_with_labels(without)
     assert fit_with_labels(labelled)
 
 
 def test_a_batch_of_all_images_is_allowed(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, batch_size=480)
-    run.data.check_batch()
-    run.close()
+    with closing(tiny_run(tmp_path, batch_size=480)) as run:
+        run.data.check_batch()
 
 
 def test_a_run_closes_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +105,7 @@ def test_the_share_of_the_jpeg_engines_reaches_the_loader(
         given.append(hw_decoder_load)
         return SimpleNamespace(decoder_name="dali")
 
-    monkeypatch.setattr(module, "Loader", build)
+    monkeypatch.setattr(run_module, "Loader", build)
     options = PretrainOptions(data=str(sample_paths().train_32), hw_decoder_load=share)
     with closing(RunData(options, World(0, 1, 0, 1, torch.device("cpu")))) as run_data:
         run_data.loader(run_data.train, [ViewSpec(ShorterSideCrop(32, 32))], train=False)
@@ -248,14 +243,10 @@ SHARED = {field.name for field in (*fields(SGDOptions), *fields(EvaluationOption
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = api_runs.pretrain(tmp_path_factory.mktemp("page") / "run", probe_every=1, tensorboard=True)
     paths = sample_paths()
-    values: dict[str, Any] = {
-        "data": paths.train_32,
-        "val": paths.test_32,
-        "size_px": 32,
-        "batch_size": 32,
-        "workers": 1,
-    }
-    fastpsl.evaluate.knn(run, out=run.folder / "knn", k=(1,), **values)
+    fastpsl.evaluate.knn(
+        run, out=run.folder / "knn", k=(1,), data=paths.train_32, val=paths.test_32, size_px=32,
+        batch_size=32, workers=1,
+    )  # fmt: skip
     return run.folder
 
 

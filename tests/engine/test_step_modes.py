@@ -264,11 +264,9 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
     assert [choice.mode for choice in others] == ["off"] * 7
     assert all(choice.reason for choice in others) and "on 64 px" in others[4].reason
     assert launched("fused", backbone, STAGES[1], CUDA, "fp16", 224).mode == "fused"
+    both: dict[str, Any] = {"num_ranks": 2, "sync_batchnorm": True}
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
-    assert (
-        launched("fused", synchronised, STAGES[1], CUDA, "fp16", 224, num_ranks=2, sync_batchnorm=True).mode
-        == "fused"
-    )
+    assert launched("fused", synchronised, STAGES[1], CUDA, "fp16", 224, **both).mode == "fused"
 
 
 def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,10 +336,7 @@ def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) 
 
 
 def stopped_in_mid_stage(out: Path, **options: Any) -> None:
-    run = tiny_run(out, **options)
-    signal_at_step(run, 0)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not fit(out, **options, stop_at=0)[0]
 
 
 @pytest.mark.slow
@@ -416,10 +411,6 @@ class Planted(Brightness):
         return self.fault(self, loss, batch), metrics
 
 
-def rate(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss * (0.1 * task.number)
-
-
 def counter_in_a_slice(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
     task.queue[task.number % 4 : task.number % 4 + 1] = loss.detach()
     return loss
@@ -430,17 +421,9 @@ def replaced_tensor(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
     return loss + task.label.sum()
 
 
-def growing_list(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss + torch.stack([loss] * (task.number + 1)).sum() * 0
-
-
 def copy_from_the_host(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
     number = torch.tensor([float(task.number)]).pin_memory()
     return loss + number.to(DEVICE, non_blocking=True).sum()
-
-
-def number_on_the_host(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss + float(task.number)
 
 
 def python_value(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
@@ -448,29 +431,22 @@ def python_value(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
     return loss
 
 
-def read_value(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss * loss.item()
+FAULTS: dict[str, Callable[[Planted, Tensor, Batch], Tensor]] = {
+    "rate": lambda task, loss, batch: loss * (0.1 * task.number),
+    "counter_in_a_slice": counter_in_a_slice,
+    "replaced_tensor": replaced_tensor,
+    "growing_list": lambda task, loss, batch: loss + torch.stack([loss] * (task.number + 1)).sum() * 0,
+    "copy_from_the_host": copy_from_the_host,
+    "number_on_the_host": lambda task, loss, batch: loss + float(task.number),
+    "python_value": python_value,
+    "read_value": lambda task, loss, batch: loss * loss.item(),
+    "branch": lambda task, loss, batch: loss * 2 if loss > 0 else loss,
+    "boolean_index": lambda task, loss, batch: loss + batch.labels[batch.indices >= 0].sum(),
+    "out_of_reach": lambda task, loss, batch: loss * batch.epoch,
+}
 
 
-def branch(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss * 2 if loss > 0 else loss
-
-
-def boolean_index(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss + batch.labels[batch.indices >= 0].sum()
-
-
-def out_of_reach(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
-    return loss * batch.epoch
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        rate, counter_in_a_slice, replaced_tensor, growing_list, copy_from_the_host, number_on_the_host,
-        python_value, read_value, branch, boolean_index, out_of_reach,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_in_a_loss_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_modes, "capture", plain_capture)
     with fake_cuda() as cuda:
@@ -572,7 +548,7 @@ def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: p
     with pytest.warns(UserWarning) as told:
         fallen.step([batches[3]], lr=0.1)
     text = str(told.pop(UserWarning).message)
-    assert "in StageModule, at test_step_graph.py:" in text and "not permitted" in text
+    assert "in StageModule, at test_step_modes.py:" in text and "not permitted" in text
     assert "launched" in text and "\n" not in text
     for batch in batches[4:]:
         fallen.step([batch], lr=0.1)

@@ -53,19 +53,16 @@ STEPS_PER_EPOCH = 15  # 480 images in batches of 32
 def tiny_experiment(plan: str = "psl") -> Experiment:
     torch.manual_seed(torch_seed(0))
     task = Jigsaw(
-        permutation_set(9, [4, 8, 16]).permutations,
-        (4, 8, 16),
-        shorter_px=32,
-        cell_px=10,
-        tile_px=8,
-        permutations_per_image=4,
-        embedding_width=8,
-    )
+        permutation_set(9, [4, 8, 16]).permutations, (4, 8, 16), shorter_px=32, cell_px=10, tile_px=8,
+        permutations_per_image=4, embedding_width=8,
+    )  # fmt: skip
     return Experiment(task, TinyNet(), make_plan(plan, (2, 2, 2)), step_drops(0.05, (20, 20, 10, 10)))
 
 
-def fit(out: Path, plan: str = "psl", **options: Any) -> tuple[bool, Run]:
+def fit(out: Path, plan: str = "psl", stop_at: int | None = None, **options: Any) -> tuple[bool, Run]:
+    """Train in `out`, until a signal after step `stop_at`."""
     run = tiny_run(out, plan=plan, **options)
+    signal_at_step(run, stop_at)
     try:
         return pretrain(tiny_experiment(plan), run), run
     finally:
@@ -103,18 +100,13 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
 def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
     """The run stops after `step`, which may be within an epoch or at the end of an epoch or stage."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
-    run = tiny_run(tmp_path, keep_checkpoints=100)
-    signal_at_step(run, step)
-    finished = pretrain(tiny_experiment(), run)
-    run.close()
+    finished, _ = fit(tmp_path, stop_at=step, keep_checkpoints=100)
     stopped = Position(**newest_checkpoint(tmp_path)["position"])
     assert not finished
     if within + 1 < 2 * STEPS_PER_EPOCH:
         assert (stopped.stage, stopped.step, stopped.run_step) == (stage, within + 1, step)
-    finished, _ = fit(tmp_path)
-    assert finished
+    assert fit(tmp_path)[0] and lines(tmp_path) == lines(whole)
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
-    assert lines(tmp_path) == lines(whole)
 
 
 def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
@@ -196,8 +188,7 @@ def test_another_experiment_is_refused_by_its_fields(whole: Path) -> None:
 
 def test_accumulation_sees_the_same_images(whole: Path, tmp_path: Path) -> None:
     """Losses with smaller batches are only close, because BatchNorm's statistics are the batch's."""
-    finished, _ = fit(tmp_path, accumulate=4, max_steps_per_stage=3)
-    assert finished
+    assert fit(tmp_path, accumulate=4, max_steps_per_stage=3)[0]
     losses = [row["loss"] for row in lines(tmp_path)[:1]]
     assert losses == pytest.approx([row["loss"] for row in lines(whole)[:1]], rel=0.1)
 
@@ -207,10 +198,7 @@ def test_accumulated_batches_go_on_where_they_stopped(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options: dict[str, Any] = {"plan": "end_to_end", "accumulate": 2, "max_steps_per_stage": 20, "val": None}
     fit(whole, **options)
-    run = tiny_run(stopped, **options)
-    signal_at_step(run, 18)
-    assert not pretrain(tiny_experiment("end_to_end"), run)
-    run.close()
+    assert not fit(stopped, **options, stop_at=18)[0]
     assert fit(stopped, **options)[0] and lines(stopped) == lines(whole)
     assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
 
@@ -229,10 +217,8 @@ def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp
     checkpoints = out / "checkpoints"
     run = tiny_run(None, resume=str(checkpoints / "step-00000002.pt"), keep_checkpoints=2)  # type: ignore[arg-type]
     assert run.folder == out and run.position.run_step == 2
-    assert (
-        not list(checkpoints.glob("step-0000000[3-9].pt"))
-        and (checkpoints / "abandoned-step-00000004.pt").exists()
-    )
+    assert not list(checkpoints.glob("step-0000000[3-9].pt"))
+    assert (checkpoints / "abandoned-step-00000004.pt").exists()
     pretrain(tiny_experiment(), run)
     run.close()
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
@@ -303,9 +289,8 @@ def test_the_order_of_training_is_the_one_that_was_asked_for(
 
     of_orders = {}
     for order in ("random", "quasi_random"):
-        run = tiny_run(
-            tmp_path / order, data=str(path), val=None, batch_size=16, seed=3, order=order, lanes=4
-        )
+        options: dict[str, Any] = {"data": str(path), "val": None, "order": order, "lanes": 4}
+        run = tiny_run(tmp_path / order, batch_size=16, seed=3, **options)
         of_orders[order] = indices(run.data.loader(run.data.train, [view], train=True))
         expected = Loader(run.data.train, [view], batch_size_per_rank=16, seed=3, order=order, lanes=4)
         assert of_orders[order] == indices(expected)
@@ -341,9 +326,8 @@ def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path
 
 def test_a_schedule_over_all_stages_goes_on_in_the_next(tmp_path: Path) -> None:
     """A stage that is cut after two steps has two of the cosine's six epochs, as a whole one has."""
-    run = tiny_run(tmp_path, max_steps_per_stage=2, val=None)
-    assert pretrain(replace(tiny_experiment(), schedule=cosine(0.1)), run)
-    run.close()
+    with closing(tiny_run(tmp_path, max_steps_per_stage=2, val=None)) as run:
+        assert pretrain(replace(tiny_experiment(), schedule=cosine(0.1)), run)
     epochs = [2 * stage + step / STEPS_PER_EPOCH for stage in range(3) for step in range(2)]
     expected = [0.1 * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in epochs]
     assert [row["lr"] for row in lines(tmp_path)] == pytest.approx(expected)
@@ -351,9 +335,8 @@ def test_a_schedule_over_all_stages_goes_on_in_the_next(tmp_path: Path) -> None:
 
 def test_checkpoints_are_counted_in_steps_of_the_run(tmp_path: Path) -> None:
     """There is one after each fourth step and at each stage's end, and each knows the number of stages."""
-    finished, run = fit(
-        tmp_path, max_steps_per_stage=6, checkpoint_steps=4, keep_checkpoints=100, batch_size=96, val=None
-    )
+    options: dict[str, Any] = {"checkpoint_steps": 4, "keep_checkpoints": 100, "batch_size": 96}
+    finished, run = fit(tmp_path, max_steps_per_stage=6, val=None, **options)
     assert finished
     paths = run.checkpoints.paths()
     assert [int(path.stem.split("-")[1]) for path in paths] == [4, 6, 8, 12, 16, 18]
@@ -382,10 +365,7 @@ def test_a_stages_seconds_are_those_of_its_steps_also_over_a_stop(
     """Each reading of the clock is a second after the last, and a step reads it twice."""
     monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     options: dict[str, Any] = {"max_steps_per_stage": 5, "val": None}
-    run = tiny_run(tmp_path, **options)
-    signal_at_step(run, 7)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not fit(tmp_path, **options, stop_at=7)[0]
     assert newest_checkpoint(tmp_path)["position"]["seconds"] == 2
     _, run = fit(tmp_path, **options)
     assert [summary["seconds"] for summary in run.position.summaries] == [5, 5, 5]
@@ -409,10 +389,7 @@ def test_a_resumed_run_says_where_it_is_and_what_is_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options: dict[str, Any] = {"max_steps_per_stage": 2, "checkpoint_steps": 1, "val": None}
-    run = tiny_run(tmp_path, **options)
-    signal_at_step(run, 3)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not fit(tmp_path, **options, stop_at=3)[0]
     capsys.readouterr()
     copied = tmp_path / "copy.beton"
     copied.write_bytes(sample_paths().train_32.read_bytes())
@@ -448,10 +425,8 @@ def test_a_runs_parts_have_its_options(tmp_path: Path) -> None:
 
 def test_a_reporter_is_told_what_is_done_and_what_comes(tmp_path: Path) -> None:
     """Each block has one convolution, which costs a pass, and two more where it learns, as does the head."""
-    run, told = tiny_run(tmp_path, max_steps_per_stage=9, val=None), list[tuple[Any, ...]]()
-    signal_at_step(run, 7)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    told = list[tuple[Any, ...]]()
+    assert not fit(tmp_path, stop_at=7, max_steps_per_stage=9, val=None)[0]
     run = tiny_run(tmp_path, max_steps_per_stage=9, val=None)
 
     def listen(stage: Stage, *numbers: Any) -> None:
@@ -530,9 +505,7 @@ def test_passes_of_each_epoch_have_draws_of_their_own(
         seen.append(context.draws_epoch)
 
     monkeypatch.setattr(Jigsaw, "start_epoch", listen)
-    run = tiny_run(tmp_path, max_steps_per_stage=STEPS_PER_EPOCH + 1, val=None)
-    assert pretrain(tiny_experiment(), run)
-    run.close()
+    assert fit(tmp_path, max_steps_per_stage=STEPS_PER_EPOCH + 1, val=None)[0]
     firsts = [6 + stage * MAX_WARM_UP_EPOCHS + MAX_WARM_UP_EPOCHS // 2 for stage in range(3)]
     assert seen == [first + epoch for first in firsts for epoch in range(2)]
 

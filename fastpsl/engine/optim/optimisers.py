@@ -21,8 +21,8 @@ def sgd(
 
     "No decay for the bias parameters" is read literally: the scales of BatchNorm decay, and their shifts do
     not. The fused version reads the scaler's grad_scale and found_inf as tensors, so that a step with
-    non-finite gradients is skipped on the device without synchronisation. fastpsl/engine/optim/apex.py builds
-    the same by apex.
+    non-finite gradients is skipped on the device without synchronisation. `fused_sgd` builds the same by
+    apex.
 
     Args:
         named_parameters: Names and parameters.
@@ -99,7 +99,7 @@ def fused_sgd(
     nesterov: bool = False,
     decay_biases: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build SGD as `sgd_adam.sgd` does, by apex. `require_apex` checks beforehand that it can run."""
+    """Build SGD as `sgd` does, by apex. `require_apex` checks beforehand that it can run."""
     from apex.optimizers import FusedSGD
 
     class ScaledFusedSGD(FusedSGD):
