@@ -80,10 +80,8 @@ def predict(
         done += len(rows)
     wait_for_all(world)
     if world.rank == 0:
-        arrays = [read_predictions(parts / f"{part:06d}.npz") for part in range(len(starts))]
-        _save(
-            whole, {name: np.concatenate([part_arrays[name] for part_arrays in arrays]) for name in arrays[0]}
-        )
+        arrays = [read_predictions(parts / f"{number:06d}.npz") for number in range(len(starts))]
+        _save(whole, {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
         write_atomically(folder / RECORD, _science_text(science).encode())
         shutil.rmtree(parts)
     wait_for_all(world)
@@ -133,9 +131,8 @@ def begin_folder(parts: Path, science: Mapping[str, Any]) -> None:
 
 def _joined(rows: list[Predictions], first: int) -> Predictions:
     """Concatenate the rows of consecutive images, starting with image `first`, and add "image"."""
-    image = np.repeat(
-        np.arange(first, first + len(rows)), [len(next(iter(row.values()))) for row in rows]
-    ).astype(np.int64)
+    image = np.repeat(np.arange(first, first + len(rows)), [len(next(iter(row.values()))) for row in rows])
+    image = image.astype(np.int64)
     return {"image": image} | {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

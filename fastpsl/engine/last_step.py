@@ -217,9 +217,8 @@ class LastStep:
             return
         with self._lock:
             # The loop may have finished one more step, which waits for the other ranks and is not kept.
-            if not self._over.is_set() and self._safe in range(
-                self._run.position.run_step - 1, self._run.position.run_step + 1
-            ):
+            step = self._run.position.run_step
+            if not self._over.is_set() and self._safe in (step - 1, step):
                 self._leave()
 
     def _leave(self) -> None:
@@ -236,14 +235,12 @@ class LastStep:
         run.reporter.screen.close()
         resume_hint = "goes on from there" if run.checkpoints.paths() else "starts anew"
         where = f"stage {run.position.stage + 1}, after {self._safe} steps of the run"
-        try:
+        with contextlib.suppress(OSError):  # stdout may be closed
             print(
                 f"interrupted in {where}, without waiting for the next to end; "
                 f"the same command with --out {run.folder} {resume_hint}",
                 flush=True,
             )
-        except OSError:
-            pass  # stdout is closed
         os._exit(EXIT_CRASHED if lost else EXIT_PREEMPTED)
 
 

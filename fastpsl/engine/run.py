@@ -3,15 +3,13 @@
 import json
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-from typing_extensions import Self
 
 from fastpsl.engine.distributed import StopSignal, World, environment, share
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
@@ -31,7 +29,7 @@ OpenData = Callable[[RunOptions], tuple[Dataset, Dataset | None]]
 """A function that opens the training and validation data."""
 
 
-class BatchSource(Protocol):
+class BatchSource(AbstractContextManager["BatchSource"], Protocol):
     """A source of training batches: a `Loader`, or a loader of annotated images."""
 
     decoder_name: str
@@ -46,12 +44,6 @@ class BatchSource(Protocol):
     ) -> Generator[Any, None, None]:
         """Yield the batches of an epoch, starting with `first_step`."""
         ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
-    ) -> None: ...
 
 
 class RunData:

@@ -418,13 +418,10 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "its memory does not fit beside what the device holds"
     parts = []
-    modules = [
-        type(frame.f_locals["self"]).__name__
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if isinstance(frame.f_locals.get("self"), nn.Module)
-    ]
+    selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [each for each in selves if isinstance(each, nn.Module)]
     if modules:
-        parts.append(f"in {modules[-1]}")
+        parts.append(f"in {type(modules[-1]).__name__}")
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].line:
         parts.append(f"at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}")

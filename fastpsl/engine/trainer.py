@@ -114,6 +114,7 @@ class StageTrainer:
         self.experiment, self.run, self.position = experiment, run, run.position
         self.safepoint = Safepoint(run, last_step, self._state)
         self.stage = stage = experiment.stages[run.position.stage]
+        self.all_epochs = sum(each.max_epochs for each in experiment.stages)
         self.fresh = state is None
         self.val_views = experiment.task.val_views(stage.level)
         options = run.options
@@ -150,9 +151,8 @@ class StageTrainer:
                 val_loader = None
                 # It is opened now, so that data that cannot be evaluated are rejected before the training.
                 if run.data.val is not None and self.val_views:
-                    val_loader = stack.enter_context(
-                        run.data.loader(run.data.val, self.val_views, train=False)
-                    )
+                    val_loader = run.data.loader(run.data.val, self.val_views, train=False)
+                    stack.enter_context(val_loader)
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
@@ -180,11 +180,10 @@ class StageTrainer:
                 except PassStopped:
                     return False
                 num_steps, memory = (position.step, self.num_steps), peak_memory(run.world.device)
-                position.summaries.append(
-                    run.reporter.stage_summary(
-                        self.stage, num_steps, position.seconds, val, task.chance(self.stage.level), memory
-                    )
+                summary = run.reporter.stage_summary(
+                    self.stage, num_steps, position.seconds, val, task.chance(self.stage.level), memory
                 )
+                position.summaries.append(summary)
                 self.safepoint.save()
         return True
 
@@ -208,15 +207,13 @@ class StageTrainer:
         with operation(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()
             while done < num_batches:
-                batches = loader.epoch(epoch)
-                for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
-                    self.train_step.warm_up(self.experiment.task.warm_up, batch)
-                    done += 1
-                    progress.update(done)
-                    if run.stop_signal.after_step().stop:
-                        batches.close()
-                        return False
-                batches.close()
+                with contextlib.closing(loader.epoch(epoch)) as batches:
+                    for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
+                        self.train_step.warm_up(self.experiment.task.warm_up, batch)
+                        done += 1
+                        progress.update(done)
+                        if run.stop_signal.after_step().stop:
+                            return False
                 epoch += 1
         return True
 
@@ -251,7 +248,9 @@ class StageTrainer:
         waiting = "waiting for its batch" + (" on every rank" if run.world.size > 1 else "")
         building = f", the first: {what_is_built(self.train_step.step_choice.mode)}" if is_first else ""
         torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
-        started, lr = time.perf_counter(), self.experiment.schedule(self._moment())
+        epochs = (position.first_epoch, self.stage.max_epochs, self.all_epochs)
+        started = time.perf_counter()
+        lr = self.experiment.schedule(Moment(position.step, self.num_steps, *epochs))
         with progress.span(f"{step_words}: {waiting}", early=is_first):
             first = next_on_all_ranks(batches, run.world, self._save_last_step)
         with progress.span(f"{step_words}{building}", early=is_first):
@@ -312,14 +311,7 @@ class StageTrainer:
     @property
     def _first_unused_epoch(self) -> int:
         """The first epoch number that no training has, so that its orders and draws are free for passes."""
-        return (
-            sum(stage.max_epochs for stage in self.experiment.stages)
-            + self.position.stage * MAX_WARM_UP_EPOCHS
-        )
-
-    def _moment(self) -> Moment:
-        position, all_epochs = self.position, sum(stage.max_epochs for stage in self.experiment.stages)
-        return Moment(position.step, self.num_steps, position.first_epoch, self.stage.max_epochs, all_epochs)
+        return self.all_epochs + self.position.stage * MAX_WARM_UP_EPOCHS
 
     def _state(self) -> dict[str, Any]:
         return {

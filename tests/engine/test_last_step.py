@@ -251,7 +251,7 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
             if context.epoch == 1:
                 raise RuntimeError("Connection reset by peer")
 
-    assert newest_step(tmp_path) == stopped_in_the_second_epoch(tmp_path, Failing(), RuntimeError)
+    assert stopped_in_the_second_epoch(tmp_path, Failing(), RuntimeError) == newest_step(tmp_path)
 
 
 @pytest.mark.usefixtures("at_once")
