@@ -44,7 +44,7 @@ from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import milliseconds, synchronise
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.models.factory import make_backbone

@@ -7,6 +7,7 @@ Operations nest, and rank 0 reports the innermost one. An operation that ends wi
 reported. A display that is redrawn in place shows the lines instead (`redraw_with`).
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -38,6 +39,14 @@ class operation:
         """Begin another operation in the same block."""
         self.what, self.num_bad, self.note, self.early = what, 0, "", early
         self.begin_at(0)
+
+    @contextlib.contextmanager
+    def span(self, what: str, early: bool = False) -> Iterator[None]:
+        """Name a part of the operation, for the duration of a `with` block."""
+        before = self.what
+        self.rename(what, early)
+        yield
+        self.rename(before)
 
     def begin_at(self, num_done: int) -> None:
         """Start the clock now, with units that are done already, so that they count for no speed."""

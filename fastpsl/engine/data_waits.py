@@ -20,7 +20,7 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.run import BatchSource
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import remote_pages
-from fastpsl.pipelines.data.dataset import Dataset, spread_indices
+from fastpsl.pipelines.data.dataset import spread_indices
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders.dali import why_slower
 from fastpsl.pipelines.image import libturbo
@@ -34,15 +34,10 @@ Item = TypeVar("Item")
 
 
 class Usage(NamedTuple):
-    """The use of the machine by this process since its start.
+    """The use of the machine by this process since its start."""
 
-    Attributes:
-        cpu_s: CPU time of all threads.
-        read_bytes: Bytes that came from storage, not from the page cache.
-    """
-
-    cpu_s: float
-    read_bytes: int
+    cpu_s: float  # of all threads
+    read_bytes: int  # that came from storage, not from the page cache
 
 
 def usage_now() -> Usage:
@@ -53,26 +48,16 @@ def usage_now() -> Usage:
 
 @dataclass
 class Waits:
-    """The waits of a number of batches, from one batch's arrival to the next.
-
-    Attributes:
-        num_batches: The number of batches.
-        seconds: The time that they took.
-        idle_s: The part in which the step waited for them.
-        host_s: The part in which the host waited for them.
-        copy_s: On a GPU, the part in which the step waited for what the host had: copies, and the decoder's
-            work on the GPU.
-        cpu_s: CPU time of this process while the host waited.
-        read_bytes: Bytes that came from storage.
-    """
+    """The waits of a number of batches, from one batch's arrival to the next."""
 
     num_batches: int = 0
-    seconds: float = 0.0
-    idle_s: float = 0.0
-    host_s: float = 0.0
+    seconds: float = 0.0  # that they took
+    idle_s: float = 0.0  # the part in which the step waited for them
+    host_s: float = 0.0  # the part in which the host waited for them
+    # On a GPU, the part in which the step waited for what the host had: copies, and decoding on the GPU.
     copy_s: float = 0.0
-    cpu_s: float = 0.0
-    read_bytes: int = 0
+    cpu_s: float = 0.0  # of this process, while the host waited
+    read_bytes: int = 0  # that came from storage
 
     @property
     def share(self) -> float:
@@ -129,20 +114,14 @@ def cause_of(waits: Waits, loader: BatchSource) -> tuple[str, str]:
     if not isinstance(loader, Loader) or loader.decoder_name in ("resident", "synthetic"):
         return _UNKNOWN
     if waits.copy_s > _BY_COPIES * waits.idle_s:
-        return _of_the_gpu(loader)
-    data = loader.data
-    some = spread_indices(data.num_samples, _NUM_LOOKED_AT)
+        if loader.decoder_name == "dali":
+            return _of_engines(loader)
+        return "copy", f"The batches are ready, and their copies to the GPU are too slow: {_DOCTOR}"
+    some = spread_indices(loader.data.num_samples, _NUM_LOOKED_AT)
     num_cores = default_num_threads()
     if waits.busy_cores < _IDLE * min(loader.num_threads, num_cores):
         return _of_bytes(waits, loader, some) or _of_engines(loader)
     return _of_decoding(loader, some, num_cores)
-
-
-def _of_the_gpu(loader: Loader) -> tuple[str, str]:
-    """Return why batches that the host has are not on the GPU."""
-    if loader.decoder_name == "dali":
-        return _of_engines(loader)
-    return "copy", f"The batches are ready, and their copies to the GPU are too slow: {_DOCTOR}"
 
 
 def _of_engines(loader: Loader) -> tuple[str, str]:
@@ -166,7 +145,9 @@ def _of_idle_engines(loader: Loader) -> tuple[str, str] | None:
 
 def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str] | None:
     """Return why threads that are mostly idle get no bytes; None if they do not seem to wait for them."""
-    whole, samples = _whole(loader.data, some)
+    whole, samples = loader.data, some
+    if isinstance(loader.data, Subset):
+        whole, samples = loader.data.data, loader.data.indices[some]
     remote = remote_pages(whole)
     if remote is not None and (here := remote.share_here(samples)) < _HERE:
         text = f"The network is too slow, and {here:.0%} of the data is in --cache-dir"
@@ -202,22 +183,14 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
     if loader.num_threads < num_cores:
         return "threads", f"There are few decoding threads: give --workers {num_cores}"
     if loader.device.type == "cuda":
-        others = ", try --decoder dali" if name == "turbo" and _has_engines(loader) else ""
+        # The GPU's JPEG engines may decode some of the images.
+        engines = name == "turbo" and not getattr(data, "is_raw", False) and not why_slower(loader.device)
+        others = ", try --decoder dali" if engines else ""
         return "cores", (
             f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more{others}, or "
             f"write smaller images (fastpsl data write SRC OUT --short-side {needed or 'PX'})"
         )
     return "cores", f"Decoding needs the {number_of(num_cores, 'core')} on which the step runs: {_DOCTOR}"
-
-
-def _has_engines(loader: Loader) -> bool:
-    """Return whether the GPU's JPEG engines work and could decode some of the images."""
-    return not getattr(loader.data, "is_raw", False) and not why_slower(loader.device)
-
-
-def _whole(data: Dataset, samples: np.ndarray) -> tuple[Dataset, np.ndarray]:
-    """Return the data of which this is a subset, and the samples' numbers there."""
-    return (data.data, data.indices[samples]) if isinstance(data, Subset) else (data, samples)
 
 
 class DataWaits:
@@ -253,13 +226,9 @@ class DataWaits:
                 return
             came_s, came_use = self._clock(), self._usage()
             if counts:
-                waits = Waits(
-                    num_batches=1,
-                    seconds=came_s - last_s,
-                    host_s=came_s - asked_s,
-                    cpu_s=came_use.cpu_s - asked_use.cpu_s,
-                    read_bytes=came_use.read_bytes - last_use.read_bytes,
-                )
+                waits = Waits(num_batches=1, seconds=came_s - last_s, host_s=came_s - asked_s)
+                waits.cpu_s = came_use.cpu_s - asked_use.cpu_s
+                waits.read_bytes = came_use.read_bytes - last_use.read_bytes
                 self._pending.append((waits, launched, self._mark()))
                 self._judge()
             last_s, last_use = came_s, came_use

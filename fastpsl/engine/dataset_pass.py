@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
-from fastpsl.engine.distributed import World, share, wait_for_all
+from fastpsl.engine.distributed import World, share, take_buffers_of_rank_0, wait_for_all
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
@@ -51,23 +50,12 @@ def predict(
     science: Mapping[str, Any],
     after_image: Callable[[int], bool] = lambda done: False,
 ) -> Path | None:
-    """Write folder/predictions.npz with the concatenated arrays of all images.
+    """Write folder/predictions.npz with the concatenated arrays of all images, and return its path.
 
-    An array "image", int64 [N], holds the image of each row. Every rank must call it.
-
-    Args:
-        folder: The run's folder.
-        num_images: The number of images.
-        predict_images: Yields the predictions of each image of a range.
-        world: The ranks.
-        science: What predictions depend on, as JSON values. Parts with another science are deleted. If
-            predictions.npz has the same (predictions.json), nothing is computed.
-        after_image: Called after each image with the number of this rank's images so far, on every rank
-            equally often. It stops the pass by returning True.
-
-    Returns:
-        The path, where rank 0 has written the file; None if `after_image` stopped the pass. Complete parts
-        are kept then.
+    An array "image", int64 [N], holds the image of each row. Every rank must call it. `science` is what
+    predictions depend on, as JSON values. Parts with another science are deleted, and nothing is computed if
+    the file has the same (predictions.json). `after_image` is called on every rank equally often, with the
+    number of this rank's images so far. If it returns True, complete parts are kept and the result is None.
     """
     assert num_images > 0
     parts, whole = folder / "predictions", folder / NAME
@@ -92,10 +80,8 @@ def predict(
         done += len(rows)
     wait_for_all(world)
     if world.rank == 0:
-        arrays = [read_predictions(parts / f"{part:06d}.npz") for part in range(len(starts))]
-        _save(
-            whole, {name: np.concatenate([part_arrays[name] for part_arrays in arrays]) for name in arrays[0]}
-        )
+        arrays = [read_predictions(parts / f"{number:06d}.npz") for number in range(len(starts))]
+        _save(whole, {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
         write_atomically(folder / RECORD, _science_text(science).encode())
         shutil.rmtree(parts)
     wait_for_all(world)
@@ -145,9 +131,8 @@ def begin_folder(parts: Path, science: Mapping[str, Any]) -> None:
 
 def _joined(rows: list[Predictions], first: int) -> Predictions:
     """Concatenate the rows of consecutive images, starting with image `first`, and add "image"."""
-    image = np.repeat(
-        np.arange(first, first + len(rows)), [len(next(iter(row.values()))) for row in rows]
-    ).astype(np.int64)
+    image = np.repeat(np.arange(first, first + len(rows)), [len(next(iter(row.values()))) for row in rows])
+    image = image.astype(np.int64)
     return {"image": image} | {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -225,13 +210,9 @@ class EpochContext:
         augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
         train_step.release()  # the pass has the memory of the captured steps
         with (
-            run.reporter.off_the_clock(),
-            torch.no_grad(),
-            undisturbed(train_step.module, run.world, training),
-            run_eagerly(blocks),
+            self._pass("images", self.data.num_samples, training) as after,
             run.data.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws_epoch)) as batches,
-            self._progress("images", self.data.num_samples) as progress,
         ):
             for number, batch in enumerate(run.reporter.watched(batches), start=1):
                 (images,) = augment.inputs(batch, [view], train_step.dtype)
@@ -242,11 +223,7 @@ class EpochContext:
                 with train_step.autocast():
                     outputs = function(blocks(images))
                 yield batch.indices, outputs
-                if progress:
-                    progress.update(
-                        min(number * len(batch.indices) * run.world.size, self.data.num_samples), 0
-                    )
-                if run.stop_signal.after_step().stop:
+                if after(number * len(batch.indices)):
                     raise PassStopped
 
     def predict(
@@ -254,8 +231,7 @@ class EpochContext:
     ) -> None:
         """Write predictions.npz in the run's folder, with the predictions for every validation image.
 
-        fastpsl/engine/predictions.py describes the file. Gradients are off, and modules run in eval mode with
-        rank 0's running statistics.
+        Gradients are off, and modules run in eval mode with rank 0's running statistics.
 
         Args:
             predict_images: Predicts the validation images of a range, this rank's share.
@@ -265,23 +241,11 @@ class EpochContext:
         Raises:
             PassStopped: A signal arrived.
         """
-        run, train_step = self.run, self.train_step
+        run = self.run
         assert run.data.val is not None
         num = run.data.val.num_samples
-        with (
-            run.reporter.off_the_clock(),
-            torch.no_grad(),
-            undisturbed(train_step.module, run.world),
-            run_eagerly(train_step.module.blocks),
-            self._progress("validation images", num) as progress,
-        ):
-
-            def after_image(done: int) -> bool:
-                if progress:
-                    progress.update(min(done * run.world.size, num), 0)
-                return run.stop_signal.after_step().stop
-
-            path = predict(run.folder, num, predict_images, run.world, science, after_image)
+        with self._pass("validation images", num) as after:
+            path = predict(run.folder, num, predict_images, run.world, science, after)
         if path is None:
             raise PassStopped
 
@@ -296,16 +260,28 @@ class EpochContext:
         return {"weights": weights, "data": self.run.data.val.digest()} | more
 
     @contextlib.contextmanager
-    def _progress(self, what: str, num: int) -> Iterator[Progress | None]:
-        self.run.stop_signal.other_pace()
-        screen, started = self.run.reporter.screen, time.perf_counter()
-        if screen is None:
-            yield None
-            return
-        with screen.aside(), Progress(what, num, "a pass") as progress:
-            yield progress
-        seconds = time.perf_counter() - started
-        self.run.reporter.log(f"a pass over {num:,} {what} took {seconds:.1f} s")
+    def _pass(self, what: str, num: int, training: bool = False) -> Iterator[Callable[[int], bool]]:
+        """Yield what each rank calls with the number of its samples so far; it returns whether to stop."""
+        run, module, started = self.run, self.train_step.module, time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(run.reporter.off_the_clock())
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(undisturbed(module, run.world, training))
+            stack.enter_context(run_eagerly(module.blocks))
+            run.stop_signal.other_pace()
+            progress = None
+            if run.reporter.screen is not None:
+                stack.enter_context(run.reporter.screen.aside())
+                progress = stack.enter_context(Progress(what, num, "a pass"))
+
+            def after(done: int) -> bool:
+                if progress:
+                    progress.update(min(done * run.world.size, num), 0)
+                return run.stop_signal.after_step().stop
+
+            yield after
+        if progress:
+            run.reporter.log(f"a pass over {num:,} {what} took {time.perf_counter() - started:.1f} s")
 
 
 def _without_padding(images: Tensor, batch: Batch) -> Tensor:
@@ -330,9 +306,7 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
     buffers: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
     module.train(training)
     try:
-        if world.size > 1:
-            for buffer, _ in buffers:
-                dist.broadcast(buffer, src=0)
+        take_buffers_of_rank_0(module, world)
         yield
     finally:
         for buffer, value in buffers:

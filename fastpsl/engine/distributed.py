@@ -1,11 +1,14 @@
-"""The process group under torchrun, what its ranks run on, and collective operations by which they agree."""
+"""The process group under torchrun, its machine, and how ranks agree: on values, and when to stop."""
 
+import contextlib
 import gc
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import threading
 import time
 import uuid
 import warnings
@@ -13,14 +16,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark
-from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
+from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark, unused_gpu, why_no_cuda
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
 
@@ -41,10 +43,8 @@ def own_commit() -> str | None:
     if shutil.which("git") is None:
         return None
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    return (
-        subprocess.run(command, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
-        or None
-    )
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
+    return done.stdout.strip() or None
 
 
 _LOOK_AGAIN_S = 0.5
@@ -99,15 +99,8 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 def join_world(device_name: str, timeout_s: float) -> World:
     """Start the process group of torchrun's environment: NCCL for CUDA, Gloo for the CPU."""
-    rank, size, local_rank, local_size = (
-        int(os.environ.get(name, default))
-        for name, default in (
-            ("RANK", "0"),
-            ("WORLD_SIZE", "1"),
-            ("LOCAL_RANK", "0"),
-            ("LOCAL_WORLD_SIZE", "1"),
-        )
-    )
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, size, local_rank, local_size = (int(os.environ.get(name, n)) for name, n in alone.items())
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -220,6 +213,13 @@ def place_among_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def take_buffers_of_rank_0(module: torch.nn.Module, world: World) -> None:
+    """Copy rank 0's running statistics to all ranks, which have different ones. Every rank calls it."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def environment(world: World) -> dict[str, Any]:
     """Return the machine, package versions and commit, for the run's record."""
     return {
@@ -232,3 +232,80 @@ def environment(world: World) -> dict[str, Any]:
         "commit": own_commit(),
         "packages": package_versions(),
     }
+
+
+class Decision(NamedTuple):
+    """The decision of all ranks after a step."""
+
+    stop: bool
+    checkpoint: bool  # whether to write one
+    seconds: float = 0.0  # per step of the slowest rank; 0 if the ranks did not communicate
+
+
+class StopSignal:
+    """A decision of all ranks, after the same step, to stop or to write a checkpoint.
+
+    They stop if any rank has received SIGTERM or SIGINT; in a thread, they are not received. Flags are
+    exchanged over Gloo about once per second. From the slowest rank's time per step, all ranks compute the
+    next step at which to exchange them. So the clocks need not agree, the GPU is never waited for, and
+    torchrun's 30 s suffice.
+    """
+
+    ask_every_s = 1.0
+    max_steps_between = 64
+
+    def __init__(self, world: World, checkpoint_minutes: float):
+        self.world = world
+        self.stop_requested = False
+        self._checkpoint_s = checkpoint_minutes * 60
+        self._last_checkpoint = self._last_asked = time.monotonic()
+        self._steps_since = 0
+        self._ask_after = 1
+        # Python delivers signals to the main thread, and refuses handlers in others.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+        self._handlers = {number: signal.getsignal(number) for number in numbers}
+        for number in self._handlers:
+            signal.signal(number, self._request_stop)
+
+    def _request_stop(self, *_: object) -> None:
+        if self.world.rank == 0 and not self.stop_requested:  # under torchrun, Ctrl-C arrives twice
+            # A print might be interrupted by this very signal, and stderr's lock is not reentrant.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\ninterrupted: stopping after this step\n")
+        self.stop_requested = True
+
+    def after_step(self) -> Decision:
+        """Return the decision after a step. Every rank calls it after every step."""
+        self._steps_since += 1
+        if self._steps_since < self._ask_after:
+            return Decision(False, False)
+        now = time.monotonic()
+        due = self._checkpoint_s > 0 and now - self._last_checkpoint >= self._checkpoint_s
+        flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
+        if self.world.size > 1:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
+            self._ask_after = min(max(steps, 1), self.max_steps_between)
+        self._steps_since, self._last_asked = 0, now
+        return Decision(bool(flags[0]), bool(flags[1]), float(flags[2]))
+
+    def other_pace(self) -> None:
+        """Prepare for steps of another duration: exchange flags after the first one. Every rank calls it."""
+        self._steps_since, self._ask_after, self._last_asked = 0, 1, time.monotonic()
+
+    def checkpointed(self) -> None:
+        """Restart the clock of `checkpoint_minutes` after writing. Every rank calls it."""
+        self._last_checkpoint = time.monotonic()
+        self.other_pace()
+
+    def ignore(self) -> None:
+        """Ignore the signals from here on: the process is about to end, and its exit code shall say how."""
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)
+        self._handlers.clear()
+
+    def close(self) -> None:
+        """Restore the former signal handlers, unless the signals are ignored."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)

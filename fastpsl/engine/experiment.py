@@ -7,26 +7,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fastpsl.engine.compile_modes import StepChoice, choose_step
 from fastpsl.engine.distributed import World
 from fastpsl.engine.gpu import set_cudnn_benchmark, torch_seed
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import Schedule
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import OpenData, Run, RunData, open_both
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_graph import GraphChoice, choose_graph
+from fastpsl.engine.step_modes import GraphChoice, StepChoice, choose_graph, choose_step
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
-from fastpsl.pipelines.data.dataset import (
-    Dataset,
-    all_labelled,
-    require_labels,
-    require_same_classes,
-)
+from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
 
 

@@ -16,13 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Runner, run_blocks
-from fastpsl.kernels.fused_cuda.batch_norm import (
-    DTYPES,
-    Norm,
-    Operand,
-    batch_norm,
-    max_pool,
-)
+from fastpsl.kernels.fused_cuda.batch_norm import DTYPES, Norm, Operand, batch_norm, max_pool
 from fastpsl.kernels.fused_cuda.pool_windows import MAX_PLACES, Windows
 from fastpsl.models.fold_batchnorm import ConvReLU, foreign_batchnorm
 
@@ -30,12 +24,8 @@ from fastpsl.models.fold_batchnorm import ConvReLU, foreign_batchnorm
 class FusedPool(nn.Module):
     """A max pool by a kernel, with the bias and the ReLU of a folded convolution before it.
 
-    torch computes what needs a gradient, and what it rejects or treats as a special case.
-
-    Attributes:
-        pool: torch's max pool.
-        windows: Its windows.
-        joined: The convolution with its ReLU, or None.
+    `joined` is that convolution with its ReLU, or None. torch computes what needs a gradient, and what it
+    rejects or treats as a special case.
     """
 
     def __init__(self, pool: nn.MaxPool2d, windows: Windows, joined: ConvReLU | None = None):
@@ -57,8 +47,7 @@ class FusedPool(nn.Module):
                 bias = conv.bias
             if self.fits(y):
                 return max_pool(y, self.windows, bias, relu=self.joined is not None)
-        y = self.pool(x if self.joined is None else self.joined(x))
-        return y
+        return self.pool(x if self.joined is None else self.joined(x))
 
 
 class FusedNorm(nn.Module):
@@ -68,14 +57,8 @@ class FusedNorm(nn.Module):
 
     It holds the block's own BatchNorms. The kernels run if these normalise by batch statistics, as in
     training. Otherwise torch runs one operation after the other. torch also handles what it rejects or treats
-    as a special case: one value or none per channel, and a z of another shape.
-
-    Attributes:
-        norm: The BatchNorm of x.
-        z_norm: The BatchNorm of z, or None.
-        relu: Whether a ReLU follows.
-        pool: The max pool that follows, or None.
-        fork: Whether to return the result twice (see `batch_norm`).
+    as a special case: one value or none per channel, and a z of another shape. `fork` is whether to return
+    the result twice (see `batch_norm`).
     """
 
     def __init__(self, norm: _BatchNorm, z_norm: _BatchNorm | None = None, relu: bool = False):
@@ -261,10 +244,8 @@ def _fork(view: fx.GraphModule) -> None:
         if all(isinstance(kind, nn.Conv2d | FusedNorm) for kind in kinds):
             part.fork = True
             with view.graph.inserting_after(node):
-                outputs = [view.graph.call_function(operator.getitem, (node, output)) for output in (1, 0)][
-                    ::-1
-                ]
-            for user, output in zip(users, outputs, strict=True):
+                outputs = [view.graph.call_function(operator.getitem, (node, output)) for output in (1, 0)]
+            for user, output in zip(users, reversed(outputs), strict=True):
                 user.replace_input_with(node, output)
 
 

@@ -1,19 +1,62 @@
-"""The device: its settings, seed, clock, copies to the host, and memory.
+"""The device: whether there is one, its settings, seed, clock, copies to the host, and memory.
 
-They belong to the process. A run sets them by these functions, and `restore_flags` restores the process's own
-values.
+The settings belong to the process. A run sets them by these functions, and `restore_flags` restores the
+process's own values.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fastpsl.pipelines.decoders.memory import pinned_like
+
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+# The driver's errors that mean: it is older than torch's CUDA.
+DRIVER_TOO_OLD = (
+    "driver on your system is too old", "driver version is insufficient",
+    "forward compatibility was attempted",
+)  # fmt: skip
+UPDATE_DRIVER = "update it, or install a torch for the CUDA that it serves (nvidia-smi tells; pytorch.org)"
+# The beginnings of CUDA's advice to developers, which follows the error in the same text.
+_ADVICE = (
+    " Search for `", " CUDA kernel errors might", " For debugging consider", ". Please",
+    ". This is typically caused", ". This may indicate", " Exception raised from",
+)  # fmt: skip
+
+
+def why_no_cuda() -> tuple[str, str]:
+    """Return why torch finds no CUDA device, and a remedy besides --device cpu."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built for the CPU", "install one with CUDA (pytorch.org)"
+    text = "there is none"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        text = without_advice(error)
+    if any(words in text for words in DRIVER_TOO_OLD):
+        return text, UPDATE_DRIVER
+    return text, "look whether nvidia-smi and CUDA_VISIBLE_DEVICES show one"
+
+
+def without_advice(error: Exception) -> str:
+    """Return an error's text in one line of at most 200 characters, without CUDA's advice to developers."""
+    text = " ".join(str(error).split())
+    for advice in _ADVICE:
+        text = text.split(advice)[0]
+    return text[:200].rstrip(" .")
+
+
+def unused_gpu() -> bool:
+    """Return whether NVIDIA's driver is installed and CUDA_VISIBLE_DEVICES does not hide all GPUs."""
+    return _DRIVER_FILE.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+
 
 _restore = ExitStack()  # global, as the flags are
 

@@ -1,5 +1,6 @@
 """Failures of the GPU, driver, compiler or another rank, explained in one line with a remedy."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ import torch
 
 from fastpsl.console.terminal import own_rank
 from fastpsl.console.words import gibibytes
-from fastpsl.engine.gpu_faults import device_fault, lost_rank
+from fastpsl.engine.gpu import DRIVER_TOO_OLD, UPDATE_DRIVER, without_advice
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import Run
 from fastpsl.models.names import LESS_MEMORY
@@ -16,34 +17,71 @@ from fastpsl.models.names import LESS_MEMORY
 # Errors of allocations outside torch's allocator: by the driver, cuBLAS, cuDNN, DALI and Triton. If a few MiB
 # are missing, cuBLAS and cuDNN only report that they could not be initialised.
 _OUT_OF_MEMORY = (
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-    "cudaErrorMemoryAllocation",
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_INITIALIZED", "cudaErrorMemoryAllocation",
     "Triton Error [CUDA]: out of memory",
-)
-_LONGEST = 200
+)  # fmt: skip
+# Any of the first words in an error → the fault and its remedy.
+_FAULTS = (
+    (DRIVER_TOO_OLD, "the driver is older than torch's CUDA", UPDATE_DRIVER),
+    (
+        (
+            "illegal memory access", "misaligned address", "device-side assert", "unspecified launch failure",
+            "illegal instruction", "invalid program counter", "invalid address space",
+            "_STATUS_EXECUTION_FAILED",
+        ),
+        "a kernel failed on the GPU",
+        (
+            "with CUDA_LAUNCH_BLOCKING=1 before the command, error.txt names the kernel; --augment-backend "
+            "kornia --compile off does without fastpsl's own; if it comes and goes, test the GPU (nvidia-smi "
+            "-q -d ECC)"
+        ),
+    ),
+    (
+        ("NCCL", "nccl", "/gloo/"),
+        "the ranks cannot talk: another one has gone or hangs, or the network does not let them",
+        (
+            "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more, "
+            "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network"
+        ),
+    ),
+)  # fmt: skip
+# Only errors that name one of these count, because other libraries may use the same words.
+_SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "/gloo/")
+# Errors of a rank that lost its connection to another one or waited in vain: those of Gloo, which names its
+# file, of NCCL, and of the ranks' store.
+_GLOOS_LOST_RANK = (
+    "Connection closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "Read error"
+)  # fmt: skip
+_LOST_RANK = (
+    "remote process exited", "ncclRemoteError", "collective operation timeout",
+    "NCCL communicator was aborted", "wait timeout after", "Failed to recv, got 0 bytes",
+)  # fmt: skip
 
 
 def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     """Explain an error in one line for people, or return None for an error of another kind."""
-    text = " ".join(str(error).split())
+    text, first_words = " ".join(str(error).split()), without_advice(error)
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return (
-            f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower "
+            f"out of this machine's memory ({first_words or 'no more is known'}): lower "
             f"--prefetch-batches, --workers or --batch-size{resume_hint(runs)}"
         )
-    if (lost := lost_rank(text)) is not None:
-        return f"a rank other than {own_rank()} {lost}{resume_hint(runs)}"
-    if (fault := device_fault(text)) is not None:
-        return fault + resume_hint(runs)
+    if of_another_rank(error):
+        message = re.sub(r"^\[[^ ]*\] ", "", first_words)  # without Gloo's source file
+        return (
+            f"a rank other than {own_rank()} has gone or hangs ({message}): look for its error in the log, "
+            f"or at its machine{resume_hint(runs)}"
+        )
+    if any(word in text.lower() for word in _SPEAKERS):
+        for known, what, remedy in _FAULTS:
+            if any(words in text for words in known):
+                return f"{what} ({first_words}): {remedy}{resume_hint(runs)}"
     if "Triton Error [CUDA]" in text:
         return (
-            f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the "
+            f"Triton's kernels do not run here ({first_words}): its CUDA may be newer than the "
             "driver's; update the driver, or give --compile off --augment-backend kornia"
         )
     if "no kernel image is available" in text:
@@ -52,13 +90,14 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
             "or give --device cpu"
         )
     if compiler_failed(error):
-        return f"torch.compile failed on this stage's blocks ({text[:_LONGEST]}): give --compile off"
+        return f"torch.compile failed on this stage's blocks ({first_words}): give --compile off"
     return None
 
 
 def of_another_rank(error: Exception) -> bool:
     """Return whether this rank failed because another one did."""
-    return lost_rank(" ".join(str(error).split())) is not None
+    text = " ".join(str(error).split())
+    return any(words in text for words in (_GLOOS_LOST_RANK if "/gloo/" in text else _LOST_RANK))
 
 
 def resume_hint(runs: Sequence[Run]) -> str:
@@ -80,12 +119,11 @@ def _out_of_memory(run: Run | None) -> str:
     if run is None:
         return "out of GPU memory: lower --batch-size"
     options, position, device = run.options, run.position, run.world.device
-    line = (
+    return (
         f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with "
         f"{run.data.batch_size} images per pass on each GPU in {run.precision}{_in_use(device)}; what takes "
-        "less: "
+        f"less: {', '.join(_less(options, run.precision, run.world.size))}"
     )
-    return line + ", ".join(_less(options, run.precision, run.world.size))
 
 
 def _in_use(device: torch.device) -> str:

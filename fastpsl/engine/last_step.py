@@ -5,9 +5,8 @@ waits for it before the next copy, and at the end.
 
 torchrun kills its ranks 30 s after it forwards a signal, as do Slurm and Kubernetes. The loop checks for
 requests between steps, but a step that compiles, or first clusters a million images, takes minutes. Before
-such a step, rank 0 therefore keeps a copy of the state in memory. After a request, a thread waits for
-the loop. If the loop does not stop in time, the copy is written and the thread exits, whatever the main
-thread is doing. In a process that is not the run's own, such as a notebook's, nothing exits. The copy is also
+such a step, rank 0 therefore keeps a copy of the state. If the loop does not stop in time after a request, a
+thread writes the copy. It then ends the process if that is the run's own, and no notebook's. The copy is also
 written if an error ends the run.
 """
 
@@ -20,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,8 @@ from fastpsl.pipelines.decoders.memory import pinned_like
 class Snapshot:
     """A copy of a state, in memory that the next copy uses again.
 
-    A GPU's tensors are copied to pinned memory, queued behind the device's work. What the host launches
-    afterwards therefore changes the tensors only when they have been copied. `take` waits for them
-    where pinned memory is exhausted.
+    A GPU's tensors are copied to pinned memory behind the device's work, so later launches change no copy.
+    `take` waits for them where pinned memory is exhausted.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class Snapshot:
         before, self._buffers, self._arrived = self._buffers, {}, None
         copied: dict[str, Any] = self._copied(state, (), before)
         if any(key[-1] for key in self._buffers):
-            self._arrived = torch.cuda.Event(blocking=True)  # its wait sleeps, as in `Fetch`
+            self._arrived = torch.cuda.Event(blocking=True)  # its wait sleeps, as in `AsyncCopy`
             self._arrived.record()
         return copied
 
@@ -100,8 +99,7 @@ class LastStep:
 
     def __init__(self, run: Run):
         self._run = run
-        # The number of steps that are safe, and their copy, which may be on the disk already. At the start,
-        # the steps before the resume are safe.
+        # The steps that are safe, at first those before the resume, and their copy in memory.
         self._safe: int | None = run.position.run_step
         self._kept: _Kept | None = None
         self._snapshot = Snapshot()
@@ -113,8 +111,7 @@ class LastStep:
 
     def __enter__(self) -> "LastStep":  # noqa: PYI034  (typing.Self is 3.11's)
         if self._watches:
-            # Python's signal handlers wait for the main thread, which may be in one long call. A byte in this
-            # socket arrives at once.
+            # A handler waits for the main thread, which may be in one long call. A byte here arrives at once.
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
             self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -149,7 +146,7 @@ class LastStep:
             self._begin_to_write()
 
     def keep(self, state: dict[str, Any]) -> None:
-        """Keep a copy of the present step's state in memory, instead of the one before. Every rank calls it."""
+        """Keep a copy of the present step's state in memory, instead of the one before, on rank 0."""
         run = self._run
         with self._lock:
             self.wait()  # the new copy takes the memory of the one that is being written
@@ -220,9 +217,8 @@ class LastStep:
             return
         with self._lock:
             # The loop may have finished one more step, which waits for the other ranks and is not kept.
-            if not self._over.is_set() and self._safe in range(
-                self._run.position.run_step - 1, self._run.position.run_step + 1
-            ):
+            step = self._run.position.run_step
+            if not self._over.is_set() and self._safe in (step - 1, step):
                 self._leave()
 
     def _leave(self) -> None:
@@ -239,12 +235,52 @@ class LastStep:
         run.reporter.screen.close()
         resume_hint = "goes on from there" if run.checkpoints.paths() else "starts anew"
         where = f"stage {run.position.stage + 1}, after {self._safe} steps of the run"
-        try:
+        with contextlib.suppress(OSError):  # stdout may be closed
             print(
                 f"interrupted in {where}, without waiting for the next to end; "
                 f"the same command with --out {run.folder} {resume_hint}",
                 flush=True,
             )
-        except OSError:
-            pass  # stdout is closed
         os._exit(EXIT_CRASHED if lost else EXIT_PREEMPTED)
+
+
+class Safepoint:
+    """The points of a stage between two steps, at which all ranks stop, save, or keep `state()` in memory."""
+
+    def __init__(self, run: Run, last_step: LastStep, state: Callable[[], dict[str, Any]]):
+        self._run, self._last_step, self._state = run, last_step, state
+
+    def after_step(self, *, is_first: bool, is_last: bool) -> bool:
+        """Save, keep or release the state. Return whether a signal stops the stage before its last step."""
+        decision, every = self._run.stop_signal.after_step(), self._run.options.checkpoint_steps
+        if decision.stop and not is_last:
+            return True
+        if decision.checkpoint or (every and self._run.position.run_step % every == 0):
+            self.save()
+        elif decision.seconds > LONG_STEP_S or is_first:
+            self.keep()  # the first time, it also takes the memory that later checkpoints need
+        else:
+            self._last_step.release()
+        return False
+
+    def save(self) -> None:
+        """Begin to write a checkpoint on rank 0. Every rank calls it, as tasks may gather their state."""
+        self._run.reporter.flush()
+        self._last_step.save(self._state())
+        self._run.stop_signal.checkpointed()
+
+    def keep(self) -> None:
+        """Keep the state in memory unless it is safe, in case a long work is stopped. Every rank calls it."""
+        if not self._last_step.is_safe():
+            self._run.reporter.flush()
+            self._last_step.keep(self._state())
+            self._run.stop_signal.other_pace()  # the copy's time is not part of a step
+
+    def write(self) -> bool:
+        """Write the state and wait for it. Return False if it cannot be written."""
+        try:
+            self.keep()
+            self._last_step.write()  # a safe one may be from before `start_epoch`, which a resume calls again
+        except (ValueError, OSError):
+            return False
+        return True

@@ -109,11 +109,8 @@ class OnlineProbe:
                 return False
             if self.run.world.rank == 0:
                 where = {"run_step": position.run_step, "stage": self.stage.name, "level": self.stage.level}
-                where |= {
-                    "step": position.step,
-                    "epoch": round(epochs, 3),
-                    "block": f"B{self.stage.last_block}",
-                }
+                where |= {"step": position.step, "epoch": round(epochs, 3)}
+                where |= {"block": f"B{self.stage.last_block}"}
                 with operation("probe: kNN, linear classifier and signs of collapse"):
                     self._report(where | figures(train, val), time.perf_counter() - started)
             self._last_look = position.run_step
@@ -142,7 +139,7 @@ class OnlineProbe:
         return Features(values[order], labels)
 
     def _report(self, line: dict[str, Any], seconds: float) -> None:
-        reporter, step = self.run.reporter, line["run_step"]
+        reporter = self.run.reporter
         self.file.append([line])
         self.file.sync()
         from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
@@ -150,23 +147,13 @@ class OnlineProbe:
         draw_probes(read_probes(self.file), self.run.folder / "probe.png")
         reporter.log(f"{probe_line(line)}; {seconds:.1f} s")
         scalars = {f"probe/{name}": line[name] for name in FIGURES if line[name] is not None}
-        if reporter.board:
-            for name, value in scalars.items():
-                reporter.board.add_scalar(name, value, step)
-        if reporter.wandb:
-            reporter.wandb.log(scalars, step=step)
+        reporter.scalars(scalars, line["run_step"])
 
 
 def figures(train: Features, val: Features | None) -> dict[str, Any]:
-    """Compute the figures of a probe.
+    """Compute the figures of probe.jsonl from the features of training and of validation images, if any.
 
-    Args:
-        train: The features of training images.
-        val: The features of validation images, or None.
-
-    Returns:
-        The figures of probe.jsonl. Accuracies are in [0, 1], and None without labels. If some feature is not
-        finite, all `FIGURES` are None.
+    Accuracies are in [0, 1], and None without labels. If a feature is not finite, all `FIGURES` are None.
     """
     record: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
     record |= {"num_val": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
@@ -178,15 +165,10 @@ def figures(train: Features, val: Features | None) -> dict[str, Any]:
         neighbours = find_neighbours(val.features, train.features, k, train.features.device)
         counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
         is_correct = ridge_classes(train.features, train.labels, val.features, num_classes) == val.labels
-        record |= {"num_val": num, "num_classes": num_classes}
-        record |= {
-            "knn_accuracy": counts[f"top1_k{k}"] / num,
-            "linear_accuracy": float(is_correct.float().mean()),
-        }
-    return record | {
-        "feature_std": feature_std(train.features),
-        "effective_rank": effective_rank(train.features),
-    }
+        record |= {"num_val": num, "num_classes": num_classes, "knn_accuracy": counts[f"top1_k{k}"] / num}
+        record["linear_accuracy"] = float(is_correct.float().mean())
+    rows = train.features
+    return record | {"feature_std": feature_std(rows), "effective_rank": effective_rank(rows)}
 
 
 def feature_std(features: Tensor) -> float:
@@ -213,19 +195,10 @@ def effective_rank(features: Tensor) -> float:
 
 
 def ridge_classes(features: Tensor, labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
-    """Classify `others` by least squares on `features`, in closed form.
+    """Classify `others`, [m, C], by least squares on `features`, [n, C]; return int64 [m] on the CPU.
 
     W = (X'X / n + RIDGE I)^-1 X'(Y - mean Y) / n, with X standardised by its own mean and deviation, and Y
-    one-hot.
-
-    Args:
-        features: The training features, [n, C].
-        labels: Their classes, int64 [n].
-        others: The features to classify, [m, C].
-        num_classes: The number of classes.
-
-    Returns:
-        Classes, int64 [m] on the CPU.
+    one-hot. `labels` are int64 [n].
     """
     mean, deviation = features.double().mean(0), features.double().std(0, unbiased=False)
     # Standardisation would amplify the noise of a channel that hardly varies.
@@ -249,13 +222,8 @@ def probe_line(line: dict[str, Any]) -> str:
             f"kNN {100 * line['knn_accuracy']:.1f} %, linear {100 * line['linear_accuracy']:.1f} % of "
             f"{line['num_val']:,} validation images (chance {100 / line['num_classes']:.1f} %), "
         )
-    return (
-        text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {_full_rank(line)}"
-    )
-
-
-def _full_rank(line: dict[str, Any]) -> int:
-    return min(line["num_train"], line["channels"])
+    full_rank = min(line["num_train"], line["channels"])
+    return text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {full_rank}"
 
 
 def read_probes(file: MetricsFile) -> list[dict[str, Any]]:

@@ -247,14 +247,8 @@ class PretrainOptions(TrainingOptions):
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
-        return make_plan(
-            self.plan,
-            self.epochs,
-            num_levels=num_levels,
-            num_blocks=num_blocks,
-            partition=self.partition,
-            levels=self.levels,
-        )
+        numbers = {"num_levels": num_levels, "num_blocks": num_blocks}
+        return make_plan(self.plan, self.epochs, partition=self.partition, levels=self.levels, **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +261,7 @@ class SGDOptions(PretrainOptions):
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:
         """Return the SGD optimiser, or apex's fused one for --apex."""
         from fastpsl.engine.distributed import choose_device
-        from fastpsl.engine.optim.sgd_adam import fused_sgd, require_apex, sgd
+        from fastpsl.engine.optim.optimisers import fused_sgd, require_apex, sgd
 
         if not self.apex:
             return sgd

@@ -102,7 +102,8 @@ def make_plan(
             f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most "
             f"{num_blocks}, or the --partition"
         )
-    parts = _parts(partition or _overlapping(num_stages, num_blocks), num_stages, num_blocks)
+    overlapping = [f"{i + 1}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
+    parts = _parts(partition or overlapping, num_stages, num_blocks)
     if not levels:
         # The last level is set apart, so that a single stage has the hardest.
         rising = (1 + round(i * (num_levels - 1) / (num_stages - 1)) for i in range(num_stages - 1))
@@ -118,22 +119,12 @@ def make_plan(
         )
     if name == "end_to_end":
         return (Stage("E", max(levels), 1, num_blocks, sum(stage_epochs)),)
+    rows = enumerate(zip(stage_epochs, levels, parts, strict=True), start=1)
+    hardest, from_first = max(levels), name == "psl_f"
     return tuple(
-        Stage(
-            name=f"S{number}",
-            level=max(levels) if name == "sl" else level,
-            first_learning=1 if name == "psl_f" else first,
-            last_block=last,
-            epochs=epochs,
-        )
-        for number, (epochs, level, (first, last)) in enumerate(
-            zip(stage_epochs, levels, parts, strict=True), start=1
-        )
+        Stage(f"S{i}", hardest if name == "sl" else level, 1 if from_first else first, last, epochs)
+        for i, (epochs, level, (first, last)) in rows
     )
-
-
-def _overlapping(num_stages: int, num_blocks: int) -> list[str]:
-    return [f"{i + 1}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
 
 
 def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[tuple[int, int]]:
@@ -151,9 +142,7 @@ def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[t
     for part_before, part_after in pairwise(parts):
         if not (part_before[0] < part_after[0] and part_before[1] < part_after[1]):
             raise ValueError(f"{option}: each stage must begin and end above the one before it")
-    holes = set(range(1, num_blocks + 1)) - {
-        block for first, last in parts for block in range(first, last + 1)
-    }
+    holes = set(range(1, num_blocks + 1)).difference(*(range(first, last + 1) for first, last in parts))
     if holes:
         raise ValueError(
             f"{option} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in "

@@ -103,24 +103,18 @@ PACE_INTERVALS = 20
 
 
 class WorkAhead(NamedTuple):
-    """A stage's place in the run, and what comes after it.
+    """A stage's place in the run, and what comes after it."""
 
-    Attributes:
-        number: The number of the stage, from 1.
-        num_stages: The number of stages of the run.
-        later_steps: The work of later stages, in steps of this one.
-    """
-
-    number: int = 1
-    num_stages: int = 1
-    later_steps: float = 0.0
+    number: int = 1  # of the stage
+    num_stages: int = 1  # of the run
+    later_steps: float = 0.0  # the work of later stages, in steps of this one
 
 
 ONLY_STAGE = WorkAhead()
 
 
 class Pace:
-    """The measured seconds per step of a stage, and the time left by it. Nothing is left of it unmeasured."""
+    """A running mean of the seconds per step. `time_left` is None before the first measurement."""
 
     def __init__(self) -> None:
         self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)
@@ -324,11 +318,15 @@ class Reporter:
         values = {name: value for name, value in figures.items() if value is not None}
         numbers = ", ".join(f"{name} {metric_words(name, value)}" for name, value in values.items())
         self.log(f"after epoch {round(epochs, 2):g}: {numbers}")
+        self.scalars({f"epoch/{name}": value for name, value in values.items()}, run_step)
+
+    def scalars(self, values: Mapping[str, float], run_step: int) -> None:
+        """Send values to TensorBoard and W&B, whichever are used."""
         if self.board:
             for name, value in values.items():
-                self.board.add_scalar(f"epoch/{name}", value, run_step)
+                self.board.add_scalar(name, value, run_step)
         if self.wandb:
-            self.wandb.log({f"epoch/{name}": value for name, value in values.items()}, step=run_step)
+            self.wandb.log(dict(values), step=run_step)
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -365,14 +363,8 @@ class Reporter:
         """Note one step."""
         self._finish_copy()
         self._names = list(metrics.names)
-        row = {
-            "run_step": run_step,
-            "stage": self._stage.name,
-            "level": self._stage.level,
-            "step": step,
-            "lr": lr,
-        }
-        self._pending.append((row, metrics.values))
+        stage = {"stage": self._stage.name, "level": self._stage.level}
+        self._pending.append(({"run_step": run_step, **stage, "step": step, "lr": lr}, metrics.values))
         if self.screen:
             self.screen.reach(step)
         if step == self._num_steps:
@@ -403,12 +395,9 @@ class Reporter:
         rows = numbers.values().tolist()
         now = time.perf_counter()
         elapsed = max(now - self._window_started, 1e-9)
+        mean = lambda total, count: total / count if count else None
         lines = [
-            row
-            | {
-                name: total / count if count else None
-                for name, (total, count) in zip(names, pairs, strict=True)
-            }
+            row | {name: mean(*pair) for name, pair in zip(names, pairs, strict=True)}
             for row, (*pairs, _) in zip(steps, rows, strict=True)
         ]
         if self.file and self.screen:
@@ -425,12 +414,10 @@ class Reporter:
     def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float | None) -> None:
         """Show the mean metrics of some steps, and the pace if their time is known."""
         assert self.screen
-        last = lines[-1]
-        means = {}
+        last, means = lines[-1], dict[str, float]()
         for name in names:
             values = [line[name] for line in lines if line[name] is not None]
             means[name] = sum(values) / max(len(values), 1)
-        scalars = means | {"lr": last["lr"]}
         pace: dict[str, Any] = {}
         if elapsed is not None:
             pace["images_per_s"] = self.batch_size * len(lines) / elapsed
@@ -442,31 +429,18 @@ class Reporter:
             self._has_told_length = True
             self.log(f"the run takes {clock(left_s)} from here, at the pace of its first steps")
         self.screen.show(replace(numbers, gpu_bytes=memory_held(self.world.device), **pace))
-        scalars |= pace
-        if self.board:
-            for name, value in scalars.items():
-                self.board.add_scalar(name, value, last["run_step"])
-        if self.wandb:
-            self.wandb.log(scalars, step=last["run_step"])
+        self.scalars(means | {"lr": last["lr"]} | pace, last["run_step"])
 
     def _numbers(
         self, step: int, metrics: Mapping[str, float] | None = None, lr: float | None = None
     ) -> Numbers:
         """Return where the stage is after `step`, and the time left once its pace is known."""
         eta_s, run_eta_s = self._pace.time_left(self._num_steps - step, self._ahead)
+        num_steps = max(self._num_steps, step)  # a resumed stage may have passed a lower limit
         return Numbers(
-            self._stage.name,
-            self._stage.level,
-            self._ahead.number,
-            self._ahead.num_stages,
-            self._steps_per_epoch,
-            step,
-            max(self._num_steps, step),  # a resumed stage may have passed a lower limit
-            metrics or {},
-            lr,
-            eta_s=eta_s,
-            run_eta_s=run_eta_s,
-        )
+            self._stage.name, self._stage.level, self._ahead.number, self._ahead.num_stages,
+            self._steps_per_epoch, step, num_steps, metrics or {}, lr, eta_s=eta_s, run_eta_s=run_eta_s,
+        )  # fmt: skip
 
     def stage_summary(
         self,
@@ -479,23 +453,17 @@ class Reporter:
     ) -> dict[str, Any]:
         """Return and print a stage's summary, which is complete on rank 0 only.
 
-        `num_steps` are the numbers of steps made and planned, and `memory` is the result of
-        `gpu_memory.peak_memory`.
+        `num_steps` are the numbers of steps made and planned, and `memory` is `gpu.peak_memory`'s result.
         """
         losses = self.file.losses(stage.name) if self.file else []
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
         head, tail = losses[:num], losses[-num:]
         summary: dict[str, Any] = {
-            "stage": stage.name,
-            "level": stage.level,
-            "num_steps": num_steps[0],
-            "num_steps_planned": num_steps[1],
-            "seconds": round(seconds, 1),
+            "stage": stage.name, "level": stage.level, "num_steps": num_steps[0],
+            "num_steps_planned": num_steps[1], "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
-            "loss_end": sum(tail) / len(tail) if tail else None,
-            "val": val,
-            "chance": chance,
-        } | dict(memory or {})
+            "loss_end": sum(tail) / len(tail) if tail else None, "val": val, "chance": chance,
+        } | dict(memory or {})  # fmt: skip
         if self.screen:
             self.screen.end_stage()
         self.log(summary_line(summary))

@@ -79,23 +79,12 @@ def apply_kept_choices(
 
 
 # The required keys of a checkpoint. Other keys are optional.
-_KEYS: dict[str, type] = {
-    "science": dict,
-    "machine": dict,
-    "position": dict,
-    "backbone": dict,
-    "train_step": dict,
-    "choices": dict,
-    "task": dict,
-}
+_KEYS: dict[str, type] = dict.fromkeys(
+    ("science", "machine", "position", "backbone", "train_step", "choices", "task"), dict
+)
 _POSITION: dict[str, type | tuple[type, ...]] = {
-    "stage": int,
-    "step": int,
-    "run_step": int,
-    "first_epoch": int,
-    "seconds": (int, float),
-    "summaries": list,
-}  # `run.Position`
+    "stage": int, "step": int, "run_step": int, "first_epoch": int, "seconds": (int, float), "summaries": list
+}  # `run.Position`  # fmt: skip
 _OLDER = "resume from an older one, or give another --out"
 
 
@@ -187,11 +176,8 @@ def find_checkpoint(
     refuse_other_science(state["science"], science, chosen)
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
-    changed = [
-        f"{name} {value} → {machine.get(name)}"
-        for name, value in state["machine"].items()
-        if value != machine.get(name)
-    ]
+    pairs = {name: (value, machine.get(name)) for name, value in state["machine"].items()}
+    changed = [f"{name} {was} → {now}" for name, (was, now) in pairs.items() if was != now]
     if changed:
         notes.append(f"changed since then (allowed): {', '.join(changed)}")
     wait_for_all(world)  # every rank must have read it before files are renamed
@@ -219,11 +205,8 @@ def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run
 
 def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
     """Check that a checkpoint has all keys that a run needs, with values of the right types."""
-    parts: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
-        (state, _KEYS),
-        (state.get("position", {}), _POSITION),
-    )
-    for within, keys in parts:
+    parts: list[tuple[dict[str, Any], Mapping[str, Any]]] = [(state, _KEYS)]
+    for within, keys in [*parts, (state.get("position", {}), _POSITION)]:
         where = "" if within is state else "position: "
         for name, kind in keys.items():
             value = within.get(name)

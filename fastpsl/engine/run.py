@@ -3,20 +3,18 @@
 import json
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-from typing_extensions import Self
 
-from fastpsl.engine.distributed import World, environment, share
+from fastpsl.engine.distributed import StopSignal, World, environment, share
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.reporter import Reporter, summary_line
-from fastpsl.engine.resume import apply_kept_choices, choose_folder, find_checkpoint, lock_folder
-from fastpsl.engine.signals import StopSignal
+from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset
@@ -31,7 +29,7 @@ OpenData = Callable[[RunOptions], tuple[Dataset, Dataset | None]]
 """A function that opens the training and validation data."""
 
 
-class BatchSource(Protocol):
+class BatchSource(AbstractContextManager["BatchSource"], Protocol):
     """A source of training batches: a `Loader`, or a loader of annotated images."""
 
     decoder_name: str
@@ -46,12 +44,6 @@ class BatchSource(Protocol):
     ) -> Generator[Any, None, None]:
         """Yield the batches of an epoch, starting with `first_step`."""
         ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
-    ) -> None: ...
 
 
 class RunData:
@@ -126,14 +118,8 @@ class RunData:
             train: Whether it is for training.
             batch_size: The images that this rank takes at a time; None for `batch_size` of the run.
         """
-        loader = open_loader(
-            data,
-            views,
-            replace(self.options, decoder=self.decoder_of(data)),
-            self.world,
-            batch_size_per_rank=batch_size or self.batch_size,
-            train=train,
-        )
+        options, size = replace(self.options, decoder=self.decoder_of(data)), batch_size or self.batch_size
+        loader = open_loader(data, views, options, self.world, batch_size_per_rank=size, train=train)
         if loader.decoder_name == self.decoder != self.options.decoder:
             loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, loader.decoder.remark)))
         return loader
@@ -153,17 +139,10 @@ class RunData:
         """
         options, world = self.options, self.world
         return AnnotatedLoader(
-            read,
-            self.train.num_samples,
-            batch_size_per_rank=self.batch_size,
-            seed=options.seed,
-            rank=world.rank,
-            world=world.size,
-            num_threads=options.workers,
-            device=world.device,
-            prefetch_batches=options.prefetch_batches,
-            timeout_s=options.timeout_s,
-        )
+            read, self.train.num_samples, batch_size_per_rank=self.batch_size, seed=options.seed,
+            rank=world.rank, world=world.size, num_threads=options.workers, device=world.device,
+            prefetch_batches=options.prefetch_batches, timeout_s=options.timeout_s,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close both data sets."""
@@ -202,23 +181,12 @@ def open_loader(
 ) -> Loader:
     """Build a loader of this rank's batches, as the options define it."""
     return Loader(
-        data,
-        views,
-        batch_size_per_rank=batch_size_per_rank,
-        seed=options.seed,
-        rank=world.rank,
-        world=world.size,
-        train=train,
-        order=options.order,
-        lanes=options.lanes,
-        decoder=options.decoder,
-        hw_decoder_load=options.hw_decoder_load,
-        num_threads=options.workers,
-        device=str(world.device),
-        prefetch_batches=options.prefetch_batches,
-        timeout_s=options.timeout_s,
+        data, views, batch_size_per_rank=batch_size_per_rank, seed=options.seed, rank=world.rank,
+        world=world.size, train=train, order=options.order, lanes=options.lanes, decoder=options.decoder,
+        hw_decoder_load=options.hw_decoder_load, num_threads=options.workers, device=str(world.device),
+        prefetch_batches=options.prefetch_batches, timeout_s=options.timeout_s,
         on_bad_sample=options.on_bad_sample,
-    )
+    )  # fmt: skip
 
 
 # The beginnings of the names of files that a run writes besides its checkpoints.
@@ -227,23 +195,14 @@ _RECORDS = ("config", "environment", "epochs", "labels", "results", "status", "w
 
 @dataclass
 class Position:
-    """The position of a training: `step` of stage `stage` comes next.
-
-    Attributes:
-        stage: The stage's index, from 0.
-        step: The number of steps made in the stage.
-        run_step: The number of steps made in all stages.
-        first_epoch: The stage's first epoch, counted over all stages so that draws and orders never repeat.
-        seconds: The time spent in the stage's steps.
-        summaries: The summaries of finished stages.
-    """
+    """The position of a training: `step` of stage `stage` comes next. Both count from 0."""
 
     stage: int = 0
     step: int = 0
-    run_step: int = 0
-    first_epoch: int = 0
-    seconds: float = 0.0
-    summaries: list[dict[str, Any]] = field(default_factory=list)
+    run_step: int = 0  # over all stages
+    first_epoch: int = 0  # of the stage, counted over all stages so that draws and orders never repeat
+    seconds: float = 0.0  # spent in the stage's steps
+    summaries: list[dict[str, Any]] = field(default_factory=list)  # of finished stages
 
     def next_stage(self, epochs: int) -> None:
         """Move to the start of the next stage, after one that was planned for `epochs` epochs."""
@@ -276,7 +235,7 @@ class Run:
         self.data, self.options, self.world = data, data.options, data.world
         self.owns_process = owns_process
         self.precision = self.options.resolved_precision(self.world.device)
-        self._lock: IO[str] | None = None
+        self._folder = ExitStack()
         self._never_finite = set[str]()
         try:
             if self.options.sync_batchnorm and self.world.device.type != "cuda":
@@ -290,18 +249,10 @@ class Run:
 
     def _begin(self, recipe: str, science: Mapping[str, Any] | None) -> None:
         options, world = self.options, self.world
-        self.science = (
-            dict(science or {})
-            | options.science()
-            | {
-                "recipe": recipe,
-                "precision": self.precision,
-                "data_digest": self.data.train.digest(),
-            }
-        )
-        self.folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
-        if world.rank == 0:
-            self._lock = lock_folder(self.folder)
+        self.science = dict(science or {}) | options.science()
+        self.science |= {"recipe": recipe, "precision": self.precision}
+        self.science["data_digest"] = self.data.train.digest()
+        self.folder = self._folder.enter_context(open_folder(recipe, options, world))
         self.checkpoints = CheckpointManager(self.folder / "checkpoints", options.keep_checkpoints)
         self.resumed_from, self.resume_state, notes = find_checkpoint(
             options, world, self.folder, self.science, self._machine()
@@ -310,15 +261,10 @@ class Run:
         self.resumed = self.resume_state is not None
         with output_errors(self.folder):
             self.reporter = Reporter(
-                self.folder,
-                world,
-                batch_size=options.batch_size,
-                log_steps=options.log_steps,
-                resumed_run_step=self.position.run_step,
-                tensorboard=options.tensorboard,
-                wandb=options.wandb,
-                config=options.as_dict(),
-            )
+                self.folder, world, batch_size=options.batch_size, log_steps=options.log_steps,
+                resumed_run_step=self.position.run_step, tensorboard=options.tensorboard,
+                wandb=options.wandb, config=options.as_dict(),
+            )  # fmt: skip
             if world.rank == 0:
                 self._write_records()
         self.stop_signal = StopSignal(world, options.checkpoint_minutes)
@@ -376,9 +322,7 @@ class Run:
         return paths[-1] if paths else Path(self.options.resume)
 
     def write_status(self, state: str, reason: str) -> None:
-        """Write status.json.
-
-        Under torchrun, which has exit codes of its own, this file shows how the run ended.
+        """Write status.json, which tells how the run ended even under torchrun with its own exit codes.
 
         Args:
             state: "running", "finished", "preempted" or "failed".
@@ -400,8 +344,7 @@ class Run:
 
     def _close_files(self) -> None:
         self.data.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._folder.close()
 
 
 def _not_finite(backbone: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:

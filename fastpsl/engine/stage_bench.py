@@ -82,13 +82,9 @@ class StageBench:
         options = replace(self.options, decoder=decoder or self.options.decoder)
         if data is not None:  # synthetic data has no pages, which the quasi-random order needs
             options = replace(options, order="random")
+        size = self.batch_size
         return open_loader(
-            data or self.data,
-            self.views,
-            options,
-            self.world,
-            batch_size_per_rank=self.batch_size,
-            train=True,
+            data or self.data, self.views, options, self.world, batch_size_per_rank=size, train=True
         )
 
     def loader_alone(self, decoder: str | None = None) -> float:

@@ -19,10 +19,8 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 class StepMetrics(NamedTuple):
     """The metrics of a step, still on the device.
 
-    Attributes:
-        names: The names of the task's metrics.
-        values: float32 [len(names) + 1, 2], a sum and a number per metric. The last row is the number of the
-            stage's skipped steps up to this one, and 1.
+    `values`, float32 [len(names) + 1, 2], has a sum and a number per metric. The last row is the number of
+    the stage's skipped steps up to this one, and 1.
     """
 
     names: tuple[str, ...]
@@ -61,7 +59,6 @@ class StageBlocks(nn.Module):
         frozen_batchnorm: str = "eval",
         batchnorm: Literal["train", "eval", "fixed"] = "train",
     ):
-        """Select the stage's blocks of the backbone."""
         super().__init__()
         blocks, self.min_px = backbone.blocks(), backbone.min_px
         backbone.requires_grad_(False)
@@ -73,7 +70,7 @@ class StageBlocks(nn.Module):
         if batchnorm == "fixed":
             for norm in self._learning_norms():
                 norm.requires_grad_(False)
-        # `compile_modes.make_runner` sets how blocks run in training.
+        # `step_modes.make_runner` sets how blocks run in training.
         self.runner: Runner = run_blocks
         # A list, not a submodule, so that state_dict, DDP and the optimiser ignore the copies.
         self._folded: list[nn.Module] = []
@@ -82,14 +79,8 @@ class StageBlocks(nn.Module):
     def fold_frozen(self, dtype: torch.dtype) -> None:
         """Run frozen blocks from now on as copies with folded BatchNorms (`fastpsl.models.fold_batchnorm`).
 
-        The copies have the blocks' present values, so weights and running statistics must not change
-        afterwards.
-
-        Args:
-            dtype: The type of autocast, or float32.
-
-        Raises:
-            ValueError: The blocks cannot be folded.
+        `dtype` is autocast's type, or float32. The copies have the blocks' present values, so weights and
+        running statistics must not change afterwards.
         """
         check_foldable(self.frozen, self.frozen_batchnorm)
         self._folded = [folded(block, dtype) for block in self.frozen]

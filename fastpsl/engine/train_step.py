@@ -5,21 +5,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import OFF, StepChoice, make_runner
-from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.distributed import World, sum_over_ranks, take_buffers_of_rank_0
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
-from fastpsl.engine.step_graph import (
+from fastpsl.engine.step_modes import (
     LAUNCHED,
+    OFF,
     GraphChoice,
     SkippedStep,
+    StepChoice,
     StepGraphs,
     StepState,
     beside,
+    make_runner,
 )
 from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
@@ -250,7 +251,7 @@ class TrainStep:
             stopped.
         """
         totals: dict[str, Tensor] = {}
-        self._take_buffers_of_rank_0()
+        take_buffers_of_rank_0(self.module, self.world)
         self.module.eval()
         for batch in batches:
             if stopped():
@@ -259,13 +260,8 @@ class TrainStep:
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
-        return {
-            name: float(value / count)
-            for name, (value, count) in (
-                (n, sum_over_ranks(self.world, t).tolist()) for n, t in totals.items()
-            )
-            if count
-        }
+        pairs = {name: sum_over_ranks(self.world, total).tolist() for name, total in totals.items()}
+        return {name: float(value / count) for name, (value, count) in pairs.items() if count}
 
     @torch.no_grad()
     def warm_up(
@@ -282,13 +278,6 @@ class TrainStep:
         with self.autocast():
             output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
             return output
-
-    @torch.no_grad()
-    def _take_buffers_of_rank_0(self) -> None:
-        """Copy rank 0's running statistics to all ranks, which have different ones. Every rank calls it."""
-        if self.world.size > 1:
-            for buffer in self.module.buffers():
-                dist.broadcast(buffer, src=0)
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the step's precision and device."""

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from fastpsl.console.progress import operation
-from fastpsl.engine.compile_modes import what_is_built
 from fastpsl.engine.data_waits import DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
-from fastpsl.engine.last_step import LONG_STEP_S, LastStep
+from fastpsl.engine.last_step import LastStep, Safepoint
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
@@ -24,9 +23,11 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import work_ahead
 from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice
+from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
 
@@ -110,8 +111,10 @@ class StageTrainer:
     """The training of the run's present stage, from its position and its checkpoint `state`, to the end."""
 
     def __init__(self, experiment: Experiment, run: Run, state: dict[str, Any] | None, last_step: LastStep):
-        self.experiment, self.run, self.position, self.last_step = experiment, run, run.position, last_step
+        self.experiment, self.run, self.position = experiment, run, run.position
+        self.safepoint = Safepoint(run, last_step, self._state)
         self.stage = stage = experiment.stages[run.position.stage]
+        self.all_epochs = sum(each.max_epochs for each in experiment.stages)
         self.fresh = state is None
         self.val_views = experiment.task.val_views(stage.level)
         options = run.options
@@ -138,64 +141,61 @@ class StageTrainer:
 
     def run_to_end(self, progress: operation) -> bool:
         """Train, evaluate and save. Return False if a signal stopped it; a stopped warm-up is not saved."""
-        run, position = self.run, self.position
+        run, position, task, name = self.run, self.position, self.experiment.task, self.stage.name
         with contextlib.ExitStack() as stack:
-            progress.rename(f"{self.stage.name}: opening its loaders")
-            task_loader = self.experiment.task.train_loader(run.data)
-            loader = stack.enter_context(
-                task_loader or run.data.loader(run.data.train, self.views, train=True)
-            )
-            val_loader = None
-            # It is opened now, so that data that cannot be evaluated are rejected before the training.
-            if run.data.val is not None and self.val_views:
-                val_loader = stack.enter_context(run.data.loader(run.data.val, self.val_views, train=False))
+            with progress.span(f"{name}: opening its loaders"):
+                own_loader = task.train_loader(run.data)
+                loader = stack.enter_context(
+                    own_loader or run.data.loader(run.data.train, self.views, train=True)
+                )
+                val_loader = None
+                # It is opened now, so that data that cannot be evaluated are rejected before the training.
+                if run.data.val is not None and self.val_views:
+                    val_loader = run.data.loader(run.data.val, self.val_views, train=False)
+                    stack.enter_context(val_loader)
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             ahead = work_ahead(
                 self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
-                self.experiment.task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
+                task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
             )  # fmt: skip
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
-            warm_up_loader(run, self.experiment.task, self.stage, loader)
+            warm_up_loader(run, task, self.stage, loader)
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False
             finished = self._train(loader, progress)
             self.train_step.release()  # the pass over the validation data has the memory
-            self.save()
-            val: dict[str, float] | None = {}
-            if finished and val_loader:
-                batches = run.reporter.watched(val_loader.epoch(0))
-                stopped = lambda: run.stop_signal.after_step().stop
-                run.stop_signal.other_pace()
-                num, batch_size = val_loader.num_samples, val_loader.batch_size_per_rank * run.world.size
-                with operation(f"{self.stage.name}: validation pass", "images", num) as evaluation:
-                    val = self.train_step.evaluate(
-                        evaluation.track(batches, batch_size), self.val_views, stopped
-                    )
-                finished = val is not None
-            if finished:
-                progress.rename(f"{self.stage.name}: ending the stage")
-                assert val is not None
+            self.safepoint.save()
+            val = self._validate(val_loader) if finished and val_loader else {}
+            if not finished or val is None:
+                return False
+            with progress.span(f"{name}: ending the stage"):
                 if position.step % self.steps_per_epoch:
                     self._end_epoch()  # the last epoch was cut short
-                if not self._end_stage():
+                try:
+                    task.end_stage(self._context(self.stage.max_epochs))
+                except PassStopped:
                     return False
-                chance = self.experiment.task.chance(self.stage.level)
-                position.summaries.append(
-                    run.reporter.stage_summary(
-                        self.stage,
-                        (position.step, self.num_steps),
-                        position.seconds,
-                        val,
-                        chance,
-                        peak_memory(run.world.device),
-                    )
+                num_steps, memory = (position.step, self.num_steps), peak_memory(run.world.device)
+                summary = run.reporter.stage_summary(
+                    self.stage, num_steps, position.seconds, val, task.chance(self.stage.level), memory
                 )
-                self.save()
-        return finished
+                position.summaries.append(summary)
+                self.safepoint.save()
+        return True
+
+    def _validate(self, loader: Loader) -> dict[str, float] | None:
+        """Return the metrics of the validation data; None if a signal stopped the pass."""
+        run = self.run
+        stopped = lambda: run.stop_signal.after_step().stop
+        run.stop_signal.other_pace()
+        what, batch_size = f"{self.stage.name}: validation pass", loader.batch_size_per_rank * run.world.size
+        with operation(what, "images", loader.num_samples) as progress:
+            batches = progress.track(run.reporter.watched(loader.epoch(0)), batch_size)
+            return self.train_step.evaluate(batches, self.val_views, stopped)
 
     def _warm_up(self, loader: BatchSource) -> bool:
         """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""
@@ -207,84 +207,85 @@ class StageTrainer:
         with operation(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()
             while done < num_batches:
-                batches = loader.epoch(epoch)
-                for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
-                    self.train_step.warm_up(self.experiment.task.warm_up, batch)
-                    done += 1
-                    progress.update(done)
-                    if run.stop_signal.after_step().stop:
-                        batches.close()
-                        return False
-                batches.close()
+                with contextlib.closing(loader.epoch(epoch)) as batches:
+                    for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
+                        self.train_step.warm_up(self.experiment.task.warm_up, batch)
+                        done += 1
+                        progress.update(done)
+                        if run.stop_signal.after_step().stop:
+                            return False
                 epoch += 1
         return True
 
     def _train(self, loader: BatchSource, progress: operation) -> bool:
-        waiting = "waiting for its batch" + (" on every rank" if self.run.world.size > 1 else "")
-        name, building = self.stage.name, f", the first: {what_is_built(self.train_step.step_choice.mode)}"
-        experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
-        steps_per_epoch, end_step, begin_step = self.steps_per_epoch, self.end_step, position.step
+        """Train up to `end_step`, epoch by epoch and step by step. Return False if a signal stopped it."""
+        run, position, steps_per_epoch, name = self.run, self.position, self.steps_per_epoch, self.stage.name
         tell = lambda waits: run.reporter.log_once(*line_of(name, waits, loader))
-        data_waits = DataWaits(run.world.device, options.prefetch_batches, tell)
-        while position.step < end_step:
+        data_waits = DataWaits(run.world.device, run.options.prefetch_batches, tell)
+        is_first = True
+        while position.step < self.end_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
-            progress.rename(f"{name}: before epoch {epoch + 1}")
-            may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
-            if position.step and may_take_long and not self.last_step.is_safe():
-                self.keep()
-            if not self.online_probe.probe(steps_per_epoch, end_step, self.train_step.release):
-                return False
-            if step_in_epoch == 0 and not self._start_epoch(epoch):
-                return False
-            order = experiment.task.epoch_order(position.first_epoch + epoch)
-            first_batch = step_in_epoch * options.accumulate
+            with progress.span(f"{name}: before epoch {epoch + 1}"):
+                if not self._begin_epoch(epoch, step_in_epoch):
+                    return False
+            order = self.experiment.task.epoch_order(position.first_epoch + epoch)
+            first_batch = step_in_epoch * run.options.accumulate
+            num_steps = min(steps_per_epoch - step_in_epoch, self.end_step - position.step)
             batches = loader.epoch(position.first_epoch + epoch, first_batch, order)
             watched = data_waits.track(run.reporter.watched(batches), loader.num_steps - first_batch)
-            run.stop_signal.other_pace()  # passes had another duration per step
-            for _ in range(step_in_epoch, min(steps_per_epoch, end_step - position.step + step_in_epoch)):
-                torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
-                started = time.perf_counter()
-                step_words = f"{name}: step {position.step + 1:,} of {end_step:,}"
-                progress.rename(f"{step_words}: {waiting}", early=bool(building))
-                lr = experiment.schedule(self._moment())
-                first = next_on_all_ranks(watched, run.world, self._save_last_step)
-                progress.rename(f"{step_words}{building}", early=bool(building))
-                rest = itertools.islice(watched, options.accumulate - 1)
-                metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
-                building = ""
-                position.step += 1
-                position.run_step += 1
-                if position.step % steps_per_epoch == 0:
-                    progress.rename(f"{name}: after epoch {epoch + 1}")
-                    self._end_epoch()
-                run.reporter.step(position.step, position.run_step, lr, metrics)
-                position.seconds += time.perf_counter() - started  # the reporter has waited for the device
-                decision = run.stop_signal.after_step()
-                if decision.stop and position.step < end_step:
-                    batches.close()
-                    return False
-                due = options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
-                if decision.checkpoint or due:
-                    self.save()
-                elif decision.seconds > LONG_STEP_S or position.step == begin_step + 1:
-                    self.keep()  # the first time, it also takes the memory that later checkpoints need
-                else:
-                    self.last_step.release()
-            batches.close()
-        if self.online_probe.every and not self.last_step.is_safe():
-            self.keep()
-        return self.online_probe.probe(steps_per_epoch, end_step, self.train_step.release)
+            with contextlib.closing(batches):
+                for _ in range(num_steps):
+                    self._step(watched, progress, is_first)
+                    if self.safepoint.after_step(is_first=is_first, is_last=position.step == self.end_step):
+                        return False
+                    is_first = False
+        return self._probe()
 
-    def _start_epoch(self, epoch: int) -> bool:
-        """Call the task before the stage's epoch `epoch`. Return False if a signal stopped it."""
-        position = self.position
-        try:
-            figures = self.experiment.task.start_epoch(self._context(epoch))
-        except PassStopped:
+    def _step(self, batches: Iterator[Batch], progress: operation, is_first: bool) -> None:
+        """Make the next step: its seed, its rate, its batches, the update and the report."""
+        run, position, options = self.run, self.position, self.run.options
+        step_words = f"{self.stage.name}: step {position.step + 1:,} of {self.end_step:,}"
+        waiting = "waiting for its batch" + (" on every rank" if run.world.size > 1 else "")
+        building = f", the first: {what_is_built(self.train_step.step_choice.mode)}" if is_first else ""
+        torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
+        epochs = (position.first_epoch, self.stage.max_epochs, self.all_epochs)
+        started = time.perf_counter()
+        lr = self.experiment.schedule(Moment(position.step, self.num_steps, *epochs))
+        with progress.span(f"{step_words}: {waiting}", early=is_first):
+            first = next_on_all_ranks(batches, run.world, self._save_last_step)
+        with progress.span(f"{step_words}{building}", early=is_first):
+            rest = itertools.islice(batches, options.accumulate - 1)
+            metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
+        position.step += 1
+        position.run_step += 1
+        if position.step % self.steps_per_epoch == 0:
+            with progress.span(f"{self.stage.name}: after epoch {position.step // self.steps_per_epoch}"):
+                self._end_epoch()
+        run.reporter.step(position.step, position.run_step, lr, metrics)
+        position.seconds += time.perf_counter() - started  # the reporter has waited for the device
+
+    def _begin_epoch(self, epoch: int, step_in_epoch: int) -> bool:
+        """Probe the features and call the task, if it is time to. Return False if a signal stopped it."""
+        position, task = self.position, self.experiment.task
+        if position.step and task.pass_views(self.stage.level):
+            self.safepoint.keep()
+        if not self._probe():
             return False
-        # Logged with the next step's number, because a resume at the present step starts the epoch again.
-        self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
+        if step_in_epoch == 0:
+            try:
+                figures = task.start_epoch(self._context(epoch))
+            except PassStopped:
+                return False
+            # Logged with the next step's number, because a resume at the present step starts the epoch again.
+            self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
+        self.run.stop_signal.other_pace()  # passes had another duration per step
         return True
+
+    def _probe(self) -> bool:
+        """Probe the features, if it is time to. Return False if a signal stopped it."""
+        if self.position.step and self.online_probe.every:
+            self.safepoint.keep()
+        return self.online_probe.probe(self.steps_per_epoch, self.end_step, self.train_step.release)
 
     def _end_epoch(self) -> None:
         """Call the task after an epoch's last step, or where the epoch is cut short."""
@@ -295,14 +296,6 @@ class StageTrainer:
         epochs = position.first_epoch + position.step / self.steps_per_epoch
         self.run.reporter.epoch(task.end_epoch(), epochs, position.run_step)
 
-    def _end_stage(self) -> bool:
-        """Call the task after the stage's last step. Return False if a signal stopped it."""
-        try:
-            self.experiment.task.end_stage(self._context(self.stage.max_epochs))
-        except PassStopped:
-            return False
-        return True
-
     def _context(self, epoch: int) -> EpochContext:
         """Return the argument of the task's hooks around the stage's epoch `epoch`."""
         unused = self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2 + epoch
@@ -310,48 +303,23 @@ class StageTrainer:
 
     def _save_last_step(self) -> str | None:
         """Save the last complete step and return its place; None if there is none or it cannot be saved."""
-        if not self.position.step:
-            return None  # the stage before has been saved
-        try:
-            if not self.last_step.is_safe():
-                self.save()
-            self.last_step.write()  # a safe one may be from before `start_epoch`, which a resume calls again
-        except (ValueError, OSError):
+        # Before a stage's first step, the stage before has been saved.
+        if not self.position.step or not self.safepoint.write():
             return None
         return f"stage {self.position.stage + 1}, step {self.position.step}"
 
     @property
     def _first_unused_epoch(self) -> int:
         """The first epoch number that no training has, so that its orders and draws are free for passes."""
-        return (
-            sum(stage.max_epochs for stage in self.experiment.stages)
-            + self.position.stage * MAX_WARM_UP_EPOCHS
-        )
-
-    def _moment(self) -> Moment:
-        position, all_epochs = self.position, sum(stage.max_epochs for stage in self.experiment.stages)
-        return Moment(position.step, self.num_steps, position.first_epoch, self.stage.max_epochs, all_epochs)
-
-    def save(self) -> None:
-        """Begin to write a checkpoint on rank 0. Every rank calls it, as tasks may gather their state."""
-        self.run.reporter.flush()
-        self.last_step.save(self._state())
-        self.run.stop_signal.checkpointed()
-
-    def keep(self) -> None:
-        """Keep the state in memory, in case the next work is stopped (`LastStep`). Every rank calls it."""
-        self.run.reporter.flush()
-        self.last_step.keep(self._state())
-        self.run.stop_signal.other_pace()  # the copy's time is not part of a step
+        return self.all_epochs + self.position.stage * MAX_WARM_UP_EPOCHS
 
     def _state(self) -> dict[str, Any]:
-        task = dict(self.experiment.task.state_dict())
         return {
             "position": asdict(self.position),
             "num_stages": len(self.experiment.stages),
             "backbone": self.experiment.backbone.state_dict(),
             "train_step": self.train_step.state_dict(),
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
-            "task": task,
+            "task": dict(self.experiment.task.state_dict()),
             "input": self.experiment.task.input_record(self.stage.level),
         }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.evaluation.few_labels import FewLabels

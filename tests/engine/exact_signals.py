@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from fastpsl.engine.distributed import Decision
 from fastpsl.engine.run import Run
-from fastpsl.engine.signals import Decision
 
 
 def signal_at_step(run: Run, step: int | None) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from bench.recipe_stages import recipe_options, stage_experiment
-from fastpsl.engine import step_graph
+from fastpsl.engine import step_modes
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.step_graph import NUM_LAUNCHED
+from fastpsl.engine.step_modes import NUM_LAUNCHED
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
@@ -77,7 +77,7 @@ def some_steps(
 
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch, cuda.watched() as seen:
-        patch.setattr(step_graph, "capture", plain_capture)
+        patch.setattr(step_modes, "capture", plain_capture)
         check = cuda.launched
 
         def launched(*arguments: Any, **more: Any) -> None:

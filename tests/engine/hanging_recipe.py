@@ -8,9 +8,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from fastpsl.engine import last_step, trainer
+from fastpsl.engine import last_step
+from fastpsl.engine.distributed import StopSignal
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.signals import StopSignal
 from fastpsl.pipelines.sample.betons import NUM_TRAIN
 from fastpsl.scripts.launch import launch
 from tests.tasks.nearest_key_recipe import RECIPE as NEAREST_KEY
@@ -45,6 +45,6 @@ RECIPE = replace(NEAREST_KEY, build=build_hanging)
 
 
 if __name__ == "__main__":
-    trainer.LONG_STEP_S = StopSignal.ask_every_s = 0.0  # every step counts as long
+    last_step.LONG_STEP_S = StopSignal.ask_every_s = 0.0  # every step counts as long
     last_step.LEAVE_AFTER_S = 1.0
     launch(RECIPE)

@@ -1,6 +1,7 @@
 """Waits for the loader: what counts, by a clock of its own, and the cause that is named."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,11 +131,8 @@ def test_on_a_gpu_only_the_devices_waits_count(
 def loader_of(**values: Any) -> Any:
     """Return a loader that was never opened, with some attributes."""
     loader = Loader.__new__(Loader)
-    rows = SimpleNamespace(
-        height=np.full(256, values.pop("side_px", 300)),
-        width=np.full(256, 2000),
-        num_bytes=np.full(256, 50_000),
-    )
+    sides = {"height": np.full(256, values.pop("side_px", 300)), "width": np.full(256, 2000)}
+    rows = SimpleNamespace(**sides, num_bytes=np.full(256, 50_000))
     data = SimpleNamespace(kind=values.pop("kind", "beton"), num_samples=1000, rows=lambda indices: rows)
     if remote := values.pop("remote", None):
         data.remote = SimpleNamespace(share_here=lambda _: remote[0], room_bytes=lambda: remote[1])
@@ -146,12 +144,9 @@ def loader_of(**values: Any) -> Any:
     return loader
 
 
-BUSY = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=8 * 20)
 IDLE = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20)
-COPYING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=1, copy_s=14, cpu_s=20)
-READING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20, read_bytes=400_000_000)
-
-
+BUSY, READING = replace(IDLE, cpu_s=8 * 20), replace(IDLE, read_bytes=400_000_000)
+COPYING = replace(IDLE, host_s=1, copy_s=14)
 DALI = {"decoder_name": "dali", "device": GPU}
 
 
@@ -163,18 +158,13 @@ DALI = {"decoder_name": "dali", "device": GPU}
         ({"num_threads": 3}, BUSY, "threads", "--workers 8"),
         ({"kind": "folder"}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "dali"}, BUSY, "decoder", "give --decoder turbo"),
-        ({"decoder_name": "dali", "device": GPU}, BUSY, "cores", "--short-side 256"),
+        (DALI, BUSY, "cores", "--short-side 256"),
         ({"kind": "folder", "side_px": 1200}, BUSY, "size", "--max-side 512"),
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "pillow"}, BUSY, "decoder", "give --decoder turbo"),
         ({"decoder_name": "ffcv", "no_turbo": True}, BUSY, "decoder", "no compiler: a wheel"),
         ({"device": GPU, "has_engines": True}, BUSY, "cores", "try --decoder dali, or write smaller"),
-        (
-            {"device": GPU, "decoder_name": "dali", "has_engines": True},
-            BUSY,
-            "cores",
-            "give it more, or write",
-        ),
+        (DALI | {"has_engines": True}, BUSY, "cores", "give it more, or write"),
         ({**DALI, "decoder": SimpleNamespace(remark="no video")}, BUSY, "engines", "no video"),
         ({**DALI, "decoder": SimpleNamespace(remark="no video")}, IDLE, "engines", "no video"),
         ({**DALI, "decoder": SimpleNamespace(remark="no video")}, READING, "storage", "--max-side"),

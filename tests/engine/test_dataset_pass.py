@@ -1,5 +1,7 @@
 """EpochContext passes over every training sample once, as requested, and leaves the network unchanged."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -8,9 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from fastpsl.engine.dataset_pass import EpochContext, PassStopped, _without_padding, undisturbed
+from fastpsl.engine import dataset_pass
+from fastpsl.engine.dataset_pass import (
+    NAME,
+    PART,
+    RECORD,
+    EpochContext,
+    PassStopped,
+    Predictions,
+    _without_padding,
+    predict,
+    read_predictions,
+    undisturbed,
+)
+from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
@@ -22,6 +38,8 @@ from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests
+from tests.slow import slow
+from tests.warm import on_ranks
 
 NUM = 75  # two batches of 32, and one of 11 with padding
 CENTER = center_view(Input(size_px=32), 32)
@@ -38,13 +56,17 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def context_of(run: Run, draws: int = 1000) -> EpochContext:
     torch.manual_seed(0)
-    experiment = Experiment(
-        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
-    )
+    task = Rotation(shorter_px=36, size_px=32)
+    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
     train_step = make_train_step(experiment, 0, run.options, run.world)
     for batch in range(3):  # fill the running statistics
         train_step.module.blocks(torch.randn(8, 3, 32, 32) + batch)
     return EpochContext(run, train_step, epoch=0, first=True, draws_epoch=draws)
+
+
+def features_of(context: EpochContext, view: ViewSpec, training: bool = False) -> list[Tensor]:
+    """Return each batch's maps."""
+    return [maps for _, maps in context.forward_dataset(view, lambda maps: maps, training=training)]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -64,10 +86,9 @@ def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> N
 def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
     context = context_of(run)
     network = context.train_step.module.blocks
-    (image,) = (view for view in [CENTER])
-    result = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
-    with run.data.loader(run.data.train, [image], train=False) as loader:
-        inputs = torch.cat([batch.inputs([image], torch.float32)[0] for batch in loader.epoch(1000)])[:NUM]
+    result = torch.cat(features_of(context, CENTER))[:NUM]
+    with run.data.loader(run.data.train, [CENTER], train=False) as loader:
+        inputs = torch.cat([batch.inputs([CENTER], torch.float32)[0] for batch in loader.epoch(1000)])[:NUM]
     network.eval()
     with torch.no_grad():
         assert torch.allclose(result, torch.cat([network(one[None]) for one in inputs]), atol=1e-5)
@@ -87,7 +108,7 @@ def test_each_batch_of_each_pass_has_its_own_dropout(run: Run) -> None:
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
     context = context_of(run)
     network = context.train_step.module.blocks
-    batches = [features for _, features in context.forward_dataset(RANDOM, lambda maps: maps, training=True)]
+    batches = features_of(context, RANDOM, training=True)
     with run.data.loader(run.data.train, [RANDOM], train=False) as loader:
         inputs = [batch.inputs([RANDOM], torch.float32)[0] for batch in loader.epoch(1000)]
     network.train()
@@ -117,12 +138,8 @@ def test_padding_is_filled_with_the_batchs_own_images() -> None:
 
 
 def test_draws_are_those_that_were_asked_for(run: Run) -> None:
-    def features_of(draws: int) -> torch.Tensor:
-        return torch.cat(
-            [features for _, features in context_of(run, draws).forward_dataset(RANDOM, lambda maps: maps)]
-        )
-
-    assert torch.equal(features_of(7), features_of(7)) and not torch.equal(features_of(7), features_of(8))
+    first, again, other = (torch.cat(features_of(context_of(run, draws), RANDOM)) for draws in (7, 7, 8))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> None:
@@ -134,7 +151,7 @@ def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> 
             _ = 1 / 0
     run.stop_signal.stop_requested = True
     with pytest.raises(PassStopped):
-        list(context.forward_dataset(RANDOM, lambda maps: maps, training=True))
+        features_of(context, RANDOM, training=True)
     assert digests(module.state_dict()) == before and module.training
 
 
@@ -162,10 +179,8 @@ def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
     results = []
     for state in (1, 2):
         torch.manual_seed(state)
-        results.append(
-            [features for _, features in context.forward_dataset(CENTER, lambda maps: maps, training=True)]
-        )
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+        results.append(features_of(context, CENTER, training=True))
+    assert all(map(torch.equal, *results))
     assert not torch.equal(results[0][0] == 0, results[0][1] == 0)
 
 
@@ -177,7 +192,7 @@ def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
         raise AssertionError("a step's runner")
 
     blocks.runner = refuse  # type: ignore[assignment]
-    list(context.forward_dataset(CENTER, lambda maps: maps, training=True))
+    features_of(context, CENTER, training=True)
     assert blocks.runner is refuse
 
 
@@ -234,3 +249,208 @@ def test_predictions_are_of_blocks_and_head(tmp_path: Path) -> None:
         found.append(context.val_science()["weights"])
     assert len(set(found)) == 3
     run.close()
+
+
+SCIENCE = {"weights": "abc", "seed": 3}
+# One image, less than a part, whole parts, more parts than ranks, and a last part of one image.
+COUNTS = (1, 7, PART, PART + 1, 3 * PART, 5 * PART + 7)
+
+
+def rows_of(image: int) -> int:
+    """Return the number of rows of an image. Every third image has none, like one without detections."""
+    return image % 3
+
+
+def predictions_of(image: int) -> Predictions:
+    num = rows_of(image)
+    boxes = np.random.default_rng(image).random((num, 4)).astype(np.float32)
+    return {"boxes": boxes, "labels": np.full(num, image * 10, np.int64)}
+
+
+class Predictor:
+    """A predictor that returns `predictions_of` and records its images, after a wait for each part."""
+
+    def __init__(self, wait_s: float = 0.0) -> None:
+        self.asked: list[int] = []
+        self.wait_s = wait_s
+
+    def predict_images(self, images: range) -> Iterator[Predictions]:
+        time.sleep(self.wait_s)
+        for image in images:
+            self.asked.append(image)
+            yield predictions_of(image)
+
+
+def expected(num: int) -> Predictions:
+    each = [predictions_of(image) for image in range(num)]
+    image = [image for image in range(num) for _ in range(rows_of(image))]
+    return {"image": np.array(image, np.int64)} | {
+        name: np.concatenate([one[name] for one in each]) for name in ("boxes", "labels")
+    }
+
+
+def same(one: Predictions, other: Predictions) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+@pytest.mark.parametrize("num", COUNTS)
+def test_all_images_in_their_order(tmp_path: Path, num: int) -> None:
+    predictor = Predictor()
+    path = predict(tmp_path, num, predictor.predict_images, one_process(), SCIENCE)
+    assert path == tmp_path / NAME and same(read_predictions(path), expected(num))
+    assert predictor.asked == list(range(num))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([NAME, RECORD])
+    assert json.loads((tmp_path / RECORD).read_text()) == SCIENCE
+
+
+def test_images_without_any_row(tmp_path: Path) -> None:
+    """Predictions of a network that detects nothing."""
+    empty = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+    path = predict(tmp_path, 20, lambda images: (empty for _ in images), one_process(), SCIENCE)  # type: ignore[misc]
+    assert path is not None
+    result = read_predictions(path)
+    assert result["image"].shape == (0,) and result["image"].dtype == np.int64
+    assert result["boxes"].shape == (0, 4) and result["boxes"].dtype == np.float32
+
+
+@pytest.mark.parametrize("stop", [1, PART - 1, PART + 1, 2 * PART + 5])
+def test_an_interrupted_pass_goes_on(tmp_path: Path, stop: int) -> None:
+    num = 3 * PART + 4
+    first, second = Predictor(), Predictor()
+    stops = lambda done: done >= stop
+    assert predict(tmp_path, num, first.predict_images, one_process(), SCIENCE, stops) is None
+    assert not (tmp_path / NAME).exists() and len(first.asked) == stop
+    path = predict(tmp_path, num, second.predict_images, one_process(), SCIENCE)
+    whole = stop // PART * PART  # the images of complete parts
+    assert second.asked == list(range(whole, num))
+    assert path is not None and same(read_predictions(path), expected(num))
+
+
+def test_an_error_in_the_middle_leaves_the_parts(tmp_path: Path) -> None:
+    def fail(images: range) -> Iterator[Predictions]:
+        for image in images:
+            if image == PART + 3:
+                raise OSError("a picture that is gone")
+            yield predictions_of(image)
+
+    with pytest.raises(OSError, match="gone"):
+        predict(tmp_path, 2 * PART, fail, one_process(), SCIENCE)
+    predictor = Predictor()
+    predict(tmp_path, 2 * PART, predictor.predict_images, one_process(), SCIENCE)
+    assert predictor.asked == list(range(PART, 2 * PART))
+
+
+def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
+    path = predict(tmp_path, 20, Predictor().predict_images, one_process(), SCIENCE)
+    assert path is not None
+    before, again = path.read_bytes(), Predictor()
+    # The state of a run that was killed while it removed the parts.
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "000001.npz").write_bytes(b"")
+    assert predict(tmp_path, 20, again.predict_images, one_process(), SCIENCE) == path
+    assert not again.asked and path.read_bytes() == before and not (tmp_path / "predictions").exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_another_science_begins_anew(tmp_path: Path, whole: bool) -> None:
+    """Parts and predictions of other weights are deleted."""
+    stop = (lambda done: False) if whole else (lambda done: done > PART)
+    old = lambda images: ({name: value * 0 for name, value in predictions_of(i).items()} for i in images)
+    assert (predict(tmp_path, 40, old, one_process(), SCIENCE, stop) is not None) == whole
+    predictor = Predictor()
+    path = predict(tmp_path, 40, predictor.predict_images, one_process(), SCIENCE | {"weights": "abd"})
+    assert path is not None and predictor.asked == list(range(40))
+    assert same(read_predictions(path), expected(40))
+
+
+def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_path: Path) -> None:
+    """Otherwise an interrupted second evaluation would find the first one's file with its own record."""
+    predict(tmp_path, 40, Predictor().predict_images, one_process(), SCIENCE)
+    other = SCIENCE | {"weights": "abd"}
+    predict(tmp_path, 40, Predictor().predict_images, one_process(), other, lambda done: done > 20)
+    again = Predictor()
+    predict(tmp_path, 40, again.predict_images, one_process(), other)
+    assert again.asked == list(range(PART, 40))
+
+
+def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions of one science never exist beside the record of another."""
+    predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
+    write = dataset_pass.write_atomically
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == RECORD:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset_pass, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE | {"weights": "abd"})
+    assert (tmp_path / NAME).exists()
+    again = Predictor()
+    predict(tmp_path, 5, again.predict_images, one_process(), SCIENCE)
+    assert again.asked == list(range(5))
+
+
+def in_a_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    out = Path(folder)
+    for num in COUNTS:
+        # Rank 0 has the first of two parts, and joins them when the slower rank 1 has made the second.
+        place, predictor, calls = out / str(num), Predictor(0.3 * rank * (num == PART + 1)), []  # type: ignore[var-annotated]
+        if rank == 0:
+            place.mkdir()
+        dist.barrier()
+        note = lambda done, calls=calls: calls.append(done)  # type: ignore[misc]
+        path = predict(place, num, predictor.predict_images, world, SCIENCE, note)
+        assert path is not None and path.exists()
+        np.savez(out / f"{num}-{rank}.npz", asked=predictor.asked, calls=calls)
+    place, predictor = out / "stopped", Predictor()
+    if rank == 0:
+        place.mkdir()
+    dist.barrier()
+    # Stop after each rank's 20th image, when each has one complete part.
+    calls = []
+    stop = lambda _: calls.append(0) or len(calls) == 20  # type: ignore[func-returns-value]
+    assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE, stop) is None
+    assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE)
+    np.savez(out / f"stopped-{rank}.npz", asked=predictor.asked)
+    leave_world()
+
+
+def test_predictions_of_another_folder_are_missed_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="predictions.npz is not there: .* --out"):
+        read_predictions(tmp_path / NAME)
+
+
+@pytest.mark.parametrize("world_size", [2, slow(3)])
+def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> None:
+    on_ranks(in_a_process, (world_size, str(tmp_path)), world_size)
+    for num in COUNTS:
+        alone = tmp_path / f"alone-{num}"
+        alone.mkdir()
+        path = predict(alone, num, Predictor().predict_images, one_process(), SCIENCE)
+        assert path is not None and path.read_bytes() == (tmp_path / str(num) / NAME).read_bytes(), num
+        ranks = [np.load(tmp_path / f"{num}-{rank}.npz") for rank in range(world_size)]
+        assert sorted(np.concatenate([record["asked"] for record in ranks]).tolist()) == list(range(num))
+        assert len({len(record["calls"]) for record in ranks}) == 1, "collective calls would not meet"
+    assert (tmp_path / "stopped" / NAME).read_bytes() == (tmp_path / str(COUNTS[-1]) / NAME).read_bytes()
+    images_of_ranks = [
+        np.load(tmp_path / f"stopped-{rank}.npz")["asked"].tolist() for rank in range(world_size)
+    ]
+    for rank, images in enumerate(images_of_ranks):
+        twice = {image for image in images if images.count(image) == 2}
+        begun = range((world_size + rank) * PART, (world_size + rank) * PART + 4)
+        assert twice == {image for image in begun if image < COUNTS[-1]}
+
+
+def test_the_order_of_a_science_means_nothing(tmp_path: Path) -> None:
+    predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
+    again = Predictor()
+    predict(tmp_path, 5, again.predict_images, one_process(), dict(reversed(SCIENCE.items())))
+    assert not again.asked

@@ -1,19 +1,64 @@
+"""Ranks, their world and record, signals, and restarts by torchrun."""
+
+import contextlib
+import json
 import math
 import os
+import platform
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fastpsl.engine import distributed
-from fastpsl.engine.distributed import World, choose_device, join_world, total_over_ranks
-from fastpsl.engine.signals import StopSignal
-from tests.engine.tiny import one_process
+from fastpsl.engine.distributed import (
+    StopSignal,
+    World,
+    choose_device,
+    environment,
+    join_world,
+    leave_world,
+    total_over_ranks,
+)
+from fastpsl.engine.optim.optimisers import sgd
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
+from fastpsl.engine.task import Task
+from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.pipelines.views import Input, train_view
+from fastpsl.tasks.contrastive.simclr import SimCLR
+from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.sslpp.aet import AET
+from fastpsl.tasks.sslpp.context import Context
+from fastpsl.tasks.sslpp.rotnet import RotNet
+from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
+from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of
+from tests.programs import (
+    ENVIRONMENT,
+    ROOT,
+    digests,
+    newest_checkpoint,
+    newest_step,
+    run,
+    run_fresh,
+    torchrun_until,
+)
+from tests.tasks.nearest_key_recipe import NearestKey
 from tests.warm import on_ranks
 
 
@@ -65,17 +110,6 @@ def test_signals_are_ignored_to_the_end_of_the_process(number: signal.Signals) -
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
-
-
-def test_the_checkpoint_clock() -> None:
-    stop_signal = StopSignal(one_process(), checkpoint_minutes=1e-9)
-    try:
-        assert stop_signal.after_step().checkpoint
-        stop_signal.checkpointed()
-        stop_signal._checkpoint_s = 3600.0
-        assert not stop_signal.after_step().checkpoint
-    finally:
-        stop_signal.close()
 
 
 def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,3 +217,340 @@ def test_ranks_that_torchrun_restarts_do_not_meet_those_before() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for start in range(2):
         on_ranks(join_again, (store.port, start), 2)
+
+
+TASKS = {
+    "jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3, "simclr": 3, "sslpp_rotation": 1,
+    "sslpp_aet": 1, "sslpp_context": 1,
+}  # the level of each task  # fmt: skip
+PROXIES: dict[str, Callable[[], Proxy]] = {
+    "sslpp_rotation": lambda: RotNet(32),
+    "sslpp_aet": lambda: AET("projective", 32),
+    "sslpp_context": lambda: Context(0.5, 32),
+}
+GLOBAL_BATCH = 8
+
+
+def make_task(name: str) -> Task:
+    if name == "jigsaw":
+        permutations = permutation_set(9, [6, 12, 24]).permutations
+        sizes = {"shorter_px": 60, "cell_px": 18, "tile_px": 16, "embedding_width": 4}
+        return Jigsaw(permutations, (6, 12, 24), permutations_per_image=2, **sizes)
+    if name == "rotation":
+        return Rotation(shorter_px=36, size_px=32)
+    if name == "all_rotations":
+        return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
+    if name == "simclr":
+        return SimCLR(GLOBAL_BATCH, size_px=32, temperature=0.1, embedding_width=4)
+    if name in PROXIES:
+        labels = np.arange(GLOBAL_BATCH) % 3
+        plain = train_view(Input(), 32, "padded")
+        return SSLPlusPlus(PROXIES[name](), plain, weight=1.0, num_classes=3, labels=labels)
+    return NearestKey(num_samples=GLOBAL_BATCH)
+
+
+def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Return the weights after a step of rate 1, which are the initial ones minus the gradient."""
+    torch.manual_seed(0)
+    backbone, task, level = TinyNet(), make_task(name), TASKS[name]
+    stage = make_plan("psl", (1, 1, 1))[1]
+    head = task.head(level, backbone.channels[stage.last_block - 1])
+    blocks = StageBlocks(backbone, stage)
+    module = StageModule(blocks, head, task)
+    module.eval()
+    # Only the flag is set, without the head's BatchNorms: in eval mode, there is no loss of pseudo-labels,
+    # and no key is kept.
+    head.training = True
+    task.start_stage(stage, blocks, head)
+    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    train_step = TrainStep(module, optimiser, task.views(level), "fp32", world)
+    train_step.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], lr=1.0)
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
+    """Return the blocks' buffers before two steps, after them, and after a validation pass.
+
+    The ranks start with different buffers.
+    """
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), make_task("rotation")
+    stage = make_plan("psl", (1, 1, 1))[1]
+    for buffer in backbone.buffers():
+        buffer += rank
+    blocks = StageBlocks(backbone, stage)
+    module = StageModule(blocks, task.head(2, backbone.channels[stage.last_block - 1]), task)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    views = task.views(2)
+    train_step = TrainStep(module, sgd(module.learning_parameters()), views, "fp32", world)
+    batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
+    buffers = {"before": [buffer.clone() for buffer in blocks.buffers()]}
+    for _ in range(2):
+        train_step.step([batch], lr=0.1)
+    buffers["stepped"] = [buffer.clone() for buffer in blocks.buffers()]
+    train_step.evaluate([batch], views, lambda: False)
+    buffers["evaluated"] = list(blocks.buffers())
+    return buffers
+
+
+def report_steps(rank: int, world_size: int, folder: Path) -> None:
+    """Report two steps, in which rank 1 counts other numbers of samples than rank 0."""
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    report = Reporter(
+        folder, world, batch_size=8, log_steps=2, resumed_run_step=0, tensorboard=False, wandb=False,
+        config={},
+    )  # fmt: skip
+    report.stage_begins(make_plan("psl", (1, 1, 1))[0], 0, 2, 2)
+    for step, num in ((1, 4.0), (2, (0.0, 2.0)[rank])):
+        values = torch.tensor([((1 + 2 * rank) * num, num), (0.0, 1.0)])
+        report.step(step, step, 0.1, StepMetrics(("loss",), values))
+    report.close()
+
+
+def in_a_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    for name in TASKS:
+        torch.save(weights_after_a_step(name, rank, world_size), f"{folder}/{name}-{rank}.pt")
+    torch.save(running_statistics(rank, world_size), f"{folder}/statistics-{rank}.pt")
+    report_steps(rank, world_size, Path(folder))
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the results of two processes for all tasks."""
+    path = tmp_path_factory.mktemp("world")
+    on_ranks(in_a_process, (2, str(path)), 2)
+    return path
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
+    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
+    alone = weights_after_a_step(name, 0, 1)
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+
+
+def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> None:
+    """Frozen blocks and validation passes read them. No forward pass of a step waits for them."""
+    first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
+    for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
+        assert all(map(torch.equal, first[part], second[part])) == is_equal, part
+    assert all(map(torch.equal, first["stepped"], first["evaluated"]))
+    # The three buffers of the frozen block never change.
+    assert all(map(torch.equal, first["before"][:3], second["stepped"][:3]))
+
+
+def test_reported_metrics_are_means_over_the_samples_of_all_ranks(folder: Path) -> None:
+    """Each of rank 0's samples has the loss 1, and each of rank 1's 3. Rank 0 has none in the second step."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [2.0, 3.0]
+
+
+def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:
+    record = environment(World(3, 8, 1, 4, torch.device("cpu")))
+    assert record["world_size"] == 8 and record["gpu"] is None
+    assert record["python"] == platform.python_version() and record["cpu_count"] == os.cpu_count()
+    assert record["torch_threads"] == torch.get_num_threads()
+    assert record["packages"]["numpy"] == np.__version__
+    names = {"torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton"}
+    assert record["packages"].keys() == names
+
+
+RECIPE = ROOT / "tests" / "tasks" / "nearest_key_recipe.py"
+ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+LONG = ("--epochs", "12", "12", "12")
+
+
+@pytest.mark.slow
+def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -> None:
+    """480 images in batches of 64 make 7 steps per epoch and 252 in all. Ranks confer once per second."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    process = run(RECIPE, *ARGUMENTS, *LONG, "--out", whole, ranks=2)
+    assert process.returncode == 0, process.stderr
+    slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "5")  # leaves time for a signal within a stage
+    arguments = (*ARGUMENTS, *LONG, *slow, "--out", stopped)
+    _, output = torchrun_until(RECIPE, *arguments, folder=stopped, step=17, number=signal.SIGTERM, ranks=2)
+    status = json.loads((stopped / "status.json").read_text())
+    assert status["state"] == "preempted", output
+    position = newest_checkpoint(stopped)["position"]
+    assert 17 <= position["run_step"] < 252 and status["step"] == position["step"]
+    process = run(RECIPE, *ARGUMENTS, *LONG, "--out", stopped, ranks=2)
+    assert process.returncode == 0, process.stderr
+    state, whole_state = newest_checkpoint(stopped), newest_checkpoint(whole)
+    task = whole_state["task"]
+    assert (task["nearest"] >= 0).sum() > 400 and task["queue"].shape == (64, 16)
+    assert digests(state) == digests(whole_state)
+    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    losses = [json.loads(line)["loss"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[11:14]) < 3 * max(losses[:3])  # the first is low, because the queue is noise
+
+
+@pytest.mark.nightly
+def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
+    """With an empty numba cache, only one of two ranks saves each compiled function."""
+    arguments = (*ARGUMENTS, "--decoder", "ffcv", "--max-steps-per-stage", "1", "--out", tmp_path / "out")
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DEBUG_CACHE": "1"}
+    process = run_fresh(RECIPE, *arguments, ranks=2, environment=cache)
+    assert process.returncode == 0, process.stderr
+    saved = re.findall(r"data saved to '([^']+)'", process.stdout)
+    assert saved and len(saved) == len(set(saved)), sorted(saved)
+    assert "data loaded from" in process.stdout
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
+    """Rank 0 hangs in step 5 of stage 1 and ignores signals. Rank 1 waits for it."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    short = (*ARGUMENTS, "--max-steps-per-stage", "8")
+    assert run(RECIPE, *short, "--out", whole, ranks=2).returncode == 0
+    hanging = ROOT / "tests" / "engine" / "hanging_recipe.py"
+    environment = {"HANG_AT": "5", "PYTHONPATH": str(ROOT)}  # it imports from `tests`
+    process = run_fresh(hanging, *short, "--out", stopped, ranks=2, environment=environment)
+    status = json.loads((stopped / "status.json").read_text())
+    assert status == {"state": "preempted", "stage": 1, "step": 4, "reason": "interrupted"}, process.stderr
+    assert newest_checkpoint(stopped)["position"]["run_step"] == 4
+    assert "after 4 steps of the run, without waiting" in process.stdout and "rank 1" not in process.stderr
+    process = run(RECIPE, *short, "--out", stopped, ranks=2)
+    assert process.returncode == 0, process.stderr
+    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
+    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+ELASTIC_RECIPE = ROOT / "tests" / "engine" / "elastic_recipe.py"
+ELASTIC_ARGUMENTS = (
+    *(*ARGUMENTS, "--checkpoint-steps", "2", "--max-steps-per-stage", "14", "--timeout-s", "10"),
+    *("--keep-checkpoints", "99"),
+)
+LIMIT_S = 400.0
+
+
+class Agent:
+    """A torchrun in a session of its own, with its output in a file."""
+
+    def __init__(self, options: Sequence[str], out: Path, log: Path):
+        self.log = log
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run", *options, str(ELASTIC_RECIPE)),
+                    *(*ELASTIC_ARGUMENTS, "--out", str(out)),
+                ],
+                cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def ranks(self) -> dict[str, int]:
+        """Return the ids of the ranks' processes, by the number of restarts and the rank."""
+        found = {}
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for child in path.read_text().split():
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+                    variables = dict(word.split("=", 1) for word in words if "=" in word)
+                    found[variables["TORCHELASTIC_RESTART_COUNT"] + "-" + variables["RANK"]] = int(child)
+        return found
+
+    def kill(self) -> None:
+        """Kill torchrun and its ranks, as if their machine was lost."""
+        for number in (*self.ranks().values(), self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[list[Agent]]:
+    started = list[Agent]()
+    yield started
+    for agent in started:
+        if agent.process.poll() is None:
+            agent.kill()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of two ranks that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    process = run(ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out, ranks=2)
+    assert process.returncode == 0, process.stderr
+    return out
+
+
+def wait_for_step(out: Path, step: int, agent: Agent) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while newest_step(out) < step:
+        assert agent.process.poll() is None and time.monotonic() < deadline, agent.log.read_text()
+        time.sleep(0.01)
+
+
+def assert_close(out: Path, whole: Path) -> None:
+    """Check that a run saw the same images in the same views, and learned the same but for rounding."""
+    state, expected = newest_checkpoint(out), newest_checkpoint(whole)
+    assert state["position"]["run_step"] == expected["position"]["run_step"]
+    torch.testing.assert_close(state["backbone"], expected["backbone"], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(state["train_step"], expected["train_step"], rtol=1e-3, atol=1e-4)
+    rows, expected_rows = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (out, whole)
+    )
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected_rows], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_a_kill_torchrun_restarts_and_the_run_ends_as_never_disturbed(
+    rank: int, whole: Path, tmp_path: Path, agents: list[Agent]
+) -> None:
+    out = tmp_path / "out"
+    agent = Agent(("--standalone", "--nproc-per-node=2", "--max-restarts=1"), out, tmp_path / "log")
+    agents.append(agent)
+    wait_for_step(out, 17, agent)
+    os.kill(agent.ranks()[f"0-{rank}"], signal.SIGKILL)
+    assert agent.process.wait(LIMIT_S) == 0, agent.log.read_text()
+    text = agent.log.read_text()
+    assert text.count("resuming ") == 1 and "another process trains" not in text, text
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
+    assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_one_rank_goes_on_where_two_stopped(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    name = "step-00000018.pt"
+    (out / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
+    lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:18]))
+    process = run(ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out, ranks=1)
+    assert process.returncode == 0 and "world_size 2 → 1" in process.stderr, process
+    assert_close(out, whole)
+
+
+@pytest.mark.nightly
+def test_a_machine_is_lost_and_the_other_goes_on_alone(
+    whole: Path, tmp_path: Path, agents: list[Agent]
+) -> None:
+    """Two torchruns stand for two machines. The first one is also where they meet."""
+    out = tmp_path / "out"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = (
+        "--nnodes=1:2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=elastic "
+        f"--rdzv-endpoint=127.0.0.1:{port} --local-addr=127.0.0.1 "
+        "--rdzv-conf=last_call_timeout=10,join_timeout=300"
+    ).split()
+    for number in range(2):
+        agents.append(Agent(options, out, tmp_path / f"log-{number}"))
+        time.sleep(1)
+    wait_for_step(out, 17, agents[0])
+    agents[1].kill()
+    assert agents[0].process.wait(LIMIT_S) == 0, agents[0].log.read_text()
+    texts = "".join(agent.log.read_text() for agent in agents)
+    assert "world_size 2 → 1" in texts, texts
+    assert_close(out, whole)

@@ -6,23 +6,41 @@ elsewhere or not at all: compiled steps in test_cuda.py, and detection, where to
 with booleans.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from typing_extensions import override
 
+from bench.recipe_stages import recipe_options
+from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.distributed import Decision, World
 from fastpsl.engine.experiment import place_backbone
+from fastpsl.engine.gpu import AsyncCopy
+from fastpsl.engine.run import Run, RunData
+from fastpsl.engine.train_step import DTYPES
+from fastpsl.evaluation import features
+from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels.lab import ab_bins
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.pseudo_labels.deepcluster import without_last_relu
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
+from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
 from fastpsl.tasks.sslpp.colorization import NUM_BINS, Colorization
 from tests.engine.fake_steps import NUM_SAMPLES, WORLD, recipe_train_step, some_steps, train_step_of
+from tests.engine.tiny import noise_batch, tiny_run
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.slow import slow
 from tests.step_recorder import Step, differences
@@ -34,14 +52,9 @@ Row = tuple[str, str, str, str, dict[str, Any]]
 # do not depend on the stage, and the augmentation only affects the network's input.
 SMALL = {"backbone": "resnet18"}
 PLANNED: list[Row] = [
-    (recipe, stage, precision, augment, SMALL)
+    (recipe, *words.split(), SMALL)  # type: ignore[misc]
     for recipe in ("jigsaw", "rotation", "simclr", "moco")
-    for stage, precision, augment in (
-        ("S1", "fp16", "fused"),
-        ("S2", "bf16", "kornia"),
-        ("S3", "fp32", "fused"),
-        ("E", "fp16", "kornia"),
-    )
+    for words in ("S1 fp16 fused", "S2 bf16 kornia", "S3 fp32 fused", "E fp16 kornia")
 ]
 SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
 END_TO_END: list[Row] = [
@@ -73,13 +86,13 @@ OTHERS: list[Row] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def bins_of_colours() -> None:
     """Count the colour bins outside fake mode, once per process, because the count depends on values."""
     ab_bins()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def counted_colours() -> Iterator[None]:
     """Replace Colorization's colour weights, which it reads from values before a stage's first step."""
 
@@ -115,6 +128,7 @@ def check_function_of_tensors(steps: Sequence[Step]) -> None:
         assert not differences(steps[0], step)
 
 
+@pytest.mark.usefixtures("bins_of_colours", "counted_colours")
 @pytest.mark.parametrize("row", ROWS)
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
@@ -124,20 +138,14 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
     assert not record.waits, record.waits
     check_function_of_tensors(steps)
     train_step = parts[-1]
-    blocks = train_step.module.blocks
-    folded = [
-        part.by_cudnn
-        for block in blocks.frozen_as_run
-        for part in block.modules()
-        if isinstance(part, ConvReLU)
-    ]
+    frozen = nn.ModuleList(train_step.module.blocks.frozen_as_run).modules()
+    folded = [part.by_cudnn for part in frozen if isinstance(part, ConvReLU)]
     assert all(folded) and bool(folded) == values.get("fold_frozen", False)
     assert train_step.augment.path == augment and bool(record.kernels) == (augment == "fused")
-    assert (
-        train_step.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    )
+    assert train_step.dtype == DTYPES[precision]
 
 
+@pytest.mark.usefixtures("bins_of_colours", "counted_colours")
 @pytest.mark.parametrize(
     ("name", "values"), [("vit_tiny_patch16_224", {}), slow("resnet18", {"compile": "fused"})]
 )
@@ -154,6 +162,7 @@ def test_nor_one_of_timms_networks(name: str, values: dict[str, Any]) -> None:
     check_function_of_tensors(steps)
 
 
+@pytest.mark.usefixtures("bins_of_colours", "counted_colours")
 def test_nor_one_of_iics_second_head() -> None:
     with fake_cuda() as cuda:
         parts = recipe_train_step("sslpp_iic", "E", precision="fp16", augment_backend="fused", num_heads=2)
@@ -164,15 +173,12 @@ def test_nor_one_of_iics_second_head() -> None:
     check_function_of_tensors(steps)
 
 
+@pytest.mark.usefixtures("bins_of_colours", "counted_colours")
 @pytest.mark.parametrize(
     ("recipe", "values"),
     [
         ("linear_probe", {"augment_backend": "fused"}),
-        pytest.param(
-            "linear_probe",
-            {"augment_backend": "kornia", "protocol": "uic", "backbone": "alexnet"},
-            marks=pytest.mark.slow,
-        ),
+        slow("linear_probe", {"augment_backend": "kornia", "protocol": "uic", "backbone": "alexnet"}),
         ("block_probe", {"augment_backend": "kornia", "backbone": "nin4"}),
         ("semi_supervised", {"augment_backend": "fused", "precision": "bf16"}),
         slow("voc_classification", {"augment_backend": "fused", "size_px": 64}),
@@ -194,6 +200,7 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
     assert train_step.augment.path == options.augment_backend
 
 
+@pytest.mark.usefixtures("bins_of_colours", "counted_colours")
 @pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])
 def test_nor_one_of_segmentation(protocol: str) -> None:
     """Covers whole images, and crops with an auxiliary head."""
@@ -220,3 +227,94 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
             with torch.no_grad():
                 train_step._forward(batch, ())  # type: ignore[arg-type]
     assert not record.waits, record.waits
+
+
+NUM_BATCHES = 3
+
+
+class FakeBatches(AbstractContextManager):  # type: ignore[type-arg]
+    """A substitute for a loader, because a loader's threads do not support fake tensors."""
+
+    num_steps = NUM_BATCHES
+
+    def __init__(self, views: list[ViewSpec]):
+        self.views = views
+        self.batch = noise_batch(views, 8).to(DEVICE)
+
+    @override
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+        yield from [self.batch] * NUM_BATCHES
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    run = tiny_run(tmp_path)
+    run.world = WORLD
+    monkeypatch.setattr(RunData, "loader", lambda run_data, data, views, train: FakeBatches(views))
+    # Its flags are in a CPU tensor, which must not be fake.
+    monkeypatch.setattr(run.stop_signal, "after_step", lambda: Decision(stop=False, checkpoint=False))
+    yield run
+    run.close()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        ("uic", {"label_view": "center"}),
+        ("deepcluster", {}),
+        ("sslpp_rotation", {"pseudo_labels": "coupled"}),
+        ("sslpp_iic", {}),
+    ],
+)
+def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], training: bool, run: Run) -> None:
+    """Results travel to the host while the next batch is launched."""
+    with fake_cuda() as cuda:
+        experiment, _, _, train_step = recipe_train_step(recipe, "E", precision="fp16", **values)
+        context = EpochContext(run, train_step, epoch=0, first=True, draws_epoch=7)
+        (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
+        with cuda.watched() as record, without_last_relu(train_step.module.blocks):
+            outputs = context.forward_dataset(
+                view, lambda maps: maps.float().mean((2, 3)).half(), training=training
+            )
+            # In training, the pass looks for padding in the last batch.
+            for _ in range(NUM_BATCHES - 1 if training else NUM_BATCHES):
+                indices, rows = next(outputs)
+                assert AsyncCopy(rows).values().shape == rows.shape
+                assert AsyncCopy(indices).values().dtype == torch.int64
+            assert isinstance(outputs, Generator)
+            outputs.close()
+    assert not record.waits, record.waits
+
+
+def test_labels_of_a_pass_are_looked_at_once(run: Run) -> None:
+    """At its end, the pass checks for non-finite outputs."""
+    with fake_cuda() as cuda:
+        experiment, _, _, train_step = recipe_train_step("uic", "E", precision="fp16", label_view="center")
+        context = EpochContext(run, train_step, epoch=0, first=True, draws_epoch=7)
+        (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
+        with cuda.watched() as record, pytest.raises(DataDependentOutputException):
+            gathered_labels(context, context.forward_dataset(view, context.head))
+    (wait,) = record.waits
+    assert "num_bad = int(" in wait
+
+
+def test_features_never_wait_for_the_batch_under_way() -> None:
+    options = recipe_options(
+        "linear_probe", is_sample=True, batch_size=8, device="cuda", random_weights=True, backbone="resnet18"
+    )
+    weights = options.pretrained()  # type: ignore[attr-defined]
+    world = World(0, 1, 0, 1, torch.device("cpu"))  # its device decides the features' precision
+    works = Extraction.for_blocks(options, weights, Synthetic(64), ("B2", "final"), world, "float16")  # type: ignore[arg-type]
+    with fake_cuda() as cuda:
+        loader: Any = FakeBatches([works[0].view])
+        with cuda.watched() as record:
+            launched = features._launched(works, loader, 0, cuda.device)
+            next(launched)  # the network goes to the device
+            record.waits.clear()
+            rest = list(launched)
+    assert not record.waits, record.waits
+    assert len(rest) == NUM_BATCHES - 1 and [each.values().shape for each in rest[0][0]] == [(8, 64), (8, 64)]

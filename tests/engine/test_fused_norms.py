@@ -4,16 +4,18 @@ import copy
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.models.resnet import BasicBlock
 from typing_extensions import override
-
-pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.engine import fused_norms
 from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
@@ -24,11 +26,16 @@ from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.tasks.contrastive.moco import KeyEncoder
-from tests.engine.test_compile_modes import make_train_step, values
 from tests.engine.test_stage import VIEWS
+from tests.engine.test_step_modes import make_train_step, values
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.models.test_fold_batchnorm import Branches, as_after_training
 from tests.tasks.test_momentum_encoder import query
+from tests.warm import on_ranks
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+Calls = list[tuple[str, bool, bool]]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Record the kernels' calls: what is added, or a pool, whether a ReLU follows, whether two use it."""
     records = []
 
@@ -68,7 +75,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.slow
-def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
+def test_a_whole_resnet_18_is_the_eager_one(calls: Calls) -> None:
     """Compared to float64 through 20 BatchNorms, errors in float32 are like those of eager steps."""
     fused_net = network("resnet18")
     eager, exact = copy.deepcopy(fused_net), copy.deepcopy(fused_net).double()
@@ -87,9 +94,8 @@ def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]])
         fused_net.named_parameters(), eager.parameters(), exact.parameters(), strict=True
     ):
         assert value.grad is not None and eager_value.grad is not None and exact_value.grad is not None
-        assert apart(value.grad, exact_value.grad) < max(
-            2e-5, 3 * apart(eager_value.grad, exact_value.grad)
-        ), name
+        bound = max(2e-5, 3 * apart(eager_value.grad, exact_value.grad))
+        assert apart(value.grad, exact_value.grad) < bound, name
     for (name, value), exact_value in zip(fused_net.named_buffers(), exact.buffers(), strict=True):
         assert torch.allclose(value.double(), exact_value.double(), atol=1e-5), name
 
@@ -106,9 +112,7 @@ def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]])
         ("alexnet", 1, {("nothing", True, False): 1}),
     ],
 )  # fmt: skip
-def test_what_is_joined(
-    name: str, block: int, expected: dict[Any, int], calls: list[tuple[str, bool, bool]]
-) -> None:
+def test_what_is_joined(name: str, block: int, expected: dict[Any, int], calls: Calls) -> None:
     part = network(name).blocks()[block]  # type: ignore[operator]
     inputs = next(p.shape[1] for p in part.parameters() if p.dim() == 4)
     view = fused(part)
@@ -118,7 +122,7 @@ def test_what_is_joined(
     assert nn.ReLU not in left
 
 
-def test_blocks_in_sequence_are_fused_across_their_borders(calls: list[tuple[str, bool, bool]]) -> None:
+def test_blocks_in_sequence_are_fused_across_their_borders(calls: Calls) -> None:
     """B1's BatchNorm takes B2's pool, and both users of B2's result add their gradients in B2's kernel."""
     blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
     results = []
@@ -175,14 +179,9 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return records
 
 
-def test_in_eval_mode_only_the_pool_is_a_kernel(
-    calls: list[tuple[str, bool, bool]], pools: list[str]
-) -> None:
-    block, images = (
-        nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval(),
-        noise(2, 8, 7, 9),
-    )
-    images.requires_grad_()
+def test_in_eval_mode_only_the_pool_is_a_kernel(calls: Calls, pools: list[str]) -> None:
+    block = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval()
+    images = noise(2, 8, 7, 9).requires_grad_()
     assert torch.equal(fused(block)(images), block(images)) and not pools
     with torch.no_grad():
         assert torch.equal(fused(block)(images), block(images)) and pools == ["alone"]
@@ -200,9 +199,7 @@ def test_in_eval_mode_only_the_pool_is_a_kernel(
         (nn.MaxPool2d(2, dilation=2), False),
     ],
 )
-def test_other_pools_are_torchs(
-    pool: nn.MaxPool2d, is_fused: bool, calls: list[tuple[str, bool, bool]], pools: list[str]
-) -> None:
+def test_other_pools_are_torchs(pool: nn.MaxPool2d, is_fused: bool, calls: Calls, pools: list[str]) -> None:
     """A pool that nothing precedes has a kernel where it needs no gradient."""
     block, images = nn.Sequential(pool, nn.BatchNorm2d(8), copy.deepcopy(pool)), noise(2, 8, 12, 12)
     expected = copy.deepcopy(block)(images)
@@ -247,7 +244,7 @@ def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
     torch.testing.assert_close(found, (terms[0] + terms[1]).clamp(min=0))
 
 
-def test_epsilon_and_momentum_are_the_batchnorms(calls: list[tuple[str, bool, bool]]) -> None:
+def test_epsilon_and_momentum_are_the_batchnorms(calls: Calls) -> None:
     torch.manual_seed(0)
     norm, x = nn.BatchNorm2d(8, eps=0.5, momentum=0.3), noise(4, 8, 4, 4)
     expected = copy.deepcopy(norm)
@@ -278,7 +275,7 @@ class Awkward(nn.Module):
         return self.relu(d + d) + self.relu(self.norms[3](c) + 2 * x) + self.norms[4](x)  # type: ignore[no-any-return]
 
 
-def test_what_is_not_joined_stays_right(calls: list[tuple[str, bool, bool]]) -> None:
+def test_what_is_not_joined_stays_right(calls: Calls) -> None:
     block = Awkward()
     images = noise(3, 4, 5, 5)
     expected = copy.deepcopy(block)(images)
@@ -300,7 +297,7 @@ class Pooled(nn.Module):
         return activated
 
 
-def test_a_sum_that_broadcasts_is_torchs(calls: list[tuple[str, bool, bool]]) -> None:
+def test_a_sum_that_broadcasts_is_torchs(calls: Calls) -> None:
     block, images = Pooled(), noise(3, 8, 5, 5)
     expected = copy.deepcopy(block)(images)
     assert torch.equal(fused(block)(images), expected) and not calls
@@ -338,7 +335,7 @@ def test_batchnorms_of_another_library_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
+def test_a_stage_of_timms_resnet_is_the_eager_one(calls: Calls) -> None:
     pytest.importorskip("timm")
     block = network("timm/resnet10t").blocks()[1]  # type: ignore[operator]
     images = noise(2, 64, 6, 6)
@@ -347,7 +344,7 @@ def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, b
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
+def test_steps_learn_what_eager_ones_do(accumulate: int, calls: Calls) -> None:
     """Train S2 of a small network, with validation passes by torch. Tolerance: 1e-4 of the largest change."""
     stage = make_plan("psl", (1, 1, 1))[1]
     start, results = values(make_train_step(stage)), []
@@ -366,7 +363,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
 
 
-def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]]) -> None:
+def test_keys_are_the_same_and_move_nothing(calls: Calls) -> None:
     _, blocks, head, images = query()
     encoder = KeyEncoder(blocks, head, 0.9)
     expected = encoder(images, len(images))
@@ -402,18 +399,60 @@ def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
     """Compares bfloat16 in a network of three blocks to float32."""
     net, images = TinyNet().to(memory_format=torch.channels_last), noise(4, 3, 32, 32)
     results = []
-    for runner, dtype in (
-        (run_blocks, None),
-        (run_blocks, torch.bfloat16),
-        (make_fused_runner(), torch.bfloat16),
-    ):
+    half = torch.bfloat16
+    for runner, dtype in ((run_blocks, None), (run_blocks, half), (make_fused_runner(), half)):
         clone = copy.deepcopy(net)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             result = runner(clone.blocks()[:3], images)[-1]
         result.float().square().sum().backward()
         results.append(torch.cat([p.grad.flatten() for p in clone.parameters() if p.grad is not None]))
-    exact_gradients, eager_gradients, fused_gradients = results
+    eager_error, fused_error = (apart(each, results[0]) for each in results[1:])
     # The interpreter truncates to bfloat16, which doubles the rounding error and biases it.
-    assert apart(eager_gradients, exact_gradients) < 0.1 and apart(
-        fused_gradients, exact_gradients
-    ) < 4 * apart(eager_gradients, exact_gradients)
+    assert eager_error < 0.1 and fused_error < 4 * eager_error
+
+
+def ranks_network() -> nn.Module:
+    """Build a stem with a pool and two residual blocks, with a normalised shortcut and with a plain one."""
+    torch.manual_seed(0)
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    stem = nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    net = nn.Sequential(*stem, BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
+    return net.to(memory_format=torch.channels_last)
+
+
+def of_a_rank(shares: Sequence[slice], rank: int, images: Tensor) -> list[Tensor]:
+    """Return the result, gradients and statistics for a rank's images; a single rank has BatchNorm."""
+    net = ranks_network()
+    if len(shares) > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    inputs = images[shares[rank]].contiguous(memory_format=torch.channels_last).requires_grad_()
+    result = fused(net)(inputs)
+    result.square().sum().backward()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    return [result.detach(), inputs.grad, *gradients, *net.buffers()]  # type: ignore[list-item]
+
+
+SHARES = (slice(0, 2), slice(2, 5))
+
+
+def in_a_process(rank: int, folder: str, images: Tensor) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(of_a_rank(SHARES, rank, images), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
+    """Ranks with 2 and 3 images get what one process gets for all 5. Gradients add up."""
+    images = torch.randn(5, 8, 7, 8)
+    on_ranks(in_a_process, (str(tmp_path), images), 2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    alone = of_a_rank([slice(0, 5)], 0, images)
+    num_parameters = len(list(ranks_network().parameters()))
+    for number, (first, second, one) in enumerate(zip(*ranks, alone, strict=True)):
+        if number < 2:
+            assert apart(torch.cat([first, second]), one) < 1e-5
+        elif number < 2 + num_parameters:
+            assert apart(first + second, one) < 1e-4, number
+        else:
+            assert torch.equal(first, second) and torch.allclose(first.float(), one.float(), atol=1e-6)

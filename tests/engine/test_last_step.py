@@ -1,32 +1,42 @@
-"""After a signal within a step that hangs, the last step is saved and can be resumed from."""
+"""Checkpoints: written by a thread beside the training, and after a signal within a step that hangs."""
 
 import json
 import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine import last_step, trainer
-from fastpsl.engine.experiment import Experiment
+from fastpsl.engine import last_step
+from fastpsl.engine.last_step import LastStep, Snapshot
 from fastpsl.engine.online_probe import OnlineProbe
-from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
-from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.engine.trainer import pretrain
-from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.files import atomic
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.views import ViewSpec
-from tests.engine.test_task_hooks import Asking
-from tests.engine.tiny import TinyNet, tiny_run
+from fastpsl.scripts.recipe_process import error_line
+from tests.engine.test_task_hooks import Asking, experiment
+from tests.engine.test_trainer import tiny_experiment
+from tests.engine.tiny import tiny_run
+from tests.fake_cuda import DEVICE, fake_cuda
 from tests.programs import digests, newest_checkpoint, newest_step
+from tests.recipes.in_process import starter
+from tests.slow import slow
+from tests.warm import CONTEXT
 
 NUM_STEPS = 4  # per stage, of which there are two
 left = threading.Event()
@@ -44,15 +54,13 @@ class Hanging(Asking):
         self.at, self.numbers, self.queue = at, numbers, torch.zeros(8)
 
     @override
-    def loss(
-        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[Tensor, Metrics]:
-        if head.training and len(self.trained) + 1 == self.at:
+    def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
+        if arguments[1].training and len(self.trained) + 1 == self.at:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
             assert left.wait(120)
             raise Left
-        return super().loss(blocks, head, inputs, batch)
+        return super().loss(*arguments)
 
     @override
     def num_warm_up_batches(self, stage: Any) -> int:
@@ -71,7 +79,7 @@ class Hanging(Asking):
         self.queue = state["queue"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make every step count as long and shorten all waits; return the exit codes of attempted exits."""
     codes: list[int] = []
@@ -83,21 +91,23 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     left.clear()
     monkeypatch.setattr(last_step.os, "_exit", leave)
     monkeypatch.setattr(last_step, "LEAVE_AFTER_S", 0.01)
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 0.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 0.0)
     return codes
 
 
-def fit(out: Path, task: Hanging, **options: Any) -> Run:
-    run = tiny_run(out, epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)
+def fit(out: Path, task: Hanging, **options: Any) -> None:
     torch.manual_seed(0)
-    try:
-        experiment = Experiment(
-            task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,))
-        )
-        assert pretrain(experiment, run)
-    finally:
-        run.close()
-    return run
+    with closing(tiny_run(out, epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)) as run:
+        assert pretrain(experiment(task), run)
+
+
+def stopped_in_the_second_epoch(out: Path, task: Hanging, error: type[BaseException]) -> int:
+    """Train an epoch and begin another one, which raises `error`; return the number of steps."""
+    one_stage = replace(experiment(task), stages=make_plan("psl", (2,), num_levels=3)[:1])
+    with closing(tiny_run(out, epochs=(2,), batch_size=160)) as run, pytest.raises(error):
+        pretrain(one_stage, run)
+    assert run.position.run_step > 0 and newest_checkpoint(out)["position"]["step"] == run.position.step
+    return run.position.run_step
 
 
 def status(out: Path) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long step after a short one is waited for, because only the network holds the step before."""
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     class Long(Hanging):
         @override
@@ -195,7 +205,7 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
 def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     class Clustering(Hanging):
         @override
@@ -209,16 +219,11 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
                 assert left.wait(120)
                 raise Left
 
-    run = tiny_run(tmp_path, epochs=(2,), batch_size=160)
-    experiment = Experiment(
-        Clustering(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
-    )
-    with pytest.raises(Left):
-        pretrain(experiment, run)
-    run.close()
-    assert at_once == [75] and newest_step(tmp_path) == run.position.run_step > 0
+    num_steps = stopped_in_the_second_epoch(tmp_path, Clustering(), Left)
+    assert at_once == [75] and newest_step(tmp_path) == num_steps
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     with pytest.raises(RuntimeError), last_step.LastStep(run) as keeper:
@@ -231,9 +236,10 @@ def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_
     assert newest_step(tmp_path) == 2 and newest_checkpoint(tmp_path)["backbone"]["w"] == 2
 
 
+@pytest.mark.usefixtures("at_once")
 def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are a lost rank, or data that fail, during the clustering of a million images."""
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     class Failing(Hanging):
         @override
@@ -245,21 +251,14 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
             if context.epoch == 1:
                 raise RuntimeError("Connection reset by peer")
 
-    run = tiny_run(tmp_path, epochs=(2,), batch_size=160)
-    experiment = Experiment(
-        Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
-    )
-    with pytest.raises(RuntimeError, match="reset by peer"):
-        pretrain(experiment, run)
-    run.close()
-    assert newest_step(tmp_path) == run.position.run_step > 0
-    assert newest_checkpoint(tmp_path)["position"]["step"] == run.position.step
+    assert stopped_in_the_second_epoch(tmp_path, Failing(), RuntimeError) == newest_step(tmp_path)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_before_the_monitor_looks_at_a_stages_end_the_last_step_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+    monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
     def probe(monitor: OnlineProbe, steps_per_epoch: int, last_step: int, release: Any) -> bool:
         if monitor.run.position.step == last_step:
@@ -292,6 +291,7 @@ def test_a_disk_that_is_full_ends_nothing(
     assert "cannot be saved: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("at_once")
 def test_signals_go_where_they_went_before(tmp_path: Path) -> None:
     before = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
@@ -300,14 +300,14 @@ def test_signals_go_where_they_went_before(tmp_path: Path) -> None:
     assert after == before
 
 
+@pytest.mark.usefixtures("at_once")
 def test_its_sockets_are_closed(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path)
-    with last_step.LastStep(run) as keeper:
+    with closing(tiny_run(tmp_path)) as run, last_step.LastStep(run) as keeper:
         pass
-    run.close()
     assert keeper._reader.fileno() == keeper._writer.fileno() == -1
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(("steps_since", "leaves"), [(0, True), (1, True), (2, False)])
 def test_a_process_leaves_only_if_nothing_but_a_step_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_since: int, leaves: bool
@@ -324,3 +324,340 @@ def test_a_process_leaves_only_if_nothing_but_a_step_is_lost(
     for end in (keeper._reader, writer):
         end.close()
     run.close()
+
+
+LIMIT_S = 120.0
+
+
+def fit_three_stages(out: Path, runs: list[Run] | None = None) -> bool:
+    """Train three stages of four steps, with a checkpoint of each step, from where the run in `out` ended."""
+    run = tiny_run(out, max_steps_per_stage=4, keep_checkpoints=99, val=None, checkpoint_steps=1)
+    (runs if runs is not None else []).append(run)
+    with closing(run):
+        return pretrain(tiny_experiment(), run)
+
+
+@pytest.fixture(scope="module")
+def whole_three_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    assert fit_three_stages(out)
+    return out
+
+
+def resumed_as_whole(out: Path, whole_three_stages: Path) -> bool:
+    """Go on from the newest checkpoint and compare the end, bit for bit."""
+    assert fit_three_stages(out)
+    assert (out / "metrics.jsonl").read_text() == (whole_three_stages / "metrics.jsonl").read_text()
+    return digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole_three_stages))
+
+
+@pytest.fixture
+def late_writes(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Let each write wait until the training has made another step, or waits for the write.
+
+    Return digests of the states as they were saved, and as they were written, by step.
+    """
+    take, release, wait, write = Snapshot.take, LastStep.release, LastStep.wait, Run.save
+    later, saved, written = threading.Event(), dict[int, Any](), dict[int, Any]()
+
+    def taken(snapshot: Snapshot, state: dict[str, Any]) -> dict[str, Any]:
+        later.clear()
+        saved[state["position"]["run_step"]] = digests(state)
+        return take(snapshot, state)
+
+    def passed(call: Callable[[LastStep], None]) -> Callable[[LastStep], None]:
+        def called(keeper: LastStep) -> None:
+            later.set()
+            call(keeper)
+
+        return called
+
+    def written_late(run: Run, step: int, state: dict[str, Any]) -> None:
+        assert threading.current_thread() is not threading.main_thread() and later.wait(LIMIT_S)
+        write(run, step, state)
+        written[step] = digests(state)
+
+    monkeypatch.setattr(Snapshot, "take", taken)
+    monkeypatch.setattr(LastStep, "release", passed(release))
+    monkeypatch.setattr(LastStep, "wait", passed(wait))
+    monkeypatch.setattr(Run, "save", written_late)
+    return saved, written
+
+
+def test_no_later_step_changes_what_is_written(
+    whole_three_stages: Path, tmp_path: Path, late_writes: tuple[dict[int, Any], dict[int, Any]]
+) -> None:
+    saved, written = late_writes
+    options: dict[str, Any] = {"keep_checkpoints": 99, "checkpoint_steps": 3, "val": None}
+    with closing(tiny_run(tmp_path, max_steps_per_stage=4, **options)) as run:
+        assert pretrain(tiny_experiment(), run)
+    assert list(written) == [3, 4, 6, 8, 9, 12]
+    assert all(written[step] == saved[step] for step in written)
+    assert written[12].items() <= digests(newest_checkpoint(tmp_path)).items()
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole_three_stages))
+
+
+RECIPES: dict[str, tuple[object, ...]] = {
+    "mocov2_r50": ("--size-px", 32, "--batch-size", 8, "--queue-size", 24, "--key-group", 2),
+    "uic_alexnet": ("--epochs", 2),
+    "sslpp_iic": (),
+}
+
+
+@pytest.mark.parametrize("name", [*map(slow, RECIPES)])
+def test_no_later_step_changes_a_recipes_queue_or_labels(
+    name: str,
+    tmp_path: Path,
+    late_writes: tuple[dict[int, Any], dict[int, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saved, written = late_writes
+    few = ("--workers", 1, "--no-tensorboard", "--checkpoint-steps", 2, "--max-steps-per-stage", 5)
+    plan = ("--plan", "end_to_end", "--backbone", "resnet18") if name == "mocov2_r50" else ()
+    outcome = starter(name, monkeypatch, capsys)(*RECIPES[name], *few, *plan, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    assert list(written)[:3] == [2, 4, 5] and all(written[step] == saved[step] for step in written)
+
+
+def die_at(out: Path, call: str, is_done: bool, num_threads: int) -> None:
+    """Train, and kill this process before or after a call in the write of step 6."""
+    real = getattr(os, call)
+
+    def called(*arguments: Any) -> None:
+        # `fsync` has the file's number, `replace` its paths.
+        name = os.readlink(f"/proc/self/fd/{arguments[0]}") if call == "fsync" else str(arguments[0])
+        fatal = "step-00000006.pt" in name
+        assert not fatal or threading.current_thread().name == "fastpsl-checkpoint"
+        if fatal and not is_done:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*arguments)
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(num_threads)
+    setattr(atomic.os, call, called)
+    fit_three_stages(out)
+
+
+@pytest.mark.parametrize(
+    ("call", "is_done", "newest"), [("replace", False, 5), slow("fsync", False, 5), slow("replace", True, 6)]
+)
+def test_killed_within_a_write_the_checkpoint_before_serves(
+    whole_three_stages: Path, tmp_path: Path, call: str, is_done: bool, newest: int
+) -> None:
+    process = CONTEXT.Process(target=die_at, args=(tmp_path, call, is_done, torch.get_num_threads()))
+    process.start()
+    process.join(LIMIT_S)
+    assert process.exitcode == -signal.SIGKILL
+    assert newest_step(tmp_path) == newest
+    assert resumed_as_whole(tmp_path, whole_three_stages)
+
+
+def test_a_signal_within_a_write_is_followed_by_both_checkpoints(
+    whole_three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, runs, waits = Run.save, list[Run](), threading.Event()
+
+    def signalled(run: Run, step: int, state: dict[str, Any]) -> None:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not run.stop_signal.stop_requested:  # the main thread's handler runs between two bytecodes
+                assert not waits.wait(0.01)
+        write(run, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", signalled)
+        assert not fit_three_stages(tmp_path, runs)
+    last = newest_step(tmp_path)
+    assert last >= 6 and runs[0].position.run_step == last
+    assert resumed_as_whole(tmp_path, whole_three_stages)
+
+
+def test_a_process_that_leaves_a_long_step_waits_for_the_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third step hangs. The second one's checkpoint is being written when the process is to leave."""
+    leaves, there, hangs, write = threading.Event(), list[int](), threading.Event(), Run.save
+    leave = LastStep._leave
+
+    class Long(Hanging):
+        @override
+        def loss(self, *arguments: Any) -> Any:
+            if arguments[1].training and len(self.trained) + 1 == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert hangs.wait(LIMIT_S)
+                raise Left
+            return super().loss(*arguments)
+
+    def leaving(keeper: LastStep) -> None:
+        leaves.set()
+        leave(keeper)
+
+    def exit_(code: int) -> None:
+        there.append(newest_step(tmp_path))
+        hangs.set()
+
+    def slow_write(run: Run, step: int, state: dict[str, Any]) -> None:
+        if step == 2:
+            assert leaves.wait(LIMIT_S)
+        write(run, step, state)
+
+    monkeypatch.setattr(last_step, "LEAVE_AFTER_S", 0.01)
+    monkeypatch.setattr(last_step.os, "_exit", exit_)
+    monkeypatch.setattr(LastStep, "_leave", leaving)
+    monkeypatch.setattr(Run, "save", slow_write)
+    with pytest.raises(Left):
+        fit(tmp_path, Long(), checkpoint_steps=2)
+    assert there == [2]
+
+
+def test_a_disk_that_is_full_ends_the_run_with_a_line(
+    whole_three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, runs = CheckpointManager.save, list[Run]()
+
+    def full(checkpoints: CheckpointManager, step: int, state: dict[str, Any]) -> Path:
+        if step >= 6:
+            raise OSError(28, "No space left on device", str(checkpoints.folder / "step-00000006.pt"))
+        return write(checkpoints, step, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointManager, "save", full)
+        with pytest.raises(OSError) as excinfo:
+            fit_three_stages(tmp_path, runs)
+    assert error_line(excinfo.value, runs) == (
+        f"{tmp_path}/checkpoints/step-00000006.pt: cannot be written (No space left on device); free some "
+        f"space or choose another disk; the same command with --out {tmp_path} goes on from step-00000005.pt"
+    )
+    assert runs[0].position.run_step <= 7  # of the next step at the latest
+    assert resumed_as_whole(tmp_path, whole_three_stages)
+
+
+def test_short_steps_hear_of_a_full_disk_before_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, failed = tiny_run(tmp_path), threading.Event()
+
+    def full(*_: object) -> None:
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "save", full)
+    with LastStep(run) as keeper:
+        keeper.save({"backbone": 1})
+        assert failed.wait(LIMIT_S)
+        assert keeper._writing
+        keeper._writing.join(LIMIT_S)
+        run.position.run_step += 1
+        with pytest.raises(OSError, match="No space"):
+            keeper.release()
+    run.close()
+
+
+def test_a_disk_that_does_not_answer_is_told_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, runs = threading.Event(), list[Run]()
+    monkeypatch.setattr(Run, "save", lambda *_: answers.wait(LIMIT_S))
+    monkeypatch.setattr(LastStep, "_limit_s", 0.05)
+    with pytest.raises(TimeoutError) as excinfo:
+        fit_three_stages(tmp_path, runs)
+    answers.set()
+    assert error_line(excinfo.value, runs) == (
+        f"{tmp_path}/checkpoints: cannot be written (it takes more than 0.05 s); choose a folder that can be "
+        f"written; the same command with --out {tmp_path} starts anew, as there is no checkpoint yet"
+    )
+
+
+def some_state() -> tuple[dict[str, Any], nn.Module]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
+    labels = torch.arange(10, dtype=torch.int32)
+    state = {
+        "backbone": module.state_dict(),
+        "labels": labels[1:-1],
+        "wide": torch.ones(1).expand(5),
+        "half": torch.randn(3, 2).half().T,
+        "empty": torch.zeros(0, 4),
+        "count": torch.tensor(3),
+        "parameter": nn.Parameter(torch.ones(2)),
+        "array": np.arange(4),
+        "list": [1, [2.5, torch.zeros(2)], ("a", None)],
+        "position": {"step": 7, "summaries": [{"loss": 1.0}]},
+    }
+    return state, module
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for name, part in value.items() for leaf in (name, *leaves(part))]
+    if isinstance(value, (list, tuple)):
+        return [type(value), *(leaf for part in value for leaf in leaves(part))]
+    if isinstance(value, Tensor):
+        return [value.dtype, value.shape, value.stride(), value.requires_grad, value.tolist()]
+    return [value.tolist() if isinstance(value, np.ndarray) else value]
+
+
+def change(value: Any) -> None:
+    """Change all that can be changed in place."""
+    if isinstance(value, dict):
+        for part in value.values():
+            change(part)
+        if "step" in value:
+            value["step"] = -1
+    elif isinstance(value, list):
+        for part in value:
+            change(part)
+        value.append(-1)
+    elif isinstance(value, tuple):
+        for part in value:
+            change(part)
+    elif isinstance(value, Tensor) and value.stride() != (0,):
+        value.detach().add_(1)
+    elif isinstance(value, np.ndarray):
+        value += 1
+
+
+def test_what_changes_later_is_not_seen() -> None:
+    state, module = some_state()
+    expected = leaves(state | {"parameter": state["parameter"].detach()})
+    i = expected.index("wide") + 3
+    assert expected[i] == (0,)
+    expected[i] = (1,)  # a copy has all values
+    copied = Snapshot().take(state)
+    assert leaves(copied) == expected
+    change(state)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert leaves(copied) == expected
+    for tensor in (copied["labels"], copied["half"]):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    backbone = copied["backbone"]
+    assert isinstance(backbone, OrderedDict) and backbone._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
+
+
+def test_memory_is_used_again_where_it_fits() -> None:
+    snapshot = Snapshot()
+    first = snapshot.take({"same": torch.zeros(4), "other": torch.zeros(4), "gone": torch.zeros(9)})
+    second = snapshot.take({"same": torch.ones(4), "other": torch.ones(5)})
+    assert second["same"].data_ptr() == first["same"].data_ptr() and second["same"].tolist() == [1] * 4
+    assert second["other"].tolist() == [1] * 5
+    assert len(snapshot._buffers) == 2
+
+
+def test_the_host_does_not_wait_for_a_gpu() -> None:
+    with fake_cuda() as cuda:
+        state = {"weights": torch.zeros(4, 3, device=DEVICE), "labels": torch.zeros(5, dtype=torch.int32)}
+        snapshot, synchronized = Snapshot(), list[object]()
+        with cuda.watched() as seen:
+            copied = snapshot.take(state)
+            assert not seen.waits
+            assert copied["weights"].device.type == "cpu" and copied["weights"].is_pinned()
+            assert not copied["labels"].is_pinned()
+        assert snapshot._arrived is not None
+        snapshot._arrived.synchronize = lambda: synchronized.append(1)  # type: ignore[method-assign]
+        snapshot.wait()
+        assert synchronized == [1]
+        snapshot.take({"labels": torch.zeros(5)})
+        snapshot.wait()
+        assert synchronized == [1]

@@ -34,6 +34,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import charts
 from fastpsl.plots.charts import draw_probes
+from tests.engine.exact_signals import before_asking
 from tests.engine.test_reporter import Board
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run
@@ -41,6 +42,7 @@ from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
 
 STEPS_PER_EPOCH = 5  # 480 images in batches of 96
+STAGE = Stage("S3", 3, 3, 5, 2)
 
 
 def noise(num: int, channels: int, seed: int = 0) -> Tensor:
@@ -103,10 +105,10 @@ def test_ridge_standardises_by_the_deviation_that_has_n_below() -> None:
 def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online, "MAX_TRAIN", 30)
     monkeypatch.setattr(online, "MAX_VAL", 30)
-    stage, parts, data = Stage("S3", 3, 3, 5, 2), [], str(sample_paths().train_32)
+    parts, data = [], str(sample_paths().train_32)
     for number, seed in enumerate((0, 1, 0)):
         with closing(probed_run(tmp_path / str(number), seed=seed, data=data, val=data)) as run:
-            monitor = OnlineProbe(run, StageBlocks(TinyNet(), stage), stage, VIEW(), 1)
+            monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW(), 1)
         assert monitor.val is not None
         parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.val)]
     assert [len(set(part)) for part in parts] == [30] * 6 and parts == [tuple(sorted(p)) for p in parts]
@@ -163,11 +165,8 @@ def probed_run(out: Path, **options: Any) -> Run:
 
 
 def fit(out: Path, experiment: Experiment | None = None, **options: Any) -> Run:
-    run = probed_run(out, **options)
-    try:
+    with closing(probed_run(out, **options)) as run:
         assert pretrain(experiment or tiny_experiment(), run)
-    finally:
-        run.close()
     return run
 
 
@@ -225,14 +224,9 @@ def test_the_numbers_are_those_of_the_blocks_as_it_is_saved(whole: Path) -> None
     parts = []
     for data in (run.data.train, run.data.val):
         assert data is not None
-        monitor = OnlineProbe(
-            run, StageBlocks(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1
-        )
-        with (
-            Loader(data, [monitor.view], batch_size_per_rank=1, train=False, num_threads=1) as loader,
-            torch.no_grad(),
-        ):
-            rows = []
+        view, rows = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW(), 1).view, []
+        loader = Loader(data, [view], batch_size_per_rank=1, train=False, num_threads=1)
+        with loader, torch.no_grad():
             for batch in loader.epoch(0):
                 (image,) = batch.inputs(loader.views, torch.float32)
                 rows.append(nn.Sequential(*net.blocks())(image).mean((2, 3))[0])
@@ -248,9 +242,7 @@ def VIEW() -> Any:
 
 def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> None:
     experiment = tiny_experiment()
-    stages = tuple(
-        replace(stage, epochs=epochs) for stage, epochs in zip(experiment.stages, (1, 3, 1), strict=True)
-    )
+    stages = tuple(map(lambda stage, epochs: replace(stage, epochs=epochs), experiment.stages, (1, 3, 1)))
     fit(tmp_path / "second", replace(experiment, stages=stages), probe_every=2)
     assert [line["epoch"] for line in probes(tmp_path / "second")] == [1, 2, 4, 5]
     fit(tmp_path / "cut", probe_every=2, max_steps_per_stage=3)
@@ -259,13 +251,11 @@ def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> 
 
 def stop_at(run: Run, when: Callable[[], bool]) -> None:
     """Send the stop signal at an exact place."""
-    request = run.stop_signal.after_step
 
-    def ask() -> Any:
+    def request() -> None:
         run.stop_signal.stop_requested |= when()
-        return request()
 
-    run.stop_signal.after_step = ask  # type: ignore[method-assign]
+    before_asking(run, request)
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH, slow(2 * STEPS_PER_EPOCH)])
@@ -285,9 +275,8 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     run.close()
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
-    assert [line["run_step"] for line in probes(tmp_path)] == list(
-        range(STEPS_PER_EPOCH, step, STEPS_PER_EPOCH)
-    )
+    steps = list(range(STEPS_PER_EPOCH, step, STEPS_PER_EPOCH))
+    assert [line["run_step"] for line in probes(tmp_path)] == steps
     fit(tmp_path)
     assert probes(tmp_path) == probes(whole)
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
@@ -297,9 +286,8 @@ def test_without_validation_images_a_stopped_look_leaves_the_stage_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OnlineProbe, "_features", lambda monitor, data: None)  # as after a signal
-    run = probed_run(tmp_path, val=None)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    with closing(probed_run(tmp_path, val=None)) as run:
+        assert not pretrain(tiny_experiment(), run)
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == STEPS_PER_EPOCH
 
 
@@ -356,10 +344,9 @@ def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPat
 
 
 def test_at_most_5_000_training_and_10_000_validation_images_are_looked_at(tmp_path: Path) -> None:
-    stage = Stage("S3", 3, 3, 5, 2)
     with closing(probed_run(tmp_path)) as run:
         run.data.train, run.data.val = Synthetic(12_000, 8), Synthetic(12_001, 8)
-        monitor = OnlineProbe(run, StageBlocks(TinyNet(), stage), stage, VIEW(), 1)
+        monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW(), 1)
         assert monitor.val is not None
         assert (monitor.train.num_samples, monitor.val.num_samples) == (5_000, 10_000)
 

@@ -22,35 +22,21 @@ def test_plans_are_the_papers() -> None:
 def test_any_number_of_stages() -> None:
     assert rows("psl", (5, 6)) == [("S1", 1, 1, 4, 5), ("S2", 3, 2, 5, 6)]
     assert rows("psl", (9,)) == [("S1", 3, 1, 5, 9)]
-    assert rows("psl", (1, 1, 1, 1, 1)) == [
-        (f"S{i}", level, i, i, 1) for i, level in enumerate((1, 1, 2, 3, 3), 1)
-    ]
-    assert rows("psl", (1, 2, 3), num_blocks=3) == [
-        ("S1", 1, 1, 1, 1),
-        ("S2", 2, 2, 2, 2),
-        ("S3", 3, 3, 3, 3),
-    ]
-    assert rows("psl", (1, 2, 3), num_levels=1) == [
-        ("S1", 1, 1, 3, 1),
-        ("S2", 1, 2, 4, 2),
-        ("S3", 1, 3, 5, 3),
-    ]
+    five = [(f"S{i}", level, i, i, 1) for i, level in enumerate((1, 1, 2, 3, 3), 1)]
+    assert rows("psl", (1, 1, 1, 1, 1)) == five
+    assert rows("psl", (1, 2, 3), num_blocks=3) == [(f"S{i}", i, i, i, i) for i in (1, 2, 3)]
+    assert rows("psl", (1, 2, 3), num_levels=1) == [(f"S{i}", 1, i, i + 2, i) for i in (1, 2, 3)]
 
 
 def test_partitions_and_levels_are_free() -> None:
     assert rows("psl", (5, 6), partition=("1-2", "B3-B5")) == [("S1", 1, 1, 2, 5), ("S2", 3, 3, 5, 6)]
-    assert rows("psl", (5, 6), partition=("1-4", "5"), levels=(2, 2)) == [
-        ("S1", 2, 1, 4, 5),
-        ("S2", 2, 5, 5, 6),
-    ]
-    assert rows("sl", (5, 6, 7), levels=(1, 2, 2)) == [
-        ("S1", 2, 1, 3, 5),
-        ("S2", 2, 2, 4, 6),
-        ("S3", 2, 3, 5, 7),
-    ]
+    both = rows("psl", (5, 6), partition=("1-4", "5"), levels=(2, 2))
+    assert both == [("S1", 2, 1, 4, 5), ("S2", 2, 5, 5, 6)]
+    assert rows("sl", (5, 6, 7), levels=(1, 2, 2)) == [(f"S{i}", 2, i, i + 2, i + 4) for i in (1, 2, 3)]
     assert rows("psl", (1, 1, 1), levels=(3, 2, 1))[0] == ("S1", 3, 1, 3, 1)
     assert [level for _, level, *_ in rows("sl", (1, 1, 1), levels=(1, 3, 2))] == [3, 3, 3]  # the hardest
     assert rows("end_to_end", (5, 6), levels=(1, 1)) == [("E", 1, 1, 5, 11)]
+    assert rows("end_to_end", (5, 6, 7), levels=(1, 3, 2)) == [("E", 3, 1, 5, 18)]  # the hardest
 
 
 @pytest.mark.parametrize(
@@ -79,7 +65,3 @@ def test_impossible_plans_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(name, epochs, **settings)
-
-
-def test_end_to_end_is_at_the_hardest_level_wherever_it_stands() -> None:
-    assert rows("end_to_end", (5, 6, 7), levels=(1, 3, 2)) == [("E", 3, 1, 5, 18)]

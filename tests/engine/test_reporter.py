@@ -1,8 +1,11 @@
+"""The reporter's files, screen and lines, and the end of a run whose steps change nothing."""
+
 import csv
 import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +18,22 @@ from rich.console import Console
 from fastpsl.console.screen import Numbers
 from fastpsl.engine import reporter as reporter_module
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.reporter import MetricsFile, Reporter, WorkAhead, summary_line
+from fastpsl.engine.reporter import (
+    FIRST_STEPS,
+    WINDOW,
+    EpochLog,
+    MetricsFile,
+    Reporter,
+    SkippedSteps,
+    WorkAhead,
+    summary_line,
+)
 from fastpsl.engine.stage_blocks import StepMetrics
+from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.plots.charts import draw_curve
-from tests.engine.tiny import one_process
+from tests.engine.test_trainer import lines, tiny_experiment
+from tests.engine.tiny import one_process, tiny_run
 
 STAGE = make_plan("psl", (1, 1, 1))[0]
 
@@ -28,15 +42,9 @@ def reporter(
     folder: Path, log_steps: int = 3, resumed: int = 0, *, rank: int = 0, local_rank: int = 0
 ) -> Reporter:
     return Reporter(
-        folder,
-        replace(one_process(), rank=rank, local_rank=local_rank),
-        batch_size=4,
-        log_steps=log_steps,
-        resumed_run_step=resumed,
-        tensorboard=True,
-        wandb=False,
-        config={},
-    )
+        folder, replace(one_process(), rank=rank, local_rank=local_rank), batch_size=4, log_steps=log_steps,
+        resumed_run_step=resumed, tensorboard=True, wandb=False, config={},
+    )  # fmt: skip
 
 
 def metrics_of(num_skipped: float = 0.0, **pairs: tuple[float, float]) -> StepMetrics:
@@ -56,7 +64,7 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
         # The first step is written at once.
         assert num_lines == (7 if number == 7 else max(number - number % 3, 1))
     report.flush()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = lines(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 8))
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
     summary = report.stage_summary(STAGE, (7, 7), 61.0, {"accuracy": 0.25}, 0.125)
@@ -84,8 +92,7 @@ def test_on_a_gpu_numbers_are_written_after_the_next_step_was_launched(tmp_path:
         nums_of_lines.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
     report.close()
     assert nums_of_lines == [0, 1, 1, 3, 3, 6, 7, 8]
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [float(n) for n in range(1, 9)]
+    assert [row["loss"] for row in lines(tmp_path)] == [float(n) for n in range(1, 9)]
 
 
 def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
@@ -94,8 +101,7 @@ def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
     step(report, 1, 0.0, count=0.0)
     step(report, 2, 1.5)
     report.close()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [None, 1.5]
+    assert [row["loss"] for row in lines(tmp_path)] == [None, 1.5]
     assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
 
 
@@ -132,13 +138,8 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         output = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
         if terminal:
             assert "step 0 of 4" in output and "step 4 of 4" in output and "epoch 2 of 2" in output
-            words: tuple[str, ...] = (
-                "stage 2 of 3 (S1, level G1)",
-                "loss 0.5000",
-                "learning rate 0.1",
-                "stage ETA",
-                "images/s",
-            )
+            words: tuple[str, ...] = ("stage 2 of 3 (S1, level G1)", "loss 0.5000", "learning rate 0.1")
+            words += ("stage ETA", "images/s")
             first = output[output.index("step 1 of 4") :].partition("step 2 of 4")[0]
         else:
             words = "S1 level G1", "step 4/4", "loss 0.5", "lr 0.1", "ETA 0:00:00", "img/s", "epoch 2/2"
@@ -372,3 +373,110 @@ def test_each_machines_first_rank_says_once_what_it_waits_for(
         own.log_once("storage", text)
     own.close()
     assert capsys.readouterr().err == told
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    log = EpochLog(tmp_path / "epochs.jsonl", 0)
+    for run_step, epoch in ((1, 0), (10, 1), (11, 1), (20, 2)):
+        add(log, run_step, epoch, 0)
+    return log.path
+
+
+def add(log: EpochLog, run_step: int, epoch: float, figure: int) -> None:
+    log.add({"run_step": run_step, "epoch": epoch, "stage": "E", "figure": figure})
+
+
+def places(path: Path) -> list[tuple[int, float, int]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["run_step"], line["epoch"], line["figure"]) for line in lines]
+
+
+def test_a_line_replaces_those_of_its_place_and_later_ones(path: Path) -> None:
+    log = EpochLog(path, 20)
+    add(log, 20, 2, 1)
+    assert places(path) == [(1, 0, 0), (10, 1, 0), (11, 1, 0), (20, 2, 1)]
+    add(log, 11, 1, 2)
+    assert places(path) == [(1, 0, 0), (10, 1, 0), (11, 1, 2)]
+
+
+def test_what_comes_after_the_step_of_a_resume_is_removed(path: Path) -> None:
+    EpochLog(path, 10)
+    assert places(path) == [(1, 0, 0), (10, 1, 0)]
+
+
+def told(*fetches: str) -> list[str]:
+    """Return the line of each fetch, a text with an x for a skipped step and a dot for another one."""
+    steps, texts, num, first = SkippedSteps(), list[str](), 0, 1
+    for marks in fetches:
+        nums = [num := num + (mark == "x") for mark in marks]
+        texts.append(steps.line(nums, first).split(" gradients")[0])
+        first += len(marks)
+        steps.require_effect()
+    return texts
+
+
+def test_each_fetch_with_skipped_steps_has_a_line() -> None:
+    assert told("x", "x..x.....x", "." * 10, "xxxxx") == [
+        "1 of steps 1 to 1 had", "3 of steps 2 to 11 had", "", "5 of steps 22 to 26 had"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [1, 7, 250])
+def test_a_hundred_in_a_row_are_the_end(length: int) -> None:
+    def fetches(marks: str) -> list[str]:
+        return [marks[start : start + length] for start in range(0, len(marks), length)]
+
+    told(*fetches("x" * 99 + "." + "x" * 99))
+    words = r"diverged: the last 10\d steps had" if length == 7 else "the last 100 "
+    with pytest.raises(ValueError, match=words):
+        told(*fetches("." + "x" * 100))
+
+
+@pytest.mark.parametrize("length", [1, 7, 250])
+def test_more_than_half_of_two_hundred_are_the_end(length: int) -> None:
+    """The first steps of a stage do not count, because fp16 looks for its scale in them."""
+    some, most = "x." * (WINDOW // 2), "xx." * (WINDOW // 2)
+    for marks in ("xx." * (FIRST_STEPS // 3) + "." + some * 3, "xx." * 65 + "." * 200 + some):
+        told(*[marks[start : start + length] for start in range(0, len(marks), length)])
+    marks = "." * FIRST_STEPS + some + most
+    with pytest.raises(ValueError, match=r"diverged: 1\d\d of the last 200 steps had"):
+        told(*[marks[start : start + length] for start in range(0, len(marks), length)])
+
+
+def test_a_diverged_run_ends_and_its_losses_are_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An infinite rate spoils the weights in the first step, and no later one has finite gradients."""
+    monkeypatch.setattr("fastpsl.engine.reporter.WINDOW", 14)
+    run = tiny_run(tmp_path, log_steps=3)
+    with pytest.raises(ValueError, match="the last 8 steps had gradients that are not finite"):
+        pretrain(replace(tiny_experiment(), schedule=lambda _: float("inf")), run)
+    run.close()
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 10)) and rows[0]["loss"] == rows[0]["loss"]
+    assert all(row["loss"] != row["loss"] for row in rows[1:])
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    """A running variance overflows in step 5, while the gradients stay finite. A mask was never finite."""
+    run = tiny_run(tmp_path, checkpoint_steps=2, max_steps_per_stage=8)
+    experiment = tiny_experiment()
+    experiment.backbone.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    norm, after_step = experiment.backbone.get_submodule("parts.0.1"), experiment.task.after_step
+    steps = list[int]()
+
+    def spoil(extras: Any) -> None:
+        after_step(extras)
+        steps.append(1)
+        if len(steps) == 5:
+            norm.running_var[0] = torch.inf  # type: ignore[index,operator]
+
+    experiment.task.after_step = spoil  # type: ignore[method-assign]
+    good = "step-00000004.pt"
+    words = (
+        f"after step 6 of the run, 1 of its weights .* such as parts.0.1.running_var; the last good .*{good};"
+    )
+    with closing(run), pytest.raises(ValueError, match=words):
+        pretrain(experiment, run)
+    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == good

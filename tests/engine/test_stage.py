@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.plan import make_plan
+from fastpsl.engine.optim.optimisers import sgd
+from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
@@ -20,6 +20,7 @@ from tests.engine.tiny import TinyNet, noise_batch, part_of
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
 VIEWS = (ViewSpec(RandomResizedCrop(32)),)
+S1 = make_plan("psl", (1, 1, 1))[0]
 
 
 class Brightness(Task):
@@ -38,11 +39,19 @@ class Brightness(Task):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
 
     @override
-    def loss(
-        self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
         loss = (head(blocks(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
         return loss, {"loss": (loss.detach(), torch.ones((), device=loss.device))}
+
+
+def train_step_of(
+    stage: Stage, task: Task | None = None, precision: str = "fp32", backbone: Any = None, **blocks: Any
+) -> TrainStep:
+    """Build a step of `Brightness` or another task, on TinyNet or another backbone."""
+    backbone, task = backbone or TinyNet(), task or Brightness()
+    head = task.head(1, backbone.channels[stage.last_block - 1])
+    module = StageModule(StageBlocks(backbone, stage, **blocks), head, task)
+    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -53,19 +62,13 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])
 def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) -> None:
     torch.manual_seed(0)
-    backbone, task = TinyNet(), Brightness()
-    calls: list[int] = []
+    backbone, calls = TinyNet(), list[int]()
     for number, block in enumerate(backbone.blocks(), start=1):
         block.register_forward_hook(lambda module, args, output, number=number: calls.append(number))
     for stage in make_plan(plan, (1, 1, 1)):
-        module = StageModule(
-            StageBlocks(backbone, stage, frozen_batchnorm),
-            task.head(1, backbone.channels[stage.last_block - 1]),
-            task,
-        )
-        train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        train_step = train_step_of(stage, backbone=backbone, frozen_batchnorm=frozen_batchnorm)
         before = [snapshot(block) for block in backbone.blocks()]
-        head_before = snapshot(module.head)
+        head_before = snapshot(train_step.module.head)
         calls.clear()
         for _ in range(2):
             train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
@@ -74,11 +77,11 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
             learns = stage.first_learning <= number <= stage.last_block
             for name, value in block.state_dict().items():
                 statistic = any(part in name for part in ("running", "num_batches"))
-                should_change = learns or (
-                    statistic and frozen_batchnorm == "train" and number < stage.first_learning
-                )
+                moves = statistic and frozen_batchnorm == "train" and number < stage.first_learning
+                should_change = learns or moves
                 assert torch.equal(before[number - 1][name], value) != should_change, (stage, number, name)
-        assert all(not torch.equal(head_before[n], v) for n, v in module.head.state_dict().items())
+        head = train_step.module.head.state_dict()
+        assert all(not torch.equal(head_before[n], v) for n, v in head.items())
 
 
 def test_every_group_of_parameters_has_the_steps_rate() -> None:
@@ -131,25 +134,19 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
     weights = []
     for parts in (1, 2, 4):
         torch.manual_seed(0)
-        backbone, task = TinyNet(), Brightness()
-        stage = make_plan("end_to_end", (1, 1, 1))[0]
-        module = StageModule(StageBlocks(backbone, stage), task.head(1, 16), task)
-        module.eval()  # in train mode, BatchNorm's statistics would depend on the batches
-        train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        train_step = train_step_of(make_plan("end_to_end", (1, 1, 1))[0])
+        train_step.module.eval()  # in train mode, BatchNorm's statistics would depend on the batches
         train_step.step([part_of(batch, number, parts) for number in range(parts)], 0.5, parts)
-        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
-    assert torch.allclose(weights[0], weights[1], atol=1e-6) and torch.allclose(
-        weights[0], weights[2], atol=1e-6
-    )
+        weights.append(torch.cat([p.detach().flatten() for p in train_step.module.parameters()]))
+    assert all(torch.allclose(weights[0], other, atol=1e-6) for other in weights[1:])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precision: str) -> None:
     torch.manual_seed(0)
-    backbone, task = TinyNet(), Brightness()
-    stage = make_plan("psl", (1, 1, 1))[0]
-    module = StageModule(StageBlocks(backbone, stage), task.head(1, 12), task)
-    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    task = Brightness()
+    train_step = train_step_of(S1, task, precision)
+    module = train_step.module
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1.0})
     train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -159,16 +156,10 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     assert float(train_step.num_skipped) == 1.0
 
 
-def train_step_of(precision: str, task: Task | None = None) -> TrainStep:
-    task = task or Brightness()
-    module = StageModule(StageBlocks(TinyNet(), make_plan("psl", (1, 1, 1))[0]), task.head(1, 12), task)
-    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
-
-
 @pytest.mark.parametrize(("precision", "scale"), [("fp32", 1.0), ("bf16", 1.0), ("fp16", 65536.0)])
 def test_the_first_scale_of_gradients(precision: str, scale: float) -> None:
     """In fp16 it is torch's own, 2 to the 16."""
-    assert train_step_of(precision).scaler.get_scale() == scale
+    assert train_step_of(S1, precision=precision).scaler.get_scale() == scale
 
 
 @pytest.mark.parametrize(
@@ -176,7 +167,7 @@ def test_the_first_scale_of_gradients(precision: str, scale: float) -> None:
 )
 def test_a_warm_up_computes_in_the_steps_precision(precision: str, dtype: torch.dtype) -> None:
     seen: list[torch.dtype] = []
-    train_step_of(precision).warm_up(
+    train_step_of(S1, precision=precision).warm_up(
         lambda blocks, head, inputs, batch: seen.append(head(blocks(inputs[0])).dtype), noise_batch(VIEWS, 4)
     )
     assert seen == [dtype]
@@ -194,7 +185,7 @@ def test_an_evaluation_is_of_the_samples_that_count(monkeypatch: pytest.MonkeyPa
             values = next(pending).items()
             return torch.zeros(()), {name: tuple(map(torch.tensor, pair)) for name, pair in values}
 
-    train_step = train_step_of("fp32", Told())
+    train_step = train_step_of(S1, Told())
     batches = [noise_batch(VIEWS, 4)] * 2
     result = train_step.evaluate(batches, VIEWS, lambda: False)
     assert result == {"loss": 0.5, "late": 0.5} and train_step.module.training

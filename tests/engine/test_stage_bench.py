@@ -28,12 +28,8 @@ from tests.engine.tiny import TinyNet, noise_batch
 def test_rates_of_a_stage() -> None:
     options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    experiment = Experiment(
-        Rotation(shorter_px=36, size_px=32, rotations_per_image="all"),
-        make_backbone("resnet18"),
-        make_plan("psl", (1, 1, 1)),
-        cosine(0.1),
-    )
+    task = Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
+    experiment = Experiment(task, make_backbone("resnet18"), make_plan("psl", (1, 1, 1)), cosine(0.1))
     place_backbone(experiment, options, world)
     with Beton(sample_paths().train) as data:
         bench = StageBench(experiment, 1, options, data, world, seconds=0.01)
@@ -48,21 +44,20 @@ def test_rates_of_a_stage() -> None:
         assert len(bench.augment_ms(2)) == 2 and len(steps) == before + 4
 
 
-def bench_of(data: Beton) -> StageBench:
+def bench_of() -> StageBench:
     """Return a benchmark of a stage whose step has two batches of two images."""
     options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    experiment = Experiment(
-        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
-    )
-    return StageBench(experiment, 1, options, data, world, seconds=0.0)
+    task = Rotation(shorter_px=36, size_px=32)
+    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
+    with Beton(sample_paths().train) as data:
+        return StageBench(experiment, 1, options, data, world, seconds=0.0)
 
 
 def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Beton(sample_paths().train) as data:
-        bench = bench_of(data)
+    bench = bench_of()
     steps, task, calls = list[tuple[int, float, int]](), bench.experiment.task, list[str]()
     monkeypatch.setattr(
         bench.train_step, "step", lambda batches, lr, num: steps.append((len(list(batches)), lr, num))
@@ -78,8 +73,7 @@ def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
 def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Beton(sample_paths().train) as data:
-        bench = bench_of(data)
+    bench = bench_of()
     loader: Any = SimpleNamespace(
         prefetch_batches=2, epoch=lambda epoch: (SimpleNamespace(indices=[epoch, step]) for step in range(4))
     )
@@ -96,9 +90,7 @@ def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
 
 
 def test_the_first_step_on_a_loaders_batches_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Beton(sample_paths().train) as data:
-        bench = bench_of(data)
-    calls = list[str]()
+    bench, calls = bench_of(), list[str]()
     loader: Any = SimpleNamespace(prefetch_batches=2, epoch=lambda epoch: iter([]))
     monkeypatch.setattr(bench, "loader", lambda decoder: nullcontext(loader))
     monkeypatch.setattr(bench, "_step", lambda batches: calls.append("step"))
@@ -113,8 +105,7 @@ def test_the_first_step_on_a_loaders_batches_is_not_timed(monkeypatch: pytest.Mo
 
 
 def test_synthetic_data_are_drawn_in_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Beton(sample_paths().train) as data:
-        bench = bench_of(data)
+    bench = bench_of()
     bench.options = replace(bench.options, order="quasi_random")
     orders = list[str]()
     monkeypatch.setattr(

@@ -1,6 +1,6 @@
 """Stages with a length in steps, BatchNorm modes of learning blocks, and clipped gradients."""
 
-import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Position
 from fastpsl.engine.stage_blocks import StageBlocks
@@ -37,13 +37,10 @@ STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
 
 def fit(out: Path, stop: int | None = None, **options: Any) -> tuple[bool, Position]:
     """Train 37 steps and then an epoch of 15, with a signal after step `stop` of the run."""
-    run = tiny_run(out, **options)
-    signal_at_step(run, stop)
     experiment = replace(tiny_experiment(), stages=STAGES, schedule=step_drops(0.05, (10, 20, 7)))
-    try:
+    with closing(tiny_run(out, **options)) as run:
+        signal_at_step(run, stop)
         return pretrain(experiment, run), run.position
-    finally:
-        run.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +60,8 @@ def test_a_signal_after_the_last_step_leaves_the_run_finished(tmp_path: Path) ->
 def test_a_stage_in_steps_ends_after_as_many_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes after its end have epochs of their own, however few steps an epoch has."""
     ended = list[tuple[int, bool]]()
-    monkeypatch.setattr(
-        Jigsaw, "end_stage", lambda self, context: ended.append((context.epoch, context.first))
-    )
+    end = lambda self, context: ended.append((context.epoch, context.first))
+    monkeypatch.setattr(Jigsaw, "end_stage", end)
     assert fit(tmp_path, max_steps_per_stage=1, val=None)[0]
     assert ended == [(NUM_STEPS, False), (NUM_STEPS + 1, False)]
 
@@ -130,9 +126,8 @@ def test_passes_at_the_end_have_draws_of_their_own(tmp_path: Path) -> None:
             draws[name].append(context.draws_epoch)
 
         setattr(experiment.task, hook, note)
-    run = tiny_run(tmp_path)
-    assert pretrain(replace(experiment, stages=STAGES), run)
-    run.close()
+    with closing(tiny_run(tmp_path)) as run:
+        assert pretrain(replace(experiment, stages=STAGES), run)
     assert len(draws["start"]) == 4 and len(draws["end"]) == 2
     assert len({*draws["start"], *draws["end"]}) == 6
 
@@ -144,14 +139,9 @@ SMALL = (ViewSpec(RandomResizedCrop(64)),)
 
 
 def train_step_of(
-    backbone: Backbone,
-    stage: Stage,
-    batchnorm: Kind = "train",
-    views: tuple[ViewSpec, ...] = VIEWS,
-    precision: str = "fp32",
-    clip_norm: float | None = None,
-    momentum: float = 0.9,
-) -> tuple[TrainStep, Brightness]:
+    backbone: Backbone, stage: Stage, batchnorm: Kind = "train", views: tuple[ViewSpec, ...] = VIEWS, *,
+    precision: str = "fp32", clip_norm: float | None = None, momentum: float = 0.9,
+) -> tuple[TrainStep, Brightness]:  # fmt: skip
     task = Brightness()
     head = task.head(1, backbone.channels[stage.last_block - 1])
     module = StageModule(StageBlocks(backbone, stage, batchnorm=batchnorm), head, task)
@@ -207,17 +197,15 @@ def test_a_experiment_hands_its_batchnorm_and_its_norm_on(tmp_path: Path) -> Non
     experiment = tiny_experiment("end_to_end")
     initial = {name: value.clone() for name, value in experiment.backbone.state_dict().items()}
     experiment = replace(experiment, stages=(Stage("E", 3, 1, 5, 0, 3),), batchnorm="fixed", clip_norm=1e-12)
-    run = tiny_run(tmp_path)
-    assert pretrain(experiment, run)
-    run.close()
+    with closing(tiny_run(tmp_path)) as run:
+        assert pretrain(experiment, run)
     for name, value in newest_checkpoint(tmp_path)["backbone"].items():
         if name.split(".")[2] == "1":  # a BatchNorm's
             assert torch.equal(value, initial[name]), name
         else:
             moved = float((value - initial[name]).abs().max())
             assert 0 < moved < 2e-5, "only the decay should remain after clipping"
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 3
+    assert len(lines(tmp_path)) == 3
 
 
 # Clipped gradients
@@ -281,15 +269,13 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_cli
     scale = train_step.scaler.get_scale()
     task.factor = factor
     train_step.step([noise_batch(VIEWS, 4)], lr=0.01)
-    assert all(torch.equal(weights[name], value) for name, value in train_step.module.state_dict().items())
+    values = train_step.module.state_dict
+    assert all(torch.equal(weights[name], value) for name, value in values().items())
     states = train_step.optimiser.state.values()
     assert all(torch.equal(was, s["momentum_buffer"]) for was, s in zip(momenta, states, strict=True))
-    assert float(train_step.num_skipped) == 1 and train_step.scaler.get_scale() == (
-        scale / 2 if precision == "fp16" else 1.0
-    )
+    assert float(train_step.num_skipped) == 1
+    assert train_step.scaler.get_scale() == (scale / 2 if precision == "fp16" else 1.0)
     task.factor = 1.0
     train_step.step([noise_batch(VIEWS, 4)], lr=0.01)
-    assert not all(
-        torch.equal(weights[name], value) for name, value in train_step.module.state_dict().items()
-    )
-    assert all(value.isfinite().all() for value in train_step.module.state_dict().values())
+    assert not all(torch.equal(weights[name], value) for name, value in values().items())
+    assert all(value.isfinite().all() for value in values().values())

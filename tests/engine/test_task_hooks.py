@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing_extensions import override
 
 from fastpsl.console import progress
 from fastpsl.engine import experiment as experiment_module
-from fastpsl.engine.compile_modes import OFF, StepChoice
 from fastpsl.engine.distributed import gathered
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.step_modes import OFF, StepChoice
 from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop
@@ -106,12 +107,10 @@ def experiment(task: Asking) -> Experiment:
     return Experiment(task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,)))
 
 
-def fit(out: Path, task: Asking, **options: Any) -> bool:
-    run = tiny_run(out, **{"batch_size": 16, "epochs": (1, 1), **options})
-    try:
-        return pretrain(experiment(task), run)
-    finally:
-        run.close()
+def fit(out: Path, task: Asking, trained: Experiment | None = None, **options: Any) -> bool:
+    """Train `task`, or another experiment with it."""
+    with closing(tiny_run(out, **{"batch_size": 16, "epochs": (1, 1), **options})) as run:
+        return pretrain(trained or experiment(task), run)
 
 
 def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
@@ -135,28 +134,14 @@ def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.
     started, ordered, stepped = [], [], []
     monkeypatch.setattr(Asking, "after_step", lambda self, extras: stepped.append(len(self.trained)))
     monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 0)
-    monkeypatch.setattr(
-        Asking, "start_epoch", lambda self, context: started.append((context.epoch, context.first))
-    )
+    start = lambda self, context: started.append((context.epoch, context.first))
+    monkeypatch.setattr(Asking, "start_epoch", start)
     monkeypatch.setattr(Asking, "epoch_order", lambda self, epoch: ordered.append(epoch))
-    three = replace(experiment(Asking()), stages=make_plan("psl", (2, 1, 2), num_levels=3))
-    run = tiny_run(tmp_path, batch_size=96, epochs=(2, 1, 2))
-    assert pretrain(three, run)
-    run.close()
+    task, stages = Asking(), make_plan("psl", (2, 1, 2), num_levels=3)
+    three = replace(experiment(task), stages=stages)
+    assert fit(tmp_path, task, three, batch_size=96, epochs=(2, 1, 2))
     assert started == [(0, True), (1, False), (2, True), (3, True), (4, False)]
     assert ordered == [0, 1, 2, 3, 4] and stepped == list(range(1, 26))
-
-
-@pytest.mark.parametrize("is_asked", [False, True])
-def test_a_heads_batchnorm_is_synchronised_where_it_is_asked_for(is_asked: bool) -> None:
-    class Normalising(Asking):
-        @override
-        def head(self, level: int, channels: int) -> nn.Module:
-            return nn.Sequential(nn.Linear(channels, 16), nn.BatchNorm1d(16))
-
-    options = TrainingOptions(batch_size=16, sync_batchnorm=is_asked)
-    head = make_train_step(experiment(Normalising()), 0, options, one_process()).module.head
-    assert isinstance(head[1], nn.SyncBatchNorm) == is_asked  # type: ignore[index]
 
 
 def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,11 +150,9 @@ def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.Monkey
 
     class Slow(Asking):
         @override
-        def loss(
-            self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
-        ) -> tuple[Tensor, Metrics]:
+        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
             told.append(voice.line(time.monotonic() + 60.0 * (1 + len(told))))
-            return super().loss(blocks, head, inputs, batch)
+            return super().loss(*arguments)
 
     assert fit(tmp_path, Slow(), max_steps_per_stage=3, val=None)
     assert len(told) == 6 and None not in told
@@ -182,10 +165,8 @@ def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
     monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 35)
     task = Asking()
     assert fit(tmp_path, task, max_steps_per_stage=1)
-    assert [(step, epoch - task.warmed[0][0]) for epoch, step, _ in task.warmed[:35]] == [
-        *((step, 0) for step in range(30)),
-        *((step, 1) for step in range(5)),
-    ]
+    places = [(step, epoch - task.warmed[0][0]) for epoch, step, _ in task.warmed[:35]]
+    assert places == [(step, 0) for step in range(30)] + [(step, 1) for step in range(5)]
 
 
 def test_warm_up_and_contact_sheet_are_not_done_again_on_resume(tmp_path: Path) -> None:
@@ -306,10 +287,9 @@ class Shown(Asking):
 
 
 def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -> None:
-    run, task = tiny_run(tmp_path, max_steps_per_stage=1, batch_size=48), Shown()
-    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
-    assert pretrain(experiment, run)
-    run.close()
+    task = Shown()
+    shown = replace(experiment(task), stages=make_plan("psl", (1, 1, 1)))
+    assert fit(tmp_path, task, shown, max_steps_per_stage=1, batch_size=48)
     # A batch has 24 samples, because each counts twice.
     assert [len(batch.indices) for batch in task.drawn] == [NUM_IMAGES] * 6
     assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())
@@ -329,15 +309,12 @@ def test_figures_are_logged_with_the_steps_and_epochs_they_belong_to(
     monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 0)
     monkeypatch.setattr(Asking, "start_epoch", lambda self, context: {"began": context.epoch})
     monkeypatch.setattr(Asking, "end_epoch", lambda self: {"ended": len(self.trained)})
-    run = tiny_run(tmp_path, batch_size=96, max_steps_per_stage=8)
-    two = replace(experiment(Asking()), stages=make_plan("psl", (2, 1), num_levels=3))
-    assert pretrain(two, run)
-    run.close()
+    task = Asking()
+    two = replace(experiment(task), stages=make_plan("psl", (2, 1), num_levels=3))
+    assert fit(tmp_path, task, two, batch_size=96, max_steps_per_stage=8)
     rows = [json.loads(line) for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
-    found = [
-        (row["run_step"], row["epoch"], row["stage"], row.get("began"), row.get("ended")) for row in rows
-    ]
-    assert found == [
+    names = ("run_step", "epoch", "stage", "began", "ended")
+    assert [tuple(map(row.get, names)) for row in rows] == [
         (1, 0, "S1", 0, None), (5, 1, "S1", None, 5),
         (6, 1, "S1", 1, None), (8, 1.6, "S1", None, 8),
         (9, 2, "S2", 2, None), (13, 3, "S2", None, 13),
@@ -345,10 +322,9 @@ def test_figures_are_logged_with_the_steps_and_epochs_they_belong_to(
 
 
 def test_each_stages_sheet_is_of_its_first_epoch(tmp_path: Path) -> None:
-    run, task = tiny_run(tmp_path, max_steps_per_stage=1, batch_size=48), Shown()
-    stages = make_plan("psl", (3, 2, 1))
-    assert pretrain(Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,))), run)
-    run.close()
+    task = Shown()
+    shown = replace(experiment(task), stages=make_plan("psl", (3, 2, 1)))
+    assert fit(tmp_path, task, shown, max_steps_per_stage=1, batch_size=48)
     assert [batch.epoch for batch in task.drawn[::2]] == [0, 3, 5]
 
 
@@ -373,10 +349,10 @@ def test_blocks_that_cannot_be_folded_are_refused_before_the_first_step(tmp_path
 def test_batchnorms_of_backbone_and_head_are_synchronised_if_asked() -> None:
     for is_asked in (False, True):
         options = TrainingOptions(batch_size=16, sync_batchnorm=is_asked)
-        simclr = SimCLR(16, size_px=32, temperature=0.1, embedding_width=4)
-        experiment = Experiment(simclr, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
-        place_backbone(experiment, options, one_process())
-        module = make_train_step(experiment, 1, options, one_process()).module
+        simclr: Any = SimCLR(16, size_px=32, temperature=0.1, embedding_width=4)
+        two = experiment(simclr)
+        place_backbone(two, options, one_process())
+        module = make_train_step(two, 1, options, one_process()).module
         kinds = [
             {type(part) for part in side.modules() if isinstance(part, _BatchNorm)}
             for side in (module.blocks, module.head)

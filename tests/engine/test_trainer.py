@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,31 +13,39 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastpsl.console.progress import operation
-from fastpsl.engine import trainer
-from fastpsl.engine.experiment import Experiment
+from fastpsl.engine import last_step, trainer
+from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.distributed import Decision, World, leave_world
+from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import cosine, step_drops
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import new_numbered_folder
-from fastpsl.engine.run import Position, Run
-from fastpsl.engine.signals import Decision
-from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.run import Position, Run, RunData
+from fastpsl.engine.task import Task
+from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, pretrain, warm_up_loader
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.models.checkpoint import read_checkpoint
+from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, train_view
 from fastpsl.scripts import recipe_process
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.tiny import TinyNet, tiny_run
+from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.pipelines.paged import write_paged
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
+from tests.warm import on_ranks
 
 STEPS_PER_EPOCH = 15  # 480 images in batches of 32
 
@@ -43,19 +53,16 @@ STEPS_PER_EPOCH = 15  # 480 images in batches of 32
 def tiny_experiment(plan: str = "psl") -> Experiment:
     torch.manual_seed(torch_seed(0))
     task = Jigsaw(
-        permutation_set(9, [4, 8, 16]).permutations,
-        (4, 8, 16),
-        shorter_px=32,
-        cell_px=10,
-        tile_px=8,
-        permutations_per_image=4,
-        embedding_width=8,
-    )
+        permutation_set(9, [4, 8, 16]).permutations, (4, 8, 16), shorter_px=32, cell_px=10, tile_px=8,
+        permutations_per_image=4, embedding_width=8,
+    )  # fmt: skip
     return Experiment(task, TinyNet(), make_plan(plan, (2, 2, 2)), step_drops(0.05, (20, 20, 10, 10)))
 
 
-def fit(out: Path, plan: str = "psl", **options: Any) -> tuple[bool, Run]:
+def fit(out: Path, plan: str = "psl", stop_at: int | None = None, **options: Any) -> tuple[bool, Run]:
+    """Train in `out`, until a signal after step `stop_at`."""
     run = tiny_run(out, plan=plan, **options)
+    signal_at_step(run, stop_at)
     try:
         return pretrain(tiny_experiment(plan), run), run
     finally:
@@ -89,25 +96,17 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
         assert (whole / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    "step",
-    [15, 77, *map(slow, (1, 14, 16, 29, 30, 31, 59, 89))],
-)
+@pytest.mark.parametrize("step", [15, 77, *map(slow, (1, 14, 16, 29, 30, 31, 59, 89))])
 def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
     """The run stops after `step`, which may be within an epoch or at the end of an epoch or stage."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
-    run = tiny_run(tmp_path, keep_checkpoints=100)
-    signal_at_step(run, step)
-    finished = pretrain(tiny_experiment(), run)
-    run.close()
+    finished, _ = fit(tmp_path, stop_at=step, keep_checkpoints=100)
     stopped = Position(**newest_checkpoint(tmp_path)["position"])
     assert not finished
     if within + 1 < 2 * STEPS_PER_EPOCH:
         assert (stopped.stage, stopped.step, stopped.run_step) == (stage, within + 1, step)
-    finished, _ = fit(tmp_path)
-    assert finished
+    assert fit(tmp_path)[0] and lines(tmp_path) == lines(whole)
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
-    assert lines(tmp_path) == lines(whole)
 
 
 def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
@@ -189,8 +188,7 @@ def test_another_experiment_is_refused_by_its_fields(whole: Path) -> None:
 
 def test_accumulation_sees_the_same_images(whole: Path, tmp_path: Path) -> None:
     """Losses with smaller batches are only close, because BatchNorm's statistics are the batch's."""
-    finished, _ = fit(tmp_path, accumulate=4, max_steps_per_stage=3)
-    assert finished
+    assert fit(tmp_path, accumulate=4, max_steps_per_stage=3)[0]
     losses = [row["loss"] for row in lines(tmp_path)[:1]]
     assert losses == pytest.approx([row["loss"] for row in lines(whole)[:1]], rel=0.1)
 
@@ -200,10 +198,7 @@ def test_accumulated_batches_go_on_where_they_stopped(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     options: dict[str, Any] = {"plan": "end_to_end", "accumulate": 2, "max_steps_per_stage": 20, "val": None}
     fit(whole, **options)
-    run = tiny_run(stopped, **options)
-    signal_at_step(run, 18)
-    assert not pretrain(tiny_experiment("end_to_end"), run)
-    run.close()
+    assert not fit(stopped, **options, stop_at=18)[0]
     assert fit(stopped, **options)[0] and lines(stopped) == lines(whole)
     assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
 
@@ -222,10 +217,8 @@ def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp
     checkpoints = out / "checkpoints"
     run = tiny_run(None, resume=str(checkpoints / "step-00000002.pt"), keep_checkpoints=2)  # type: ignore[arg-type]
     assert run.folder == out and run.position.run_step == 2
-    assert (
-        not list(checkpoints.glob("step-0000000[3-9].pt"))
-        and (checkpoints / "abandoned-step-00000004.pt").exists()
-    )
+    assert not list(checkpoints.glob("step-0000000[3-9].pt"))
+    assert (checkpoints / "abandoned-step-00000004.pt").exists()
     pretrain(tiny_experiment(), run)
     run.close()
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
@@ -296,9 +289,8 @@ def test_the_order_of_training_is_the_one_that_was_asked_for(
 
     of_orders = {}
     for order in ("random", "quasi_random"):
-        run = tiny_run(
-            tmp_path / order, data=str(path), val=None, batch_size=16, seed=3, order=order, lanes=4
-        )
+        options: dict[str, Any] = {"data": str(path), "val": None, "order": order, "lanes": 4}
+        run = tiny_run(tmp_path / order, batch_size=16, seed=3, **options)
         of_orders[order] = indices(run.data.loader(run.data.train, [view], train=True))
         expected = Loader(run.data.train, [view], batch_size_per_rank=16, seed=3, order=order, lanes=4)
         assert of_orders[order] == indices(expected)
@@ -334,9 +326,8 @@ def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path
 
 def test_a_schedule_over_all_stages_goes_on_in_the_next(tmp_path: Path) -> None:
     """A stage that is cut after two steps has two of the cosine's six epochs, as a whole one has."""
-    run = tiny_run(tmp_path, max_steps_per_stage=2, val=None)
-    assert pretrain(replace(tiny_experiment(), schedule=cosine(0.1)), run)
-    run.close()
+    with closing(tiny_run(tmp_path, max_steps_per_stage=2, val=None)) as run:
+        assert pretrain(replace(tiny_experiment(), schedule=cosine(0.1)), run)
     epochs = [2 * stage + step / STEPS_PER_EPOCH for stage in range(3) for step in range(2)]
     expected = [0.1 * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in epochs]
     assert [row["lr"] for row in lines(tmp_path)] == pytest.approx(expected)
@@ -344,9 +335,8 @@ def test_a_schedule_over_all_stages_goes_on_in_the_next(tmp_path: Path) -> None:
 
 def test_checkpoints_are_counted_in_steps_of_the_run(tmp_path: Path) -> None:
     """There is one after each fourth step and at each stage's end, and each knows the number of stages."""
-    finished, run = fit(
-        tmp_path, max_steps_per_stage=6, checkpoint_steps=4, keep_checkpoints=100, batch_size=96, val=None
-    )
+    options: dict[str, Any] = {"checkpoint_steps": 4, "keep_checkpoints": 100, "batch_size": 96}
+    finished, run = fit(tmp_path, max_steps_per_stage=6, val=None, **options)
     assert finished
     paths = run.checkpoints.paths()
     assert [int(path.stem.split("-")[1]) for path in paths] == [4, 6, 8, 12, 16, 18]
@@ -375,10 +365,7 @@ def test_a_stages_seconds_are_those_of_its_steps_also_over_a_stop(
     """Each reading of the clock is a second after the last, and a step reads it twice."""
     monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     options: dict[str, Any] = {"max_steps_per_stage": 5, "val": None}
-    run = tiny_run(tmp_path, **options)
-    signal_at_step(run, 7)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not fit(tmp_path, **options, stop_at=7)[0]
     assert newest_checkpoint(tmp_path)["position"]["seconds"] == 2
     _, run = fit(tmp_path, **options)
     assert [summary["seconds"] for summary in run.position.summaries] == [5, 5, 5]
@@ -390,9 +377,7 @@ def test_a_step_of_five_seconds_is_long(
 ) -> None:
     """Then each step is kept in memory, because the next may not end before torchrun loses its patience."""
     kept: list[int] = []
-    monkeypatch.setattr(
-        trainer.StageTrainer, "keep", lambda stage_trainer: kept.append(stage_trainer.position.step)
-    )
+    monkeypatch.setattr(last_step.Safepoint, "keep", lambda point: kept.append(point._run.position.step))
     run = tiny_run(tmp_path, plan="end_to_end", max_steps_per_stage=3, val=None)
     run.stop_signal.after_step = lambda: Decision(False, False, seconds)  # type: ignore[method-assign]
     assert pretrain(tiny_experiment("end_to_end"), run)
@@ -404,10 +389,7 @@ def test_a_resumed_run_says_where_it_is_and_what_is_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options: dict[str, Any] = {"max_steps_per_stage": 2, "checkpoint_steps": 1, "val": None}
-    run = tiny_run(tmp_path, **options)
-    signal_at_step(run, 3)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not fit(tmp_path, **options, stop_at=3)[0]
     capsys.readouterr()
     copied = tmp_path / "copy.beton"
     copied.write_bytes(sample_paths().train_32.read_bytes())
@@ -443,10 +425,8 @@ def test_a_runs_parts_have_its_options(tmp_path: Path) -> None:
 
 def test_a_reporter_is_told_what_is_done_and_what_comes(tmp_path: Path) -> None:
     """Each block has one convolution, which costs a pass, and two more where it learns, as does the head."""
-    run, told = tiny_run(tmp_path, max_steps_per_stage=9, val=None), list[tuple[Any, ...]]()
-    signal_at_step(run, 7)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    told = list[tuple[Any, ...]]()
+    assert not fit(tmp_path, stop_at=7, max_steps_per_stage=9, val=None)[0]
     run = tiny_run(tmp_path, max_steps_per_stage=9, val=None)
 
     def listen(stage: Stage, *numbers: Any) -> None:
@@ -462,3 +442,190 @@ def test_a_reporter_is_told_what_is_done_and_what_comes(tmp_path: Path) -> None:
         ("S2", 0, 9, 15, (2, 3, pytest.approx(9 * costs[2] / costs[1]))),
         ("S3", 0, 9, 15, (3, 3, 0)),
     ]
+
+
+def test_seeds_of_torch_are_one_of_each_place() -> None:
+    """They are frozen, because a resumed run must draw what it would have drawn."""
+    places = [(0,), (1,), (12,), (0, 0), (1, 2), (2, 1), (0, 3), (3, 0), (0, 1, 2), (0, 2, 1), (1, 1, 1)]
+    seeds = [torch_seed(*place) for place in places]
+    assert len(set(seeds)) == len(places) and 0 <= min(seeds) and 2**60 < max(seeds) < 2**63
+    assert torch_seed(0, 1, 2, 3) == 5735612403627336365
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_orders_and_draws_of_images_follow_from_the_seed(seed: int) -> None:
+    options = PretrainOptions(data=str(sample_paths().train_32), batch_size=32, workers=1, seed=seed)
+    data, view = RunData(options, one_process()), train_view(Input(size_px=32), 32)
+    with closing(data):
+        num = data.train.num_samples
+        with data.loader(data.train, [view], train=True) as loader:
+            batch = next(loader.epoch(4))
+            flips = view.draw(Keys(seed, 4, batch.indices.numpy()))[0]["flip"]
+            assert batch.draws[0][0]["flip"].tolist() == flips.tolist()
+        with data.annotated_loader(lambda index, epoch: (torch.zeros(3, 2, 2), {})) as whole_images:
+            annotated = next(whole_images.epoch(4))
+    expected = epoch_order(seed, 4, num)[:32].tolist()
+    assert batch.indices.tolist() == annotated.indices.tolist() == expected
+    assert expected != epoch_order(1 - seed, 4, num)[:32].tolist()
+
+
+def test_first_weights_of_a_head_follow_from_seed_and_stage_alone() -> None:
+    weights = []
+    for seed, number in ((0, 1), (0, 2), (1, 1), (1, 2), (0, 1)):
+        options = PretrainOptions(batch_size=32, epochs=(2, 2, 2), seed=seed)
+        train_step = make_train_step(tiny_experiment(), number, options, one_process())
+        weights.append(tuple(train_step.module.head.embed[0].weight.flatten().tolist()))  # type: ignore[index, union-attr]
+    assert len(set(weights)) == 4 and weights[0] == weights[-1]
+
+
+def test_each_step_of_each_rank_has_its_own_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    loss = Jigsaw.loss
+
+    def listen(*arguments: Any) -> Any:
+        seen.append(torch.initial_seed())
+        return loss(*arguments)
+
+    monkeypatch.setattr(Jigsaw, "loss", listen)
+    for number, (seed, rank) in enumerate(((0, 0), (0, 1), (1, 0), (0, 0))):
+        run = tiny_run(tmp_path / str(number), max_steps_per_stage=2, seed=seed, val=None)
+        run.world = replace(run.world, rank=rank)
+        assert pretrain(tiny_experiment(), run)
+        run.close()
+    assert len(seen) == 4 * 6 and len(set(seen)) == 3 * 6 and seen[:6] == seen[-6:]
+
+
+def test_passes_of_each_epoch_have_draws_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers come after those of all training epochs, with room for each stage's warm-up."""
+    seen: list[int] = []
+
+    def listen(_: Jigsaw, context: EpochContext) -> None:
+        seen.append(context.draws_epoch)
+
+    monkeypatch.setattr(Jigsaw, "start_epoch", listen)
+    assert fit(tmp_path, max_steps_per_stage=STEPS_PER_EPOCH + 1, val=None)[0]
+    firsts = [6 + stage * MAX_WARM_UP_EPOCHS + MAX_WARM_UP_EPOCHS // 2 for stage in range(3)]
+    assert seen == [first + epoch for first in firsts for epoch in range(2)]
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "reads"), [(1, 1, False), (2, 0, True)])
+def test_one_process_of_each_machine_reads_a_batch(rank: int, local_rank: int, reads: bool) -> None:
+    """The stage begins in epoch 4. Others than rank 0 draw nothing."""
+    read, told = list[int](), list[tuple[str, str]]()
+
+    def epoch(number: int) -> Iterator[Any]:
+        read.append(number)
+        yield SimpleNamespace()
+
+    run: Any = SimpleNamespace(
+        world=World(rank, 1, local_rank, 2, torch.device("cpu")), position=Position(first_epoch=4),
+        reporter=SimpleNamespace(log_choice=lambda *words: told.append(words)),
+    )  # fmt: skip
+    loader: Any = SimpleNamespace(decoder_name="turbo", decoder_reason="it is fastest", epoch=epoch)
+    warm_up_loader(run, Task(), make_plan("psl", (1, 1, 1))[0], loader)
+    assert read == ([4] if reads else []) and told == [("decoder", "turbo: it is fastest")]
+
+
+FAILURE = OSError(5, "Input/output error", "/data/train.beton")
+
+
+def fit_end_to_end(out: Path, world: World | None = None, **options: Any) -> bool:
+    """Train epochs of three batches, where each stage ends in its second epoch."""
+    run = tiny_run(out, world, max_steps_per_stage=5, val=None, **{"batch_size": 160, **options})
+    try:
+        return pretrain(tiny_experiment(), run)
+    finally:
+        run.close()
+
+
+def fail_at(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the reading of batch `number` (from 1) raise `error`."""
+    original, num_read = Reporter.watched, [0]
+
+    def fail(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            num_read[0] += 1
+            if num_read[0] == number:
+                raise error
+            yield batch
+
+    monkeypatch.setattr(Reporter, "watched", lambda self, batches: original(self, fail(batches)))
+
+
+@pytest.fixture(scope="module")
+def whole_end_to_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    assert fit_end_to_end(out)
+    return out
+
+
+@pytest.mark.parametrize("number", [3, 4], ids=["in mid-epoch", "at an epoch's start"])
+def test_the_last_whole_step_is_saved_and_said(
+    whole_end_to_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(number, FAILURE, patch)
+        with pytest.raises(ValueError, match=f"goes on from stage 1, step {number - 1}$") as excinfo:
+            fit_end_to_end(tmp_path)
+    assert str(excinfo.value).startswith(str(FAILURE)) and excinfo.value.__cause__ is FAILURE
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == number - 1
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == number - 1
+    assert fit_end_to_end(tmp_path)
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole_end_to_end))
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """Run one of two ranks: a whole run, one in which rank 1's data fail, and its continuation."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    world = World(rank, 2, rank, 2, torch.device("cpu"))
+    assert fit_end_to_end(Path(folder, "whole"), world)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            fail_at(3, FAILURE, patch)
+        with pytest.raises(ValueError) as excinfo:
+            fit_end_to_end(Path(folder, "failed"), world)
+    Path(folder, f"told-{rank}.txt").write_text(str(excinfo.value))
+    assert rank == 1 or newest_checkpoint(Path(folder, "failed"))["position"]["run_step"] == 2
+    assert fit_end_to_end(Path(folder, "failed"), world)
+    leave_world()
+
+
+def test_no_rank_begins_a_step_for_which_one_has_no_data(tmp_path: Path) -> None:
+    on_ranks(one_of_two, (str(tmp_path),), 2)
+    where = "; a checkpoint was written, and the same command goes on from stage 1, step 2"
+    for rank, message in enumerate((f"{FAILURE} (rank 1){where}", f"{FAILURE}{where}")):
+        assert (tmp_path / f"told-{rank}.txt").read_text() == message
+    state, whole_state = newest_checkpoint(tmp_path / "failed"), newest_checkpoint(tmp_path / "whole")
+    assert digests(state) == digests(whole_state)
+
+
+def test_a_step_that_has_begun_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the second of two parts fails, BatchNorm's statistics already contain the first."""
+    error = OSError(5, "Input/output error")
+    with monkeypatch.context() as patch:
+        fail_at(6, error, patch)
+        with pytest.raises(OSError) as excinfo:
+            fit_end_to_end(tmp_path, batch_size=32, accumulate=2)
+    assert excinfo.value is error and not (tmp_path / "checkpoints").exists()
+    with monkeypatch.context() as patch:
+        fail_at(1, error, patch)  # nothing was learned yet
+        with pytest.raises(OSError):
+            fit_end_to_end(tmp_path, batch_size=32, accumulate=2)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_disk_that_fails_too_does_not_hide_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    error = OSError(5, "Input/output error")
+    monkeypatch.setattr(CheckpointManager, "save", full)
+    fail_at(3, error, monkeypatch)
+    with pytest.raises(OSError) as excinfo:
+        fit_end_to_end(tmp_path)
+    assert excinfo.value is error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,9 @@ def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
     """Build a run over the 32-px sample, on the CPU, in `out`; with one process unless `world` is given."""
     paths = sample_paths()
     values: dict[str, Any] = {
-        "data": str(paths.train_32),
-        "val": str(paths.test_32),
-        "out": out,
-        "batch_size": 32,
-        "epochs": (2, 2, 2),
-        "checkpoint_minutes": 0.0,
-        "tensorboard": False,
-        "workers": 1,
-    }
+        "data": str(paths.train_32), "val": str(paths.test_32), "out": out, "batch_size": 32,
+        "epochs": (2, 2, 2), "checkpoint_minutes": 0.0, "tensorboard": False, "workers": 1,
+    }  # fmt: skip
     return Run("tiny", RunData(PretrainOptions(**{**values, **options}), world or one_process()))
 
 
@@ -108,15 +102,9 @@ def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
         images.append(pixels.permute(0, 3, 1, 2))
         drawn = view.draw(Keys(seed, 0, np.arange(size), number))
         draws.append(tuple({k: torch.from_numpy(v) for k, v in draw.items()} for draw in drawn))
-    return Batch(
-        images=images,
-        draws=draws,
-        indices=torch.arange(size),
-        labels=torch.zeros(size, dtype=torch.long),
-        epoch=0,
-        step=0,
-        ops=[view.ops for view in views],
-    )
+    indices, labels = torch.arange(size), torch.zeros(size, dtype=torch.long)
+    ops = [view.ops for view in views]
+    return Batch(images=images, draws=draws, indices=indices, labels=labels, epoch=0, step=0, ops=ops)
 
 
 def part_of(batch: Batch, number: int, num_parts: int) -> Batch:
@@ -125,12 +113,6 @@ def part_of(batch: Batch, number: int, num_parts: int) -> Batch:
     def cut(tensor: Tensor) -> Tensor:
         return tensor.chunk(num_parts)[number]
 
-    return Batch(
-        images=[cut(images) for images in batch.images],
-        draws=[tuple({k: cut(v) for k, v in draw.items()} for draw in draws) for draws in batch.draws],
-        indices=cut(batch.indices),
-        labels=cut(batch.labels),
-        epoch=0,
-        step=0,
-        ops=batch.ops,
-    )
+    draws = [tuple({k: cut(v) for k, v in draw.items()} for draw in draws) for draws in batch.draws]
+    images, indices, labels = list(map(cut, batch.images)), cut(batch.indices), cut(batch.labels)
+    return replace(batch, images=images, draws=draws, indices=indices, labels=labels)

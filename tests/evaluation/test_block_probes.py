@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep

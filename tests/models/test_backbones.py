@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastpsl.engine.compile_modes import make_runner
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.step_modes import make_runner
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -27,8 +27,8 @@ from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
-from tests.engine.test_compile_modes import Capture
 from tests.engine.test_stage import CPU, Brightness, snapshot
+from tests.engine.test_step_modes import Capture
 from tests.engine.tiny import noise_batch
 from tests.models.test_fold_batchnorm import apart
 from tests.programs import ROOT

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import make_runner
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
+from fastpsl.engine.step_modes import make_runner
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
-from tests.engine.test_compile_modes import Capture
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
+from tests.engine.test_step_modes import Capture
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.slow import slow

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastpsl.engine.compile_modes import make_runner
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.step_modes import make_runner
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
@@ -29,8 +29,8 @@ from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.test_compile_modes import Capture
 from tests.engine.test_stage import snapshot
+from tests.engine.test_step_modes import Capture
 from tests.engine.tiny import noise_batch, tiny_run
 from tests.models.test_backbones import train_step, views
 from tests.models.test_export import SEEN, checkpoint

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.optim.lars import LARS
+from fastpsl.engine.optim.optimisers import LARS
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop

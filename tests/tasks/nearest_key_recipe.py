@@ -10,8 +10,8 @@ sys.path[:0] = [str(ROOT / "docs" / "tutorials"), str(ROOT)]
 from example_task import NearestKey
 
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
 from fastpsl.scripts.launch import launch

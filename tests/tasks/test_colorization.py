@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import adam, sgd
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import adam
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run, RunData

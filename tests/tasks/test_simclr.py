@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.optim.lars import lars
+from fastpsl.engine.optim.optimisers import lars
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep

@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
+from fastpsl.engine.optim.optimisers import adam, sgd
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks

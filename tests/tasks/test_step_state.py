@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine import experiment as experiment_module
-from fastpsl.engine import step_graph
+from fastpsl.engine import step_modes
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.step_graph import GraphChoice, StepState
+from fastpsl.engine.step_modes import GraphChoice, StepState
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.convolutional import read_channels
@@ -168,7 +168,7 @@ def test_replays_read_and_write_the_same_tensors_in_every_epoch(
 
     # As on a GPU, where torch's own memory holds the views.
     monkeypatch.setattr(ViewMemory, "_take", lambda self, num: torch.empty(num, dtype=torch.uint8))
-    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(step_modes, "capture", capture)
     monkeypatch.setattr(TrainStep, "release", lambda self: None)  # so that a graph lives across epochs
     monkeypatch.setattr(experiment_module, "choose_graph", lambda *_: GraphChoice(True, "asked for"))
     values = {"batch_size": 96, "epochs": (4,), **values}

@@ -17,8 +17,8 @@ from torch import nn
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import Moment, step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData

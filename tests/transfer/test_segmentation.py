@@ -348,7 +348,7 @@ def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path
         stage_trainer = StageTrainer(experiment, run, None, LastStep(run))
         module = stage_trainer.train_step.module.train()
         modes = {name: part.training for name, part in module.named_modules()}
-        stage_trainer._end_stage()
+        experiment.task.end_stage(stage_trainer._context(1))
         assert modes == {name: part.training for name, part in module.named_modules()}
         assert modes["blocks"] and not modes["blocks.learning.0.1"]
 

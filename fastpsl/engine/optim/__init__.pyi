@@ -1,6 +1,8 @@
-from .lars import LARS as LARS
-from .lars import lars as lars
-from .lars import lars_groups as lars_groups
+from .optimisers import LARS as LARS
+from .optimisers import adam as adam
+from .optimisers import lars as lars
+from .optimisers import lars_groups as lars_groups
+from .optimisers import sgd as sgd
 from .schedules import Moment as Moment
 from .schedules import cosine as cosine
 from .schedules import inverse_root as inverse_root
@@ -8,5 +10,3 @@ from .schedules import linear_decay as linear_decay
 from .schedules import polynomial as polynomial
 from .schedules import step_drops as step_drops
 from .schedules import warmed_up as warmed_up
-from .sgd_adam import adam as adam
-from .sgd_adam import sgd as sgd

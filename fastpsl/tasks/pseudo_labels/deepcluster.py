@@ -20,7 +20,7 @@ from fastpsl.console.progress import operation
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
 from fastpsl.engine.gpu import AsyncCopy, one_behind, torch_seed
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view

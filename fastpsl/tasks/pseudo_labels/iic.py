@@ -22,8 +22,8 @@ from fastpsl.console.words import percent
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import adam
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run

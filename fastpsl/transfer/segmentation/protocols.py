@@ -66,7 +66,7 @@ class SegmentationProtocol:
         return polynomial(self.lr, self.power, self.end_lr)
 
     def sgd(self) -> dict[str, Any]:
-        """Return the arguments of `sgd_adam.sgd`."""
+        """Return the arguments of `optim.sgd`."""
         names = ("momentum", "weight_decay", "decay_biases")
         return {name: getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""Leaving a world restores the process's own values of torch's flags."""
+"""Copies to the host arrive, and leaving a world restores the flags of torch."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ import torch
 from fastpsl.engine import distributed
 from fastpsl.engine.distributed import join_world, leave_world
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import make_train_step
@@ -19,11 +20,35 @@ from fastpsl.transfer.segmentation.task import ScaledCrop, Segmentation
 from tests.engine.tiny import TinyNet, one_process
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+def test_values_are_those_given(dtype: torch.dtype) -> None:
+    values = torch.arange(6).view(2, 3).to(dtype)
+    fetch = AsyncCopy(values)
+    assert fetch.values().dtype == dtype and torch.equal(fetch.values(), values)
+    assert fetch.numbers() == values.flatten().tolist()
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 5])
+def test_each_is_seen_once_and_after_the_next_was_made(num: int) -> None:
+    drawn_items: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(num):
+            drawn_items.append(number)
+            yield number
+
+    results = []
+    for item in one_behind(items()):
+        results.append(item)
+        assert len(drawn_items) == min(item + 2, num)
+    assert results == list(range(num))
+
+
 def flags() -> tuple[bool, str]:
     return torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _restored() -> Iterator[None]:
     before = flags()
     yield
@@ -32,6 +57,7 @@ def _restored() -> Iterator[None]:
     torch.set_float32_matmul_precision(before[1])
 
 
+@pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize("own", [(False, "highest"), (True, "medium")])
 def test_a_world_on_a_gpu_sets_them_and_gives_them_back(
     own: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
@@ -49,6 +75,7 @@ def test_a_world_on_a_gpu_sets_them_and_gives_them_back(
     assert flags() == own
 
 
+@pytest.mark.usefixtures("_restored")
 def test_a_world_on_the_cpu_leaves_them() -> None:
     before = flags()
     join_world("cpu", timeout_s=1)
@@ -59,12 +86,12 @@ class ManySizes(Rotation):
     fixed_sizes = False
 
 
+@pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(("task", "expected"), [(Rotation, True), (ManySizes, False)])
 def test_images_of_many_sizes_have_no_benchmark(task: type[Rotation], expected: bool) -> None:
     torch.backends.cudnn.benchmark = True
-    experiment = Experiment(
-        task(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), lambda moment: 0.1
-    )
+    stages = make_plan("psl", (1, 1, 1))
+    experiment = Experiment(task(shorter_px=36, size_px=32), TinyNet(), stages, lambda moment: 0.1)
     for stage in range(2):
         make_train_step(experiment, stage, TrainingOptions(batch_size=8), one_process())
         assert torch.backends.cudnn.benchmark == expected
@@ -72,6 +99,7 @@ def test_images_of_many_sizes_have_no_benchmark(task: type[Rotation], expected: 
     assert torch.backends.cudnn.benchmark
 
 
+@pytest.mark.usefixtures("_restored")
 def test_whose_images_have_many_sizes() -> None:
     network, crop = FCN32s(98, 191, 13.0, 8), ScaledCrop(16, (1.0, 1.0), 1.0)
     assert not Detection.fixed_sizes and not Segmentation(network, Input()).fixed_sizes

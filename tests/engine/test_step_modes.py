@@ -1,0 +1,692 @@
+"""The modes of steps: --compile, and --graph."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
+
+import fastpsl.engine.train_step
+from fastpsl.engine import experiment as experiment_module
+from fastpsl.engine import step_modes
+from fastpsl.engine.distributed import World
+from fastpsl.engine.optim.optimisers import sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
+from fastpsl.engine.step_modes import (
+    OFF,
+    GraphChoice,
+    StepGraphs,
+    choose_graph,
+    choose_step,
+    make_runner,
+    reason_of,
+)
+from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.trainer import pretrain
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.resnet import ResNet
+from fastpsl.models.revnet import RevNet
+from fastpsl.pipelines.loader.augment import TORCH
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.contrastive.moco import KeyEncoder
+from tests.engine.exact_signals import signal_at_step
+from tests.engine.test_stage import CPU, VIEWS, Brightness
+from tests.engine.test_trainer import fit, tiny_experiment
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.fake_cuda import DEVICE, fake_cuda
+from tests.programs import digests, newest_checkpoint
+from tests.slow import slow
+from tests.step_recorder import Recorder, differences, plain_capture, record_steps
+
+CUDA = torch.device("cuda", 0)
+STAGES = make_plan("psl", (1, 1, 1))
+captured, launched = partial(choose_step, captured=True), partial(choose_step, captured=False)
+
+
+class Capture:
+    """A backend that records each graph's inputs and runs the graph by autograd without generating code."""
+
+    def __init__(self) -> None:
+        self.inputs: list[list[Any]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.inputs.append(inputs)
+        compiled: Callable[..., Any] = aot_eager(graph, inputs)
+        return compiled
+
+
+def make_train_step(
+    stage: Stage, backend: Any = None, precision: str = "fp32", network: Callable[[], nn.Module] = TinyNet
+) -> TrainStep:
+    torch.manual_seed(0)
+    net, task = network(), Brightness()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = StageModule(StageBlocks(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
+    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    if backend is not None:
+        module.blocks.runner = make_runner("on", backend)
+    return train_step
+
+
+def values(train_step: TrainStep) -> Tensor:
+    """Return all weights and running statistics as a vector."""
+    state = train_step.module.state_dict()
+    assert not any("_orig_mod" in name for name in state)
+    return torch.cat([value.flatten().double() for value in state.values()])
+
+
+@pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
+def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) -> None:
+    """S1 to S3 run in one process with validation passes, because symbolic sizes made compiled S2 slow."""
+    for stage in STAGES:
+        backend = Capture()
+        eager, compiled = make_train_step(stage, None, precision), make_train_step(stage, backend, precision)
+        for train_step in (eager, compiled):
+            for seed in range(3):
+                train_step.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1, num_batches=2)
+            # Validation batches have another size and mode, and are not compiled.
+            train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
+        # Frozen blocks and learning blocks are compiled once each.
+        assert len(backend.inputs) == (2 if stage.first_learning > 1 else 1)
+        for inputs in backend.inputs:
+            assert all(isinstance(value, Tensor) for value in inputs)
+            assert not any(isinstance(n, torch.SymInt) for value in inputs for n in value.shape)
+        assert torch.equal(values(eager), values(compiled))
+
+
+@pytest.mark.slow
+def test_other_sizes_are_compiled_anew_and_not_made_symbolic() -> None:
+    """MoCo needs this: groups of keys pass through the same blocks as the queries."""
+    backend = Capture()
+    runner, blocks = make_runner("on", backend), nn.ModuleList(TinyNet().blocks())
+    for size, side in ((4, 32), (2, 32), (4, 48)):
+        runner(blocks, torch.randn(size, 3, side, side))  # type: ignore[arg-type]
+    assert len(backend.inputs) == 3
+    assert all(isinstance(value, Tensor) for inputs in backend.inputs for value in inputs)
+
+
+def test_stages_do_not_share_torchs_limit_and_beyond_it_nothing_falls_back() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    limit, block = torch._dynamo.config.recompile_limit, nn.ReLU()
+    for size in range(1, limit + 3):
+        make_runner("on", backend)([block], torch.ones(size, 1))
+    assert len(graphs) == limit + 2
+    runner = make_runner("on", backend)
+    with pytest.raises(FailOnRecompileLimitHit):
+        for size in range(1, limit + 3):
+            runner([block], torch.ones(size, 1))
+
+
+class HostLooks(nn.Module):
+    """A block that depends on a value on the host, which a graph cannot contain."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def test_a_block_that_breaks_the_graph_raises() -> None:
+    with pytest.raises(TorchDynamoException):
+        make_runner("on", Capture())([HostLooks()], torch.ones(2, 2))
+
+
+def test_a_copy_of_a_compiled_blocks_runs_its_own_blocks() -> None:
+    blocks = make_train_step(STAGES[1], Capture()).module.blocks
+    images = torch.randn(4, 3, 32, 32)
+    expected = blocks(images)
+    other = copy.deepcopy(blocks)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(other(images), expected)
+    other.runner = step_modes.run_blocks
+    changed = other(images)
+    other.runner = blocks.runner
+    assert torch.equal(other(images), changed)
+
+
+def test_keys_are_compiled_with_the_blocks() -> None:
+    results = []
+    for backend in (None, capture := Capture()):
+        train_step = make_train_step(STAGES[1], backend)
+        encoder = KeyEncoder(train_step.module.blocks, train_step.module.head, 0.9)
+        results.append(encoder(torch.ones(4, 3, 32, 32).cumsum(3), 4))
+    assert torch.equal(*results) and len(capture.inputs) == 2
+
+
+class Wide(Backbone):
+    """A backbone with blocks of 1.3 MB, for which DDP needs several buckets (the first holds 1 MiB)."""
+
+    name = "wide"
+    channels = (192,) * 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *self.channels)
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs[i], 192, 3, stride=4 if i == 0 else 1, padding=1), nn.ReLU())
+            for i in range(5)
+        )
+
+    @override
+    def blocks(self) -> list[nn.Module]:
+        return list(self.parts)
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
+    """Otherwise all gradients would arrive at once, and none could be reduced during the backward pass."""
+    results = []
+    for backend in (None, capture := Capture()):
+        train_step = make_train_step(STAGES[2], backend, network=Wide)
+        train_step.forward = DistributedDataParallel(train_step.module, gradient_as_bucket_view=True)
+        for seed in range(2):
+            train_step.step([noise_batch(VIEWS, 2, seed)], lr=0.1)
+        results.append(values(train_step))
+        del train_step
+    # The frozen blocks, and at least two parts of the learning blocks.
+    assert len(capture.inputs) >= 3
+    assert torch.equal(*results)
+
+
+@pytest.mark.nightly
+def test_by_inductor_too() -> None:
+    """The real compiler sums in another order. Tolerance: 1e-4 of the largest change in three steps."""
+    start = values(make_train_step(STAGES[1]))
+    results = []
+    for backend in (None, "inductor"):
+        train_step = make_train_step(STAGES[1], backend)
+        for seed in range(3):
+            train_step.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
+        results.append(values(train_step))
+    changed = (results[0] - start).abs().max()
+    assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that there is a GPU, as far as the checks before a stage need."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(step_modes.shutil, "which", lambda name: name)
+
+
+def test_auto_is_what_was_measured(a_gpu: None) -> None:
+    end_to_end = make_plan("end_to_end", (1, 1, 1))[0]
+    backbone = ResNet("resnet50")
+    modes = [launched("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
+    assert modes == ["fused", "off", "off", "fused"]
+    assert "1.26" in launched("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
+    modes = [captured("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
+    assert modes == ["fused"] * 4
+    assert "1.31" in captured("auto", backbone, STAGES[1], CUDA, "fp16", 224).reason
+    for network, precision in ((ResNet("resnet18"), "fp16"), (backbone, "fp32")):
+        other = captured("auto", network, STAGES[0], CUDA, precision, 224)
+        assert other.mode == "fused" and f"not measured for {network.name}" in other.reason
+    others = (
+        launched("auto", backbone, STAGES[0], CUDA, "fp32", 224),
+        captured("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),
+        captured("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16", 224),
+        captured("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
+        launched("auto", backbone, STAGES[0], CUDA, "fp16", 64),
+        launched("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
+        launched("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
+    )
+    assert [choice.mode for choice in others] == ["off"] * 7
+    assert all(choice.reason for choice in others) and "on 64 px" in others[4].reason
+    assert launched("fused", backbone, STAGES[1], CUDA, "fp16", 224).mode == "fused"
+    both: dict[str, Any] = {"num_ranks": 2, "sync_batchnorm": True}
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    assert launched("fused", synchronised, STAGES[1], CUDA, "fp16", 224, **both).mode == "fused"
+
+
+def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes, "GAINS", {("resnet18", 1, 3, 64): 1.25})
+    backbone = ResNet("resnet18")
+    result = launched("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
+    assert result.mode == "fused" and "1.25" in result.reason and "minute" not in result.reason
+    for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
+        assert launched("auto", backbone, stage, CUDA, "bf16", side_px).mode == "off"
+
+
+def test_eager_is_possible_wherever_it_is_asked_for() -> None:
+    assert captured("off", RevNet(), STAGES[0], torch.device("cpu"), "fp32", 64) == OFF
+
+
+def test_the_size_is_what_the_network_reads() -> None:
+    """For jigsaw's images of 225 px, it is the tiles' size."""
+    crop = RandomResizedCrop(225)
+    assert ViewSpec(crop).side_px == 225 and ViewSpec(crop, (JigsawTiles(3, 75, 64),)).side_px == 64
+
+
+class NoNorms(Backbone):
+    """A backbone of one block, without a BatchNorm to fuse or beyond torch.fx."""
+
+    name, channels = "none", (3,)
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    @override
+    def blocks(self) -> list[nn.Module]:
+        return [self.block]
+
+
+@pytest.mark.parametrize(
+    ("asked", "backbone", "device", "more", "says"),
+    [
+        ("on", RevNet, "cpu", {}, "--compile on: RevNet"),
+        ("on", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
+        ("fused", TinyNet, "cpu", {}, "--compile fused: its kernels need CUDA"),
+        ("fused", RevNet, "cuda", {}, "--compile fused: RevNet recomputes"),
+        ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
+        ("fused", lambda: NoNorms(nn.Sequential(nn.BatchNorm2d(3), HostLooks())), "cuda", {},
+         r"torch\.fx cannot follow"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(
+    asked: Any, backbone: Any, device: str, more: dict[str, Any], says: str, a_gpu: None
+) -> None:
+    with pytest.raises(ValueError, match=says) as excinfo:
+        launched(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
+    assert "--compile off" in str(excinfo.value) and "\n" not in str(excinfo.value)
+
+
+def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes.importlib.util, "find_spec", lambda name: None)
+    for mode in ("on", "fused"):
+        with pytest.raises(ValueError, match="pip install triton"):
+            captured(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
+    monkeypatch.setattr(step_modes.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+        launched("on", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    with pytest.raises(ValueError, match=r"compute capability 7\.0"):
+        launched("on", TinyNet(), STAGES[0], CUDA, "fp32", 224)
+
+
+def stopped_in_mid_stage(out: Path, **options: Any) -> None:
+    assert not fit(out, **options, stop_at=0)[0]
+
+
+@pytest.mark.slow
+def test_a_resumed_stage_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes = []
+
+    def make_noted_runner(mode: str) -> Any:
+        modes.append(mode)
+        return make_runner(mode, Capture())
+
+    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", make_noted_runner)
+    stopped_in_mid_stage(tmp_path, compile="on", augment_backend="torch")
+    choices = newest_checkpoint(tmp_path)["choices"]
+    del choices["decoder"]  # tests/engine/test_run.py
+    assert choices == {"compile": "on", "augment_backend": TORCH.path, "fold_frozen": False}
+    modes.clear()
+    # "auto" means eager on a CPU, which the next stages use because they start anew.
+    fit(tmp_path, max_steps_per_stage=2)
+    assert modes == ["on", "off", "off"]
+    modes.clear()
+    capsys.readouterr()
+    stopped_in_mid_stage(tmp_path / "other", compile="on")
+    fit(tmp_path / "other", max_steps_per_stage=2, compile="off", fold_frozen=True)
+    assert modes == ["on", "off", "off", "off"]
+    output = " ".join(capsys.readouterr().err.split())
+    assert "began with compile on and goes on with off, as this command has it" in output
+    assert "began with fold_frozen False and goes on with True" in output
+
+
+def test_a_kept_choice_that_cannot_be_here_is_made_anew(tmp_path: Path) -> None:
+    stopped_in_mid_stage(tmp_path)
+    path = max((tmp_path / "checkpoints").iterdir())
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"choices": {"compile": "fused", "augment_backend": "fused"}}, path)
+    finished, _ = fit(tmp_path, max_steps_per_stage=2)
+    assert finished
+    assert newest_checkpoint(tmp_path)["choices"]["compile"] == "off"
+
+
+CAPTURED = GraphChoice(True, "asked for")
+GPU = World(0, 1, 0, 1, DEVICE)
+
+
+def train_step_of(task: Brightness, world: World = CPU, graph: GraphChoice = CAPTURED) -> TrainStep:
+    torch.manual_seed(0)
+    stage = make_plan("psl", (1, 1, 1))[0]
+    backbone, head = TinyNet().to(world.device), task.head(1, 12).to(world.device)
+    module = StageModule(StageBlocks(backbone, stage), head, task)
+    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", world, graph=graph)
+
+
+# What a step must not do. Each is planted in a task, and must be found.
+
+
+class Planted(Brightness):
+    """A task with a fault in its loss, which gets the loss, the batch and the number of the step."""
+
+    def __init__(self, fault: Callable[["Planted", Tensor, Batch], Tensor]):
+        self.fault, self.number = fault, 0
+        self.queue, self.label, self.seen = torch.zeros(8, device=DEVICE), torch.zeros(3, device=DEVICE), 0
+
+    @override
+    def batch_tensors(self, epoch: int, step: int, num_images: int) -> dict[str, Tensor]:
+        self.number = step  # outside the step, where it may change
+        return {}
+
+    @override
+    def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
+        loss, metrics = super().loss(blocks, head, inputs, batch)
+        return self.fault(self, loss, batch), metrics
+
+
+def counter_in_a_slice(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
+    task.queue[task.number % 4 : task.number % 4 + 1] = loss.detach()
+    return loss
+
+
+def replaced_tensor(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
+    task.label = task.label + loss.detach()
+    return loss + task.label.sum()
+
+
+def copy_from_the_host(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
+    number = torch.tensor([float(task.number)]).pin_memory()
+    return loss + number.to(DEVICE, non_blocking=True).sum()
+
+
+def python_value(task: Planted, loss: Tensor, batch: Batch) -> Tensor:
+    task.seen += 1
+    return loss
+
+
+FAULTS: dict[str, Callable[[Planted, Tensor, Batch], Tensor]] = {
+    "rate": lambda task, loss, batch: loss * (0.1 * task.number),
+    "counter_in_a_slice": counter_in_a_slice,
+    "replaced_tensor": replaced_tensor,
+    "growing_list": lambda task, loss, batch: loss + torch.stack([loss] * (task.number + 1)).sum() * 0,
+    "copy_from_the_host": copy_from_the_host,
+    "number_on_the_host": lambda task, loss, batch: loss + float(task.number),
+    "python_value": python_value,
+    "read_value": lambda task, loss, batch: loss * loss.item(),
+    "branch": lambda task, loss, batch: loss * 2 if loss > 0 else loss,
+    "boolean_index": lambda task, loss, batch: loss + batch.labels[batch.indices >= 0].sum(),
+    "out_of_reach": lambda task, loss, batch: loss * batch.epoch,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_in_a_loss_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes, "capture", plain_capture)
+    with fake_cuda() as cuda:
+        train_step, recorder = train_step_of(Planted(fault), GPU), Recorder()
+        cuda.launched = recorder.launched  # type: ignore[method-assign]
+        steps = record_steps(train_step, recorder)
+        try:
+            for number in range(2):
+                train_step.step([replace(noise_batch(VIEWS, 4), step=number).to(DEVICE)], lr=0.1)
+        except Exception as error:  # noqa: BLE001  (fake tensors have no values)
+            assert "out of reach" in str(error) or "DataDependent" in type(error).__name__ or steps == []
+            return
+        assert differences(*steps)
+
+
+def test_an_operation_that_draws_is_named() -> None:
+    """It draws other numbers in each replay, as dropout does, if it draws on the device."""
+    with fake_cuda():
+        draws = lambda task, loss, batch: loss + torch.rand(3, device=DEVICE).sum()
+        train_step = train_step_of(Planted(draws), GPU)
+        steps = record_steps(train_step, Recorder())
+        train_step.step([noise_batch(VIEWS, 4).to(DEVICE)], lr=0.1)
+    assert [text.split(" at ")[0] for text in steps[0].random] == ["rand"]
+
+
+def test_a_step_without_a_fault_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda():
+        train_step = train_step_of(Planted(lambda task, loss, batch: loss), GPU)
+        steps = record_steps(train_step, Recorder())
+        for number in range(3):
+            train_step.step([noise_batch(VIEWS, 4, number).to(DEVICE)], lr=0.1 * number)
+        assert not differences(steps[1], steps[2])
+
+
+# The static batches and the order of launched steps, captures and replays.
+
+
+def test_steps_are_launched_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two variants each have three launched steps, a capture and replays; batches lie at one place."""
+    done, places = list[str](), set[int]()
+
+    def compute(batches: Any, num_batches: int) -> StepMetrics:
+        (batch,) = batches
+        places.add(batch.images[0].data_ptr())
+        done.append(f"{batch.variant}: {batch.labels.tolist()}")
+        return StepMetrics((), batch.labels.float())
+
+    def capture(compute: Callable[[], StepMetrics], *_: Any) -> Callable[[], StepMetrics]:
+        done.append("capture")
+        return compute
+
+    monkeypatch.setattr(step_modes, "capture", capture)
+    graphs = StepGraphs(CAPTURED, CPU)
+    expected = []
+    for number, variant in enumerate((0, 0, 1, 0, 0, 1, 1, 1, 0, 1)):
+        batch = replace(noise_batch(VIEWS, 2, number), labels=torch.full((2,), number), variant=variant)
+        metrics = graphs.step([batch.of_step()], 1, compute, lambda: None)
+        assert metrics.values.tolist() == [number, number]
+        expected += ["capture"] * (number in (4, 7)) + [f"{variant}: [{number}, {number}]"]
+    assert done == expected and len(places) == 1
+
+
+class Failing(Brightness):
+    """A task whose step fails once, as if it could not be captured; in the middle of its second batch."""
+
+    fails = False
+
+    @override
+    def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
+        if self.fails:
+            self.fails = False
+            raise self.error
+        return super().loss(blocks, head, inputs, batch)
+
+    error: BaseException = RuntimeError("operation not permitted when stream is capturing")
+
+
+def failing_capture(compute: Callable[[], StepMetrics], *_: Any) -> Any:
+    Failing.fails = True
+    try:
+        compute()
+    finally:
+        Failing.fails = False
+
+
+def weights_of(train_step: TrainStep) -> list[Tensor]:
+    state = train_step.module.state_dict()
+    return [value.clone() for value in state.values()]
+
+
+def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes, "capture", failing_capture)
+    plain, fallen = train_step_of(Failing(), graph=step_modes.LAUNCHED), train_step_of(Failing())
+    batches = [noise_batch(VIEWS, 4, seed) for seed in range(6)]
+    for batch in batches:
+        plain.step([batch], lr=0.1)
+    for batch in batches[:3]:
+        fallen.step([batch], lr=0.1)
+    with pytest.warns(UserWarning) as told:
+        fallen.step([batches[3]], lr=0.1)
+    text = str(told.pop(UserWarning).message)
+    assert "in StageModule, at test_step_modes.py:" in text and "not permitted" in text
+    assert "launched" in text and "\n" not in text
+    for batch in batches[4:]:
+        fallen.step([batch], lr=0.1)
+    assert all(map(torch.equal, weights_of(plain), weights_of(fallen)))
+    must = train_step_of(Failing(), graph=CAPTURED._replace(must=True))
+    for batch in batches[:3]:
+        must.step([batch], lr=0.1)
+    with pytest.raises(ValueError, match="--graph on: this stage's step cannot be captured.*use --graph off"):
+        must.step([batches[3]], lr=0.1)
+
+
+@pytest.mark.parametrize("ending_fails", [True, False])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), torch.OutOfMemoryError("20 GiB"), ValueError("operation not permitted")]
+)
+def test_a_failed_capture_is_ended_and_its_first_error_is_raised(
+    error: BaseException, ending_fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch leaves its stream, its allocator and its generator in the capture."""
+    calls = list[object]()
+
+    @contextmanager
+    def capturing(graph: Any, **_: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if ending_fails:
+                raise RuntimeError("capture_end")
+
+    generator = SimpleNamespace(clone_state=lambda: "as before", graphsafe_set_state=calls.append)
+    cuda: dict[str, Any] = {
+        "CUDAGraph": object, "graph": capturing, "default_generators": [generator],
+        "current_stream": lambda device: "stream", "set_stream": calls.append,
+    }  # fmt: skip
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("endAllocateToPool", "releasePool"):
+        monkeypatch.setattr(torch._C, f"_cuda_{name}", lambda *place: calls.append(place), raising=False)
+
+    def fail() -> StepMetrics:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        step_modes.capture(fail, torch.device("cuda", 0), (0, 7))
+    assert raised.value is error and calls == ["stream", (0, (0, 7)), (0, (0, 7)), "as before"]
+    if isinstance(error, torch.OutOfMemoryError):
+        assert "memory does not fit" in reason_of(error)
+
+
+def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert choose_graph("auto", gpu, 1, "").value == choose_graph("on", gpu, 1, "").value == "on"
+    assert choose_graph("on", gpu, 1, "").must and not choose_graph("auto", gpu, 1, "").must
+    for choice in (
+        choose_graph("off", gpu, 1, ""), choose_graph("auto", cpu, 1, ""), choose_graph("auto", gpu, 2, ""),
+        choose_graph("auto", gpu, 1, "images of many sizes"),
+    ):  # fmt: skip
+        assert choice.value == "off" and choice.reason
+    for device, num_ranks, why_not in ((cpu, 1, ""), (gpu, 2, ""), (gpu, 1, "images of many sizes")):
+        with pytest.raises(ValueError, match="--graph on: .*; use --graph off, or auto"):
+            choose_graph("on", device, num_ranks, why_not)
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    assert choose_graph("on", gpu, 2, "").captures
+
+
+# Whole runs.
+
+
+def captured_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capture: Any = plain_capture) -> None:
+    monkeypatch.setattr(step_modes, "capture", capture)
+    monkeypatch.setattr(experiment_module, "choose_graph", lambda *_: CAPTURED)
+
+
+def fit_captured(out: Path, stop_at: int | None = None) -> None:
+    """Train three stages of seven steps, with a skipped one in each, until a signal after `stop_at` steps."""
+    run = tiny_run(out, batch_size=96, epochs=(2, 2, 2), max_steps_per_stage=7, probe_every=1)
+    experiment = tiny_experiment()
+    if stop_at is not None:
+        signal_at_step(run, stop_at)
+    spoil(experiment.task)
+    pretrain(experiment, run)
+    run.close()
+
+
+def spoil(task: Any) -> None:
+    """Make the loss of every fifth step of a task infinite, by a tensor of the batch."""
+    loss = task.loss
+
+    def spoiled(blocks: StageBlocks, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+        value, metrics = loss(blocks, head, inputs, batch)
+        return value * batch.extra["factor"] if head.training else value, metrics
+
+    task.loss = spoiled
+    task.batch_tensors = lambda epoch, step, num: {"factor": torch.tensor(torch.inf if step == 3 else 1.0)}
+
+
+def test_a_captured_run_is_a_launched_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit, through stages, validations, probes, skipped steps, and resumes of either by the other."""
+    monkeypatch.setattr("fastpsl.plots.charts.draw_probes", lambda *_: None)  # it takes seconds
+    fit_captured(tmp_path / "launched")
+    fit_captured(tmp_path / "launched first", stop_at=9)
+    with monkeypatch.context() as patch:
+        captured_on_the_cpu(patch)
+        fit_captured(tmp_path / "captured")
+        fit_captured(tmp_path / "captured first", stop_at=9)
+        fit_captured(tmp_path / "launched first")
+    fit_captured(tmp_path / "captured first")
+    expected = digests(newest_checkpoint(tmp_path / "launched"))
+    for name in ("captured", "launched first", "captured first"):
+        assert digests(newest_checkpoint(tmp_path / name)) == expected, name
+    losses = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("launched", "captured")]
+    assert losses[0] == losses[1]
+    assert capsys.readouterr().err.count("1 of steps") == 4 * 3
+
+
+def test_a_stages_graphs_are_freed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By counts of references alone, before the validation pass and the next stage need the memory."""
+
+    class Graph:
+        def __call__(self) -> StepMetrics:
+            return StepMetrics(("loss", "accuracy"), torch.ones(3, 2))
+
+    alive, counts = weakref.WeakSet[Graph](), list[int]()
+
+    def capture(compute: Callable[[], StepMetrics], *_: Any) -> Graph:
+        counts.append(len(alive))
+        graph = Graph()
+        alive.add(graph)
+        return graph
+
+    captured_on_the_cpu(monkeypatch, capture)
+    gc.disable()
+    try:
+        with closing(tiny_run(tmp_path, batch_size=96, max_steps_per_stage=5, val=None)) as run:
+            assert pretrain(tiny_experiment(), run)
+        assert counts == [0, 0, 0] and not alive
+    finally:
+        gc.enable()
