@@ -244,6 +244,12 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
 
     It does not check that all tensors of the backbone are present.
     """
+    for _ in WRAPPERS:  # a dict may hold itself
+        state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
+    if strange := [key for key, t in state.items() if isinstance(t, Tensor) and not isinstance(key, str)]:
+        raise ValueError(
+            f"{path} holds tensors whose names are no strings ({first_three(strange)}): give a state dict"
+        )
     tensors = _tensors_of(state, wanted)
     if not tensors:
         raise ValueError(
@@ -278,12 +284,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
 
 
 def _tensors_of(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict inside its wrappers, without what wrappers of modules add to the names."""
-    while True:
-        inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
+    """Return the tensors of a state dict, without what wrappers of modules add to the names."""
     tensors = {
         name if name in wanted else _COMPILED.sub("", name): tensor
         for name, tensor in state.items()

@@ -198,6 +198,28 @@ def test_timms_safetensors_are_read(torchvision_file: Path, tmp_path: Path) -> N
     assert "is no readable safetensors file" in error_line(path, "resnet18", USUAL)
 
 
+def test_odd_values_in_a_file_are_named(trained: Path, torchvision_file: Path, tmp_path: Path) -> None:
+    """Names that are no strings, dicts that hold themselves, tensors without plain numbers or as settings."""
+    path, state, tensors = tmp_path / "odd.pt", newest_checkpoint(trained), torch.load(torchvision_file)
+    name, loop, science = "conv1.weight", {}, dict(state["science"])  # type: ignore[var-annotated]
+    loop["model"] = science["loop"] = loop
+    numbers = torch.zeros(3)
+    for odd, words in (
+        ({0: numbers}, "no strings (0)"),
+        (tensors | {None: numbers}, "no strings (None)"),
+        (loop, "its keys: model"),
+        (tensors | {name: tensors[name].to_sparse()}, f"{name} as a sparse"),
+        (tensors | {name: tensors[name].to("meta")}, "meta tensor"),
+        (tensors | {name: tensors[name].to(torch.complex64)}, "complex"),
+        *((state | {key: numbers}, "Tensor is not JSON") for key in ("format", "input", "position")),
+        (state | {"science": science}, "Circular reference"),
+    ):
+        torch.save(odd, path)
+        assert words in error_line(path, "resnet18", USUAL)
+        if odd.get("position") is not None:
+            assert words in error_line(path)
+
+
 class Opens:
     @override
     def __reduce__(self) -> tuple[Any, ...]:
