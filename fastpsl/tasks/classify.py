@@ -106,12 +106,9 @@ def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the valid samples.
+    """Return the mean cross-entropy of float32 logits [B, classes] to int64 labels [B] of valid samples.
 
-    Args:
-        logits: float32 [B, classes].
-        labels: int64 [B]; only a valid sample's must be 0 or more.
-        valid: float [B], 1 for valid samples and else 0.
+    `valid` is float [B], 1 for valid samples and else 0. The labels of others may be negative.
     """
     losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
     # where instead of a product, because padding may hold values that are not finite.

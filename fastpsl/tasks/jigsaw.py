@@ -233,12 +233,7 @@ class JigsawHead(nn.Module):
 
     @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return logits [B, k, N] of the tiles permuted by each label.
-
-        Args:
-            features: [B * tiles, C, h, w].
-            labels: int64 [B, k].
-        """
+        """Return logits [B, k, N] of the tiles [B * tiles, C, h, w] permuted by each label, int64 [B, k]."""
         tiles = self.embed(mean_of_positions(features))
         embeddings = tiles.unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]
         order = self.permutations[labels].flatten(1)  # [B, k*tiles]

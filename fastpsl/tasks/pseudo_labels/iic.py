@@ -137,13 +137,10 @@ class ClusterEpochs:
 
     @torch.no_grad()
     def see(self, number: int, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
-        """Record a step; values that are not finite are ignored.
+        """Record a step of head `number`; values that are not finite are ignored.
 
-        Args:
-            number: The head that learned.
-            indices: int64 [B], -1 for padding.
-            losses: [num_sub_heads], the same on all ranks.
-            logits: [B, num_sub_heads, clusters] of this rank's images.
+        The indices are int64 [B], -1 for padding. The losses [num_sub_heads] are the same on all ranks, and
+        the logits [B, num_sub_heads, clusters] are of this rank's images.
         """
         counts = losses.isfinite()
         self._sums += torch.stack([torch.where(counts, losses, 0.0), counts.float()])

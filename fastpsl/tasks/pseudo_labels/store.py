@@ -101,11 +101,9 @@ class LabelStore:
 
     @torch.no_grad()
     def write(self, indices: Tensor, logits: Tensor) -> None:
-        """Store the arg max of this rank's next batch for the next epoch, without waiting for the device.
+        """Store the arg max of logits [B, num_classes] for the next epoch, without waiting for the device.
 
-        Args:
-            indices: int64 [B], in the epoch's order; -1 for padding, which is ignored.
-            logits: [B, num_classes].
+        The indices, int64 [B], are this rank's next ones in the epoch's order; -1 for padding is ignored.
         """
         assert logits.shape == (len(indices), self.num_classes), (logits.shape, self.num_classes)
         finite = logits.isfinite().all(1)
