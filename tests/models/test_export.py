@@ -353,10 +353,7 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name",
-    ["nin4", *map(slow, ("nin3", "nin5", "resnet34_iic"))],
-)
+@pytest.mark.parametrize("name", ["nin4", *map(slow, ("nin3", "nin5", "resnet34_iic"))])
 def test_nins_and_iics_resnet_go_as_safetensors_alone(name: str, tmp_path: Path) -> None:
     network = checkpoint(tmp_path, name)
     for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):

@@ -146,11 +146,7 @@ def test_three_stages_of_three_blocks_can_learn_one_each_alone() -> None:
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(
-    "name",
-    [
-        "nin4",
-        *(slow(name) for name in ("nin3", "nin5", "resnet34", "resnet34_iic")),
-    ],
+    "name", ["nin4", *(slow(name) for name in ("nin3", "nin5", "resnet34", "resnet34_iic"))]
 )
 def test_exactly_the_learning_blocks_change_in_every_plan(name: str, plan: str) -> None:
     torch.manual_seed(0)

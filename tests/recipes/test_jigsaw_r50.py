@@ -36,8 +36,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("backbone", "told"),
-    [(RESNET18, "backbone resnet18 (paper resnet50), epochs"), slow((), "epochs")],
+    ("backbone", "told"), [(RESNET18, "backbone resnet18 (paper resnet50), epochs"), slow((), "epochs")]
 )
 def test_smallest_run_ends_with_lines_and_figures(
     recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str

@@ -121,13 +121,7 @@ def test_how_frozen_batchnorms_normalise_is_as_chosen(recipe: str) -> None:
 # By the epoch of a stage: the rate of the step before it, and of its first step.
 Rates = dict[int, tuple[float | None, float | None]]
 # Section 4.1: .01, "dropped by a factor of 10", "20/20/10/10", "for each training stage".
-DROPS: Rates = {
-    0: (None, 1e-2),
-    20: (1e-2, 1e-3),
-    40: (1e-3, 1e-4),
-    50: (1e-4, 1e-5),
-    60: (1e-5, None),
-}
+DROPS: Rates = {0: (None, 1e-2), 20: (1e-2, 1e-3), 40: (1e-3, 1e-4), 50: (1e-4, 1e-5), 60: (1e-5, None)}
 RATES: dict[str, tuple[Rates, Rates, Rates]] = {
     "jigsaw_r50": (DROPS, DROPS, DROPS),
     "rotation_rv50": (DROPS, DROPS, DROPS),

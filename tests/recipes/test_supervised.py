@@ -66,12 +66,7 @@ def test_small_images_are_padded_and_scored_whole() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
     for crop, train, val, ops in (
         ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), ["Flip"]),
-        (
-            "padded",
-            ShorterSideCrop(32, 32, "center"),
-            ShorterSideCrop(32, 32, "center"),
-            ["Shift", "Flip"],
-        ),
+        ("padded", ShorterSideCrop(32, 32, "center"), ShorterSideCrop(32, 32, "center"), ["Shift", "Flip"]),
     ):
         options = parts["RECIPE"].with_paper(
             backbone="nin4", size_px=32, crop=crop, plan="end_to_end", epochs=(1,)

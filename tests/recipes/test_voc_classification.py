@@ -42,8 +42,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_train", "num_steps"),
-    [("deepcluster", 20, 80_000), slow("sslpp", 10, 400)],
+    ("name", "num_train", "num_steps"), [("deepcluster", 20, 80_000), slow("sslpp", 10, 400)]
 )
 def test_a_result_says_its_protocol(
     recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int

@@ -90,17 +90,7 @@ def test_a_run_puts_its_scores_and_its_protocol_on_record(
 def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
     recipe: Start, devkit: Path, tmp_path: Path
 ) -> None:
-    few = (
-        "--short-side",
-        "32",
-        "--batch-size",
-        "1",
-        "--steps",
-        "1",
-        "--workers",
-        "1",
-        "--no-tensorboard",
-    )
+    few = ("--short-side", "32", "--batch-size", "1", "--steps", "1", "--workers", "1", "--no-tensorboard")
     outcome = recipe("--data", devkit, *RANDOM, "--protocol", "pirl", *few, "--out", tmp_path)
     assert outcome.code == 0, outcome
     before, after = random_weights("resnet18", 0).backbone, newest_checkpoint(tmp_path)["backbone"]

@@ -286,12 +286,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     assert fit(tmp_path / "whole")
     whole = newest_checkpoint(tmp_path / "whole")
     assert whole["task"]["num_filled"] == 64 and whole["task"]["next_slot"] == 0
-    for stop_at in (
-        1,
-        3,
-        11,
-        12,
-    ):  # in the first warm-up, after a step, at the end, after the second warm-up
+    for stop_at in (1, 3, 11, 12):  # in the first warm-up, after a step, at the end, after the second warm-up
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)

@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.tasks.contrastive.moco import (
-    encode_shuffled,
-    redistributed,
-    shuffled_order,
-    substitutes,
-)
+from fastpsl.tasks.contrastive.moco import encode_shuffled, redistributed, shuffled_order, substitutes
 from tests.warm import results_of_ranks
 
 

@@ -33,11 +33,7 @@ class NTXent(NamedTuple):
 
 
 def nt_xent(
-    first: Tensor,
-    second: Tensor,
-    valid: Tensor,
-    temperature: float,
-    block_rows: int | None = None,
+    first: Tensor, second: Tensor, valid: Tensor, temperature: float, block_rows: int | None = None
 ) -> NTXent:
     """Compute NT-Xent (SimCLR, equation 1 and Algorithm 1, arXiv 2002.05709) in float32, even under autocast.
 

@@ -140,11 +140,7 @@ class SimCLR(Task):
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return two views of one kind, which have their own draws."""
         view = contrastive_view(
-            level,
-            self.size_px,
-            scale=(0.08, 1.0),
-            colour=SIMCLR_COLOUR,
-            sobel_p=self.sobel_p,
+            level, self.size_px, scale=(0.08, 1.0), colour=SIMCLR_COLOUR, sobel_p=self.sobel_p
         )
         return (view, view)
 
