@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import runs_closed
-from tests.programs import ROOT
+from tests.programs import ROOT, run, run_until
 
 
 class Outcome(NamedTuple):
@@ -22,12 +23,17 @@ class Outcome(NamedTuple):
 Start = Callable[..., Outcome]
 
 
+def words(*parts: object) -> tuple[str, ...]:
+    """Return the words of a command: strings are cut at spaces; paths and numbers stay whole."""
+    return tuple(word for part in parts for word in (part.split() if isinstance(part, str) else [str(part)]))
+
+
 def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
     """Return a function that runs a recipe: `starter("linear_probe", …)("--flag", …)`."""
     recipe = find_recipe(name)
 
     def start(*arguments: object) -> Outcome:
-        texts = [*map(str, arguments)]
+        texts = [*words(*arguments)]
         monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
         capsys.readouterr()
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -43,10 +49,23 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return start
 
 
-def refused(outcome: Outcome, recipe: str, *words: str) -> None:
-    """Check for exit code 2 and one last line with `words`, without a traceback."""
+def refused(outcome: Outcome, recipe: str, *texts: str) -> None:
+    """Check for exit code 2 and one last line with `texts`, without a traceback."""
     last = outcome.err.strip().splitlines()[-1]
     assert outcome.code == 2, outcome
     assert "Traceback" not in outcome.err and last.startswith(f"{recipe}: "), outcome.err
-    for word in words:
-        assert word in last, last
+    for text in texts:
+        assert text in last, last
+
+
+def resumed_after_kills(
+    recipe: str, *arguments: object, out: Path, steps: Sequence[int], delay_s: float = 0.0
+) -> None:
+    """Kill a recipe's process after the checkpoint of each step, and run it to its end."""
+    path = ROOT / "recipes" / f"{recipe}.py"
+    given = (*words(*arguments), "--out", out)
+    for step in steps:
+        code, output = run_until(path, *given, folder=out, step=step, number=signal.SIGKILL, delay_s=delay_s)
+        assert code == -signal.SIGKILL, output
+    done = run(path, *given)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,20 @@
+"""Fixtures that run recipes in the test's own process. pytest-xdist's controller imports this file, too."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Return `start("linear_probe", "--flag value", path)`, which runs a recipe to its end."""
+    from tests.recipes.in_process import starter
+
+    return lambda recipe, *arguments: starter(recipe, monkeypatch, capsys)(*arguments)
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, start: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `recipe("--flag value", path)`, which runs the recipe that the test's module names RECIPE."""
+    return lambda *arguments: start(request.module.RECIPE.stem, *arguments)
