@@ -1,6 +1,7 @@
 """Fixtures that run recipes in the test's own process. pytest-xdist's controller imports this file, too."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +9,10 @@ import pytest
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Return `start("linear_probe", "--flag value", path)`, which runs a recipe to its end."""
+    """Return `start("linear_probe", "--flag value", path)`; the recipe's path will do, too."""
     from tests.recipes.in_process import starter
 
-    return lambda recipe, *arguments: starter(recipe, monkeypatch, capsys)(*arguments)
+    return lambda recipe, *arguments: starter(Path(recipe).stem, monkeypatch, capsys)(*arguments)
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
+from fastpsl.evaluation.result import read_result
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import runs_closed
-from tests.programs import ROOT, run, run_until
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 
 
 class Outcome(NamedTuple):
@@ -69,3 +70,13 @@ def resumed_after_kills(
         assert code == -signal.SIGKILL, output
     done = run(path, *given)
     assert done.returncode == 0, done.stderr
+
+
+def same_run(whole: Path, other: Path, *files: str | Path) -> None:
+    """Check that two runs' last checkpoints, numbers and files are equal."""
+    assert digests(newest_checkpoint(other)) == digests(newest_checkpoint(whole))
+    for file in files:
+        assert (other / file).read_bytes() == (whole / file).read_bytes(), file
+    results = [folder / "result.json" for folder in (whole, other)]
+    if results[0].exists():
+        assert read_result(results[0])["numbers"] == read_result(results[1])["numbers"]

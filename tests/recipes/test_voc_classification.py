@@ -18,20 +18,12 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Start, refused, starter
+from tests.recipes.in_process import Start, refused, same_run, words
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "voc_classification.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
-SMALL = (
-    *("--size-px", "32", "--batch-size", "4", "--workers", "1", "--decoder", "pillow"),
-    *("--no-tensorboard", "--device", "cpu"),
-)
-
-
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    return starter("voc_classification", monkeypatch, capsys)
+SMALL = words("--size-px 32 --batch-size 4 --workers 1 --decoder pillow --no-tensorboard --device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -94,32 +86,24 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
     again = recipe(*RANDOM, *SMALL, *arguments)
     assert again.code == 0 and digests(newest_checkpoint(tmp_path)) == whole
     assert read_result(tmp_path / "result.json")["numbers"] == record["numbers"]
-    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers", "fc6_8"), "voc_classification", "no fc6")
-    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol", "sslpp"), "voc_classification", "protocol")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers fc6_8"), "voc_classification", "no fc6")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol sslpp"), "voc_classification", "protocol")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     """Kill in training and, after the last checkpoint, in the test images."""
-    arguments = (
-        *RANDOM, *SMALL, "--data", voc, "--steps", "7", "--lr", "0.02", "--checkpoint-steps", "1",
-        "--keep-checkpoints", "9",
-    )  # fmt: skip
+    often = "--steps 7 --lr 0.02 --checkpoint-steps 1 --keep-checkpoints 9"
+    arguments = words(*RANDOM, *SMALL, "--data", voc, often)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run(RECIPE, *arguments, "--out", whole)
     assert done.returncode == 0, done.stderr
     for step, delay_s in ((3, 0.0), (7, 0.5)):
-        run_until(
-            RECIPE, *arguments, "--out", killed, folder=killed, step=step, number=signal.SIGKILL,
-            delay_s=delay_s,
-        )  # fmt: skip
+        there = {"folder": killed, "step": step, "number": signal.SIGKILL, "delay_s": delay_s}
+        run_until(RECIPE, *arguments, "--out", killed, **there)
     done = run(RECIPE, *arguments, "--out", killed)
     assert done.returncode == 0, done.stderr
-    assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
-    assert (killed / NAME).read_bytes() == (whole / NAME).read_bytes()
-    assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, killed)]
-    assert numbers[0] == numbers[1]
+    same_run(whole, killed, NAME, "metrics.jsonl")
 
 
 @pytest.mark.slow
@@ -159,32 +143,17 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, decay, False)
 
 
-def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    def is_refused(*arguments: object, words: tuple[str, ...]) -> None:
-        outs.append(tmp_path / f"out-{len(outs)}")
-        refused(recipe(*SMALL, "--out", outs[-1], *arguments), "voc_classification", *words)
-        assert not outs[-1].exists(), "nothing is written"
-
-    outs: list[Path] = []
-    data = ("--data", voc)
-    is_refused(*data, words=("--checkpoint", "--random-weights"))
-    is_refused(*RANDOM, *data, "--val", voc, words=(f"--val {voc}", "leave it out"))
-    is_refused(*RANDOM, *data, "--whole", words=("--whole", "random crops"))
-    is_refused(*RANDOM, *data, "--layers", "fc6_8", words=("resnet18 has no fc6", "--layers all"))
-    is_refused(*RANDOM, *data, "--steps", "0", words=("--steps 0",))
-    is_refused(*RANDOM, *data, "--lr", "0", words=("above 0",))
-    is_refused(*RANDOM, *data, "--batch-size", "21", words=("20 training images are fewer",))
-    alexnet = ("--random-weights", "--backbone", "alexnet")
-    is_refused(*alexnet, *data, words=("32 px", "63 px and more"))
+def test_half_a_data_set_is_refused(recipe: Start, voc: Path, tmp_path: Path) -> None:
     half = tmp_path / "half" / "VOCdevkit"
     shutil.copytree(voc, half)
     (half / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
-    is_refused(*RANDOM, "--data", half, words=("test.txt",))
-    is_refused(*RANDOM, "--data", tmp_path / "nowhere", words=(str(tmp_path / "nowhere"),))
+    outcome = recipe(*SMALL, *RANDOM, "--data", half, "--out", tmp_path / "out")
+    refused(outcome, "voc_classification", "test.txt")
+    assert not (tmp_path / "out").exists(), "nothing is written"
 
 
 @pytest.mark.slow
 def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps", "12", "--lr", "1e9", "--out", tmp_path)
+    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps 12 --lr 1e9 --out", tmp_path)
     refused(outcome, "voc_classification", "lower --lr")
     assert not (tmp_path / "result.json").exists()
