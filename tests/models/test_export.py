@@ -26,7 +26,6 @@ from tests.cheaper import publish_resnets
 from tests.slow import slow
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
-
 SEEN = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 48)
 SCIENCE = {"recipe": "jigsaw_r50", "plan": "psl", "epochs": [1], "data_digest": "abc"}
 
