@@ -36,17 +36,9 @@ from tests.programs import newest_checkpoint
 
 USUAL = Input()
 INPUT_FLAGS = [
-    "--input-channels",
-    "RGB",
-    "--input-mean",
-    "0.485",
-    "0.456",
-    "0.406",
-    "--input-std",
-    "0.229",
-    "0.224",
+    "--input-channels", "RGB", "--input-mean", "0.485", "0.456", "0.406", "--input-std", "0.229", "0.224",
     "0.225",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two stages with ResNet-18, each cut short after one step."""
     out = tmp_path_factory.mktemp("run")
     options = PretrainOptions(
-        data=str(sample_paths().train_32),
-        out=out,
-        batch_size=8,
-        epochs=(2, 2),
-        max_steps_per_stage=1,
-        tensorboard=False,
-        workers=1,
-    )
+        data=str(sample_paths().train_32), out=out, batch_size=8, epochs=(2, 2), max_steps_per_stage=1,
+        tensorboard=False, workers=1,
+    )  # fmt: skip
     run = Run("jigsaw_tiny", RunData(options, one_process()), {"backbone": "resnet18"})
     task, backbone = tiny_experiment().task, make_backbone("resnet18")
     try:

@@ -4,15 +4,25 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
+from fastpsl.engine.experiment import Experiment
 from fastpsl.evaluation.result import read_result
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import runs_closed
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
+
+
+def built(name: str, device: str = "meta", **values: Any) -> tuple[Any, Experiment]:
+    """Return a recipe's options with the paper's and other values, and its experiment, without memory."""
+    recipe: Any = find_recipe(name)
+    options = recipe.with_paper(**values)
+    with torch.device(device):
+        return options, recipe.build(options)
 
 
 class Outcome(NamedTuple):

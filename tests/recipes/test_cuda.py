@@ -21,30 +21,18 @@ TRAINED = {
     "simclr compiled": ("simclr_r50", "--compile", "on", "--fold-frozen"),
     "jigsaw captured": ("jigsaw_r50", "--graph", "on", "--backbone", "resnet18"),
     "jigsaw fused, launched": ("jigsaw_r50", "--compile", "fused", "--graph", "off"),
-    "block_probe": ("block_probe",),
-    "deepcluster": ("deepcluster_alexnet",),
-    "jigsaw": ("jigsaw_r50",),
+    "block_probe": ("block_probe",), "deepcluster": ("deepcluster_alexnet",), "jigsaw": ("jigsaw_r50",),
     "jigsaw by parts": ("jigsaw_r50", "--augment-backend", "kornia", "--accumulate", "2"),
-    "linear_probe": ("linear_probe",),
-    "linear_probe uic": ("linear_probe", "--protocol", "uic"),
-    "moco": ("mocov2_r50",),
-    "moco bf16": ("mocov2_r50", "--precision", "bf16"),
-    "rotation": ("rotation_rv50",),
-    "semi_supervised": ("semi_supervised",),
-    "simclr": ("simclr_r50",),
-    "sslpp_aet": ("sslpp_aet",),
-    "sslpp_colorization": ("sslpp_colorization",),
-    "sslpp_context": ("sslpp_context",),
-    "sslpp_iic": ("sslpp_iic",),
-    "sslpp_rotation": ("sslpp_rotation",),
-    "supervised": ("supervised", "--probe-every", "1"),
-    "uic": ("uic_alexnet",),
-    "uic of CIFAR-10": ("uic_cifar10", "--decoder", "resident"),
-    "uic of ResNet-50": ("uic_r50",),
-    "voc_classification": ("voc_classification",),
-    "voc_detection": ("voc_detection",),
+    "linear_probe": ("linear_probe",), "linear_probe uic": ("linear_probe", "--protocol", "uic"),
+    "moco": ("mocov2_r50",), "moco bf16": ("mocov2_r50", "--precision", "bf16"),
+    "rotation": ("rotation_rv50",), "semi_supervised": ("semi_supervised",), "simclr": ("simclr_r50",),
+    "sslpp_aet": ("sslpp_aet",), "sslpp_colorization": ("sslpp_colorization",),
+    "sslpp_context": ("sslpp_context",), "sslpp_iic": ("sslpp_iic",), "sslpp_rotation": ("sslpp_rotation",),
+    "supervised": ("supervised", "--probe-every", "1"), "uic": ("uic_alexnet",),
+    "uic of CIFAR-10": ("uic_cifar10", "--decoder", "resident"), "uic of ResNet-50": ("uic_r50",),
+    "voc_classification": ("voc_classification",), "voc_detection": ("voc_detection",),
     "voc_segmentation": ("voc_segmentation",),
-}
+}  # fmt: skip
 LOOKED_AT = ("few_shot", "knn", "voc_svm")
 STEPS, MIDDLE = 6, 4
 # Sums have another order and weights are rounded to half precision, and this rounding grows in the two steps
@@ -75,15 +63,9 @@ def raw_images() -> tuple[object, ...]:
 def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0) -> dict[int, float]:
     """Check the files of a short run and return its losses by step."""
     often = (
-        "--max-steps-per-stage",
-        STEPS,
-        "--checkpoint-steps",
-        MIDDLE,
-        "--keep-checkpoints",
-        99,
-        "--log-steps",
-        1,
-    )
+        "--max-steps-per-stage", STEPS, "--checkpoint-steps", MIDDLE, "--keep-checkpoints", 99,
+        "--log-steps", 1,
+    )  # fmt: skip
     start(device, script, *flags, *often, "--no-tensorboard", "--out", folder, ranks=ranks)
 
     def read(name: str) -> Any:

@@ -108,14 +108,8 @@ def test_a_poisoned_sample_is_named_and_may_be_skipped(start: Start, tmp_path: P
     index = int(epoch_order(0, 0, NUM_TRAIN)[0])
     out, named = tmp_path / "out", f"sample {index}"
     arguments = (
-        "--data",
-        poisoned(tmp_path, index),
-        *SMALL_JIGSAW,
-        *RESNET18,
-        "--plan",
-        "end_to_end",
-        "--out",
-    )
+        "--data", poisoned(tmp_path, index), *SMALL_JIGSAW, *RESNET18, "--plan", "end_to_end", "--out",
+    )  # fmt: skip
     refused(start(JIGSAW, *arguments, tmp_path / "raise"), "jigsaw_r50", named)
     status = json.loads((tmp_path / "raise" / "status.json").read_text())
     assert status["state"] == "failed" and named in status["reason"]
@@ -152,13 +146,8 @@ runpy.run_path(sys.argv[0], run_name='__main__')"
 def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(JIGSAW), *SMALL_JIGSAW, "--out", str(tmp_path / "out")],
-        check=False,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+        check=False, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     refused(Outcome(done.returncode, done.stdout, done.stderr), "jigsaw_r50", "File too large")
     assert os.listdir(tmp_path / "out" / "checkpoints") == []
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "failed"

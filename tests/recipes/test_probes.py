@@ -19,12 +19,13 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.shift import Shift
+from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import Start, refused, resumed_after_kills, same_run, words
+from tests.recipes.in_process import Start, built, refused, resumed_after_kills, same_run, words
 
 LINEAR = ROOT / "recipes" / "linear_probe.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
@@ -117,10 +118,6 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert record["cut"] and len(record["numbers"]) == 12 and all(v >= 0 for v in record["numbers"].values())
 
 
-def parts() -> dict[str, Any]:
-    return runpy.run_path(str(LINEAR))
-
-
 # Epochs, first rate, its batch, factor, epochs of the drops, decay, Nesterov, BatchNorm, crop, number of
 # crops.
 PROTOCOLS = {
@@ -150,11 +147,8 @@ PROTOCOLS = {
 def test_protocols_are_the_published_ones(protocol: str) -> None:
     """Compare the rates of each epoch, the optimiser's settings, BatchNorm and views with their sources."""
     epochs, lr, lr_batch, factor, drops, decay, nesterov, batchnorm, crop, num_crops = PROTOCOLS[protocol]
-    recipe = parts()
-    options = recipe["RECIPE"].with_paper(
-        protocol=protocol, random_weights=True, backbone="resnet18", batch_size=2 * lr_batch
-    )
-    experiment = recipe["build"](options)
+    weights = {"random_weights": True, "backbone": "resnet18"}
+    _, experiment = built("linear_probe", "cpu", protocol=protocol, batch_size=2 * lr_batch, **weights)
     (stage,) = experiment.stages
     assert (stage.first_learning, stage.last_block, stage.epochs) == (6, 5, epochs)
     for epoch in range(epochs):
@@ -292,27 +286,13 @@ def test_a_run_puts_every_head_on_record(start: Start, tmp_path: Path) -> None:
     with Image.open(tmp_path / "result.png") as chart:
         assert chart.size[0] > 600
     # The weights of all blocks are still the random ones.
-    fresh = (
-        runpy.run_path(str(BLOCK_PROBE))["RECIPE"]
-        .with_paper(random_weights=True, backbone="nin4")
-        .pretrained()
-        .backbone
-    )
+    fresh = random_weights("nin4", 0).backbone
     assert all(torch.equal(value, checkpoint["backbone"][k]) for k, value in fresh.state_dict().items())
 
 
 FEW = (
-    *NIN,
-    *DATA,
-    *SMALL_PROBE,
-    "--heads",
-    "conv_B2",
-    "fc2_B1",
-    "--labels-per-class",
-    "3",
-    "--epochs",
-    "1",
-)
+    *NIN, *DATA, *SMALL_PROBE, "--heads", "conv_B2", "fc2_B1", "--labels-per-class", "3", "--epochs", "1",
+)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -336,11 +316,10 @@ def test_two_ranks_of_block(tmp_path: Path) -> None:
 
 def test_values_are_the_papers_and_rotnets() -> None:
     """Check the rates of each epoch, the optimiser's settings, the views, and that only needed blocks run."""
-    recipe: dict[str, Any] = runpy.run_path(str(BLOCK_PROBE))
-    options = recipe["RECIPE"].with_paper(random_weights=True, backbone="nin4")
-    assert {name: getattr(options, name) for name in recipe["PAPER"]} == recipe["PAPER"]
+    paper = runpy.run_path(str(BLOCK_PROBE))["PAPER"]
+    options, experiment = built("block_probe", "cpu", random_weights=True, backbone="nin4")
+    assert {name: getattr(options, name) for name in paper} == paper
     assert options.batch_size == 128
-    experiment = recipe["build"](options)
     (stage,) = experiment.stages
     assert (stage.first_learning, stage.last_block, stage.epochs) == (5, 4, 200)
     for epoch in range(200):
@@ -356,7 +335,7 @@ def test_values_are_the_papers_and_rotnets() -> None:
     assert (train.crop, train.ops, val.crop, val.ops) == (whole, (Shift(4), Flip()), whole, ())
     assert not isinstance(experiment.task, FewLabels) and not experiment.task.has_own_order
     values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
-    experiment = recipe["build"](recipe["RECIPE"].with_paper(random_weights=True, backbone="nin4", **values))
+    _, experiment = built("block_probe", "cpu", random_weights=True, backbone="nin4", **values)  # type: ignore[arg-type]
     assert experiment.stages[0].last_block == 2 and experiment.task.val_view.crop == ShorterSideCrop(
         37, 32, "center"
     )

@@ -2,9 +2,9 @@
 
 import itertools
 import json
-import runpy
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Crop, Op, ViewSpec, center_view
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
 from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy
 from tests.programs import ROOT, epoch_records, newest_checkpoint, run
-from tests.recipes.in_process import Start, refused, resumed_after_kills, same_run, words
+from tests.recipes.in_process import Start, built, refused, resumed_after_kills, same_run, words
 
 TASKS = ("colorization", "context", "rotation", "aet")
 SMALL_SSLPP = ("--backbone", "nin3", "--workers", "1", "--no-tensorboard", "--size-px", "16")
@@ -59,12 +60,11 @@ TABLE_II = {
 @pytest.mark.parametrize("task", TASKS)
 def test_the_papers_values(task: str) -> None:
     epochs, batch_size, rates, nesterov, weight = TABLE_II[task]
-    parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
-    options = parts["UNUSED"].with_paper(data="T.beton", pseudo_labels="coupled", seed=5)
-    experiment = parts["build"](options)
+    build = partial(built, f"sslpp_{task}", data="T.beton", pseudo_labels="coupled", seed=5)
+    options, experiment = build(device="cpu")
     assert experiment.task.seed == 5  # of the clusters and of each epoch's classifier
     for mode in ("eval", "train"):
-        assert parts["build"](replace(options, frozen_batchnorm=mode)).frozen_batchnorm == mode
+        assert build(frozen_batchnorm=mode)[1].frozen_batchnorm == mode
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
         assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(
@@ -84,7 +84,7 @@ def test_the_papers_values(task: str) -> None:
     )
     assert experiment.inputs_per_image() == ({"E": 4} if task == "rotation" else {})
     # 512 network inputs of rotation are 128 images, or 512 that are not rotated.
-    plain = parts["UNUSED"].variant(replace(options, proxy=False))
+    plain = find_recipe(f"sslpp_{task}").variant(replace(options, proxy=False))
     assert plain == ({"batch_size": 512} if task == "rotation" else {})
     # Labels are computed from whole images, as the network sees them.
     assert experiment.task.pass_views(1) == (
@@ -106,10 +106,8 @@ def test_pseudo_labels_alone_have_plain_views(
     task: str, asked: dict[str, str], crop: Crop, ops: tuple[Op, ...]
 ) -> None:
     """SSL++, Table XI, "SPL": without the proxy, images are cropped as --crop says, and stay in colour."""
-    parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
-    options = parts["UNUSED"].with_paper(data="T.beton", pseudo_labels="coupled", proxy=False, **asked)
-    with torch.device("meta"):
-        experiment = parts["build"](options)
+    asked_too = {"data": "T.beton", "pseudo_labels": "coupled", "proxy": False}
+    _, experiment = built(f"sslpp_{task}", **asked_too, **asked)  # type: ignore[arg-type]
     plain = ViewSpec(crop, ops, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert experiment.task.plain == plain and experiment.task.views(1) == (plain,)
 
@@ -314,14 +312,9 @@ def test_images_without_labels_are_enough(start: Start, tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / "data" / f"{number}.png")
     small = ("--backbone", "resnet18", "--num-clusters", 4, "--num-sub-heads", 2, "--epochs", 1)
     done = start(
-        IIC,
-        *IIC_QUICK,
-        *small,
-        "--data",
-        tmp_path / "data",
-        "--batch-size 12 --num-copies 1 --augment grey --out",
-        tmp_path / "out",
-    )
+        IIC, *IIC_QUICK, *small, "--data", tmp_path / "data",
+        "--batch-size 12 --num-copies 1 --augment grey --out", tmp_path / "out",
+    )  # fmt: skip
     assert done.code == 0, done.err
     assert "of 4 clusters are not empty\n" in done.out and "NMI" not in done.out
     assert newest_checkpoint(tmp_path / "out")["input"]["channels"] == "RGB"

@@ -1,8 +1,6 @@
 """The recipes with labels as a user runs them: supervised training, and fine-tuning on few labels."""
 
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +14,8 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.labelled import write_labelled
-from tests.programs import ROOT, newest_checkpoint
-from tests.recipes.in_process import Start, refused, words
+from tests.programs import newest_checkpoint
+from tests.recipes.in_process import Start, built, refused, words
 
 SMALL_SUPERVISED = words(
     "--data",
@@ -50,8 +48,7 @@ def test_without_validation_images_it_trains_and_says_so(start: Start, tmp_path:
 
 
 def test_the_schedule_is_the_usual_one() -> None:
-    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
-    experiment = parts["build"](parts["SUPERVISED"].with_paper(backbone="resnet18", batch_size=512))
+    _, experiment = built("supervised", backbone="resnet18", batch_size=512)
     (stage,) = experiment.stages
     assert (stage.level, stage.first_learning, stage.last_block, stage.epochs) == (1, 1, 5, 90)
     for epoch in range(90):
@@ -64,15 +61,12 @@ def test_the_schedule_is_the_usual_one() -> None:
 
 
 def test_small_images_are_padded_and_scored_whole() -> None:
-    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
     for crop, train, val, ops in (
         ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), ["Flip"]),
         ("padded", ShorterSideCrop(32, 32, "center"), ShorterSideCrop(32, 32, "center"), ["Shift", "Flip"]),
     ):
-        options = parts["SUPERVISED"].with_paper(
-            backbone="nin4", size_px=32, crop=crop, plan="end_to_end", epochs=(1,)
-        )
-        experiment = parts["build"](options)
+        small = {"backbone": "nin4", "size_px": 32, "plan": "end_to_end", "epochs": (1,)}
+        options, experiment = built("supervised", crop=crop, **small)  # type: ignore[arg-type]
         assert (experiment.task.train_view.crop, experiment.task.val_view.crop) == (train, val)
         assert [type(op).__name__ for op in experiment.task.train_view.ops] == ops
         assert options.science()["crop"] == crop and not experiment.task.has_own_order
@@ -103,6 +97,7 @@ def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(start: Start, tmp_
     )
 
 
+RANDOM = {"random_weights": True, "backbone": "resnet18"}
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
 SMALL_SEMI = words(
     "--size-px 32 --batch-size 16 --workers 1 --no-tensorboard --random-weights",
@@ -164,12 +159,9 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(start: Start, tmp_path
 
 
 def test_protocols_are_pirls_and_simclrs() -> None:
-    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "semi_supervised.py"))
     for protocol, lr in (("pirl", 0.01), ("simclr", 0.05)):
-        options = parts["SEMI"].with_paper(
-            protocol=protocol, random_weights=True, backbone="resnet18", batch_size=128
-        )
-        experiment = parts["build"](options)
+        values = {"protocol": protocol, "batch_size": 128}
+        _, experiment = built("semi_supervised", "cpu", **RANDOM, **values)  # type: ignore[arg-type]
         (stage,) = experiment.stages
         assert (stage.first_learning, stage.last_block, stage.epochs) == (1, 5, 70)
         for epoch in range(70):
@@ -186,10 +178,10 @@ def test_protocols_are_pirls_and_simclrs() -> None:
 
 
 def test_small_images_are_scored_whole() -> None:
-    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "semi_supervised.py"))
     for whole, shorter_px in ((False, 37), (True, 32)):
-        options = parts["SEMI"].with_paper(random_weights=True, backbone="resnet18", size_px=32, whole=whole)
-        (view,) = parts["build"](options).task.val_views(1)
+        values = {"size_px": 32, "whole": whole}
+        _, experiment = built("semi_supervised", "cpu", **RANDOM, **values)  # type: ignore[arg-type]
+        (view,) = experiment.task.val_views(1)
         assert view.crop == ShorterSideCrop(shorter_px, 32, "center")
 
 

@@ -5,8 +5,7 @@ they take neither time nor memory.
 """
 
 import itertools
-import runpy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.pseudo_labels import uic as uic_module
-from tests.programs import ROOT
+from tests.recipes import in_process
 
 pytestmark = pytest.mark.usefixtures("published_widths")
 RECIPES = ("jigsaw_r50", "rotation_rv50", "simclr_r50", "mocov2_r50")
@@ -46,13 +45,7 @@ STEPS = 5004  # of an epoch: ImageNet's 1,281,167 images in batches of 256
 CHANNELS = (512, 1024, 2048)  # of B3, B4 and B5, on which the heads of S1, S2 and S3 are
 
 
-@cache
-def built(recipe: str, **values: Any) -> tuple[Any, Experiment]:
-    """Return a recipe's options with the paper's and other values, and its experiment without memory."""
-    parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
-    options = parts["RECIPE"].with_paper(data="T.beton", **values)
-    with torch.device("meta"):
-        return options, parts["build"](options)
+built = cache(partial(in_process.built, data="T.beton"))
 
 
 def layers(head: nn.Module) -> list[str]:
@@ -213,17 +206,9 @@ def test_a_jigsaw_of_other_sizes_and_permutations(tmp_path: Path) -> None:
     orders = np.array([*itertools.permutations(range(4))])
     np.save(tmp_path / "orders.npy", orders)
     _, experiment = built(
-        "jigsaw_r50",
-        backbone="resnet18",
-        permutations=tmp_path / "orders.npy",
-        counts=(2, 3, 24),
-        permutations_per_image=5,
-        embedding_width=7,
-        grid=2,
-        short_side=108,
-        cell_px=32,
-        tile_px=28,
-    )
+        "jigsaw_r50", backbone="resnet18", permutations=tmp_path / "orders.npy", counts=(2, 3, 24),
+        permutations_per_image=5, embedding_width=7, grid=2, short_side=108, cell_px=32, tile_px=28,
+    )  # fmt: skip
     for level, count in zip(LEVELS, (2, 3, 24), strict=True):
         tiles = JigsawTiles(grid=2, cell_px=32, tile_px=28, num_permutations=count, permutations_per_image=5)
         window = ShorterSideCrop(shorter_px=108, size_px=64, where="random")
@@ -308,15 +293,9 @@ def test_both_contrastive_views_of_every_level(recipe: str, size_px: int) -> Non
 def test_contrastive_tasks_without_a_recipe_have_the_same_views() -> None:
     simclr = SimCLR(256, size_px=224, temperature=0.1, embedding_width=128)
     moco = MoCo(
-        seed=0,
-        batch_size=256,
-        queue_size=65_536,
-        momentum=0.999,
-        temperature=0.2,
-        key_group=32,
-        width=128,
+        seed=0, batch_size=256, queue_size=65_536, momentum=0.999, temperature=0.2, key_group=32, width=128,
         size_px=224,
-    )
+    )  # fmt: skip
     for recipe, task in (("simclr_r50", simclr), ("mocov2_r50", moco)):
         for level in LEVELS:
             assert task.views(level) == built(recipe)[1].task.views(level)

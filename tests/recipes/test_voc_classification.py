@@ -119,13 +119,9 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     """Check that conv1 to conv5 keep the weights, and so do fc6 and fc7 unless the protocol resets them."""
     parts = runpy.run_path(str(RECIPE))
     options: Any = parts["RECIPE"].with_paper(
-        protocol=protocol,
-        layers="fc6_8",
-        random_weights=True,
-        backbone="alexnet",
-        batch_size=16,
+        protocol=protocol, layers="fc6_8", random_weights=True, backbone="alexnet", batch_size=16,
         device="cpu",
-    )
+    )  # fmt: skip
     weights = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
     torch.manual_seed(1)
     experiment = parts["build"](options)

@@ -89,15 +89,8 @@ def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protoco
     smaller = () if protocol == "sslpp" else ("--batch-size", "2", "--accumulate", "1", "--size-px", "48")
     sbd_arguments = () if protocol == "sslpp" else ("--sbd", sbd(tmp_path, root / "VOC2012" / "JPEGImages"))
     arguments = (
-        "--protocol",
-        protocol,
-        "--data",
-        root,
-        "--max-steps-per-stage",
-        "1",
-        *smaller,
-        *sbd_arguments,
-    )
+        "--protocol", protocol, "--data", root, "--max-steps-per-stage", "1", *smaller, *sbd_arguments,
+    )  # fmt: skip
     outcome = recipe(*RANDOM, *QUICK, *arguments, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
     record = read_result(tmp_path / "out" / "result.json")

@@ -255,13 +255,9 @@ def test_two_ranks_with_unequal_data_have_the_loss_and_gradients_of_one(tmp_path
 def iic(**options: Any) -> IIC:
     """Return IIC with the values of SSL++."""
     values: dict[str, Any] = {
-        "num_clusters": 70,
-        "size_px": 32,
-        "crop_share": 0.625,
-        "transforms": "sobel",
-        "num_copies": 3,
+        "num_clusters": 70, "size_px": 32, "crop_share": 0.625, "transforms": "sobel", "num_copies": 3,
         "num_sub_heads": 5,
-    }
+    }  # fmt: skip
     return IIC(**(values | options))
 
 
@@ -455,13 +451,9 @@ class Watched(IIC):
 
     def __init__(self, **options: Any) -> None:
         values: dict[str, Any] = {
-            "num_clusters": RUNS_CLUSTERS,
-            "size_px": 32,
-            "crop_share": 0.625,
-            "transforms": "colour",
-            "num_copies": RUNS_COPIES,
-            "num_sub_heads": RUNS_SUB_HEADS,
-        }
+            "num_clusters": RUNS_CLUSTERS, "size_px": 32, "crop_share": 0.625, "transforms": "colour",
+            "num_copies": RUNS_COPIES, "num_sub_heads": RUNS_SUB_HEADS,
+        }  # fmt: skip
         super().__init__(**{**values, **options})
         self.steps: list[tuple[int, list[float], list[int], Tensor]] = []
         self.best_after: list[list[int]] = []

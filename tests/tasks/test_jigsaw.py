@@ -24,14 +24,9 @@ NUM_TILES, TILE_PX = 9, 8
 def small_task(per_image: int) -> Jigsaw:
     permutations = permutation_set(9, [6, 12, 24]).permutations
     return Jigsaw(
-        permutations,
-        (6, 12, 24),
-        shorter_px=40,
-        cell_px=12,
-        tile_px=TILE_PX,
-        permutations_per_image=per_image,
-        embedding_width=5,
-    )
+        permutations, (6, 12, 24), shorter_px=40, cell_px=12, tile_px=TILE_PX,
+        permutations_per_image=per_image, embedding_width=5,
+    )  # fmt: skip
 
 
 def small_blocks() -> nn.Module:
@@ -111,14 +106,9 @@ def test_levels_are_the_papers() -> None:
     """Table 1: 500 ⊂ 1,000 ⊂ 2,000. Section 3.3.1: window 225, cells 75, tiles 64."""
     counts = (500, 1000, 2000)
     task = Jigsaw(
-        permutation_set(9, counts).permutations,
-        counts,
-        shorter_px=256,
-        cell_px=75,
-        tile_px=64,
-        permutations_per_image=1,
-        embedding_width=1000,
-    )
+        permutation_set(9, counts).permutations, counts, shorter_px=256, cell_px=75, tile_px=64,
+        permutations_per_image=1, embedding_width=1000,
+    )  # fmt: skip
     for level, count in enumerate(counts, start=1):
         (view,) = task.views(level)
         assert view.crop == ShorterSideCrop(256, 225)

@@ -50,13 +50,9 @@ CONFIGURATION = {"source": "iic", "num_clusters": 3, "epochs": [500], "dropout":
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write(
-        tmp_path / "labels.npz",
-        [2, 0, 1, 2, 0],
-        3,
-        num_split=1,
-        entropy=np.array([0, 0.5, 1.0, 0.25, np.log(3)]),
-        configuration=CONFIGURATION,
-    )
+        tmp_path / "labels.npz", [2, 0, 1, 2, 0], 3, num_split=1,
+        entropy=np.array([0, 0.5, 1.0, 0.25, np.log(3)]), configuration=CONFIGURATION,
+    )  # fmt: skip
 
 
 def test_what_was_written_comes_back(path: Path) -> None:

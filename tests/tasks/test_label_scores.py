@@ -193,15 +193,9 @@ def test_entropies_within_classes() -> None:
 
 
 NAMES = [
-    "non_empty",
-    "entropy",
-    "entropy_share",
-    "biggest",
-    "nmi_previous",
-    "nmi_previous_shuffled",
-    "nmi_true",
+    "non_empty", "entropy", "entropy_share", "biggest", "nmi_previous", "nmi_previous_shuffled", "nmi_true",
     "nmi_true_shuffled",
-]
+]  # fmt: skip
 
 
 def figures_of(labels: np.ndarray, num_classes: int) -> dict[str, float | None]:

@@ -51,13 +51,9 @@ STAGES = make_plan("psl", (1, 1, 1))
 
 def make_task(batch_size: int = BATCH, **values: Any) -> MoCo:
     small: dict[str, Any] = {
-        "queue_size": QUEUE,
-        "momentum": 0.9,
-        "temperature": 0.2,
-        "key_group": GROUP,
-        "width": 6,
+        "queue_size": QUEUE, "momentum": 0.9, "temperature": 0.2, "key_group": GROUP, "width": 6,
         "size_px": 32,
-    }
+    }  # fmt: skip
     return MoCo(seed=3, batch_size=batch_size, **{**small, **values})
 
 
@@ -284,15 +280,9 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)
         task = MoCo(
-            seed=0,
-            batch_size=32,
-            queue_size=64,
-            momentum=0.9,
-            temperature=0.2,
-            key_group=8,
-            width=4,
+            seed=0, batch_size=32, queue_size=64, momentum=0.9, temperature=0.2, key_group=8, width=4,
             size_px=16,
-        )
+        )  # fmt: skip
         with closing(tiny_run(out, max_steps_per_stage=2)) as run:
             signal_at_question(run, stop_at)
             return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
@@ -368,15 +358,9 @@ def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     device = torch.device("cuda", 0)
     task = MoCo(
-        seed=0,
-        batch_size=16,
-        queue_size=64,
-        momentum=0.999,
-        temperature=0.2,
-        key_group=4,
-        width=128,
+        seed=0, batch_size=16, queue_size=64, momentum=0.999, temperature=0.2, key_group=4, width=128,
         size_px=64,
-    )
+    )  # fmt: skip
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
     head, blocks = task.head(2, backbone.channels[3]).to(device), StageBlocks(backbone, STAGES[1])
     module = StageModule(blocks, head, task)

@@ -78,13 +78,9 @@ class Dropping(TinyNet):
 
 def make_task(**options: Any) -> Watched:
     values: dict[str, Any] = {
-        "num_classes": CLASSES,
-        "input": COLOUR,
-        "size_px": SIZE,
-        "seed": 0,
-        "augmentation": "standard",
+        "num_classes": CLASSES, "input": COLOUR, "size_px": SIZE, "seed": 0, "augmentation": "standard",
         "label_view": "train",
-    }
+    }  # fmt: skip
     return Watched(**{**values, **options})
 
 

@@ -114,11 +114,8 @@ class ClusterEpochs:
     """A record of each head's epoch on the device, which the host reads only when the epoch ends.
 
     It is the same on every rank after `end`. Clusters are kept for one sub-head alone, the best one when the
-    epoch began, in 4 bytes per image.
-
-    Attributes:
-        best: For each head, the sub-head with the lowest mean loss in that head's last epoch, int64 on the
-            device. The first of equal ones counts; it is 0 before.
+    epoch began, in 4 bytes per image. `best`, int64 on the device, has each head's sub-head of the lowest
+    mean loss in that head's last epoch. The first of equal ones counts; it is 0 before.
     """
 
     def __init__(self, num_heads: int, num_sub_heads: int, num_samples: int, device: torch.device):
@@ -294,11 +291,7 @@ class IIC(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Store the true labels, if there are any, for comparison alone.
-
-        Raises:
-            ValueError: There are more clusters than images.
-        """
+        """Check the numbers of clusters, and store true labels, if there are any, for comparison alone."""
         for flag, size in self.sizes.items():
             if size > data.num_samples:
                 raise ValueError(

@@ -28,15 +28,10 @@ _NO_VARIANCE = 1e-7
 
 @dataclass(frozen=True)
 class Whitening:
-    """A linear map to uncorrelated features of variance 1.
+    """A linear map from D to d uncorrelated features of variance 1, float32 on the device."""
 
-    Attributes:
-        mean: float32 [D] on the device.
-        matrix: float32 [D, d] on the device, principal directions over the square roots of their variances.
-    """
-
-    mean: Tensor
-    matrix: Tensor
+    mean: Tensor  # [D]
+    matrix: Tensor  # [D, d], principal directions over the square roots of their variances
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the whitened rows, float32 [n, d] on the device, of rows [n, D] of any floating dtype."""
