@@ -170,7 +170,7 @@ def test_weights_of_a_file_that_has_moved(
     assert loaded.record["backbone"] == state["science"]["backbone"] == "net.py:Net"
     assert torch.equal(loaded.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
     shutil.move(here / "net.py", here / "other.py")
-    refused(start("--backbone", "net.py:Net", *arguments), "simclr_r50", "there is no file net.py")
+    refused(start("--backbone", "net.py:Net", *arguments), "there is no file net.py")
     with pytest.raises(ValueError, match=r"there is no file net.py; give --backbone NEW_PATH/net.py:Net"):
         load_pretrained(here / "out", "net.py:Net")
     again = load_pretrained(here / "out", f"{here}/other.py:Net")

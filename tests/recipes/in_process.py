@@ -26,6 +26,7 @@ def built(name: str, device: str = "meta", **values: Any) -> tuple[Any, Experime
 
 
 class Outcome(NamedTuple):
+    recipe: str
     code: int
     out: str
     err: str
@@ -55,16 +56,16 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             for number, handler in before.items():  # a recipe's process ignores them at its end
                 signal.signal(number, handler)
         captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+        return Outcome(name, int(caught.value.code or 0), captured.out, captured.err)
 
     return start
 
 
-def refused(outcome: Outcome, recipe: str, *texts: str) -> None:
+def refused(outcome: Outcome, *texts: str) -> None:
     """Check for exit code 2 and one last line with `texts`, without a traceback."""
     last = outcome.err.strip().splitlines()[-1]
     assert outcome.code == 2, outcome
-    assert "Traceback" not in outcome.err and last.startswith(f"{recipe}: "), outcome.err
+    assert "Traceback" not in outcome.err and last.startswith(f"{outcome.recipe}: "), outcome.err
     for text in texts:
         assert text in last, last
 

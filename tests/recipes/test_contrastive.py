@@ -29,7 +29,7 @@ def test_smallest_run_ends_with_lines_and_figures(
 ) -> None:
     """Check that the head is as wide as the last block of each stage."""
     out = tmp_path / "out"
-    code, printed, err = start(
+    _, code, printed, err = start(
         SIMCLR, *SMALL_SIMCLR, "--max-steps-per-stage 1 --backbone", backbone, "--out", out
     )
     assert code == 0, err
@@ -52,7 +52,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(start: Start, tmp
     out = tmp_path / "out"
     often = ("--checkpoint-steps", 1, "--keep-checkpoints", 20)
     arguments = (*SMALL_SIMCLR, *images_of_32_px(), *often, "--max-steps-per-stage", 2)
-    code, _, err = start(SIMCLR, *arguments, "--out", out)
+    _, code, _, err = start(SIMCLR, *arguments, "--out", out)
     assert code == 0, err
     whole = newest_checkpoint(out)
     metrics = (out / "metrics.jsonl").read_text()
@@ -63,7 +63,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(start: Start, tmp
     for step in (1, 3):  # in the warm-up, and in the second stage
         for path in checkpoints[step:]:
             path.unlink()
-        code, _, err = start(SIMCLR, *arguments, "--out", out)
+        _, code, _, err = start(SIMCLR, *arguments, "--out", out)
         assert code == 0, err
         assert digests(newest_checkpoint(out)) == digests(whole)
         assert (out / "metrics.jsonl").read_text() == metrics

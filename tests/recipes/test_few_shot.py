@@ -140,9 +140,9 @@ def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Start, tmp_pat
     outcome = recipe(*arguments, "2 --out", tmp_path / "a", "--on-bad-sample skip")
     assert outcome.code == 0 and "n0100000002.jpg" in outcome.err, outcome
     outcome = recipe(*arguments, "3 --out", tmp_path / "b")
-    refused(outcome, "few_shot", "n0100000002.jpg")
+    refused(outcome, "n0100000002.jpg")
     outcome = recipe(*arguments, "3 --out", tmp_path / "c", "--on-bad-sample skip")
-    refused(outcome, "few_shot", "5 images of a class", "class n01 has 4")
+    refused(outcome, "5 images of a class", "class n01 has 4")
 
 
 def test_data_without_enough_images_are_refused(recipe: Start, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_data_without_enough_images_are_refused(recipe: Start, tmp_path: Path) -
     ):
         data = write_labelled(tmp_path / f"{name}.beton", labels, ["boat", "house", "tree"], side_px=side_px)
         few = ("--ways 2 --shots 2 --queries 2 --data", data, "--out", tmp_path / "out")
-        refused(recipe(*SMALL, *RANDOM, *few), "few_shot", *texts)
+        refused(recipe(*SMALL, *RANDOM, *few), *texts)
         assert not list((tmp_path / "out").glob("*.npy"))
 
 

@@ -67,25 +67,19 @@ def damaged(tmp_path: Path, change: Any) -> Path:
 
 def test_data_that_cannot_be_read_is_refused(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    refused(start(JIGSAW, "--data", tmp_path / "absent.beton", "--out", out), "jigsaw_r50", "absent.beton")
-    refused(start(JIGSAW, "--data", tmp_path / "none-*.beton", "--out", out), "jigsaw_r50", "none-*.beton")
+    refused(start(JIGSAW, "--data", tmp_path / "absent.beton", "--out", out), "absent.beton")
+    refused(start(JIGSAW, "--data", tmp_path / "none-*.beton", "--out", out), "none-*.beton")
     empty = tmp_path / "empty.beton"
     empty.touch()
-    refused(start(JIGSAW, "--data", empty, "--out", out), "jigsaw_r50", "empty.beton")
+    refused(start(JIGSAW, "--data", empty, "--out", out), "empty.beton")
     refused(
-        start(JIGSAW, "--data", damaged(tmp_path, lambda d: d[: len(d) // 2]), "--out", out),
-        "jigsaw_r50",
-        "damaged.beton",
+        start(JIGSAW, "--data", damaged(tmp_path, lambda d: d[: len(d) // 2]), "--out", out), "damaged.beton"
     )
     refused(
-        start(JIGSAW, "--data", damaged(tmp_path, lambda d: b"PK" + d[2:]), "--out", out),
-        "jigsaw_r50",
-        "damaged.beton",
+        start(JIGSAW, "--data", damaged(tmp_path, lambda d: b"PK" + d[2:]), "--out", out), "damaged.beton"
     )
     refused(
-        start(JIGSAW, "--data", sample_paths().train, "--val", tmp_path / "v.beton", "--out", out),
-        "jigsaw_r50",
-        "v.beton",
+        start(JIGSAW, "--data", sample_paths().train, "--val", tmp_path / "v.beton", "--out", out), "v.beton"
     )
     assert not out.exists()
 
@@ -110,7 +104,7 @@ def test_a_poisoned_sample_is_named_and_may_be_skipped(start: Start, tmp_path: P
     arguments = (
         "--data", poisoned(tmp_path, index), *SMALL_JIGSAW, *RESNET18, "--plan", "end_to_end", "--out",
     )  # fmt: skip
-    refused(start(JIGSAW, *arguments, tmp_path / "raise"), "jigsaw_r50", named)
+    refused(start(JIGSAW, *arguments, tmp_path / "raise"), named)
     status = json.loads((tmp_path / "raise" / "status.json").read_text())
     assert status["state"] == "failed" and named in status["reason"]
     outcome = start(JIGSAW, *arguments, out, "--on-bad-sample skip")
@@ -130,11 +124,7 @@ def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused
     outcome = start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out)
     assert outcome.code == 0
     assert f"passed over: {newest}" in outcome.err and "step-00000002.pt" in outcome.err
-    refused(
-        start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out, "--seed 5"),
-        "jigsaw_r50",
-        "seed (0 there, 5 now)",
-    )
+    refused(start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out, "--seed 5"), "seed (0 there, 5 now)")
 
 
 LIMITED = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); \
@@ -148,7 +138,7 @@ def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-c", LIMITED, str(JIGSAW), *SMALL_JIGSAW, "--out", str(tmp_path / "out")],
         check=False, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
-    refused(Outcome(done.returncode, done.stdout, done.stderr), "jigsaw_r50", "File too large")
+    refused(Outcome("jigsaw_r50", done.returncode, done.stdout, done.stderr), "File too large")
     assert os.listdir(tmp_path / "out" / "checkpoints") == []
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "failed"
 
@@ -234,7 +224,6 @@ def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
     small = ("--data", beton(tmp_path / "small.beton", 8, shorter_px=40), "--backbone", "resnet18")
     refused(
         start(ROTATION, *SMALL_ROTATION, *small, "--out", tmp_path / "a"),
-        "rotation_rv50",
         "40 x ",
         "fastpsl data write --min-px 53",
     )

@@ -96,7 +96,7 @@ def goes_on_with_the_same_numbers(start: Start, whole: Path, stopped: Path, *wei
     numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, stopped)]
     assert numbers[0] == numbers[1]
     outcome = start(LINEAR, *weights, *DATA, *SMALL, "--protocol moco --out", whole)
-    refused(outcome, "linear_probe", "protocol (vissl there, moco now)")
+    refused(outcome, "protocol (vissl there, moco now)")
 
 
 def test_mocos_protocol_scores_the_final_features_alone(start: Start, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_other_weights_and_classes_are_refused(start: Start, supervised: Path, t
             ("class 2 is 'unicorn', in the training data 'flower'",),
         ),
     ):
-        refused(start(LINEAR, *SMALL, *arguments, "--out", tmp_path / "out"), "linear_probe", *texts)
+        refused(start(LINEAR, *SMALL, *arguments, "--out", tmp_path / "out"), *texts)
 
 
 BLOCK_PROBE = ROOT / "recipes" / "block_probe.py"
@@ -353,6 +353,6 @@ def unlabelled(tmp_path: Path) -> Path:
 
 def test_an_image_without_a_label_is_refused(start: Start, tmp_path: Path) -> None:
     some = (*SMALL_PROBE, *NIN, "--data", unlabelled(tmp_path), *DATA[2:], "--out", tmp_path / "out")
-    refused(start(BLOCK_PROBE, *some), "block_probe", "needs labels", "1 of 32 samples have none", "p31")
-    refused(start(BLOCK_PROBE, *some, "--labels-per-class 3"), "block_probe", "needs labels")
+    refused(start(BLOCK_PROBE, *some), "needs labels", "1 of 32 samples have none", "p31")
+    refused(start(BLOCK_PROBE, *some, "--labels-per-class 3"), "needs labels")
     assert not (tmp_path / "out").exists()

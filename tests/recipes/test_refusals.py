@@ -304,5 +304,5 @@ def test_a_request_is_refused(
     monkeypatch.chdir(tmp_path)
     place = "" if "--resume" in arguments else "--out out"
     outcome = start(recipe, f"{REFUSED[recipe][0]} {place} {arguments}".format(**paths))
-    refused(outcome, recipe, *(text.format(**paths) for text in texts))
+    refused(outcome, *(text.format(**paths) for text in texts))
     assert not (tmp_path / "out" / ("checkpoints" if arguments in LATE else "")).exists()

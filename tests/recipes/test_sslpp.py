@@ -122,11 +122,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("task", "source"), PAIRS)
 def test_each_task_with_each_kind_of_labels(
-    task: str,
-    source: str,
-    labels: Path,
-    tmp_path: Path,
-    start: Start,
+    task: str, source: str, labels: Path, tmp_path: Path, start: Start
 ) -> None:
     flags: dict[str, tuple[object, ...]] = {
         "none": (),
@@ -177,9 +173,7 @@ def test_two_ranks(labels: Path, tmp_path: Path) -> None:
 
 def test_labels_of_other_data(labels: Path, tmp_path: Path, start: Start) -> None:
     other_data = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
-    refused(
-        start("sslpp_rotation", *SMALL_SSLPP, *other_data), "sslpp_rotation", "labels.npz", "another data set"
-    )
+    refused(start("sslpp_rotation", *SMALL_SSLPP, *other_data), "labels.npz", "another data set")
 
 
 def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
@@ -198,7 +192,7 @@ def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
         other_labels = (stored.labels + 1) % 7
         write_labels(moved, other_labels, 7, data, stored.made_by, configuration=stored.configuration)
     labels_of.cache_clear()
-    refused(start("sslpp_rotation", *flags, moved), "sslpp_rotation", "another experiment", "pseudo_labels")
+    refused(start("sslpp_rotation", *flags, moved), "another experiment", "pseudo_labels")
 
 
 IIC = ROOT / "recipes" / "sslpp_iic.py"

@@ -87,14 +87,9 @@ def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(start: Start, tmp_
     assert "3 of 30 steps" in outcome.err  # as many steps as with all 480 images in batches of 16
     refused(
         start("supervised", *nin, *steps, "--out", tmp_path / "out"),
-        "supervised",
         "crop (padded there, random_resized now)",
     )
-    refused(
-        start("supervised", *nin, *steps, "--labels-per-class 61 --out", tmp_path / "b"),
-        "supervised",
-        "has 60 images",
-    )
+    refused(start("supervised", *nin, *steps, "--labels-per-class 61 --out", tmp_path / "b"), "has 60 images")
 
 
 RANDOM = {"random_weights": True, "backbone": "resnet18"}
@@ -155,7 +150,7 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(start: Start, tmp_path
     again = read_result(given / "result.json")
     assert again["numbers"] == record["numbers"] and again["settings"]["percent"] is None
     outcome = start("semi_supervised", *DATA, *SMALL_SEMI, "--percent 20 --seed 3 --out", drawn)
-    refused(outcome, "semi_supervised", "the data: its digest", "percent (10.0 there, 20.0 now)")
+    refused(outcome, "the data: its digest", "percent (10.0 there, 20.0 now)")
 
 
 def test_protocols_are_pirls_and_simclrs() -> None:
@@ -197,15 +192,7 @@ def test_lists_and_classes_that_do_not_fit_are_refused(start: Start, tmp_path: P
         ),
         ((*both, "--label-list", tmp_path / "absent.txt"), ("absent.txt",)),
     ):
-        refused(
-            start("semi_supervised", *SMALL_SEMI, *arguments, "--out", tmp_path / "out"),
-            "semi_supervised",
-            *texts,
-        )
+        refused(start("semi_supervised", *SMALL_SEMI, *arguments, "--out", tmp_path / "out"), *texts)
         assert not (tmp_path / "out").exists()
     val = ("--data", sample_paths().train_32, "--val", dogs, "--percent 50 --out", tmp_path / "val")
-    refused(
-        start("semi_supervised", *SMALL_SEMI, *val),
-        "semi_supervised",
-        "class 0 is 'cat', in the training data 'balloon'",
-    )
+    refused(start("semi_supervised", *SMALL_SEMI, *val), "class 0 is 'cat', in the training data 'balloon'")

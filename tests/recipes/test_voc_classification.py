@@ -86,8 +86,8 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
     again = recipe(*RANDOM, *SMALL, *arguments)
     assert again.code == 0 and digests(newest_checkpoint(tmp_path)) == whole
     assert read_result(tmp_path / "result.json")["numbers"] == record["numbers"]
-    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers fc6_8"), "voc_classification", "no fc6")
-    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol sslpp"), "voc_classification", "protocol")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers fc6_8"), "no fc6")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol sslpp"), "protocol")
 
 
 @pytest.mark.slow
@@ -144,12 +144,12 @@ def test_half_a_data_set_is_refused(recipe: Start, voc: Path, tmp_path: Path) ->
     shutil.copytree(voc, half)
     (half / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
     outcome = recipe(*SMALL, *RANDOM, "--data", half, "--out", tmp_path / "out")
-    refused(outcome, "voc_classification", "test.txt")
+    refused(outcome, "test.txt")
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
 @pytest.mark.slow
 def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
     outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps 12 --lr 1e9 --out", tmp_path)
-    refused(outcome, "voc_classification", "lower --lr")
+    refused(outcome, "lower --lr")
     assert not (tmp_path / "result.json").exists()

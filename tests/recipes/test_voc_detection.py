@@ -100,7 +100,7 @@ def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_p
     again = ("--data", devkit, *alexnet, *options, "--out", tmp_path)
     copies[0].write_bytes(copies[1].read_bytes())  # type: ignore[union-attr]
     outcome = recipe(*again, "--proposals", *copies)
-    refused(outcome, "voc_detection", copies[0].name)  # type: ignore[union-attr]
+    refused(outcome, copies[0].name)  # type: ignore[union-attr]
 
 
 # Protocols
@@ -187,14 +187,14 @@ def test_pycocotools_is_asked_for_before_training(
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, name, None)
     outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path / "out")
-    refused(outcome, "voc_detection", "pycocotools", 'pip install "fastpsl-vision[transfer]"')
+    refused(outcome, "pycocotools", 'pip install "fastpsl-vision[transfer]"')
     assert not (tmp_path / "out").exists()
 
 
 def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -> None:
     shutil.copytree(devkit / "VOC2007", tmp_path / "VOCdevkit" / "VOC2007")
     outcome = recipe("--data", tmp_path / "VOCdevkit", *RANDOM, "--protocol pirl --out", tmp_path / "out")
-    refused(outcome, "voc_detection", "VOC2012")
+    refused(outcome, "VOC2012")
 
 
 # Resume

@@ -201,5 +201,5 @@ def test_more_images_than_there_are_are_refused(recipe: Start, devkit: Path, tmp
         ((*low_shot, few), (f"--shots {few}", f"{2 * few} are drawn", "do not")),
         (("--data", single), ("of the 2 images of 2007_trainval", "3 folds")),
     ):
-        refused(recipe(*SMALL, *RANDOM, *arguments, "--out", tmp_path / "out"), "voc_svm", *texts)
+        refused(recipe(*SMALL, *RANDOM, *arguments, "--out", tmp_path / "out"), *texts)
     assert not (tmp_path / "out").exists()
