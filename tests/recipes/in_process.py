@@ -1,6 +1,7 @@
 """Run a recipe in the test's own process, because starting one takes seconds."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,11 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+    def ok(self) -> "Outcome":
+        """Check that the recipe ended well."""
+        assert self.code == 0, self
+        return self
 
 
 Start = Callable[..., Outcome]
@@ -70,6 +76,13 @@ def refused(outcome: Outcome, *texts: str) -> None:
         assert text in last, last
 
 
+def ran(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Return `tests.programs.run`'s outcome, and check that the script ended well."""
+    done = run(*arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def resumed_after_kills(
     recipe: str, *arguments: object, out: Path, steps: Sequence[int], delay_s: float = 0.0
 ) -> None:
@@ -79,8 +92,7 @@ def resumed_after_kills(
     for step in steps:
         code, output = run_until(path, *given, folder=out, step=step, number=signal.SIGKILL, delay_s=delay_s)
         assert code == -signal.SIGKILL, output
-    done = run(path, *given)
-    assert done.returncode == 0, done.stderr
+    ran(path, *given)
 
 
 def same_run(whole: Path, other: Path, *files: str | Path) -> None:

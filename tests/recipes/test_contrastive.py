@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Start, words
+from tests.programs import ROOT, digests, newest_checkpoint, run_until
+from tests.recipes.in_process import Start, ran, words
 from tests.slow import slow
 
 SIMCLR = ROOT / "recipes" / "simclr_r50.py"
@@ -76,8 +76,7 @@ def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
     """Train to the end, with validation images; test_nt_xent.py compares the loss with one rank's."""
     out = tmp_path / "out"
     arguments = (*SMALL_SIMCLR, *images_of_32_px(), "--val", sample_paths().test_32)
-    done = run(SIMCLR, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)
-    assert done.returncode == 0, done.stderr
+    done = ran(SIMCLR, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)
     assert done.stderr.count("validation accuracy") == 3, done.stderr
     state = newest_checkpoint(out)
     assert state["position"]["run_step"] == 3
@@ -117,8 +116,7 @@ def one_thread() -> Iterator[None]:
 def test_killed_and_with_two_ranks(start: Start, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ("--max-steps-per-stage", "2")
-    outcome = start(MOCO, *SMALL_MOCO, *steps, "--val", sample_paths().test_32, "--out", whole)
-    assert outcome.code == 0, outcome
+    outcome = start(MOCO, *SMALL_MOCO, *steps, "--val", sample_paths().test_32, "--out", whole).ok()
     printed = outcome.err + outcome.out
     assert printed.count("3 batches pass first, which are no steps") == 3, printed
     assert outcome.out.count("(chance 4.0 %)") == outcome.err.count("(chance 4.0 %)") == 3
@@ -130,8 +128,7 @@ def test_killed_and_with_two_ranks(start: Start, tmp_path: Path) -> None:
         MOCO, *SMALL_MOCO, *steps, "--out", killed, folder=killed, step=3, number=signal.SIGKILL
     )
     assert code == -signal.SIGKILL and newest_checkpoint(killed)["position"]["stage"] >= 1, output
-    outcome = start(MOCO, *SMALL_MOCO, *steps, "--val", sample_paths().test_32, "--out", killed)
-    assert outcome.code == 0, outcome
+    start(MOCO, *SMALL_MOCO, *steps, "--val", sample_paths().test_32, "--out", killed).ok()
     resumed, uninterrupted = (digests(newest_checkpoint(out)) for out in (killed, whole))
     resumed, uninterrupted = (
         {k: v for k, v in d.items() if "summaries" not in k} for d in (resumed, uninterrupted)
@@ -141,7 +138,6 @@ def test_killed_and_with_two_ranks(start: Start, tmp_path: Path) -> None:
 
     # Only keys of the first step are equal: the queries' BatchNorm is per rank, so weights differ after it.
     one_step = ("--plan", "end_to_end", "--max-steps-per-stage", "1")
-    done = run(MOCO, *SMALL_MOCO, *one_step, "--out", tmp_path / "two", ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert start(MOCO, *SMALL_MOCO, *one_step, "--out", tmp_path / "one").code == 0
+    ran(MOCO, *SMALL_MOCO, *one_step, "--out", tmp_path / "two", ranks=2)
+    start(MOCO, *SMALL_MOCO, *one_step, "--out", tmp_path / "one").ok()
     assert torch.allclose(queue_of(tmp_path / "two", 1), queue_of(tmp_path / "one", 1), atol=1e-5)

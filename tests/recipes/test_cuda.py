@@ -168,8 +168,7 @@ def test_a_captured_run_is_a_launched_one(
     small = (*usual(name), *MORE.get(name, ()), often, "--no-tensorboard --workers 1 --batch-size 16 --out")
 
     def train(folder: str, *more: object) -> dict[str, str]:
-        outcome = start(TRAINED[name][0], *small, tmp_path / folder, *more)
-        assert outcome.code == 0, outcome.err
+        start(TRAINED[name][0], *small, tmp_path / folder, *more).ok()
         return digests(newest_checkpoint(tmp_path / folder))
 
     launched = train("launched")

@@ -15,8 +15,8 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
-from tests.programs import ROOT, run
-from tests.recipes.in_process import Start, refused, words
+from tests.programs import ROOT
+from tests.recipes.in_process import Start, ran, refused, words
 
 RECIPE = ROOT / "recipes" / "few_shot.py"
 RANDOM = ("--random-weights", "--backbone", "alexnet")
@@ -25,8 +25,7 @@ SMALL = ("--workers", "1", "--size-px", "84", "--episodes", "50")
 
 def test_scores_result_and_figure_of_the_sample(recipe: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = recipe("--workers 1 --out", out, "--episodes 200")
-    assert outcome.code == 0, outcome
+    outcome = recipe("--workers 1 --out", out, "--episodes 200").ok()
     lines = outcome.out.splitlines()
     assert lines[0] == (
         "the embedded sample: size_px 84 (default 224), batch_size 32 (default 256), "
@@ -92,8 +91,7 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
     arguments = words(*RANDOM, few, data)
     results = []
     for name, ranks in (("one", 0), ("two", 2)):
-        done = run(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)
-        assert done.returncode == 0, done.stderr
+        done = ran(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)
         assert "7 images of 2 classes" in done.stdout
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
     assert results[0]["numbers"] == results[1]["numbers"] and len(results[0]["numbers"]) == 8
@@ -110,7 +108,7 @@ def test_an_interrupted_pass_goes_on(
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 4})
     few = "--ways 2 --shots 2 --queries 2 --batch-size 2 --block B3 B5_max_pool --data"
     arguments = (*RANDOM, *SMALL, few, data)
-    assert recipe(*arguments, "--out", tmp_path / "whole").code == 0
+    recipe(*arguments, "--out", tmp_path / "whole").ok()
     of_maps, calls = Extraction.of_maps, [0]
 
     def stops(work: Extraction, maps: Any) -> Any:

@@ -9,8 +9,8 @@ import pytest
 
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests import programs
-from tests.programs import ROOT, digests, newest_checkpoint, newest_step, run, run_until
-from tests.recipes.in_process import words
+from tests.programs import ROOT, digests, newest_checkpoint, newest_step, run_until
+from tests.recipes.in_process import ran, words
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
 SMALL = words(
@@ -25,8 +25,7 @@ def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
     num_kills, steps_per_stage = 3, 12
     arguments = (*SMALL, "--backbone", "resnet18", "--max-steps-per-stage", steps_per_stage)
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    done = run(RECIPE, *arguments, "--out", whole)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *arguments, "--out", whole)
     chance, codes = random.Random(num_kills), []
     num_steps = 3 * steps_per_stage
     for kill in range(num_kills):
@@ -36,8 +35,7 @@ def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
         codes.append(code)
         assert code in (-signal.SIGKILL, 0), output  # it may have ended before
     assert codes[0] == -signal.SIGKILL
-    done = run(RECIPE, *arguments, "--out", out)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *arguments, "--out", out)
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
     metrics = [(path / "metrics.jsonl").read_text() for path in (whole, out)]
     assert metrics[0] == metrics[1] and metrics[0].count("\n") == num_steps
@@ -66,8 +64,7 @@ def test_a_run_on_a_servers_data_is_that_on_local_data(
         *SMALL,
         "--backbone resnet18 --max-steps-per-stage 3 --order quasi_random --lanes 1",
     )
-    done = run(RECIPE, *arguments, "--data", train, "--val", val, "--out", tmp_path / "local")
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *arguments, "--data", train, "--val", val, "--out", tmp_path / "local")
     with s3_server(monkeypatch) as server:
         for name in (name for name in os.environ if name.startswith("AWS_")):
             monkeypatch.setitem(programs.ENVIRONMENT, name, os.environ[name])
@@ -83,8 +80,7 @@ def test_a_run_on_a_servers_data_is_that_on_local_data(
             RECIPE, *arguments, *remote, folder=tmp_path / "remote", step=4, number=signal.SIGKILL
         )
         assert code == -signal.SIGKILL, output
-        done = run(RECIPE, *arguments, *remote)
-        assert done.returncode == 0, done.stderr
+        ran(RECIPE, *arguments, *remote)
     assert digests(newest_checkpoint(tmp_path / "remote")) == digests(newest_checkpoint(tmp_path / "local"))
     kept = [path.read_text() for path in (tmp_path / "remote").glob("*.json*")]
     assert f"s3://{BUCKET}/{train.name}" in str(kept) and "secret" not in str(kept)

@@ -53,8 +53,7 @@ def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> di
 
 def test_scores_result_and_figure_of_the_sample(recipe: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = recipe(*SMALL, "--out", out)
-    assert outcome.code == 0, outcome
+    outcome = recipe(*SMALL, "--out", out).ok()
     lines = outcome.out.splitlines()
     assert lines[0].startswith("the embedded sample: k 1 5 10 20 (default 10 20 100 200)")
     assert lines[1].startswith("weights: resnet18, random weights; input RGB")
@@ -109,8 +108,7 @@ def test_several_blocks_are_each_as_alone(
 
     monkeypatch.setattr(Loader, "epoch", noted)
     options = (*SMALL, "--whole", "--vote", "majority", "--k", 1, 3, 15)
-    outcome = recipe(*options, "--block B2 conv4_x final --out", tmp_path / "all")
-    assert outcome.code == 0, outcome
+    outcome = recipe(*options, "--block B2 conv4_x final --out", tmp_path / "all").ok()
     assert len(passes) == 2 + 3 * 2  # one each for train and val, and two for each sheet
     crops: list[Any] = [loader.views[0].crop for loader in passes]
     assert all(crop.shorter_px == crop.size_px for crop in crops)  # --whole holds for the sheets, too
@@ -121,7 +119,7 @@ def test_several_blocks_are_each_as_alone(
     table = []
     for number, block in enumerate(("B2", "B4", "B5")):
         out = tmp_path / block
-        assert recipe(*options, "--block", block, "--out", out).code == 0
+        recipe(*options, "--block", block, "--out", out).ok()
         alone = json.loads((out / "result.json").read_text())["numbers"]
         assert list(alone) == ["top1_k1_majority", "top1_k3_majority", "top1_k15_majority"]
         assert alone == {name: numbers[f"{name}_{block}"] for name in alone}

@@ -18,8 +18,8 @@ from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import RAW, jpeg, photo, write
-from tests.programs import ENVIRONMENT, ROOT, newest_checkpoint, run, run_fresh
-from tests.recipes.in_process import Outcome, Start, refused, words
+from tests.programs import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
+from tests.recipes.in_process import Outcome, Start, ran, refused, words
 from tests.slow import slow
 
 JIGSAW = ROOT / "recipes" / "jigsaw_r50.py"
@@ -37,8 +37,7 @@ def test_smallest_run_ends_with_lines_and_figures(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone)
-    assert outcome.code == 0, outcome
+    outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone).ok()
     told_decoders = "decoder turbo: it decodes what the crops need", "decoder pillow: "
     assert any(words in outcome.err for words in told_decoders)
     lines = outcome.out.splitlines()
@@ -107,8 +106,7 @@ def test_a_poisoned_sample_is_named_and_may_be_skipped(start: Start, tmp_path: P
     refused(start(JIGSAW, *arguments, tmp_path / "raise"), named)
     status = json.loads((tmp_path / "raise" / "status.json").read_text())
     assert status["state"] == "failed" and named in status["reason"]
-    outcome = start(JIGSAW, *arguments, out, "--on-bad-sample skip")
-    assert outcome.code == 0
+    outcome = start(JIGSAW, *arguments, out, "--on-bad-sample skip").ok()
     assert outcome.err.count("skipped ") == 1 and named in outcome.err
     assert (out / "bad-samples.csv").read_text().startswith(f"{index},")
 
@@ -118,11 +116,10 @@ def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused
     start: Start, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out).code == 0
+    start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out).ok()
     newest = max((out / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-100])
-    outcome = start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out)
-    assert outcome.code == 0
+    outcome = start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out).ok()
     assert f"passed over: {newest}" in outcome.err and "step-00000002.pt" in outcome.err
     refused(start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out, "--seed 5"), "seed (0 there, 5 now)")
 
@@ -177,10 +174,7 @@ def printed(outcome: Outcome) -> list[str]:
 
 
 def test_all_rotations_through_all_stages(start: Start, data: Any, tmp_path: Path) -> None:
-    """Check that the batch of 8 counts images: an epoch has 3 steps of more inputs from level to level.
-
-    A checkpoint from when it counted inputs says nothing of them, and is refused.
-    """
+    """Check that the batch of 8 counts images: an epoch has 3 steps of more inputs from level to level."""
     lines = printed(start(ROTATION, *SMALL_ROTATION, *data, *ALL, "--backbone resnet18"))
     assert any("network inputs per step: S1 16, S2 32, S3 64;" in line for line in lines), lines
     for stage, chance in (("S1", "50.0"), ("S2", "25.0"), ("S3", "12.5")):
@@ -227,7 +221,7 @@ def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
         "40 x ",
         "fastpsl data write --min-px 53",
     )
-    assert start(ROTATION, *SMALL_ROTATION, *small, "--out", tmp_path / "b", "--levels 1 2 2").code == 0
+    start(ROTATION, *SMALL_ROTATION, *small, "--out", tmp_path / "b", "--levels 1 2 2").ok()
 
 
 def test_the_papers_values_are_the_defaults(start: Start) -> None:
@@ -262,8 +256,7 @@ def test_a_training_tells_what_is_left_out_once(tmp_path: Path) -> None:
     tree(tmp_path / "val", files | {"lost+found/x.jpg": b"x"})
     main(["data", "write", str(tmp_path / "train"), str(tmp_path / "train.beton"), "--max-bad", "1"])
     arguments = ("--data", tmp_path / "train.beton", "--val", tmp_path / "val", "--out", tmp_path / "out")
-    done = run(ROOT / "recipes" / "rotation_rv50.py", *TINY, *arguments, ranks=2)
-    assert done.returncode == 0, done.stderr
+    done = ran(ROOT / "recipes" / "rotation_rv50.py", *TINY, *arguments, ranks=2)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "left out" in line]
     of_train = "1 bad image, 1 file of another kind, 2 leftovers of other programs"
     assert lines == [

@@ -24,8 +24,8 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.labelled import write_labelled
-from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import Start, built, refused, resumed_after_kills, same_run, words
+from tests.programs import ROOT, digests, newest_checkpoint
+from tests.recipes.in_process import Start, built, ran, refused, resumed_after_kills, same_run, words
 
 LINEAR = ROOT / "recipes" / "linear_probe.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
@@ -53,8 +53,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_puts_every_block_on_record(start: Start, supervised: Path, tmp_path: Path) -> None:
-    outcome = start(LINEAR, "--checkpoint", supervised, *DATA, *SMALL, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+    outcome = start(LINEAR, "--checkpoint", supervised, *DATA, *SMALL, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"]) == ("linear/vissl", "linear_probe")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
@@ -101,7 +100,7 @@ def goes_on_with_the_same_numbers(start: Start, whole: Path, stopped: Path, *wei
 
 def test_mocos_protocol_scores_the_final_features_alone(start: Start, tmp_path: Path) -> None:
     arguments = ("--protocol", "moco", "--max-steps-per-stage", "1", "--out", tmp_path)
-    assert start(LINEAR, *RANDOM, *DATA, *SMALL, *arguments).code == 0
+    start(LINEAR, *RANDOM, *DATA, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     assert set(record["numbers"]) == {"top1_final", "top5_final"} and record["cut"]
     assert best_block_lines(record["numbers"]) == []
@@ -112,8 +111,7 @@ def test_mocos_protocol_scores_the_final_features_alone(start: Start, tmp_path: 
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     steps = ("--max-steps-per-stage", "1", "--out", tmp_path)
-    done = run(LINEAR, *RANDOM, *DATA, *SMALL, *steps, ranks=2)
-    assert done.returncode == 0, done.stderr
+    ran(LINEAR, *RANDOM, *DATA, *SMALL, *steps, ranks=2)
     record = read_result(tmp_path / "result.json")
     assert record["cut"] and len(record["numbers"]) == 12 and all(v >= 0 for v in record["numbers"].values())
 
@@ -173,8 +171,7 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
 
 def checked(start: Start, out: Path, protocol: str, *given: object) -> dict[str, Any]:
     """Return the record of a run of one step."""
-    outcome = start(LINEAR, "--protocol", protocol, *given, "--max-steps-per-stage 1 --out", out)
-    assert outcome.code == 0, outcome
+    outcome = start(LINEAR, "--protocol", protocol, *given, "--max-steps-per-stage 1 --out", out).ok()
     record = read_result(out / "result.json")
     assert all(0 <= value <= 100 for value in record["numbers"].values()) and record["cut"]
     assert record["protocol"] == f"linear/{protocol}"
@@ -263,8 +260,9 @@ NIN = ("--random-weights", "--backbone", "nin4")
 
 def test_a_run_puts_every_head_on_record(start: Start, tmp_path: Path) -> None:
     heads = ("conv_B2", "conv_B3", "fc1_B3", "fc2_B2")
-    outcome = start(BLOCK_PROBE, *NIN, *DATA, *SMALL_PROBE, "--heads", *heads, "--epochs 1 --out", tmp_path)
-    assert outcome.code == 0, outcome
+    outcome = start(
+        BLOCK_PROBE, *NIN, *DATA, *SMALL_PROBE, "--heads", *heads, "--epochs 1 --out", tmp_path
+    ).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"], record["cut"]) == ("block_probe", "block_probe", False)
     numbers = record["numbers"]
@@ -308,8 +306,7 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_of_block(tmp_path: Path) -> None:
-    done = run(BLOCK_PROBE, *FEW, "--max-steps-per-stage", "2", "--out", tmp_path, ranks=2)
-    assert done.returncode == 0, done.stderr
+    ran(BLOCK_PROBE, *FEW, "--max-steps-per-stage", "2", "--out", tmp_path, ranks=2)
     record = read_result(tmp_path / "result.json")
     assert record["cut"] and len(record["numbers"]) == 4 and all(v >= 0 for v in record["numbers"].values())
 

@@ -13,8 +13,8 @@ import torch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
-from tests.programs import ROOT, epoch_records, newest_checkpoint, run, torchrun_until
-from tests.recipes.in_process import Outcome, Start, refused, resumed_after_kills, same_run, words
+from tests.programs import ROOT, epoch_records, newest_checkpoint, torchrun_until
+from tests.recipes.in_process import Outcome, Start, ran, refused, resumed_after_kills, same_run, words
 
 UIC = ROOT / "recipes" / "uic_alexnet.py"
 QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
@@ -26,15 +26,13 @@ SMALL_UIC = (*QUICK, "--backbone", "resnet18", "--size-px", "32", "--epochs", "2
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("uic") / "out"
-    done = run(UIC, *SMALL_UIC, "--out", out)
-    assert done.returncode == 0, done.stderr
+    ran(UIC, *SMALL_UIC, "--out", out)
     return out
 
 
 def test_smallest_run_of_the_papers_network(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out)
-    assert done.code == 0, done.err
+    done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
     lines = done.out.splitlines()
     assert (
         lines[0].startswith("the embedded sample: epochs 12 (paper 500)")
@@ -58,8 +56,7 @@ def test_smallest_run_of_the_papers_network(start: Start, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "channels"), [("uic_r50", "RGB"), ("uic_cifar10", "SobelXY")])
 def test_smallest_runs_of_the_others(name: str, channels: str, tmp_path: Path, start: Start) -> None:
     out = tmp_path / "out"
-    done = start(name, *QUICK, "--max-steps-per-stage 1 --out", out)
-    assert done.code == 0, done.err
+    start(name, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
     assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == channels
 
 
@@ -67,8 +64,7 @@ def test_smallest_runs_of_the_others(name: str, channels: str, tmp_path: Path, s
 def test_a_resident_set_has_labels_by_centre_crops(tmp_path: Path, start: Start) -> None:
     data = words("--data", sample_paths().train_32, "--decoder resident --label-view center --size-px 24")
     small = ("--backbone", "resnet18", "--batch-size", 32, "--num-clusters", 8, "--epochs", 2)
-    done = start("uic_cifar10", *QUICK, *data, *small, "--max-steps-per-stage 17 --out", tmp_path / "out")
-    assert done.code == 0, done.err
+    start("uic_cifar10", *QUICK, *data, *small, "--max-steps-per-stage 17 --out", tmp_path / "out").ok()
     assert [line["epoch"] for line in epoch_records(tmp_path / "out")] == [0, 1]
 
 
@@ -86,8 +82,7 @@ def test_labels_are_left_for_others(trained: Path) -> None:
 @pytest.mark.usefixtures("published_widths")
 def test_finished_and_started_again_it_leaves_the_same(trained: Path, start: Start) -> None:
     before = (trained / "labels.npz").read_bytes()
-    done = start(UIC, *SMALL_UIC, "--out", trained)
-    assert done.code == 0, done.err
+    start(UIC, *SMALL_UIC, "--out", trained).ok()
     assert (trained / "labels.npz").read_bytes() == before
 
 
@@ -97,8 +92,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     trained: Path, start: Start, tmp_path: Path
 ) -> None:
     out = tmp_path / "tuned"
-    done = start(UIC, *SMALL_UIC, "--fine-tune", trained, "--max-steps-per-stage 1 --lr 1e-6 --out", out)
-    assert done.code == 0, done.err
+    start(UIC, *SMALL_UIC, "--fine-tune", trained, "--max-steps-per-stage 1 --lr 1e-6 --out", out).ok()
     before, after = newest_checkpoint(trained), newest_checkpoint(out)
     name = "conv1.weight"
     assert after["backbone"][name].allclose(before["backbone"][name], atol=1e-4)
@@ -183,8 +177,7 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
             path.unlink()
     state = newest_checkpoint(out)["task"]["store"]
     assert (state["written"] >= 0).any() and state["num_positions"] == 5 * 32
-    done = run(UIC, *arguments)
-    assert done.returncode == 0, done.stderr
+    ran(UIC, *arguments)
     lines = epoch_records(out)
     assert [line["run_step"] for line in lines] == [1, 15, 30, 45, 60]
     # 480 draws of 480 images
@@ -206,8 +199,7 @@ SMALL_DEEPCLUSTER = words(
 @pytest.mark.usefixtures("published_widths")
 @pytest.mark.slow
 def test_the_sample_by_one_step(start: Start, tmp_path: Path) -> None:
-    outcome = start(DEEPCLUSTER, "--max-steps-per-stage 1 --no-tensorboard --out", tmp_path / "out")
-    assert outcome.code == 0, outcome
+    outcome = start(DEEPCLUSTER, "--max-steps-per-stage 1 --no-tensorboard --out", tmp_path / "out").ok()
     assert "labels.npz" in outcome.out and "labels.png" in outcome.out
     with np.load(tmp_path / "out" / "labels.npz") as file:
         assert file["labels"].shape == (480,) and np.unique(file["labels"]).tolist() == list(range(16))
@@ -223,10 +215,9 @@ def test_two_ranks_cluster_as_one(start: Start, tmp_path: Path) -> None:
     """Compare the labels before the first step, which are equal except for rounding at a border."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of tests.programs
-    assert start(DEEPCLUSTER, *SMALL_DEEPCLUSTER, "--out", tmp_path / "one").code == 0
+    start(DEEPCLUSTER, *SMALL_DEEPCLUSTER, "--out", tmp_path / "one").ok()
     torch.set_num_threads(before)
-    done = run(DEEPCLUSTER, *SMALL_DEEPCLUSTER, "--out", tmp_path / "two", ranks=2)
-    assert done.returncode == 0, done.stderr
+    ran(DEEPCLUSTER, *SMALL_DEEPCLUSTER, "--out", tmp_path / "two", ranks=2)
     one_rank, both_ranks = (np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two"))
     assert (one_rank != both_ranks).sum() <= 2
     (epoch,), (epoch_of_two,) = epoch_records(tmp_path / "one"), epoch_records(tmp_path / "two")

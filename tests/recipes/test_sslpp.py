@@ -25,8 +25,8 @@ from fastpsl.pipelines.views import Crop, Op, ViewSpec, center_view
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
 from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy
-from tests.programs import ROOT, epoch_records, newest_checkpoint, run
-from tests.recipes.in_process import Start, built, refused, resumed_after_kills, same_run, words
+from tests.programs import ROOT, epoch_records, newest_checkpoint
+from tests.recipes.in_process import Start, built, ran, refused, resumed_after_kills, same_run, words
 
 TASKS = ("colorization", "context", "rotation", "aet")
 SMALL_SSLPP = ("--backbone", "nin3", "--workers", "1", "--no-tensorboard", "--size-px", "16")
@@ -130,8 +130,7 @@ def test_each_task_with_each_kind_of_labels(
         "alone": ("--pseudo-labels", labels, "--no-proxy"),
         "coupled": ("--pseudo-labels", "coupled", "--num-clusters", "5"),
     }
-    done = start(f"sslpp_{task}", *SMALL_SSLPP, "--max-steps-per-stage 1 --out", tmp_path, *flags[source])
-    assert done.code == 0, done.err
+    start(f"sslpp_{task}", *SMALL_SSLPP, "--max-steps-per-stage 1 --out", tmp_path, *flags[source]).ok()
     state = newest_checkpoint(tmp_path)
     expected = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
     with closing(open_data(str(sample_paths().train))) as data:
@@ -165,8 +164,7 @@ def test_two_ranks(labels: Path, tmp_path: Path) -> None:
     """Run a proxy task that counts over both ranks, with labels of both."""
     for task, source in (("colorization", labels), ("aet", "coupled")):
         flags = (*SMALL_SSLPP, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
-        done = run(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
-        assert done.returncode == 0, done.stderr
+        ran(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
         weights = newest_checkpoint(tmp_path / task)["train_step"]["head"]
         assert all(bool(torch.isfinite(value.float()).all()) for value in weights.values())
 
@@ -182,11 +180,10 @@ def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
     """Refuse other labels even if they claim the same origin."""
     out = tmp_path / "run"
     flags = (*SMALL_SSLPP, "--max-steps-per-stage", "1", "--out", out, "--pseudo-labels")
-    assert start("sslpp_rotation", *flags, labels).code == 0
+    start("sslpp_rotation", *flags, labels).ok()
     moved = tmp_path / "moved.npz"
     moved.write_bytes(labels.read_bytes())
-    done = start("sslpp_rotation", *flags, moved)
-    assert done.code == 0, done.err
+    start("sslpp_rotation", *flags, moved).ok()
     with closing(open_data(str(sample_paths().train))) as data:
         stored = read_labels(labels, data)
         other_labels = (stored.labels + 1) % 7
@@ -212,8 +209,7 @@ def few() -> tuple[str, ...]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("iic") / "out"
-    done = run(IIC, *SMALL_IIC, *few(), "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = ran(IIC, *SMALL_IIC, *few(), "--out", out)
     (out / "said.txt").write_text(done.stdout)
     return out
 
@@ -284,8 +280,7 @@ def test_each_head_has_figures_of_its_own(trained: Path) -> None:
 def test_a_finished_run_writes_its_labels_again(trained: Path, start: Start) -> None:
     before = (trained / "labels.npz").read_bytes()
     (trained / "labels.npz").unlink()
-    done = start(IIC, *SMALL_IIC, *few(), "--out", trained)
-    assert done.code == 0, done.err
+    start(IIC, *SMALL_IIC, *few(), "--out", trained).ok()
     assert (trained / "labels.npz").read_bytes() == before
 
 
@@ -308,7 +303,6 @@ def test_images_without_labels_are_enough(start: Start, tmp_path: Path) -> None:
     done = start(
         IIC, *IIC_QUICK, *small, "--data", tmp_path / "data",
         "--batch-size 12 --num-copies 1 --augment grey --out", tmp_path / "out",
-    )  # fmt: skip
-    assert done.code == 0, done.err
+    ).ok()  # fmt: skip
     assert "of 4 clusters are not empty\n" in done.out and "NMI" not in done.out
     assert newest_checkpoint(tmp_path / "out")["input"]["channels"] == "RGB"

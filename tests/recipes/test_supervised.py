@@ -26,8 +26,7 @@ SMALL_SUPERVISED = words(
 
 
 def test_a_run_is_on_record_and_its_weights_can_be_probed(start: Start, tmp_path: Path) -> None:
-    outcome = start("supervised", *SMALL_SUPERVISED, "--val", sample_paths().test_32, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+    start("supervised", *SMALL_SUPERVISED, "--val", sample_paths().test_32, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
     val = newest_checkpoint(tmp_path)["position"]["summaries"][0]["val"]
     assert record["numbers"] == pytest.approx({name: 100 * val[name] for name in ("top1", "top5")})
@@ -102,8 +101,7 @@ SMALL_SEMI = words(
 
 def test_a_drawn_list_is_on_record_and_can_be_given_again(start: Start, tmp_path: Path) -> None:
     drawn, given = tmp_path / "drawn", tmp_path / "given"
-    outcome = start("semi_supervised", *DATA, *SMALL_SEMI, "--percent 10 --seed 3 --out", drawn)
-    assert outcome.code == 0, outcome
+    outcome = start("semi_supervised", *DATA, *SMALL_SEMI, "--percent 10 --seed 3 --out", drawn).ok()
     with Beton(sample_paths().train_32) as data:
         chosen = draw_label_list(data.labels(), 8, 10, 3)
         part = Subset(data, chosen)
@@ -133,18 +131,9 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(start: Start, tmp_path
 
     # The same images, given by their names, yield the same network.
     (tmp_path / "names.txt").write_text("\n".join(names))
-    assert (
-        start(
-            "semi_supervised",
-            *DATA,
-            *SMALL_SEMI,
-            "--seed 3 --label-list",
-            tmp_path / "names.txt",
-            "--out",
-            given,
-        ).code
-        == 0
-    )
+    start(
+        "semi_supervised", *DATA, *SMALL_SEMI, "--seed 3 --label-list", tmp_path / "names.txt", "--out", given
+    ).ok()
     weights = [newest_checkpoint(folder)["backbone"] for folder in (drawn, given)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     again = read_result(given / "result.json")

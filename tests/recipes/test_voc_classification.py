@@ -17,8 +17,8 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Start, refused, same_run, words
+from tests.programs import ROOT, digests, newest_checkpoint, run_until
+from tests.recipes.in_process import Start, ran, refused, same_run, words
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "voc_classification.py"
@@ -41,8 +41,7 @@ def test_a_result_says_its_protocol(
 ) -> None:
     """Compare the recorded values with the protocol, and the numbers with predictions.npz."""
     arguments = ("--protocol", name, "--data", voc, "--max-steps-per-stage", "2", "--out", tmp_path)
-    outcome = recipe(*RANDOM, *SMALL, *arguments)
-    assert outcome.code == 0, outcome
+    outcome = recipe(*RANDOM, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["recipe"], record["protocol"]) == ("voc_classification", f"classification/{name}")
     row = {
@@ -70,8 +69,7 @@ def test_a_result_says_its_protocol(
 
 def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tmp_path: Path) -> None:
     arguments = ("--data", voc, "--steps", "5", "--lr", "0.02", "--out", tmp_path)
-    outcome = recipe(*RANDOM, *SMALL, *arguments)
-    assert outcome.code == 0, outcome
+    recipe(*RANDOM, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     settings = record["settings"]
     assert (settings["steps"], settings["epochs"], settings["lr"], record["cut"]) == (5, 0, 0.02, False)
@@ -96,20 +94,17 @@ def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     often = "--steps 7 --lr 0.02 --checkpoint-steps 1 --keep-checkpoints 9"
     arguments = words(*RANDOM, *SMALL, "--data", voc, often)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(RECIPE, *arguments, "--out", whole)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *arguments, "--out", whole)
     for step, delay_s in ((3, 0.0), (7, 0.5)):
         there = {"folder": killed, "step": step, "number": signal.SIGKILL, "delay_s": delay_s}
         run_until(RECIPE, *arguments, "--out", killed, **there)
-    done = run(RECIPE, *arguments, "--out", killed)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *arguments, "--out", killed)
     same_run(whole, killed, NAME, "metrics.jsonl")
 
 
 @pytest.mark.slow
 def test_two_ranks(voc: Path, tmp_path: Path) -> None:
-    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
     assert read_predictions(tmp_path / NAME)["image"].tolist() == list(range(39))
     assert not read_result(tmp_path / "result.json")["cut"]
 

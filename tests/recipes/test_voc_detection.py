@@ -40,8 +40,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_puts_its_scores_and_its_protocol_on_record(
     recipe: Start, devkit: Path, tmp_path: Path
 ) -> None:
-    outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+    outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"], record["cut"]) == (
         "detection/small",
@@ -72,8 +71,7 @@ def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
     recipe: Start, devkit: Path, tmp_path: Path
 ) -> None:
     few = ("--short-side", "32", "--batch-size", "1", "--steps", "1", "--workers", "1", "--no-tensorboard")
-    outcome = recipe("--data", devkit, *RANDOM, "--protocol pirl", *few, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+    recipe("--data", devkit, *RANDOM, "--protocol pirl", *few, "--out", tmp_path).ok()
     before, after = random_weights("resnet18", 0).backbone, newest_checkpoint(tmp_path)["backbone"]
     norms = {name for name, part in before.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
     for name, value in before.state_dict().items():
@@ -87,16 +85,14 @@ def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_p
     options = words("--protocol fast_rcnn --short-side 64 --steps 2 --workers 1 --no-tensorboard")
     alexnet = ("--random-weights", "--backbone", "alexnet", "--input-channels", "SobelXY")
     alexnet += ("--input-mean", "0", "0", "--input-std", "0.028", "0.028")  # type: ignore[assignment]
-    outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *files, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+    recipe("--data", devkit, *alexnet, *options, "--proposals", *files, "--out", tmp_path).ok()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["lr"] == 0.001 and "loss_objectness" not in lines[0]
     assert read_result(tmp_path / "result.json")["settings"]["boxes_from"] == "published"
     assert newest_checkpoint(tmp_path)["input"]["channels"] == "SobelXY"
     # Other files make another experiment; the same files at another place do not.
     copies = [shutil.copy(file, tmp_path / file.name) for file in files]
-    outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *copies, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+    recipe("--data", devkit, *alexnet, *options, "--proposals", *copies, "--out", tmp_path).ok()
     again = ("--data", devkit, *alexnet, *options, "--out", tmp_path)
     copies[0].write_bytes(copies[1].read_bytes())  # type: ignore[union-attr]
     outcome = recipe(*again, "--proposals", *copies)
@@ -254,7 +250,6 @@ def test_it_learns_to_detect_and_by_chance_it_does_not(
     data = drawn_voc() if annotations == "true" else shuffled(drawn_voc(), tmp_path)
     few = ("--steps", "60", "--short-side", "96", "--anchor-px", "12", "24", "48")
     small = ("--data", data, *RANDOM, "--protocol", "small", "--workers", "1", "--no-tensorboard")
-    outcome = recipe(*small, *few, "--out", tmp_path / "out")
-    assert outcome.code == 0, outcome
+    recipe(*small, *few, "--out", tmp_path / "out").ok()
     ap50 = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]
     assert ap50 >= 15 if annotations == "true" else ap50 <= 5, ap50

@@ -13,8 +13,8 @@ from sklearn.svm import LinearSVC
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.transfer.svm.svm import COSTS, VISSL, Classes, constants_of
-from tests.programs import ROOT, run
-from tests.recipes.in_process import Start, refused
+from tests.programs import ROOT
+from tests.recipes.in_process import Start, ran, refused
 
 RECIPE = ROOT / "recipes" / "voc_svm.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
@@ -45,8 +45,7 @@ def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def test_scores_result_and_image(recipe: Start, devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out)
-    assert outcome.code == 0, outcome
+    outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out).ok()
     result, lines = read(out), outcome.out.splitlines()
     assert (result["recipe"], result["protocol"], result["cut"]) == ("voc_svm", "svm/vissl", False)
     reported = json.loads(json.dumps(constants_of(VISSL, "vissl")))
@@ -121,8 +120,7 @@ def test_what_is_there_serves_again_and_other_costs_do_not_disturb_it(
 @pytest.mark.slow
 def test_low_shot(recipe: Start, devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out, "--low-shot --shots 1 4")
-    assert outcome.code == 0, outcome
+    outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out, "--low-shot --shots 1 4").ok()
     result = read(out)
     assert result["protocol"] == "svm/low_shot" and result["settings"]["shots"] == [1, 4]
     assert result["settings"]["num_samples"] == 5 and result["settings"]["fits"] == 15 * 5 * 2 * 11
@@ -147,14 +145,13 @@ def test_low_shot(recipe: Start, devkit: Path, tmp_path: Path) -> None:
 def test_two_ranks_make_the_same_files(recipe: Start, devkit: Path, tmp_path: Path) -> None:
     one_rank, both_ranks = tmp_path / "one", tmp_path / "two"
     options = (*SMALL, *RANDOM, "--data", devkit, "--low-shot", "--shots", "1", "2")
-    assert recipe(*options, "--out", one_rank).code == 0
+    recipe(*options, "--out", one_rank).ok()
     shutil.copytree(
         one_rank, both_ranks
     )  # the same features, because two ranks' batches round sums in another way
     shutil.rmtree(both_ranks / "svm")
     (both_ranks / "result.json").unlink()
-    outcome = run(RECIPE, *options, "--out", both_ranks, ranks=2)
-    assert outcome.returncode == 0, outcome
+    ran(RECIPE, *options, "--out", both_ranks, ranks=2)
     files = {path.relative_to(one_rank): path.read_bytes() for path in (one_rank / "svm").rglob("*.json")}
     assert len(files) == 15
     assert files == {
@@ -166,8 +163,7 @@ def test_two_ranks_make_the_same_files(recipe: Start, devkit: Path, tmp_path: Pa
 @pytest.mark.nightly
 def test_random_features_tell_the_drawn_shapes(recipe: Start, tmp_path: Path) -> None:
     """Check 240 images, where chance is 48.9 %."""
-    outcome = recipe("--workers 1 --out", tmp_path / "out")
-    assert outcome.code == 0, outcome
+    outcome = recipe("--workers 1 --out", tmp_path / "out").ok()
     assert outcome.out.startswith("the embedded sample: shots") and "by chance 48.9 %" in outcome.out
     assert read(tmp_path / "out")["numbers"]["mAP"] > 62
 
