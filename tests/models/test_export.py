@@ -319,9 +319,8 @@ def test_vgg16_in_torchvision_and_timm(tmp_path: Path, timm: Any) -> None:
     images = torch.randn(1, 3, 64, 64)
     for to in ("torchvision", "timm"):
         result = load_pretrained(tmp_path / f"{to}.pth")
-        assert result.record["backbone"] == "vgg16" and torch.equal(
-            result.backbone.eval()(images), network(images)
-        )
+        assert result.record["backbone"] == "vgg16"
+        assert torch.equal(result.backbone.eval()(images), network(images))
     with pytest.raises(ValueError, match="detectron2 has no vgg16: --to safetensors writes it"):
         export(tmp_path, "detectron2", tmp_path / "v.pkl")
 
@@ -358,9 +357,8 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
         return code, output.out, output.err
 
     code, output, _ = command(folder, "--to", "timm", out)
-    assert (
-        code == 0 and "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in output
-    )
+    assert code == 0
+    assert "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in output
     for words, error in (
         ((folder, "--to", "timm", out), f"{out}: exists already"),
         ((folder, "--to", "detectron2", str(tmp_path / "x.pth2")), "call it *.pkl"),

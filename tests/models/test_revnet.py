@@ -221,10 +221,8 @@ def test_saved_memory_does_not_grow_with_depth(dtype: torch.dtype) -> None:
                 shapes = [tuple(t.shape[:2]) for t in tensors if t.dtype == torch.float32 and t.dim() == 4]
                 assert sorted(shapes) == [(2, 16), (2, 32)]
     assert sizes[recomputing_forward, 3] == sizes[recomputing_forward, 12]
-    assert (
-        sizes[plain_forward, 3] > 1.5 * sizes[recomputing_forward, 3]
-        and sizes[plain_forward, 12] > 3 * sizes[plain_forward, 3]
-    )
+    assert sizes[plain_forward, 3] > 1.5 * sizes[recomputing_forward, 3]
+    assert sizes[plain_forward, 12] > 3 * sizes[plain_forward, 3]
 
 
 def test_reversible_units_keep_their_output_and_nothing_else() -> None:

@@ -82,9 +82,8 @@ def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0
     assert bool(read("environment")["gpu"]) == (device == "cuda")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     losses = {line["run_step"]: line["loss"] for line in lines}
-    assert sorted(losses) == list(range(1, len(stages) * STEPS + 1)) and all(
-        map(math.isfinite, losses.values())
-    )
+    assert sorted(losses) == list(range(1, len(stages) * STEPS + 1))
+    assert all(map(math.isfinite, losses.values()))
     return losses
 
 

@@ -333,13 +333,10 @@ def test_values_are_the_papers_and_rotnets() -> None:
     assert not isinstance(experiment.task, FewLabels) and not experiment.task.has_own_order
     values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
     _, experiment = built("block_probe", "cpu", random_weights=True, backbone="nin4", **values)  # type: ignore[arg-type]
-    assert experiment.stages[0].last_block == 2 and experiment.task.val_view.crop == ShorterSideCrop(
-        37, 32, "center"
-    )
-    assert isinstance(experiment.task, FewLabels) and (
-        experiment.task.labels_per_class,
-        experiment.task.seed,
-    ) == (20, 7)
+    assert experiment.stages[0].last_block == 2
+    assert experiment.task.val_view.crop == ShorterSideCrop(37, 32, "center")
+    assert isinstance(experiment.task, FewLabels)
+    assert (experiment.task.labels_per_class, experiment.task.seed) == (20, 7)
 
 
 def unlabelled(tmp_path: Path) -> Path:

@@ -34,21 +34,15 @@ def test_smallest_run_of_the_papers_network(start: Start, tmp_path: Path) -> Non
     out = tmp_path / "out"
     done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
     lines = done.out.splitlines()
-    assert (
-        lines[0].startswith("the embedded sample: epochs 12 (paper 500)")
-        and "num_clusters 16 (paper 3000)" in lines[0]
-    )
+    assert lines[0].startswith("the embedded sample: epochs 12 (paper 500)")
+    assert "num_clusters 16 (paper 3000)" in lines[0]
     assert "after epoch 0: non_empty" in done.err
     names = ("labels.npz", "labels.png", "curve.png", "contact-sheet-G1.png")
     assert all((out / name).stat().st_size > 0 for name in names)
     assert lines[-2:] == [f"labels {out / 'labels.npz'}", f"label curves {out / 'labels.png'}"]
     state = newest_checkpoint(out)
-    assert state["input"]["channels"] == "SobelXY" and state["backbone"]["features.0.weight"].shape == (
-        96,
-        2,
-        11,
-        11,
-    )
+    assert state["input"]["channels"] == "SobelXY"
+    assert state["backbone"]["features.0.weight"].shape == (96, 2, 11, 11)
     assert [line["run_step"] for line in epoch_records(out)] == [1, 1]
 
 
@@ -72,9 +66,8 @@ def test_a_resident_set_has_labels_by_centre_crops(tmp_path: Path, start: Start)
 def test_labels_are_left_for_others(trained: Path) -> None:
     with Beton(sample_paths().train) as data:
         stored = read_labels(trained / "labels.npz", data)
-    assert (
-        stored.num_classes == 16 and stored.made_by == "uic_alexnet" and len(np.unique(stored.labels)) == 16
-    )
+    assert stored.num_classes == 16 and stored.made_by == "uic_alexnet"
+    assert len(np.unique(stored.labels)) == 16
     assert stored.labels.tolist() == newest_checkpoint(trained)["task"]["store"]["current"].tolist()
 
 

@@ -77,11 +77,8 @@ def test_the_papers_values(task: str) -> None:
         assert type(optimiser) is torch.optim.Adam and optimiser.defaults["betas"] == (0.9, 0.999)
     else:
         assert all((group["momentum"], group["nesterov"]) == (0.9, nesterov) for group in groups)
-    assert (
-        experiment.backbone.name == "nin4"
-        and experiment.task.weight == weight
-        and experiment.task.num_classes == 70
-    )
+    assert experiment.backbone.name == "nin4" and experiment.task.weight == weight
+    assert experiment.task.num_classes == 70
     assert experiment.inputs_per_image() == ({"E": 4} if task == "rotation" else {})
     # 512 network inputs of rotation are 128 images, or 512 that are not rotated.
     plain = find_recipe(f"sslpp_{task}").variant(replace(options, proxy=False))

@@ -50,9 +50,8 @@ def test_scores_result_and_image(recipe: Start, devkit: Path, tmp_path: Path) ->
     assert (result["recipe"], result["protocol"], result["cut"]) == ("voc_svm", "svm/vissl", False)
     reported = json.loads(json.dumps(constants_of(VISSL, "vissl")))
     assert {name: result["settings"][name] for name in reported} == reported
-    assert (
-        result["settings"]["cost_values"] == list(COSTS["vissl"]) and result["settings"]["crop"] == "squashed"
-    )
+    assert result["settings"]["cost_values"] == list(COSTS["vissl"])
+    assert result["settings"]["crop"] == "squashed"
     with VOC(devkit, VISSL.train, "boxes") as train, VOC(devkit, VISSL.test, "boxes") as test:
         assert result["data"] == {
             "train": train.digest(),
@@ -71,10 +70,8 @@ def test_scores_result_and_image(recipe: Start, devkit: Path, tmp_path: Path) ->
             assert class_outcome["cross_validated"][COSTS["vissl"].index(class_outcome["cost"])] == max(
                 class_outcome["cross_validated"]
             )
-            assert (
-                result["settings"]["chosen_costs"][block][name] == class_outcome["cost"]
-                and class_outcome["fits"] == 34
-            )
+            assert result["settings"]["chosen_costs"][block][name] == class_outcome["cost"]
+            assert class_outcome["fits"] == 34
         means.append(100 * sum(class_outcome["ap"] for class_outcome in of_block) / 3)
         assert numbers[f"mAP_{block}"] == pytest.approx(means[-1], abs=1e-3)
     assert numbers["mAP"] == pytest.approx(max(means), abs=1e-3) and len(numbers) == 5 + 1 + 15

@@ -649,9 +649,8 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
     # Single images round differently from batches, so nearly equal logits may swap places.
     assert short.max() < 1e-4 and (task_state["labels"] == labels).float().mean() > 0.98
     assert task_state["entropy"].dtype == torch.float32
-    assert torch.allclose(task_state["entropy"], entropy, atol=1e-5) and 0 < entropy.min() < math.log(
-        RUNS_CLUSTERS
-    )
+    assert torch.allclose(task_state["entropy"], entropy, atol=1e-5)
+    assert 0 < entropy.min() < math.log(RUNS_CLUSTERS)
 
 
 @pytest.mark.filterwarnings("ignore:collapse")
@@ -797,9 +796,8 @@ def test_each_head_is_read_by_its_own_best_sub_head_and_a_resume_keeps_it() -> N
     resumed.load_state_dict(task.state_dict())
     for number, best, found in ((0, 2, resumed.labels), (1, 1, resumed.second_labels)):
         logits = heads(features, number).detach()
-        assert (
-            found is not None and found.tolist() == logits[:, best].argmax(1).where(indices >= 0, 0).tolist()
-        )
+        assert found is not None
+        assert found.tolist() == logits[:, best].argmax(1).where(indices >= 0, 0).tolist()
         assert found.tolist() != logits[:, 3 - best].argmax(1).tolist()
     shares = heads(features, 0).detach()[:, 2].double().softmax(1)
     assert resumed.entropy is not None

@@ -65,11 +65,8 @@ def test_the_biggest_is_split_in_two() -> None:
     centroids = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0], [5.0, 5.0, 5.0], [9.0, 9.0, 9.0]])
     result = split_biggest(centroids, [0, 9, 9, 0]) * 1024
     # 0 halves 1 (the lower of two with 9 rows) into 5 and 4; then 3 halves 2.
-    assert result[0].tolist() == [1025, 2 * 1023, 4 * 1025] and result[1].tolist() == [
-        1023,
-        2 * 1025,
-        4 * 1023,
-    ]
+    assert result[0].tolist() == [1025, 2 * 1023, 4 * 1025]
+    assert result[1].tolist() == [1023, 2 * 1025, 4 * 1023]
     assert result[3].tolist() == [5 * 1025, 5 * 1023, 5 * 1025]
     assert result[2].tolist() == [5 * 1023, 5 * 1025, 5 * 1023]
     # 0 takes 4 of 9, then 2 takes 2 of the remaining 5, and 3 half of the lowest cluster with 4.
