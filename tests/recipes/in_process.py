@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from fastpsl.engine.experiment import Experiment
 from fastpsl.evaluation.result import read_result
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
@@ -18,7 +17,7 @@ from tests.engine.tiny import runs_closed
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 
 
-def built(name: str, device: str = "meta", **values: Any) -> tuple[Any, Experiment]:
+def built(name: str, device: str = "meta", **values: Any) -> tuple[Any, Any]:
     """Return a recipe's options with the paper's and other values, and its experiment, without memory."""
     recipe: Any = find_recipe(name)
     options = recipe.with_paper(**values)

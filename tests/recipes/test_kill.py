@@ -4,6 +4,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
     num_steps = 3 * steps_per_stage
     for kill in range(num_kills):
         target = max(newest_step(out) + 1, (2 * kill + 1) * num_steps // (2 * num_kills))
-        there = {"folder": out, "step": target, "delay_s": chance.uniform(0, 0.1)}
+        there: dict[str, Any] = {"folder": out, "step": target, "delay_s": chance.uniform(0, 0.1)}
         code, output = run_until(RECIPE, *arguments, "--out", out, number=signal.SIGKILL, **there)
         codes.append(code)
         assert code in (-signal.SIGKILL, 0), output  # it may have ended before

@@ -96,7 +96,7 @@ def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     ran(RECIPE, *arguments, "--out", whole)
     for step, delay_s in ((3, 0.0), (7, 0.5)):
-        there = {"folder": killed, "step": step, "number": signal.SIGKILL, "delay_s": delay_s}
+        there: dict[str, Any] = {"folder": killed, "step": step, "number": signal.SIGKILL, "delay_s": delay_s}
         run_until(RECIPE, *arguments, "--out", killed, **there)
     ran(RECIPE, *arguments, "--out", killed)
     same_run(whole, killed, NAME, "metrics.jsonl")
