@@ -40,13 +40,7 @@ PAPER = {
     "size_px": 32,
     "lr": 1e-4,
 }
-SAMPLE = {
-    "backbone": "resnet18",
-    "epochs": (12,),
-    "batch_size": 80,
-    "num_clusters": 16,
-    "lr": 1e-3,
-}
+SAMPLE = {"backbone": "resnet18", "epochs": (12,), "batch_size": 80, "num_clusters": 16, "lr": 1e-3}
 
 
 def build(options: IICOptions) -> engine.Experiment:

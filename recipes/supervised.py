@@ -45,13 +45,7 @@ PAPER = {  # our choice, as described above
     "size_px": 224,
     "crop": "random_resized",
 }
-SAMPLE = {
-    "backbone": "resnet18",
-    "epochs": (8,),
-    "batch_size": 32,
-    "lr": 0.2,
-    "size_px": 96,
-}
+SAMPLE = {"backbone": "resnet18", "epochs": (8,), "batch_size": 32, "lr": 0.2, "size_px": 96}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,7 @@ from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.transfer import classification
 
-PAPER: dict[str, Any] = {
-    "protocol": "deepcluster",
-    "layers": "all",
-    "batch_size": 16,
-    "size_px": 224,
-}
+PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": 16, "size_px": 224}
 SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 
 

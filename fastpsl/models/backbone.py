@@ -50,14 +50,7 @@ class Backbone(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the output of the last block.
-
-        Args:
-            images: Float [B, C, H, W].
-
-        Returns:
-            Float [B, channels[-1], h, w].
-        """
+        """Return the last block's output [B, channels[-1], h, w] from images [B, C, H, W]."""
         for block in self.blocks():
             images = block(images)
         return images

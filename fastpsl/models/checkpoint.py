@@ -26,7 +26,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path} is no readable checkpoint ({reason}): resume from an older one") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    # A tensor, whose comparison is no bool, is no format.
+    if not isinstance(state, dict) or repr(state.get("format")) != repr(FORMAT):
         raise ValueError(
             f"{path} is not a fastpsl checkpoint of format {FORMAT}: resume needs one of this version"
         )

@@ -33,15 +33,9 @@ class _MeanOfPositions(Function):
 
 
 def mean_of_positions(maps: Tensor) -> Tensor:
-    """Return the mean of each channel, whose gradient fits maps of any layout.
+    """Return the mean of each channel [B, C] of maps [B, C, H, W], whose gradient fits any layout.
 
     torch's own mean writes its gradient as [B, C, H, W] in this order, and a channels-last network copies it.
-
-    Args:
-        maps: Float [B, C, H, W].
-
-    Returns:
-        [B, C], of the same dtype.
     """
     means: Tensor = _MeanOfPositions.apply(maps)
     return means

@@ -43,16 +43,10 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of `block` in eval mode, with each BatchNorm folded into the convolution before it.
 
     The copy has the block's present weights, shares no tensor with it and is not trained. Weights are folded
-    in float32 and rounded once to `dtype`, so that autocast to `dtype` casts no weight at each step. The
-    outputs differ from the block's by the rounding of the weights and of the values between convolution and
-    BatchNorm. ReLUs, and the sums before them, are fused with their convolution (`ConvReLU`).
-
-    Args:
-        block: A block of a backbone.
-        dtype: The type of the copy's convolutions and linear layers, which are in channels-last memory.
-
-    Raises:
-        ValueError: A BatchNorm follows no convolution or is not torch's, or torch.fx cannot trace the block.
+    in float32 and rounded once to `dtype`, so that autocast to `dtype` casts no weight at each step. They are
+    in channels-last memory. The outputs differ from the block's by the rounding of the weights and of the
+    values between convolution and BatchNorm. ReLUs, and the sums before them, are fused with their
+    convolution (`ConvReLU`).
     """
     clone = copy.deepcopy(block).requires_grad_(False).eval()
     if any(isinstance(part, Group) for part in clone.modules()):

@@ -138,20 +138,12 @@ _COUNT = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Naming:
-    """A project's naming of a backbone's tensors: `prefix`, then a name that `ours` translates.
+    """A project's naming of a backbone's tensors: `prefix`, then a name that `ours` translates."""
 
-    Attributes:
-        kind: The project's name.
-        prefix: The prefix of the backbone's tensors.
-        only_with: A pattern that some key must match. It distinguishes projects that share a prefix.
-        ours: Translates the name without the prefix into our name, or None if the tensor is not the
-            backbone's.
-    """
-
-    kind: str
+    kind: str  # the project
     prefix: str
-    only_with: str = ""
-    ours: Callable[[str], str | None] = str
+    only_with: str = ""  # a pattern that some key must match, for projects that share a prefix
+    ours: Callable[[str], str | None] = str  # None for a tensor that is not the backbone's
 
 
 # torchvision's children of a ResNet in order, as nn.Sequential(*list(resnet.children())[:-1]) numbers them.
@@ -173,10 +165,6 @@ def _rotnets(name: str) -> str | None:
     if block == "8" and layer in ROTNET_FC:
         return f"classifier.{ROTNET_FC[layer]}.{part}"
     return f"features.{ROTNET[block] + int(layer)}.{part}" if block in ROTNET else None
-
-
-def _without_module(name: str) -> str:
-    return name.replace(".module.", ".")
 
 
 def _timms(name: str) -> str:
@@ -203,7 +191,7 @@ NAMINGS = (
     Naming("solo-learn", "encoder.", only_with=r"classifier\."),
     Naming("simsiam", "encoder.", only_with=r"predictor\."),
     Naming("simclr-pytorch", "encoder."),
-    Naming("deepcluster", "", only_with=r"features\.module\.|top_layer\.", ours=_without_module),
+    Naming("deepcluster", "", r"features\.module\.|top_layer\.", lambda name: name.replace(".module.", ".")),
     Naming("timm", "", only_with=r"pre_logits\.fc1\.", ours=_timms),
     Naming("torchvision", ""),
 )
@@ -226,17 +214,11 @@ HEADS = re.compile(
 
 @dataclass(frozen=True)
 class RecognisedWeights:
-    """The tensors of a backbone found in another project's file.
+    """The tensors of a backbone found in another project's file, under our names."""
 
-    Attributes:
-        kind: The project.
-        tensors: The backbone's tensors, under our names.
-        left_out: Patterns of the tensors that were left out, such as "fc.*".
-    """
-
-    kind: str
+    kind: str  # the project
     tensors: dict[str, Tensor]
-    left_out: list[str]
+    left_out: list[str]  # patterns of tensors, such as "fc.*"
 
 
 def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> RecognisedWeights:
@@ -244,12 +226,23 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
 
     It does not check that all tensors of the backbone are present.
     """
+    for _ in WRAPPERS:  # a dict may hold itself
+        state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
+    if strange := [key for key, t in state.items() if isinstance(t, Tensor) and not isinstance(key, str)]:
+        raise ValueError(
+            f"{path} holds tensors whose names are no strings ({first_three(strange)}): give a state dict"
+        )
     tensors = _tensors_of(state, wanted)
     if not tensors:
         raise ValueError(
             f"{path} holds no tensors by name (its keys: {first_three(list(state))}): give a state dict"
         )
-    naming = next(naming for naming in NAMINGS if _matches(naming, tensors))
+    naming = next(
+        naming
+        for naming in NAMINGS
+        if any(re.match(naming.only_with, name) for name in tensors)
+        and any(name.startswith(naming.prefix) for name in tensors)
+    )
     backbone: dict[str, Tensor] = {}
     if not any(name.endswith(_COUNT) for name in tensors):
         # Files from before PyTorch 0.4.1 have no count of batches, and fastpsl does not use it.
@@ -257,7 +250,9 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     rest = []
     for name, tensor in tensors.items():
         # A name of the backbone's own needs no translation: `--backbone timm/vgg16` has timm's.
-        our_name = name if name in wanted else _our_name(naming, name)
+        our_name = name if name in wanted else None
+        if our_name is None and name.startswith(naming.prefix):
+            our_name = naming.ours(name.removeprefix(naming.prefix))
         if our_name is not None and our_name in wanted:
             backbone[our_name] = tensor
             if naming.kind == "timm" and tensor.numel() == wanted[our_name].numel():
@@ -278,12 +273,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
 
 
 def _tensors_of(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict inside its wrappers, without what wrappers of modules add to the names."""
-    while True:
-        inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
+    """Return the tensors of a state dict, without what wrappers of modules add to the names."""
     tensors = {
         name if name in wanted else _COMPILED.sub("", name): tensor
         for name, tensor in state.items()
@@ -295,18 +285,6 @@ def _tensors_of(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[
             break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _matches(naming: Naming, tensors: Mapping[str, Tensor]) -> bool:
-    if naming.only_with and not any(re.match(naming.only_with, name) for name in tensors):
-        return False
-    return any(name.startswith(naming.prefix) for name in tensors)
-
-
-def _our_name(naming: Naming, name: str) -> str | None:
-    if not name.startswith(naming.prefix):
-        return None
-    return naming.ours(name.removeprefix(naming.prefix))
 
 
 def _check_sobel(path: Path, kernels: Tensor | None) -> None:

@@ -35,12 +35,7 @@ def is_own(name: str) -> bool:
 
 
 def not_given(source: object, name: str) -> ValueError:
-    """Return the error for a file that names a Python file, which runs only if the user names it as well.
-
-    Args:
-        source: The file, which may be a stranger's.
-        name: The name in it, for which `is_own` holds.
-    """
+    """Return the error for a file that names a Python file, which runs only if the user names it as well."""
     return ValueError(
         f"{source} names {name}, which would run; give --backbone {shlex.quote(name)} if you trust it"
     )

@@ -27,21 +27,12 @@ OUTPUTS = ("features", "map")
 
 
 def onnx_bytes(pretrained: Pretrained, record: dict[str, Any]) -> tuple[bytes, list[str]]:
-    """Trace a backbone in evaluation mode and check that onnxruntime computes what torch does.
+    """Return an ONNX file with `record` in its metadata, and lines for the terminal.
 
     The input `images` is float32 [batch, C, height, width]. The output `features` is [batch, width], the
     last block's output averaged over its positions. The output `map` is the last block's output, which
     fully-connected blocks have not. The batch is free, and so are height and width where the network allows.
-
-    Args:
-        pretrained: The backbone and the input that it expects.
-        record: The record for the metadata entry "fastpsl", which stores it as JSON.
-
-    Returns:
-        The file's bytes, and lines for the terminal.
-
-    Raises:
-        ValueError: A package is missing, torch cannot trace the network, or the outputs differ.
+    The network is in evaluation mode, and onnxruntime must compute what torch does.
     """
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:

@@ -18,9 +18,6 @@ class Wrapped(Backbone):
     """A backbone whose tensors are those of one network, under that network's own names.
 
     Files of weights and exports therefore have the names that the network's library knows.
-
-    Attributes:
-        network: The network.
     """
 
     def __init__(self, name: str, network: nn.Module):

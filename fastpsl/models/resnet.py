@@ -11,22 +11,14 @@ from fastpsl.models.convolutional import normal_weights, on_vectors
 
 
 class Variant(NamedTuple):
-    """A variant of torchvision's ResNet.
+    """A variant of torchvision's ResNet."""
 
-    Attributes:
-        source: The name of torchvision's network.
-        channels: The output width of each block.
-        small: Whether the first convolution is 3x3 of stride 1, for images of about 32 px, without
-            torchvision's max-pool.
-        pool: Whether a 2x2 max-pool follows that convolution.
-        mlp: Whether a hidden layer follows the network, as B6.
-    """
-
-    source: str
-    channels: tuple[int, ...]
+    source: str  # the name of torchvision's network
+    channels: tuple[int, ...]  # the output width of each block
+    # The first convolution is 3x3 of stride 1, for images of about 32 px, without torchvision's max-pool.
     small: bool = False
-    pool: bool = False
-    mlp: bool = False
+    pool: bool = False  # a 2x2 max-pool follows that convolution
+    mlp: bool = False  # a hidden layer follows the network, as B6
 
 
 VARIANTS = {

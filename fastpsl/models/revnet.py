@@ -52,10 +52,7 @@ class RevNet(Backbone):
     )
 
     def __init__(
-        self,
-        channels: Sequence[int] = CHANNELS,
-        units: Sequence[int] = UNITS,
-        widths: Sequence[int] = WIDTHS,
+        self, channels: Sequence[int] = CHANNELS, units: Sequence[int] = UNITS, widths: Sequence[int] = WIDTHS
     ):
         super().__init__()
         self.name = "revnet50"

@@ -65,17 +65,11 @@ RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet50_mlp": 50}
 
 @dataclass(frozen=True)
 class Renamed:
-    """A backbone's tensors under a library's names.
+    """A backbone's tensors under a library's names."""
 
-    Attributes:
-        names: Our names, in the order of `tensors`.
-        tensors: The tensors by the library's names.
-        left_out: Patterns of our tensors that the library has no place for.
-    """
-
-    names: list[str]
-    tensors: dict[str, Tensor]
-    left_out: list[str]
+    names: list[str]  # our names, in the order of `tensors`
+    tensors: dict[str, Tensor]  # by the library's names
+    left_out: list[str]  # patterns of our tensors that the library has no place for
 
 
 def renamed(pretrained: Pretrained, library: str) -> Renamed:
@@ -92,6 +86,9 @@ def renamed(pretrained: Pretrained, library: str) -> Renamed:
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("mlp.")}
         left_out = ["mlp.*"]
     exported = {target.rename(key): tensor for key, tensor in tensors.items()}
+    for key, side in {"pre_logits.fc1.weight": VGG_SIDE, "pre_logits.fc2.weight": 1}.items():
+        if key in exported:  # timm's VGG has fc6 as a 7 x 7 convolution and fc7 as a 1 x 1 convolution
+            exported[key] = exported[key].reshape(len(exported[key]), -1, side, side)
     assert len(exported) == len(tensors)
     return Renamed(list(tensors), exported, left_out)
 
@@ -113,27 +110,10 @@ def timm_name(name: str) -> str:
     return name.replace("classifier.0.", "pre_logits.fc1.").replace("classifier.3.", "pre_logits.fc2.")
 
 
-def _timm_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Shape tensors as timm does, whose VGG has fc6 as a 7 x 7 convolution and fc7 as a 1 x 1 convolution."""
-    sides = {"pre_logits.fc1.weight": VGG_SIDE, "pre_logits.fc2.weight": 1}
-    return {
-        name: tensor.reshape(len(tensor), -1, sides[name], sides[name]) if name in sides else tensor
-        for name, tensor in tensors.items()
-    }
-
-
 def _torch_bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
     data = io.BytesIO()
     torch.save(tensors, data)
     return data.getvalue()
-
-
-def _timm_bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
-    return _torch_bytes(_timm_tensors(tensors), record)
-
-
-def _hf_bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
-    return safetensors_bytes(_timm_tensors(tensors), record)
 
 
 def _detectron2_bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
@@ -145,28 +125,21 @@ def _detectron2_bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> byt
 
 @dataclass(frozen=True)
 class Target:
-    """A library that weights can be exported to.
+    """A library that weights can be exported to."""
 
-    Attributes:
-        rename: Maps torchvision's name of a tensor to the library's.
-        write: Returns the file's bytes, given the renamed tensors and their record.
-        ending: The file endings that the library recognises; empty for any.
-        backbones: The backbones that the library can load; empty for all.
-    """
-
-    rename: Callable[[str], str]
-    write: Callable[[dict[str, Tensor], dict[str, Any]], bytes]
-    ending: tuple[str, ...] = ()
-    backbones: tuple[str, ...] = ()
+    rename: Callable[[str], str]  # from torchvision's name of a tensor
+    write: Callable[[dict[str, Tensor], dict[str, Any]], bytes]  # of renamed tensors and their record
+    ending: tuple[str, ...] = ()  # the file endings that the library recognises; empty for any
+    backbones: tuple[str, ...] = ()  # that the library can load; empty for all
 
 
 TARGETS = {
     "torchvision": Target(str, _torch_bytes, (), (*RESNETS, "resnet18_cifar", "vgg16")),
-    "timm": Target(timm_name, _timm_bytes, (), (*RESNETS, "vgg16")),
+    "timm": Target(timm_name, _torch_bytes, (), (*RESNETS, "vgg16")),
     "detectron2": Target(detectron2_name, _detectron2_bytes, (".pkl",), tuple(RESNETS)),
     "safetensors": Target(str, safetensors_bytes, (".safetensors",)),
-    # Its folder has more files, which hf_folder.py writes; these are the bytes of its model.safetensors.
-    "hf": Target(timm_name, _hf_bytes, (), (*RESNETS, "vgg16")),
+    # Its folder has more files, which export.py writes; these are the bytes of its model.safetensors.
+    "hf": Target(timm_name, safetensors_bytes, (), (*RESNETS, "vgg16")),
 }
 
 

@@ -1,6 +1,7 @@
 """Backbones with weights: from checkpoints, exported files and other projects' files, or random."""
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,6 +144,10 @@ def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
 def _from_checkpoint(
     path: Path, state: dict[str, Any], backbone: str | None, input: Input | None
 ) -> Pretrained:
+    try:
+        json.dumps([state.get(key) for key in ("format", "science", "input", "position", "num_stages")])
+    except (ValueError, RecursionError) as error:  # an entry holds itself
+        raise TypeError(error) from None
     if state.get("format") != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}; use "
@@ -230,16 +235,9 @@ def _checked_name(
 
 
 def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str) -> None:
-    """Load `tensors` into a backbone, which needs exactly these names and shapes.
+    """Load all tensors of a backbone's state dict, which must have exactly its names and shapes.
 
-    Args:
-        backbone: The backbone, changed in place.
-        tensors: All tensors of its state dict.
-        name: The backbone's name, for error messages.
-        source: The subject of error messages, such as "FILE, exported by fastpsl,".
-
-    Raises:
-        ValueError: Tensors are missing, unknown or of another shape. The message names the first few.
+    `source` is the subject of error messages, such as "FILE, exported by fastpsl,".
     """
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in tensors]
@@ -254,6 +252,17 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
             f"{source} has {mismatches[0]} of shape {tuple(tensors[mismatches[0]].shape)}, and {name} "
             f"needs {tuple(wanted[mismatches[0]].shape)} ({len(mismatches)} differ): give the --backbone "
             "and --input-channels that it holds"
+        )
+    unfit = [
+        key
+        for key in wanted
+        if (tensor := tensors[key]).layout != torch.strided
+        or (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+    ]
+    if unfit:
+        raise ValueError(
+            f"{source} has {unfit[0]} as a sparse, quantized, complex or meta tensor: save it as a dense "
+            "tensor of real numbers"
         )
     extra = [key for key in tensors if key not in wanted]
     if extra:

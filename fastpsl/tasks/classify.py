@@ -39,11 +39,7 @@ class Classify(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Store the number of classes.
-
-        Raises:
-            ValueError: The data has fewer than two classes.
-        """
+        """Store the number of classes, which must be two or more."""
         self.num_classes = checked_num_classes(data)
 
     @override
@@ -106,16 +102,20 @@ def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the valid samples.
+    """Return the mean cross-entropy of float32 logits [B, classes] to int64 labels [B] of valid samples.
 
-    Args:
-        logits: float32 [B, classes].
-        labels: int64 [B]; only a valid sample's must be 0 or more.
-        valid: float [B], 1 for valid samples and else 0.
+    `valid` is float [B], 1 for valid samples and else 0. The labels of others may be negative.
     """
     losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
     # where instead of a product, because padding may hold values that are not finite.
     return torch.where(valid > 0, losses, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def scored(logits: Tensor, labels: Tensor, valid: Tensor, name: str = "accuracy") -> tuple[Tensor, Metrics]:
+    """Return `masked_cross_entropy`, and as metrics the loss and `name`, the share of right valid samples."""
+    num, loss = valid.sum(), masked_cross_entropy(logits, labels, valid)
+    right = ((logits.argmax(1) == labels) * valid).sum()
+    return loss, {"loss": (loss.detach() * num, num), name: (right, num)}
 
 
 def top_correct(logits: Tensor, labels: Tensor, valid: Tensor, suffix: str = "") -> Metrics:

@@ -19,6 +19,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.classify import scored
 
 _NPY = b"\x93NUMPY"
 _HEADER_BYTES = 8
@@ -184,11 +185,7 @@ class Jigsaw(Task):
         labels = batch.draw(JigsawTiles)["permutation"]  # [B, k], drawn with the tiles
         logits = head(blocks(inputs[0]), labels).float()  # [B, k, N]
         valid = (batch.indices >= 0).float()[:, None].expand_as(labels)
-        num_valid = valid.sum()
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        loss = (losses * valid).sum() / num_valid.clamp(min=1)
-        right = ((logits.argmax(-1) == labels) * valid).sum()
-        return loss, {"loss": (loss.detach() * num_valid, num_valid), "accuracy": (right, num_valid)}
+        return scored(logits.flatten(0, 1), labels.flatten(), valid.flatten())
 
     @override
     def chance(self, level: int) -> float:
@@ -233,12 +230,7 @@ class JigsawHead(nn.Module):
 
     @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return logits [B, k, N] of the tiles permuted by each label.
-
-        Args:
-            features: [B * tiles, C, h, w].
-            labels: int64 [B, k].
-        """
+        """Return logits [B, k, N] of the tiles [B * tiles, C, h, w] permuted by each label, int64 [B, k]."""
         tiles = self.embed(mean_of_positions(features))
         embeddings = tiles.unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]
         order = self.permutations[labels].flatten(1)  # [B, k*tiles]

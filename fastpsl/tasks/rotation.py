@@ -17,6 +17,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.classify import scored
 
 NUM_ROTATIONS = (2, 4, 8)
 _GAP_PX = 4
@@ -107,10 +108,7 @@ class Rotation(Task):
         labels = (degrees * head.num_rotations // 360).flatten()
         logits = head(blocks(joined(inputs))).float()  # [V * B * k, num_rotations], in this order
         valid = (batch.indices >= 0).float()[:, None].expand_as(degrees).flatten()
-        num_valid = valid.sum()
-        loss = (F.cross_entropy(logits, labels, reduction="none") * valid).sum() / num_valid.clamp(min=1)
-        right = ((logits.argmax(1) == labels) * valid).sum()
-        return loss, {"loss": (loss.detach() * num_valid, num_valid), "accuracy": (right, num_valid)}
+        return scored(logits, labels, valid)
 
     @override
     def chance(self, level: int) -> float:

@@ -30,7 +30,7 @@ from tests.engine.test_stage import VIEWS
 from tests.engine.test_step_modes import make_train_step, values
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.models.test_fold_batchnorm import Branches, as_after_training
-from tests.tasks.test_momentum_encoder import query
+from tests.tasks.test_moco import query
 from tests.warm import on_ranks
 
 pytest.importorskip("triton", reason="triton is not installed")

@@ -220,9 +220,8 @@ def test_counts_of_batches_may_be_absent_as_in_old_files(torchvision_state: Tens
     old = {name: t for name, t in torchvision_state.items() if not name.endswith("num_batches_tracked")}
     network = ResNet("resnet18")
     fill(network, recognise(PATH, old, network.state_dict()).tensors, "resnet18", "theirs")
-    assert network.bn1.num_batches_tracked == 0 and torch.equal(
-        network.bn1.weight, torchvision_state["bn1.weight"]
-    )
+    assert network.bn1.num_batches_tracked == 0
+    assert torch.equal(network.bn1.weight, torchvision_state["bn1.weight"])
 
 
 def filled(network: Backbone, state: dict[str, Any]) -> RecognisedWeights:
@@ -378,9 +377,8 @@ def test_what_does_not_fit_is_named(torchvision_state: Tensors) -> None:
     assert "neither of the backbone nor of a head (aux.weight)" in refusal(
         torchvision_state | {"aux.weight": torch.zeros(2)}
     )
-    assert "lacks" in refusal(torchvision_state, "resnet50") and "tensors of resnet50" in refusal(
-        torchvision_state, "resnet50"
-    )
+    assert "lacks" in refusal(torchvision_state, "resnet50")
+    assert "tensors of resnet50" in refusal(torchvision_state, "resnet50")
     cifar = torchvision_state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
     assert "conv1.weight of shape (64, 3, 3, 3), and resnet18 needs (64, 3, 7, 7)" in refusal(cifar)
     assert "holds no tensors by name (its keys: epoch, args)" in refusal({"epoch": 3, "args": "x"})

@@ -94,11 +94,7 @@ BREACHES = {
     "no modules": ("self.last]", "max]", "one torch.nn.Module or more"),
     "no channels": ("channels =", "widths =", "channels are None; give a tuple of 3 numbers"),
     "too few channels": ("(4, 6, 8)", "(4, 6)", "channels are (4, 6); give a tuple of 3 numbers"),
-    "other channels": (
-        "(4, 6, 8)",
-        "(4, 7, 8)",
-        "B2 returned [2, 6, 16, 16] for 2 images; its channels say",
-    ),
+    "other channels": ("(4, 6, 8)", "(4, 7, 8)", "B2 returned [2, 6, 16, 16] for 2 images; its channels say"),
     "too few names": ("channels =", "block_names = ('a',)\n    channels =", "3 blocks and 1 block_names"),
     "no size": ("channels =", "min_px = 0\n    channels =", "min_px is 0"),
     "vectors": ("self.last]", "nn.Sequential(self.last, nn.Flatten())]", "B3 returned [2, 2048]"),
@@ -174,7 +170,7 @@ def test_weights_of_a_file_that_has_moved(
     assert loaded.record["backbone"] == state["science"]["backbone"] == "net.py:Net"
     assert torch.equal(loaded.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
     shutil.move(here / "net.py", here / "other.py")
-    refused(start("--backbone", "net.py:Net", *arguments), "simclr_r50", "there is no file net.py")
+    refused(start("--backbone", "net.py:Net", *arguments), "there is no file net.py")
     with pytest.raises(ValueError, match=r"there is no file net.py; give --backbone NEW_PATH/net.py:Net"):
         load_pretrained(here / "out", "net.py:Net")
     again = load_pretrained(here / "out", f"{here}/other.py:Net")

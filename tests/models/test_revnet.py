@@ -13,13 +13,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
@@ -30,7 +30,7 @@ from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import UNITS, WIDTHS, Group, ReversibleUnits, RevNet, Unit
 from tests.engine.test_stage import VIEWS, Brightness
 from tests.engine.tiny import noise_batch, part_of
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 TOLERANCE = 1e-4
 STAGES = make_plan("psl", (1, 1, 1))
@@ -161,26 +161,24 @@ def test_float64_gradients_of_all_parameters_and_the_images() -> None:
         assert one is not None and other is not None and apart(one, other) < 1e-11
 
 
-def in_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for name, forward in (("ours", recomputing_forward), ("plain", plain_forward)):
+CASES = ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"))
+
+
+def of_all_cases(rank: int, world_size: int) -> list[list[Any]]:
+    """Return the results of our forward pass, and of the plain one."""
+    results = []
+    for forward in (recomputing_forward, plain_forward):
         use(forward)
-        for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
-            result = after_a_step(stage, precision, rank, 2)
-            torch.save(result, f"{folder}/{name}-{stage}-{precision}-{rank}.pt")
-    leave_world()
+        results.append([after_a_step(stage, precision, rank, world_size) for stage, precision in CASES])
+    return results
 
 
 @pytest.mark.slow
 def test_two_ranks_see_every_gradient(tmp_path: Path) -> None:
     """DDP's mean gradients are equal on both ranks. Gradients and statistics are the plain graph's."""
-    on_ranks(in_a_process, (str(tmp_path),), 2)
-    for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
-        ours, plain = (
-            [torch.load(tmp_path / f"{name}-{stage}-{precision}-{rank}.pt") for rank in (0, 1)]
-            for name in ("ours", "plain")
-        )
+    ranks = results_of_ranks(of_all_cases, 2, tmp_path)
+    for case in range(len(CASES)):
+        ours, plain = ([rank[forward][case] for rank in ranks] for forward in (0, 1))
         for rank in (0, 1):
             assert_alike(ours[rank], plain[rank])
         assert all(torch.equal(value, ours[1][0][name]) for name, value in ours[0][0].items())
@@ -223,10 +221,8 @@ def test_saved_memory_does_not_grow_with_depth(dtype: torch.dtype) -> None:
                 shapes = [tuple(t.shape[:2]) for t in tensors if t.dtype == torch.float32 and t.dim() == 4]
                 assert sorted(shapes) == [(2, 16), (2, 32)]
     assert sizes[recomputing_forward, 3] == sizes[recomputing_forward, 12]
-    assert (
-        sizes[plain_forward, 3] > 1.5 * sizes[recomputing_forward, 3]
-        and sizes[plain_forward, 12] > 3 * sizes[plain_forward, 3]
-    )
+    assert sizes[plain_forward, 3] > 1.5 * sizes[recomputing_forward, 3]
+    assert sizes[plain_forward, 12] > 3 * sizes[plain_forward, 3]
 
 
 def test_reversible_units_keep_their_output_and_nothing_else() -> None:

@@ -303,7 +303,7 @@ def test_unknown_names_get_their_nearest(
     assert "has no model ''" in refusal("timm/")
     assert "see timm.list_models()" in refusal("timm/hf-hub:@@@@@@@@")
     start = starter("rotation_rv50", monkeypatch, capsys)
-    refused(start("--backbone", "timm/resnt18"), "rotation_rv50", "--backbone timm/resnt18", "timm/resnet18")
+    refused(start("--backbone", "timm/resnt18"), "--backbone timm/resnt18", "timm/resnet18")
 
 
 @pytest.mark.parametrize(

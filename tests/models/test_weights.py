@@ -36,17 +36,9 @@ from tests.programs import newest_checkpoint
 
 USUAL = Input()
 INPUT_FLAGS = [
-    "--input-channels",
-    "RGB",
-    "--input-mean",
-    "0.485",
-    "0.456",
-    "0.406",
-    "--input-std",
-    "0.229",
-    "0.224",
+    "--input-channels", "RGB", "--input-mean", "0.485", "0.456", "0.406", "--input-std", "0.229", "0.224",
     "0.225",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two stages with ResNet-18, each cut short after one step."""
     out = tmp_path_factory.mktemp("run")
     options = PretrainOptions(
-        data=str(sample_paths().train_32),
-        out=out,
-        batch_size=8,
-        epochs=(2, 2),
-        max_steps_per_stage=1,
-        tensorboard=False,
-        workers=1,
-    )
+        data=str(sample_paths().train_32), out=out, batch_size=8, epochs=(2, 2), max_steps_per_stage=1,
+        tensorboard=False, workers=1,
+    )  # fmt: skip
     run = Run("jigsaw_tiny", RunData(options, one_process()), {"backbone": "resnet18"})
     task, backbone = tiny_experiment().task, make_backbone("resnet18")
     try:
@@ -196,6 +183,28 @@ def test_timms_safetensors_are_read(torchvision_file: Path, tmp_path: Path) -> N
     assert "must be told" in error_line(path)
     path.write_bytes(path.read_bytes()[:-100])
     assert "is no readable safetensors file" in error_line(path, "resnet18", USUAL)
+
+
+def test_odd_values_in_a_file_are_named(trained: Path, torchvision_file: Path, tmp_path: Path) -> None:
+    """Names that are no strings, dicts that hold themselves, tensors without plain numbers or as settings."""
+    path, state, tensors = tmp_path / "odd.pt", newest_checkpoint(trained), torch.load(torchvision_file)
+    name, loop, science = "conv1.weight", {}, dict(state["science"])  # type: ignore[var-annotated]
+    loop["model"] = science["loop"] = loop
+    numbers = torch.zeros(3)
+    for odd, words in (
+        ({0: numbers}, "no strings (0)"),
+        (tensors | {None: numbers}, "no strings (None)"),
+        (loop, "its keys: model"),
+        (tensors | {name: tensors[name].to_sparse()}, f"{name} as a sparse"),
+        (tensors | {name: tensors[name].to("meta")}, "meta tensor"),
+        (tensors | {name: tensors[name].to(torch.complex64)}, "complex"),
+        *((state | {key: numbers}, "Tensor is not JSON") for key in ("format", "input", "position")),
+        (state | {"science": science}, "Circular reference"),
+    ):
+        torch.save(odd, path)
+        assert words in error_line(path, "resnet18", USUAL)
+        if odd.get("position") is not None:
+            assert words in error_line(path)
 
 
 class Opens:

@@ -1,7 +1,4 @@
-"""Run every recipe on a GPU, in its own process: a few steps per stage, checkpoints, and a resume.
-
-Validation passes are included. The same checks run for one recipe on the CPU, too.
-"""
+"""Every recipe on a GPU, in its own process, and with captured steps on the CPU: a few steps and a resume."""
 
 import json
 import math
@@ -11,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from fastpsl.engine import experiment, step_graph
+from fastpsl.engine.step_modes import GraphChoice
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.programs import ROOT, newest_checkpoint, run_fresh
+from tests.programs import ROOT, digests, newest_checkpoint, run_fresh
+from tests.recipes.in_process import Start
+from tests.step_recorder import plain_capture
 
 RECIPES = ROOT / "recipes"
 # Recipes that compile come first, because they take the longest.
@@ -20,30 +21,18 @@ TRAINED = {
     "simclr compiled": ("simclr_r50", "--compile", "on", "--fold-frozen"),
     "jigsaw captured": ("jigsaw_r50", "--graph", "on", "--backbone", "resnet18"),
     "jigsaw fused, launched": ("jigsaw_r50", "--compile", "fused", "--graph", "off"),
-    "block_probe": ("block_probe",),
-    "deepcluster": ("deepcluster_alexnet",),
-    "jigsaw": ("jigsaw_r50",),
+    "block_probe": ("block_probe",), "deepcluster": ("deepcluster_alexnet",), "jigsaw": ("jigsaw_r50",),
     "jigsaw by parts": ("jigsaw_r50", "--augment-backend", "kornia", "--accumulate", "2"),
-    "linear_probe": ("linear_probe",),
-    "linear_probe uic": ("linear_probe", "--protocol", "uic"),
-    "moco": ("mocov2_r50",),
-    "moco bf16": ("mocov2_r50", "--precision", "bf16"),
-    "rotation": ("rotation_rv50",),
-    "semi_supervised": ("semi_supervised",),
-    "simclr": ("simclr_r50",),
-    "sslpp_aet": ("sslpp_aet",),
-    "sslpp_colorization": ("sslpp_colorization",),
-    "sslpp_context": ("sslpp_context",),
-    "sslpp_iic": ("sslpp_iic",),
-    "sslpp_rotation": ("sslpp_rotation",),
-    "supervised": ("supervised", "--probe-every", "1"),
-    "uic": ("uic_alexnet",),
-    "uic of CIFAR-10": ("uic_cifar10", "--decoder", "resident"),
-    "uic of ResNet-50": ("uic_r50",),
-    "voc_classification": ("voc_classification",),
-    "voc_detection": ("voc_detection",),
+    "linear_probe": ("linear_probe",), "linear_probe uic": ("linear_probe", "--protocol", "uic"),
+    "moco": ("mocov2_r50",), "moco bf16": ("mocov2_r50", "--precision", "bf16"),
+    "rotation": ("rotation_rv50",), "semi_supervised": ("semi_supervised",), "simclr": ("simclr_r50",),
+    "sslpp_aet": ("sslpp_aet",), "sslpp_colorization": ("sslpp_colorization",),
+    "sslpp_context": ("sslpp_context",), "sslpp_iic": ("sslpp_iic",), "sslpp_rotation": ("sslpp_rotation",),
+    "supervised": ("supervised", "--probe-every", "1"), "uic": ("uic_alexnet",),
+    "uic of CIFAR-10": ("uic_cifar10", "--decoder", "resident"), "uic of ResNet-50": ("uic_r50",),
+    "voc_classification": ("voc_classification",), "voc_detection": ("voc_detection",),
     "voc_segmentation": ("voc_segmentation",),
-}
+}  # fmt: skip
 LOOKED_AT = ("few_shot", "knn", "voc_svm")
 STEPS, MIDDLE = 6, 4
 # Sums have another order and weights are rounded to half precision, and this rounding grows in the two steps
@@ -74,15 +63,9 @@ def raw_images() -> tuple[object, ...]:
 def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0) -> dict[int, float]:
     """Check the files of a short run and return its losses by step."""
     often = (
-        "--max-steps-per-stage",
-        STEPS,
-        "--checkpoint-steps",
-        MIDDLE,
-        "--keep-checkpoints",
-        99,
-        "--log-steps",
-        1,
-    )
+        "--max-steps-per-stage", STEPS, "--checkpoint-steps", MIDDLE, "--keep-checkpoints", 99,
+        "--log-steps", 1,
+    )  # fmt: skip
     start(device, script, *flags, *often, "--no-tensorboard", "--out", folder, ranks=ranks)
 
     def read(name: str) -> Any:
@@ -99,9 +82,8 @@ def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0
     assert bool(read("environment")["gpu"]) == (device == "cuda")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     losses = {line["run_step"]: line["loss"] for line in lines}
-    assert sorted(losses) == list(range(1, len(stages) * STEPS + 1)) and all(
-        map(math.isfinite, losses.values())
-    )
+    assert sorted(losses) == list(range(1, len(stages) * STEPS + 1))
+    assert all(map(math.isfinite, losses.values()))
     return losses
 
 
@@ -145,3 +127,60 @@ def test_the_same_of_one_recipe_on_the_cpu(tmp_path: Path) -> None:
 def test_no_recipe_is_left_out() -> None:
     scripts = {path.stem for path in RECIPES.glob("*.py")}
     assert scripts == {row[0] for row in TRAINED.values()} | set(LOOKED_AT)
+
+
+CAPTURED_PX = ("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16")
+QUICK = ("moco",)
+MORE: dict[str, tuple[str, ...]] = {
+    "jigsaw": CAPTURED_PX,
+    "jigsaw by parts": CAPTURED_PX,
+    "moco": ("--backbone", "resnet18", "--queue-size", "64", "--key-group", "8"),
+    "simclr": ("--backbone", "resnet18"),
+    "sslpp_iic": ("--num-heads", "2", "--num-copies", "2"),
+    "supervised": ("--probe-every", "0"),
+}
+
+
+def usual(name: str) -> tuple[str, ...]:
+    """Return a row's options that hold on a CPU, too."""
+    flags = TRAINED[name][1:]
+    return () if {"--compile", "--decoder", "--precision"} & set(flags) else flags
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly)
+        for name in TRAINED
+        if not {"--compile", "--graph"} & {*TRAINED[name]} and not name.startswith("voc")
+    ],
+)
+def test_a_captured_run_is_a_launched_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    """Captured steps are plain calls on the static batches here; also resume a launched run in mid-stage.
+
+    Both end as launched runs to the bit.
+    """
+    monkeypatch.setattr("fastpsl.plots.charts.draw_probes", lambda *_: None)
+    often = f"--max-steps-per-stage {STEPS} --checkpoint-steps {MIDDLE} --keep-checkpoints 99"
+    small = (*usual(name), *MORE.get(name, ()), often, "--no-tensorboard --workers 1 --batch-size 16 --out")
+
+    def train(folder: str, *more: object) -> dict[str, str]:
+        start(TRAINED[name][0], *small, tmp_path / folder, *more).ok()
+        return digests(newest_checkpoint(tmp_path / folder))
+
+    launched = train("launched")
+    captures = list[int]()
+
+    def capture(compute, *_):  # type: ignore[no-untyped-def]
+        captures.append(1)
+        return plain_capture(compute)
+
+    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(step_graph, "NUM_LAUNCHED", 1)
+    monkeypatch.setattr(experiment, "choose_graph", lambda *_: GraphChoice(True, "asked for"))
+    assert train("captured") == launched
+    middle = tmp_path / "launched" / "checkpoints" / f"step-{MIDDLE:08d}.pt"
+    assert train("resumed", "--resume", middle) == launched
+    assert captures

@@ -15,23 +15,17 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
-from tests.programs import ROOT, run
-from tests.recipes.in_process import Start, refused, starter
+from tests.programs import ROOT
+from tests.recipes.in_process import Start, ran, refused, words
 
 RECIPE = ROOT / "recipes" / "few_shot.py"
 RANDOM = ("--random-weights", "--backbone", "alexnet")
 SMALL = ("--workers", "1", "--size-px", "84", "--episodes", "50")
 
 
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    return starter("few_shot", monkeypatch, capsys)
-
-
-def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> None:
+def test_scores_result_and_figure_of_the_sample(recipe: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = recipe("--workers", "1", "--out", out, "--episodes", "200")
-    assert outcome.code == 0, outcome
+    outcome = recipe("--workers 1 --out", out, "--episodes 200").ok()
     lines = outcome.out.splitlines()
     assert lines[0] == (
         "the embedded sample: size_px 84 (default 224), batch_size 32 (default 256), "
@@ -74,9 +68,7 @@ def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> 
     assert 16 < 100 * right.mean() / 75 < 26
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
-    outcome = recipe(
-        "--workers", "1", "--out", out, "--episodes", "50", "--ways", "2", "--shots", "1", "--seed", "0"
-    )
+    outcome = recipe("--workers 1 --episodes 50 --ways 2 --shots 1 --seed 0 --out", out)
     assert outcome.code == 0 and {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads((out / "result.json").read_text())["numbers"]["accuracy_B5"] > 55  # chance is 50
 
@@ -95,24 +87,11 @@ def mini_imagenet(root: Path, sizes: dict[str, int], side: int = 84) -> Path:
 def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
     """Compare features and numbers byte for byte, from miniImageNet's list with enlarged images."""
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 3})
-    arguments: tuple[object, ...] = (
-        "--data",
-        data,
-        *RANDOM,
-        "--workers",
-        "1",
-        "--episodes",
-        "20",
-        "--ways",
-        "2",
-        "--shots",
-        "1",
-    )
-    arguments = (*arguments, "--queries", "2", "--batch-size", "2", "--decoder", "pillow")
+    few = "--workers 1 --episodes 20 --ways 2 --shots 1 --queries 2 --batch-size 2 --decoder pillow --data"
+    arguments = words(*RANDOM, few, data)
     results = []
     for name, ranks in (("one", 0), ("two", 2)):
-        done = run(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)
-        assert done.returncode == 0, done.stderr
+        done = ran(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)
         assert "7 images of 2 classes" in done.stdout
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
     assert results[0]["numbers"] == results[1]["numbers"] and len(results[0]["numbers"]) == 8
@@ -124,23 +103,12 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_pass_goes_on(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 4})
-    arguments: tuple[object, ...] = (
-        "--data",
-        data,
-        *RANDOM,
-        *SMALL,
-        "--ways",
-        "2",
-        "--shots",
-        "2",
-        "--queries",
-        "2",
-    )
-    arguments = (*arguments, "--batch-size", "2", "--block", "B3", "B5_max_pool")
-    assert recipe(*arguments, "--out", tmp_path / "whole").code == 0
+    few = "--ways 2 --shots 2 --queries 2 --batch-size 2 --block B3 B5_max_pool --data"
+    arguments = (*RANDOM, *SMALL, few, data)
+    recipe(*arguments, "--out", tmp_path / "whole").ok()
     of_maps, calls = Extraction.of_maps, [0]
 
     def stops(work: Extraction, maps: Any) -> Any:
@@ -162,51 +130,29 @@ def test_an_interrupted_pass_goes_on(
     assert numbers[0] == numbers[1] and list(numbers[0])[::2] == ["accuracy_B3", "accuracy_B5_max_pool"]
 
 
-def beton(path: Path, labels: list[int], side_px: int = 84) -> Path:
-    return write_labelled(path, labels, ["boat", "house", "tree"], side_px=side_px)
-
-
-def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Any, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Start, tmp_path: Path) -> None:
     data = mini_imagenet(tmp_path / "mini", {"n01": 5, "n02": 5})
     broken = tmp_path / "mini" / "images" / "n0100000002.jpg"
     broken.write_bytes(broken.read_bytes()[:900])
-    arguments = ("--data", data, *RANDOM, *SMALL, "--ways", "2", "--shots", "2", "--block", "B5", "--queries")
-    outcome = recipe(*arguments, "2", "--out", tmp_path / "a", "--on-bad-sample", "skip")
+    arguments = ("--data", data, *RANDOM, *SMALL, "--ways 2 --shots 2 --block B5 --queries")
+    outcome = recipe(*arguments, "2 --out", tmp_path / "a", "--on-bad-sample skip")
     assert outcome.code == 0 and "n0100000002.jpg" in outcome.err, outcome
-    outcome = recipe(*arguments, "3", "--out", tmp_path / "b")
-    refused(outcome, "few_shot", "n0100000002.jpg")
-    outcome = recipe(*arguments, "3", "--out", tmp_path / "c", "--on-bad-sample", "skip")
-    refused(outcome, "few_shot", "5 images of a class", "class n01 has 4")
+    outcome = recipe(*arguments, "3 --out", tmp_path / "b")
+    refused(outcome, "n0100000002.jpg")
+    outcome = recipe(*arguments, "3 --out", tmp_path / "c", "--on-bad-sample skip")
+    refused(outcome, "5 images of a class", "class n01 has 4")
 
 
-def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -> None:
-    small, out = beton(tmp_path / "small.beton", [0, 1, 2] * 4), tmp_path / "out"
-    data = ("--data", small, *SMALL)
-    five = ("--ways", "2", "--shots", "2", "--queries", "2")
-    uneven = beton(tmp_path / "uneven.beton", [0] * 6 + [1] * 3 + [2] * 6)
-    without = beton(tmp_path / "without.beton", [0, 1, -1, 0, 1])
-    tiny = beton(tmp_path / "tiny.beton", [0, 1] * 4, side_px=40)
-    for arguments, words in (
-        ((*data, *RANDOM), ("--ways 5", "3 classes")),
-        ((*data, *RANDOM, *five, "--queries", "3"), ("5 images of a class", "class boat has 4")),
-        (("--data", uneven, *SMALL, *RANDOM, *five), ("class house has 3",)),
-        (("--data", without, *SMALL, *RANDOM, *five), ("few-shot classification needs labels", "1 of 5")),
-        (("--data", tiny, *SMALL, *RANDOM, *five), ("--source-px 84: the data has images of 40 px",)),
-        ((*data, *RANDOM, *five, "--size-px", "70"), ("--size-px 70",)),
-        ((*data, *RANDOM, *five, "--block", "B3", "B9"), ("--block B9", "B1 to B7")),
-        ((*data, *RANDOM, *five, "--block", "B3", "conv3"), ("each once",)),
-        ((*data, *RANDOM, *five, "--val", small), ("--val", "nothing is learned")),
-        ((*data, *RANDOM, *five, "--whole"), ("--whole",)),
-        ((*data, *RANDOM, "--ways", "1"), ("--ways 1: it must be 2 or more",)),
-        ((*data, *RANDOM, "--shots", "0"), ("--shots 0",)),
-        ((*data, *RANDOM, "--queries", "0"), ("--queries 0",)),
-        ((*data, *RANDOM, "--episodes", "1"), ("--episodes 1: it must be 2 or more",)),
-        ((*data, *five), ("--checkpoint", "--random-weights")),
-        ((*data, *five, "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),
-        (("--data", tmp_path / "none.csv", *SMALL, *RANDOM, *five), ("none.csv: no such file or folder",)),
+def test_data_without_enough_images_are_refused(recipe: Start, tmp_path: Path) -> None:
+    for name, labels, side_px, texts in (
+        ("uneven", [0] * 6 + [1] * 3 + [2] * 6, 84, ("class house has 3",)),
+        ("without", [0, 1, -1, 0, 1], 84, ("few-shot classification needs labels", "1 of 5")),
+        ("tiny", [0, 1] * 4, 40, ("--source-px 84: the data has images of 40 px",)),
     ):
-        refused(recipe(*arguments, "--out", out), "few_shot", *words)
-        assert not list(out.glob("*.npy"))
+        data = write_labelled(tmp_path / f"{name}.beton", labels, ["boat", "house", "tree"], side_px=side_px)
+        few = ("--ways 2 --shots 2 --queries 2 --data", data, "--out", tmp_path / "out")
+        refused(recipe(*SMALL, *RANDOM, *few), *texts)
+        assert not list((tmp_path / "out").glob("*.npy"))
 
 
 def test_the_samples_images_are_enough_for_the_usual_episodes() -> None:

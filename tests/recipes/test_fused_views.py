@@ -32,21 +32,13 @@ UIC: list[dict[str, Any]] = [
 ]
 # Options beside the paper's values that change a view.
 TRAINED: dict[str, list[dict[str, Any]]] = {
-    "deepcluster_alexnet": [{"input_channels": "RGB"}, {"input_channels": "SobelXY"}],
-    "jigsaw_r50": [{}],
-    "mocov2_r50": [{}],
-    "rotation_rv50": [{}, {"rotations_per_image": "one"}],
-    "simclr_r50": [{}],
-    "sslpp_aet": [*SSLPP, {"transform": "affine"}],
-    "sslpp_colorization": SSLPP,
-    "sslpp_context": SSLPP,
+    "deepcluster_alexnet": [{"input_channels": "RGB"}, {"input_channels": "SobelXY"}], "jigsaw_r50": [{}],
+    "mocov2_r50": [{}], "rotation_rv50": [{}, {"rotations_per_image": "one"}], "simclr_r50": [{}],
+    "sslpp_aet": [*SSLPP, {"transform": "affine"}], "sslpp_colorization": SSLPP, "sslpp_context": SSLPP,
     "sslpp_iic": [{"augment": name} for name in ("crop", "flip", "colour", "grey", "sobel")],
-    "sslpp_rotation": SSLPP,
-    "supervised": [{}, PADDED],
-    "uic_alexnet": UIC,
-    "uic_cifar10": UIC,
+    "sslpp_rotation": SSLPP, "supervised": [{}, PADDED], "uic_alexnet": UIC, "uic_cifar10": UIC,
     "uic_r50": UIC,
-}
+}  # fmt: skip
 WEIGHTS = {"random_weights": True, "backbone": "alexnet", "val": str(sample_paths().test)}
 EVALUATED: dict[str, dict[str, Any]] = {
     "block_probe": WEIGHTS | {"backbone": "nin4"},

@@ -1,27 +1,34 @@
+"""The recipes of SSL++ as a user runs them: the paper's values, all kinds of labels, heads, and resume."""
+
 import itertools
 import json
-import runpy
-import signal
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastpsl.engine.optim.schedules import Moment
+from fastpsl.engine.options import RunOptions
+from fastpsl.evaluation.cluster_report import report
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.geometry import Flip, Shift
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Crop, Op, ViewSpec, center_view
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import refused, starter
+from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy
+from tests.programs import ROOT, epoch_records, newest_checkpoint
+from tests.recipes.in_process import Start, built, ran, refused, resumed_after_kills, same_run, words
 
 TASKS = ("colorization", "context", "rotation", "aet")
-SMALL = ("--backbone", "nin3", "--workers", "1", "--no-tensorboard", "--size-px", "16")
+SMALL_SSLPP = ("--backbone", "nin3", "--workers", "1", "--no-tensorboard", "--size-px", "16")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +59,11 @@ TABLE_II = {
 @pytest.mark.parametrize("task", TASKS)
 def test_the_papers_values(task: str) -> None:
     epochs, batch_size, rates, nesterov, weight = TABLE_II[task]
-    parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
-    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled", seed=5)
-    experiment = parts["build"](options)
+    build = partial(built, f"sslpp_{task}", data="T.beton", pseudo_labels="coupled", seed=5)
+    options, experiment = build(device="cpu")
     assert experiment.task.seed == 5  # of the clusters and of each epoch's classifier
     for mode in ("eval", "train"):
-        assert parts["build"](replace(options, frozen_batchnorm=mode)).frozen_batchnorm == mode
+        assert build(frozen_batchnorm=mode)[1].frozen_batchnorm == mode
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
         assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(
@@ -70,14 +76,11 @@ def test_the_papers_values(task: str) -> None:
         assert type(optimiser) is torch.optim.Adam and optimiser.defaults["betas"] == (0.9, 0.999)
     else:
         assert all((group["momentum"], group["nesterov"]) == (0.9, nesterov) for group in groups)
-    assert (
-        experiment.backbone.name == "nin4"
-        and experiment.task.weight == weight
-        and experiment.task.num_classes == 70
-    )
+    assert experiment.backbone.name == "nin4" and experiment.task.weight == weight
+    assert experiment.task.num_classes == 70
     assert experiment.inputs_per_image() == ({"E": 4} if task == "rotation" else {})
     # 512 network inputs of rotation are 128 images, or 512 that are not rotated.
-    plain = parts["RECIPE"].variant(replace(options, proxy=False))
+    plain = find_recipe(f"sslpp_{task}").variant(replace(options, proxy=False))
     assert plain == ({"batch_size": 512} if task == "rotation" else {})
     # Labels are computed from whole images, as the network sees them.
     assert experiment.task.pass_views(1) == (
@@ -99,10 +102,8 @@ def test_pseudo_labels_alone_have_plain_views(
     task: str, asked: dict[str, str], crop: Crop, ops: tuple[Op, ...]
 ) -> None:
     """SSL++, Table XI, "SPL": without the proxy, images are cropped as --crop says, and stay in colour."""
-    parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
-    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled", proxy=False, **asked)
-    with torch.device("meta"):
-        experiment = parts["build"](options)
+    asked_too = {"data": "T.beton", "pseudo_labels": "coupled", "proxy": False}
+    _, experiment = built(f"sslpp_{task}", **asked_too, **asked)  # type: ignore[arg-type]
     plain = ViewSpec(crop, ops, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert experiment.task.plain == plain and experiment.task.views(1) == (plain,)
 
@@ -117,12 +118,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("task", "source"), PAIRS)
 def test_each_task_with_each_kind_of_labels(
-    task: str,
-    source: str,
-    labels: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    task: str, source: str, labels: Path, tmp_path: Path, start: Start
 ) -> None:
     flags: dict[str, tuple[object, ...]] = {
         "none": (),
@@ -130,10 +126,7 @@ def test_each_task_with_each_kind_of_labels(
         "alone": ("--pseudo-labels", labels, "--no-proxy"),
         "coupled": ("--pseudo-labels", "coupled", "--num-clusters", "5"),
     }
-    done = starter(f"sslpp_{task}", monkeypatch, capsys)(
-        *SMALL, "--max-steps-per-stage", "1", "--out", tmp_path, *flags[source]
-    )
-    assert done.code == 0, done.err
+    start(f"sslpp_{task}", *SMALL_SSLPP, "--max-steps-per-stage 1 --out", tmp_path, *flags[source]).ok()
     state = newest_checkpoint(tmp_path)
     expected = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
     with closing(open_data(str(sample_paths().train))) as data:
@@ -155,81 +148,157 @@ def test_each_task_with_each_kind_of_labels(
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
-    recipe = ROOT / "recipes" / f"sslpp_{task}.py"
-    flags = (*SMALL, "--epochs", "2", "--max-steps-per-stage", "6", "--pseudo-labels", labels)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(recipe, *flags, "--out", whole).returncode == 0
-    run_until(
-        recipe, *flags, "--out", parts, "--checkpoint-steps", "1", folder=parts, step=2, number=signal.SIGKILL
-    )
-    for path in (parts / "checkpoints").glob("step-*.pt"):
-        if int(path.stem.split("-")[1]) > 3:
-            path.unlink()
-    done = run(recipe, *flags, "--out", parts)
-    assert done.returncode == 0, done.stderr
-    assert digests(newest_checkpoint(parts)) == digests(newest_checkpoint(whole))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = words(*SMALL_SSLPP, "--epochs 2 --max-steps-per-stage 6 --pseudo-labels", labels)
+    resumed_after_kills(f"sslpp_{task}", *flags, out=whole, steps=())
+    resumed_after_kills(f"sslpp_{task}", *flags, "--checkpoint-steps 1", out=killed, steps=(2,))
+    same_run(whole, killed)
 
 
 @pytest.mark.slow
 def test_two_ranks(labels: Path, tmp_path: Path) -> None:
     """Run a proxy task that counts over both ranks, with labels of both."""
     for task, source in (("colorization", labels), ("aet", "coupled")):
-        flags = (*SMALL, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
-        done = run(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
-        assert done.returncode == 0, done.stderr
+        flags = (*SMALL_SSLPP, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
+        ran(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
         weights = newest_checkpoint(tmp_path / task)["train_step"]["head"]
         assert all(bool(torch.isfinite(value.float()).all()) for value in weights.values())
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--lambda", "-1"), ("--lambda -1", "0 or more")),
-        (("--no-proxy",), ("leaves nothing to learn", "give --pseudo-labels")),
-        (("--pseudo-labels", "nowhere.npz"), ("nowhere.npz",)),
-        (
-            ("--pseudo-labels", "coupled", "--num-clusters", "481"),
-            ("--num-clusters 481 for 480", "at most 480"),
-        ),
-        (("--pseudo-labels", "coupled", "--num-clusters", "1"), ("--num-clusters 1", "2 or more")),
-        (("--backbone", "nin7"), ("--backbone nin7", "nin5")),
-    ],
-)
-def test_bad_input_is_one_line(
-    flags: tuple[str, ...],
-    words: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "run"
-    done = starter("sslpp_rotation", monkeypatch, capsys)(*SMALL, "--out", out, *flags)
-    refused(done, "sslpp_rotation", *words)
-    assert not out.exists()
-
-
-def test_labels_of_other_data(
-    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = starter("sslpp_rotation", monkeypatch, capsys)
+def test_labels_of_other_data(labels: Path, tmp_path: Path, start: Start) -> None:
     other_data = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
-    refused(start(*SMALL, *other_data), "sslpp_rotation", "labels.npz", "another data set")
+    refused(start("sslpp_rotation", *SMALL_SSLPP, *other_data), "labels.npz", "another data set")
 
 
 def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
-    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    labels: Path, tmp_path: Path, start: Start
 ) -> None:
     """Refuse other labels even if they claim the same origin."""
-    start, out = starter("sslpp_rotation", monkeypatch, capsys), tmp_path / "run"
-    flags = (*SMALL, "--max-steps-per-stage", "1", "--out", out, "--pseudo-labels")
-    assert start(*flags, labels).code == 0
+    out = tmp_path / "run"
+    flags = (*SMALL_SSLPP, "--max-steps-per-stage", "1", "--out", out, "--pseudo-labels")
+    start("sslpp_rotation", *flags, labels).ok()
     moved = tmp_path / "moved.npz"
     moved.write_bytes(labels.read_bytes())
-    done = start(*flags, moved)
-    assert done.code == 0, done.err
+    start("sslpp_rotation", *flags, moved).ok()
     with closing(open_data(str(sample_paths().train))) as data:
         stored = read_labels(labels, data)
         other_labels = (stored.labels + 1) % 7
         write_labels(moved, other_labels, 7, data, stored.made_by, configuration=stored.configuration)
     labels_of.cache_clear()
-    refused(start(*flags, moved), "sslpp_rotation", "another experiment", "pseudo_labels")
+    refused(start("sslpp_rotation", *flags, moved), "another experiment", "pseudo_labels")
+
+
+IIC = ROOT / "recipes" / "sslpp_iic.py"
+IIC_QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+SIZES = ("--size-px", "16", "--num-copies", "1", "--batch-size", "160")
+SMALL_IIC = words(
+    *IIC_QUICK, *SIZES, "--epochs 3 --num-heads 2 --second-clusters 8"
+)  # heads A, B and B with 2 steps each on the data below
+
+
+def few() -> tuple[str, ...]:
+    """Return options for a third of the sample's images."""
+    return "--data", str(sample_paths().test_32), "--backbone", "resnet18", "--num-clusters", "16"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a whole small run."""
+    out = tmp_path_factory.mktemp("iic") / "out"
+    done = ran(IIC, *SMALL_IIC, *few(), "--out", out)
+    (out / "said.txt").write_text(done.stdout)
+    return out
+
+
+def test_a_run_leaves_its_labels_and_says_what_they_are_worth(trained: Path) -> None:
+    lines = (trained / "said.txt").read_text().splitlines()
+    assert lines[0].startswith(f"{sample_paths().test_32}: backbone resnet18 (paper resnet34_iic)")
+    assert "num_clusters 16 (paper 70)" in lines[0] and "num_heads 2 (paper 1)" in lines[0]
+    record = newest_checkpoint(trained)["task"]
+    num = len(np.unique(record["labels"].numpy()))
+    assert lines[-3].startswith(
+        f"labels by sub-head {record['best_sub_head'] + 1} of 5, which had the lowest loss; "
+        f"{num} of 16 clusters are not empty; with the true labels NMI 0."
+    )
+    assert lines[-2:] == [f"labels {trained / 'labels.npz'}", f"label curves {trained / 'labels.png'}"]
+    names = ("labels.png", "curve.png", "contact-sheet-G1.png")
+    assert all((trained / name).stat().st_size > 0 for name in names)
+
+
+def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: Path) -> None:
+    state = newest_checkpoint(trained)
+    with Beton(sample_paths().test_32) as data:
+        stored = read_labels(trained / "labels.npz", data)
+    assert stored.labels.tolist() == state["task"]["labels"].tolist()
+    assert stored.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(stored.entropy).all()
+    assert (stored.num_classes, stored.num_split, stored.made_by) == (16, 0, "sslpp_iic")
+    expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "num_heads": 2, "seed": 0}
+    expected["cut"] = any(
+        stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
+    )
+    assert expected.items() <= dict(stored.configuration).items()
+    assert {"backbone", "augment", "epochs", "num_copies"} <= set(stored.configuration)
+    assert (
+        labels_of(trained / "labels.npz", RunOptions(data=str(sample_paths().test_32))).labels.tolist()
+        == stored.labels.tolist()
+    )
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_the_second_heads_clusters_are_scored_one_to_one(trained: Path, tmp_path: Path) -> None:
+    """At the run's end and by `fastpsl clusters`; the file is not taken for the first head's."""
+    second = newest_checkpoint(trained)["task"]["second_labels"].numpy()
+    with Beton(sample_paths().test_32) as data:
+        stored, true = read_labels(trained / "labels_b.npz", data), data.labels()
+    assert np.array_equal(stored.labels, second) and stored.num_classes == 8
+    assert stored.configuration["source"] == "iic_b"
+    accuracy, purity = hungarian_accuracy(second, true), many_to_one_accuracy(second, true)
+    said = (trained / "said.txt").read_text()
+    assert f"; the second head's 8 clusters: accuracy {100 * accuracy:.1f} % matched one to one\n" in said
+    lines = report(trained, data=None, labels=None, out=tmp_path, seed=0, require_labels=True)
+    assert f"(one-to-one) {100 * accuracy:.1f} %" in lines[-3]
+    numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
+    assert numbers["hungarian_accuracy_b"] == pytest.approx(100 * accuracy, abs=1e-4)
+    assert numbers["many_to_one_accuracy_b"] == pytest.approx(100 * purity, abs=1e-4)
+    with Beton(sample_paths().test_32) as data:
+        first = read_labels(trained / "labels.npz", data).labels
+    assert numbers["hungarian_accuracy"] == pytest.approx(100 * hungarian_accuracy(first, true), abs=1e-4)
+
+
+def test_each_head_has_figures_of_its_own(trained: Path) -> None:
+    first, *others = epoch_records(trained)
+    assert first["mutual_information"] > 0 and 1 <= first["non_empty"] <= 16
+    assert all("mutual_information" not in line for line in others) and len(others) == 2
+    assert all(line["mutual_information_b"] > 0 and 1 <= line["non_empty_b"] <= 8 for line in others)
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_a_finished_run_writes_its_labels_again(trained: Path, start: Start) -> None:
+    before = (trained / "labels.npz").read_bytes()
+    (trained / "labels.npz").unlink()
+    start(IIC, *SMALL_IIC, *few(), "--out", trained).ok()
+    assert (trained / "labels.npz").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
+    """Kill while head A learns, and while head B learns."""
+    arguments = words(*SMALL_IIC, *few(), "--checkpoint-steps 1")
+    resumed_after_kills("sslpp_iic", *arguments, out=tmp_path, steps=(1, 3))
+    same_run(trained, tmp_path, "labels.npz", "epochs.jsonl")
+
+
+def test_images_without_labels_are_enough(start: Start, tmp_path: Path) -> None:
+    """Train on a folder without classes, as YFCC has none, in RGB for --augment grey."""
+    random = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for number in range(24):
+        pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{number}.png")
+    small = ("--backbone", "resnet18", "--num-clusters", 4, "--num-sub-heads", 2, "--epochs", 1)
+    done = start(
+        IIC, *IIC_QUICK, *small, "--data", tmp_path / "data",
+        "--batch-size 12 --num-copies 1 --augment grey --out", tmp_path / "out",
+    ).ok()  # fmt: skip
+    assert "of 4 clusters are not empty\n" in done.out and "NMI" not in done.out
+    assert newest_checkpoint(tmp_path / "out")["input"]["channels"] == "RGB"

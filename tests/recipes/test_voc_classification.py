@@ -17,21 +17,13 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Start, refused, starter
+from tests.programs import ROOT, digests, newest_checkpoint, run_until
+from tests.recipes.in_process import Start, ran, refused, same_run, words
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "voc_classification.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
-SMALL = (
-    *("--size-px", "32", "--batch-size", "4", "--workers", "1", "--decoder", "pillow"),
-    *("--no-tensorboard", "--device", "cpu"),
-)
-
-
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    return starter("voc_classification", monkeypatch, capsys)
+SMALL = words("--size-px 32 --batch-size 4 --workers 1 --decoder pillow --no-tensorboard --device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +34,14 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_train", "num_steps"),
-    [("deepcluster", 20, 80_000), slow("sslpp", 10, 400)],
+    ("name", "num_train", "num_steps"), [("deepcluster", 20, 80_000), slow("sslpp", 10, 400)]
 )
 def test_a_result_says_its_protocol(
     recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
 ) -> None:
     """Compare the recorded values with the protocol, and the numbers with predictions.npz."""
     arguments = ("--protocol", name, "--data", voc, "--max-steps-per-stage", "2", "--out", tmp_path)
-    outcome = recipe(*RANDOM, *SMALL, *arguments)
-    assert outcome.code == 0, outcome
+    outcome = recipe(*RANDOM, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["recipe"], record["protocol"]) == ("voc_classification", f"classification/{name}")
     row = {
@@ -79,8 +69,7 @@ def test_a_result_says_its_protocol(
 
 def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tmp_path: Path) -> None:
     arguments = ("--data", voc, "--steps", "5", "--lr", "0.02", "--out", tmp_path)
-    outcome = recipe(*RANDOM, *SMALL, *arguments)
-    assert outcome.code == 0, outcome
+    recipe(*RANDOM, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     settings = record["settings"]
     assert (settings["steps"], settings["epochs"], settings["lr"], record["cut"]) == (5, 0, 0.02, False)
@@ -95,38 +84,27 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
     again = recipe(*RANDOM, *SMALL, *arguments)
     assert again.code == 0 and digests(newest_checkpoint(tmp_path)) == whole
     assert read_result(tmp_path / "result.json")["numbers"] == record["numbers"]
-    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers", "fc6_8"), "voc_classification", "no fc6")
-    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol", "sslpp"), "voc_classification", "protocol")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers fc6_8"), "no fc6")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol sslpp"), "protocol")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     """Kill in training and, after the last checkpoint, in the test images."""
-    arguments = (
-        *RANDOM, *SMALL, "--data", voc, "--steps", "7", "--lr", "0.02", "--checkpoint-steps", "1",
-        "--keep-checkpoints", "9",
-    )  # fmt: skip
+    often = "--steps 7 --lr 0.02 --checkpoint-steps 1 --keep-checkpoints 9"
+    arguments = words(*RANDOM, *SMALL, "--data", voc, often)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(RECIPE, *arguments, "--out", whole)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *arguments, "--out", whole)
     for step, delay_s in ((3, 0.0), (7, 0.5)):
-        run_until(
-            RECIPE, *arguments, "--out", killed, folder=killed, step=step, number=signal.SIGKILL,
-            delay_s=delay_s,
-        )  # fmt: skip
-    done = run(RECIPE, *arguments, "--out", killed)
-    assert done.returncode == 0, done.stderr
-    assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
-    assert (killed / NAME).read_bytes() == (whole / NAME).read_bytes()
-    assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, killed)]
-    assert numbers[0] == numbers[1]
+        there: dict[str, Any] = {"folder": killed, "step": step, "number": signal.SIGKILL, "delay_s": delay_s}
+        run_until(RECIPE, *arguments, "--out", killed, **there)
+    ran(RECIPE, *arguments, "--out", killed)
+    same_run(whole, killed, NAME, "metrics.jsonl")
 
 
 @pytest.mark.slow
 def test_two_ranks(voc: Path, tmp_path: Path) -> None:
-    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
-    assert done.returncode == 0, done.stderr
+    ran(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
     assert read_predictions(tmp_path / NAME)["image"].tolist() == list(range(39))
     assert not read_result(tmp_path / "result.json")["cut"]
 
@@ -136,13 +114,9 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     """Check that conv1 to conv5 keep the weights, and so do fc6 and fc7 unless the protocol resets them."""
     parts = runpy.run_path(str(RECIPE))
     options: Any = parts["RECIPE"].with_paper(
-        protocol=protocol,
-        layers="fc6_8",
-        random_weights=True,
-        backbone="alexnet",
-        batch_size=16,
+        protocol=protocol, layers="fc6_8", random_weights=True, backbone="alexnet", batch_size=16,
         device="cpu",
-    )
+    )  # fmt: skip
     weights = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
     torch.manual_seed(1)
     experiment = parts["build"](options)
@@ -160,32 +134,17 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, decay, False)
 
 
-def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    def is_refused(*arguments: object, words: tuple[str, ...]) -> None:
-        outs.append(tmp_path / f"out-{len(outs)}")
-        refused(recipe(*SMALL, "--out", outs[-1], *arguments), "voc_classification", *words)
-        assert not outs[-1].exists(), "nothing is written"
-
-    outs: list[Path] = []
-    data = ("--data", voc)
-    is_refused(*data, words=("--checkpoint", "--random-weights"))
-    is_refused(*RANDOM, *data, "--val", voc, words=(f"--val {voc}", "leave it out"))
-    is_refused(*RANDOM, *data, "--whole", words=("--whole", "random crops"))
-    is_refused(*RANDOM, *data, "--layers", "fc6_8", words=("resnet18 has no fc6", "--layers all"))
-    is_refused(*RANDOM, *data, "--steps", "0", words=("--steps 0",))
-    is_refused(*RANDOM, *data, "--lr", "0", words=("above 0",))
-    is_refused(*RANDOM, *data, "--batch-size", "21", words=("20 training images are fewer",))
-    alexnet = ("--random-weights", "--backbone", "alexnet")
-    is_refused(*alexnet, *data, words=("32 px", "63 px and more"))
+def test_half_a_data_set_is_refused(recipe: Start, voc: Path, tmp_path: Path) -> None:
     half = tmp_path / "half" / "VOCdevkit"
     shutil.copytree(voc, half)
     (half / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
-    is_refused(*RANDOM, "--data", half, words=("test.txt",))
-    is_refused(*RANDOM, "--data", tmp_path / "nowhere", words=(str(tmp_path / "nowhere"),))
+    outcome = recipe(*SMALL, *RANDOM, "--data", half, "--out", tmp_path / "out")
+    refused(outcome, "test.txt")
+    assert not (tmp_path / "out").exists(), "nothing is written"
 
 
 @pytest.mark.slow
 def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps", "12", "--lr", "1e9", "--out", tmp_path)
-    refused(outcome, "voc_classification", "lower --lr")
+    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps 12 --lr 1e9 --out", tmp_path)
+    refused(outcome, "lower --lr")
     assert not (tmp_path / "result.json").exists()

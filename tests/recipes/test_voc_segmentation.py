@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +21,12 @@ from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS, changed
 from fastpsl.transfer.segmentation.task import mask_scores, with_background
 from tests.pipelines.voc_folders import sbd, voc_2012
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Outcome, Start, refused, starter
+from tests.programs import ROOT, newest_checkpoint
+from tests.recipes.in_process import Start, refused, resumed_after_kills, same_run, words
 
 RECIPE = ROOT / "recipes" / "voc_segmentation.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 QUICK = ("--workers", "1", "--no-tensorboard")
-
-
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    return starter("voc_segmentation", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_puts_scores_masks_and_figures_on_record(recipe: Start, drawn: Path, tmp_path: Path) -> None:
-    outcome = recipe(
-        *RANDOM, *QUICK, "--data", drawn, "--out", tmp_path, "--epochs", "1", "--batchnorm", "train"
-    )
-    assert outcome.code == 0, outcome
+    outcome = recipe(*RANDOM, *QUICK, "--data", drawn, "--out", tmp_path, "--epochs 1 --batchnorm train").ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"]) == ("segmentation/sslpp", "voc_segmentation")
     with VOC(drawn, ("2012_val",), "masks") as val:
@@ -97,17 +88,9 @@ def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protoco
     smaller = () if protocol == "sslpp" else ("--batch-size", "2", "--accumulate", "1", "--size-px", "48")
     sbd_arguments = () if protocol == "sslpp" else ("--sbd", sbd(tmp_path, root / "VOC2012" / "JPEGImages"))
     arguments = (
-        "--protocol",
-        protocol,
-        "--data",
-        root,
-        "--max-steps-per-stage",
-        "1",
-        *smaller,
-        *sbd_arguments,
-    )
-    outcome = recipe(*RANDOM, *QUICK, *arguments, "--out", tmp_path / "out")
-    assert outcome.code == 0, outcome
+        "--protocol", protocol, "--data", root, "--max-steps-per-stage", "1", *smaller, *sbd_arguments,
+    )  # fmt: skip
+    recipe(*RANDOM, *QUICK, *arguments, "--out", tmp_path / "out").ok()
     record = read_result(tmp_path / "out" / "result.json")
     assert record["protocol"] == f"segmentation/{protocol}" and record["cut"]
     settings = {"batch_size": 2, "accumulate": 1, "size_px": 48} if smaller else {}
@@ -144,32 +127,19 @@ def test_another_rate_falls_to_the_same_share_of_itself() -> None:
 @pytest.mark.slow
 def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
     """Compare weights, optimiser, predictions and masks bit for bit, with the head's dropout."""
-    arguments = (
-        *QUICK, "--data", drawn, "--random-weights", "--backbone", "resnet18", "--epochs", "3",
-        "--batchnorm", "train", "--checkpoint-steps", "2",
-    )  # fmt: skip
-    done = run(RECIPE, *arguments, "--out", tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
-    out = tmp_path / "killed"
-    code, output = run_until(
-        RECIPE, *arguments, "--out", out, folder=out, step=4, number=signal.SIGKILL, delay_s=0.1
-    )
-    assert code == -signal.SIGKILL, output
-    done = run(RECIPE, *arguments, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(tmp_path / "whole"))
-    stored = [
-        [p.read_bytes() for p in (path / "predictions.npz", *sorted((path / "masks").glob("*.png")))]
-        for path in (out, tmp_path / "whole")
-    ]
-    assert stored[0] == stored[1] and len(stored[0]) == 6
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = words(*QUICK, *RANDOM, "--epochs 3 --batchnorm train --checkpoint-steps 2 --data", drawn)
+    resumed_after_kills("voc_segmentation", *arguments, out=whole, steps=())
+    resumed_after_kills("voc_segmentation", *arguments, out=killed, steps=(4,), delay_s=0.1)
+    masks = [path.relative_to(whole) for path in (whole / "masks").glob("*.png")]
+    assert len(masks) == 5 == len(list((killed / "masks").glob("*.png")))
+    same_run(whole, killed, "predictions.npz", *masks)
 
 
 def learned(recipe: Start, root: Path, out: Path, *arguments: object) -> float:
     """Return the mIoU, 0 to 1, of a training from random weights."""
     asked = ("--batchnorm", "train", "--batch-size", "4", "--lr", "0.03", *arguments)
-    outcome = recipe(*RANDOM, "--no-tensorboard", *asked, "--data", root, "--out", out)
-    assert outcome.code == 0, outcome
+    recipe(*RANDOM, "--no-tensorboard", *asked, "--data", root, "--out", out).ok()
     return float(read_result(out / "result.json")["numbers"]["mIoU"]) / 100
 
 
@@ -198,33 +168,10 @@ def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) 
     assert learned(recipe, shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "8") <= 0.3
 
 
-def refusal(recipe: Start, tmp_path: Path, *arguments: object) -> Outcome:
-    return recipe(*QUICK, *arguments, "--out", tmp_path / "refused")
-
-
-def test_bad_requests_are_one_line(recipe: Start, drawn: Path, tmp_path: Path) -> None:
-    data, name = ("--data", drawn), "voc_segmentation"
-    for arguments, words in (
-        ((*RANDOM, *data, "--val", drawn), ("--val", "leave it out")),
-        ((*RANDOM, *data, "--whole"), ("--whole", "leave it out")),
-        ((*RANDOM, *data, "--epochs", "0"), ("--epochs 0", "1 or more")),
-        ((*RANDOM, *data, "--lr", "0"), ("lr 0.0", "above 0")),
-        ((*RANDOM, *data, "--protocol", "mmseg"), ("--protocol mmseg", "--sbd benchmark_RELEASE")),
-        ((*RANDOM, *data, "--protocol", "fcn_alexnet"), ("--protocol fcn_alexnet", "--sbd")),
-        ((*RANDOM, *data, "--protocol", "mmseg", "--sbd", tmp_path), (str(tmp_path), "SBD")),
-        (("--random-weights", "--backbone", "nin4", *data), ("nin4", "B5", "B1 to B4")),
-        ((*RANDOM, *data, "--compile", "on"), ("--compile on", "leave it out")),
-        ((*RANDOM, "--data", tmp_path), (str(tmp_path), "VOC")),
-        (data, ("--checkpoint PATH or --random-weights",)),
-    ):
-        refused(refusal(recipe, tmp_path, *arguments), name, *words)
-    assert not (tmp_path / "refused" / "checkpoints").exists()
-
-
 def test_without_torchmetrics_nothing_is_trained(
     recipe: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    outcome = refusal(recipe, tmp_path, *RANDOM, "--data", drawn)
-    refused(outcome, "voc_segmentation", 'pip install "fastpsl-vision[transfer]"')
+    outcome = recipe(*QUICK, *RANDOM, "--data", drawn, "--out", tmp_path / "refused")
+    refused(outcome, 'pip install "fastpsl-vision[transfer]"')
     assert not (tmp_path / "refused").exists()

@@ -36,12 +36,7 @@ def build(options: Options) -> Experiment:
 
 
 paths = sample_paths()
-PAPER = {
-    "data": str(paths.train_32),
-    "val": str(paths.test_32),
-    "batch_size": 64,
-    "epochs": (2, 2, 2),
-}
+PAPER = {"data": str(paths.train_32), "val": str(paths.test_32), "batch_size": 64, "epochs": (2, 2, 2)}
 RECIPE = Recipe("nearest_key", __doc__, Options, PAPER, {}, build)
 
 if __name__ == "__main__":

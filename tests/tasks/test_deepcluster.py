@@ -250,14 +250,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     lines = epoch_records(whole)
     assert len(lines) == 2 and lines[0]["nmi_previous"] is None and 0 < lines[1]["nmi_previous"] <= 1
     assert all(line["distance"] > 0 and line["nmi_true"] is not None for line in lines)
-    for stop_at in (
-        2,
-        5,
-        7,
-        10,
-        12,
-        17,
-    ):  # in and after the first pass, the first epoch and the second pass
+    for stop_at in (2, 5, 7, 10, 12, 17):  # in and after the first pass, the first epoch and the second pass
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)

@@ -1,32 +1,262 @@
-"""Test IIC's task: the pairs of Table XIV, crops, first weights, refusals."""
+"""IIC: mutual information, heads by epoch, clusters and losses, compared with plain loops and its paper."""
 
+import math
 import warnings
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import adam
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.run import Run, RunData
+from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.geometry import Flip
+from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
-from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads, Transforms
-from tests.engine.tiny import noise_batch
+from fastpsl.tasks.pseudo_labels.iic import (
+    EPS,
+    IIC,
+    ClusterEpochs,
+    ClusterHeads,
+    Transforms,
+    mutual_information_loss,
+)
+from fastpsl.tasks.pseudo_labels.scores import nmi
+from tests.engine.exact_signals import signal_at_step
+from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
+from tests.programs import digests, epoch_records, newest_checkpoint
+from tests.slow import slow
+from tests.warm import results_of_ranks
+
+COPIES, NUM, SUB_HEADS, CLUSTERS = 3, 6, 2, 4
+MASKS = {
+    "all": [True] * 6,
+    "some": [True, False, True, True, False, True],
+    "one": [False, True, False, False, False, False],
+}
+ALL = torch.tensor(MASKS["all"])
+
+
+def logits(num: int = NUM, clusters: int = CLUSTERS, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return logits of a view [B, S, C], and of similar copies [K, B, S, C]."""
+    random = torch.Generator().manual_seed(seed)
+    first = 3 * torch.randn(num, SUB_HEADS, clusters, generator=random)
+    return first, 0.7 * first + torch.randn(COPIES, num, SUB_HEADS, clusters, generator=random)
+
+
+def shares(num: int = NUM, clusters: int = CLUSTERS, seed: int = 0) -> tuple[Tensor, Tensor]:
+    first, others = logits(num, clusters, seed)
+    return first.softmax(-1), others.softmax(-1)
+
+
+def double_loop(pairs: list[tuple[list[float], list[float]]]) -> float:
+    """Compute equation 2 with IIC's floor, for pairs of distributions."""
+    size = len(pairs[0][0])
+    joint = [[sum(z[c] * w[d] for z, w in pairs) / len(pairs) for d in range(size)] for c in range(size)]
+    joint = [[(joint[c][d] + joint[d][c]) / 2 for d in range(size)] for c in range(size)]
+    total = sum(map(sum, joint))
+    joint = [[cell / total for cell in row] for row in joint]
+    of_row = [max(sum(row), EPS) for row in joint]
+    of_column = [max(sum(row[d] for row in joint), EPS) for d in range(size)]
+    loss = 0.0
+    for c in range(size):
+        for d in range(size):
+            cell = max(joint[c][d], EPS)
+            loss -= cell * (math.log(cell) - math.log(of_row[c]) - math.log(of_column[d]))
+    return loss
+
+
+def pairs_of(
+    first: Tensor, others: Tensor, valid: Tensor, sub_head: int
+) -> list[tuple[list[float], list[float]]]:
+    return [
+        (first[i, sub_head].tolist(), copy[i, sub_head].tolist())
+        for copy in others
+        for i in range(len(first))
+        if valid[i]
+    ]
+
+
+def test_the_floor_is_the_papers() -> None:
+    assert pytest.approx(2.2e-16, rel=0.02) == EPS
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_equals_the_double_loop_over_all_pairs(mask: str) -> None:
+    first, others = shares()
+    valid = torch.tensor(MASKS[mask])
+    losses = mutual_information_loss(first, others, valid)
+    assert losses.dtype == torch.float32 and losses.shape == (SUB_HEADS,)
+    for sub_head in range(SUB_HEADS):
+        expected = double_loop(pairs_of(first, others, valid, sub_head))
+        assert losses[sub_head].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert mask == "one" or (losses < -1e-3).all()
+
+
+def test_many_pairs_of_many_clusters() -> None:
+    first, others = shares(37, 70)
+    losses = mutual_information_loss(first, others, torch.ones(37, dtype=torch.bool))
+    expected = double_loop(pairs_of(first, others, torch.ones(37, dtype=torch.bool), 1))
+    assert losses[1].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_best_and_worst_are_known() -> None:
+    """Even clusters that both views agree on give -log C. A collapse and clusters by chance give 0."""
+    sure = torch.eye(CLUSTERS)[torch.arange(8) % CLUSTERS][:, None]
+    valid = torch.ones(8, dtype=torch.bool)
+    assert mutual_information_loss(sure, sure[None], valid).item() == pytest.approx(-math.log(CLUSTERS))
+    one = torch.eye(CLUSTERS)[torch.zeros(8, dtype=torch.long)][:, None]
+    assert mutual_information_loss(one, one[None], valid).item() == pytest.approx(0, abs=1e-6)
+    pairs = torch.cartesian_prod(torch.arange(CLUSTERS), torch.arange(CLUSTERS))
+    first, other = (torch.eye(CLUSTERS)[pairs[:, i]][:, None] for i in (0, 1))
+    valid = torch.ones(16, dtype=torch.bool)
+    assert mutual_information_loss(first, other[None], valid).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_names_of_clusters_and_the_order_of_views_say_nothing() -> None:
+    first, others = shares()
+    losses = mutual_information_loss(first, others, ALL)
+    renamed = torch.tensor([2, 0, 3, 1])
+    assert torch.allclose(
+        mutual_information_loss(first[..., renamed], others[..., renamed], ALL), losses, atol=1e-6
+    )
+    assert not torch.allclose(mutual_information_loss(first[..., renamed], others, ALL), losses, atol=0.01)
+    one = mutual_information_loss(first, others[:1], ALL)
+    assert torch.allclose(mutual_information_loss(others[0], first[None], ALL), one, atol=1e-6)
+    assert not torch.allclose(one, losses, atol=1e-4)  # so the other copies matter
+
+
+def plain_gradients(first: Tensor, others: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute gradients by autograd in float64, pair by pair."""
+    leaves = first.double().requires_grad_(), others.double().requires_grad_()
+    z, copies = (leaf.softmax(-1) for leaf in leaves)
+    total = torch.zeros((), dtype=torch.float64)
+    for sub_head in range(SUB_HEADS):
+        joint = sum(
+            torch.outer(z[i, sub_head], copy[i, sub_head])
+            for copy in copies
+            for i in range(len(z))
+            if valid[i]
+        )
+        assert isinstance(joint, Tensor)
+        joint = (joint + joint.T) / (2 * joint.sum())
+        parts = joint.clamp(min=EPS), joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
+        total = total - (parts[0] * (parts[0].log() - parts[1].log() - parts[2].log())).sum()
+    total.backward()
+    assert leaves[0].grad is not None and leaves[1].grad is not None
+    return leaves[0].grad, leaves[1].grad
+
+
+@pytest.mark.parametrize("mask", ["all", "some"])
+def test_gradients_are_those_of_the_plain_formula(mask: str) -> None:
+    valid = torch.tensor(MASKS[mask])
+    leaves = tuple(leaf.requires_grad_() for leaf in logits())
+    mutual_information_loss(leaves[0].softmax(-1), leaves[1].softmax(-1), valid).sum().backward()
+    for leaf, expected in zip(leaves, plain_gradients(*logits(), valid), strict=True):
+        assert leaf.grad is not None
+        assert torch.allclose(leaf.grad.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert leaves[0].grad is not None and not leaves[0].grad[~valid].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_and_autocast_are_worked_on_in_float32(dtype: torch.dtype) -> None:
+    """Views are sure of one cluster: in half precision the floor would be 0 and the loss not finite."""
+    first, others = (tensor.to(dtype) for tensor in shares())
+    first[0], others[:, 0] = torch.eye(CLUSTERS, dtype=dtype)[1], torch.eye(CLUSTERS, dtype=dtype)[1]
+    first[1:, :, 3], others[:, 1:, :, 3] = 0, 0  # an empty cluster
+    whole = mutual_information_loss(first.float(), others.float(), ALL)
+    for autocast in (False, True):
+        leaf = first.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            losses = mutual_information_loss(leaf, others, ALL)
+            losses.sum().backward()
+        assert torch.equal(losses, whole) and losses.dtype == torch.float32 and losses.isfinite().all()
+        assert leaf.grad is not None and leaf.grad.dtype == dtype and leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("num", [0, 4])
+def test_no_pair_teaches_nothing(num: int) -> None:
+    first, others = (tensor.requires_grad_() for tensor in shares(num))
+    losses = mutual_information_loss(first, others, torch.zeros(num, dtype=torch.bool))
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([0.0] * SUB_HEADS, abs=1e-12)
+    assert first.grad is not None and not first.grad.any()
+
+
+def test_what_does_not_count_may_be_anything() -> None:
+    first, others = shares()
+    valid = torch.tensor(MASKS["some"])
+    expected = mutual_information_loss(first, others, valid)
+    first[1], others[:, 4] = torch.nan, torch.inf
+    first.requires_grad_()
+    losses = mutual_information_loss(first, others, valid)
+    losses.sum().backward()
+    assert torch.equal(losses, expected) and first.grad is not None and first.grad.isfinite().all()
+
+
+# Ranks have 4 samples each, of which 3 and 1 are valid; then 4 and none.
+UNEQUAL = {
+    "3 and 1": [True, True, False, True, False, True, False, False],
+    "4 and 0": [True] * 4 + [False] * 4,
+}
+
+
+def learned(mask: str, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Return losses and weight gradients of this rank's part of eight samples in four views."""
+    part = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(CLUSTERS, 8), nn.Tanh(), nn.Linear(8, CLUSTERS))
+    forward = DistributedDataParallel(net) if world_size > 1 else net
+    views = torch.cat([logits(8)[0][None], logits(8)[1]])[:, part]
+    z = forward(3 * views).softmax(-1)
+    losses = mutual_information_loss(z[0], z[1:], torch.tensor(UNEQUAL[mask])[part])
+    losses.mean().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return {**gradients, "losses": losses.detach()}
+
+
+def of_each_mask(rank: int, world_size: int) -> dict[str, dict[str, Tensor]]:
+    return {mask: learned(mask, rank, world_size) for mask in UNEQUAL}
+
+
+def test_two_ranks_with_unequal_data_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
+    first, second = results_of_ranks(of_each_mask, 2, tmp_path)
+    for mask in UNEQUAL:
+        alone = learned(mask, 0, 1)
+        assert set(alone) == set(first[mask]) and len(alone) == 5
+        for name, value in alone.items():
+            assert torch.equal(first[mask][name], second[mask][name]), name
+            largest = float(value.abs().max())
+            assert largest > 1e-6, name
+            assert torch.allclose(first[mask][name], value, rtol=0, atol=1e-5 * largest + 1e-8), name
 
 
 def iic(**options: Any) -> IIC:
     """Return IIC with the values of SSL++."""
     values: dict[str, Any] = {
-        "num_clusters": 70,
-        "size_px": 32,
-        "crop_share": 0.625,
-        "transforms": "sobel",
-        "num_copies": 3,
+        "num_clusters": 70, "size_px": 32, "crop_share": 0.625, "transforms": "sobel", "num_copies": 3,
         "num_sub_heads": 5,
-    }
+    }  # fmt: skip
     return IIC(**(values | options))
 
 
@@ -121,3 +351,456 @@ def test_contact_sheet_shows_all_views_of_each_image() -> None:
     for number, (view, images) in enumerate(zip(task.views(1), inputs, strict=True)):
         assert torch.equal(sheet[..., 36 * number : 36 * number + 32], view.denormalise(images))
     assert sheet.shape == (3, 3, 32, 3 * 32 + 2 * 4) and 0 <= sheet.min() and sheet.max() == 1
+
+
+def test_a_collapse_is_told() -> None:
+    epochs = ClusterEpochs(1, 1, 100, torch.device("cpu"))
+    logits = torch.zeros(100, 1, 70)
+    logits[:, :, 3] = 1
+    epochs.see(0, torch.arange(100), torch.zeros(1), logits)
+    with pytest.warns(UserWarning, match=r"collapse: the biggest of 70 classes holds 100.0 %"):
+        figures = epochs.end(0, 70, None, 0)
+    assert (figures["non_empty"], figures["biggest"], figures["entropy_share"]) == (1, 1, 0)
+    assert figures["mutual_information"] == 0
+
+
+def test_even_clusters_are_no_collapse(recwarn: pytest.WarningsRecorder) -> None:
+    epochs = ClusterEpochs(1, 2, 100, torch.device("cpu"))
+    logits = torch.eye(10)[torch.arange(100) % 10][:, None].expand(-1, 2, -1)
+    epochs.see(0, torch.arange(100), torch.tensor([-1.0, -2.0]), logits)
+    figures = epochs.end(0, 10, None, 0)
+    assert figures["entropy_share"] == pytest.approx(1) and figures["best_sub_head"] == 1 and not recwarn.list
+
+
+def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
+    epochs = ClusterEpochs(1, 2, 6, torch.device("cpu"))
+    logits = torch.zeros(4, 2, 3)
+    logits[1, 0, 2], logits[2, 0, 0] = 5.0, torch.nan
+    epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
+    epochs.see(0, torch.tensor([-1, -1, -1, -1]), torch.tensor([-1.0, -1.5]), logits)
+    figures = epochs.end(0, 3, None, 0)
+    assert epochs.best.tolist() == [0] and figures["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
+    assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
+    epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
+    assert epochs.end(0, 3, None, 0)["best_sub_head"] == 0  # the other one had no loss at all
+    for loss in (torch.nan, -4.0):  # the one step that had a loss counts alone
+        epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.5, loss]), logits)
+    assert epochs.end(0, 3, None, 0)["mutual_information"] == 4
+    nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
+    assert nothing.end(0, 3, None, 0) == {}
+
+
+def test_each_head_is_compared_with_its_own_last_epoch() -> None:
+    """Two heads learn in turn: the first keeps its clusters, the second gives each image another one."""
+    epochs = ClusterEpochs(2, 1, 40, torch.device("cpu"))
+    images = torch.arange(40)
+    first, second = images % 4, images // 10
+    true = (images % 5).numpy()
+    found: list[float | None] = []
+    for number, clusters in ((0, first), (1, second), (0, first), (1, first)):
+        logits = torch.nn.functional.one_hot(clusters, 4).float()[:, None]
+        num = 40 if found else 39  # the first epoch leaves an image out
+        epochs.see(number, images[:num], torch.zeros(1), logits[:num])
+        figures = epochs.end(number, 4, true, 7)
+        found.append(figures["nmi_previous"])
+        drawn = clusters[:num].numpy()
+        assert figures["nmi_true"] == pytest.approx(nmi(drawn, true[:num]))
+        shuffled = np.random.default_rng(7).permutation(drawn)
+        assert figures["nmi_true_shuffled"] == pytest.approx(nmi(shuffled, true[:num]))
+    changed = nmi(second.numpy(), first.numpy())
+    assert found == [None, None, pytest.approx(1), pytest.approx(changed)] and changed < 0.1
+
+
+def test_clusters_are_compared_with_an_epoch_of_one_cluster() -> None:
+    """Cluster 0 alone, too, is a cluster that an image had before."""
+    epochs, images = ClusterEpochs(1, 1, 40, torch.device("cpu")), torch.arange(40)
+    epochs.see(0, images, torch.zeros(1), torch.eye(4)[torch.zeros_like(images)][:, None])
+    with pytest.warns(UserWarning, match="collapse"):
+        assert epochs.end(0, 4, None, 0)["nmi_previous"] is None
+    epochs.see(0, images, torch.zeros(1), torch.eye(4)[images % 4][:, None])
+    assert epochs.end(0, 4, None, 0)["nmi_previous"] == 0.0
+
+
+def test_an_epoch_that_is_stopped_goes_on_as_that_heads() -> None:
+    """It is stopped before its last step, or after it; the losses of both parts count."""
+    logits = torch.eye(4)[torch.arange(8) % 4][:, None].expand(-1, 3, -1)
+    first, second = torch.tensor([-1.0, -2.0, -1.5]), torch.tensor([-1.0, -0.25, -1.5])
+    for num_before in (1, 2):
+        before, after = (ClusterEpochs(2, 3, 8, torch.device("cpu")) for _ in range(2))
+        before.best.copy_(torch.tensor([1, 2]))
+        steps = [(torch.arange(4), first, logits[:4]), (torch.arange(4, 8), second, logits[4:])]
+        for step in steps[:num_before]:
+            before.see(1, *step)
+        after.load_state_dict(before.state_dict())
+        assert after.best.tolist() == [1, 2]
+        for step in steps[num_before:]:
+            after.see(1, *step)
+        figures = after.end(1, 4, None, 0)
+        # Means of -1, -1.125 and -1.5; the second head's best becomes the third sub-head, as it was.
+        assert (figures["best_sub_head"], figures["mutual_information"]) == (2, 1.5)
+        assert after.best.tolist() == [1, 2] and figures["non_empty"] == 4
+
+
+RUNS_CLUSTERS, SECOND, RUNS_SUB_HEADS, RUNS_COPIES, RUNS_NUM, BATCH, STEPS = 12, 5, 3, 2, 480, 16, 30
+STAGE = Stage("S", 1, first_learning=1, last_block=5, epochs=3)
+
+
+class Watched(IIC):
+    """An IIC that records each training step: head, sub-heads' losses, indices, clusters by sub-head."""
+
+    def __init__(self, **options: Any) -> None:
+        values: dict[str, Any] = {
+            "num_clusters": RUNS_CLUSTERS, "size_px": 32, "crop_share": 0.625, "transforms": "colour",
+            "num_copies": RUNS_COPIES, "num_sub_heads": RUNS_SUB_HEADS,
+        }  # fmt: skip
+        super().__init__(**{**values, **options})
+        self.steps: list[tuple[int, list[float], list[int], Tensor]] = []
+        self.best_after: list[list[int]] = []
+
+    @override
+    def head(self, level: int, channels: int) -> nn.Module:
+        """Enlarge the initial weights, so that a tiny network's few channels separate images."""
+        head = super().head(level, channels)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.mul_(100)
+        return head
+
+    @override
+    def start_stage(self, *arguments: Any) -> None:
+        super().start_stage(*arguments)
+        see = self.epochs.see
+
+        def watched(number: int, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
+            self.steps.append((number, losses.tolist(), indices.tolist(), logits.argmax(2)))
+            see(number, indices, losses, logits)
+
+        self.epochs.see = watched  # type: ignore[method-assign]
+
+    @override
+    def end_epoch(self) -> Any:
+        figures = super().end_epoch()
+        self.best_after.append(self.epochs.best.tolist())
+        return figures
+
+
+def make_experiment(
+    task: IIC, network: Backbone | None = None, epochs: tuple[int, ...] = (3,), lr: float = 1e-3
+) -> Experiment:
+    torch.manual_seed(0)
+    stages = make_plan("end_to_end", epochs, num_levels=1)
+    return Experiment(task, network or TinyNet(), stages, step_drops(lr, (1,)), adam)
+
+
+def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> bool:
+    """Run the training, or a part of it up to step `stop_at`, as after a signal."""
+    with closing(tiny_run(out, batch_size=BATCH, epochs=(3,), keep_checkpoints=100, **options)) as run:
+        signal_at_step(run, stop_at)
+        return pretrain(make_experiment(task), run)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
+    """Train two heads for three epochs: A, B, B."""
+    out, task = tmp_path_factory.mktemp("iic"), Watched(second_clusters=SECOND)
+    assert fit(out, task)
+    return out, task
+
+
+def train_step_of(task: IIC) -> TrainStep:
+    torch.manual_seed(0)
+    with Beton(sample_paths().train_32) as data:
+        task.check_data(data, BATCH)
+    blocks, head = StageBlocks(TinyNet(), STAGE), task.head(1, 16)
+    task.start_stage(STAGE, blocks, head)
+    module = StageModule(blocks, head, task)
+    optimiser = adam(module.learning_parameters())
+    return TrainStep(module, optimiser, task.views(1), "fp32", one_process())
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
+    task = Watched()
+    train_step = train_step_of(task)
+    batch = noise_batch(task.views(1), 8)
+    batch.indices[5:] = -1
+    inputs = batch.inputs(task.views(1), torch.float32)
+    loss, metrics = train_step.module(inputs, batch)
+    head = train_step.module.head
+    assert isinstance(head, ClusterHeads) and task.inputs_per_image(1) == 1 + RUNS_COPIES
+    shares = (
+        head(train_step.module.blocks(torch.cat(inputs)))
+        .softmax(2)
+        .view(1 + RUNS_COPIES, 8, RUNS_SUB_HEADS, RUNS_CLUSTERS)
+    )
+    pairs = [torch.cat([shares[0, :5]] * RUNS_COPIES), shares[1:, :5].flatten(0, 1)]
+    valid = torch.ones(5 * RUNS_COPIES, dtype=torch.bool)
+    expected = mutual_information_loss(pairs[0], pairs[1][None], valid).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and loss.item() < -0.005
+    value, num = metrics["loss"]
+    assert (value / num).item() == pytest.approx(loss.item()) and num == 5
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path, Watched]) -> None:
+    _, task = whole
+    assert [number for number, *_ in task.steps] == [0] * STEPS + [1] * 2 * STEPS
+    task.first_epoch = 4  # a later stage begins with A, too
+    assert [task.head_of(epoch) for epoch in range(4, 11)] == [0, 1, 1, 0, 1, 1, 0]
+    task.first_epoch = 0
+    task = Watched(second_clusters=SECOND)
+    train_step = train_step_of(task)
+    batch = noise_batch(task.views(1), 8)
+    for epoch, other in ((0, 1), (1, 0)):
+        batch.epoch = epoch
+        train_step.module.zero_grad(set_to_none=True)
+        loss, _ = train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))
+        loss.backward()
+        parts = train_step.module.head.classify  # type: ignore[union-attr]
+        gradients = [[p.grad for p in part.parameters()] for part in parts]  # type: ignore[union-attr]
+        assert all(g is not None and not g.any() for g in gradients[other])
+        assert all(g is not None and g.any() for g in gradients[1 - other])
+    train_step.module.eval()  # validation images are scored by head A in every epoch
+    losses = []
+    for batch.epoch in (0, 1):
+        losses.append(
+            train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))[
+                0
+            ].item()
+        )
+    assert losses[0] == losses[1]
+    task = Watched()
+    train_step_of(task)
+    assert [task.head_of(epoch) for epoch in range(4)] == [0] * 4
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_a_stage_begins_with_head_a(tmp_path: Path) -> None:
+    """It does so after any number of epochs."""
+    run, task = tiny_run(tmp_path, batch_size=BATCH, epochs=(2, 1)), Watched(second_clusters=SECOND)
+    torch.manual_seed(0)
+    stages = make_plan("sl", (2, 1), num_levels=1, num_blocks=5)
+    assert pretrain(Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,)), adam), run)
+    run.close()
+    assert [number for number, *_ in task.steps[::STEPS]] == [0, 1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_the_best_sub_head_has_the_lowest_mean_loss_of_its_last_epoch(whole: tuple[Path, Watched]) -> None:
+    out, task = whole
+    losses = [np.mean([step[1] for step in task.steps[i * STEPS : (i + 1) * STEPS]], 0) for i in range(3)]
+    bests = [int(value.argmin()) for value in losses]
+    assert task.best_after == [[bests[0], 0], bests[:2], [bests[0], bests[2]]]
+    lines = epoch_records(out)
+    assert [line["run_step"] for line in lines] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert lines[0]["mutual_information"] == pytest.approx(-losses[0].min())
+    assert lines[2]["mutual_information_b"] == pytest.approx(-losses[2].min())
+    assert "mutual_information" not in lines[1] and lines[1]["best_sub_head_b"] == bests[1]
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_figures_are_of_the_clusters_that_the_steps_saw(whole: tuple[Path, Watched]) -> None:
+    """They are those of the sub-head that was best when the epoch began, with each image once."""
+    out, task = whole
+    lines, names = epoch_records(out), ("non_empty", "biggest", "entropy")
+    for epoch, suffix in ((0, ""), (1, "_b"), (2, "_b")):
+        watched = 0 if epoch < 2 else task.best_after[1][1]
+        steps = task.steps[epoch * STEPS : (epoch + 1) * STEPS]
+        counts = np.bincount([c for step in steps for c in step[3][:, watched].tolist()])
+        shares = counts[counts > 0] / counts.sum()
+        assert counts.sum() == len({index for step in steps for index in step[2]}) == STEPS * BATCH
+        expected = [len(shares), shares.max(), -(shares * np.log(shares)).sum()]
+        assert [lines[epoch][f"{name}{suffix}"] for name in names] == pytest.approx(expected)
+    assert lines[1]["nmi_previous_b"] is None and 0 < lines[2]["nmi_previous_b"] < 1
+    assert all(0 < lines[epoch][f"nmi_true{suffix}"] < 1 for epoch, suffix in ((0, ""), (1, "_b")))
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) -> None:
+    """In plain loops and eval mode, with the entropy in nats."""
+    task = Watched()
+    experiment, run = make_experiment(task), tiny_run(tmp_path, batch_size=BATCH, epochs=(3,))
+    assert pretrain(experiment, run)
+    state, best = newest_checkpoint(tmp_path), task.epochs.best[0]
+    network = TinyNet()
+    network.load_state_dict(state["backbone"])
+    weight, bias = (
+        state["train_step"]["head"][f"classify.0.{name}"].unflatten(0, (RUNS_SUB_HEADS, RUNS_CLUSTERS))[best]
+        for name in ("weight", "bias")
+    )
+    task_state = state["task"]
+    labels, short, entropy = (
+        torch.full((RUNS_NUM,), -1),
+        torch.full((RUNS_NUM,), math.inf),
+        torch.zeros(RUNS_NUM),
+    )
+    network.eval()
+    with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
+        for batch in loader.epoch(0):
+            features = network(batch.inputs(loader.views, torch.float32)[0]).mean((2, 3))
+            for index, logits in zip(batch.indices.tolist(), features @ weight.T + bias, strict=True):
+                labels[index] = int(logits.argmax())
+                short[index] = logits.max() - logits[int(task_state["labels"][index])]
+                entropy[index] = -sum(p * math.log(p) for p in logits.softmax(0).tolist())
+    run.close()
+    assert task_state["best_sub_head"] == best and len(labels.unique()) > 1
+    assert task_state["labels"].dtype == torch.int32
+    # Single images round differently from batches, so nearly equal logits may swap places.
+    assert short.max() < 1e-4 and (task_state["labels"] == labels).float().mean() > 0.98
+    assert task_state["entropy"].dtype == torch.float32
+    assert torch.allclose(task_state["entropy"], entropy, atol=1e-5)
+    assert 0 < entropy.min() < math.log(RUNS_CLUSTERS)
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_validation_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
+    """Training is the same without them. Head A scores them as it is after the last step."""
+    experiments = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        experiments.append(make_experiment(Watched(second_clusters=SECOND), Plain(), epochs=(2,)))
+    runs = [
+        tiny_run(tmp_path / "with", batch_size=BATCH, epochs=(2,)),
+        tiny_run(tmp_path / "without", batch_size=BATCH, epochs=(2,), val=None),
+    ]
+    for experiment, run in zip(experiments, runs, strict=True):
+        assert pretrain(experiment, run)
+    states = [newest_checkpoint(tmp_path / name) for name in ("with", "without")]
+    task = experiments[0].task
+    network, head = Plain(), task.head(1, 16)
+    network.load_state_dict(states[0]["backbone"])
+    head.load_state_dict(states[0]["train_step"]["head"])
+    head.eval()
+    total, num, data = 0.0, 0, runs[0].data.val
+    assert data is not None
+    views = task.views(1)
+    with torch.no_grad(), runs[0].data.loader(data, views, train=False) as loader:
+        for batch in loader.epoch(0):
+            loss, _ = task.loss(StageBlocks(network, STAGE), head, batch.inputs(views, torch.float32), batch)
+            valid = int((batch.indices >= 0).sum())
+            total, num = total + float(loss) * valid, num + valid
+    for run in reversed(runs):  # because each run restores the signal handlers before it
+        run.close()
+    (summary,) = states[0]["position"]["summaries"]
+    assert num == 160 and summary["val"]["loss"] == pytest.approx(total / num, rel=1e-3)
+    assert len(states[0]["task"]["labels"]) == RUNS_NUM
+    assert digests(states[0]["task"]) == digests(states[1]["task"])
+    assert digests(states[0]["train_step"]) == digests(states[1]["train_step"])
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+@pytest.mark.parametrize("step", [47, *map(slow, (1, 30, 89))])
+def test_resumed_from_any_step_equals_never_stopped(
+    whole: tuple[Path, Watched], tmp_path: Path, step: int
+) -> None:
+    """Losses, the clusters so far and the best sub-heads are compared, among others."""
+    assert not fit(tmp_path, Watched(second_clusters=SECOND), stop_at=step)
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
+    assert fit(tmp_path, Watched(second_clusters=SECOND))
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
+    assert epoch_records(tmp_path) == epoch_records(whole[0])
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_a_signal_in_the_last_pass_is_heard_and_it_begins_anew(
+    whole: tuple[Path, Watched], tmp_path: Path
+) -> None:
+    """A signal stops the pass after the stage's last step, and the resumed run repeats that pass."""
+    assert not fit(tmp_path, Watched(second_clusters=SECOND), stop_at=3 * STEPS)
+    state = newest_checkpoint(tmp_path)
+    assert state["position"]["step"] == 3 * STEPS and "labels" not in state["task"]
+    assert fit(tmp_path, Watched(second_clusters=SECOND))
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_clusters_must_find_images_and_pairs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--num-clusters 481 for 480 training images"):
+        fit(tmp_path / "a", Watched(num_clusters=481))
+    with pytest.raises(ValueError, match="--second-clusters 481 for 480 training images"):
+        fit(tmp_path / "b", Watched(second_clusters=481))
+    with Beton(sample_paths().train_32) as data, pytest.warns(UserWarning, match="5 makes 10 pairs per step"):
+        Watched().check_data(data, (RUNS_CLUSTERS - 1) // RUNS_COPIES)
+
+
+class Plain(TinyNet):
+    """A network that normalises each image by itself, so that an output does not depend on its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for part, width in zip(self.parts, self.channels, strict=True):
+            part[1] = nn.GroupNorm(4, width)  # type: ignore[index, operator]
+
+
+def on_two_ranks(out: Path, rank: int, size: int) -> dict[str, Any]:
+    return a_run(out, World(rank, size, rank, size, torch.device("cpu")))
+
+
+def a_run(out: Path, world: World) -> dict[str, Any]:
+    options = PretrainOptions(
+        data=str(sample_paths().train_32), out=out, batch_size=BATCH, epochs=(2,), tensorboard=False,
+        workers=1, checkpoint_minutes=0.0, checkpoint_steps=7, keep_checkpoints=100,
+    )  # fmt: skip
+    run, task = Run("tiny", RunData(options, world)), Watched(second_clusters=SECOND)
+    torch.manual_seed(0)
+    assert pretrain(make_experiment(task, Plain(), epochs=(2,), lr=1e-4), run)
+    run.close()
+    losses = [step[1] for step in task.steps]
+    return {"labels": task.labels, "best": task.epochs.best.tolist(), "losses": losses}
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+@pytest.mark.slow
+def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
+    """Losses of every step, the best sub-heads, clusters in mid-epoch and final labels are equal."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = a_run(tmp_path / "one", one_process())
+    torch.set_num_threads(threads)
+    for held in results_of_ranks(partial(on_two_ranks, tmp_path / "two"), 2, tmp_path):
+        assert held["best"] == alone["best"]
+        assert np.allclose(held["losses"], alone["losses"], rtol=0.01, atol=1e-5)
+        assert (held["labels"] == alone["labels"]).float().mean() > 0.98
+    # Equality is not trivial.
+    assert np.min(alone["losses"]) < -0.001 and len(alone["labels"].unique()) > 1
+    for step in (7, 56):  # head A has seen 7 steps, head B 26
+        one, two = (
+            torch.load(tmp_path / name / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["task"][
+                "epochs"
+            ]
+            for name in ("one", "two")
+        )
+        assert torch.equal(one["clusters"] >= 0, two["clusters"] >= 0)
+        assert int((one["clusters"] >= 0).sum()) == step % STEPS * BATCH
+        assert (one["clusters"] == two["clusters"]).float().mean() > 0.98
+        for before, on_ranks_before in zip(one["previous"], two["previous"], strict=True):
+            assert torch.equal(before >= 0, on_ranks_before >= 0)
+
+
+@pytest.mark.filterwarnings("ignore:collapse")
+def test_each_head_is_read_by_its_own_best_sub_head_and_a_resume_keeps_it() -> None:
+    torch.manual_seed(3)
+    task, resumed = Watched(second_clusters=SECOND), Watched(second_clusters=SECOND)
+    for each in (task, resumed):
+        train_step_of(each)
+    task.epochs.best.copy_(torch.tensor([2, 1]))
+    task.first_epoch = 4
+    heads, features, indices = task.head(1, 16), torch.randn(RUNS_NUM, 16, 1, 1), torch.arange(RUNS_NUM)
+    indices[5] = -1  # an image that cannot be decoded: it has label 0 and no entropy
+    context: Any = SimpleNamespace(
+        world=one_process(), data=SimpleNamespace(num_samples=RUNS_NUM), epoch=5, head=heads,
+        forward_dataset=lambda view, head: iter([(indices, head(features).detach())]),
+    )  # fmt: skip
+    task.end_stage(context)
+    resumed.load_state_dict(task.state_dict())
+    for number, best, found in ((0, 2, resumed.labels), (1, 1, resumed.second_labels)):
+        logits = heads(features, number).detach()
+        assert found is not None
+        assert found.tolist() == logits[:, best].argmax(1).where(indices >= 0, 0).tolist()
+        assert found.tolist() != logits[:, 3 - best].argmax(1).tolist()
+    shares = heads(features, 0).detach()[:, 2].double().softmax(1)
+    assert resumed.entropy is not None
+    expected = (-(shares * shares.log()).sum(1)).where(indices >= 0, torch.nan)
+    assert torch.allclose(resumed.entropy.double(), expected, atol=1e-5, equal_nan=True)
+    assert task.state_dict()["best_sub_head"] == resumed.state_dict()["best_sub_head"] == 2
+    assert [resumed.head_of(epoch) for epoch in range(4, 9)] == [0, 1, 1, 0, 1]

@@ -50,21 +50,16 @@ CONFIGURATION = {"source": "iic", "num_clusters": 3, "epochs": [500], "dropout":
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write(
-        tmp_path / "labels.npz",
-        [2, 0, 1, 2, 0],
-        3,
-        num_split=1,
-        entropy=np.array([0, 0.5, 1.0, 0.25, np.log(3)]),
-        configuration=CONFIGURATION,
-    )
+        tmp_path / "labels.npz", [2, 0, 1, 2, 0], 3, num_split=1,
+        entropy=np.array([0, 0.5, 1.0, 0.25, np.log(3)]), configuration=CONFIGURATION,
+    )  # fmt: skip
 
 
 def test_what_was_written_comes_back(path: Path) -> None:
     labels = read(path)
     assert labels.labels.dtype == np.int32 and labels.labels.tolist() == [2, 0, 1, 2, 0]
-    assert labels.entropy.dtype == np.float32 and labels.entropy.tolist() == pytest.approx(
-        [0, 0.5, 1, 0.25, np.log(3)]
-    )
+    assert labels.entropy.dtype == np.float32
+    assert labels.entropy.tolist() == pytest.approx([0, 0.5, 1, 0.25, np.log(3)])
     assert (labels.num_classes, labels.made_by, labels.num_split, labels.split) == (3, "test", 1, "train")
     assert labels.configuration == CONFIGURATION
     assert [file.name for file in path.parent.iterdir()] == ["labels.npz"]

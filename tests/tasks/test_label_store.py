@@ -26,8 +26,6 @@ NUM, CLASSES, GLOBAL_BATCH, SEED = 200, 7, 12, 3
 # Steps of each epoch. The last batch of the first epoch is padded, the other epochs are cut short.
 NUM_STEPS = (17, 9, 13)
 SAVED_AT = (1, 5)  # epoch, number of steps
-
-
 DAMAGED = 4
 
 

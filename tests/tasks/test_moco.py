@@ -1,5 +1,6 @@
-"""Test MoCo v2 against plain loops and a deque, and two ranks against one."""
+"""MoCo: queue, loss, momentum encoder and its BatchNorm over shuffled groups, compared with plain loops."""
 
+import copy
 import io
 import math
 from collections import deque
@@ -7,10 +8,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
@@ -20,11 +24,21 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
+from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.models.backbone import Backbone
 from fastpsl.models.resnet import ResNet
+from fastpsl.models.revnet import RevNet
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.tasks.contrastive.moco import KeyEncoder, MoCo, shuffled_order
+from fastpsl.tasks.contrastive.moco import (
+    KeyEncoder,
+    MoCo,
+    encode_shuffled,
+    redistributed,
+    shuffled_order,
+    substitutes,
+)
 from fastpsl.tasks.contrastive.simclr import drawn, side_by_side
 from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
@@ -37,13 +51,9 @@ STAGES = make_plan("psl", (1, 1, 1))
 
 def make_task(batch_size: int = BATCH, **values: Any) -> MoCo:
     small: dict[str, Any] = {
-        "queue_size": QUEUE,
-        "momentum": 0.9,
-        "temperature": 0.2,
-        "key_group": GROUP,
-        "width": 6,
+        "queue_size": QUEUE, "momentum": 0.9, "temperature": 0.2, "key_group": GROUP, "width": 6,
         "size_px": 32,
-    }
+    }  # fmt: skip
     return MoCo(seed=3, batch_size=batch_size, **{**small, **values})
 
 
@@ -270,15 +280,9 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)
         task = MoCo(
-            seed=0,
-            batch_size=32,
-            queue_size=64,
-            momentum=0.9,
-            temperature=0.2,
-            key_group=8,
-            width=4,
+            seed=0, batch_size=32, queue_size=64, momentum=0.9, temperature=0.2, key_group=8, width=4,
             size_px=16,
-        )
+        )  # fmt: skip
         with closing(tiny_run(out, max_steps_per_stage=2)) as run:
             signal_at_question(run, stop_at)
             return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
@@ -286,12 +290,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     assert fit(tmp_path / "whole")
     whole = newest_checkpoint(tmp_path / "whole")
     assert whole["task"]["num_filled"] == 64 and whole["task"]["next_slot"] == 0
-    for stop_at in (
-        1,
-        3,
-        11,
-        12,
-    ):  # in the first warm-up, after a step, at the end, after the second warm-up
+    for stop_at in (1, 3, 11, 12):  # in the first warm-up, after a step, at the end, after the second warm-up
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)
@@ -359,15 +358,9 @@ def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     device = torch.device("cuda", 0)
     task = MoCo(
-        seed=0,
-        batch_size=16,
-        queue_size=64,
-        momentum=0.999,
-        temperature=0.2,
-        key_group=4,
-        width=128,
+        seed=0, batch_size=16, queue_size=64, momentum=0.999, temperature=0.2, key_group=4, width=128,
         size_px=64,
-    )
+    )  # fmt: skip
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
     head, blocks = task.head(2, backbone.channels[3]).to(device), StageBlocks(backbone, STAGES[1])
     module = StageModule(blocks, head, task)
@@ -387,3 +380,230 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
         batches.close()
     assert task.queue.isfinite().all() and task.slot == 16 * 15 % 64
+
+
+def query(
+    frozen_batchnorm: str = "eval", sync: bool = False, reversible: bool = False
+) -> tuple[nn.Module, StageBlocks, nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    backbone: Backbone = TinyNet()
+    if reversible:
+        backbone = RevNet(channels=(8, 8, 12, 16, 16), units=(1, 2, 2, 2), widths=(4, 4, 4, 4))
+    if sync:
+        backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    blocks = StageBlocks(backbone, make_plan("psl", (1, 1, 1))[1], frozen_batchnorm)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    return backbone, blocks, head, torch.randn(8, 3, 32, 32)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("frozen_batchnorm", "reversible"), [("eval", False), ("train", False), ("eval", True)]
+)
+def test_keys_are_normalised_by_their_own_images_and_move_nothing(
+    frozen_batchnorm: str, reversible: bool
+) -> None:
+    backbone, blocks, head, images = query(frozen_batchnorm, reversible=reversible)
+    encoder = KeyEncoder(blocks, head, 0.9)
+    before = snapshot(backbone)
+    keys = encoder(images, 8)
+    blocks.eval(), head.eval()  # keys are the same in validation passes
+    again = encoder(images, 8)
+    blocks.train(), head.train()
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+    assert not keys.requires_grad and torch.equal(keys, again)
+    assert torch.allclose(keys.norm(dim=1), torch.ones(8))
+    expected = nn.functional.normalize(head(blocks(images)))  # train mode uses these images' statistics
+    assert torch.allclose(keys, expected, atol=1e-6)
+    assert not torch.allclose(keys[:4], encoder(images[:4], 4), atol=1e-3)
+
+
+@pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])
+def test_each_group_is_normalised_by_itself(frozen_batchnorm: str) -> None:
+    _, blocks, head, images = query(frozen_batchnorm)
+    encoder = KeyEncoder(blocks, head, 0.9)
+    whole = encoder(images, 4)
+    parts = [encoder(group, 4) for group in images.split(4)]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
+    assert not torch.allclose(whole, encoder(images, 8), atol=1e-3)
+
+
+class Casts(TorchDispatchMode):
+    """A dispatch mode that counts weights cast to bfloat16."""
+
+    num = 0
+
+    @override
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_cast = function._schema.name == "aten::_to_copy" and (kwargs or {}).get("dtype") == torch.bfloat16
+        self.num += is_cast and isinstance(args[0], nn.Parameter)
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_step_under_autocast() -> None:
+    """The values are those of autocast's own casts in each call."""
+    _, blocks, head, images = query()
+    encoder, plain = KeyEncoder(blocks, head, 0.5), KeyEncoder(blocks, head, 0.5)
+    plain._as_run = lambda device_type: (plain.learning, plain.head)  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in range(2):
+            assert torch.equal(encoder(images, 2), plain(images, 2)), step
+            for p in [*blocks.learning.parameters(), *head.parameters()]:
+                p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+            encoder.follow()
+            plain.follow()
+        encoder.load_state_dict(plain.state_dict())
+        assert torch.equal(encoder(images, 2), plain(images, 2))
+        with Casts() as encoder_casts:
+            encoder(images, 2)
+        with Casts() as autocasts:
+            plain(images, 2)
+    # The frozen block is cast once for all groups; autocast would cast the other weights in each group.
+    assert (encoder_casts.num, autocasts.num) == (1, 1 + 4 * 5)
+
+
+def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
+    """In train mode, torch's SyncBatchNorm would join the groups of all ranks, and refuse CPU tensors."""
+    _, blocks, head, images = query()
+    expected = KeyEncoder(blocks, head, 0.9)(images, 8)
+    _, blocks, head, images = query(sync=True)
+    assert isinstance(blocks.learning[0][1], nn.SyncBatchNorm)  # type: ignore[index]
+    encoder = KeyEncoder(blocks, head, 0.9)
+    assert torch.equal(encoder(images, 8), expected)
+    assert not any(part.training for part in [*encoder.learning.modules(), *encoder.head.modules()])
+
+
+def test_it_follows_by_the_momentum_formula() -> None:
+    _, blocks, head, _ = query()
+    encoder = KeyEncoder(blocks, head, 0.75)
+    query_parameters = [*blocks.learning.parameters(), *head.parameters()]
+    key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    assert len(key_parameters) == 11 and not any(p.requires_grad for p in key_parameters)
+    expected = [p.detach().clone() for p in query_parameters]
+    for step in range(3):
+        for p in query_parameters:
+            p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+        encoder.follow()
+        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, query_parameters, strict=True)]
+        for parameter, value in zip(key_parameters, expected, strict=True):
+            assert torch.allclose(parameter, value, atol=1e-6)
+
+
+def test_frozen_blocks_are_shared_and_only_the_rest_is_saved() -> None:
+    _, blocks, head, images = query()
+    encoder = KeyEncoder(blocks, head, 0.5)
+    assert encoder.frozen is blocks.frozen
+    assert not any("running" in name for part in encoder.state_dict().values() for name in part)
+    state = copy.deepcopy(encoder.state_dict())
+    keys = encoder(images, 8)
+    for p in [*blocks.learning.parameters(), *head.parameters()]:
+        p.data.add_(1.0)
+    encoder.follow()
+    assert not torch.allclose(encoder(images, 8), keys, atol=1e-3)
+    encoder.load_state_dict(state)
+    assert torch.equal(encoder(images, 8), keys)
+
+
+def by_group_mean(images: Tensor, group_size: int) -> Tensor:
+    """Encode to width 1 by the group: brightness minus the group's mean."""
+    brightness = images.mean((1, 2, 3)).view(-1, group_size)
+    return (brightness - brightness.mean(1, keepdim=True)).view(-1, 1)
+
+
+def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:
+    orders = [
+        shuffled_order(seed, epoch, step, 64) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1, 2)
+    ]
+    for order in orders:
+        assert order.dtype == np.int64 and sorted(order) == list(range(64))
+    assert len({tuple(order) for order in orders}) == len(orders)
+    words_of_step_2 = words(Keys(1, 1, np.arange(128, 192)), Slot.TASK, 2).tolist()
+    assert orders[-1].tolist() == sorted(range(64), key=words_of_step_2.__getitem__)
+
+
+def test_groups_mix_all_ranks_and_change_each_step() -> None:
+    """512 images are in groups of 32; 1 in 16 images lands in the group of its own part of the batch."""
+    places = np.empty((40, 512), np.int64)
+    for step in range(40):
+        places[step, shuffled_order(3, 5, step, 512)] = np.arange(512)
+    groups = places // 32
+    own_part = np.arange(512) // 32  # the rank of the image among 16, and its query's group
+    assert 0.05 < np.mean(groups == own_part) < 0.075  # 1/16
+    for image in (0, 1, 511):
+        assert len(set(groups[:, image].tolist())) > 10
+    together = np.mean(groups[:, :31] == groups[:, 1:32])  # neighbours of one rank
+    assert 0.04 < together < 0.085
+
+
+def test_keys_are_those_of_a_plain_loop_over_groups() -> None:
+    images = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    order = shuffled_order(0, 2, 7, 12)
+    keys = encode_shuffled(
+        by_group_mean, images, torch.ones(12, dtype=torch.bool), torch.from_numpy(order), 4
+    )
+    for start in (0, 4, 8):
+        group = order[start : start + 4].tolist()
+        mean = sum(images[i].mean() for i in group) / 4
+        for i in group:
+            assert keys[i, 0] == pytest.approx(float(images[i].mean() - mean), abs=1e-6)
+
+
+def test_what_is_not_valid_is_replaced_before_it_meets_others() -> None:
+    """Images of NaN would make every key of their groups NaN."""
+    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    valid = torch.tensor([True, False, True, True, False, False, True, True])
+    images[~valid] = float("nan")
+    order = shuffled_order(0, 0, 0, 8)
+    keys = encode_shuffled(by_group_mean, images, valid, torch.from_numpy(order), 4)
+    filled = images.clone()
+    for group in order.reshape(2, 4).tolist():
+        members = [i for i in group if valid[i]]
+        for number, i in enumerate(group):  # member p takes number p, modulo their number, of the valid ones
+            filled[i] = images[i] if valid[i] else images[members[number % len(members)]]
+    assert torch.equal(keys, encode_shuffled(by_group_mean, filled, valid | True, torch.from_numpy(order), 4))
+    assert keys.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_substitutes_are_valid_places_of_the_group(size: int) -> None:
+    valid = torch.tensor([[bool(number >> i & 1) for i in range(size)] for number in range(2**size)])
+    for group, found in zip(valid.tolist(), substitutes(valid).tolist(), strict=True):
+        places = [i for i in range(size) if group[i]] or [0]
+        assert found == [i if group[i] else places[i % len(places)] for i in range(size)]
+
+
+def test_ranks_send_each_other_what_each_encodes(tmp_path: Path) -> None:
+    order = shuffled_order(5, 0, 0, 24)
+    rows = torch.arange(24 * 6.0).view(24, 3, 2)
+    assert torch.equal(redistributed(rows, order), rows[order])
+    assert torch.equal(torch.cat(results_of_ranks(part_in_order, 2, tmp_path)), rows[order])
+
+
+def part_in_order(rank: int, world: int) -> Tensor:
+    """Return a rank's part of the rows of the test above."""
+    size = 24 // world
+    rows = torch.arange(24 * 6.0).view(24, 3, 2)[rank * size : (rank + 1) * size]
+    return redistributed(rows.transpose(1, 2), shuffled_order(5, 0, 0, 24)).transpose(1, 2)
+
+
+def keys_of(rank: int, world: int) -> Tensor:
+    """Return the keys of 24 images that a rank computes from its part of them."""
+    size = 24 // world
+    images = torch.randn(24, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    share = images[rank * size : (rank + 1) * size].contiguous(memory_format=torch.channels_last)
+    valid = torch.arange(24) % 5 != 0
+    order = shuffled_order(5, 0, 0, 24)
+    return encode_shuffled(by_group_mean, share, valid, torch.from_numpy(order), 4, order)
+
+
+def test_ranks_encode_together_what_one_does(tmp_path: Path) -> None:
+    keys = keys_of(0, 1)
+    assert all(torch.equal(each, keys) for each in results_of_ranks(keys_of, 2, tmp_path))
+
+
+def test_a_group_that_does_not_divide_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="--key-group 5 does not divide the 12 images"):
+        encode_shuffled(by_group_mean, torch.zeros(12, 3, 4, 4), torch.ones(12) > 0, torch.arange(12), 5)

@@ -1,19 +1,23 @@
-"""Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
+"""UIC: labels from training and from centre crops, fine-tuning, and its experiment."""
 
 import copy
 import json
+import math
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import linear_decay
@@ -25,15 +29,20 @@ from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.order import balanced_order
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
+from fastpsl.tasks.pseudo_labels import uic
+from fastpsl.tasks.pseudo_labels.file import read_labels
+from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
+from fastpsl.tasks.pseudo_labels.scores import Settling
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.tiny import TinyNet, tiny_run
+from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 SIZE, CLASSES, NUM, BATCH, STEPS = 32, 40, 480, 32, 15
 COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
@@ -69,13 +78,9 @@ class Dropping(TinyNet):
 
 def make_task(**options: Any) -> Watched:
     values: dict[str, Any] = {
-        "num_classes": CLASSES,
-        "input": COLOUR,
-        "size_px": SIZE,
-        "seed": 0,
-        "augmentation": "standard",
+        "num_classes": CLASSES, "input": COLOUR, "size_px": SIZE, "seed": 0, "augmentation": "standard",
         "label_view": "train",
-    }
+    }  # fmt: skip
     return Watched(**{**values, **options})
 
 
@@ -401,30 +406,20 @@ class Plain(TinyNet):
             part[1] = nn.Identity()  # type: ignore[index, operator]
 
 
-def on_two_ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank=rank, size=2, local_rank=rank, local_size=2, device=torch.device("cpu"))
-    labels_of_a_run(Path(folder) / "two", world)
-    leave_world()
+def on_two_ranks(out: Path, rank: int, size: int) -> list[torch.Tensor]:
+    return labels_of_a_run(out, World(rank, size, rank, size, torch.device("cpu")))
 
 
-def labels_of_a_run(out: Path, world: World) -> None:
-    paths = sample_paths()
+def labels_of_a_run(out: Path, world: World) -> list[torch.Tensor]:
     options = PretrainOptions(
-        data=str(paths.train_32),
-        out=out,
-        batch_size=BATCH,
-        epochs=(3,),
-        tensorboard=False,
-        workers=1,
-        checkpoint_minutes=0.0,
-    )
+        data=str(sample_paths().train_32), out=out, batch_size=BATCH, epochs=(3,), tensorboard=False,
+        workers=1, checkpoint_minutes=0.0,
+    )  # fmt: skip
     run, task = Run("tiny", RunData(options, world)), make_task()
     torch.manual_seed(0)  # the same network in every process
     assert pretrain(make_experiment(task, Plain(), lr=1e-9), run)
     run.close()
-    torch.save([torch.from_numpy(labels) for labels in task.epochs], out / f"labels-{world.rank}.pt")
+    return [torch.from_numpy(labels) for labels in task.epochs]
 
 
 def nearly_all_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -439,14 +434,127 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
     """The network hardly changes, so outputs, every epoch's labels and the checkpoint must be equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    labels_of_a_run(
-        tmp_path / "one", World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
-    )
+    expected = labels_of_a_run(tmp_path / "one", one_process())
     torch.set_num_threads(threads)
-    on_ranks(on_two_ranks, (str(tmp_path),), 2)
-    expected = torch.load(tmp_path / "one" / "labels-0.pt")
-    for rank in range(2):
-        labels = torch.load(tmp_path / "two" / f"labels-{rank}.pt")
+    for labels in results_of_ranks(partial(on_two_ranks, tmp_path / "two"), 2, tmp_path):
         assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()
+
+
+def test_what_cannot_be_fine_tuned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    science = {"recipe": "uic", "backbone": "alexnet", "num_clusters": 16, "input_channels": "SobelXY"}
+    monkeypatch.setattr(uic, "read_checkpoint", lambda _: {"science": science, "train_step": {}})
+
+    def trained(**changed: Any) -> dict[str, Any]:
+        options: Any = SimpleNamespace(**{**science, "plan": "end_to_end", **changed})
+        return uic._trained(tmp_path / "step.pt", options)[1]["science"]
+
+    assert trained() == science
+    for name, value in (("backbone", "vgg16"), ("num_clusters", 8), ("input_channels", "RGB")):
+        flag, needed = name.replace("_", "-"), science[name]
+        with pytest.raises(ValueError, match=f"has {flag} {needed}, not {value}: give --{flag} {needed}"):
+            trained(**{name: value})
+    with pytest.raises(ValueError, match="give --plan end_to_end, not psl"):
+        trained(plan="psl")
+    del science["num_clusters"]
+    with pytest.raises(ValueError, match="a checkpoint of uic, which has no pseudo-labels"):
+        trained(num_clusters=16)
+
+
+def test_the_file_of_labels_has_the_last_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the number of classes that were split, which makes the labels comparable, and the science."""
+    current = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 1, 0, 2], dtype=torch.int32)
+    state = {"task": {"store": {"current": current, "num_split": 2}}}
+    monkeypatch.setattr(uic, "read_checkpoint", lambda _: state)
+    data = Synthetic(12, 3)
+    run: Any = SimpleNamespace(
+        folder=tmp_path, last_checkpoint=lambda: None, data=SimpleNamespace(train=data),
+        science={"recipe": "uic_r50", "seed": 4},
+    )  # fmt: skip
+    task: Any = SimpleNamespace(num_classes=3)
+    assert uic.leave_labels(task, run) == [f"labels {tmp_path / 'labels.npz'}"]
+    labels = read_labels(tmp_path / "labels.npz", data)
+    assert labels.labels.tolist() == current.tolist()
+    assert (labels.num_classes, labels.num_split, labels.made_by) == (3, 2, "uic_r50")
+    assert labels.configuration == {"recipe": "uic_r50", "seed": 4, "source": "uic_r50"}
+
+
+(STAGE,) = make_plan("end_to_end", (3,), num_levels=1)
+
+
+def start_stage(task: PseudoClassify) -> None:
+    task.start_stage(STAGE, StageBlocks(TinyNet(), STAGE), nn.Linear(1, 1))
+
+
+def test_empty_classes_of_given_labels_are_split_alike_in_every_stage() -> None:
+    given = np.arange(NUM) % (CLASSES - 1)
+    task = make_task(given=given)
+    task.check_data(Synthetic(NUM, CLASSES), BATCH)
+    expected, _ = split_empty(given, CLASSES, 0, 0)
+    assert expected.tolist() != split_empty(given, CLASSES, 0, 7)[0].tolist()
+    for first_epoch in (0, 7):
+        start_stage(task)
+        for epoch in range(first_epoch, first_epoch + 3):
+            context: Any = SimpleNamespace(epoch=epoch, first=epoch == first_epoch)
+            assert (task.start_epoch(context) is not None) == context.first
+            assert task.store.current.tolist() == expected.tolist()
+
+
+def test_the_loss_is_that_of_plain_loops_over_the_images_that_were_decoded() -> None:
+    task, head = make_task(), nn.Linear(6, CLASSES)
+    task.check_data(Synthetic(NUM, CLASSES), BATCH)
+    start_stage(task)
+    random = np.random.default_rng(0)
+    task.store.current.copy_(torch.from_numpy(random.integers(0, CLASSES, NUM)))
+    batch = noise_batch(task.views(1), 5)
+    batch.indices = torch.tensor([7, 0, -1, 479, 3])
+    features = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    blocks: Any = nn.Identity()
+    logits = head(features).tolist()
+    total, right = 0.0, 0
+    for row, sample in enumerate(batch.indices.tolist()):
+        if sample >= 0:
+            label = int(task.store.current[sample])
+            total += math.log(sum(math.exp(value) for value in logits[row])) - logits[row][label]
+            right += max(logits[row]) == logits[row][label]
+    loss, metrics = task.loss(blocks, head, (features,), batch)
+    assert float(loss.detach()) == pytest.approx(total / 4, rel=1e-5)
+    assert [float(value) for value in metrics["loss"]] == pytest.approx([total, 4], rel=1e-5)
+    assert [float(value) for value in metrics["agreement"]] == [right, 4]
+    assert metrics.keys() == {"loss", "agreement"}
+
+
+def test_figures_are_compared_with_labels_that_the_runs_seed_shuffles() -> None:
+    random = np.random.default_rng(0)
+    made, previous, true = (random.integers(0, num, 200) for num in (CLASSES, CLASSES, 5))
+    found = {}
+    for seed in (0, 7):
+        task = make_task(seed=seed)
+        task.true_labels, task.settling = true, Settling()
+        figures = task.figures(made, previous)
+        shuffled = np.random.default_rng(seed).permutation(made)
+        assert figures["nmi_true"] == pytest.approx(normalized_mutual_info_score(true, made))
+        for name, others in (("nmi_true_shuffled", true), ("nmi_previous_shuffled", previous)):
+            assert figures[name] == pytest.approx(normalized_mutual_info_score(others, shuffled))
+        found[seed] = figures["nmi_true_shuffled"]
+    assert found[0] != found[7]
+
+
+def test_labels_of_a_stage_have_the_tasks_seed_and_a_watch_that_is_resumed() -> None:
+    """The watch over settling begins anew in the next stage, as the labels do."""
+    task, resumed = make_task(seed=5), make_task(seed=5)
+    for each in (task, resumed):
+        each.check_data(Synthetic(NUM, CLASSES), BATCH)
+        start_stage(each)
+    zeros = np.zeros(NUM, np.int64)
+    with pytest.warns(UserWarning, match="collapse"):
+        figures = task.relabel(zeros, 2)
+    assert figures["nmi_previous"] is None and figures["num_split"] == CLASSES - 1
+    assert task.store.current.tolist() == split_empty(zeros, CLASSES, 5, 2)[0].tolist()
+    task.settling.shares = [0.25, 0.5]
+    resumed.load_state_dict(task.state_dict())
+    assert resumed.settling.shares == [0.25, 0.5] and resumed.store.num_split == CLASSES - 1
+    start_stage(resumed)
+    assert resumed.settling.shares == [] and (resumed.store.current == -1).all()
+    assert task.chance(1) == 1 / CLASSES

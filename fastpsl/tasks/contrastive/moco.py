@@ -96,13 +96,7 @@ def redistributed(rows: Tensor, order: np.ndarray) -> Tensor:
 def substitutes(valid: Tensor) -> Tensor:
     """Map the valid places of each group to themselves and the others to its valid places in turn.
 
-    If no place of a group is valid, all are mapped to the first.
-
-    Args:
-        valid: bool [groups, n].
-
-    Returns:
-        int64 [groups, n] in [0, n).
+    `valid` is bool [groups, n], and the result int64 [groups, n]. Without a valid place it is the first.
     """
     places = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
     valid_first = torch.argsort(~valid, dim=1, stable=True)
@@ -145,16 +139,10 @@ class KeyEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, group_size: int) -> Tensor:
-        """Encode images in groups, each normalised by its own statistics.
+        """Return keys of length 1, float32 [B, width], of images [B, C, H, W].
 
-        Frozen blocks that normalise by running statistics see all images at once.
-
-        Args:
-            images: [B, C, H, W]; group_size divides B.
-            group_size: Images that are normalised together.
-
-        Returns:
-            Keys of length 1, float32 [B, width].
+        Each group of images is normalised by its own statistics; its size divides B. Frozen blocks that
+        normalise by running statistics see all images at once.
         """
         blocks = self.blocks
         learning, head = self._as_run(images.device.type)

@@ -33,13 +33,12 @@ class NTXent(NamedTuple):
 
 
 def nt_xent(
-    first: Tensor,
-    second: Tensor,
-    valid: Tensor,
-    temperature: float,
-    block_rows: int | None = None,
+    first: Tensor, second: Tensor, valid: Tensor, temperature: float, block_rows: int | None = None
 ) -> NTXent:
     """Compute NT-Xent (SimCLR, equation 1 and Algorithm 1, arXiv 2002.05709) in float32, even under autocast.
+
+    The embeddings of the two views are [B, D], of any length but 0, and `valid` is bool [B]. B is the same on
+    all ranks. Only [block_rows, 2N] similarities are held at once, which changes the order of float32 sums.
 
     Each valid embedding of the N valid samples of all ranks is an anchor. Its positive is the sample's other
     view; its negatives are the 2N - 2 other embeddings. Invalid embeddings are neither anchors nor negatives.
@@ -49,17 +48,6 @@ def nt_xent(
     losses, because embeddings of this rank are negatives elsewhere. The mean over ranks that DDP takes is
     therefore the gradient of the global mean, even if ranks have different numbers of valid samples. Without
     a valid sample the loss is 0.
-
-    Args:
-        first: Embeddings [B, D] of the first view, of any length but 0; B is the same on all ranks.
-        second: Embeddings [B, D] of the second view.
-        valid: bool [B].
-        temperature: Divisor of the similarities, above 0.
-        block_rows: Anchors whose similarities [block_rows, 2N] are held at once. It changes results only by
-            the order of float32 sums.
-
-    Raises:
-        ValueError: `temperature` is not above 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: it must be above 0")

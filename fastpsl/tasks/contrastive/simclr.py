@@ -48,19 +48,8 @@ def contrastive_view(
     then grey, as in SimCLR.
     Paper: does not state how Sobel is combined. Here: it comes last, and with probability `sobel_p` each
     channel becomes the magnitude of its gradient, so the network has three input channels in every level.
-    SimCLR and MoCo v2 as published have no Sobel: `sobel_p` 0 leaves it out, and T3 is theirs.
-
-    Args:
-        level: 1, 2 or 3.
-        size_px: Side of the crop.
-        scale: Range of the crop's share of the image's area.
-        colour: The jitter.
-        grey_p: Probability of grey.
-        blur_p: Probability of blur.
-        sobel_p: Probability of Sobel, in [0, 1].
-
-    Raises:
-        ValueError: `sobel_p` is out of range.
+    SimCLR and MoCo v2 as published have no Sobel: `sobel_p` 0 leaves it out, and T3 is theirs. `scale` is the
+    range of the crop's share of the image's area.
     """
     if not 0 <= sobel_p <= 1:
         raise ValueError(f"--sobel-p {sobel_p:g}: it is a probability, 0 to 1")
@@ -149,11 +138,7 @@ class SimCLR(Task):
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return two views of one kind, which have their own draws."""
         view = contrastive_view(
-            level,
-            self.size_px,
-            scale=(0.08, 1.0),
-            colour=SIMCLR_COLOUR,
-            sobel_p=self.sobel_p,
+            level, self.size_px, scale=(0.08, 1.0), colour=SIMCLR_COLOUR, sobel_p=self.sobel_p
         )
         return (view, view)
 

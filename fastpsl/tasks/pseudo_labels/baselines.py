@@ -64,18 +64,12 @@ def random_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
 
 
 def k_means_labels(data: Dataset, num_classes: int, pca_width: int, size_px: int, seed: int) -> np.ndarray:
-    """Cluster the images' central squares by k-means on the principal components of their pixels.
+    """Return each image's cluster, int64 [N], by k-means on principal components of its central square.
 
     Paper (section V.E): PCA, then k-means, and no details. Here: components are not whitened, and the
     clustering with the smallest distances of NUM_STARTS is taken. Memory: the pixels as bytes, 3,072 per
     image at 32 px, which are 4 GB for 1.3 million images. Each image's components take 20 * pca_width bytes.
     Floats of 4,096 images come on top.
-
-    Returns:
-        The cluster of each image, int64 [N].
-
-    Raises:
-        ValueError: An image cannot be decoded, or there are fewer components than `pca_width`.
     """
     most = min(data.num_samples, 3 * size_px**2)
     if not 1 <= pca_width <= most:

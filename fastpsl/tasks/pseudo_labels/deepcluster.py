@@ -90,19 +90,10 @@ class DeepCluster(PseudoClassify):
 def clustered_features(
     context: EpochContext, view: ViewSpec, num_clusters: int, pca_width: int, num_iterations: int, seed: int
 ) -> tuple[Tensor, float]:
-    """Cluster the features of all training images (`features_of`) by PCA, whitening and k-means.
+    """Cluster the features of all training images by at most `pca_width` components, whitening and k-means.
 
-    Args:
-        context: The epoch.
-        view: The view of the images.
-        num_clusters: Number of clusters.
-        pca_width: Upper limit of the number of principal components.
-        num_iterations: Iterations of k-means.
-        seed: Seed of the initial centroids.
-
-    Returns:
-        Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and the rows' mean
-        squared distance to their centroids.
+    Returns labels int32 [N], the same on every rank, and the rows' mean squared distance to their centroids.
+    Images that cannot be decoded have the label 0.
     """
     features = features_of(context, view)
     started = time.perf_counter()
@@ -121,26 +112,18 @@ def clustered_features(
 
 
 class Features(NamedTuple):
-    """The features of this rank's images.
-
-    Attributes:
-        blocks: Blocks of rows, float16 [n, C] each, on the host.
-        indices: The sample of each row, int64.
-        num_rows: Number of rows of all ranks.
-    """
+    """The features of this rank's images: blocks of rows, float16 [n, C] each, on the host."""
 
     blocks: list[Tensor]
-    indices: np.ndarray
-    num_rows: int
+    indices: np.ndarray  # the sample of each row, int64
+    num_rows: int  # of all ranks
 
 
 def features_of(context: EpochContext, view: ViewSpec) -> Features:
     """Return the features of every decodable image of this rank's share.
 
-    They are float16, because 1.28 million images with 4,096 numbers each take 10.5 GB even so.
-
-    Raises:
-        ValueError: float16 cannot hold a feature; raised on all ranks.
+    They are float16, because 1.28 million images with 4,096 numbers each take 10.5 GB even so. All ranks
+    refuse a feature that float16 cannot hold.
     """
     blocks: list[Tensor] = []
     indices: list[np.ndarray] = []

@@ -113,11 +113,8 @@ class ClusterEpochs:
     """A record of each head's epoch on the device, which the host reads only when the epoch ends.
 
     It is the same on every rank after `end`. Clusters are kept for one sub-head alone, the best one when the
-    epoch began, in 4 bytes per image.
-
-    Attributes:
-        best: For each head, the sub-head with the lowest mean loss in that head's last epoch, int64 on the
-            device. The first of equal ones counts; it is 0 before.
+    epoch began, in 4 bytes per image. `best`, int64 on the device, has each head's sub-head of the lowest
+    mean loss in that head's last epoch. The first of equal ones counts; it is 0 before.
     """
 
     def __init__(self, num_heads: int, num_sub_heads: int, num_samples: int, device: torch.device):
@@ -136,13 +133,10 @@ class ClusterEpochs:
 
     @torch.no_grad()
     def see(self, number: int, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
-        """Record a step; values that are not finite are ignored.
+        """Record a step of head `number`; values that are not finite are ignored.
 
-        Args:
-            number: The head that learned.
-            indices: int64 [B], -1 for padding.
-            losses: [num_sub_heads], the same on all ranks.
-            logits: [B, num_sub_heads, clusters] of this rank's images.
+        The indices are int64 [B], -1 for padding. The losses [num_sub_heads] are the same on all ranks, and
+        the logits [B, num_sub_heads, clusters] are of this rank's images.
         """
         counts = losses.isfinite()
         self._sums += torch.stack([torch.where(counts, losses, 0.0), counts.float()])
@@ -296,11 +290,7 @@ class IIC(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Store the true labels, if there are any, for comparison alone.
-
-        Raises:
-            ValueError: There are more clusters than images.
-        """
+        """Check the numbers of clusters, and store true labels, if there are any, for comparison alone."""
         for flag, size in self.sizes.items():
             if size > data.num_samples:
                 raise ValueError(

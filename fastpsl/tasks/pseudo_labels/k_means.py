@@ -28,15 +28,10 @@ _NO_VARIANCE = 1e-7
 
 @dataclass(frozen=True)
 class Whitening:
-    """A linear map to uncorrelated features of variance 1.
+    """A linear map from D to d uncorrelated features of variance 1, float32 on the device."""
 
-    Attributes:
-        mean: float32 [D] on the device.
-        matrix: float32 [D, d] on the device, principal directions over the square roots of their variances.
-    """
-
-    mean: Tensor
-    matrix: Tensor
+    mean: Tensor  # [D]
+    matrix: Tensor  # [D, d], principal directions over the square roots of their variances
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the whitened rows, float32 [n, d] on the device, of rows [n, D] of any floating dtype."""
@@ -45,16 +40,11 @@ class Whitening:
 
 
 def fit_whitening(blocks: Sequence[Tensor], width: int, world: World) -> Whitening:
-    """Fit the whitening to the rows of all ranks; it is the same on every rank.
+    """Fit the whitening to all ranks' rows, blocks [n, D] of floats on any device, for `width` of D columns.
 
     A direction without variance (of dead units, or if there are at most `width` rows) maps to zeros. Sums are
     float64, so two ranks and one rank differ in the last bits alone. The result is that of sklearn's
-    PCA(whiten=True) up to signs.
-
-    Args:
-        blocks: This rank's rows, one or more blocks [n, D] of any floating dtype on any device.
-        width: d, at most D and the number of rows.
-        world: The ranks.
+    PCA(whiten=True) up to signs. It is the same on every rank.
     """
     device, size = world.device, blocks[0].shape[1]
     sums = torch.zeros(size + 1, dtype=torch.float64, device=device)
@@ -110,20 +100,12 @@ _SPLIT = 1 / 1024  # as in faiss
 def k_means(
     rows: Tensor, initial: Tensor, num_iterations: int, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cluster the rows of all ranks.
+    """Cluster the rows of all ranks: float32 [n, d], of length 1 at most; n may be 0 on a rank.
 
-    The centroids move `num_iterations` times; then each row gets the nearest one. A centroid without rows is
-    put beside the biggest cluster's (`split_biggest`), but the last assignment may leave clusters empty.
-
-    Args:
-        rows: This rank's rows, float32 [n, d] on the device, of length 1 at most; n may be 0.
-        initial: The first centroids, float32 [k, d], equal on every rank, at most as many as there are rows.
-        num_iterations: Number of iterations.
-        world: The ranks.
-
-    Returns:
-        Labels int64 [n] of this rank's rows, centroids float32 [k, d], and the mean squared distance of all
-        ranks' rows to their centroids.
+    The centroids, float32 [k, d], begin at `initial`, equal on every rank, and move `num_iterations` times.
+    Then each row gets the nearest one. A centroid without rows is put beside the biggest cluster's
+    (`split_biggest`), but the last assignment may leave clusters empty. Returns labels int64 [n] of this
+    rank's rows, the centroids, and the mean squared distance of all ranks' rows to them.
     """
     assert rows.dtype == initial.dtype == torch.float32 and rows.shape[1:] == initial.shape[1:]
     assert not len(rows) or float(torch.linalg.vector_norm(rows, dim=1).max()) < 1.001, "rows longer than 1"
@@ -146,17 +128,7 @@ def drawn_rows(
 ) -> Tensor:
     """Draw rows of random samples, float32 [num, d], equal on every rank and for any number of ranks.
 
-    Args:
-        rows: This rank's rows [n, d].
-        indices: The sample of each row, int64 [n] in 0 … num_samples - 1; a sample has one row at most.
-        num: Number of rows to draw.
-        num_samples: Number of samples of the data.
-        seed: Seed of the draw.
-        epoch: Epoch of the draw.
-        world: The ranks.
-
-    Raises:
-        ValueError: There are fewer rows than `num`.
+    This rank's rows are [n, d], and `indices`, int64 [n], has the sample of each. A sample has one at most.
     """
     has_row = torch.zeros(num_samples, dtype=torch.int32, device=rows.device)
     on_device = torch.from_numpy(indices).to(rows.device)
@@ -182,10 +154,6 @@ def split_biggest(centroids: Tensor, counts: list[int]) -> Tensor:
     An empty centroid, the lowest first, halves the biggest (of equal ones the lowest). Both stand where that
     one was, moved apart by 1/1024 of each coordinate with alternating signs, and count half of its rows each.
     faiss draws the centroid to be split by its size.
-
-    Args:
-        centroids: float32 [k, d].
-        counts: Number of rows of each centroid.
     """
     centroids = centroids.clone()
     signs = 1 - 2 * (torch.arange(centroids.shape[1]) % 2)

@@ -19,7 +19,7 @@ from fastpsl.engine.task import Task
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
+from fastpsl.tasks.classify import average_and_linear, scored
 from fastpsl.tasks.pseudo_labels.scores import Settling, watched_figures
 from fastpsl.tasks.pseudo_labels.store import LabelStore
 
@@ -100,10 +100,7 @@ class PseudoClassify(Task):
         else:
             labels = head(blocks(inputs[1])).float().argmax(1)
         valid = (batch.indices >= 0).float()
-        num = valid.sum()
-        loss = masked_cross_entropy(logits, labels, valid)
-        same = ((logits.argmax(1) == labels) * valid).sum()
-        return loss, {"loss": (loss.detach() * num, num), "agreement": (same, num)}
+        return scored(logits, labels, valid, "agreement")
 
     @override
     def step_state(self) -> list[Tensor]:

@@ -183,13 +183,10 @@ class Settling:
 
     Agreement is `nmi_previous` as a share of the way from the NMI of shuffled labels to 1. It can be compared
     between different numbers of classes.
-
-    Attributes:
-        shares: The agreement of each epoch so far.
     """
 
     def __init__(self) -> None:
-        self.shares: list[float] = []
+        self.shares: list[float] = []  # the agreement of each epoch so far
 
     def see(self, figures: Mapping[str, float | None]) -> str | None:
         """Add the `label_figures` of an epoch, and return a warning every 10 epochs if labels do not settle.

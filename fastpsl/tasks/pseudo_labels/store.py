@@ -18,25 +18,15 @@ _NONE = -1
 
 @dataclass(frozen=True, eq=False)
 class EpochOfLabels:
-    """The labels that an epoch made, over all ranks.
+    """The labels that an epoch made, over all ranks; arrays are int32 [N]."""
 
-    Attributes:
-        num_written: Number of images with a new label.
-        num_not_drawn: Number of images that no step showed, or skipped steps alone; they keep their labels.
-        num_repeated: Number of draws of an image beyond its first.
-        num_not_finite: Number of draws without a label, because their logits were not finite.
-        num_split: Number of classes that were split to fill empty ones.
-        made: int32 [N], the labels before that split.
-        previous: int32 [N], the labels of the epoch that ended.
-    """
-
-    num_written: int
-    num_not_drawn: int
-    num_repeated: int
-    num_not_finite: int
-    num_split: int
-    made: np.ndarray
-    previous: np.ndarray
+    num_written: int  # images with a new label
+    num_not_drawn: int  # images that no step showed, or skipped steps alone; they keep their labels
+    num_repeated: int  # draws of an image beyond its first
+    num_not_finite: int  # draws without a label, because their logits were not finite
+    num_split: int  # classes that were split to fill empty ones
+    made: np.ndarray  # the labels before that split
+    previous: np.ndarray  # the labels of the epoch that ended
 
 
 class LabelStore:
@@ -49,15 +39,12 @@ class LabelStore:
     If an image is drawn several times, its latest draw counts, in the order of the epoch's positions. If its
     logits were not finite, the image keeps its label. So labels do not depend on the number of ranks. The
     paper does not state what happens to images that are drawn several times or not at all.
-
-    Attributes:
-        current: int32 [N], the labels of this epoch; -1 before the first `set`.
-        num_split: Number of classes that were split to make them.
     """
 
     def __init__(self, num_samples: int, num_classes: int, device: torch.device, seed: int):
         self.num_samples, self.num_classes, self.device, self.seed = num_samples, num_classes, device, seed
         # Captured steps read and write these tensors, so they are never replaced.
+        # The labels of this epoch; -1 before the first `set`.
         self.current = torch.full((num_samples,), _NONE, dtype=torch.int32, device=device)
         # position * (num_classes + 1) + label + 1, or -1 for an image that was not drawn. So the greatest of
         # all ranks is the latest. The last place is for padding.
@@ -66,7 +53,7 @@ class LabelStore:
         self._num_draws = torch.zeros((), dtype=torch.int64, device=device)
         self._num_not_finite = torch.zeros_like(self._num_draws)
         self._num_positions = torch.zeros_like(self._num_draws)  # of all ranks
-        self.num_split = 0
+        self.num_split = 0  # classes that were split to make the labels
         self._forget()
 
     def _forget(self) -> None:
@@ -101,11 +88,9 @@ class LabelStore:
 
     @torch.no_grad()
     def write(self, indices: Tensor, logits: Tensor) -> None:
-        """Store the arg max of this rank's next batch for the next epoch, without waiting for the device.
+        """Store the arg max of logits [B, num_classes] for the next epoch, without waiting for the device.
 
-        Args:
-            indices: int64 [B], in the epoch's order; -1 for padding, which is ignored.
-            logits: [B, num_classes].
+        The indices, int64 [B], are this rank's next ones in the epoch's order; -1 for padding is ignored.
         """
         assert logits.shape == (len(indices), self.num_classes), (logits.shape, self.num_classes)
         finite = logits.isfinite().all(1)

@@ -84,12 +84,9 @@ class AETHead(nn.Module):
     """A head that averages both images' features, puts them side by side and regresses the targets.
 
     The answers pass through tanh if the targets are in [-1, 1] (affine), as in AET.
-
-    Attributes:
-        mean_target: [8 or 6], the best constant answer, the mean of 10,000 draws with seed 0.
     """
 
-    mean_target: Tensor
+    mean_target: Tensor  # [8 or 6], the best constant answer: the mean of 10,000 draws with seed 0
 
     def __init__(self, channels: int, warp: WarpPair):
         super().__init__()

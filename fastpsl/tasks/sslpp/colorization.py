@@ -96,11 +96,7 @@ class Colorization(Proxy):
 
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        """Count the colours of all ranks' images.
-
-        Raises:
-            ValueError: All images were grey; raised after the last batch.
-        """
+        """Count the colours of all ranks' images; after the last batch, some must have had a colour."""
         indices, _, coloured = self._target(batch)
         is_counted = (coloured & (batch.indices >= 0))[:, None, None].expand(indices.shape[:3])
         self.counts.scatter_add_(0, indices[..., 0].flatten(), is_counted.flatten().long())

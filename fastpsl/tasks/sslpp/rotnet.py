@@ -12,7 +12,7 @@ from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.geometry import AllTurns
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
-from fastpsl.tasks.classify import masked_cross_entropy
+from fastpsl.tasks.classify import scored
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.proxy import Proxy
 
@@ -51,11 +51,9 @@ class RotNet(Proxy):
         logits = head(features).float()
         labels = batch.draw(AllTurns)["turns"].flatten()
         valid = (batch.indices >= 0).float().repeat_interleave(NUM_TURNS)
-        num = valid.sum()
-        loss = masked_cross_entropy(logits, labels, valid)
-        right = ((logits.argmax(1) == labels) * valid).sum()
-        metrics = {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
+        loss, metrics = scored(logits, labels, valid)
         if not head.training:
+            num = valid.sum()
             metrics["loss_constant"] = (num * math.log(NUM_TURNS), num)
         return loss, metrics
 

@@ -42,14 +42,11 @@ class LabelLoss:
 
     The entropy is the loss of a head that looks at no image and names each cluster as often as it occurs. A
     head whose loss is not below it has taught the network nothing about the clusters.
-
-    Attributes:
-        entropy: float32 [], on the device.
-        sums: int64 [2], the sum of the losses and the number of labels, of this rank in the current epoch.
     """
 
     def __init__(self, labels: np.ndarray, num_classes: int, num_epochs: int, device: torch.device):
         self.num_classes, self.num_epochs, self.epoch = num_classes, num_epochs, 0
+        # The sum of the losses and the number of labels, of this rank in the current epoch.
         self.sums = torch.zeros(2, dtype=torch.int64, device=device)
         # The same tensor for all labels, because a captured step goes on reading it.
         self.entropy = torch.zeros((), device=device)

@@ -1,4 +1,4 @@
-"""Test the linear probe as a user runs it: recorded scores of each block, resume, two ranks, and errors."""
+"""The probes as a user runs them: recorded scores of every block and head, resume, two ranks, protocols."""
 
 import json
 import re
@@ -13,29 +13,27 @@ from PIL import Image
 
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.reporter import summary_line
+from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.geometry import Flip
+from fastpsl.kernels.geometry import Flip, Shift
+from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import Start, refused, starter
+from tests.pipelines.labelled import write_labelled
+from tests.programs import ROOT, digests, newest_checkpoint
+from tests.recipes.in_process import Start, built, ran, refused, resumed_after_kills, same_run, words
 
-RECIPE = ROOT / "recipes" / "linear_probe.py"
+LINEAR = ROOT / "recipes" / "linear_probe.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
-SMALL = (
-    *("--size-px", "32", "--batch-size", "96", "--workers", "1", "--no-tensorboard"),
-    *("--epochs", "1", "--lr", "0.1", "--checkpoint-steps", "2", "--keep-checkpoints", "9"),
+SMALL = words(
+    "--size-px 32 --batch-size 96 --workers 1 --no-tensorboard --epochs 1 --lr 0.1",
+    "--checkpoint-steps 2 --keep-checkpoints 9",
 )
 RANDOM = ("--random-weights", "--backbone", "resnet18")
-
-
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    return starter("linear_probe", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +51,8 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_path: Path) -> None:
-    outcome = recipe("--checkpoint", supervised, *DATA, *SMALL, "--out", tmp_path)
-    assert outcome.code == 0, outcome
+def test_a_run_puts_every_block_on_record(start: Start, supervised: Path, tmp_path: Path) -> None:
+    outcome = start(LINEAR, "--checkpoint", supervised, *DATA, *SMALL, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"]) == ("linear/vissl", "linear_probe")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
@@ -83,26 +80,26 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
     with Image.open(tmp_path / "result.png") as chart:
         assert chart.size[0] > 600
     assert f"result {tmp_path / 'result.json'}" in outcome.out and "result.png" in outcome.out
-    goes_on_with_the_same_numbers(recipe, tmp_path, tmp_path / "stopped", "--checkpoint", supervised)
+    goes_on_with_the_same_numbers(start, tmp_path, tmp_path / "stopped", "--checkpoint", supervised)
 
 
-def goes_on_with_the_same_numbers(recipe: Start, whole: Path, stopped: Path, *weights: object) -> None:
+def goes_on_with_the_same_numbers(start: Start, whole: Path, stopped: Path, *weights: object) -> None:
     """Resume from the checkpoint of step 2 of 5; another protocol must be refused."""
     for name in ("checkpoints/step-00000002.pt", "metrics.jsonl"):
         (stopped / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(whole / name, stopped / name)
-    outcome = recipe(*weights, *DATA, *SMALL, "--out", stopped)
+    outcome = start(LINEAR, *weights, *DATA, *SMALL, "--out", stopped)
     assert outcome.code == 0 and "step-00000002.pt" in outcome.err
     assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
     numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, stopped)]
     assert numbers[0] == numbers[1]
-    outcome = recipe(*weights, *DATA, *SMALL, "--protocol", "moco", "--out", whole)
-    refused(outcome, "linear_probe", "protocol (vissl there, moco now)")
+    outcome = start(LINEAR, *weights, *DATA, *SMALL, "--protocol moco --out", whole)
+    refused(outcome, "protocol (vissl there, moco now)")
 
 
-def test_mocos_protocol_scores_the_final_features_alone(recipe: Start, tmp_path: Path) -> None:
+def test_mocos_protocol_scores_the_final_features_alone(start: Start, tmp_path: Path) -> None:
     arguments = ("--protocol", "moco", "--max-steps-per-stage", "1", "--out", tmp_path)
-    assert recipe(*RANDOM, *DATA, *SMALL, *arguments).code == 0
+    start(LINEAR, *RANDOM, *DATA, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     assert set(record["numbers"]) == {"top1_final", "top5_final"} and record["cut"]
     assert best_block_lines(record["numbers"]) == []
@@ -113,14 +110,9 @@ def test_mocos_protocol_scores_the_final_features_alone(recipe: Start, tmp_path:
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     steps = ("--max-steps-per-stage", "1", "--out", tmp_path)
-    done = run(RECIPE, *RANDOM, *DATA, *SMALL, *steps, ranks=2)
-    assert done.returncode == 0, done.stderr
+    ran(LINEAR, *RANDOM, *DATA, *SMALL, *steps, ranks=2)
     record = read_result(tmp_path / "result.json")
     assert record["cut"] and len(record["numbers"]) == 12 and all(v >= 0 for v in record["numbers"].values())
-
-
-def parts() -> dict[str, Any]:
-    return runpy.run_path(str(RECIPE))
 
 
 # Epochs, first rate, its batch, factor, epochs of the drops, decay, Nesterov, BatchNorm, crop, number of
@@ -152,11 +144,8 @@ PROTOCOLS = {
 def test_protocols_are_the_published_ones(protocol: str) -> None:
     """Compare the rates of each epoch, the optimiser's settings, BatchNorm and views with their sources."""
     epochs, lr, lr_batch, factor, drops, decay, nesterov, batchnorm, crop, num_crops = PROTOCOLS[protocol]
-    recipe = parts()
-    options = recipe["RECIPE"].with_paper(
-        protocol=protocol, random_weights=True, backbone="resnet18", batch_size=2 * lr_batch
-    )
-    experiment = recipe["build"](options)
+    weights = {"random_weights": True, "backbone": "resnet18"}
+    _, experiment = built("linear_probe", "cpu", protocol=protocol, batch_size=2 * lr_batch, **weights)
     (stage,) = experiment.stages
     assert (stage.first_learning, stage.last_block, stage.epochs) == (6, 5, epochs)
     for epoch in range(epochs):
@@ -179,10 +168,9 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
         assert rates == pytest.approx([0.01] * 2 + [0.002] * 2 + [4e-4] * 2 + [8e-5] * 2)
 
 
-def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str, Any]:
+def checked(start: Start, out: Path, protocol: str, *given: object) -> dict[str, Any]:
     """Return the record of a run of one step."""
-    outcome = recipe("--protocol", protocol, *start, "--max-steps-per-stage", "1", "--out", out)
-    assert outcome.code == 0, outcome
+    outcome = start(LINEAR, "--protocol", protocol, *given, "--max-steps-per-stage 1 --out", out).ok()
     record = read_result(out / "result.json")
     assert all(0 <= value <= 100 for value in record["numbers"].values()) and record["cut"]
     assert record["protocol"] == f"linear/{protocol}"
@@ -195,11 +183,13 @@ def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str
 
 
 @pytest.mark.slow
-def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None:
+def test_alexnets_blocks_by_uics_protocol(start: Start, tmp_path: Path) -> None:
     """Check the recorded scores of seven blocks and final, on gradients of the sample's images."""
-    start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")
+    alexnet = words(
+        "--backbone alexnet --random-weights --size-px 64 --batch-size 16 --no-tensorboard --workers 1"
+    )
     gradients = ("--input-channels", "SobelXY", "--input-mean", "0", "0", "--input-std", "0.03", "0.03")
-    record = checked(recipe, tmp_path, "uic", *start, *gradients, "--no-tensorboard", "--workers", "1")
+    record = checked(start, tmp_path, "uic", *alexnet, *gradients)
     assert record["settings"]["val_view"].count("SobelXY") == 10
     names = (*BLOCKS[:-1], "B6", "B7", "final")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in names}
@@ -214,22 +204,17 @@ def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "num_crops"), [("rotnet", 1), ("deepcluster", 10)])
 def test_alexnets_protocols_take_other_backbones(
-    recipe: Start, tmp_path: Path, protocol: str, num_crops: int
+    start: Start, tmp_path: Path, protocol: str, num_crops: int
 ) -> None:
-    record = checked(recipe, tmp_path, protocol, *RANDOM, *DATA, *SMALL)
+    record = checked(start, tmp_path, protocol, *RANDOM, *DATA, *SMALL)
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
     assert record["settings"]["num_crops"] == num_crops
 
 
-def test_small_images_are_scored_whole(recipe: Start, tmp_path: Path) -> None:
-    """Check that --whole means one view, and is refused with ten crops."""
-    record = checked(recipe, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
+def test_small_images_are_scored_whole(start: Start, tmp_path: Path) -> None:
+    """Check that --whole means one view."""
+    record = checked(start, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
     assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["val_view"]
-    for protocol in ("uic", "deepcluster"):
-        outcome = recipe(
-            *RANDOM, *DATA, *SMALL, "--whole", "--protocol", protocol, "--out", tmp_path / protocol
-        )
-        refused(outcome, "linear_probe", "--whole", f"--protocol {protocol}", "ten crops")
 
 
 def test_a_summary_has_each_block() -> None:
@@ -254,28 +239,113 @@ def other_classes(tmp_path: Path) -> Path:
     return path
 
 
-def test_impossible_requests_are_refused(recipe: Start, supervised: Path, tmp_path: Path) -> None:
-    def is_refused(*arguments: object, words: tuple[str, ...]) -> None:
-        outs.append(tmp_path / f"out-{len(outs)}")
-        refused(recipe(*SMALL, "--out", outs[-1], *arguments), "linear_probe", *words)
+def test_other_weights_and_classes_are_refused(start: Start, supervised: Path, tmp_path: Path) -> None:
+    for arguments, texts in (
+        ((*DATA, *RANDOM, "--checkpoint", supervised), ("either",)),
+        ((*DATA, "--checkpoint", supervised, "--backbone resnet50"), ("another backbone", "resnet18")),
+        (
+            (*DATA[:2], "--val", other_classes(tmp_path), *RANDOM),
+            ("class 2 is 'unicorn', in the training data 'flower'",),
+        ),
+    ):
+        refused(start(LINEAR, *SMALL, *arguments, "--out", tmp_path / "out"), *texts)
 
-    outs: list[Path] = []
 
-    is_refused(*DATA, words=("--checkpoint", "--random-weights"))
-    is_refused(*DATA, *RANDOM, "--checkpoint", supervised, words=("either",))
-    is_refused(*DATA[:2], *RANDOM, words=("give --val",))
-    is_refused(
-        *DATA, "--checkpoint", supervised, "--backbone", "resnet50", words=("another backbone", "resnet18")
-    )
-    is_refused(*DATA, "--checkpoint", tmp_path, words=("holds no checkpoint",))
-    is_refused(
-        *DATA[:2],
-        "--val",
-        other_classes(tmp_path),
-        *RANDOM,
-        words=("class 2 is 'unicorn', in the training data 'flower'",),
-    )
-    is_refused(*DATA, *RANDOM, "--lr", "0", "--protocol", "deepcluster", words=("above 0",))
-    is_refused(*DATA, "--random-weights", "--backbone", "alexnet", words=("32 px", "63 px and more"))
-    is_refused(*DATA, *RANDOM, "--lr", "0", words=("above 0",))
-    is_refused(*DATA, *RANDOM, "--epochs", "0", words=("--epochs 0",))
+BLOCK_PROBE = ROOT / "recipes" / "block_probe.py"
+# A quarter of the images' positions, because there are two cores.
+SMALL_PROBE = ("--size-px", "16", "--batch-size", "16", "--workers", "1", "--no-tensorboard")
+NIN = ("--random-weights", "--backbone", "nin4")
+
+
+def test_a_run_puts_every_head_on_record(start: Start, tmp_path: Path) -> None:
+    heads = ("conv_B2", "conv_B3", "fc1_B3", "fc2_B2")
+    outcome = start(
+        BLOCK_PROBE, *NIN, *DATA, *SMALL_PROBE, "--heads", *heads, "--epochs 1 --out", tmp_path
+    ).ok()
+    record = read_result(tmp_path / "result.json")
+    assert (record["protocol"], record["recipe"], record["cut"]) == ("block_probe", "block_probe", False)
+    numbers = record["numbers"]
+    assert list(numbers) == [f"top{k}_{head}" for head in heads for k in (1, 5)]
+    checkpoint = newest_checkpoint(tmp_path)
+    val = checkpoint["position"]["summaries"][0]["val"]
+    for name, value in numbers.items():
+        assert value == pytest.approx(100 * val[name], abs=1e-3) and 0 <= value <= 100
+    assert max(numbers[f"top1_{head}"] for head in heads) > 30  # chance is 12.5
+    settings = record["settings"]
+    assert (settings["heads"], settings["epochs"], settings["labels_per_class"]) == ([*heads], 1, None)
+    assert (settings["lr"], settings["intervals"], settings["weight_decay"]) == (0.1, [100, 50, 50], 5e-4)
+    assert (settings["momentum"], settings["nesterov"], settings["decay_biases"]) == (0.9, True, True)
+    assert "Shift(max_px=2" in settings["train_view"] and "shorter_px=16" in settings["val_view"]
+    mean = (numbers["top1_conv_B2"] + numbers["top1_conv_B3"]) / 2
+    assert f"average of conv_B2, conv_B3: {mean:.1f} %" in outcome.out
+    line = next(line for line in outcome.err.splitlines() if line.startswith("blocks (level"))
+    assert all(f"{head} {numbers[f'top1_{head}']:.1f}" in line for head in heads)
+    with Image.open(tmp_path / "result.png") as chart:
+        assert chart.size[0] > 600
+    # The weights of all blocks are still the random ones.
+    fresh = random_weights("nin4", 0).backbone
+    assert all(torch.equal(value, checkpoint["backbone"][k]) for k, value in fresh.state_dict().items())
+
+
+FEW = (
+    *NIN, *DATA, *SMALL_PROBE, "--heads", "conv_B2", "fc2_B1", "--labels-per-class", "3", "--epochs", "1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
+    """Run with few labels, so that their order must continue where it stopped."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    resumed_after_kills("block_probe", *FEW, out=whole, steps=())
+    resumed_after_kills("block_probe", *FEW, "--checkpoint-steps 2", out=killed, steps=(5,))
+    same_run(whole, killed, "metrics.jsonl")
+    assert newest_checkpoint(killed)["position"]["run_step"] == 30  # 480 images in batches of 16
+    assert read_result(killed / "result.json")["data"]["num_train"] == 480
+
+
+@pytest.mark.slow
+def test_two_ranks_of_block(tmp_path: Path) -> None:
+    ran(BLOCK_PROBE, *FEW, "--max-steps-per-stage", "2", "--out", tmp_path, ranks=2)
+    record = read_result(tmp_path / "result.json")
+    assert record["cut"] and len(record["numbers"]) == 4 and all(v >= 0 for v in record["numbers"].values())
+
+
+def test_values_are_the_papers_and_rotnets() -> None:
+    """Check the rates of each epoch, the optimiser's settings, the views, and that only needed blocks run."""
+    paper = runpy.run_path(str(BLOCK_PROBE))["PAPER"]
+    options, experiment = built("block_probe", "cpu", random_weights=True, backbone="nin4")
+    assert {name: getattr(options, name) for name in paper} == paper
+    assert options.batch_size == 128
+    (stage,) = experiment.stages
+    assert (stage.first_learning, stage.last_block, stage.epochs) == (5, 4, 200)
+    for epoch in range(200):
+        rate = experiment.schedule(Moment(epoch * 390, 200 * 390, 0, 200, 200))
+        assert rate == pytest.approx(0.1 * 0.1 ** ((epoch >= 100) + (epoch >= 150)))
+    named = [(f"head.{name}", torch.nn.Parameter(torch.zeros(3))) for name in ("0.weight", "1.bias")]
+    decayed, rest = experiment.optimiser(iter(named)).param_groups
+    assert len(decayed["params"]) == 2 and not rest["params"]
+    settings = {name: decayed[name] for name in ("momentum", "nesterov", "weight_decay")}
+    assert settings == {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    (train,), (val,) = experiment.task.views(1), experiment.task.val_views(1)
+    whole = ShorterSideCrop(32, 32, "center")
+    assert (train.crop, train.ops, val.crop, val.ops) == (whole, (Shift(4), Flip()), whole, ())
+    assert not isinstance(experiment.task, FewLabels) and not experiment.task.has_own_order
+    values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
+    _, experiment = built("block_probe", "cpu", random_weights=True, backbone="nin4", **values)  # type: ignore[arg-type]
+    assert experiment.stages[0].last_block == 2
+    assert experiment.task.val_view.crop == ShorterSideCrop(37, 32, "center")
+    assert isinstance(experiment.task, FewLabels)
+    assert (experiment.task.labels_per_class, experiment.task.seed) == (20, 7)
+
+
+def unlabelled(tmp_path: Path) -> Path:
+    """Return a beton with an unlabelled last image, as STL-10 has them."""
+    names = runpy.run_path(str(ROOT / "fastpsl" / "pipelines" / "sample" / "landscapes.py"))["CLASS_NAMES"]
+    return write_labelled(tmp_path / "some.beton", [*(i % 8 for i in range(31)), -1], names)
+
+
+def test_an_image_without_a_label_is_refused(start: Start, tmp_path: Path) -> None:
+    some = (*SMALL_PROBE, *NIN, "--data", unlabelled(tmp_path), *DATA[2:], "--out", tmp_path / "out")
+    refused(start(BLOCK_PROBE, *some), "needs labels", "1 of 32 samples have none", "p31")
+    refused(start(BLOCK_PROBE, *some, "--labels-per-class 3"), "needs labels")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,143 @@
+"""The recipes of SimCLR and MoCo v2 as a user runs them: to their ends, on two ranks, killed and resumed."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, digests, newest_checkpoint, run_until
+from tests.recipes.in_process import Start, ran, words
+from tests.slow import slow
+
+SIMCLR = ROOT / "recipes" / "simclr_r50.py"
+SMALL_SIMCLR = ("--batch-size", "8", "--size-px", "32", "--workers", "1", "--no-tensorboard")
+
+
+def images_of_32_px() -> tuple[object, ...]:
+    """Return options for the sample's training images, with values between the paper's and the sample's."""
+    epochs = "--epochs 2 2 2 --warmup-epochs 1"
+    return words("--data", sample_paths().train_32, "--backbone resnet18", epochs)
+
+
+@pytest.mark.parametrize(("backbone", "width"), [("resnet18", 64), slow("resnet50", 256)])
+def test_smallest_run_ends_with_lines_and_figures(
+    start: Start, tmp_path: Path, backbone: str, width: int
+) -> None:
+    """Check that the head is as wide as the last block of each stage."""
+    out = tmp_path / "out"
+    _, code, printed, err = start(
+        SIMCLR, *SMALL_SIMCLR, "--max-steps-per-stage 1 --backbone", backbone, "--out", out
+    )
+    assert code == 0, err
+    lines = printed.splitlines()
+    assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
+    ends = [line for line in err.splitlines() if "validation accuracy" in line]
+    assert [line[:13] for line in ends] == ["S1 (level G1)", "S2 (level G2)", "S3 (level G3)"]
+    assert all("(chance 6.7 %)" in line for line in ends)
+    sheets = [Path(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("contact sheet ")]
+    assert [p.name for p in sheets] == [f"contact-sheet-G{level}.png" for level in (1, 2, 3)]
+    head = newest_checkpoint(out)["train_step"]["head"]
+    assert head["layers.0.weight"].shape == (width, width) and head["layers.3.weight"].shape == (128, width)
+    rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rates[0] == 0 < rates[2] < rates[1]  # because only the run's first epoch warms up
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(start: Start, tmp_path: Path) -> None:
+    """Remove the later ones of six checkpoints, as a kill would, and compare the end of the resumed run."""
+    out = tmp_path / "out"
+    often = ("--checkpoint-steps", 1, "--keep-checkpoints", 20)
+    arguments = (*SMALL_SIMCLR, *images_of_32_px(), *often, "--max-steps-per-stage", 2)
+    _, code, _, err = start(SIMCLR, *arguments, "--out", out)
+    assert code == 0, err
+    whole = newest_checkpoint(out)
+    metrics = (out / "metrics.jsonl").read_text()
+    buffers = [s["momentum_buffer"] for s in whole["train_step"]["optimiser"]["state"].values()]
+    assert len(buffers) > 40 and sum(bool(b.any()) for b in buffers) > 40
+    checkpoints = sorted((out / "checkpoints").glob("step-*.pt"))
+    assert len(checkpoints) == 6
+    for step in (1, 3):  # in the warm-up, and in the second stage
+        for path in checkpoints[step:]:
+            path.unlink()
+        _, code, _, err = start(SIMCLR, *arguments, "--out", out)
+        assert code == 0, err
+        assert digests(newest_checkpoint(out)) == digests(whole)
+        assert (out / "metrics.jsonl").read_text() == metrics
+    rates = [json.loads(line)["lr"] for line in metrics.splitlines()]
+    assert rates[0] == 0 and rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] > 0
+
+
+@pytest.mark.slow
+def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
+    """Train to the end, with validation images; test_nt_xent.py compares the loss with one rank's."""
+    out = tmp_path / "out"
+    arguments = (*SMALL_SIMCLR, *images_of_32_px(), "--val", sample_paths().test_32)
+    done = ran(SIMCLR, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)
+    assert done.stderr.count("validation accuracy") == 3, done.stderr
+    state = newest_checkpoint(out)
+    assert state["position"]["run_step"] == 3
+    assert all(torch.isfinite(p).all() for p in state["backbone"].values())
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and all(0 < loss < 20 for loss in losses)
+
+
+MOCO = ROOT / "recipes" / "mocov2_r50.py"
+SMALL_MOCO = words(
+    "--backbone resnet18 --size-px 32 --batch-size 8 --queue-size 24 --key-group 2",
+    "--workers 1 --no-tensorboard --checkpoint-steps 3 --keep-checkpoints 9 --data",
+    sample_paths().train_32,
+    "--momentum 0.9",
+)
+
+
+def queue_of(out: Path, step: int) -> torch.Tensor:
+    state = torch.load(out / "checkpoints" / f"step-{step:08}.pt", weights_only=True)
+    queue: torch.Tensor = state["task"]["queue"]
+    assert state["task"]["num_filled"] == len(queue) == 24
+    assert torch.allclose(queue.norm(dim=1), torch.ones(24), atol=1e-5)
+    return queue
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Set one thread as in tests.programs, because other numbers of threads change the last bits of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread", "published_widths")
+def test_killed_and_with_two_ranks(start: Start, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = ("--max-steps-per-stage", "2")
+    outcome = start(MOCO, *SMALL_MOCO, *steps, "--val", sample_paths().test_32, "--out", whole).ok()
+    printed = outcome.err + outcome.out
+    assert printed.count("3 batches pass first, which are no steps") == 3, printed
+    assert outcome.out.count("(chance 4.0 %)") == outcome.err.count("(chance 4.0 %)") == 3
+    for level in (1, 2, 3):
+        assert (whole / f"contact-sheet-G{level}.png").stat().st_size > 0
+    assert not torch.equal(queue_of(whole, 2), queue_of(whole, 3))
+
+    code, output = run_until(
+        MOCO, *SMALL_MOCO, *steps, "--out", killed, folder=killed, step=3, number=signal.SIGKILL
+    )
+    assert code == -signal.SIGKILL and newest_checkpoint(killed)["position"]["stage"] >= 1, output
+    start(MOCO, *SMALL_MOCO, *steps, "--val", sample_paths().test_32, "--out", killed).ok()
+    resumed, uninterrupted = (digests(newest_checkpoint(out)) for out in (killed, whole))
+    resumed, uninterrupted = (
+        {k: v for k, v in d.items() if "summaries" not in k} for d in (resumed, uninterrupted)
+    )
+    assert resumed == uninterrupted and any("task/key_encoder" in name for name in resumed)
+    assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+    # Only keys of the first step are equal: the queries' BatchNorm is per rank, so weights differ after it.
+    one_step = ("--plan", "end_to_end", "--max-steps-per-stage", "1")
+    ran(MOCO, *SMALL_MOCO, *one_step, "--out", tmp_path / "two", ranks=2)
+    start(MOCO, *SMALL_MOCO, *one_step, "--out", tmp_path / "one").ok()
+    assert torch.allclose(queue_of(tmp_path / "two", 1), queue_of(tmp_path / "one", 1), atol=1e-5)

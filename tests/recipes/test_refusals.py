@@ -1,0 +1,308 @@
+"""What each recipe refuses: exit code 2, one line with the cause, and no run's folder.
+
+Refusals that need files of their own are beside the other tests of their recipes.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sample.voc import draw_voc
+from tests.pipelines.labelled import write_labelled
+from tests.recipes.in_process import Start, refused
+
+DATA = "--data {train} --val {val}"
+VOC = "--data {voc} --workers 1"
+RANDOM = "--random-weights --backbone resnet18"
+ALEXNET = "--random-weights --backbone alexnet"
+PROBE = "--size-px 16 --batch-size 16 --workers 1 --random-weights --backbone nin4"
+LINEAR = "--size-px 32 --batch-size 96 --workers 1"
+FEW_SHOT = "--data {three} --workers 1 --size-px 84 --episodes 50"
+FIVE = "--ways 2 --shots 2 --queries 2"
+MOCO = "--backbone resnet18 --size-px 32 --batch-size 8 --queue-size 24 --key-group 2 --workers 1"
+CLUSTERED = (
+    "--data {train} --backbone resnet18_cifar --size-px 32 --num-clusters 16 --batch-size 60 --workers 1"
+)
+# A recipe → its options in all rows, and rows: other options, and what the line says of them.
+REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
+    "block_probe": (
+        f"{PROBE} {DATA}",
+        [
+            ("--heads conv_B7", "conv_B7", "nin4 has the blocks B1 to B4"),
+            ("--heads linear_B2", "linear_B2", "allowed are conv_B<k>"),
+            ("--heads", "--heads without any"),
+            ("--heads conv_B2 conv_B2", "conv_B2 2 times"),
+            ("--labels-per-class 61", "has 60 images", "give 60 or fewer"),
+            ("--labels-per-class 0", "--labels-per-class 0"),
+            ("--labels-per-class 9 --order quasi_random", "--order quasi_random", "labels"),
+            ("--epochs 0", "--epochs 0"),
+        ],
+    ),
+    "deepcluster_alexnet": (
+        CLUSTERED,
+        [
+            ("--num-clusters 481", "--num-clusters 481", "480 training images"),
+            ("--pca-width 0", "--pca-width 0", "1 or more"),
+            ("--order quasi_random", "--order quasi_random"),
+            ("--dropout 0.5", "--dropout 0.5", "resnet18_cifar has no dropout"),
+        ],
+    ),
+    "few_shot": (
+        FEW_SHOT,
+        [
+            (ALEXNET, "--ways 5", "3 classes"),
+            (f"{ALEXNET} {FIVE} --queries 3", "5 images of a class", "class boat has 4"),
+            (f"{ALEXNET} {FIVE} --size-px 70", "--size-px 70"),
+            (f"{ALEXNET} {FIVE} --block B3 B9", "--block B9", "B1 to B7"),
+            (f"{ALEXNET} {FIVE} --block B3 conv3", "each once"),
+            (f"{ALEXNET} {FIVE} --val {{three}}", "--val", "nothing is learned"),
+            (f"{ALEXNET} {FIVE} --whole", "--whole"),
+            (f"{ALEXNET} --ways 1", "--ways 1: it must be 2 or more"),
+            (f"{ALEXNET} --shots 0", "--shots 0"),
+            (f"{ALEXNET} --queries 0", "--queries 0"),
+            (f"{ALEXNET} --episodes 1", "--episodes 1: it must be 2 or more"),
+            (FIVE, "--checkpoint", "--random-weights"),
+            (f"{FIVE} --checkpoint absent.pt", "absent.pt"),
+            (f"{ALEXNET} {FIVE} --data none.csv", "none.csv: no such file or folder"),
+        ],
+    ),
+    "jigsaw_r50": (
+        "",
+        [
+            ("--decoder jpegturbo", "jpegturbo", "ffcv", "pillow"),
+            ("--device cuda", "--device cuda", "--device cpu"),
+            ("--batch-size 32 --accumulate 5", "does not divide", "multiple of 5"),
+            ("--batch-size 1000", "480", "1000"),
+            ("--short-side 90", "90", "96"),
+            ("--counts 9 8 7", "give --counts that rise"),
+            ("--counts 8 9 --levels 1 2 3", "--levels 1 2 3", "1 to 2"),
+            ("--epochs 1 1 1 1 1 1", "(1, 1, 1, 1, 1, 1)", "at most 5"),
+            ("--partition 1-2 2-3 5", "hole", "B4"),
+            ("--permutations absent.npy", "absent.npy"),
+            ("--resume absent.pt", "absent.pt"),
+            ("--sync-batchnorm", "CUDA"),
+            ("--lr -1", "above 0"),
+        ],
+    ),
+    "knn": (
+        "--size-px 32 --workers 1",
+        [
+            (f"{DATA} {RANDOM} --k 481", "--k 481", "480"),
+            (f"{DATA} {RANDOM} --k 0", "--k 0"),
+            (f"{DATA} {RANDOM} --temperature 0", "--temperature"),
+            (f"{DATA} {RANDOM} --k 5 --block B6", "B6", "B1 to B5"),
+            (f"{DATA} {ALEXNET} --k 5 --block B8", "--block B8", "B1 to B7", "fc7"),
+            (f"{DATA} {RANDOM} --k 5 --block B2 B5 final", "B2 B5 final", "each once"),
+            (f"{DATA} {ALEXNET} --k 5", "--size-px 32", "63 px or more"),
+            (f"{DATA} --k 5", "--checkpoint", "--random-weights"),
+            (f"{DATA} --k 5 --checkpoint absent.pt", "absent.pt"),
+            (f"--data {{train}} {RANDOM} --k 5", "--val"),
+        ],
+    ),
+    "linear_probe": (
+        LINEAR,
+        [
+            (DATA, "--checkpoint", "--random-weights"),
+            (f"--data {{train}} {RANDOM}", "give --val"),
+            (f"{DATA} --checkpoint {{empty}}", "holds no checkpoint"),
+            (f"{DATA} {RANDOM} --lr 0 --protocol deepcluster", "above 0"),
+            (f"{DATA} {ALEXNET}", "32 px", "63 px and more"),
+            (f"{DATA} {RANDOM} --lr 0", "above 0"),
+            (f"{DATA} {RANDOM} --epochs 0", "--epochs 0"),
+            *(
+                (f"{DATA} {RANDOM} --whole --protocol {name}", "--whole", f"--protocol {name}", "ten crops")
+                for name in ("uic", "deepcluster")
+            ),
+        ],
+    ),
+    "mocov2_r50": (
+        f"{MOCO} --data {{train}}",
+        [
+            ("--queue-size 20", "--queue-size 20", "--batch-size 8", "16"),
+            ("--queue-size 488", "--queue-size 488", "480"),
+            ("--key-group 3", "--key-group 3", "divisor of 8"),
+            ("--key-group 4 --accumulate 4", "--key-group 4", "divisor of 2"),
+            ("--key-group 1", "--key-group 1"),
+            ("--momentum 2", "--momentum 2"),
+            ("--temperature 0", "--temperature 0"),
+        ],
+    ),
+    "rotation_rv50": (
+        "--batch-size 8 --workers 1 --short-side 36 --size-px 32 --backbone resnet18",
+        [
+            ("--levels 1 2 4", "level 4", "1 to 3"),
+            ("--levels 1 2", "a level for each"),
+            ("--rotations-per-image two", "two"),
+            ("--size-px 40", "window of 40 px", "36 px"),
+            ("--backbone revnet18", "--backbone revnet18", "revnet50"),
+            ("--lr 0", "above 0"),
+        ],
+    ),
+    "semi_supervised": (
+        f"--size-px 32 --batch-size 16 --workers 1 --epochs 1 {RANDOM} --data {{train}}",
+        [
+            ("--val {val} --percent 1", "which has 60 images", "--percent 1.67 or more"),
+            ("--val {val} --percent 2", "9 training images are fewer than one batch of 16", "--batch-size"),
+            ("--val {val} --percent 0", "--percent 0"),
+            ("--val {val} --order quasi_random", "--order quasi_random"),
+            ("", "give --val"),
+        ],
+    ),
+    "simclr_r50": (
+        "--workers 1",
+        [
+            ("--batch-size 1", "--batch-size 1", "2 or more"),
+            ("--batch-size 32 --accumulate 2", "--accumulate 2", "negatives", "more GPUs"),
+            ("--apex", "--apex: there is no such option"),
+            ("--temperature 0", "--temperature 0"),
+            ("--lr -1", "above 0"),
+            ("--weight-decay -1", "weight_decay -1"),
+            ("--embedding-width 0", "--embedding-width 0"),
+            ("--levels 1 2 4", "4"),
+            ("--partition 1-2 4-5 3-5", "partition"),
+            ("--backbone lenet", "lenet", "resnet50"),
+            ("--batch-size 1000", "480", "1000"),
+            ("--sync-batchnorm", "CUDA"),
+        ],
+    ),
+    "sslpp_iic": (
+        "--workers 1",
+        [
+            ("--num-copies 0", "--num-copies 0"),
+            ("--num-clusters 1", "--num-clusters 1"),
+            ("--num-clusters 481", "481 for 480 training images"),
+            ("--num-heads 2 --second-clusters 0", "--second-clusters 0"),
+            ("--num-sub-heads 0", "--num-sub-heads 0"),
+            ("--crop-share 0", "--crop-share 0"),
+            ("--crop-share 1.5", "--crop-share 1.5"),
+            ("--augment blur", "--augment"),
+            ("--accumulate 2", "--accumulate 2: each part"),
+            ("--apex", "--apex"),
+            ("--lr 0", "above 0"),
+        ],
+    ),
+    "sslpp_rotation": (
+        "--backbone nin3 --workers 1 --size-px 16",
+        [
+            ("--lambda -1", "--lambda -1", "0 or more"),
+            ("--no-proxy", "leaves nothing to learn", "give --pseudo-labels"),
+            ("--pseudo-labels nowhere.npz", "nowhere.npz"),
+            ("--pseudo-labels coupled --num-clusters 481", "--num-clusters 481 for 480", "at most 480"),
+            ("--pseudo-labels coupled --num-clusters 1", "--num-clusters 1", "2 or more"),
+            ("--backbone nin7", "--backbone nin7", "nin5"),
+        ],
+    ),
+    "supervised": (
+        "--data {train} --size-px 32 --batch-size 32 --workers 1 --backbone resnet18 --epochs 2",
+        [("--backbone vgg", "vgg"), ("--partition 1-2 4-5", "--partition")],
+    ),
+    "uic_alexnet": (
+        "--workers 1 --backbone resnet18 --size-px 32 --epochs 2",
+        [
+            ("--num-clusters 1", "--num-clusters 1"),
+            ("--num-clusters 481", "481 for 480 training images"),
+            ("--size-px 62 --backbone alexnet", "63 px and more"),
+            ("--order quasi_random", "--order quasi_random"),
+            ("--dropout 0.5", "resnet18 has no dropout"),
+            ("--backbone alexnet --dropout 1", "below 1"),
+            ("--lr 0", "above 0"),
+            ("--partition 1-9", "1-9"),
+        ],
+    ),
+    "voc_classification": (
+        "--size-px 32 --batch-size 4 --workers 1 --decoder pillow --device cpu",
+        [
+            ("--data {voc}", "--checkpoint", "--random-weights"),
+            (f"{RANDOM} --data {{voc}} --val {{voc}}", "--val {voc}", "leave it out"),
+            (f"{RANDOM} --data {{voc}} --whole", "--whole", "random crops"),
+            (f"{RANDOM} --data {{voc}} --layers fc6_8", "resnet18 has no fc6", "--layers all"),
+            (f"{RANDOM} --data {{voc}} --steps 0", "--steps 0"),
+            (f"{RANDOM} --data {{voc}} --lr 0", "above 0"),
+            (f"{RANDOM} --data {{voc}} --batch-size 21", "20 training images are fewer"),
+            (f"{ALEXNET} --data {{voc}}", "32 px", "63 px and more"),
+            (f"{RANDOM} --data nowhere", "nowhere"),
+        ],
+    ),
+    "voc_detection": (
+        "--data {voc} --batch-size 4 --random-weights",
+        [
+            (f"{RANDOM} --protocol fast_rcnn", "--proposals", "2007_trainval 2007_test"),
+            (f"{RANDOM} --protocol pirl --proposals {{a_file}}", "--proposals", "leave it out"),
+            ("--backbone nin4", "--backbone nin4", "no B5"),
+            (f"{RANDOM} --val elsewhere", "--val elsewhere", "leave it out"),
+            (f"{RANDOM} --order quasi_random", "--order quasi_random", "leave it out"),
+            (f"{RANDOM} --on-bad-sample skip", "--on-bad-sample skip", "leave it out"),
+            (f"{RANDOM} --decoder ffcv", "--decoder ffcv", "pillow"),
+            (f"{RANDOM} --size-px 32", "--size-px", "--short-side"),
+            (f"{RANDOM} --steps 0", "--steps 0"),
+            (f"{RANDOM} --short-side -3", "--short-side -3"),
+            (f"{RANDOM} --batch-size 64 --protocol small", "20 training images are fewer", "64"),
+            (f"{RANDOM} --compile on", "--compile on", "one size"),
+        ],
+    ),
+    "voc_segmentation": (
+        "--workers 1",
+        [
+            (f"{RANDOM} --data {{voc}} --val {{voc}}", "--val", "leave it out"),
+            (f"{RANDOM} --data {{voc}} --whole", "--whole", "leave it out"),
+            (f"{RANDOM} --data {{voc}} --epochs 0", "--epochs 0", "1 or more"),
+            (f"{RANDOM} --data {{voc}} --lr 0", "lr 0.0", "above 0"),
+            (f"{RANDOM} --data {{voc}} --protocol mmseg", "--protocol mmseg", "--sbd benchmark_RELEASE"),
+            (f"{RANDOM} --data {{voc}} --protocol fcn_alexnet", "--protocol fcn_alexnet", "--sbd"),
+            (f"{RANDOM} --data {{voc}} --protocol mmseg --sbd {{empty}}", "{empty}", "SBD"),
+            ("--random-weights --backbone nin4 --data {voc}", "nin4", "B5", "B1 to B4"),
+            (f"{RANDOM} --data {{voc}} --compile on", "--compile on", "leave it out"),
+            (f"{RANDOM} --data {{empty}}", "{empty}", "VOC"),
+            ("--data {voc}", "--checkpoint PATH or --random-weights"),
+        ],
+    ),
+    "voc_svm": (
+        f"--size-px 48 --batch-size 16 {VOC} {RANDOM}",
+        [
+            ("--shots 0", "--shots 0"),
+            ("--shots 2 2", "--shots 2 2", "each once"),
+            ("--workers 0", "--workers 0"),
+            ("--val {voc}", "--val", "leave it out"),
+            ("--whole", "--whole", "leave it out"),
+            ("--costs mine", "mine", "vissl", "fsb"),
+            ("--backbone nin4", "nin4 has the blocks B1 to B4", "B1 to B5"),
+            ("--data absent", "absent"),
+        ],
+    ),
+}
+# These are noticed when the loader or the optimiser is made, after the run's folder.
+LATE = ("--decoder jpegturbo", "--weight-decay -1")
+ROWS = [(recipe, *row) for recipe, (_, rows) in REFUSED.items() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return what the rows have in braces."""
+    folder, sample = tmp_path_factory.mktemp("refused"), sample_paths()
+    (folder / "a.mat").touch()
+    return {
+        "train": sample.train_32,
+        "val": sample.test_32,
+        "voc": draw_voc(folder / "VOCdevkit", 20, 39, side_px=48, num_train_masks=9, num_test_masks=5),
+        "three": write_labelled(folder / "three.beton", [0, 1, 2] * 4, ["boat", "house", "tree"], side_px=84),
+        "empty": tmp_path_factory.mktemp("empty"),
+        "a_file": folder / "a.mat",
+    }
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row[0]}: {row[1]}" for row in ROWS])
+def test_a_request_is_refused(
+    row: tuple[str, ...],
+    paths: dict[str, Path],
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, arguments, *texts = row
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    place = "" if "--resume" in arguments else "--out out"
+    outcome = start(recipe, f"{REFUSED[recipe][0]} {place} {arguments}".format(**paths))
+    refused(outcome, *(text.format(**paths) for text in texts))
+    assert not (tmp_path / "out" / ("checkpoints" if arguments in LATE else "")).exists()
