@@ -39,19 +39,12 @@ _NO_CHECKPOINT = {
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The numbers of pseudo-labels.
-
-    Attributes:
-        labels: The pseudo-labels.
-        figures: The result of `label_figures`.
-        numbers: Percentages for result.json.
-        num_labelled: Number of images that have a true label.
-    """
+    """The numbers of pseudo-labels."""
 
     labels: Labels
-    figures: Mapping[str, float | None]
-    numbers: Mapping[str, float]
-    num_labelled: int
+    figures: Mapping[str, float | None]  # of `label_figures`
+    numbers: Mapping[str, float]  # percentages for result.json
+    num_labelled: int  # images that have a true label
 
 
 def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:

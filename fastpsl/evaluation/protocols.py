@@ -13,13 +13,10 @@ from fastpsl.engine.optim.schedules import Schedule, inverse_root, step_drops
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool that reduces a map to grid x grid.
+    """A pool that reduces a map to grid x grid; a grid of None leaves the map as it is.
 
-    Attributes:
-        grid: Side of the result; None leaves the map as it is.
-        kind: "average" or "max".
-        window: The published pool (side, kernel, stride, padding), applied to maps of that side only. A side
-            of None applies it to every map that the kernel fits into.
+    `window` is the published pool (side, kernel, stride, padding) for maps of that side only. A side of None
+    applies it to every map that the kernel fits into.
     """
 
     grid: int | None
@@ -42,13 +39,11 @@ def pooled(features: Tensor, pool: Pool) -> Tensor:
         side, kernel, stride, padding = pool.window
         if features.shape[-2:] == (side, side) or (side is None and kernel <= min(features.shape[-2:])):
             by_windows = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
-            output: Tensor = by_windows(features, kernel, stride, padding)
-            return output
+            return by_windows(features, kernel, stride, padding)
     if pool.grid is None:
         return features
     adaptive = F.adaptive_max_pool2d if pool.kind == "max" else F.adaptive_avg_pool2d
-    output = adaptive(features, min(pool.grid, *features.shape[-2:]))
-    return output
+    return adaptive(features, min(pool.grid, *features.shape[-2:]))
 
 
 def pooled_width(shape: Sequence[int], pool: Pool) -> int:
@@ -87,11 +82,7 @@ class LinearProtocol:
     weight_decay: float = 0.0
 
     def schedule(self, batch_size: int) -> Schedule:
-        """Return the schedule for this batch; rates are proportional to its size.
-
-        Raises:
-            ValueError: A rate is 0 or less.
-        """
+        """Return the schedule for this batch; rates are proportional to its size."""
         lr = self.lr * batch_size / self.lr_batch
         if self.intervals:
             return step_drops(lr, self.intervals, self.factor)

@@ -66,11 +66,7 @@ class DetectionProtocol:
     nms: float = 0.5
 
     def schedule(self, batch_size: int) -> Schedule:
-        """Return the schedule, in proportion to the batch size.
-
-        Raises:
-            ValueError: If the rate is 0 or less.
-        """
+        """Return the schedule, in proportion to the batch size."""
         return warmed_up(step_drops(self.lr * batch_size / self.lr_batch, self.intervals), self.warmup_steps)
 
     def changed(
@@ -81,30 +77,16 @@ class DetectionProtocol:
         short_side: tuple[int, ...],
         anchor_px: tuple[int, ...],
     ) -> "DetectionProtocol":
-        """Return the protocol with the given values in place of its own.
-
-        Args:
-            steps: Another length; the warm-up keeps its share of it.
-            lr: Another rate.
-            short_side: Other sizes of the shorter side, or none.
-            anchor_px: Other anchors, or none.
-
-        Raises:
-            ValueError: If a size or the length is below 1.
-        """
+        """Return the protocol with the given values in place of its own; the warm-up keeps its share."""
+        lengths = () if steps is None else (steps,)
+        for name, numbers in {"steps": lengths, "short-side": short_side, "anchor-px": anchor_px}.items():
+            if min(numbers, default=1) < 1:
+                raise ValueError(f"--{name} {' '.join(map(str, numbers))}: it must be 1 or more")
         values: dict[str, Any] = {"lr": lr, "short_side": short_side, "anchor_px": anchor_px}
         if steps is not None:
             warmup = self.warmup_steps * steps // self.steps if self.steps else self.warmup_steps
             values |= {"steps": steps, "epochs": 0, "warmup_steps": warmup}
-        protocol = replace(self, **{name: value for name, value in values.items() if value not in (None, ())})
-        for name, numbers in (
-            ("steps", () if steps is None else (steps,)),
-            ("short-side", short_side),
-            ("anchor-px", anchor_px),
-        ):
-            if min(numbers, default=1) < 1:
-                raise ValueError(f"--{name} {' '.join(map(str, numbers))}: it must be 1 or more")
-        return protocol
+        return replace(self, **{name: value for name, value in values.items() if value not in (None, ())})
 
 
 PROTOCOLS: dict[str, DetectionProtocol] = {

@@ -56,11 +56,7 @@ class SegmentationProtocol:
     batchnorm: BatchNorm
 
     def schedule(self) -> Schedule:
-        """Return the schedule, which does not depend on the batch size.
-
-        Raises:
-            ValueError: If the rate is 0 or less.
-        """
+        """Return the schedule, which does not depend on the batch size."""
         if self.power is None:
             return step_drops(self.lr, self.intervals)
         return polynomial(self.lr, self.power, self.end_lr)
