@@ -27,9 +27,9 @@ from fastpsl.transfer.svm.svm import (
     interpolated_ap,
     l2_normalised,
     low_shot_scores,
+    run_resumable,
     solve,
 )
-from fastpsl.transfer.svm.work import run_resumable
 from tests.engine.tiny import one_process
 
 
