@@ -167,17 +167,13 @@ class Extraction:
         labels = self.data.labels()
         has_labels = bool((labels >= 0).any())
         record = self.wanted() | {
-            "digest": file.digest,
-            "rows": "samples of the data, in its order",
+            "digest": file.digest, "rows": "samples of the data, in its order",
             "pooling": "average over all positions" if self.pool is None else "by pool, then flattened",
             "labels": labels_path(file.path).name if has_labels else None,
-            "class_names": self.data.class_names,
-            "bad": sorted(file.bad),
-            "checkpoint": self.pretrained.record,
-            "commit": own_commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-        }
+            "class_names": self.data.class_names, "bad": sorted(file.bad),
+            "checkpoint": self.pretrained.record, "commit": own_commit(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
+        }  # fmt: skip
         file.publish(record, labels if has_labels else None)
 
 

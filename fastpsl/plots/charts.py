@@ -360,12 +360,9 @@ def draw_label_figures(
     _draw(axes[4], rows, "nmi_true", label="as they are")
     _draw(axes[4], rows, "nmi_true_shuffled", label="shuffled", color="C1")
     titles = (
-        "non-empty classes",
-        "entropy share",
-        "biggest class, % of images",
-        "NMI with the epoch before",
+        "non-empty classes", "entropy share", "biggest class, % of images", "NMI with the epoch before",
         "NMI with true labels",
-    )
+    )  # fmt: skip
     for axis, panel_title in zip(axes, titles, strict=True):
         axis.set_title(panel_title, fontsize=10, loc="left")
         axis.grid(alpha=0.3)

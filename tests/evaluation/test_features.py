@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from torch import nn
 
 from fastpsl.cli import main
+from fastpsl.engine.distributed import World
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation.blocks import block_number
-from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.feature_file import FORMAT, PartialFeatures, read_features
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.files.atomic import partial_path
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
@@ -362,13 +365,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a checkpoint file as a run does."""
     path = tmp_path_factory.mktemp("weights") / "step-00000001.pt"
     state = {
-        "format": 1,
-        "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
-        "num_stages": 1,
-        "position": {"run_step": 1, "summaries": []},
-        "backbone": make_backbone("resnet18").state_dict(),
-        "input": Input(size_px=32).as_dict(),
-    }
+        "format": 1, "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
+        "num_stages": 1, "position": {"run_step": 1, "summaries": []},
+        "backbone": make_backbone("resnet18").state_dict(), "input": Input(size_px=32).as_dict(),
+    }  # fmt: skip
     torch.save(state, path)
     return path
 
@@ -402,15 +402,12 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--block", "B6"), ("B6", "B1 to B5")),
-        (("--out", "F.npz"), ("F.npz", ".npy")),
-        (("--dtype", "int8"), ("int8", "float16", "float32")),
-        (("--precision", "tf32"), ("tf32", "bf16")),
+        (("--block", "B6"), ("B6", "B1 to B5")), (("--out", "F.npz"), ("F.npz", ".npy")),
+        (("--dtype", "int8"), ("int8", "float16", "float32")), (("--precision", "tf32"), ("tf32", "bf16")),
         (("--backbone", "resnet50"), ("resnet18", "resnet50")),
-        (("--out", "absent/F.npy"), ("absent", "cannot be written")),
-        (("--size-px", "0"), ("size-px",)),
+        (("--out", "absent/F.npy"), ("absent", "cannot be written")), (("--size-px", "0"), ("size-px",)),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_one_line(
     checkpoint: Path,
     tmp_path: Path,
@@ -452,3 +449,119 @@ def test_labels_are_kept_where_only_some_images_have_one(labels: list[int], tmp_
     assert file.record["labels"] == "F-labels.npy"
     stored = file.labels()
     assert stored is not None and stored.dtype == np.int32 and stored.tolist() == labels
+
+
+WANTED = {"shape": [5, 2], "dtype": "float32"}
+ROWS = np.arange(10, dtype=np.float32).reshape(5, 2)
+
+
+def publish(path: Path, rows: np.ndarray, **record: Any) -> None:
+    """Write a file of five rows as three batches of three, the last of which is padding alone."""
+    file = PartialFeatures(path, "digest", WANTED, one_process())
+    for first in (0, 3, 6):
+        part = np.full((3, 2), np.nan, np.float32)
+        part[: max(0, 5 - first)] = rows[first : first + 3]
+        file.write(first, part)
+    file.save(5)
+    file.publish(WANTED | {"format": FORMAT, "labels": None} | record, None)
+    file.close()
+
+
+def test_a_file_has_its_rows_and_nothing_else(tmp_path: Path) -> None:
+    """Padding after the last row is dropped, and so is a larger file that another extraction left."""
+    path = tmp_path / "F.npy"
+    partial_path(path).write_bytes(b"x" * 10_000)
+    publish(path, ROWS)
+    np.save(tmp_path / "plain.npy", ROWS)
+    assert path.read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+def test_features_never_stand_beside_the_record_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = tmp_path / "F.npy", feature_file.write_atomically
+    publish(path, ROWS, weights="old")
+
+    def killed(target: Path, *arguments: Any) -> None:
+        if target == feature_file.record_path(path):
+            raise KeyboardInterrupt
+        write(target, *arguments)
+
+    monkeypatch.setattr(feature_file, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        publish(path, ROWS + 1, weights="new")
+    assert np.array_equal(np.load(path), ROWS + 1) and read_features(path) is None
+
+
+def test_rows_are_on_the_disk_before_they_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, write, sync = list[str](), feature_file.write_atomically, os.fsync
+    path = tmp_path / "F.npy"
+
+    def note(target: Path, *arguments: Any) -> None:
+        done.append(f"wrote {target.name}")
+        write(target, *arguments)
+
+    def synced(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), os.stat(partial_path(path))):
+            done.append("rows")
+        sync(descriptor)
+
+    monkeypatch.setattr(feature_file, "write_atomically", note)
+    monkeypatch.setattr(feature_file.os, "fsync", synced)
+    file = PartialFeatures(path, "digest", WANTED, one_process())
+    for num_rows in (2, 5):
+        file.write(0, ROWS[:num_rows])
+        file.save(num_rows)
+    file.close()
+    assert done == ["rows", "wrote .F.npy.progress"] * 2
+
+
+def partial(out: Path, world: World) -> PartialFeatures:
+    wanted = {"shape": [10, 3], "dtype": "float32"}
+    return PartialFeatures(out, "digest", wanted, world)
+
+
+def test_broken_samples_of_all_ranks_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks have told of samples 3 and 8; rank 0's note and rank 0 itself know both."""
+    others: list[set[int]] = [{8}]
+    monkeypatch.setattr(feature_file, "gather_objects", lambda world, own: [own, *others])
+    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+        file.bad.add(3)
+        file.save(6)
+        assert file.bad == {3, 8}
+    assert json.loads((tmp_path / ".F.npy.progress").read_text()) == {
+        "digest": "digest", "num_rows": 6, "bad": [3, 8],
+    }  # fmt: skip
+
+
+def test_rows_past_the_last_one_are_dropped(tmp_path: Path) -> None:
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+        size = file.partial.stat().st_size
+        file.write(8, rows)
+        file.write(10, rows)
+        assert file.partial.stat().st_size == size
+        assert file.partial.read_bytes()[-2 * 12 :] == rows[:2].tobytes()
+
+
+@pytest.mark.parametrize("change", [{"shape": [10, 4]}, {"shape": [9, 3]}, {"format": 2}, {"format": None}])
+def test_a_record_of_other_rows_or_of_another_format_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    np.save(tmp_path / "F.npy", np.zeros((10, 3), np.float32))
+    record = {"format": 1, "shape": [10, 3]}
+    (tmp_path / "F.json").write_text(json.dumps(record))
+    assert read_features(tmp_path / "F.npy") is not None
+    (tmp_path / "F.json").write_text(json.dumps(record | change))
+    assert read_features(tmp_path / "F.npy") is None
+
+
+def test_a_partial_file_that_was_cut_is_begun_anew(tmp_path: Path) -> None:
+    rows = np.ones((6, 3), np.float32)
+    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+        file.write(0, rows)
+        file.save(6)
+        path, size = file.partial, file.partial.stat().st_size
+    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+        assert file.num_rows == 6
+    os.truncate(path, size - 12)
+    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+        assert file.num_rows == 0 and path.stat().st_size == size

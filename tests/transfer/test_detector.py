@@ -83,22 +83,13 @@ def torchvisions(backbone: Backbone, detector: Detector) -> FasterRCNN:
     maps.out_channels = backbone.channels[3]  # type: ignore[assignment]
     box_head = nn.Sequential(last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = FasterRCNN(
-        maps,
-        rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),)),
-        rpn_head=RPNHead(backbone.channels[3], 9),
-        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 0),
-        box_head=box_head,
-        box_predictor=FastRCNNPredictor(backbone.channels[4], 4),
-        rpn_pre_nms_top_n_train=12_000,
-        rpn_post_nms_top_n_train=2000,
-        rpn_pre_nms_top_n_test=6000,
-        rpn_post_nms_top_n_test=1000,
-        box_batch_size_per_image=12,
-        _skip_resize=True,
-        min_size=112,
-        image_mean=[0.0] * 3,
-        image_std=[1.0] * 3,
-    )
+        maps, rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),)),
+        rpn_head=RPNHead(backbone.channels[3], 9), box_roi_pool=MultiScaleRoIAlign(["0"], 7, 0),
+        box_head=box_head, box_predictor=FastRCNNPredictor(backbone.channels[4], 4),
+        rpn_pre_nms_top_n_train=12_000, rpn_post_nms_top_n_train=2000, rpn_pre_nms_top_n_test=6000,
+        rpn_post_nms_top_n_test=1000, box_batch_size_per_image=12, _skip_resize=True, min_size=112,
+        image_mean=[0.0] * 3, image_std=[1.0] * 3,
+    )  # fmt: skip
     model.roi_heads.box_roi_pool = AlignedPool()  # because torchvision's own boxes are half a position off
     assert detector.rpn is not None
     model.rpn.head.load_state_dict(detector.rpn.head.state_dict())

@@ -1,5 +1,6 @@
-"""Test the segmentation task: its loss in plain loops, two ranks, and interrupted predictions."""
+"""Test segmentation: its crops, loss in plain loops, scores, two ranks, and interrupted predictions."""
 
+import builtins
 import math
 import os
 import socket
@@ -26,17 +27,136 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import StageTrainer, pretrain
+from fastpsl.kernels.draws import Keys
 from fastpsl.models.convolutional import AlexNet
-from fastpsl.pipelines.datasets.voc.annotations import VOID, palette
+from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
+from fastpsl.plots.detections import Shown, draw_masks, draw_predicted_masks
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
-from fastpsl.transfer.segmentation.task import ScaledCrop, Segmentation, confusion, mask_losses
+from fastpsl.transfer.segmentation.task import (
+    ScaledCrop,
+    Segmentation,
+    confusion,
+    mask_losses,
+    mask_scores,
+    require_torchmetrics,
+    with_background,
+)
 from tests.engine.tiny import one_process
-from tests.transfer.test_mask_crop import keys
 from tests.warm import on_ranks
+
+
+def keys(index: int, epoch: int = 0) -> Keys:
+    return Keys(3, epoch, np.array([index], np.int64))
+
+
+def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return an image and its mask.
+
+    Red encodes the class of a pixel, 1 left and 2 right of the middle. Green rises downwards.
+    """
+    mask = torch.ones(height, width, dtype=torch.uint8)
+    mask[:, width // 2 :] = 2
+    image = torch.stack(
+        [mask * 100, (torch.arange(height) * 255 // height)[:, None].repeat(1, width), mask * 0]
+    )
+    return image.to(torch.uint8), mask
+
+
+def test_crops_of_image_and_mask_are_the_same_place() -> None:
+    crop = ScaledCrop(32, (0.5, 2.0), 0.75)
+    flips, heights, firsts = [], [], []
+    for index in range(200):
+        image, mask = crop(*annotated(40, 60), keys(index))
+        assert image.dtype == mask.dtype == torch.uint8 and image.shape[1:] == mask.shape
+        assert mask.shape[0] <= 32 and mask.shape[1] <= 32
+        near = (image[0].int() - mask.int() * 100).abs() < 30
+        assert near.float().mean() > 0.9  # because bilinear and nearest differ along the middle
+        if (mask == 1).any() and (mask == 2).any():
+            flips.append(int(mask[0, 0]) == 2)
+        heights.append(mask.shape[0])
+        firsts.append(int(image[1, 0, 0]))
+        again = crop(*annotated(40, 60), keys(index))
+        assert torch.equal(again[0], image) and torch.equal(again[1], mask)
+    assert 0.35 < np.mean(flips) < 0.65 and len(flips) > 150
+    assert min(heights) in (16, 17) and max(heights) == 32  # half of the shorter side's 32, then cropped
+    assert min(firsts) < 10 and max(firsts) > 120
+    others = [crop(*annotated(40, 60), keys(index, epoch=1))[1].shape[0] for index in range(200)]
+    assert others != heights
+
+
+@pytest.mark.parametrize("side", [5, 8, 12, 30])
+def test_a_resized_mask_has_the_classes_at_the_middles_of_its_pixels(side: int) -> None:
+    mask = torch.arange(side * side, dtype=torch.uint8).view(side, side) % 200
+    middles = [int((place + 0.5) * side / 12) for place in range(12)]
+    expected = mask[middles][:, middles].tolist()
+    mirrored = [row[::-1] for row in expected]
+    found = [
+        ScaledCrop(12, (1.0, 1.0), 1.0)(mask[None].repeat(3, 1, 1), mask, keys(index))[1].tolist()
+        for index in range(8)
+    ]
+    assert expected in found and mirrored in found and all(one in (expected, mirrored) for one in found)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((10, 100), (6, 16)), ((10, 40), (16, 16)), ((90, 9), (16, 6))])
+def test_the_longer_side_is_at_most_four_times_the_crops(
+    size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    """With a crop of 16 px, 10 x 100 px become 6 x 64 and not 16 x 160."""
+    crop = ScaledCrop(16, (1.0, 1.0), 1.0)
+    assert [tuple(crop(*annotated(*size), keys(i))[1].shape) for i in range(4)] == [wanted] * 4
+
+
+def test_a_crop_of_one_class_is_drawn_anew() -> None:
+    mask = torch.ones(64, 64, dtype=torch.uint8)
+    mask[40:, 40:], mask[:8] = 2, VOID
+    image = mask[None].repeat(3, 1, 1)
+    shares = {}
+    for most in (0.75, 1.0):
+        crop, rows = ScaledCrop(32, (2.0, 2.0), most), []
+        for index in range(60):
+            counts = torch.bincount(crop(image, mask, keys(index))[1].flatten(), minlength=3)
+            rows.append([int(counts[1]), int(counts[2])])
+        shares[most] = np.mean([max(row) / max(sum(row), 1) <= most and min(row) > 0 for row in rows])
+    # A single random crop is rarely mixed so well, but one of up to eleven often is.
+    assert shares[0.75] > 0.6 and shares[1.0] > 0.9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (33, 31)])
+def test_odd_images_can_be_cropped(size: tuple[int, int]) -> None:
+    image, mask = ScaledCrop(16, (0.5, 2.0), 0.75)(*annotated(*size), keys(0))
+    assert image.shape[1:] == mask.shape and 1 <= min(mask.shape) and max(mask.shape) <= 16
+
+
+def test_a_crop_is_drawn_anew_ten_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has eleven places in all, which differ, and the last one is shown."""
+    tried: list[Tensor] = []
+    monkeypatch.setattr(ScaledCrop, "_is_mixed", lambda crop, mask: tried.append(mask.clone()))
+    mask = torch.arange(200, dtype=torch.uint8).repeat(200, 1)
+    _, shown = ScaledCrop(20, (10.0, 10.0), 0.75)(mask[None].repeat(3, 1, 1), mask, keys(0))
+    assert len(tried) == 11 and len({int(each[0, 0]) for each in tried}) > 5
+    assert torch.equal(shown, tried[-1]) or torch.equal(shown, tried[-1].flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_mixed"),
+    [
+        ([1] * 11 + [2] * 5, True),
+        ([1] * 12 + [2] * 4, False),  # three quarters, and it must be less, as in mmsegmentation
+        ([1] * 3 + [2] + [VOID] * 12, False),  # void does not count
+        ([0] * 5 + [20] * 3 + [VOID] * 8, True),
+        ([7] * 16, False),
+        ([7] * 8 + [VOID] * 8, False),
+        ([VOID] * 16, False),
+    ],
+)
+def test_a_crop_needs_two_classes_and_less_than_the_largest_share(numbers: list[int], is_mixed: bool) -> None:
+    mask = torch.tensor(numbers, dtype=torch.uint8).view(4, 4)
+    assert ScaledCrop(4, (1.0, 1.0), 0.75)._is_mixed(mask) == is_mixed
+
 
 LR = 0.5
 
@@ -176,13 +296,9 @@ def experiment_of(root: Path, lr: float) -> Experiment:
         return VOC(root, ("2012_train",), "masks"), VOC(root, ("2012_val",), "masks")
 
     return Experiment(
-        task=Segmentation(network, Input()),
-        backbone=backbone,
-        stages=(Stage("segmentation", 1, 1, 7, 1),),
-        schedule=lambda moment: lr,
-        open=opened,
-        batchnorm="eval",
-    )
+        task=Segmentation(network, Input()), backbone=backbone, stages=(Stage("segmentation", 1, 1, 7, 1),),
+        schedule=lambda moment: lr, open=opened, batchnorm="eval",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -407,3 +523,114 @@ def test_predictions_of_another_input_or_crop_are_not_taken() -> None:
         chosen = None if crop is None else ScaledCrop(crop, (0.5, 2.0), 0.75)
         Segmentation(TwoHeads(), Input.usual(channels, 32), chosen).end_stage(context)
     assert given[1] == given[4] and len({repr(science) for science in given}) == 4
+
+
+NAMES = ("background", "cat", "dog")
+
+
+def scores(*pairs: tuple[Any, Any], names: tuple[str, ...] = NAMES) -> dict[str, float]:
+    """Return the scores of a (truth, prediction) for each image."""
+    confusions = [confusion(torch.tensor(p), torch.tensor(t), len(names)).numpy() for t, p in pairs]
+    assert all(counts.dtype == np.int64 for counts in confusions)
+    return mask_scores(np.stack(confusions), names)
+
+
+def test_void_pixels_count_for_nothing() -> None:
+    """Check the truth 0 0 1 1 . . (. is void) with the prediction 0 1 1 1 0 2.
+
+    Background has 1 of 2 and cat has 2 of 3. The dog was predicted on void alone.
+    """
+    result = scores(([[0, 0, 1], [1, 255, 255]], [[0, 1, 1], [1, 0, 2]]))
+    assert result == pytest.approx(
+        {"mIoU": 100 * (1 / 2 + 2 / 3) / 2, "IoU_background": 50.0, "IoU_cat": 200 / 3}
+    )
+
+
+def test_pixels_of_all_images_count_together() -> None:
+    """Check that the score is not a mean over images.
+
+    Cat has 1 of 2 in one and 5 of 5 in the other, which is 6 of 7. Background has 1 of 2, then 0 of 0.
+    """
+    result = scores(([[0, 0, 1]], [[0, 1, 1]]), ([[1] * 5], [[1] * 5]))
+    assert result == pytest.approx(
+        {"mIoU": 100 * (1 / 2 + 6 / 7) / 2, "IoU_background": 50, "IoU_cat": 600 / 7}
+    )
+
+
+def test_a_class_of_the_truth_that_is_never_found_has_0() -> None:
+    result = scores(([[0, 0, 2, 2]], [[0, 0, 0, 0]]))
+    assert result == pytest.approx({"mIoU": 25.0, "IoU_background": 50.0, "IoU_dog": 0.0})
+
+
+def test_a_class_that_is_only_predicted_has_0_and_counts() -> None:
+    result = scores(([[0, 0, 0, 0]], [[0, 0, 0, 2]]))
+    assert result == pytest.approx({"mIoU": 37.5, "IoU_background": 75.0, "IoU_dog": 0.0})
+
+
+def test_all_wrong_all_right_and_nothing_to_score() -> None:
+    assert scores(([[0, 1], [1, 2]], [[1, 2], [0, 0]])) == pytest.approx(
+        {"mIoU": 0.0, "IoU_background": 0.0, "IoU_cat": 0.0, "IoU_dog": 0.0}
+    )
+    right = [[0, 1], [1, 2]]
+    assert scores((right, right)) == pytest.approx(
+        {"mIoU": 100.0, "IoU_background": 100.0, "IoU_cat": 100.0, "IoU_dog": 100.0}
+    )
+    assert scores(([[255, 255]], [[0, 1]])) == {"mIoU": 0.0}
+
+
+def test_rows_are_the_truth_and_large_counts_are_exact_to_a_ten_thousandth() -> None:
+    counts = confusion(torch.tensor([[2, 2, 0]]), torch.tensor([[1, 255, 0]], dtype=torch.uint8), 3)
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    random = np.random.default_rng(0)
+    total = random.integers(0, 10**8, (21, 21))
+    names = tuple(str(n) for n in range(21))
+    result = mask_scores(total[None], names)
+    for n in range(21):
+        union = total[n].sum() + total[:, n].sum() - total[n, n]
+        assert result[f"IoU_{n}"] == pytest.approx(100 * total[n, n] / union, abs=1e-4)
+
+
+def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_torchmetrics()
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("torchmetrics"):
+            raise ImportError("No module named 'torchmetrics'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r'pip install "fastpsl-vision\[transfer\]"') as caught:
+        require_torchmetrics()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_sheet_shows_images_truth_and_prediction_in_vocs_colours(tmp_path: Path) -> None:
+    truth, prediction = np.zeros((30, 40), np.uint8), np.full((30, 40), 2, np.uint8)
+    truth[:, :20], truth[:, 20:22] = 1, 255
+    pixels = np.full((30, 40, 3), (10, 200, 30), np.uint8)
+    row = Shown(pixels, truth, prediction, "one")
+    for num in (1, 3):
+        path = draw_masks(tmp_path / "sheet.png", [row] * num, NAMES)
+        with Image.open(path) as image:
+            sheet = np.asarray(image.convert("RGB"))
+        counts = {
+            name: (sheet == colour).all(-1).sum()
+            for name, colour in zip(
+                ("cat", "dog", "void", "picture"), (*palette()[[1, 2, 255]], pixels[0, 0]), strict=True
+            )
+        }  # fmt: skip
+        whole = 150 * 200
+        for name, share in (("cat", 0.5), ("dog", 1.0), ("void", 0.05), ("picture", 1.0)):
+            assert counts[name] == pytest.approx(num * share * whole, abs=400), (num, name)
+
+
+def test_a_sheet_of_a_data_set_says_how_much_of_each_image_is_right(tmp_path: Path) -> None:
+    root = draw_voc(tmp_path / "VOCdevkit", 2, 3, side_px=48)
+    with VOC(root, ("2012_val",), "masks") as data:
+        assert with_background(data) == ["background", "cross", "disc", "triangle"]
+        for index in range(3):
+            (tmp_path / f"{data.image_id(index)}.png").write_bytes(mask_png(data.mask(index)))
+        path = draw_predicted_masks(tmp_path / "sheet.png", tmp_path, data, with_background(data))
+        with Image.open(path) as image:
+            assert image.size[0] > 300

@@ -70,12 +70,7 @@ class DetectionProtocol:
         return warmed_up(step_drops(self.lr * batch_size / self.lr_batch, self.intervals), self.warmup_steps)
 
     def changed(
-        self,
-        *,
-        steps: int | None,
-        lr: float | None,
-        short_side: tuple[int, ...],
-        anchor_px: tuple[int, ...],
+        self, *, steps: int | None, lr: float | None, short_side: tuple[int, ...], anchor_px: tuple[int, ...]
     ) -> "DetectionProtocol":
         """Return the protocol with the given values in place of its own; the warm-up keeps its share."""
         lengths = () if steps is None else (steps,)

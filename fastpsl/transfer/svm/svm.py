@@ -188,12 +188,9 @@ def cross_validated(task: OneClass) -> dict[str, Any]:
     machine = fits(features, signs, best)
     scores = _decisions(basis @ machine.coef_.T, machine.intercept_, task)[:, 0]
     return {
-        "ap": interpolated_ap(task.test_targets, scores),
-        "cost": best,
-        "cross_validated": means.tolist(),
-        "fits": fits.num,
-        "not_converged": fits.num_not_converged,
-    }
+        "ap": interpolated_ap(task.test_targets, scores), "cost": best, "cross_validated": means.tolist(),
+        "fits": fits.num, "not_converged": fits.num_not_converged,
+    }  # fmt: skip
 
 
 def low_shot(task: OneClass) -> dict[str, Any]:
