@@ -224,18 +224,13 @@ class FewLabels(Classify):
     RotNet's semi-supervised experiments on CIFAR-10, which SSL++ follows, do the same: an epoch of 50,000
     images passes many times over the first K of each class. They shuffle the whole epoch; here each pass is
     shuffled (`repeated_order`).
-
-    Attributes:
-        labels_per_class: Number of images of each class.
-        seed: Seed of the orders.
-        chosen: The images' indices in the data set, int64 [n].
     """
 
     has_own_order = True
 
     labels_per_class: int
     seed: int
-    chosen: np.ndarray = field(init=False)
+    chosen: np.ndarray = field(init=False)  # the images' indices in the data set, int64 [n]
     num_samples: int = field(init=False)
 
     @override

@@ -53,28 +53,21 @@ def pooled_width(shape: Sequence[int], pool: Pool) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProtocol:
-    """The published values of a linear probe.
+    """The published values of a linear probe."""
 
-    Attributes:
-        pools: Pools of B1, B2, …; if empty, only the final features are probed.
-        batchnorm: BatchNorm2d between pool and classifier, with scale and shift ("affine") or without
-            ("plain").
-        head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
-        train_crop: "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
-        num_crops: Validation crops, whose softmaxes are averaged: 1 (the middle) or 10.
-        lr: First learning rate for a batch of `lr_batch`.
-        intervals: Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
-            (`schedules.inverse_root`).
-    """
-
-    pools: tuple[Pool, ...]
+    pools: tuple[Pool, ...]  # pools of B1, B2, …; if empty, only the final features are probed
+    # BatchNorm2d between pool and classifier, with scale and shift ("affine") or without ("plain").
     batchnorm: Literal["affine", "plain"] | None = None
+    # Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
     head_std: float | None = None
+    # "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
     train_crop: Literal["random_resized", "random", "random_middle"]
-    num_crops: Literal[1, 10] = 1
+    num_crops: Literal[1, 10] = 1  # validation crops, whose softmaxes are averaged: 1 (the middle) or 10
     epochs: int
-    lr: float
+    lr: float  # first learning rate for a batch of `lr_batch`
     lr_batch: int = 256
+    # Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
+    # (`schedules.inverse_root`).
     intervals: tuple[int, ...] = ()
     factor: float = 0.1
     momentum: float = 0.9

@@ -246,15 +246,10 @@ def _nearness(queries: Tensor, means: Tensor) -> Tensor:
 
 
 class Accuracy(NamedTuple):
-    """A mean accuracy over episodes, in percent.
-
-    Attributes:
-        mean: The mean.
-        interval: Half of the 95 % confidence interval: 1.96 standard errors.
-    """
+    """A mean accuracy over episodes, in percent."""
 
     mean: float
-    interval: float
+    interval: float  # half of the 95 % confidence interval: 1.96 standard errors
 
     @classmethod
     def of(cls, right: np.ndarray, num_queries: int) -> "Accuracy":

@@ -87,9 +87,7 @@ def write_pkl(path: Path, protocol: int = 2, **parts: Any) -> Path:
 
 @pytest.mark.parametrize("by_row", (False, True))
 def test_selective_search(tmp_path: Path, by_row: bool) -> None:
-    """Check 1-based y1 x1 y2 x2 with both ends inside, in cells in a row or a column, of more images than
-    needed.
-    """
+    """Read 1-based y1 x1 y2 x2 with both ends inside, in rows or columns of cells, of too many images."""
     path = write_mat(tmp_path / "a.mat", (*IDS[::-1], "000009"), by_row)
     proposals = opened(NamedImages(*IDS), path)
     for i in range(3):
@@ -154,10 +152,8 @@ def test_python_2s(tmp_path: Path) -> None:
 def test_at_most_so_many(tmp_path: Path) -> None:
     many = np.tile(PIXELS, (700, 1))
     path = write_mat(tmp_path / "a.mat", boxes=[many] * 3)
-    assert [len(opened(NamedImages(*IDS), path, **options).boxes(2)) for options in ({}, {"max_num": 7})] == [
-        2000,
-        7,
-    ]
+    assert len(opened(NamedImages(*IDS), path).boxes(2)) == 2000
+    assert len(opened(NamedImages(*IDS), path, max_num=7).boxes(2)) == 7
 
 
 def test_several_files(tmp_path: Path) -> None:
@@ -319,10 +315,7 @@ def test_eleven_points() -> None:
 
 
 def test_recall_of_exactly_three_tenths_reaches_the_point() -> None:
-    """Check three of ten objects, all right: the precision is 1 at 0, .1, .2 and .3.
-
-    numpy.arange(0, 1.1, .1) has .30000000000000004 there, which is not reached.
-    """
+    """Of ten objects three are found. numpy.arange(0, 1.1, .1) has .30000000000000004, which is more."""
     assert eleven_points(np.ones(3, bool), 10) == pytest.approx(4 / 11)
     assert eleven_points(np.ones(10, bool), 10) == pytest.approx(1)
     assert eleven_points(np.zeros(0, bool), 10) == 0
@@ -336,10 +329,7 @@ def test_overlaps() -> None:
 
 
 def test_an_overlap_of_exactly_what_is_asked_for_is_enough() -> None:
-    """Check 10 x 5 in 10 x 10, which is .5.
-
-    On the devkit's pixels 1 to 10 and 1 to 5, 10 x 5 are shared of 10 x 10 in all.
-    """
+    """10 x 5 in 10 x 10 is .5, also by the devkit's pixels from 1 to 10 and 1 to 5."""
     assert scores(Drawn([(A, CAT)]), (0, (0, 0, 10, 5), CAT, 0.9))["AP50"] == 100
     # Boxes that are 10 apart in both directions share nothing, and not -10 x -10.
     assert scores(Drawn([(A, CAT)]), (0, (20, 20, 30, 30), CAT, 0.9))["AP50"] == 0
@@ -385,24 +375,19 @@ def test_difficult_objects_count_neither_way() -> None:
 
 
 def test_equal_scores_come_by_image_and_then_as_they_stand() -> None:
-    """Check one object with a wrong and a right detection of equal score.
-
-    The one in the earlier image comes first, so the precision is 1/2 or 1.
-    """
-    wrong, right = (0, FAR, CAT, 0.5), (1, A, CAT, 0.5)
-    assert scores(Drawn([(B, DOG)], [(A, CAT)]), right, wrong)["AP50_cat"] == pytest.approx(50)
-    wrong, right = (1, FAR, CAT, 0.5), (0, A, CAT, 0.5)
-    assert scores(Drawn([(A, CAT)], [(B, DOG)]), wrong, right)["AP50_cat"] == pytest.approx(100)
-    wrong, right = (0, FAR, CAT, 0.5), (0, A, CAT, 0.5)
-    assert scores(Drawn([(A, CAT)]), wrong, right)["AP50"] == pytest.approx(50)
-    assert scores(Drawn([(A, CAT)]), right, wrong)["AP50"] == pytest.approx(100)
+    """Of a wrong and a right detection of one object, the one in the earlier image comes first."""
+    for images, first, second, expected in (
+        (([(B, DOG)], [(A, CAT)]), (1, A), (0, FAR), 50),
+        (([(A, CAT)], [(B, DOG)]), (1, FAR), (0, A), 100),
+        (([(A, CAT)],), (0, FAR), (0, A), 50),
+        (([(A, CAT)],), (0, A), (0, FAR), 100),
+    ):
+        result = scores(Drawn(*images), (*first, CAT, 0.5), (*second, CAT, 0.5))
+        assert result["AP50_cat"] == pytest.approx(expected)
 
 
 def test_classes() -> None:
-    """Check that all cats and no dogs are found, and that the one eel is difficult.
-
-    It has no score, and the mean is over two classes.
-    """
+    """All cats and no dogs are found. The one eel is difficult: it has no score and no part in the mean."""
     data = Drawn([(A, CAT)], [(A, DOG), (FAR, EEL, True)])
     result = scores(data, (0, A, CAT, 0.9), (0, FAR, EEL, 0.8), (1, FAR, EEL, 0.7))
     assert (result["AP50_cat"], result["AP50_dog"], result["AP50"]) == pytest.approx((100, 0, 50))
@@ -505,10 +490,7 @@ def test_it_is_the_devkits_rules_in_plain_loops(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_cocos_where_nothing_is_difficult_and_nothing_hit_twice(seed: int) -> None:
-    """Compare with COCO where objects are far apart and have at most one detection each.
-
-    The two differ there only in their points of recall.
-    """
+    """Objects are far apart and have at most one detection each; only the points of recall differ."""
     rng = np.random.default_rng(seed)
     num_images, num_classes = 12, 4
     rows = []

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from PIL import Image
 from torch import nn
 
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import Moment, step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -46,7 +44,9 @@ from fastpsl.transfer.classification.task import (
     reinitialise_fc,
 )
 from tests.engine.tiny import TinyNet, noise_batch, one_process
-from tests.warm import on_ranks
+from tests.plots.png_pixels import pixels
+from tests.transfer.threads import one_thread
+from tests.warm import results_of_ranks
 
 SIZE_PX = 32
 VIEW = crop_view(Input(), SIZE_PX, (0.1, 0.5), (1.0, 1.0))
@@ -115,10 +115,8 @@ def test_fc6_and_fc7_begin_anew(name: str) -> None:
     linears = [part for part in backbone.classifier if isinstance(part, nn.Linear)]  # type: ignore[union-attr]
     assert len(linears) == 2
     for part in linears:
-        assert (
-            float(part.weight.std()) == pytest.approx(0.01, rel=1e-2)
-            and abs(float(part.weight.mean())) < 1e-4
-        )
+        assert float(part.weight.std()) == pytest.approx(0.01, rel=1e-2)
+        assert abs(float(part.weight.mean())) < 1e-4
     # In both cases fc6 and fc7 are such layers with biases of .1, then ReLU.
     backbone.eval()
     maps = torch.rand(2, 256, 13, 13)
@@ -271,39 +269,30 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
             (batch,) = loader.epoch(0)
             inputs = batch.inputs(views, torch.float32)
             assert not torch.equal(inputs[0], inputs[1]), "crops of their own"
+            blocks, head = train_step.module.blocks, train_step.module.head
             for index in (0, 15, 16, 38):
-                outputs = [
-                    train_step.module.head(train_step.module.blocks(crop[index : index + 1]))
-                    for crop in inputs
-                ]
-                expected = sum(outputs)[0].numpy()  # type: ignore[index]
+                expected = sum(head(blocks(crop[index : index + 1])) for crop in inputs)[0].numpy()
                 assert stored["scores"][index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def in_a_process(rank: int, root: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 2, torch.device("cpu"))
+def in_a_process(root: Path, folder: Path, rank: int, size: int) -> None:
     for num in (7, 39):
-        with opened(Path(root), Path(folder, str(num)), world, num) as (task, run, train_step):
+        world = World(rank, size, rank, size, torch.device("cpu"))
+        with opened(root, folder / str(num), world, num) as (task, run, train_step):
             for buffer in train_step.module.buffers() if rank else ():
                 buffer.add_(1)  # because each rank has its own statistics, and rank 0's count
             task.end_stage(passes_of(run, train_step))
-    leave_world()
 
 
 def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
     """Compare byte for byte: no image is there twice, and none is missing."""
-    on_ranks(in_a_process, (str(voc), str(tmp_path)), 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    results_of_ranks(partial(in_a_process, voc, tmp_path), 2, tmp_path)
+    with one_thread():
+        in_a_process(voc, tmp_path / "alone", 0, 1)
     for num in (7, 39):
-        with opened(voc, tmp_path / f"alone-{num}", one_process(), num) as (task, run, train_step):
-            task.end_stage(passes_of(run, train_step))
-        alone, together = (tmp_path / name / NAME for name in (f"alone-{num}", str(num)))
+        alone, together = (folder / str(num) / NAME for folder in (tmp_path / "alone", tmp_path))
         assert alone.read_bytes() == together.read_bytes()
         assert read_predictions(alone)["image"].tolist() == list(range(num))
-    torch.set_num_threads(threads)
 
 
 def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
@@ -425,27 +414,26 @@ def ap(scores: list[float], targets: list[int], image: list[int] | None = None) 
     return result["AP_cat"] / 100
 
 
-def test_cases_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("scores", "targets", "expected"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], 1 / 2 * 1 + 1 / 2 * 2 / 3),
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 1),
+        ([0.9, 0.8, 0.7, 0.6], [0, 0, 1, 1], 1 / 2 * 1 / 3 + 1 / 2 * 2 / 4),
+        ([-3, -2, -1], [1, 1, 1], 1),
+        ([0.1], [1], 1),
+        ([0.9, 0.8, 0.7, 0.6], [1, -1, 1, 0], 1),  # a difficult image counts neither way
+        ([0.9, 0.7, 0.6], [1, 1, 0], 1),
+        ([0.9, 0.8, 0.7, 0.6], [-1, 0, 1, -1], 1 / 2),
+        ([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 1], 2 / 4),  # of a tie, each has the precision after all of it
+        ([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0], 1 / 2 * 1 + 1 / 2 * 2 / 3),
+        ([0.9, 0.5, 0.5, 0.1], [1, 0, 1, 0], 1 / 2 * 1 + 1 / 2 * 2 / 3),
+        ([0.9, 0.9, 0.1], [0, 1, 1], 1 / 2 * 1 / 2 + 1 / 2 * 2 / 3),
+    ],
+)
+def test_cases_by_hand(scores: list[float], targets: list[int], expected: float) -> None:
     """Check the precision at each right answer, weighted by the recall that it adds."""
-    assert ap([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0]) == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
-    assert ap([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0]) == 1, "all right"
-    assert ap([0.9, 0.8, 0.7, 0.6], [0, 0, 1, 1]) == pytest.approx(1 / 2 * 1 / 3 + 1 / 2 * 2 / 4), "all wrong"
-    assert ap([-3, -2, -1], [1, 1, 1]) == 1, "nothing to confuse"
-    assert ap([0.1], [1]) == 1
-
-
-def test_difficult_images_count_neither_way() -> None:
-    assert ap([0.9, 0.8, 0.7, 0.6], [1, -1, 1, 0]) == 1
-    assert ap([0.9, 0.8, 0.7, 0.6], [1, -1, 1, 0]) == ap([0.9, 0.7, 0.6], [1, 1, 0])
-    assert ap([0.9, 0.8, 0.7, 0.6], [-1, 0, 1, -1]) == 1 / 2
-
-
-def test_tied_images_come_in_together() -> None:
-    """Check that each right answer of a tie has the precision after all of it, in any order of the rows."""
-    assert ap([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 1]) == 2 / 4
-    for targets in ([1, 1, 0, 0], [1, 0, 1, 0]):
-        assert ap([0.9, 0.5, 0.5, 0.1], targets) == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
-    assert ap([0.9, 0.9, 0.1], [0, 1, 1]) == pytest.approx(1 / 2 * 1 / 2 + 1 / 2 * 2 / 3)
+    assert ap(scores, targets) == pytest.approx(expected)
 
 
 def test_a_class_without_positives_is_left_out() -> None:
@@ -497,8 +485,7 @@ def test_the_figure_grows_with_the_classes(tmp_path: Path) -> None:
     heights = []
     for num in (1, 20):
         numbers = {"mAP": 50.0} | {f"AP_class {i}": 5.0 * i for i in range(num)}
-        with Image.open(
-            draw_classes(numbers, tmp_path / f"{num}.png", "classification/deepcluster")
-        ) as image:
-            heights.append(image.size[1])
+        heights.append(
+            pixels(draw_classes(numbers, tmp_path / f"{num}.png", "classification/sslpp")).shape[0]
+        )
     assert heights[1] > 2 * heights[0]

@@ -2,11 +2,10 @@
 
 import builtins
 import math
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
-from fastpsl.engine.distributed import World, join_world, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.last_step import LastStep
 from fastpsl.engine.options import RunOptions, TrainingOptions
@@ -46,7 +45,8 @@ from fastpsl.transfer.segmentation.task import (
     with_background,
 )
 from tests.engine.tiny import one_process
-from tests.warm import on_ranks
+from tests.transfer.threads import one_thread
+from tests.warm import results_of_ranks
 
 
 def keys(index: int, epoch: int = 0) -> Keys:
@@ -316,20 +316,13 @@ def run_of(
     run.close()
 
 
-def in_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
-    world = join_world("cpu", timeout_s=240)
-    root = Path(folder) / "VOCdevkit"
-    with run_of(root, Path(folder) / "two", world) as (experiment, run):
+def in_a_process(folder: Path, name: str, rank: int, size: int) -> None:
+    """Train without learning, and for one step."""
+    world, root = World(rank, size, rank, size, torch.device("cpu")), folder / "VOCdevkit"
+    with run_of(root, folder / name, world) as (experiment, run):
         assert pretrain(experiment, run)
-    with run_of(root, Path(folder) / "two-step", world, LR, max_steps_per_stage=1, precision="fp32") as (
-        experiment,
-        run,
-    ):
+    with run_of(root, folder / f"{name}-step", world, LR, max_steps_per_stage=1) as (experiment, run):
         assert pretrain(experiment, run)
-    leave_world()
 
 
 def found_in(folder: Path) -> dict[str, bytes]:
@@ -341,18 +334,10 @@ def found_in(folder: Path) -> dict[str, bytes]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the same trainings in two processes ("two", "two-step") and in one."""
     path = tmp_path_factory.mktemp("segmentation")
-    root = draw_voc(path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=4, num_test_masks=7)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        (path / "port").write_text(str(probe.getsockname()[1]))
-    on_ranks(in_a_process, (str(path),), 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with run_of(root, path / "one", one_process()) as (experiment, run):
-        assert pretrain(experiment, run)
-    with run_of(root, path / "one-step", one_process(), LR, max_steps_per_stage=1) as (experiment, run):
-        assert pretrain(experiment, run)
-    torch.set_num_threads(threads)
+    draw_voc(path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=4, num_test_masks=7)
+    results_of_ranks(partial(in_a_process, path, "two"), 2, path)
+    with one_thread():
+        in_a_process(path, "one", 0, 1)
     return path
 
 
@@ -403,20 +388,6 @@ def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
     assert changed > 20
 
 
-def stopped_after(monkeypatch: pytest.MonkeyPatch, run: Run, num: int) -> list[int]:
-    """Request a stop at the `num`-th image, and count the images."""
-    indices: list[int] = []
-    real = run.stop_signal.after_step
-
-    def after_step() -> Any:
-        indices.append(1)
-        run.stop_signal.stop_requested = len(indices) == num
-        return real()
-
-    monkeypatch.setattr(run.stop_signal, "after_step", after_step)
-    return indices
-
-
 def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,21 +399,24 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         context, task = EpochContext(run, train_step, 0, False, 1), experiment.task
         assert isinstance(task, Segmentation)
         indices: list[int] = []
-        real = task.found
+        found, after_step = task.found, run.stop_signal.after_step
 
         def counted(image: Tensor, train_step: TrainStep) -> Tensor:
             indices.append(1)
-            return real(image, train_step)
+            return found(image, train_step)
+
+        def stop() -> Any:
+            run.stop_signal.stop_requested = len(indices) == PART + 2
+            return after_step()
 
         monkeypatch.setattr(task, "found", counted)
-        stopped_after(monkeypatch, run, PART + 2)
+        monkeypatch.setattr(run.stop_signal, "after_step", stop)
         with pytest.raises(PassStopped):
             task.end_stage(context)
         assert len(indices) == PART + 2 and not (run.folder / NAME).exists()
         indices.clear()
-        monkeypatch.undo()
+        monkeypatch.setattr(run.stop_signal, "after_step", after_step)
         run.stop_signal.stop_requested = False
-        monkeypatch.setattr(task, "found", counted)
         task.end_stage(context)
         assert len(indices) == 3
         whole = found_in(run.folder)
@@ -528,54 +502,29 @@ def test_predictions_of_another_input_or_crop_are_not_taken() -> None:
 NAMES = ("background", "cat", "dog")
 
 
-def scores(*pairs: tuple[Any, Any], names: tuple[str, ...] = NAMES) -> dict[str, float]:
-    """Return the scores of a (truth, prediction) for each image."""
-    confusions = [confusion(torch.tensor(p), torch.tensor(t), len(names)).numpy() for t, p in pairs]
-    assert all(counts.dtype == np.int64 for counts in confusions)
-    return mask_scores(np.stack(confusions), names)
-
-
-def test_void_pixels_count_for_nothing() -> None:
-    """Check the truth 0 0 1 1 . . (. is void) with the prediction 0 1 1 1 0 2.
-
-    Background has 1 of 2 and cat has 2 of 3. The dog was predicted on void alone.
-    """
-    result = scores(([[0, 0, 1], [1, 255, 255]], [[0, 1, 1], [1, 0, 2]]))
-    assert result == pytest.approx(
-        {"mIoU": 100 * (1 / 2 + 2 / 3) / 2, "IoU_background": 50.0, "IoU_cat": 200 / 3}
-    )
-
-
-def test_pixels_of_all_images_count_together() -> None:
-    """Check that the score is not a mean over images.
-
-    Cat has 1 of 2 in one and 5 of 5 in the other, which is 6 of 7. Background has 1 of 2, then 0 of 0.
-    """
-    result = scores(([[0, 0, 1]], [[0, 1, 1]]), ([[1] * 5], [[1] * 5]))
-    assert result == pytest.approx(
-        {"mIoU": 100 * (1 / 2 + 6 / 7) / 2, "IoU_background": 50, "IoU_cat": 600 / 7}
-    )
-
-
-def test_a_class_of_the_truth_that_is_never_found_has_0() -> None:
-    result = scores(([[0, 0, 2, 2]], [[0, 0, 0, 0]]))
-    assert result == pytest.approx({"mIoU": 25.0, "IoU_background": 50.0, "IoU_dog": 0.0})
-
-
-def test_a_class_that_is_only_predicted_has_0_and_counts() -> None:
-    result = scores(([[0, 0, 0, 0]], [[0, 0, 0, 2]]))
-    assert result == pytest.approx({"mIoU": 37.5, "IoU_background": 75.0, "IoU_dog": 0.0})
-
-
-def test_all_wrong_all_right_and_nothing_to_score() -> None:
-    assert scores(([[0, 1], [1, 2]], [[1, 2], [0, 0]])) == pytest.approx(
-        {"mIoU": 0.0, "IoU_background": 0.0, "IoU_cat": 0.0, "IoU_dog": 0.0}
-    )
-    right = [[0, 1], [1, 2]]
-    assert scores((right, right)) == pytest.approx(
-        {"mIoU": 100.0, "IoU_background": 100.0, "IoU_cat": 100.0, "IoU_dog": 100.0}
-    )
-    assert scores(([[255, 255]], [[0, 1]])) == {"mIoU": 0.0}
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        # Void does not count: background has 1 of 2, cat 2 of 3, and the dog was predicted on void alone.
+        ([([0, 0, 1, 1, 255, 255], [0, 1, 1, 1, 0, 2])], (1 / 2, 2 / 3, None)),
+        # Images count together: cat has 1 of 2 and 5 of 5, which is 6 of 7; background 1 of 2 and 0 of 0.
+        ([([0, 0, 1], [0, 1, 1]), ([1] * 5, [1] * 5)], (1 / 2, 6 / 7, None)),
+        ([([0, 0, 2, 2], [0, 0, 0, 0])], (1 / 2, None, 0)),  # a class that is never found
+        ([([0, 0, 0, 0], [0, 0, 0, 2])], (3 / 4, None, 0)),  # one that is only predicted
+        ([([0, 1, 1, 2], [1, 2, 0, 0])], (0, 0, 0)),
+        ([([0, 1, 1, 2], [0, 1, 1, 2])], (1, 1, 1)),
+        ([([255, 255], [0, 1])], (None, None, None)),
+    ],
+)
+def test_scores_by_hand(
+    images: list[tuple[list[int], list[int]]], expected: tuple[float | None, ...]
+) -> None:
+    """The images are (truth, prediction); the mean is over the classes that have a score."""
+    counts = [confusion(torch.tensor([p]), torch.tensor([t]), len(NAMES)).numpy() for t, p in images]
+    assert all(each.dtype == np.int64 for each in counts)
+    scores = {f"IoU_{n}": 100 * iou for n, iou in zip(NAMES, expected, strict=True) if iou is not None}
+    mean = sum(scores.values()) / max(1, len(scores))
+    assert mask_scores(np.stack(counts), NAMES) == pytest.approx({"mIoU": mean} | scores)
 
 
 def test_rows_are_the_truth_and_large_counts_are_exact_to_a_ten_thousandth() -> None:

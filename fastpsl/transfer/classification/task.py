@@ -95,37 +95,21 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelProtocol:
-    """A protocol: image sets, schedule and crops.
+    """A protocol: image sets, schedule and crops."""
 
-    Attributes:
-        train: Image sets to learn from (`pipelines.voc.VOC`).
-        test: Image sets to score on.
-        fc6_8: Rate where fc6 to fc8 learn.
-        all: Rate where every layer learns.
-        epochs: Length in epochs, as in `Stage`.
-        steps: Length in steps, as in `Stage`.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
-        new_fc: Whether fc6 and fc7 are initialised anew, as the classifier is.
-        area: Share of the image's area that a crop takes, in training and in test.
-        ratio: Aspect ratios of crops, in training and in test.
-        num_crops: Crops of a test image.
-        clip_norm: See `Experiment`.
-        batchnorm: See `Experiment`.
-    """
-
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # image sets to learn from (`pipelines.voc.VOC`)
     test: tuple[str, ...]
-    fc6_8: Rate
-    all: Rate
+    fc6_8: Rate  # rate where fc6 to fc8 learn
+    all: Rate  # rate where every layer learns
     epochs: int = 0
     steps: int | None = None
     momentum: float = 0.9
     weight_decay: float
-    new_fc: bool
+    new_fc: bool  # whether fc6 and fc7 are initialised anew, as the classifier is
+    # Share of the image's area that a crop takes, in training and in test.
     area: tuple[float, float] = (0.1, 0.5)
     ratio: tuple[float, float] = (1.0, 1.0)
-    num_crops: int = 10
+    num_crops: int = 10  # crops of a test image
     clip_norm: float = 10.0
     batchnorm: Literal["eval"] = "eval"
 
@@ -244,20 +228,13 @@ class MultiLabel(Task):
     """A task with a linear classifier on the last block and a sigmoid for each class.
 
     The classifier reads the average over the block's positions (fc7 has one position).
-
-    Attributes:
-        view: View of training images and of the test's crops.
-        num_crops: Crops of a test image; its score is the sum of their outputs before the sigmoid.
-        num_levels: Always 1.
-        targets: int8 [N, C], as `VOC.targets`; set by `check_data`.
-        class_names: Names of the C classes; set by `check_data`.
     """
 
-    view: ViewSpec
-    num_crops: int
+    view: ViewSpec  # view of training images and of the test's crops
+    num_crops: int  # crops of a test image; its score is the sum of their outputs before the sigmoid
     num_levels: int = field(default=1, init=False)
-    targets: Tensor = field(init=False)
-    class_names: list[str] = field(init=False)
+    targets: Tensor = field(init=False)  # int8 [N, C], as `VOC.targets`; set by `check_data`
+    class_names: list[str] = field(init=False)  # names of the C classes; set by `check_data`
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:

@@ -48,20 +48,6 @@ _SHEET_PX = 320
 class Detection(Task):
     """A task that fine-tunes a backbone and a detector.
 
-    Attributes:
-        protocol: The published values.
-        backbone: The network.
-        input: Record of what the network reads.
-        seed: Seed of the draws.
-        proposals: Files for each training set, then for each test set, if the protocol's boxes are published
-            ones.
-        num_levels: Always 1.
-        fixed_sizes: Always False, because images keep their aspect ratios.
-        train: Training images; set by `open`.
-        test: Test images; set by `open`.
-        train_proposals: Proposals for `train`, or None with an RPN.
-        test_proposals: Proposals for `test`, or None with an RPN.
-
     Raises:
         ValueError: If the backbone or the files of proposals do not fit.
     """
@@ -70,11 +56,13 @@ class Detection(Task):
     backbone: Backbone
     input: Input
     seed: int
+    # Files for each training set, then for each test set, if the protocol's boxes are published ones.
     proposals: Sequence[str] = ()
     num_levels: int = field(default=1, init=False)
-    fixed_sizes: ClassVar[bool] = False
-    train: VOC = field(init=False)
-    test: VOC = field(init=False)
+    fixed_sizes: ClassVar[bool] = False  # always False, because images keep their aspect ratios
+    train: VOC = field(init=False)  # training images; set by `open`
+    test: VOC = field(init=False)  # test images; set by `open`
+    # Proposals for `train` and `test`, or None with an RPN.
     train_proposals: Proposals | None = field(default=None, init=False)
     test_proposals: Proposals | None = field(default=None, init=False)
 

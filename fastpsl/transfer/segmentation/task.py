@@ -42,16 +42,11 @@ class ScaledCrop:
     The shorter side is resized to `size_px` times a random scale, then a square of `size_px` is cropped at
     random. Images that are smaller than the crop stay so. A crop that shows one class alone, or one class in
     at least `max_share` of its pixels, is drawn anew, ten times at most. Void pixels do not count.
-
-    Attributes:
-        size_px: Side of the crop.
-        scales: Least and largest scale.
-        max_share: Largest share of one class.
     """
 
     size_px: int
     scales: tuple[float, float]
-    max_share: float
+    max_share: float  # largest share of one class
 
     def __call__(self, image: Tensor, mask: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """Crop an image (uint8 [3, h, w]) and its mask (uint8 [h, w]) by the keys of this one image."""
@@ -143,21 +138,14 @@ class Segmentation(Task):
 
     The loss is the cross-entropy of an image's pixels that are not void. Validation images are read whole.
     Their shorter side is resized to `crop.size_px` if there is a crop.
-
-    Attributes:
-        network: The network on the backbone.
-        input: Record of what the network reads.
-        crop: Crop of training images; without it they are read as they are.
-        auxiliary_weight: Weight of the auxiliary head's loss.
-        num_levels: Always 1.
-        num_classes: Number of classes, with the background; set by `check_data`.
     """
 
     network: Network
     input: Input
-    crop: ScaledCrop | None = None
-    auxiliary_weight: float = 0.0
+    crop: ScaledCrop | None = None  # crop of training images; without it they are read as they are
+    auxiliary_weight: float = 0.0  # weight of the auxiliary head's loss
     num_levels: int = field(default=1, init=False)
+    # Number of classes, with the background; set by `check_data`.
     num_classes: int = field(default=0, init=False)
 
     @property

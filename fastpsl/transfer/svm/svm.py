@@ -61,28 +61,17 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class SvmProtocol:
-    """A protocol of linear SVMs.
+    """A protocol of linear SVMs."""
 
-    Attributes:
-        train: Image sets to learn from (`pipelines.voc.VOC`).
-        test: Image sets to score on.
-        crop: "squashed": whole images are resized to squares, as by VISSL and its predecessor.
-        pools: Pools of B1, B2 and so on.
-        norm_epsilon: Added to a sample's L2 norm before its features are divided by it.
-        machine: Settings of each SVM.
-        folds: Folds of the cross-validation that chooses the cost.
-        num_samples: Draws of low-shot learning for each number of shots.
-        average_precision: Description of the score.
-    """
-
-    train: tuple[str, ...] = ("2007_trainval",)
+    train: tuple[str, ...] = ("2007_trainval",)  # image sets to learn from (`pipelines.voc.VOC`)
     test: tuple[str, ...] = ("2007_test",)
+    # "squashed": whole images are resized to squares, as by VISSL and its predecessor.
     crop: Literal["squashed"] = "squashed"
-    pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools
-    norm_epsilon: float = 1e-5
-    machine: Machine = Machine()
-    folds: int = 3
-    num_samples: int = 5
+    pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools  # pools of B1, B2 and so on
+    norm_epsilon: float = 1e-5  # added to a sample's L2 norm before its features are divided by it
+    machine: Machine = Machine()  # settings of each SVM
+    folds: int = 3  # folds of the cross-validation that chooses the cost
+    num_samples: int = 5  # draws of low-shot learning for each number of shots
     average_precision: str = "area under the interpolated precision-recall curve"
 
 
@@ -321,21 +310,13 @@ def extractions(
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes to score.
+    """The classes to score."""
 
-    Attributes:
-        names: Names of the classes that a test image shows; the others have no AP.
-        numbers: Their numbers.
-        left_out: Names of the other classes.
-        train: Labels of the training images, int8 [N, C], as `VOC.targets`.
-        test: Labels of the test images, in the same form.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # names of the classes that a test image shows; the others have no AP
     numbers: tuple[int, ...]
-    left_out: tuple[str, ...]
-    train: np.ndarray
-    test: np.ndarray
+    left_out: tuple[str, ...]  # names of the other classes
+    train: np.ndarray  # labels of the training images, int8 [N, C], as `VOC.targets`
+    test: np.ndarray  # labels of the test images, in the same form
 
     @classmethod
     def of(cls, train: VOC, test: VOC, protocol: SvmProtocol, shots: Sequence[int]) -> "Classes":
