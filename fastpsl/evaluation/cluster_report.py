@@ -147,9 +147,8 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
     description = (
         f"labels {path} ({labels.made_by}): {len(labels.labels):,} images, {labels.num_classes:,} classes, "
         f"{figures['non_empty']:,.0f} not empty, of {sizes[sizes > 0].min():,} to {sizes.max():,} images; "
-        f"the biggest has {100 * biggest:.2f} % of the images "
-        f"({biggest * labels.num_classes:.1f} times its even share); "
-        f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
+        f"the biggest has {100 * biggest:.2f} % of the images ({biggest * labels.num_classes:.1f} times its "
+        f"even share); entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
     )
     if labels.num_split:
         description += (

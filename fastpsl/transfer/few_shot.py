@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World
@@ -234,15 +233,10 @@ def num_hits(features: np.ndarray, episodes: Episodes, device: torch.device) -> 
             columns -= columns.nanmean(0)  # NaN where an image could not be decoded; it is in no episode
             for first in range(0, num, at_once):
                 part = slice(first, first + at_once)
-                means = columns[support[part]].mean(2)
-                nearness[part] += _nearness(columns[queries[part].flatten(1)], means)
+                means, shown = columns[support[part]].mean(2), columns[queries[part].flatten(1)]
+                nearness[part] += 2 * shown @ means.mT - means.square().sum(2)[:, None]
     right = nearness.argmax(2).view(num, ways, per_class) == torch.arange(ways, device=device)[:, None]
     return right.sum((1, 2)).cpu().numpy()
-
-
-def _nearness(queries: Tensor, means: Tensor) -> Tensor:
-    """Return 2 q.m - ||m||^2, [E, Q, W], of queries [E, Q, D] and means [E, W, D]."""
-    return 2 * queries @ means.mT - means.square().sum(2)[:, None]
 
 
 class Accuracy(NamedTuple):

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastpsl.engine.options import RunOptions
+from fastpsl.evaluation.blocks import applied
 from fastpsl.evaluation.result import refuse_val
-from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.views import Input, center_view
 
 
@@ -45,12 +44,7 @@ def normalised(image: Tensor, input: Input) -> Tensor:
 
     Call it before padding: a gradient (Sobel) along the padding's edge would not be one of the image.
     """
-    view = center_view(input, input.size_px)  # its crop is not used, and nothing of it is random
-    draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
-    on_device = [
-        {name: torch.as_tensor(value, device=image.device) for name, value in d.items()} for d in draws
-    ]
-    return view.apply(image[None], on_device, torch.float32)[0]
+    return applied(center_view(input, input.size_px), image[None])[0]  # its crop is not used
 
 
 def denormalised(inputs: Tensor, input: Input) -> Tensor:

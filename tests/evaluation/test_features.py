@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from fastpsl.cli import main
-from fastpsl.engine.distributed import World
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.feature_file import FORMAT, PartialFeatures, read_features
@@ -86,9 +85,7 @@ def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
     record = json.loads((tmp_path / "F.json").read_text())
     assert record == written.record
     assert (record["block"], record["size_px"], record["input"]) == (f"B{block}", 32, INPUT.as_dict())
-    assert (
-        record["data"] == data.digest() and record["class_names"] == data.class_names and record["bad"] == []
-    )
+    assert (record["data"], record["class_names"], record["bad"]) == (data.digest(), data.class_names, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["F-labels.npy", "F.json", "F.npy"]
 
 
@@ -116,17 +113,26 @@ class Killed(Exception):
     """An error that stands for SIGKILL, so that the test survives."""
 
 
-def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, **options: Any) -> None:
+def leave_at(
+    rows: int,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: Dataset,
+    kill: bool = False,
+    **options: Any,
+) -> None:
     """Run an extraction that ends right after it has saved `rows` rows."""
-    note = feature_file.PartialFeatures.save
+    save = PartialFeatures.save
 
-    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
-        note(file, num_rows)
+    def save_and_die(file: PartialFeatures, num_rows: int) -> None:
+        save(file, num_rows)
         if num_rows >= rows:
+            if kill:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(feature_file.PartialFeatures, "save", note_and_die)
+        patched.setattr(PartialFeatures, "save", save_and_die)
         extraction(data, **options).to_file(out, one_process(), save_every_s=0)
 
 
@@ -141,13 +147,9 @@ def count_batches(work: Extraction) -> list[int]:
 
 @pytest.mark.parametrize(("batch", "expected"), [(20, 3), (32, 2), (160, 1)])
 def test_what_was_left_is_gone_on_with(
-    data: Beton,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    batch: int,
-    expected: int,
-) -> None:
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    batch: int, expected: int,
+) -> None:  # fmt: skip
     """100 rows exist: of batches of 20, three remain; batches of 32 and of 160 continue at rows 96 and 0."""
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
     leave_at(100, tmp_path / "F.npy", monkeypatch, data, batch_size=20)
@@ -175,17 +177,9 @@ def test_what_was_left_of_other_features_is_not(
 
 
 def killed_child(out: Path) -> None:
-    note = feature_file.PartialFeatures.save
-
-    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
-        note(file, num_rows)
-        if num_rows == 96:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    feature_file.PartialFeatures.save = note_and_die  # type: ignore[method-assign,assignment]
     torch.set_num_threads(1)
     with Beton(sample_paths().test_32) as data:
-        extraction(data).to_file(out, one_process(), save_every_s=0)
+        leave_at(96, out, pytest.MonkeyPatch(), data, kill=True)
 
 
 @pytest.mark.slow
@@ -217,7 +211,7 @@ def test_the_same_features_are_there_already_and_others_are_refused(data: Beton,
 
 def test_an_extraction_under_way_is_not_disturbed(data: Beton, tmp_path: Path) -> None:
     out = tmp_path / "F.npy"
-    held = feature_file.PartialFeatures(out, "digest", extraction(data).wanted(), one_process())
+    held = PartialFeatures(out, "digest", extraction(data).wanted(), one_process())
     with pytest.raises(ValueError, match="another process is writing it"):
         extraction(data).to_file(out, one_process())
     held.close()
@@ -299,10 +293,7 @@ def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: 
 
 
 def test_an_image_seen_whole(data: Beton, tmp_path: Path) -> None:
-    """With `whole`, images of 32 px are not cropped at 32 px.
-
-    Without it, the central 28 px are used, with another digest.
-    """
+    """Without `whole`, the central 28 px of 32 are used, with another digest."""
     digests = []
     for whole in (False, True):
         work = extraction(data, 1, whole=whole)
@@ -391,9 +382,8 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     file = read_features(out)
     assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"
     assert "whole" not in file.record
-    assert (
-        command(checkpoint, data, "--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small) == 0
-    )
+    options = ("--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small)
+    assert command(checkpoint, data, *options) == 0
     whole = read_features(tmp_path / "W.npy")
     assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
     assert not np.array_equal(whole.features(), file.features())
@@ -409,13 +399,9 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    words: tuple[str, ...],
-) -> None:
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], words: tuple[str, ...],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     out = () if "--out" in arguments else ("--out", "F.npy")
     assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--workers", "1") == 2
@@ -516,16 +502,15 @@ def test_rows_are_on_the_disk_before_they_are_noted(tmp_path: Path, monkeypatch:
     assert done == ["rows", "wrote .F.npy.progress"] * 2
 
 
-def partial(out: Path, world: World) -> PartialFeatures:
-    wanted = {"shape": [10, 3], "dtype": "float32"}
-    return PartialFeatures(out, "digest", wanted, world)
+def partial(out: Path) -> PartialFeatures:
+    return PartialFeatures(out, "digest", {"shape": [10, 3], "dtype": "float32"}, one_process())
 
 
 def test_broken_samples_of_all_ranks_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks have told of samples 3 and 8; rank 0's note and rank 0 itself know both."""
     others: list[set[int]] = [{8}]
     monkeypatch.setattr(feature_file, "gather_objects", lambda world, own: [own, *others])
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+    with closing(partial(tmp_path / "F.npy")) as file:
         file.bad.add(3)
         file.save(6)
         assert file.bad == {3, 8}
@@ -536,7 +521,7 @@ def test_broken_samples_of_all_ranks_are_noted(tmp_path: Path, monkeypatch: pyte
 
 def test_rows_past_the_last_one_are_dropped(tmp_path: Path) -> None:
     rows = np.arange(15, dtype=np.float32).reshape(5, 3)
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+    with closing(partial(tmp_path / "F.npy")) as file:
         size = file.partial.stat().st_size
         file.write(8, rows)
         file.write(10, rows)
@@ -556,12 +541,12 @@ def test_a_record_of_other_rows_or_of_another_format_is_none(tmp_path: Path, cha
 
 def test_a_partial_file_that_was_cut_is_begun_anew(tmp_path: Path) -> None:
     rows = np.ones((6, 3), np.float32)
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+    with closing(partial(tmp_path / "F.npy")) as file:
         file.write(0, rows)
         file.save(6)
         path, size = file.partial, file.partial.stat().st_size
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+    with closing(partial(tmp_path / "F.npy")) as file:
         assert file.num_rows == 6
     os.truncate(path, size - 12)
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
+    with closing(partial(tmp_path / "F.npy")) as file:
         assert file.num_rows == 0 and path.stat().st_size == size

@@ -66,10 +66,7 @@ def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_neighbours_are_those_of_the_whole_matrix(dtype: torch.dtype) -> None:
-    """Cosines have any size and sign, and are all negative for some queries.
-
-    Half inputs are computed in float32.
-    """
+    """Cosines have any size and sign, some queries' are all negative, and half is computed in float32."""
     queries, bank = noise(40, 3).to(dtype), (noise(90, 4) * torch.rand(90, 1) * 50).to(dtype)
     bank[:, 0] = 3 * bank[:, 0].abs()
     queries[:5, 1:], queries[:5, 0] = 0, -1
@@ -125,12 +122,8 @@ def labelled(seed: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     centres = torch.randn(NUM_CLASSES, 12, generator=random)
     bank_labels = torch.randint(0, NUM_CLASSES, (120,), generator=random)
     labels = torch.randint(0, NUM_CLASSES, (60,), generator=random)
-    return (
-        centres[labels] + 1.2 * torch.randn(60, 12, generator=random),
-        labels,
-        centres[bank_labels] + 1.2 * torch.randn(120, 12, generator=random),
-        bank_labels,
-    )
+    noises = (1.2 * torch.randn(num, 12, generator=random) for num in (60, 120))
+    return centres[labels] + next(noises), labels, centres[bank_labels] + next(noises), bank_labels
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.1])

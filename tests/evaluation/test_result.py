@@ -79,16 +79,13 @@ def test_a_runs_record_is_of_all_its_stages(
     whole = Synthetic(12, 3)
     part = Subset(whole, whole.labels().argsort(kind="stable")[:6])
     run: Any = SimpleNamespace(
-        position=SimpleNamespace(summaries=summaries),
-        data=SimpleNamespace(train=part, val=None),
-        options=EvaluationOptions(seed=4),
-        folder=tmp_path,
-    )
+        position=SimpleNamespace(summaries=summaries), data=SimpleNamespace(train=part, val=None),
+        options=EvaluationOptions(seed=4), folder=tmp_path,
+    )  # fmt: skip
     numbers = scores(run)
     assert numbers == {"top1_B1": 25.0, "top5_B1": 50.0}
-    write_run(
-        run, recipe="r", protocol="p", numbers=numbers, settings={"lr": 0.5}, checkpoint={"cut": base_cut}
-    )
+    names: dict[str, Any] = {"recipe": "r", "protocol": "p", "checkpoint": {"cut": base_cut}}
+    write_run(run, numbers=numbers, settings={"lr": 0.5}, **names)
     record = read_result(tmp_path / "result.json")
     assert (record["seconds"], record["cut"], record["numbers"]) == (6.5, cut, numbers)
     assert (record["settings"]["lr"], record["settings"]["seed"]) == (0.5, 4)
@@ -97,8 +94,7 @@ def test_a_runs_record_is_of_all_its_stages(
     task: Any = SimpleNamespace(
         views=lambda level: (f"crop {level}",), val_views=lambda level: (f"left {level}", f"right {level}")
     )
-    base = {"cut": base_cut}
-    write_val(task, run, recipe="r", protocol="p", constants={"lr": 0.5}, checkpoint=base)
+    write_val(task, run, constants={"lr": 0.5}, **names)
     again = read_result(tmp_path / "result.json")
     assert (again["numbers"], again["cut"], again["settings"]["lr"]) == (numbers, cut, 0.5)
     assert again["settings"]["train_view"] == "'crop 2'"

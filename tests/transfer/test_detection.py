@@ -309,15 +309,9 @@ def learned(root: Path, world: World) -> dict[str, Tensor]:
 
 
 def learned_together(root: Path, world: World) -> dict[str, Tensor]:
-    """Return the weights after a step of Fast R-CNN in which every rank samples as many boxes.
-
-    The canvases have one size, so that the mean of the ranks' losses is the loss of one process.
-    """
-    task = opened(
-        root,
-        replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99),
-        proposals=["", ""],
-    )
+    """Return the weights after a step in which ranks have canvases of one size and as many boxes."""
+    fast = replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99)
+    task = opened(root, fast, proposals=["", ""])
     train_step, random = train_step_of(task, world), torch.Generator().manual_seed(0)
     images, targets = [], []
     for height, width in ((40, 64), (64, 37), (64, 64), (33, 50)):

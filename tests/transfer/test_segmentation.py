@@ -54,10 +54,7 @@ def keys(index: int, epoch: int = 0) -> Keys:
 
 
 def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return an image and its mask.
-
-    Red encodes the class of a pixel, 1 left and 2 right of the middle. Green rises downwards.
-    """
+    """Return an image and its mask: red is the class, 1 left and 2 right; green rises downwards."""
     mask = torch.ones(height, width, dtype=torch.uint8)
     mask[:, width // 2 :] = 2
     image = torch.stack(
@@ -168,11 +165,9 @@ def test_an_images_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
     results = mask_losses(scores, masks)
     for i in range(2):
         losses = []
-        for y in range(5):
-            for x in range(3):
-                if masks[i, y, x] != VOID:
-                    at = scores[i, :, y, x].double()
-                    losses.append(float(at.exp().sum().log() - at[masks[i, y, x]]))
+        for y, x in np.argwhere(masks[i].numpy() != VOID):
+            at = scores[i, :, y, x].double()
+            losses.append(float(at.exp().sum().log() - at[masks[i, y, x]]))
         assert float(results[i]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert float(results[2]) == 0.0
     assert mask_losses(scores[:0], masks[:0]).shape == (0,)
@@ -193,12 +188,10 @@ def test_smaller_images_are_laid_at_the_left_top_with_void_beside_them() -> None
     batch = batch_of((5, 9), (7, 4))
     images, masks = task._batch(batch)
     assert images.shape == (2, 3, 7, 9) and masks.shape == (2, 7, 9) and masks.dtype == torch.int64
+    mean, std = (torch.tensor(values)[:, None, None] for values in (Input().mean, Input().std))
     for i, (height, width) in enumerate(((5, 9), (7, 4))):
-        expected = batch.images[i].float() / 255
-        for channel, (mean, std) in enumerate(zip(Input().mean, Input().std, strict=True)):
-            assert torch.allclose(
-                images[i, channel, :height, :width], (expected[channel] - mean) / std, atol=1e-5
-            )
+        expected = (batch.images[i] / 255 - mean) / std
+        assert torch.allclose(images[i, :, :height, :width], expected, atol=1e-5)
         assert torch.equal(masks[i, :height, :width], batch.targets[i]["mask"].long())
         outside = torch.ones(7, 9, dtype=torch.bool)
         outside[:height, :width] = False
@@ -211,12 +204,11 @@ def test_the_contact_sheet_has_the_masks_colours() -> None:
     batch = batch_of((6, 8))
     sheet = Segmentation(FCN32s(98, 191, 13.0, 8), Input()).contact_sheet((), batch)
     assert sheet.shape == (1, 3, 6, 8) and 0 <= float(sheet.min()) and float(sheet.max()) <= 1
-    for y in range(6):
-        for x in range(8):
-            pixel, number = batch.images[0][:, y, x].float() / 255, int(batch.targets[0]["mask"][y, x])
-            colour = torch.tensor(palette()[number].tolist()) / 255
-            expected = 0.5 * (pixel + colour) if number else pixel
-            assert torch.allclose(sheet[0, :, y, x], expected, atol=1e-3)
+    for y, x in np.ndindex(6, 8):
+        pixel, number = batch.images[0][:, y, x].float() / 255, int(batch.targets[0]["mask"][y, x])
+        colour = torch.tensor(palette()[number].tolist()) / 255
+        expected = 0.5 * (pixel + colour) if number else pixel
+        assert torch.allclose(sheet[0, :, y, x], expected, atol=1e-3)
 
 
 @dataclass(frozen=True)
@@ -240,11 +232,9 @@ def test_the_loss_adds_the_auxiliary_heads_share_and_counts_right_pixels() -> No
     batch = batch_of((5, 9), (7, 4))
     head = task.head(1, 8)
     loss, metrics = task.loss(None, head, (), batch)  # type: ignore[arg-type]
-    second = []
-    for target in batch.targets:
-        logs = torch.log_softmax(torch.arange(4.0), 0)
-        second.append(-logs[target["mask"].long()].mean())
-    assert float(loss) == pytest.approx(math.log(4) + 0.4 * float(sum(second)) / 2, rel=1e-5)
+    logs = torch.log_softmax(torch.arange(4.0), 0)
+    second = sum(float(-logs[target["mask"].long()].mean()) for target in batch.targets)
+    assert float(loss) == pytest.approx(math.log(4) + 0.4 * second / 2, rel=1e-5)
     total, num = metrics["loss"]
     assert float(total) == pytest.approx(2 * math.log(4)) and float(num) == 2
     right = sum(float((target["mask"] == 0).float().mean()) for target in batch.targets)

@@ -54,8 +54,7 @@ class Proposals:
         if missing:
             raise ValueError(
                 f"{', '.join(map(str, paths))}: no proposals for {len(missing):,} of {data.num_samples:,} "
-                f"images, "
-                f"the first is {data.image_id(missing[0])}; {remedy}"
+                f"images, the first is {data.image_id(missing[0])}; {remedy}"
             )
 
     def boxes(self, index: int) -> np.ndarray:

@@ -64,9 +64,8 @@ def network_of(backbone: Backbone, auxiliary: bool) -> Network:
         return FCN32s(*GEOMETRIES[backbone.name], width=backbone.channels[-1])
     if backbone.num_blocks < LAST_BLOCK:
         raise ValueError(
-            f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, "
-            f"and this one has B1 to B{backbone.num_blocks}; "
-            f"give one of {LAST_BLOCK} blocks or more, such as resnet50 or alexnet"
+            f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, and this one has B1 to "
+            f"B{backbone.num_blocks}; give one of {LAST_BLOCK} blocks or more, such as resnet50 or alexnet"
         )
     if isinstance(backbone, Wrapped):
         raise ValueError(  # noqa: TRY004
