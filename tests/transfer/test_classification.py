@@ -43,6 +43,7 @@ from fastpsl.transfer.classification.task import (
     masked_bce,
     reinitialise_fc,
 )
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 from tests.plots.png_pixels import pixels
 from tests.transfer.threads import one_thread
@@ -299,19 +300,11 @@ def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
     images: list[int] = []
     with opened(voc, tmp_path, one_process()) as (task, run, train_step):
         train_step.module.blocks.register_forward_hook(lambda *_: images.append(1))
-        ask = run.stop_signal.after_step
-
-        def stop() -> Any:
-            run.stop_signal.stop_requested = len(images) == PART + 4
-            return ask()
-
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]
+        signal_at_question(run, PART + 4)
         with pytest.raises(PassStopped):
             task.end_stage(passes_of(run, train_step))
         assert len(images) == PART + 4 and not (tmp_path / NAME).exists()
         images.clear()
-        run.stop_signal.after_step = ask  # type: ignore[method-assign]
-        run.stop_signal.stop_requested = False
         task.end_stage(passes_of(run, train_step))
         assert len(images) == 39 - PART, "the first part was there"
         images.clear()

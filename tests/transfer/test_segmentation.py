@@ -44,6 +44,7 @@ from fastpsl.transfer.segmentation.task import (
     require_torchmetrics,
     with_background,
 )
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import one_process
 from tests.transfer.threads import one_thread
 from tests.warm import results_of_ranks
@@ -389,24 +390,18 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         context, task = EpochContext(run, train_step, 0, False, 1), experiment.task
         assert isinstance(task, Segmentation)
         indices: list[int] = []
-        found, after_step = task.found, run.stop_signal.after_step
+        found = task.found
 
         def counted(image: Tensor, train_step: TrainStep) -> Tensor:
             indices.append(1)
             return found(image, train_step)
 
-        def stop() -> Any:
-            run.stop_signal.stop_requested = len(indices) == PART + 2
-            return after_step()
-
         monkeypatch.setattr(task, "found", counted)
-        monkeypatch.setattr(run.stop_signal, "after_step", stop)
+        signal_at_question(run, PART + 2)
         with pytest.raises(PassStopped):
             task.end_stage(context)
         assert len(indices) == PART + 2 and not (run.folder / NAME).exists()
         indices.clear()
-        monkeypatch.setattr(run.stop_signal, "after_step", after_step)
-        run.stop_signal.stop_requested = False
         task.end_stage(context)
         assert len(indices) == 3
         whole = found_in(run.folder)
