@@ -482,7 +482,7 @@ def score_lines(
 
 # Of tasks that run on processes and ranks, each outcome is in a file. joblib takes half a second to import.
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S, _END = 1.0, object()
 
 
 class Task(Protocol):
@@ -517,14 +517,14 @@ def run_resumable(
             if num_done:
                 progress.update(num_done, 0)
             # Rank 0 waits for the other ranks' shares; torchrun ends it if one of them fails.
-            if next(done, _run) is _run:
+            if next(done, _END) is _END:
                 time.sleep(_LOOK_EVERY_S)
     for _ in done:  # because the generator ends its processes at last
         pass
     return [json.loads(path.read_text()) for path in wanted]
 
 
-def _run(wanted: Mapping[Path, Task], num_processes: int) -> Iterator[Any]:
+def _run(wanted: Mapping[Path, Task], num_processes: int) -> Iterator[None]:
     """Run the tasks and yield after each; one process means this very one."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
@@ -532,7 +532,9 @@ def _run(wanted: Mapping[Path, Task], num_processes: int) -> Iterator[Any]:
 
     num_processes = min(num_processes, len(wanted))
     if num_processes <= 1:
-        yield from (_make(path, task) for path, task in wanted.items())
+        for path, task in wanted.items():
+            _make(path, task)
+            yield
         return
     # Batches of one task in order, so that processes work on neighbours.
     run = Parallel(
