@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
@@ -25,6 +26,13 @@ def block_number(text: str, num_blocks: int, names: Sequence[str] = ()) -> int:
     return int(number)
 
 
+def applied(view: ViewSpec, images: Tensor) -> Tensor:
+    """Apply a view of which nothing is random to images, uint8 [N, 3, h, w], on their device, in float32."""
+    draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
+    on_device = [{k: torch.as_tensor(v, device=images.device) for k, v in draw.items()} for draw in draws]
+    return view.apply(images, on_device, torch.float32)
+
+
 @torch.no_grad()
 def block_shapes(backbone: Backbone, view: ViewSpec, num_blocks: int | None = None) -> list[tuple[int, ...]]:
     """Return (channels, height, width) of each block's output.
@@ -32,10 +40,8 @@ def block_shapes(backbone: Backbone, view: ViewSpec, num_blocks: int | None = No
     One black image is passed through the view and the blocks; modes and running statistics stay as they are.
     """
     device, side = next(backbone.parameters()).device, view.crop.size_px
-    draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
-    on_device = [{name: torch.from_numpy(value).to(device) for name, value in draw.items()} for draw in draws]
     image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
-    maps = view.apply(image.contiguous(memory_format=torch.channels_last), on_device, torch.float32)
+    maps = applied(view, image.contiguous(memory_format=torch.channels_last))
     # The size after the ops is checked, because an op may enlarge the crop.
     check_size(min(maps.shape[2:]), backbone.min_px)
     modes = [(module, module.training) for module in backbone.modules()]

@@ -39,19 +39,12 @@ _NO_CHECKPOINT = {
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The numbers of pseudo-labels.
-
-    Attributes:
-        labels: The pseudo-labels.
-        figures: The result of `label_figures`.
-        numbers: Percentages for result.json.
-        num_labelled: Number of images that have a true label.
-    """
+    """The numbers of pseudo-labels."""
 
     labels: Labels
-    figures: Mapping[str, float | None]
-    numbers: Mapping[str, float]
-    num_labelled: int
+    figures: Mapping[str, float | None]  # of `label_figures`
+    numbers: Mapping[str, float]  # percentages for result.json
+    num_labelled: int  # images that have a true label
 
 
 def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
@@ -154,9 +147,8 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
     description = (
         f"labels {path} ({labels.made_by}): {len(labels.labels):,} images, {labels.num_classes:,} classes, "
         f"{figures['non_empty']:,.0f} not empty, of {sizes[sizes > 0].min():,} to {sizes.max():,} images; "
-        f"the biggest has {100 * biggest:.2f} % of the images "
-        f"({biggest * labels.num_classes:.1f} times its even share); "
-        f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
+        f"the biggest has {100 * biggest:.2f} % of the images ({biggest * labels.num_classes:.1f} times its "
+        f"even share); entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
     )
     if labels.num_split:
         description += (

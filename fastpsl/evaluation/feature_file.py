@@ -33,12 +33,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A finished file of features.
-
-    Attributes:
-        path: F.npy.
-        record: Contents of F.json: digest, shape, dtype, block, size_px, input, checkpoint, data, labels, …
-    """
+    """A finished file of features, F.npy at `path`, with the record in F.json: digest, shape, dtype, …"""
 
     path: Path
     record: dict[str, Any]
@@ -97,18 +92,8 @@ def labels_path(path: Path) -> Path:
 class PartialFeatures(Uncopyable):
     """A .npy file that all ranks write under a temporary name, with a note of the rows that are complete.
 
-    Attributes:
-        num_rows: Number of complete rows, from the first.
-        bad: Indices of samples that could not be decoded; those of this rank alone until `save`.
-
-    Args:
-        path: The final name.
-        digest: Digest of `wanted`.
-        wanted: The description of the features, with their shape and dtype.
-        world: The ranks.
-
-    Raises:
-        ValueError: Another process is writing the file.
+    `wanted` describes the features, with their shape and dtype, and `digest` is its digest. The first
+    `num_rows` rows are complete. `bad` has the samples that could not be decoded, this rank's until `save`.
     """
 
     def __init__(self, path: Path, digest: str, wanted: dict[str, Any], world: World):

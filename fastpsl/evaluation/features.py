@@ -46,30 +46,21 @@ SAVE_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Extraction:
-    """The settings of an extraction of one block's features.
-
-    Attributes:
-        block: Number of the block, from 1.
-        batch_size: Samples per pass of one rank.
-        dtype: The file's, float16 or float32.
-        loader: Further options of `Loader`, such as decoder and num_threads.
-        pool: Pools a block's map [C, h, w], which is then flattened (`pooled`); None averages over all
-            positions.
-        whole: As in `center_view`.
-        squashed: Whether the view is `squashed_view` instead of `center_view`.
-    """
+    """The settings of an extraction of one block's features."""
 
     pretrained: Pretrained
     data: Dataset
     block: int
     size_px: int
-    batch_size: int = 256
+    batch_size: int = 256  # samples per pass of one rank
     precision: str = "fp32"
-    dtype: str = "float16"
-    whole: bool = False
+    dtype: str = "float16"  # the file's, float16 or float32
+    whole: bool = False  # as in `center_view`
+    # Further options of `Loader`, such as decoder and num_threads.
     loader: dict[str, Any] = field(default_factory=dict)
+    # Pools a block's map [C, h, w], which is then flattened (`pooled`); None averages over all positions.
     pool: Pool | None = None
-    squashed: bool = False
+    squashed: bool = False  # whether the view is `squashed_view` instead of `center_view`
 
     @classmethod
     def of(
@@ -167,17 +158,13 @@ class Extraction:
         labels = self.data.labels()
         has_labels = bool((labels >= 0).any())
         record = self.wanted() | {
-            "digest": file.digest,
-            "rows": "samples of the data, in its order",
+            "digest": file.digest, "rows": "samples of the data, in its order",
             "pooling": "average over all positions" if self.pool is None else "by pool, then flattened",
             "labels": labels_path(file.path).name if has_labels else None,
-            "class_names": self.data.class_names,
-            "bad": sorted(file.bad),
-            "checkpoint": self.pretrained.record,
-            "commit": own_commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-        }
+            "class_names": self.data.class_names, "bad": sorted(file.bad),
+            "checkpoint": self.pretrained.record, "commit": own_commit(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
+        }  # fmt: skip
         file.publish(record, labels if has_labels else None)
 
 

@@ -61,9 +61,8 @@ def draw_label_list(
         short = int((sizes < needed).argmax())
         name = class_names[short] if class_names else f"class {short}"
         raise ValueError(
-            f"--percent {percent:g} takes {needed[short]} images of each class, "
-            f"and {name} has {sizes[short]}: "
-            "lower --percent, or choose the images by --label-list"
+            f"--percent {percent:g} takes {needed[short]} images of each class, and {name} has "
+            f"{sizes[short]}: lower --percent, or choose the images by --label-list"
         )
     shuffled = _first_of_shuffled(np.arange(len(labels)), seed, _IMAGES)
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -120,9 +119,8 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
         if len(largest) > len(last) or int(largest or 0) >= data.num_samples:
             excerpt = largest if len(largest) <= 20 else f"{largest[:20]}... of {len(largest):,} digits"
             raise ValueError(
-                f"--label-list {path} names sample {excerpt}, "
-                f"and the data has 0 to {data.num_samples - 1:,}: "
-                "give the list that belongs to this data"
+                f"--label-list {path} names sample {excerpt}, and the data has 0 to "
+                f"{data.num_samples - 1:,}: give the list that belongs to this data"
             )
         indices = np.array([int(entry) for entry in entries], np.int64)
     else:
@@ -177,10 +175,9 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
             missing.append(entry)
     if missing:
         raise ValueError(
-            f"--label-list {path} names {missing[0]}, "
-            f"which is not in the data ({len(missing):,} of {len(entries):,} names are not; "
-            f"the data's first is {next(iter(source_names(data)))}): "
-            "give the data that the list was made for"
+            f"--label-list {path} names {missing[0]}, which is not in the data ({len(missing):,} of "
+            f"{len(entries):,} names are not; the data's first is {next(iter(source_names(data)))}): give "
+            "the data that the list was made for"
         )
     return np.array(indices, np.int64)
 
@@ -204,9 +201,8 @@ def source_names(data: Dataset) -> Iterator[str]:
         sidecar = read_sidecar(shard.path)
         if sidecar is None or not sidecar.packed_paths:
             raise ValueError(
-                f"{shard.path} does not know its images' names, "
-                f"which are in the JSON beside it ({shard.path.name}.json): "
-                "copy that too, or let the list give positions in the data"
+                f"{shard.path} does not know its images' names, which are in the JSON beside it "
+                f"({shard.path.name}.json): copy that too, or let the list give positions in the data"
             )
         yield from sidecar.source_paths()
 
@@ -224,18 +220,13 @@ class FewLabels(Classify):
     RotNet's semi-supervised experiments on CIFAR-10, which SSL++ follows, do the same: an epoch of 50,000
     images passes many times over the first K of each class. They shuffle the whole epoch; here each pass is
     shuffled (`repeated_order`).
-
-    Attributes:
-        labels_per_class: Number of images of each class.
-        seed: Seed of the orders.
-        chosen: The images' indices in the data set, int64 [n].
     """
 
     has_own_order = True
 
     labels_per_class: int
     seed: int
-    chosen: np.ndarray = field(init=False)
+    chosen: np.ndarray = field(init=False)  # the images' indices in the data set, int64 [n]
     num_samples: int = field(init=False)
 
     @override

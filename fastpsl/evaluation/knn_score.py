@@ -18,20 +18,12 @@ NUM_SHOWN = 8
 
 @dataclass(frozen=True)
 class Scores:
-    """The kNN scores of one block.
+    """The kNN scores of one block, of samples that could be decoded."""
 
-    Attributes:
-        correct: Number of correct samples per score, with the names of `count_correct`.
-        num: Number of validation samples that could be decoded.
-        num_bank: Number of training samples that could be decoded.
-        queries: The validation samples of this rank, int64: every world-size-th one.
-        neighbours: The neighbours of `queries`.
-    """
-
-    correct: dict[str, int]
+    correct: dict[str, int]  # with the names of `count_correct`
     num: int
     num_bank: int
-    queries: np.ndarray
+    queries: np.ndarray  # this rank's, int64: every world-size-th one
     neighbours: Neighbours
 
     def numbers(self, vote: str) -> dict[str, float]:
@@ -65,10 +57,7 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
             continue
         names = [name for name in first.numbers(title) if name.startswith("top1_")]
         heads = [f"k {name.removeprefix('top1_k').removesuffix(end)}" for name in names]
-        rows, table = (
-            list(blocks),
-            np.array([[each.numbers(title)[name] for name in names] for each in scores]),
-        )
+        rows, table = list(blocks), np.array([[each.numbers(title)[n] for n in names] for each in scores])
         if len(rows) > 1:
             rows, table = [*rows, "mean"], np.vstack([table, table.mean(0)])
         if len(heads) > 1:

@@ -33,11 +33,7 @@ class Probes(Classify):
 
     The loss is the sum of the classifiers' losses, so each learns as if it were alone. A subclass defines
     `head`, which makes a module from the features of all blocks, B1 first, to {name: logits [B, num_classes]}
-    in float32.
-
-    Attributes:
-        backbone: The backbone of the run.
-        more_crops: Validation views besides `val_view`; the softmaxes of all views are averaged.
+    in float32. The softmaxes of `val_view` and `more_crops` are averaged.
     """
 
     backbone: Backbone
@@ -77,7 +73,7 @@ class Probes(Classify):
 
 
 def log_mean_softmax(logits: Sequence[Tensor]) -> Tensor:
-    """Return the log of the mean of the crops' softmaxes, [B, classes]; for one crop, its logits themselves."""
+    """Return the log of the mean of the crops' softmaxes, [B, classes]; for one crop, its logits."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([crop.log_softmax(1) for crop in logits]).logsumexp(0) - math.log(len(logits))
@@ -104,15 +100,8 @@ class LinearProbes(Probes):
 class ProbeHead(nn.Module):
     """A module of the linear classifiers of all blocks; it computes in float32, even under autocast.
 
-    Blocks after those of `pools`, such as AlexNet's fully-connected ones, are averaged over their maps.
-    `widths` has the number of features of each classifier.
-
-    Args:
-        shapes: (channels, height, width) of each block.
-        num_classes: Number of logits of each classifier.
-        pools: As in `LinearProtocol`; more pools than blocks are a ValueError.
-        batchnorm: As in `LinearProtocol`.
-        std: `head_std` of `LinearProtocol`.
+    `shapes` has (channels, height, width) of each block, and `widths` the number of features of each
+    classifier. Blocks after those of `pools`, such as AlexNet's fully-connected ones, are averaged.
     """
 
     def __init__(
@@ -156,12 +145,9 @@ class ProbeHead(nn.Module):
 
 
 def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
-    """Return a line that names the block with the highest score, or no line where blocks are not scored.
+    """Return a line that names the block with the highest of scores in percent, such as top1_B1, if any.
 
     Papers report this score for other data than ImageNet (PSL, Table 9). "final" counts as no block.
-
-    Args:
-        numbers: Scores in percent, such as top1_B1.
     """
     scores = {name[5:]: value for name, value in numbers.items() if name.startswith("top1_B")}
     if not scores:
@@ -189,17 +175,11 @@ HIDDEN_PER_CLASS, MAX_HIDDEN = 20, 2048
 
 
 class BlockHead(NamedTuple):
-    """A classifier on one block.
+    """A classifier on one block."""
 
-    Attributes:
-        name: Kind and block, such as conv_B2.
-        kind: One of KINDS.
-        block: Number of the block, from 1.
-    """
-
-    name: str
-    kind: str
-    block: int
+    name: str  # kind and block, such as conv_B2
+    kind: str  # one of KINDS
+    block: int  # from 1
 
 
 def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...]:
@@ -247,10 +227,7 @@ class FewLabelBlockProbes(FewLabels, BlockProbes):
 class BlockHeads(nn.Module):
     """A module of the classifiers of all blocks; it computes in float32, even under autocast.
 
-    Args:
-        heads: The classifiers.
-        shapes: (channels, height, width) of each block.
-        num_classes: Number of logits of each classifier.
+    `shapes` has (channels, height, width) of each block.
     """
 
     def __init__(self, heads: Sequence[BlockHead], shapes: Sequence[Sequence[int]], num_classes: int):

@@ -13,13 +13,10 @@ from fastpsl.engine.optim.schedules import Schedule, inverse_root, step_drops
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool that reduces a map to grid x grid.
+    """A pool that reduces a map to grid x grid; a grid of None leaves the map as it is.
 
-    Attributes:
-        grid: Side of the result; None leaves the map as it is.
-        kind: "average" or "max".
-        window: The published pool (side, kernel, stride, padding), applied to maps of that side only. A side
-            of None applies it to every map that the kernel fits into.
+    `window` is the published pool (side, kernel, stride, padding) for maps of that side only. A side of None
+    applies it to every map that the kernel fits into.
     """
 
     grid: int | None
@@ -42,13 +39,11 @@ def pooled(features: Tensor, pool: Pool) -> Tensor:
         side, kernel, stride, padding = pool.window
         if features.shape[-2:] == (side, side) or (side is None and kernel <= min(features.shape[-2:])):
             by_windows = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
-            output: Tensor = by_windows(features, kernel, stride, padding)
-            return output
+            return by_windows(features, kernel, stride, padding)
     if pool.grid is None:
         return features
     adaptive = F.adaptive_max_pool2d if pool.kind == "max" else F.adaptive_avg_pool2d
-    output = adaptive(features, min(pool.grid, *features.shape[-2:]))
-    return output
+    return adaptive(features, min(pool.grid, *features.shape[-2:]))
 
 
 def pooled_width(shape: Sequence[int], pool: Pool) -> int:
@@ -58,28 +53,21 @@ def pooled_width(shape: Sequence[int], pool: Pool) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProtocol:
-    """The published values of a linear probe.
+    """The published values of a linear probe."""
 
-    Attributes:
-        pools: Pools of B1, B2, …; if empty, only the final features are probed.
-        batchnorm: BatchNorm2d between pool and classifier, with scale and shift ("affine") or without
-            ("plain").
-        head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
-        train_crop: "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
-        num_crops: Validation crops, whose softmaxes are averaged: 1 (the middle) or 10.
-        lr: First learning rate for a batch of `lr_batch`.
-        intervals: Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
-            (`schedules.inverse_root`).
-    """
-
-    pools: tuple[Pool, ...]
+    pools: tuple[Pool, ...]  # pools of B1, B2, …; if empty, only the final features are probed
+    # BatchNorm2d between pool and classifier, with scale and shift ("affine") or without ("plain").
     batchnorm: Literal["affine", "plain"] | None = None
+    # Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
     head_std: float | None = None
+    # "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
     train_crop: Literal["random_resized", "random", "random_middle"]
-    num_crops: Literal[1, 10] = 1
+    num_crops: Literal[1, 10] = 1  # validation crops, whose softmaxes are averaged: 1 (the middle) or 10
     epochs: int
-    lr: float
+    lr: float  # first learning rate for a batch of `lr_batch`
     lr_batch: int = 256
+    # Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
+    # (`schedules.inverse_root`).
     intervals: tuple[int, ...] = ()
     factor: float = 0.1
     momentum: float = 0.9
@@ -87,11 +75,7 @@ class LinearProtocol:
     weight_decay: float = 0.0
 
     def schedule(self, batch_size: int) -> Schedule:
-        """Return the schedule for this batch; rates are proportional to its size.
-
-        Raises:
-            ValueError: A rate is 0 or less.
-        """
+        """Return the schedule for this batch; rates are proportional to its size."""
         lr = self.lr * batch_size / self.lr_batch
         if self.intervals:
             return step_drops(lr, self.intervals, self.factor)

@@ -46,19 +46,12 @@ def write_result(
             numbers mean nothing.
     """
     record = {
-        "format": FORMAT,
-        "protocol": protocol,
-        "recipe": recipe,
-        "numbers": {name: round(value, 4) for name, value in numbers.items()},
-        "settings": dict(settings),
-        "checkpoint": dict(checkpoint),
-        "data": dict(data),
-        "cut": cut,
-        "seconds": round(seconds, 1),
-        "commit": own_commit(),
-        "packages": package_versions(),
+        "format": FORMAT, "protocol": protocol, "recipe": recipe,
+        "numbers": {name: round(value, 4) for name, value in numbers.items()}, "settings": dict(settings),
+        "checkpoint": dict(checkpoint), "data": dict(data), "cut": cut, "seconds": round(seconds, 1),
+        "commit": own_commit(), "packages": package_versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    }  # fmt: skip
     path = folder / NAME
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     return path
@@ -146,10 +139,7 @@ def write_val(
     `checkpoint` is the record of the weights, `Pretrained.record`.
     """
     level = run.position.summaries[-1]["level"]
-    views = {
-        "train_view": task.views(level),
-        "val_view": task.val_views(level),
-    }
+    views = {"train_view": task.views(level), "val_view": task.val_views(level)}
     settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
     return write_run(
         run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint
@@ -173,13 +163,9 @@ def write_run(
     # Results on parts of data can be compared only if the whole data is known, too.
     whole = {"whole_train": run.data.train.data.digest()} if isinstance(run.data.train, Subset) else {}
     return write_result(
-        run.folder,
-        recipe=recipe,
-        protocol=protocol,
-        numbers=numbers,
-        settings=run.options.as_dict() | dict(settings),
-        checkpoint=checkpoint,
+        run.folder, recipe=recipe, protocol=protocol, numbers=numbers,
+        settings=run.options.as_dict() | dict(settings), checkpoint=checkpoint,
         data=data_record(run.data.train, run.data.val) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
         cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
-    )
+    )  # fmt: skip

@@ -29,15 +29,7 @@ MAX_SHOWN, MAX_COLUMNS = 100, 16
 
 @dataclass(frozen=True)
 class Search:
-    """A search of queries in a gallery.
-
-    Attributes:
-        gallery: Features of the gallery.
-        queries: Features of the queries.
-        k: Number of neighbours per query.
-        same: Whether the queries are the gallery; then no query finds itself.
-        device: The device that computes the similarities.
-    """
+    """A search of the k nearest of a gallery for each query; none finds itself if both are the same."""
 
     gallery: FeatureFile
     queries: FeatureFile
@@ -184,14 +176,9 @@ def why_no_precision(gallery: Dataset, queries: Dataset) -> str:
 def nearest_others(
     queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None, device: torch.device
 ) -> Neighbours:
-    """Find the nearest rows of a gallery for each query, leaving out the query itself.
+    """Find the nearest rows of a gallery [N, C] for each of the queries [Q, C], leaving out the query itself.
 
-    Args:
-        queries: [Q, C].
-        gallery: [N, C].
-        k: Number of neighbours.
-        own: Row of each query in the gallery, int64 [Q], or None if they are not in it.
-        device: The device that computes the similarities.
+    `own` has each query's row in the gallery, int64 [Q], or is None if they are not in it.
     """
     if own is None:
         return find_neighbours(queries, gallery, k, device)

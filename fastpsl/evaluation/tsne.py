@@ -94,11 +94,7 @@ def make_map(
 
 
 def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarray, float]:
-    """Map features, float32 [n, C], to the plane.
-
-    Returns:
-        The points, float32 [n, 2], and the remaining Kullback-Leibler divergence.
-    """
+    """Map features, float32 [n, C], to points, float32 [n, 2]; return the Kullback-Leibler divergence too."""
     from sklearn.manifold import TSNE
 
     tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)

@@ -2,6 +2,7 @@ from .charts import draw_accuracies as draw_accuracies
 from .charts import draw_blocks as draw_blocks
 from .charts import draw_classes as draw_classes
 from .charts import draw_curve as draw_curve
+from .charts import draw_label_figures as draw_label_figures
 from .charts import draw_map as draw_map
 from .charts import draw_precisions as draw_precisions
 from .charts import draw_probes as draw_probes
@@ -13,5 +14,4 @@ from .contact_sheet import save_contact_sheet as save_contact_sheet
 from .detections import draw_detections as draw_detections
 from .detections import draw_masks as draw_masks
 from .detections import draw_predicted_masks as draw_predicted_masks
-from .label_figures import draw_label_figures as draw_label_figures
 from .neighbours import draw_neighbours as draw_neighbours

@@ -17,12 +17,8 @@ NUM_ROWS, NUM_SHOWN = 10, 9
 _WIDE = 20  # a class with more than this many times its even share needs logarithmic axes
 _SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX, _HEAD_PX = 112, 4, 6, 16, 12, 176
 _GREEN, _RED, _GREY, _WHITE, _BACK = (
-    (64, 190, 90),
-    (225, 70, 60),
-    (128, 128, 128),
-    (235, 235, 235),
-    (48, 48, 48),
-)
+    (64, 190, 90), (225, 70, 60), (128, 128, 128), (235, 235, 235), (48, 48, 48),
+)  # fmt: skip
 
 
 def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:

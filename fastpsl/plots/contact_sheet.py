@@ -41,12 +41,9 @@ def save_contact_sheet(
 
 
 def contact_sheet(images: Tensor, captions: Sequence[str] = (), num_images: int = NUM_IMAGES) -> Image.Image:
-    """Return images as one sheet, each above its caption.
+    """Return images, float [N, 3, H, W] in [0, 1], as one sheet, each above its caption.
 
-    Args:
-        images: float [N, 3, H, W] in [0, 1].
-        captions: Captions of any number of lines. A line wider than its image is cut, and ends in "…".
-        num_images: Largest number of images that are drawn.
+    A caption has any number of lines. One wider than its image is cut, and ends in "…".
     """
     shown = (images[:num_images].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
     scale = -(-_MIN_WIDTH_PX // shown.shape[2])

@@ -132,14 +132,7 @@ def draw_predicted_masks(
 
 
 class Shown(NamedTuple):
-    """An image with its masks.
-
-    Attributes:
-        image: uint8 [H, W, 3].
-        truth: True class numbers, uint8 [H, W].
-        found: Predicted class numbers, uint8 [H, W].
-        caption: Line below the image.
-    """
+    """An image, uint8 [H, W, 3], with its true and predicted classes, uint8 [H, W], and the line below it."""
 
     image: np.ndarray
     truth: np.ndarray

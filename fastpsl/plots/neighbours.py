@@ -38,16 +38,8 @@ def neighbour_sheet(
 ) -> Image.Image:
     """Draw queries and their neighbours, framed in green for the query's class and in red for another.
 
-    Args:
-        val: Data with the queries.
-        train: Data with the neighbours.
-        queries: Samples of `val`, int64 [N].
-        rows: Samples of `train`, int64 [N, K].
-        similarities: float [N, K].
-        loader: Options of `Loader`.
-        called: Text below a query, before its number.
-        judged: Whether neighbours have frames.
-        whole: See `center_view`.
+    `queries` are samples of `val`, int64 [N]; `rows` are their neighbours in `train`, int64 [N, K], with
+    float `similarities` [N, K]. There are no frames unless `judged`. `called` is a query's caption.
     """
     shown = middles(val, queries, _SIDE_PX, loader, whole)
     neighbours = middles(train, rows, _SIDE_PX, loader, whole)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World
@@ -42,9 +41,6 @@ class SmallImages(Extraction):
     The images of miniImageNet are 84 x 84. For a `size_px` of 224 they are enlarged to 256 and the middle is
     cropped; for 84 they are used as they are. The whole image is squashed to a square, because the usual
     images of miniImageNet are made of ImageNet's in this way.
-
-    Attributes:
-        source_px: Side of the square in px to which every image is resized first.
     """
 
     source_px: int = field(kw_only=True)
@@ -106,8 +102,8 @@ def few_shot_works(
     extractions = Extraction.for_blocks(options, weights, data, plain, world, "float16", pools)
     works = []
     for block, extraction in zip(blocks, extractions, strict=True):
-        values = {f.name: getattr(extraction, f.name) for f in fields(extraction)}
         # Every rank has the whole batch size, because equal shapes give equal bytes for any number of ranks.
+        values = {f.name: getattr(extraction, f.name) for f in fields(extraction)}
         work = SmallImages(**values | {"batch_size": options.batch_size}, source_px=source_px)
         *_, (_, height, width) = block_shapes(weights.backbone, work.view, work.block)
         if work.pool == _POOLS[MAX_POOL] and min(height, width) < 3:
@@ -150,17 +146,10 @@ def classes_of(data: Dataset, ways: int, num_each: int, bad: Sequence[int] = ())
 
 
 class Episodes(NamedTuple):
-    """The samples of E episodes.
+    """The samples of E episodes, each at most once in an episode; those of [e, w] belong to class w of e."""
 
-    A sample occurs at most once in an episode. The samples of [e, w] belong to class w of episode e.
-
-    Attributes:
-        support: int64 [E, ways, shots], the samples that the class means are computed from.
-        queries: int64 [E, ways, queries], the samples that are classified.
-    """
-
-    support: np.ndarray
-    queries: np.ndarray
+    support: np.ndarray  # int64 [E, ways, shots], which the class means are computed from
+    queries: np.ndarray  # int64 [E, ways, queries], which are classified
 
 
 def draw_episodes(
@@ -204,15 +193,7 @@ def draw_episodes(
 
 
 def _without_replacement(random_words: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Draw k different numbers from 0 to sizes[e] - 1 for each row e.
-
-    Args:
-        random_words: uint32 [E, k].
-        sizes: int64 [E].
-
-    Returns:
-        int64 [E, k], in random order.
-    """
+    """Draw k different numbers from 0 to sizes[e] - 1 for each row e of uint32 [E, k], in random order."""
     chosen = np.empty(random_words.shape, np.int64)
     for i in range(random_words.shape[1]):
         # A number among those that are left; the loop counts it past those that are taken, from the lowest
@@ -252,27 +233,17 @@ def num_hits(features: np.ndarray, episodes: Episodes, device: torch.device) -> 
             columns -= columns.nanmean(0)  # NaN where an image could not be decoded; it is in no episode
             for first in range(0, num, at_once):
                 part = slice(first, first + at_once)
-                means = columns[support[part]].mean(2)
-                nearness[part] += _nearness(columns[queries[part].flatten(1)], means)
+                means, shown = columns[support[part]].mean(2), columns[queries[part].flatten(1)]
+                nearness[part] += 2 * shown @ means.mT - means.square().sum(2)[:, None]
     right = nearness.argmax(2).view(num, ways, per_class) == torch.arange(ways, device=device)[:, None]
     return right.sum((1, 2)).cpu().numpy()
 
 
-def _nearness(queries: Tensor, means: Tensor) -> Tensor:
-    """Return 2 q.m - ||m||^2, [E, Q, W], of queries [E, Q, D] and means [E, W, D]."""
-    return 2 * queries @ means.mT - means.square().sum(2)[:, None]
-
-
 class Accuracy(NamedTuple):
-    """A mean accuracy over episodes, in percent.
-
-    Attributes:
-        mean: The mean.
-        interval: Half of the 95 % confidence interval: 1.96 standard errors.
-    """
+    """A mean accuracy over episodes, in percent."""
 
     mean: float
-    interval: float
+    interval: float  # half of the 95 % confidence interval: 1.96 standard errors
 
     @classmethod
     def of(cls, right: np.ndarray, num_queries: int) -> "Accuracy":

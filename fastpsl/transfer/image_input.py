@@ -2,36 +2,27 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastpsl.engine.options import RunOptions
+from fastpsl.evaluation.blocks import applied
 from fastpsl.evaluation.result import refuse_val
-from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.views import Input, ViewSpec, center_view
+from fastpsl.pipelines.views import Input, center_view
 
 
 def check_options(options: RunOptions) -> None:
-    """Raise for options that do not hold for whole images.
+    """Raise ValueError for options that do not hold for whole images.
 
     Whole images come from a folder in VOC's layout with the test set in it, one at a time.
-
-    Raises:
-        ValueError: If --val, --order, --decoder or --on-bad-sample has another value than is allowed.
     """
     refuse_val(options)
-    for name, allowed in (
-        ("order", ("random",)),
-        ("decoder", ("auto", "pillow")),
-        ("on_bad_sample", ("raise",)),
-    ):
+    for name, allowed in {"order": "random", "decoder": "auto or pillow", "on_bad_sample": "raise"}.items():
         value = getattr(options, name)
-        if value not in allowed:
+        if value not in allowed.split(" or "):
             raise ValueError(
-                f"--{name.replace('_', '-')} {value}: whole images are read with {' or '.join(allowed)}; "
-                f"leave it out"
+                f"--{name.replace('_', '-')} {value}: whole images are read with {allowed}; leave it out"
             )
 
 
@@ -42,67 +33,29 @@ def resized_sides(height: int, width: int, short_px: int, max_long_px: int) -> t
 
 
 def resized(image: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Resize an image bilinearly, with antialiasing as PIL does it.
-
-    Args:
-        image: uint8 [3, h, w].
-        sides: New height and width.
-
-    Returns:
-        uint8 [3, *sides].
-    """
-    if tuple(image.shape[-2:]) == sides:
-        return image
-    image = F.resize(image, list(sides), antialias=True)
+    """Resize an image, uint8 [3, h, w], bilinearly to [3, *sides], with antialiasing as PIL does it."""
+    if tuple(image.shape[-2:]) != sides:
+        image = F.resize(image, list(sides), antialias=True)
     return image
 
 
 def normalised(image: Tensor, input: Input) -> Tensor:
-    """Normalise an image as `ViewSpec.apply` normalises a crop, on the image's device.
+    """Normalise an image, uint8 [3, h, w], to float32 [C, h, w], as `ViewSpec.apply` normalises a crop.
 
     Call it before padding: a gradient (Sobel) along the padding's edge would not be one of the image.
-
-    Args:
-        image: uint8 [3, h, w].
-        input: Record of what the network reads.
-
-    Returns:
-        float32 [C, h, w].
     """
-    view = _view(input)
-    draws = view.draw(
-        Keys(0, 0, np.zeros(1, np.int64))
-    )  # any keys do, because nothing of these views is random
-    on_device = [
-        {name: torch.as_tensor(value, device=image.device) for name, value in d.items()} for d in draws
-    ]
-    return view.apply(image[None], on_device, torch.float32)[0]
+    return applied(center_view(input, input.size_px), image[None])[0]  # its crop is not used
 
 
 def denormalised(inputs: Tensor, input: Input) -> Tensor:
-    """Turn results of `normalised` back into images to look at.
-
-    Args:
-        inputs: [n, C, h, w].
-        input: Record of what the network reads.
-
-    Returns:
-        float32 [n, 3, h, w] in [0, 1] on the CPU.
-    """
-    return _view(input).denormalise(inputs)
+    """Turn results of `normalised`, [n, C, h, w], into float32 [n, 3, h, w] in [0, 1] on the CPU."""
+    return center_view(input, input.size_px).denormalise(inputs)
 
 
 def padded(images: Sequence[Tensor], multiple_px: int = 32, margin_px: int = 0) -> Tensor:
-    """Pad images with zeros to one batch.
+    """Pad images [C, h, w] with zeros to one batch [B, C, H, W], channels-last; H and W are multiples.
 
-    Args:
-        images: [C, h, w] each.
-        multiple_px: The batch's height and width are multiples of it.
-        margin_px: Zeros to the left and at the top of each image, and at least as many to the right and at
-            the bottom.
-
-    Returns:
-        [B, C, H, W], channels-last.
+    `margin_px` zeros are left of and above each image, and at least as many right of and below it.
     """
     height, width = (
         -(-(max(image.shape[side] for image in images) + 2 * margin_px) // multiple_px) * multiple_px
@@ -114,8 +67,3 @@ def padded(images: Sequence[Tensor], multiple_px: int = 32, margin_px: int = 0) 
         _, h, w = image.shape
         place[:, margin_px : margin_px + h, margin_px : margin_px + w] = image
     return batch
-
-
-def _view(input: Input) -> ViewSpec:
-    """Return a view of the input; its crop is not used."""
-    return center_view(input, input.size_px)

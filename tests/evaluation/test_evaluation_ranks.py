@@ -99,10 +99,7 @@ def statistics(world: World) -> None:
 
 
 def monitor(folder: Path, world: World) -> None:
-    """Run seven steps, more than an epoch: without evaluations, with them, and with a signal to one rank.
-
-    The signal arrives during the first evaluation.
-    """
+    """Run seven steps without evaluations, with them, and with a signal to one rank in the first of them."""
     charts.draw_probes = lambda lines, path: path
     paths = sample_paths()
 
@@ -134,17 +131,13 @@ def monitor(folder: Path, world: World) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the two processes and return the folder of their results."""
     path = tmp_path_factory.mktemp("ranks")
-    (path / "port").write_text(str(free_port()))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        (path / "port").write_text(str(probe.getsockname()[1]))
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
         leave_at(100, path / "left.npy", patched, data, batch_size=20)
     on_ranks(in_a_process, (str(path),), 2)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(("name", "block"), [("whole", 4), ("left", 4), ("B3", 3), ("B5", 5)])
@@ -165,9 +158,8 @@ def test_scores_are_those_of_all_queries(folder: Path) -> None:
 def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
     retrieval(tmp_path / "retrieval", one_process())
     both, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
-    assert (
-        abs(both["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
-    )  # because float32 rounds differently in other batches
+    # float32 rounds differently in other batches.
+    assert abs(both["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
     for one, other in zip(both["settings"]["shown"], alone["settings"]["shown"], strict=True):
         assert one["query"] == other["query"]
         assert one["similarities"] == pytest.approx(other["similarities"], abs=1e-3)

@@ -1,30 +1,42 @@
-"""Test feature files: values, any number of ranks, interruption and continuation, and the record."""
+"""Test feature files: values, pools, any number of ranks, interruption, and the record."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from fastpsl.cli import main
+from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation import feature_file
-from fastpsl.evaluation.blocks import block_number
-from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation import features as features_module
+from fastpsl.evaluation.blocks import block_number, block_shapes
+from fastpsl.evaluation.feature_file import FORMAT, PartialFeatures, read_features
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
+from fastpsl.files.atomic import partial_path
+from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset
+from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view
@@ -83,9 +95,7 @@ def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
     record = json.loads((tmp_path / "F.json").read_text())
     assert record == written.record
     assert (record["block"], record["size_px"], record["input"]) == (f"B{block}", 32, INPUT.as_dict())
-    assert (
-        record["data"] == data.digest() and record["class_names"] == data.class_names and record["bad"] == []
-    )
+    assert (record["data"], record["class_names"], record["bad"]) == (data.digest(), data.class_names, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["F-labels.npy", "F.json", "F.npy"]
 
 
@@ -113,17 +123,26 @@ class Killed(Exception):
     """An error that stands for SIGKILL, so that the test survives."""
 
 
-def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, **options: Any) -> None:
+def leave_at(
+    rows: int,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: Dataset,
+    kill: bool = False,
+    **options: Any,
+) -> None:
     """Run an extraction that ends right after it has saved `rows` rows."""
-    note = feature_file.PartialFeatures.save
+    save = PartialFeatures.save
 
-    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
-        note(file, num_rows)
+    def save_and_die(file: PartialFeatures, num_rows: int) -> None:
+        save(file, num_rows)
         if num_rows >= rows:
+            if kill:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(feature_file.PartialFeatures, "save", note_and_die)
+        patched.setattr(PartialFeatures, "save", save_and_die)
         extraction(data, **options).to_file(out, one_process(), save_every_s=0)
 
 
@@ -138,13 +157,9 @@ def count_batches(work: Extraction) -> list[int]:
 
 @pytest.mark.parametrize(("batch", "expected"), [(20, 3), (32, 2), (160, 1)])
 def test_what_was_left_is_gone_on_with(
-    data: Beton,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    batch: int,
-    expected: int,
-) -> None:
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    batch: int, expected: int,
+) -> None:  # fmt: skip
     """100 rows exist: of batches of 20, three remain; batches of 32 and of 160 continue at rows 96 and 0."""
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
     leave_at(100, tmp_path / "F.npy", monkeypatch, data, batch_size=20)
@@ -172,17 +187,9 @@ def test_what_was_left_of_other_features_is_not(
 
 
 def killed_child(out: Path) -> None:
-    note = feature_file.PartialFeatures.save
-
-    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
-        note(file, num_rows)
-        if num_rows == 96:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    feature_file.PartialFeatures.save = note_and_die  # type: ignore[method-assign,assignment]
     torch.set_num_threads(1)
     with Beton(sample_paths().test_32) as data:
-        extraction(data).to_file(out, one_process(), save_every_s=0)
+        leave_at(96, out, pytest.MonkeyPatch(), data, kill=True)
 
 
 @pytest.mark.slow
@@ -214,7 +221,7 @@ def test_the_same_features_are_there_already_and_others_are_refused(data: Beton,
 
 def test_an_extraction_under_way_is_not_disturbed(data: Beton, tmp_path: Path) -> None:
     out = tmp_path / "F.npy"
-    held = feature_file.PartialFeatures(out, "digest", extraction(data).wanted(), one_process())
+    held = PartialFeatures(out, "digest", extraction(data).wanted(), one_process())
     with pytest.raises(ValueError, match="another process is writing it"):
         extraction(data).to_file(out, one_process())
     held.close()
@@ -296,10 +303,7 @@ def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: 
 
 
 def test_an_image_seen_whole(data: Beton, tmp_path: Path) -> None:
-    """With `whole`, images of 32 px are not cropped at 32 px.
-
-    Without it, the central 28 px are used, with another digest.
-    """
+    """Without `whole`, the central 28 px of 32 are used, with another digest."""
     digests = []
     for whole in (False, True):
         work = extraction(data, 1, whole=whole)
@@ -339,19 +343,11 @@ def test_convolutions_and_fully_connected_blocks_of_alexnet(
     data: Beton, tmp_path: Path, block: int, width: int
 ) -> None:
     """A map is averaged over its positions. fc6 and fc7 have one position, and no dropout."""
-    torch.manual_seed(0)
-    net = make_backbone("alexnet")
-    pretrained = Pretrained(net, INPUT, {"sha256": "random", "backbone": "alexnet"})
-    options: dict[str, Any] = {"batch_size": 80, "dtype": "float32", "loader": {"num_threads": 1}}
-    written = Extraction(pretrained, data, block, 64, **options).to_file(tmp_path / "F.npy", one_process())
+    work = pooled_extraction(data, "alexnet", block, None, batch_size=80)
+    written = work.to_file(tmp_path / "F.npy", one_process())
     rows = np.load(tmp_path / "F.npy")
     assert rows.shape == (160, width) and written.record["block"] == f"B{block}"
-    with Loader(data, [center_view(INPUT, 64)], batch_size_per_rank=3, train=False, num_threads=1) as loader:
-        batch = next(batches := loader.epoch(0))
-        (images,) = batch.inputs(loader.views, torch.float32)
-        batches.close()
-    with torch.no_grad():
-        expected = nn.Sequential(*net.eval().blocks()[:block])(images)
+    expected = maps_by_hand(data, work.pretrained.backbone, block, 3)
     if block > 5:
         assert expected.shape == (3, 4096, 1, 1)
     np.testing.assert_allclose(rows[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
@@ -362,13 +358,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a checkpoint file as a run does."""
     path = tmp_path_factory.mktemp("weights") / "step-00000001.pt"
     state = {
-        "format": 1,
-        "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
-        "num_stages": 1,
-        "position": {"run_step": 1, "summaries": []},
-        "backbone": make_backbone("resnet18").state_dict(),
-        "input": Input(size_px=32).as_dict(),
-    }
+        "format": 1, "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
+        "num_stages": 1, "position": {"run_step": 1, "summaries": []},
+        "backbone": make_backbone("resnet18").state_dict(), "input": Input(size_px=32).as_dict(),
+    }  # fmt: skip
     torch.save(state, path)
     return path
 
@@ -391,9 +384,8 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     file = read_features(out)
     assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"
     assert "whole" not in file.record
-    assert (
-        command(checkpoint, data, "--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small) == 0
-    )
+    options = ("--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small)
+    assert command(checkpoint, data, *options) == 0
     whole = read_features(tmp_path / "W.npy")
     assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
     assert not np.array_equal(whole.features(), file.features())
@@ -402,23 +394,16 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--block", "B6"), ("B6", "B1 to B5")),
-        (("--out", "F.npz"), ("F.npz", ".npy")),
-        (("--dtype", "int8"), ("int8", "float16", "float32")),
-        (("--precision", "tf32"), ("tf32", "bf16")),
+        (("--block", "B6"), ("B6", "B1 to B5")), (("--out", "F.npz"), ("F.npz", ".npy")),
+        (("--dtype", "int8"), ("int8", "float16", "float32")), (("--precision", "tf32"), ("tf32", "bf16")),
         (("--backbone", "resnet50"), ("resnet18", "resnet50")),
-        (("--out", "absent/F.npy"), ("absent", "cannot be written")),
-        (("--size-px", "0"), ("size-px",)),
+        (("--out", "absent/F.npy"), ("absent", "cannot be written")), (("--size-px", "0"), ("size-px",)),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_one_line(
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    words: tuple[str, ...],
-) -> None:
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], words: tuple[str, ...],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     out = () if "--out" in arguments else ("--out", "F.npy")
     assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--workers", "1") == 2
@@ -452,3 +437,329 @@ def test_labels_are_kept_where_only_some_images_have_one(labels: list[int], tmp_
     assert file.record["labels"] == "F-labels.npy"
     stored = file.labels()
     assert stored is not None and stored.dtype == np.int32 and stored.tolist() == labels
+
+
+WANTED = {"shape": [5, 2], "dtype": "float32"}
+ROWS = np.arange(10, dtype=np.float32).reshape(5, 2)
+
+
+def publish(path: Path, rows: np.ndarray, **record: Any) -> None:
+    """Write a file of five rows as three batches of three, the last of which is padding alone."""
+    file = PartialFeatures(path, "digest", WANTED, one_process())
+    for first in (0, 3, 6):
+        part = np.full((3, 2), np.nan, np.float32)
+        part[: max(0, 5 - first)] = rows[first : first + 3]
+        file.write(first, part)
+    file.save(5)
+    file.publish(WANTED | {"format": FORMAT, "labels": None} | record, None)
+    file.close()
+
+
+def test_a_file_has_its_rows_and_nothing_else(tmp_path: Path) -> None:
+    """Padding after the last row is dropped, and so is a larger file that another extraction left."""
+    path = tmp_path / "F.npy"
+    partial_path(path).write_bytes(b"x" * 10_000)
+    publish(path, ROWS)
+    np.save(tmp_path / "plain.npy", ROWS)
+    assert path.read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+def test_features_never_stand_beside_the_record_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = tmp_path / "F.npy", feature_file.write_atomically
+    publish(path, ROWS, weights="old")
+
+    def killed(target: Path, *arguments: Any) -> None:
+        if target == feature_file.record_path(path):
+            raise KeyboardInterrupt
+        write(target, *arguments)
+
+    monkeypatch.setattr(feature_file, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        publish(path, ROWS + 1, weights="new")
+    assert np.array_equal(np.load(path), ROWS + 1) and read_features(path) is None
+
+
+def test_rows_are_on_the_disk_before_they_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, write, sync = list[str](), feature_file.write_atomically, os.fsync
+    path = tmp_path / "F.npy"
+
+    def note(target: Path, *arguments: Any) -> None:
+        done.append(f"wrote {target.name}")
+        write(target, *arguments)
+
+    def synced(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), os.stat(partial_path(path))):
+            done.append("rows")
+        sync(descriptor)
+
+    monkeypatch.setattr(feature_file, "write_atomically", note)
+    monkeypatch.setattr(feature_file.os, "fsync", synced)
+    file = PartialFeatures(path, "digest", WANTED, one_process())
+    for num_rows in (2, 5):
+        file.write(0, ROWS[:num_rows])
+        file.save(num_rows)
+    file.close()
+    assert done == ["rows", "wrote .F.npy.progress"] * 2
+
+
+def partial(out: Path) -> PartialFeatures:
+    return PartialFeatures(out, "digest", {"shape": [10, 3], "dtype": "float32"}, one_process())
+
+
+def test_broken_samples_of_all_ranks_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks have told of samples 3 and 8; rank 0's note and rank 0 itself know both."""
+    others: list[set[int]] = [{8}]
+    monkeypatch.setattr(feature_file, "gather_objects", lambda world, own: [own, *others])
+    with closing(partial(tmp_path / "F.npy")) as file:
+        file.bad.add(3)
+        file.save(6)
+        assert file.bad == {3, 8}
+    assert json.loads((tmp_path / ".F.npy.progress").read_text()) == {
+        "digest": "digest", "num_rows": 6, "bad": [3, 8],
+    }  # fmt: skip
+
+
+def test_rows_past_the_last_one_are_dropped(tmp_path: Path) -> None:
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    with closing(partial(tmp_path / "F.npy")) as file:
+        size = file.partial.stat().st_size
+        file.write(8, rows)
+        file.write(10, rows)
+        assert file.partial.stat().st_size == size
+        assert file.partial.read_bytes()[-2 * 12 :] == rows[:2].tobytes()
+
+
+@pytest.mark.parametrize("change", [{"shape": [10, 4]}, {"shape": [9, 3]}, {"format": 2}, {"format": None}])
+def test_a_record_of_other_rows_or_of_another_format_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    np.save(tmp_path / "F.npy", np.zeros((10, 3), np.float32))
+    record = {"format": 1, "shape": [10, 3]}
+    (tmp_path / "F.json").write_text(json.dumps(record))
+    assert read_features(tmp_path / "F.npy") is not None
+    (tmp_path / "F.json").write_text(json.dumps(record | change))
+    assert read_features(tmp_path / "F.npy") is None
+
+
+def test_a_partial_file_that_was_cut_is_begun_anew(tmp_path: Path) -> None:
+    rows = np.ones((6, 3), np.float32)
+    with closing(partial(tmp_path / "F.npy")) as file:
+        file.write(0, rows)
+        file.save(6)
+        path, size = file.partial, file.partial.stat().st_size
+    with closing(partial(tmp_path / "F.npy")) as file:
+        assert file.num_rows == 6
+    os.truncate(path, size - 12)
+    with closing(partial(tmp_path / "F.npy")) as file:
+        assert file.num_rows == 0 and path.stat().st_size == size
+
+
+AS_IT_IS = Pool(None)
+MAX_3_2 = Pool(None, "max", (None, 3, 2, 0))
+
+
+def pooled_extraction(data: Dataset, name: str, block: int, pool: Pool | None, **options: Any) -> Extraction:
+    torch.manual_seed(0)
+    pretrained = Pretrained(make_backbone(name), INPUT, {"sha256": "random", "backbone": name})
+    values: dict[str, Any] = {"size_px": 64, "batch_size": 40, "dtype": "float32"} | options
+    return Extraction(pretrained, data, block, pool=pool, loader={"num_threads": 1}, **values)
+
+
+def maps_by_hand(data: Beton, net: nn.Module, block: int, num: int) -> torch.Tensor:
+    """Return the block's outputs [num, C, h, w] for the first `num` images."""
+    options: dict[str, Any] = {"batch_size_per_rank": num, "train": False, "num_threads": 1}
+    with Loader(data, [center_view(INPUT, 64)], **options) as loader:
+        batch = next(batches := loader.epoch(0))
+        (images,) = batch.inputs(loader.views, torch.float32)
+        batches.close()
+    with torch.no_grad():
+        maps: torch.Tensor = nn.Sequential(*net.eval().blocks()[:block])(images)  # type: ignore[operator]
+    return maps
+
+
+def windows_by_loops(maps: np.ndarray, kernel: int, stride: int, take: Any) -> np.ndarray:
+    """Reduce [C, h, w] to [C, n, n], each window by `take`."""
+    side = (maps.shape[-1] - kernel) // stride + 1
+    parts = [slice(i * stride, i * stride + kernel) for i in range(side)]
+    return np.moveaxis(
+        np.array([[take(maps[:, rows, columns]) for columns in parts] for rows in parts]), 2, 0
+    )
+
+
+def test_features_are_flattened_channel_by_channel(data: Beton, tmp_path: Path) -> None:
+    """Compare conv3 as it is, conv5 max-pooled (3 x 3, stride 2) and averages over a grid with loops."""
+    works = [
+        pooled_extraction(data, "alexnet", 3, AS_IT_IS),
+        pooled_extraction(data, "alexnet", 1, MAX_3_2),
+        pooled_extraction(data, "alexnet", 1, Pool(5, window=(15, 3, 3, 0))),
+        pooled_extraction(data, "alexnet", 1, None),
+    ]
+    works = [replace(work, pretrained=works[0].pretrained) for work in works]
+    outs = [tmp_path / f"{number}.npy" for number in range(len(works))]
+    files = extract(works, outs, one_process())
+    net = works[0].pretrained.backbone
+    conv3, conv1 = (maps_by_hand(data, net, block, 5).numpy() for block in (3, 1))
+    assert conv3.shape == (5, 384, 3, 3) and conv1.shape == (5, 96, 15, 15)
+    expected = [
+        [[conv3[i, c, y, x] for c in range(384) for y in range(3) for x in range(3)] for i in range(5)],
+        [windows_by_loops(maps, 3, 2, lambda window: window.max((1, 2))).ravel() for maps in conv1],
+        [windows_by_loops(maps, 3, 3, lambda window: window.mean((1, 2))).ravel() for maps in conv1],
+        conv1.mean((2, 3)),
+    ]
+    widths = [384 * 9, 96 * 49, 96 * 25, 96]
+    for file, work, values, width in zip(files, works, expected, widths, strict=True):
+        rows = file.features()
+        assert rows.shape == (160, width) and work.width == width
+        assert rows.std(0).mean() > 1e-3
+        np.testing.assert_allclose(rows[:5], np.array(values), rtol=1e-3, atol=1e-5)
+    records = [json.loads(out.with_suffix(".json").read_text()) for out in outs]
+    assert records[1]["pool"] == {"grid": None, "kind": "max", "window": [None, 3, 2, 0]}
+    assert {one["pooling"] for one in records[:3]} == {"by pool, then flattened"}
+    assert records[3]["pooling"] == "average over all positions"
+    assert "pool" not in records[3] and len({one["digest"] for one in records}) == 4
+
+
+def test_each_is_as_alone(data: Beton, tmp_path: Path) -> None:
+    """The block after ResNet-18's B1 begins with an operation in place on B1's map."""
+    works = [pooled_extraction(data, "resnet18", 1, pool) for pool in (AS_IT_IS, Pool(4), None)]
+    works = [replace(work, pretrained=works[0].pretrained) for work in works]
+    works.append(replace(works[0], block=2, pool=Pool(2)))
+    outs = [tmp_path / f"{number}.npy" for number in range(4)]
+    together = extract(works, outs, one_process())
+    for file, work in zip(together, works, strict=True):
+        alone = work.to_file(tmp_path / "alone.npy", one_process(), overwrite=True)
+        assert np.array_equal(file.features(), alone.features())
+        assert file.record["digest"] == alone.record["digest"] == work.digest()
+    again = extract(works, outs, one_process())
+    assert [file.record for file in again] == [file.record for file in together]
+
+
+def test_without_a_pool_the_digest_is_as_ever(data: Beton) -> None:
+    """The digest covers exactly these values, as in files from before pools existed."""
+    work = pooled_extraction(data, "alexnet", 3, None)
+    contents = {
+        "format": 1, "shape": [160, 384], "dtype": "float32", "block": "B3", "size_px": 64,
+        "precision": "fp32", "input": INPUT.as_dict(),
+        "backbone": "alexnet", "weights": "random", "data": data.digest(),
+    }  # fmt: skip
+    assert work.digest() == hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    assert replace(work, pool=AS_IT_IS).digest() != replace(work, pool=MAX_3_2).digest() != work.digest()
+
+
+def test_unnormalised_maps_that_half_precision_cannot_hold(data: Beton, tmp_path: Path) -> None:
+    work = pooled_extraction(data, "alexnet", 1, AS_IT_IS, dtype="float16")
+    work.pretrained.backbone.blocks()[0][0].weight.data.mul_(1e6)  # type: ignore[index]
+    for norm in work.pretrained.backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_var.fill_(1e-9)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="features of B1 reach .* which float16 cannot hold"):
+        work.to_file(tmp_path / "large.npy", one_process())
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 6, 13])
+def test_windows_of_any_side_and_maps_smaller_than_them(side: int) -> None:
+    maps = torch.rand(2, 3, side, side)
+    result = pooled(maps, MAX_3_2)
+    assert torch.equal(result, F.max_pool2d(maps, 3, 2) if side >= 3 else maps)
+    assert pooled(maps, AS_IT_IS) is maps
+    assert pooled_width((3, side, side), MAX_3_2) == result[0].numel()
+    with_grid = Pool(6, "max", (13, 3, 2, 0))
+    expected = F.max_pool2d(maps, 3, 2) if side == 13 else F.adaptive_max_pool2d(maps, min(6, side))
+    assert torch.equal(pooled(maps, with_grid), expected)
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_the_published_widths_at_224_px(data: Beton) -> None:
+    """VISSL's widths for ResNet-50's blocks, and 384 x 13 x 13 for AlexNet's conv3."""
+    torch.manual_seed(0)
+    net = make_backbone("resnet50").train()
+    shapes = block_shapes(net, center_view(INPUT, 224))
+    widths = [pooled_width(shape, pool) for shape, pool in zip(shapes, PROTOCOLS["vissl"].pools, strict=True)]
+    assert widths == [9216, 9216, 8192, 9216, 8192]
+    assert net.training and block_shapes(net, center_view(INPUT, 224), 2) == shapes[:2]
+    enlarged = replace(center_view(INPUT, 24), ops=(Enlarge(224, 224), *center_view(INPUT, 24).ops))
+    net.min_px = 32  # of what the network is shown
+    assert block_shapes(net, enlarged) == shapes
+    conv3 = Extraction(Pretrained(make_backbone("alexnet"), INPUT, {}), data, 3, 224, pool=AS_IT_IS)
+    assert conv3.width == 384 * 13 * 13
+
+
+def test_of_each_takes_one_block_with_several_pools(data: Beton) -> None:
+    options = EvaluationOptions(random_weights=True, backbone="alexnet", size_px=64, device="cpu")
+    weights = options.pretrained()
+    blocks, pools = ("conv5", "conv5", "B3"), (AS_IT_IS, MAX_3_2, None)
+    works = Extraction.for_blocks(options, weights, data, blocks, one_process(), "float32", pools)
+    assert [(work.block, work.pool) for work in works] == [(5, AS_IT_IS), (5, MAX_3_2), (3, None)]
+    with pytest.raises(ValueError, match="--block B5 B5: give one block or several, each once"):
+        Extraction.for_blocks(
+            options, weights, data, ("B5", "B5"), one_process(), "float32", (MAX_3_2, MAX_3_2)
+        )
+
+
+def test_an_image_squashed(tmp_path: Path) -> None:
+    """40 x 20 px become a square of 16; the black ends, outside the central square, are a quarter each."""
+    images = tmp_path / "pictures"
+    (images / "one").mkdir(parents=True)
+    column = np.repeat(np.array([0, 255, 0], np.uint8), [10, 20, 10])
+    Image.fromarray(np.repeat(np.tile(column[:, None], (1, 20))[..., None], 3, 2)).save(
+        images / "one" / "0.png"
+    )
+    with Folder(images) as data:
+        work = pooled_extraction(data, "resnet18", 1, None, size_px=16, squashed=True)
+        assert work.wanted()["squashed"] is True and "squashed" not in replace(work, squashed=False).wanted()
+        with Loader(data, [work.view], batch_size_per_rank=1, train=False, num_threads=1) as loader:
+            batch = next(batches := loader.epoch(0))
+            batches.close()
+        assert batch.images[0].shape == (1, 3, 16, 16)
+        rows = batch.images[0][0, 0].float().mean(1)
+        assert rows[:3].max() < 9 and rows[5:11].min() > 246 and rows[13:].max() < 9
+        assert work.to_file(tmp_path / "F.npy", one_process()).features().shape == (1, 64)
+
+
+def test_features_are_those_of_the_block_if_the_next_one_writes_into_them(
+    data: Beton, tmp_path: Path
+) -> None:
+    """Maps of one position are not copied by being flattened, as larger ones in channels-last memory are."""
+    work = pooled_extraction(data, "resnet18", 4, AS_IT_IS, size_px=16)
+    net = TinyNet()
+    net.parts[4].insert(0, nn.Threshold(0.5, 9.0, inplace=True))  # type: ignore[operator]
+    work = replace(work, pretrained=Pretrained(net, INPUT, work.pretrained.record))
+    alone, first, second = (tmp_path / f"{name}.npy" for name in ("alone", "first", "second"))
+    work.to_file(alone, one_process())
+    extract([work, replace(work, block=5)], [first, second], one_process())
+    assert np.array_equal(np.load(first), np.load(alone)) and np.load(alone).max() < 9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_run_in_the_precision_that_is_asked_for(data: Beton, tmp_path: Path, precision: str) -> None:
+    work, seen = pooled_extraction(data, "resnet18", 1, None, precision=precision), set[torch.dtype]()
+    conv = next(part for part in work.pretrained.backbone.modules() if isinstance(part, nn.Conv2d))
+    conv.register_forward_hook(lambda *called: seen.add(called[-1].dtype))
+    work.to_file(tmp_path / "F.npy", one_process())
+    assert seen == {DTYPES[precision]}
+
+
+def test_rows_are_saved_every_so_many_seconds(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 16 images takes a second, and so does saving. The last step is saved in any case."""
+    save, saved = PartialFeatures.save, list[int]()
+
+    def note(file: PartialFeatures, num_rows: int) -> None:
+        saved.append(num_rows)
+        save(file, num_rows)
+
+    monkeypatch.setattr(PartialFeatures, "save", note)
+    monkeypatch.setattr(features_module, "time", SimpleNamespace(monotonic=count(0.0).__next__))
+    work = pooled_extraction(data, "resnet18", 1, None, batch_size=16)
+    work.to_file(tmp_path / "F.npy", one_process(), save_every_s=3.0)
+    assert saved == [48, 96, 144, 160]
+
+
+def test_random_weights_are_of_the_backbone_that_is_given() -> None:
+    """They are taken where there is neither data nor a checkpoint."""
+    assert EvaluationOptions().completed().backbone == "resnet18"
+    given = EvaluationOptions(backbone="nin3").completed()
+    assert (given.backbone, given.random_weights) == ("nin3", True)
+    for options in (EvaluationOptions(data="photos"), EvaluationOptions(checkpoint=Path("a.pth"))):
+        assert options.completed() == options and not options.random_weights

@@ -1,5 +1,7 @@
-"""Test nearest neighbours against numpy for any chunk size, and votes against plain loops."""
+"""Test nearest neighbours against numpy, votes against plain loops, and scores of features."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.evaluation.knn_score import Scores, require_neighbours, score, score_lines
 from fastpsl.kernels.nearest import (
     Neighbours,
     count_correct,
@@ -15,6 +19,9 @@ from fastpsl.kernels.nearest import (
     places,
     weighted_scores,
 )
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.engine.tiny import one_process
 from tests.pipelines.memory import printed_by
 
 NUM_CLASSES = 5
@@ -59,10 +66,7 @@ def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_neighbours_are_those_of_the_whole_matrix(dtype: torch.dtype) -> None:
-    """Cosines have any size and sign, and are all negative for some queries.
-
-    Half inputs are computed in float32.
-    """
+    """Cosines have any size and sign, some queries' are all negative, and half is computed in float32."""
     queries, bank = noise(40, 3).to(dtype), (noise(90, 4) * torch.rand(90, 1) * 50).to(dtype)
     bank[:, 0] = 3 * bank[:, 0].abs()
     queries[:5, 1:], queries[:5, 0] = 0, -1
@@ -118,12 +122,8 @@ def labelled(seed: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     centres = torch.randn(NUM_CLASSES, 12, generator=random)
     bank_labels = torch.randint(0, NUM_CLASSES, (120,), generator=random)
     labels = torch.randint(0, NUM_CLASSES, (60,), generator=random)
-    return (
-        centres[labels] + 1.2 * torch.randn(60, 12, generator=random),
-        labels,
-        centres[bank_labels] + 1.2 * torch.randn(120, 12, generator=random),
-        bank_labels,
-    )
+    noises = (1.2 * torch.randn(num, 12, generator=random) for num in (60, 120))
+    return centres[labels] + next(noises), labels, centres[bank_labels] + next(noises), bank_labels
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.1])
@@ -225,3 +225,54 @@ print(peak_mib() - before)
 """
     (grown,) = printed_by(script)
     assert grown < 300  # 512 x 4,096 x 16 B are 32 MiB, and the allocator holds more
+
+
+def features(path: Path, rows: list[list[float]], labels: list[int], bad: Sequence[int] = ()) -> FeatureFile:
+    np.save(path, np.array(rows, np.float32))
+    np.save(path.with_name(f"{path.stem}-labels.npy"), np.array(labels, np.int32))
+    record = {"labels": f"{path.stem}-labels.npy", "shape": [len(rows), 2], "bad": list(bad)}
+    return FeatureFile(path, record)
+
+
+def test_a_bank_may_be_smaller_than_a_row_of_the_chart(tmp_path: Path) -> None:
+    """No image of the bank has the last query's class, so that it is never right."""
+    bank = features(tmp_path / "bank.npy", [[1, 0], [0, 1], [1, 1]], [0, 1, 0])
+    queries = features(tmp_path / "queries.npy", [[3, 1], [1, 4], [5, 4], [0, 1]], [0, 1, 1, 2])
+    scores = score(bank, queries, (1, 3), 0.07, one_process())
+    assert (scores.correct["top1_k1"], scores.correct["top1_k3_majority"]) == (2, 1)
+    chosen, rows, similarities = scores.shown(seed=0)
+    assert rows.shape == similarities.shape == (4, 3)
+    assert rows[chosen.argsort()].tolist() == [[0, 2, 1], [1, 2, 0], [2, 0, 1], [1, 2, 0]]
+
+
+def test_images_that_could_not_be_decoded_are_in_no_count(tmp_path: Path) -> None:
+    bank = features(tmp_path / "bank.npy", [[1, 0], [0, 1], [4, 1]], [0, 1, 0])
+    queries = features(tmp_path / "queries.npy", [[3, 1], [1, 4], [5, 4], [0, 1]], [0, 1, 0, 1], bad=(1,))
+    scores = score(bank, queries, (1,), 0.07, one_process())
+    assert (scores.num, scores.num_bank, scores.correct["top1_k1"]) == (3, 3, 3)
+    assert scores.queries.tolist() == [0, 2, 3]
+
+
+def test_all_training_images_may_be_neighbours() -> None:
+    with Beton(sample_paths().train_32) as train, Beton(sample_paths().test_32) as val:
+        require_neighbours(train, val, (5, 480))
+        with pytest.raises(ValueError, match="--k 481: the training data has 480 images"):
+            require_neighbours(train, val, (481, 5))
+
+
+def test_a_table_has_means_over_blocks_and_over_ks() -> None:
+    empty = Neighbours(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64))
+
+    def scored(*counts: int) -> Scores:
+        names = "top1_k5", "top5_k5", "top1_k20", "top5_k20", "top1_k5_majority", "top1_k20_majority"
+        return Scores(dict(zip(names, counts, strict=True)), 50, 400, np.arange(50), empty)
+
+    scores = [scored(10, 40, 20, 45, 15, 5), scored(30, 41, 25, 46, 35, 15)]
+    lines = score_lines(scores, ["B4", "B5"], "both", "resnet18")
+    assert lines[0] == "50 validation images, neighbours of 400; B4, B5 of resnet18"
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "weighted % k 5 k 20 mean", "B4 20.0 40.0 30.0", "B5 60.0 50.0 55.0", "mean 40.0 45.0 42.5",
+        "majority % k 5 k 20 mean", "B4 30.0 10.0 20.0", "B5 70.0 30.0 50.0", "mean 50.0 20.0 35.0",
+    ]  # fmt: skip
+    one = score_lines(scores[:1], ["B4"], "majority", "resnet18")
+    assert [" ".join(line.split()) for line in one[1:]] == ["majority % k 5 k 20 mean", "B4 30.0 10.0 20.0"]

@@ -1,5 +1,8 @@
-"""Test linear probes: widths of the protocols, a classifier per block, frozen features, independent heads."""
+"""Test linear and block probes: widths, a classifier per block, frozen features, few labels."""
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,29 +14,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
-from fastpsl.engine.train_step import StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.evaluation.linear import LinearProbes, ProbeHead, best_block_lines, log_mean_softmax, probe_sgd
+from fastpsl.evaluation.few_labels import first_of_each_class, repeated_order
+from fastpsl.evaluation.linear import (
+    BlockProbes,
+    FewLabelBlockProbes,
+    LinearProbes,
+    ProbeHead,
+    Probes,
+    best_block_lines,
+    classifier,
+    log_mean_softmax,
+    probe_sgd,
+    read_heads,
+)
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, center_view, ten_crop_views, train_view
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.tiny import TinyNet, tiny_run
+from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
+from tests.warm import results_of_ranks
 
 PROBE = Stage("linear", 1, 6, 5, 1)
 VISSL: dict[str, Any] = {"pools": PROTOCOLS["vissl"].pools, "batchnorm": "affine"}
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
-WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2048}
 
 
 def probes(backbone: Backbone, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
@@ -49,22 +65,22 @@ def batch_of(labels: Tensor) -> Batch:
     return Batch([], [], torch.arange(len(labels)), labels, epoch=0, step=0)
 
 
-@pytest.mark.usefixtures("published_widths")
-def test_widths_of_resnet50_are_the_protocols() -> None:
-    """The widths are VISSL's, in a real forward pass at 224 px."""
-    backbone = ResNet("resnet50")
+def module_of(task: Probes, stage: Stage = PROBE) -> StageModule:
+    return StageModule(StageBlocks(task.backbone, stage), task.head(1, 16), task)
+
+
+@contextmanager
+def unchanged(backbone: Backbone) -> Iterator[None]:
+    """Check that weights and running statistics stay as they are."""
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    head: Any = probes(backbone, 4, 224).head(1, 2048)
-    assert head.widths == WIDTHS
-    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == WIDTHS
-    assert [c.norm.num_features for c in head.classifiers.values()] == [64, 256, 512, 1024, 2048, 2048]
+    assert any("running_mean" in name for name in before)
+    yield
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert backbone.training
 
 
-# Features of each block of AlexNet at 224 px in the protocols' sources; fc6 and fc7 are not pooled.
-FC = {"B6": 4096, "B7": 4096, "final": 4096}
-ALEXNETS = [
+# Features of each block at 224 px in the protocols' sources; fc6 and fc7 are not pooled.
+NETS = [
+    ("vissl", "resnet50", (9216, 9216, 8192, 9216, 8192), True),
     slow("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
     ("deepcluster", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
     slow("rotnet", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
@@ -75,21 +91,25 @@ ALEXNETS = [
 
 
 @pytest.mark.usefixtures("published_widths")
-@pytest.mark.parametrize(("protocol", "name", "widths", "affine"), ALEXNETS)
-def test_widths_of_alexnet_are_the_protocols(
+@pytest.mark.parametrize(("protocol", "name", "widths", "affine"), NETS)
+def test_widths_are_the_protocols(
     protocol: str, name: str, widths: tuple[int, ...], affine: bool | None
 ) -> None:
     """The widths are those of a real forward pass at 224 px; BatchNorm is affine, plain or absent."""
     backbone, chosen = make_backbone(name), PROTOCOLS[protocol]
-    head: Any = probes(backbone, 4, 224, pools=chosen.pools, batchnorm=chosen.batchnorm).head(1, 4096)
-    expected = {f"B{i}": width for i, width in enumerate(widths, 1)} | FC
-    assert head.widths == expected
-    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == expected
+    with unchanged(backbone):
+        task = probes(backbone, 4, 224, pools=chosen.pools, batchnorm=chosen.batchnorm)
+        head: Any = task.head(1, 4096)
+    assert backbone.training
+    whole = (4096, 4096, 4096) if name != "resnet50" else (2048,)
+    names = [*(f"B{i}" for i in range(1, 5 + len(whole))), "final"]
+    assert head.widths == dict(zip(names, (*widths, *whole), strict=True))
+    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == head.widths
     norms: list[Any] = [getattr(c, "norm", None) for c in head.classifiers.values()]
     if affine is None:
         assert norms == [None] * 8
     else:
-        assert [norm.num_features for norm in norms] == [*backbone.channels, 4096]
+        assert [norm.num_features for norm in norms] == [*backbone.channels, whole[-1]]
         assert {norm.affine for norm in norms} == {affine} and all(norm.track_running_stats for norm in norms)
 
 
@@ -119,10 +139,7 @@ WINDOWS = [
 def test_a_pool_is_the_mean_of_its_windows(
     protocol: str, block: int, side: int, kernel: int, stride: int, padding: int, grid: int
 ) -> None:
-    """The reference is sums by hand over the published windows.
-
-    Zeros of the padding count, as in torch's AvgPool2d.
-    """
+    """Compare with sums by hand; zeros of the padding count, as in torch's AvgPool2d."""
     pool = PROTOCOLS[protocol].pools[block - 1]
     assert pool.grid == grid
     features = torch.randn(2, 3, side, side, dtype=torch.float64)
@@ -137,10 +154,7 @@ def test_a_pool_is_the_mean_of_its_windows(
 @pytest.mark.parametrize("protocol", ["uic", "rotnet", "sslpp"])
 @pytest.mark.parametrize("side", [55, 27, 13, 112, 7])
 def test_a_max_pool_is_the_greatest_of_adaptive_windows(protocol: str, side: int) -> None:
-    """Cell i of n has the rows floor(i s / n) to ceil((i + 1) s / n), so the whole map is read.
-
-    In plain loops.
-    """
+    """Cell i of n has the rows floor(i s / n) to ceil((i + 1) s / n), so the whole map is read."""
     features = torch.randn(2, 3, side, side)
     grids = (10, 6, 5, 5, 6) if protocol == "uic" else (12, 7, 5, 6, 6)
     for pool, grid in zip(PROTOCOLS[protocol].pools, grids, strict=True):
@@ -180,18 +194,9 @@ class Planted(Backbone):
 
     @override
     def blocks(self) -> list[nn.Module]:
-        class Block(nn.Module):
-            def __init__(self, change: Any) -> None:
-                super().__init__()
-                self.change = change
-
-            @override
-            def forward(self, images: Tensor) -> Tensor:
-                changed: Tensor = self.change(images)
-                return changed
-
-        same, forget = Block(lambda x: x), Block(lambda x: x.sum(1, keepdim=True).expand(-1, 4, -1, -1) * 1.0)
-        return [same, Block(torch.abs), forget, same, same]
+        magnitude, forget = nn.Identity(), nn.Identity()
+        magnitude.forward, forget.forward = torch.abs, lambda x: x.sum(1, keepdim=True).repeat(1, 4, 1, 1)  # type: ignore[assignment, method-assign]
+        return [nn.Identity(), magnitude, forget, nn.Identity(), nn.Identity()]
 
 
 def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -204,10 +209,7 @@ def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
-    """VISSL: 14 epochs with drops after 4, 8 and 12 for Places205.
-
-    84 with drops after 24, 48 and 72 for iNaturalist.
-    """
+    """VISSL has drops after 4, 8 and 12 epochs for Places205, and after 24, 48 and 72 for iNaturalist."""
     for name, epochs, drops in (("vissl_places205", 14, (4, 8, 12)), ("vissl_inat18", 84, (24, 48, 72))):
         protocol = PROTOCOLS[name]
         assert (protocol.epochs, sum(protocol.intervals)) == (epochs, epochs)
@@ -257,22 +259,16 @@ def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     assert max(scores.values()) < 0.6, scores
 
 
-def head_outputs(head: nn.Module, features: list[Tensor]) -> dict[str, Tensor]:
-    outputs: dict[str, Tensor] = head(features)
-    return outputs
-
-
 def test_each_head_learns_as_if_it_were_alone() -> None:
     """A head's gradients are those of its own cross-entropy; B2's loss gives the others none."""
     torch.manual_seed(0)
-    backbone = TinyNet()
-    module = StageModule(StageBlocks(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3))
+    module = module_of(probes(TinyNet(), 3))
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
     loss, _ = module([images], batch_of(labels))
     loss.backward()
-    head = module.head
-    gradients = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
-    logits = head_outputs(head, module.blocks.features(images))
+    head: Any = module.head
+    gradients = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}
+    logits = head(module.blocks.features(images))
     for name, head_logits in logits.items():
         head.zero_grad()
         F.cross_entropy(head_logits, labels).backward(retain_graph=True)
@@ -287,15 +283,10 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
 
 
 def test_heads_are_float32_under_autocast() -> None:
-    backbone = TinyNet()
-    task = probes(backbone, 7)
-    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
-    dtypes: list[torch.dtype] = []
-    for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
-        classifier.linear.register_forward_hook(
-            lambda m, args, out: dtypes.extend([args[0].dtype, out.dtype])
-        )
-    features: list[torch.dtype] = []
+    backbone, dtypes, features = TinyNet(), list[torch.dtype](), list[torch.dtype]()
+    module = module_of(probes(backbone, 7))
+    for part in module.head.classifiers.values():  # type: ignore[operator, union-attr]
+        part.linear.register_forward_hook(lambda m, args, out: dtypes.extend([args[0].dtype, out.dtype]))
     backbone.parts[0].register_forward_hook(lambda m, args, out: features.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = module([torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 3])))
@@ -304,9 +295,7 @@ def test_heads_are_float32_under_autocast() -> None:
 
 
 def test_metrics_are_few_while_training_and_all_in_validation() -> None:
-    backbone = TinyNet()
-    task = probes(backbone, 7)
-    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
+    module = module_of(probes(TinyNet(), 7))
     batch = batch_of(torch.arange(6))
     batch.indices[4:] = -1  # padding, which is ignored whatever its label
     images = torch.randn(6, 3, 32, 32)
@@ -316,19 +305,14 @@ def test_metrics_are_few_while_training_and_all_in_validation() -> None:
     loss, val = module([images], batch)
     names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
     assert list(val) == ["loss", *names]
-    logits = head_outputs(module.head, module.blocks.features(images))
-    for name, head_logits in logits.items():
-        top5 = [
-            label in row.tolist()
-            for row, label in zip(head_logits.argsort(1, descending=True)[:4, :5], range(4), strict=True)
-        ]
-        assert [float(v) for v in val[f"top5_{name}"]] == [sum(top5), 4]
-        assert float(val[f"top1_{name}"][0]) == (head_logits[:4].argmax(1) == torch.arange(4)).sum()
-    shorter = batch_of(torch.arange(4))
-    torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
-    few = probes(backbone, 5)
-    module = StageModule(StageBlocks(backbone, PROBE), few.head(1, 16), few).eval()
-    assert not [name for name in module([images], batch_of(torch.zeros(6).long()))[1] if "top5" in name]
+    for name, logits in module.head(module.blocks.features(images)).items():  # type: ignore[operator]
+        places = logits.argsort(1, descending=True)[:4].tolist()
+        top5 = sum(label in row[:5] for label, row in enumerate(places))
+        assert [float(v) for v in val[f"top5_{name}"]] == [top5, 4]
+        assert float(val[f"top1_{name}"][0]) == sum(label == row[0] for label, row in enumerate(places))
+    torch.testing.assert_close(loss, module([images[:4]], batch_of(torch.arange(4)))[0])
+    few = module_of(probes(TinyNet(), 5)).eval()
+    assert not [name for name in few([images], batch_of(torch.zeros(6).long()))[1] if "top5" in name]
 
 
 def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
@@ -337,24 +321,17 @@ def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
     head = task.head(1, 16)
     assert isinstance(head, ProbeHead) and head.widths == {"final": 16}
     weight, bias = head.parameters()
-    assert (
-        weight.shape == (50, 16)
-        and float(weight.detach().std()) == pytest.approx(0.01, rel=0.1)
-        and not bias.any()
-    )
+    assert weight.shape == (50, 16) and not bias.any()
+    assert float(weight.detach().std()) == pytest.approx(0.01, rel=0.1)
     features = StageBlocks(backbone, PROBE).eval().features(torch.randn(3, 3, 32, 32))
     expected = features[-1].mean((2, 3)) @ weight.T
     torch.testing.assert_close(head(features)["final"], expected)
 
 
 def test_decay_leaves_batchnorm_alone() -> None:
-    backbone = TinyNet()
-    task = probes(backbone, 3)
-    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
+    module = module_of(probes(TinyNet(), 3))
     names = {id(parameter): name for name, parameter in module.learning_parameters()}
-    decayed, rest = probe_sgd(
-        module.learning_parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
-    ).param_groups
+    decayed, rest = probe_sgd(module.learning_parameters(), 0.9, 5e-4, nesterov=True).param_groups
     assert decayed["weight_decay"] == 5e-4 and rest["weight_decay"] == 0 and decayed["nesterov"]
     assert {names[id(p)].rsplit(".", 2)[1] for p in decayed["params"]} == {"linear"}
     assert {names[id(p)].rsplit(".", 2)[1] for p in rest["params"]} == {"norm"}
@@ -365,33 +342,28 @@ def experiment() -> Experiment:
     torch.manual_seed(3)
     backbone = TinyNet()
     return Experiment(
-        probes(backbone, 16),
-        backbone,
-        (Stage("linear", 1, 6, 5, 3),),
-        step_drops(0.05, (2, 1)),
+        probes(backbone, 16), backbone, (Stage("linear", 1, 6, 5, 3),), step_drops(0.05, (2, 1)),
         lambda named: probe_sgd(named, 0.9, 5e-4, True),
-    )
+    )  # fmt: skip
+
+
+def fit(job: Experiment, out: Path, stop_at: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the training labels and, of a training that was not stopped, the scores."""
+    run = tiny_run(out, log_steps=1)
+    signal_at_step(run, stop_at)
+    with unchanged(job.backbone):
+        assert pretrain(job, run) == (not stop_at)
+    labels = run.data.train.labels()
+    run.close()
+    return labels, {} if stop_at else run.position.summaries[0]["val"]
 
 
 def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> None:
-    def fit(out: Path, stop_at: int | None = None) -> dict[str, Any]:
-        run = tiny_run(out, log_steps=1)
-        signal_at_step(run, stop_at)
-        job = experiment()
-        before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
-        finished = pretrain(job, run)
-        run.close()
-        assert finished == (not stop_at)
-        after = job.backbone.state_dict()
-        assert all(torch.equal(value, after[name]) for name, value in before.items())
-        return run.position.summaries[0]["val"] if finished else {}
-
-    val = fit(tmp_path / "whole")
+    _, val = fit(experiment(), tmp_path / "whole")
     assert val["top1_B1"] > 3 / 16 and val["top5_B1"] > val["top1_B1"]
-    fit(tmp_path / "stopped", stop_at=19)
-    assert fit(tmp_path / "stopped") == val
-    whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
-    assert digests(whole) == digests(stopped)
+    fit(experiment(), tmp_path / "stopped", stop_at=19)
+    assert fit(experiment(), tmp_path / "stopped")[1] == val
+    assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
 
 
 def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
@@ -425,12 +397,11 @@ def test_validation_scores_are_those_of_ten_crops() -> None:
     task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more), **VISSL)
     task.check_data(Synthetic(14, 7), 2)
     assert task.val_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
-    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task).eval()
-    images, labels = [torch.randn(6, 3, 32, 32) for _ in range(10)], torch.arange(6)
-    batch = batch_of(labels)
+    module = module_of(task).eval()
+    images, batch = [torch.randn(6, 3, 32, 32) for _ in range(10)], batch_of(torch.arange(6))
     batch.indices[5:] = -1
     loss, metrics = module(images, batch)
-    crops = [head_outputs(module.head, module.blocks.features(crop)) for crop in images]
+    crops = [module.head(module.blocks.features(crop)) for crop in images]  # type: ignore[operator]
     total = 0.0
     for name in crops[0]:
         mean = np.mean([crop[name].softmax(1).detach().numpy() for crop in crops], 0)[:5]
@@ -439,9 +410,8 @@ def test_validation_scores_are_those_of_ten_crops() -> None:
         right = sum(k in row.argsort()[-5:] for k, row in enumerate(mean))
         assert [float(v) for v in metrics[f"top5_{name}"]] == [right, 5]
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
-    torch.testing.assert_close(
-        module(images[:1] * 10, batch)[0], module(images[:1], batch)[0]
-    )  # ten equal crops give the result of one
+    # Ten equal crops give the result of one.
+    torch.testing.assert_close(module(images[:1] * 10, batch)[0], module(images[:1], batch)[0])
 
 
 def test_one_class_is_refused() -> None:
@@ -450,9 +420,290 @@ def test_one_class_is_refused() -> None:
 
 
 def test_the_metrics_type_is_sums_and_counts() -> None:
-    metrics: Metrics = probes(TinyNet(), 3).loss(
-        StageBlocks(TinyNet(), PROBE),
-        ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3, **VISSL),
-        [torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])),
-    )[1]  # fmt: skip
+    module = module_of(probes(TinyNet(), 3))
+    metrics: Metrics = module([torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])))[1]
     assert all(float(num) == 4 and np.isfinite(float(total)) for total, num in metrics.values())
+
+
+ALL = ("conv_B2", "fc1_B4", "fc2_B3", "fc3_B1")
+INPUT = Input(size_px=32)
+
+
+def block_probes(backbone: Any, names: tuple[str, ...], num_classes: int = 10, **more: Any) -> BlockProbes:
+    task = (FewLabelBlockProbes if more else BlockProbes)(
+        train_view=train_view(INPUT, 32, "padded"), val_view=center_view(INPUT, 32, whole=True),
+        backbone=backbone, heads=read_heads(names, backbone), **more,
+    )  # fmt: skip
+    task.check_data(Synthetic(num_classes * 6, num_classes), 2)
+    return task
+
+
+def test_sizes_on_a_nin_of_four_blocks() -> None:
+    """An image of 32 px has 12,288 features. A hidden layer has 20 units per class, at most 2,048."""
+    backbone = make_backbone("nin4")
+    with unchanged(backbone):
+        head: Any = block_probes(backbone, ALL).head(1, 192)
+    layers = {
+        name: [tuple(p.shape) for p in module.parameters()] for name, module in head.classifiers.items()
+    }
+    norm = [(192,), (192,)]
+    one_by_one = (192, 192, 1, 1)
+    assert layers["conv_B2"] == [
+        (192, 192, 3, 3), *norm, one_by_one, *norm, one_by_one, *norm, (10, 192), (10,),
+    ]  # fmt: skip
+    assert layers["fc1_B4"] == [(10, 12_288), (10,)]
+    assert layers["fc2_B3"] == [(200, 12_288), (200,), (200,), (10, 200), (10,)]
+    hidden = [(200,), (200,)]
+    assert layers["fc3_B1"] == [(200, 96 * 16 * 16), *hidden, (200, 200), *hidden, (10, 200), (10,)]
+    assert backbone.training
+    widths = [m.out_features for m in classifier("fc2", (8, 1, 1), 300) if isinstance(m, nn.Linear)]
+    assert widths == [2048, 300]
+
+
+def normalised(values: np.ndarray, norm: nn.Module, axis: int) -> np.ndarray:
+    """Normalise by BatchNorm's running statistics along `axis`."""
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    mean, var = (getattr(norm, name).numpy().reshape(shape) for name in ("running_mean", "running_var"))
+    result: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
+    if norm.weight is not None:
+        scale, shift = (getattr(norm, name).detach().numpy().reshape(shape) for name in ("weight", "bias"))
+        result = result * scale + shift
+    return result
+
+
+def unlike(module: nn.Module) -> None:
+    """Set running statistics, scales and shifts to values that change the result, as after training."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.running_mean.normal_()  # type: ignore[union-attr]
+            part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            if part.affine:
+                nn.init.uniform_(part.weight, 0.5, 2)
+                nn.init.normal_(part.bias)
+
+
+def test_the_conv_head_is_a_nin_block_its_average_and_a_linear_layer() -> None:
+    """Compare with plain loops: 3x3 with zeros around, 1x1, 1x1, with BatchNorm and ReLU; mean, product."""
+    torch.manual_seed(0)
+    head: Any = classifier("conv", (5, 4, 3), 7).double().eval()
+    unlike(head)
+    maps = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
+    values = maps.numpy()
+    for conv, norm in zip(convs, norms, strict=True):
+        weight = conv.weight.detach().numpy()
+        border = weight.shape[-1] // 2
+        padded = np.pad(values, ((0, 0), (0, 0), (border, border), (border, border)))
+        out = np.zeros((2, 192, 4, 3))
+        for y, x in itertools.product(range(4), range(3)):
+            window = padded[:, :, y : y + 2 * border + 1, x : x + 2 * border + 1]
+            out[:, :, y, x] = np.tensordot(window, weight, ((1, 2, 3), (1, 2, 3)))
+        values = np.maximum(normalised(out, norm, 1), 0)
+    final = head[-1]
+    expected = values.mean((2, 3)) @ final.weight.detach().numpy().T + final.bias.detach().numpy()
+    np.testing.assert_allclose(head(maps).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_fc_heads_read_every_feature(num_layers: int) -> None:
+    """fc1 normalises each map first. A hidden layer has no bias and is followed by BatchNorm and ReLU."""
+    torch.manual_seed(num_layers)
+    head: Any = classifier(f"fc{num_layers}", (5, 4, 3), 7).double().eval()
+    unlike(head)
+    maps = torch.randn(3, 5, 4, 3, dtype=torch.float64)
+    *hidden, final = [m for m in head if isinstance(m, nn.Linear)]
+    norms = [m for m in head if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    values = maps.numpy()
+    if num_layers == 1:
+        assert not norms[0].affine and not hidden
+        values = normalised(values, norms[0], 1)
+    values = values.reshape(3, 60)
+    for layer, norm in zip(hidden, norms, strict=False):
+        assert layer.bias is None and layer.out_features == 140
+        values = np.maximum(normalised(values @ layer.weight.detach().numpy().T, norm, 1), 0)
+    assert len(hidden) == num_layers - 1 and len(norms) == max(1, num_layers - 1)
+    expected = values @ final.weight.detach().numpy().T + final.bias.detach().numpy()
+    np.testing.assert_allclose(head(maps).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["conv", "fc1", "fc2", "fc3"])
+def test_first_weights_are_rotnets(kind: str) -> None:
+    torch.manual_seed(0)
+    for part in classifier(kind, (64, 8, 8), 10).modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            weight = part.weight.detach()
+            outputs = weight.shape[0] * weight[0, 0].numel()
+            assert float(weight.std()) == pytest.approx((2 / outputs) ** 0.5, rel=0.05)
+            assert part.bias is None or not part.bias.any()
+
+
+@pytest.mark.parametrize("kind", ["conv", "fc1", "fc2", "fc3"])
+@pytest.mark.parametrize(("num", "shape"), [(1, (3, 1, 1)), (0, (3, 2, 2)), (2, (3, 5, 7))])
+def test_odd_maps_one_image_and_none(kind: str, num: int, shape: tuple[int, ...]) -> None:
+    assert classifier(kind, shape, 4).eval()(torch.randn(num, *shape)).shape == (num, 4)
+
+
+def test_each_head_reads_its_block_and_counts_once() -> None:
+    """The loss is the sum of the heads' cross-entropies in float32, and a block runs once for all."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    names = ("conv_B2", "fc1_B2", "fc2_B4", "conv_B4")
+    module = module_of(block_probes(backbone, names), Stage("blocks", 1, 5, 4, 1))
+    blocks: Any = module.blocks
+    head: Any = module.head
+    calls: list[int] = []
+    for number, block in enumerate(backbone.blocks(), 1):
+        block.register_forward_hook(lambda m, args, out, number=number: calls.append(number))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    batch = batch_of(labels)
+    batch.indices[4:] = -1
+    loss, metrics = module([images], batch)
+    assert calls == [1, 2, 3, 4]
+    assert list(metrics) == ["loss", "top1_conv_B4"]
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in head.named_parameters()}
+    assert all(p.grad is None for p in backbone.parameters())
+    features = blocks.features(images)
+    total = 0.0
+    for name in names:
+        logits = head.classifiers[name](features[int(name[-1]) - 1])
+        cross_entropy = F.cross_entropy(logits[:4], labels[:4])
+        head.zero_grad()
+        cross_entropy.backward()
+        for key, parameter in head.classifiers[name].named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[f"classifiers.{name}.{key}"])
+        total += float(cross_entropy.detach())
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    module.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(blocks.features(images))
+        loss, metrics = module([images], batch)
+    assert {value.dtype for value in logits.values()} == {loss.dtype} == {torch.float32}
+    assert list(metrics) == ["loss", *(f"top{k}_{name}" for name in names for k in (1, 5))]
+    for name, cross_entropy in logits.items():
+        right = int((cross_entropy[:4].argmax(1) == labels[:4]).sum())
+        assert [float(v) for v in metrics[f"top1_{name}"]] == [right, 4]
+
+
+def test_what_heads_cannot_be() -> None:
+    backbone = make_backbone("nin4")
+    for names, words in (
+        ((), "without any.*fc3_B<k>"),
+        (("conv_B7",), "conv_B7: nin4 has the blocks B1 to B4"),
+        (("conv_B0",), "B1 to B4"),
+        (("conv_B2", "fc4_B2"), "fc4_B2: unknown classifier; allowed are conv_B<k>"),
+        (("conv_B22x",), "conv_B22x"),
+        (("fc1_B2", "conv_B2", "fc1_B2"), "fc1_B2 2 times"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            read_heads(names, backbone)
+        assert "\n" not in str(caught.value)
+    assert [head.block for head in read_heads(("fc2_B1", "conv_B4"), backbone)] == [1, 4]
+
+
+def block_experiment(few: bool) -> Experiment:
+    torch.manual_seed(3)
+    backbone = TinyNet()
+    more: dict[str, Any] = {"labels_per_class": 5, "seed": 0} if few else {}
+    return Experiment(
+        block_probes(backbone, ("conv_B2", "fc2_B3"), **more), backbone, (Stage("blocks", 1, 4, 3, 2),),
+        step_drops(0.1, (2, 1)), lambda named: sgd(named, 0.9, 5e-4, nesterov=True, decay_biases=True),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: Path, few: bool) -> None:
+    """The result is equal to the bit. With few labels, an epoch has as many steps and no other image."""
+    indices: list[int] = []
+    job = block_experiment(few)
+    loss = job.task.loss
+
+    def seeing(blocks: StageBlocks, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+        indices.extend(batch.indices.tolist() if head.training else ())
+        return loss(blocks, head, inputs, batch)
+
+    job.task.loss = seeing  # type: ignore[method-assign]
+    labels, _ = fit(job, tmp_path / "whole")
+    assert len(indices) == 2 * 480
+    counts = np.bincount(indices, minlength=480)
+    if few:
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:5] for c in range(8)]))
+        assert np.flatnonzero(counts).tolist() == chosen.tolist() and set(counts[chosen]) == {24}
+    else:
+        assert set(counts) == {2}
+    fit(block_experiment(few), tmp_path / "stopped", stop_at=17)
+    fit(block_experiment(few), tmp_path / "stopped")
+    assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
+
+
+@pytest.mark.parametrize(("num_chosen", "num"), [(7, 100), (100, 100), (3, 2), (1, 5), (80, 1000)])
+def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
+    """In any prefix, the counts of two images differ by at most one. Epochs and seeds have other orders."""
+    chosen = np.sort(np.random.default_rng(0).choice(5000, num_chosen, replace=False)).astype(np.int64)
+    orders = [repeated_order(chosen, num, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    for order in orders:
+        assert order.dtype == np.int64 and order.shape == (num,)
+        for stop in {num, num // 2, min(num, num_chosen + 1)}:
+            counts = np.bincount(np.searchsorted(chosen, order[:stop]), minlength=num_chosen)
+            assert np.isin(order, chosen).all() and counts.max() - counts.min() <= 1
+    assert (orders[0] == orders[3]).all()
+    if num_chosen > 3:
+        assert (orders[0] != orders[1]).any() and (orders[0] != orders[2]).any()
+        passes = [tuple(orders[0][s : s + num_chosen]) for s in range(0, num - num_chosen, num_chosen)]
+        assert len(set(passes)) == len(passes)  # each pass has another order
+
+
+def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
+    task = block_probes(TinyNet(), ("conv_B2",), labels_per_class=2, seed=3)
+    assert isinstance(task, FewLabelBlockProbes) and len(task.chosen) == 20
+    for epoch in range(3):
+        assert task.epoch_order(epoch).tolist() == repeated_order(task.chosen, 60, 3, epoch).tolist()
+
+
+def test_the_first_of_each_class() -> None:
+    labels = np.array([2, 0, 1, 2, 1, 0, 2, 0, 1, 0], np.int32)
+    assert first_of_each_class(labels, 3, 1).tolist() == [0, 1, 2]
+    indices = first_of_each_class(labels, 3, 3)
+    assert indices.dtype == np.int64 and indices.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    for num, classes, words in (
+        (4, ["a", "b", "c"], "4: b has 3 images; give 3 or fewer"),
+        (4, None, "class 1 has 3 images"),
+        (0, None, "--labels-per-class 0: it must be 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            first_of_each_class(labels, 3, num, classes)
+    with pytest.raises(ValueError, match="class 3 has 0 images; give data without empty classes"):
+        first_of_each_class(labels, 4, 1)
+
+
+def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
+    """Return the heads' weights after one step of rate 1, so the gradients, with running statistics."""
+    torch.manual_seed(0)
+    task = block_probes(TinyNet(), ("conv_B4", "fc1_B5", "fc3_B5"))
+    module = module_of(task, Stage("blocks", 1, 6, 5, 1)).eval()
+    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    train_step = TrainStep(module, optimiser, task.views(1), "fp32", world)
+    batch = replace(noise_batch(task.views(1), 8), labels=torch.arange(8))
+    train_step.step([part_of(batch, rank, world_size)], lr=1.0)
+    return {name: p.detach().clone() for name, p in module.head.named_parameters()}
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
+    first, second = results_of_ranks(weights_after_a_step, 2, tmp_path)
+    for key, value in weights_after_a_step(0, 1).items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_heads_on_blocks_that_end_in_one_position() -> None:
+    """ResNet-18's B5 has one position for an image of 32 px."""
+    backbone = make_backbone("resnet18")
+    head: Any = block_probes(backbone, ("conv_B5", "fc1_B5")).head(1, 512)
+    assert head.classifiers["fc1_B5"][-1].in_features == 512
+    features = StageBlocks(backbone, Stage("blocks", 1, 6, 5, 1)).features(torch.randn(2, 3, 32, 32))
+    assert features[-1].shape[-2:] == (1, 1)
+    assert {tuple(logits.shape) for logits in head(features).values()} == {(2, 10)}

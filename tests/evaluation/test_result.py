@@ -1,4 +1,4 @@
-"""Test result.json: what is written of an evaluation and of a run, to which precision, and what is read."""
+"""Test result.json, the options of evaluations, and validation data of other classes."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,13 @@ from fastpsl.evaluation.result import (
     write_run,
     write_val,
 )
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import Classes, classes_of
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
+from tests.pipelines.folders import tree, write_folder
+from tests.pipelines.photos import jpeg, photo
+from tests.recipes.in_process import refused, starter
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -73,27 +79,22 @@ def test_a_runs_record_is_of_all_its_stages(
     whole = Synthetic(12, 3)
     part = Subset(whole, whole.labels().argsort(kind="stable")[:6])
     run: Any = SimpleNamespace(
-        position=SimpleNamespace(summaries=summaries),
-        data=SimpleNamespace(train=part, val=None),
-        options=EvaluationOptions(seed=4),
-        folder=tmp_path,
-    )
+        position=SimpleNamespace(summaries=summaries), data=SimpleNamespace(train=part, val=None),
+        options=EvaluationOptions(seed=4), folder=tmp_path,
+    )  # fmt: skip
     numbers = scores(run)
     assert numbers == {"top1_B1": 25.0, "top5_B1": 50.0}
-    write_run(
-        run, recipe="r", protocol="p", numbers=numbers, settings={"lr": 0.5}, checkpoint={"cut": base_cut}
-    )
+    names: dict[str, Any] = {"recipe": "r", "protocol": "p", "checkpoint": {"cut": base_cut}}
+    write_run(run, numbers=numbers, settings={"lr": 0.5}, **names)
     record = read_result(tmp_path / "result.json")
     assert (record["seconds"], record["cut"], record["numbers"]) == (6.5, cut, numbers)
     assert (record["settings"]["lr"], record["settings"]["seed"]) == (0.5, 4)
     assert (record["data"]["train"], record["data"]["whole_train"]) == (part.digest(), whole.digest())
     assert record["data"]["train"] != record["data"]["whole_train"] and record["data"]["num_train"] == 6
     task: Any = SimpleNamespace(
-        views=lambda level: (f"crop {level}",),
-        val_views=lambda level: (f"left {level}", f"right {level}"),
+        views=lambda level: (f"crop {level}",), val_views=lambda level: (f"left {level}", f"right {level}")
     )
-    base = {"cut": base_cut}
-    write_val(task, run, recipe="r", protocol="p", constants={"lr": 0.5}, checkpoint=base)
+    write_val(task, run, constants={"lr": 0.5}, **names)
     again = read_result(tmp_path / "result.json")
     assert (again["numbers"], again["cut"], again["settings"]["lr"]) == (numbers, cut, 0.5)
     assert again["settings"]["train_view"] == "'crop 2'"
@@ -117,3 +118,38 @@ def test_the_side_of_the_pictures_is_part_of_a_given_input() -> None:
     assert given is not None
     assert (given.channels, given.mean, given.std, given.size_px) == ("L", (0.5,), (0.25,), 96)
     assert EvaluationOptions(size_px=96).given_input() is None
+
+
+@pytest.mark.parametrize("recipe", ["knn", "linear_probe", "semi_supervised", "block_probe", "supervised"])
+def test_other_classes_are_refused_first(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the weights nor any image here could be read."""
+    weights = () if recipe == "supervised" else ("--checkpoint", tree(tmp_path, {"w.pt": b"x"}) / "w.pt")
+    train = tree(tmp_path / "train", {"cat/0.jpg": b"x", "dog/0.jpg": b"x"})
+    val = tree(tmp_path, {"0.jpg": b"x", "1.jpg": b"x", "val.txt": b"0.jpg cat\n1.jpg fox\n"}) / "val.txt"
+    outcome = starter(recipe, monkeypatch, capsys)("--data", train, "--val", val, *weights)
+    line = (
+        f"{recipe}: {val}: other classes than in training (2 classes, {train} 2; class 1 is 'fox', in the "
+        "training data 'dog'); give validation images of the same ones, numbered by `fastpsl data write SRC "
+        f"OUT --classes {train}`"
+    )
+    refused(outcome, recipe, line)
+    assert "weights:" not in outcome.out
+
+
+def test_the_classes_of_each_kind_of_data(tmp_path: Path) -> None:
+    image = jpeg(photo(0, 30, 30))
+    folder = tree(tmp_path / "pets", {"dog/0.jpg": image, "cat/1.jpg": image})
+    (folder / "ant").mkdir()
+    assert classes_of(folder) == Classes(["ant", "cat", "dog"], 3)
+    write_folder(folder, tmp_path / "pets.beton")
+    assert classes_of(str(tmp_path / "p*.beton")) == Classes(["ant", "cat", "dog"], 3)
+    write_beton([Sample("a", image, 4)], tmp_path / "numbers.beton", num_samples=1)
+    assert classes_of(tmp_path / "numbers.beton") == Classes(None, 5)
+    tree(tmp_path, {"numbers.txt": b"a.jpg 0\nb.jpg 6\n", "names.csv": b"a.jpg z\n", "paths.txt": b"a.jpg\n"})
+    assert classes_of(tmp_path / "numbers.txt") == Classes(None, 7)
+    assert classes_of(tmp_path / "names.csv") == Classes(["z"], 1)
+    assert classes_of(tmp_path / "paths.txt") == classes_of(folder / "cat") == Classes(None, 0)
+    with pytest.raises(ValueError, match=r"none\.beton: no such file or folder"):
+        classes_of(tmp_path / "none.beton")

@@ -1,4 +1,4 @@
-"""Test `fastpsl retrieve`: neighbours against a plain ranking, the precision, and refused options."""
+"""Test `fastpsl retrieve` and `fastpsl tsne`: values against plain code, charts, refused options."""
 
 import json
 from pathlib import Path
@@ -7,34 +7,48 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fastpsl.cli import main
 from fastpsl.evaluation import retrieval
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.retrieval import Search, nearest_others
+from fastpsl.evaluation.tsne import same_class
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots.charts import MAX_NAMED, draw_map
 from fastpsl.plots.neighbours import draw_neighbours
 from fastpsl.tables.results import index_runs
 from tests.engine.tiny import one_process
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
+from tests.plots.png_pixels import pixels
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = ("--size-px", "32", "--whole", "--workers", "1", "--batch-size", "40")
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+def run(capsys: pytest.CaptureFixture[str], command: str, *arguments: object) -> tuple[int, str, str]:
     code = 0
     try:
-        main(["retrieve", *map(str, arguments)])
+        with threadpool_limits(1):  # because sums in another order give another map
+            main([command, *map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
     output = capsys.readouterr()
     return code, output.out, output.err
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], out: Path, words: tuple[str, ...], command: str, *arguments: object
+) -> None:
+    """Check for one line with the words, and no folder."""
+    code, _, errors = run(capsys, command, *SMALL, *arguments, "--out", out)
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
+    assert all(word in errors for word in words) and not out.exists(), errors
 
 
 def ranked(queries: np.ndarray, gallery: np.ndarray, same: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -48,33 +62,14 @@ def ranked(queries: np.ndarray, gallery: np.ndarray, same: bool) -> tuple[np.nda
     return order, np.take_along_axis(cosines, order, 1)
 
 
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
 @pytest.mark.parametrize("same", [False, True])
 def test_neighbours_precision_and_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], same: bool
 ) -> None:
     paths, out = sample_paths(), tmp_path / "out"
     gallery, queries = (paths.test_32, paths.test_32) if same else (paths.train_32, paths.test_32)
-    code, lines, _ = run(
-        capsys,
-        *RANDOM,
-        *SMALL,
-        "--gallery",
-        gallery,
-        "--queries",
-        queries,
-        "--k",
-        5,
-        "--num",
-        3,
-        "--out",
-        out,
-    )
+    options = (*RANDOM, *SMALL, *f"--gallery {gallery} --queries {queries} --k 5 --num 3".split())
+    code, lines, _ = run(capsys, "retrieve", *options, "--out", out)
     assert code == 0, lines
     bank = np.load(out / "gallery.npy")
     query_features = bank if same else np.load(out / "queries.npy")
@@ -100,9 +95,8 @@ def test_neighbours_precision_and_figure(
         query, neighbours = each["query"], each["neighbours"]
         assert each["similarities"] == pytest.approx(cosines[query, :5], abs=2e-6)
         place = [rows[query].tolist().index(row) for row in neighbours]
-        assert (
-            cosines[query, place] == pytest.approx(cosines[query, :5], abs=2e-6) and len(set(neighbours)) == 5
-        )
+        assert cosines[query, place] == pytest.approx(cosines[query, :5], abs=2e-6)
+        assert len(set(neighbours)) == 5
         assert not same or query not in neighbours
     chance = 100 * np.mean([(labels == label).sum() - same for label in truth]) / (len(labels) - same)
     assert f"{precision:.1f} % of the nearest 5 are of the query's class (chance {chance:.1f} %)" in lines
@@ -119,30 +113,18 @@ def test_neighbours_precision_and_figure(
 
 
 def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The queries in the chart differ, the precision does not.
-
-    Weights are from a file, because the seed draws random ones.
-    """
+    """The precision stays the same. Weights are from a file, because the seed draws random ones."""
     data, out, weights = sample_paths().test_32, tmp_path / "out", tmp_path / "nin3.pth"
     torch.manual_seed(0)
     torch.save(make_backbone("nin3").state_dict(), weights)
-    input_options = (
-        "--input-channels",
-        "RGB",
-        "--input-mean",
-        ".5",
-        ".5",
-        ".5",
-        "--input-std",
-        ".2",
-        ".2",
-        ".2",
+    words = (
+        f"--backbone nin3 --input-channels RGB --input-mean .5 .5 .5 --input-std .2 .2 .2 --block block2 "
+        f"--num 4 --gallery {data} --queries {data}"
     )
-    sets = ("--gallery", data, "--queries", data, "--block", "block2", "--num", 4)
-    common = (weights, "--backbone", "nin3", *input_options, *SMALL, *sets, "--out", out)
+    common = (weights, *words.split(), *SMALL, "--out", out)
     charts, numbers, times = [], [], set()
     for more in (("--seed", 0), ("--seed", 1), ("--query-indices", 7, 3, 7)):
-        assert run(capsys, *common, *more)[0] == 0
+        assert run(capsys, "retrieve", *common, *more)[0] == 0
         record = read_result(out / "result.json")
         charts.append([each["query"] for each in record["settings"]["shown"]])
         assert record["settings"]["num"] == len(charts[-1])
@@ -172,19 +154,8 @@ def test_queries_without_labels_or_of_other_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: tuple[str, ...], reason: str
 ) -> None:
     queries, out = folder(tmp_path / "queries", 6, classes), tmp_path / "out"
-    options = (
-        *RANDOM,
-        *SMALL,
-        "--gallery",
-        sample_paths().test_32,
-        "--queries",
-        queries,
-        "--k",
-        3,
-        "--out",
-        out,
-    )
-    code, lines, errors = run(capsys, *options)
+    sets = ("--gallery", sample_paths().test_32, "--queries", queries)
+    code, lines, errors = run(capsys, "retrieve", *RANDOM, *SMALL, *sets, "--k", 3, "--out", out)
     assert code == 0 and f"no precision, as {reason}" in lines, errors
     assert read_result(out / "result.json")["numbers"] == {}
     sheet = pixels(out / "retrieval.png")
@@ -205,7 +176,7 @@ def test_fewer_queries_than_are_wanted_are_all_shown_as_the_network_sees_them(
     monkeypatch.setattr(retrieval, "draw_neighbours", draw)
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
-    assert run(capsys, *options, "--whole", "--num", 100)[0] == 0  # the most
+    assert run(capsys, "retrieve", *options, "--whole", "--num", 100)[0] == 0  # the most
     assert [options["whole"] for options in drawn] == [True]
     assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # without a line for the class
     entries = read_result(out / "result.json")["settings"]["shown"]
@@ -221,14 +192,14 @@ def test_a_broken_image_is_no_query_and_no_neighbour(
     broken.write_bytes(b"\0" * broken.stat().st_size)
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--on-bad-sample", "skip")
     out = ("--out", tmp_path / "out")
-    assert run(capsys, *options, "--k", 4, *out)[0] == 0
+    assert run(capsys, "retrieve", *options, "--k", 4, *out)[0] == 0
     entries = read_result(tmp_path / "out" / "result.json")["settings"]["shown"]
     assert len(entries) == 5 and all(2 not in (each["query"], *each["neighbours"]) for each in entries)
     for more, words in (
         (("--k", 5), "--k 5: the gallery has only 4 neighbours"),
         (("--k", 2, "--query-indices", 2), "query 2 could"),
     ):
-        code, _, errors = run(capsys, *options, *more, *out)
+        code, _, errors = run(capsys, "retrieve", *options, *more, *out)
         assert code == 2 and words in errors.splitlines()[-1]
 
 
@@ -303,12 +274,9 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*RANDOM, "--gallery", paths.test_32), ("--queries",)),
     ]
     for arguments, words in cases:
-        code, _, errors = run(capsys, *SMALL, *arguments, "--out", out)
-        assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
-        assert all(word in errors for word in words), errors
-    assert not out.exists()
+        refused(capsys, out, words, "retrieve", *arguments)
     (tmp_path / "file").touch()
-    code, _, errors = run(capsys, *RANDOM, *sets, *SMALL, "--out", tmp_path / "file")
+    code, _, errors = run(capsys, "retrieve", *RANDOM, *sets, *SMALL, "--out", tmp_path / "file")
     assert code == 2 and "is a file: give a folder" in errors
 
 
@@ -319,8 +287,155 @@ def test_classes_by_number_alone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for queries, judged in (("b", True), ("c", False)):
         out = tmp_path / queries
         sets = ("--gallery", tmp_path / "a.beton", "--queries", tmp_path / f"{queries}.beton")
-        assert run(capsys, *RANDOM, *SMALL, *sets, "--k", 7, "--out", out)[0] == 0
-        numbers = read_result(out / "result.json")["numbers"]
-        assert numbers == (
-            {"precision_top7": pytest.approx(100 * (3 + 4 + 4) / 21, abs=1e-4)} if judged else {}
-        )
+        assert run(capsys, "retrieve", *RANDOM, *SMALL, *sets, "--k", 7, "--out", out)[0] == 0
+        expected = {"precision_top7": pytest.approx(100 * (3 + 4 + 4) / 21, abs=1e-4)} if judged else {}
+        assert read_result(out / "result.json")["numbers"] == expected
+
+
+NIN3 = ("--random-weights", "--backbone", "nin3")
+
+
+def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
+    """Compute the share point by point."""
+    right = 0
+    for i in range(len(points)):
+        distances = ((points.astype(np.float64) - points[i]) ** 2).sum(1)
+        distances[i] = np.inf
+        right += labels[distances.argmin()] == labels[i]
+    return right / len(points)
+
+
+def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = sample_paths().test_32, tmp_path / "out"
+    options = (*NIN3, *SMALL, *f"--data {data} --num 60 --block B2 --seed 3 --out {out}".split())
+    code, lines, _ = run(capsys, "tsne", *options, "--perplexity", 7.5)
+    assert code == 0, lines
+    indices, points, features = (
+        np.load(out / f"{name}.npy") for name in ("tsne-indices", "tsne", "features")
+    )
+    assert len(set(indices.tolist())) == 60 and indices.min() >= 0 and indices.max() < 160
+    assert features.dtype == np.float32 and features.shape == (60, 192)
+    with threadpool_limits(1):
+        scikit = TSNE(perplexity=7.5, init="pca", random_state=3)
+        expected = scikit.fit_transform(features)
+    assert points.dtype == np.float32 and np.array_equal(points, expected)
+    with Beton(data) as opened:
+        labels, digest = opened.labels()[indices], opened.digest()
+    assert np.array_equal(np.load(out / "features-labels.npy"), labels)
+    record = read_result(out / "result.json")
+    assert (record["recipe"], record["protocol"], record["cut"]) == ("tsne", "tsne", False)
+    share = 100 * share_by_hand(points, labels)
+    assert record["numbers"] == {"same_class_2d": pytest.approx(share, abs=1e-4)} and 15 < share < 100
+    settings = record["settings"]
+    assert settings | {"num": 60, "perplexity": 7.5, "init": "pca", "block": "B2", "seed": 3} == settings
+    assert settings["kl_divergence"] == pytest.approx(scikit.kl_divergence_, abs=1e-4)
+    assert record["data"]["train"] == digest
+    counts = np.bincount(labels)
+    chance = 100 * sum(count * (count - 1) for count in counts) / (60 * 59)
+    assert f"{share:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)" in lines
+    assert lines.splitlines()[-2:] == [f"map {out / 'tsne.png'}", f"result {out / 'result.json'}"]
+    assert [result.record["protocol"] for result in index_runs(out).results] == ["tsne"]
+
+    before = (out / "features.npy").stat().st_mtime_ns
+    assert run(capsys, "tsne", *options, "--perplexity", 5)[0] == 0
+    assert (out / "features.npy").stat().st_mtime_ns == before
+    assert not np.array_equal(np.load(out / "tsne.npy"), points)
+
+
+def test_the_seed_draws_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    indices = []
+    for name, seed, num in (("a", 0, 20), ("b", 2**32 - 1, 20), ("c", 0, 20), ("all", 0, 1000)):
+        options = (*NIN3, *SMALL, "--data", sample_paths().test_32, "--num", num, "--perplexity", 4)
+        assert run(capsys, "tsne", *options, "--seed", seed, "--out", tmp_path / name)[0] == 0
+        indices.append(np.load(tmp_path / name / "tsne-indices.npy").tolist())
+    assert indices[0] == indices[2] != indices[1] and indices[3] == list(range(160))
+    maps = [(tmp_path / name / "tsne.npy").read_bytes() for name in ("a", "b", "c")]
+    assert maps[0] == maps[2] != maps[1]
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_nothing_is_counted_unless_all_have_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], some: bool
+) -> None:
+    """Without any label, all points are grey."""
+    if some:
+        data = write_labelled(tmp_path / "some.beton", [-1 if i == 7 else i % 2 for i in range(12)])
+    else:
+        data = folder(tmp_path / "data", 12)
+    out = tmp_path / "out"
+    words = f"--data {data} --num 12 --perplexity 3 --out {out}".split()
+    code, lines, _ = run(capsys, "tsne", *NIN3, *SMALL, *words)
+    assert code == 0 and "not every image has a label, so nothing is counted" in lines
+    assert read_result(out / "result.json")["numbers"] == {}
+    chart = pixels(out / "tsne.png")
+    assert some or ((chart.max(2) - chart.min(2)).max() == 0 and (chart == 0).any())  # the title is black
+
+
+def test_a_broken_image_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = folder(tmp_path / "data", 12), tmp_path / "out"
+    broken = data / "05.jpg"
+    broken.write_bytes(b"\0" * broken.stat().st_size)
+    options = (*NIN3, *SMALL, "--data", data, "--num", 12, "--on-bad-sample", "skip", "--out", out)
+    code, lines, _ = run(capsys, "tsne", *options, "--perplexity", 3)
+    assert code == 0 and "11 images; " in lines
+    assert np.load(out / "tsne.npy").shape == (11, 2)
+    assert np.load(out / "tsne-indices.npy").tolist() == [i for i in range(12) if i != 5]
+    code, _, errors = run(capsys, "tsne", *options, "--perplexity", 11)
+    assert code == 2 and "11 images could be decoded" in errors.splitlines()[-1]
+
+
+def test_shares_by_hand_also_where_points_are_equal() -> None:
+    random = np.random.default_rng(0)
+    points, labels = random.normal(size=(80, 2)).astype(np.float32), random.integers(0, 3, 80)
+    assert same_class(points, labels) == pytest.approx(share_by_hand(points, labels))
+    twice = np.array([[0, 0], [0, 0], [5, 0], [5, 0]], np.float32)
+    assert same_class(twice, np.array([1, 1, 2, 2])) == 1
+    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # a point is not its own neighbour
+
+
+def near(chart: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((np.abs(chart - colour).max(2) < 40).sum())
+
+
+def test_colours_and_legend(tmp_path: Path) -> None:
+    """Two classes are blue and orange with a legend, unlabelled points grey; many classes have no legend."""
+    random = np.random.default_rng(0)
+    points = random.normal(size=(90, 2)).astype(np.float32)
+    labels = np.repeat([0, 4, -1], 30)
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    chart = pixels(draw_map(tmp_path / "named.png", points, labels, names, "title"))
+    plain = pixels(draw_map(tmp_path / "plain.png", points, np.full(90, -1), names, "title"))
+    assert near(chart, (31, 119, 180)) > 300 and near(chart, (255, 127, 14)) > 300
+    assert near(plain, (31, 119, 180)) == near(plain, (255, 127, 14)) == 0
+    assert chart.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # the legend's column
+    for num, legend in ((MAX_NAMED, True), (MAX_NAMED + 1, False)):
+        labels = np.arange(90) % num
+        width = pixels(draw_map(tmp_path / "many.png", points, labels, None, "title")).shape[1]
+        assert (width > plain.shape[1] + 100) == legend
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (0, 0)])
+def test_maps_of_any_shape_are_drawn(tmp_path: Path, shape: tuple[float, float]) -> None:
+    points = (np.random.default_rng(0).random((25, 2)) * shape).astype(np.float32)
+    chart = pixels(draw_map(tmp_path / "map.png", points, np.arange(25), None, "title"))
+    assert min(chart.shape[:2]) >= 3.5 * 120
+
+
+def test_maps_that_cannot_be_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = sample_paths().test_32, tmp_path / "out"
+    cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
+        ((*NIN3, "--perplexity", 160), ("--perplexity 160 of 160 images: ",)),
+        ((*NIN3, "--num", 30), ("--perplexity 30 of 30 images: ",)),
+        ((*NIN3, "--num", 20), ("--perplexity 30 of 20 images: ",)),
+        ((*NIN3, "--num", 1, "--perplexity", 0.5), ("--num 1: ", "2 images or more")),
+        ((*NIN3, "--num", 0), ("--num 0",)),
+        ((*NIN3, "--num", 50, "--perplexity", 0), ("--perplexity 0",)),
+        ((*NIN3, "--num", 50, "--perplexity", "nan"), ("--perplexity nan",)),
+        ((*NIN3, "--num", 50, "--block", "B4"), ("--block B4", "B1 to B3")),
+        ((*NIN3, "--num", 50, "--seed", -2), ("--seed -2",)),
+        ((*NIN3, "--num", 50, "--seed", 2**32), ("--seed 4294967296",)),
+        (("--num", 50), ("CKPT", "--random-weights")),
+        ((tmp_path / "none.pt", "--num", 50), ("none.pt",)),
+    ]
+    for arguments, words in cases:
+        refused(capsys, out, words, "tsne", *arguments, "--data", data)

@@ -22,15 +22,11 @@ def a_run(folder: Path) -> tuple[list[float], list[float]]:
     losses = [float(n % 7) for n in range(120)]
     lines = [
         {
-            "run_step": n + 1,
-            "stage": f"S{1 + n // 60}",
-            "level": 1,
-            "step": n % 60 + 1,
-            "lr": rates[n],
+            "run_step": n + 1, "stage": f"S{1 + n // 60}", "level": 1, "step": n % 60 + 1, "lr": rates[n],
             "loss": losses[n],
         }
         for n in range(120)
-    ]
+    ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return rates, losses
 

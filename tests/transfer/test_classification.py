@@ -1,4 +1,4 @@
-"""Test multi-label fine-tuning: its loss, its network, its protocols and its predictions."""
+"""Test multi-label fine-tuning: its scores, loss, network, protocols and predictions."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import Moment, step_drops
@@ -31,6 +30,7 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
+from fastpsl.plots.charts import draw_classes
 from fastpsl.transfer.classification import task
 from fastpsl.transfer.classification.task import (
     PROTOCOLS,
@@ -43,8 +43,11 @@ from fastpsl.transfer.classification.task import (
     masked_bce,
     reinitialise_fc,
 )
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process
-from tests.warm import on_ranks
+from tests.plots.png_pixels import pixels
+from tests.transfer.threads import one_thread
+from tests.warm import results_of_ranks
 
 SIZE_PX = 32
 VIEW = crop_view(Input(), SIZE_PX, (0.1, 0.5), (1.0, 1.0))
@@ -113,10 +116,8 @@ def test_fc6_and_fc7_begin_anew(name: str) -> None:
     linears = [part for part in backbone.classifier if isinstance(part, nn.Linear)]  # type: ignore[union-attr]
     assert len(linears) == 2
     for part in linears:
-        assert (
-            float(part.weight.std()) == pytest.approx(0.01, rel=1e-2)
-            and abs(float(part.weight.mean())) < 1e-4
-        )
+        assert float(part.weight.std()) == pytest.approx(0.01, rel=1e-2)
+        assert abs(float(part.weight.mean())) < 1e-4
     # In both cases fc6 and fc7 are such layers with biases of .1, then ReLU.
     backbone.eval()
     maps = torch.rand(2, 256, 13, 13)
@@ -237,13 +238,7 @@ def opened(
     experiment = Experiment(
         task, backbone, (stage,), step_drops(0.1, (1,)), open=both, batchnorm="eval", clip_norm=10.0
     )
-    values = {
-        "out": out,
-        "batch_size": 4,
-        "tensorboard": False,
-        "workers": 1,
-        "decoder": "pillow",
-    } | options
+    values = {"out": out, "batch_size": 4, "tensorboard": False, "workers": 1, "decoder": "pillow"} | options
     run = Run("tiny", RunData(TrainingOptions(**values), world, both))  # type: ignore[arg-type]
     try:
         experiment.check(run.data)
@@ -275,58 +270,41 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
             (batch,) = loader.epoch(0)
             inputs = batch.inputs(views, torch.float32)
             assert not torch.equal(inputs[0], inputs[1]), "crops of their own"
+            blocks, head = train_step.module.blocks, train_step.module.head
             for index in (0, 15, 16, 38):
-                outputs = [
-                    train_step.module.head(train_step.module.blocks(crop[index : index + 1]))
-                    for crop in inputs
-                ]
-                expected = sum(outputs)[0].numpy()  # type: ignore[index]
+                expected = sum(head(blocks(crop[index : index + 1])) for crop in inputs)[0].numpy()
                 assert stored["scores"][index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def in_a_process(rank: int, root: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 2, torch.device("cpu"))
+def in_a_process(root: Path, folder: Path, rank: int, size: int) -> None:
     for num in (7, 39):
-        with opened(Path(root), Path(folder, str(num)), world, num) as (task, run, train_step):
+        world = World(rank, size, rank, size, torch.device("cpu"))
+        with opened(root, folder / str(num), world, num) as (task, run, train_step):
             for buffer in train_step.module.buffers() if rank else ():
                 buffer.add_(1)  # because each rank has its own statistics, and rank 0's count
             task.end_stage(passes_of(run, train_step))
-    leave_world()
 
 
 def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
     """Compare byte for byte: no image is there twice, and none is missing."""
-    on_ranks(in_a_process, (str(voc), str(tmp_path)), 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    results_of_ranks(partial(in_a_process, voc, tmp_path), 2, tmp_path)
+    with one_thread():
+        in_a_process(voc, tmp_path / "alone", 0, 1)
     for num in (7, 39):
-        with opened(voc, tmp_path / f"alone-{num}", one_process(), num) as (task, run, train_step):
-            task.end_stage(passes_of(run, train_step))
-        alone, together = (tmp_path / name / NAME for name in (f"alone-{num}", str(num)))
+        alone, together = (folder / str(num) / NAME for folder in (tmp_path / "alone", tmp_path))
         assert alone.read_bytes() == together.read_bytes()
         assert read_predictions(alone)["image"].tolist() == list(range(num))
-    torch.set_num_threads(threads)
 
 
 def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
     images: list[int] = []
     with opened(voc, tmp_path, one_process()) as (task, run, train_step):
         train_step.module.blocks.register_forward_hook(lambda *_: images.append(1))
-        ask = run.stop_signal.after_step
-
-        def stop() -> Any:
-            run.stop_signal.stop_requested = len(images) == PART + 4
-            return ask()
-
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]
+        signal_at_question(run, PART + 4)
         with pytest.raises(PassStopped):
             task.end_stage(passes_of(run, train_step))
         assert len(images) == PART + 4 and not (tmp_path / NAME).exists()
         images.clear()
-        run.stop_signal.after_step = ask  # type: ignore[method-assign]
-        run.stop_signal.stop_requested = False
         task.end_stage(passes_of(run, train_step))
         assert len(images) == 39 - PART, "the first part was there"
         images.clear()
@@ -416,3 +394,91 @@ def test_predictions_of_other_crops_are_not_taken(monkeypatch: pytest.MonkeyPatc
         )
         MultiLabel(view, num_crops).end_stage(context)
     assert given[0] == given[4] and len({repr(science) for science in given}) == 4
+
+
+def ap(scores: list[float], targets: list[int], image: list[int] | None = None) -> float:
+    """Return the AP of one class."""
+    predictions = {
+        "image": np.arange(len(scores)) if image is None else np.array(image),
+        "scores": np.array(scores, np.float32).reshape(-1, 1),
+    }
+    result = label_scores(predictions, np.array(targets, np.int8).reshape(-1, 1), ["cat"])
+    assert result.keys() == {"mAP", "AP_cat"} and result["mAP"] == result["AP_cat"]
+    return result["AP_cat"] / 100
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "expected"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], 1 / 2 * 1 + 1 / 2 * 2 / 3),
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], 1),
+        ([0.9, 0.8, 0.7, 0.6], [0, 0, 1, 1], 1 / 2 * 1 / 3 + 1 / 2 * 2 / 4),
+        ([-3, -2, -1], [1, 1, 1], 1),
+        ([0.1], [1], 1),
+        ([0.9, 0.8, 0.7, 0.6], [1, -1, 1, 0], 1),  # a difficult image counts neither way
+        ([0.9, 0.7, 0.6], [1, 1, 0], 1),
+        ([0.9, 0.8, 0.7, 0.6], [-1, 0, 1, -1], 1 / 2),
+        ([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 1], 2 / 4),  # of a tie, each has the precision after all of it
+        ([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0], 1 / 2 * 1 + 1 / 2 * 2 / 3),
+        ([0.9, 0.5, 0.5, 0.1], [1, 0, 1, 0], 1 / 2 * 1 + 1 / 2 * 2 / 3),
+        ([0.9, 0.9, 0.1], [0, 1, 1], 1 / 2 * 1 / 2 + 1 / 2 * 2 / 3),
+    ],
+)
+def test_cases_by_hand(scores: list[float], targets: list[int], expected: float) -> None:
+    """Check the precision at each right answer, weighted by the recall that it adds."""
+    assert ap(scores, targets) == pytest.approx(expected)
+
+
+def test_a_class_without_positives_is_left_out() -> None:
+    scores = np.array([[0.9, 0.3, 0.2], [0.8, 0.1, 0.4], [0.1, 0.2, 0.6]], np.float32)
+    targets = np.array([[0, 0, 1], [1, 0, -1], [1, -1, 0]], np.int8)
+    result = label_scores({"image": np.arange(3), "scores": scores}, targets, ["cat", "dog", "cow"])
+    cat, cow = 1 / 2 * 1 / 2 + 1 / 2 * 2 / 3, 1 / 2
+    assert result == pytest.approx({"mAP": 50 * (cat + cow), "AP_cat": 100 * cat, "AP_cow": 100 * cow})
+    with pytest.raises(ValueError, match="no image of the test set has any class"):
+        label_scores({"image": np.arange(3), "scores": scores}, np.minimum(targets, 0), ["cat", "dog", "cow"])
+
+
+def test_rows_are_those_of_their_images() -> None:
+    """Check that skipped images do not count."""
+    assert ap([0.9, 0.8], [1, 1, 0, 1, 0], image=[4, 3]) == 1 / 2
+    assert ap([0.9, 0.8], [1, 1, 0, 1, 0], image=[3, 4]) == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="diverged; lower --lr"):
+        ap([0.5, bad], [1, 0])
+
+
+def by_the_formula(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Return the sum over falling thresholds of the precision times the added recall."""
+    scores, truth = scores[targets >= 0], targets[targets >= 0]
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        is_above = scores >= threshold
+        recall = truth[is_above].sum() / truth.sum()
+        total += (recall - before) * truth[is_above].mean()
+        before = recall
+    return 100 * total
+
+
+def test_many_images_agree_with_the_formula() -> None:
+    random = np.random.default_rng(0)
+    scores = random.integers(0, 40, (200, 5)).astype(np.float32)  # many ties
+    targets = random.choice(np.array([-1, 0, 1], np.int8), (200, 5), p=[0.1, 0.7, 0.2])
+    names = [f"c{i}" for i in range(5)]
+    result = label_scores({"image": np.arange(200), "scores": scores}, targets, names)
+    expected = [by_the_formula(scores[:, i], targets[:, i]) for i in range(5)]
+    assert [result[f"AP_{name}"] for name in names] == pytest.approx(expected)
+    assert result["mAP"] == pytest.approx(np.mean(expected))
+
+
+def test_the_figure_grows_with_the_classes(tmp_path: Path) -> None:
+    heights = []
+    for num in (1, 20):
+        numbers = {"mAP": 50.0} | {f"AP_class {i}": 5.0 * i for i in range(num)}
+        heights.append(
+            pixels(draw_classes(numbers, tmp_path / f"{num}.png", "classification/sslpp")).shape[0]
+        )
+    assert heights[1] > 2 * heights[0]

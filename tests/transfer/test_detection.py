@@ -1,9 +1,10 @@
-"""Test the detection task: its images, draws and predictions, two ranks, and interruptions."""
+"""Test the detection task: its images, draws and predictions, two ranks, interruptions and precision."""
 
 import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,28 +12,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
 from fastpsl.engine import dataset_pass
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import CHANNELS, Input, center_view
+from fastpsl.transfer.classification.task import MultiCropPredictor
 from fastpsl.transfer.detection.detector import Detector
 from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection, mirrored, scaled
 from fastpsl.transfer.image_input import normalised, padded, resized, resized_sides
+from fastpsl.transfer.segmentation.task import Segmentation
 from tests.engine.tiny import TinyNet, one_process
-from tests.warm import on_ranks
+from tests.transfer.threads import one_thread
+from tests.warm import results_of_ranks
 
 SMALL = replace(PROTOCOLS["small"], short_side=(48, 64), num_rois=8)
 NUM_TEST = 7
@@ -230,9 +233,7 @@ class FakeRun:
 
 
 def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> None:
-    """Run end_stage of a detector with many detections, in parts of 2 images, so that two ranks both have
-    some.
-    """
+    """Run end_stage of a detector with many detections, in parts of 2 images; two ranks both have some."""
     dataset_pass.PART = 2
     folder.mkdir(exist_ok=True)
     task = opened(root)
@@ -275,11 +276,8 @@ def test_published_proposals_of_the_test_are_those_of_the_resized_image(devkit: 
 
     def detections(image: Tensor, proposals: Tensor) -> dict[str, Tensor]:
         seen.append((image.shape[1:], proposals))
-        return {
-            "boxes": proposals,
-            "labels": torch.ones(len(proposals)),
-            "scores": torch.ones(len(proposals)),
-        }
+        ones = torch.ones(len(proposals))
+        return {"boxes": proposals, "labels": ones, "scores": ones}
 
     detector: Any = SimpleNamespace(detections=detections)
     assert task.test_proposals is not None
@@ -293,14 +291,10 @@ def test_published_proposals_of_the_test_are_those_of_the_resized_image(devkit: 
         np.testing.assert_allclose(found, original, rtol=1e-5)
 
 
-def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+def in_a_process(root: Path, folder: Path, rank: int, size: int) -> list[dict[str, Tensor]]:
     world = World(rank, size, rank, size, torch.device("cpu"))
-    detect(Path(root), Path(folder) / "two", world)
-    torch.save(learned(Path(root), world), f"{folder}/learned-{rank}.pt")
-    torch.save(learned_together(Path(root), world), f"{folder}/together-{rank}.pt")
-    leave_world()
+    detect(root, folder / "two", world)
+    return [learned(root, world), learned_together(root, world)]
 
 
 def learned(root: Path, world: World) -> dict[str, Tensor]:
@@ -315,15 +309,9 @@ def learned(root: Path, world: World) -> dict[str, Tensor]:
 
 
 def learned_together(root: Path, world: World) -> dict[str, Tensor]:
-    """Return the weights after a step of Fast R-CNN in which every rank samples as many boxes.
-
-    The canvases have one size, so that the mean of the ranks' losses is the loss of one process.
-    """
-    task = opened(
-        root,
-        replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99),
-        proposals=["", ""],
-    )
+    """Return the weights after a step in which ranks have canvases of one size and as many boxes."""
+    fast = replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99)
+    task = opened(root, fast, proposals=["", ""])
     train_step, random = train_step_of(task, world), torch.Generator().manual_seed(0)
     images, targets = [], []
     for height, width in ((40, 64), (64, 37), (64, 64), (33, 50)):
@@ -340,29 +328,25 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_ranks(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Any, Any]:
+    """Return both ranks' predictions, and the weights that each has learned in two ways."""
     folder = tmp_path_factory.mktemp("ranks")
-    on_ranks(in_a_process, (2, str(devkit), str(folder)), 2)
-    return folder
+    learned, together = zip(*results_of_ranks(partial(in_a_process, devkit, folder), 2, folder), strict=True)
+    return (folder / "two" / dataset_pass.NAME).read_bytes(), learned, together
 
 
 @pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dataset_pass, "PART", 2)  # restored at the end
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def test_two_ranks_predict_byte_for_byte_as_one(
-    devkit: Path, two_ranks: Path, tmp_path: Path, one_thread: None
+    devkit: Path, two_ranks: tuple[bytes, Any, Any], tmp_path: Path, small_parts: None
 ) -> None:
     detect(devkit, tmp_path / "one", one_process())
-    one_rank, both_ranks = (
-        (folder / dataset_pass.NAME).read_bytes() for folder in (tmp_path / "one", two_ranks / "two")
-    )
-    assert one_rank == both_ranks
+    assert (tmp_path / "one" / dataset_pass.NAME).read_bytes() == two_ranks[0]
     stored = dataset_pass.read_predictions(tmp_path / "one" / dataset_pass.NAME)
     assert {name: (value.dtype, value.shape[1:]) for name, value in stored.items()} == {
         "image": (np.int64, ()), "boxes": (np.float32, (4,)), "scores": (np.float32, ()),
@@ -379,42 +363,41 @@ def test_two_ranks_predict_byte_for_byte_as_one(
 
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(
-    devkit: Path, two_ranks: Path, tmp_path: Path, one_thread: None, stop_after: int
+    devkit: Path, two_ranks: tuple[bytes, Any, Any], tmp_path: Path, small_parts: None, stop_after: int
 ) -> None:
     with pytest.raises(PassStopped):
         detect(devkit, tmp_path, one_process(), stop_after)
     assert not (tmp_path / dataset_pass.NAME).exists()
     assert len(list((tmp_path / "predictions").glob("*.npz"))) == (stop_after - 1) // 2
     detect(devkit, tmp_path, one_process())
-    assert (tmp_path / dataset_pass.NAME).read_bytes() == (two_ranks / "two" / dataset_pass.NAME).read_bytes()
+    assert (tmp_path / dataset_pass.NAME).read_bytes() == two_ranks[0]
 
 
 # Two ranks learn
 
 
-def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None:
-    first, second = (torch.load(two_ranks / f"learned-{rank}.pt") for rank in (0, 1))
-    task = opened(devkit)
-    before = dict(train_step_of(task, one_process()).module.named_parameters())
+def test_two_ranks_learn_the_same_weights(two_ranks: tuple[bytes, Any, Any], devkit: Path) -> None:
+    first, second = two_ranks[1]
+    before = dict(train_step_of(opened(devkit), one_process()).module.named_parameters())
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-        if (
-            not ("parts" in name or "blocks" in name) or value.ndim > 1
-        ):  # because fixed BatchNorms do not change
+        # Fixed BatchNorms do not change.
+        if not ("parts" in name or "blocks" in name) or value.ndim > 1:
             assert not torch.equal(value, before[name]), name
 
 
-def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(two_ranks: Path, devkit: Path) -> None:
-    first, second = (torch.load(two_ranks / f"together-{rank}.pt") for rank in (0, 1))
+def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(
+    two_ranks: tuple[bytes, Any, Any], devkit: Path
+) -> None:
+    first, second = two_ranks[2]
     alone = learned_together(devkit, one_process())
     before = dict(train_step_of(opened(devkit), one_process()).module.named_parameters())
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
     moved = [name for name, value in alone.items() if value.ndim > 1 and not torch.equal(value, before[name])]
-    assert any(name.startswith("blocks.learning.0") for name in moved) and any(
-        "bbox_pred" in n for n in moved
-    )
+    assert any(name.startswith("blocks.learning.0") for name in moved)
+    assert any("bbox_pred" in name for name in moved)
 
 
 def test_the_loss_is_the_sum_of_the_detectors_and_reported_per_image(devkit: Path) -> None:
@@ -440,3 +423,61 @@ def test_predictions_of_another_run_are_not_taken(devkit: Path) -> None:
         )
         opened(devkit).end_stage(context)
     assert given[0] == given[2] != given[1]
+
+
+WEIGHTS = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def step(request: pytest.FixtureRequest) -> Any:
+    """Return a step of a precision, without a network."""
+    step = TrainStep.__new__(TrainStep)
+    step.world, step.dtype, step.module = one_process(), DTYPES[request.param], SimpleNamespace()  # type: ignore[assignment]
+    return step
+
+
+def computed(seen: list[torch.dtype]) -> Tensor:
+    """Note the dtype of a product of matrices, as a network computes it here."""
+    seen.append((WEIGHTS @ WEIGHTS).dtype)
+    return torch.zeros(1, 2, 8, 8)
+
+
+def test_detections(step: TrainStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[torch.dtype]()
+    task = Detection(PROTOCOLS["small"], TinyNet(), Input(), 0)
+    monkeypatch.setattr(task, "detected", lambda *_: {"scores": computed(seen)})
+    context: Any = SimpleNamespace(
+        head=Detector.__new__(Detector), run=SimpleNamespace(science={}), train_step=step,
+        world=one_process(), val_science=lambda **more: more,
+        predict=lambda predict_images, science: list(predict_images(range(2))),
+    )  # fmt: skip
+    task.end_stage(context)
+    assert seen == [step.dtype] * 2
+
+
+def test_masks(step: TrainStep) -> None:
+    seen = list[torch.dtype]()
+    step.module.blocks = step.module.head = None  # type: ignore[assignment]
+    network: Any = SimpleNamespace(scores=lambda blocks, head, images: (computed(seen),))
+    assert Segmentation(network, Input()).found(IMAGE, step).shape == (8, 8)
+    assert seen == [step.dtype]
+
+
+def test_sums_of_crops(step: TrainStep) -> None:
+    seen, shown = list[torch.dtype](), list[torch.dtype]()
+    step.module.blocks, step.module.head = lambda crops: computed(seen), lambda maps: maps[:, :, 0, 0]  # type: ignore[assignment, method-assign]
+
+    def inputs(batch: Any, views: Any, dtype: torch.dtype) -> list[Tensor]:
+        shown.append(dtype)
+        return [torch.zeros(1, 3, 8, 8, dtype=dtype)]
+
+    predictor = MultiCropPredictor.__new__(MultiCropPredictor)
+    predictor.run = SimpleNamespace(world=one_process(), reporter=SimpleNamespace(watched=iter))  # type: ignore[assignment]
+    predictor.loader = SimpleNamespace(
+        views=(), epoch=lambda *_: [SimpleNamespace(indices=torch.tensor([5]))]
+    )  # type: ignore[assignment, misc]
+    predictor.augment, predictor.train_step = SimpleNamespace(inputs=inputs), step  # type: ignore[assignment]
+    predictor._batches, predictor._next_step = None, 0
+    (scores,) = predictor.predict_images(range(1))
+    assert scores["scores"].dtype == np.float32 and seen == shown == [step.dtype]

@@ -21,17 +21,24 @@ from tests.slow import slow
 def with_fc(name: str) -> Backbone:
     """Return a backbone with small fc6 and fc7, and with BatchNorms that have trained statistics."""
     backbone = VGG(fc_width=24) if name == "vgg16" else AlexNet(name, fc_width=24)
+    randomised(backbone)
     random = torch.Generator().manual_seed(0)
     for part in backbone.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert part.running_mean is not None and part.running_var is not None
-            part.running_mean.normal_(std=0.1, generator=random)
-            part.running_var.uniform_(0.5, 1.5, generator=random)
-        elif isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=part.in_features**-0.5, generator=random)
             if part.bias is not None:
                 part.bias.data.uniform_(-0.5, 0.5, generator=random)
     return backbone
+
+
+def randomised(network: nn.Module) -> None:
+    """Set running statistics other than 0 and 1."""
+    random = torch.Generator().manual_seed(0)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert part.running_mean is not None and part.running_var is not None
+            part.running_mean.normal_(std=0.1, generator=random)
+            part.running_var.uniform_(0.5, 1.5, generator=random)
 
 
 def blocks_of(backbone: Backbone, last_block: int) -> StageBlocks:
@@ -115,18 +122,14 @@ def test_scores_are_laid_out_as_by_the_published_deconvolution(
 def test_every_pixel_is_reached_and_no_row_of_the_padded_image_is_left_over(
     name: str, size: tuple[int, int]
 ) -> None:
-    """Check for as many scores as in the published net, where pools round up.
-
-    There is one more where its conv1 leaves out up to 3 rows.
-    """
+    """There are as many scores as in the published net, or one more where its conv1 leaves out some rows."""
     backbone = with_fc(name).eval()
     network = network_of(backbone, auxiliary=False)
     assert isinstance(network, FCN32s)
     head = network.head(4)
     blocks = blocks_of(backbone, 7).eval()
-    assert not network.scores(blocks, head, torch.randn(1, 3, *size))[
-        0
-    ].any()  # because it is initialised with zeros
+    (zeros,) = network.scores(blocks, head, torch.randn(1, 3, *size))
+    assert not zeros.any()  # because it is initialised with zeros
     nn.init.ones_(head.bias)  # type: ignore[arg-type]
     sizes: list[tuple[int, ...]] = []
     head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2:]))
@@ -148,10 +151,7 @@ def test_every_pixel_is_reached_and_no_row_of_the_padded_image_is_left_over(
 
 
 def test_the_first_scores_middle_is_where_its_pixels_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check that the gradient of a score by the image is centred on the score's middle.
-
-    All layers average here, so that the gradient is symmetrical.
-    """
+    """All layers average here, so that the gradient of a score by the image is centred on its middle."""
     monkeypatch.setattr(convolutional, "GROUPS", tuple((2, count) for _, count in convolutional.GROUPS))
     monkeypatch.setitem(convolutional.WIDTHS, "alexnet", (2,) * 5)
     for name, first_px in (("alexnet", 13.0), ("vgg16", 12.5)):
@@ -182,16 +182,6 @@ def test_the_first_scores_middle_is_where_its_pixels_are(monkeypatch: pytest.Mon
         weights = image.grad[0].sum((0, 2))
         middle = float((weights * torch.arange(480)).sum() / weights.sum())
         assert middle == pytest.approx(first_px + 32 * 7, abs=0.05)
-
-
-def randomised(network: nn.Module) -> None:
-    """Set running statistics other than 0 and 1."""
-    random = torch.Generator().manual_seed(0)
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            assert part.running_mean is not None and part.running_var is not None
-            part.running_mean.normal_(std=0.1, generator=random)
-            part.running_var.uniform_(0.5, 1.5, generator=random)
 
 
 @pytest.mark.usefixtures("published_widths")
@@ -226,9 +216,7 @@ def test_dilated_resnet_50_with_heads_is_torchvisions_fcn() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_cifar", "revnet50"])
 def test_dilated_maps_hold_those_of_the_backbone(name: str) -> None:
-    """Compare every fourth position, with odd sides, and with basic blocks, which torchvision does not
-    dilate.
-    """
+    """Compare every fourth position, with odd sides, and with basic blocks, which torchvision refuses."""
     torch.manual_seed(0)
     strided = make_backbone(name).eval()
     randomised(strided)
@@ -238,12 +226,9 @@ def test_dilated_maps_hold_those_of_the_backbone(name: str) -> None:
     with torch.no_grad():
         images = torch.randn(1, 3, 61, 40)
         maps, expected = dilated(images), strided(images)
-    step = 4
-    assert maps.shape[-1] > expected.shape[-1]
-    assert maps[:, :, ::step, ::step].shape == expected.shape
-    assert torch.allclose(
-        maps[:, :, ::step, ::step], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
-    )
+    every_fourth = maps[:, :, ::4, ::4]
+    assert maps.shape[-1] > expected.shape[-1] and every_fourth.shape == expected.shape
+    assert torch.allclose(every_fourth, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_what_has_no_strides_stays_as_it_is() -> None:

@@ -41,10 +41,9 @@ CPU = torch.device("cpu")
 
 
 def test_an_episode_by_hand() -> None:
-    """Check means (1, 0) and (4, 2) by hand.
+    """The means are (1, 0) and (4, 2).
 
-    The squared distances of the queries are 1 and 8 (right), 5 and 2 (wrong), 3.25 twice (the first class,
-    wrong), and 13 and 5 (right).
+    The queries' squared distances are 1 and 8 (right), 5 and 2 (wrong), 3.25 twice (wrong), 13 and 5 (right).
     """
     features = np.array([(0, 0), (2, 0), (4, 4), (4, 0), (2, 0), (3, 1), (2.5, 1), (3, 4)], np.float16)
     episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4, 5], [6, 7]]]))
@@ -58,15 +57,15 @@ def test_an_episode_by_hand() -> None:
 
 
 def right_by_hand(features: np.ndarray, episodes: Episodes) -> list[int]:
-    counts = []
+    counts, features = [], features.astype(np.float64)
     for support, queries in zip(*episodes, strict=True):
-        means = [features[rows].astype(np.float64).mean(0) for rows in support]
-        right = 0
-        for label, rows in enumerate(queries):
-            for row in rows:
-                distances = [((features[row].astype(np.float64) - mean) ** 2).sum() for mean in means]
-                right += int(np.argmin(distances)) == label
-        counts.append(right)
+        means = [features[rows].mean(0) for rows in support]
+        nearest = [
+            (label, np.argmin([((features[row] - mean) ** 2).sum() for mean in means]))
+            for label, rows in enumerate(queries)
+            for row in rows
+        ]
+        counts.append(sum(label == found for label, found in nearest))
     return counts
 
 
@@ -76,10 +75,7 @@ def test_scores_are_those_of_plain_loops(
     columns: int, values: int, ways: int, shots: int, queries: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Compare for several sizes of parts, from a memory map in half precision.
-
-    The features are far from zero, and some rows could not be decoded.
-    """
+    """Features in a memory map in half precision are far from zero, and some could not be decoded."""
     monkeypatch.setattr(few_shot, "_COLUMNS", columns)
     monkeypatch.setattr(few_shot, "_EPISODE_VALUES", values)
     random = np.random.default_rng(ways)
@@ -132,12 +128,10 @@ def test_episodes_are_those_of_a_list_that_grows_shorter() -> None:
     episodes = draw_episodes(members, 300, 3, 2, 5, seed=5)
     assert episodes.support.shape == (300, 3, 2) and episodes.queries.shape == (300, 3, 5)
     for number in (0, 1, 299):
-        classes = draws_by_hand(5, number, 0, 3, 4)
-        for way, label in enumerate(classes):
+        for way, label in enumerate(draws_by_hand(5, number, 0, 3, 4)):
             places = draws_by_hand(5, number, 1 + way, 7, len(members[label]))
-            expected = members[label][places].tolist()
             drawn_samples = [*episodes.support[number, way], *episodes.queries[number, way]]
-            assert drawn_samples == expected
+            assert drawn_samples == members[label][places].tolist()
     both = np.concatenate(episodes, 2).reshape(300, -1)
     assert all(len(set(row)) == 21 for row in both.tolist())  # no image occurs twice
     fewer = draw_episodes(members, 3, 3, 2, 5, seed=5)
@@ -223,9 +217,8 @@ def works(
 
 def network_input(work: SmallImages) -> torch.Tensor:
     """Return the batch that the network sees."""
-    with Loader(
-        work.data, [work.view], batch_size_per_rank=work.data.num_samples, train=False, num_threads=1
-    ) as loader:
+    num = work.data.num_samples
+    with Loader(work.data, [work.view], batch_size_per_rank=num, train=False, num_threads=1) as loader:
         (batch,) = loader.epoch(0)
     inputs: torch.Tensor = batch.inputs(loader.views, torch.float32)[0]
     return inputs
@@ -243,9 +236,8 @@ def normal(images: torch.Tensor) -> torch.Tensor:
 def test_images_of_84_px_are_seen_whole_or_enlarged(of_84: Beton) -> None:
     torch.testing.assert_close(network_input(works(of_84, size_px=84)[0]), normal(stored(of_84)))
     large = functional.resize(stored(of_84), [256, 256], antialias=False)
-    torch.testing.assert_close(
-        network_input(works(of_84)[0]), normal(functional.center_crop(large, [224, 224])), atol=0.02, rtol=0
-    )
+    expected = normal(functional.center_crop(large, [224, 224]))
+    torch.testing.assert_close(network_input(works(of_84)[0]), expected, atol=0.02, rtol=0)
 
 
 def test_larger_images_are_made_84_px_first(tmp_path: Path) -> None:
@@ -275,28 +267,23 @@ def test_features_are_the_maps_and_those_of_alexnets_own_pool(
     files = extract(chosen, [tmp_path / f"{name}.npy" for name in names], one_process())
     images, backbone = network_input(chosen[0]), chosen[0].pretrained.backbone.eval()
     features = [file.features() for file in files]
+    blocks: Any = backbone.blocks()
     with torch.no_grad():
-        for number, block in enumerate(backbone.blocks()[:6], start=1):
-            if number == 6:  # because that block begins with the pool
-                images = block[0](images)  # type: ignore[index]
-                assert images.shape[-1] == pool
-                rows = features[3]
-            else:
-                images = block(images)
-                rows = features[number - 3] if number >= 3 else None  # type: ignore[assignment]
-            if rows is not None:
+        # The sixth block begins with the pool.
+        for number, block in enumerate((*blocks[:5], blocks[5][0]), start=1):
+            images = block(images)
+            if number >= 3:
                 expected = images.flatten(1).numpy()
-                assert expected.std() > 0 and np.allclose(rows, expected, rtol=2e-3, atol=1e-3)
+                assert expected.std() > 0
+                assert np.allclose(features[number - 3], expected, rtol=2e-3, atol=1e-3)
+    assert images.shape[-1] == pool
     record = files[3].record
     assert record["source_px"] == 84 and record["digest"] != files[2].record["digest"]
 
 
 def test_images_and_sizes_are_part_of_what_features_are(of_84: Beton) -> None:
-    digests = [works(of_84, ("B3",), size_px=84)[0], works(of_84, ("B3",))[0]]
-    digests += [
-        works(of_84, ("B3",), size_px=84, source_px=32)[0]
-    ]  # smaller than AlexNet can read, and enlarged
-    assert len({work.digest() for work in digests}) == 3
+    sizes: list[dict[str, int]] = [{"size_px": 84}, {}, {"size_px": 84, "source_px": 32}]  # which is enlarged
+    assert len({works(of_84, ("B3",), **each)[0].digest() for each in sizes}) == 3
 
 
 def test_ranks_see_batches_of_one_shape(of_84: Beton) -> None:
@@ -340,10 +327,7 @@ def test_what_cannot_be_had_is_one_line(
 
 
 def test_both_pools_of_a_block_and_equal_maps() -> None:
-    """Check that the pool is the network's own 3 x 3 with stride 2.
-
-    The adaptive pool would cover all of a map of 4 x 4.
-    """
+    """The pool is the network's own 3 x 3 with stride 2; an adaptive one would cover all of 4 x 4."""
     maps = torch.arange(16.0).view(1, 1, 4, 4)
     pool = few_shot._POOLS[few_shot.MAX_POOL]
     assert pooled(maps, pool).tolist() == [[[[10.0]]]] == F.max_pool2d(maps, 3, 2).tolist()

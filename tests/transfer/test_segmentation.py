@@ -1,11 +1,11 @@
-"""Test the segmentation task: its loss in plain loops, two ranks, and interrupted predictions."""
+"""Test segmentation: its crops, loss in plain loops, scores, two ranks, and interrupted predictions."""
 
+import builtins
 import math
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
-from fastpsl.engine.distributed import World, join_world, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.last_step import LastStep
 from fastpsl.engine.options import RunOptions, TrainingOptions
@@ -26,17 +26,135 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import StageTrainer, pretrain
+from fastpsl.kernels.draws import Keys
 from fastpsl.models.convolutional import AlexNet
-from fastpsl.pipelines.datasets.voc.annotations import VOID, palette
+from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
+from fastpsl.plots.detections import Shown, draw_masks, draw_predicted_masks
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
-from fastpsl.transfer.segmentation.task import ScaledCrop, Segmentation, confusion, mask_losses
+from fastpsl.transfer.segmentation.task import (
+    ScaledCrop,
+    Segmentation,
+    confusion,
+    mask_losses,
+    mask_scores,
+    require_torchmetrics,
+    with_background,
+)
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import one_process
-from tests.transfer.test_mask_crop import keys
-from tests.warm import on_ranks
+from tests.transfer.threads import one_thread
+from tests.warm import results_of_ranks
+
+
+def keys(index: int, epoch: int = 0) -> Keys:
+    return Keys(3, epoch, np.array([index], np.int64))
+
+
+def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return an image and its mask: red is the class, 1 left and 2 right; green rises downwards."""
+    mask = torch.ones(height, width, dtype=torch.uint8)
+    mask[:, width // 2 :] = 2
+    image = torch.stack(
+        [mask * 100, (torch.arange(height) * 255 // height)[:, None].repeat(1, width), mask * 0]
+    )
+    return image.to(torch.uint8), mask
+
+
+def test_crops_of_image_and_mask_are_the_same_place() -> None:
+    crop = ScaledCrop(32, (0.5, 2.0), 0.75)
+    flips, heights, firsts = [], [], []
+    for index in range(200):
+        image, mask = crop(*annotated(40, 60), keys(index))
+        assert image.dtype == mask.dtype == torch.uint8 and image.shape[1:] == mask.shape
+        assert mask.shape[0] <= 32 and mask.shape[1] <= 32
+        near = (image[0].int() - mask.int() * 100).abs() < 30
+        assert near.float().mean() > 0.9  # because bilinear and nearest differ along the middle
+        if (mask == 1).any() and (mask == 2).any():
+            flips.append(int(mask[0, 0]) == 2)
+        heights.append(mask.shape[0])
+        firsts.append(int(image[1, 0, 0]))
+        again = crop(*annotated(40, 60), keys(index))
+        assert torch.equal(again[0], image) and torch.equal(again[1], mask)
+    assert 0.35 < np.mean(flips) < 0.65 and len(flips) > 150
+    assert min(heights) in (16, 17) and max(heights) == 32  # half of the shorter side's 32, then cropped
+    assert min(firsts) < 10 and max(firsts) > 120
+    others = [crop(*annotated(40, 60), keys(index, epoch=1))[1].shape[0] for index in range(200)]
+    assert others != heights
+
+
+@pytest.mark.parametrize("side", [5, 8, 12, 30])
+def test_a_resized_mask_has_the_classes_at_the_middles_of_its_pixels(side: int) -> None:
+    mask = torch.arange(side * side, dtype=torch.uint8).view(side, side) % 200
+    middles = [int((place + 0.5) * side / 12) for place in range(12)]
+    expected = mask[middles][:, middles].tolist()
+    mirrored = [row[::-1] for row in expected]
+    found = [
+        ScaledCrop(12, (1.0, 1.0), 1.0)(mask[None].repeat(3, 1, 1), mask, keys(index))[1].tolist()
+        for index in range(8)
+    ]
+    assert expected in found and mirrored in found and all(one in (expected, mirrored) for one in found)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((10, 100), (6, 16)), ((10, 40), (16, 16)), ((90, 9), (16, 6))])
+def test_the_longer_side_is_at_most_four_times_the_crops(
+    size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    """With a crop of 16 px, 10 x 100 px become 6 x 64 and not 16 x 160."""
+    crop = ScaledCrop(16, (1.0, 1.0), 1.0)
+    assert [tuple(crop(*annotated(*size), keys(i))[1].shape) for i in range(4)] == [wanted] * 4
+
+
+def test_a_crop_of_one_class_is_drawn_anew() -> None:
+    mask = torch.ones(64, 64, dtype=torch.uint8)
+    mask[40:, 40:], mask[:8] = 2, VOID
+    image = mask[None].repeat(3, 1, 1)
+    shares = {}
+    for most in (0.75, 1.0):
+        crop, rows = ScaledCrop(32, (2.0, 2.0), most), []
+        for index in range(60):
+            counts = torch.bincount(crop(image, mask, keys(index))[1].flatten(), minlength=3)
+            rows.append([int(counts[1]), int(counts[2])])
+        shares[most] = np.mean([max(row) / max(sum(row), 1) <= most and min(row) > 0 for row in rows])
+    # A single random crop is rarely mixed so well, but one of up to eleven often is.
+    assert shares[0.75] > 0.6 and shares[1.0] > 0.9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (33, 31)])
+def test_odd_images_can_be_cropped(size: tuple[int, int]) -> None:
+    image, mask = ScaledCrop(16, (0.5, 2.0), 0.75)(*annotated(*size), keys(0))
+    assert image.shape[1:] == mask.shape and 1 <= min(mask.shape) and max(mask.shape) <= 16
+
+
+def test_a_crop_is_drawn_anew_ten_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has eleven places in all, which differ, and the last one is shown."""
+    tried: list[Tensor] = []
+    monkeypatch.setattr(ScaledCrop, "_is_mixed", lambda crop, mask: tried.append(mask.clone()))
+    mask = torch.arange(200, dtype=torch.uint8).repeat(200, 1)
+    _, shown = ScaledCrop(20, (10.0, 10.0), 0.75)(mask[None].repeat(3, 1, 1), mask, keys(0))
+    assert len(tried) == 11 and len({int(each[0, 0]) for each in tried}) > 5
+    assert torch.equal(shown, tried[-1]) or torch.equal(shown, tried[-1].flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_mixed"),
+    [
+        ([1] * 11 + [2] * 5, True),
+        ([1] * 12 + [2] * 4, False),  # three quarters, and it must be less, as in mmsegmentation
+        ([1] * 3 + [2] + [VOID] * 12, False),  # void does not count
+        ([0] * 5 + [20] * 3 + [VOID] * 8, True),
+        ([7] * 16, False),
+        ([7] * 8 + [VOID] * 8, False),
+        ([VOID] * 16, False),
+    ],
+)
+def test_a_crop_needs_two_classes_and_less_than_the_largest_share(numbers: list[int], is_mixed: bool) -> None:
+    mask = torch.tensor(numbers, dtype=torch.uint8).view(4, 4)
+    assert ScaledCrop(4, (1.0, 1.0), 0.75)._is_mixed(mask) == is_mixed
+
 
 LR = 0.5
 
@@ -48,11 +166,9 @@ def test_an_images_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
     results = mask_losses(scores, masks)
     for i in range(2):
         losses = []
-        for y in range(5):
-            for x in range(3):
-                if masks[i, y, x] != VOID:
-                    at = scores[i, :, y, x].double()
-                    losses.append(float(at.exp().sum().log() - at[masks[i, y, x]]))
+        for y, x in np.argwhere(masks[i].numpy() != VOID):
+            at = scores[i, :, y, x].double()
+            losses.append(float(at.exp().sum().log() - at[masks[i, y, x]]))
         assert float(results[i]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert float(results[2]) == 0.0
     assert mask_losses(scores[:0], masks[:0]).shape == (0,)
@@ -73,12 +189,10 @@ def test_smaller_images_are_laid_at_the_left_top_with_void_beside_them() -> None
     batch = batch_of((5, 9), (7, 4))
     images, masks = task._batch(batch)
     assert images.shape == (2, 3, 7, 9) and masks.shape == (2, 7, 9) and masks.dtype == torch.int64
+    mean, std = (torch.tensor(values)[:, None, None] for values in (Input().mean, Input().std))
     for i, (height, width) in enumerate(((5, 9), (7, 4))):
-        expected = batch.images[i].float() / 255
-        for channel, (mean, std) in enumerate(zip(Input().mean, Input().std, strict=True)):
-            assert torch.allclose(
-                images[i, channel, :height, :width], (expected[channel] - mean) / std, atol=1e-5
-            )
+        expected = (batch.images[i] / 255 - mean) / std
+        assert torch.allclose(images[i, :, :height, :width], expected, atol=1e-5)
         assert torch.equal(masks[i, :height, :width], batch.targets[i]["mask"].long())
         outside = torch.ones(7, 9, dtype=torch.bool)
         outside[:height, :width] = False
@@ -91,12 +205,11 @@ def test_the_contact_sheet_has_the_masks_colours() -> None:
     batch = batch_of((6, 8))
     sheet = Segmentation(FCN32s(98, 191, 13.0, 8), Input()).contact_sheet((), batch)
     assert sheet.shape == (1, 3, 6, 8) and 0 <= float(sheet.min()) and float(sheet.max()) <= 1
-    for y in range(6):
-        for x in range(8):
-            pixel, number = batch.images[0][:, y, x].float() / 255, int(batch.targets[0]["mask"][y, x])
-            colour = torch.tensor(palette()[number].tolist()) / 255
-            expected = 0.5 * (pixel + colour) if number else pixel
-            assert torch.allclose(sheet[0, :, y, x], expected, atol=1e-3)
+    for y, x in np.ndindex(6, 8):
+        pixel, number = batch.images[0][:, y, x].float() / 255, int(batch.targets[0]["mask"][y, x])
+        colour = torch.tensor(palette()[number].tolist()) / 255
+        expected = 0.5 * (pixel + colour) if number else pixel
+        assert torch.allclose(sheet[0, :, y, x], expected, atol=1e-3)
 
 
 @dataclass(frozen=True)
@@ -120,11 +233,9 @@ def test_the_loss_adds_the_auxiliary_heads_share_and_counts_right_pixels() -> No
     batch = batch_of((5, 9), (7, 4))
     head = task.head(1, 8)
     loss, metrics = task.loss(None, head, (), batch)  # type: ignore[arg-type]
-    second = []
-    for target in batch.targets:
-        logs = torch.log_softmax(torch.arange(4.0), 0)
-        second.append(-logs[target["mask"].long()].mean())
-    assert float(loss) == pytest.approx(math.log(4) + 0.4 * float(sum(second)) / 2, rel=1e-5)
+    logs = torch.log_softmax(torch.arange(4.0), 0)
+    second = sum(float(-logs[target["mask"].long()].mean()) for target in batch.targets)
+    assert float(loss) == pytest.approx(math.log(4) + 0.4 * second / 2, rel=1e-5)
     total, num = metrics["loss"]
     assert float(total) == pytest.approx(2 * math.log(4)) and float(num) == 2
     right = sum(float((target["mask"] == 0).float().mean()) for target in batch.targets)
@@ -176,13 +287,9 @@ def experiment_of(root: Path, lr: float) -> Experiment:
         return VOC(root, ("2012_train",), "masks"), VOC(root, ("2012_val",), "masks")
 
     return Experiment(
-        task=Segmentation(network, Input()),
-        backbone=backbone,
-        stages=(Stage("segmentation", 1, 1, 7, 1),),
-        schedule=lambda moment: lr,
-        open=opened,
-        batchnorm="eval",
-    )
+        task=Segmentation(network, Input()), backbone=backbone, stages=(Stage("segmentation", 1, 1, 7, 1),),
+        schedule=lambda moment: lr, open=opened, batchnorm="eval",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -200,20 +307,13 @@ def run_of(
     run.close()
 
 
-def in_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
-    world = join_world("cpu", timeout_s=240)
-    root = Path(folder) / "VOCdevkit"
-    with run_of(root, Path(folder) / "two", world) as (experiment, run):
+def in_a_process(folder: Path, name: str, rank: int, size: int) -> None:
+    """Train without learning, and for one step."""
+    world, root = World(rank, size, rank, size, torch.device("cpu")), folder / "VOCdevkit"
+    with run_of(root, folder / name, world) as (experiment, run):
         assert pretrain(experiment, run)
-    with run_of(root, Path(folder) / "two-step", world, LR, max_steps_per_stage=1, precision="fp32") as (
-        experiment,
-        run,
-    ):
+    with run_of(root, folder / f"{name}-step", world, LR, max_steps_per_stage=1) as (experiment, run):
         assert pretrain(experiment, run)
-    leave_world()
 
 
 def found_in(folder: Path) -> dict[str, bytes]:
@@ -225,18 +325,10 @@ def found_in(folder: Path) -> dict[str, bytes]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the same trainings in two processes ("two", "two-step") and in one."""
     path = tmp_path_factory.mktemp("segmentation")
-    root = draw_voc(path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=4, num_test_masks=7)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        (path / "port").write_text(str(probe.getsockname()[1]))
-    on_ranks(in_a_process, (str(path),), 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with run_of(root, path / "one", one_process()) as (experiment, run):
-        assert pretrain(experiment, run)
-    with run_of(root, path / "one-step", one_process(), LR, max_steps_per_stage=1) as (experiment, run):
-        assert pretrain(experiment, run)
-    torch.set_num_threads(threads)
+    draw_voc(path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=4, num_test_masks=7)
+    results_of_ranks(partial(in_a_process, path, "two"), 2, path)
+    with one_thread():
+        in_a_process(path, "one", 0, 1)
     return path
 
 
@@ -287,20 +379,6 @@ def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
     assert changed > 20
 
 
-def stopped_after(monkeypatch: pytest.MonkeyPatch, run: Run, num: int) -> list[int]:
-    """Request a stop at the `num`-th image, and count the images."""
-    indices: list[int] = []
-    real = run.stop_signal.after_step
-
-    def after_step() -> Any:
-        indices.append(1)
-        run.stop_signal.stop_requested = len(indices) == num
-        return real()
-
-    monkeypatch.setattr(run.stop_signal, "after_step", after_step)
-    return indices
-
-
 def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,21 +390,18 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         context, task = EpochContext(run, train_step, 0, False, 1), experiment.task
         assert isinstance(task, Segmentation)
         indices: list[int] = []
-        real = task.found
+        found = task.found
 
         def counted(image: Tensor, train_step: TrainStep) -> Tensor:
             indices.append(1)
-            return real(image, train_step)
+            return found(image, train_step)
 
         monkeypatch.setattr(task, "found", counted)
-        stopped_after(monkeypatch, run, PART + 2)
+        signal_at_question(run, PART + 2)
         with pytest.raises(PassStopped):
             task.end_stage(context)
         assert len(indices) == PART + 2 and not (run.folder / NAME).exists()
         indices.clear()
-        monkeypatch.undo()
-        run.stop_signal.stop_requested = False
-        monkeypatch.setattr(task, "found", counted)
         task.end_stage(context)
         assert len(indices) == 3
         whole = found_in(run.folder)
@@ -407,3 +482,89 @@ def test_predictions_of_another_input_or_crop_are_not_taken() -> None:
         chosen = None if crop is None else ScaledCrop(crop, (0.5, 2.0), 0.75)
         Segmentation(TwoHeads(), Input.usual(channels, 32), chosen).end_stage(context)
     assert given[1] == given[4] and len({repr(science) for science in given}) == 4
+
+
+NAMES = ("background", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        # Void does not count: background has 1 of 2, cat 2 of 3, and the dog was predicted on void alone.
+        ([([0, 0, 1, 1, 255, 255], [0, 1, 1, 1, 0, 2])], (1 / 2, 2 / 3, None)),
+        # Images count together: cat has 1 of 2 and 5 of 5, which is 6 of 7; background 1 of 2 and 0 of 0.
+        ([([0, 0, 1], [0, 1, 1]), ([1] * 5, [1] * 5)], (1 / 2, 6 / 7, None)),
+        ([([0, 0, 2, 2], [0, 0, 0, 0])], (1 / 2, None, 0)),  # a class that is never found
+        ([([0, 0, 0, 0], [0, 0, 0, 2])], (3 / 4, None, 0)),  # one that is only predicted
+        ([([0, 1, 1, 2], [1, 2, 0, 0])], (0, 0, 0)),
+        ([([0, 1, 1, 2], [0, 1, 1, 2])], (1, 1, 1)),
+        ([([255, 255], [0, 1])], (None, None, None)),
+    ],
+)
+def test_scores_by_hand(
+    images: list[tuple[list[int], list[int]]], expected: tuple[float | None, ...]
+) -> None:
+    """The images are (truth, prediction); the mean is over the classes that have a score."""
+    counts = [confusion(torch.tensor([p]), torch.tensor([t]), len(NAMES)).numpy() for t, p in images]
+    assert all(each.dtype == np.int64 for each in counts)
+    scores = {f"IoU_{n}": 100 * iou for n, iou in zip(NAMES, expected, strict=True) if iou is not None}
+    mean = sum(scores.values()) / max(1, len(scores))
+    assert mask_scores(np.stack(counts), NAMES) == pytest.approx({"mIoU": mean} | scores)
+
+
+def test_rows_are_the_truth_and_large_counts_are_exact_to_a_ten_thousandth() -> None:
+    counts = confusion(torch.tensor([[2, 2, 0]]), torch.tensor([[1, 255, 0]], dtype=torch.uint8), 3)
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    random = np.random.default_rng(0)
+    total = random.integers(0, 10**8, (21, 21))
+    names = tuple(str(n) for n in range(21))
+    result = mask_scores(total[None], names)
+    for n in range(21):
+        union = total[n].sum() + total[:, n].sum() - total[n, n]
+        assert result[f"IoU_{n}"] == pytest.approx(100 * total[n, n] / union, abs=1e-4)
+
+
+def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_torchmetrics()
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("torchmetrics"):
+            raise ImportError("No module named 'torchmetrics'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r'pip install "fastpsl-vision\[transfer\]"') as caught:
+        require_torchmetrics()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_sheet_shows_images_truth_and_prediction_in_vocs_colours(tmp_path: Path) -> None:
+    truth, prediction = np.zeros((30, 40), np.uint8), np.full((30, 40), 2, np.uint8)
+    truth[:, :20], truth[:, 20:22] = 1, 255
+    pixels = np.full((30, 40, 3), (10, 200, 30), np.uint8)
+    row = Shown(pixels, truth, prediction, "one")
+    for num in (1, 3):
+        path = draw_masks(tmp_path / "sheet.png", [row] * num, NAMES)
+        with Image.open(path) as image:
+            sheet = np.asarray(image.convert("RGB"))
+        counts = {
+            name: (sheet == colour).all(-1).sum()
+            for name, colour in zip(
+                ("cat", "dog", "void", "picture"), (*palette()[[1, 2, 255]], pixels[0, 0]), strict=True
+            )
+        }  # fmt: skip
+        whole = 150 * 200
+        for name, share in (("cat", 0.5), ("dog", 1.0), ("void", 0.05), ("picture", 1.0)):
+            assert counts[name] == pytest.approx(num * share * whole, abs=400), (num, name)
+
+
+def test_a_sheet_of_a_data_set_says_how_much_of_each_image_is_right(tmp_path: Path) -> None:
+    root = draw_voc(tmp_path / "VOCdevkit", 2, 3, side_px=48)
+    with VOC(root, ("2012_val",), "masks") as data:
+        assert with_background(data) == ["background", "cross", "disc", "triangle"]
+        for index in range(3):
+            (tmp_path / f"{data.image_id(index)}.png").write_bytes(mask_png(data.mask(index)))
+        path = draw_predicted_masks(tmp_path / "sheet.png", tmp_path, data, with_background(data))
+        with Image.open(path) as image:
+            assert image.size[0] > 300

@@ -1,7 +1,10 @@
 """Test SVMs on frozen features: average precision, VISSL's protocol, and files of several processes."""
 
+import itertools
 import json
 import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,16 +30,14 @@ from fastpsl.transfer.svm.svm import (
     interpolated_ap,
     l2_normalised,
     low_shot_scores,
+    run_resumable,
     solve,
 )
-from fastpsl.transfer.svm.work import run_resumable
 from tests.engine.tiny import one_process
 
 
 def devkit_ap(targets: Sequence[int], scores: Sequence[float]) -> float:
-    """Return the AP in plain loops, for scores without ties: the highest precision at each or a higher
-    recall.
-    """
+    """Return the AP of scores without ties: the highest precision at each or a higher recall, in loops."""
     ranked = [t for _, t in sorted(zip(scores, targets, strict=True), reverse=True) if t >= 0]
     points, right = [], 0
     for rank, target in enumerate(ranked, start=1):
@@ -84,10 +85,7 @@ def test_interpolated_ap_of_random_rankings_and_of_a_class_without_positives() -
 
 
 def test_low_shot_scores_by_hand() -> None:
-    """Check two classes, two samples, one number of shots and two costs.
-
-    The means over classes are .3 and .5 at the first cost, .6 and .7 at the second.
-    """
+    """Two classes and samples have means of .3 and .5 at the first cost, and .6 and .7 at the second."""
     aps = np.array([[[[0.2, 0.7]], [[0.4, 0.8]]], [[[0.4, 0.5]], [[0.6, 0.6]]]])
     assert low_shot_scores(aps, (4,)) == {4: (pytest.approx(65.0), pytest.approx(5.0))}
     uneven = np.array([[[[0.9, 0.6]], [[0.1, 0.6]]]])  # the first cost is best on one sample, not on both
@@ -126,10 +124,7 @@ def one_class(
     num: int = 120,
     width: int = 200,
 ) -> OneClass:
-    """Return the task of a class with positive features, `margin` away from the others.
-
-    The class has 30 % of the images. Every seventh image is difficult.
-    """
+    """Return the task of a class of 30 % of the images, `margin` away; every seventh image is difficult."""
     random = np.random.default_rng(0)
     direction, files, targets = random.normal(size=width), [], []
     for name in ("train", "test"):
@@ -158,9 +153,7 @@ def normalised_by_hand(file: FeatureFile) -> np.ndarray:
 
 
 def test_cross_validation_is_vissls(tmp_path: Path) -> None:
-    """Compare with cross_val_score(cv=3) of a plain LinearSVC on the features, with difficult images as
-    negatives.
-    """
+    """Compare with cross_val_score(cv=3) of a plain LinearSVC, with difficult images as negatives."""
     work = one_class(tmp_path, margin=0.1)
     train, test = (normalised_by_hand(file) for file in (work.train, work.test))
     signs = np.where(work.train_targets == 1, 1, -1)
@@ -222,18 +215,14 @@ def test_machines_that_do_not_converge_are_counted_and_not_spoken_of(
 
 
 def test_a_few_of_each_are_vissls(tmp_path: Path) -> None:
-    """Check k positives and (classes - 1) * k negatives without difficult images, drawn anew for each sample
-    and k.
-    """
+    """Check k positives and (classes - 1) * k negatives, drawn anew for each sample and k."""
     targets = np.random.default_rng(1).integers(-1, 2, 300).astype(np.int8)
     drawn = {}
-    for k in (1, 4, 8):
-        for sample in range(3):
-            rows, signs = few(targets, k, 20, (0, sample, 5)) if k < 4 else few(targets, k, 4, (0, sample, 5))
-            num = 19 * k if k < 4 else 3 * k
-            assert signs.tolist() == [1] * k + [-1] * num and len(set(rows.tolist())) == len(rows)
-            assert (targets[rows] == np.where(signs == 1, 1, 0)).all()
-            drawn[k, sample] = tuple(rows.tolist())
+    for (k, num_classes), sample in itertools.product(((1, 20), (4, 4), (8, 4)), range(3)):
+        rows, signs = few(targets, k, num_classes, (0, sample, 5))
+        assert signs.tolist() == [1] * k + [-1] * (num_classes - 1) * k
+        assert (targets[rows] == (signs == 1)).all() and len(set(rows.tolist())) == len(rows)
+        drawn[k, sample] = tuple(rows.tolist())
     assert len(set(drawn.values())) == 9
     again, _ = few(targets, 8, 4, (0, 2, 5))
     assert tuple(again.tolist()) == drawn[8, 2]
@@ -259,9 +248,8 @@ def test_folds_and_tolerance_are_the_protocols(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(LinearSVC, "fit", note)
     machine = replace(VISSL.machine, tolerance=0.05)
-    work = replace(
-        one_class(tmp_path, margin=0.3), costs=(1.0,), protocol=replace(VISSL, folds=2, machine=machine)
-    )
+    protocol = replace(VISSL, folds=2, machine=machine)
+    work = replace(one_class(tmp_path, margin=0.3), costs=(1.0,), protocol=protocol)
     num = len(work.train_targets)
     assert cross_validated(work)["fits"] == 3
     assert fitted == [(0.05, num // 2), (0.05, num // 2), (0.05, num)]
@@ -273,13 +261,11 @@ def test_low_shot_is_plain_svms_of_the_drawn(tmp_path: Path) -> None:
     aps = np.array(outcome["aps"])
     assert aps.shape == (5, 2, 2) and outcome["fits"] == 20
     train, test = (normalised_by_hand(file) for file in (work.train, work.test))
-    for sample in range(5):
-        for i, k in enumerate((2, 5)):
-            rows, signs = few(work.train_targets, k, NUM_CLASSES, (0, sample, 1))
-            for j, cost in enumerate((0.1, 10.0)):
-                scores = plain_svc(cost).fit(train[rows], signs).decision_function(test)
-                expected = devkit_ap(work.test_targets.tolist(), scores.tolist())
-                assert aps[sample, i, j] == pytest.approx(expected, abs=1e-9)
+    for sample, (i, k), (j, cost) in itertools.product(range(5), enumerate((2, 5)), enumerate((0.1, 10.0))):
+        rows, signs = few(work.train_targets, k, NUM_CLASSES, (0, sample, 1))
+        scores = plain_svc(cost).fit(train[rows], signs).decision_function(test)
+        expected = devkit_ap(work.test_targets.tolist(), scores.tolist())
+        assert aps[sample, i, j] == pytest.approx(expected, abs=1e-9)
     assert aps[:, 1].mean() > aps[:, 0].mean()
 
 
@@ -335,29 +321,24 @@ def test_ranks_share_all_of_it_whoever_comes_first(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A task whose process is ended from outside."""
+class Failing:
+    """A task whose process is ended from outside, or that fails."""
+
+    ended: bool
 
     def outcome(self) -> dict[str, Any]:
-        import os
-        import signal
-
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-
-@dataclass(frozen=True)
-class Wrong:
-    def outcome(self) -> dict[str, Any]:
+        if self.ended:
+            os.kill(os.getpid(), signal.SIGKILL)
         raise OSError("no such features")
 
 
 @pytest.mark.slow
 def test_a_process_that_is_ended_and_one_that_fails(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.json" for i in range(3)]
     with pytest.raises(ValueError, match="one of 2 processes was ended from outside.*fewer --workers"):
-        run_resumable({tmp_path / f"{i}.json": Ended() for i in range(3)}, 2, one_process(), "classes")
+        run_resumable(dict.fromkeys(paths, Failing(True)), 2, one_process(), "classes")
     with pytest.raises(OSError, match="no such features"):
-        run_resumable({tmp_path / f"{i}.json": Wrong() for i in range(3)}, 2, one_process(), "classes")
+        run_resumable(dict.fromkeys(paths, Failing(False)), 2, one_process(), "classes")
     assert not list(tmp_path.iterdir()) and not multiprocessing.active_children()
 
 
@@ -396,9 +377,7 @@ def test_the_number_of_shots_that_can_be_drawn_is_told() -> None:
 
 
 def test_outcomes_are_of_their_settings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other seeds, shots, costs, protocols, features and bad images have other files; repeated ones the
-    same.
-    """
+    """Other seeds, shots, costs, protocols, features and bad images have other files."""
     asked: list[dict[Path, OneClass]] = []
 
     def noted(tasks: dict[Path, OneClass], *_: Any) -> None:

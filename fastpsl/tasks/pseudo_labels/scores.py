@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.files.paths import read_lines
-from fastpsl.plots.label_figures import draw_label_figures
+from fastpsl.plots.charts import draw_label_figures
 
 ABSENT = "true labels absent"
 

@@ -86,52 +86,30 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate that drops during the training.
+    """A learning rate that drops by `factor` between `intervals`, which are shares of the training."""
 
-    Attributes:
-        lr: First rate for a batch of `BATCH_SIZE`.
-        intervals: Shares of the training; between two of them the rate is multiplied by `factor`.
-        factor: Factor of a drop.
-    """
-
-    lr: float
+    lr: float  # for a batch of `BATCH_SIZE`
     intervals: tuple[int, ...] = (1,)
     factor: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelProtocol:
-    """A protocol: image sets, schedule and crops.
+    """A protocol: image sets, schedule and crops."""
 
-    Attributes:
-        train: Image sets to learn from (`pipelines.voc.VOC`).
-        test: Image sets to score on.
-        fc6_8: Rate where fc6 to fc8 learn.
-        all: Rate where every layer learns.
-        epochs: Length in epochs, as in `Stage`.
-        steps: Length in steps, as in `Stage`.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
-        new_fc: Whether fc6 and fc7 are initialised anew, as the classifier is.
-        area: Share of the image's area that a crop takes, in training and in test.
-        ratio: Aspect ratios of crops, in training and in test.
-        num_crops: Crops of a test image.
-        clip_norm: See `Experiment`.
-        batchnorm: See `Experiment`.
-    """
-
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # image sets to learn from (`pipelines.voc.VOC`)
     test: tuple[str, ...]
-    fc6_8: Rate
-    all: Rate
+    fc6_8: Rate  # rate where fc6 to fc8 learn
+    all: Rate  # rate where every layer learns
     epochs: int = 0
     steps: int | None = None
     momentum: float = 0.9
     weight_decay: float
-    new_fc: bool
+    new_fc: bool  # whether fc6 and fc7 are initialised anew, as the classifier is
+    # Share of the image's area that a crop takes, in training and in test.
     area: tuple[float, float] = (0.1, 0.5)
     ratio: tuple[float, float] = (1.0, 1.0)
-    num_crops: int = 10
+    num_crops: int = 10  # crops of a test image
     clip_norm: float = 10.0
     batchnorm: Literal["eval"] = "eval"
 
@@ -140,20 +118,12 @@ class MultiLabelProtocol:
         return self.fc6_8 if layers == "fc6_8" else self.all
 
     def schedule(self, layers: Layers, batch_size: int) -> Schedule:
-        """Return the schedule, in proportion to the batch size.
-
-        Raises:
-            ValueError: If the rate is 0 or less.
-        """
+        """Return the schedule, in proportion to the batch size."""
         rate = self.rate(layers)
         return step_drops(rate.lr * batch_size / BATCH_SIZE, rate.intervals, rate.factor)
 
     def stage(self, layers: Layers, backbone: Backbone) -> Stage:
-        """Return the one stage, in which the blocks from fc6 on or all blocks learn.
-
-        Raises:
-            ValueError: If "fc6_8" is to learn and the backbone has no fc6.
-        """
+        """Return the one stage, in which the blocks from fc6 on or all blocks learn."""
         first = 1 if layers == "all" else fc6(backbone)
         return Stage("voc", 1, first, backbone.num_blocks, self.epochs, self.steps)
 
@@ -258,20 +228,13 @@ class MultiLabel(Task):
     """A task with a linear classifier on the last block and a sigmoid for each class.
 
     The classifier reads the average over the block's positions (fc7 has one position).
-
-    Attributes:
-        view: View of training images and of the test's crops.
-        num_crops: Crops of a test image; its score is the sum of their outputs before the sigmoid.
-        num_levels: Always 1.
-        targets: int8 [N, C], as `VOC.targets`; set by `check_data`.
-        class_names: Names of the C classes; set by `check_data`.
     """
 
-    view: ViewSpec
-    num_crops: int
+    view: ViewSpec  # view of training images and of the test's crops
+    num_crops: int  # crops of a test image; its score is the sum of their outputs before the sigmoid
     num_levels: int = field(default=1, init=False)
-    targets: Tensor = field(init=False)
-    class_names: list[str] = field(init=False)
+    targets: Tensor = field(init=False)  # int8 [N, C], as `VOC.targets`; set by `check_data`
+    class_names: list[str] = field(init=False)  # names of the C classes; set by `check_data`
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
@@ -319,8 +282,8 @@ class MultiLabel(Task):
     @override
     def captions(self, batch: Batch) -> list[str]:
         """Return the classes of each image, difficult ones in brackets; nothing for a skipped image."""
-        rows = self.targets.cpu()[batch.indices.clamp(min=0).cpu()].tolist()
-        rows = [row if index >= 0 else [] for index, row in zip(batch.indices.tolist(), rows, strict=True)]
+        targets = self.targets.cpu()
+        rows = [targets[index].tolist() if index >= 0 else [] for index in batch.indices.tolist()]
         return [
             ", ".join(
                 name if target > 0 else f"({name})"
@@ -345,13 +308,10 @@ class MultiLabel(Task):
 
 
 def masked_bce(outputs: Tensor, targets: Tensor, num: Tensor) -> Tensor:
-    """Return the binary cross-entropy summed over the classes and divided by the number of images.
+    """Return the binary cross-entropy summed over the classes and divided by `num` images, or by 1 for 0.
 
-    Args:
-        outputs: float32 [B, C], before the sigmoid.
-        targets: int8 [B, C]: 1 if the class is in the image, 0 if not, -1 if it does not count (difficult
-            objects).
-        num: Number of images in the batch that are not padding; 0 is treated as 1.
+    Outputs, float32 [B, C], are before the sigmoid. Targets, int8 [B, C], are 1 if the class is in the
+    image, 0 if not, and -1 if it does not count.
     """
     losses = F.binary_cross_entropy_with_logits(outputs, targets.clamp(min=0).float(), reduction="none")
     # torch.where instead of a product, because outputs of padding may not be finite.

@@ -21,21 +21,13 @@ MAX_PER_IMAGE = 100  # detections per class and image: COCO's maxDets
 
 
 class Boxes(NamedTuple):
-    """The boxes of all images, one after another.
+    """The boxes of all images, one after another."""
 
-    Attributes:
-        image: Number of the image, int64 [n].
-        boxes: x1 y1 x2 y2 in px, float64 [n, 4].
-        labels: Class of each box, int64 [n].
-        scores: float32 [n]; 1 for annotated objects.
-        difficult: bool [n]; False for detections.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    difficult: np.ndarray
+    image: np.ndarray  # int64 [n]
+    boxes: np.ndarray  # x1 y1 x2 y2 in px, float64 [n, 4]
+    labels: np.ndarray  # int64 [n]
+    scores: np.ndarray  # float32 [n]; 1 for annotated objects
+    difficult: np.ndarray  # bool [n]; False for detections
 
 
 def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, float]:
@@ -58,7 +50,9 @@ def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, fl
         ValueError: If every object is difficult, or pycocotools is missing.
     """
     assert data.class_names is not None
-    truth, found = true_boxes(data), _detected(predictions)
+    truth = true_boxes(data)
+    image, boxes, labels, scored = (predictions[name] for name in ("image", "boxes", "labels", "scores"))
+    found = Boxes(image, boxes.astype(np.float64), labels, scored, np.zeros(len(scored), bool))
     assert not len(found.image) or (
         found.image.max() < data.num_samples and found.labels.max() < data.num_classes
     )
@@ -84,21 +78,12 @@ def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, fl
 
 
 def voc_ap(found: Boxes, truth: Boxes, num_classes: int) -> np.ndarray:
-    """Compute VOC's average precision.
+    """Compute VOC's average precision, float64 [10, num_classes] in [0, 1], a row for each of `IOUS`.
 
     Detections are matched in the order of falling score; equal scores are ordered by image, then as given. A
     detection belongs to the object of its class in its image that it overlaps most. It is wrong if that
     overlap is too small. It does not count if the object is difficult. Otherwise the first detection of an
-    object is right and every later one is wrong.
-
-    Args:
-        found: Detections.
-        truth: Annotated objects.
-        num_classes: Number of classes.
-
-    Returns:
-        float64 [10, num_classes] in [0, 1], a row for each of `IOUS`; NaN for a class without an object that
-        is not difficult.
+    object is right and every later one is wrong. A class whose objects are all difficult gets NaN.
     """
     order = np.lexsort((found.image, -found.scores, found.labels))  # stable
     found = Boxes(*(column[order] for column in found))
@@ -131,11 +116,9 @@ def eleven_points(is_right: np.ndarray, num_true: int) -> float:
 
 
 def _most_overlapped(found: Boxes, truth: Boxes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the object of the same class and image that each detection overlaps most.
+    """Find the object of the same class and image that each detection overlaps most, the first of equal ones.
 
-    Returns:
-        The IoU, float64 [n], and the number of the object, int64 [n], the first of equal ones; 0 and -1 where
-        there is none.
+    Return the IoU, float64 [n], and the object's number, int64 [n]; 0 and -1 where there is none.
     """
     keys = truth.image * num_classes + truth.labels
     order = np.argsort(keys, kind="stable")
@@ -170,7 +153,7 @@ def coco_ap(
     any number of detections counts neither way. It is looser than VOC's rule, because the overlap with a
     crowd is divided by the area of the detection alone.
     """
-    make_coco, make_evaluator = _pycocotools()
+    make_coco, make_evaluator = require_pycocotools()
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
         for boxes in (truth, found):
@@ -209,38 +192,19 @@ def _coco_dataset(boxes: Boxes, num_images: int, num_classes: int) -> dict[str, 
 def true_boxes(data: VOC) -> Boxes:
     """Return the annotated objects of all images."""
     objects = [data.objects(i) for i in range(data.num_samples)]
-    labels = np.concatenate([image_objects.labels for image_objects in objects])
-    return Boxes(
-        np.repeat(np.arange(data.num_samples), [len(image_objects.labels) for image_objects in objects]),
-        np.concatenate([image_objects.boxes for image_objects in objects]).astype(np.float64),
-        labels,
-        np.ones(len(labels), np.float32),
-        np.concatenate([image_objects.difficult for image_objects in objects]),
+    labels, boxes, difficult = (
+        np.concatenate([getattr(each, name) for each in objects]) for name in ("labels", "boxes", "difficult")
     )
+    image = np.repeat(np.arange(data.num_samples), [len(each.labels) for each in objects])
+    return Boxes(image, boxes.astype(np.float64), labels, np.ones(len(labels), np.float32), difficult)
 
 
-def _detected(predictions: Mapping[str, np.ndarray]) -> Boxes:
-    scores = predictions["scores"]
-    return Boxes(
-        predictions["image"],
-        predictions["boxes"].astype(np.float64),
-        predictions["labels"],
-        scores,
-        np.zeros(len(scores), bool),
-    )
-
-
-def require_pycocotools() -> None:
-    """Raise if pycocotools is missing, before hours of training.
+def require_pycocotools() -> tuple[type, type]:
+    """Return pycocotools' classes COCO and COCOeval; call it before hours of training.
 
     Raises:
         ValueError: If it cannot be imported.
     """
-    _pycocotools()
-
-
-def _pycocotools() -> tuple[type, type]:
-    """Return its classes COCO and COCOeval."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

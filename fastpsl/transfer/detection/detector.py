@@ -34,20 +34,15 @@ MIN_SCORE, MAX_DETECTIONS = 0.05, 100
 
 
 class Layout(NamedTuple):
-    """The blocks that make the maps and those that read each RoI.
+    """The blocks that make the maps, up to `map_block`, and those after it that read each RoI.
 
-    Attributes:
-        map_block: Blocks B1 to B`map_block` make the maps.
-        last_block: The blocks after these, up to this one, read each RoI.
-        reads_vectors: Whether the first of them begins with a max-pool, which RoI pooling replaces.
-        roi_side: Positions on a side of a RoI.
-        margin_px: Zeros around an image, so that the first position of the maps is half a stride from the
-            image's edge.
+    `margin_px` zeros are around an image, so that the first position of the maps is half a stride from the
+    image's edge.
     """
 
     map_block: int
     last_block: int
-    reads_vectors: bool
+    reads_vectors: bool  # whether the first of them begins with a max-pool, which RoI pooling replaces
     roi_side: int
     margin_px: int
 
@@ -64,22 +59,16 @@ def layout_of(backbone: Backbone, roi_side: int = 14) -> Layout:
     if backbone.num_blocks < 5:
         raise ValueError(
             f"--backbone {backbone.name} has no B5, which detection reads each box by (it has B1 to "
-            f"B{backbone.num_blocks}): "
-            f"give a ResNet, RevNet, AlexNet or VGG"
+            f"B{backbone.num_blocks}): give a ResNet, RevNet, AlexNet or VGG"
         )
     return Layout(4, 5, False, roi_side, 0)
 
 
 class Maps(NamedTuple):
-    """The maps of a batch.
+    """The maps of a batch."""
 
-    Attributes:
-        values: [B, C, h, w].
-        stride: Distance of two positions in px of the padded image.
-    """
-
-    values: Tensor
-    stride: int
+    values: Tensor  # [B, C, h, w]
+    stride: int  # distance of two positions in px of the padded image
 
 
 class Detector(nn.Module):
@@ -141,12 +130,9 @@ class Detector(nn.Module):
         targets: list[dict[str, Tensor]],
         proposals: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the losses of a batch.
+        """Compute the losses of normalised images, float32 [C, h, w], with "boxes" and "labels" of each.
 
-        Args:
-            images: Normalised images, float32 [C, h, w].
-            targets: "boxes" and "labels" of each image.
-            proposals: Boxes for each image; needed if there is no RPN.
+        Without an RPN, `proposals` has the boxes for each image.
         """
         assert self.training
         maps, shapes = self._maps(images)
@@ -159,16 +145,10 @@ class Detector(nn.Module):
         return losses | roi_losses
 
     def detections(self, image: Tensor, proposals: Tensor | None = None) -> dict[str, Tensor]:
-        """Detect the objects in one image.
+        """Return "boxes", "labels" and "scores" in [0, 1] of a normalised image [C, h, w], by falling score.
 
         The image is a batch of its own, because the results must not depend on the sizes of neighbours.
-
-        Args:
-            image: A normalised image [C, h, w].
-            proposals: Its boxes; needed if there is no RPN.
-
-        Returns:
-            "boxes", "labels" and "scores" in [0, 1], by falling score.
+        Without an RPN, `proposals` has its boxes.
         """
         assert not self.training
         maps, shapes = self._maps([image])

@@ -54,8 +54,7 @@ class Proposals:
         if missing:
             raise ValueError(
                 f"{', '.join(map(str, paths))}: no proposals for {len(missing):,} of {data.num_samples:,} "
-                f"images, "
-                f"the first is {data.image_id(missing[0])}; {remedy}"
+                f"images, the first is {data.image_id(missing[0])}; {remedy}"
             )
 
     def boxes(self, index: int) -> np.ndarray:
@@ -74,12 +73,9 @@ def _key(name: object) -> str:
 
 
 def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
-    """Return a float32 copy of the boxes.
+    """Return a float32 copy of boxes that lie in an image of `size` (width, height).
 
     A side may be 0: Detectron's are where they end in the pixel in which they begin.
-
-    Raises:
-        ValueError: If the array does not hold boxes, or one is outside of an image of `size` (width, height).
     """
     if boxes.size == 0:
         return np.zeros((0, 4), np.float32)

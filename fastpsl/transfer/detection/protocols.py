@@ -10,101 +10,54 @@ TRAINVAL_0712 = ("2007_trainval", "2012_trainval")
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionProtocol:
-    """A protocol of detection.
+    """A protocol of detection."""
 
-    Attributes:
-        train_sets: Image sets to learn from (`pipelines.voc.VOC`).
-        test_sets: Image sets to score on.
-        boxes_from: "rpn", learned with the rest (Faster R-CNN), or "published" (Fast R-CNN).
-        first_learning: The first block that learns.
-        batchnorm: Mode of these blocks' BatchNorm, see `Experiment`.
-        extra_norm: Whether a BatchNorm follows the last block.
-        with_difficult: Whether difficult objects are learned.
-        short_side: Sizes that a training image's shorter side is drawn from; test images have the largest.
-        max_long_px: Upper limit of the longer side.
-        lr_batch: Batch size that `lr` is for.
-        lr: Learning rate.
-        epochs: Length in epochs, unless `steps` is set.
-        steps: Length in steps.
-        intervals: Shares of the training, each followed by a tenfold drop of the rate.
-        warmup_steps: Steps in which the rate rises.
-        weight_decay: Weight decay of SGD.
-        decay_biases: Whether biases decay, too.
-        anchor_px: Roots of the anchors' areas.
-        rpn_train: Boxes of the RPN before and after non-maximum suppression, in training.
-        rpn_test: The same, in the test.
-        num_rois: Boxes of an image that the head learns from; at most a quarter of them are objects.
-        min_background_iou: Least overlap of a background box with an object.
-        roi_side: Positions on a side of a pooled RoI, for ResNets and similar backbones; fc6 fixes it for
-            AlexNet and VGG.
-        nms: Overlap above which non-maximum suppression removes a detection.
-    """
-
-    train_sets: tuple[str, ...] = TRAINVAL_0712
+    train_sets: tuple[str, ...] = TRAINVAL_0712  # image sets to learn from (`pipelines.voc.VOC`)
     test_sets: tuple[str, ...] = ("2007_test",)
+    # "rpn", learned with the rest (Faster R-CNN), or "published" (Fast R-CNN).
     boxes_from: Literal["rpn", "published"] = "rpn"
-    first_learning: int = 3
-    batchnorm: Literal["train", "fixed"] = "fixed"
-    extra_norm: bool = False
-    with_difficult: bool = True
+    first_learning: int = 3  # the first block that learns
+    batchnorm: Literal["train", "fixed"] = "fixed"  # mode of these blocks' BatchNorm, see `Experiment`
+    extra_norm: bool = False  # whether a BatchNorm follows the last block
+    with_difficult: bool = True  # whether difficult objects are learned
+    # Sizes that a training image's shorter side is drawn from; test images have the largest.
     short_side: tuple[int, ...] = tuple(range(480, 801, 32))
-    max_long_px: int = 1333
-    lr_batch: int = 16
+    max_long_px: int = 1333  # upper limit of the longer side
+    lr_batch: int = 16  # batch size that `lr` is for
     lr: float
-    epochs: int = 0
+    epochs: int = 0  # length in epochs, unless `steps` is set
     steps: int | None = None
-    intervals: tuple[int, ...]
-    warmup_steps: int = 0
+    intervals: tuple[int, ...]  # shares of the training, each followed by a tenfold drop of the rate
+    warmup_steps: int = 0  # steps in which the rate rises
     weight_decay: float = 1e-4
     decay_biases: bool = True
-    anchor_px: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_px: tuple[int, ...] = (32, 64, 128, 256, 512)  # roots of the anchors' areas
+    # Boxes of the RPN before and after non-maximum suppression, in training.
     rpn_train: tuple[int, int] = (12_000, 2000)
-    rpn_test: tuple[int, int] = (6000, 1000)
-    num_rois: int = 512
-    min_background_iou: float = 0.0
+    rpn_test: tuple[int, int] = (6000, 1000)  # the same, in the test
+    num_rois: int = 512  # boxes of an image that the head learns from; at most a quarter of them are objects
+    min_background_iou: float = 0.0  # least overlap of a background box with an object
+    # Positions on a side of a pooled RoI, for ResNets and the like; fc6 fixes it for AlexNet and VGG.
     roi_side: int = 14
-    nms: float = 0.5
+    nms: float = 0.5  # overlap above which non-maximum suppression removes a detection
 
     def schedule(self, batch_size: int) -> Schedule:
-        """Return the schedule, in proportion to the batch size.
-
-        Raises:
-            ValueError: If the rate is 0 or less.
-        """
+        """Return the schedule, in proportion to the batch size."""
         return warmed_up(step_drops(self.lr * batch_size / self.lr_batch, self.intervals), self.warmup_steps)
 
     def changed(
-        self,
-        *,
-        steps: int | None,
-        lr: float | None,
-        short_side: tuple[int, ...],
-        anchor_px: tuple[int, ...],
+        self, *, steps: int | None, lr: float | None, short_side: tuple[int, ...], anchor_px: tuple[int, ...]
     ) -> "DetectionProtocol":
-        """Return the protocol with the given values in place of its own.
-
-        Args:
-            steps: Another length; the warm-up keeps its share of it.
-            lr: Another rate.
-            short_side: Other sizes of the shorter side, or none.
-            anchor_px: Other anchors, or none.
-
-        Raises:
-            ValueError: If a size or the length is below 1.
-        """
+        """Return the protocol with the given values in place of its own; the warm-up keeps its share."""
+        lengths = () if steps is None else (steps,)
+        for name, numbers in {"steps": lengths, "short-side": short_side, "anchor-px": anchor_px}.items():
+            if min(numbers, default=1) < 1:
+                raise ValueError(f"--{name} {' '.join(map(str, numbers))}: it must be 1 or more")
         values: dict[str, Any] = {"lr": lr, "short_side": short_side, "anchor_px": anchor_px}
         if steps is not None:
             warmup = self.warmup_steps * steps // self.steps if self.steps else self.warmup_steps
             values |= {"steps": steps, "epochs": 0, "warmup_steps": warmup}
-        protocol = replace(self, **{name: value for name, value in values.items() if value not in (None, ())})
-        for name, numbers in (
-            ("steps", () if steps is None else (steps,)),
-            ("short-side", short_side),
-            ("anchor-px", anchor_px),
-        ):
-            if min(numbers, default=1) < 1:
-                raise ValueError(f"--{name} {' '.join(map(str, numbers))}: it must be 1 or more")
-        return protocol
+        return replace(self, **{name: value for name, value in values.items() if value not in (None, ())})
 
 
 PROTOCOLS: dict[str, DetectionProtocol] = {

@@ -48,20 +48,6 @@ _SHEET_PX = 320
 class Detection(Task):
     """A task that fine-tunes a backbone and a detector.
 
-    Attributes:
-        protocol: The published values.
-        backbone: The network.
-        input: Record of what the network reads.
-        seed: Seed of the draws.
-        proposals: Files for each training set, then for each test set, if the protocol's boxes are published
-            ones.
-        num_levels: Always 1.
-        fixed_sizes: Always False, because images keep their aspect ratios.
-        train: Training images; set by `open`.
-        test: Test images; set by `open`.
-        train_proposals: Proposals for `train`, or None with an RPN.
-        test_proposals: Proposals for `test`, or None with an RPN.
-
     Raises:
         ValueError: If the backbone or the files of proposals do not fit.
     """
@@ -70,11 +56,13 @@ class Detection(Task):
     backbone: Backbone
     input: Input
     seed: int
+    # Files for each training set, then for each test set, if the protocol's boxes are published ones.
     proposals: Sequence[str] = ()
     num_levels: int = field(default=1, init=False)
-    fixed_sizes: ClassVar[bool] = False
-    train: VOC = field(init=False)
-    test: VOC = field(init=False)
+    fixed_sizes: ClassVar[bool] = False  # always False, because images keep their aspect ratios
+    train: VOC = field(init=False)  # training images; set by `open`
+    test: VOC = field(init=False)  # test images; set by `open`
+    # Proposals for `train` and `test`, or None with an RPN.
     train_proposals: Proposals | None = field(default=None, init=False)
     test_proposals: Proposals | None = field(default=None, init=False)
 
@@ -100,11 +88,7 @@ class Detection(Task):
         return Stage("detection", 1, protocol.first_learning, last, epochs, protocol.steps)
 
     def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
-        """Open the training and test sets in VOC's layout at `root`, as `Experiment.open`.
-
-        Raises:
-            ValueError: If an option, a data set or a file of proposals is wrong.
-        """
+        """Open the training and test sets in VOC's layout at `root`, as `Experiment.open`."""
         check_options(options)
         protocol = self.protocol
         self.train, self.test = open_train_and_test(root, protocol.train_sets, protocol.test_sets, "boxes")
@@ -132,15 +116,9 @@ class Detection(Task):
         return data.annotated_loader(self.read)
 
     def read(self, index: int, epoch: int) -> AnnotatedImage:
-        """Read a training image, mirrored half the time and resized to a random size.
+        """Read a training image, mirrored half the time and resized to a random size, and its targets.
 
-        Args:
-            index: Number of the image.
-            epoch: Epoch of the draws.
-
-        Returns:
-            The image, and its targets: "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1, and
-            "proposals" if they are published.
+        These are "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1, and "proposals" if published.
         """
         protocol, keys = self.protocol, Keys(self.seed, epoch, np.array([index], np.int64))
         image, objects = read_image(self.train, index), self.train.objects(index)
@@ -221,10 +199,9 @@ class Detection(Task):
         images = []
         for image, target in zip(batch.images, batch.targets, strict=True):
             plain = denormalised(normalised(image, self.input)[None], self.input)[0]
-            drawn = draw_bounding_boxes(
-                plain, target["boxes"].cpu(), colors="lime", width=max(1, min(plain.shape[1:]) // 100)
-            )
-            scale = min(1.0, _SHEET_PX / max(drawn.shape[1:]))
+            width = max(1, min(plain.shape[1:]) // 100)
+            drawn = draw_bounding_boxes(plain, target["boxes"].cpu(), colors="lime", width=width)
+            scale = _SHEET_PX / max(drawn.shape[1:])
             images.append(
                 F.interpolate(drawn[None], scale_factor=scale, mode="area")[0] if scale < 1 else drawn
             )

@@ -64,9 +64,8 @@ def network_of(backbone: Backbone, auxiliary: bool) -> Network:
         return FCN32s(*GEOMETRIES[backbone.name], width=backbone.channels[-1])
     if backbone.num_blocks < LAST_BLOCK:
         raise ValueError(
-            f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, "
-            f"and this one has B1 to B{backbone.num_blocks}; "
-            f"give one of {LAST_BLOCK} blocks or more, such as resnet50 or alexnet"
+            f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, and this one has B1 to "
+            f"B{backbone.num_blocks}; give one of {LAST_BLOCK} blocks or more, such as resnet50 or alexnet"
         )
     if isinstance(backbone, Wrapped):
         raise ValueError(  # noqa: TRY004
@@ -92,26 +91,18 @@ class FCN32s:
     The published net rounds the sides of pooled maps up, and ours rounds them down. Zeros are therefore added
     at the right and at the bottom, up to a size that is read whole. This gives as many scores, or one more
     where the published conv1 leaves out the last 1 to 3 rows.
-
-    Attributes:
-        border_px: Zeros around an image.
-        side_px: Images of side_px + 32 n px are read whole and give n scores a side.
-        first_px: Position in the image of the first score's middle.
-        width: Channels of fc7.
-        last_block: The number of fc7.
     """
 
-    border_px: int
-    side_px: int
-    first_px: float
-    width: int
-    last_block: int = 7
+    border_px: int  # zeros around an image
+    side_px: int  # images of side_px + 32 n px are read whole and give n scores a side
+    first_px: float  # position in the image of the first score's middle
+    width: int  # channels of fc7
+    last_block: int = 7  # fc7
 
     def head(self, num_classes: int) -> nn.Module:
         score = nn.Conv2d(self.width, num_classes, 1)
-        nn.init.zeros_(score.weight)
-        assert score.bias is not None
-        nn.init.zeros_(score.bias)
+        for parameter in score.parameters():
+            nn.init.zeros_(parameter)
         return score
 
     def scores(self, blocks: StageBlocks, head: nn.Module, images: Tensor) -> list[Tensor]:
@@ -133,7 +124,7 @@ def as_convolution(block: nn.Module, maps: Tensor) -> Tensor:
     A linear layer with C * k * k inputs becomes a convolution of k x k with the same weights. A BatchNorm1d
     normalises over all positions. Layers that resize maps to one size or flatten them are left out.
     """
-    for layer in _layers(block):
+    for layer in (part for part in block.modules() if not isinstance(part, nn.Sequential)):
         if isinstance(layer, nn.Linear):
             side = isqrt(layer.in_features // maps.shape[1])
             assert side**2 * maps.shape[1] == layer.in_features, (layer, maps.shape)
@@ -145,21 +136,10 @@ def as_convolution(block: nn.Module, maps: Tensor) -> Tensor:
     return maps
 
 
-def _layers(block: nn.Module) -> list[nn.Module]:
-    return [part for part in block.modules() if not isinstance(part, nn.Sequential)]
-
-
 def laid_out(scores: Tensor, height: int, width: int, first_px: float) -> Tensor:
-    """Interpolate scores linearly to all pixels; score i is that of pixel first_px + 32 i.
+    """Interpolate scores [B, C, h, w] linearly to float32 [B, C, height, width].
 
-    Args:
-        scores: [B, C, h, w].
-        height: Height of the result in px.
-        width: Width of the result in px.
-        first_px: Position of the first score in px.
-
-    Returns:
-        float32 [B, C, height, width].
+    Score i is that of pixel first_px + 32 i.
     """
     with torch.autocast(scores.device.type, enabled=False):
         rows, columns = (
@@ -178,18 +158,11 @@ def _weights(pixels: int, positions: int, first_px: float, device: torch.device)
 
 @dataclass(frozen=True)
 class DilatedFCN:
-    """A network of torchvision's FCN heads with bilinear upsampling.
+    """A network of torchvision's FCN heads with bilinear upsampling."""
 
-    Attributes:
-        channels: Channels of B5, which carries an FCNHead.
-        auxiliary_channels: Channels of B4.
-        auxiliary: Whether B4 carries another FCNHead.
-        last_block: The number of B5.
-    """
-
-    channels: int
-    auxiliary_channels: int
-    auxiliary: bool
+    channels: int  # of B5, which carries an FCNHead
+    auxiliary_channels: int  # of B4
+    auxiliary: bool  # whether B4 carries another FCNHead
     last_block: int = LAST_BLOCK
 
     def head(self, num_classes: int) -> nn.Module:

@@ -12,55 +12,30 @@ BatchNorm = Literal["train", "eval", "fixed"]
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationProtocol:
-    """A protocol of segmentation.
+    """A protocol of segmentation."""
 
-    Attributes:
-        train: Image sets to learn from (`pipelines.voc.VOC`).
-        test: Image sets to score on.
-        needs_sbd: Whether SBD's images are learned from, too.
-        epochs: Length in epochs, as in `Stage`.
-        steps: Length in steps, as in `Stage`.
-        batch_size: Images per step.
-        accumulate: Parts of a batch that are read one after another to save memory.
-        lr: First learning rate.
-        intervals: Shares of the training; the rate falls tenfold between two of them.
-        power: The rate falls as a polynomial of this power to `end_lr` instead.
-        end_lr: Last rate of the polynomial.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
-        decay_biases: Whether biases decay, too.
-        scales: Scales of random crops (`mask_crop.ScaledCrop`). Without them images keep their size, in
-            training and in test.
-        max_share: See `ScaledCrop`.
-        auxiliary_weight: Weight of the loss of a second head on B4, if the network has one.
-        batchnorm: See `Experiment`.
-    """
-
-    train: tuple[str, ...] = ("2012_train",)
+    train: tuple[str, ...] = ("2012_train",)  # image sets to learn from (`pipelines.voc.VOC`)
     test: tuple[str, ...] = ("2012_val",)
-    needs_sbd: bool
+    needs_sbd: bool  # whether SBD's images are learned from, too
     epochs: int = 0
     steps: int | None = None
     batch_size: int
-    accumulate: int = 1
+    accumulate: int = 1  # parts of a batch that are read one after another to save memory
     lr: float
-    intervals: tuple[int, ...] = (1,)
-    power: float | None = None
+    intervals: tuple[int, ...] = (1,)  # shares of the training; the rate falls tenfold between two of them
+    power: float | None = None  # the rate falls as a polynomial of this power to `end_lr` instead
     end_lr: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay_biases: bool
+    # Scales of random crops (`ScaledCrop`). Without them images keep their size, in training and in test.
     scales: tuple[float, float] | None = None
-    max_share: float = 1.0
-    auxiliary_weight: float = 0.0
+    max_share: float = 1.0  # see `ScaledCrop`
+    auxiliary_weight: float = 0.0  # weight of the loss of a second head on B4, if the network has one
     batchnorm: BatchNorm
 
     def schedule(self) -> Schedule:
-        """Return the schedule, which does not depend on the batch size.
-
-        Raises:
-            ValueError: If the rate is 0 or less.
-        """
+        """Return the schedule, which does not depend on the batch size."""
         if self.power is None:
             return step_drops(self.lr, self.intervals)
         return polynomial(self.lr, self.power, self.end_lr)

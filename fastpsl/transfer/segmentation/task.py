@@ -42,16 +42,11 @@ class ScaledCrop:
     The shorter side is resized to `size_px` times a random scale, then a square of `size_px` is cropped at
     random. Images that are smaller than the crop stay so. A crop that shows one class alone, or one class in
     at least `max_share` of its pixels, is drawn anew, ten times at most. Void pixels do not count.
-
-    Attributes:
-        size_px: Side of the crop.
-        scales: Least and largest scale.
-        max_share: Largest share of one class.
     """
 
     size_px: int
     scales: tuple[float, float]
-    max_share: float
+    max_share: float  # largest share of one class
 
     def __call__(self, image: Tensor, mask: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """Crop an image (uint8 [3, h, w]) and its mask (uint8 [h, w]) by the keys of this one image."""
@@ -81,11 +76,7 @@ class ScaledCrop:
 
 
 def require_torchmetrics() -> None:
-    """Raise if torchmetrics is missing, before anything is trained.
-
-    Raises:
-        ValueError: If it cannot be imported.
-    """
+    """Raise ValueError if torchmetrics is missing, before anything is trained."""
     try:
         import torchmetrics  # noqa: F401
     except ImportError as error:
@@ -102,19 +93,9 @@ def with_background(data: VOC) -> list[str]:
 
 
 def confusion(found: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Count the pixels of one mask by true and predicted class, without void.
-
-    Args:
-        found: Predicted class numbers.
-        truth: True class numbers, of the same shape.
-        num_classes: Number of classes, with the background.
-
-    Returns:
-        int64 [num_classes, num_classes] (truth, prediction).
-    """
-    from torchmetrics.functional.classification import (
-        multiclass_confusion_matrix,
-    )  # here, because it takes a second
+    """Count the pixels of one mask without void, int64 [num_classes, num_classes] (truth, prediction)."""
+    # Here, because it takes a second.
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     return multiclass_confusion_matrix(
         found.long(), truth.long(), num_classes, ignore_index=VOID, validate_args=False
@@ -157,21 +138,14 @@ class Segmentation(Task):
 
     The loss is the cross-entropy of an image's pixels that are not void. Validation images are read whole.
     Their shorter side is resized to `crop.size_px` if there is a crop.
-
-    Attributes:
-        network: The network on the backbone.
-        input: Record of what the network reads.
-        crop: Crop of training images; without it they are read as they are.
-        auxiliary_weight: Weight of the auxiliary head's loss.
-        num_levels: Always 1.
-        num_classes: Number of classes, with the background; set by `check_data`.
     """
 
     network: Network
     input: Input
-    crop: ScaledCrop | None = None
-    auxiliary_weight: float = 0.0
+    crop: ScaledCrop | None = None  # crop of training images; without it they are read as they are
+    auxiliary_weight: float = 0.0  # weight of the auxiliary head's loss
     num_levels: int = field(default=1, init=False)
+    # Number of classes, with the background; set by `check_data`.
     num_classes: int = field(default=0, init=False)
 
     @property
@@ -265,14 +239,7 @@ class Segmentation(Task):
     def predict_images(
         self, images: range, data: VOC, train_step: TrainStep, masks: Path
     ) -> Iterator[Predictions]:
-        """Write the masks of images and yield {"confusion": int64 [1, C, C]} for each.
-
-        Args:
-            images: Numbers of the images.
-            data: Validation images.
-            train_step: Holds the trained network.
-            masks: Folder of the masks.
-        """
+        """Write the masks of images to the folder `masks`, and yield {"confusion": int64 [1, C, C]} each."""
         for index in images:
             truth = torch.from_numpy(data.mask(index)).to(train_step.world.device)
             prediction = self.found(read_image(data, index).to(train_step.world.device), train_step)
@@ -281,39 +248,25 @@ class Segmentation(Task):
             yield {"confusion": confusion(prediction, truth, self.num_classes)[None].cpu().numpy()}
 
     def found(self, image: Tensor, train_step: TrainStep) -> Tensor:
-        """Predict the class of each pixel.
-
-        Args:
-            image: uint8 [3, h, w].
-            train_step: Holds the trained network.
-
-        Returns:
-            uint8 [h, w].
-        """
-        height, width = image.shape[-2:]
-        resized_image, module = image, train_step.module
+        """Predict the class of each pixel, uint8 [h, w], of an image, uint8 [3, h, w]."""
+        (height, width), module = image.shape[-2:], train_step.module
         if self.crop is not None:
             short = self.crop.size_px
-            resized_image = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
+            image = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
         with train_step.autocast():
-            scores, *_ = self.network.scores(
-                module.blocks, module.head, padded([normalised(resized_image, self.input)], 1)
-            )
+            images = padded([normalised(image, self.input)], 1)
+            scores, *_ = self.network.scores(module.blocks, module.head, images)
         if scores.shape[-2:] != (height, width):
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
         return scores.argmax(1)[0].to(torch.uint8)
 
 
 def mask_losses(scores: Tensor, masks: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each image's pixels that are not void, float32 [B].
+    """Return the mean cross-entropy, float32 [B], of the pixels that are not void in each image.
 
-    The loss of an image does not depend on the sizes of others. It is FCN's normalised loss with one image
-    per pass; the rate 1e-4 is for a normalised loss. torchvision and mmsegmentation divide by the pixels of
-    the whole batch.
-
-    Args:
-        scores: float32 [B, C, H, W].
-        masks: int64 [B, H, W].
+    Scores are float32 [B, C, H, W] and masks int64 [B, H, W]. The loss of an image does not depend on the
+    sizes of others. It is FCN's normalised loss with one image per pass; the rate 1e-4 is for a normalised
+    loss. torchvision and mmsegmentation divide by the pixels of the whole batch.
     """
     return _mean_of_known(F.cross_entropy(scores, masks, ignore_index=VOID, reduction="none"), masks)
 

@@ -4,7 +4,7 @@ The protocol is VISSL's (Goyal et al. [23], whom PSL follows in section 4.4.2). 
 area under the interpolated precision-recall curve, as VISSL and the PASCAL devkit after 2009 define it.
 
 The cost is chosen by cross-validation, or the SVMs learn from a few shots (VISSL; Goyal et al., section
-6.1). One class of one block is one task, and its outcome is a small file; `work.py` runs many of them.
+6.1). One class of one block is one task. Its outcome is a small file that is not computed again.
 
 The solver uses only inner products of features. It therefore gets samples in a basis of their span
 (`in_own_span`). That gives the same iterations and the same SVM except for rounding, in a fraction of the
@@ -14,22 +14,27 @@ time. Measured on 240 samples of 9,216 features: 0.01 s instead of 0.7 s.
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import PROTOCOLS, Pool
+from fastpsl.files.atomic import write_atomically
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.transfer.svm.work import run_resumable
 
 if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
@@ -44,16 +49,7 @@ COSTS: dict[Costs, tuple[float, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The settings that every SVM shares: scikit-learn's LinearSVC with squared hinge loss.
-
-    Attributes:
-        loss: Loss of LinearSVC.
-        penalty: Penalty of LinearSVC.
-        dual: Whether the dual problem is solved.
-        positive_weight: Weight of a positive's cost; that of a negative is 1.
-        tolerance: Tolerance at which the solver stops.
-        max_iterations: Iterations after which the solver stops.
-    """
+    """The settings of scikit-learn's LinearSVC that every SVM shares; a negative's cost has the weight 1."""
 
     loss: str = "squared_hinge"
     penalty: str = "l2"
@@ -65,28 +61,17 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class SvmProtocol:
-    """A protocol of linear SVMs.
+    """A protocol of linear SVMs."""
 
-    Attributes:
-        train: Image sets to learn from (`pipelines.voc.VOC`).
-        test: Image sets to score on.
-        crop: "squashed": whole images are resized to squares, as by VISSL and its predecessor.
-        pools: Pools of B1, B2 and so on.
-        norm_epsilon: Added to a sample's L2 norm before its features are divided by it.
-        machine: Settings of each SVM.
-        folds: Folds of the cross-validation that chooses the cost.
-        num_samples: Draws of low-shot learning for each number of shots.
-        average_precision: Description of the score.
-    """
-
-    train: tuple[str, ...] = ("2007_trainval",)
+    train: tuple[str, ...] = ("2007_trainval",)  # image sets to learn from (`pipelines.voc.VOC`)
     test: tuple[str, ...] = ("2007_test",)
+    # "squashed": whole images are resized to squares, as by VISSL and its predecessor.
     crop: Literal["squashed"] = "squashed"
-    pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools
-    norm_epsilon: float = 1e-5
-    machine: Machine = Machine()
-    folds: int = 3
-    num_samples: int = 5
+    pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools  # pools of B1, B2 and so on
+    norm_epsilon: float = 1e-5  # added to a sample's L2 norm before its features are divided by it
+    machine: Machine = Machine()  # settings of each SVM
+    folds: int = 3  # folds of the cross-validation that chooses the cost
+    num_samples: int = 5  # draws of low-shot learning for each number of shots
     average_precision: str = "area under the interpolated precision-recall curve"
 
 
@@ -117,18 +102,11 @@ def interpolated_ap(targets: np.ndarray, scores: np.ndarray) -> float:
 
 
 def low_shot_scores(aps: np.ndarray, shots: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Compute mean AP and its standard deviation over the samples at the best cost, for each number of shots.
+    """Compute mean AP and its standard deviation, in percent, for each number of shots at the best cost.
 
-    As in VISSL, the cost is chosen on the test set itself and is the same for all classes. It has the highest
-    mean over classes and samples, and is the first of equal ones. The variance is divided by the number of
-    samples (ddof 0).
-
-    Args:
-        aps: float [classes, samples, shots, costs] in [0, 1].
-        shots: The numbers of shots.
-
-    Returns:
-        (mean, deviation) in percent for each number of shots.
+    `aps` is float [classes, samples, shots, costs] in [0, 1]. As in VISSL, the cost is chosen on the test set
+    itself and is the same for all classes. It has the highest mean over classes and samples, and is the first
+    of equal ones. The deviation is over the samples, and its variance divided by their number (ddof 0).
     """
     means = 100 * aps.mean(0)
     best = means.mean(0).argmax(1)
@@ -147,17 +125,9 @@ _ROWS = 256  # test features at a time
 class OneClass:
     """A task: the SVMs of one class on one block.
 
-    Attributes:
-        train: Features of the training images [N, D].
-        test: Features of the test images [N, D].
-        train_targets: int8 [N]: 1 if the class is in the image, 0 if not, -1 if only difficult objects are.
-        test_targets: The same of the test images, and -1 for images that could not be decoded.
-        number: Number of the class.
-        num_classes: Number of all classes.
-        costs: Costs to choose from.
-        protocol: The protocol.
-        seed: Seed of the solver and of the draws.
-        shots: Numbers of positives for low-shot learning. Without any, the SVMs learn from all of `train`.
+    Features are [N, D]. Targets are int8 [N]: 1 if the class is in the image, 0 if not, -1 if only difficult
+    objects are or if a test image could not be decoded. `shots` are numbers of positives for low-shot
+    learning. Without any, the SVMs learn from all of `train`.
     """
 
     train: FeatureFile
@@ -172,12 +142,10 @@ class OneClass:
     shots: tuple[int, ...] = ()
 
     def train_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what the SVMs learn from."""
-        record = self.train.record
-        rows, basis = _train_rows(
-            self.train.path, record["digest"], tuple(record["bad"]), self.protocol.norm_epsilon
-        )
-        return rows, basis, np.delete(self.train_targets, record["bad"])
+        """Return what the SVMs learn from: coordinates, their basis and targets."""
+        digest, bad = self.train.record["digest"], tuple(self.train.record["bad"])
+        rows, basis = _train_rows(self.train.path, digest, bad, self.protocol.norm_epsilon)
+        return rows, basis, np.delete(self.train_targets, bad)
 
     def outcome(self) -> dict[str, Any]:
         """Return the result of `cross_validated` or `low_shot`, as plain values."""
@@ -190,13 +158,7 @@ def cross_validated(task: OneClass) -> dict[str, Any]:
     The cost has the highest mean AP over the folds, and is the smallest of equal ones. Folds are stratified
     and not shuffled. Their AP is scikit-learn's, by steps and not interpolated: `cross_val_score(cv=3,
     scoring="average_precision")`, as VISSL calls it. Difficult images are negatives here and are left out of
-    the test.
-
-    Args:
-        task: The class and block.
-
-    Returns:
-        "ap" in [0, 1], the chosen "cost", the means of AP by cost and the numbers of fits.
+    the test. APs are in [0, 1].
     """
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
@@ -215,22 +177,15 @@ def cross_validated(task: OneClass) -> dict[str, Any]:
     machine = fits(features, signs, best)
     scores = _decisions(basis @ machine.coef_.T, machine.intercept_, task)[:, 0]
     return {
-        "ap": interpolated_ap(task.test_targets, scores),
-        "cost": best,
-        "cross_validated": means.tolist(),
-        "fits": fits.num,
-        "not_converged": fits.num_not_converged,
-    }
+        "ap": interpolated_ap(task.test_targets, scores), "cost": best, "cross_validated": means.tolist(),
+        "fits": fits.num, "not_converged": fits.num_not_converged,
+    }  # fmt: skip
 
 
 def low_shot(task: OneClass) -> dict[str, Any]:
     """Score SVMs that learn from few images on `test`, where difficult images are left out.
 
-    Args:
-        task: The class and block.
-
-    Returns:
-        "aps" in [0, 1] by sample, number of shots and cost, and the numbers of fits.
+    "aps" are in [0, 1], by sample, number of shots and cost.
     """
     features, basis, targets = task.train_rows()
     fits, weights, intercepts = _Fits(task), [], []
@@ -243,12 +198,8 @@ def low_shot(task: OneClass) -> dict[str, Any]:
             intercepts += [machine.intercept_[0] for machine in machines]
     scores = _decisions(basis @ np.stack(weights, 1), np.array(intercepts), task)
     aps = np.array([interpolated_ap(task.test_targets, column) for column in scores.T])
-    shape = (task.protocol.num_samples, len(task.shots), len(task.costs))
-    return {
-        "aps": aps.reshape(shape).tolist(),
-        "fits": fits.num,
-        "not_converged": fits.num_not_converged,
-    }
+    aps = aps.reshape(task.protocol.num_samples, len(task.shots), len(task.costs))
+    return {"aps": aps.tolist(), "fits": fits.num, "not_converged": fits.num_not_converged}
 
 
 def few(targets: np.ndarray, k: int, num_classes: int, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -299,15 +250,10 @@ def l2_normalised(features: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def in_own_span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write rows as products of coordinates and an orthonormal basis, by QR of the transpose.
+    """Write rows [n, D] as products of coordinates [n, min(n, D)] and an orthonormal basis [D, min(n, D)].
 
-    The coordinates are triangular, and the solver skips zeros.
-
-    Args:
-        features: Rows [n, D]; they are overwritten.
-
-    Returns:
-        The coordinates [n, min(n, D)] and the basis [D, min(n, D)].
+    It is a QR of the transpose. The coordinates are triangular, and the solver skips zeros. The rows are
+    overwritten.
     """
     from scipy.linalg import qr
 
@@ -347,8 +293,7 @@ def blocks_of(backbone: Backbone, protocol: SvmProtocol) -> tuple[str, ...]:
     if backbone.num_blocks < num:
         raise ValueError(
             f"{backbone.name} has the blocks B1 to B{backbone.num_blocks}, and this protocol scores B1 to "
-            f"B{num}: "
-            f"give a backbone of {num} blocks or more"
+            f"B{num}: give a backbone of {num} blocks or more"
         )
     return tuple(f"B{number}" for number in range(1, num + 1))
 
@@ -365,31 +310,17 @@ def extractions(
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes to score.
+    """The classes to score."""
 
-    Attributes:
-        names: Names of the classes that a test image shows; the others have no AP.
-        numbers: Their numbers.
-        left_out: Names of the other classes.
-        train: Labels of the training images, int8 [N, C], as `VOC.targets`.
-        test: Labels of the test images, in the same form.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # names of the classes that a test image shows; the others have no AP
     numbers: tuple[int, ...]
-    left_out: tuple[str, ...]
-    train: np.ndarray
-    test: np.ndarray
+    left_out: tuple[str, ...]  # names of the other classes
+    train: np.ndarray  # labels of the training images, int8 [N, C], as `VOC.targets`
+    test: np.ndarray  # labels of the test images, in the same form
 
     @classmethod
     def of(cls, train: VOC, test: VOC, protocol: SvmProtocol, shots: Sequence[int]) -> "Classes":
-        """Read the classes of two data sets.
-
-        Args:
-            train: Training images.
-            test: Test images.
-            protocol: The protocol.
-            shots: Numbers of positives for low-shot learning; none to learn from all images.
+        """Read the classes of two data sets, for these numbers of shots, or none to learn from all images.
 
         Raises:
             ValueError: If a class has too few training images, or no test image shows a class.
@@ -404,9 +335,8 @@ class Classes:
             _require_enough(
                 of_train[:, number], train.class_names[number], train.split, protocol, shots, len(shown)
             )
-        names = tuple(train.class_names[number] for number in numbers)
-        left_out = tuple(
-            name for name, is_shown in zip(train.class_names, shown, strict=True) if not is_shown
+        names, left_out = (
+            tuple(np.array(train.class_names, object)[where].tolist()) for where in (shown, ~shown)
         )
         return cls(names, numbers, left_out, of_train, of_test)
 
@@ -464,7 +394,7 @@ def solve(
         world: The ranks that share the work.
 
     Returns:
-        The outcomes on rank 0, None on the others (`run_resumable`).
+        The outcomes on rank 0, None on the others.
     """
     import sklearn
 
@@ -492,69 +422,54 @@ def solve(
 
 
 def numbers_of(outcomes: Outcomes, shots: Sequence[int]) -> dict[str, float]:
-    """Return the scores in percent.
+    """Return the scores in percent of outcomes and shots of `solve`.
 
-    Args:
-        outcomes: From `solve`.
-        shots: As for `solve`.
-
-    Returns:
-        "mAP_<block>", "mAP" of the best block and "AP_<class>_<block>". For low-shot learning:
-        "mAP_<k>_<block>", "sd_<k>_<block>" and "mAP_<k>" of the best block.
+    They are "mAP_<block>", "mAP" of the best block and "AP_<class>_<block>". For low-shot learning:
+    "mAP_<k>_<block>", "sd_<k>_<block>" and "mAP_<k>" of the best block.
     """
     if shots:
         scored = {
             block: low_shot_scores(np.array([outcome["aps"] for outcome in by_class.values()]), shots)
             for block, by_class in outcomes.items()
         }
-        numbers = {f"mAP_{k}_{block}": scored[block][k][0] for k in shots for block in scored}
-        numbers |= {f"sd_{k}_{block}": scored[block][k][1] for k in shots for block in scored}
+        numbers = {
+            f"{name}_{k}_{block}": scored[block][k][i]
+            for i, name in enumerate(("mAP", "sd")) for k in shots for block in scored
+        }  # fmt: skip
         return numbers | {f"mAP_{k}": max(scored[block][k][0] for block in scored) for k in shots}
-    means = {
-        f"mAP_{block}": 100 * float(np.mean([outcome["ap"] for outcome in by_class.values()]))
-        for block, by_class in outcomes.items()
-    }
     aps = {
-        f"AP_{name}_{block}": 100 * outcome["ap"]
+        block: {name: outcome["ap"] for name, outcome in by_class.items()}
         for block, by_class in outcomes.items()
-        for name, outcome in by_class.items()
     }
-    return means | {"mAP": max(means.values())} | aps
+    means = {f"mAP_{block}": 100 * float(np.mean(list(each.values()))) for block, each in aps.items()}
+    named = {f"AP_{name}_{block}": 100 * ap for block, each in aps.items() for name, ap in each.items()}
+    return means | {"mAP": max(means.values())} | named
 
 
 def details_of(outcomes: Outcomes) -> dict[str, Any]:
     """Return the numbers of SVMs and of unconverged ones, and the chosen costs, for result.json."""
-    all_outcomes = [outcome for by_class in outcomes.values() for outcome in by_class.values()]
+    counts = {
+        name: sum(outcome[name] for by_class in outcomes.values() for outcome in by_class.values())
+        for name in ("fits", "not_converged")
+    }
     chosen = {
         block: {name: outcome["cost"] for name, outcome in by_class.items() if "cost" in outcome}
         for block, by_class in outcomes.items()
     }
-    return {
-        "fits": sum(outcome["fits"] for outcome in all_outcomes),
-        "not_converged": sum(outcome["not_converged"] for outcome in all_outcomes),
-        "chosen_costs": chosen,
-    }
+    return counts | {"chosen_costs": chosen}
 
 
 def score_lines(
     numbers: Mapping[str, float], classes: Classes, outcomes: Outcomes, shots: Sequence[int]
 ) -> list[str]:
-    """Format a table of mAP and the number of SVMs that did not converge.
-
-    Args:
-        numbers: From `numbers_of`.
-        classes: The classes.
-        outcomes: From `solve`.
-        shots: As for `solve`.
-    """
+    """Format a table of `numbers_of` outcomes and shots, and the number of SVMs that did not converge."""
     details, sizes = details_of(outcomes), f"{len(classes.train):,} images, scored on {len(classes.test):,}"
     chance = f"by chance {classes.frequency:.1f} %"
     lines = [f"{len(classes.names)} classes, {details['fits']:,} SVMs of {sizes}; {chance}"]
     if classes.left_out:
         lines.append(f"left out, as no test image shows them: {', '.join(classes.left_out)}")
+    lines.append(f"{'mAP %':<8}" + "".join(f"{f'k {k}':>7}" for k in shots))
     names = [f"_{k}" for k in shots] or [""]
-    heads = [f"k {k}" for k in shots] or [""]
-    lines.append(f"{'mAP %':<8}" + "".join(f"{head:>7}" for head in heads))
     for row, end in (*((block, f"_{block}") for block in outcomes), ("best", "")):
         lines.append(f"{row:<8}" + "".join(f"{numbers[f'mAP{name}{end}']:>7.1f}" for name in names))
     if details["not_converged"]:
@@ -563,3 +478,99 @@ def score_lines(
             "as the protocol has it"
         )
     return [line.rstrip() for line in lines]
+
+
+# Of tasks that run on processes and ranks, each outcome is in a file. joblib takes half a second to import.
+
+_LOOK_EVERY_S, _END = 1.0, object()
+
+
+class Task(Protocol):
+    """A task that can be sent to another process."""
+
+    def outcome(self) -> dict[str, Any]:
+        """Return plain values, which are equal in every process."""
+
+
+def run_resumable(
+    wanted: Mapping[Path, Task], num_processes: int, world: World, unit: str
+) -> list[dict[str, Any]] | None:
+    """Compute the outcomes that are not in their files yet; return all on rank 0, None on the others.
+
+    Ranks take equal shares. Numerical libraries have one thread each, so that files have the same bytes for
+    any number of processes and ranks.
+    """
+    for path in wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # A share of all tasks, because the missing ones decrease while ranks look at them. They are neighbours,
+    # because these may share features that are costly to read.
+    first, last = (len(wanted) * rank // world.size for rank in (world.rank, world.rank + 1))
+    share = {path: task for path, task in list(wanted.items())[first:last] if not path.exists()}
+    missing = [path for path in wanted if not path.exists()]
+    done = _run(share, num_processes)
+    if world.rank != 0:
+        for _ in done:
+            pass
+        return None
+    with Progress(unit, len(missing)) as progress:
+        while (num_done := sum(path.exists() for path in missing)) < len(missing):
+            if num_done:
+                progress.update(num_done, 0)
+            # Rank 0 waits for the other ranks' shares; torchrun ends it if one of them fails.
+            if next(done, _END) is _END:
+                time.sleep(_LOOK_EVERY_S)
+    for _ in done:  # because the generator ends its processes at last
+        pass
+    return [json.loads(path.read_text()) for path in wanted]
+
+
+def _run(wanted: Mapping[Path, Task], num_processes: int) -> Iterator[None]:
+    """Run the tasks and yield after each; one process means this very one."""
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    num_processes = min(num_processes, len(wanted))
+    if num_processes <= 1:
+        for path, task in wanted.items():
+            _make(path, task)
+            yield
+        return
+    # Batches of one task in order, so that processes work on neighbours.
+    run = Parallel(
+        num_processes, return_as="generator_unordered", batch_size=1, initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+    )  # fmt: skip
+    try:
+        yield from run(delayed(_make)(path, task) for path, task in wanted.items())
+    except TerminatedWorkerError as error:
+        raise ValueError(
+            f"one of {num_processes} processes was ended from outside, most likely for want of memory; "
+            f"repeat the command with fewer --workers (what is done is kept)"
+        ) from error
+    finally:
+        # joblib would keep the processes and their memory for five minutes.
+        get_reusable_executor().shutdown(kill_workers=True)
+
+
+def _make(path: Path, task: Task) -> None:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        outcome = task.outcome()
+    write_atomically(path, (json.dumps(outcome) + "\n").encode())
+
+
+def _end_with_parent(parent: int) -> None:
+    """Leave a terminal's Ctrl-C to the parent process, and end this process when the parent has ended.
+
+    joblib's processes would finish their tasks, and then wait for five minutes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
