@@ -33,11 +33,8 @@ from bench.tables import (
     HAVE_CHARTS,
     all_size_tables,
     best_table,
-    checkpoint_table,
     machines,
-    remote_table,
     sections,
-    states_table,
 )
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
@@ -108,9 +105,6 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "machines": machines,
     "results": lambda results: sections(of_gpus(results, False)),
     "gpu results": lambda results: sections(of_gpus(results)),
-    "checkpoint": checkpoint_table,
-    "states": states_table,
-    "remote": remote_table,
 }
 
 

@@ -10,7 +10,9 @@ and cores, the step, bytes of the gradients that are summed (those of learning b
 storage.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -24,11 +26,11 @@ from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
+import numpy as np
 import torch
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
@@ -40,7 +42,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.command_line import parse
 
-_READ_BYTES = 8 << 20  # the size of a beton's page
+_READ_BYTES = 8 << 20  # the size of a page of a dataset file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,16 +197,31 @@ def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str
     return rows
 
 
+def drop_from_cache(path: Path) -> float:
+    """Drop a file from the page cache, and return the share of its pages that remains, told by mincore."""
+    with open(path, "rb") as file:
+        os.fsync(file)  # because only pages that are on disk can be dropped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    mapped = np.memmap(path, np.uint8, "r")
+    flags = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    if libc.mincore(mapped.ctypes.data, len(mapped), flags.ctypes.data):
+        raise OSError(ctypes.get_errno(), "mincore failed")
+    return float((flags & 1).mean())
+
+
 def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
     """Return the bytes/s at which threads read a new file of noise that is not in the page cache.
 
     Raises:
         ValueError: The page cache keeps the file.
     """
-    path = folder / "fastpsl-scaling-noise.beton"
+    path = folder / "fastpsl-scaling-noise"
     try:
-        write_noise(path, num_bytes)
-        if drop_from_cache([path]) > 0.01:
+        with open(path, "wb") as file:
+            file.writelines(os.urandom(_READ_BYTES) for _ in range(-(-num_bytes // _READ_BYTES)))
+        if drop_from_cache(path) > 0.01:
             raise ValueError(
                 f"{folder}: the page cache keeps what was written there; choose a folder on a disk"
             )
@@ -216,8 +233,7 @@ def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
             assert sum(sizes) == size
         return size / (time.perf_counter() - started)
     finally:
-        for each in folder.glob(f"{path.name}*"):
-            each.unlink()
+        path.unlink(missing_ok=True)
 
 
 def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -278,10 +278,10 @@ def determinism_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
         results: File name → result.
 
     Raises:
-        ValueError: There is no file of bench/determinism.py.
+        ValueError: There is no such file.
     """
     if DETERMINISM not in results:
-        raise ValueError(f"no {DETERMINISM} in bench/results/: run bench/determinism.py")
+        raise ValueError(f"no {DETERMINISM} in bench/results/: take it from the repository")
     result = results[DETERMINISM]
     rows = result["rows"]
     jigsaw = [row for row in rows if row["measured"] == "loss" and row["network"] == "batch_norm"]

@@ -19,17 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-import bench.checkpoint
-import bench.start
 from bench import peers
-from bench.determinism import command, tensors
 from bench.performance import RESULTS
 from bench.program import check_out, counted, progress
-from bench.recipe_stages import Recipe, recipe_of, recipe_options, stage_experiment
+from bench.recipe_stages import Recipe, recipe_options, stage_experiment
 from bench.schema import validate
 from bench.small import NUM_CLASSES, write_noise
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders import dali, libffcv, resident
+from fastpsl.pipelines.decoders import dali, resident
 from tests.engine.tiny import one_process
 from tests.programs import ROOT, run, run_fresh
 from tests.slow import nightly, slow
@@ -66,14 +63,9 @@ RUNS = {
     "time_to_accuracy": (
         "--seeds 0 --device cpu", {"training", "training and looks", "accuracy"}
     ),
-    "order": ("--gigabytes 0.2 --batch-size 8 --lanes 1 --repeats 1 --workers 1", {"reads", "loader"}),
-    "beton_write": ("--num-drawn 8 --repeats 1 --workers 1", {"fastpsl data write", "ffcv DatasetWriter"}),
     "jpeg_engines": (f"--batch-size 12 --threads 1 --size-px 16 --no-peers {ONCE}", {"loader"}),
-    "determinism": (
-        "--processes 1 2 --epochs 1 1 1 --kill-at 20", {"loss", "difference", "steps with equal inputs"}
-    ),
 }  # fmt: skip
-NEEDS = {"beton_write": libffcv.why_missing, "jpeg_engines": lambda: dali.why_missing(torch.device("cpu"))}
+NEEDS = {"jpeg_engines": lambda: dali.why_missing(torch.device("cpu"))}
 
 
 @pytest.mark.parametrize("name", [*map(slow, ("throughput", "step", "kernels")), *map(nightly, [*RUNS][3:])])
@@ -98,7 +90,7 @@ def test_a_run_writes_its_result(name: str, tmp_path: Path) -> None:
 
 
 def test_every_program_has_a_run() -> None:
-    assert {*WITH_RESULTS} == {*RUNS, "remote", "start", "checkpoint"}
+    assert {*WITH_RESULTS} == {*RUNS}
 
 
 @pytest.mark.parametrize("path", WITH_POLICY, ids=lambda path: path.stem)
@@ -228,55 +220,6 @@ def test_noise_can_be_kept_on_any_device(tmp_path: Path) -> None:
         assert (data.labels() == np.arange(60) % NUM_CLASSES).all() and len(
             {*map(data.read, range(60))}
         ) == 60
-
-
-def test_starts_are_rows_and_ratios_to_torchs_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands only busy themselves here, so that nothing is compiled."""
-    out = tmp_path / "start.json"
-    busy = [sys.executable, "-c", "sum(range(10**6)); print('done', flush=True); input()"]
-    names = list(bench.start.commands(4, "jigsaw", tmp_path))
-    monkeypatch.setattr(bench.start, "commands", lambda *_: dict.fromkeys(names, (busy, "done")))
-    monkeypatch.setattr(sys, "argv", ["start", "--repeats", "2", "--out", str(out)])
-    bench.start.main()
-    result = json.loads(out.read_text())
-    validate(result)
-    assert len(result["rows"]) == 7 and len(result["ratios"]) == 4
-    with pytest.raises(OSError, match="no such thing"):
-        bench.start.start([sys.executable, "-c", "print('no such thing')"], "all done", tmp_path, tmp_path)
-
-
-def test_bytes_of_states_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values: dict[str, Any] = {"backbone": "resnet18", "queue_size": 64, "size_px": 32, "num_clusters": 10}
-    options = bench.checkpoint.recipe_options
-
-    def smaller(recipe: str, **given: Any) -> object:
-        fields = recipe_of(recipe).paper.keys()
-        return options(recipe, **given, **{name: values[name] for name in values.keys() & fields})
-
-    monkeypatch.setattr(bench.checkpoint, "recipe_options", smaller)
-    monkeypatch.setattr(bench.checkpoint, "COUNTED", (("moco", 70), ("uic_r50", 70)))
-    out = tmp_path / "checkpoint.json"
-    monkeypatch.setattr(sys, "argv", ["checkpoint", "--recipes", "moco", "--repeats", "2", "--out", str(out)])
-    bench.checkpoint.main()
-    result = json.loads(out.read_text())
-    validate(result)
-    state = next(row for row in result["rows"] if (row["measured"], row["recipe"]) == ("state", "moco"))
-    parts = [state[f"{part}_bytes"] for part in ("backbone", "learner", "task")]
-    assert state["num_bytes"] == sum(parts) and min(parts) > 0
-    assert {row["how"] for row in result["rows"] if row["measured"] == "step"} == {*bench.checkpoint.HOW}
-
-
-def test_determinisms_commands_are_recipes_whose_networks_can_be_loaded() -> None:
-    for kind in bench.determinism.KINDS:
-        alone, four = (command(kind, num, [1, 1, 1], ROOT) for num in (1, 4))
-        assert (ROOT / alone[1]).exists() and "--nproc-per-node=4" in four
-        network = getattr(bench.determinism, kind.network)()
-        maps = torch.zeros(2, 3, 32, 32)
-        for block, channels in zip(network.blocks(), network.channels, strict=True):
-            maps = block(maps)
-            assert maps.shape[1] == channels
-    state = {"a": torch.ones(3), "b": [torch.zeros(2), {"c": 1}]}
-    assert len([*tensors(state)]) == 2
 
 
 def test_a_killed_run_ended_as_if_it_had_not_been() -> None:
