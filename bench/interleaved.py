@@ -78,22 +78,9 @@ def measure(
     warms_up: bool = True,
     watch: Callable[[], AbstractContextManager[list[int]]] = lambda: nullcontext([]),
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
-    """Measure all loaders in turn, every other time in reverse order.
+    """Measure all loaders in turn, every other time in reverse order; return rates, failures and notes.
 
-    Args:
-        works: Name → work. All have the same data, and the same folder for files, empty or filled by an
-            earlier call.
-        views: Numbers of views to measure.
-        repeats: Number of repeats.
-        seconds: Least length of a timed region.
-        num_batches: Least number of batches of a timed region.
-        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        log: Callback that receives the name of the current phase.
-        warms_up: Whether a region of one batch is thrown away first. Each drops the first batches anyway.
-        watch: Context manager of each timed region, which yields readings of the machine meanwhile.
-
-    Returns:
-        The rates; what failed, with the reason; notes.
+    All works have the same data and the same folder for files. Readings of `watch` are of each timed region.
     """
     missing, notes = [], []
     readers = [name for name, work in works.items() if reads(work) != "dataset file"]
@@ -154,12 +141,7 @@ class Process:
         self.first_batch_s = time.perf_counter() - start
 
     def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float, float]:
-        """Measure for at least `seconds` and `num_batches`.
-
-        Returns:
-            Samples/s; CPU seconds per second and minor page faults per sample, of the process and of those
-            that it has started.
-        """
+        """Return samples/s, cores used and page faults a sample, of `seconds` and `num_batches` at least."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
         rate, cores, faults = json.loads(self._answer())

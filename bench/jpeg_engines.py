@@ -96,11 +96,7 @@ def first_number(pattern: re.Pattern[str], lines: Sequence[str]) -> int | None:
 
 
 def log_of(work: Work) -> list[str]:
-    """Start our loader with nvImageCodec's log, read a batch, and return the lines of `told_lines`.
-
-    Raises:
-        RuntimeError: It ends with an error, or takes a minute.
-    """
+    """Start our loader with nvImageCodec's log, read a batch, and return the lines of `told_lines`."""
     try:
         process = subprocess.run(
             [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work)), "1"],
@@ -140,15 +136,7 @@ def ratios_of(rates: Sequence[Rates]) -> list[dict[str, Any]]:
 def verdict(
     engines: int | None, why: str, lines: Sequence[str], timed: Sequence[Rates], batch_size: int
 ) -> tuple[str, bool]:
-    """Return what was found, in one line, and whether the engines of a GPU work.
-
-    Args:
-        engines: The number of engines, if nvJPEG tells it.
-        why: Why they cannot be used, or "".
-        lines: The log's lines.
-        timed: What was timed.
-        batch_size: The samples of a batch.
-    """
+    """Return what was found, in one line, and whether the engines of a GPU work."""
     first, of_engines = first_number(_FIRST_BATCH, lines), first_number(_OF_ENGINES, lines)
     ours = [percent for each in timed if each.work.kind == "dali" for percent in each.highest]
     parts = [

@@ -102,9 +102,6 @@ def kornia_modules(views: Views, device: torch.device) -> Peer:
     """Return Kornia's augmentations, one after the other.
 
     ColorJitter defines brightness, contrast and saturation as we do; ColorJiggle does not.
-
-    Raises:
-        ValueError: Kornia lacks one of the operations.
     """
     chains = [nn.Sequential(*(_kornia(op, 45.0 * v) for op in view.ops)) for v, view in enumerate(views)]
     statistics = [torch.tensor((view.mean, view.std), device=device) for view in views]

@@ -145,11 +145,7 @@ def chains(names: tuple[str, ...], setting: Setting) -> Iterator[Chain]:
 
 
 def warm_up(timed: Timed, clock: Clock) -> str | None:
-    """Compile the path, and choose how many calls are timed together.
-
-    Returns:
-        The reason if a peer cannot run, else None.
-    """
+    """Compile the path, and choose how many calls are timed together."""
     try:
         timed.call()
         first_ms = clock.ms(timed.call)
@@ -173,17 +169,7 @@ def difference(chain: Chain) -> float:
 
 
 def measure(options: Options, setting: Setting, repeats: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """Measure a copy and all paths in turn, every other time in reverse order, after warming up all of them.
-
-    Args:
-        options: Chains and peers to measure.
-        setting: Device, dtype and sizes.
-        repeats: Number of times that each path is measured.
-        log: Callback that receives the name of the current phase.
-
-    Returns:
-        The result's rows, ratios and not_measured.
-    """
+    """Warm up all paths, then measure a copy and all of them in turn, every other time in reverse order."""
     clock = Clock(setting.device)
     paths: list[Timed] = []
     missing: list[dict[str, str]] = []

@@ -119,12 +119,7 @@ class Options:
 
 
 def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, str]]]:
-    """Return what can be measured on this machine, and what cannot, with the reason.
-
-    Args:
-        options: Decoders, threads, shares and peers.
-        work: The data, with the highest number of threads.
-    """
+    """Return what can be measured on this machine, and what cannot, with the reason."""
     is_cuda, missing = work.device != "cpu", []
     share = HW_DECODER_LOAD if is_cuda else None
     works: list[Work] = []

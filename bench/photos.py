@@ -105,15 +105,7 @@ def photo(
     sides: Sequence[Side] = SIDES,
     quality: int = QUALITY,
 ) -> bytes:
-    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many.
-
-    Args:
-        fields: The noise.
-        index: The image's number.
-        bytes_per_pixel: Bytes of the JPEG over its pixels.
-        sides: Height, width (1,024 at most) and share; the shares' sum is 1.
-        quality: Quality of the JPEG.
-    """
+    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many."""
     random = np.random.default_rng((fields.seed, 10, index))
     height, width, _ = sides[random.choice(len(sides), p=[share for _, _, share in sides])]
     target_bytes = bytes_per_pixel * np.exp(

@@ -147,19 +147,7 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
 
 
 def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str, Any]]:
-    """Measure in a torchrun of this file.
-
-    Args:
-        options: Options of this call.
-        num_ranks: Number of processes.
-        answer: File in a new folder, to which rank 0 writes its rows.
-
-    Returns:
-        The rows of rank 0.
-
-    Raises:
-        RuntimeError: The ranks fail or hang; the message is their error's line.
-    """
+    """Measure in a torchrun of this file."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}",
         f"--log-dir={answer.parent}", __file__,
@@ -212,11 +200,7 @@ def drop_from_cache(path: Path) -> float:
 
 
 def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
-    """Return the bytes/s at which threads read a new file of noise that is not in the page cache.
-
-    Raises:
-        ValueError: The page cache keeps the file.
-    """
+    """Return the bytes/s at which threads read a new file of noise that is not in the page cache."""
     path = folder / "fastpsl-scaling-noise"
     try:
         with open(path, "wb") as file:

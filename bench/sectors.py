@@ -234,16 +234,7 @@ def _widths(ptx: str, is_store: bool) -> set[int]:
 
 
 def elements(layout: str, shape: tuple[int, ...], layouts: dict[str, str]) -> np.ndarray:
-    """Return which elements of a tensor each lane has.
-
-    Args:
-        layout: A layout as TTGIR writes it, or its name.
-        shape: The tensor's shape.
-        layouts: Layouts by name.
-
-    Returns:
-        Indices, int [registers, warps, lanes, len(shape)].
-    """
+    """Return each lane's elements of a tensor by its layout or its name, int [registers, warps, lanes, D]."""
     layout = layouts.get(layout, layout)
     if match := re.match(r"#ttg\.slice<\{dim = (\d+), parent = (.*)\}>", layout):
         axis = int(match[1])

@@ -186,11 +186,7 @@ def drawn(size: str, num: int, folder: Path) -> Path:
 
 
 def own(source: str, folder: Path) -> str:
-    """Return a dataset file of your own images; those of a folder are taken over as they are.
-
-    Raises:
-        ValueError: `fastpsl data write` cannot write the folder's images.
-    """
+    """Return a dataset file of your own images; those of a folder are taken over as they are."""
     if not Path(source).is_dir():
         return source
     path = folder / "own.beton"
@@ -204,16 +200,7 @@ def own(source: str, folder: Path) -> str:
 def works_of(
     options: Options, path: str, files: str, size: str, device: torch.device, *, floats: bool
 ) -> tuple[dict[str, Work], list[dict[str, str]], str]:
-    """Return a size's loaders by name, what cannot be measured, and the first of our decoders.
-
-    Args:
-        options: Tables, decoders and peers.
-        path: The dataset file.
-        files: A folder for files.
-        size: A key of SIZES.
-        device: The device of the batches.
-        floats: Whether to return those of float32 batches, instead of those of uint8.
-    """
+    """Return a size's loaders of one dtype, what cannot be measured, and the first of our decoders."""
     works: dict[str, Work] = {}
     missing: list[dict[str, str]] = []
     with Beton(path) as data:
@@ -296,11 +283,7 @@ def _over_peers(ours: Rates, rates: Sequence[Rates], labels: Mapping[str, str]) 
 
 
 def begun(options: Options, device: torch.device) -> dict[str, Any]:
-    """Return a result without cells, or with --resume that of --out.
-
-    Raises:
-        ValueError: The result of --out is of other settings, data or code.
-    """
+    """Return a result without cells, or with --resume that of --out."""
     settings = {
         "repeats": options.repeats, "seconds": options.seconds, "batch_size": options.batch,
         "num_threads": options.num_threads, "device": device.type,

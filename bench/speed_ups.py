@@ -317,18 +317,7 @@ def figure(
     is_best: bool = False,
     **labels: Any,
 ) -> Search:
-    """Return a search for rows.
-
-    Args:
-        bench: Name of the bench.
-        part: "rows" or "ratios".
-        text: Format of a figure, with `value`, the row's keys and `launch`.
-        least: The target, if more is better.
-        most: The target, if less is better.
-        value: Callable that returns a row's figure.
-        is_best: Whether the highest row of all files counts, instead of each.
-        **labels: Key → value that a row must have.
-    """
+    """Return a search for rows."""
 
     def find(results: Results) -> Iterator[Found]:
         rows = rows_of(results, bench, part, **labels)

@@ -109,14 +109,7 @@ def of_bench(results: Results, *benches: str) -> Iterator[tuple[str, dict[str, A
 
 
 def rows_of(results: Results, bench: str, part: str, **labels: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file, row) for each row or ratio of a bench that has these labels.
-
-    Args:
-        results: File name → result.
-        bench: Name of the bench.
-        part: "rows" or "ratios".
-        **labels: Key → value that a row must have.
-    """
+    """Yield (file, row) for each row or ratio of a bench that has these labels."""
     for name, result in of_bench(results, bench):
         for row in result[part]:
             if all(row.get(label) == value for label, value in labels.items()):

@@ -138,11 +138,7 @@ class Setting:
 
 
 def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str]]]:
-    """Fill in the defaults of the options, and return the decoders that cannot be measured with the reason.
-
-    Raises:
-        ValueError: No decoder is left, or one has an unknown name.
-    """
+    """Fill in the options' defaults, and return the decoders that cannot be measured, with the reason."""
     is_sample = options.data is None
     path = options.data or str(sample_paths().train)
     data = Beton(path)
@@ -185,16 +181,7 @@ def try_stage(
 def measure_stage(
     recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure one stage: after a warm-up step, loaders and both in turn, every other time in reverse order.
-
-    Args:
-        recipe: Name of the recipe.
-        stage: Name of its stage.
-        setting: Data, device, decoders and lengths.
-        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        log: Callback that receives the name of the current phase.
-        **more: Further options of the recipe.
-    """
+    """Measure one stage: after a warm-up, loaders and both in turn, every other time in reverse order."""
     given_options = setting.options
     options = recipe_options(
         recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given_options.backbone,

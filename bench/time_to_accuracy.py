@@ -115,12 +115,7 @@ class Options:
 
 @contextlib.contextmanager
 def clock_of_looks(device: torch.device) -> Iterator[list[dict[str, float]]]:
-    """Run a stopwatch for the seconds of training, which stops while the monitor looks, and for that alone.
-
-    Yields:
-        A list that grows by an entry per look: "seconds" of training before it, and "cpu_seconds" of this
-            process's cores.
-    """
+    """Yield the seconds and CPU seconds of training before each look of the monitor, which does not count."""
     at_looks: list[dict[str, float]] = []
     start, look = _now(), OnlineProbe.look
 
@@ -155,14 +150,7 @@ class Trained(NamedTuple):
 
 
 def timed(name: str, options: PretrainOptions, world: World, monitor: Monitor) -> Trained | None:
-    """Train a recipe with these options, whose monitor looks; return None if a signal stopped it.
-
-    Args:
-        name: The recipe's name, without .py.
-        options: Its options: a new folder, --val and --probe-every.
-        world: The ranks and the device.
-        monitor: Whose accuracy is taken.
-    """
+    """Train a recipe with these options, whose monitor looks; return None if a signal stopped it."""
     started = time.perf_counter()
     torch.manual_seed(torch_seed(options.seed))
     experiment = recipe_of(name).build(options)

@@ -153,11 +153,7 @@ def write_betons(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the data of the plan that the command line names, unless it is there.
-
-    Raises:
-        ValueError: The plan is unknown, or its source is missing.
-    """
+    """Write the data of the plan that the command line names, unless it is there."""
     if len(sys.argv) != 4 or sys.argv[1] not in SETS:
         raise ValueError(f"give PLAN SOURCE OUT; plans with data are {', '.join(SETS)}")
     plan, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])

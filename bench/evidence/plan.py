@@ -207,12 +207,7 @@ class Run:
 
 
 def read_plan(path: Path) -> Plan:
-    """Return the plan in a JSON file.
-
-    Raises:
-        ValueError: It cannot be read, or has unknown or missing keys. Or it names an arm or an evaluation
-            that it does not have. Or it chooses rates by what decides.
-    """
+    """Return the plan in a JSON file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record |= {"search": _made(Search, record["search"]), "endpoint": _made(Endpoint, record["endpoint"])}

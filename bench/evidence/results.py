@@ -42,11 +42,7 @@ class Done:
         return _read(path) if path.exists() else {}
 
     def score(self, step: Step) -> Record | None:
-        """Return what an evaluation found, with all that it came from; None if it is not done.
-
-        Raises:
-            ValueError: It was cut short.
-        """
+        """Return what an evaluation found, with all that it came from; None if it is not done."""
         if not (how := self.of(step.name)):
             return self._before(step)
         folder = self.runs / step.name
@@ -63,11 +59,7 @@ class Done:
         }  # fmt: skip
 
     def training(self, plan: Plan, run: Run) -> Record | None:
-        """Return the losses of a training by stages; None for random weights, or if it is not done.
-
-        Raises:
-            ValueError: It was cut short.
-        """
+        """Return the losses of a training by stages; None for random weights, or if it is not done."""
         if run.arm == RANDOM:
             return None
         if not (how := self.of(run.name)):
@@ -103,11 +95,7 @@ class Done:
 
 
 def read_earlier(path: Path | None, plan: Plan) -> Record:
-    """Return the results.json of an earlier state of a plan; nothing without a path.
-
-    Raises:
-        ValueError: It cannot be read, or what it trained is not what the plan trains.
-    """
+    """Return the results.json of an earlier state of a plan; nothing without a path."""
     if path is None:
         return {}
     try:
@@ -130,17 +118,7 @@ CONFIDENCE = 0.95
 
 
 def collect(path: Path, plan: Plan, done: Done) -> Record:
-    """Return the results of a plan's runs so far, as plain values.
-
-    Args:
-        path: The plan's file.
-        plan: The plan.
-        done: What is done.
-
-    Raises:
-        ValueError: A run was cut short, it learned or was scored on other data than the others, or random
-            weights saw another input.
-    """
+    """Return the results of a plan's runs so far, as plain values."""
     rates = rates_so_far(plan, done)
     search = [score for run in plan.searched() for score in _scores(plan, run, done)]
     counted = list(plan.counted(rates))
@@ -284,11 +262,7 @@ def difference(values: Sequence[float]) -> Record:
 
 
 def holm(differences: Sequence[Sequence[float]]) -> list[float]:
-    """Return the p value of each mean by Student's t, corrected by Holm for the number of all that are given.
-
-    Args:
-        differences: Lists of two or more paired differences.
-    """
+    """Return the p value of each mean of paired differences by Student's t, corrected by Holm for their number."""
     errors = np.array([stats.sem(values) for values in differences])
     with np.errstate(divide="ignore"):  # all seeds may be equal
         t = np.abs([statistics.fmean(values) for values in differences]) / errors

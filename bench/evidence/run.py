@@ -101,12 +101,7 @@ class Runner:
                 self._run(step)
 
     def _run(self, step: Step) -> None:
-        """Run a command unless it is done, and note that it is.
-
-        Raises:
-            ValueError: It failed, or another command was run under this name.
-            OutOfTime: The time was over before it ended.
-        """
+        """Run a command unless it is done, and note that it is."""
         runs, name = self.options.runs, step.name
         words, command = step.words(self.options.data, runs), step.command
         done, log = runs / f"{name}.done.json", runs / f"{name}.log"
@@ -172,12 +167,7 @@ def _last_line(log: Path) -> str:
 
 
 def all_of(runner: Runner, runs: Iterable[Run]) -> None:
-    """Run all, some at a time; the first failure stops the others.
-
-    Raises:
-        ValueError: A command failed.
-        OutOfTime: The time is over.
-    """
+    """Run all, some at a time; the first failure stops the others."""
 
     def one(run: Run) -> None:
         if runner.stopping.is_set():

@@ -42,9 +42,7 @@ class Usage(NamedTuple):
 def tree_usage(pid: int) -> Usage:
     """Return what a process, its living descendants and the ended ones have used.
 
-    Args:
-        pid: The process. Its own time and that of its ended children is exact where it is the caller,
-            all else is counted in ticks of 10 ms.
+    The caller's own time is exact, all else is counted in ticks of 10 ms.
     """
     stats = {int(path.name): fields for path in Path("/proc").glob("[0-9]*") if (fields := _fields(path))}
     children: dict[int, list[int]] = {}

@@ -235,15 +235,7 @@ def verdict(
     codes: Sequence[int] = (0,),
     refusals: Sequence[int] = (2,),
 ) -> Outcome:
-    """Return the outcome of a process, in the words of `report`, and its last line.
-
-    Args:
-        ended: The end of the process.
-        speaker: The name at the beginning of the line: "jigsaw_r50", "fastpsl".
-        words: The words that a refusal must contain; without any, there must be no refusal.
-        codes: Exit codes that are right without a refusal.
-        refusals: Exit codes of a refusal.
-    """
+    """Return the outcome of a process, in the words of `report`, and its last line."""
     lines = ended.output.strip().splitlines() or [""]
     last = lines[-1][-500:]
     if ended.code is None:
