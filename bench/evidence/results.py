@@ -262,7 +262,7 @@ def difference(values: Sequence[float]) -> Record:
 
 
 def holm(differences: Sequence[Sequence[float]]) -> list[float]:
-    """Return the p value of each mean of paired differences by Student's t, corrected by Holm for their number."""
+    """Return the p value of each mean difference by Student's t, corrected by Holm for their number."""
     errors = np.array([stats.sem(values) for values in differences])
     with np.errstate(divide="ignore"):  # all seeds may be equal
         t = np.abs([statistics.fmean(values) for values in differences]) / errors

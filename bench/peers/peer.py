@@ -105,7 +105,7 @@ def has_raw(data: Beton) -> bool:
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write JPEGs as images/LABEL/NUMBER.jpg, into shards/*.tar and TAR; return their number, and all samples'."""
+    """Write images/LABEL/NUMBER.jpg, shards/*.tar and TAR; return the numbers of JPEGs and of samples."""
     (folder / "shards").mkdir(parents=True)
     shards = [tarfile.open(folder / "shards" / f"{i:04}.tar", "w") for i in range(num_shards)]  # noqa: SIM115
     with Beton(data) as opened, tarfile.open(folder / TAR, "w") as tar:
