@@ -76,7 +76,7 @@ def measure(
     deadline: float,
     log: Callable[[str], None],
     warms_up: bool = True,
-    watch: Callable[[], AbstractContextManager[list[int]]] = lambda: nullcontext([]),
+    watch: Callable[[], AbstractContextManager[list[int]]] | None = None,
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
     """Measure all loaders in turn, every other time in reverse order; return rates, failures and notes.
 
@@ -112,7 +112,7 @@ def measure(
                 break
             log(f"loaders alone, repeat {number + 1} of {repeats}")
             for each in rates if number % 2 else rates[::-1]:
-                with watch() as readings:
+                with watch() if watch else nullcontext([]) as readings:
                     answer = running[each.name].measure(each.num_views, seconds, num_batches)
                 each.highest += [max(readings)] if readings else []
                 for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):

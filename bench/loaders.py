@@ -12,7 +12,8 @@ whose images are smaller than photos; bench/photos.py makes some.
 
 `decode` stands beside ffcv's Loader and two forms of DALI's own reader. One is as its users have it for one
 crop: it decodes only what the crop needs. The other has whole images and its own random_resized_crop, and
-ours is held to it. On a GPU, `decode` also tells the memory that is in use after each of three epochs.
+ours is held to it. On a GPU, `decode` also tells how busy the JPEG engines are, and the memory in use after
+each of three epochs.
 
 Writes a JSON; see bench/README.md.
 """
@@ -23,7 +24,9 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -38,6 +41,7 @@ from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.tables import show
+from fastpsl.doctor.jpeg_engines import jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
@@ -185,6 +189,7 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
     rows, ratios = [], []
     for ours in rates:
         row = ours.row(what, **labels(ours.work))
+        row |= {"busy_percent": max(ours.highest)} if ours.highest else {}
         rows.append(row | {"views_per_s": round(ours.num_views * row["median"], 1)})
         if what == "loader":
             # CPU time, because other load on the machine changes it less than the rate.
@@ -259,11 +264,12 @@ def main() -> None:
                 missing.append(
                     {"what": "device memory by epoch", "reason": "no CUDA device, or no DALI for it"}
                 )
-        rates, failed, notes = measure(
-            {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats,
-            seconds=seconds,
-            num_batches=num_samples // batch_size if is_loader else 0, deadline=start + limit_s, log=log,
-        )  # fmt: skip
+        with jpeg_utilisation(device) if is_cuda else nullcontext() as read:
+            rates, failed, notes = measure(
+                {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats,
+                seconds=seconds, num_batches=num_samples // batch_size if is_loader else 0,
+                deadline=start + limit_s, log=log, watch=partial(sampled, read) if read else None,
+            )  # fmt: skip
     missing += failed
     if not rates:
         raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
@@ -288,6 +294,7 @@ def main() -> None:
         "device",
         "num_threads",
         "hw_decoder_load",
+        "busy_percent",
         "num_views",
         "cores_used",
         "first_batch_s",

@@ -83,7 +83,6 @@ LABELS: dict[str, dict[str, Any]] = {
     "determinism": {"recipe": str, "network": str, "num_processes": int, "killed_at": int | None},
     "gil": {"size": str, "num_threads": int, "decoder": str},
     "gpu_day": {"exit": int, "said": str},
-    "jpeg_engines": {"decoder": str, "num_threads": int, "busy_percent": int | None, "cores_used": float},
     "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},
     "labels": {},
     "large_set": {"order": str},

@@ -46,7 +46,6 @@ WHAT = {
     "determinism": "Which losses are equal on other numbers of processes, and after a kill.",
     "gil": "CPU time per batch, in all and under the interpreter lock, and the cost of many threads.",
     "gpu_day": "The steps of a part of `bench/gpu_day/`, with their exit codes.",
-    "jpeg_engines": "Whether a GPU's JPEG engines work for `dali`, by their share, beside DALI's own reader.",
     "kernels": "Augmentations of a batch: fused, one by one, by Kornia's modules and by torchvision.",
     "labels": "The work on pseudo-labels between two epochs.",
     "large_set": "Opening, entering and resuming a data set of very many images.",

@@ -162,11 +162,11 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
 
 
 def try_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
+    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None]
 ) -> dict[str, list[Any]]:
     """Return the rows and ratios of `measure_stage`, or not_measured if GPU memory runs out; free it."""
     try:
-        rows, ratios = measure_stage(recipe, stage, setting, deadline, log, **more)
+        rows, ratios = measure_stage(recipe, stage, setting, deadline, log)
     except torch.cuda.OutOfMemoryError as error:
         why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
         return {"not_measured": [{"what": f"{recipe} {stage}", "reason": why}]}
@@ -179,7 +179,7 @@ def try_stage(
 
 
 def measure_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
+    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure one stage: after a warm-up, loaders and both in turn, every other time in reverse order."""
     given_options = setting.options
@@ -188,7 +188,7 @@ def measure_stage(
         device=given_options.device, precision=given_options.precision, 
         augment_backend=given_options.augment_backend,
         compile=given_options.compile, graph=given_options.graph,
-        fold_frozen=given_options.fold_frozen, workers=setting.num_threads, **more,
+        fold_frozen=given_options.fold_frozen, workers=setting.num_threads,
     )  # fmt: skip
     experiment, number = stage_experiment(recipe, stage, options, setting.world)
     bench = LongEpochs(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)

@@ -108,7 +108,7 @@ def train(options: Options, plan: Plan, run: Run, world: World) -> Record:
     shutil.rmtree(folder, ignore_errors=True)  # a part of a training, whose time cannot be gone on with
     recipe = Path(words[0]).stem
     parsed = recipe_of(recipe).parse(words[1:], log=lambda line: None)
-    trained = timed(recipe, replace(parsed, probe_every=options.every), world, "knn")
+    trained = timed(recipe, replace(parsed, probe_every=options.every), world)
     if trained is None:
         raise InterruptedError
     record = {

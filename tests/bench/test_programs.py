@@ -14,9 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from bench import peers
@@ -24,9 +22,6 @@ from bench.performance import RESULTS
 from bench.program import check_out, counted, progress
 from bench.recipe_stages import Recipe, recipe_options, stage_experiment
 from bench.schema import validate
-from bench.small import NUM_CLASSES, write_noise
-from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders import dali, resident
 from tests.engine.tiny import one_process
 from tests.programs import ROOT, run, run_fresh
 from tests.slow import nightly, slow
@@ -47,10 +42,6 @@ RUNS = {
     "kernels": (f"--chains grey --size-px 32 {TINY}", {"copy", "kernel"}),
     "loaders": (f"--what decode --views 2 --seconds 0.001 --size-px 16 --no-peers {TINY}", {"decode"}),
     "training": (f"--stages simclr:S1 --peers --batch-size 4 --size-px 32 --workers 1 {ONCE}", {"trained"}),
-    "small": (
-        f"--data DATA --val DATA --recipes sslpp_rotation --batch-size 8 --workers 1 --device cpu {ONCE}",
-        {"loader", "step", "both", "whole"},
-    ),
     "scaling": (
         f"--stages S3 --backbone resnet18 --decoder pillow --steps 1 {TINY}",
         {"loader", "step", "both", "gradients"},
@@ -63,23 +54,17 @@ RUNS = {
     "time_to_accuracy": (
         "--seeds 0 --device cpu", {"training", "training and looks", "accuracy"}
     ),
-    "jpeg_engines": (f"--batch-size 12 --threads 1 --size-px 16 --no-peers {ONCE}", {"loader"}),
 }  # fmt: skip
-NEEDS = {"jpeg_engines": lambda: dali.why_missing(torch.device("cpu"))}
 
 
 @pytest.mark.parametrize("name", [*map(slow, ("throughput", "step", "kernels")), *map(nightly, [*RUNS][3:])])
 def test_a_run_writes_its_result(name: str, tmp_path: Path) -> None:
-    if name in NEEDS and (reason := NEEDS[name]()):
-        pytest.skip(reason)
-    write_noise(tmp_path / "noise.beton", 60, 0)
     (tmp_path / "own" / "a").mkdir(parents=True)
     for number in range(6):
         Image.new("RGB", (90, 70 + number)).save(tmp_path / "own" / "a" / f"{number}.jpg")
-    places = {"DATA": str(tmp_path / "noise.beton"), "FOLDER": str(tmp_path / "own")}
     arguments, measured = RUNS[name]
     out = tmp_path / "result.json"
-    words = [places.get(word, word) for word in arguments.split()]
+    words = arguments.replace("FOLDER", str(tmp_path / "own")).split()
     process = run_fresh(ROOT / "bench" / f"{name}.py", *words, "--out", str(out))
     assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
@@ -134,14 +119,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("loaders", {"shares": (0.5, 1.1)}, "--shares 0.5 1.1"),
     ("loaders", {"seconds": 1.0}, "--seconds 1"),
     ("training", {"stages": ("simclr",)}, "--stages simclr"),
-    ("small", {"data": "a.beton"}, "--data and --val"),
     ("scaling", {"storage": Path("nowhere")}, "--storage nowhere"),
     ("detection", {"size": 0}, "--size 0"),
     ("sizes", {"peers": ("nobody",)}, "--peers nobody"),
     ("sizes", {"data": "a", "sizes": ("64",)}, "--data a"),
     ("sizes", {"num": 3, "batch_size": 4}, "--num 3"),
     ("time_to_accuracy", {"accuracy": 1.0}, "--accuracy 1"),
-    ("jpeg_engines", {"shares": (1.5,)}, "--shares"),
 ]
 
 
@@ -211,15 +194,6 @@ def test_every_recipe_has_its_stages(recipe: Recipe) -> None:
         assert (experiment.stages[number].name, experiment.stages[number].last_block) == (name, last)
     with pytest.raises(ValueError, match="S1, S2, S3, E"):
         stage_experiment(recipe, "S4", options, one_process())
-
-
-def test_noise_can_be_kept_on_any_device(tmp_path: Path) -> None:
-    write_noise(tmp_path / "a.beton", 60, 0)
-    with Beton(tmp_path / "a.beton") as data:
-        assert data.image_sizes() == (32, 32, 32, 32) and resident.is_small(data)
-        assert (data.labels() == np.arange(60) % NUM_CLASSES).all() and len(
-            {*map(data.read, range(60))}
-        ) == 60
 
 
 def test_a_killed_run_ended_as_if_it_had_not_been() -> None:
