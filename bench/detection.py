@@ -38,8 +38,8 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import check_out, check_positive, progress, run_program
-from bench.schema import RUNS, environment, save_result, spread
+from bench.program import check_positive, in_turn, options_of, progress, run_program
+from bench.schema import RUNS, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
@@ -50,7 +50,6 @@ from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.pipelines.views import Input
-from fastpsl.scripts.command_line import parse
 from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
 from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection
@@ -89,21 +88,14 @@ class Options:
 
 @dataclass
 class Peer:
-    """One implementation of the training step.
+    """One implementation of the training step."""
 
-    Attributes:
-        step: Callable that runs a whole training step.
-        model: What trains.
-        pool: The RoI pooling in front of the head.
-        ms: Milliseconds per step, one value per repeat.
-    """
-
-    step: Callable[[], object]
-    model: nn.Module
-    pool: nn.Module
+    step: Callable[[], object]  # callable that runs a whole training step
+    model: nn.Module  # what trains
+    pool: nn.Module  # the RoI pooling in front of the head
     first_step_s: float = 0.0
     peak_bytes: int = 0
-    ms: list[float] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)  # milliseconds per step, one value per repeat
 
     @property
     def num_learning(self) -> int:
@@ -258,9 +250,7 @@ def first_step(make: Callable[[], Peer], device: torch.device) -> Peer:
 
 
 def main() -> None:
-    options: Options = parse(Options, default=Options(), description=__doc__ or "")
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     started, world = time.perf_counter(), join_world(options.device, timeout_s=600.0)
     machine, device, is_cuda = environment(world.device), world.device, world.device.type == "cuda"
     backbone = options.backbone or ("resnet50" if is_cuda else "resnet18")
@@ -293,12 +283,8 @@ def main() -> None:
             except torch.OutOfMemoryError:
                 missing.append({"what": name, "reason": "out of GPU memory"})
         boxes = {name: peer.boxes_in_a_step() for name, peer in peers.items()}
-        for number in range(repeats):
-            if number and time.perf_counter() - started > limit_s:
-                break
-            log(f"repeat {number + 1} of {repeats}")
-            for peer in list(peers.values())[:: -1 if number % 2 else 1]:
-                peer.ms.append(statistics.median(milliseconds(peer.step, device, num_steps)))
+        for peer in in_turn(peers.values(), repeats, log, deadline=started + limit_s):
+            peer.ms.append(statistics.median(milliseconds(peer.step, device, num_steps)))
     rows = [
         {
             "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
@@ -311,7 +297,7 @@ def main() -> None:
     ]  # fmt: skip
     ratios = [
         {"what": f"{name}'s ms / ours", "backbone": backbone,
-         **spread([a / b for a, b in zip(peer.ms, peers["ours"].ms, strict=True)])}
+         **over(peer.ms, peers["ours"].ms)}
         for name, peer in peers.items() if name != "ours" and "ours" in peers
     ]  # fmt: skip
     result = save_result(

@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.peers import TITLES, Work, reads
 from bench.peers.peer import copy_out
+from bench.program import in_turn
 from bench.schema import spread
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,6 @@ class Rates:
     """The rates of one loader with one number of views.
 
     Attributes:
-        values: Samples/s, one value per repeat.
         cores: CPU seconds per second of all its processes, one value per repeat.
         faults: Minor page faults per sample of all its processes, one value per repeat.
         highest: The highest reading of `watch` in each repeat, none where it has none.
@@ -40,7 +40,7 @@ class Rates:
     work: Work
     num_views: int
     first_batch_s: float
-    values: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  # Samples/s, one value per repeat
     cores: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
     highest: list[int] = field(default_factory=list)
@@ -107,16 +107,12 @@ def measure(
                 rates += [Rates(name, work, num, process.first_batch_s) for num in views]
         # Loaders that are compared run one after another, because load from other work comes in waves.
         rates.sort(key=lambda each: each.num_views)
-        for number in range(repeats):
-            if number and time.perf_counter() > deadline:
-                break
-            log(f"loaders alone, repeat {number + 1} of {repeats}")
-            for each in rates if number % 2 else rates[::-1]:
-                with watch() if watch else nullcontext([]) as readings:
-                    answer = running[each.name].measure(each.num_views, seconds, num_batches)
-                each.highest += [max(readings)] if readings else []
-                for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
-                    values.append(value)
+        for each in in_turn(rates[::-1], repeats, log, "loaders alone, ", deadline):
+            with watch() if watch else nullcontext([]) as readings:
+                answer = running[each.name].measure(each.num_views, seconds, num_batches)
+            each.highest += [max(readings)] if readings else []
+            for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
+                values.append(value)
     finally:
         for process in running.values():
             process.close()

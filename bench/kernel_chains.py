@@ -195,21 +195,13 @@ Work = Callable[[int], Tensor]  # the running number of the input → the result
 
 @dataclass(frozen=True)
 class Setting:
-    """The sizes and types that all chains share.
+    """The sizes and types that all chains share."""
 
-    Attributes:
-        device: Device of all inputs.
-        dtype: Dtype of the results.
-        batch_size: Samples per view.
-        size_px: Side of a view, in px.
-        num_inputs: Batches that the calls take in turn.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    batch_size: int
-    size_px: int
-    num_inputs: int
+    device: torch.device  # device of all inputs
+    dtype: torch.dtype  # dtype of the results
+    batch_size: int  # Samples per view
+    size_px: int  # side of a view, in px
+    num_inputs: int  # batches that the calls take in turn
 
     def keys(self, number: int) -> Keys:
         """Return the random keys of input `number`."""
@@ -218,19 +210,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of operations, with the paths that can run it.
+    """A chain of operations, with the paths that can run it."""
 
-    Attributes:
-        name: Name of the chain.
-        num_bytes: Bytes that must be read and written at least once: the pixels in use, and the results.
-        paths: Path → work that can be timed.
-        missing: Path → the reason why it cannot run.
-    """
-
-    name: str
-    num_bytes: int
-    paths: dict[str, Work]
-    missing: dict[str, str]
+    name: str  # name of the chain
+    num_bytes: int  # bytes that must be read and written at least once: the pixels in use, and the results
+    paths: dict[str, Work]  # path → work that can be timed
+    missing: dict[str, str]  # path → the reason why it cannot run
 
 
 def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:

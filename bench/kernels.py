@@ -25,12 +25,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.charts import draw
 from bench.kernel_chains import PEERS, Chain, Setting, Work, crop_chains, view_chain, views_of_chains
-from bench.program import check_out, progress, run_program
-from bench.schema import RUNS, environment, save_result, spread
+from bench.program import in_turn, options_of, progress, run_program
+from bench.schema import RUNS, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
-from fastpsl.scripts.command_line import parse
 
 CROPS = ("area crop", "isotropic crop")
 # A copy moves at most this much of the device's memory, read and written: beyond all caches, and long enough
@@ -74,20 +73,14 @@ class Options:
 
 @dataclass
 class Timed:
-    """One path of one chain, with its times.
-
-    Attributes:
-        num_calls: Calls that are timed together, each with the next input.
-        number: The number of the last call.
-        ms: Milliseconds per call, one value per repeat.
-    """
+    """One path of one chain, with its times."""
 
     chain: Chain
     path: str
     work: Work
-    num_calls: int = 1
-    number: int = 0
-    ms: list[float] = field(default_factory=list)
+    num_calls: int = 1  # calls that are timed together, each with the next input
+    number: int = 0  # the number of the last call
+    ms: list[float] = field(default_factory=list)  # milliseconds per call, one value per repeat
 
     def call(self) -> Tensor:
         self.number += 1
@@ -187,11 +180,11 @@ def measure(options: Options, setting: Setting, repeats: int, log: Callable[[str
             else:
                 paths.append(entry)
         missing += [{"what": f"{chain.name}, {path}", "reason": reason} for path, reason in reasons.items()]
-    copy_ms = []
-    for repeat in range(repeats):
-        log(f"repeat {repeat + 1} of {repeats}")
-        copy_ms.append(clock.ms(clock.copy))
-        for entry in paths[:: -1 if repeat % 2 else 1]:
+    copy_ms: list[float] = []
+    for entry in in_turn([None, *paths], repeats, log):
+        if entry is None:
+            copy_ms.append(clock.ms(clock.copy))
+        else:
             entry.ms.append(clock.ms(entry.calls) / entry.num_calls)
     copy = spread(copy_ms)
     copy_gb_per_s = clock.copy_bytes / copy["median"] / 1e6
@@ -219,15 +212,13 @@ def _ratios(timed: list[Timed]) -> list[dict[str, Any]]:
     ratios = []
     for entry in timed:
         if entry.path != "fused" and entry.chain.name in fused:
-            values = [ms / fused_ms for ms, fused_ms in zip(entry.ms, fused[entry.chain.name], strict=True)]
-            ratios.append({"what": f"{entry.path} / fused", "chain": entry.chain.name, **spread(values)})
+            of_fused = over(entry.ms, fused[entry.chain.name])
+            ratios.append({"what": f"{entry.path} / fused", "chain": entry.chain.name, **of_fused})
     return ratios
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     device = choose_device(options.device, 0)
     is_cuda = device.type == "cuda"
     precision = options.precision if options.precision != "auto" else "fp16" if is_cuda else "fp32"

@@ -38,8 +38,8 @@ from bench import peers
 from bench.interleaved import Rates, measure
 from bench.peers import TITLES, Work
 from bench.peers.ours import decoder_names, open_ours, why_no_decoder
-from bench.program import check_out, check_positive, counted, progress, run_program
-from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.program import check_positive, counted, options_of, progress, run_program
+from bench.schema import RUNS, data_record, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.doctor.jpeg_engines import jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
@@ -47,7 +47,6 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 NUM_EPOCHS = 3  # epochs after which device memory is read
 
@@ -193,27 +192,13 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
         rows.append(row | {"views_per_s": round(ours.num_views * row["median"], 1)})
         if what == "loader":
             # CPU time, because other load on the machine changes it less than the rate.
-            unit = "ms of all cores a sample"
-            rows.append(
-                {
-                    "measured": "cpu",
-                    "decoder": ours.work.kind,
-                    "num_views": ours.num_views,
-                    "unit": unit,
-                    **spread(ours.cpu_ms),
-                }
-            )
+            cpu = {"measured": "cpu", "decoder": ours.work.kind, "num_views": ours.num_views}
+            rows.append(cpu | {"unit": "ms of all cores a sample", **spread(ours.cpu_ms)})
         for theirs in rates if ours.work.kind not in TITLES else ():
             ratio_name = BESIDE[what].ratios.get(theirs.work.kind)
             if ratio_name and theirs.num_views == ours.num_views:
-                values = [mine / other for mine, other in zip(ours.values, theirs.values, strict=True)]
-                ratio = {
-                    "what": ratio_name,
-                    "decoder": ours.work.kind,
-                    **labels(ours.work),
-                    "num_views": ours.num_views,
-                }
-                ratios.append(ratio | spread(values))
+                about = {"decoder": ours.work.kind, **labels(ours.work), "num_views": ours.num_views}
+                ratios.append({"what": ratio_name, **about, **over(ours.values, theirs.values)})
     return rows, ratios
 
 
@@ -229,9 +214,7 @@ def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     start, is_sample, is_loader = time.perf_counter(), options.data is None, options.what == "loader"
     device = choose_device(options.device or ("cpu" if is_loader else "auto"), 0)
     is_cuda, machine = device.type == "cuda", environment(device)
@@ -288,17 +271,8 @@ def main() -> None:
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip
-    show(
-        result,
-        "decoder",
-        "device",
-        "num_threads",
-        "hw_decoder_load",
-        "busy_percent",
-        "num_views",
-        "cores_used",
-        "first_batch_s",
-    )
+    columns = "decoder device num_threads hw_decoder_load busy_percent num_views cores_used first_batch_s"
+    show(result, *columns.split())
     print(options.out)
 
 

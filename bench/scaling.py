@@ -31,7 +31,7 @@ import torch
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.program import check_out, check_positive, counted, progress, run_program
+from bench.program import check_out, check_positive, counted, in_turn, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.tables import show
@@ -121,12 +121,11 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                 rates: dict[str, list[float]] = {"step": [], "both": [], "loader": []}
                 cores: dict[str, list[float]] = {name: [] for name in rates}
                 work = {"step": bench.step_alone, "both": bench.both, "loader": bench.loader_alone}
-                for repeat in range(options.repeats):
-                    for name in list(work)[:: -1 if repeat % 2 else 1]:
-                        wait_for_all(world)
-                        # DDP keeps the ranks within one step of each other, so that their times agree.
-                        rates[name].append(work[name]() * world.size)
-                        cores[name].append(bench.cores_used)
+                for name in in_turn(work, options.repeats, lambda phase: None):
+                    wait_for_all(world)
+                    # DDP keeps the ranks within one step of each other, so that their times agree.
+                    rates[name].append(work[name]() * world.size)
+                    cores[name].append(bench.cores_used)
                 rows += [
                     {"measured": name, **labels, "unit": "samples/s",
                      "cores_used": round(statistics.median(cores[name]), 3), "batch_size": bench.batch_size,
@@ -134,15 +133,8 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                     for name, values in rates.items()
                 ]  # fmt: skip
                 count = gradient_bytes(bench)  # the exact number, because a spread rounds to six digits
-                rows.append(
-                    {
-                        "measured": "gradients",
-                        **labels,
-                        "unit": "bytes a step",
-                        "num_bytes": count,
-                        **spread([count]),
-                    }
-                )
+                about = {"unit": "bytes a step", "num_bytes": count, **spread([count])}
+                rows.append({"measured": "gradients", **labels, **about})
     return rows
 
 
@@ -272,12 +264,8 @@ def main() -> None:
     if not rows:
         raise ValueError("; ".join(f"{line['what']}: {line['reason']}" for line in missing))
     if max((row["num_ranks"] for row in rows), default=1) == 1:
-        missing.append(
-            {
-                "what": "2 GPUs and more",
-                "reason": "there is one here" if machine["gpu"] else "no GPU was at hand",
-            }
-        )
+        reason = "there is one here" if machine["gpu"] else "no GPU was at hand"
+        missing.append({"what": "2 GPUs and more", "reason": reason})
     with Beton(options.data or str(sample_paths().train)) as data:
         about = data_record(data, options.data)
     result = save_result(

@@ -54,15 +54,12 @@ class Access(NamedTuple):
     """A load or store of a tensor in the compiled code.
 
     Attributes:
-        place: Where it stands in the source.
-        numbers: Those of its elements, int [registers, warps, lanes].
-        element_bytes: The bytes of an element.
         widths: The bytes that a lane moves per instruction, of all instructions of this kind in the kernel.
     """
 
-    place: Place
-    numbers: np.ndarray
-    element_bytes: int
+    place: Place  # where it stands in the source
+    numbers: np.ndarray  # those of its elements, int [registers, warps, lanes]
+    element_bytes: int  # the bytes of an element
     widths: set[int]
 
 

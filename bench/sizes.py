@@ -43,8 +43,8 @@ from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing
 from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
 from bench.peers.serve import AHEAD
 from bench.photos import QUALITY, SIDES, Side, write_photos
-from bench.program import check_out, check_positive, counted, progress, run_program, wide_console
-from bench.schema import RUNS, commit, data_record, environment, save_result, spread
+from bench.program import check_positive, counted, options_of, progress, run_program, wide_console
+from bench.schema import RUNS, commit, data_record, environment, over, save_result, spread
 from bench.tables import (
     ABOUT,
     BATCHES,
@@ -61,7 +61,6 @@ from bench.tables import (
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.scripts.command_line import parse
 
 # Milliseconds of a sample's uint8 crop on two cores, the mean of all loaders; and seconds to the first batch.
 MEAN_MS = {"64": 0.1, "160": 0.25, "224": 0.35, "256": 0.5, "500": 0.8, "originals": 1.1}
@@ -124,19 +123,12 @@ class Options:
 
 
 class Form(NamedTuple):
-    """The form of the images of one size.
+    """The form of the images of one size."""
 
-    Attributes:
-        sides: Height, width and share.
-        mean_bytes: Mean bytes of a JPEG.
-        source: Whose form that is.
-        quality: Quality of the drawn JPEGs.
-    """
-
-    sides: tuple[Side, ...]
-    mean_bytes: int
-    source: str
-    quality: int = QUALITY
+    sides: tuple[Side, ...]  # height, width and share
+    mean_bytes: int  # mean bytes of a JPEG
+    source: str  # whose form that is
+    quality: int = QUALITY  # quality of the drawn JPEGs
 
     @property
     def bytes_per_pixel(self) -> float:
@@ -274,12 +266,11 @@ def _over_peers(ours: Rates, rates: Sequence[Rates], labels: Mapping[str, str]) 
         by_rate = max(each_form, key=lambda each: spread(each.values)["median"])
         by_cpu = min(each_form, key=lambda each: spread(each.cpu_ms)["median"])
         for what, form, pairs in (
-            (RATE, by_rate, zip(ours.values, by_rate.values, strict=True)),
-            (CPU, by_cpu, zip(by_cpu.cpu_ms, ours.cpu_ms, strict=True)),
+            (RATE, by_rate, (ours.values, by_rate.values)),
+            (CPU, by_cpu, (by_cpu.cpu_ms, ours.cpu_ms)),
         ):
             of_whom = {"num_views": ours.num_views, "peer": peer, "form": form.work.kind}
-            values = spread([a / b for a, b in pairs])
-            yield {"what": what, "decoder": ours.work.kind, **labels, **of_whom, **values}
+            yield {"what": what, "decoder": ours.work.kind, **labels, **of_whom, **over(*pairs)}
 
 
 def begun(options: Options, device: torch.device) -> dict[str, Any]:
@@ -323,9 +314,7 @@ def describe(result: dict[str, Any], size: str, path: str, *, is_own: bool) -> N
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     console, started = wide_console(), time.perf_counter()
     device = choose_device(options.device, 0)
     result = begun(options, device)

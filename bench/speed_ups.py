@@ -31,21 +31,13 @@ Find = Callable[[Result], Sequence[float]]
 
 
 class Line(NamedTuple):
-    """A line of the table of speed-ups.
+    """A line of the table of speed-ups."""
 
-    Attributes:
-        what: What is measured; "" for that of the line above.
-        beside: The other library.
-        files: Pattern of file names.
-        find: Callable that returns the ratios.
-        is_gpu: Whether the line takes results of a GPU only, instead of results without one.
-    """
-
-    what: str
+    what: str  # what is measured; "" for that of the line above
     beside: str
-    files: str
-    find: Find
-    is_gpu: bool = False
+    files: str  # pattern of file names
+    find: Find  # callable that returns the ratios
+    is_gpu: bool = False  # whether the line takes results of a GPU only, instead of results without one
 
 
 def times(ratio: float) -> str:
@@ -182,20 +174,12 @@ def how_fast_table(results: Results) -> str:
 
 
 class Ratio(NamedTuple):
-    """One of our ratios, above 1 if ours is faster.
+    """One of our ratios, above 1 if ours is faster."""
 
-    Attributes:
-        what: What is measured.
-        ours: Which of ours.
-        beside: What it is compared with.
-        case: The views, stage or size; ratios that differ in it alone share a line of a table.
-        median: The ratio.
-    """
-
-    what: str
-    ours: str
-    beside: str
-    case: str
+    what: str  # what is measured
+    ours: str  # which of ours
+    beside: str  # what it is compared with
+    case: str  # the views, stage or size; ratios that differ in it alone share a line of a table
     median: float
 
 
@@ -295,17 +279,14 @@ class Target(NamedTuple):
     """A target, and the search for its figures.
 
     Attributes:
-        what: What is measured.
-        reach: The target, as text.
         known: What was shown on the same kind of machine with no results file: first tries and prototypes of
             our own, and others' figures, each with its day.
-        find: Callables that yield the figures of the results, which are of a GPU only.
     """
 
-    what: str
-    reach: str
+    what: str  # what is measured
+    reach: str  # the target, as text
     known: str
-    find: tuple[Search, ...]
+    find: tuple[Search, ...]  # callables that yield the figures of the results, which are of a GPU only
 
 
 def figure(

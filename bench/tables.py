@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bench.peers import TITLES, Work, reads
 from bench.program import counted
-from bench.schema import Results, spread
+from bench.schema import Results, over
 from fastpsl.pipelines.decoders.choose import NAMES
 
 Row = Mapping[str, Any]
@@ -200,8 +200,7 @@ def kernel_ratios(result: Result) -> list[Row]:
     for (chain, path), theirs in values.items():
         ours = values.get((chain, "kornia"))
         if ours and path != "kornia" and (chain, "fused") not in values:
-            both = spread([a / b for a, b in zip(theirs, ours, strict=True)])
-            found.append({"what": f"{PATHS[path]} / torch", "chain": chain} | both)
+            found.append({"what": f"{PATHS[path]} / torch", "chain": chain} | over(theirs, ours))
     return found
 
 

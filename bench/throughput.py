@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, no
 from bench import interleaved, peers
 from bench.charts import draw
 from bench.peers import ours
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import (
     DATA,
     MIN_STEPS,
@@ -47,7 +47,7 @@ from bench.recipe_stages import (
     recipe_options,
     stage_experiment,
 )
-from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.schema import RUNS, data_record, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
@@ -56,7 +56,6 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,14 +208,10 @@ def measure_stage(
     rates: dict[Any, list[float]] = {key: [] for key in work}
     cores: dict[Any, list[float]] = {key: [] for key in work}
     memory_gb: dict[Any, float] = {}
-    for repeat in range(setting.repeats):
-        if repeat and time.perf_counter() > deadline:
-            break
-        log(f"{what}: repeat {repeat + 1} of {setting.repeats}")
-        for key in list(work)[:: -1 if repeat % 2 else 1]:
-            rates[key].append(work[key]())
-            cores[key].append(bench.cores_used)
-            memory_gb[key] = max(memory_gb.get(key, 0.0), _memory_gb(setting.world))
+    for key in in_turn(work, setting.repeats, log, f"{what}: ", deadline):
+        rates[key].append(work[key]())
+        cores[key].append(bench.cores_used)
+        memory_gb[key] = max(memory_gb.get(key, 0.0), _memory_gb(setting.world))
     labels = {"recipe": recipe, "stage": stage, "num_views": len(bench.views)}
     rows, ratios = [], []
     for key, values in rates.items():
@@ -257,13 +252,9 @@ def _first_batch_s(bench: LongEpochs, decoder: str) -> float:
 def _ratios(
     both: list[float], loader: list[float], step: list[float], decoder: str, labels: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return the ratios repeat by repeat, because neighbours in time share the load of the machine."""
     slower = [min(pair) for pair in zip(loader, step, strict=True)]
-    return [
-        {"what": what, "decoder": decoder, **labels,
-         **spread([a / b for a, b in zip(both, base, strict=True)])}
-        for what, base in (("both / min(loader, step)", slower), ("both / step", step))
-    ]  # fmt: skip
+    bases = {"both / min(loader, step)": slower, "both / step": step}
+    return [{"what": what, "decoder": decoder, **labels, **over(both, base)} for what, base in bases.items()]
 
 
 def _memory_gb(world: World) -> float:
@@ -326,9 +317,7 @@ def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     setting, missing = fill_in(options, world)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.program import check_out, counted, progress, run_program
+from bench.program import counted, options_of, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.tables import show
@@ -45,7 +45,6 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 # For images of 32 px, enlarged twofold: ResNet-18's stem divides by four, so that B5 of 32 px would be one
 # pixel.
@@ -115,15 +114,10 @@ def _now() -> NDArray[np.float64]:
 
 
 class Trained(NamedTuple):
-    """The run of one seed.
+    """The run of one seed."""
 
-    Attributes:
-        looks: Stage, epoch, seconds of training and accuracy of each measurement.
-        whole_s: Seconds of the whole run, measurements of the accuracy included.
-    """
-
-    looks: list[dict[str, Any]]
-    whole_s: float
+    looks: list[dict[str, Any]]  # stage, epoch, seconds of training and accuracy of each measurement
+    whole_s: float  # seconds of the whole run, measurements of the accuracy included
     num_steps: int
 
 
@@ -191,9 +185,7 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     world = join_world(options.device, timeout_s=600)
     machine, started, is_sample = environment(world.device), time.perf_counter(), options.data is None
     paths = sample_paths()

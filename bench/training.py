@@ -24,15 +24,14 @@ from tyro.conf import arg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
 from bench.interleaved import Rates, measure
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_positive, options_of, progress, run_program
 from bench.recipe_stages import Recipe
-from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.schema import RUNS, data_record, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 PeerName = Literal["lightly", "dali_resnet50"]
 SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
@@ -105,17 +104,13 @@ def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, A
         })  # fmt: skip
         for other in rates if work.kind == "training" else ():
             if SAME_METHOD.get(other.work.kind) == work.recipe:
-                values = [a / b for a, b in zip(each.values, other.values, strict=True)]
-                ratios.append(
-                    {"what": "ours / the peer's", **labels, "peer": other.work.kind, **spread(values)}
-                )
+                ratio = over(each.values, other.values)
+                ratios.append({"what": "ours / the peer's", **labels, "peer": other.work.kind, **ratio})
     return rows, ratios
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     start, is_sample = time.perf_counter(), options.data is None
     device = choose_device(options.device, 0)
     is_cuda, machine = device.type == "cuda", environment(device)

@@ -21,15 +21,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Done:
-    """A record of what is done of a plan; the earlier results count where the folder has nothing.
+    """A record of what is done of a plan; the earlier results count where the folder has nothing."""
 
-    Attributes:
-        runs: The folder of the runs.
-        earlier: The earlier results.json, or nothing.
-    """
-
-    runs: Path
-    earlier: Record = field(default_factory=dict)
+    runs: Path  # the folder of the runs
+    earlier: Record = field(default_factory=dict)  # the earlier results.json, or nothing
 
     @property
     def earlier_commands(self) -> set[str]:

@@ -59,21 +59,13 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs the commands of a plan that are not done yet.
+    """Runs the commands of a plan that are not done yet."""
 
-    Attributes:
-        plan: The plan.
-        options: The options.
-        earlier: The commands that an earlier results.json has.
-        deadline: When to stop, by time.monotonic().
-        stopping: Set when something failed or the time is over.
-    """
-
-    plan: Plan
-    options: Options
-    earlier: Collection[str]
-    deadline: float
-    stopping: threading.Event
+    plan: Plan  # the plan
+    options: Options  # the options
+    earlier: Collection[str]  # the commands that an earlier results.json has
+    deadline: float  # when to stop, by time.monotonic()
+    stopping: threading.Event  # set when something failed or the time is over
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, run: Run) -> None:

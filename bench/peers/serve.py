@@ -28,15 +28,10 @@ _PARENT, _FAULTS, _CHILDRENS_FAULTS, _USER, _CHILDREN_SYSTEM = (
 
 
 class Usage(NamedTuple):
-    """The use of a machine by a tree of processes.
+    """The use of a machine by a tree of processes."""
 
-    Attributes:
-        cpu_s: CPU seconds, user's and system's.
-        num_faults: Minor page faults: pages of memory that were mapped without reading a disk.
-    """
-
-    cpu_s: float
-    num_faults: int
+    cpu_s: float  # CPU seconds, user's and system's
+    num_faults: int  # Minor page faults: pages of memory that were mapped without reading a disk
 
 
 def tree_usage(pid: int) -> Usage:

@@ -42,13 +42,11 @@ class ProcessEnd(NamedTuple):
 
     Attributes:
         code: The exit code; below 0 the signal that ended it, None if it was killed at its time limit.
-        output: Its standard output, then its errors.
-        seconds: The time that it ran.
     """
 
     code: int | None
-    output: str
-    seconds: float
+    output: str  # its standard output, then its errors
+    seconds: float  # the time that it ran
 
 
 class RunningProcess:
