@@ -1,13 +1,11 @@
 """How long detection's training step takes: ours, and that of torchvision's FasterRCNN of the same parts.
 
     python bench/detection.py  ResNet-50 C4 at the protocol's values on a GPU; on a CPU ResNet-18, small
-    python bench/detection.py --device cuda --size 800 --batch-size 8 --precision fp32
 
-Forward, backward, optimiser on uint8 images that lie on the device, interleaved. All get the same images,
-sizes and numbers of boxes. torchvision's model also gets our weights, so that as many boxes come out of each
-of its parts: a ResNet with FrozenBatchNorm2d, its stages up to layer3 as the backbone, 14 x 14 RoIs from one
-map, and layer4 as the box head. Optimiser, loop and layout are those of its reference scripts. Neither
-resizes images. See bench/README.md.
+Forward, backward, optimiser on the same uint8 images on the device, in turn. torchvision's model gets our
+weights, so that as many boxes come out of each of its parts: a ResNet with FrozenBatchNorm2d up to layer3,
+14 x 14 RoIs from one map, and layer4 as the box head. Optimiser, loop and layout are those of its reference
+scripts.
 """
 
 import gc
@@ -22,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
@@ -35,7 +33,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
-from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_positive, in_turn, options_of, progress, run_program
@@ -64,22 +61,14 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backbone: Literal["resnet18", "resnet34", "resnet50"] | None = None
     """Default: resnet50 on CUDA, else resnet18."""
-    size: Annotated[
-        int | None,
-        arg(
-            help="Shorter side of the images, px; the longer one is 4/3 of it. "
-            "Default: 640 on CUDA, the middle of the protocol's 480 to 800; else 128."
-        ),
-    ] = None
-    batch_size: int | None = None
-    """Default: the protocol's 16 on CUDA, else 2."""
+    size: int | None = None
+    """Shorter side of the images, px; the longer one is 4/3 of it. Default: 640 on CUDA, else 128."""
+    batch_size: int | None = None  # Default: the protocol's 16 on CUDA, else 2.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    repeats: int | None = None
-    """Default: 7 on CUDA, else 5."""
+    repeats: int | None = None  # Default: 7 on CUDA, else 5.
     limit_s: float | None = None
     """No further repeat begins after so many seconds, but for the first. Default: 240 on CUDA, else 60."""
-    out: Path = RUNS / "detection.json"
-    """The result."""
+    out: Path = RUNS / "detection.json"  # The result.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range."""

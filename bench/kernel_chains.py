@@ -1,17 +1,13 @@
-"""The work that bench/kernels.py times: operations, the tasks' chains of them, and crops on the device, by
-path.
+"""The work that bench/kernels.py times: operations, the tasks' chains of them, and crops, by path.
 
     fused               the fused kernels: Triton on CUDA, numba on the CPU (crops: numba)
     kornia              our operations one after the other, the `kornia` of --augment-backend (crops: torch)
     kornia_modules, torchvision_batch, torchvision_images        as their users write them, our parameters
 
-Each path starts from the uint8 batch that the loader yields and ends in a normalised channels-last batch of
-the step's dtype. Crops start from decoded images and end in uint8. Memory for results is requested from torch
-on each call, as in training.
-
-Random draws of Kornia and torchvision cannot be given, and so happen within the timed region. Kornia draws
-one order of the colour operations per batch, and torchvision v2 draws one value of everything per batch.
-Results are therefore not compared with theirs.
+Each path starts from the loader's uint8 batch and ends in a normalised channels-last batch of the step's
+dtype. Crops start from decoded images and end in uint8. Draws of Kornia and torchvision cannot be given, so
+they are timed, and results are not compared with theirs: torchvision v2 draws one value of everything per
+batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence

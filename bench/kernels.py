@@ -1,12 +1,10 @@
-"""How long the operations of a batch take: fused, one by one, by Kornia's modules and by torchvision; and
-what the bytes alone cost.
+"""How long the operations of a batch take: fused, one by one, by others, and what the bytes alone cost.
 
     python bench/kernels.py  on a GPU 256 samples of 224 px to fp16, on a CPU 32 of 64 px to fp32 in a minute
     python bench/kernels.py --chains 'SimCLR T3' jigsaw --size-px 224 --batch-size 16
 
-GB/s count what must be read and written once (kernel_chains.py: uint8 pixels in, results out; no second
-reading, no intermediate result), and stand beside a large copy within the device in the same run. Chains and
-paths: kernel_chains.py. Writes a JSON and a bar chart; see bench/README.md.
+GB/s count what must be read and written once: uint8 pixels in, results out. They stand beside a large copy
+within the device. Chains and paths: kernel_chains.py. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import os
@@ -44,21 +42,16 @@ _MAX_DIFFERENCE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    chains: tuple[str, ...] = ()
-    """Some of the chains, by name. Default: all."""
+    chains: tuple[str, ...] = ()  # Some of the chains, by name. Default: all.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the results. Default: fp16 on CUDA, else fp32."""
-    batch_size: int | None = None
-    """Samples of a view. Default: 256 on CUDA, else 32."""
+    batch_size: int | None = None  # Samples of a view. Default: 256 on CUDA, else 32.
     size_px: int | None = None
     """Side of a view; a jigsaw's window has a pixel more. Default: 224 on CUDA, else 64."""
-    repeats: int | None = None
-    """Default: 20 on CUDA, else 7."""
-    peers: bool = True
-    """Kornia's modules and torchvision beside ours."""
-    out: Path = RUNS / "kernels.json"
-    """The result; the bar chart stands beside it as .png."""
+    repeats: int | None = None  # Default: 20 on CUDA, else 7.
+    peers: bool = True  # Kornia's modules and torchvision beside ours.
+    out: Path = RUNS / "kernels.json"  # The result; the bar chart stands beside it as .png.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or a chain is unknown."""

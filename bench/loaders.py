@@ -1,21 +1,13 @@
-"""Our Loader beside others, nothing else running: the same dataset file, crops, batch and cores, interleaved
-in one run.
+"""Our Loader beside others on the same dataset file, crops, batch and cores, in turn; nothing else runs.
 
-    python bench/loaders.py --data photos.beton                by decoder beside ffcv's Loader, whole epochs
-                                                               on the CPU
-    python bench/loaders.py --what decode --data photos.beton  `dali` by threads and by the hardware decoder's
-                                                               share
+    python bench/loaders.py --data photos.beton                by decoder beside ffcv's, on the CPU
+    python bench/loaders.py --what decode --data photos.beton  `dali` by threads and by the hardware
+                                                               decoder's share
 
 Each loader has a process of its own. It makes one and two random resized crops of each sample, uint8 on the
-device. ffcv's Loader decodes for each crop. Epochs' ends count. Without --data it reads the embedded sample,
-whose images are smaller than photos; bench/photos.py makes some.
-
-`decode` stands beside ffcv's Loader and two forms of DALI's own reader. One is as its users have it for one
-crop: it decodes only what the crop needs. The other has whole images and its own random_resized_crop, and
-ours is held to it. On a GPU, `decode` also tells how busy the JPEG engines are, and the memory in use after
-each of three epochs.
-
-Writes a JSON; see bench/README.md.
+device. `decode` stands beside ffcv's Loader and two forms of DALI's own reader. One decodes only what one
+crop needs, the other whole images, and ours is held to it. On a GPU it also tells how busy the JPEG engines
+are, and the memory in use after each of three epochs. Writes a JSON; see bench/README.md.
 """
 
 import math
@@ -28,10 +20,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
@@ -72,39 +63,23 @@ BESIDE = {
 class Options:
     what: Literal["loader", "decode"] = "loader"
     """loader: whole epochs. decode: timed regions, with the hardware decoder and DALI's readers."""
-    data: str | None = None
-    """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
+    data: str | None = None  # A dataset file, or a quoted glob of shards. Without it: the embedded sample.
     decoders: tuple[str, ...] | None = None
     """Ours. Default: that of `auto` first; dali for decode alone, pillow for loader alone."""
-    views: tuple[int, ...] = (1, 2)
-    """Crops of each sample."""
-    shares: Annotated[
-        tuple[float, ...],
-        arg(
-            help="Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1; "
-            "CUDA kernels decode the rest."
-        ),
-    ] = (0.65, 0.9, 1.0)
-    threads: Annotated[
-        tuple[int, ...] | None,
-        arg(
-            help="Decoding threads, at the default share. "
-            "Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."
-        ),
-    ] = None
+    views: tuple[int, ...] = (1, 2)  # Crops of each sample.
+    shares: tuple[float, ...] = (0.65, 0.9, 1.0)
+    """Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1."""
+    threads: tuple[int, ...] | None = None
+    """At the default share. Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."""
     size_px: int = 224
-    batch_size: int | None = None
-    """Default: 128 for loader; for decode 256 on a GPU, else 32."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    """Default: cpu for loader, auto for decode."""
-    repeats: int | None = None
-    """Default: 9 for loader; 5 for decode, and 3 for the sample."""
+    batch_size: int | None = None  # Default: 128 for loader; for decode 256 on a GPU, else 32.
+    device: Literal["auto", "cpu", "cuda"] | None = None  # Default: cpu for loader, auto for decode.
+    repeats: int | None = None  # Default: 9 for loader; 5 for decode, and 3 for the sample.
     seconds: float | None = None
     """Length of a timed region of decode. Default: 2, and 0.3 for the sample. One of loader is an epoch."""
     limit_s: float | None = None
     """No further repeat begins after it. Default: none for loader; 420 for decode, and 45 for the sample."""
-    peers: bool = True
-    """ffcv's Loader and DALI's own reader."""
+    peers: bool = True  # ffcv's Loader and DALI's own reader.
     out: Path = RUNS / "loaders.json"
 
     def check(self) -> None:

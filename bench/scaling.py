@@ -3,11 +3,9 @@
     python bench/scaling.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
     python bench/scaling.py --device cpu --ranks 1 2  two processes on a CPU: shows that it works, and no more
 
-Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, with as many images per rank
-each time. The number of steps is fixed, since all ranks must make as many. On one GPU there is nothing to
-compare. The inputs of the arithmetic in docs/explanation/scale.md are measured either way: the loader's rate
-and cores, the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of
-storage.
+Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, with as many images per
+rank and as many steps each time. The inputs of the arithmetic in docs/explanation/scale.md are measured,
+too: the loader's rate and cores, the step, bytes of the gradients that are summed, bytes/s of storage.
 """
 
 import ctypes
@@ -50,28 +48,20 @@ class Options:
     data: Annotated[str | None, DATA] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     stages: tuple[StageName, ...] = ("S1", "S2", "S3", "E")
-    ranks: tuple[int, ...] = ()
-    """Numbers of GPUs. Default: 1, 2, 4, ... up to all of them; on a CPU 1."""
-    backbone: str | None = None
-    """Default: the recipe's."""
+    ranks: tuple[int, ...] = ()  # Numbers of GPUs. Default: 1, 2, 4, ... up to all of them; on a CPU 1.
+    backbone: str | None = None  # Default: the recipe's.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoder: str = "auto"
     compile: Literal["auto", "off", "fused", "on"] = "auto"
     graph: GraphName = "auto"
-    batch_size: int | None = None
-    """Images of a rank. Default: 256 on CUDA, else 16."""
+    batch_size: int | None = None  # Images of a rank. Default: 256 on CUDA, else 16.
     repeats: int = 5
-    steps: int | None = None
-    """Of a timed region. Default: 60 on CUDA, else 3."""
-    storage: Path | None = None
-    """A folder on the storage to be read. Default: not measured."""
-    storage_mb: int = 2000
-    """Written there, dropped from the page cache, read, removed."""
-    timeout_s: float = 400.0
-    """Of each number of ranks."""
+    steps: int | None = None  # Of a timed region. Default: 60 on CUDA, else 3.
+    storage: Path | None = None  # A folder on the storage to be read. Default: not measured.
+    storage_mb: int = 2000  # Written there, dropped from the page cache, read, removed.
+    timeout_s: float = 400.0  # Of each number of ranks.
     out: Path = RUNS / "scaling.json"
-    worker: Path | None = None
-    """Used by itself: where rank 0 of a torchrun leaves its rows."""
+    worker: Path | None = None  # Used by itself: where rank 0 of a torchrun leaves its rows.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or --storage is no folder."""

@@ -1,15 +1,12 @@
 """How long a training step takes, by recipe, stage and mode; its GPU memory; PSL over end to end.
 
-    python bench/step.py  the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and
-                          compiled
+    python bench/step.py  the papers' values on a GPU; on a CPU two recipes, small, eager and compiled
     python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled --graph on
 
-The step is the trainer's, on a batch that lies on the device: augmentation, forward, backward, optimiser,
-momentum copies. Each mode is measured launched (--graph off) and captured as one CUDA graph (--graph on).
-Modes: --compile's, and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over
-end to end's, at one mode: the stages' seconds per sample, weighted by their epochs.
-Beside it the same by multiply-adds, counted by torch: the floor. What the clock leaves no time for is named.
-See bench/README.md.
+The step is the trainer's, on a batch that lies on the device. Each mode is measured launched (--graph off)
+and captured as one CUDA graph (--graph on). Modes: --compile's, and with `+fold` --fold-frozen. PSL's cost
+per epoch over end to end's, at one mode: the stages' seconds per sample, weighted by their epochs. Beside it
+the same by multiply-adds, counted by torch: the floor. See bench/README.md.
 """
 
 import gc
@@ -20,13 +17,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -53,29 +49,18 @@ class Options:
     recipes: tuple[Recipe, ...] | None = None
     """Default: rotation, jigsaw, simclr and moco on CUDA, else rotation and jigsaw."""
     stages: tuple[StageName, ...] = ("E", "S1", "S2", "S3")
-    modes: tuple[Mode, ...] | None = None
-    """Default: all on CUDA, else eager, and compiled for one stage."""
+    modes: tuple[Mode, ...] | None = None  # Default: all on CUDA, else eager, and compiled for one stage.
     graph: tuple[Literal["off", "on"], ...] | None = None
     """off: each mode launched; on: captured. Default: both on CUDA, else off."""
-    backbone: str | None = None
-    """Any of fastpsl's. Default: resnet50 on CUDA, else resnet18."""
-    revnet: bool = True
-    """RevNet-50, eager, beside ResNet-50's memory, for the first recipe on CUDA."""
-    batch_size: int | None = None
-    """Default: 256 on CUDA, else 8."""
+    backbone: str | None = None  # Any of fastpsl's. Default: resnet50 on CUDA, else resnet18.
+    revnet: bool = True  # RevNet-50, eager, beside ResNet-50's memory, for the first recipe on CUDA.
+    batch_size: int | None = None  # Default: 256 on CUDA, else 8.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    repeats: int | None = None
-    """Default: 7 on CUDA, else 3."""
-    limit_s: Annotated[
-        float | None,
-        arg(
-            help="No further stage begins after so many seconds, and no further mode is compiled. "
-            "Default: 400 on CUDA, else 80."
-        ),
-    ] = None
-    out: Path = RUNS / "step.json"
-    """The result."""
+    repeats: int | None = None  # Default: 7 on CUDA, else 3.
+    limit_s: float | None = None
+    """No stage begins after so many seconds, and no mode is compiled. Default: 400 on CUDA, else 80."""
+    out: Path = RUNS / "step.json"  # The result.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or a list is empty."""

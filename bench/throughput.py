@@ -1,15 +1,11 @@
-"""How fast one machine feeds and trains: the loader alone, the step alone, trained (both together), and their
-ratios.
+"""The loader alone, the step alone, trained (both together), and their ratios: on one machine.
 
     python bench/throughput.py  the embedded sample, under two minutes on a CPU
     python bench/throughput.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
 
-For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep, captured on a
-GPU) on synthetic data, and both together, as users train: "trained". The headline is trained / step: 1 means
-that the step never waits; and trained / min(loader, step), where the loader is the slower. In the files
-"trained" is called "both". Small sets have longer epochs (recipe_stages.py). Then loaders alone on equal
-footing, with one random resized crop and two: ours, ffcv's own, DALI's reader, torchvision with DataLoader,
-WebDataset and SPDL. Writes a JSON and a bar chart; see bench/README.md.
+For each recipe and stage: its loader by decoder, its step (captured on a GPU) on synthetic data, and both
+together, as users train. Then loaders alone on equal footing, with one random resized crop and two, beside
+others. Writes a JSON, where "trained" is called "both", and a bar chart; see bench/README.md.
 """
 
 import gc
@@ -61,38 +57,28 @@ from fastpsl.pipelines.sample.betons import sample_paths
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: Annotated[str | None, DATA] = None
-    recipe: tuple[Recipe, ...] = ("jigsaw",)
-    """Whose stages; none, written as --recipe, for loaders alone."""
+    recipe: tuple[Recipe, ...] = ("jigsaw",)  # Whose stages; none, written as --recipe, for loaders alone.
     stages: tuple[str, ...] = ("S1", "S2", "S3")
     """Of PSL, and E for end to end: of each --recipe, or of one as RECIPE:STAGE."""
-    decoders: tuple[str, ...] | None = None
-    """By name. Default: all but resident, that of `auto` first."""
-    views: tuple[int, ...] = (1, 2)
-    """Of loaders alone: crops of each sample, from one decode."""
-    backbone: str | None = None
-    """Default: the recipe's."""
+    decoders: tuple[str, ...] | None = None  # By name. Default: all but resident, that of `auto` first.
+    views: tuple[int, ...] = (1, 2)  # Of loaders alone: crops of each sample, from one decode.
+    backbone: str | None = None  # Default: the recipe's.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     augment_backend: AugmentName = "auto"
     compile: Literal["auto", "off", "fused", "on"] = "auto"
     graph: GraphName = "auto"
     fold_frozen: bool = False
-    batch_size: int | None = None
-    """Default: 256 on CUDA, else 32."""
-    workers: int | None = None
-    """Decoding threads (DataLoader: processes). Default: the cores."""
-    repeats: int | None = None
-    """Default: 5, and 3 for the sample."""
+    batch_size: int | None = None  # Default: 256 on CUDA, else 32.
+    workers: int | None = None  # Decoding threads (DataLoader: processes). Default: the cores.
+    repeats: int | None = None  # Default: 5, and 3 for the sample.
     seconds: float | None = None
     """Length of a timed region; whole steps, one at least. Default: 3, and 0.2 for the sample."""
-    epochs: float = 0.0
-    """A timed region of a stage has so many epochs of the data at least."""
+    epochs: float = 0.0  # A timed region of a stage has so many epochs of the data at least.
     limit_s: float | None = None
     """Each stage's repeats end with its share of this. Default: none, and 100 for the sample."""
-    peers: bool = True
-    """Loaders alone: ours and the peers', on equal footing."""
-    out: Path = RUNS / "throughput.json"
-    """The result; the bar chart stands beside it as .png."""
+    peers: bool = True  # Loaders alone: ours and the peers', on equal footing.
+    out: Path = RUNS / "throughput.json"  # The result; the bar chart stands beside it as .png.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range.

@@ -68,16 +68,13 @@ ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 8
 class Options:
     data: str | None = None
     """Labelled training images; without it: the embedded sample at 32 px, one epoch per stage."""
-    val: str | None = None
-    """Validation images of the same classes."""
+    val: str | None = None  # Validation images of the same classes.
     recipe: Literal["rotation", "simclr"] = "rotation"
     plan: Literal["psl", "end_to_end"] = "psl"
-    accuracy: float = 0.5
-    """The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides."""
+    accuracy: float = 0.5  # The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides.
     seeds: tuple[int, ...] = (0, 1, 2)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    limit_s: float = math.inf
-    """No further seed begins when it would end later than this."""
+    limit_s: float = math.inf  # No further seed begins when it would end later than this.
     out: Path = RUNS / "time_to_accuracy.json"
 
     def check(self) -> None:

@@ -3,13 +3,9 @@
     python bench/training.py --data photos.beton               SimCLR end to end and in S1, beside lightly's
     python bench/training.py --data photos.beton --peers dali_resnet50 --stages supervised:E
 
-Each trains in a process of its own, from the same photos, and they take turns. Ours is what `fastpsl train`
-does. Peers are as their users write them (bench/peers/). The headline is ours / the peer's of the same
-method, in images of the data set per second: SimCLR beside lightly, supervised training beside DALI. Others
-have no stages, so that a stage of PSL stands beside their end-to-end training. Without --data it reads the
-embedded sample, with small networks.
-
-Writes a JSON; see bench/README.md.
+Each trains in a process of its own, from the same photos, in turn. Peers are as their users write them
+(bench/peers/). The headline is ours / the peer's of the same method, in images per second. Others have no
+stages, so a stage of PSL stands beside their end-to-end training. Writes a JSON; see bench/README.md.
 """
 
 import sys
@@ -17,9 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-from tyro.conf import arg
+from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
@@ -40,32 +34,22 @@ SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data: str | None = None
-    """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
-    stages: Annotated[
-        tuple[str, ...], arg(help="Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL.")
-    ] = ("simclr:E", "simclr:S1")
-    peers: tuple[PeerName, ...] = ("lightly",)
-    """None, written as --peers, for ours alone."""
-    decoder: str = "auto"
-    """Ours."""
-    backbone: str | None = None
-    """Everybody's. Default: resnet50, and resnet18 for the sample."""
+    data: str | None = None  # A dataset file, or a quoted glob of shards. Without it: the embedded sample.
+    stages: tuple[str, ...] = ("simclr:E", "simclr:S1")
+    """Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL."""
+    peers: tuple[PeerName, ...] = ("lightly",)  # None, written as --peers, for ours alone.
+    decoder: str = "auto"  # Ours.
+    backbone: str | None = None  # Everybody's. Default: resnet50, and resnet18 for the sample.
     size_px: int | None = None
     """Side of the peers' images; ours have the recipe's. Default: 224, and 96 for the sample."""
-    batch_size: int | None = None
-    """Default: 256 on CUDA, else 8."""
-    workers: int | None = None
-    """Decoding threads or processes. Default: the cores."""
+    batch_size: int | None = None  # Default: 256 on CUDA, else 8.
+    workers: int | None = None  # Decoding threads or processes. Default: the cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    repeats: int | None = None
-    """Default: 3, and 2 for the sample."""
+    repeats: int | None = None  # Default: 3, and 2 for the sample.
     seconds: float | None = None
     """Length of a timed region, at least as many steps as batches may be ready. Default: 3, and 0.1."""
-    limit_s: float = 400.0
-    """No further repeat begins after it."""
-    out: Path = RUNS / "training.json"
-    """The result."""
+    limit_s: float = 400.0  # No further repeat begins after it.
+    out: Path = RUNS / "training.json"  # The result.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or names no stage of a recipe."""

@@ -37,20 +37,15 @@ _END_S = 120.0  # for a training to write its checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]
-    """The plan, a JSON file."""
-    data: Path
-    """The folder of its data (see the script beside the plan)."""
-    runs: Path
-    """The folder of its runs."""
+    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]  # The plan, a JSON file.
+    data: Path  # The folder of its data (see the script beside the plan).
+    runs: Path  # The folder of its runs.
     out: Path | None = None
     """Where results.json and figure.png go. [RUNS]"""
     earlier: Path | None = None
     """results.json of an earlier state of the plan: runs with the same commands are taken over from it."""
-    minutes: float = 9.0
-    """After so long everything is stopped, to be gone on with."""
-    jobs: int = 1
-    """Trainings at a time; each has its part of the cores."""
+    minutes: float = 9.0  # After so long everything is stopped, to be gone on with.
+    jobs: int = 1  # Trainings at a time; each has its part of the cores.
 
 
 class OutOfTime(Exception):

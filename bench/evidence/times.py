@@ -45,18 +45,12 @@ from fastpsl.pipelines.datasets.open import open_data
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]
-    """The experiment's plan, a JSON file."""
-    data: Path
-    """The folder of its data."""
-    runs: Path
-    """The folder of its runs; the trainings go into its subfolder times."""
-    arms: tuple[str, ...]
-    """The arms that are compared; the first is set against each of the others."""
-    accuracy: float
-    """The accuracy that is to be reached, in (0, 1)."""
-    every: int = 1
-    """Epochs between two looks."""
+    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]  # The experiment's plan, a JSON file.
+    data: Path  # The folder of its data.
+    runs: Path  # The folder of its runs; the trainings go into its subfolder times.
+    arms: tuple[str, ...]  # The arms that are compared; the first is set against each of the others.
+    accuracy: float  # The accuracy that is to be reached, in (0, 1).
+    every: int = 1  # Epochs between two looks.
     out: Path | None = None
     """Where results.json of the experiment is, and times.json goes. [RUNS]"""
 
