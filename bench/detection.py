@@ -148,12 +148,11 @@ def our_train_step(
 def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
     """Return our implementation as a peer."""
     head: Any = train_step.module.head
-    step = partial(_our_step, train_step, batches)
+
+    def step() -> None:
+        train_step.step([cast(Any, next(batches))], LR)
+
     return Peer(step, train_step.module, head.roi_heads.box_roi_pool)
-
-
-def _our_step(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> None:
-    train_step.step([cast(Any, next(batches))], LR)
 
 
 def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:

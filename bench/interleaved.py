@@ -72,7 +72,6 @@ def measure(
     *,
     repeats: int,
     seconds: float,
-    num_batches: int = 0,
     deadline: float,
     log: Callable[[str], None],
     warms_up: bool = True,
@@ -109,7 +108,7 @@ def measure(
         rates.sort(key=lambda each: each.num_views)
         for each in in_turn(rates[::-1], repeats, log, "loaders alone, ", deadline):
             with watch() if watch else nullcontext([]) as readings:
-                answer = running[each.name].measure(each.num_views, seconds, num_batches)
+                answer = running[each.name].measure(each.num_views, seconds)
             each.highest += [max(readings)] if readings else []
             for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
                 values.append(value)
@@ -131,15 +130,15 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work)), str(num_views)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(_ROOT), *_paths()))},
+            env=os.environ | {"PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         )  # fmt: skip
         self._answer()
         self.first_batch_s = time.perf_counter() - start
 
-    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float, float]:
-        """Return samples/s, cores used and page faults a sample, of `seconds` and `num_batches` at least."""
+    def measure(self, num_views: int, seconds: float) -> tuple[float, float, float]:
+        """Return samples/s, cores used and page faults a sample, of `seconds` at least."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
+        self._process.stdin.write(f"{json.dumps([num_views, seconds])}\n".encode())
         rate, cores, faults = json.loads(self._answer())
         return rate, cores, faults
 
@@ -169,8 +168,3 @@ class Process:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-
-def _paths() -> list[str]:
-    """Return the folders of PYTHONPATH."""
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

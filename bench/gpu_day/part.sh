@@ -72,7 +72,7 @@ part_d() {
 part_e() {
     make_photos 60
     decode() { # decode LAST OPTIONS...
-        step decode "$1" "$PYTHON" bench/loaders.py --what decode --data "$photos" "${@:2}" --out "$RESULTS/results/decode-$gpu.json"
+        step decode "$1" "$PYTHON" bench/loaders.py --data "$photos" "${@:2}" --out "$RESULTS/results/decode-$gpu.json"
     }
     engines() { # engines LAST WORK: the log of a loader's first batch
         step engines "$1" env DALI_NVIMGCODEC_LOG_LEVEL=3 "$PYTHON" -m bench.peers.serve "{\"kind\": \"dali\", \"data\": \"$photos\", \"files\": \"\", $2}" 1

@@ -100,14 +100,14 @@ def serve(work: Work, num_views: int) -> None:
     next(running[num_views])
     print("first batch", file=answers, flush=True)
     for line in sys.stdin:
-        num_views, seconds, num_batches = json.loads(line)
+        num_views, seconds = json.loads(line)
         if num_views not in running:
             running[num_views] = open_batches(work, num_views)
         batches = running[num_views]
         for _ in range(ahead):
             next(batches)
         before, start = tree_usage(os.getpid()), time.perf_counter()
-        least = max(ahead, num_batches) if seconds or num_batches else 1  # one batch warms up
+        least = ahead if seconds else 1  # one batch warms up
         rate = samples_per_s(partial(next, batches), seconds, work.device, least)
         after, took_s = tree_usage(os.getpid()), time.perf_counter() - start
         cores = (after.cpu_s - before.cpu_s) / took_s

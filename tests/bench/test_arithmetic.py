@@ -120,9 +120,7 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(library, "why_missing", lambda: "")
     monkeypatch.setattr(dali, "why_missing", lambda device: "")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
-    works, missing = loaders.variants(
-        loaders.Options(what="decode"), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0")
-    )
+    works, missing = loaders.variants(loaders.Options(), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0"))
     ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}
     assert ours == {(4, 0.9), (8, 0.9), (12, 0.9), (12, 0.65), (12, 1.0), (4, 1.0)} and not missing
     assert [(each.kind, each.device, each.hw_decoder_load) for each in works if each.kind != "dali"] == [
@@ -132,9 +130,7 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:
-    rows, (ratio,) = loaders.tabulate(
-        [rates("dali", (10.0, 12.0)), rates("dali_whole", (5.0, 4.0))], "decode"
-    )
+    rows, (ratio,) = loaders.tabulate([rates("dali", (10.0, 12.0)), rates("dali_whole", (5.0, 4.0))])
     assert [row["median"] for row in rows] == [11.0, 4.5] and ratio["values"] == [2.0, 3.0]
     _, (ratio,) = training.tabulate([
         rates("training", (30.0, 40.0), recipe="simclr", stage="E"),
@@ -173,7 +169,7 @@ def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
                 raise RuntimeError("no DALI")
             self.work = work
 
-        def measure(self, num_views: int, seconds: float, num_batches: int) -> tuple[float, float, float]:
+        def measure(self, num_views: int, seconds: float) -> tuple[float, float, float]:
             asked.append(self.work.hw_decoder_load)
             return 100.0, 2.0, 0.0
 
@@ -191,7 +187,7 @@ def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
     )  # fmt: skip
     assert asked == [0.9, 0.65, 0.65, 0.9] and [each.highest for each in found] == [[80, 80]] * 2
     assert [each["reason"] for each in missing] == ["failed: no DALI"]
-    assert [row["busy_percent"] for row in loaders.tabulate(found, "decode")[0]] == [80, 80]
+    assert [row["busy_percent"] for row in loaders.tabulate(found)[0]] == [80, 80]
 
 
 def trained(*pairs: tuple[float, float]) -> Trained:

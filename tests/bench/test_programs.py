@@ -40,7 +40,7 @@ RUNS = {
     ),
     "step": (f"--recipes rotation --stages S1 S2 --modes eager eager+fold --limit-s 1000 {TINY}", {"step"}),
     "kernels": (f"--chains grey --size-px 32 {TINY}", {"copy", "kernel"}),
-    "loaders": (f"--what decode --views 2 --seconds 0.001 --size-px 16 --no-peers {TINY}", {"decode"}),
+    "loaders": (f"--views 2 --seconds 0.001 --size-px 16 --no-peers {TINY}", {"decode"}),
     "training": (f"--stages simclr:S1 --peers --batch-size 4 --size-px 32 --workers 1 {ONCE}", {"trained"}),
     "scaling": (
         f"--stages S3 --backbone resnet18 --decoder pillow --steps 1 {TINY}",
@@ -117,7 +117,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("kernels", {"chains": ("SimCLR T4",)}, "--chains 'SimCLR T4'"),
     ("kernels", {"size_px": 8}, "--size-px 8"),
     ("loaders", {"shares": (0.5, 1.1)}, "--shares 0.5 1.1"),
-    ("loaders", {"seconds": 1.0}, "--seconds 1"),
     ("training", {"stages": ("simclr",)}, "--stages simclr"),
     ("scaling", {"storage": Path("nowhere")}, "--storage nowhere"),
     ("detection", {"size": 0}, "--size 0"),
