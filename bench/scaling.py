@@ -5,26 +5,21 @@
 
 Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, with as many images per
 rank and as many steps each time. The inputs of the arithmetic in docs/explanation/scale.md are measured,
-too: the loader's rate and cores, the step, bytes of the gradients that are summed, bytes/s of storage.
+too: the loader's rate and cores, the step, and bytes of the gradients that are summed.
 """
 
-import ctypes
 import json
-import mmap
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
-import numpy as np
 import torch
 
 # bench/ and recipes/ are folders of programs, not installed.
@@ -39,8 +34,6 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.command_line import parse
-
-_READ_BYTES = 8 << 20  # the size of a page of a dataset file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +50,15 @@ class Options:
     batch_size: int | None = None  # Images of a rank. Default: 256 on CUDA, else 16.
     repeats: int = 5
     steps: int | None = None  # Of a timed region. Default: 60 on CUDA, else 3.
-    storage: Path | None = None  # A folder on the storage to be read. Default: not measured.
-    storage_mb: int = 2000  # Written there, dropped from the page cache, read, removed.
     timeout_s: float = 400.0  # Of each number of ranks.
     out: Path = RUNS / "scaling.json"
     worker: Path | None = None  # Used by itself: where rank 0 of a torchrun leaves its rows.
 
     def check(self) -> None:
-        """Raise ValueError if an option is out of range or --storage is no folder."""
-        check_positive(self, "batch_size", "steps", "repeats", "storage_mb", "timeout_s")
+        """Raise ValueError if an option is out of range."""
+        check_positive(self, "batch_size", "steps", "repeats", "timeout_s")
         if any(num < 1 for num in self.ranks) or not self.recipe or not self.stages:
             raise ValueError("--ranks, --recipe and --stages: give at least one of each, ranks from 1")
-        if self.storage is not None and not self.storage.is_dir():
-            raise ValueError(f"--storage {self.storage}: is no folder; give one on the disk to be measured")
 
 
 def numbers_of_ranks(options: Options) -> list[int]:
@@ -167,41 +156,6 @@ def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str
     return rows
 
 
-def drop_from_cache(path: Path) -> float:
-    """Drop a file from the page cache, and return the share of its pages that remains, told by mincore."""
-    with open(path, "rb") as file:
-        os.fsync(file)  # because only pages that are on disk can be dropped
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    mapped = np.memmap(path, np.uint8, "r")
-    flags = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-    if libc.mincore(mapped.ctypes.data, len(mapped), flags.ctypes.data):
-        raise OSError(ctypes.get_errno(), "mincore failed")
-    return float((flags & 1).mean())
-
-
-def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
-    """Return the bytes/s at which threads read a new file of noise that is not in the page cache."""
-    path = folder / "fastpsl-scaling-noise"
-    try:
-        with open(path, "wb") as file:
-            file.writelines(os.urandom(_READ_BYTES) for _ in range(-(-num_bytes // _READ_BYTES)))
-        if drop_from_cache(path) > 0.01:
-            raise ValueError(
-                f"{folder}: the page cache keeps what was written there; choose a folder on a disk"
-            )
-        size, started = path.stat().st_size, time.perf_counter()
-        with open(path, "rb") as file, ThreadPoolExecutor(num_threads) as pool:
-            sizes = pool.map(
-                lambda at: len(os.pread(file.fileno(), _READ_BYTES, at)), range(0, size, _READ_BYTES)
-            )
-            assert sum(sizes) == size
-        return size / (time.perf_counter() - started)
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each rate per rank over that of the fewest ranks, by medians: they ran one after another."""
     ratios = []
@@ -239,18 +193,6 @@ def main() -> None:
                 rows += start_ranks(options, num, Path(scratch) / f"ranks-{num}.json")
             except RuntimeError as error:
                 missing.append({"what": counted(num, "rank"), "reason": str(error)})
-    num_threads = min(8, len(os.sched_getaffinity(0)))
-    if options.storage:
-        values = [
-            storage_rate(options.storage, options.storage_mb * 1_000_000, num_threads)
-            for _ in range(options.repeats)
-        ]
-        labels = {"recipe": None, "stage": None, "num_ranks": 1}
-        rows.append(
-            {"measured": "storage", **labels, "unit": "bytes/s", "num_threads": num_threads, **spread(values)}
-        )
-    else:
-        missing.append({"what": "storage", "reason": "no --storage was given"})
     if not rows:
         raise ValueError("; ".join(f"{line['what']}: {line['reason']}" for line in missing))
     if max((row["num_ranks"] for row in rows), default=1) == 1:
@@ -264,7 +206,6 @@ def main() -> None:
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
             "backbone": options.backbone,
             "decoder": options.decoder, "step": options.compile, "graph": options.graph,
-            "storage_mb": options.storage_mb,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip

@@ -118,7 +118,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("kernels", {"size_px": 8}, "--size-px 8"),
     ("loaders", {"shares": (0.5, 1.1)}, "--shares 0.5 1.1"),
     ("training", {"stages": ("simclr",)}, "--stages simclr"),
-    ("scaling", {"storage": Path("nowhere")}, "--storage nowhere"),
+    ("scaling", {"ranks": (0,)}, "--ranks"),
     ("detection", {"size": 0}, "--size 0"),
     ("sizes", {"peers": ("nobody",)}, "--peers nobody"),
     ("sizes", {"data": "a", "sizes": ("64",)}, "--data a"),

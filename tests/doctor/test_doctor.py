@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.scaling import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
 from fastpsl.doctor import doctor_setup, loader_rates, measure
@@ -30,6 +29,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec, short_side_px
+from tests.pipelines.memory import drop_from_cache
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS
 from tests.programs import ROOT
