@@ -1,4 +1,4 @@
-"""The memory of this process, files in the page cache, and the numbers that a script prints in a process of its own."""
+"""The memory of this process, files in the page cache, and numbers that a script prints by itself."""
 
 import ctypes
 import mmap
