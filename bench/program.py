@@ -15,7 +15,8 @@ from rich.console import Console
 
 from fastpsl.scripts.command_line import parse
 
-_Options, _Thing = TypeVar("_Options"), TypeVar("_Thing")
+_Options = TypeVar("_Options")
+_Thing = TypeVar("_Thing")
 _EVERY_S = 10.0  # between two lines of progress without a terminal
 
 

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,5 +126,9 @@ def summary(part: str, path: str, gpu: str) -> int:
 
 
 if __name__ == "__main__":
-    reports = {"versions": versions, "same-losses": same_losses, "summary": summary}
+    reports: dict[str, Callable[..., int]] = {
+        "versions": versions,
+        "same-losses": same_losses,
+        "summary": summary,
+    }
     sys.exit(reports[sys.argv[1]](*sys.argv[2:]))
