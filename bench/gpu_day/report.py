@@ -126,9 +126,6 @@ def summary(part: str, path: str, gpu: str) -> int:
 
 
 if __name__ == "__main__":
-    reports: dict[str, Callable[..., int]] = {
-        "versions": versions,
-        "same-losses": same_losses,
-        "summary": summary,
-    }
+    reports: dict[str, Callable[..., int]]
+    reports = {"versions": versions, "same-losses": same_losses, "summary": summary}
     sys.exit(reports[sys.argv[1]](*sys.argv[2:]))
