@@ -36,35 +36,23 @@ _LOWER = "both / min(loader, step)"
 
 
 class Bar(NamedTuple):
-    """One bar.
+    """One bar."""
 
-    Attributes:
-        heading: Heading of its group.
-        name: Label on the left.
-        row: Mapping with median, quartile_1 and quartile_3.
-        text: Label beyond the end of the bar.
-        mark: Value at which a black line crosses the bar.
-    """
-
-    heading: str
-    name: str
-    row: Row
+    heading: str  # heading of its group
+    name: str  # label on the left
+    row: Row  # mapping with median, quartile_1 and quartile_3
     colour: str
-    text: str
-    mark: float | None = None
+    text: str  # label beyond the end of the bar
+    mark: float | None = None  # value at which a black line crosses the bar
 
 
 class Panel(NamedTuple):
-    """A panel of bars on one axis.
-
-    Attributes:
-        edge: Value at which longer bars are cut off.
-    """
+    """A panel of bars on one axis."""
 
     title: str
     axis: str
     bars: Sequence[Bar]
-    edge: float = math.inf
+    edge: float = math.inf  # value at which longer bars are cut off
     is_log: bool = False
 
     def groups(self) -> dict[str, list[Bar]]:

@@ -1,13 +1,11 @@
 """How long detection's training step takes: ours, and that of torchvision's FasterRCNN of the same parts.
 
     python bench/detection.py  ResNet-50 C4 at the protocol's values on a GPU; on a CPU ResNet-18, small
-    python bench/detection.py --device cuda --size 800 --batch-size 8 --precision fp32
 
-Forward, backward, optimiser on uint8 images that lie on the device, interleaved. All get the same images,
-sizes and numbers of boxes. torchvision's model also gets our weights, so that as many boxes come out of each
-of its parts: a ResNet with FrozenBatchNorm2d, its stages up to layer3 as the backbone, 14 x 14 RoIs from one
-map, and layer4 as the box head. Optimiser, loop and layout are those of its reference scripts. Neither
-resizes images. See bench/README.md.
+Forward, backward, optimiser on the same uint8 images on the device, in turn. torchvision's model gets our
+weights, so that as many boxes come out of each of its parts: a ResNet with FrozenBatchNorm2d up to layer3,
+14 x 14 RoIs from one map, and layer4 as the box head. Optimiser, loop and layout are those of its reference
+scripts.
 """
 
 import gc
@@ -22,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
@@ -35,11 +33,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
-from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import check_out, check_positive, progress, run_program
-from bench.schema import RUNS, environment, save_result, spread
+from bench.program import check_positive, in_turn, options_of, progress, run_program
+from bench.schema import RUNS, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
@@ -50,7 +47,6 @@ from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.pipelines.views import Input
-from fastpsl.scripts.command_line import parse
 from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
 from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection
@@ -65,22 +61,14 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backbone: Literal["resnet18", "resnet34", "resnet50"] | None = None
     """Default: resnet50 on CUDA, else resnet18."""
-    size: Annotated[
-        int | None,
-        arg(
-            help="Shorter side of the images, px; the longer one is 4/3 of it. "
-            "Default: 640 on CUDA, the middle of the protocol's 480 to 800; else 128."
-        ),
-    ] = None
-    batch_size: int | None = None
-    """Default: the protocol's 16 on CUDA, else 2."""
+    size: int | None = None
+    """Shorter side of the images, px; the longer one is 4/3 of it. Default: 640 on CUDA, else 128."""
+    batch_size: int | None = None  # Default: the protocol's 16 on CUDA, else 2.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    repeats: int | None = None
-    """Default: 7 on CUDA, else 5."""
+    repeats: int | None = None  # Default: 7 on CUDA, else 5.
     limit_s: float | None = None
     """No further repeat begins after so many seconds, but for the first. Default: 240 on CUDA, else 60."""
-    out: Path = RUNS / "detection.json"
-    """The result."""
+    out: Path = RUNS / "detection.json"  # The result.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range."""
@@ -89,21 +77,14 @@ class Options:
 
 @dataclass
 class Peer:
-    """One implementation of the training step.
+    """One implementation of the training step."""
 
-    Attributes:
-        step: Callable that runs a whole training step.
-        model: What trains.
-        pool: The RoI pooling in front of the head.
-        ms: Milliseconds per step, one value per repeat.
-    """
-
-    step: Callable[[], object]
-    model: nn.Module
-    pool: nn.Module
+    step: Callable[[], object]  # callable that runs a whole training step
+    model: nn.Module  # what trains
+    pool: nn.Module  # the RoI pooling in front of the head
     first_step_s: float = 0.0
     peak_bytes: int = 0
-    ms: list[float] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)  # milliseconds per step, one value per repeat
 
     @property
     def num_learning(self) -> int:
@@ -167,12 +148,11 @@ def our_train_step(
 def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
     """Return our implementation as a peer."""
     head: Any = train_step.module.head
-    step = partial(_our_step, train_step, batches)
+
+    def step() -> None:
+        train_step.step([cast(Any, next(batches))], LR)
+
     return Peer(step, train_step.module, head.roi_heads.box_roi_pool)
-
-
-def _our_step(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> None:
-    train_step.step([cast(Any, next(batches))], LR)
 
 
 def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:
@@ -258,9 +238,7 @@ def first_step(make: Callable[[], Peer], device: torch.device) -> Peer:
 
 
 def main() -> None:
-    options: Options = parse(Options, default=Options(), description=__doc__ or "")
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     started, world = time.perf_counter(), join_world(options.device, timeout_s=600.0)
     machine, device, is_cuda = environment(world.device), world.device, world.device.type == "cuda"
     backbone = options.backbone or ("resnet50" if is_cuda else "resnet18")
@@ -293,12 +271,8 @@ def main() -> None:
             except torch.OutOfMemoryError:
                 missing.append({"what": name, "reason": "out of GPU memory"})
         boxes = {name: peer.boxes_in_a_step() for name, peer in peers.items()}
-        for number in range(repeats):
-            if number and time.perf_counter() - started > limit_s:
-                break
-            log(f"repeat {number + 1} of {repeats}")
-            for peer in list(peers.values())[:: -1 if number % 2 else 1]:
-                peer.ms.append(statistics.median(milliseconds(peer.step, device, num_steps)))
+        for peer in in_turn(peers.values(), repeats, log, deadline=started + limit_s):
+            peer.ms.append(statistics.median(milliseconds(peer.step, device, num_steps)))
     rows = [
         {
             "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
@@ -311,7 +285,7 @@ def main() -> None:
     ]  # fmt: skip
     ratios = [
         {"what": f"{name}'s ms / ours", "backbone": backbone,
-         **spread([a / b for a, b in zip(peer.ms, peers["ours"].ms, strict=True)])}
+         **over(peer.ms, peers["ours"].ms)}
         for name, peer in peers.items() if name != "ours" and "ours" in peers
     ]  # fmt: skip
     result = save_result(

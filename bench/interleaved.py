@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.peers import TITLES, Work, reads
 from bench.peers.peer import copy_out
+from bench.program import in_turn
 from bench.schema import spread
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,6 @@ class Rates:
     """The rates of one loader with one number of views.
 
     Attributes:
-        values: Samples/s, one value per repeat.
         cores: CPU seconds per second of all its processes, one value per repeat.
         faults: Minor page faults per sample of all its processes, one value per repeat.
         highest: The highest reading of `watch` in each repeat, none where it has none.
@@ -40,7 +40,7 @@ class Rates:
     work: Work
     num_views: int
     first_batch_s: float
-    values: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  # Samples/s, one value per repeat
     cores: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
     highest: list[int] = field(default_factory=list)
@@ -72,28 +72,14 @@ def measure(
     *,
     repeats: int,
     seconds: float,
-    num_batches: int = 0,
     deadline: float,
     log: Callable[[str], None],
     warms_up: bool = True,
-    watch: Callable[[], AbstractContextManager[list[int]]] = lambda: nullcontext([]),
+    watch: Callable[[], AbstractContextManager[list[int]]] | None = None,
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
-    """Measure all loaders in turn, every other time in reverse order.
+    """Measure all loaders in turn, every other time in reverse order; return rates, failures and notes.
 
-    Args:
-        works: Name → work. All have the same data, and the same folder for files, empty or filled by an
-            earlier call.
-        views: Numbers of views to measure.
-        repeats: Number of repeats.
-        seconds: Least length of a timed region.
-        num_batches: Least number of batches of a timed region.
-        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        log: Callback that receives the name of the current phase.
-        warms_up: Whether a region of one batch is thrown away first. Each drops the first batches anyway.
-        watch: Context manager of each timed region, which yields readings of the machine meanwhile.
-
-    Returns:
-        The rates; what failed, with the reason; notes.
+    All works have the same data and the same folder for files. Readings of `watch` are of each timed region.
     """
     missing, notes = [], []
     readers = [name for name, work in works.items() if reads(work) != "dataset file"]
@@ -120,16 +106,12 @@ def measure(
                 rates += [Rates(name, work, num, process.first_batch_s) for num in views]
         # Loaders that are compared run one after another, because load from other work comes in waves.
         rates.sort(key=lambda each: each.num_views)
-        for number in range(repeats):
-            if number and time.perf_counter() > deadline:
-                break
-            log(f"loaders alone, repeat {number + 1} of {repeats}")
-            for each in rates if number % 2 else rates[::-1]:
-                with watch() as readings:
-                    answer = running[each.name].measure(each.num_views, seconds, num_batches)
-                each.highest += [max(readings)] if readings else []
-                for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
-                    values.append(value)
+        for each in in_turn(rates[::-1], repeats, log, "loaders alone, ", deadline):
+            with watch() if watch else nullcontext([]) as readings:
+                answer = running[each.name].measure(each.num_views, seconds)
+            each.highest += [max(readings)] if readings else []
+            for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
+                values.append(value)
     finally:
         for process in running.values():
             process.close()
@@ -148,20 +130,15 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work)), str(num_views)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(_ROOT), *_paths()))},
+            env=os.environ | {"PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         )  # fmt: skip
         self._answer()
         self.first_batch_s = time.perf_counter() - start
 
-    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float, float]:
-        """Measure for at least `seconds` and `num_batches`.
-
-        Returns:
-            Samples/s; CPU seconds per second and minor page faults per sample, of the process and of those
-            that it has started.
-        """
+    def measure(self, num_views: int, seconds: float) -> tuple[float, float, float]:
+        """Return samples/s, cores used and page faults a sample, of `seconds` at least."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
+        self._process.stdin.write(f"{json.dumps([num_views, seconds])}\n".encode())
         rate, cores, faults = json.loads(self._answer())
         return rate, cores, faults
 
@@ -191,8 +168,3 @@ class Process:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
-
-def _paths() -> list[str]:
-    """Return the folders of PYTHONPATH."""
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -1,17 +1,13 @@
-"""The work that bench/kernels.py times: operations, the tasks' chains of them, and crops on the device, by
-path.
+"""The work that bench/kernels.py times: operations, the tasks' chains of them, and crops, by path.
 
     fused               the fused kernels: Triton on CUDA, numba on the CPU (crops: numba)
     kornia              our operations one after the other, the `kornia` of --augment-backend (crops: torch)
     kornia_modules, torchvision_batch, torchvision_images        as their users write them, our parameters
 
-Each path starts from the uint8 batch that the loader yields and ends in a normalised channels-last batch of
-the step's dtype. Crops start from decoded images and end in uint8. Memory for results is requested from torch
-on each call, as in training.
-
-Random draws of Kornia and torchvision cannot be given, and so happen within the timed region. Kornia draws
-one order of the colour operations per batch, and torchvision v2 draws one value of everything per batch.
-Results are therefore not compared with theirs.
+Each path starts from the loader's uint8 batch and ends in a normalised channels-last batch of the step's
+dtype. Crops start from decoded images and end in uint8. Draws of Kornia and torchvision cannot be given, so
+they are timed, and results are not compared with theirs: torchvision v2 draws one value of everything per
+batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -98,9 +94,6 @@ def kornia_modules(views: Views, device: torch.device) -> Peer:
     """Return Kornia's augmentations, one after the other.
 
     ColorJitter defines brightness, contrast and saturation as we do; ColorJiggle does not.
-
-    Raises:
-        ValueError: Kornia lacks one of the operations.
     """
     chains = [nn.Sequential(*(_kornia(op, 45.0 * v) for op in view.ops)) for v, view in enumerate(views)]
     statistics = [torch.tensor((view.mean, view.std), device=device) for view in views]
@@ -194,21 +187,13 @@ Work = Callable[[int], Tensor]  # the running number of the input → the result
 
 @dataclass(frozen=True)
 class Setting:
-    """The sizes and types that all chains share.
+    """The sizes and types that all chains share."""
 
-    Attributes:
-        device: Device of all inputs.
-        dtype: Dtype of the results.
-        batch_size: Samples per view.
-        size_px: Side of a view, in px.
-        num_inputs: Batches that the calls take in turn.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    batch_size: int
-    size_px: int
-    num_inputs: int
+    device: torch.device  # device of all inputs
+    dtype: torch.dtype  # dtype of the results
+    batch_size: int  # Samples per view
+    size_px: int  # side of a view, in px
+    num_inputs: int  # batches that the calls take in turn
 
     def keys(self, number: int) -> Keys:
         """Return the random keys of input `number`."""
@@ -217,19 +202,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of operations, with the paths that can run it.
+    """A chain of operations, with the paths that can run it."""
 
-    Attributes:
-        name: Name of the chain.
-        num_bytes: Bytes that must be read and written at least once: the pixels in use, and the results.
-        paths: Path → work that can be timed.
-        missing: Path → the reason why it cannot run.
-    """
-
-    name: str
-    num_bytes: int
-    paths: dict[str, Work]
-    missing: dict[str, str]
+    name: str  # name of the chain
+    num_bytes: int  # bytes that must be read and written at least once: the pixels in use, and the results
+    paths: dict[str, Work]  # path → work that can be timed
+    missing: dict[str, str]  # path → the reason why it cannot run
 
 
 def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:

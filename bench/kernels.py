@@ -1,12 +1,10 @@
-"""How long the operations of a batch take: fused, one by one, by Kornia's modules and by torchvision; and
-what the bytes alone cost.
+"""How long the operations of a batch take: fused, one by one, by others, and what the bytes alone cost.
 
     python bench/kernels.py  on a GPU 256 samples of 224 px to fp16, on a CPU 32 of 64 px to fp32 in a minute
     python bench/kernels.py --chains 'SimCLR T3' jigsaw --size-px 224 --batch-size 16
 
-GB/s count what must be read and written once (kernel_chains.py: uint8 pixels in, results out; no second
-reading, no intermediate result), and stand beside a large copy within the device in the same run. Chains and
-paths: kernel_chains.py. Writes a JSON and a bar chart; see bench/README.md.
+GB/s count what must be read and written once: uint8 pixels in, results out. They stand beside a large copy
+within the device. Chains and paths: kernel_chains.py. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import os
@@ -25,12 +23,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.charts import draw
 from bench.kernel_chains import PEERS, Chain, Setting, Work, crop_chains, view_chain, views_of_chains
-from bench.program import check_out, progress, run_program
-from bench.schema import RUNS, environment, save_result, spread
+from bench.program import in_turn, options_of, progress, run_program
+from bench.schema import RUNS, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
-from fastpsl.scripts.command_line import parse
 
 CROPS = ("area crop", "isotropic crop")
 # A copy moves at most this much of the device's memory, read and written: beyond all caches, and long enough
@@ -45,21 +42,16 @@ _MAX_DIFFERENCE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    chains: tuple[str, ...] = ()
-    """Some of the chains, by name. Default: all."""
+    chains: tuple[str, ...] = ()  # Some of the chains, by name. Default: all.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the results. Default: fp16 on CUDA, else fp32."""
-    batch_size: int | None = None
-    """Samples of a view. Default: 256 on CUDA, else 32."""
+    batch_size: int | None = None  # Samples of a view. Default: 256 on CUDA, else 32.
     size_px: int | None = None
     """Side of a view; a jigsaw's window has a pixel more. Default: 224 on CUDA, else 64."""
-    repeats: int | None = None
-    """Default: 20 on CUDA, else 7."""
-    peers: bool = True
-    """Kornia's modules and torchvision beside ours."""
-    out: Path = RUNS / "kernels.json"
-    """The result; the bar chart stands beside it as .png."""
+    repeats: int | None = None  # Default: 20 on CUDA, else 7.
+    peers: bool = True  # Kornia's modules and torchvision beside ours.
+    out: Path = RUNS / "kernels.json"  # The result; the bar chart stands beside it as .png.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or a chain is unknown."""
@@ -74,20 +66,14 @@ class Options:
 
 @dataclass
 class Timed:
-    """One path of one chain, with its times.
-
-    Attributes:
-        num_calls: Calls that are timed together, each with the next input.
-        number: The number of the last call.
-        ms: Milliseconds per call, one value per repeat.
-    """
+    """One path of one chain, with its times."""
 
     chain: Chain
     path: str
     work: Work
-    num_calls: int = 1
-    number: int = 0
-    ms: list[float] = field(default_factory=list)
+    num_calls: int = 1  # calls that are timed together, each with the next input
+    number: int = 0  # the number of the last call
+    ms: list[float] = field(default_factory=list)  # milliseconds per call, one value per repeat
 
     def call(self) -> Tensor:
         self.number += 1
@@ -145,11 +131,7 @@ def chains(names: tuple[str, ...], setting: Setting) -> Iterator[Chain]:
 
 
 def warm_up(timed: Timed, clock: Clock) -> str | None:
-    """Compile the path, and choose how many calls are timed together.
-
-    Returns:
-        The reason if a peer cannot run, else None.
-    """
+    """Compile the path, and choose how many calls are timed together."""
     try:
         timed.call()
         first_ms = clock.ms(timed.call)
@@ -173,17 +155,7 @@ def difference(chain: Chain) -> float:
 
 
 def measure(options: Options, setting: Setting, repeats: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """Measure a copy and all paths in turn, every other time in reverse order, after warming up all of them.
-
-    Args:
-        options: Chains and peers to measure.
-        setting: Device, dtype and sizes.
-        repeats: Number of times that each path is measured.
-        log: Callback that receives the name of the current phase.
-
-    Returns:
-        The result's rows, ratios and not_measured.
-    """
+    """Warm up all paths, then measure a copy and all of them in turn, every other time in reverse order."""
     clock = Clock(setting.device)
     paths: list[Timed] = []
     missing: list[dict[str, str]] = []
@@ -201,11 +173,11 @@ def measure(options: Options, setting: Setting, repeats: int, log: Callable[[str
             else:
                 paths.append(entry)
         missing += [{"what": f"{chain.name}, {path}", "reason": reason} for path, reason in reasons.items()]
-    copy_ms = []
-    for repeat in range(repeats):
-        log(f"repeat {repeat + 1} of {repeats}")
-        copy_ms.append(clock.ms(clock.copy))
-        for entry in paths[:: -1 if repeat % 2 else 1]:
+    copy_ms: list[float] = []
+    for entry in in_turn([None, *paths], repeats, log):
+        if entry is None:
+            copy_ms.append(clock.ms(clock.copy))
+        else:
             entry.ms.append(clock.ms(entry.calls) / entry.num_calls)
     copy = spread(copy_ms)
     copy_gb_per_s = clock.copy_bytes / copy["median"] / 1e6
@@ -233,15 +205,13 @@ def _ratios(timed: list[Timed]) -> list[dict[str, Any]]:
     ratios = []
     for entry in timed:
         if entry.path != "fused" and entry.chain.name in fused:
-            values = [ms / fused_ms for ms, fused_ms in zip(entry.ms, fused[entry.chain.name], strict=True)]
-            ratios.append({"what": f"{entry.path} / fused", "chain": entry.chain.name, **spread(values)})
+            of_fused = over(entry.ms, fused[entry.chain.name])
+            ratios.append({"what": f"{entry.path} / fused", "chain": entry.chain.name, **of_fused})
     return ratios
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     device = choose_device(options.device, 0)
     is_cuda = device.type == "cuda"
     precision = options.precision if options.precision != "auto" else "fp16" if is_cuda else "fp32"

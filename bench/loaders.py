@@ -1,107 +1,66 @@
-"""Our Loader beside others, nothing else running: the same dataset file, crops, batch and cores, interleaved
-in one run.
+"""Our Loader by decoder beside others on the same dataset file, crops, batch and cores, in turn.
 
-    python bench/loaders.py --data photos.beton                by decoder beside ffcv's Loader, whole epochs
-                                                               on the CPU
-    python bench/loaders.py --what decode --data photos.beton  `dali` by threads and by the hardware decoder's
-                                                               share
+    python bench/loaders.py --data photos.beton  `dali` by threads and by the hardware decoder's share
 
-Each loader has a process of its own. It makes one and two random resized crops of each sample, uint8 on the
-device. ffcv's Loader decodes for each crop. Epochs' ends count. Without --data it reads the embedded sample,
-whose images are smaller than photos; bench/photos.py makes some.
-
-`decode` stands beside ffcv's Loader and two forms of DALI's own reader. One is as its users have it for one
-crop: it decodes only what the crop needs. The other has whole images and its own random_resized_crop, and
-ours is held to it. On a GPU, `decode` also tells the memory that is in use after each of three epochs.
-
-Writes a JSON; see bench/README.md.
+Each loader has a process of its own, and nothing else runs. It makes one and two random resized crops of
+each sample, uint8 on the device. Beside ours stand ffcv's Loader and two forms of DALI's own reader. One
+decodes only what one crop needs, the other whole images, and ours is held to it. On a GPU it also tells how
+busy the JPEG engines are, and the memory in use after each of three epochs. Writes a JSON; see
+bench/README.md. bench/sizes.py stands beside more peers.
 """
 
-import math
 import multiprocessing
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
 from bench.interleaved import Rates, measure
 from bench.peers import TITLES, Work
 from bench.peers.ours import decoder_names, open_ours, why_no_decoder
-from bench.program import check_out, check_positive, counted, progress, run_program
-from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.program import check_positive, counted, options_of, progress, run_program
+from bench.schema import RUNS, data_record, environment, over, save_result
 from bench.tables import show
+from fastpsl.doctor.jpeg_engines import jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 NUM_EPOCHS = 3  # epochs after which device memory is read
 
 
-class Beside(NamedTuple):
-    """A comparison: our decoders that it leaves out, the peers, and the name of each peer's ratio."""
-
-    without: tuple[str, ...]
-    peers: tuple[str, ...]
-    ratios: dict[str, str]
-
-
-BESIDE = {
-    "loader": Beside(("dali", "synthetic"), ("ffcv_loader",), {"ffcv_loader": "samples/s / ffcv_loader's"}),
-    "decode": Beside(
-        ("pillow", "synthetic"), ("ffcv_loader", "dali_reader", "dali_whole"),
-        {kind: f"samples/s / {TITLES[kind]}" for kind in ("ffcv_loader", "dali_whole")},
-    ),
-}  # fmt: skip
+LEFT_OUT = ("pillow", "synthetic")  # of ours, unless they are asked for
+PEERS = ("ffcv_loader", "dali_reader", "dali_whole")
+RATIOS = {kind: f"samples/s / {TITLES[kind]}" for kind in ("ffcv_loader", "dali_whole")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    what: Literal["loader", "decode"] = "loader"
-    """loader: whole epochs. decode: timed regions, with the hardware decoder and DALI's readers."""
-    data: str | None = None
-    """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
-    decoders: tuple[str, ...] | None = None
-    """Ours. Default: that of `auto` first; dali for decode alone, pillow for loader alone."""
-    views: tuple[int, ...] = (1, 2)
-    """Crops of each sample."""
-    shares: Annotated[
-        tuple[float, ...],
-        arg(
-            help="Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1; "
-            "CUDA kernels decode the rest."
-        ),
-    ] = (0.65, 0.9, 1.0)
-    threads: Annotated[
-        tuple[int, ...] | None,
-        arg(
-            help="Decoding threads, at the default share. "
-            "Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."
-        ),
-    ] = None
+    data: str | None = None  # A dataset file, or a quoted glob of shards. Without it: the embedded sample.
+    decoders: tuple[str, ...] | None = None  # Ours. Default: all but pillow, that of `auto` first.
+    views: tuple[int, ...] = (1, 2)  # Crops of each sample.
+    shares: tuple[float, ...] = (0.65, 0.9, 1.0)
+    """Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1."""
+    threads: tuple[int, ...] | None = None
+    """At the default share. Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."""
     size_px: int = 224
-    batch_size: int | None = None
-    """Default: 128 for loader; for decode 256 on a GPU, else 32."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    """Default: cpu for loader, auto for decode."""
-    repeats: int | None = None
-    """Default: 9 for loader; 5 for decode, and 3 for the sample."""
-    seconds: float | None = None
-    """Length of a timed region of decode. Default: 2, and 0.3 for the sample. One of loader is an epoch."""
-    limit_s: float | None = None
-    """No further repeat begins after it. Default: none for loader; 420 for decode, and 45 for the sample."""
-    peers: bool = True
-    """ffcv's Loader and DALI's own reader."""
+    batch_size: int | None = None  # Default: 256 on a GPU, else 32.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    repeats: int | None = None  # Default: 5, and 3 for the sample.
+    seconds: float | None = None  # Length of a timed region. Default: 2, and 0.3 for the sample.
+    limit_s: float | None = None  # No further repeat begins after it. Default: 420, and 45 for the sample.
+    peers: bool = True  # ffcv's Loader and DALI's own reader.
     out: Path = RUNS / "loaders.json"
 
     def check(self) -> None:
@@ -112,19 +71,10 @@ class Options:
             raise ValueError("--views, --threads and --decoders: give at least one of each, numbers from 1")
         if not all(0 <= share <= 1 for share in self.shares):
             raise ValueError(f"--shares {' '.join(map(str, self.shares))}: each must be from 0 to 1")
-        if self.what == "loader" and self.seconds is not None:
-            raise ValueError(
-                f"--seconds {self.seconds:g}: a timed region is an epoch; it is for --what decode"
-            )
 
 
 def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, str]]]:
-    """Return what can be measured on this machine, and what cannot, with the reason.
-
-    Args:
-        options: Decoders, threads, shares and peers.
-        work: The data, with the highest number of threads.
-    """
+    """Return what can be measured on this machine, and what cannot, with the reason."""
     is_cuda, missing = work.device != "cpu", []
     share = HW_DECODER_LOAD if is_cuda else None
     works: list[Work] = []
@@ -135,13 +85,13 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
         else:
             works.extend(these)
 
-    beside, threads = BESIDE[options.what], _threads(options, is_cuda)
+    threads = _threads(options, is_cuda)
     device = torch.device(work.device)
     with Beton(work.data) as data:
         names = decoder_names(data, device)
         reasons = {name: why_no_decoder(name, data, device) for name in options.decoders or names}
     for name, reason in reasons.items():
-        if options.decoders is None and name in beside.without:
+        if options.decoders is None and name in LEFT_OUT:
             continue
         if name != "dali":
             add(f"decoder {name}", reason, replace(work, kind=name))
@@ -158,7 +108,7 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
             reason if is_cuda else "no CUDA device",
             *more_works,
         )
-    for kind in beside.peers:
+    for kind in PEERS:
         reason = peers.why_missing(kind, work.data) if options.peers else "left out by --no-peers"
         each = replace(work, kind=kind, hw_decoder_load=share if kind == "dali_whole" else None)
         add(TITLES[kind], reason, each)
@@ -185,35 +135,18 @@ def title(kind: str, device: str, num_threads: int, hw_decoder_load: float | Non
     return f"{TITLES.get(kind, f'ours, {kind}')}{on_cpu}, {counted(num_threads, 'thread')}{share}"
 
 
-def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows, and the ratios to the peers of BESIDE, repeat by repeat."""
+def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows, and the ratios to the peers of RATIOS, repeat by repeat."""
     rows, ratios = [], []
     for ours in rates:
-        row = ours.row(what, **labels(ours.work))
+        row = ours.row("decode", **labels(ours.work))
+        row |= {"busy_percent": max(ours.highest)} if ours.highest else {}
         rows.append(row | {"views_per_s": round(ours.num_views * row["median"], 1)})
-        if what == "loader":
-            # CPU time, because other load on the machine changes it less than the rate.
-            unit = "ms of all cores a sample"
-            rows.append(
-                {
-                    "measured": "cpu",
-                    "decoder": ours.work.kind,
-                    "num_views": ours.num_views,
-                    "unit": unit,
-                    **spread(ours.cpu_ms),
-                }
-            )
         for theirs in rates if ours.work.kind not in TITLES else ():
-            ratio_name = BESIDE[what].ratios.get(theirs.work.kind)
+            ratio_name = RATIOS.get(theirs.work.kind)
             if ratio_name and theirs.num_views == ours.num_views:
-                values = [mine / other for mine, other in zip(ours.values, theirs.values, strict=True)]
-                ratio = {
-                    "what": ratio_name,
-                    "decoder": ours.work.kind,
-                    **labels(ours.work),
-                    "num_views": ours.num_views,
-                }
-                ratios.append(ratio | spread(values))
+                about = {"decoder": ours.work.kind, **labels(ours.work), "num_views": ours.num_views}
+                ratios.append({"what": ratio_name, **about, **over(ours.values, theirs.values)})
     return rows, ratios
 
 
@@ -229,20 +162,18 @@ def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
-    start, is_sample, is_loader = time.perf_counter(), options.data is None, options.what == "loader"
-    device = choose_device(options.device or ("cpu" if is_loader else "auto"), 0)
+    options = options_of(Options, __doc__)
+    start, is_sample = time.perf_counter(), options.data is None
+    device = choose_device(options.device, 0)
     is_cuda, machine = device.type == "cuda", environment(device)
     path = options.data or str(sample_paths().train)
-    repeats = options.repeats or (9 if is_loader else 3 if is_sample else 5)
-    seconds = 0.0 if is_loader else options.seconds or (0.3 if is_sample else 2.0)
-    batch_size = options.batch_size or (128 if is_loader else 256 if is_cuda else 32)
-    limit_s = options.limit_s or (math.inf if is_loader else 45.0 if is_sample else 420.0)
+    repeats = options.repeats or (3 if is_sample else 5)
+    seconds = options.seconds or (0.3 if is_sample else 2.0)
+    batch_size = options.batch_size or (256 if is_cuda else 32)
+    limit_s = options.limit_s or (45.0 if is_sample else 420.0)
     with Beton(path) as data:
         record = data_record(data, options.data)
-        num_samples = data.num_samples
+    num_samples = record["num_samples"]
     if batch_size > num_samples:
         raise ValueError(
             f"--batch-size {batch_size}: there are {num_samples} samples; lower it or give more data"
@@ -254,49 +185,35 @@ def main() -> None:
             "", path, files, batch_size, num_threads, options.size_px, str(device) if is_cuda else "cpu"
         )  # fmt: skip
         works, missing = variants(options, work)
-        if not is_loader:
-            if is_cuda and works and works[0].kind == "dali":
-                log("device memory")
-                dali_work = replace(works[0], num_threads=num_threads)
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    memory = pool.submit(memory_by_epoch, dali_work, max(options.views)).result()
-            else:
-                missing.append(
-                    {"what": "device memory by epoch", "reason": "no CUDA device, or no DALI for it"}
-                )
-        rates, failed, notes = measure(
-            {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats,
-            seconds=seconds,
-            num_batches=num_samples // batch_size if is_loader else 0, deadline=start + limit_s, log=log,
-        )  # fmt: skip
+        if is_cuda and works and works[0].kind == "dali":
+            log("device memory")
+            dali_work = replace(works[0], num_threads=num_threads)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                memory = pool.submit(memory_by_epoch, dali_work, max(options.views)).result()
+        else:
+            missing.append({"what": "device memory by epoch", "reason": "no CUDA device, or no DALI for it"})
+        with jpeg_utilisation(device) if is_cuda else nullcontext() as read:
+            rates, failed, notes = measure(
+                {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats,
+                seconds=seconds, deadline=start + limit_s, log=log,
+                watch=partial(sampled, read) if read else None,
+            )  # fmt: skip
     missing += failed
     if not rates:
         raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
-    rows, ratios = tabulate(rates, options.what)
+    rows, ratios = tabulate(rates)
     result = save_result(
-        options.out, options.what, machine, data=record,
+        options.out, "decode", machine, data=record,
         settings={
             "repeats": len(rates[0].values), "seconds": seconds, "batch_size": batch_size,
             "num_threads": num_threads,
             "size_px": options.size_px, "device": device.type, "crop": "RandomResizedCrop",
-            "epoch_a_repeat": is_loader,
-            **{
-                f"device_memory_{name}": [each[name] for each in memory]
-                for name in (memory[0] if memory else ())
-            },
+            **{f"device_memory_{name}": [each[name] for each in memory] for name in (memory or [{}])[0]},
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip
-    show(
-        result,
-        "decoder",
-        "device",
-        "num_threads",
-        "hw_decoder_load",
-        "num_views",
-        "cores_used",
-        "first_batch_s",
-    )
+    columns = "decoder device num_threads hw_decoder_load busy_percent num_views cores_used first_batch_s"
+    show(result, *columns.split())
     print(options.out)
 
 

@@ -23,16 +23,7 @@ _ROWS = 32  # rows and columns of a sheet
 
 
 def pack(source: Path, out: Path, num: int | None) -> int:
-    """Pack the images and labels of an .npz, and return the number of images.
-
-    Args:
-        source: .npz with `images`, uint8 [N, H, W, 3], and `labels`, [N].
-        out: File to write.
-        num: Number of images to take from the front; None takes all.
-
-    Raises:
-        ValueError: `source` has other arrays.
-    """
+    """Pack the first images, uint8 [N, H, W, 3], and labels [N] of an .npz; return the number of images."""
     with np.load(source) as arrays:
         if not {"images", "labels"} <= set(arrays.files):
             raise ValueError(f"{source}: holds {', '.join(arrays.files)}; images and labels are wanted")
@@ -59,11 +50,7 @@ def pack(source: Path, out: Path, num: int | None) -> int:
 
 
 def unpack(source: Path, out: Path) -> int:
-    """Write the .npz that `pack` has read, and return the number of images.
-
-    Raises:
-        ValueError: `source` was not written by `pack`.
-    """
+    """Write the .npz that `pack` has read, and return the number of images."""
     with np.load(source) as arrays:
         if "size" not in arrays.files:
             raise ValueError(f"{source}: is no file of `pack`")

@@ -29,16 +29,7 @@ from bench.charts import draw
 from bench.program import run_program
 from bench.schema import REHEARSAL, Results, validate, write_result
 from bench.speed_ups import how_fast_table, losses_table, targets_table
-from bench.tables import (
-    HAVE_CHARTS,
-    all_size_tables,
-    best_table,
-    checkpoint_table,
-    machines,
-    remote_table,
-    sections,
-    states_table,
-)
+from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, sections
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 
@@ -49,11 +40,7 @@ def of_gpus(results: Results, is_gpu: bool = True) -> Results:
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:
-    """Return a page with its marked parts replaced.
-
-    Raises:
-        ValueError: A marker is missing or repeated.
-    """
+    """Return a page with its marked parts replaced."""
     for name, content in parts.items():
         marked = re.compile(rf"(<!-- {name} begin[^>]*-->\n).*?(<!-- {name} end -->)", re.DOTALL)
         text, num = marked.subn(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)  # noqa: B023
@@ -70,15 +57,7 @@ def marks(text: str) -> list[str]:
 
 
 def written(root: Path, parts: Mapping[str, str]) -> dict[Path, str]:
-    """Return page → its text with its parts, of README.md and of all pages of docs/ that have some.
-
-    Args:
-        root: The repository.
-        parts: Name → content.
-
-    Raises:
-        ValueError: No page has the marks of a part, or one has them twice.
-    """
+    """Return page → its text with its parts, of README.md and of all pages of docs/ that have some."""
     texts, found = {}, set[str]()
     for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         text = page.read_text()
@@ -108,18 +87,11 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "machines": machines,
     "results": lambda results: sections(of_gpus(results, False)),
     "gpu results": lambda results: sections(of_gpus(results)),
-    "checkpoint": checkpoint_table,
-    "states": states_table,
-    "remote": remote_table,
 }
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return file name → result, sorted by name.
-
-    Raises:
-        ValueError: A file is no valid result.
-    """
+    """Return file name → result, sorted by name."""
     results = {}
     for path in sorted(folder.glob("*.json")):
         results[path.name] = json.loads(path.read_text())
@@ -144,11 +116,7 @@ _MOST_BYTES = 64 << 20  # per result
 
 
 def read_archive(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the results by file name, each checked against the schema.
-
-    Raises:
-        ValueError: The archive cannot be read, or holds anything that a part does not write. One line.
-    """
+    """Return the results by file name, each checked against the schema."""
     results = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -175,11 +143,7 @@ def read_archive(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_archives(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Return the results of all archives.
-
-    Raises:
-        ValueError: Two archives hold the same result.
-    """
+    """Return the results of all archives."""
     results: dict[str, dict[str, Any]] = {}
     for path in paths:
         new_results = read_archive(path)

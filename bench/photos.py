@@ -1,20 +1,13 @@
-"""A dataset file of many distinct JPEGs with a photo's bytes and decoding time, for machines where few photos
-can be had.
+"""A dataset file of many distinct JPEGs with a photo's bytes and decoding time, for machines with few photos.
 
     python bench/photos.py photos.beton --num 6000
 
 Sides, bytes per pixel and their spread are those of 500 ImageNet originals re-encoded at a longer side of
-500 px, quality 90: 0.165 Mpx, 55 KB in the mean. (`fastpsl data write --max-side 500` takes small originals
-over as they are: 109 KB in the mean.)
-
-The images are noise with a photo's statistics, not photos. Amplitude falls as 1/f (Field 1987, doi
-10.1364/JOSAA.4.002379). Local contrast varies by a smooth field, so that flat blocks stand beside busy ones.
-Colour is smoother than brightness. Each image is cut at random, mirrored or turned, from the same few fields.
-Its contrast is set so that its JPEG has as many bytes as were drawn for it. The same seed gives the same
-images (bytes depend on the JPEG encoder's version).
-
-They were timed beside 300 clothing photos at 500 px, which have .22 bytes per pixel. With as many bytes, a
-pixel took 1.00 of a real one's time with ffcv (2 shared cores).
+500 px, quality 90: 0.165 Mpx, 55 KB in the mean. The images are noise with a photo's statistics: amplitude
+falls as 1/f (Field 1987, doi 10.1364/JOSAA.4.002379). Local contrast varies by a smooth field, and colour is
+smoother than brightness. Each is cut at random, mirrored or turned, from the same few fields, with a
+contrast that gives its JPEG the drawn number of bytes. With as many bytes, a pixel took 1.00 of a real one's
+time with ffcv, beside 300 clothing photos.
 """
 
 import argparse
@@ -105,15 +98,7 @@ def photo(
     sides: Sequence[Side] = SIDES,
     quality: int = QUALITY,
 ) -> bytes:
-    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many.
-
-    Args:
-        fields: The noise.
-        index: The image's number.
-        bytes_per_pixel: Bytes of the JPEG over its pixels.
-        sides: Height, width (1,024 at most) and share; the shares' sum is 1.
-        quality: Quality of the JPEG.
-    """
+    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many."""
     random = np.random.default_rng((fields.seed, 10, index))
     height, width, _ = sides[random.choice(len(sides), p=[share for _, _, share in sides])]
     target_bytes = bytes_per_pixel * np.exp(

@@ -6,13 +6,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 
+from fastpsl.scripts.command_line import parse
+
+_Options = TypeVar("_Options")
+_Thing = TypeVar("_Thing")
 _EVERY_S = 10.0  # between two lines of progress without a terminal
 
 
@@ -35,12 +39,35 @@ def check_out(path: Path) -> None:
         ) from None
 
 
+def options_of(kind: type[_Options], description: str | None) -> _Options:
+    """Return the checked options of the command line; their result can be written."""
+    options: Any = parse(kind, default=kind(), description=description or "")
+    options.check()
+    check_out(options.out)
+    return options  # type: ignore[no-any-return]
+
+
 def check_positive(options: object, *names: str) -> None:
     """Raise ValueError if one of these options is given and not above 0."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+
+
+def in_turn(
+    things: Iterable[_Thing],
+    repeats: int,
+    log: Callable[[str], None],
+    what: str = "",
+    deadline: float = float("inf"),
+) -> Iterator[_Thing]:
+    """Yield all things so many times, every other time in reverse order; after the deadline once in all."""
+    for repeat in range(repeats):
+        if repeat and time.perf_counter() > deadline:
+            return
+        log(f"{what}repeat {repeat + 1} of {repeats}")
+        yield from list(things)[:: -1 if repeat % 2 else 1]
 
 
 @contextlib.contextmanager

@@ -52,17 +52,7 @@ def recipe_of(name: str) -> TrainingRecipe[Any]:
 
 
 def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: Any) -> PretrainOptions:
-    """Return the options of a recipe, for the paper's values or for the embedded sample.
-
-    Args:
-        recipe: Name of the recipe.
-        is_sample: Whether the recipe's SAMPLE values replace those of PAPER.
-        batch_size: Samples per step.
-        **values: Further options; those that are None keep the recipe's value.
-
-    Raises:
-        ValueError: The values contradict each other.
-    """
+    """Return the options of a recipe, for the paper's values or for the embedded sample."""
     training_recipe = recipe_of(recipe)
     overrides = (dict(training_recipe.sample) if is_sample else {}) | {"batch_size": batch_size}
     overrides |= {name: value for name, value in values.items() if value is not None}
@@ -81,11 +71,7 @@ def stage_names(options: PretrainOptions) -> Sequence[str]:
 def stage_experiment(
     recipe: str, stage: str, options: PretrainOptions, world: World
 ) -> tuple[Experiment, int]:
-    """Return a new experiment with fresh weights on the device, and the index of `stage` in it.
-
-    Raises:
-        ValueError: The recipe has no such stage.
-    """
+    """Return a new experiment with fresh weights on the device, and the index of `stage` in it."""
     if stage == "E":
         options = replace(options, plan="end_to_end")
     torch.manual_seed(torch_seed(options.seed))
@@ -118,15 +104,7 @@ class LongEpochs(StageBench):
 
 
 def long_order(loader: Loader, epoch: int) -> np.ndarray:
-    """Return the images of an epoch's MIN_STEPS steps: whole random orders of the set, one after the other.
-
-    Args:
-        loader: The loader of a small set.
-        epoch: The epoch, from 0.
-
-    Returns:
-        int64 [MIN_STEPS * global batch], repeats distinguished (`numbered`), so that each has its own draws.
-    """
+    """Return int64 [MIN_STEPS * global batch]: whole random orders of a small set, with repeats numbered."""
     num = MIN_STEPS * loader.batch_size_per_rank * loader.world
     passes = -(-num // loader.num_samples)
     orders = [

@@ -52,12 +52,11 @@ class Kernel(NamedTuple):
     """The execution counts of a kernel's blocks.
 
     Attributes:
-        loops: Trip counts of the loops, by depth.
         lines: Pattern of source lines → the share of samples, or of a loop's runs, that executes them. The
             first pattern that matches one of an instruction's lines counts.
     """
 
-    loops: tuple[float, ...]
+    loops: tuple[float, ...]  # trip counts of the loops, by depth
     lines: tuple[tuple[str, float], ...]
 
 

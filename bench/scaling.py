@@ -3,11 +3,9 @@
     python bench/scaling.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
     python bench/scaling.py --device cpu --ranks 1 2  two processes on a CPU: shows that it works, and no more
 
-Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, with as many images per rank
-each time. The number of steps is fixed, since all ranks must make as many. On one GPU there is nothing to
-compare. The inputs of the arithmetic in docs/explanation/scale.md are measured either way: the loader's rate
-and cores, the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of
-storage.
+Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, with as many images per
+rank and as many steps each time. The inputs of the arithmetic in docs/explanation/scale.md are measured,
+too: the loader's rate and cores, the step, and bytes of the gradients that are summed.
 """
 
 import json
@@ -16,8 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,8 +24,7 @@ import torch
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.order import drop_from_cache, write_noise
-from bench.program import check_out, check_positive, counted, progress, run_program
+from bench.program import check_out, check_positive, counted, in_turn, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.tables import show
@@ -40,44 +35,30 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.command_line import parse
 
-_READ_BYTES = 8 << 20  # the size of a beton's page
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: Annotated[str | None, DATA] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     stages: tuple[StageName, ...] = ("S1", "S2", "S3", "E")
-    ranks: tuple[int, ...] = ()
-    """Numbers of GPUs. Default: 1, 2, 4, ... up to all of them; on a CPU 1."""
-    backbone: str | None = None
-    """Default: the recipe's."""
+    ranks: tuple[int, ...] = ()  # Numbers of GPUs. Default: 1, 2, 4, ... up to all of them; on a CPU 1.
+    backbone: str | None = None  # Default: the recipe's.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoder: str = "auto"
     compile: Literal["auto", "off", "fused", "on"] = "auto"
     graph: GraphName = "auto"
-    batch_size: int | None = None
-    """Images of a rank. Default: 256 on CUDA, else 16."""
+    batch_size: int | None = None  # Images of a rank. Default: 256 on CUDA, else 16.
     repeats: int = 5
-    steps: int | None = None
-    """Of a timed region. Default: 60 on CUDA, else 3."""
-    storage: Path | None = None
-    """A folder on the storage to be read. Default: not measured."""
-    storage_mb: int = 2000
-    """Written there, dropped from the page cache, read, removed."""
-    timeout_s: float = 400.0
-    """Of each number of ranks."""
+    steps: int | None = None  # Of a timed region. Default: 60 on CUDA, else 3.
+    timeout_s: float = 400.0  # Of each number of ranks.
     out: Path = RUNS / "scaling.json"
-    worker: Path | None = None
-    """Used by itself: where rank 0 of a torchrun leaves its rows."""
+    worker: Path | None = None  # Used by itself: where rank 0 of a torchrun leaves its rows.
 
     def check(self) -> None:
-        """Raise ValueError if an option is out of range or --storage is no folder."""
-        check_positive(self, "batch_size", "steps", "repeats", "storage_mb", "timeout_s")
+        """Raise ValueError if an option is out of range."""
+        check_positive(self, "batch_size", "steps", "repeats", "timeout_s")
         if any(num < 1 for num in self.ranks) or not self.recipe or not self.stages:
             raise ValueError("--ranks, --recipe and --stages: give at least one of each, ranks from 1")
-        if self.storage is not None and not self.storage.is_dir():
-            raise ValueError(f"--storage {self.storage}: is no folder; give one on the disk to be measured")
 
 
 def numbers_of_ranks(options: Options) -> list[int]:
@@ -119,12 +100,11 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                 rates: dict[str, list[float]] = {"step": [], "both": [], "loader": []}
                 cores: dict[str, list[float]] = {name: [] for name in rates}
                 work = {"step": bench.step_alone, "both": bench.both, "loader": bench.loader_alone}
-                for repeat in range(options.repeats):
-                    for name in list(work)[:: -1 if repeat % 2 else 1]:
-                        wait_for_all(world)
-                        # DDP keeps the ranks within one step of each other, so that their times agree.
-                        rates[name].append(work[name]() * world.size)
-                        cores[name].append(bench.cores_used)
+                for name in in_turn(work, options.repeats, lambda phase: None):
+                    wait_for_all(world)
+                    # DDP keeps the ranks within one step of each other, so that their times agree.
+                    rates[name].append(work[name]() * world.size)
+                    cores[name].append(bench.cores_used)
                 rows += [
                     {"measured": name, **labels, "unit": "samples/s",
                      "cores_used": round(statistics.median(cores[name]), 3), "batch_size": bench.batch_size,
@@ -132,32 +112,13 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                     for name, values in rates.items()
                 ]  # fmt: skip
                 count = gradient_bytes(bench)  # the exact number, because a spread rounds to six digits
-                rows.append(
-                    {
-                        "measured": "gradients",
-                        **labels,
-                        "unit": "bytes a step",
-                        "num_bytes": count,
-                        **spread([count]),
-                    }
-                )
+                about = {"unit": "bytes a step", "num_bytes": count, **spread([count])}
+                rows.append({"measured": "gradients", **labels, **about})
     return rows
 
 
 def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str, Any]]:
-    """Measure in a torchrun of this file.
-
-    Args:
-        options: Options of this call.
-        num_ranks: Number of processes.
-        answer: File in a new folder, to which rank 0 writes its rows.
-
-    Returns:
-        The rows of rank 0.
-
-    Raises:
-        RuntimeError: The ranks fail or hang; the message is their error's line.
-    """
+    """Measure in a torchrun of this file."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}",
         f"--log-dir={answer.parent}", __file__,
@@ -193,31 +154,6 @@ def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str
         raise RuntimeError(error_lines[0].strip())
     rows: list[dict[str, Any]] = json.loads(answer.read_text())
     return rows
-
-
-def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
-    """Return the bytes/s at which threads read a new file of noise that is not in the page cache.
-
-    Raises:
-        ValueError: The page cache keeps the file.
-    """
-    path = folder / "fastpsl-scaling-noise.beton"
-    try:
-        write_noise(path, num_bytes)
-        if drop_from_cache([path]) > 0.01:
-            raise ValueError(
-                f"{folder}: the page cache keeps what was written there; choose a folder on a disk"
-            )
-        size, started = path.stat().st_size, time.perf_counter()
-        with open(path, "rb") as file, ThreadPoolExecutor(num_threads) as pool:
-            sizes = pool.map(
-                lambda at: len(os.pread(file.fileno(), _READ_BYTES, at)), range(0, size, _READ_BYTES)
-            )
-            assert sum(sizes) == size
-        return size / (time.perf_counter() - started)
-    finally:
-        for each in folder.glob(f"{path.name}*"):
-            each.unlink()
 
 
 def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -257,27 +193,11 @@ def main() -> None:
                 rows += start_ranks(options, num, Path(scratch) / f"ranks-{num}.json")
             except RuntimeError as error:
                 missing.append({"what": counted(num, "rank"), "reason": str(error)})
-    num_threads = min(8, len(os.sched_getaffinity(0)))
-    if options.storage:
-        values = [
-            storage_rate(options.storage, options.storage_mb * 1_000_000, num_threads)
-            for _ in range(options.repeats)
-        ]
-        labels = {"recipe": None, "stage": None, "num_ranks": 1}
-        rows.append(
-            {"measured": "storage", **labels, "unit": "bytes/s", "num_threads": num_threads, **spread(values)}
-        )
-    else:
-        missing.append({"what": "storage", "reason": "no --storage was given"})
     if not rows:
         raise ValueError("; ".join(f"{line['what']}: {line['reason']}" for line in missing))
     if max((row["num_ranks"] for row in rows), default=1) == 1:
-        missing.append(
-            {
-                "what": "2 GPUs and more",
-                "reason": "there is one here" if machine["gpu"] else "no GPU was at hand",
-            }
-        )
+        reason = "there is one here" if machine["gpu"] else "no GPU was at hand"
+        missing.append({"what": "2 GPUs and more", "reason": reason})
     with Beton(options.data or str(sample_paths().train)) as data:
         about = data_record(data, options.data)
     result = save_result(
@@ -286,7 +206,6 @@ def main() -> None:
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
             "backbone": options.backbone,
             "decoder": options.decoder, "step": options.compile, "graph": options.graph,
-            "storage_mb": options.storage_mb,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip

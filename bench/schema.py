@@ -25,7 +25,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
@@ -83,7 +83,6 @@ LABELS: dict[str, dict[str, Any]] = {
     "determinism": {"recipe": str, "network": str, "num_processes": int, "killed_at": int | None},
     "gil": {"size": str, "num_threads": int, "decoder": str},
     "gpu_day": {"exit": int, "said": str},
-    "jpeg_engines": {"decoder": str, "num_threads": int, "busy_percent": int | None, "cores_used": float},
     "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},
     "labels": {},
     "large_set": {"order": str},
@@ -115,6 +114,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     )
     return {"median": middle, "quartile_1": low, "quartile_3": high, "values": values}
+
+
+def over(ours: Iterable[float], others: Iterable[float]) -> dict[str, Any]:
+    """Return the spread of the ratios, repeat by repeat: neighbours in time share the load of the machine."""
+    return spread([a / b for a, b in zip(ours, others, strict=True)])
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:

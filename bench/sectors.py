@@ -54,15 +54,12 @@ class Access(NamedTuple):
     """A load or store of a tensor in the compiled code.
 
     Attributes:
-        place: Where it stands in the source.
-        numbers: Those of its elements, int [registers, warps, lanes].
-        element_bytes: The bytes of an element.
         widths: The bytes that a lane moves per instruction, of all instructions of this kind in the kernel.
     """
 
-    place: Place
-    numbers: np.ndarray
-    element_bytes: int
+    place: Place  # where it stands in the source
+    numbers: np.ndarray  # those of its elements, int [registers, warps, lanes]
+    element_bytes: int  # the bytes of an element
     widths: set[int]
 
 
@@ -234,16 +231,7 @@ def _widths(ptx: str, is_store: bool) -> set[int]:
 
 
 def elements(layout: str, shape: tuple[int, ...], layouts: dict[str, str]) -> np.ndarray:
-    """Return which elements of a tensor each lane has.
-
-    Args:
-        layout: A layout as TTGIR writes it, or its name.
-        shape: The tensor's shape.
-        layouts: Layouts by name.
-
-    Returns:
-        Indices, int [registers, warps, lanes, len(shape)].
-    """
+    """Return each lane's elements of a tensor by its layout or its name, int [registers, warps, lanes, D]."""
     layout = layouts.get(layout, layout)
     if match := re.match(r"#ttg\.slice<\{dim = (\d+), parent = (.*)\}>", layout):
         axis = int(match[1])

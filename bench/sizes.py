@@ -1,19 +1,13 @@
-"""Our Loader beside ffcv's, DALI's, WebDataset, DataLoader, SPDL and TurboLoader, by the size of the images.
+"""Our Loader beside all others, by the size of the images.
 
     python bench/sizes.py                        64 to 500 px and originals, one crop and two; two hours
     python bench/sizes.py --batches uint8 --sizes 64 --crops 1   one cell
-    python bench/sizes.py --batches float32 folder --sizes 160 224 500 originals --repeats 3
     python bench/sizes.py --sizes originals --data photos/train
 
 Random resized crops to min(size, 224) px on the device, in three tables. uint8: crops from a dataset file.
 float32: crops that are flipped at random and normalised, as a network gets them. folder: the same from a
-folder of JPEGs, beside those that read one; what reads a folder is measured once for both.
-
-Images are drawn as heavy as real ones (SIZES) and kept in --drawn; --data gives originals of
-your own. Each loader has a process of its own; repeats of all are interleaved. CPU milliseconds and page
-faults per sample are those of the whole process tree. Ratios are ours, by the decoder that `auto` takes, over
-each peer's better form. The result is written after each size and number of crops; --resume goes on from
-there. See bench/README.md.
+folder of JPEGs. Images are drawn as heavy as real ones (SIZES) and kept in --drawn. The result is written
+after each size and number of crops; --resume goes on from there. See bench/README.md.
 """
 
 import itertools
@@ -41,10 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench.interleaved import Rates, measure
 from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing
 from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
-from bench.peers.serve import AHEAD
 from bench.photos import QUALITY, SIDES, Side, write_photos
-from bench.program import check_out, check_positive, counted, progress, run_program, wide_console
-from bench.schema import RUNS, commit, data_record, environment, save_result, spread
+from bench.program import check_positive, counted, options_of, progress, run_program, wide_console
+from bench.schema import RUNS, commit, data_record, environment, over, save_result, spread
 from bench.tables import (
     ABOUT,
     BATCHES,
@@ -61,41 +54,28 @@ from bench.tables import (
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.scripts.command_line import parse
 
-# Milliseconds of a sample's uint8 crop on two cores, the mean of all loaders; and seconds to the first batch.
-MEAN_MS = {"64": 0.1, "160": 0.25, "224": 0.35, "256": 0.5, "500": 0.8, "originals": 1.1}
-START_S = 6.0
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     sizes: tuple[Size, ...] = ("64", "160", "224", "256", "500", "originals")
-    crops: tuple[int, ...] = (1, 2)
-    """Of each sample."""
-    batches: tuple[Batches, ...] = BATCHES
-    """The tables."""
-    data: str | None = None
-    """Originals: a dataset file, or a folder. Default: drawn ones."""
-    num: int = 4000
-    """Drawn images of a size."""
-    drawn: Path = RUNS / "drawn"
-    """Folder of the drawn images, kept for the next run."""
+    crops: tuple[int, ...] = (1, 2)  # Of each sample.
+    batches: tuple[Batches, ...] = BATCHES  # The tables.
+    data: str | None = None  # Originals: a dataset file, or a folder. Default: drawn ones.
+    num: int = 4000  # Drawn images of a size.
+    drawn: Path = RUNS / "drawn"  # Folder of the drawn images, kept for the next run.
     decoders: tuple[str, ...] | None = None
     """Ours; ratios are the first one's. Default: all but resident and synthetic, that of `auto` first; for
     float32 batches `auto` alone."""
     peers: tuple[str, ...] = tuple(PEERS | FLOATS)
-    batch_size: int | None = None
-    """Default: 256 for uint8 alone, else 128."""
-    workers: int | None = None
-    """Decoding threads (DataLoader, WebDataset: processes). Default: the cores."""
+    batch_size: int | None = None  # Default: 256 for uint8 alone, else 128.
+    workers: int | None = None  # Decoding threads (DataLoader, WebDataset: processes). Default: the cores.
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     repeats: int = 5
-    seconds: float = 2.0
-    """Length of a timed region."""
-    resume: bool = False
-    """Keep what --out has of the same settings, and measure the rest."""
+    seconds: float = 2.0  # Length of a timed region.
+    resume: bool = False  # Keep what --out has of the same settings, and measure the rest.
     out: Path = RUNS / "sizes.json"
 
     def check(self) -> None:
@@ -124,19 +104,12 @@ class Options:
 
 
 class Form(NamedTuple):
-    """The form of the images of one size.
+    """The form of the images of one size."""
 
-    Attributes:
-        sides: Height, width and share.
-        mean_bytes: Mean bytes of a JPEG.
-        source: Whose form that is.
-        quality: Quality of the drawn JPEGs.
-    """
-
-    sides: tuple[Side, ...]
-    mean_bytes: int
-    source: str
-    quality: int = QUALITY
+    sides: tuple[Side, ...]  # height, width and share
+    mean_bytes: int  # mean bytes of a JPEG
+    source: str  # whose form that is
+    quality: int = QUALITY  # quality of the drawn JPEGs
 
     @property
     def bytes_per_pixel(self) -> float:
@@ -186,11 +159,7 @@ def drawn(size: str, num: int, folder: Path) -> Path:
 
 
 def own(source: str, folder: Path) -> str:
-    """Return a dataset file of your own images; those of a folder are taken over as they are.
-
-    Raises:
-        ValueError: `fastpsl data write` cannot write the folder's images.
-    """
+    """Return a dataset file of your own images; those of a folder are taken over as they are."""
     if not Path(source).is_dir():
         return source
     path = folder / "own.beton"
@@ -204,16 +173,7 @@ def own(source: str, folder: Path) -> str:
 def works_of(
     options: Options, path: str, files: str, size: str, device: torch.device, *, floats: bool
 ) -> tuple[dict[str, Work], list[dict[str, str]], str]:
-    """Return a size's loaders by name, what cannot be measured, and the first of our decoders.
-
-    Args:
-        options: Tables, decoders and peers.
-        path: The dataset file.
-        files: A folder for files.
-        size: A key of SIZES.
-        device: The device of the batches.
-        floats: Whether to return those of float32 batches, instead of those of uint8.
-    """
+    """Return a size's loaders of one dtype, what cannot be measured, and the first of our decoders."""
     works: dict[str, Work] = {}
     missing: list[dict[str, str]] = []
     with Beton(path) as data:
@@ -287,20 +247,15 @@ def _over_peers(ours: Rates, rates: Sequence[Rates], labels: Mapping[str, str]) 
         by_rate = max(each_form, key=lambda each: spread(each.values)["median"])
         by_cpu = min(each_form, key=lambda each: spread(each.cpu_ms)["median"])
         for what, form, pairs in (
-            (RATE, by_rate, zip(ours.values, by_rate.values, strict=True)),
-            (CPU, by_cpu, zip(by_cpu.cpu_ms, ours.cpu_ms, strict=True)),
+            (RATE, by_rate, (ours.values, by_rate.values)),
+            (CPU, by_cpu, (by_cpu.cpu_ms, ours.cpu_ms)),
         ):
             of_whom = {"num_views": ours.num_views, "peer": peer, "form": form.work.kind}
-            values = spread([a / b for a, b in pairs])
-            yield {"what": what, "decoder": ours.work.kind, **labels, **of_whom, **values}
+            yield {"what": what, "decoder": ours.work.kind, **labels, **of_whom, **over(*pairs)}
 
 
 def begun(options: Options, device: torch.device) -> dict[str, Any]:
-    """Return a result without cells, or with --resume that of --out.
-
-    Raises:
-        ValueError: The result of --out is of other settings, data or code.
-    """
+    """Return a result without cells, or with --resume that of --out."""
     settings = {
         "repeats": options.repeats, "seconds": options.seconds, "batch_size": options.batch,
         "num_threads": options.num_threads, "device": device.type,
@@ -340,9 +295,7 @@ def describe(result: dict[str, Any], size: str, path: str, *, is_own: bool) -> N
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     console, started = wide_console(), time.perf_counter()
     device = choose_device(options.device, 0)
     result = begun(options, device)
@@ -352,10 +305,6 @@ def main() -> None:
     cells = [cell for cell in itertools.product(options.sizes, dtypes, options.crops) if cell not in done]
     if not cells:
         raise ValueError(f"--resume: {options.out} has all these cells; give other --sizes, --crops or --out")
-    minutes = counted(round(estimate_s(options, cells) / 60), "minute")
-    console.print(
-        f"{counted(len(cells), 'cell')}: about {minutes} if the machine is idle and images are drawn"
-    )
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for number, (size, dtype, num_views) in enumerate(cells):
             folder, phase = Path(scratch) / size, f"{size}, {dtype}, {counted(num_views, 'crop')}"
@@ -390,19 +339,6 @@ def main() -> None:
                 shutil.rmtree(folder)
     show_tables(saved, console)
     console.print(str(options.out))
-
-
-def estimate_s(options: Options, cells: Sequence[tuple[str, str, int]]) -> float:
-    """Return about how many seconds the cells take on two idle cores."""
-    num = {"uint8": len(PEERS) + 1, "float32": len(FLOATS) + len({"float32", "folder"} & {*options.batches})}
-    num_samples = (AHEAD + 2 * options.num_threads) * options.batch
-    seconds = 0.0
-    for size, dtype, num_views in cells:
-        sample_s = 1e-3 * MEAN_MS[size] * (1 if dtype == "uint8" else 1.5) * (1 + 0.5 * (num_views - 1))
-        fresh_s = num_samples * sample_s
-        region_s = max(options.seconds, fresh_s)
-        seconds += num[dtype] * (START_S + fresh_s + options.repeats * (fresh_s + region_s))
-    return seconds
 
 
 def save(options: Options, result: dict[str, Any]) -> dict[str, Any]:

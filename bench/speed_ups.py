@@ -1,5 +1,6 @@
 """Our speed-ups over others: README's lines of them, each that is a loss, and the targets on a GPU."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
@@ -30,21 +31,13 @@ Find = Callable[[Result], Sequence[float]]
 
 
 class Line(NamedTuple):
-    """A line of the table of speed-ups.
+    """A line of the table of speed-ups."""
 
-    Attributes:
-        what: What is measured; "" for that of the line above.
-        beside: The other library.
-        files: Pattern of file names.
-        find: Callable that returns the ratios.
-        is_gpu: Whether the line takes results of a GPU only, instead of results without one.
-    """
-
-    what: str
+    what: str  # what is measured; "" for that of the line above
     beside: str
-    files: str
-    find: Find
-    is_gpu: bool = False
+    files: str  # pattern of file names
+    find: Find  # callable that returns the ratios
+    is_gpu: bool = False  # whether the line takes results of a GPU only, instead of results without one
 
 
 def times(ratio: float) -> str:
@@ -181,20 +174,12 @@ def how_fast_table(results: Results) -> str:
 
 
 class Ratio(NamedTuple):
-    """One of our ratios, above 1 if ours is faster.
+    """One of our ratios, above 1 if ours is faster."""
 
-    Attributes:
-        what: What is measured.
-        ours: Which of ours.
-        beside: What it is compared with.
-        case: The views, stage or size; ratios that differ in it alone share a line of a table.
-        median: The ratio.
-    """
-
-    what: str
-    ours: str
-    beside: str
-    case: str
+    what: str  # what is measured
+    ours: str  # which of ours
+    beside: str  # what it is compared with
+    case: str  # the views, stage or size; ratios that differ in it alone share a line of a table
     median: float
 
 
@@ -275,6 +260,7 @@ FIRST_TRY, PROTOTYPE = "first tries, 2026-11-20", "prototype, 2026-11-26"
 # Results from before `environment` had a date are of this day.
 UNDATED = "2026-11-26"
 # Steps of a part that check values, beside its tests.
+SMALL = ("small", "throughput")  # the former name of what measures small images, and today's
 CHECKS = ("recipe", "resume", "same-losses", "two-ranks")
 
 
@@ -293,17 +279,14 @@ class Target(NamedTuple):
     """A target, and the search for its figures.
 
     Attributes:
-        what: What is measured.
-        reach: The target, as text.
         known: What was shown on the same kind of machine with no results file: first tries and prototypes of
             our own, and others' figures, each with its day.
-        find: Callables that yield the figures of the results, which are of a GPU only.
     """
 
-    what: str
-    reach: str
+    what: str  # what is measured
+    reach: str  # the target, as text
     known: str
-    find: tuple[Search, ...]
+    find: tuple[Search, ...]  # callables that yield the figures of the results, which are of a GPU only
 
 
 def figure(
@@ -317,18 +300,7 @@ def figure(
     is_best: bool = False,
     **labels: Any,
 ) -> Search:
-    """Return a search for rows.
-
-    Args:
-        bench: Name of the bench.
-        part: "rows" or "ratios".
-        text: Format of a figure, with `value`, the row's keys and `launch`.
-        least: The target, if more is better.
-        most: The target, if less is better.
-        value: Callable that returns a row's figure.
-        is_best: Whether the highest row of all files counts, instead of each.
-        **labels: Key → value that a row must have.
-    """
+    """Return a search for rows."""
 
     def find(results: Results) -> Iterator[Found]:
         rows = rows_of(results, bench, part, **labels)
@@ -398,10 +370,10 @@ def _waiting(results: Results) -> Iterator[Found]:
 
 
 def _small_trained(results: Results) -> Iterator[Found]:
-    for recipe in ("uic_cifar10", "sslpp_rotation"):
+    for recipe, bench in itertools.product(("uic_cifar10", "sslpp_rotation"), SMALL):
         labels = {"recipe": recipe, "decoder": "resident"}
-        for name, row in rows_of(results, "small", "ratios", what="both / step", **labels):
-            steps = rows_of({name: results[name]}, "small", "rows", measured="step", recipe=recipe)
+        for name, row in rows_of(results, bench, "ratios", what="both / step", **labels):
+            steps = rows_of({name: results[name]}, bench, "rows", measured="step", recipe=recipe)
             how = ", ".join(launch(step) for _, step in steps)
             yield Found(f"{row['median']:.3f} ({recipe}, {how})", row["median"] >= 0.97, name)
 
@@ -510,9 +482,12 @@ TARGETS = (
         ">= 68,000 inputs/s",
         f"{PROTOTYPE}: 74,608, captured; {FIRST_TRY}: bare step eager 68,000, compiled 70,000",
         (
-            figure(
-                "small", "rows", "{value:,.0f} {step}, {launch}", least=68_000, measured="step",
-                recipe="sslpp_rotation", value=lambda row: row["median"] * row["inputs_per_image"],
+            *(
+                figure(
+                    bench, "rows", "{value:,.0f} {step}, {launch}", least=68_000, measured="step",
+                    recipe="sslpp_rotation", value=lambda row: row["median"] * row["inputs_per_image"],
+                )
+                for bench in SMALL
             ),
         ),
     ),

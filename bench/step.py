@@ -1,15 +1,12 @@
 """How long a training step takes, by recipe, stage and mode; its GPU memory; PSL over end to end.
 
-    python bench/step.py  the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and
-                          compiled
+    python bench/step.py  the papers' values on a GPU; on a CPU two recipes, small, eager and compiled
     python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled --graph on
 
-The step is the trainer's, on a batch that lies on the device: augmentation, forward, backward, optimiser,
-momentum copies. Each mode is measured launched (--graph off) and captured as one CUDA graph (--graph on).
-Modes: --compile's, and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over
-end to end's, at one mode: the stages' seconds per sample, weighted by their epochs.
-Beside it the same by multiply-adds, counted by torch: the floor. What the clock leaves no time for is named.
-See bench/README.md.
+The step is the trainer's, on a batch that lies on the device. Each mode is measured launched (--graph off)
+and captured as one CUDA graph (--graph on). Modes: --compile's, and with `+fold` --fold-frozen. PSL's cost
+per epoch over end to end's, at one mode: the stages' seconds per sample, weighted by their epochs. Beside it
+the same by multiply-adds, counted by torch: the floor. See bench/README.md.
 """
 
 import gc
@@ -20,25 +17,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
-from bench.schema import RUNS, environment, save_result, spread
+from bench.schema import RUNS, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.scripts.command_line import parse
 
 Mode = Literal["eager", "fused", "compiled", "eager+fold", "fused+fold", "compiled+fold"]
 _LEFT_S = 30.0  # assumed seconds of a stage's first steps and repeats
@@ -54,29 +49,18 @@ class Options:
     recipes: tuple[Recipe, ...] | None = None
     """Default: rotation, jigsaw, simclr and moco on CUDA, else rotation and jigsaw."""
     stages: tuple[StageName, ...] = ("E", "S1", "S2", "S3")
-    modes: tuple[Mode, ...] | None = None
-    """Default: all on CUDA, else eager, and compiled for one stage."""
+    modes: tuple[Mode, ...] | None = None  # Default: all on CUDA, else eager, and compiled for one stage.
     graph: tuple[Literal["off", "on"], ...] | None = None
     """off: each mode launched; on: captured. Default: both on CUDA, else off."""
-    backbone: str | None = None
-    """Any of fastpsl's. Default: resnet50 on CUDA, else resnet18."""
-    revnet: bool = True
-    """RevNet-50, eager, beside ResNet-50's memory, for the first recipe on CUDA."""
-    batch_size: int | None = None
-    """Default: 256 on CUDA, else 8."""
+    backbone: str | None = None  # Any of fastpsl's. Default: resnet50 on CUDA, else resnet18.
+    revnet: bool = True  # RevNet-50, eager, beside ResNet-50's memory, for the first recipe on CUDA.
+    batch_size: int | None = None  # Default: 256 on CUDA, else 8.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    repeats: int | None = None
-    """Default: 7 on CUDA, else 3."""
-    limit_s: Annotated[
-        float | None,
-        arg(
-            help="No further stage begins after so many seconds, and no further mode is compiled. "
-            "Default: 400 on CUDA, else 80."
-        ),
-    ] = None
-    out: Path = RUNS / "step.json"
-    """The result."""
+    repeats: int | None = None  # Default: 7 on CUDA, else 3.
+    limit_s: float | None = None
+    """No stage begins after so many seconds, and no mode is compiled. Default: 400 on CUDA, else 80."""
+    out: Path = RUNS / "step.json"  # The result.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or a list is empty."""
@@ -111,23 +95,18 @@ class Timed:
     """One measured mode of a stage.
 
     Attributes:
-        samples: Samples per step.
-        first_step_s: Seconds until the usual steps: the first ones, with compilation and capture.
-        ms: Milliseconds per step, one value per repeat.
         eager_ms: The same of the launched eager mode, measured in turn with this one.
-        multiply_adds: Multiply-adds per step, counted in the launched eager mode only.
-        launched_ms: As eager_ms, of this mode launched.
     """
 
     bench: StageBench | None
     samples: int
     epochs: int
-    first_step_s: float = 0.0
-    ms: list[float] = field(default_factory=list)
+    first_step_s: float = 0.0  # seconds until the usual steps: the first ones, with compilation and capture
+    ms: list[float] = field(default_factory=list)  # milliseconds per step, one value per repeat
     eager_ms: list[float] = field(default_factory=list)
     peak_bytes: int = 0
-    multiply_adds: int = 0
-    launched_ms: list[float] = field(default_factory=list)
+    multiply_adds: int = 0  # multiply-adds per step, counted in the launched eager mode only
+    launched_ms: list[float] = field(default_factory=list)  # as eager_ms, of this mode launched
 
 
 class Bench:
@@ -212,10 +191,9 @@ class Bench:
                 if timed:
                     timed_by_key[key] = timed
                     longest_s = max(longest_s, timed.first_step_s)
-        for number in range(self.repeats):
-            log(f"{stage}: repeat {number + 1} of {self.repeats}")
-            for key in list(timed_by_key)[:: -1 if number % 2 else 1]:
-                self._repeat(timed_by_key[key])
+        for timed in in_turn(timed_by_key.values(), self.repeats, log, f"{stage}: "):
+            assert timed.bench is not None
+            timed.ms.append(statistics.median(timed.bench.step_ms(self.steps)))
         ms = {key: timed.ms for key, timed in timed_by_key.items()}
         for key, timed in timed_by_key.items():
             timed.bench = None
@@ -271,10 +249,6 @@ class Bench:
         read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
         return read(self.world.device)
 
-    def _repeat(self, timed: Timed) -> None:
-        assert timed.bench is not None
-        timed.ms.append(statistics.median(timed.bench.step_ms(self.steps)))
-
     def _forget(self) -> None:
         """Free compiled code and the memory of CUDA graphs."""
         gc.collect()
@@ -305,18 +279,18 @@ def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
     """Return the ratios: gains over eager and of capture, PSL's cost and its floor, RevNet's memory."""
     ratios: list[dict[str, Any]] = []
 
-    def add(what: str, key: Key, values: Sequence[float], stage: str | None) -> None:
+    def add(what: str, key: Key, values: dict[str, Any], stage: str | None) -> None:
         labels = {"recipe": key.recipe, "stage": stage, "backbone": key.backbone, "mode": key.mode}
-        ratios.append({"what": what, **labels, "graph": key.graph, **spread(values)})
+        ratios.append({"what": what, **labels, "graph": key.graph, **values})
 
     for key, entry in timed.items():
         if not key.is_plain and entry.eager_ms:
-            add(GAIN, key, [a / b for a, b in zip(entry.eager_ms, entry.ms, strict=True)], key.stage)
+            add(GAIN, key, over(entry.eager_ms, entry.ms), key.stage)
         if key.graph == "on" and entry.launched_ms:
-            add(CAPTURE, key, [a / b for a, b in zip(entry.launched_ms, entry.ms, strict=True)], key.stage)
+            add(CAPTURE, key, over(entry.launched_ms, entry.ms), key.stage)
         other = timed.get(Key(key.recipe, key.stage, "resnet50", "eager"))
         if key.backbone == "revnet50" and other and other.peak_bytes:
-            add(MEMORY, key, [entry.peak_bytes / other.peak_bytes] * len(entry.ms), key.stage)
+            add(MEMORY, key, spread([entry.peak_bytes / other.peak_bytes] * len(entry.ms)), key.stage)
     for key in list(dict.fromkeys(replace(key, stage="E") for key in timed)):
         timed_stages = {stage: _at(timed, key, stage) for stage in ("E", "S1", "S2", "S3")}
         psl_stages = [timed_stages[stage] for stage in ("S1", "S2", "S3")]
@@ -329,10 +303,11 @@ def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
         for number, ms in enumerate(end_to_end.ms):
             psl = sum(stage.epochs * stage.ms[number] / stage.samples for stage in stages) / epochs
             costs.append(psl / (ms / end_to_end.samples))
-        add(COST, key, costs, None)
+        add(COST, key, spread(costs), None)
         if key.is_plain:
             floor = sum(stage.epochs * stage.multiply_adds / stage.samples for stage in stages) / epochs
-            add(FLOOR, key, [floor / (end_to_end.multiply_adds / end_to_end.samples)] * len(costs), None)
+            of_end_to_end = end_to_end.multiply_adds / end_to_end.samples
+            add(FLOOR, key, spread([floor / of_end_to_end] * len(costs)), None)
     return ratios
 
 
@@ -343,9 +318,7 @@ def _at(timed: Mapping[Key, Timed], key: Key, stage: str) -> Timed | None:
 
 
 def main() -> None:
-    options: Options = parse(Options, default=Options(), description=__doc__ or "")
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     world = join_world(options.device, timeout_s=600.0)
     machine = environment(world.device)
     bench = Bench(options, world)

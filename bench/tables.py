@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bench.peers import TITLES, Work, reads
 from bench.program import counted
-from bench.schema import Results, spread
+from bench.schema import Results, over
 from fastpsl.pipelines.decoders.choose import NAMES
 
 Row = Mapping[str, Any]
@@ -46,7 +46,6 @@ WHAT = {
     "determinism": "Which losses are equal on other numbers of processes, and after a kill.",
     "gil": "CPU time per batch, in all and under the interpreter lock, and the cost of many threads.",
     "gpu_day": "The steps of a part of `bench/gpu_day/`, with their exit codes.",
-    "jpeg_engines": "Whether a GPU's JPEG engines work for `dali`, by their share, beside DALI's own reader.",
     "kernels": "Augmentations of a batch: fused, one by one, by Kornia's modules and by torchvision.",
     "labels": "The work on pseudo-labels between two epochs.",
     "large_set": "Opening, entering and resuming a data set of very many images.",
@@ -90,11 +89,6 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def whole(row: Row) -> str:
-    """Format a row's median and quartiles without digits behind the point."""
-    return f"{row['median']:,.0f} {row['unit']} ({row['quartile_1']:,.0f} to {row['quartile_3']:,.0f})"
-
-
 def launch(row: Row) -> str:
     """Return how a row's steps ran; results from before captured steps have launched ones."""
     return "captured" if row.get("graph") == "on" else "launched"
@@ -114,14 +108,7 @@ def of_bench(results: Results, *benches: str) -> Iterator[tuple[str, dict[str, A
 
 
 def rows_of(results: Results, bench: str, part: str, **labels: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file, row) for each row or ratio of a bench that has these labels.
-
-    Args:
-        results: File name → result.
-        bench: Name of the bench.
-        part: "rows" or "ratios".
-        **labels: Key → value that a row must have.
-    """
+    """Yield (file, row) for each row or ratio of a bench that has these labels."""
     for name, result in of_bench(results, bench):
         for row in result[part]:
             if all(row.get(label) == value for label, value in labels.items()):
@@ -213,8 +200,7 @@ def kernel_ratios(result: Result) -> list[Row]:
     for (chain, path), theirs in values.items():
         ours = values.get((chain, "kornia"))
         if ours and path != "kornia" and (chain, "fused") not in values:
-            both = spread([a / b for a, b in zip(theirs, ours, strict=True)])
-            found.append({"what": f"{PATHS[path]} / torch", "chain": chain} | both)
+            found.append({"what": f"{PATHS[path]} / torch", "chain": chain} | over(theirs, ours))
     return found
 
 
@@ -268,90 +254,6 @@ def show(result: Result, *labels: str) -> None:
         console.print(f"not measured: {missing['what']}: {missing['reason']}")
     for note in result["notes"]:
         console.print(note)
-
-
-# Checkpoints, and data of a server: a line for each recipe or loader, a column for each way of measuring it.
-
-STATES = {
-    "simclr": "SimCLR, ResNet-50",
-    "moco": "MoCo v2, ResNet-50, with the queue and the key encoder",
-    "jigsaw": "jigsaw, ResNet-50",
-    "rotation": "rotation, RevNet-50",
-    "uic_r50": "UIC, ResNet-50",
-    "deepcluster": "DeepCluster, AlexNet",
-    "sslpp_colorization": "SSL++ colorization",
-    "sslpp_rotation": "SSL++ rotation",
-    "sslpp_iic": "IIC",
-}
-WAITS = {
-    "wait, before there was a thread": ("call", "synchronous"), "wait": ("call", "thread"),
-    "wait, the first time": ("call", "thread, first"), "step without a checkpoint": ("step", "none"),
-    "step beside the write": ("step", "thread"),
-}  # fmt: skip
-PARTS_OF_STATE = {
-    "backbone": "backbone_bytes",
-    "head and optimizer": "learner_bytes",
-    "task": "task_bytes",
-    "all": "num_bytes",
-}
-SERVED = {
-    "fastpsl, a local file": ("local", "epoch"),
-    "fastpsl, from the server": ("fastpsl", "epoch"),
-    "WebDataset, from the server": ("webdataset", "epoch"),
-    "MosaicML Streaming, from the server": ("streaming", "epoch"),
-    "fastpsl, without decoding": ("fastpsl", "fetch"),
-}
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
-
-
-def checkpoint_table(results: Results) -> str:
-    """Return a table of the time that training waits for a checkpoint, and of the step after it."""
-    lines = []
-    for _, result in of_bench(results, "checkpoint"):
-        rows = {(row["recipe"], row["measured"], row["how"]): row for row in result["rows"]}
-        for recipe in dict.fromkeys(recipe for recipe, measured, _ in rows if measured == "call"):
-            num_bytes = rows[recipe, "call", "thread"]["num_bytes"]
-            waits = (whole(rows[(recipe, *way)]) for way in WAITS.values())
-            lines.append([STATES[recipe], _megabytes(num_bytes), *waits])
-    return table(("state", "bytes", *WAITS), lines) + "\n\nMedians, with quartiles in brackets."
-
-
-def states_table(results: Results) -> str:
-    """Return a table of the bytes of each recipe's state, by part."""
-    rows = [row for _, row in rows_of(results, "checkpoint", "rows", measured="state")]
-    return table(
-        ("recipe", "images", *PARTS_OF_STATE),
-        (
-            [STATES[row["recipe"]], f"{row['num_images']:,}"]
-            + [_megabytes(row[key]) for key in PARTS_OF_STATE.values()]
-            for row in rows
-        ),
-    )
-
-
-def remote_table(results: Results) -> str:
-    """Return images per second by latency and loader."""
-    if not (found := list(of_bench(results, "remote"))):
-        return "Not measured yet: `python bench/remote.py --data photos.beton`."
-    name, result = found[-1]
-    rows = {(row["loader"], row["measured"], row["latency_ms"]): row for row in result["rows"]}
-    latencies = sorted({latency for _, _, latency in rows})
-    data, settings = result["data"], result["settings"]
-    about = (
-        f"{device_of(result)}, load {result['environment']['load_average_before']:g} before; "
-        f"{data['num_samples']:,} images, {data['num_bytes'] / 1e6:,.0f} MB, {settings['gbit']:g} Gbit/s "
-        f"([{name}](/bench/results/{name})). Medians of {settings['repeats']}, with the quartiles:"
-    )
-    lines = [
-        [title, *(whole(rows[(*key, latency)]) for latency in latencies)]
-        for title, key in SERVED.items()
-        if (*key, latencies[0]) in rows
-    ]
-    made = table(("", *(f"latency {latency:g} ms" for latency in latencies)), lines)
-    return f"{about}\n\n{made.replace('|  |', '| |', 1)}"
 
 
 # Loaders by the size of the images, of bench/sizes.py.

@@ -1,15 +1,11 @@
-"""How fast one machine feeds and trains: the loader alone, the step alone, trained (both together), and their
-ratios.
+"""The loader alone, the step alone, trained (both together), and their ratios: on one machine.
 
     python bench/throughput.py  the embedded sample, under two minutes on a CPU
     python bench/throughput.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
 
-For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep, captured on a
-GPU) on synthetic data, and both together, as users train: "trained". The headline is trained / step: 1 means
-that the step never waits; and trained / min(loader, step), where the loader is the slower. In the files
-"trained" is called "both". Small sets have longer epochs (recipe_stages.py). Then loaders alone on equal
-footing, with one random resized crop and two: ours, ffcv's own, DALI's reader, torchvision with DataLoader,
-WebDataset and SPDL. Writes a JSON and a bar chart; see bench/README.md.
+For each recipe and stage: its loader by decoder, its step (captured on a GPU) on synthetic data, and both
+together, as users train. Then loaders alone on equal footing, with one random resized crop and two, beside
+others. Writes a JSON, where "trained" is called "both", and a bar chart; see bench/README.md.
 """
 
 import gc
@@ -37,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, no
 from bench import interleaved, peers
 from bench.charts import draw
 from bench.peers import ours
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import (
     DATA,
     MIN_STEPS,
@@ -47,7 +43,7 @@ from bench.recipe_stages import (
     recipe_options,
     stage_experiment,
 )
-from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.schema import RUNS, data_record, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
@@ -56,44 +52,33 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: Annotated[str | None, DATA] = None
-    recipe: tuple[Recipe, ...] = ("jigsaw",)
-    """Whose stages; none, written as --recipe, for loaders alone."""
+    recipe: tuple[Recipe, ...] = ("jigsaw",)  # Whose stages; none, written as --recipe, for loaders alone.
     stages: tuple[str, ...] = ("S1", "S2", "S3")
     """Of PSL, and E for end to end: of each --recipe, or of one as RECIPE:STAGE."""
-    decoders: tuple[str, ...] | None = None
-    """By name. Default: all but resident, that of `auto` first."""
-    views: tuple[int, ...] = (1, 2)
-    """Of loaders alone: crops of each sample, from one decode."""
-    backbone: str | None = None
-    """Default: the recipe's."""
+    decoders: tuple[str, ...] | None = None  # By name. Default: all but resident, that of `auto` first.
+    views: tuple[int, ...] = (1, 2)  # Of loaders alone: crops of each sample, from one decode.
+    backbone: str | None = None  # Default: the recipe's.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     augment_backend: AugmentName = "auto"
     compile: Literal["auto", "off", "fused", "on"] = "auto"
     graph: GraphName = "auto"
     fold_frozen: bool = False
-    batch_size: int | None = None
-    """Default: 256 on CUDA, else 32."""
-    workers: int | None = None
-    """Decoding threads (DataLoader: processes). Default: the cores."""
-    repeats: int | None = None
-    """Default: 5, and 3 for the sample."""
+    batch_size: int | None = None  # Default: 256 on CUDA, else 32.
+    workers: int | None = None  # Decoding threads (DataLoader: processes). Default: the cores.
+    repeats: int | None = None  # Default: 5, and 3 for the sample.
     seconds: float | None = None
     """Length of a timed region; whole steps, one at least. Default: 3, and 0.2 for the sample."""
-    epochs: float = 0.0
-    """A timed region of a stage has so many epochs of the data at least."""
+    epochs: float = 0.0  # A timed region of a stage has so many epochs of the data at least.
     limit_s: float | None = None
     """Each stage's repeats end with its share of this. Default: none, and 100 for the sample."""
-    peers: bool = True
-    """Loaders alone: ours and the peers', on equal footing."""
-    out: Path = RUNS / "throughput.json"
-    """The result; the bar chart stands beside it as .png."""
+    peers: bool = True  # Loaders alone: ours and the peers', on equal footing.
+    out: Path = RUNS / "throughput.json"  # The result; the bar chart stands beside it as .png.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range.
@@ -138,11 +123,7 @@ class Setting:
 
 
 def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str]]]:
-    """Fill in the defaults of the options, and return the decoders that cannot be measured with the reason.
-
-    Raises:
-        ValueError: No decoder is left, or one has an unknown name.
-    """
+    """Fill in the options' defaults, and return the decoders that cannot be measured, with the reason."""
     is_sample = options.data is None
     path = options.data or str(sample_paths().train)
     data = Beton(path)
@@ -166,11 +147,11 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
 
 
 def try_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
+    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None]
 ) -> dict[str, list[Any]]:
     """Return the rows and ratios of `measure_stage`, or not_measured if GPU memory runs out; free it."""
     try:
-        rows, ratios = measure_stage(recipe, stage, setting, deadline, log, **more)
+        rows, ratios = measure_stage(recipe, stage, setting, deadline, log)
     except torch.cuda.OutOfMemoryError as error:
         why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
         return {"not_measured": [{"what": f"{recipe} {stage}", "reason": why}]}
@@ -183,25 +164,16 @@ def try_stage(
 
 
 def measure_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
+    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure one stage: after a warm-up step, loaders and both in turn, every other time in reverse order.
-
-    Args:
-        recipe: Name of the recipe.
-        stage: Name of its stage.
-        setting: Data, device, decoders and lengths.
-        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        log: Callback that receives the name of the current phase.
-        **more: Further options of the recipe.
-    """
+    """Measure one stage: after a warm-up, loaders and both in turn, every other time in reverse order."""
     given_options = setting.options
     options = recipe_options(
         recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given_options.backbone,
         device=given_options.device, precision=given_options.precision, 
         augment_backend=given_options.augment_backend,
         compile=given_options.compile, graph=given_options.graph,
-        fold_frozen=given_options.fold_frozen, workers=setting.num_threads, **more,
+        fold_frozen=given_options.fold_frozen, workers=setting.num_threads,
     )  # fmt: skip
     experiment, number = stage_experiment(recipe, stage, options, setting.world)
     bench = LongEpochs(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
@@ -222,14 +194,10 @@ def measure_stage(
     rates: dict[Any, list[float]] = {key: [] for key in work}
     cores: dict[Any, list[float]] = {key: [] for key in work}
     memory_gb: dict[Any, float] = {}
-    for repeat in range(setting.repeats):
-        if repeat and time.perf_counter() > deadline:
-            break
-        log(f"{what}: repeat {repeat + 1} of {setting.repeats}")
-        for key in list(work)[:: -1 if repeat % 2 else 1]:
-            rates[key].append(work[key]())
-            cores[key].append(bench.cores_used)
-            memory_gb[key] = max(memory_gb.get(key, 0.0), _memory_gb(setting.world))
+    for key in in_turn(work, setting.repeats, log, f"{what}: ", deadline):
+        rates[key].append(work[key]())
+        cores[key].append(bench.cores_used)
+        memory_gb[key] = max(memory_gb.get(key, 0.0), _memory_gb(setting.world))
     labels = {"recipe": recipe, "stage": stage, "num_views": len(bench.views)}
     rows, ratios = [], []
     for key, values in rates.items():
@@ -270,13 +238,9 @@ def _first_batch_s(bench: LongEpochs, decoder: str) -> float:
 def _ratios(
     both: list[float], loader: list[float], step: list[float], decoder: str, labels: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return the ratios repeat by repeat, because neighbours in time share the load of the machine."""
     slower = [min(pair) for pair in zip(loader, step, strict=True)]
-    return [
-        {"what": what, "decoder": decoder, **labels,
-         **spread([a / b for a, b in zip(both, base, strict=True)])}
-        for what, base in (("both / min(loader, step)", slower), ("both / step", step))
-    ]  # fmt: skip
+    bases = {"both / min(loader, step)": slower, "both / step": step}
+    return [{"what": what, "decoder": decoder, **labels, **over(both, base)} for what, base in bases.items()]
 
 
 def _memory_gb(world: World) -> float:
@@ -339,9 +303,7 @@ def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     setting, missing = fill_in(options, world)

@@ -1,13 +1,10 @@
-"""How long until the features are worth something: seconds of training to a validation accuracy, by several
-seeds.
+"""Seconds of training to a validation accuracy, by several seeds.
 
-    fastpsl data write cifar10/ cifar-train.beton --split train &&
-        fastpsl data write cifar10/ cifar-test.beton --split test
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
     python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
-A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small images. It is cut to CIFAR's size
-and length (--epochs, --batch-size). The online monitor looks after each epoch (docs/how_to/monitoring.md).
+A whole run of the recipe as `recipes/` trains it, cut to ResNet-18, small images and CIFAR's length. The
+online monitor looks after each epoch (docs/how_to/monitoring.md): nearest neighbours.
 
 The clock starts when the data is open and the weights are drawn. Loaders, compiling, first batches,
 checkpoints, passes for labels, and the validation pass at a stage's end are on it. The looks are not. A
@@ -25,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
@@ -33,23 +30,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.program import check_out, counted, progress, run_program
+from bench.program import counted, options_of, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise, torch_seed
 from fastpsl.engine.online_probe import OnlineProbe
-from fastpsl.engine.options import GraphName, PretrainOptions
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 # For images of 32 px, enlarged twofold: ResNet-18's stem divides by four, so that B5 of 32 px would be one
 # pixel.
@@ -64,43 +59,22 @@ VALUES: dict[str, dict[str, Any]] = {
         "temperature": 0.2, "size_px": 64,
     },
 }  # fmt: skip
-BATCH_SIZE = {"rotation": 256, "simclr": 512}  # rotation shows two or four rotations of each image
+BATCH_SIZE = {"rotation": 256, "simclr": 512}  # images per step; rotation shows two or four turns of each
 SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32}
 ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
-
-
-Monitor = Literal["knn", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None
     """Labelled training images; without it: the embedded sample at 32 px, one epoch per stage."""
-    val: str | None = None
-    """Validation images of the same classes."""
+    val: str | None = None  # Validation images of the same classes.
     recipe: Literal["rotation", "simclr"] = "rotation"
     plan: Literal["psl", "end_to_end"] = "psl"
-    accuracy: float = 0.5
-    """The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides."""
-    monitor: Monitor = "knn"
-    """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
+    accuracy: float = 0.5  # The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides.
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: tuple[int, ...] | None = None
-    """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
-    batch_size: Annotated[
-        int | None,
-        arg(
-            help="Images per step, as the recipe counts them. "
-            "Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."
-        ),
-    ] = None
-    decoder: str = "auto"
-    """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "off", "fused", "on"] = "auto"
-    graph: GraphName = "auto"
-    limit_s: float = math.inf
-    """No further seed begins when it would end later than this."""
+    limit_s: float = math.inf  # No further seed begins when it would end later than this.
     out: Path = RUNS / "time_to_accuracy.json"
 
     def check(self) -> None:
@@ -115,12 +89,7 @@ class Options:
 
 @contextlib.contextmanager
 def clock_of_looks(device: torch.device) -> Iterator[list[dict[str, float]]]:
-    """Run a stopwatch for the seconds of training, which stops while the monitor looks, and for that alone.
-
-    Yields:
-        A list that grows by an entry per look: "seconds" of training before it, and "cpu_seconds" of this
-            process's cores.
-    """
+    """Yield the seconds and CPU seconds of training before each look of the monitor, which does not count."""
     at_looks: list[dict[str, float]] = []
     start, look = _now(), OnlineProbe.look
 
@@ -142,27 +111,15 @@ def _now() -> NDArray[np.float64]:
 
 
 class Trained(NamedTuple):
-    """The run of one seed.
+    """The run of one seed."""
 
-    Attributes:
-        looks: Stage, epoch, seconds of training and accuracy of each measurement.
-        whole_s: Seconds of the whole run, measurements of the accuracy included.
-    """
-
-    looks: list[dict[str, Any]]
-    whole_s: float
+    looks: list[dict[str, Any]]  # stage, epoch, seconds of training and accuracy of each measurement
+    whole_s: float  # seconds of the whole run, measurements of the accuracy included
     num_steps: int
 
 
-def timed(name: str, options: PretrainOptions, world: World, monitor: Monitor) -> Trained | None:
-    """Train a recipe with these options, whose monitor looks; return None if a signal stopped it.
-
-    Args:
-        name: The recipe's name, without .py.
-        options: Its options: a new folder, --val and --probe-every.
-        world: The ranks and the device.
-        monitor: Whose accuracy is taken.
-    """
+def timed(name: str, options: PretrainOptions, world: World) -> Trained | None:
+    """Train a recipe with --probe-every into a new folder; return None if a signal stopped it."""
     started = time.perf_counter()
     torch.manual_seed(torch_seed(options.seed))
     experiment = recipe_of(name).build(options)
@@ -174,15 +131,15 @@ def timed(name: str, options: PretrainOptions, world: World, monitor: Monitor) -
     finally:
         run.close()
     assert options.out is not None
-    lines = [read_line(line, monitor) for line in (options.out / "probe.jsonl").read_text().splitlines()]
+    lines = [read_line(line) for line in (options.out / "probe.jsonl").read_text().splitlines()]
     looks = [line | at for line, at in zip(lines, at_looks, strict=True)]
     return Trained(looks, time.perf_counter() - started, run.position.run_step)
 
 
-def read_line(text: str, monitor: str) -> dict[str, Any]:
+def read_line(text: str) -> dict[str, Any]:
     """Return stage, epoch and accuracy of a line of probe.jsonl; 0 if its features are not finite."""
     line = json.loads(text)
-    return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": line[f"{monitor}_accuracy"] or 0.0}
+    return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": line["knn_accuracy"] or 0.0}
 
 
 def seconds_to(looks: Sequence[Mapping[str, Any]], accuracy: float) -> float | None:
@@ -194,12 +151,7 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     """Return rows, ratios and not_measured: seconds to accuracies and of training, accuracy by epoch."""
 
     def row(measured: str, unit: str, values: Sequence[float], **labels: Any) -> dict[str, Any]:
-        of_all = {
-            "recipe": options.recipe,
-            "monitor": options.monitor,
-            "epoch": None,
-            "num_reached": len(runs),
-        }
+        of_all = {"recipe": options.recipe, "monitor": "knn", "epoch": None, "num_reached": len(runs)}
         # max(), because a row's values must be above 0.
         spread_of = spread([max(value, 1e-6) for value in values])
         accuracy = {"accuracy": spread_of["median"]} if unit == "share" else {}
@@ -215,7 +167,7 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
             num_seeds = f"{len(runs) - len(times)} of {counted(len(runs), 'seed')}"
             best = max(look["accuracy"] for each in runs for look in each.looks)
             missing.append({
-                "what": f"{options.monitor} accuracy {accuracy:g}: {num_seeds}",
+                "what": f"knn accuracy {accuracy:g}: {num_seeds}",
                 "reason": f"not reached; the best of all looks is {best:.3f}",
             })  # fmt: skip
     end = max(statistics.median(each.looks[-1]["accuracy"] for each in runs), 1e-6)
@@ -230,17 +182,14 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     world = join_world(options.device, timeout_s=600)
     machine, started, is_sample = environment(world.device), time.perf_counter(), options.data is None
     paths = sample_paths()
     data, val = options.data or str(paths.train_32), options.val or str(paths.test_32)
     values = dict(VALUES[options.recipe])
     values |= {name: value for name, value in SAMPLE.items() if name in values} if is_sample else {}
-    values |= {"epochs": options.epochs} if options.epochs else {}
-    batch_size = options.batch_size or (32 if is_sample else BATCH_SIZE[options.recipe])
+    batch_size = 32 if is_sample else BATCH_SIZE[options.recipe]
     runs: list[Trained] = []
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for seed in options.seeds:
@@ -251,14 +200,13 @@ def main() -> None:
             recipe = recipe_options(
                 options.recipe, is_sample=False, batch_size=batch_size, data=data, val=val,
                 out=Path(scratch) / f"seed-{seed}", seed=seed, plan=options.plan, device=options.device,
-                decoder=options.decoder, compile=options.compile, graph=options.graph, probe_every=1,
-                checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
+                probe_every=1, checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
             )  # fmt: skip
-            if (trained := timed(MODULES[options.recipe], recipe, world, options.monitor)) is None:
+            if (trained := timed(MODULES[options.recipe], recipe, world)) is None:
                 break
             runs.append(trained)
     if not runs:
-        raise ValueError(f"interrupted before seed {options.seeds[0]} was done; give it fewer --epochs")
+        raise ValueError(f"interrupted before seed {options.seeds[0]} was done; start it again")
     with Beton(data) as opened, Beton(val) as held_out:
         about = data_record(opened, options.data) | {"num_held_out": held_out.num_samples}
     num_seeds = f"{len(runs)} of {counted(len(options.seeds), 'seed')}"
@@ -267,13 +215,12 @@ def main() -> None:
         options.out, "time_to_accuracy", machine, data=about,
         settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
-            "target": options.accuracy, "device": world.device.type, "step": options.compile,
-            "graph": options.graph, "decoder": options.decoder, "batch_size": batch_size,
+            "target": options.accuracy, "device": world.device.type, "batch_size": batch_size,
             "epochs": list(values["epochs"]),
         },
         **tabulate(runs, options), notes=[stopped] if len(runs) < len(options.seeds) else [],
     )  # fmt: skip
-    show(result, "monitor", "accuracy", "stage", "epoch", "num_reached")
+    show(result, "accuracy", "stage", "epoch", "num_reached")
     print(options.out)
 
 

@@ -3,13 +3,9 @@
     python bench/training.py --data photos.beton               SimCLR end to end and in S1, beside lightly's
     python bench/training.py --data photos.beton --peers dali_resnet50 --stages supervised:E
 
-Each trains in a process of its own, from the same photos, and they take turns. Ours is what `fastpsl train`
-does. Peers are as their users write them (bench/peers/). The headline is ours / the peer's of the same
-method, in images of the data set per second: SimCLR beside lightly, supervised training beside DALI. Others
-have no stages, so that a stage of PSL stands beside their end-to-end training. Without --data it reads the
-embedded sample, with small networks.
-
-Writes a JSON; see bench/README.md.
+Each trains in a process of its own, from the same photos, in turn. Peers are as their users write them
+(bench/peers/). The headline is ours / the peer's of the same method, in images per second. Others have no
+stages, so a stage of PSL stands beside their end-to-end training. Writes a JSON; see bench/README.md.
 """
 
 import sys
@@ -17,22 +13,19 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-from tyro.conf import arg
+from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
 from bench.interleaved import Rates, measure
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_positive, options_of, progress, run_program
 from bench.recipe_stages import Recipe
-from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.schema import RUNS, data_record, environment, over, save_result, spread
 from bench.tables import show
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.command_line import parse
 
 PeerName = Literal["lightly", "dali_resnet50"]
 SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
@@ -41,32 +34,22 @@ SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data: str | None = None
-    """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
-    stages: Annotated[
-        tuple[str, ...], arg(help="Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL.")
-    ] = ("simclr:E", "simclr:S1")
-    peers: tuple[PeerName, ...] = ("lightly",)
-    """None, written as --peers, for ours alone."""
-    decoder: str = "auto"
-    """Ours."""
-    backbone: str | None = None
-    """Everybody's. Default: resnet50, and resnet18 for the sample."""
+    data: str | None = None  # A dataset file, or a quoted glob of shards. Without it: the embedded sample.
+    stages: tuple[str, ...] = ("simclr:E", "simclr:S1")
+    """Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL."""
+    peers: tuple[PeerName, ...] = ("lightly",)  # None, written as --peers, for ours alone.
+    decoder: str = "auto"  # Ours.
+    backbone: str | None = None  # Everybody's. Default: resnet50, and resnet18 for the sample.
     size_px: int | None = None
     """Side of the peers' images; ours have the recipe's. Default: 224, and 96 for the sample."""
-    batch_size: int | None = None
-    """Default: 256 on CUDA, else 8."""
-    workers: int | None = None
-    """Decoding threads or processes. Default: the cores."""
+    batch_size: int | None = None  # Default: 256 on CUDA, else 8.
+    workers: int | None = None  # Decoding threads or processes. Default: the cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    repeats: int | None = None
-    """Default: 3, and 2 for the sample."""
+    repeats: int | None = None  # Default: 3, and 2 for the sample.
     seconds: float | None = None
     """Length of a timed region, at least as many steps as batches may be ready. Default: 3, and 0.1."""
-    limit_s: float = 400.0
-    """No further repeat begins after it."""
-    out: Path = RUNS / "training.json"
-    """The result."""
+    limit_s: float = 400.0  # No further repeat begins after it.
+    out: Path = RUNS / "training.json"  # The result.
 
     def check(self) -> None:
         """Raise ValueError if an option is out of range or names no stage of a recipe."""
@@ -105,17 +88,13 @@ def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, A
         })  # fmt: skip
         for other in rates if work.kind == "training" else ():
             if SAME_METHOD.get(other.work.kind) == work.recipe:
-                values = [a / b for a, b in zip(each.values, other.values, strict=True)]
-                ratios.append(
-                    {"what": "ours / the peer's", **labels, "peer": other.work.kind, **spread(values)}
-                )
+                ratio = over(each.values, other.values)
+                ratios.append({"what": "ours / the peer's", **labels, "peer": other.work.kind, **ratio})
     return rows, ratios
 
 
 def main() -> None:
-    options: Options = parse(Options, description=__doc__)
-    options.check()
-    check_out(options.out)
+    options = options_of(Options, __doc__)
     start, is_sample = time.perf_counter(), options.data is None
     device = choose_device(options.device, 0)
     is_cuda, machine = device.type == "cuda", environment(device)

@@ -13,6 +13,7 @@ images, by which all is scored.
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +25,17 @@ TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
 
 
 def tiny_imagenet(folder: Path, out: Path) -> None:
-    """Write lists of all 200 classes.
-
-    `train` has the first 450 images of a class in the training folder, and `search` the other 50. `held-out`
-    has the 50 of the validation folder.
-    """
+    """Write lists of all 200 classes: of the training images 450 and 50, of the validation images all 50."""
     classes = _classes(folder)
-    _write_lists(
-        out, _of_training(folder, classes, TRAIN, 450, SEARCH) | {HELD_OUT: _validation(folder, classes)}
-    )
+    lists = _of_training(folder, classes, TRAIN, 450, SEARCH)
+    _write_lists(out, lists | {HELD_OUT: _validation(folder, classes)})
 
 
 def tiny_imagenet_50(folder: Path, out: Path) -> None:
-    """Write lists of every fourth class.
-
-    `train` has the first 400 images of a class in the training folder, and `held-out` the other 100. `search`
-    has the 50 of the validation folder.
-    """
+    """Write lists of every fourth class: 400 and 100 training images, and 50 of the validation folder."""
     classes = _classes(folder)[::4]
-    _write_lists(
-        out, _of_training(folder, classes, TRAIN, 400, HELD_OUT) | {SEARCH: _validation(folder, classes)}
-    )
+    lists = _of_training(folder, classes, TRAIN, 400, HELD_OUT)
+    _write_lists(out, lists | {SEARCH: _validation(folder, classes)})
 
 
 def _classes(folder: Path) -> list[str]:
@@ -58,14 +49,11 @@ def _of_training(
     lists: dict[str, list[str]] = {first: [], others: []}
     for name in classes:
         images = (folder / "train" / name / "images").glob("*.JPEG")
-        lines = [f"{path.resolve()} {name}" for path in sorted(images, key=_number)]
+        in_order = sorted(images, key=lambda path: int(path.stem.rpartition("_")[2]))
+        lines = [f"{path.resolve()} {name}" for path in in_order]
         lists[first] += lines[:num]
         lists[others] += lines[num:]
     return lists
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.rpartition("_")[2])
 
 
 def _validation(folder: Path, classes: Sequence[str]) -> list[str]:
@@ -79,17 +67,8 @@ def _write_lists(out: Path, lists: Mapping[str, Sequence[str]]) -> None:
         (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
 
 
-def cifar10(folder: Path, out: Path) -> None:
-    """Write the first 4,800 training images of each class, the other 200 for the search, all test images."""
-    _cifar10(folder, out, 4800)
-
-
-def cifar10_10000(folder: Path, out: Path) -> None:
-    """Write the first 1,000 training images of each class, 200 more for the search, and all test images."""
-    _cifar10(folder, out, 1000)
-
-
 def _cifar10(folder: Path, out: Path, num: int) -> None:
+    """Write the first `num` training images of each class, the next 200 for search, and all test images."""
     images, labels = _cifar10_arrays(folder, "train")
     of_class = [np.flatnonzero(labels == number) for number in range(10)]
     for part, places in ((TRAIN, slice(0, num)), (SEARCH, slice(num, num + 200))):
@@ -124,9 +103,9 @@ def digits(folder: Path, out: Path) -> None:
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "psl_jigsaw-small": tiny_imagenet_50,
     "psl_jigsaw-gpu": tiny_imagenet,
-    "uic_cifar10-small": cifar10_10000,
-    "uic_cifar10-gpu": cifar10,
-    "sslpp_cifar10-gpu": cifar10,
+    "uic_cifar10-small": partial(_cifar10, num=1000),
+    "uic_cifar10-gpu": partial(_cifar10, num=4800),
+    "sslpp_cifar10-gpu": partial(_cifar10, num=4800),
     "sslpp_digits-small": digits,
 }
 
@@ -136,16 +115,8 @@ def write_betons(folder: Path) -> None:
     fastpsl = Path(sys.executable).with_name("fastpsl")
     for part in (TRAIN, SEARCH, HELD_OUT):
         source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())
-        command: list[str | Path] = [
-            fastpsl,
-            "data",
-            "write",
-            source,
-            folder / f"{part}.beton",
-            "--mode",
-            "raw",
-            "--overwrite",
-        ]
+        command: list[str | Path] = [fastpsl, "data", "write", source, folder / f"{part}.beton"]
+        command += ["--mode", "raw", "--overwrite"]
         # A list numbers its classes by the names that it has.
         if source.suffix == ".txt" and part != TRAIN:
             command += ["--classes", folder / f"{TRAIN}.beton"]
@@ -153,11 +124,7 @@ def write_betons(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the data of the plan that the command line names, unless it is there.
-
-    Raises:
-        ValueError: The plan is unknown, or its source is missing.
-    """
+    """Write the data of the plan that the command line names, unless it is there."""
     if len(sys.argv) != 4 or sys.argv[1] not in SETS:
         raise ValueError(f"give PLAN SOURCE OUT; plans with data are {', '.join(SETS)}")
     plan, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])

@@ -33,11 +33,7 @@ EXPERIMENTS = {path.stem for path in Path(__file__).parent.glob("*.json")}
 
 
 def texts() -> dict[Path, str]:
-    """Return the files as the results make them, by path.
-
-    Raises:
-        ValueError: No page has the marks of a result, or a result does not come from a committed plan.
-    """
+    """Return the files as the results make them, by path."""
     found: dict[str, Mapping[str, Any]] = {}
     parts: dict[str, str] = {}
     for path in sorted(RUNS.glob("*/results.json")):

@@ -36,17 +36,11 @@ UNTRAINED_RATE = 1e-12  # recipes refuse 0
 
 @dataclass(frozen=True)
 class Step:
-    """A command of an experiment.
+    """A command of an experiment."""
 
-    Attributes:
-        name: The name of its folder in the folder of the runs.
-        template: The command, with places for {data}, {runs}, {out} and its values.
-        values: What stands for {seed} and {rate}.
-    """
-
-    name: str
-    template: str
-    values: Mapping[str, str] = field(default_factory=dict)
+    name: str  # the name of its folder in the folder of the runs
+    template: str  # the command, with places for {data}, {runs}, {out} and its values
+    values: Mapping[str, str] = field(default_factory=dict)  # what stands for {seed} and {rate}
 
     def words(self, data: Path | str, runs: Path | str) -> list[str]:
         """Return the words of the command, with its folders and values in their places."""
@@ -180,19 +174,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """A training of one arm, the row without one, or random weights.
+    """A training of one arm, the row without one, or random weights."""
 
-    Attributes:
-        arm: The arm's name, UNTRAINED or RANDOM.
-        rate: The rate; None for random weights.
-        seed: The seed.
-        counts: Whether it counts; otherwise it serves the search for the rate.
-    """
-
-    arm: str
-    rate: float | None
-    seed: int
-    counts: bool
+    arm: str  # the arm's name, UNTRAINED or RANDOM
+    rate: float | None  # the rate; None for random weights
+    seed: int  # the seed
+    counts: bool  # whether it counts; otherwise it serves the search for the rate
 
     @property
     def values(self) -> dict[str, str]:
@@ -207,12 +194,7 @@ class Run:
 
 
 def read_plan(path: Path) -> Plan:
-    """Return the plan in a JSON file.
-
-    Raises:
-        ValueError: It cannot be read, or has unknown or missing keys. Or it names an arm or an evaluation
-            that it does not have. Or it chooses rates by what decides.
-    """
+    """Return the plan in a JSON file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record |= {"search": _made(Search, record["search"]), "endpoint": _made(Endpoint, record["endpoint"])}

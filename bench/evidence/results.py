@@ -21,15 +21,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Done:
-    """A record of what is done of a plan; the earlier results count where the folder has nothing.
+    """A record of what is done of a plan; the earlier results count where the folder has nothing."""
 
-    Attributes:
-        runs: The folder of the runs.
-        earlier: The earlier results.json, or nothing.
-    """
-
-    runs: Path
-    earlier: Record = field(default_factory=dict)
+    runs: Path  # the folder of the runs
+    earlier: Record = field(default_factory=dict)  # the earlier results.json, or nothing
 
     @property
     def earlier_commands(self) -> set[str]:
@@ -42,11 +37,7 @@ class Done:
         return _read(path) if path.exists() else {}
 
     def score(self, step: Step) -> Record | None:
-        """Return what an evaluation found, with all that it came from; None if it is not done.
-
-        Raises:
-            ValueError: It was cut short.
-        """
+        """Return what an evaluation found, with all that it came from; None if it is not done."""
         if not (how := self.of(step.name)):
             return self._before(step)
         folder = self.runs / step.name
@@ -63,11 +54,7 @@ class Done:
         }  # fmt: skip
 
     def training(self, plan: Plan, run: Run) -> Record | None:
-        """Return the losses of a training by stages; None for random weights, or if it is not done.
-
-        Raises:
-            ValueError: It was cut short.
-        """
+        """Return the losses of a training by stages; None for random weights, or if it is not done."""
         if run.arm == RANDOM:
             return None
         if not (how := self.of(run.name)):
@@ -103,11 +90,7 @@ class Done:
 
 
 def read_earlier(path: Path | None, plan: Plan) -> Record:
-    """Return the results.json of an earlier state of a plan; nothing without a path.
-
-    Raises:
-        ValueError: It cannot be read, or what it trained is not what the plan trains.
-    """
+    """Return the results.json of an earlier state of a plan; nothing without a path."""
     if path is None:
         return {}
     try:
@@ -130,17 +113,7 @@ CONFIDENCE = 0.95
 
 
 def collect(path: Path, plan: Plan, done: Done) -> Record:
-    """Return the results of a plan's runs so far, as plain values.
-
-    Args:
-        path: The plan's file.
-        plan: The plan.
-        done: What is done.
-
-    Raises:
-        ValueError: A run was cut short, it learned or was scored on other data than the others, or random
-            weights saw another input.
-    """
+    """Return the results of a plan's runs so far, as plain values."""
     rates = rates_so_far(plan, done)
     search = [score for run in plan.searched() for score in _scores(plan, run, done)]
     counted = list(plan.counted(rates))
@@ -284,11 +257,7 @@ def difference(values: Sequence[float]) -> Record:
 
 
 def holm(differences: Sequence[Sequence[float]]) -> list[float]:
-    """Return the p value of each mean by Student's t, corrected by Holm for the number of all that are given.
-
-    Args:
-        differences: Lists of two or more paired differences.
-    """
+    """Return the p value of each mean difference by Student's t, corrected by Holm for their number."""
     errors = np.array([stats.sem(values) for values in differences])
     with np.errstate(divide="ignore"):  # all seeds may be equal
         t = np.abs([statistics.fmean(values) for values in differences]) / errors

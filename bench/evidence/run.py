@@ -37,20 +37,15 @@ _END_S = 120.0  # for a training to write its checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]
-    """The plan, a JSON file."""
-    data: Path
-    """The folder of its data (see the script beside the plan)."""
-    runs: Path
-    """The folder of its runs."""
+    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]  # The plan, a JSON file.
+    data: Path  # The folder of its data (see the script beside the plan).
+    runs: Path  # The folder of its runs.
     out: Path | None = None
     """Where results.json and figure.png go. [RUNS]"""
     earlier: Path | None = None
     """results.json of an earlier state of the plan: runs with the same commands are taken over from it."""
-    minutes: float = 9.0
-    """After so long everything is stopped, to be gone on with."""
-    jobs: int = 1
-    """Trainings at a time; each has its part of the cores."""
+    minutes: float = 9.0  # After so long everything is stopped, to be gone on with.
+    jobs: int = 1  # Trainings at a time; each has its part of the cores.
 
 
 class OutOfTime(Exception):
@@ -59,21 +54,13 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs the commands of a plan that are not done yet.
+    """Runs the commands of a plan that are not done yet."""
 
-    Attributes:
-        plan: The plan.
-        options: The options.
-        earlier: The commands that an earlier results.json has.
-        deadline: When to stop, by time.monotonic().
-        stopping: Set when something failed or the time is over.
-    """
-
-    plan: Plan
-    options: Options
-    earlier: Collection[str]
-    deadline: float
-    stopping: threading.Event
+    plan: Plan  # the plan
+    options: Options  # the options
+    earlier: Collection[str]  # the commands that an earlier results.json has
+    deadline: float  # when to stop, by time.monotonic()
+    stopping: threading.Event  # set when something failed or the time is over
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, run: Run) -> None:
@@ -101,12 +88,7 @@ class Runner:
                 self._run(step)
 
     def _run(self, step: Step) -> None:
-        """Run a command unless it is done, and note that it is.
-
-        Raises:
-            ValueError: It failed, or another command was run under this name.
-            OutOfTime: The time was over before it ended.
-        """
+        """Run a command unless it is done, and note that it is."""
         runs, name = self.options.runs, step.name
         words, command = step.words(self.options.data, runs), step.command
         done, log = runs / f"{name}.done.json", runs / f"{name}.log"
@@ -172,12 +154,7 @@ def _last_line(log: Path) -> str:
 
 
 def all_of(runner: Runner, runs: Iterable[Run]) -> None:
-    """Run all, some at a time; the first failure stops the others.
-
-    Raises:
-        ValueError: A command failed.
-        OutOfTime: The time is over.
-    """
+    """Run all, some at a time; the first failure stops the others."""
 
     def one(run: Run) -> None:
         if runner.stopping.is_set():

@@ -45,18 +45,12 @@ from fastpsl.pipelines.datasets.open import open_data
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]
-    """The experiment's plan, a JSON file."""
-    data: Path
-    """The folder of its data."""
-    runs: Path
-    """The folder of its runs; the trainings go into its subfolder times."""
-    arms: tuple[str, ...]
-    """The arms that are compared; the first is set against each of the others."""
-    accuracy: float
-    """The accuracy that is to be reached, in (0, 1)."""
-    every: int = 1
-    """Epochs between two looks."""
+    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]  # The experiment's plan, a JSON file.
+    data: Path  # The folder of its data.
+    runs: Path  # The folder of its runs; the trainings go into its subfolder times.
+    arms: tuple[str, ...]  # The arms that are compared; the first is set against each of the others.
+    accuracy: float  # The accuracy that is to be reached, in (0, 1).
+    every: int = 1  # Epochs between two looks.
     out: Path | None = None
     """Where results.json of the experiment is, and times.json goes. [RUNS]"""
 
@@ -73,11 +67,7 @@ class Options:
 
 
 def published(options: Options, out: Path) -> tuple[Record, Record]:
-    """Return the rates of an experiment's results.json, and digests and sizes of the data's images.
-
-    Raises:
-        ValueError: There is none of this plan and these images with all rates.
-    """
+    """Return the rates of an experiment's results.json, and digests and sizes of the data's images."""
     path = out / "results.json"
     ended = "run bench.evidence.run to its end first"
     if not path.exists():
@@ -99,12 +89,7 @@ def published(options: Options, out: Path) -> tuple[Record, Record]:
 
 
 def train(options: Options, plan: Plan, run: Run, world: World) -> Record:
-    """Train an arm's run with a monitor, or read what it left; return its looks with all that they came from.
-
-    Raises:
-        ValueError: Another command was run under this name.
-        InterruptedError: A signal stopped it.
-    """
+    """Train an arm's run with a monitor, or read what it left; return its looks and their origin."""
     folder = options.runs / "times" / run.name
     done = options.runs / "times" / f"{run.name}.json"
     step = replace(plan.training_of(run), name=f"times/{run.name}")
@@ -117,7 +102,7 @@ def train(options: Options, plan: Plan, run: Run, world: World) -> Record:
     shutil.rmtree(folder, ignore_errors=True)  # a part of a training, whose time cannot be gone on with
     recipe = Path(words[0]).stem
     parsed = recipe_of(recipe).parse(words[1:], log=lambda line: None)
-    trained = timed(recipe, replace(parsed, probe_every=options.every), world, "knn")
+    trained = timed(recipe, replace(parsed, probe_every=options.every), world)
     if trained is None:
         raise InterruptedError
     record = {
@@ -134,13 +119,7 @@ def accuracy_at(looks: Sequence[Mapping[str, Any]], seconds: float) -> float:
 
 
 def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy: float) -> Record:
-    """Return each arm's times and accuracies, a value for each seed, and the differences at equal time.
-
-    Args:
-        records: The trainings of all arms and seeds.
-        arms: The arms; the first is set against each of the others.
-        accuracy: The accuracy that is to be reached, in the last stage.
-    """
+    """Return each arm's times and accuracies, a value for each seed, and the differences at equal time."""
     seeds = sorted({record["seed"] for record in records})
     looks = {(record["arm"], record["seed"]): record["looks"] for record in records}
     equal_s = [min(looks[arm, seed][-1]["seconds"] for arm in arms) for seed in seeds]

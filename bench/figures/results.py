@@ -30,13 +30,6 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
     bench/sizes.py, of which the images of SIZE are shown, or one of bench/throughput.py. The embedded sample
     does not count, because its images are smaller than photos. Ours is the fastest JPEG decoder. Of two forms
     of a peer the faster one is shown.
-
-    Args:
-        results: File name → result.
-        batches: A table of bench/sizes.py.
-
-    Raises:
-        ValueError: No file has ours and peers on photos.
     """
     found = {
         name: rates
@@ -125,12 +118,7 @@ CHAINS = {
 
 
 def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> dict[str, Any]:
-    """Return the words of a figure of image sizes: ours over the fastest other loader of each size.
-
-    Args:
-        results: File name → result.
-        batches: A table of bench/sizes.py.
-    """
+    """Return the words of a figure of image sizes: ours over the fastest other loader of each size."""
     of_table = {name: result for name, result in results.items() if best_peers(result, batches)}
     file, result = newest(of_table, "sizes")
     best = {cell: ratios[RATE] for cell, ratios in best_peers(result, batches).items()}
@@ -187,11 +175,7 @@ def of_all_chains(results: Mapping[str, Result]) -> dict[str, Result]:
 
 
 def newest(results: Mapping[str, Result], bench: str) -> tuple[str, Result]:
-    """Return the file of a bench and its result: that of a GPU if there is one, else the last by name.
-
-    Raises:
-        ValueError: No file is of this bench.
-    """
+    """Return the file of a bench and its result: that of a GPU if there is one, else the last by name."""
     found = {name: result for name, result in results.items() if result["bench"] == bench}
     if not found:
         raise ValueError(f"no file in bench/results/ is of bench/{bench}.py")
@@ -216,16 +200,7 @@ def _words(
     rows: Sequence[Row],
     scale: Callable[[float], float],
 ) -> dict[str, Any]:
-    """Return the words of a figure whose bars begin where `scale` is 0: at no speed, or at an equal one.
-
-    Args:
-        title: What is shown.
-        about: How to read it.
-        source: Where it is from.
-        columns: Heading of each column.
-        rows: Rows from top to bottom.
-        scale: Callable that turns a ratio into a length.
-    """
+    """Return the words of a figure whose bars begin where `scale` is 0: at no speed, or at an equal one."""
     lengths = [scale(cell[0]) for _, cells in rows for cell in cells if cell]
     low, high = min(0.0, *lengths), max(scale(1.0), *lengths)
 
@@ -272,16 +247,9 @@ NETWORKS = {
 
 
 def determinism_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the words of the chart.
-
-    Args:
-        results: File name → result.
-
-    Raises:
-        ValueError: There is no file of bench/determinism.py.
-    """
+    """Return the words of the chart."""
     if DETERMINISM not in results:
-        raise ValueError(f"no {DETERMINISM} in bench/results/: run bench/determinism.py")
+        raise ValueError(f"no {DETERMINISM} in bench/results/: take it from the repository")
     result = results[DETERMINISM]
     rows = result["rows"]
     jigsaw = [row for row in rows if row["measured"] == "loss" and row["network"] == "batch_norm"]

@@ -144,11 +144,7 @@ def state(stage: Stage, block: int) -> str:
 
 
 def puzzle(task: Jigsaw, level: int) -> tuple[torch.Tensor, list[int]]:
-    """Return the image's tiles as the network sees them, and a puzzle of them.
-
-    Returns:
-        Tiles, uint8 [grid², tile_px, tile_px, 3] in the image's order; the tile at each place of the puzzle.
-    """
+    """Return the tiles, uint8 [grid², tile_px, tile_px, 3], and the tile at each place of a puzzle."""
     views = task.views(level)
     with (
         closing(Beton(sample_paths().train)) as data,

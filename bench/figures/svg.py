@@ -34,13 +34,7 @@ THEMES = {
 
 
 def render(name: str, theme: str, words: Mapping[str, Any]) -> str:
-    """Return a figure as SVG.
-
-    Args:
-        name: The template's name, such as "data-path".
-        theme: A key of `THEMES`.
-        words: What the template shows.
-    """
+    """Return a figure as SVG."""
     template = _TEMPLATES.get_template(f"{name}.svg.jinja")
     return template.render(words, name=name, theme=THEMES[theme], fonts=FONTS, width=WIDTH_PX)
 

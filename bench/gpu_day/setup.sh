@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the parts have in common: they source it, and it leaves the checkout's root as the working directory. Called by itself it sets the
+# What the parts have in common: part.sh sources it, and it leaves the checkout's root as the working directory. Called by itself it sets the
 # machine up and no more. A machine that is still warm has most of it.
 #
 # PYTHON   default python3
@@ -81,7 +81,7 @@ finish_part() {
     local status=0
     wait
     grep -hE '^(FAILED|ERROR) ' "$RESULTS"/logs/*.log 2>/dev/null | cut -c 1-220 | sort -u >"$RESULTS/failed.txt"
-    "$PYTHON" bench/gpu_day/summary.py "$part" "$RESULTS" "$gpu" || status=1
+    "$PYTHON" bench/gpu_day/report.py summary "$part" "$RESULTS" "$gpu" || status=1
     [ -e "$RESULTS/summary.txt" ] || cp "$RESULTS/steps.tsv" "$RESULTS/summary.txt"
     tar czf "$OUT/results-$part.tgz" -C "$RESULTS" . || status=1
     head -n 30 "$RESULTS/failed.txt"
@@ -108,6 +108,6 @@ if [ -z "$LIST" ]; then
         sha256sum --check --status .gpu/whl/sources.sha256 2>/dev/null || FASTPSL_COMMIT="${FASTPSL_COMMIT% and changes} and changes"
         export FASTPSL_COMMIT
     fi
-    step versions 60 "$PYTHON" bench/gpu_day/versions.py "$WORK/gpu"
+    step versions 60 "$PYTHON" bench/gpu_day/report.py versions "$WORK/gpu"
     gpu=$(cat "$WORK/gpu" 2>/dev/null || echo unknown)
 fi

@@ -13,12 +13,7 @@ from bench.peers.peer import Peer, Views, Work
 
 
 def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
-    """Return the decoders of JPEGs, and synthetic: that of `auto` first.
-
-    Args:
-        data: An open dataset file.
-        device: The device of the batches.
-    """
+    """Return the decoders of JPEGs, and synthetic: that of `auto` first."""
     from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
 
     with warnings.catch_warnings():
@@ -28,16 +23,7 @@ def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
 
 
 def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
-    """Return the reason why our Loader cannot run with a decoder, or None if it can.
-
-    Args:
-        name: Name of the decoder.
-        data: An open dataset file.
-        device: The device of the batches.
-
-    Raises:
-        ValueError: There is no such decoder.
-    """
+    """Return the reason why our Loader cannot run with a decoder, or None if it can."""
     from fastpsl.pipelines.decoders import dali
     from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
 

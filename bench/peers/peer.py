@@ -25,32 +25,24 @@ class Work:
     """A loader and its task, or a training.
 
     Attributes:
-        kind: A key of PEERS, or one of our decoders.
-        data: A dataset file, or a glob of shards.
-        files: A folder written by `copy_out`, for loaders that need files.
-        floats: Whether each crop is flipped at random and normalised to float32, instead of uint8.
-        from_folder: Whether ours reads the folder of the files instead of the dataset file.
         hw_decoder_load: The share of DALI's hardware decoder on a GPU, 0 to 1; None for the default.
         recipe: The recipe of ours in training. It has the values for its sample where size_px is below 224.
-        stage: Its stage.
-        decoder: Its decoder.
-        backbone: The network of what trains; None for its own.
     """
 
-    kind: str
-    data: str
-    files: str
+    kind: str  # a key of PEERS, or one of our decoders
+    data: str  # a dataset file, or a glob of shards
+    files: str  # a folder written by `copy_out`, for loaders that need files
     batch_size: int
     num_threads: int
     size_px: int
     device: str
-    floats: bool = False
-    from_folder: bool = False
+    floats: bool = False  # whether each crop is flipped at random and normalised to float32, instead of uint8
+    from_folder: bool = False  # whether ours reads the folder of the files instead of the dataset file
     hw_decoder_load: float | None = None
     recipe: str = ""
     stage: str = ""
     decoder: str = "auto"
-    backbone: str | None = None
+    backbone: str | None = None  # the network of what trains; None for its own
 
 
 @dataclass(frozen=True)
@@ -58,17 +50,15 @@ class Peer:
     """A loader or a training beside which ours is measured.
 
     Attributes:
-        title: Its name for people.
         batches: Function of the work and the number of views. It returns an endless iterator over the views
             of batches, or of what trains over the numbers of samples.
-        packages: What must be installed, by names of imports.
         reads: What it reads. Folders and tars hold files that were copied out of a dataset file.
         why_missing: Function that returns a further reason why it cannot run here, or None.
     """
 
     title: str
     batches: Callable[[Work, int], Iterator[Any]]
-    packages: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # what must be installed, by names of imports
     reads: Reads = "dataset file"
     why_missing: Callable[[], str | None] = lambda: None
 
@@ -105,11 +95,7 @@ def has_raw(data: Beton) -> bool:
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write the JPEGs of a dataset file as images/LABEL/NUMBER.jpg, into shards/*.tar and into TAR.
-
-    Returns:
-        The number of JPEGs written, and the number of samples.
-    """
+    """Write images/LABEL/NUMBER.jpg, shards/*.tar and TAR; return the numbers of JPEGs and of samples."""
     (folder / "shards").mkdir(parents=True)
     shards = [tarfile.open(folder / "shards" / f"{i:04}.tar", "w") for i in range(num_shards)]  # noqa: SIM115
     with Beton(data) as opened, tarfile.open(folder / TAR, "w") as tar:

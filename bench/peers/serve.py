@@ -28,23 +28,16 @@ _PARENT, _FAULTS, _CHILDRENS_FAULTS, _USER, _CHILDREN_SYSTEM = (
 
 
 class Usage(NamedTuple):
-    """The use of a machine by a tree of processes.
+    """The use of a machine by a tree of processes."""
 
-    Attributes:
-        cpu_s: CPU seconds, user's and system's.
-        num_faults: Minor page faults: pages of memory that were mapped without reading a disk.
-    """
-
-    cpu_s: float
-    num_faults: int
+    cpu_s: float  # CPU seconds, user's and system's
+    num_faults: int  # Minor page faults: pages of memory that were mapped without reading a disk
 
 
 def tree_usage(pid: int) -> Usage:
     """Return what a process, its living descendants and the ended ones have used.
 
-    Args:
-        pid: The process. Its own time and that of its ended children is exact where it is the caller,
-            all else is counted in ticks of 10 ms.
+    The caller's own time is exact, all else is counted in ticks of 10 ms.
     """
     stats = {int(path.name): fields for path in Path("/proc").glob("[0-9]*") if (fields := _fields(path))}
     children: dict[int, list[int]] = {}
@@ -107,14 +100,14 @@ def serve(work: Work, num_views: int) -> None:
     next(running[num_views])
     print("first batch", file=answers, flush=True)
     for line in sys.stdin:
-        num_views, seconds, num_batches = json.loads(line)
+        num_views, seconds = json.loads(line)
         if num_views not in running:
             running[num_views] = open_batches(work, num_views)
         batches = running[num_views]
         for _ in range(ahead):
             next(batches)
         before, start = tree_usage(os.getpid()), time.perf_counter()
-        least = max(ahead, num_batches) if seconds or num_batches else 1  # one batch warms up
+        least = ahead if seconds else 1  # one batch warms up
         rate = samples_per_s(partial(next, batches), seconds, work.device, least)
         after, took_s = tree_usage(os.getpid()), time.perf_counter() - start
         cores = (after.cpu_s - before.cpu_s) / took_s

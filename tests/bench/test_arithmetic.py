@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import interleaved, jpeg_engines, loaders, peers, training
+from bench import interleaved, loaders, peers, training
 from bench.interleaved import Rates
-from bench.jpeg_engines import first_number, told_lines, verdict
 from bench.peers import Work, why_missing
 from bench.scaling import Options as ScalingOptions
 from bench.scaling import efficiencies, numbers_of_ranks
@@ -121,9 +120,7 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(library, "why_missing", lambda: "")
     monkeypatch.setattr(dali, "why_missing", lambda device: "")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
-    works, missing = loaders.variants(
-        loaders.Options(what="decode"), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0")
-    )
+    works, missing = loaders.variants(loaders.Options(), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0"))
     ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}
     assert ours == {(4, 0.9), (8, 0.9), (12, 0.9), (12, 0.65), (12, 1.0), (4, 1.0)} and not missing
     assert [(each.kind, each.device, each.hw_decoder_load) for each in works if each.kind != "dali"] == [
@@ -133,9 +130,7 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:
-    rows, (ratio,) = loaders.tabulate(
-        [rates("dali", (10.0, 12.0)), rates("dali_whole", (5.0, 4.0))], "decode"
-    )
+    rows, (ratio,) = loaders.tabulate([rates("dali", (10.0, 12.0)), rates("dali_whole", (5.0, 4.0))])
     assert [row["median"] for row in rows] == [11.0, 4.5] and ratio["values"] == [2.0, 3.0]
     _, (ratio,) = training.tabulate([
         rates("training", (30.0, 40.0), recipe="simclr", stage="E"),
@@ -161,40 +156,6 @@ def test_a_ranks_rate_is_compared_with_that_of_the_fewest(monkeypatch: pytest.Mo
     assert numbers_of_ranks(ScalingOptions()) == [1, 2, 4, 6]
 
 
-# As nvImageCodec 0.9 writes it; the line on the hardware decoder by its source.
-LOG = """\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] Codec jpeg not yet registered, registering for first time
-\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] create nvjpeg_hw_decoder load_hint 0.9 load_hint_policy 2
-\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] decode num_samples=256
-\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] nvjpeg_hw_decoder selecting max batch size to 231 mini_bs=7
-\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] 1: nvjpeg_cuda_decoder decode #106
-"""
-LINES = told_lines(LOG)
-
-
-def engines(kind: str, busy: list[int], share: float = 0.9, values: tuple[float, ...] = (1.0,)) -> Rates:
-    found = rates(kind, values, (1.0,) * len(values), hw_decoder_load=share)
-    found.highest = busy
-    return found
-
-
-@pytest.mark.parametrize(
-    ("why", "lines", "busy", "works"),
-    [
-        ("", LINES, [60, 70], True),
-        ("", LINES, [0, 3], False),
-        ("", LINES, [], True),  # NVML does not tell
-        ("no video: add it", LINES, [70], False),
-        ("", ["decode num_samples=1", *LINES], [70], False),  # a small first batch
-    ],
-)
-def test_engines_work_if_they_are_busy_and_the_first_batch_is_full(
-    why: str, lines: list[str], busy: list[int], works: bool
-) -> None:
-    assert len(LINES) == 3 and first_number(jpeg_engines._OF_ENGINES, LINES) == 231
-    idle = engines("dali_whole", [99])  # others' engines prove nothing of ours
-    assert verdict(7, why, lines, [engines("dali", busy), idle], 256)[1] == works
-
-
 def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -208,7 +169,7 @@ def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
                 raise RuntimeError("no DALI")
             self.work = work
 
-        def measure(self, num_views: int, seconds: float, num_batches: int) -> tuple[float, float, float]:
+        def measure(self, num_views: int, seconds: float) -> tuple[float, float, float]:
             asked.append(self.work.hw_decoder_load)
             return 100.0, 2.0, 0.0
 
@@ -217,7 +178,7 @@ def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
 
     monkeypatch.setattr(interleaved, "Process", Process)
     works = {
-        name: engines(kind, [], share).work
+        name: rates(kind, (), hw_decoder_load=share).work
         for name, kind, share in (("a", "dali", 0.65), ("b", "x", 0.9), ("c", "dali", 0.9))
     }
     found, missing, _ = interleaved.measure(
@@ -226,9 +187,7 @@ def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
     )  # fmt: skip
     assert asked == [0.9, 0.65, 0.65, 0.9] and [each.highest for each in found] == [[80, 80]] * 2
     assert [each["reason"] for each in missing] == ["failed: no DALI"]
-    ours = [engines("dali", [], 0.65, (30.0, 20.0)), engines("dali", [], 0.9, (40.0, 40.0))]
-    theirs = [engines("dali_whole", [], share, (10.0, 20.0)) for share in (0.65, 0.9)]
-    assert [each["values"] for each in jpeg_engines.ratios_of([*ours, *theirs])] == [[3.0, 1.0], [4.0, 2.0]]
+    assert [row["busy_percent"] for row in loaders.tabulate(found)[0]] == [80, 80]
 
 
 def trained(*pairs: tuple[float, float]) -> Trained:
@@ -243,7 +202,7 @@ def trained(*pairs: tuple[float, float]) -> Trained:
 def test_an_accuracy_is_reached_at_the_first_look_that_shows_it() -> None:
     runs = [trained((2.0, 0.2), (4.0, 0.52), (6.0, 0.49)), trained((3.0, 0.31), (5.0, 0.45), (7.0, 0.58))]
     assert [seconds_to(runs[0].looks, accuracy) for accuracy in (0.5, 0.55)] == [4.0, None]
-    assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}', "knn")["accuracy"] == 0
+    assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}')["accuracy"] == 0
     rows = {
         (row["measured"], row["accuracy"]): row for row in tabulate(runs, TimesOptions(accuracy=0.5))["rows"]
     }

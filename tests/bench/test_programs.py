@@ -14,22 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import bench.checkpoint
-import bench.start
 from bench import peers
-from bench.determinism import command, tensors
 from bench.performance import RESULTS
 from bench.program import check_out, counted, progress
-from bench.recipe_stages import Recipe, recipe_of, recipe_options, stage_experiment
+from bench.recipe_stages import Recipe, recipe_options, stage_experiment
 from bench.schema import validate
-from bench.small import NUM_CLASSES, write_noise
-from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders import dali, libffcv, resident
 from tests.engine.tiny import one_process
 from tests.programs import ROOT, run, run_fresh
 from tests.slow import nightly, slow
@@ -48,12 +40,8 @@ RUNS = {
     ),
     "step": (f"--recipes rotation --stages S1 S2 --modes eager eager+fold --limit-s 1000 {TINY}", {"step"}),
     "kernels": (f"--chains grey --size-px 32 {TINY}", {"copy", "kernel"}),
-    "loaders": (f"--what decode --views 2 --seconds 0.001 --size-px 16 --no-peers {TINY}", {"decode"}),
+    "loaders": (f"--views 2 --seconds 0.001 --size-px 16 --no-peers {TINY}", {"decode"}),
     "training": (f"--stages simclr:S1 --peers --batch-size 4 --size-px 32 --workers 1 {ONCE}", {"trained"}),
-    "small": (
-        f"--data DATA --val DATA --recipes sslpp_rotation --batch-size 8 --workers 1 --device cpu {ONCE}",
-        {"loader", "step", "both", "whole"},
-    ),
     "scaling": (
         f"--stages S3 --backbone resnet18 --decoder pillow --steps 1 {TINY}",
         {"loader", "step", "both", "gradients"},
@@ -66,28 +54,17 @@ RUNS = {
     "time_to_accuracy": (
         "--seeds 0 --device cpu", {"training", "training and looks", "accuracy"}
     ),
-    "order": ("--gigabytes 0.2 --batch-size 8 --lanes 1 --repeats 1 --workers 1", {"reads", "loader"}),
-    "beton_write": ("--num-drawn 8 --repeats 1 --workers 1", {"fastpsl data write", "ffcv DatasetWriter"}),
-    "jpeg_engines": (f"--batch-size 12 --threads 1 --size-px 16 --no-peers {ONCE}", {"loader"}),
-    "determinism": (
-        "--processes 1 2 --epochs 1 1 1 --kill-at 20", {"loss", "difference", "steps with equal inputs"}
-    ),
 }  # fmt: skip
-NEEDS = {"beton_write": libffcv.why_missing, "jpeg_engines": lambda: dali.why_missing(torch.device("cpu"))}
 
 
 @pytest.mark.parametrize("name", [*map(slow, ("throughput", "step", "kernels")), *map(nightly, [*RUNS][3:])])
 def test_a_run_writes_its_result(name: str, tmp_path: Path) -> None:
-    if name in NEEDS and (reason := NEEDS[name]()):
-        pytest.skip(reason)
-    write_noise(tmp_path / "noise.beton", 60, 0)
     (tmp_path / "own" / "a").mkdir(parents=True)
     for number in range(6):
         Image.new("RGB", (90, 70 + number)).save(tmp_path / "own" / "a" / f"{number}.jpg")
-    places = {"DATA": str(tmp_path / "noise.beton"), "FOLDER": str(tmp_path / "own")}
     arguments, measured = RUNS[name]
     out = tmp_path / "result.json"
-    words = [places.get(word, word) for word in arguments.split()]
+    words = arguments.replace("FOLDER", str(tmp_path / "own")).split()
     process = run_fresh(ROOT / "bench" / f"{name}.py", *words, "--out", str(out))
     assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
@@ -98,7 +75,7 @@ def test_a_run_writes_its_result(name: str, tmp_path: Path) -> None:
 
 
 def test_every_program_has_a_run() -> None:
-    assert {*WITH_RESULTS} == {*RUNS, "remote", "start", "checkpoint"}
+    assert {*WITH_RESULTS} == {*RUNS}
 
 
 @pytest.mark.parametrize("path", WITH_POLICY, ids=lambda path: path.stem)
@@ -140,16 +117,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("kernels", {"chains": ("SimCLR T4",)}, "--chains 'SimCLR T4'"),
     ("kernels", {"size_px": 8}, "--size-px 8"),
     ("loaders", {"shares": (0.5, 1.1)}, "--shares 0.5 1.1"),
-    ("loaders", {"seconds": 1.0}, "--seconds 1"),
     ("training", {"stages": ("simclr",)}, "--stages simclr"),
-    ("small", {"data": "a.beton"}, "--data and --val"),
-    ("scaling", {"storage": Path("nowhere")}, "--storage nowhere"),
+    ("scaling", {"ranks": (0,)}, "--ranks"),
     ("detection", {"size": 0}, "--size 0"),
     ("sizes", {"peers": ("nobody",)}, "--peers nobody"),
     ("sizes", {"data": "a", "sizes": ("64",)}, "--data a"),
     ("sizes", {"num": 3, "batch_size": 4}, "--num 3"),
     ("time_to_accuracy", {"accuracy": 1.0}, "--accuracy 1"),
-    ("jpeg_engines", {"shares": (1.5,)}, "--shares"),
 ]
 
 
@@ -219,64 +193,6 @@ def test_every_recipe_has_its_stages(recipe: Recipe) -> None:
         assert (experiment.stages[number].name, experiment.stages[number].last_block) == (name, last)
     with pytest.raises(ValueError, match="S1, S2, S3, E"):
         stage_experiment(recipe, "S4", options, one_process())
-
-
-def test_noise_can_be_kept_on_any_device(tmp_path: Path) -> None:
-    write_noise(tmp_path / "a.beton", 60, 0)
-    with Beton(tmp_path / "a.beton") as data:
-        assert data.image_sizes() == (32, 32, 32, 32) and resident.is_small(data)
-        assert (data.labels() == np.arange(60) % NUM_CLASSES).all() and len(
-            {*map(data.read, range(60))}
-        ) == 60
-
-
-def test_starts_are_rows_and_ratios_to_torchs_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands only busy themselves here, so that nothing is compiled."""
-    out = tmp_path / "start.json"
-    busy = [sys.executable, "-c", "sum(range(10**6)); print('done', flush=True); input()"]
-    names = list(bench.start.commands(4, "jigsaw", tmp_path))
-    monkeypatch.setattr(bench.start, "commands", lambda *_: dict.fromkeys(names, (busy, "done")))
-    monkeypatch.setattr(sys, "argv", ["start", "--repeats", "2", "--out", str(out)])
-    bench.start.main()
-    result = json.loads(out.read_text())
-    validate(result)
-    assert len(result["rows"]) == 7 and len(result["ratios"]) == 4
-    with pytest.raises(OSError, match="no such thing"):
-        bench.start.start([sys.executable, "-c", "print('no such thing')"], "all done", tmp_path, tmp_path)
-
-
-def test_bytes_of_states_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values: dict[str, Any] = {"backbone": "resnet18", "queue_size": 64, "size_px": 32, "num_clusters": 10}
-    options = bench.checkpoint.recipe_options
-
-    def smaller(recipe: str, **given: Any) -> object:
-        fields = recipe_of(recipe).paper.keys()
-        return options(recipe, **given, **{name: values[name] for name in values.keys() & fields})
-
-    monkeypatch.setattr(bench.checkpoint, "recipe_options", smaller)
-    monkeypatch.setattr(bench.checkpoint, "COUNTED", (("moco", 70), ("uic_r50", 70)))
-    out = tmp_path / "checkpoint.json"
-    monkeypatch.setattr(sys, "argv", ["checkpoint", "--recipes", "moco", "--repeats", "2", "--out", str(out)])
-    bench.checkpoint.main()
-    result = json.loads(out.read_text())
-    validate(result)
-    state = next(row for row in result["rows"] if (row["measured"], row["recipe"]) == ("state", "moco"))
-    parts = [state[f"{part}_bytes"] for part in ("backbone", "learner", "task")]
-    assert state["num_bytes"] == sum(parts) and min(parts) > 0
-    assert {row["how"] for row in result["rows"] if row["measured"] == "step"} == {*bench.checkpoint.HOW}
-
-
-def test_determinisms_commands_are_recipes_whose_networks_can_be_loaded() -> None:
-    for kind in bench.determinism.KINDS:
-        alone, four = (command(kind, num, [1, 1, 1], ROOT) for num in (1, 4))
-        assert (ROOT / alone[1]).exists() and "--nproc-per-node=4" in four
-        network = getattr(bench.determinism, kind.network)()
-        maps = torch.zeros(2, 3, 32, 32)
-        for block, channels in zip(network.blocks(), network.channels, strict=True):
-            maps = block(maps)
-            assert maps.shape[1] == channels
-    state = {"a": torch.ones(3), "b": [torch.zeros(2), {"c": 1}]}
-    assert len([*tensors(state)]) == 2
 
 
 def test_a_killed_run_ended_as_if_it_had_not_been() -> None:

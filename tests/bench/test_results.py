@@ -1,19 +1,34 @@
 """Committed results follow the schema; pages, tables and charts are what they make."""
 
 import copy
+import io
 import json
 import re
-from collections.abc import Sequence
+import shutil
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import performance
 from bench.charts import draw
 from bench.evidence.page import EXPERIMENTS
 from bench.evidence.page import texts as evidence_texts
 from bench.figures.__main__ import chart_parts
-from bench.performance import DOCS, PARTS, RESULTS, ROOT, marks, pages, read_results, written
+from bench.performance import (
+    DOCS,
+    PARTS,
+    RESULTS,
+    ROOT,
+    marks,
+    pages,
+    read_archive,
+    read_archives,
+    read_results,
+    written,
+)
 from bench.schema import (
     LABELS,
     REHEARSAL,
@@ -25,7 +40,15 @@ from bench.schema import (
     validate,
     write_result,
 )
-from bench.speed_ups import NO_GPU, TARGETS, against_others, how_fast_table, targets_table, waiting
+from bench.speed_ups import (
+    NO_GPU,
+    TARGETS,
+    against_others,
+    how_fast_table,
+    losses_table,
+    targets_table,
+    waiting,
+)
 from bench.tables import HAVE_CHARTS, WHAT
 from tests.faults import page as faults_page
 
@@ -73,90 +96,18 @@ def test_a_part_stands_on_every_page_with_its_marks(tmp_path: Path) -> None:
         written(tmp_path, {"x": part})
 
 
-def row(median: float, **labels: Any) -> dict[str, Any]:
-    return labels | spread([median])
+HERE = Path(__file__).parent
+GPU: dict[str, Any] = json.loads((HERE / "gpu.json").read_text())
 
 
-def of_gpu(bench: str, rows: Sequence[Any] = (), ratios: Sequence[Any] = (), **more: Any) -> dict[str, Any]:
-    machine = {"cpu": "one", "num_cores": 16, "gpu": "NVIDIA H200"}
-    parts = {"rows": [*rows], "ratios": [*ratios], "not_measured": []}
-    return {"bench": bench, "environment": machine} | parts | more
-
-
-DALI = {"decoder": "dali", "num_threads": 8}
-BOTH = {"recipe": "simclr", "stage": "S1", "decoder": "dali", "num_views": 2}
-STEP = {"recipe": "rotation", "backbone": "resnet50"}
-GPU: dict[str, Any] = {
-    "decode-h200.json": of_gpu(
-        "decode",
-        [row(28_600.0, num_views=1, **DALI), row(28_000.0, num_views=2, **DALI)],
-        [
-            row(1.01, what="samples/s / DALI's reader, whole images", num_views=1, **DALI),
-            row(0.93, what="samples/s / DALI's reader, whole images", num_views=2, **DALI),
-            row(4.5, what="samples/s / ffcv Loader", num_views=1, **DALI),
-            row(8.5, what="samples/s / ffcv Loader", num_views=2, **DALI),
-        ],
-    ),
-    "step-h200.json": of_gpu(
-        "step",
-        [
-            row(1.0, stage="E", mode="eager", samples_per_s=5800, **STEP),
-            row(1.0, stage="E", mode="fused", samples_per_s=8500, graph="on", **STEP),
-            row(1.0, stage="S1", mode="eager", samples_per_s=12_000, **STEP),
-        ],
-        [
-            row(cost, what="PSL's cost per epoch / end to end's", mode=mode, graph=graph, **STEP)
-            for cost, mode, graph in (
-                (0.9, "eager", "off"), (0.75, "fused", "on"), (0.72, "fused+fold", "on"),
-            )
-        ],
-    ),
-    "throughput-h200.json": of_gpu(
-        "throughput",
-        [row(9000.0, measured="both", cores_beyond_step=4.5, **BOTH)],
-        [
-            row(0.985, what="both / min(loader, step)", **BOTH),
-            row(0.1, what="both / min(loader, step)", **(BOTH | {"decoder": "synthetic"})),
-        ],
-    ),
-    "training-h200.json": of_gpu(
-        "training",
-        ratios=[
-            row(2.9, what="ours / the peer's", recipe="simclr", stage="E", peer="lightly"),
-            row(4.6, what="ours / the peer's", recipe="simclr", stage="S1", peer="lightly"),
-        ],
-    ),
-    "gpu_day-h200-a.json": of_gpu(
-        "gpu_day", [row(9.0, measured="recipe", exit=0), row(9.0, measured="resume", exit=124)],
-        settings={"part": "a", "cut": "four minutes"},
-    ),
-}  # fmt: skip
-
-
-def test_targets_are_told_by_their_figures() -> None:
-    lines = dict(zip((target.reach for target in TARGETS), targets_table(GPU).splitlines()[2:], strict=True))
-    for reach, figures in {
-        ">= 8,400 / 12,300 / 10,100 / 12,100 images/s": (
-            "reached: E 8,500 fused, captured", "**missed**: S1 12,000 eager, launched"
-        ),
-        "<= 0.73": ("reached: 0.72 (rotation, fused+fold, captured)",),
-        ">= 4,200 / 6,100 / 6,300 images/s": ("reached: S1 9,000 dali, launched",),
-        ">= 3x / 4.5x": ("**missed**: E 2.9x", "reached: S1 4.6x"),
-        ">= 0.98": ("reached: 0.985 (simclr S1, dali)",),
-        ">= 30,600 samples/s / >= 55,000 views/s": ("**missed**: 28,600", "reached: 56,000"),
-        ">= 4x / 8x": ("reached: 1 view 4.5x", "reached: 2 views 8.5x"),
-        ">= 0.95x": ("reached: 1 view 1.01x", "**missed**: 2 views 0.93x"),
-        "<= 4 of 16": ("**missed**: 4.5 (simclr S1)",),
-        "all green": ("**missed**: part a: 1 of 2 checks, not resume",),
-    }.items():  # fmt: skip
-        assert all(figure in lines[reach] for figure in figures), lines[reach]
+def test_tables_of_a_gpu_are_those_of_their_golden_file() -> None:
+    tables = (make(GPU) for make in (targets_table, how_fast_table, losses_table))
+    assert "\n\n".join(tables) + "\n" == (HERE / "gpu.txt").read_text()
     assert targets_table({}).count(NO_GPU) == len(TARGETS)
 
 
 def test_speed_ups_are_those_of_the_files() -> None:
-    table = how_fast_table(COMMITTED | GPU)
-    assert "4.5x / 8.5x | ffcv's Loader" in table and "0.72x | an epoch of end-to-end" in table
-    assert "2.9x / 4.6x | lightly's" in table
+    table = how_fast_table(COMMITTED)
     ours = {
         row["num_views"]: row["median"]
         for row in COMMITTED["sizes.json"]["ratios"]
@@ -243,3 +194,104 @@ def test_spreads_are_of_inclusive_quartiles_and_repeats_as_many_as_are_said() ->
     result["rows"][0] |= spread([9.0, 8.0])
     with pytest.raises(ValueError, match="2 of them for 3"):
         validate(result)
+
+
+# A GPU's results are taken over only if their archive is what a part makes; else nothing is written.
+
+GPU_FILE = "kernels-h200.json"
+
+
+def gpu_result() -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((ROOT / "bench" / "results" / "kernels-cpu.json").read_text())
+    record["environment"] |= {"gpu": "NVIDIA H200", "commit": "0123456789ab"}
+    record["ratios"] = [{"what": "kornia_modules / fused", "chain": "SimCLR T3", **spread([123.0] * 7)}]
+    return record
+
+
+def archive_of(path: Path, *more: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
+    """Write an archive as a part leaves it, and more members; the last is of `kind`."""
+    text = json.dumps(gpu_result()).encode()
+    files = [("./summary.txt", b"ok\n"), ("./logs/kernels.log", b""), (f"./results/{GPU_FILE}", text), *more]
+    with tarfile.open(path, "w:gz") as archive:
+        for member, data, member_kind in (
+            *((folder, b"", tarfile.DIRTYPE) for folder in (".", "./logs", "./results")),
+            *((each, data, tarfile.REGTYPE) for each, data in files[:-1]),
+            (*files[-1], kind),
+        ):
+            info = tarfile.TarInfo(member)
+            info.type, info.size, info.linkname = member_kind, len(data), "summary.txt"
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_a_parts_archive_is_read(tmp_path: Path) -> None:
+    path = archive_of(tmp_path / "b.tgz", ("./results/kernels-h200.png", b""), ("./runs/metrics.jsonl", b""))
+    assert read_archive(path) == {GPU_FILE: gpu_result()}
+    with pytest.raises(ValueError, match="kernels-h200.json is in another archive too"):
+        read_archives([path, path])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json",
+     "a.json", "results/a.py", "logs/../a.log"],
+)  # fmt: skip
+def test_a_foreign_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="which no part of bench/gpu_day/ makes$"):
+        read_archive(archive_of(tmp_path / "a.tgz", (name, b"{}")))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_what_is_no_file_is_refused(kind: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds 'results/a.json'"):
+        read_archive(archive_of(tmp_path / "a.tgz", ("results/a.json", b""), kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'{"schema": 1', "Expecting"), (b"\xff\xfe\xff", "decode"), (b"[]", "result: lacks"),
+        (json.dumps(gpu_result() | {"bench": "guess"}).encode(), "result.bench: is 'guess'"),
+        (json.dumps(gpu_result() | {"notes": [REHEARSAL]}).encode(), "is a rehearsal"),
+    ],
+    ids=range(5),
+)  # fmt: skip
+def test_what_is_no_result_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"results/b.json: .*{says}"):
+        read_archive(archive_of(tmp_path / "a.tgz", ("results/b.json", data)))
+
+
+def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
+    whole = archive_of(tmp_path / "whole.tgz").read_bytes()
+    middle = bytearray(whole)
+    middle[len(whole) // 2] ^= 0xFF
+    for data in (b"", b"no archive", whole[: len(whole) // 2], bytes(middle)):
+        (tmp_path / "broken.tgz").write_bytes(data)
+        with pytest.raises(ValueError, match="broken.tgz"):
+            read_archive(tmp_path / "broken.tgz")
+
+
+@pytest.mark.slow
+def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    for path in (*pages(COMMITTED), performance.RESULTS / "kernels-cpu.json"):
+        copy = root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    for name, value in (("ROOT", root), ("DOCS", root / "docs"), ("RESULTS", root / "bench" / "results")):
+        monkeypatch.setattr(performance, name, value)
+    monkeypatch.setattr(sys, "argv", ["performance", str(archive_of(tmp_path / "results-b.tgz"))])
+    assert performance.main() == 0
+    assert json.loads((root / "bench" / "results" / GPU_FILE).read_text()) == gpu_result()
+    page = root / "docs" / "project" / "benchmarks.md"
+    assert f"on a GPU | 123x | Kornia's modules | [{GPU_FILE}]" in page.read_text()
+    assert "0123456789ab" in (root / "docs" / "project" / "benchmark_tables.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["performance", "--check"])
+    assert performance.main() == 0
+    page.write_text(page.read_text().replace("123x", "124x"))
+    assert performance.main() == 1
+    evil = archive_of(tmp_path / "a.tgz", ("../evil.json", b"{}"))
+    monkeypatch.setattr(sys, "argv", ["performance", str(evil)])
+    with pytest.raises(ValueError, match="evil"):
+        performance.main()
+    assert not list(tmp_path.rglob("evil.json"))

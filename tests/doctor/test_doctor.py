@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
 from fastpsl.doctor import doctor_setup, loader_rates, measure
@@ -30,6 +29,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec, short_side_px
+from tests.pipelines.memory import drop_from_cache
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS
 from tests.programs import ROOT
@@ -320,7 +320,7 @@ def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
         # Without it, probing the cache would read ahead, which covers nearly all of so small a file.
         os.posix_fadvise(data.shards[0].fd, 0, 0, os.POSIX_FADV_RANDOM)
         # A busy kernel may keep the pages at first.
-        if all(drop_from_cache([path]) > 0.1 for _ in range(10)):
+        if all(drop_from_cache(path) > 0.1 for _ in range(10)):
             pytest.skip("this kernel keeps what it has read")
         first, samples = measure_read(data, options, 32, 0.0)
         if first.cached is None:

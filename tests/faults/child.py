@@ -115,14 +115,12 @@ class Jury(NamedTuple):
     Attributes:
         judge: Called in the child with one case after the other; an exception that it raises is a
             "traceback".
-        log: The file for the children's stdout and stderr.
-        limits: The limits of each case.
         prepare: Called once in each child, before its first case is measured.
     """
 
     judge: Callable[[Case], Outcome]
-    log: Path
-    limits: Limits
+    log: Path  # the file for the children's stdout and stderr
+    limits: Limits  # the limits of each case
     prepare: Callable[[], object] = lambda: None
 
     def findings(self, cases: Sequence[Case], batch: int = _BATCH) -> Iterator[Finding]:

@@ -265,12 +265,11 @@ class Gate(NamedTuple):
     """An entrance for files of strangers.
 
     Attributes:
-        place: The file to attack, within a folder.
         make: Writes the sound file and its companions, with the path of that file.
         open: Reads it and returns the text that users see; ValueError or exit code 2 if it is refused.
     """
 
-    place: str
+    place: str  # the file to attack, within a folder
     make: Callable[[Path], object] = make_sound
     open: Callable[[Path], str] = open_as_users
 

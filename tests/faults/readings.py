@@ -39,17 +39,11 @@ def flip(
 
 
 class Reading(NamedTuple):
-    """One epoch in the order of the data.
+    """One epoch in the order of the data."""
 
-    Attributes:
-        digests: A digest of each sample's views; "" for a skipped one.
-        labels: The labels; -1 for a skipped sample.
-        bad: The names of the skipped samples, with their reasons.
-    """
-
-    digests: tuple[str, ...]
-    labels: tuple[int, ...]
-    bad: tuple[str, ...]
+    digests: tuple[str, ...]  # a digest of each sample's views; "" for a skipped one
+    labels: tuple[int, ...]  # the labels; -1 for a skipped sample
+    bad: tuple[str, ...]  # the names of the skipped samples, with their reasons
 
 
 def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:

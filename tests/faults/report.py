@@ -57,19 +57,15 @@ class Finding(NamedTuple):
     """The outcome of one fault.
 
     Attributes:
-        case: The kind of fault, such as "header_bit".
-        outcome: A few words; those in FAILURES are failures.
-        detail: One line: the message, or a measurement.
         seed: A run of the category with this seed and a count of 1 repeats the case; None if only the whole
             run does.
-        grown_bytes: The most that the resident memory grew; 0 where it is not measured.
     """
 
-    case: str
-    outcome: str
-    detail: str = ""
+    case: str  # the kind of fault, such as "header_bit"
+    outcome: str  # a few words; those in FAILURES are failures
+    detail: str = ""  # one line: the message, or a measurement
     seed: int | None = None
-    grown_bytes: int = 0
+    grown_bytes: int = 0  # the most that the resident memory grew; 0 where it is not measured
 
     @property
     def failed(self) -> bool:

@@ -42,13 +42,11 @@ class ProcessEnd(NamedTuple):
 
     Attributes:
         code: The exit code; below 0 the signal that ended it, None if it was killed at its time limit.
-        output: Its standard output, then its errors.
-        seconds: The time that it ran.
     """
 
     code: int | None
-    output: str
-    seconds: float
+    output: str  # its standard output, then its errors
+    seconds: float  # the time that it ran
 
 
 class RunningProcess:
@@ -235,15 +233,7 @@ def verdict(
     codes: Sequence[int] = (0,),
     refusals: Sequence[int] = (2,),
 ) -> Outcome:
-    """Return the outcome of a process, in the words of `report`, and its last line.
-
-    Args:
-        ended: The end of the process.
-        speaker: The name at the beginning of the line: "jigsaw_r50", "fastpsl".
-        words: The words that a refusal must contain; without any, there must be no refusal.
-        codes: Exit codes that are right without a refusal.
-        refusals: Exit codes of a refusal.
-    """
+    """Return the outcome of a process, in the words of `report`, and its last line."""
     lines = ended.output.strip().splitlines() or [""]
     last = lines[-1][-500:]
     if ended.code is None:

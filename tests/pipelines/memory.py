@@ -1,8 +1,13 @@
-"""The memory of this process, and the numbers that a script prints in a process of its own."""
+"""The memory of this process, files in the page cache, and numbers that a script prints by itself."""
 
+import ctypes
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 # Not by getrusage, because its ru_maxrss starts at the value of the parent process.
 PEAK = """
@@ -24,3 +29,17 @@ def printed_by(script: str, *arguments: object) -> list[float]:
     process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert process.returncode == 0, process.stderr
     return [float(number) for number in process.stdout.split()]
+
+
+def drop_from_cache(path: Path) -> float:
+    """Drop a file from the page cache, and return the share of its pages that remains, told by mincore."""
+    with open(path, "rb") as file:
+        os.fsync(file)  # because only pages that are on disk can be dropped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    mapped = np.memmap(path, np.uint8, "r")
+    flags = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    if libc.mincore(mapped.ctypes.data, len(mapped), flags.ctypes.data):
+        raise OSError(ctypes.get_errno(), "mincore failed")
+    return float((flags & 1).mean())

@@ -84,7 +84,7 @@ OLDEST = (2, 2)
 _LINEAR_TO = 1.4
 _SAMPLE_PX = 64  # leaves room for any window around the middle
 # The share of a batch for a GPU's hardware decoder. DALI's own default is 0.65 since May 2026. Ours stays
-# until both are measured in one run, which bench/jpeg_engines.py does (part E of bench/gpu_day).
+# until both are measured in one run, which bench/loaders.py does (part E of bench/gpu_day).
 HW_DECODER_LOAD = 0.9
 
 

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# A part of the measurements on a rented GPU: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h. README.md says what each needs; setup.sh explains the
+# variables.
+part=${1:-}
+[[ $part == [a-h] ]] || { echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h" >&2; exit 2; }
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+# The CUDA tests of the step, the tasks, BatchNorm and photometric kernels, with launched and captured steps compared; the step by
+# stage and mode, launched and captured, with PSL's cost over end to end's; kernels of augmentation (T3).
+part_a() {
+    if [ -n "$SMALL" ]; then
+        step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
+        bench step 180 step --recipes jigsaw --stages S2 --modes eager --backbone resnet18 --batch-size 8 --repeats 1
+        bench kernels 220 kernels --chains flip 'SimCLR T3' --batch-size 4 --size-px 64 --repeats 1 --no-peers
+        return
+    fi
+    mapfile -t files < <(gpu_tests tests/engine tests/tasks tests/kernels/test_*norm.py tests/kernels/test_*photometric.py)
+    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 tests tests-changed 100 15 -n 12 --dist worksteal -o timeout=80 -k 'not memory' "${files[@]}"
+    # Of rotation: its views and head cost next to nothing.
+    bench step 195 step --recipes rotation --modes eager fused fused+fold --graph off on --no-revnet --repeats 5 --limit-s "$(share 195 85)"
+    bench kernels 222 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' UIC --repeats 7
+}
+
+# Loader alone, step alone and trained, from JPEGs and of small images that stay on the GPU (with .gpu/cifar); SimCLR beside
+# lightly's.
+part_b() {
+    make_photos 45
+    if [ -n "$SMALL" ]; then
+        bench recipes 100 throughput --recipe --stages jigsaw:S2 --backbone resnet18 --batch-size 8 --decoders pillow --compile off \
+            --seconds 0.1 --repeats 1 --no-peers
+        bench sslpp 150 throughput --recipe --stages sslpp_rotation:E --decoders pillow --batch-size 8 --seconds 0.1 --repeats 1 --no-peers
+        bench lightly 220 training --stages simclr:S1 --batch-size 4 --workers 1 --repeats 1
+        return
+    fi
+    bench recipes 120 throughput --data "$photos" --recipe --stages jigsaw:S1 simclr:E simclr:S1 simclr:S3 rotation:E --backbone resnet50 \
+        --decoders turbo --fold-frozen --seconds 1.2 --repeats 2 --limit-s "$(share 120 75)" --no-peers
+    unpack_cifar 130
+    if [ "${#cifar[@]}" != 0 ]; then # at the papers' batches
+        small=("${cifar[@]:0:2}" --decoders resident --repeats 3 --seconds 1 --no-peers --recipe)
+        bench uic 145 throughput "${small[@]}" --stages uic_cifar10:E --batch-size 256 --limit-s "$(share 145 70)"
+        bench sslpp 160 throughput "${small[@]}" --stages sslpp_rotation:E --batch-size 128 --limit-s "$(share 160 70)"
+    fi
+    # Half a minute for each first batch and repeat of lightly, whose 16 processes hold 32 batches ready.
+    bench lightly 225 training --data "$photos" --stages simclr:E simclr:S1 --decoder turbo --repeats 2 --seconds 1.5 --limit-s "$(share 225 60)"
+}
+
+# Every recipe on a GPU, with its resume, and two ranks of one GPU.
+part_c() {
+    export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
+    if [ -n "$SMALL" ]; then
+        step two-ranks 220 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
+            --backbone resnet18 --size-px 32 --batch-size 16 --out "$WORK/runs/two-ranks" --max-steps-per-stage 2
+        return
+    fi
+    tests tests-recipes 225 20 -n 14 --dist worksteal -o timeout=200 tests/recipes
+}
+
+# DALI, which must be there: its tests, with the hardware decoder; supervised training beside its example of ResNet-50.
+part_d() {
+    make_photos 60
+    if [ -n "$SMALL" ]; then
+        bench dali 220 training --stages supervised:E --peers dali_resnet50 --batch-size 4 --workers 1 --repeats 1
+        return
+    fi
+    # One after the other: some read how much of the device is in use.
+    tests tests-dali 130 15 -o timeout=60 tests/pipelines/test_cuda.py
+    bench dali 225 training --data "$photos" --stages supervised:E --peers dali_resnet50 --decoder turbo --repeats 3 --seconds 1.5 \
+        --limit-s "$(share 225 70)"
+}
+
+# DALI, which must be there: whether the JPEG engines work, by nvImageCodec's log; decoding beside peers, with and without them.
+part_e() {
+    make_photos 60
+    decode() { # decode LAST OPTIONS...
+        step decode "$1" "$PYTHON" bench/loaders.py --data "$photos" "${@:2}" --out "$RESULTS/results/decode-$gpu.json"
+    }
+    engines() { # engines LAST WORK: the log of a loader's first batch
+        step engines "$1" env DALI_NVIMGCODEC_LOG_LEVEL=3 "$PYTHON" -m bench.peers.serve "{\"kind\": \"dali\", \"data\": \"$photos\", \"files\": \"\", $2}" 1
+    }
+    if [ -n "$SMALL" ]; then
+        engines 110 '"batch_size": 16, "num_threads": 1, "size_px": 32, "device": "cpu"'
+        decode 220 --batch-size 16 --threads 1 --views 1 --repeats 1 --seconds 0.1 --no-peers
+        return
+    fi
+    engines 90 '"batch_size": 256, "num_threads": 8, "size_px": 224, "device": "cuda:0"'
+    # Starts of processes take most of the time: one each.
+    decode 225 --decoders dali turbo --threads 16 --shares 0 0.65 0.9 --repeats 3 --seconds 1.2 --limit-s "$(share 225 75)"
+}
+
+# The CUDA tests of what part A leaves out; a recipe at its paper's size and its resume; where a step's time goes; detection beside
+# torchvision's.
+part_f() {
+    few=10 # steps of each stage
+    options=()
+    if [ -n "$SMALL" ]; then
+        few=2
+        options=(--decoder pillow --workers 1 --batch-size 8 --backbone resnet18)
+    fi
+    run=$WORK/runs/jigsaw
+    jigsaw() { # jigsaw NAME LAST OUT OPTIONS...
+        step "$1" "$2" "$PYTHON" recipes/jigsaw_r50.py --data "$photos" --out "$3" --max-steps-per-stage $few "${options[@]}" "${@:4}"
+    }
+
+    [ -n "$LIST" ] || rm -rf "$WORK/runs"
+    run_recipe() {
+        make_photos 45
+        jigsaw recipe 85 "$run" --checkpoint-steps $((few / 4 + 1)) --keep-checkpoints 99
+        # Resumed in the middle of a stage: the same but for rounding.
+        middle=$(find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | sed -n 2p)
+        jigsaw resume 115 "$run-resumed" --resume "${middle:-no checkpoint}"
+        step same-losses 120 "$PYTHON" bench/gpu_day/report.py same-losses "$run" "$run-resumed"
+    }
+    if [ -n "$SMALL" ]; then
+        run_recipe
+        step kernel-times 170 "$PYTHON" bench/gpu_day/kernel_times.py --small
+        bench detection 220 detection --batch-size 1 --size 64 --repeats 1
+    else
+        run_recipe & # nothing is timed here
+        # What DALI decodes is tested in part D, where it is at hand.
+        mapfile -t files < <(gpu_tests tests/kernels tests/pipelines tests/models tests/evaluation tests/transfer | grep -v tests/pipelines/test_cuda.py)
+        OMP_NUM_THREADS=1 tests tests-rest 110 15 -n 12 --dist worksteal -o timeout=90 -k 'not memory' "${files[@]}"
+        wait
+        # They read how much of the device is in use.
+        tests tests-memory 145 10 -o timeout=30 -k memory "${files[@]}" tests/engine/test_cuda.py tests/tasks/test_moco.py
+        step kernel-times 175 "$PYTHON" bench/gpu_day/kernel_times.py
+        bench detection 225 detection --repeats 5 --limit-s "$(share 225 60)"
+    fi
+    [ -n "$LIST" ] || find "$run" -maxdepth 1 \( -name '*.png' -o -name '*.json' -o -name '*.jsonl' \) -exec cp {} "$RESULTS/runs/" \;
+}
+
+# The step compiled, launched and captured, end to end and in S2. A compilation takes 45 s.
+part_g() {
+    if [ -n "$SMALL" ]; then
+        bench compiled 220 step --recipes jigsaw --stages S2 --modes eager eager+fold --backbone resnet18 --batch-size 8 --repeats 1
+        return
+    fi
+    bench compiled 225 step --recipes rotation --stages E S2 --modes eager eager+fold compiled compiled+fold --graph off on --no-revnet --repeats 5 \
+        --limit-s "$(share 225 75)"
+}
+
+# Seconds to an accuracy on CIFAR-10 (without .gpu/cifar: the sample).
+part_h() {
+    if [ -n "$SMALL" ]; then
+        bench rotation 220 time_to_accuracy --seeds 0
+        return
+    fi
+    unpack_cifar 30
+    bench rotation 130 time_to_accuracy "${cifar[@]}" --recipe rotation --seeds 0 1 --limit-s "$(share 130 95)"
+    bench simclr 225 time_to_accuracy "${cifar[@]}" --recipe simclr --seeds 0 --limit-s "$(share 225 95)"
+}
+
+"part_$part"
