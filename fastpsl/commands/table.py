@@ -92,7 +92,7 @@ class Table:
             ValueError: The table or the scale is unknown.
         """
         from fastpsl.tables.data_sets import OTHER_DATA
-        from fastpsl.tables.table import make_table
+        from fastpsl.tables.page import make_table
 
         paths = {name: getattr(self, name) for name in OTHER_DATA}
         lines = make_table(

@@ -4,17 +4,31 @@ The model: a step needs 1/s seconds per image, a loader needs 1/l, and both run 
 the longer of the two. If both share the CPU's cores, an image takes at least their work divided by the cores.
 The gain of a change is the model's rate after it over the model's rate before it. The real rate is below the
 model's; their ratio is assumed to stay as measured.
+
+The model: a step needs 1/s seconds per image, a loader needs 1/l, and both run side by side. An image takes
+the longer of the two. If both share the CPU's cores, an image takes at least their work divided by the cores.
+The gain of a change is the model's rate after it over the model's rate before it. The real rate is below the
+model's; their ratio is assumed to stay as measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
+from fastpsl.doctor.measurements import (
+    BETON_WRITE,
+    MIN_GAIN,
+    Alternative,
+    AutoDecoder,
+    DecoderCost,
+    Measurements,
+    StageRates,
+)
+from fastpsl.pipelines.decoders.choose import DALI_MS
 
 GOOD_RATIO = 0.95
-MIN_GAIN = 0.02
+_LEAST_GAIN = 0.02
 MAX_SPREAD = 2 * (1 - GOOD_RATIO)  # (max - min) / median of the repeats
 _LARGE_SHARE = 0.25
 
@@ -175,7 +189,7 @@ def changes(measured: Measurements) -> list[Change]:
     options += [_step_as(mode, measured) for mode in sorted(modes)]
     paths = {path for stage in measured.stages for path in stage.augment_ms}
     options += [_augment_as(path, measured) for path in sorted(paths)]
-    useful = [change for change in options if change.gain is not None and change.gain >= MIN_GAIN]
+    useful = [change for change in options if change.gain is not None and change.gain >= _LEAST_GAIN]
     return sorted(useful, key=lambda change: -(change.gain or 0)) + _untried(measured)
 
 
@@ -278,3 +292,37 @@ def _untried(measured: Measurements) -> list[Change]:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | None) -> str:
+    """Choose between `turbo` and `dali` as `auto` does, by the costs of this machine."""
+    if auto not in ("turbo", "dali") or not {"turbo", "dali"} <= costs.keys():
+        return auto
+    if needed is not None and costs["turbo"].images_per_s >= needed:
+        return "turbo"
+    other = "dali" if auto == "turbo" else "turbo"
+    if needed is None:
+        gain = costs[auto].cpu_ms / costs[other].cpu_ms - 1
+    else:
+        gain = costs[other].images_per_s / costs[auto].images_per_s - 1
+    return other if gain >= MIN_GAIN else auto
+
+
+def in_words(auto: AutoDecoder, is_cuda: bool) -> str:
+    """Return the choice, its reason, the measured costs and what follows from them, as one line."""
+    line = f"--decoder auto takes {auto.name}: {auto.reason}"
+    both = [name for name in ("turbo", "dali") if name in auto.costs]
+    if not both:
+        return line
+    costs = ", ".join(f"{name} {_cost(auto.costs[name], is_cuda and name == 'dali')}" for name in both)
+    line += f". Measured here: {costs}"
+    if auto.name not in both or len(both) < 2:
+        return line
+    if auto.by_measurement == auto.name:
+        return f"{line}. This measurement would choose the same"
+    return f"{line}. This measurement would choose otherwise: --decoder {auto.by_measurement}"
+
+
+def _cost(cost: DecoderCost, may_use_engines: bool) -> str:
+    busy = f" ({DALI_MS:g} where an H200's JPEG engines decoded)" if may_use_engines else ""
+    return f"{cost.images_per_s:,.0f} images/s at {cost.cpu_ms:.2f} ms of CPU{busy}"

@@ -15,14 +15,11 @@ from rich.console import Console
 from fastpsl.console.screen import status
 from fastpsl.console.terminal import plain
 from fastpsl.console.words import number_of
-from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
+from fastpsl.doctor.checks import check_machine, check_noise, check_page_cache, check_software
 from fastpsl.doctor.jpeg_engines import check_engines
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measure import measure
-from fastpsl.doctor.recipe import DEFAULT
-from fastpsl.doctor.report import Check, Report
-from fastpsl.doctor.screen import show
-from fastpsl.doctor.software import check_software
+from fastpsl.doctor.report import Check, Report, show
+from fastpsl.doctor.setup import DEFAULT, DoctorSetup, load_recipe_or_default, open_setup
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.files.workers import usable_cores

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, ReadRate
+from fastpsl.doctor.setup import DoctorSetup
 from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader

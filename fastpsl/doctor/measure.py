@@ -10,11 +10,11 @@ from typing import get_args
 
 import torch
 
-from fastpsl.doctor.decoder_choice import by_measurement
-from fastpsl.doctor.doctor_setup import DoctorSetup
+from fastpsl.doctor.advice import by_measurement
 from fastpsl.doctor.jpeg_engines import best_share, measure_engines
 from fastpsl.doctor.loader_rates import Feed, copy_rate, measure_read
 from fastpsl.doctor.measurements import BETON_WRITE, AutoDecoder, Measurements, StageRates
+from fastpsl.doctor.setup import DoctorSetup
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop

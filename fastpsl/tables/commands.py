@@ -12,10 +12,9 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import recipe_path
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.results import RunIndex, TrainingRun
-from fastpsl.tables.rows import COUPLED, Evaluation, Table, Weights
+from fastpsl.tables.rows import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Table, Weights
 from fastpsl.tables.scales import Scale
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
-from fastpsl.tables.evaluations import CLUSTERS
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.results import Result, RunIndex, TrainingRun
-from fastpsl.tables.rows import COUPLED, NO_LABELS, Evaluation, Table, Weights
+from fastpsl.tables.rows import CLUSTERS, COUPLED, NO_LABELS, Evaluation, Table, Weights
 from fastpsl.tables.scales import Scale
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastpsl.evaluation.result import NAME, read_result
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.tables.evaluations import FEW_SHOT, TSNE
+from fastpsl.tables.rows import FEW_SHOT, TSNE
 
 _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 

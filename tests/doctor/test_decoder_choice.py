@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fastpsl.doctor.decoder_choice import by_measurement, in_words
+from fastpsl.doctor.advice import by_measurement, in_words
 from fastpsl.doctor.measurements import AutoDecoder, DecoderCost
-from fastpsl.doctor.report import Report
-from fastpsl.doctor.screen import show
+from fastpsl.doctor.report import Report, show
 from tests.doctor.test_doctor_advice import measured
 
 # An H200's 16 threads, and 4 of them, with engines that are busy.

@@ -17,11 +17,10 @@ import torch
 from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import doctor_setup, loader_rates, measure
-from fastpsl.doctor.doctor_setup import open_setup
+from fastpsl.doctor import loader_rates, measure, setup
 from fastpsl.doctor.loader_rates import Feed, measure_read
 from fastpsl.doctor.measurements import JpegEngines
-from fastpsl.doctor.recipe import default_recipe, load_recipe
+from fastpsl.doctor.setup import default_recipe, load_recipe, open_setup
 from fastpsl.engine import stage_bench
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_bench import StageBench
@@ -152,7 +151,7 @@ def test_what_the_jpeg_engines_do_reaches_the_report(doctor, monkeypatch: pytest
 
 
 def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setup, "default_recipe", lambda: None)
+    monkeypatch.setattr(setup, "default_recipe", lambda: None)
     code, out, err = doctor("--seconds", 0.01)
     assert (
         code == 0
@@ -226,7 +225,7 @@ def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: 
 
 
 def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setup, "place_backbone", lambda *_: dict[str, int]()["nothing"])
+    monkeypatch.setattr(setup, "place_backbone", lambda *_: dict[str, int]()["nothing"])
     refused(
         doctor("--stages", "S1", JIGSAW, *SMALL),
         "doctor itself fails (KeyError in test_doctor.py, line ",

@@ -11,12 +11,10 @@ import torch
 from rich.console import Console
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor import software
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
+from fastpsl.doctor import checks
+from fastpsl.doctor.checks import check_machine, check_noise, check_page_cache, check_software, driver_version
 from fastpsl.doctor.measurements import ReadRate
-from fastpsl.doctor.report import Check, Report
-from fastpsl.doctor.screen import show
-from fastpsl.doctor.software import check_software, driver_version
+from fastpsl.doctor.report import Check, Report, show
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
@@ -91,7 +89,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_the_drivers_version(
     text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(software, "_DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setattr(checks, "_DRIVER_FILE", tmp_path / "version")
     assert driver_version() is None
     (tmp_path / "version").write_text(text)
     assert driver_version() == version

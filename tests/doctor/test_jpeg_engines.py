@@ -23,8 +23,7 @@ from fastpsl.doctor.jpeg_engines import (
     sampled,
 )
 from fastpsl.doctor.measurements import JpegEngines, Measurements
-from fastpsl.doctor.report import Report
-from fastpsl.doctor.screen import show
+from fastpsl.doctor.report import Report, show
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.doctor.test_doctor_advice import measured, waiting

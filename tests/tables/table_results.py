@@ -18,12 +18,11 @@ from fastpsl.scripts.command_line import parse
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.evaluations import CLUSTERS, VISSL
-from fastpsl.tables.evaluations import TSNE as OF_TSNE
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs
-from fastpsl.tables.rows import COUPLED, Evaluation, Weights
+from fastpsl.tables.rows import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
+from fastpsl.tables.rows import TSNE as OF_TSNE
 from fastpsl.tables.scales import SCALES, Scale, plain
 from fastpsl.tasks.jigsaw import permutations_digest
 from fastpsl.transfer.classification import task as multilabel_protocols

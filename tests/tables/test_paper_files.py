@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastpsl.tables.evaluations import BLOCK_PROBE, with_mean
 from fastpsl.tables.paper_file import TABLES, read_paper
-from fastpsl.tables.rows import Weights
+from fastpsl.tables.rows import BLOCK_PROBE, Weights, with_mean
 
 
 def test_what_tables_say_beside_their_numbers() -> None:

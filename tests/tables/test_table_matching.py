@@ -11,9 +11,8 @@ from fastpsl.cli import main
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.evaluations import FEW_LABELS, MOCO, MORE_LABELS
 from fastpsl.tables.page import markdown
-from fastpsl.tables.rows import Weights
+from fastpsl.tables.rows import FEW_LABELS, MOCO, MORE_LABELS, Weights
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
 
 

@@ -8,11 +8,10 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE
 from fastpsl.tables.matching import training_differences
 from fastpsl.tables.page import markdown
 from fastpsl.tables.report import Report
-from fastpsl.tables.rows import Evaluation, Weights
+from fastpsl.tables.rows import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE, Evaluation, Weights
 from tests.tables.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
 
 IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")

@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN, STL_BLOCK_PROBE, TSNE
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.rows import COUPLED, Evaluation, Weights
+from fastpsl.tables.rows import (
+    BLOCK_PROBE,
+    CLUSTERS,
+    COUPLED,
+    KNN,
+    STL_BLOCK_PROBE,
+    TSNE,
+    Evaluation,
+    Weights,
+)
 from fastpsl.tasks.pseudo_labels.iic import input_of
 from tests.tables.table_results import PAPER, TINY, report
 

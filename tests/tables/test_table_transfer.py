@@ -15,7 +15,11 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.tables import psl, uic
 from fastpsl.tables.data_sets import OTHER_DATA, PAPER_IMAGES, DataSet, digests
-from fastpsl.tables.evaluations import (
+from fastpsl.tables.matching import needs_of
+from fastpsl.tables.page import markdown
+from fastpsl.tables.paper_file import TABLES
+from fastpsl.tables.report import Report
+from fastpsl.tables.rows import (
     DETECTION,
     FCN_ALEXNET,
     FEW_SHOTS,
@@ -23,13 +27,10 @@ from fastpsl.tables.evaluations import (
     PLACES205,
     SSLPP,
     SVM,
+    Evaluation,
+    Weights,
     classification,
 )
-from fastpsl.tables.matching import needs_of
-from fastpsl.tables.page import markdown
-from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.report import Report
-from fastpsl.tables.rows import Evaluation, Weights
 from tests.tables.table_results import (
     DIGESTS,
     PAPER,

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from fastpsl.tables.evaluations import CLUSTERS, UIC
 from fastpsl.tables.page import markdown
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.rows import Measure, Weights
+from fastpsl.tables.rows import CLUSTERS, UIC, Measure, Weights
 from tests.tables.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
 
 RAW = Weights("alexnet", "uic_alexnet", "end_to_end")
