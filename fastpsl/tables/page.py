@@ -14,10 +14,9 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
@@ -29,7 +28,15 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 from fastpsl.tables.chart import save_chart
 from fastpsl.tables.commands import Place
-from fastpsl.tables.data_sets import OTHER_DATA, DataSet, Paths, data_of, digests, flag_of
+from fastpsl.tables.data_sets import (
+    OTHER_DATA,
+    Paths,
+    data_of,
+    digests_of,
+    digests_of_other_data,
+    flag_of,
+    in_words,
+)
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
@@ -53,16 +60,8 @@ def templates(folder: Path) -> Environment:
 MAX_WIDTH_PX = 1100
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """An image within the page.
-
-    Attributes:
-        path: The path of the file.
-        caption: The words below it.
-        alt: The words in its place.
-        uri: The image as a data URI; None if the file cannot be read.
-    """
+class Embedded(NamedTuple):
+    """An image within the page, as a data URI; None if the file cannot be read."""
 
     path: Path
     caption: str
@@ -104,10 +103,10 @@ def _galleries(report: Report) -> dict[str, list[Embedded]]:
 
 
 def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
-    try:
-        return Embedded(path, caption, alt or caption, _data_uri(path))
-    except (OSError, BadImage):
-        return Embedded(path, caption, alt or caption, None)
+    uri = None
+    with contextlib.suppress(OSError, BadImage):
+        uri = _data_uri(path)
+    return Embedded(path, caption, alt or caption, uri)
 
 
 def _data_uri(path: Path) -> str:
@@ -127,59 +126,20 @@ _TEMPLATES = templates(Path(__file__).parent)
 _TEMPLATES.filters |= {"plain": plain, "code": code, "block": block, "table_row": table_row}
 
 
-@dataclass(frozen=True)
-class SmallScale:
-    """An experiment on few images with a small network, which says nothing about the paper's sizes.
-
-    Attributes:
-        title: What was trained, on what.
-        number: What the numbers are.
-        page: The page of the documentation that has protocol, seeds and intervals.
-        columns: The blocks.
-        rows: Pairs of an arm's name and its numbers, mean ± standard deviation (number of seeds).
-    """
-
-    title: str
-    number: str
-    page: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-def small_scale(table: str) -> list[SmallScale]:
-    """Return the experiments on the claim of a table, such as psl/5."""
-    return [
-        SmallScale(
-            title=record["title"],
-            number=record["number"],
-            page=record["page"],
-            columns=tuple(record["columns"]),
-            rows=tuple((name, tuple(cells)) for name, cells in record["rows"]),
-        )
-        for record in _records().get(table, [])
-    ]
-
-
 @cache
-def _records() -> dict[str, list[dict[str, Any]]]:
-    records: dict[str, list[dict[str, Any]]] = json.loads(
-        Path(__file__).with_name("small_scale.json").read_text(encoding="utf-8")
-    )
-    return records
+def _small_scale() -> dict[str, list[dict[str, Any]]]:
+    """Return our experiments on few images with a small network, by the table whose claim they test."""
+    records = Path(__file__).with_name("small_scale.json").read_text(encoding="utf-8")
+    return cast(dict[str, list[dict[str, Any]]], json.loads(records))
 
 
 NOTHING = "–"
 
 
-@dataclass(frozen=True)
-class Group:
-    """A row of a table on a page.
+class Group(NamedTuple):
+    """A row of a table on a page: its name and a remark, the cells before the numbers, and the lines.
 
-    Attributes:
-        name: The name of the row.
-        mark: A remark beside the name.
-        head: The cells between the name and the lines.
-        lines: Pairs of a title ("paper", "ours", "ours − paper") and the numbers, one per column.
+    A line is a title ("paper", "ours", "ours − paper") with the numbers, one per column.
     """
 
     name: str
@@ -189,13 +149,7 @@ class Group:
 
 
 def words_of(report: Report) -> dict[str, Any]:
-    """Return all that a page says, by the names that the templates use.
-
-    "head" has the titles of the columns before the numbers. "rows" and "gains" have groups, and "small" has
-    our small experiments. "used" has a word by title for each result that went in. "missing" has lines for a
-    shell, and "unused" has pairs of a path and a reason. "sizes" has the values in words, by recipe or
-    evaluation.
-    """
+    """Return all that a page says, by the names that the templates use."""
     table = report.table
     about = report.scale.about[table.paper]
     with_size = any(row.million_parameters for row in table.rows)
@@ -205,7 +159,7 @@ def words_of(report: Report) -> dict[str, Any]:
         "head": ("Method", "Arch", *(["# Param (M)"] if with_size else []), ""),
         "rows": [_group(report, row, with_size) for row in table.rows],
         "gains": _gains(report),
-        "small": small_scale(table.name),
+        "small": _small_scale().get(table.name, ()),
         "used": _used(report),
         "missing": missing_lines(report),
         "unused": [(str(path), reason) for path, reason in sorted(report.matches.unused.items())],
@@ -263,7 +217,7 @@ def _used(report: Report) -> list[dict[str, str]]:
             "Date": str(result.record.get("date") or NOTHING)[:10],
             "Commit": str(result.record.get("commit") or NOTHING)[:10],
             "Checkpoint (sha256)": str(result.record["checkpoint"].get("sha256") or NOTHING)[:12],
-            "Data (train / val)": str(data_of(result, report.table, evaluation)),
+            "Data (train / val)": in_words(data_of(result, report.table, evaluation)),
             "File": str(result.path),
         }
         for method, evaluation, result in report.used
@@ -320,9 +274,6 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-TRAIN_PLACEHOLDER, VAL_PLACEHOLDER, PRETRAIN_PLACEHOLDER = "TRAIN.beton", "VAL.beton", "PRETRAIN.beton"
-
-
 def make_table(
     name: str,
     runs: Path,
@@ -375,16 +326,11 @@ def make_table(
             )
     values, index = SCALES[scale], index_runs(runs)
     existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    data_set = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, existing))
-    place = Place(
-        runs,
-        data or TRAIN_PLACEHOLDER,
-        val or VAL_PLACEHOLDER,
-        pretrain_data or PRETRAIN_PLACEHOLDER,
-        num_processes or values.num_processes[table.paper],
-        others,
-    )
-    report = make_report(table, values, index, data_set, place)
+    asked = digests_of(_digest(data), _digest(val), _digest(pretrain_data))
+    asked |= digests_of_other_data(table, existing)
+    named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
+    place = Place(runs, *named, num_processes or values.num_processes[table.paper], others)
+    report = make_report(table, values, index, asked, place)
     stem = out / name.replace("/", "-")
     page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
     with output_errors(stem):
@@ -392,10 +338,12 @@ def make_table(
         write_atomically(page, markdown(report).encode())
         save_chart(report, chart)
         write_atomically(web_page, html(report, chart).encode())
-    named = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
-    absent = [f"{flag} {name}" for flag, name in named if name and not _is_there(name)]
-    absent += [
-        f"{flag_of(other)} {' '.join(names)}" for other, names in others.items() if other not in existing
+    given = {"data": data, "val": val, "pretrain_data": pretrain_data}
+    given |= {other: " ".join(paths) for other, paths in others.items()}
+    absent = [
+        f"{flag_of(name)} {path}"
+        for name, path in given.items()
+        if path and name not in existing and not _is_there(path)
     ]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
@@ -415,8 +363,8 @@ def _is_there(data: str) -> bool:
 
 
 def _lines(report: Report, runs: Path) -> list[str]:
-    num_results = f"{len(report.used)} of {report.num_needed} results in {runs}"
-    lines = [f"{report.table.title}, {report.scale.name} scale: {num_results}"]
+    there = f"{len(report.used)} of {report.num_needed} results in {runs}"
+    lines = [f"{report.table.title}, {report.scale.name} scale: {there}"]
     lines += [
         f"  there    {method}, seed {result.seed}, {evaluation.name}: {result.path}"
         for method, evaluation, result in report.used

@@ -116,23 +116,16 @@ Values = Mapping[str, Any]
 class Scale:
     """The values of all trainings, labels and evaluations at one scale.
 
-    Attributes:
-        name: The scale's name.
-        seeds: The seeds that a number is measured with.
-        of_sample: Whether a recipe's SAMPLE replaces its PAPER. Commands give it then.
-        comparable: Whether a difference to the paper's number means anything.
-        about: The sizes in words, by paper.
-        num_processes: The processes of a command, by paper.
-        given: The options that replace the recipe's values, by `recipe`, `recipe/variant`, `labels/source` or
-            the name of an evaluation. Commands give them.
+    Commands give the options that replace the recipe's values: `given` has them by `recipe`,
+    `recipe/variant`, `labels/source` or the name of an evaluation.
     """
 
     name: str
     seeds: tuple[int, ...]
-    of_sample: bool
-    comparable: bool
-    about: Mapping[str, str]
-    num_processes: Mapping[str, int]
+    of_sample: bool  # whether a recipe's SAMPLE replaces its PAPER, and commands give it
+    comparable: bool  # whether a difference to the paper's number means anything
+    about: Mapping[str, str]  # the sizes in words, by paper
+    num_processes: Mapping[str, int]  # of a command, by paper
     given: Mapping[str, Values]
 
     def training_flags(self, weights: Weights) -> dict[str, Any]:

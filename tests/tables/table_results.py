@@ -17,7 +17,7 @@ from fastpsl.kernels.permutations import permutation_set
 from fastpsl.scripts.command_line import parse
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.commands import Missing, Place
-from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.data_sets import Digests
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs
@@ -118,10 +118,9 @@ def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[s
     return science
 
 
-def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
-    return make_report(
-        TABLES[table], scale, index_runs(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1)
-    )
+def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: Digests | None = None) -> Report:
+    place = Place(runs, "T.beton", "V.beton", "P.beton", 1)
+    return make_report(TABLES[table], scale, index_runs(runs), asked or {}, place)
 
 
 def ours(made: Report, method: str) -> list[str]:

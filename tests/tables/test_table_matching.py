@@ -10,7 +10,6 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.page import markdown
 from fastpsl.tables.rows import FEW_LABELS, MOCO, MORE_LABELS, Weights
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
@@ -118,11 +117,11 @@ def test_data_sets_are_never_mixed(tmp_path: Path) -> None:
     one, two = put(tmp_path), put(tmp_path, seed=1, data=other)
     with pytest.raises(ValueError, match="results of 2 data sets must not be mixed"):
         report(tmp_path)
-    made = report(tmp_path, asked=DataSet("e" * 32))
+    made = report(tmp_path, asked={"train": "e" * 32})
     assert [result.path for _, _, result in made.used] == [two]
     assert "of other images (aaaaaaaa/bbbbbbbb" in made.matches.unused[one]
-    assert not report(tmp_path, asked=DataSet("0" * 32)).used
-    assert not report(tmp_path, asked=DataSet("e" * 32, "0" * 32)).used
+    assert not report(tmp_path, asked={"train": "0" * 32}).used
+    assert not report(tmp_path, asked={"train": "e" * 32, "val": "0" * 32}).used
 
 
 def test_the_data_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from typing_extensions import override
 from fastpsl.cli import main
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
-from fastpsl.tables.page import SmallScale, _embedded
+from fastpsl.tables.page import _embedded
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.scales import SCALES
 from tests.programs import ENVIRONMENT, ROOT
@@ -166,11 +166,10 @@ def test_small_experiments_stand_beside_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").mkdir()
-    rows = (("psl", ("20.1 ± 0.3 (3)", "19.9 ± 0.2 (3)")), ("random weights", ("10.0", "9.0")))
-    small = SmallScale(
-        "PSL on few images", "Top-1 accuracy by linear in %", "docs/evidence/psl.md", ("B3", "B4"), rows
-    )
-    monkeypatch.setattr(page_words, "small_scale", {"psl/5": [small]}.__getitem__)
+    rows = [["psl", ["20.1 ± 0.3 (3)", "19.9 ± 0.2 (3)"]], ["random weights", ["10.0", "9.0"]]]
+    words = {"title": "PSL on few images", "number": "Top-1 accuracy by linear in %"}
+    small = words | {"page": "docs/evidence/psl.md", "columns": ["B3", "B4"], "rows": rows}
+    monkeypatch.setattr(page_words, "_small_scale", lambda: {"psl/5": [small]})
     _, markdown, page = rendered(tmp_path / "runs", tmp_path / "out", capsys)
     part = markdown.partition("## Ours, small scale\n\n")[2]
     assert part.startswith(

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from fastpsl.cli import main
-from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.matching import training_differences
 from fastpsl.tables.page import markdown
 from fastpsl.tables.report import Report
@@ -229,14 +228,14 @@ def test_two_sets_to_pre_train_on_are_not_mixed(tmp_path: Path) -> None:
     put(tmp_path, ROTATION, KNN, NEIGHBOURS, data=STL | {"pretrain": "9" * 32}, seed=1)
     with pytest.raises(ValueError, match="2 data sets"):
         report(tmp_path, "sslpp/5-stl")
-    made = report(tmp_path, "sslpp/5-stl", asked=DataSet(pretrain="9" * 32))
+    made = report(tmp_path, "sslpp/5-stl", asked={"pretrain": "9" * 32})
     assert [result.seed for _, _, result in made.used] == [1]
     assert "train/val/pre-training" in next(iter(made.matches.unused.values()))
 
 
 def test_commands_of_stl_10_name_both_sets(tmp_path: Path) -> None:
     put_run(tmp_path, "cifar", **science_of(ROTATION, TINY, 0, DIGESTS["train"]))
-    asked = DataSet("a" * 32, "b" * 32, "e" * 32)
+    asked = {"train": "a" * 32, "val": "b" * 32, "pretrain": "e" * 32}
     made = report(tmp_path, "sslpp/5-stl", asked=asked)
     train, evaluate = commands_of(made, "Rotation [8]")  # that of CIFAR-10 is another
     assert "--data P.beton --val V.beton" in train and "--data T.beton --val V.beton" in evaluate

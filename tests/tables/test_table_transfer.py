@@ -14,7 +14,7 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.tables import psl, uic
-from fastpsl.tables.data_sets import OTHER_DATA, PAPER_IMAGES, DataSet, digests
+from fastpsl.tables.data_sets import OTHER_DATA, PAPER_IMAGES, digests_of_other_data
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.page import markdown
 from fastpsl.tables.paper_file import TABLES
@@ -143,7 +143,7 @@ def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
         ValueError, match="results of 2 data sets must not be mixed.*voc detection/pirl val.*: give --voc of"
     ):
         report(tmp_path, "psl/8")
-    made = report(tmp_path, "psl/8", asked=DataSet(others=(("voc detection/pirl val", "9" * 32),)))
+    made = report(tmp_path, "psl/8", asked={"voc detection/pirl val": "9" * 32})
     assert [result.path for _, _, result in made.used] == [two]
     assert "of other images" in made.matches.unused[one]
     assert "detection/pirl val 22222222" in made.matches.unused[one]
@@ -171,7 +171,7 @@ def test_what_was_pre_trained_on_is_of_one_data_set(tmp_path: Path) -> None:
     put_detection(tmp_path, data=VOC_DIGESTS | {"own": "f" * 32})
     with pytest.raises(ValueError, match="2 data sets must not be mixed .digests of train.*--data"):
         report(tmp_path, "psl/8")
-    (used,) = report(tmp_path, "psl/8", asked=DataSet("f" * 32)).used
+    (used,) = report(tmp_path, "psl/8", asked={"train": "f" * 32}).used
     assert used[0] == "Jigsaw+PSL"
 
 
@@ -308,7 +308,7 @@ def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
         for sets in (("2007_trainval",), ("2007_trainval", "2012_trainval"), ("2007_test",))
     )
     masks = VOC(root, ("2012_val",), "masks").digest()
-    of = {name: dict(digests(TABLES[name], there)) for name in ("psl/8", "psl/9", "uic/5", "uic/6")}
+    of = {name: digests_of_other_data(TABLES[name], there) for name in ("psl/8", "psl/9", "uic/5", "uic/6")}
     assert of["psl/8"] == {"voc detection/pirl train": both, "voc detection/pirl val": test}
     assert of["psl/9"] == {"voc svm/vissl train": train, "voc svm/vissl val": test} and not of["uic/6"]
     named = ("classification/deepcluster", "detection/fast_rcnn")
@@ -323,9 +323,9 @@ def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
     folder = tmp_path / "mini"
     (folder / "class").mkdir(parents=True)
     Image.fromarray(np.zeros((84, 84, 3), np.uint8)).save(folder / "class" / "a.png")
-    known = digests(TABLES["uic/6"], {"mini_imagenet": (str(folder),)})
+    known = digests_of_other_data(TABLES["uic/6"], {"mini_imagenet": (str(folder),)})
     with contextlib.closing(open_data(folder)) as data:
-        assert known == (("mini_imagenet few_shot val", data.digest()),)
+        assert known == {"mini_imagenet few_shot val": data.digest()}
 
 
 def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
