@@ -20,6 +20,37 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.data.source import Source
 
 
+# The options that `write` and `append` share.
+Format = Annotated[
+    Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"],
+    tyro.conf.arg(help="What SRC is. [told from SRC]"),
+]
+Split = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="NAME", help="Which part of a SRC that holds several, e.g. train."),
+]
+ImageColumn = Annotated[
+    str | None, tyro.conf.arg(metavar="NAME", help="Of parquet and hf:, where several may hold images.")
+]
+LabelColumn = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME", help="Of parquet and hf:, where several may hold labels; none for no labels."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="NUM", help="Threads; the file does not depend on it. [one per core]"),
+]
+MaxBad = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="N|N%",
+        help="How many bad images are left out and listed before writing stops with exit 2.",
+    ),
+]
+
+
 def counted(src: str, format: str, **options: Any) -> "Source":
     """Open a source, and print what was chosen and what is odd about it."""
     from fastpsl.pipelines.datasets.open import open_source
@@ -139,31 +170,19 @@ class Append:
     """What to append: a folder, a list, tars, ..., as for fastpsl data write."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A dataset file, or a quoted glob of shards."""
-    format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
-        "auto"
-    )
-    """What SRC is. [told from SRC]"""
-    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which part of a SRC that holds several, e.g. train."""
-    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold images."""
-    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold labels; none for no labels."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Threads; the file does not depend on it. [one per core]"""
-    max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
-    """How many bad images are left out and listed before writing stops with exit 2."""
+    format: Format = "auto"
+    split: Split = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    workers: Workers = None
+    max_bad: MaxBad = "1%"
     overwrite: bool = False
     """Without --resume, start an interrupted appending anew."""
     resume: bool = False
     """Go on where an interrupted appending was."""
 
     def run(self) -> None:
-        """Write the further file, and print what became of the images.
-
-        Raises:
-            ValueError: A number is out of range, SRC does not suit DATA, or it cannot be written.
-        """
+        """Write the further file, and print what became of the images."""
         from fastpsl.pipelines.beton.write import appendix, max_bad_count
 
         if self.workers is not None and not 1 <= self.workers <= 4096:
@@ -209,43 +228,24 @@ class Write:
     the same command with --resume goes on with a writing that was interrupted.
     """
 
-    src: tyro.conf.Positional[
-        Annotated[
-            str,
-            tyro.conf.arg(
-                metavar="SRC",
-                help="The images. A folder with a folder per class, or a flat folder (label -1). "
-                "A list of image files (.txt, .csv, or iNaturalist's .json). A tar, or a quoted glob of "
-                "tars, also WebDataset's. An .npz of uint8 images. Parquet files, or hf:NAME for a data "
-                "set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as published. Tars and Parquet "
-                "files may be elsewhere, e.g. s3://bucket/*.tar. "
-                "See https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.",
-            ),
-        ]
-    ]
+    src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
+    """The images. A folder with a folder per class, or a flat folder (label -1). A list of image files (.txt,
+    .csv, or iNaturalist's .json). A tar, or a quoted glob of tars, also WebDataset's. An .npz of uint8
+    images. Parquet files, or hf:NAME for a data set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as
+    published. Tars and Parquet files may be elsewhere, e.g. s3://bucket/*.tar. See
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton; or its address, e.g. s3://bucket/train.beton."""
-    format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
-        "auto"
-    )
-    """What SRC is. [told from SRC]"""
-    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which part of a SRC that holds several, e.g. train."""
-    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold images."""
-    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold labels; none for no labels."""
+    format: Format = "auto"
+    split: Split = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     labels: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None
     """Of a folder without class folders: a list of PATH CLASS, or one class per line in the files' order."""
-    classes: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DATA|LIST|folders|none",
-            help="Class names in the order of the labels: those of a training set (a folder, a .beton "
-            "file), or a list with one class per line. folders: folders are classes, even train and val. "
-            "none: no labels. [SRC's own, sorted]",
-        ),
-    ] = None
+    classes: Annotated[str | None, tyro.conf.arg(metavar="DATA|LIST|folders|none")] = None
+    """Class names in the order of the labels: those of a training set (a folder, a .beton file), or a list
+    with one class per line. folders: folders are classes, even train and val. none: no labels. [SRC's own,
+    sorted]"""
     mode: Literal["auto", "jpg", "raw"] = "auto"
     """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
     short_side: Pixels = None
@@ -263,10 +263,8 @@ class Write:
     shard_mb: Annotated[int | None, tyro.conf.arg(metavar="MB")] = None
     """Write shards of about this size, e.g. 1000, named train-00000-of-00003.beton for OUT train.beton. [one
     file]"""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Threads; the file does not depend on it. [one per core]"""
-    max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
-    """How many bad images are left out and listed before writing stops with exit 2."""
+    workers: Workers = None
+    max_bad: MaxBad = "1%"
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
     """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
     none of the bad."""
@@ -280,11 +278,7 @@ class Write:
     """Go on where an interrupted writing of OUT was; the files become as if it had not been."""
 
     def run(self) -> None:
-        """Write the dataset file and print what became of the images.
-
-        Raises:
-            ValueError: A number is out of range, the source cannot be read, or too many images are bad.
-        """
+        """Write the dataset file and print what became of the images."""
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable

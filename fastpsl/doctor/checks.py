@@ -89,12 +89,8 @@ def _openmp(device: torch.device, num_ranks: int) -> Check:
     text = f"{number_of(torch.get_num_threads(), 'thread')} in torch, OMP_NUM_THREADS {threads or 'unset'}"
     text += f", OMP_WAIT_POLICY {policy or 'unset'}"
     if device.type == "cpu" and torch.get_num_threads() > 1 and str(policy).upper() != "PASSIVE":
-        return Check(
-            "openmp",
-            "warning",
-            text,
-            "set OMP_WAIT_POLICY=PASSIVE, which keeps idle threads off the decoder's cores",
-        )
+        remedy = "set OMP_WAIT_POLICY=PASSIVE, which keeps idle threads off the decoder's cores"
+        return Check("openmp", "warning", text, remedy)
     if num_ranks > 1 and _first_number(threads) * num_ranks > usable_cores():
         return Check("openmp", "warning", text, f"set OMP_NUM_THREADS={max(1, usable_cores() // num_ranks)}")
     return Check("openmp", "ok", text)
@@ -112,11 +108,9 @@ def _open_files(num_files: int) -> Check:
     needed = max(_MIN_OPEN_FILES, num_files + _BESIDE_SHARDS)
     text = f"{soft:,} allowed (ulimit -n), the data has {number_of(num_files, 'file')} open"
     if soft < needed:
-        remedy = (
-            f"raise it by ulimit -n {needed}"
-            if hard < 0 or hard >= needed
-            else f"ask for more than {hard:,} (limits.conf)"
-        )
+        remedy = f"ask for more than {hard:,} (limits.conf)"
+        if hard < 0 or hard >= needed:
+            remedy = f"raise it by ulimit -n {needed}"
         return Check("open files", "warning", text, remedy)
     return Check("open files", "ok", text)
 
@@ -147,9 +141,8 @@ def _disk(options: TrainingOptions, experiment: Experiment) -> Check:
     if free < checkpoint_bytes:
         return Check("disk", "broken", text, "make room, or give --out a folder elsewhere")
     if free < needed:
-        return Check(
-            "disk", "warning", text, "make room, lower --keep-checkpoints, or give --out a folder elsewhere"
-        )
+        remedy = "make room, lower --keep-checkpoints, or give --out a folder elsewhere"
+        return Check("disk", "warning", text, remedy)
     return Check("disk", "ok", text)
 
 
@@ -159,7 +152,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 def check_software(device: torch.device, num_ranks: int) -> list[Check]:
     """Check the libraries for training on `device`; the CPU does not need those that only a GPU uses."""
     is_cuda = device.type == "cuda"
-    checks = [_fastpsl(), _python(), _torch(), *_gpu(device)]
+    checks = [_fastpsl(), Check("python", "ok", platform.python_version()), _torch(), *_gpu(device)]
     if is_cuda:
         checks.append(_nccl(device, num_ranks))
     checks += _decoders(device)
@@ -174,11 +167,6 @@ def _fastpsl() -> Check:
     if stranger := distribution.stranger():
         return Check("fastpsl", "broken", stranger, distribution.REMEDY)
     return Check("fastpsl", "ok", distribution.version_line())
-
-
-def _python() -> Check:
-    """Return Python's version."""
-    return Check("python", "ok", platform.python_version())
 
 
 def _torch() -> Check:
@@ -224,10 +212,8 @@ def _gpu(device: torch.device) -> list[Check]:
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-            return [
-                driver_check,
-                Check("gpu", "ok", "GPU hidden by CUDA_VISIBLE_DEVICES: the CPU does everything"),
-            ]
+            text = "GPU hidden by CUDA_VISIBLE_DEVICES: the CPU does everything"
+            return [driver_check, Check("gpu", "ok", text)]
         remedy = f"install a driver for CUDA {torch.version.cuda}, or a torch for CUDA {driver_for}"
         return [driver_check, Check("gpu", "broken", f"torch cannot use it: {reason[:300]}", remedy)]
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -278,9 +264,8 @@ def _triton(device: torch.device) -> Check:
     modules, reason = fused_modules(device)
     if modules:
         return Check("triton", "ok", f"{reason}, the fused kernels run")
-    return Check(
-        "triton", "warning", reason, "views are made in torch instead, slower (--augment-backend torch)"
-    )
+    remedy = "views are made in torch instead, slower (--augment-backend torch)"
+    return Check("triton", "warning", reason, remedy)
 
 
 def _compiler(is_cuda: bool) -> Check:
@@ -289,12 +274,8 @@ def _compiler(is_cuda: bool) -> Check:
     names = (os.environ.get(variable, usual[0]), *usual)
     compiler = next((path for name in names if (path := shutil.which(name))), None)
     if compiler is None:
-        return Check(
-            "compiler",
-            "warning" if is_cuda else "ok",
-            f"no {'C' if is_cuda else 'C++'} compiler on the PATH: --compile on cannot be",
-            f"apt-get install {usual[0]}",
-        )
+        text = f"no {'C' if is_cuda else 'C++'} compiler on the PATH: --compile on cannot be"
+        return Check("compiler", "warning" if is_cuda else "ok", text, f"apt-get install {usual[0]}")
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     if is_cuda and not headers.is_file():
         return Check("compiler", "warning", f"{compiler}, but no {headers}", "apt-get install python3-dev")

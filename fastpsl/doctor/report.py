@@ -22,15 +22,9 @@ State = Literal["ok", "warning", "broken"]
 
 @dataclass(frozen=True)
 class Check:
-    """A finding that needs no timing.
+    """A finding that needs no timing, and its remedy, which is empty if none is needed."""
 
-    Attributes:
-        name: One or two words, which stay the same between versions.
-        text: The finding.
-        remedy: The remedy; empty if none is needed.
-    """
-
-    name: str
+    name: str  # one or two words, which stay the same between versions
     state: State
     text: str
     remedy: str = ""
@@ -40,10 +34,8 @@ class Check:
 class Report:
     """The result of an examination.
 
-    Attributes:
-        setting: The measured setup as plain values: recipe, arguments, data, batch_size (of all ranks),
-            num_ranks, cores (of one rank), device, device_name, precision.
-        measured: The measurements; None if the data is broken.
+    The setting has plain values: recipe, arguments, data, batch_size (of all ranks), num_ranks, cores (of one
+    rank), device, device_name, precision. Nothing is measured if the data is broken.
     """
 
     setting: Mapping[str, Any]
@@ -52,9 +44,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """The exit code: 0 if no stage waits for its data, 1 if one does or noise hides it, 2 if one check
-        fails.
-        """
+        """0 if no stage waits for its data, 1 if one does or noise hides it, 2 if a check fails."""
         if any(check.state == "broken" for check in self.checks):
             return EXIT_BROKEN
         assert self.measured is not None
@@ -70,27 +60,20 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, as docs/how_to/bottleneck.md lists them."""
-        limit = self.bottleneck()
+        limit, measured = self.bottleneck(), asdict(self.measured) if self.measured else None
+        if self.measured and measured:
+            for stage, values in zip(self.measured.stages, measured["stages"], strict=True):
+                values |= {"synthetic": stage.synthetic, "ratio": stage.ratio}
         return {
             "format": FORMAT,
             "fastpsl": distribution.version(),
             "setting": dict(self.setting),
             "checks": [asdict(check) for check in self.checks],
-            "measured": _measured(self.measured) if self.measured else None,
+            "measured": measured,
             "bottleneck": asdict(limit) if limit else None,
             "changes": [asdict(change) for change in self.changes()],
             "exit_code": self.exit_code,
         }
-
-
-def _measured(measured: Measurements) -> dict[str, Any]:
-    values = asdict(measured)
-    values["stages"] = [_stage(stage) for stage in measured.stages]
-    return values
-
-
-def _stage(stage: StageRates) -> dict[str, Any]:
-    return asdict(stage) | {"synthetic": stage.synthetic, "ratio": stage.ratio}
 
 
 _MAX_CHANGES = 4
@@ -106,9 +89,8 @@ def show(report: Report, console: Console) -> None:
     machine = f"{setting['device_name']}, {setting['precision']}"
     log(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
     if (ranks := setting["num_ranks"]) > 1:
-        share = (
-            f"{number_of(setting['batch_size'] // ranks, 'image')} and {number_of(setting['cores'], 'core')}"
-        )
+        images = number_of(setting["batch_size"] // ranks, "image")
+        share = f"{images} and {number_of(setting['cores'], 'core')}"
         log(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
     _show_checks(report.checks, setting["device"] == "cpu", log)
     measured = report.measured
@@ -204,24 +186,16 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
         of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
         is_current = any(stage.step == mode for stage in stages)
         folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
-        yield (
-            "step" if is_current else "",
-            f"compile {mode}, synthetic data{folded}",
-            _each(stages, of_mode),
-            "" if is_current else "dim",
-        )
+        how = f"compile {mode}, synthetic data{folded}"
+        yield "step" if is_current else "", how, _each(stages, of_mode), "" if is_current else "dim"
     cores = max(stage.cores_used for stage in stages)
     yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _each(stages, lambda stage: stage.both), ""
     colour = "green" if is_good(measured) else "yellow"
     ratios = tuple(f"{stage.shown_ratio:.2f}" for stage in stages)
     yield "both/synthetic", "", ratios, f"bold {colour}"
     if any(stage.peak_bytes for stage in stages):
-        yield (
-            "GPU memory",
-            "GB, torch's peak",
-            tuple(f"{(stage.peak_bytes or 0) / 1e9:.1f}" for stage in stages),
-            "",
-        )
+        peaks = tuple(f"{(stage.peak_bytes or 0) / 1e9:.1f}" for stage in stages)
+        yield "GPU memory", "GB, torch's peak", peaks, ""
 
 
 def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:

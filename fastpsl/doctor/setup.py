@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,14 +27,7 @@ _REMEDY = "give a recipe that trains; `fastpsl recipes copy jigsaw my_jigsaw.py`
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe with its options.
-
-    Attributes:
-        path: The path as given.
-        arguments: The recipe's arguments.
-        options: The parsed arguments.
-        recipe: The recipe.
-    """
+    """A recipe's script at a path, with the options that its arguments give."""
 
     path: Path
     arguments: tuple[str, ...]
@@ -60,11 +52,16 @@ def default_recipe() -> Path | None:
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     """Load the script at `path` and parse its arguments."""
-    if reason := _no_file(path):
+    if reason := _no_script(path):
         raise ValueError(f"{reason}; {_REMEDY}")
-    if path.suffix != ".py":
-        raise ValueError(f"{path}: is no recipe; {_REMEDY}")
-    recipe = getattr(_load(path), "RECIPE", None)
+    with _unheard(), _its_faults(path, "loading it"):
+        try:
+            script = load_script(path)
+        except SystemExit:
+            raise ValueError(
+                'it runs and ends when it is imported; put its last line under if __name__ == "__main__"'
+            ) from None
+    recipe = getattr(script, "RECIPE", None)
     if isinstance(recipe, Evaluation):
         reason = "it is an evaluation, of which nothing is trained in stages"
         raise ValueError(f"{path}: {reason}; {_REMEDY}")  # noqa: TRY004 - a user error
@@ -75,26 +72,17 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     return LoadedRecipe(path, tuple(arguments), options, recipe)
 
 
-def _no_file(path: Path) -> str:
-    """Return the reason why `path` is no file, or "" if it is one."""
+def _no_script(path: Path) -> str:
+    """Return the reason why `path` is no script, or "" if it is one."""
     if path == Path():
         return "the recipe's path is empty, or this folder"
     if path.is_dir():
         return f"{path}: is a folder, not a script"
     if not path.exists():
         return f"{path}: no such recipe"
-    return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
-
-
-def _load(path: Path) -> ModuleType:
-    """Import the script; raise ValueError for any failure."""
-    with _unheard(), _its_faults(path, "loading it"):
-        try:
-            return load_script(path)
-        except SystemExit:
-            raise ValueError(
-                'it runs and ends when it is imported; put its last line under if __name__ == "__main__"'
-            ) from None
+    if not path.is_file():
+        return f"{path}: is a device or a pipe, not a script"
+    return "" if path.suffix == ".py" else f"{path}: is no recipe"
 
 
 def _unheard() -> contextlib.AbstractContextManager[object]:
@@ -117,24 +105,15 @@ def _its_faults(path: Path, what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DoctorSetup:
-    """A recipe that is ready to be measured.
+    """A recipe that is ready to be measured."""
 
-    Attributes:
-        recipe: The recipe; None if none is named and the default recipe is not found.
-        options: Options of one of the `num_ranks` ranks, which runs alone here.
-        num_ranks: Ranks that will train.
-        experiment: The experiment; None without a recipe.
-        opened: The data.
-        stages: Indices of the plan's stages to measure.
-    """
-
-    recipe: LoadedRecipe | None
-    options: TrainingOptions
-    num_ranks: int
+    recipe: LoadedRecipe | None  # None if none is named and the default recipe is not found
+    options: TrainingOptions  # of one of the ranks, which runs alone here
+    num_ranks: int  # that will train
     world: World
-    experiment: Experiment | None
+    experiment: Experiment | None  # None without a recipe
     opened: RunData
-    stages: tuple[int, ...]
+    stages: tuple[int, ...]  # indices of those to measure
 
     @property
     def num_threads(self) -> int:
@@ -204,11 +183,7 @@ def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tupl
     return tuple(i for i, name in enumerate(names) if not stages or name in stages)
 
 
-def _num_ranks(
-    given: int | None,
-    options: TrainingOptions,
-    world: World,
-) -> int:
+def _num_ranks(given: int | None, options: TrainingOptions, world: World) -> int:
     """Return `given`, or else as many ranks as there are GPUs and equal shares of the batch."""
     if given is not None:
         if given < 1:
