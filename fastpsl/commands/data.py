@@ -26,8 +26,7 @@ Format = Annotated[
     tyro.conf.arg(help="What SRC is. [told from SRC]"),
 ]
 Split = Annotated[
-    str | None,
-    tyro.conf.arg(metavar="NAME", help="Which part of a SRC that holds several, e.g. train."),
+    str | None, tyro.conf.arg(metavar="NAME", help="Which part of a SRC that holds several, e.g. train.")
 ]
 ImageColumn = Annotated[
     str | None, tyro.conf.arg(metavar="NAME", help="Of parquet and hf:, where several may hold images.")
@@ -39,14 +38,12 @@ LabelColumn = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None,
-    tyro.conf.arg(metavar="NUM", help="Threads; the file does not depend on it. [one per core]"),
+    int | None, tyro.conf.arg(metavar="NUM", help="Threads; the file does not depend on it. [one per core]")
 ]
 MaxBad = Annotated[
     str,
     tyro.conf.arg(
-        metavar="N|N%",
-        help="How many bad images are left out and listed before writing stops with exit 2.",
+        metavar="N|N%", help="How many bad images are left out and listed before writing stops with exit 2."
     ),
 ]
 

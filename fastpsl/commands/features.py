@@ -48,8 +48,7 @@ class ExtractionOptions:
     backbone: Annotated[
         str | None,
         tyro.conf.arg(
-            metavar="NAME",
-            help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}.",
+            metavar="NAME", help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}."
         ),
     ] = None
     input_channels: Annotated[

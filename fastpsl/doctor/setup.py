@@ -52,8 +52,10 @@ def default_recipe() -> Path | None:
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     """Load the script at `path` and parse its arguments."""
-    if reason := _no_script(path):
+    if reason := _no_file(path):
         raise ValueError(f"{reason}; {_REMEDY}")
+    if path.suffix != ".py":
+        raise ValueError(f"{path}: is no recipe; {_REMEDY}")
     with _unheard(), _its_faults(path, "loading it"):
         try:
             script = load_script(path)
@@ -72,17 +74,15 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     return LoadedRecipe(path, tuple(arguments), options, recipe)
 
 
-def _no_script(path: Path) -> str:
-    """Return the reason why `path` is no script, or "" if it is one."""
+def _no_file(path: Path) -> str:
+    """Return the reason why `path` is no file, or "" if it is one."""
     if path == Path():
         return "the recipe's path is empty, or this folder"
     if path.is_dir():
         return f"{path}: is a folder, not a script"
     if not path.exists():
         return f"{path}: no such recipe"
-    if not path.is_file():
-        return f"{path}: is a device or a pipe, not a script"
-    return "" if path.suffix == ".py" else f"{path}: is no recipe"
+    return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
 
 
 def _unheard() -> contextlib.AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ PAPER, TINY = SCALES["paper"], SCALES["tiny"]
 PSL = Weights("resnet50", "jigsaw_r50", "psl")
 END_TO_END = Weights("resnet50", "jigsaw_r50", "end_to_end")
 DIGESTS = {"train": "a" * 32, "val": "b" * 32}
+RAW = Weights("alexnet", "uic_alexnet", "end_to_end")
+TUNED = replace(RAW, variant="tuned", base=RAW)
+IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
+ROTATION = Weights("nin4", "sslpp_rotation", "end_to_end")
 BLOCKS = {"top1_B1": 10.0, "top1_B2": 20.0, "top1_B3": 30.0, "top1_B4": 40.0, "top1_B5": 35.0}
 
 
