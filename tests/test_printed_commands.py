@@ -39,9 +39,7 @@ def names(kind: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if next(commands(page), None)],
-    ids=lambda p: str(p.relative_to(ROOT)),
+    "page", [page for page in PAGES if next(commands(page), None)], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_printed_commands_exist(page: Path) -> None:
     for words in commands(page):

@@ -41,8 +41,7 @@ def test_text_becomes_markdown() -> None:
     assert table(("a",), [("x|y",), ("",)]) == "| a |\n| --- |\n| x\\|y |\n| – |"
     assert words_of((1, 2)) == "`1 2`" and words_of(1e-6) == "`1e-06`"
     about, rest = described_in_markdown(
-        "What it is (PSL, Table 1).\n\nIt.\nPaper: 1 %.\n\n    fastpsl a \\\n        --b 1   # why\n",
-        "../",
+        "What it is (PSL, Table 1).\n\nIt.\nPaper: 1 %.\n\n    fastpsl a \\\n        --b 1   # why\n", "../"
     )
     assert about == "What it is ([PSL](../papers.md#psl), Table 1)."
     assert rest == "It.\n\nPaper: 1 %.\n\n```bash\n# why\nfastpsl a \\\n    --b 1\n```"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from fastpsl.commands.show import Show
+from fastpsl.console.words import number_of
 from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def write_and_tell(
     what, shards = out, ""
     if more.get("shard_mb"):
         what = shard_path(out, 0, report.num_shards)
-        shards = f"{report.num_shards:,} {'shard' if report.num_shards == 1 else 'shards'}, "
+        shards = f"{number_of(report.num_shards, 'shard')}, "
     speed = (report.num_samples - report.num_before) / max(report.seconds, 1e-9)
     before = f", {report.num_before:,} of them before the interruption" if report.num_before else ""
     print(
@@ -130,15 +131,14 @@ def write_and_tell(
         f"{report.num_passed:,} taken over, "
         f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
     )
-    if report.num_bad:
-        num, was = report.num_bad, "was" if report.num_bad == 1 else "were"
-        print(f"{bad_path(out)}: {num:,} {was} left out as bad, the first is {report.first_bad}")
-    if report.num_small:
-        num, was = report.num_small, "was" if report.num_small == 1 else "were"
-        print(
-            f"{small_path(out)}: {num:,} {was} left out as smaller than {more['target'].min_px} px, "
-            f"the first is {report.first_small}"
-        )
+    small = f"smaller than {more['target'].min_px} px"
+    for path, num, why, first in (
+        (bad_path(out), report.num_bad, "bad", report.first_bad),
+        (small_path(out), report.num_small, small, report.first_small),
+    ):
+        if num:
+            was = "was" if num == 1 else "were"
+            print(f"{path}: {num:,} {was} left out as {why}, the first is {first}")
 
 
 def again(command: str, options: Any) -> str:
@@ -349,7 +349,7 @@ class Write:
             num, num_bytes = upload.send()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; go on with: {again('write', self)}") from None
-        print(f"{self.out}: {num:,} {'file' if num == 1 else 'files'} uploaded, {num_bytes / 1e6:,.1f} MB")
+        print(f"{self.out}: {number_of(num, 'file')} uploaded, {num_bytes / 1e6:,.1f} MB")
 
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
         """Print what is expected of writing; return whether that is all that was asked for."""

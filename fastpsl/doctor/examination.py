@@ -39,8 +39,7 @@ def check_data(data: Dataset, options: TrainingOptions) -> Check:
     rows = data.rows(indices)
     codes = np.array([decode_whole(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
-    size = f"{data.num_samples:,} {'images' if data.num_samples > 1 else 'image'}"
-    source = f"{size} in {options.data or 'the embedded sample'}"
+    source = f"{number_of(data.num_samples, 'image')} in {options.data or 'the embedded sample'}"
     if not len(bad):
         return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
     first = int(bad[0])

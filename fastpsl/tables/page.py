@@ -41,8 +41,8 @@ from fastpsl.tables.matching import needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
 from fastpsl.tables.results import index_runs
-from fastpsl.tables.rows import Measure, Row
-from fastpsl.tables.scales import SCALES
+from fastpsl.tables.rows import Measure, Row, Table
+from fastpsl.tables.scales import SCALES, Scale
 
 
 def templates(folder: Path) -> Environment:
@@ -163,7 +163,7 @@ def words_of(report: Report) -> dict[str, Any]:
         "used": _used(report),
         "missing": missing_lines(report),
         "unused": [(str(path), reason) for path, reason in sorted(report.matches.unused.items())],
-        "sizes": _sizes(report),
+        "sizes": sizes_of(table, report.scale),
     }
 
 
@@ -251,11 +251,10 @@ def _path_line() -> list[str]:
     return [f'export PATH="{folder}:$PATH"']
 
 
-def _sizes(report: Report) -> dict[str, str]:
-    """Return the values of all trainings, labels and evaluations in words, by name."""
-    scale = report.scale
+def sizes_of(table: Table, scale: Scale) -> dict[str, str]:
+    """Return the values of all trainings, labels and evaluations of a table in words, by name."""
     sizes: dict[str, Mapping[str, Any]] = {}
-    for weights, evaluation in needs_of(report.table):
+    for weights, evaluation in needs_of(table):
         for training in (weights.before, weights):
             if training and training.recipe:
                 sizes[training.recipe] = scale.recipe_values(training.recipe)
