@@ -49,20 +49,6 @@ MaxBad = Annotated[
 ]
 
 
-def counted(src: str, format: str, **options: Any) -> "Source":
-    """Open a source, and print what was chosen and what is odd about it."""
-    from fastpsl.pipelines.datasets.open import open_source
-
-    with _counting() as on_progress:
-        source = open_source(src, format, on_progress=on_progress, **options)
-    for line in source.notes:
-        print(f"{src}: {line}")
-    left_out = source.left_out.line()
-    for line in (*source.warnings, *([f"left out: {left_out}"] if left_out else ())):
-        warnings.warn(f"{src}: {line}", stacklevel=1)
-    return source
-
-
 @contextlib.contextmanager
 def _counting() -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that shows the progress (MB done, MB in all) of counting a source."""
@@ -79,83 +65,113 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def record_of(src: str, split: str | None, shard: str, source: "Source") -> dict[str, object]:
-    """Return what the JSON beside a dataset file has about its source."""
-    return {
-        "source": src if src.startswith("hf:") or is_remote(src) else os.path.abspath(src),
-        "split": split,
-        "shard": shard,
-        "num_total": source.num_total,
-        "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
-    }
+class _Writing:
+    """The command `write` or `append`."""
 
+    src: str
+    format: str
+    split: str | None
+    image_column: str | None
+    label_column: str | None
+    workers: int | None
+    max_bad: str
+    overwrite: bool
+    resume: bool
 
-def write_and_tell(
-    command: str, options: Any, out: Path, num_samples: int, samples: Any, **more: Any
-) -> None:
-    """Write a dataset file, show the progress, and print what became of the images."""
-    from fastpsl.console.screen import Progress
-    from fastpsl.pipelines.beton.output import bad_path, shard_path, shards_of, small_path
-    from fastpsl.pipelines.beton.write import can_go_on, write_beton
+    def counted(self, **more: Any) -> "Source":
+        """Open the source, and print what was chosen and what is odd about it."""
+        from fastpsl.pipelines.datasets.open import open_source
 
-    if options.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
-        print(f"{out}: there is nothing to go on with, so writing starts at the first image")
-    is_begun = False
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        with _counting() as on_progress:
+            source = open_source(
+                self.src, self.format, split=self.split, on_progress=on_progress, **columns, **more
+            )
+        for line in source.notes:
+            print(f"{self.src}: {line}")
+        left_out = source.left_out.line()
+        for line in (*source.warnings, *([f"left out: {left_out}"] if left_out else ())):
+            warnings.warn(f"{self.src}: {line}", stacklevel=1)
+        return source
 
-    with Progress("images", num_samples, f"{out}: writing") as progress:
+    def record_of(self, source: "Source", shard: str) -> dict[str, object]:
+        """Return what the JSON beside a dataset file has about its source."""
+        is_address = self.src.startswith("hf:") or is_remote(self.src)
+        return {
+            "source": self.src if is_address else os.path.abspath(self.src),
+            "split": self.split,
+            "shard": shard,
+            "num_total": source.num_total,
+            "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
+        }
 
-        def show(num_done: int, num_bad: int, num_bytes: int) -> None:
-            nonlocal is_begun
-            if not is_begun:
-                progress.begin_at(num_done)
-                is_begun = True
-            size = num_bytes / 1e6
-            of = f"{size:,.0f} of about {size * num_samples / num_done:,.0f} MB" if num_done else ""
-            progress.update(num_done, num_bad, of)
+    def write(self, out: Path, num_samples: int, samples: Any, target: "Target", **more: Any) -> None:
+        """Write a dataset file, show the progress, and print what became of the images."""
+        from fastpsl.console.screen import Progress
+        from fastpsl.pipelines.beton.output import bad_path, shard_path, shards_of, small_path
+        from fastpsl.pipelines.beton.write import can_go_on, write_beton
 
-        try:
-            report = write_beton(samples, out, num_samples=num_samples, on_progress=show, **more)
-        except KeyboardInterrupt:
-            if not can_go_on(out):
-                raise
-            raise KeyboardInterrupt(f"interrupted; go on with: {again(command, options)}") from None
-    what, shards = out, ""
-    if more.get("shard_mb"):
-        what = shard_path(out, 0, report.num_shards)
-        shards = f"{number_of(report.num_shards, 'shard')}, "
-    speed = (report.num_samples - report.num_before) / max(report.seconds, 1e-9)
-    before = f", {report.num_before:,} of them before the interruption" if report.num_before else ""
-    print(
-        f"{what}: {shards}{report.num_samples:,} samples{before}, {report.num_bytes / 1e6:,.1f} MB, "
-        f"{report.seconds:.1f} s ({speed:,.0f} images/s): "
-        f"{report.num_passed:,} taken over, "
-        f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
-    )
-    small = f"smaller than {more['target'].min_px} px"
-    for path, num, why, first in (
-        (bad_path(out), report.num_bad, "bad", report.first_bad),
-        (small_path(out), report.num_small, small, report.first_small),
-    ):
-        if num:
-            was = "was" if num == 1 else "were"
-            print(f"{path}: {num:,} {was} left out as {why}, the first is {first}")
+        if self.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
+            print(f"{out}: there is nothing to go on with, so writing starts at the first image")
+        is_begun = False
 
+        with Progress("images", num_samples, f"{out}: writing") as progress:
 
-def again(command: str, options: Any) -> str:
-    """Return the command that goes on, with the options that differ from their defaults."""
-    words = ["fastpsl", "data", command]
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if field.default is MISSING:
-            words.append(str(value))
-        elif field.name != "resume" and value != field.default:
-            name = f"--{field.name.replace('_', '-')}"
-            words += [name] if value is True else [name, str(value)]
-    return shlex.join([*words, "--resume"])
+            def show(num_done: int, num_bad: int, num_bytes: int) -> None:
+                nonlocal is_begun
+                if not is_begun:
+                    progress.begin_at(num_done)
+                    is_begun = True
+                size = num_bytes / 1e6
+                of = f"{size:,.0f} of about {size * num_samples / num_done:,.0f} MB" if num_done else ""
+                progress.update(num_done, num_bad, of)
+
+            try:
+                report = write_beton(
+                    samples, out, num_samples=num_samples, target=target, num_workers=self.workers,
+                    max_bad=self.max_bad, overwrite=self.overwrite, resume=self.resume, on_progress=show,
+                    **more,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                if not can_go_on(out):
+                    raise
+                raise self.interrupted() from None
+        what, shards = out, ""
+        if more.get("shard_mb"):
+            what = shard_path(out, 0, report.num_shards)
+            shards = f"{number_of(report.num_shards, 'shard')}, "
+        speed = (report.num_samples - report.num_before) / max(report.seconds, 1e-9)
+        before = f", {report.num_before:,} of them before the interruption" if report.num_before else ""
+        print(
+            f"{what}: {shards}{report.num_samples:,} samples{before}, {report.num_bytes / 1e6:,.1f} MB, "
+            f"{report.seconds:.1f} s ({speed:,.0f} images/s): "
+            f"{report.num_passed:,} taken over, "
+            f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
+        )
+        small = f"smaller than {target.min_px} px"
+        for path, num, why, first in (
+            (bad_path(out), report.num_bad, "bad", report.first_bad),
+            (small_path(out), report.num_small, small, report.first_small),
+        ):
+            if num:
+                was = "was" if num == 1 else "were"
+                print(f"{path}: {num:,} {was} left out as {why}, the first is {first}")
+
+    def interrupted(self) -> KeyboardInterrupt:
+        """Return an interruption that tells the command that goes on, with the options that were given."""
+        words = ["fastpsl", "data", type(self).__name__.lower()]
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is MISSING:
+                words.append(str(value))
+            elif field.name != "resume" and value != field.default:
+                name = f"--{field.name.replace('_', '-')}"
+                words += [name] if value is True else [name, str(value)]
+        return KeyboardInterrupt(f"interrupted; go on with: {shlex.join([*words, '--resume'])}")
 
 
 @dataclass(frozen=True)
-class Append:
+class Append(_Writing):
     """Append the images of another source to a dataset file or to shards, as one more file beside them.
 
     What is there is not touched: to train.beton comes train.more-00001.beton, and 'train.*beton' names both.
@@ -185,28 +201,12 @@ class Append:
         if self.workers is not None and not 1 <= self.workers <= 4096:
             raise ValueError(f"--workers {self.workers}: give a number from 1 to 4096")
         max_bad_count(self.max_bad, 0)  # fails before the source is counted
-        source = counted(
-            self.src,
-            self.format,
-            split=self.split,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
-        record = record_of(self.src, self.split, "0/1", source) | {"appended": True}
+        source = self.counted()
+        record = self.record_of(source, "0/1") | {"appended": True}
         new = appendix(self.data, source, record)
-        write_and_tell(
-            "append",
-            self,
-            new.out,
-            source.num_samples,
-            new.samples(source),
-            class_names=new.class_names,
-            target=new.target,
-            num_workers=self.workers,
-            max_bad=self.max_bad,
-            overwrite=self.overwrite,
-            resume=self.resume,
-            record=record,
+        samples = new.samples(source)
+        self.write(
+            new.out, source.num_samples, samples, new.target, class_names=new.class_names, record=record
         )
         print(f"'{new.pattern}' names all of it")
 
@@ -216,7 +216,7 @@ Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
 @dataclass(frozen=True)
-class Write:
+class Write(_Writing):
     """Write images as one dataset file: FFCV's format, which ffcv's own Reader and Loader read too.
 
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
@@ -306,16 +306,7 @@ class Write:
             raise ValueError(f"--cache-dir {self.cache_dir}: it is for an OUT elsewhere; leave it out")
         if not self.dry_run:
             require_writable(out, overwrite=self.overwrite, resume=self.resume, shards=shards)
-        source = counted(
-            self.src,
-            self.format,
-            split=self.split,
-            shard=shard,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            labels=self.labels,
-            classes=self.classes,
-        )
+        source = self.counted(shard=shard, labels=self.labels, classes=self.classes)
         mode = source.mode if self.mode == "auto" else self.mode
         if mode == "raw" and self.reencode == "all":
             raise ValueError(
@@ -325,21 +316,12 @@ class Write:
         target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
         if self._foresee(source, target, out):
             return
-        write_and_tell(
-            "write",
-            self,
-            out,
-            source.num_samples,
-            source.samples,
-            class_names=source.class_names,
-            target=target,
-            num_workers=self.workers,
-            max_bad=self.max_bad,
-            overwrite=self.overwrite,
-            resume=self.resume,
-            shard_mb=self.shard_mb,
-            record=record_of(self.src, self.split, self.shard, source),
-        )
+        record = self.record_of(source, self.shard)
+        names = source.class_names
+        self.write(
+            out, source.num_samples, source.samples, target, class_names=names, shard_mb=self.shard_mb,
+            record=record,
+        )  # fmt: skip
         if upload is not None:
             self._send(upload)
 
@@ -348,7 +330,7 @@ class Write:
         try:
             num, num_bytes = upload.send()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; go on with: {again('write', self)}") from None
+            raise self.interrupted() from None
         print(f"{self.out}: {number_of(num, 'file')} uploaded, {num_bytes / 1e6:,.1f} MB")
 
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
