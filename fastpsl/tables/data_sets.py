@@ -44,7 +44,7 @@ def in_words(digests: Digests) -> str:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of `fastpsl table` for a name of other_data."""
+    """Return the flag of `fastpsl table` for a name of OTHER_DATA."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -1,8 +1,7 @@
 """The pages of a table, as Markdown, PNG and HTML: `fastpsl table`.
 
 The HTML is one file without network and scripts, as light or dark as the system.
-
-small_scale.json is written by `python -m bench.evidence.page` from the results in docs/runs.
+`python -m bench.evidence.page` writes small_scale.json from the results in docs/runs.
 """
 
 import base64
@@ -298,8 +297,7 @@ def make_table(
         val: The validation images, for the same use.
         pretrain_data: The images that trainings without labels learn from, for the same use, in tables that
             have a set for that.
-        others: The data that evaluations read instead of these, for the same use, by its name in
-            `other_data`.
+        others: The data that evaluations read instead of these, for the same use, by its name in OTHER_DATA.
         num_processes: The processes of the commands; None for the scale's.
 
     Raises:
