@@ -82,11 +82,11 @@ class _Writing:
         """Open the source, and print what was chosen and what is odd about it."""
         from fastpsl.pipelines.datasets.open import open_source
 
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
         with _counting() as on_progress:
             source = open_source(
-                self.src, self.format, split=self.split, on_progress=on_progress, **columns, **more
-            )
+                self.src, self.format, split=self.split, image_column=self.image_column,
+                label_column=self.label_column, on_progress=on_progress, **more,
+            )  # fmt: skip
         for line in source.notes:
             print(f"{self.src}: {line}")
         left_out = source.left_out.line()

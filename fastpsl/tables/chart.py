@@ -92,8 +92,9 @@ def chart(report: Report) -> Figure:
 
 def _panel(axis: Axes, report: Report, column: int) -> None:
     def write(number: float, x: float, y: float, colour: str) -> None:
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        axis.annotate(f"{number:.1f}", (x, y), fontsize=8, color=colour, **place)
+        axis.annotate(
+            f"{number:.1f}", (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+        )
 
     for place, row in enumerate(report.table.rows):
         paper, ours = report.cells[row.method][column]
