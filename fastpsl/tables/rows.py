@@ -14,8 +14,8 @@ class Weights:
     """The weights that a training leaves, or random ones.
 
     The variant names the values that replace some of the recipe's (see `scales`). The base is the training
-    that this one fine-tunes. The source of the pseudo-labels is another training of the same seed, a source
-    of `fastpsl labels` (true, k-means, random), or "coupled" if the training makes them itself.
+    that this one fine-tunes. Pseudo-labels come from another training of the same seed, or from a source of
+    `fastpsl labels`: true, k-means, random. They are "coupled" if the training makes them itself.
     """
 
     backbone: str
