@@ -115,7 +115,7 @@ def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, cli: Cli) -> None:
     assert labels_file.made_by == "fastpsl labels k-means"
     usual = {"num_starts": 10, "num_iterations": 100, "size_px": 32, "seed": 0}
     given = {"source": "k-means", "pca_width": 16, "num_classes": 12}
-    assert labels_file.configuration | usual | given == labels_file.configuration
+    assert {**labels_file.configuration, **usual, **given} == labels_file.configuration
     components = PCA(16, svd_solver="full").fit_transform(pixels(source))
     means = np.stack([components[labels_file.labels == number].mean(0) for number in range(12)])
     again = KMeans(12, init=means, n_init=1, tol=0).fit(components)

@@ -66,10 +66,10 @@ def test_no_recipe_has_an_option_of_the_launch() -> None:
 
 
 def test_the_script_of_two_nodes(cli: Cli, programs: Path) -> None:
-    options = """--nodes 2 --gpus 8 --cpus 12 --time 1-00:00:00 --signal-s 90 --container i.sif --print
+    given = """--nodes 2 --gpus 8 --cpus 12 --time 1-00:00:00 --signal-s 90 --container i.sif --print
         --sbatch="--partition=gpu --comment='a b'" --setup "source a/bin/activate"
         --data s3://a/train-*.beton --epochs 1 2 3"""
-    code, out, err = cli(*JIGSAW, *shlex.split(options))
+    code, out, err = cli(*JIGSAW, *shlex.split(given))
     lines = out.splitlines()
     assert (code, err) == (0, "") and not (programs.parent / "runs").exists()
     assert subprocess.run(["bash", "-n"], input=out, text=True, check=False).returncode == 0

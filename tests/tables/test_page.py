@@ -83,8 +83,8 @@ def test_the_pages_hold_the_table_and_what_is_missing(
         at = {"path": str(folder / "checkpoints" / "step-00000005.pt")} if seed == 0 else {}
         put(runs, seed=seed, numbers=BLOCKS | {"top1_B4": b4}, checkpoint=at)
     unused = put(runs, END_TO_END, cut=True)
-    data = ("--data", "no such.beton", "--val", "v.beton")
-    said, markdown, page = rendered(cli, runs, tmp_path / "out", *data)
+    given = ("--data", "no such.beton", "--val", "v.beton")
+    said, markdown, page = rendered(cli, runs, tmp_path / "out", *given)
     lines = markdown.splitlines()
     row = next(i for i, line in enumerate(lines) if line.startswith("| **PSL** |"))
     assert lines[row] == "| **PSL** | R50 | paper | 10.9 | 27.0 | 43.2 | 50.9 | 38.5 |"
