@@ -16,7 +16,7 @@ import torch
 
 from tests.pipelines.memory import own_memory
 
-pytest_plugins = ["tests.cheaper", "tests.seeds"]
+pytest_plugins = ["tests.cheaper", "tests.cli", "tests.seeds"]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -1,7 +1,7 @@
 """The subcommands of `fastpsl`, one file each: a dataclass of options with a method `run()`.
 
 They import their libraries in `run()`, because `fastpsl --help` must not wait for torch, numba or matplotlib.
-extraction_options, show_tasks and slurm_job are parts of subcommands.
+For what a user gave, `run()` raises ValueError with one line.
 """
 
 import lazy_loader

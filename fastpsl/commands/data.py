@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from fastpsl.commands.show import Show
+from fastpsl.console.words import number_of
 from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
@@ -20,18 +21,32 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.data.source import Source
 
 
-def counted(src: str, format: str, **options: Any) -> "Source":
-    """Open a source, and print what was chosen and what is odd about it."""
-    from fastpsl.pipelines.datasets.open import open_source
-
-    with _counting() as on_progress:
-        source = open_source(src, format, on_progress=on_progress, **options)
-    for line in source.notes:
-        print(f"{src}: {line}")
-    left_out = source.left_out.line()
-    for line in (*source.warnings, *([f"left out: {left_out}"] if left_out else ())):
-        warnings.warn(f"{src}: {line}", stacklevel=1)
-    return source
+# The options that `write` and `append` share.
+Format = Annotated[
+    Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"],
+    tyro.conf.arg(help="What SRC is. [told from SRC]"),
+]
+Split = Annotated[
+    str | None, tyro.conf.arg(metavar="NAME", help="Which part of a SRC that holds several, e.g. train.")
+]
+ImageColumn = Annotated[
+    str | None, tyro.conf.arg(metavar="NAME", help="Of parquet and hf:, where several may hold images.")
+]
+LabelColumn = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME", help="Of parquet and hf:, where several may hold labels; none for no labels."
+    ),
+]
+Workers = Annotated[
+    int | None, tyro.conf.arg(metavar="NUM", help="Threads; the file does not depend on it. [one per core]")
+]
+MaxBad = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="N|N%", help="How many bad images are left out and listed before writing stops with exit 2."
+    ),
+]
 
 
 @contextlib.contextmanager
@@ -50,84 +65,113 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def record_of(src: str, split: str | None, shard: str, source: "Source") -> dict[str, object]:
-    """Return what the JSON beside a dataset file has about its source."""
-    return {
-        "source": src if src.startswith("hf:") or is_remote(src) else os.path.abspath(src),
-        "split": split,
-        "shard": shard,
-        "num_total": source.num_total,
-        "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
-    }
+class _Writing:
+    """The command `write` or `append`."""
 
+    src: str
+    format: str
+    split: str | None
+    image_column: str | None
+    label_column: str | None
+    workers: int | None
+    max_bad: str
+    overwrite: bool
+    resume: bool
 
-def write_and_tell(
-    command: str, options: Any, out: Path, num_samples: int, samples: Any, **more: Any
-) -> None:
-    """Write a dataset file, show the progress, and print what became of the images."""
-    from fastpsl.console.screen import Progress
-    from fastpsl.pipelines.beton.output import bad_path, shard_path, shards_of, small_path
-    from fastpsl.pipelines.beton.write import can_go_on, write_beton
+    def counted(self, **more: Any) -> "Source":
+        """Open the source, and print what was chosen and what is odd about it."""
+        from fastpsl.pipelines.datasets.open import open_source
 
-    if options.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
-        print(f"{out}: there is nothing to go on with, so writing starts at the first image")
-    is_begun = False
+        with _counting() as on_progress:
+            source = open_source(
+                self.src, self.format, split=self.split, image_column=self.image_column,
+                label_column=self.label_column, on_progress=on_progress, **more,
+            )  # fmt: skip
+        for line in source.notes:
+            print(f"{self.src}: {line}")
+        left_out = source.left_out.line()
+        for line in (*source.warnings, *([f"left out: {left_out}"] if left_out else ())):
+            warnings.warn(f"{self.src}: {line}", stacklevel=1)
+        return source
 
-    with Progress("images", num_samples, f"{out}: writing") as progress:
+    def record_of(self, source: "Source", shard: str) -> dict[str, object]:
+        """Return what the JSON beside a dataset file has about its source."""
+        is_address = self.src.startswith("hf:") or is_remote(self.src)
+        return {
+            "source": self.src if is_address else os.path.abspath(self.src),
+            "split": self.split,
+            "shard": shard,
+            "num_total": source.num_total,
+            "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
+        }
 
-        def show(num_done: int, num_bad: int, num_bytes: int) -> None:
-            nonlocal is_begun
-            if not is_begun:
-                progress.begin_at(num_done)
-                is_begun = True
-            size = num_bytes / 1e6
-            of = f"{size:,.0f} of about {size * num_samples / num_done:,.0f} MB" if num_done else ""
-            progress.update(num_done, num_bad, of)
+    def write(self, out: Path, num_samples: int, samples: Any, target: "Target", **more: Any) -> None:
+        """Write a dataset file, show the progress, and print what became of the images."""
+        from fastpsl.console.screen import Progress
+        from fastpsl.pipelines.beton.output import bad_path, shard_path, shards_of, small_path
+        from fastpsl.pipelines.beton.write import can_go_on, write_beton
 
-        try:
-            report = write_beton(samples, out, num_samples=num_samples, on_progress=show, **more)
-        except KeyboardInterrupt:
-            if not can_go_on(out):
-                raise
-            raise KeyboardInterrupt(f"interrupted; go on with: {again(command, options)}") from None
-    what, shards = out, ""
-    if more.get("shard_mb"):
-        what = shard_path(out, 0, report.num_shards)
-        shards = f"{report.num_shards:,} {'shard' if report.num_shards == 1 else 'shards'}, "
-    speed = (report.num_samples - report.num_before) / max(report.seconds, 1e-9)
-    before = f", {report.num_before:,} of them before the interruption" if report.num_before else ""
-    print(
-        f"{what}: {shards}{report.num_samples:,} samples{before}, {report.num_bytes / 1e6:,.1f} MB, "
-        f"{report.seconds:.1f} s ({speed:,.0f} images/s): "
-        f"{report.num_passed:,} taken over, "
-        f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
-    )
-    if report.num_bad:
-        num, was = report.num_bad, "was" if report.num_bad == 1 else "were"
-        print(f"{bad_path(out)}: {num:,} {was} left out as bad, the first is {report.first_bad}")
-    if report.num_small:
-        num, was = report.num_small, "was" if report.num_small == 1 else "were"
+        if self.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
+            print(f"{out}: there is nothing to go on with, so writing starts at the first image")
+        is_begun = False
+
+        with Progress("images", num_samples, f"{out}: writing") as progress:
+
+            def show(num_done: int, num_bad: int, num_bytes: int) -> None:
+                nonlocal is_begun
+                if not is_begun:
+                    progress.begin_at(num_done)
+                    is_begun = True
+                size = num_bytes / 1e6
+                of = f"{size:,.0f} of about {size * num_samples / num_done:,.0f} MB" if num_done else ""
+                progress.update(num_done, num_bad, of)
+
+            try:
+                report = write_beton(
+                    samples, out, num_samples=num_samples, target=target, num_workers=self.workers,
+                    max_bad=self.max_bad, overwrite=self.overwrite, resume=self.resume, on_progress=show,
+                    **more,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                if not can_go_on(out):
+                    raise
+                raise self.interrupted() from None
+        what, shards = out, ""
+        if more.get("shard_mb"):
+            what = shard_path(out, 0, report.num_shards)
+            shards = f"{number_of(report.num_shards, 'shard')}, "
+        speed = (report.num_samples - report.num_before) / max(report.seconds, 1e-9)
+        before = f", {report.num_before:,} of them before the interruption" if report.num_before else ""
         print(
-            f"{small_path(out)}: {num:,} {was} left out as smaller than {more['target'].min_px} px, "
-            f"the first is {report.first_small}"
+            f"{what}: {shards}{report.num_samples:,} samples{before}, {report.num_bytes / 1e6:,.1f} MB, "
+            f"{report.seconds:.1f} s ({speed:,.0f} images/s): "
+            f"{report.num_passed:,} taken over, "
+            f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
         )
+        small = f"smaller than {target.min_px} px"
+        for path, num, why, first in (
+            (bad_path(out), report.num_bad, "bad", report.first_bad),
+            (small_path(out), report.num_small, small, report.first_small),
+        ):
+            if num:
+                was = "was" if num == 1 else "were"
+                print(f"{path}: {num:,} {was} left out as {why}, the first is {first}")
 
-
-def again(command: str, options: Any) -> str:
-    """Return the command that goes on, with the options that differ from their defaults."""
-    words = ["fastpsl", "data", command]
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if field.default is MISSING:
-            words.append(str(value))
-        elif field.name != "resume" and value != field.default:
-            name = f"--{field.name.replace('_', '-')}"
-            words += [name] if value is True else [name, str(value)]
-    return shlex.join([*words, "--resume"])
+    def interrupted(self) -> KeyboardInterrupt:
+        """Return an interruption that tells the command that goes on, with the options that were given."""
+        words = ["fastpsl", "data", type(self).__name__.lower()]
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is MISSING:
+                words.append(str(value))
+            elif field.name != "resume" and value != field.default:
+                name = f"--{field.name.replace('_', '-')}"
+                words += [name] if value is True else [name, str(value)]
+        return KeyboardInterrupt(f"interrupted; go on with: {shlex.join([*words, '--resume'])}")
 
 
 @dataclass(frozen=True)
-class Append:
+class Append(_Writing):
     """Append the images of another source to a dataset file or to shards, as one more file beside them.
 
     What is there is not touched: to train.beton comes train.more-00001.beton, and 'train.*beton' names both.
@@ -139,58 +183,30 @@ class Append:
     """What to append: a folder, a list, tars, ..., as for fastpsl data write."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A dataset file, or a quoted glob of shards."""
-    format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
-        "auto"
-    )
-    """What SRC is. [told from SRC]"""
-    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which part of a SRC that holds several, e.g. train."""
-    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold images."""
-    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold labels; none for no labels."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Threads; the file does not depend on it. [one per core]"""
-    max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
-    """How many bad images are left out and listed before writing stops with exit 2."""
+    format: Format = "auto"
+    split: Split = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    workers: Workers = None
+    max_bad: MaxBad = "1%"
     overwrite: bool = False
     """Without --resume, start an interrupted appending anew."""
     resume: bool = False
     """Go on where an interrupted appending was."""
 
     def run(self) -> None:
-        """Write the further file, and print what became of the images.
-
-        Raises:
-            ValueError: A number is out of range, SRC does not suit DATA, or it cannot be written.
-        """
+        """Write the further file, and print what became of the images."""
         from fastpsl.pipelines.beton.write import appendix, max_bad_count
 
         if self.workers is not None and not 1 <= self.workers <= 4096:
             raise ValueError(f"--workers {self.workers}: give a number from 1 to 4096")
         max_bad_count(self.max_bad, 0)  # fails before the source is counted
-        source = counted(
-            self.src,
-            self.format,
-            split=self.split,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
-        record = record_of(self.src, self.split, "0/1", source) | {"appended": True}
+        source = self.counted()
+        record = self.record_of(source, "0/1") | {"appended": True}
         new = appendix(self.data, source, record)
-        write_and_tell(
-            "append",
-            self,
-            new.out,
-            source.num_samples,
-            new.samples(source),
-            class_names=new.class_names,
-            target=new.target,
-            num_workers=self.workers,
-            max_bad=self.max_bad,
-            overwrite=self.overwrite,
-            resume=self.resume,
-            record=record,
+        samples = new.samples(source)
+        self.write(
+            new.out, source.num_samples, samples, new.target, class_names=new.class_names, record=record
         )
         print(f"'{new.pattern}' names all of it")
 
@@ -200,7 +216,7 @@ Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
 @dataclass(frozen=True)
-class Write:
+class Write(_Writing):
     """Write images as one dataset file: FFCV's format, which ffcv's own Reader and Loader read too.
 
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
@@ -209,43 +225,24 @@ class Write:
     the same command with --resume goes on with a writing that was interrupted.
     """
 
-    src: tyro.conf.Positional[
-        Annotated[
-            str,
-            tyro.conf.arg(
-                metavar="SRC",
-                help="The images. A folder with a folder per class, or a flat folder (label -1). "
-                "A list of image files (.txt, .csv, or iNaturalist's .json). A tar, or a quoted glob of "
-                "tars, also WebDataset's. An .npz of uint8 images. Parquet files, or hf:NAME for a data "
-                "set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as published. Tars and Parquet "
-                "files may be elsewhere, e.g. s3://bucket/*.tar. "
-                "See https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.",
-            ),
-        ]
-    ]
+    src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
+    """The images. A folder with a folder per class, or a flat folder (label -1). A list of image files (.txt,
+    .csv, or iNaturalist's .json). A tar, or a quoted glob of tars, also WebDataset's. An .npz of uint8
+    images. Parquet files, or hf:NAME for a data set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as
+    published. Tars and Parquet files may be elsewhere, e.g. s3://bucket/*.tar. See
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton; or its address, e.g. s3://bucket/train.beton."""
-    format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
-        "auto"
-    )
-    """What SRC is. [told from SRC]"""
-    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which part of a SRC that holds several, e.g. train."""
-    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold images."""
-    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold labels; none for no labels."""
+    format: Format = "auto"
+    split: Split = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     labels: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None
     """Of a folder without class folders: a list of PATH CLASS, or one class per line in the files' order."""
-    classes: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DATA|LIST|folders|none",
-            help="Class names in the order of the labels: those of a training set (a folder, a .beton "
-            "file), or a list with one class per line. folders: folders are classes, even train and val. "
-            "none: no labels. [SRC's own, sorted]",
-        ),
-    ] = None
+    classes: Annotated[str | None, tyro.conf.arg(metavar="DATA|LIST|folders|none")] = None
+    """Class names in the order of the labels: those of a training set (a folder, a .beton file), or a list
+    with one class per line. folders: folders are classes, even train and val. none: no labels. [SRC's own,
+    sorted]"""
     mode: Literal["auto", "jpg", "raw"] = "auto"
     """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
     short_side: Pixels = None
@@ -263,10 +260,8 @@ class Write:
     shard_mb: Annotated[int | None, tyro.conf.arg(metavar="MB")] = None
     """Write shards of about this size, e.g. 1000, named train-00000-of-00003.beton for OUT train.beton. [one
     file]"""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Threads; the file does not depend on it. [one per core]"""
-    max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
-    """How many bad images are left out and listed before writing stops with exit 2."""
+    workers: Workers = None
+    max_bad: MaxBad = "1%"
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
     """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
     none of the bad."""
@@ -280,11 +275,7 @@ class Write:
     """Go on where an interrupted writing of OUT was; the files become as if it had not been."""
 
     def run(self) -> None:
-        """Write the dataset file and print what became of the images.
-
-        Raises:
-            ValueError: A number is out of range, the source cannot be read, or too many images are bad.
-        """
+        """Write the dataset file and print what became of the images."""
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable
@@ -315,16 +306,7 @@ class Write:
             raise ValueError(f"--cache-dir {self.cache_dir}: it is for an OUT elsewhere; leave it out")
         if not self.dry_run:
             require_writable(out, overwrite=self.overwrite, resume=self.resume, shards=shards)
-        source = counted(
-            self.src,
-            self.format,
-            split=self.split,
-            shard=shard,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            labels=self.labels,
-            classes=self.classes,
-        )
+        source = self.counted(shard=shard, labels=self.labels, classes=self.classes)
         mode = source.mode if self.mode == "auto" else self.mode
         if mode == "raw" and self.reencode == "all":
             raise ValueError(
@@ -334,21 +316,12 @@ class Write:
         target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
         if self._foresee(source, target, out):
             return
-        write_and_tell(
-            "write",
-            self,
-            out,
-            source.num_samples,
-            source.samples,
-            class_names=source.class_names,
-            target=target,
-            num_workers=self.workers,
-            max_bad=self.max_bad,
-            overwrite=self.overwrite,
-            resume=self.resume,
-            shard_mb=self.shard_mb,
-            record=record_of(self.src, self.split, self.shard, source),
-        )
+        record = self.record_of(source, self.shard)
+        names = source.class_names
+        self.write(
+            out, source.num_samples, source.samples, target, class_names=names, shard_mb=self.shard_mb,
+            record=record,
+        )  # fmt: skip
         if upload is not None:
             self._send(upload)
 
@@ -357,8 +330,8 @@ class Write:
         try:
             num, num_bytes = upload.send()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; go on with: {again('write', self)}") from None
-        print(f"{self.out}: {num:,} {'file' if num == 1 else 'files'} uploaded, {num_bytes / 1e6:,.1f} MB")
+            raise self.interrupted() from None
+        print(f"{self.out}: {number_of(num, 'file')} uploaded, {num_bytes / 1e6:,.1f} MB")
 
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
         """Print what is expected of writing; return whether that is all that was asked for."""

@@ -37,49 +37,21 @@ class Doctor:
     noise hides it; 2: something is broken. See https://fastpsl.github.io/fastpsl/how_to/bottleneck.html.
     """
 
-    recipe: tyro.conf.Positional[
-        Annotated[
-            str | None,
-            tyro.conf.arg(
-                metavar="NAME",
-                help="A name of `fastpsl recipes`, or the path of a script; its options follow. [jigsaw, "
-                "with a ResNet-18]",
-            ),
-        ]
-    ] = None
+    recipe: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]] = None
+    """A name of `fastpsl recipes`, or the path of a script; its options follow. [jigsaw, with a ResNet-18]"""
     json: bool = False
     """One JSON object on stdout instead of the screen."""
     stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
     """Of the recipe's plan, such as S1 S3. [all]"""
-    seconds: Annotated[
-        float | None,
-        tyro.conf.arg(
-            metavar="NUM",
-            help="Length of a timed region, of which there are many; one step at least. [3 on CUDA, "
-            "else 1; 0.3 without --data]",
-        ),
-    ] = None
-    gpus: Annotated[
-        int | None,
-        tyro.conf.arg(
-            metavar="NUM",
-            help="Ranks of this machine, as for torchrun: one rank is measured, with its share of "
-            "batch and cores. [its GPUs, or 1]",
-        ),
-    ] = None
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
+    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without
+    --data]"""
+    gpus: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its
+    GPUs, or 1]"""
 
     def run(self, *recipe_options: str) -> int:
-        """Measure and print the report.
-
-        Args:
-            *recipe_options: The recipe's own arguments.
-
-        Returns:
-            The exit code: 0, 1 or 2 as above, 130 if interrupted.
-
-        Raises:
-            ValueError: The recipe, its options or its data cannot be measured, or doctor itself fails.
-        """
+        """Measure and print the report; return the exit code as above, or 130 if interrupted."""
         try:
             from fastpsl.doctor.examination import examine
             from fastpsl.scripts.recipe_files import named_path

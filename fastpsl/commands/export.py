@@ -18,16 +18,9 @@ class Export:
     config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/export.html.
     """
 
-    checkpoint: tyro.conf.Positional[
-        Annotated[
-            Path,
-            tyro.conf.arg(
-                metavar="CHECKPOINT",
-                help="A checkpoint, a run's folder (its newest), or others' weights, of which the flags "
-                "below must tell (https://fastpsl.github.io/fastpsl/how_to/others_weights.html).",
-            ),
-        ]
-    ]
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell
+    (https://fastpsl.github.io/fastpsl/how_to/others_weights.html)."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors, .onnx; of hf, a new folder."""
     to: Annotated[str, tyro.conf.arg(metavar="|".join(EXPORTS))]
@@ -52,11 +45,7 @@ class Export:
     """Of others' weights: side of their crops."""
 
     def run(self) -> None:
-        """Write the file and print what it holds.
-
-        Raises:
-            ValueError: The weights cannot be read or exported, or --results is no folder.
-        """
+        """Write the file and print what it holds."""
         from fastpsl.evaluation.options import given_input
         from fastpsl.models.export import export
 

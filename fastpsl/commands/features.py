@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from fastpsl.engine.distributed import World
     from fastpsl.evaluation.options import EvaluationOptions
 
-CHECKPOINT = tyro.conf.arg(
+_CHECKPOINT = tyro.conf.arg(
     metavar="CKPT",
     help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
     "others' weights.",
 )
+Checkpoint = tyro.conf.Positional[Annotated[Path, _CHECKPOINT]]
+OptionalCheckpoint = tyro.conf.Positional[Annotated[Path | None, _CHECKPOINT]]
+Block = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="final|B1|B2..",
+        help="Whose output is averaged over all positions; final is the last. Names such as fc7 serve as "
+        "well.",
+    ),
+]
+OutFolder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="The folder to write to.")]
+RandomWeights = Annotated[bool, tyro.conf.arg(help="Random weights of --backbone instead of CKPT.")]
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,7 @@ class ExtractionOptions:
     backbone: Annotated[
         str | None,
         tyro.conf.arg(
-            metavar="NAME",
-            help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}.",
+            metavar="NAME", help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}."
         ),
     ] = None
     input_channels: Annotated[
@@ -65,15 +76,7 @@ class ExtractionOptions:
 
     @contextmanager
     def joined(self, checkpoint: Path | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
-        """Join torchrun's ranks and yield the evaluation's options; leave the ranks at the end.
-
-        Args:
-            checkpoint: The weights, or None with `random_weights`.
-            **more: Further fields of EvaluationOptions, such as seed.
-
-        Raises:
-            ValueError: Weights are given twice or not at all, or a value is out of range.
-        """
+        """Join torchrun's ranks and yield the evaluation's options, with `more` fields such as seed."""
         from fastpsl.engine.distributed import join_world, leave_world
         from fastpsl.evaluation.options import EvaluationOptions
         from fastpsl.scripts.recipe import require_paths
@@ -100,14 +103,13 @@ class Features:
     it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, CHECKPOINT]]
+    checkpoint: Checkpoint
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A dataset file, a quoted glob of shards, a folder or list of images
     (https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
     """The file to write."""
-    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
-    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    block: Block = "final"
     dtype: Annotated[Literal["float16", "float32"], tyro.conf.arg(metavar="float16|float32")] = "float16"
     """Of the file."""
     overwrite: bool = False
@@ -116,11 +118,7 @@ class Features:
     """How they are computed."""
 
     def run(self) -> None:
-        """Write the file and print what it holds; under torchrun every rank does its share.
-
-        Raises:
-            ValueError: Weights or data cannot be read, the block is unknown, or the file exists.
-        """
+        """Write the file and print what it holds; under torchrun every rank does its share."""
         from fastpsl.evaluation.features import Extraction
         from fastpsl.pipelines.datasets.open import open_data
 
@@ -146,30 +144,23 @@ class TSNE:
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
+    checkpoint: OptionalCheckpoint = None
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """A dataset file, a quoted glob of shards, a folder or a list of images."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """The folder to write to."""
-    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
-    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    out: OutFolder
+    block: Block = "final"
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 1000
     """Images, drawn by --seed; all where there are fewer."""
     perplexity: Annotated[float, tyro.conf.arg(metavar="NUM")] = 30.0
     """About how many neighbours each point has; less than NUM."""
     seed: int = 0
     """Of the images that are drawn, of t-SNE, and of random weights."""
-    random_weights: bool = False
-    """Random weights of --backbone instead of CKPT."""
+    random_weights: RandomWeights = False
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How features are computed."""
 
     def run(self) -> None:
-        """Write the map and print the figures; under torchrun every rank computes its share of the features.
-
-        Raises:
-            ValueError: Weights or data cannot be read, the block is unknown, or a number is out of range.
-        """
+        """Write the map and print the figures; under torchrun every rank does its share."""
         from fastpsl.evaluation.tsne import make_map
 
         with self.extraction.joined(
@@ -190,46 +181,29 @@ class Retrieve:
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
-    gallery: Annotated[
-        str,
-        tyro.conf.arg(
-            metavar="DATA",
-            help="Where neighbours are looked for: a dataset file, a quoted glob of shards, a folder of "
-            "images or a list of them.",
-        ),
-    ]
+    checkpoint: OptionalCheckpoint = None
+    gallery: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """Where neighbours are looked for: a dataset file, a quoted glob of shards, a folder of images or a list
+    of them."""
     queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """The query images, in the same forms. An image of the same data does not find itself."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """The folder to write to."""
-    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
-    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    out: OutFolder
+    block: Block = "final"
     k: Annotated[int, tyro.conf.arg(metavar="NUM")] = 8
     """Neighbours of each query."""
-    num: Annotated[
-        int,
-        tyro.conf.arg(
-            metavar="NUM",
-            help="Queries in the figure, drawn by --seed; all where there are fewer. The precision is "
-            "of all queries in any case.",
-        ),
-    ] = 16
+    num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
+    """Queries in the figure, drawn by --seed; all where there are fewer. The precision is of all queries in
+    any case."""
     query_indices: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INDEX...")] = ()
     """Queries in the figure, from 0, instead of drawn ones."""
     seed: int = 0
     """Of the queries that are shown, and of random weights."""
-    random_weights: bool = False
-    """Random weights of --backbone instead of CKPT."""
+    random_weights: RandomWeights = False
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How features are computed."""
 
     def run(self) -> None:
-        """Write the neighbours and print the figures; under torchrun every rank does its share.
-
-        Raises:
-            ValueError: Weights or data cannot be read, the block is unknown, or a number is out of range.
-        """
+        """Write the neighbours and print the figures; under torchrun every rank does its share."""
         from fastpsl.evaluation.retrieval import retrieve
 
         with self.extraction.joined(

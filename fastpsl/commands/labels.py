@@ -26,14 +26,9 @@ class MakeLabels:
     """Where the labels come from."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npz")]
     """The file to write."""
-    data: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DATA",
-            help="The training images: a dataset file, a quoted glob of shards, a folder of images or a list "
-            "of them. [the embedded sample]",
-        ),
-    ] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """The training images: a dataset file, a quoted glob of shards, a folder of images or a list of them.
+    [the embedded sample]"""
     num_clusters: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
@@ -46,11 +41,7 @@ class MakeLabels:
     """Replace FILE.npz, which is refused otherwise."""
 
     def run(self) -> None:
-        """Write the file and print its figures.
-
-        Raises:
-            ValueError: A number is out of range, or the file cannot be written.
-        """
+        """Write the file and print its figures."""
         from fastpsl.evaluation.cluster_report import label_lines, measure
         from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.sample.betons import sample_paths
@@ -101,14 +92,9 @@ class Clusters:
 
     run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
     """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels."""
-    data: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DATA",
-            help="What is labelled: a dataset file, a quoted glob of shards, a folder or a list of "
-            "them. [the run's own --data; of FILE the embedded sample]",
-        ),
-    ] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """What is labelled: a dataset file, a quoted glob of shards, a folder or a list of them. [the run's own
+    --data; of FILE the embedded sample]"""
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
     """Of a run: other labels of the same images. [RUN/labels.npz]"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -121,11 +107,7 @@ class Clusters:
     """Of a run with your own module: the module, as in the training."""
 
     def run(self) -> None:
-        """Write the report and print its lines.
-
-        Raises:
-            ValueError: Labels or data cannot be read, or do not fit each other.
-        """
+        """Write the report and print its lines."""
         from fastpsl.evaluation.cluster_report import report
 
         if self.seed < 0:
@@ -157,11 +139,7 @@ class Permutations:
     """Replace FILE.npy, which is refused otherwise."""
 
     def run(self) -> None:
-        """Write the file and print the distances of each nested set.
-
-        Raises:
-            ValueError: The counts do not rise, the file exists, or there are too few permutations.
-        """
+        """Write the file and print the distances of each nested set."""
         import numpy as np
 
         from fastpsl.files.atomic import output_errors, write_atomically

@@ -34,38 +34,20 @@ class Show:
     see https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    data: tyro.conf.Positional[
-        Annotated[
-            str | None,
-            tyro.conf.arg(
-                metavar="DATA",
-                help="A dataset file, a quoted glob of shards, a folder of images or a list of them. "
-                "[the embedded sample]",
-            ),
-        ]
-    ] = None
-    task: Annotated[
-        str,
-        tyro.conf.arg(
-            metavar="|".join(TASKS),
-            help="crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose "
-            "images are of --short-side 32 in the paper.",
-        ),
-    ] = "crops"
+    data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
+    """A dataset file, a quoted glob of shards, a folder of images or a list of them. [the embedded sample]"""
+    task: Annotated[str, tyro.conf.arg(metavar="|".join(TASKS))] = "crops"
+    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose images are of
+    --short-side 32 in the paper."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
     """Samples to draw."""
     seed: int = 0
     """Another seed shows other samples, other crops and other draws."""
-    short_side: Annotated[
-        int,
-        tyro.conf.arg(
-            metavar="PX",
-            help="Shorter side of the image that is cut from; the task's other sizes keep the "
-            "paper's proportion to it.",
-        ),
-    ] = 256
+    short_side: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
+    """Shorter side of the image that is cut from; the task's other sizes keep the paper's proportion to
+    it."""
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
@@ -73,12 +55,7 @@ class Show:
     """The PNG to write. [TASK-GLEVEL.png in this folder]"""
 
     def run(self) -> None:
-        """Draw the first samples of epoch 0 and print a summary; list undecodable samples on stderr.
-
-        Raises:
-            ValueError: A task, level, device or decoder is unknown, a number is out of range, or the data
-                cannot be read.
-        """
+        """Draw the first samples of epoch 0 and print a summary; list undecodable samples on stderr."""
         import torch
 
         from fastpsl.commands.show_tasks import Crops, task_of

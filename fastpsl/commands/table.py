@@ -21,55 +21,31 @@ class Table:
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    name: tyro.conf.Positional[
-        Annotated[
-            str,
-            tyro.conf.arg(
-                metavar="|".join(NAMES),
-                help="psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, "
-                "rotation; 7: few labels; 8: detection; 9: SVMs and linear classifiers on other data; "
-                "ablations: jigsaw with other orders, lengths and partitions, which are not in the "
-                "paper. uic/1: number of classes; 2: fine-tuning; 3: the view that labels are made "
-                "of; 4: linear classifiers, all methods; 5: fine-tuned on Pascal VOC; 6: few-shot; 7: "
-                "strong augmentation; 8: other networks. sslpp/3: a NIN block on each block; 4: "
-                "other classifiers; 5, 6: nearest neighbours; 7, 10, fig1: AlexNet's layers, from "
-                "Tiny-YFCC100M to STL-10; 8: few labels; 9: where pseudo-labels come from; 11: "
-                "without the task; 12: coupled; 13, 14: clusters and transformations; fig3: "
-                "fine-tuned on Pascal VOC; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10; "
-                "-yfcc: from Tiny-YFCC100M.",
-            ),
-        ]
-    ]
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="|".join(NAMES))]]
+    """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels;
+    8: detection; 9: SVMs and linear classifiers on other data; ablations: jigsaw with other orders, lengths
+    and partitions, which are not in the paper. uic/1: number of classes; 2: fine-tuning; 3: the view that
+    labels are made of; 4: linear classifiers, all methods; 5: fine-tuned on Pascal VOC; 6: few-shot; 7:
+    strong augmentation; 8: other networks. sslpp/3: a NIN block on each block; 4: other classifiers; 5, 6:
+    nearest neighbours; 7, 10, fig1: AlexNet's layers, from Tiny-YFCC100M to STL-10; 8: few labels; 9: where
+    pseudo-labels come from; 11: without the task; 12: coupled; 13, 14: clusters and transformations; fig3:
+    fine-tuned on Pascal VOC; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10; -yfcc: from
+    Tiny-YFCC100M."""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that holds the runs, at any depth; the commands write there too."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
-    scale: Annotated[
-        str,
-        tyro.conf.arg(
-            metavar="paper|tiny",
-            help="tiny: small sizes for any folder of images of 64 px or more (sslpp: 32), three "
-            "seeds; two cores do a row in less than an hour.",
-        ),
-    ] = "paper"
-    data: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DATA",
-            help="Training images, for the commands: a dataset file, a quoted glob of shards, a folder of "
-            "images or a list of them. If it is given, results of other images do not count. [TRAIN.beton]",
-        ),
-    ] = None
+    scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
+    """tiny: small sizes for any folder of images of 64 px or more (sslpp: 32), three seeds; two cores do a
+    row in less than an hour."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Training images, for the commands: a dataset file, a quoted glob of shards, a folder of images or a
+    list of them. If it is given, results of other images do not count. [TRAIN.beton]"""
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Validation images, in the same forms. [VAL.beton]"""
-    pretrain_data: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="DATA",
-            help="What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, "
-            "in the same forms. [PRETRAIN.beton]",
-        ),
-    ] = None
+    pretrain_data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, in the same forms.
+    [PRETRAIN.beton]"""
     voc: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder VOCdevkit, for what is evaluated on Pascal VOC. [VOCdevkit]"""
     proposals: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN TEST")] = None
@@ -86,13 +62,9 @@ class Table:
     """GPUs, for the commands. [8; tiny: 1]"""
 
     def run(self) -> None:
-        """Write the table and print its lines.
-
-        Raises:
-            ValueError: The table or the scale is unknown.
-        """
+        """Write the table and print its lines."""
         from fastpsl.tables.data_sets import OTHER_DATA
-        from fastpsl.tables.table import make_table
+        from fastpsl.tables.page import make_table
 
         paths = {name: getattr(self, name) for name in OTHER_DATA}
         lines = make_table(

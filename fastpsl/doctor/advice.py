@@ -4,65 +4,60 @@ The model: a step needs 1/s seconds per image, a loader needs 1/l, and both run 
 the longer of the two. If both share the CPU's cores, an image takes at least their work divided by the cores.
 The gain of a change is the model's rate after it over the model's rate before it. The real rate is below the
 model's; their ratio is assumed to stay as measured.
+
+The model: a step needs 1/s seconds per image, a loader needs 1/l, and both run side by side. An image takes
+the longer of the two. If both share the CPU's cores, an image takes at least their work divided by the cores.
+The gain of a change is the model's rate after it over the model's rate before it. The real rate is below the
+model's; their ratio is assumed to stay as measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
+from fastpsl.doctor.measurements import (
+    BETON_WRITE,
+    MIN_GAIN,
+    Alternative,
+    AutoDecoder,
+    DecoderCost,
+    Measurements,
+    StageRates,
+)
+from fastpsl.pipelines.decoders.choose import DALI_MS
 
 GOOD_RATIO = 0.95
-MIN_GAIN = 0.02
+_LEAST_GAIN = 0.02
 MAX_SPREAD = 2 * (1 - GOOD_RATIO)  # (max - min) / median of the repeats
 _LARGE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The part that slows down the stage that loses the most time.
+    """The part that slows down the stage that loses the most time, with one line for people."""
 
-    Attributes:
-        part: "read", "decode", "copy", "augment", "step", "overlap" or "noise".
-        stage: Name of the stage.
-        text: One line for people.
-    """
-
-    part: str
+    part: Literal["read", "decode", "copy", "augment", "step", "overlap", "noise"]
     stage: str
     text: str
 
 
 @dataclass(frozen=True)
 class Change:
-    """An option to change.
-
-    Attributes:
-        option: The option as a user types it.
-        text: Reason or measurement.
-        gain: 0.35 means 35 % more images/s over all measured stages; None if not measured.
-    """
+    """An option to change, as a user types it, with the reason or measurement."""
 
     option: str
     text: str
-    gain: float | None
+    gain: float | None  # 0.35: 35 % more images/s over all measured stages; None if not measured
 
 
 class Parts(NamedTuple):
-    """The rates of a stage's parts, each alone, in images/s.
-
-    Attributes:
-        step: The step on synthetic data.
-        decode: The loader on bytes in memory.
-        loader: The loader on the data as it is stored.
-        num_threads: Decoding threads; None for the current number.
-    """
+    """The rates of a stage's parts, each alone, in images/s: as in `StageRates`."""
 
     step: float
     decode: float
     loader: float
-    num_threads: int | None = None
+    num_threads: int | None = None  # None for the current number of decoding threads
 
     @classmethod
     def of(cls, stage: StageRates) -> "Parts":
@@ -103,22 +98,18 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
         waits = f"{stage.name} loses most: it waits {lost:.0%} of {number_of(stage.epochs, 'epoch')}"
     if not _is_explained(stage, measured):
         crowded = "loader and step are fast enough alone: the host's threads are in each other's way"
-        text = f"{waits}, though {crowded}"
-        return Bottleneck("overlap", stage.name, text)
+        return Bottleneck("overlap", stage.name, f"{waits}, though {crowded}")
     if stage.loader < 0.8 * stage.decode:
-        storage = "the network: the data is not on this machine" if measured.read.is_remote else ""
-        reason = storage or "storage: the data is not in the page cache"
+        reason = "storage: the data is not in the page cache"
+        if measured.read.is_remote:
+            reason = "the network: the data is not on this machine"
         return Bottleneck("read", stage.name, f"{waits} for {reason} ({_rate(stage.loader)} images/s)")
     if measured.copy is not None and measured.copy < 1.1 * stage.loader:
-        return Bottleneck(
-            "copy", stage.name, f"{waits} for copies to the GPU ({_rate(measured.copy)} images/s)"
-        )
-    faster = stage.loader >= stage.synthetic
-    text = (
-        f"{waits}: decoding needs the {number_of(measured.num_cores, 'core')} on which the step runs"
-        if faster
-        else f"{waits} for decoding ({_rate(stage.loader)} images/s by {measured.decoder})"
-    )
+        text = f"{waits} for copies to the GPU ({_rate(measured.copy)} images/s)"
+        return Bottleneck("copy", stage.name, text)
+    text = f"{waits} for decoding ({_rate(stage.loader)} images/s by {measured.decoder})"
+    if stage.loader >= stage.synthetic:
+        text = f"{waits}: decoding needs the {number_of(measured.num_cores, 'core')} on which the step runs"
     return Bottleneck("decode", stage.name, text)
 
 
@@ -152,15 +143,13 @@ def _of_noise(stage: StageRates) -> Bottleneck:
 
 def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
     """Return the bottleneck if no stage waits: the step of `stage`, the longest one, or its augmentation."""
-    share = stage.augment_share
+    text = f"{stage.name} does not wait for its data"
     if len(measured.stages) > 1:
-        never = f"no stage waits for its data; {stage.name} takes the longest"
-    else:
-        never = f"{stage.name} does not wait for its data"
-    if share >= _LARGE_SHARE:
-        text = f"{never}; {share:.0%} of its step are augmentation ({stage.augment})"
-        return Bottleneck("augment", stage.name, text)
-    return Bottleneck("step", stage.name, never)
+        text = f"no stage waits for its data; {stage.name} takes the longest"
+    if stage.augment_share < _LARGE_SHARE:
+        return Bottleneck("step", stage.name, text)
+    share = f"{stage.augment_share:.0%} of its step are augmentation ({stage.augment})"
+    return Bottleneck("augment", stage.name, f"{text}; {share}")
 
 
 def changes(measured: Measurements) -> list[Change]:
@@ -175,8 +164,8 @@ def changes(measured: Measurements) -> list[Change]:
     options += [_step_as(mode, measured) for mode in sorted(modes)]
     paths = {path for stage in measured.stages for path in stage.augment_ms}
     options += [_augment_as(path, measured) for path in sorted(paths)]
-    useful = [change for change in options if change.gain is not None and change.gain >= MIN_GAIN]
-    return sorted(useful, key=lambda change: -(change.gain or 0)) + _untried(measured)
+    useful = [change for change in options if change.gain is not None and change.gain >= _LEAST_GAIN]
+    return sorted(useful, key=lambda change: -(change.gain or 0)) + _untried(measured, limit)
 
 
 def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
@@ -205,9 +194,8 @@ def _load_as(alternative: Alternative, measured: Measurements) -> Change:
         waiting = max(0.0, 1 / now.loader - 1 / now.decode)
         return Parts(now.step, decode, 1 / (1 / decode + waiting), alternative.num_threads)
 
-    text = f"{alternative.part}s {factor:.1f}x as fast here"
-    if alternative.note:
-        text += f" ({alternative.note})"
+    note = f" ({alternative.note})" if alternative.note else ""
+    text = f"{alternative.part}s {factor:.1f}x as fast here{note}"
     return Change(alternative.option, text, _gain(measured, after))
 
 
@@ -253,23 +241,18 @@ def _augment_as(path: str, measured: Measurements) -> Change:
     )
 
 
-def _untried(measured: Measurements) -> list[Change]:
+def _untried(measured: Measurements, limit: Bottleneck) -> list[Change]:
     """Return changes that may help a waiting stage, but were not or cannot be measured here."""
-    limit = bottleneck(measured)
-    if limit is None or limit.part in ("step", "augment", "noise"):
+    if limit.part in ("step", "augment"):
         return []
     if limit.part == "overlap":
         fewer = max(1, measured.num_threads // 2)
         leaves = Change(f"--workers {fewer}", "leaves cores to the step", None)
         return [leaves] if fewer < measured.num_threads else []
-    reading_options = {option for option in measured.untried if "--order" in option}
+    untried = [Change(option, reason, None) for option, reason in measured.untried.items()]
     if limit.part == "decode":
-        return [
-            Change(option, reason, None)
-            for option, reason in measured.untried.items()
-            if not option.startswith("--compile") and option not in reading_options
-        ]
-    ideas = [Change(option, measured.untried[option], None) for option in reading_options]
+        return [one for one in untried if "--order" not in one.option and "--compile" not in one.option]
+    ideas = [one for one in untried if "--order" in one.option]
     if limit.part == "read" and not measured.read.fits:
         text = f"{measured.read.fitting}; smaller images are fewer bytes, and less detail"
         ideas.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
@@ -278,3 +261,37 @@ def _untried(measured: Measurements) -> list[Change]:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | None) -> str:
+    """Choose between `turbo` and `dali` as `auto` does, by the costs of this machine."""
+    if auto not in ("turbo", "dali") or not {"turbo", "dali"} <= costs.keys():
+        return auto
+    if needed is not None and costs["turbo"].images_per_s >= needed:
+        return "turbo"
+    other = "dali" if auto == "turbo" else "turbo"
+    if needed is None:
+        gain = costs[auto].cpu_ms / costs[other].cpu_ms - 1
+    else:
+        gain = costs[other].images_per_s / costs[auto].images_per_s - 1
+    return other if gain >= MIN_GAIN else auto
+
+
+def in_words(auto: AutoDecoder, is_cuda: bool) -> str:
+    """Return the choice, its reason, the measured costs and what follows from them, as one line."""
+    line = f"--decoder auto takes {auto.name}: {auto.reason}"
+    both = [name for name in ("turbo", "dali") if name in auto.costs]
+    if not both:
+        return line
+    costs = ", ".join(f"{name} {_cost(auto.costs[name], is_cuda and name == 'dali')}" for name in both)
+    line += f". Measured here: {costs}"
+    if auto.name not in both or len(both) < 2:
+        return line
+    if auto.by_measurement == auto.name:
+        return f"{line}. This measurement would choose the same"
+    return f"{line}. This measurement would choose otherwise: --decoder {auto.by_measurement}"
+
+
+def _cost(cost: DecoderCost, may_use_engines: bool) -> str:
+    busy = f" ({DALI_MS:g} where an H200's JPEG engines decoded)" if may_use_engines else ""
+    return f"{cost.images_per_s:,.0f} images/s at {cost.cpu_ms:.2f} ms of CPU{busy}"

@@ -15,14 +15,11 @@ from rich.console import Console
 from fastpsl.console.screen import status
 from fastpsl.console.terminal import plain
 from fastpsl.console.words import number_of
-from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
+from fastpsl.doctor.checks import check_machine, check_noise, check_page_cache, check_software
 from fastpsl.doctor.jpeg_engines import check_engines
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measure import measure
-from fastpsl.doctor.recipe import DEFAULT
-from fastpsl.doctor.report import Check, Report
-from fastpsl.doctor.screen import show
-from fastpsl.doctor.software import check_software
+from fastpsl.doctor.report import Check, Report, show
+from fastpsl.doctor.setup import DEFAULT, DoctorSetup, load_recipe_or_default, open_setup
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.files.workers import usable_cores
@@ -42,8 +39,7 @@ def check_data(data: Dataset, options: TrainingOptions) -> Check:
     rows = data.rows(indices)
     codes = np.array([decode_whole(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
-    size = f"{data.num_samples:,} {'images' if data.num_samples > 1 else 'image'}"
-    source = f"{size} in {options.data or 'the embedded sample'}"
+    source = f"{number_of(data.num_samples, 'image')} in {options.data or 'the embedded sample'}"
     if not len(bad):
         return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
     first = int(bad[0])

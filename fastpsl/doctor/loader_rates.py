@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, ReadRate
+from fastpsl.doctor.setup import DoctorSetup
 from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader
@@ -166,9 +166,8 @@ _NUM_WRITTEN = 512
 class Feed:
     """The loaders of one set of views.
 
-    Attributes:
-        warm: Data in memory, because it was read before.
-        costs: The costs of the decoders that were timed on it, by name.
+    `warm` is data in memory, because it was read before. `costs` are those of the decoders that were timed on
+    it, by name.
     """
 
     def __init__(
@@ -204,44 +203,28 @@ class Feed:
                 self.costs[loader.decoder_name] = DecoderCost(rate, 1e3 * cores / rate)
         return rate
 
-    def decode(self) -> float:
-        """Return images/s from data in memory."""
-        return self.rate(self.warm)
-
-    def as_it_lies(self) -> float:
-        """Return images/s from the data as it is stored, in training order."""
-        return self.rate(self.setup.opened.train)
-
     def other_decoders(
         self, chosen: str, decode: float, log: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
         """Time the other decoders briefly."""
         data, device = self.setup.opened.train, self.setup.world.device
         alternatives, untried = [], {}
+        missing = {
+            "turbo": libturbo.why_missing(), "ffcv": libffcv.why_missing(), "dali": dali.why_missing(device),
+        }  # fmt: skip
         for name in READS[data.kind]:
-            if name in (chosen, "synthetic"):
+            if name in (chosen, "synthetic") or (name == "resident" and not resident.is_small(data)):
                 continue
-            reason = ""
-            if name == "turbo":
-                reason = libturbo.why_missing()
-            elif name == "ffcv":
-                reason = libffcv.why_missing()
-            elif name == "dali":
-                reason = dali.why_missing(device)
-            elif name == "resident" and not resident.is_small(data):
-                continue
+            option, reason = f"--decoder {name}", missing.get(name, "")
             if not reason:
                 log(f"decode by {name}")
                 try:
-                    alternatives.append(
-                        Alternative(
-                            f"--decoder {name}", self.rate(self.warm, self.seconds / 2, decoder=name), decode
-                        )
-                    )
+                    rate = self.rate(self.warm, self.seconds / 2, decoder=name)
+                    alternatives.append(Alternative(option, rate, decode))
                     continue
                 except (ValueError, RuntimeError, OSError) as error:
                     reason = f"does not run here: {' '.join(str(error).split())[:300]}"
-            untried[f"--decoder {name}"] = reason
+            untried[option] = reason
         return alternatives, untried
 
     def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
@@ -250,11 +233,6 @@ class Feed:
             return []
         rate = self.rate(self.warm, workers=num_cores)
         return [Alternative(f"--workers {num_cores}", rate, decode, num_threads=num_cores)]
-
-    def quasi_random(self, loader: float, note: str) -> Alternative:
-        """Time reading whole pages from storage; raise ValueError if data, lanes or batch do not allow it."""
-        rate = self.rate(self.setup.opened.train, order="quasi_random")
-        return Alternative("--order quasi_random", rate, loader, note, "read")
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
         """Time some images written as a dataset file, beside the same images as they are.
@@ -266,11 +244,8 @@ class Feed:
         sides = np.minimum(rows.height, rows.width)
         short_side = short_side_px(views)
         targets: list[int | None] = [None] if self.warm.kind == "folder" else []
-        if (
-            short_side
-            and np.median(sides) >= _WORTH_WRITING * short_side
-            and not (rows.mode == MODE_RAW).any()
-        ):
+        are_large = short_side and np.median(sides) >= _WORTH_WRITING * short_side
+        if are_large and not (rows.mode == MODE_RAW).any():
             targets.append(short_side)
         if not targets:
             return []

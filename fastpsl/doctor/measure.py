@@ -10,11 +10,11 @@ from typing import get_args
 
 import torch
 
-from fastpsl.doctor.decoder_choice import by_measurement
-from fastpsl.doctor.doctor_setup import DoctorSetup
+from fastpsl.doctor.advice import by_measurement
 from fastpsl.doctor.jpeg_engines import best_share, measure_engines
 from fastpsl.doctor.loader_rates import Feed, copy_rate, measure_read
-from fastpsl.doctor.measurements import BETON_WRITE, AutoDecoder, Measurements, StageRates
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, AutoDecoder, Measurements, StageRates
+from fastpsl.doctor.setup import DoctorSetup
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -73,8 +73,8 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
             log(f"decode by {decoder}")
             feeds[crops] = feed = Feed(setup, views, batch_size, warm, seconds)
             with named("decoding", "lower --batch-size or --prefetch-batches"):
-                decode = feed.decode()
-                rates[crops] = (decode, feed.as_it_lies() if from_storage else decode)
+                decode = feed.rate(warm)
+                rates[crops] = (decode, feed.rate(data) if from_storage else decode)
         return feeds[crops], rates[crops]
 
     feed, (decode, loader) = feed_of(first_views, batch_size)
@@ -90,7 +90,8 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     if from_storage and setup.options.order == "random" and may_be_quasi_random:
         log("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
-            alternatives.append(feed.quasi_random(loader, read.fitting))
+            rate = feed.rate(data, order="quasi_random")  # ValueError if data, lanes or batch do not allow it
+            alternatives.append(Alternative("--order quasi_random", rate, loader, read.fitting, "read"))
     is_copied = device.type == "cuda" and decoder in ("turbo", "ffcv", "pillow", "synthetic")
     stages = tuple(_stage(setup, i, feed_of, untried, seconds, log) for i in setup.stages)
     is_slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)

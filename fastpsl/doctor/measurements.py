@@ -12,20 +12,13 @@ BETON_WRITE = "fastpsl data write SRC OUT"
 
 @dataclass(frozen=True)
 class ReadRate:
-    """The rate of reading samples.
-
-    Attributes:
-        data_bytes: Size of the data.
-        memory_bytes: Capacity of the page cache; of --cache-dir for data that live elsewhere.
-        cached: Share of the data in that cache before the measurement; None if unknown.
-        is_remote: Whether the data live elsewhere.
-    """
+    """The rate of reading samples."""
 
     images_per_s: float
     bytes_per_image: float
     data_bytes: int
-    memory_bytes: int
-    cached: float | None
+    memory_bytes: int  # of the page cache, or of --cache-dir for data that live elsewhere
+    cached: float | None  # share of the data in that cache before the measurement; None if unknown
     is_remote: bool = False
 
     @property
@@ -49,21 +42,13 @@ class ReadRate:
 
 @dataclass(frozen=True)
 class JpegEngines:
-    """A GPU's JPEG engines while DALI decodes.
+    """A GPU's JPEG engines while DALI decodes."""
 
-    Attributes:
-        num: The number of engines; None if nvJPEG does not tell.
-        why_idle: Why they cannot be used, with the remedy; empty if they can.
-        share: The share of a batch for them that trains.
-        busy_percent: The highest of NVML's readings with that share; None if NVML does not tell.
-        rates: Share → images/s of decoding; empty if they cannot be used.
-    """
-
-    num: int | None
-    why_idle: str
-    share: float
-    busy_percent: int | None = None
-    rates: dict[float, float] = field(default_factory=dict)
+    num: int | None  # None if nvJPEG does not tell
+    why_idle: str  # why they cannot be used, with the remedy; empty if they can
+    share: float  # of a batch, with which it trains
+    busy_percent: int | None = None  # NVML's highest reading with that share; None if it does not tell
+    rates: dict[float, float] = field(default_factory=dict)  # share → images/s; empty if they cannot be used
 
     @property
     def text(self) -> str:
@@ -92,23 +77,14 @@ class JpegEngines:
 
 @dataclass(frozen=True)
 class Alternative:
-    """An alternative way of loading.
-
-    Attributes:
-        option: The option to change.
-        images_per_s: Its rate.
-        beside: The rate of the current way.
-        note: A remark for people.
-        part: The part that changes, decoding from memory or reading from storage.
-        num_threads: Decoding threads; None for the current number.
-    """
+    """An alternative way of loading, by an option, with its rate beside that of the current way."""
 
     option: str
     images_per_s: float
     beside: float
     note: str = ""
-    part: Literal["decode", "read"] = "decode"
-    num_threads: int | None = None
+    part: Literal["decode", "read"] = "decode"  # from memory, or from storage
+    num_threads: int | None = None  # None for the current number of decoding threads
 
     @property
     def factor(self) -> float:
@@ -118,27 +94,15 @@ class Alternative:
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """The cost of a decoder, from memory and with the first stage's crops.
+    """The cost of a decoder, from memory and with the first stage's crops."""
 
-    Attributes:
-        images_per_s: The loader's rate.
-        cpu_ms: CPU time of all threads per image.
-    """
-
-    images_per_s: float
-    cpu_ms: float
+    images_per_s: float  # of the loader
+    cpu_ms: float  # of all threads, per image
 
 
 @dataclass(frozen=True)
 class AutoDecoder:
-    """The choice of `--decoder auto`, beside the measured costs.
-
-    Attributes:
-        name: The decoder that it takes here.
-        reason: Its reason.
-        costs: The costs of the decoders that were measured, by name.
-        by_measurement: The decoder that these costs choose.
-    """
+    """The choice of `--decoder auto` here and its reason, beside the one that the measured costs make."""
 
     name: str
     reason: str
@@ -148,37 +112,22 @@ class AutoDecoder:
 
 @dataclass(frozen=True)
 class StageRates:
-    """The rates of one stage.
-
-    Attributes:
-        batch_size: Images per batch.
-        decode: Rate of the loader on bytes in memory.
-        loader: Rate of the loader on the data as it is stored.
-        step: The mode that trains.
-        step_rates: Mode → rate of the step on synthetic data.
-        augment: The augmentation path that trains.
-        augment_ms: Path → milliseconds of augmenting one batch.
-        both: Rate of the step on the loader's batches.
-        spread: (max - min) / median of the repeats of step or both, whichever is larger.
-        cores_used: CPU cores that were busy during both.
-        peak_bytes: Peak of torch's GPU memory; None on the CPU.
-        folded: Whether the frozen blocks ran as folded copies (--fold-frozen).
-    """
+    """The rates of one stage."""
 
     name: str
     epochs: int
     batch_size: int
-    decode: float
-    loader: float
-    step: str
-    step_rates: dict[str, float]
-    augment: str
-    augment_ms: dict[str, float]
-    both: float
-    spread: float
-    cores_used: float
-    peak_bytes: int | None = None
-    folded: bool = False
+    decode: float  # the loader on bytes in memory
+    loader: float  # the loader on the data as it is stored
+    step: str  # the mode that trains
+    step_rates: dict[str, float]  # mode → the step on synthetic data
+    augment: str  # the path that trains
+    augment_ms: dict[str, float]  # path → milliseconds of augmenting one batch
+    both: float  # the step on the loader's batches
+    spread: float  # (max - min) / median of the repeats of step or both, whichever is larger
+    cores_used: float  # during both
+    peak_bytes: int | None = None  # of torch's GPU memory; None on the CPU
+    folded: bool = False  # whether the frozen blocks ran as folded copies (--fold-frozen)
 
     @property
     def synthetic(self) -> float:
@@ -203,31 +152,20 @@ class StageRates:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The results of one examination.
-
-    Attributes:
-        num_cores: This rank's share of the machine.
-        num_threads: Decoding threads.
-        torch_threads: Threads of a step on the CPU.
-        decode: Rate of the loader on bytes in memory, for the first stage's views.
-        jpeg_engines: What the GPU's JPEG engines do; None without a GPU, DALI or JPEGs.
-        copy: Rate of copies to the device; None if nothing is copied, or if the decoder does it.
-        untried: Option → the reason why it could not be measured.
-        auto: The choice of `--decoder auto`; None if it was not looked at.
-    """
+    """The results of one examination."""
 
     is_cuda: bool
-    num_cores: int
-    num_threads: int
-    torch_threads: int
+    num_cores: int  # this rank's share of the machine
+    num_threads: int  # that decode
+    torch_threads: int  # of a step on the CPU
     decoder: str
     read: ReadRate
-    decode: float
-    copy: float | None
+    decode: float  # as of a stage, for the first one's views
+    copy: float | None  # None if nothing is copied to the device, or if the decoder does it
     stages: tuple[StageRates, ...]
-    jpeg_engines: JpegEngines | None = None
+    jpeg_engines: JpegEngines | None = None  # None without a GPU, DALI or JPEGs
     alternatives: tuple[Alternative, ...] = ()
-    untried: dict[str, str] = field(default_factory=dict)
+    untried: dict[str, str] = field(default_factory=dict)  # option → why it could not be measured
     auto: AutoDecoder | None = None
 
 

@@ -1,11 +1,17 @@
-"""The result of an examination, as JSON and as an exit code."""
+"""The result of an examination: as JSON, as an exit code, and on one screen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fastpsl.doctor.advice import Bottleneck, Change, bottleneck, changes, is_good
-from fastpsl.doctor.measurements import Measurements, StageRates
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastpsl.console.terminal import escaped
+from fastpsl.console.words import number_of
+from fastpsl.doctor.advice import Bottleneck, Change, bottleneck, changes, in_words, is_good
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.scripts import distribution
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
@@ -16,15 +22,9 @@ State = Literal["ok", "warning", "broken"]
 
 @dataclass(frozen=True)
 class Check:
-    """A finding that needs no timing.
+    """A finding that needs no timing, and its remedy, which is empty if none is needed."""
 
-    Attributes:
-        name: One or two words, which stay the same between versions.
-        text: The finding.
-        remedy: The remedy; empty if none is needed.
-    """
-
-    name: str
+    name: str  # one or two words, which stay the same between versions
     state: State
     text: str
     remedy: str = ""
@@ -34,10 +34,8 @@ class Check:
 class Report:
     """The result of an examination.
 
-    Attributes:
-        setting: The measured setup as plain values: recipe, arguments, data, batch_size (of all ranks),
-            num_ranks, cores (of one rank), device, device_name, precision.
-        measured: The measurements; None if the data is broken.
+    The setting has plain values: recipe, arguments, data, batch_size (of all ranks), num_ranks, cores (of one
+    rank), device, device_name, precision. Nothing is measured if the data is broken.
     """
 
     setting: Mapping[str, Any]
@@ -46,9 +44,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """The exit code: 0 if no stage waits for its data, 1 if one does or noise hides it, 2 if one check
-        fails.
-        """
+        """0 if no stage waits for its data, 1 if one does or noise hides it, 2 if a check fails."""
         if any(check.state == "broken" for check in self.checks):
             return EXIT_BROKEN
         assert self.measured is not None
@@ -64,24 +60,172 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, as docs/how_to/bottleneck.md lists them."""
-        limit = self.bottleneck()
+        limit, measured = self.bottleneck(), asdict(self.measured) if self.measured else None
+        if self.measured and measured:
+            for stage, values in zip(self.measured.stages, measured["stages"], strict=True):
+                values |= {"synthetic": stage.synthetic, "ratio": stage.ratio}
         return {
             "format": FORMAT,
             "fastpsl": distribution.version(),
             "setting": dict(self.setting),
             "checks": [asdict(check) for check in self.checks],
-            "measured": _measured(self.measured) if self.measured else None,
+            "measured": measured,
             "bottleneck": asdict(limit) if limit else None,
             "changes": [asdict(change) for change in self.changes()],
             "exit_code": self.exit_code,
         }
 
 
-def _measured(measured: Measurements) -> dict[str, Any]:
-    values = asdict(measured)
-    values["stages"] = [_stage(stage) for stage in measured.stages]
-    return values
+_MAX_CHANGES = 4
+_COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}
+
+Cells = tuple[str, ...]
 
 
-def _stage(stage: StageRates) -> dict[str, Any]:
-    return asdict(stage) | {"synthetic": stage.synthetic, "ratio": stage.ratio}
+def show(report: Report, console: Console) -> None:
+    """Print setting, checks, rates, bottleneck and changes: about 24 lines of 80 columns if all is well."""
+    setting, log = report.setting, _log_to(console)
+    log(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
+    machine = f"{setting['device_name']}, {setting['precision']}"
+    log(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
+    if (ranks := setting["num_ranks"]) > 1:
+        images = number_of(setting["batch_size"] // ranks, "image")
+        share = f"{images} and {number_of(setting['cores'], 'core')}"
+        log(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
+    _show_checks(report.checks, setting["device"] == "cpu", log)
+    measured = report.measured
+    if measured is not None:
+        console.print(_table(measured))
+        if measured.auto:
+            log(in_words(measured.auto, measured.is_cuda))
+        limit = report.bottleneck()
+        if limit is None:
+            log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
+        else:
+            log(f"bottleneck: {limit.part}. {limit.text}", "bold")
+        if measured.jpeg_engines and measured.jpeg_engines.rates:
+            log(measured.jpeg_engines.line)
+        for change in report.changes()[:_MAX_CHANGES]:
+            log(_change(change))
+
+
+def _log_to(console: Console) -> Callable[..., None]:
+    """Return a function that prints a text in a style."""
+
+    def log(text: str, style: str = "") -> None:
+        """Print the text wrapped, with all lines but the first indented."""
+        for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
+            line.rstrip()
+            console.print(Text("  ") + line if i else line)
+
+    return log
+
+
+def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[..., None]) -> None:
+    """Print the names of good checks on one line, and each other check; an idle GPU is not good."""
+    idle = [check for check in checks if check.state == "ok" and check.name == "gpu" and without_gpu]
+    for check in idle:
+        log(check.text)
+    good = [check.name for check in checks if check.state == "ok" and check not in idle]
+    if good:
+        log(f"ok: {', '.join(good)}", _COLOUR["ok"])
+    for check in checks:
+        if check.state != "ok":
+            remedy = f": {check.remedy}" if check.remedy else ""
+            name = "" if check.name == check.state else f"{check.name}: "
+            log(f"{check.state}: {name}{check.text}{remedy}", _COLOUR[check.state])
+
+
+def _change(change: Change) -> str:
+    """Format a change as one line."""
+    gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
+    return f"{gain}: {change.option}: {change.text}"
+
+
+def _table(measured: Measurements) -> Table:
+    """Return the rates as a table with one column per stage."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("images/s")
+    table.add_column("how")
+    stages = measured.stages
+    for name in [stage.name for stage in stages] or [""]:
+        table.add_column(name, justify="right")
+    num = max(1, len(stages))
+    for name, how, cells, style in _rows(measured):
+        table.add_row(name, how, *(cells * num if len(cells) == 1 else cells), style=style)
+    return table
+
+
+def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
+    """Yield name, method, cells (one per stage, or one for all) and style of each row."""
+    stages, read = measured.stages, measured.read
+    storage, cache = ("the network", "--cache-dir") if read.is_remote else ("storage", "the page cache")
+    if read.cached is None:
+        source = "page cache or storage"
+    elif read.from_storage:
+        source = f"{1 - read.cached:.0%} from {storage}"
+    else:
+        source = f"from {cache}"
+    yield "read", source, (_rate_cell(read.images_per_s),), ""
+    threads = number_of(measured.num_threads, "thread")
+    decode = _each(stages, lambda stage: stage.decode) or (_rate_cell(measured.decode),)
+    yield "decode", f"{measured.decoder}, {threads}", decode, ""
+    for alternative in measured.alternatives:
+        yield "", alternative.option.replace(BETON_WRITE, "data write"), _scaled(alternative, stages), "dim"
+    if any(stage.loader != stage.decode for stage in stages):
+        yield "", "and read", _each(stages, lambda stage: stage.loader), ""
+    if measured.is_cuda:
+        yield "copy", "to the GPU" if measured.copy else "by the decoder", (_rate_cell(measured.copy),), ""
+    if not stages:
+        return
+    for path in _ordered(stage.augment_ms for stage in stages):
+        of_path = lambda stage, path=path: _per_s(stage, stage.augment_ms.get(path))
+        is_current = any(stage.augment == path for stage in stages)
+        yield "augment" if is_current else "", path, _each(stages, of_path), "" if is_current else "dim"
+    for mode in _ordered(stage.step_rates for stage in stages):
+        of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
+        is_current = any(stage.step == mode for stage in stages)
+        folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
+        how = f"compile {mode}, synthetic data{folded}"
+        yield "step" if is_current else "", how, _each(stages, of_mode), "" if is_current else "dim"
+    cores = max(stage.cores_used for stage in stages)
+    yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _each(stages, lambda stage: stage.both), ""
+    colour = "green" if is_good(measured) else "yellow"
+    ratios = tuple(f"{stage.shown_ratio:.2f}" for stage in stages)
+    yield "both/synthetic", "", ratios, f"bold {colour}"
+    if any(stage.peak_bytes for stage in stages):
+        peaks = tuple(f"{(stage.peak_bytes or 0) / 1e9:.1f}" for stage in stages)
+        yield "GPU memory", "GB, torch's peak", peaks, ""
+
+
+def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
+    """Return the alternative's rates by stage.
+
+    It was measured with the first stage's crops; the others are assumed to change by the same factor.
+    """
+    if not stages:
+        return (_rate_cell(alternative.images_per_s),)
+    reads, factor = alternative.part == "read", alternative.factor
+    return _each(stages, lambda stage: (stage.loader if reads else stage.decode) * factor)
+
+
+def _ordered(rates: Iterator[dict[str, float]]) -> list[str]:
+    """Return the names in the order of their first appearance."""
+    return list(dict.fromkeys(name for names in rates for name in names))
+
+
+def _each(stages: tuple[StageRates, ...], value: Callable[[StageRates], float | None]) -> Cells:
+    """Return one cell per stage."""
+    return tuple(_rate_cell(value(stage)) for stage in stages)
+
+
+def _per_s(stage: StageRates, milliseconds: float | None) -> float | None:
+    """Convert milliseconds per batch into images/s."""
+    return None if milliseconds is None else stage.batch_size / (milliseconds / 1e3)
+
+
+def _rate_cell(value: float | None) -> str:
+    """Format a rate as a whole number or with three digits, or as a dash."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -4,6 +4,7 @@ Each column is a panel, with a line for each method that shows the paper's numbe
 """
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,13 @@ from fastpsl.tables.report import Report
 from fastpsl.tables.rows import Row
 
 _COLOURS = ("#6b7280", "#1d4ed8", "#c2410c")
+_PAPER_COLOUR, _OUR_COLOUR = "#6b7280", "#c2410c"
+_MOST_PANELS, _FEWER_PANELS = 6, 4  # up to six panels stand beside each other; of more, four do
+
+
+def save_chart(report: Report, path: Path) -> None:
+    """Write the table's curves, or else its panels, to `path` as a PNG."""
+    write_png(curves(report) if report.table.curves else chart(report), path, dpi=150)
 
 
 def curves(report: Report) -> Figure:
@@ -34,22 +42,11 @@ def curves(report: Report) -> Figure:
         axis.set_title(row.method, fontsize=10)
         axis.legend(frameon=False, fontsize=8, loc="lower center")
         axis.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        axis.spines[["top", "right"]].set_visible(False)
     low, high = axes[0][0].get_ylim()
     axes[0][0].set_ylim(low - 0.25 * (high - low), high)  # room for the legends
     axes[0][0].set_ylabel(table.number)
-    seeds = sorted({len(cell.ours.seeds) for cells in report.cells.values() for cell in cells if cell.ours})
-    label = (
-        f"ours, {report.scale.name} scale, {'/'.join(map(str, seeds))} seeds"
-        if seeds
-        else "ours: nothing measured yet"
-    )
-    handles = [
-        Line2D([], [], linestyle="--", color="black", label="paper"),
-        Line2D([], [], linestyle="-", marker="o", color="black", label=label),
-    ]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
+    _legend(figure, report, {"linestyle": "--", "color": "black"}, {"marker": "o", "color": "black"})
     figure.suptitle(table.title, fontsize=11)
     return figure
 
@@ -59,105 +56,70 @@ def _lines(axis: Axes, report: Report, row: Row, colour: str) -> None:
     axis.set_xticks(places, report.table.columns)
     paper = [float("nan") if cell.paper is None else cell.paper for cell in cells]
     axis.plot(places, paper, "--", color=colour, label=row.method)
-    points = [(place, cell.ours) for place, cell in zip(places, cells, strict=True) if cell.ours]
-    if points:
-        axis.errorbar(
-            [place for place, _ in points],
-            [number.mean for _, number in points],
-            yerr=[number.sd or 0 for _, number in points],
-            fmt="o-",
-            markersize=4,
-            capsize=2,
-            color=colour,
-        )
-
-
-# Up to six panels stand beside each other; of more, four do.
-MOST_PANELS, FEWER_PANELS = 6, 4
-PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
+    if points := [(x, cell.ours.mean, cell.ours.sd or 0) for x, cell in enumerate(cells) if cell.ours]:
+        x, mean, sd = zip(*points, strict=True)
+        axis.errorbar(x, mean, sd, fmt="o-", markersize=4, capsize=2, color=colour)
 
 
 def chart(report: Report) -> Figure:
-    """Draw the panels.
+    """Draw a panel for each column.
 
     Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds.
     """
-    rows, columns = report.table.rows, report.table.columns
-    across = len(columns) if len(columns) <= MOST_PANELS else FEWER_PANELS
+    table, rows, columns = report.table, report.table.rows, report.table.columns
+    across = len(columns) if len(columns) <= _MOST_PANELS else _FEWER_PANELS
     lines = -(-len(columns) // across)
     size = (max(7.5, 2.2 + 2.3 * across), 1.5 + lines * (0.4 + 0.42 * len(rows)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(lines, across, sharey=True, squeeze=False)
     for number, column in enumerate(columns):
-        axis = axes.flat[number]
-        _panel(axis, report, number)
-        axis.set_title(column)
+        _panel(axes.flat[number], report, number)
+        axes.flat[number].set_title(column)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)
     names = [f"{row.method}  {row.arch}" + ("" if row.measures else "  *") for row in rows]
     axes[0][0].set_yticks(range(len(rows)), names)
     axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
-    handles = [
-        Line2D(
-            [],
-            [],
-            marker="D",
-            linestyle="",
-            markerfacecolor="white",
-            color=PAPER_COLOUR,
-            label="paper" if report.table.reads else f"paper, {report.table.images.name}",
-        ),
-        Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
-    ]
-    if not any(row.printed for row in rows):
-        del handles[0]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
+    paper = {"marker": "D", "linestyle": "", "markerfacecolor": "white", "color": _PAPER_COLOUR}
+    paper["label"] = "paper" if table.reads else f"paper, {table.images.name}"
+    is_printed = any(row.printed for row in rows)
+    ours = {"marker": "o", "linestyle": "", "color": _OUR_COLOUR}
+    _legend(figure, report, paper if is_printed else None, ours)
     note = "" if all(row.measures for row in rows) else "; * the paper's alone"
-    figure.suptitle(f"{report.table.title}\n{report.table.number}{note}", fontsize=11)
+    figure.suptitle(f"{table.title}\n{table.number}{note}", fontsize=11)
     return figure
 
 
 def _panel(axis: Axes, report: Report, column: int) -> None:
+    def write(number: float, x: float, y: float, colour: str) -> None:
+        axis.annotate(
+            f"{number:.1f}", (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+        )
+
     for place, row in enumerate(report.table.rows):
-        cell = report.cells[row.method][column]
-        if cell.paper is not None:
-            axis.plot(
-                cell.paper, place - 0.12, "D", markersize=6, markerfacecolor="white", color=PAPER_COLOUR
-            )
-            _write(axis, f"{cell.paper:.1f}", cell.paper, place - 0.12, PAPER_COLOUR)
-        if cell.ours:
-            axis.errorbar(
-                cell.ours.mean,
-                place + 0.2,
-                xerr=cell.ours.sd,
-                fmt="o",
-                markersize=5,
-                color=OUR_COLOUR,
-                capsize=2,
-            )
-            _write(
-                axis, f"{cell.ours.mean:.1f}", cell.ours.mean + (cell.ours.sd or 0), place + 0.2, OUR_COLOUR
-            )
+        paper, ours = report.cells[row.method][column]
+        if paper is not None:
+            y = place - 0.12
+            axis.plot(paper, y, "D", markersize=6, markerfacecolor="white", color=_PAPER_COLOUR)
+            write(paper, paper, y, _PAPER_COLOUR)
+        if ours:
+            y = place + 0.2
+            axis.errorbar(ours.mean, y, xerr=ours.sd, fmt="o", markersize=5, color=_OUR_COLOUR, capsize=2)
+            write(ours.mean, ours.mean + (ours.sd or 0), y, _OUR_COLOUR)
     low, high = axis.get_xlim()
     axis.set_xlim(low, high + 0.22 * (high - low))  # room for the last words
     axis.grid(axis="y", alpha=0.25)
     axis.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _write(axis: Axes, words: str, x: float, y: float, colour: str) -> None:
-    axis.annotate(words, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
-
-
-def _our_label(report: Report) -> str:
-    numbers = {len(cell.ours.seeds) for cells in report.cells.values() for cell in cells if cell.ours}
-    if not numbers:
-        return "ours: nothing measured yet"
-    seeds = f"{min(numbers)}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
-    return f"ours, {report.scale.name} scale, {seeds} {'seeds' if max(numbers) > 1 else 'seed'}"
-
-
-def save_chart(report: Report, path: Path) -> None:
-    """Write the table's curves, or else its panels, to `path` as a PNG."""
-    write_png(curves(report) if report.table.curves else chart(report), path, dpi=150)
+def _legend(figure: Figure, report: Report, paper: dict[str, Any] | None, ours: dict[str, Any]) -> None:
+    """Name the marks below the panels; without a mark of the paper it has no number in the table."""
+    numbers = sorted({len(cell.ours.seeds) for row in report.cells.values() for cell in row if cell.ours})
+    label = "ours: nothing measured yet"
+    if numbers:
+        seeds = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+        label = f"ours, {report.scale.name} scale, {seeds} {'seeds' if numbers[-1] > 1 else 'seed'}"
+    marks = [{"label": "paper", **paper}] if paper else []
+    handles = [Line2D([], [], **mark) for mark in (*marks, {**ours, "label": label})]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)

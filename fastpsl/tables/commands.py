@@ -12,25 +12,19 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import recipe_path
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.results import RunIndex, TrainingRun
-from fastpsl.tables.rows import COUPLED, Evaluation, Table, Weights
-from fastpsl.tables.scales import Scale
+from fastpsl.tables.rows import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Table, Weights
+from fastpsl.tables.scales import Scale, Values
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 
 
 @dataclass(frozen=True)
 class Place:
-    """The places that commands read from and write to.
+    """The folder of runs, the data that commands name, and the number of processes that torchrun starts.
 
-    Attributes:
-        runs: The folder of runs.
-        data: The training images.
-        val: The validation images.
-        pretrain: The images that trainings without labels learn from, in tables that have a set for that.
-        num_processes: The number of processes that torchrun starts.
-        others: The paths of the data that evaluations read instead of these, by name (see `other_data`).
+    Trainings without labels learn from `pretrain` in tables that have a set for that. `others` has the paths
+    of the data that evaluations read instead of these, by the name in OTHER_DATA.
     """
 
     runs: Path
@@ -43,15 +37,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Missing:
-    """A pre-training with evaluations that are missing.
+    """A pre-training with the evaluations that are missing, and the commands in order.
 
-    Attributes:
-        weights: The weights that it makes.
-        seed: Its seed.
-        evaluations: The missing evaluations. They are empty if only another training needs this one, which
-            fine-tunes it or learns its pseudo-labels.
-        run: The run of the pre-training; None if there is none yet.
-        commands: The commands in order.
+    Without evaluations only another training needs it, to fine-tune it or to learn its pseudo-labels. `run`
+    is None if it has not begun.
     """
 
     weights: Weights
@@ -85,14 +74,8 @@ def missing_runs(
             evaluations_of.setdefault((weights, seed), []).append(evaluation)
     writer = _Writer(table, scale, runs, index, place)
     return [
-        Missing(
-            weights,
-            seed,
-            tuple(evaluations),
-            runs[weights].get(seed),
-            writer.commands(weights, seed, evaluations),
-        )
-        for (weights, seed), evaluations in evaluations_of.items()
+        Missing(weights, seed, tuple(some), runs[weights].get(seed), writer.commands(weights, seed, some))
+        for (weights, seed), some in evaluations_of.items()
     ]
 
 
@@ -102,23 +85,14 @@ def _is_done(runs: Mapping[int, TrainingRun], seed: int) -> bool:
 
 @dataclass(frozen=True)
 class _Writer:
-    """A writer of one table's commands.
-
-    Attributes:
-        table: The table.
-        scale: The scale of the numbers.
-        runs: The runs of each training, by seed.
-        index: The results and runs below the folder of runs.
-        place: Where the commands read and write.
-        label_files: The files of labels that earlier commands write.
-    """
+    """A writer of one table's commands, which knows the runs of each training by seed."""
 
     table: Table
     scale: Scale
     runs: Mapping[Weights, Mapping[int, TrainingRun]]
     index: RunIndex
     place: Place
-    label_files: set[Path] = field(default_factory=set)
+    label_files: set[Path] = field(default_factory=set)  # that earlier commands write
 
     def commands(self, weights: Weights, seed: int, evaluations: Iterable[Evaluation]) -> tuple[str, ...]:
         """Return the commands of the labels, the training and the evaluations that are missing."""
@@ -145,10 +119,10 @@ class _Writer:
             options["fine_tune"] = self._folder(weights.base, seed)
         if isinstance(weights.labels, Weights):
             options["pseudo_labels"] = self._folder(weights.labels, seed) / LABELS_NAME
-        elif weights.labels is not None:
-            options["pseudo_labels"] = (
-                COUPLED if weights.labels == COUPLED else self._label_file(weights.labels, seed)
-            )
+        elif source := weights.label_file:
+            options["pseudo_labels"] = self._label_file(source, seed)
+        elif weights.labels:
+            options["pseudo_labels"] = COUPLED
         return options | self.scale.training_flags(weights) | _of_begun(self.runs[weights].get(seed))
 
     def _evaluation(
@@ -157,15 +131,14 @@ class _Writer:
         if evaluation == CLUSTERS:
             return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
         spelled = {"seed": seed} | self.scale.evaluation_flags(evaluation)
+        data, val = self.place.data, self.place.val
+        source = {} if folder else _random(weights)
         if evaluation.command:
-            data, val = self.place.data, self.place.val
             data_flags = {"gallery": data, "queries": val} if evaluation == RETRIEVAL else {"data": val}
-            source = {} if folder else _random(weights)
-            return _command(
-                evaluation.recipe, [folder] if folder else [], data_flags | source | spelled | {"out": out}
-            )
-        source = {"checkpoint": folder} if folder else _random(weights)
-        data_flags = {"data": self.place.data, "val": self.place.val}
+            options = data_flags | source | spelled | {"out": out}
+            return _command(evaluation.recipe, [folder] if folder else [], options)
+        source = source or {"checkpoint": folder}
+        data_flags = {"data": data, "val": val}
         if evaluation.reads:
             data_flags = inputs(evaluation, self.place.others)
         values = self.scale.evaluation_values(evaluation)
@@ -174,9 +147,10 @@ class _Writer:
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
         """Return the command that writes the pseudo-labels, if one is needed."""
-        source = weights.label_file
-        path = self._label_file(source, seed) if source else None
-        if not source or not path or path in self.label_files or path.exists():
+        if not (source := weights.label_file):
+            return []
+        path = self._label_file(source, seed)
+        if path in self.label_files or path.exists():
             return []
         self.label_files.add(path)
         options = {"data": self._learns_from(weights), "out": path, "seed": seed}
@@ -190,18 +164,12 @@ class _Writer:
         return self.place.pretrain if elsewhere else self.place.data
 
     def _torchrun(
-        self,
-        recipe: str,
-        options: Mapping[str, Any],
-        out: Path,
-        data_flags: Mapping[str, Any],
-        max_processes: int | None = None,
+        self, recipe: str, options: Values, out: Path, data: Values, max_processes: int | None = None
     ) -> str:
         """Return the command of a recipe, with at most so many processes."""
-        script = recipe_path(recipe)
         num = min(self.place.num_processes, max_processes or self.place.num_processes)
-        start = ["torchrun", f"--nproc-per-node={num}", str(script)]
-        return shlex.join([*start, *_flags({**data_flags, **options, "out": out})])
+        start = ["torchrun", f"--nproc-per-node={num}", str(recipe_path(recipe))]
+        return shlex.join([*start, *_flags({**data, **options, "out": out})])
 
     @property
     def _folder_name(self) -> str:

@@ -2,11 +2,8 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import override
+from typing import Any, NamedTuple
 
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
@@ -20,84 +17,64 @@ from fastpsl.transfer.segmentation import protocols as segmentation_protocols
 _FLAGS = {"train": "--data", "val": "--val", "pretrain": "--pretrain-data"}
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """The digests of the images that the numbers of a table are of; None as long as one is unknown.
+# The known digests of the images that numbers are of, by part: "train", "val" and, where trainings without
+# labels learn from a set of their own, "pretrain". The parts of other data that an evaluation reads name the
+# data, the protocol and the split: "voc detection/pirl train".
+Digests = Mapping[str, str]
 
-    Attributes:
-        train: Of the training images.
-        val: Of the validation images.
-        pretrain: Of the images that trainings without labels learn from, if the table has a set for that.
-        others: Pairs of a part and its digest, for evaluations that read other data than the table's. A part
-            names the data, the protocol and the split: "voc detection/pirl train".
-    """
 
-    train: str | None = None
-    val: str | None = None
-    pretrain: str | None = None
-    others: tuple[tuple[str, str], ...] = ()
+def digests_of(
+    train: str | None = None, val: str | None = None, pretrain: str | None = None
+) -> dict[str, str]:
+    """Return the digests that are known of a table's own images."""
+    parts = {"train": train, "val": val, "pretrain": pretrain}
+    return {part: digest for part, digest in parts.items() if digest is not None}
 
-    @property
-    def known(self) -> dict[str, str]:
-        """The known digests, by part."""
-        parts = {"train": self.train, "val": self.val, "pretrain": self.pretrain}
-        return {part: digest for part, digest in parts.items() if digest is not None} | dict(self.others)
 
-    @classmethod
-    def of(cls, known: dict[str, str]) -> "DataSet":
-        """Return the data set with these digests, by part."""
-        others = tuple(sorted((part, digest) for part, digest in known.items() if part not in _FLAGS))
-        return cls(known.get("train"), known.get("val"), known.get("pretrain"), others)
+def agree(first: Digests, second: Digests) -> bool:
+    """Return whether all digests are equal that both know."""
+    return all(first[part] == second[part] for part in first.keys() & second.keys())
 
-    def agrees(self, other: "DataSet") -> bool:
-        """Return whether all digests are equal that both know."""
-        first, second = self.known, other.known
-        return all(first[part] == second[part] for part in first.keys() & second.keys())
 
-    @override
-    def __str__(self) -> str:
-        """Return the first eight digits of all digests."""
-        digests = [self.train, self.val, *([] if self.pretrain is None else [self.pretrain])]
-        text = "/".join((digest or "unknown")[:8] for digest in digests)
-        return ", ".join([text, *(f"{part} {digest[:8]}" for part, digest in self.others)])
+def in_words(digests: Digests) -> str:
+    """Return the first eight digits of all digests."""
+    own = [digests.get(part, "unknown")[:8] for part in _FLAGS if part != "pretrain" or part in digests]
+    others = sorted(f"{part} {digest[:8]}" for part, digest in digests.items() if part not in _FLAGS)
+    return ", ".join(["/".join(own), *others])
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of `fastpsl table` for a name of other_data."""
+    """Return the flag of `fastpsl table` for a name of OTHER_DATA."""
     return f"--{name.replace('_', '-')}"
 
 
-def of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -> tuple[tuple[str, str], ...]:
-    """Return `DataSet.others` for an evaluation that reads data of its own."""
-    splits = (("train", train), ("val", val))
-    return tuple(
-        (f"{evaluation.reads[0]} {evaluation.protocol} {split}", digest)
-        for split, digest in splits
-        if digest is not None
-    )
+def _of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -> dict[str, str]:
+    """Return the digests of an evaluation that reads data of its own."""
+    of_splits = digests_of(train, val).items()
+    return {f"{evaluation.reads[0]} {evaluation.protocol} {split}": digest for split, digest in of_splits}
 
 
-def learned_from(weights: Weights, table: Table, digest: str | None) -> DataSet:
-    """Return the data set of weights that learned from the images with this digest."""
+def learned_from(weights: Weights, table: Table, digest: str | None) -> Digests:
+    """Return the digests that weights know which learned from the images with this digest."""
     elsewhere = table.pretrains_elsewhere and not weights.with_labels
-    return DataSet(pretrain=digest) if elsewhere else DataSet(digest)
+    return digests_of(pretrain=digest) if elsewhere else digests_of(digest)
 
 
-def data_of(result: Result, table: Table, evaluation: Evaluation) -> DataSet:
-    """Return the data set of a result, as far as its record tells it."""
+def data_of(result: Result, table: Table, evaluation: Evaluation) -> Digests:
+    """Return the digests of a result, as far as its record tells them."""
     science, (train, val) = result.science, result.data
     digest = science.get("data_digest")
     elsewhere = table.pretrains_elsewhere and science.get("recipe") not in (None, SUPERVISED)
     if evaluation.reads:
-        others = of_other_data(evaluation, train, val)
-        return DataSet(None if elsewhere else digest, None, digest if elsewhere else None, others)
-    return DataSet(train, val, digest if elsewhere else None)
+        learned = digests_of(pretrain=digest) if elsewhere else digests_of(digest)
+        return learned | _of_other_data(evaluation, train, val)
+    return digests_of(train, val, digest if elsewhere else None)
 
 
 def one_data_set(
-    results: Iterable[tuple[DataSet, Path]], runs: Iterable[tuple[DataSet, Path]], asked: DataSet
-) -> DataSet:
-    """Return the data set that results and runs have in common.
+    results: Iterable[tuple[Digests, Path]], runs: Iterable[tuple[Digests, Path]], asked: Digests
+) -> Digests:
+    """Return the digests that results and runs have in common.
 
     A result that knows only some of the digests belongs to every data set that has these.
     """
@@ -105,12 +82,12 @@ def one_data_set(
     for words, members in (("results of", results), ("training runs on", runs)):
         first_paths: dict[str, dict[str, Path]] = {}  # by part and digest
         for data, path in members:
-            for part, digest in data.known.items() if data.agrees(common) else ():
+            for part, digest in data.items() if agree(data, common) else ():
                 first_paths.setdefault(part, {}).setdefault(digest, path)
         for part, paths in first_paths.items():
             if len(paths) > 1:
                 raise ValueError(_mixed(words, part, paths))
-        common = DataSet.of(common.known | {part: next(iter(paths)) for part, paths in first_paths.items()})
+        common = {**common, **{part: next(iter(paths)) for part, paths in first_paths.items()}}
     return common
 
 
@@ -123,14 +100,10 @@ def _mixed(words: str, part: str, paths: dict[str, Path]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class OtherData:
-    """A kind of data that evaluations read.
+class OtherData(NamedTuple):
+    """A kind of data that evaluations read, with one of the recipe's flags for each path, or one for all.
 
-    Attributes:
-        title: The name for people.
-        flags: The options of the recipe: one for each path, or one for all paths.
-        stands_for: The paths that commands name if the user gives none.
+    Commands name the paths `stands_for` if the user gives none.
     """
 
     title: str
@@ -173,14 +146,14 @@ def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
     return options
 
 
-def digests(table: Table, paths: Paths) -> tuple[tuple[str, str], ...]:
-    """Return `DataSet.others` of the data that a table's evaluations read."""
+def digests_of_other_data(table: Table, paths: Paths) -> dict[str, str]:
+    """Return the digests of the data that a table's evaluations read."""
     evaluations = dict.fromkeys(measure.evaluation for row in table.rows for measure in row.measures)
     parts: dict[str, str] = {}
     for evaluation in evaluations:
         if evaluation.reads and evaluation.reads[0] in paths:
-            parts |= of_other_data(evaluation, *_digests(evaluation, paths))
-    return tuple(sorted(parts.items()))
+            parts |= _of_other_data(evaluation, *_digests(evaluation, paths))
+    return parts
 
 
 def _digests(evaluation: Evaluation, paths: Paths) -> tuple[str | None, str | None]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
-from fastpsl.tables.evaluations import CLUSTERS
+from fastpsl.tables.data_sets import Digests, agree, data_of, in_words, learned_from, one_data_set
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.results import Result, RunIndex, TrainingRun
-from fastpsl.tables.rows import COUPLED, NO_LABELS, Evaluation, Table, Weights
+from fastpsl.tables.rows import CLUSTERS, COUPLED, NO_LABELS, Evaluation, Table, Weights
 from fastpsl.tables.scales import Scale
 
 
@@ -81,19 +80,12 @@ _UNSAID = {"whole": False}
 
 @dataclass
 class Matches:
-    """The results of a folder, sorted by whether a table uses them.
+    """The results of a folder, sorted by whether a table uses them."""
 
-    Attributes:
-        used: The results that count, by need and seed.
-        unused: The reason for each result that comes near a row and does not count.
-        num_other: The number of results that belong to no row of this table.
-        data: The data set of the results that count.
-    """
-
-    used: dict[Need, dict[int, Result]] = field(default_factory=dict)
-    unused: dict[Path, str] = field(default_factory=dict)
-    num_other: int = 0
-    data: DataSet = field(default_factory=DataSet)
+    used: dict[Need, dict[int, Result]] = field(default_factory=dict)  # by seed
+    unused: dict[Path, str] = field(default_factory=dict)  # the reason for each that comes near a row
+    num_other: int = 0  # of results that belong to no row of this table
+    data: Digests = field(default_factory=dict)  # of the results that count
 
 
 def needs_of(table: Table) -> list[Need]:
@@ -102,7 +94,7 @@ def needs_of(table: Table) -> list[Need]:
     return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
 
 
-def match(table: Table, scale: Scale, index: RunIndex, asked: DataSet) -> Matches:
+def match(table: Table, scale: Scale, index: RunIndex, asked: Digests) -> Matches:
     """Sort the results by whether a table uses them."""
     matches = Matches(unused=dict(index.unreadable))
     fitting: list[tuple[Need, Result]] = []
@@ -127,9 +119,9 @@ def match(table: Table, scale: Scale, index: RunIndex, asked: DataSet) -> Matche
     ]
     matches.data = one_data_set(of_results, of_runs, asked)
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
-        if not (data := data_of(result, table, need[1])).agrees(matches.data):
-            parts = "train/val/pre-training" if data.pretrain else "train/val"
-            matches.unused[result.path] = f"of other images ({data}, {parts})"
+        if not agree(data := data_of(result, table, need[1]), matches.data):
+            parts = "train/val/pre-training" if "pretrain" in data else "train/val"
+            matches.unused[result.path] = f"of other images ({in_words(data)}, {parts})"
             continue
         seeds = matches.used.setdefault(need, {})
         if (older := seeds.get(result.seed)) is not None:
@@ -140,23 +132,21 @@ def match(table: Table, scale: Scale, index: RunIndex, asked: DataSet) -> Matche
 
 def _missing_numbers(result: Result, need: Need, table: Table) -> str:
     """Return why a result cannot fill the table's cells; empty if it has all their numbers."""
-    measures = [
-        measure
+    missing = {
+        name
         for row in table.rows
         for measure in row.measures
         if (measure.weights, measure.evaluation) == need
-    ]
-    missing = {name for measure in measures for name in measure.numbers} - result.record["numbers"].keys()
+        for name in measure.numbers
+    } - result.record["numbers"].keys()
     is_top5 = any(name.startswith("top5") for name in missing)
     cause = ": top-5 needs more than five classes" if is_top5 else ""
     return f"it has no {', '.join(sorted(missing))}{cause}" if missing else ""
 
 
 def _of_another_table(result: Result, scale: Scale) -> bool:
-    return any(
-        need is not None and not reasons
-        for need, reasons in (closest(result, other, scale) for other in TABLES.values())
-    )
+    nearest = (closest(result, other, scale) for other in TABLES.values())
+    return any(need is not None and not reasons for need, reasons in nearest)
 
 
 def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, list[str]]:
@@ -217,13 +207,12 @@ def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
     """Return whether a run has made the weights, or makes them when it is resumed."""
     if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
         return False
-    return run.science.get("backbone") == weights.backbone and not training_differences(
-        run.science, weights, scale
-    )
+    has_backbone = run.science.get("backbone") == weights.backbone
+    return has_backbone and not training_differences(run.science, weights, scale)
 
 
 def runs_for(
-    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: DataSet, table: Table
+    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: Digests, table: Table
 ) -> dict[int, TrainingRun]:
     """Return the run that makes the weights, by seed.
 
@@ -233,7 +222,7 @@ def runs_for(
         run
         for run in runs
         if trains(run, weights, scale)
-        and learned_from(weights, table, str(run.science.get("data_digest"))).agrees(data)
+        and agree(learned_from(weights, table, str(run.science.get("data_digest"))), data)
     ]
     fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))

@@ -1,33 +1,47 @@
-"""Write what the page of a table says, in words, for both templates.
+"""The pages of a table, as Markdown, PNG and HTML: `fastpsl table`.
 
 The HTML is one file without network and scripts, as light or dark as the system.
-
-small_scale.json is written by `python -m bench.evidence.page` from the results in docs/runs.
+`python -m bench.evidence.page` writes small_scale.json from the results in docs/runs.
 """
 
 import base64
 import contextlib
+import glob
 import io
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
+from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file
-from fastpsl.tables.cells import Cell
-from fastpsl.tables.data_sets import data_of
+from fastpsl.tables.chart import save_chart
+from fastpsl.tables.commands import Place
+from fastpsl.tables.data_sets import (
+    OTHER_DATA,
+    Paths,
+    data_of,
+    digests_of,
+    digests_of_other_data,
+    flag_of,
+    in_words,
+)
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.report import Report
-from fastpsl.tables.rows import Measure, Row
+from fastpsl.tables.paper_file import TABLES
+from fastpsl.tables.report import Cell, Report, make_report
+from fastpsl.tables.results import index_runs
+from fastpsl.tables.rows import Measure, Row, Table
+from fastpsl.tables.scales import SCALES, Scale
 
 
 def templates(folder: Path) -> Environment:
@@ -45,16 +59,8 @@ def templates(folder: Path) -> Environment:
 MAX_WIDTH_PX = 1100
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """An image within the page.
-
-    Attributes:
-        path: The path of the file.
-        caption: The words below it.
-        alt: The words in its place.
-        uri: The image as a data URI; None if the file cannot be read.
-    """
+class Embedded(NamedTuple):
+    """An image within the page, as a data URI; None if the file cannot be read."""
 
     path: Path
     caption: str
@@ -96,10 +102,10 @@ def _galleries(report: Report) -> dict[str, list[Embedded]]:
 
 
 def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
-    try:
-        return Embedded(path, caption, alt or caption, _data_uri(path))
-    except (OSError, BadImage):
-        return Embedded(path, caption, alt or caption, None)
+    uri = None
+    with contextlib.suppress(OSError, BadImage):
+        uri = _data_uri(path)
+    return Embedded(path, caption, alt or caption, uri)
 
 
 def _data_uri(path: Path) -> str:
@@ -119,59 +125,20 @@ _TEMPLATES = templates(Path(__file__).parent)
 _TEMPLATES.filters |= {"plain": plain, "code": code, "block": block, "table_row": table_row}
 
 
-@dataclass(frozen=True)
-class SmallScale:
-    """An experiment on few images with a small network, which says nothing about the paper's sizes.
-
-    Attributes:
-        title: What was trained, on what.
-        number: What the numbers are.
-        page: The page of the documentation that has protocol, seeds and intervals.
-        columns: The blocks.
-        rows: Pairs of an arm's name and its numbers, mean ± standard deviation (number of seeds).
-    """
-
-    title: str
-    number: str
-    page: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-def small_scale(table: str) -> list[SmallScale]:
-    """Return the experiments on the claim of a table, such as psl/5."""
-    return [
-        SmallScale(
-            title=record["title"],
-            number=record["number"],
-            page=record["page"],
-            columns=tuple(record["columns"]),
-            rows=tuple((name, tuple(cells)) for name, cells in record["rows"]),
-        )
-        for record in _records().get(table, [])
-    ]
-
-
 @cache
-def _records() -> dict[str, list[dict[str, Any]]]:
-    records: dict[str, list[dict[str, Any]]] = json.loads(
-        Path(__file__).with_name("small_scale.json").read_text(encoding="utf-8")
-    )
-    return records
+def _small_scale() -> dict[str, list[dict[str, Any]]]:
+    """Return our experiments on few images with a small network, by the table whose claim they test."""
+    records = Path(__file__).with_name("small_scale.json").read_text(encoding="utf-8")
+    return cast(dict[str, list[dict[str, Any]]], json.loads(records))
 
 
 NOTHING = "–"
 
 
-@dataclass(frozen=True)
-class Group:
-    """A row of a table on a page.
+class Group(NamedTuple):
+    """A row of a table on a page: its name and a remark, the cells before the numbers, and the lines.
 
-    Attributes:
-        name: The name of the row.
-        mark: A remark beside the name.
-        head: The cells between the name and the lines.
-        lines: Pairs of a title ("paper", "ours", "ours − paper") and the numbers, one per column.
+    A line is a title ("paper", "ours", "ours − paper") with the numbers, one per column.
     """
 
     name: str
@@ -181,13 +148,7 @@ class Group:
 
 
 def words_of(report: Report) -> dict[str, Any]:
-    """Return all that a page says, by the names that the templates use.
-
-    "head" has the titles of the columns before the numbers. "rows" and "gains" have groups, and "small" has
-    our small experiments. "used" has a word by title for each result that went in. "missing" has lines for a
-    shell, and "unused" has pairs of a path and a reason. "sizes" has the values in words, by recipe or
-    evaluation.
-    """
+    """Return all that a page says, by the names that the templates use."""
     table = report.table
     about = report.scale.about[table.paper]
     with_size = any(row.million_parameters for row in table.rows)
@@ -197,11 +158,11 @@ def words_of(report: Report) -> dict[str, Any]:
         "head": ("Method", "Arch", *(["# Param (M)"] if with_size else []), ""),
         "rows": [_group(report, row, with_size) for row in table.rows],
         "gains": _gains(report),
-        "small": small_scale(table.name),
+        "small": _small_scale().get(table.name, ()),
         "used": _used(report),
         "missing": missing_lines(report),
         "unused": [(str(path), reason) for path, reason in sorted(report.matches.unused.items())],
-        "sizes": _sizes(report),
+        "sizes": sizes_of(table, report.scale),
     }
 
 
@@ -255,7 +216,7 @@ def _used(report: Report) -> list[dict[str, str]]:
             "Date": str(result.record.get("date") or NOTHING)[:10],
             "Commit": str(result.record.get("commit") or NOTHING)[:10],
             "Checkpoint (sha256)": str(result.record["checkpoint"].get("sha256") or NOTHING)[:12],
-            "Data (train / val)": str(data_of(result, report.table, evaluation)),
+            "Data (train / val)": in_words(data_of(result, report.table, evaluation)),
             "File": str(result.path),
         }
         for method, evaluation, result in report.used
@@ -289,11 +250,10 @@ def _path_line() -> list[str]:
     return [f'export PATH="{folder}:$PATH"']
 
 
-def _sizes(report: Report) -> dict[str, str]:
-    """Return the values of all trainings, labels and evaluations in words, by name."""
-    scale = report.scale
+def sizes_of(table: Table, scale: Scale) -> dict[str, str]:
+    """Return the values of all trainings, labels and evaluations of a table in words, by name."""
     sizes: dict[str, Mapping[str, Any]] = {}
-    for weights, evaluation in needs_of(report.table):
+    for weights, evaluation in needs_of(table):
         for training in (weights.before, weights):
             if training and training.recipe:
                 sizes[training.recipe] = scale.recipe_values(training.recipe)
@@ -310,3 +270,105 @@ def _sizes(report: Report) -> dict[str, str]:
 
 def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def make_table(
+    name: str,
+    runs: Path,
+    out: Path,
+    *,
+    scale: str = "paper",
+    data: str | None = None,
+    val: str | None = None,
+    pretrain_data: str | None = None,
+    others: Paths,
+    num_processes: int | None = None,
+) -> list[str]:
+    """Write OUT/NAME.md, .png and .html, and return the lines to print.
+
+    The lines say which results are there and give the commands of those that are missing.
+
+    Args:
+        name: The table, such as psl/5.
+        runs: The folder that holds the runs.
+        out: The folder to write to.
+        scale: The scale, paper or tiny.
+        data: The training images, for the commands. If they can be opened, only results on them count.
+        val: The validation images, for the same use.
+        pretrain_data: The images that trainings without labels learn from, for the same use, in tables that
+            have a set for that.
+        others: The data that evaluations read instead of these, for the same use, by its name in OTHER_DATA.
+        num_processes: The processes of the commands; None for the scale's.
+
+    Raises:
+        ValueError: The table or the scale is unknown, the table does not read such data, or `runs` is no
+            folder. Or there are results of several data sets, and nothing tells which counts.
+    """
+    if name not in TABLES:
+        raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: allowed are {', '.join(SCALES)}")
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"--gpus {num_processes}: give 1 or more")
+    table = TABLES[name]
+    if pretrain_data is not None and not table.pretrains_elsewhere:
+        raise ValueError(
+            f"--pretrain-data {pretrain_data}: the trainings of {name} learn from --data; leave it out"
+        )
+    for other, paths in others.items():
+        if other not in table.reads:
+            raise ValueError(
+                f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
+                f"{OTHER_DATA[other].title}; leave it out"
+            )
+    values, index = SCALES[scale], index_runs(runs)
+    existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
+    asked = digests_of(_digest(data), _digest(val), _digest(pretrain_data))
+    asked |= digests_of_other_data(table, existing)
+    named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
+    place = Place(runs, *named, num_processes or values.num_processes[table.paper], others)
+    report = make_report(table, values, index, asked, place)
+    stem = out / name.replace("/", "-")
+    page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
+    with output_errors(stem):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, markdown(report).encode())
+        save_chart(report, chart)
+        write_atomically(web_page, html(report, chart).encode())
+    given = {"data": data, "val": val, "pretrain_data": pretrain_data}
+    given |= {other: " ".join(paths) for other, paths in others.items()}
+    absent = [
+        f"{flag_of(name)} {path}"
+        for name, path in given.items()
+        if path and name not in existing and not _is_there(path)
+    ]
+    if absent:
+        warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
+    return [*_lines(report, runs), "", *(f"written: {path}" for path in files)]
+
+
+def _digest(data: str | None) -> str | None:
+    """Return the digest of a data set; None if it is not here: commands may name one of another machine."""
+    if data is None or not _is_there(data):
+        return None
+    with contextlib.closing(open_data(data)) as opened:
+        return opened.digest()
+
+
+def _is_there(data: str) -> bool:
+    return bool(glob.glob(data))
+
+
+def _lines(report: Report, runs: Path) -> list[str]:
+    there = f"{len(report.used)} of {report.num_needed} results in {runs}"
+    lines = [f"{report.table.title}, {report.scale.name} scale: {there}"]
+    lines += [
+        f"  there    {method}, seed {result.seed}, {evaluation.name}: {result.path}"
+        for method, evaluation, result in report.used
+    ]
+    lines += [f"  not used {path}: {reason}" for path, reason in sorted(report.matches.unused.items())]
+    if report.matches.num_other:
+        lines.append(f"  {report.matches.num_other} other results are of no row of this table")
+    if report.missing:
+        lines += ["", "# missing, in this order:", *missing_lines(report)]
+    return lines

@@ -14,8 +14,7 @@ from types import NoneType
 from typing import Any
 
 from fastpsl.tables import psl, sslpp, uic
-from fastpsl.tables.evaluations import Columns
-from fastpsl.tables.rows import Measure, PaperImages, Row, Table, Weights
+from fastpsl.tables.rows import Columns, Measure, PaperImages, Row, Table, Weights
 
 # The types that each field may have; a list holds values of its types.
 Fields = Mapping[str, tuple[Any, ...]]

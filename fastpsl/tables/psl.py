@@ -1,6 +1,6 @@
 """Say what the rows of psl.json are measured on, and with which values."""
 
-from fastpsl.tables.evaluations import (
+from fastpsl.tables.rows import (
     BLOCKS,
     DETECTION,
     FEW_LABELS,
@@ -11,11 +11,12 @@ from fastpsl.tables.evaluations import (
     SVM,
     VISSL,
     Columns,
+    Measure,
+    Weights,
     best,
     each,
     side_by_side,
 )
-from fastpsl.tables.rows import Measure, Weights
 
 _TASKS = {
     "jigsaw": ("resnet50", "jigsaw_r50"),

@@ -1,28 +1,113 @@
-"""Make the report of a table: its results, its cells, and what is missing."""
+"""The report of a table: its results, its cells, and what is missing."""
 
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from fastpsl.tables.cells import Cell, Gain, cells_of, gains_of
+from typing_extensions import override
+
 from fastpsl.tables.commands import Missing, Place, missing_runs
-from fastpsl.tables.data_sets import PAPER_IMAGES, DataSet
+from fastpsl.tables.data_sets import PAPER_IMAGES, Digests, in_words
 from fastpsl.tables.matching import Matches, match, needs_of
 from fastpsl.tables.results import Result, RunIndex
-from fastpsl.tables.rows import Evaluation, PaperImages, Row, Table, Weights
+from fastpsl.tables.rows import Evaluation, Measure, PaperImages, Row, Table, Weights
 from fastpsl.tables.scales import Scale
 
 
 @dataclass(frozen=True)
-class Report:
-    """A table and what is measured of it.
+class Measured:
+    """A number of one result per seed: its name in result.json or "mean", its mean and standard deviation.
 
-    Attributes:
-        table: The table.
-        scale: The scale of our numbers.
-        matches: The results, sorted by whether they count.
-        missing: The runs that are missing, in the order to run them.
-        cells: The cells of each row, by its method.
-        gains: The gains of the rows that have a baseline.
+    The deviation is None for one seed. Of a difference (`Measure.minus`) it is that of the first weights, as
+    are the seeds.
     """
+
+    name: str
+    mean: float
+    sd: float | None
+    seeds: tuple[int, ...]
+
+    @override
+    def __str__(self) -> str:
+        """Return 50.9, or 50.9 ± 0.3 (3): the mean, the standard deviation and the number of seeds."""
+        mean = f"{self.mean:.1f}".replace("-", "−")
+        return mean if self.sd is None else f"{mean} ± {self.sd:.1f} ({len(self.seeds)})"
+
+
+class Cell(NamedTuple):
+    """A cell of a table: the paper's number and ours; None where there is none."""
+
+    paper: float | None
+    ours: Measured | None
+
+    @property
+    def mean(self) -> float | None:
+        """Our mean."""
+        return self.ours.mean if self.ours else None
+
+    @property
+    def difference(self) -> float | None:
+        """Our number minus the paper's; None if one is missing."""
+        return _minus(self.mean, self.paper)
+
+
+class Gain(NamedTuple):
+    """The differences between a row and its baseline, one per column; None where a number is missing."""
+
+    row: Row
+    paper: tuple[float | None, ...]
+    ours: tuple[float | None, ...]
+
+
+def _minus(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+def measured(measure: Measure, matches: Matches) -> Measured | None:
+    """Return our number over the seeds; None without results for it, or for the weights to be subtracted.
+
+    Of several numbers it is the one with the best mean over the seeds, or the mean of each seed's numbers.
+    """
+    if measure.minus is not None:
+        first, second = (
+            measured(replace(measure, weights=weights, minus=None), matches)
+            for weights in (measure.weights, measure.minus)
+        )
+        return replace(first, mean=first.mean - second.mean) if first and second else None
+    results = matches.used.get((measure.weights, measure.evaluation), {})
+    if not results:
+        return None
+    seeds = tuple(sorted(results))
+    values = {
+        name: [float(results[seed].record["numbers"][name]) for seed in seeds] for name in measure.numbers
+    }
+    if measure.of == "mean":
+        values = {"mean": [statistics.fmean(of_seed) for of_seed in zip(*values.values(), strict=True)]}
+    name, best = max(values.items(), key=lambda pair: statistics.fmean(pair[1]))
+    return Measured(name, statistics.fmean(best), statistics.stdev(best) if len(best) > 1 else None, seeds)
+
+
+def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
+    """Return a cell for each column."""
+    ours = [measured(measure, matches) for measure in row.measures] or [None] * len(row.numbers)
+    return tuple(map(Cell, row.numbers, ours))
+
+
+def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[Gain, ...]:
+    """Return the gain of every row that has a baseline."""
+    gains = []
+    for row in table.rows:
+        if row.baseline is not None:
+            pairs = list(zip(cells[row.method], cells[row.baseline], strict=True))
+            paper = tuple(_minus(cell.paper, below.paper) for cell, below in pairs)
+            gains.append(Gain(row, paper, tuple(_minus(cell.mean, below.mean) for cell, below in pairs)))
+    return tuple(gains)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table and what is measured of it: the cells by a row's method, and the runs to make, in order."""
 
     table: Table
     scale: Scale
@@ -41,14 +126,10 @@ class Report:
         ]
 
     def method_of(self, weights: Weights, evaluation: Evaluation | None = None) -> str:
-        """Return the method of the row that is measured on these weights.
+        """Return the method of the row that is measured on these weights, by this evaluation if one is given.
 
         Of several rows it is the one with the fewest other weights. If no row is measured on these weights,
         it is the row of a training that needs them.
-
-        Args:
-            weights: The weights.
-            evaluation: The evaluation of the row's measures; None for any.
         """
         weights_of_rows = [
             [measure.weights for measure in row.measures if evaluation in (None, measure.evaluation)]
@@ -80,9 +161,9 @@ class Report:
         results = [result for _, evaluation, result in self.used if not evaluation.reads]
         if results:
             result = next((result for result in results if result.data[1]), results[0])
-            parts = [_images_words("Ours:", str(data), result.counts, paper)]
+            parts = [_images_words("Ours:", in_words(data), result.counts, paper)]
         else:
-            learned = data.pretrain if self.table.pretrains_elsewhere else data.train
+            learned = data.get("pretrain" if self.table.pretrains_elsewhere else "train")
             parts = [(f"Ours: pre-trained on images of digest {learned[:8]}.", True)] if learned else []
         others = {
             evaluation.protocol: result for _, evaluation, result in reversed(self.used) if evaluation.reads
@@ -108,20 +189,12 @@ def _images_words(
     return f"{words} The paper's numbers are of {paper.name}.", False
 
 
-def make_report(table: Table, scale: Scale, index: RunIndex, asked: DataSet, place: Place) -> Report:
+def make_report(table: Table, scale: Scale, index: RunIndex, asked: Digests, place: Place) -> Report:
     """Match the results of a table, compute its cells, and list what is missing.
 
-    Args:
-        table: The table.
-        scale: The scale of our numbers.
-        index: The results and runs below a folder.
-        asked: The data set that the user names.
-        place: Where the commands of what is missing read and write.
-
-    Raises:
-        ValueError: Results of several data sets would be mixed.
+    Results on other data than the `asked` do not count. Results of several data sets are a ValueError.
     """
     matches = match(table, scale, index, asked)
     missing = missing_runs(table, scale, matches, index, place)
     cells = {row.method: cells_of(row, matches) for row in table.rows}
-    return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))
+    return Report(table, scale, matches, tuple(missing), cells, gains_of(table, cells))

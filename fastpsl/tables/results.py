@@ -8,7 +8,7 @@ from typing import Any
 
 from fastpsl.evaluation.result import NAME, read_result
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.tables.evaluations import FEW_SHOT, TSNE
+from fastpsl.tables.rows import FEW_SHOT, TSNE
 
 _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 
@@ -68,21 +68,13 @@ class Result:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run on the disk.
-
-    Attributes:
-        folder: Its folder.
-        options: Its options, as in config.json.
-        science: Its science, as in config.json.
-        state: Its state, as in status.json.
-        cut: Whether --max-steps-per-stage cut a stage short.
-    """
+    """A training run on the disk, with the options and the science of config.json."""
 
     folder: Path
     options: dict[str, Any]
     science: dict[str, Any]
-    state: str
-    cut: bool
+    state: str  # as in status.json
+    cut: bool  # whether --max-steps-per-stage cut a stage short
 
     @property
     def seed(self) -> int:
@@ -97,13 +89,7 @@ class TrainingRun:
 
 @dataclass
 class RunIndex:
-    """The results and the runs below a folder, in the order of their paths.
-
-    Attributes:
-        results: The results that can be read.
-        runs: The training runs that can be read.
-        unreadable: The reason for each file that cannot be read.
-    """
+    """The results and the runs below a folder, in the order of their paths, and why others cannot be read."""
 
     results: list[Result] = field(default_factory=list)
     runs: list[TrainingRun] = field(default_factory=list)

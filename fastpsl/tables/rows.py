@@ -1,5 +1,6 @@
 """What a table has: rows of a method, the weights and evaluations that they need, and the paper's numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,24 +13,18 @@ COUPLED, NO_LABELS = "coupled", "none"
 class Weights:
     """The weights that a training leaves, or random ones.
 
-    Attributes:
-        backbone: The backbone's name.
-        recipe: The recipe that trains them; None for random weights.
-        plan: The plan of the training.
-        variant: The name of the values that replace some of the recipe's (see `scales`).
-        base: The training that this one fine-tunes.
-        labels: The source of the pseudo-labels that it learns: another training of the same seed, a source of
-            `fastpsl labels` (true, k-means, random), or "coupled" if it makes them itself. None for none.
-        channels: The channels that random weights see. For others the recipe decides.
+    The variant names the values that replace some of the recipe's (see `scales`). The base is the training
+    that this one fine-tunes. Pseudo-labels come from another training of the same seed, or from a source of
+    `fastpsl labels`: true, k-means, random. They are "coupled" if the training makes them itself.
     """
 
     backbone: str
-    recipe: str | None = None
+    recipe: str | None = None  # None for random weights
     plan: str | None = None
     variant: str | None = None
     base: "Weights | None" = None
     labels: "Weights | str | None" = None
-    channels: str = "RGB"
+    channels: str = "RGB"  # of random weights; for others the recipe decides
 
     @property
     def before(self) -> "Weights | None":
@@ -60,36 +55,21 @@ class Weights:
     def name(self) -> str:
         """The name in the names of folders."""
         labels = self.labels
-        words = (
-            self.kind,
-            self.plan,
-            self.variant,
-            "_".join(word for word in (labels.kind, labels.variant) if word)
-            if isinstance(labels, Weights)
-            else labels,
-            self.channels if self.channels != "RGB" else None,
-            self.backbone,
-        )
-        return "-".join(word for word in words if word)
+        if isinstance(labels, Weights):
+            labels = "_".join(filter(None, (labels.kind, labels.variant)))
+        channels = self.channels if self.channels != "RGB" else None
+        return "-".join(filter(None, (self.kind, self.plan, self.variant, labels, channels, self.backbone)))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of weights by a protocol.
+    """An evaluation of weights by a protocol."""
 
-    Attributes:
-        name: The key of its values in a scale.
-        recipe: The name of its script, or of the command of `fastpsl`.
-        protocol: The protocol in result.json.
-        command: Whether it is a command of `fastpsl`.
-        reads: The names (see `other_data`) of the data that it reads instead of its table's.
-    """
-
-    name: str
-    recipe: str
-    protocol: str
-    command: bool = False
-    reads: tuple[str, ...] = ()
+    name: str  # the key of its values in a scale
+    recipe: str  # the name of its script, or of the command of `fastpsl`
+    protocol: str  # as in result.json
+    command: bool = False  # whether it is a command of `fastpsl`
+    reads: tuple[str, ...] = ()  # names of OTHER_DATA that it reads instead of its table's data
 
     @property
     def folder_name(self) -> str:
@@ -99,15 +79,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measure:
-    """The number of one cell.
+    """The number of one cell: what an evaluation of weights has in result.json under a name.
 
-    Attributes:
-        weights: The weights that it is measured on.
-        evaluation: The evaluation that measures it.
-        numbers: Its name in result.json, or the names of several numbers.
-        of: "best" takes the number with the best mean over the seeds (the best block), "mean" the mean of
-            all numbers.
-        minus: The weights to subtract the number of, which is the mean over their seeds.
+    Of several numbers "best" takes the one with the best mean over the seeds (the best block), and "mean" the
+    mean of all. The mean over the seeds of the weights `minus` is subtracted.
     """
 
     weights: Weights
@@ -119,13 +94,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class PaperImages:
-    """The images that a paper's table is measured on.
+    """The images that a paper's table is measured on, and those that trainings without labels learn from.
 
-    Attributes:
-        name: The name of the data set.
-        num_train: The number of training images, of classifiers too.
-        num_val: The number of validation images.
-        num_pretrain: The number of images that trainings without labels learn from, if these are others.
+    The training images are of classifiers, too. `num_pretrain` is None if all trainings learn from them.
     """
 
     name: str
@@ -136,25 +107,19 @@ class PaperImages:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
+    """A row of a table, with the paper's number and our measure for each column.
 
-    Attributes:
-        method: The name of the row.
-        arch: The network, as printed.
-        numbers: The paper's numbers; None for a dash. All are None in a row that the paper does not have.
-        measures: One per column; empty if the method is not implemented here.
-        million_parameters: As printed; None if the table has no such column.
-        baseline: The method of the row that this one improves.
-        note: A remark beside the method.
+    All numbers are None in a row that the paper does not have; a dash is None, too. There are no measures of
+    a method that is not implemented here. The baseline is the method of the row that this one improves.
     """
 
     method: str
     arch: str
     numbers: tuple[float | None, ...]
     measures: tuple[Measure, ...] = ()
-    million_parameters: int | None = None
+    million_parameters: int | None = None  # if the table has such a column
     baseline: str | None = None
-    note: str = ""
+    note: str = ""  # beside the method
 
     @property
     def printed(self) -> bool:
@@ -164,33 +129,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper. Every number is a percentage.
+    """A table of a paper. Every number is a percentage."""
 
-    Attributes:
-        name: The paper and the table, such as psl/5.
-        title: The title of the page.
-        number: What the numbers are, such as "top-1 accuracy, %".
-        columns: The titles of the columns.
-        rows: The rows.
-        notes: The notes below the table.
-        gains: The headline over what rows add to their baselines.
-        unmeasured: Why a row has the paper's numbers alone.
-        unprinted: The mark of rows that the paper does not have.
-        images: The images of the paper's numbers.
-        curves: Whether it is drawn as lines over the columns, in a panel for each row that has a baseline.
-    """
-
-    name: str
+    name: str  # psl/5
     title: str
-    number: str
+    number: str  # what the numbers are: top-1 accuracy, %
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    gains: str
-    unmeasured: str
-    unprinted: str
+    notes: tuple[str, ...]  # below the table
+    gains: str  # the headline over what rows add to their baselines
+    unmeasured: str  # why a row has the paper's numbers alone
+    unprinted: str  # the mark of rows that the paper does not have
     images: PaperImages
-    curves: bool = False
+    curves: bool = False  # drawn as lines over the columns, in a panel for each row that has a baseline
 
     @property
     def paper(self) -> str:
@@ -210,10 +161,80 @@ class Table:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The names of the data that evaluations read instead of the table's own (see `other_data`)."""
+        """The names of OTHER_DATA that evaluations read instead of the table's own."""
         evaluations = (measure.evaluation for row in self.rows for measure in row.measures)
         return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.reads))
 
     def row(self, method: str) -> Row:
         """Return the row of a method."""
         return next(row for row in self.rows if row.method == method)
+
+
+BLOCKS = ("B1", "B2", "B3", "B4", "B5")
+
+
+def _by(recipe: str, name: str, *reads: str) -> Evaluation:
+    """Return an evaluation that is called as its protocol."""
+    return Evaluation(name, recipe, name, reads=reads)
+
+
+VISSL = _by("linear_probe", "linear/vissl")
+MOCO = _by("linear_probe", "linear/moco")
+UIC = _by("linear_probe", "linear/uic")
+SSLPP = _by("linear_probe", "linear/sslpp")
+PLACES205 = _by("linear_probe", "linear/vissl_places205", "places205")
+INAT18 = _by("linear_probe", "linear/vissl_inat18", "inat18")
+FEW_LABELS = Evaluation("semi_supervised/1", "semi_supervised", "semi_supervised")
+MORE_LABELS = Evaluation("semi_supervised/10", "semi_supervised", "semi_supervised")
+CLUSTERS = Evaluation("clusters", "clusters", "clusters", command=True)
+BLOCK_PROBE = Evaluation("blocks", "block_probe", "block_probe")
+STL_BLOCK_PROBE = Evaluation("blocks/stl", "block_probe", "block_probe")
+KNN = Evaluation("knn/blocks", "knn", "knn/majority")
+RETRIEVAL = Evaluation("retrieval", "retrieve", "retrieval", command=True)
+TSNE = Evaluation("tsne", "tsne", "tsne", command=True)
+SVM = _by("voc_svm", "svm/vissl", "voc")
+DETECTION = _by("voc_detection", "detection/pirl", "voc")
+FAST_RCNN = _by("voc_detection", "detection/fast_rcnn", "voc", "proposals")
+SSLPP_DETECTION = _by("voc_detection", "detection/sslpp", "voc")
+FCN_ALEXNET = _by("voc_segmentation", "segmentation/fcn_alexnet", "voc", "sbd")
+SSLPP_SEGMENTATION = _by("voc_segmentation", "segmentation/sslpp", "voc")
+FEW_SHOT = "few_shot"  # this protocol learns nothing from the images that it reads
+FEW_SHOTS = {
+    size_px: Evaluation(f"few_shot/{size_px}", "few_shot", FEW_SHOT, reads=("mini_imagenet",))
+    for size_px in (224, 84)
+}
+
+
+def classification(protocol: str, layers: str) -> Evaluation:
+    """Return the evaluation that learns VOC's classes with these layers: fc6_8 or all."""
+    name = f"classification/{protocol}"
+    return Evaluation(f"{name}_{layers}", "voc_classification", name, reads=("voc",))
+
+
+# A function of a row's weights to the measures of the row's cells.
+Columns = Callable[[Weights], tuple[Measure, ...]]
+
+
+def each(evaluation: Evaluation, *numbers: str) -> Columns:
+    """Return columns of one number each."""
+    return lambda weights: tuple(Measure(weights, evaluation, (number,)) for number in numbers)
+
+
+def best(evaluation: Evaluation, *numbers: str) -> Columns:
+    """Return one column, the best of several numbers."""
+    return lambda weights: (Measure(weights, evaluation, numbers),)
+
+
+def mean(evaluation: Evaluation, *numbers: str) -> Columns:
+    """Return one column, the mean of several numbers."""
+    return lambda weights: (Measure(weights, evaluation, numbers, of="mean"),)
+
+
+def side_by_side(*parts: Columns) -> Columns:
+    """Return the columns of all parts, in order."""
+    return lambda weights: tuple(measure for part in parts for measure in part(weights))
+
+
+def with_mean(evaluation: Evaluation, *numbers: str) -> Columns:
+    """Return columns of one number each, and their mean as the last."""
+    return side_by_side(each(evaluation, *numbers), mean(evaluation, *numbers))

@@ -6,7 +6,7 @@ these values.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,9 @@ from fastpsl.tables.paper_file import MODULES
 from fastpsl.tables.rows import COUPLED, Evaluation, Weights
 from fastpsl.transfer.classification.task import MultiLabelProtocol, constants_of
 
-# `needs.Weights` has these.
+Values = Mapping[str, Any]
+
+# `rows.Weights` has these.
 _OF_WEIGHTS = ("backbone", "plan")
 # Pages and reasons name these options first, then those of PAPER, then the other fields of the options.
 _UIC = "epochs batch_size lr weight_decay dropout"
@@ -43,59 +45,44 @@ _FIRST = {
 }
 
 
-def sample_of(recipe: str) -> dict[str, Any]:
-    """Return the values of a recipe's SAMPLE, but for the backbone."""
-    return {name: value for name, value in find_recipe(recipe).sample.items() if name not in _OF_WEIGHTS}
-
-
-def options_of(recipe: str, given: Mapping[str, Any]) -> RunOptions:
-    """Return the options of a command with the given ones and with data."""
-    return _options(recipe, tuple(given.items()))
-
-
 @cache
-def _options(recipe: str, given: tuple[tuple[str, Any], ...]) -> RunOptions:
+def options_of(recipe: str, /, **given: Any) -> RunOptions:
+    """Return the options of a command with the given ones and with data."""
     script = find_recipe(recipe)
-    variant = script.variant(script.with_paper(**dict(given)))
-    options: RunOptions = script.with_paper(**{**variant, **dict(given)})
+    variant = script.variant(script.with_paper(**given))
+    options: RunOptions = script.with_paper(**{**variant, **given})
     return options
 
 
-def values_of(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def values_of(recipe: str, given: Values) -> dict[str, Any]:
     """Return the values of a recipe, by option.
 
-    They are those of its own options and of all that PAPER or `given` names. Where an option is None, its
-    protocol's value stands.
+    They are those of its own options that are science, and of all that PAPER or `given` names. Where an
+    option is None, its protocol's value stands.
     """
-    options = options_of(recipe, given)
+    options, script = options_of(recipe, **given), find_recipe(recipe)
     values = {**vars(options), **_constants(options), "batch_size": options.batch_size}
-    script = find_recipe(recipe)
-    names = [*_FIRST.get(recipe, "").split(), *script.paper, "batch_size", *script.variant(options)]
-    names += [*given, *_own_names(options)]
+    base = PretrainOptions if isinstance(options, PretrainOptions) else EvaluationOptions
+    names = [*_FIRST.get(recipe, "").split(), *script.paper, "batch_size", *script.variant(options), *given]
+    names += [name for name in options.science() if name not in base.__dataclass_fields__]
     return {name: values[name] for name in dict.fromkeys(names) if name not in _OF_WEIGHTS}
 
 
-def experiment_of(recipe: str, given: Mapping[str, Any]) -> Experiment:
+def experiment_of(recipe: str, given: Values) -> Experiment:
     """Return the experiment of a recipe that trains, without memory for its weights.
 
     Its plan, its length and its backbone are PAPER's; neither the task nor the science depends on them.
     """
     shared = PretrainOptions.__dataclass_fields__.keys() | _OF_WEIGHTS
-    return _experiment(recipe, tuple((name, value) for name, value in given.items() if name not in shared))
+    return _experiment(recipe, **{name: value for name, value in given.items() if name not in shared})
 
 
 @cache
-def _experiment(recipe: str, given: tuple[tuple[str, Any], ...]) -> Experiment:
+def _experiment(recipe: str, /, **given: Any) -> Experiment:
     script = find_recipe(recipe)
     assert isinstance(script, Recipe)
     with torch.device("meta"):
-        return script.build(_options(recipe, given))
-
-
-def _own_names(options: RunOptions) -> Iterable[str]:
-    """Return the recipe's own options that are science."""
-    base = PretrainOptions if isinstance(options, PretrainOptions) else EvaluationOptions
-    return [name for name in options.science() if name not in base.__dataclass_fields__]
+        return script.build(options_of(recipe, **given))
 
 
 def _constants(options: Any) -> dict[str, Any]:
@@ -109,30 +96,21 @@ def _constants(options: Any) -> dict[str, Any]:
 # Results that are averaged may differ in these, which change no expected value.
 FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex", "accumulate"})
 
-Values = Mapping[str, Any]
-
 
 @dataclass(frozen=True, eq=False)
 class Scale:
     """The values of all trainings, labels and evaluations at one scale.
 
-    Attributes:
-        name: The scale's name.
-        seeds: The seeds that a number is measured with.
-        of_sample: Whether a recipe's SAMPLE replaces its PAPER. Commands give it then.
-        comparable: Whether a difference to the paper's number means anything.
-        about: The sizes in words, by paper.
-        num_processes: The processes of a command, by paper.
-        given: The options that replace the recipe's values, by `recipe`, `recipe/variant`, `labels/source` or
-            the name of an evaluation. Commands give them.
+    Commands give the options that replace the recipe's values: `given` has them by `recipe`,
+    `recipe/variant`, `labels/source` or the name of an evaluation.
     """
 
     name: str
     seeds: tuple[int, ...]
-    of_sample: bool
-    comparable: bool
-    about: Mapping[str, str]
-    num_processes: Mapping[str, int]
+    of_sample: bool  # whether a recipe's SAMPLE replaces its PAPER, and commands give it
+    comparable: bool  # whether a difference to the paper's number means anything
+    about: Mapping[str, str]  # the sizes in words, by paper
+    num_processes: Mapping[str, int]  # of a command, by paper
     given: Mapping[str, Values]
 
     def training_flags(self, weights: Weights) -> dict[str, Any]:
@@ -166,7 +144,7 @@ class Scale:
         """Return what the science of the run that made the weights must hold."""
         assert weights.recipe
         flags = self.training_flags(weights) | {"backbone": weights.backbone, "plan": weights.plan}
-        options = options_of(weights.recipe, flags)
+        options = options_of(weights.recipe, **flags)
         science = {name: options.science()[name] for name in PretrainOptions().science()}
         science |= _plain(self.training_values(weights))
         if hasattr(options, "permutations"):  # because those of a file do not count
@@ -218,12 +196,14 @@ class Scale:
         """Return what the settings of a result must hold."""
         settings: dict[str, Any] = {}
         if not evaluation.command:
-            options = options_of(evaluation.recipe, self.evaluation_flags(evaluation))
+            options = options_of(evaluation.recipe, **self.evaluation_flags(evaluation))
             settings = {name: options.science()[name] for name in EvaluationOptions().science()}
         return _compared(settings | _plain(self.evaluation_values(evaluation)))
 
     def _recipe_flags(self, recipe: str) -> dict[str, Any]:
-        return {**(sample_of(recipe) if self.of_sample else {}), **self.given.get(recipe, {})}
+        sample = find_recipe(recipe).sample if self.of_sample else {}
+        own = {name: value for name, value in sample.items() if name not in _OF_WEIGHTS}
+        return {**own, **self.given.get(recipe, {})}
 
 
 def plain(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from fastpsl.tables.evaluations import (
+from fastpsl.tables.rows import (
     BLOCK_PROBE,
     CLUSTERS,
+    COUPLED,
     KNN,
     RETRIEVAL,
     SSLPP,
@@ -13,13 +14,15 @@ from fastpsl.tables.evaluations import (
     STL_BLOCK_PROBE,
     TSNE,
     Columns,
+    Evaluation,
+    Measure,
+    Weights,
     classification,
     each,
     mean,
     side_by_side,
     with_mean,
 )
-from fastpsl.tables.rows import COUPLED, Evaluation, Measure, Weights
 
 TASKS = ("colorization", "context", "rotation", "aet")
 # Weights of the pseudo-labels' loss in figure 6; 0 is the task alone.

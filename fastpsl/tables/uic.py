@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from fastpsl.tables.evaluations import (
+from fastpsl.tables.rows import (
     CLUSTERS,
     FAST_RCNN,
     FCN_ALEXNET,
     FEW_SHOTS,
     UIC,
     Columns,
+    Weights,
     classification,
     each,
     side_by_side,
 )
-from fastpsl.tables.rows import Weights
 
 _UIC = Weights("alexnet", "uic_alexnet", "end_to_end")
 WEIGHTS = {

@@ -12,7 +12,6 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from fastpsl.cli import main
 from fastpsl.evaluation import cluster_report
 from fastpsl.evaluation.result import read_result
 from fastpsl.models.checkpoint import CheckpointManager
@@ -25,6 +24,7 @@ from fastpsl.plots.clusters import NUM_SHOWN
 from fastpsl.tables.results import index_runs
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
+from tests.cli import Cli, refused
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
 from tests.plots.png_pixels import pixels
@@ -69,64 +69,31 @@ def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["clusters", *map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, output, error = run(capsys, *arguments)
-    assert code == 2 and not output and error.startswith("fastpsl: ") and error.count("\n") == 1, error
-    return error
-
-
-def test_numbers_and_images(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, output, errors = run(capsys, run_folder)
+def test_numbers_and_images(run_folder: Path, cli: Cli) -> None:
+    code, output, errors = cli("clusters", run_folder)
     assert (code, errors) == (0, "")
     out = run_folder / "clusters"
-    assert sorted(path.name for path in out.iterdir()) == [
-        "contents.png",
-        "filters.png",
-        "result.json",
-        "sizes.png",
-    ]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["contents.png", "filters.png", "result.json", "sizes.png"]
     with Beton(sample_paths().test_32) as data:
         labels, true_labels, digest = drawn_labels(), data.labels(), data.digest()
     record = read_result(out / "result.json")
     numbers = record["numbers"]
-    assert list(numbers) == [
-        "entropy_share",
-        "biggest",
-        "nmi_true",
-        "nmi_true_shuffled",
-        "ari",
-        "hungarian_accuracy",
-        "many_to_one_accuracy",
-    ]
     scores = {
-        "nmi_true": nmi,
-        "ari": ari,
-        "hungarian_accuracy": hungarian_accuracy,
+        "nmi_true": nmi, "ari": ari, "hungarian_accuracy": hungarian_accuracy,
         "many_to_one_accuracy": many_to_one_accuracy,
-    }
+    }  # fmt: skip
+    wanted = ["entropy_share", "biggest", "nmi_true", "nmi_true_shuffled", *list(scores)[1:]]
+    assert list(numbers) == wanted
     for name, score in scores.items():
         assert numbers[name] == pytest.approx(100 * score(labels, true_labels), abs=1e-4)
     assert numbers["biggest"] == pytest.approx(100 * np.bincount(labels).max() / 160, abs=1e-4)
     assert 10 < numbers["nmi_true_shuffled"] < numbers["nmi_true"] - 10
     assert (record["recipe"], record["protocol"], record["cut"]) == ("clusters", "clusters", False)
     assert record["data"] == {"train": digest, "val": None, "num_train": 160, "num_val": None}
-    assert (
-        record["checkpoint"]["science"]["recipe"] == "uic_alexnet" and record["checkpoint"]["run_step"] == 7
-    )
-    assert (
-        record["settings"] | {"num_classes": 20, "num_labelled": 160, "nmi_average": "arithmetic"}
-        == record["settings"]
-    )
+    checkpoint, settings = record["checkpoint"], record["settings"]
+    assert checkpoint["science"]["recipe"] == "uic_alexnet" and checkpoint["run_step"] == 7
+    assert settings | {"num_classes": 20, "num_labelled": 160, "nmi_average": "arithmetic"} == settings
     assert "160 images, 20 classes" in output and "images have one" not in output  # all have a true label
     for words, name in (
         ("NMI", "nmi_true"),
@@ -143,19 +110,17 @@ def test_numbers_and_images(run_folder: Path, capsys: pytest.CaptureFixture[str]
     assert shapes["filters.png"] == (8 * (49 + 4) + 4, 8 * (49 + 4) + 4, 3)
 
 
-def test_a_table_finds_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, run_folder)
+def test_a_table_finds_it(run_folder: Path, cli: Cli) -> None:
+    cli("clusters", run_folder)
     collection = index_runs(run_folder)
     assert [result.record["protocol"] for result in collection.results] == ["clusters"]
     assert not [path for path in collection.unreadable if path.name == "result.json"]
 
 
-def test_the_seed_shuffles_and_nothing_else(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_seed_shuffles_and_nothing_else(run_folder: Path, tmp_path: Path, cli: Cli) -> None:
     numbers = []
     for number, seed in enumerate((0, 0, 1)):
-        assert run(capsys, run_folder, "--seed", seed, "--out", tmp_path / str(number))[0] == 0
+        assert cli("clusters", run_folder, "--seed", seed, "--out", tmp_path / str(number))[0] == 0
         numbers.append(read_result(tmp_path / str(number) / "result.json")["numbers"])
     assert numbers[0] == numbers[1]
     changed = {name for name in numbers[0] if numbers[0][name] != numbers[2][name]}
@@ -164,14 +129,12 @@ def test_the_seed_shuffles_and_nothing_else(
     assert sheets[0] == sheets[1] != sheets[2]
 
 
-def test_other_labels_and_collapse(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_labels_and_collapse(run_folder: Path, tmp_path: Path, cli: Cli) -> None:
     with Beton(sample_paths().test_32) as data:
         labels = np.zeros(160, int)
         labels[0] = 1
         path = write_labels(tmp_path / "other.npz", labels, 20, data, "by hand")
-    code, output, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
+    code, output, _ = cli("clusters", run_folder, "--labels", path, "--out", tmp_path / "out")
     assert code == 0 and "(by hand)" in output and "2 not empty" in output and "\ncollapse: " in output
     assert "contents.png of the 2 classes" in output
     # The larger one has 159/160 of the images, and its even share would be 1/20. The warning tells it, too.
@@ -180,11 +143,11 @@ def test_other_labels_and_collapse(
     assert (settings["labels"], settings["made_by"], settings["non_empty"]) == (str(path), "by hand", 2)
 
 
-def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_labels_alone(run_folder: Path, cli: Cli) -> None:
     """The numbers are those of its run, without filters; the default data is the embedded sample."""
     path, source = run_folder / "labels.npz", sample_paths().test_32
-    run(capsys, run_folder)
-    code, output, error = run(capsys, path, "--data", source)
+    cli("clusters", run_folder)
+    code, output, error = cli("clusters", path, "--data", source)
     out = run_folder / "labels-clusters"
     assert (code, error) == (0, "") and "weights:" not in output and "filters.png" not in output
     assert sorted(path.name for path in out.iterdir()) == ["contents.png", "result.json", "sizes.png"]
@@ -193,15 +156,15 @@ def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[
     assert record["checkpoint"]["kind"] == "labels" and not record["cut"]
     assert record["settings"]["labels"] == str(path)
     assert not index_runs(out).unreadable
-    assert "another data set" in refused(capsys, path)
-    assert "give one of the two" in refused(capsys, path, "--data", source, "--labels", path)
+    assert "another data set" in refused(cli("clusters", path))
+    assert "give one of the two" in refused(cli("clusters", path, "--data", source, "--labels", path))
     with Beton(sample_paths().train) as data:
         path_of_own_labels = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
-    code, output, _ = run(capsys, path_of_own_labels)
+    code, output, _ = cli("clusters", path_of_own_labels)
     assert code == 0 and "NMI 100.0 %" in output and "of 60 to 60 images" in output
 
 
-def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_iic(tmp_path: Path, cli: Cli) -> None:
     """Its first filters see two gradients, and its labels have entropies."""
     torch.manual_seed(0)
     state = {
@@ -217,17 +180,10 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
     entropy = np.linspace(0, np.log(20), 160)
     configuration = {"source": "iic", "num_clusters": 20}
+    more = {"entropy": entropy, "configuration": configuration}
     with Beton(source) as data:
-        write_labels(
-            tmp_path / "labels.npz",
-            drawn_labels(),
-            20,
-            data,
-            "sslpp_iic",
-            entropy=entropy,
-            configuration=configuration,
-        )
-    code, output, error = run(capsys, tmp_path)
+        write_labels(tmp_path / "labels.npz", drawn_labels(), 20, data, "sslpp_iic", **more)  # type: ignore[arg-type]
+    code, output, error = cli("clusters", tmp_path)
     assert (code, error) == (0, "")
     record = read_result(tmp_path / "clusters" / "result.json")
     assert record["numbers"]["label_entropy_share"] == pytest.approx(50, abs=1e-3) and record["cut"]
@@ -251,8 +207,8 @@ def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_without_true_labels(run_folder: Path, unlabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, output, _ = run(capsys, run_folder, "--data", unlabelled)
+def test_without_true_labels(run_folder: Path, unlabelled: Path, cli: Cli) -> None:
+    code, output, _ = cli("clusters", run_folder, "--data", unlabelled)
     assert code == 0
     assert "true labels absent: NMI, ARI and accuracies are left out" in output
     assert "contents.png of the 4 classes with the most images" in output
@@ -260,65 +216,50 @@ def test_without_true_labels(run_folder: Path, unlabelled: Path, capsys: pytest.
     assert list(numbers) == ["entropy_share", "biggest"] and numbers["biggest"] == 37.5
     assert pixels(run_folder / "clusters" / "contents.png").shape[0] == 4 * 142 + 6
     before = {path.name: path.read_bytes() for path in (run_folder / "clusters").iterdir()}
-    error = refused(capsys, run_folder, "--data", unlabelled, "--require-labels")
+    error = refused(cli("clusters", run_folder, "--data", unlabelled, "--require-labels"))
     assert f"true labels absent in {unlabelled}" in error
     assert before == {path.name: path.read_bytes() for path in (run_folder / "clusters").iterdir()}
 
 
-def test_what_is_refused(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = sample_paths().train_32
-    assert "no such folder; give the folder of a run" in refused(capsys, tmp_path / "none")
-    assert "labels 160 images of another data set" in refused(capsys, run_folder, "--data", other)
-    assert "none.npz" in refused(capsys, run_folder, "--labels", tmp_path / "none.npz")
-    assert "none.beton" in refused(capsys, run_folder, "--data", tmp_path / "none.beton")
-    arrays = dict(np.load(run_folder / "labels.npz"))
+def test_what_is_refused(run_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    def check(arguments: str, words: str) -> None:
+        refused(cli("clusters", *arguments.format(run=run_folder, tmp=tmp_path, data=data).split()), words)
+
+    data, labels = sample_paths().test_32, run_folder / "labels.npz"
+    arrays = dict(np.load(labels))
     np.savez(tmp_path / "strange.npz", **arrays | {"data_digest": np.array("f" * 32)})
     np.savez(tmp_path / "range.npz", **arrays | {"num_classes": np.array(3)})
-    assert "160 images of another data set (digest ffffffff" in refused(
-        capsys, run_folder, "--labels", tmp_path / "strange.npz"
-    )
-    assert "and there are classes 0 to 2" in refused(capsys, run_folder, "--labels", tmp_path / "range.npz")
-    (run_folder / "config.json").unlink()
-    assert "give --data" in refused(capsys, run_folder)
-    (run_folder / "labels.npz").unlink()
-    assert "has no labels.npz" in refused(capsys, run_folder)
     (tmp_path / "file").touch()
-    assert "cannot be written" in refused(
-        capsys,
-        run_folder,
-        "--labels",
-        written(run_folder),
-        "--data",
-        sample_paths().test_32,
-        "--out",
-        tmp_path / "file" / "x",
-    )
+    check("{tmp}/none", "no such folder; give the folder of a run")
+    check(f"{{run}} --data {sample_paths().train_32}", "labels 160 images of another data set")
+    check("{run} --labels {tmp}/none.npz", "none.npz")
+    check("{run} --data {tmp}/none.beton", "none.beton")
+    check("{run} --labels {tmp}/strange.npz", "160 images of another data set (digest ffffffff")
+    check("{run} --labels {tmp}/range.npz", "and there are classes 0 to 2")
+    (run_folder / "config.json").unlink()
+    check("{run}", "give --data")
+    labels.rename(run_folder / "again.npz")
+    check("{run}", "has no labels.npz")
+    check("{run} --labels {run}/again.npz --data {data} --out {tmp}/file/x", "cannot be written")
     for path in (run_folder / "checkpoints").iterdir():
         path.unlink()
-    assert "holds no checkpoint" in refused(
-        capsys, run_folder, "--labels", run_folder / "again.npz", "--data", sample_paths().test_32
-    )
+    check("{run} --labels {run}/again.npz --data {data}", "holds no checkpoint")
     assert not (run_folder / "clusters").exists()
 
 
-def written(folder: Path) -> Path:
-    with Beton(sample_paths().test_32) as data:
-        return write_labels(folder / "again.npz", drawn_labels(), NUM_CLASSES, data, "by hand")
-
-
-def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_were_filled_are_told(run_folder: Path, cli: Cli) -> None:
     """Otherwise a network that predicts one class for everything would look good."""
-    _, output, _ = run(capsys, run_folder)
+    _, output, _ = cli("clusters", run_folder)
     assert "halves of others" not in output
     with Beton(sample_paths().test_32) as data:
         write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet", num_split=3)
-    code, output, _ = run(capsys, run_folder)
+    code, output, _ = cli("clusters", run_folder)
     assert code == 0 and "3 of them were empty and have halves of others" in output
     assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3
 
 
 def test_the_sheet_begins_with_the_purest_class(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is class 1 of three with 80, 40 and 40 images: the others hold images of two true labels."""
     data_path = write_labelled(tmp_path / "some.beton", [*[0, 1] * 40, *[2] * 40, *[0, 3] * 20])
@@ -326,12 +267,12 @@ def test_the_sheet_begins_with_the_purest_class(
         path = write_labels(tmp_path / "labels.npz", np.repeat([0, 1, 2], [80, 40, 40]), 3, data, "by hand")
     shown = list[list[int]]()
     monkeypatch.setattr(cluster_report, "draw_contents", lambda *arguments: shown.append(arguments[3]))
-    code, output, _ = run(capsys, path, "--data", data_path)
+    code, output, _ = cli("clusters", path, "--data", data_path)
     assert code == 0 and shown == [[1, 0, 2]] and "contents.png of the 3 classes" in output
 
 
 def test_images_without_a_true_label_are_told_and_empty_classes_are_not_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: Cli
 ) -> None:
     """Thirty of 40 images have a true label, and four of five classes have 20, 10, 5 and 5 images."""
     true = [i % 3 if i < 30 else -1 for i in range(40)]
@@ -339,7 +280,7 @@ def test_images_without_a_true_label_are_told_and_empty_classes_are_not_counted(
     with Beton(some) as data:
         labels = np.repeat([0, 1, 3, 4], [20, 10, 5, 5])
         path = write_labels(tmp_path / "labels.npz", labels, 5, data, "by hand")
-    code, output, error = run(capsys, path, "--data", some)
+    code, output, error = cli("clusters", path, "--data", some)
     assert (code, error) == (0, "")
     (line,) = [line for line in output.splitlines() if line.startswith("with the true labels: ")]
     assert line.endswith("; 30 of 40 images have one")

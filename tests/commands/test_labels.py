@@ -5,11 +5,9 @@ errors.
 from pathlib import Path
 
 import numpy as np
-import pytest
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from fastpsl.cli import main
 from fastpsl.engine.options import RunOptions
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
@@ -26,23 +24,8 @@ from fastpsl.tasks.pseudo_labels.baselines import (
 )
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of, read_labels
 from fastpsl.tasks.pseudo_labels.scores import ari
+from tests.cli import Cli, refused
 from tests.pipelines.photos import jpeg, photo
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["labels", *map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, output, error = run(capsys, *arguments)
-    assert code == 2 and not output and error.startswith("fastpsl: ") and error.count("\n") == 1, error
-    return error
 
 
 def written(path: Path, source: Path) -> Labels:
@@ -66,9 +49,9 @@ def plain(path: Path, colours: list[int], label: int = -1) -> Path:
     return path
 
 
-def test_true_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_true_labels(tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "true.npz"
-    code, output, error = run(capsys, "true", "--out", out)
+    code, output, error = cli("labels", "true", "--out", out)
     assert (code, error) == (0, "")
     assert output.startswith(
         f"labels {out} (fastpsl labels true): 480 images, 8 classes, 8 not empty, of 60 to 60"
@@ -77,28 +60,23 @@ def test_true_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     labels_file = labels_of(out, RunOptions())
     with Beton(sample_paths().train) as data:
         assert labels_file.labels.tolist() == data.labels().tolist()
-    assert (labels_file.num_classes, labels_file.made_by, labels_file.num_split) == (
-        8,
-        "fastpsl labels true",
-        0,
-    )
-    assert (
-        labels_file.configuration == {"source": "true", "num_classes": 8}
-        and np.isnan(labels_file.entropy).all()
-    )
+    named = (labels_file.num_classes, labels_file.made_by, labels_file.num_split)
+    assert named == (8, "fastpsl labels true", 0)
+    assert labels_file.configuration == {"source": "true", "num_classes": 8}
+    assert np.isnan(labels_file.entropy).all()
 
 
-def test_true_labels_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_true_labels_that_are_not_there(tmp_path: Path, cli: Cli) -> None:
     source, out = plain(tmp_path / "some.beton", [10, 200, 30]), tmp_path / "true.npz"
-    error = refused(capsys, "true", "--data", source, "--out", out)
+    error = refused(cli("labels", "true", "--data", source, "--out", out))
     assert "`fastpsl labels true` needs labels, and 3 of 3 samples have none" in error and not out.exists()
-    error = refused(capsys, "true", "--num-clusters", 8, "--out", out)
+    error = refused(cli("labels", "true", "--num-clusters", 8, "--out", out))
     assert "true labels have their own number of classes" in error
 
 
-def test_random_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_labels(tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "random.npz"
-    code, output, error = run(capsys, "random", "--out", out, "--seed", 3)
+    code, output, error = cli("labels", "random", "--out", out, "--seed", 3)
     assert (code, error) == (0, "") and "480 images, 70 classes" in output
     labels_file = written(out, sample_paths().train)
     assert labels_file.configuration == {"source": "random", "num_classes": 70, "seed": 3}
@@ -123,26 +101,21 @@ def test_components_are_those_of_scikit_learn() -> None:
     ours = _components(torch.from_numpy(rows.astype(np.uint8)), 20).numpy()
     theirs = PCA(20, svd_solver="full").fit_transform(rows)
     assert ours.dtype == np.float32 and ours.shape == theirs.shape
-    for our_component, their_component in zip(ours.T, theirs.T, strict=True):
-        assert (
-            np.abs(our_component * np.sign(our_component @ their_component) - their_component).max()
-            < 2e-4 * np.abs(theirs).max()
-        )
+    for our, their in zip(ours.T, theirs.T, strict=True):
+        assert np.abs(our * np.sign(our @ their) - their).max() < 2e-4 * np.abs(theirs).max()
 
 
-def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, cli: Cli) -> None:
     """The labels are a fixed point of scikit-learn's iterations, and as good as its best of ten runs."""
     source, out = sample_paths().train_32, tmp_path / "k.npz"
-    code, output, error = run(
-        capsys, "k-means", "--data", source, "--num-clusters", 12, "--pca-width", 16, "--out", out
-    )
+    options = ["--num-clusters", "12", "--pca-width", "16"]
+    code, output, error = cli("labels", "k-means", "--data", source, *options, "--out", out)
     assert code == 0 and "480 images, 12 classes, 12 not empty" in output, error
     labels_file = written(out, source)
     assert labels_file.made_by == "fastpsl labels k-means"
-    assert labels_file.configuration["source"] == "k-means"
-    assert labels_file.configuration["pca_width"] == 16 and labels_file.configuration["num_classes"] == 12
-    starts = [labels_file.configuration[name] for name in ("num_starts", "num_iterations", "size_px", "seed")]
-    assert starts == [10, 100, 32, 0]
+    usual = {"num_starts": 10, "num_iterations": 100, "size_px": 32, "seed": 0}
+    given = {"source": "k-means", "pca_width": 16, "num_classes": 12}
+    assert {**labels_file.configuration, **usual, **given} == labels_file.configuration
     components = PCA(16, svd_solver="full").fit_transform(pixels(source))
     means = np.stack([components[labels_file.labels == number].mean(0) for number in range(12)])
     again = KMeans(12, init=means, n_init=1, tol=0).fit(components)
@@ -191,43 +164,41 @@ def test_fewer_images_than_clusters_would_need(tmp_path: Path) -> None:
     assert num_classes == 3 and ((labels >= 0) & (labels < 3)).all()
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(tmp_path: Path, cli: Cli) -> None:
     source, out = plain(tmp_path / "some.beton", list(range(0, 240, 10))), tmp_path / "out.npz"
-    to = ("--data", source, "--out", out)
-    for kind in ("k-means", "random"):
-        error = refused(capsys, kind, *to)
-        assert "70 classes for 24 images: there can be no more classes than images" in error
-    few = (*to, "--num-clusters", 4)
-    assert "--pca-width 64: 24 images of 32 px have 1 to 24 components" in refused(capsys, "k-means", *few)
-    assert "--pca-width 0" in refused(capsys, "k-means", *few, "--pca-width", 0)
-    assert "--num-clusters 1: give a number from 2" in refused(capsys, "random", *to, "--num-clusters", 1)
-    assert "--size-px 3: give a number from 4 to 64" in refused(capsys, "k-means", *few, "--size-px", 3)
-    assert "--seed -1" in refused(capsys, "random", *few, "--seed", -1)
-    assert "none.beton" in refused(capsys, "random", "--data", tmp_path / "none.beton", "--out", out)
-    assert "ends in .npz" in refused(capsys, "random", "--out", tmp_path / "labels")
-    assert f"there is no folder {tmp_path / 'none'}" in refused(
-        capsys, "random", "--out", tmp_path / "none" / "l.npz"
-    )
-    assert refused(capsys, "coupled", *to)
+    for arguments, said in (
+        ("k-means", "70 classes for 24 images: "),
+        ("random", "70 classes for 24 images: "),
+        ("k-means --num-clusters 4", "--pca-width 64: 24 images of 32 px have 1 to 24 components"),
+        ("k-means --num-clusters 4 --pca-width 0", "--pca-width 0"),
+        ("random --num-clusters 1", "--num-clusters 1: give a number from 2"),
+        ("k-means --num-clusters 4 --size-px 3", "--size-px 3: give a number from 4 to 64"),
+        ("random --num-clusters 4 --seed -1", "--seed -1"),
+        (f"random --data {tmp_path}/none.beton", "none.beton"),
+        (f"random --out {tmp_path}/labels", "ends in .npz"),
+        (f"random --out {tmp_path}/none/l.npz", f"there is no folder {tmp_path / 'none'}"),
+        ("coupled", "coupled"),
+    ):
+        refused(cli("labels", "--data", source, "--out", out, *arguments.split()), said)
     assert not out.exists()
 
 
-def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_there_is_kept(tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "labels.npz"
     out.write_bytes(b"precious")
-    assert "exists already; remove it, give --overwrite" in refused(capsys, "random", "--out", out)
+    assert "exists already; remove it, give --overwrite" in refused(cli("labels", "random", "--out", out))
     assert out.read_bytes() == b"precious"
-    assert run(capsys, "random", "--out", out, "--overwrite")[0] == 0
+    assert cli("labels", "random", "--out", out, "--overwrite")[0] == 0
     assert written(out, sample_paths().train).num_classes == 70
 
 
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(6):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
     arguments = ("k-means", "--num-clusters", 2, "--pca-width", 2, "--data", tmp_path / "photos", "--out")
-    assert run(capsys, *arguments, tmp_path / "whole.npz")[0] == 0
+    assert cli("labels", *arguments, tmp_path / "whole.npz")[0] == 0
     path = tmp_path / "photos" / "3.jpg"
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    assert "3.jpg" in refused(capsys, *arguments, tmp_path / "broken.npz")
+    assert "3.jpg" in refused(cli("labels", *arguments, tmp_path / "broken.npz"))
     assert not (tmp_path / "broken.npz").exists()

@@ -8,24 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl import cli
 from fastpsl.commands import launch
 from fastpsl.commands.launch import Slurm, split
+from fastpsl.commands.train import Eval, Train
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.scripts.recipe_files import find_recipe
+from tests.cli import Cli, refused
 from tests.programs import ROOT
 
 JIGSAW = ("launch", "slurm", "jigsaw", "--out", "runs/j")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main(arguments)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    output = capsys.readouterr()
-    return code, output.out, output.err
 
 
 @pytest.fixture
@@ -39,6 +30,13 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(launch, "LOOK_EVERY_S", 0.0)
     program(folder, "fastpsl", "")
     return folder
+
+
+def bash(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | variables
+    return subprocess.run(
+        ["bash"], input=script, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -61,19 +59,17 @@ def test_options_of_the_launch_stand_anywhere(words: str, own: str, rest: str) -
 
 
 def test_no_recipe_has_an_option_of_the_launch() -> None:
-    recipes = [find_recipe(stem) for stem in cli.train.Train.names.values()]
-    recipes += [find_recipe(stem) for stem in cli.train.Eval.names.values()]
+    recipes = [find_recipe(stem) for stem in (*Train.names.values(), *Eval.names.values())]
     names = {name for recipe in recipes for name in recipe.options.__dataclass_fields__}
     assert not names & (Slurm.__dataclass_fields__.keys() - {"recipe"})
     assert "lr" in names and PretrainOptions.__dataclass_fields__.keys() <= names
 
 
-def test_the_script_of_two_nodes(capsys: pytest.CaptureFixture[str], programs: Path) -> None:
-    code, out, err = run(
-        capsys, *JIGSAW, "--nodes", "2", "--gpus", "8", "--cpus", "12", "--time", "1-00:00:00",
-        "--signal-s", "90", "--sbatch=--partition=gpu --comment='a b'", "--setup", "source a/bin/activate",
-        "--container", "i.sif", "--data", "s3://a/train-*.beton", "--epochs", "1", "2", "3", "--print",
-    )  # fmt: skip
+def test_the_script_of_two_nodes(cli: Cli, programs: Path) -> None:
+    given = """--nodes 2 --gpus 8 --cpus 12 --time 1-00:00:00 --signal-s 90 --container i.sif --print
+        --sbatch="--partition=gpu --comment='a b'" --setup "source a/bin/activate"
+        --data s3://a/train-*.beton --epochs 1 2 3"""
+    code, out, err = cli(*JIGSAW, *shlex.split(given))
     lines = out.splitlines()
     assert (code, err) == (0, "") and not (programs.parent / "runs").exists()
     assert subprocess.run(["bash", "-n"], input=out, text=True, check=False).returncode == 0
@@ -94,7 +90,7 @@ def test_the_script_of_two_nodes(capsys: pytest.CaptureFixture[str], programs: P
 @pytest.mark.parametrize(("gpus", "ranks"), [("0", 1), ("1", 1), ("2", 2)])
 @pytest.mark.parametrize(("code", "requeues"), [(0, False), (1, False), (75, True), (143, False)])
 def test_each_rank_knows_its_place_and_a_stopped_run_alone_is_requeued(
-    capsys: pytest.CaptureFixture[str], programs: Path, gpus: str, ranks: int, code: int, requeues: bool
+    cli: Cli, programs: Path, gpus: str, ranks: int, code: int, requeues: bool
 ) -> None:
     """srun starts the processes of one node, and the run's exit code is srun's."""
     places = f"for i in $(seq 0 {ranks - 1}); do SLURM_PROCID=$((4 + i)) SLURM_LOCALID=$i"
@@ -102,32 +98,24 @@ def test_each_rank_knows_its_place_and_a_stopped_run_alone_is_requeued(
     program(programs, "scontrol", 'echo "scontrol $@"')
     variables = "$RANK $LOCAL_RANK of $WORLD_SIZE $LOCAL_WORLD_SIZE at $MASTER_PORT"
     program(programs, "fastpsl", f'echo "$@ as {variables}"')
-    _, script, _ = run(capsys, *JIGSAW[:-1], "a run's", "--gpus", gpus, "--print")
+    _, script, _ = cli(*JIGSAW[:-1], "a run's", "--gpus", gpus, "--print")
     folder = programs.parent / "a run's"
     folder.mkdir()
     (folder / "status.json").write_text("old")
-    environment = os.environ | {"SLURM_JOB_ID": "31234", "SLURM_NTASKS": "6"}
-    done = subprocess.run(
-        ["bash"], input=script, env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = bash(script, SLURM_JOB_ID="31234", SLURM_NTASKS="6")
     expected = [f"train jigsaw --out a run's as {4 + i} {i} of 6 {ranks} at 21234" for i in range(ranks)]
     assert done.stdout.splitlines() == expected + ["scontrol requeue 31234"] * requeues
     assert done.returncode == code and not (folder / "status.json").exists()
 
 
 @pytest.mark.parametrize("out", ["-dash", "a $(touch ran)`touch ran`;touch ran", "\"'%j {{ 7 }} ünï 中"])
-def test_names_reach_the_recipe_as_they_are(
-    capsys: pytest.CaptureFixture[str], programs: Path, out: str
-) -> None:
+def test_names_reach_the_recipe_as_they_are(cli: Cli, programs: Path, out: str) -> None:
     program(programs, "srun", 'while [ "$1" != bash ]; do shift; done\nSLURM_PROCID=0 SLURM_LOCALID=0 "$@"')
     program(programs, "fastpsl", 'printf "%s\\n" "$@"')
-    code, script, _ = run(capsys, *JIGSAW[:3], f"--out={out}", "--print")
+    code, script, _ = cli(*JIGSAW[:3], f"--out={out}", "--print")
     (folder := programs.parent / out).mkdir()
     (folder / "status.json").write_text("old")
-    environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}
-    done = subprocess.run(
-        ["bash"], input=script, env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = bash(script, SLURM_JOB_ID="1", SLURM_NTASKS="1")
     assert code == done.returncode == 0 and done.stdout.splitlines() == ["train", "jigsaw", f"--out={out}"]
     assert sorted(path.name for path in programs.parent.iterdir()) == sorted(["bin", out])
     assert not (folder / "status.json").exists()
@@ -135,36 +123,29 @@ def test_names_reach_the_recipe_as_they_are(
 
 @pytest.mark.parametrize("name", ["--out", "--data", "--sbatch", "--container", "--setup", "--time"])
 @pytest.mark.parametrize("letter", ["\n", "\r", "\t", "\x1b", "\u2028", "\u202e", "\udcff"])
-def test_characters_that_steer_are_refused(
-    capsys: pytest.CaptureFixture[str], programs: Path, name: str, letter: str
-) -> None:
+def test_characters_that_steer_are_refused(cli: Cli, programs: Path, name: str, letter: str) -> None:
     value = f"a{letter}touch ran"
-    code, out, err = run(capsys, *JIGSAW, f"{name}={value}", "--print")
+    outcome = cli(*JIGSAW, f"{name}={value}", "--print")
     if name == "--setup" and letter in "\n\t":  # a command of several lines
-        assert code == 0 and f"\n{value}\n" in out
-        return
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    wanted = f"a script cannot hold the character {letter!a}; leave it out\n"
-    assert err.endswith("or a number of minutes\n" if name == "--time" else wanted)
+        assert outcome.code == 0 and f"\n{value}\n" in outcome.out
+    else:
+        refused(outcome, "--time" if name == "--time" else f"cannot hold the character {letter!a}; ")
 
 
 @pytest.mark.parametrize(("name", "value"), [("--container", "-x.sif"), ("--time", "\u0661:00")])
 def test_values_that_a_program_would_read_otherwise_are_refused(
-    capsys: pytest.CaptureFixture[str], programs: Path, name: str, value: str
+    cli: Cli, programs: Path, name: str, value: str
 ) -> None:
-    code, out, err = run(capsys, *JIGSAW, f"{name}={value}", "--print")
-    assert (code, out, err.count("\n")) == (2, "", 1) and f" {name} " in err
+    refused(cli(*JIGSAW, f"{name}={value}", "--print"), f" {name} ")
 
 
 @pytest.mark.parametrize("time", ["90", "24:00:00", "1:30", "1-12", "1-00:00", "2-00:00:00", "UNLIMITED"])
-def test_forms_of_a_time_limit(capsys: pytest.CaptureFixture[str], programs: Path, time: str) -> None:
-    code, out, _ = run(capsys, *JIGSAW, "--time", time, "--print")
+def test_forms_of_a_time_limit(cli: Cli, programs: Path, time: str) -> None:
+    code, out, _ = cli(*JIGSAW, "--time", time, "--print")
     assert code == 0 and f" --time={time}\n" in out
 
 
-def test_a_job_is_submitted_and_followed_to_its_end(
-    capsys: pytest.CaptureFixture[str], programs: Path
-) -> None:
+def test_a_job_is_submitted_and_followed_to_its_end(cli: Cli, programs: Path) -> None:
     program(programs, "sbatch", '[ "$*" = "--parsable $PWD/runs/j/slurm.sh" ] && echo "7;cluster"')
     finished = json.dumps({"state": "finished", "stage": 3, "step": 9, "reason": ""})
     program(
@@ -180,7 +161,7 @@ def test_a_job_is_submitted_and_followed_to_its_end(
                echo '{finished}' >runs/j/status.json ;;
         esac""",
     )
-    code, out, _ = run(capsys, *JIGSAW)
+    code, out, _ = cli(*JIGSAW)
     assert out.splitlines() == [
         "job 7: runs/j/slurm.sh, log runs/j/slurm-7.log",
         "job 7: PENDING (Priority), to start by 2026-01-02T03:04:05; no status.json yet",
@@ -190,7 +171,7 @@ def test_a_job_is_submitted_and_followed_to_its_end(
         "the last step",
         "job 7: COMPLETED on node[1-2]; status.json finished, stage 3, step 9",
     ]
-    _, script, _ = run(capsys, *JIGSAW, "--print")
+    _, script, _ = cli(*JIGSAW, "--print")
     assert code == 0 and Path("runs/j/slurm.sh").read_text() == script
 
 
@@ -202,20 +183,18 @@ def test_a_job_is_submitted_and_followed_to_its_end(
     ],
 )
 def test_a_job_that_failed_is_told_with_the_runs_reason(
-    capsys: pytest.CaptureFixture[str], programs: Path, squeue: str, told: str
+    cli: Cli, programs: Path, squeue: str, told: str
 ) -> None:
     program(programs, "sbatch", "echo 7")
     program(programs, "squeue", squeue)
     Path("runs/j").mkdir(parents=True)
     failed = {"state": "failed", "stage": 1, "step": 2, "reason": "why"}
     Path("runs/j/status.json").write_text(json.dumps(failed))
-    code, out, _ = run(capsys, *JIGSAW)
+    code, out, _ = cli(*JIGSAW)
     assert code == 1 and out.splitlines()[-1] == f"job 7: {told}; status.json failed, stage 1, step 2: why"
 
 
-def test_ctrl_c_leaves_the_job_alone(
-    capsys: pytest.CaptureFixture[str], programs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_leaves_the_job_alone(cli: Cli, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -223,7 +202,7 @@ def test_ctrl_c_leaves_the_job_alone(
     program(programs, "squeue", 'echo "RUNNING|None|n|N/A"')
     program(programs, "scancel", "touch cancelled")
     monkeypatch.setattr(launch, "_print_from", interrupt)
-    code, _, err = run(capsys, *JIGSAW)
+    code, _, err = cli(*JIGSAW)
     assert code == 130 and not Path("cancelled").exists()
     assert err == (
         "fastpsl: job 7 goes on; `tail -f -- runs/j/slurm-7.log` and `squeue --jobs 7` show it, "
@@ -234,54 +213,39 @@ def test_ctrl_c_leaves_the_job_alone(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("launch slurm jigsaw --out runs/j", "there is no sbatch here: give this command on a login node"),
-        ("launch slurm jigsaw", "--out is missing: give the run's folder"),
-        ("launch slurm jigsaw --out x --lrr 1", "--lrr: there is no such option; perhaps you meant --lr"),
-        ("launch slurm jigsaw --out x --gpus -1", "--gpus -1: give 0 or more"),
-        ("launch slurm jigsaw --out x --nodes 0", "--nodes 0: give 1 or more"),
-        ("launch slurm jigsaw --out x --cpus 0", "--cpus 0: give 1 or more"),
-        (
-            "launch slurm jigsaw --out x --time 1:00:00:00",
-            "--time '1:00:00:00': give D-HH:MM:SS, HH:MM:SS or",
-        ),
-        ("launch slurm jigsaw --out x --time=1:00--wrap=x", "--time '1:00--wrap=x': give D-HH:MM"),
-        (
-            "launch slurm jigsaw --out x --sbatch=--comment='a",
-            "--sbatch --comment='a: No closing quotation; c",
-        ),
-        ("launch slurm jigsaw --out x --signal-s 0", "--signal-s 0: give 1 or more"),
-        ("launch slurm jigsw --out x", "there is no recipe jigsw; did you mean jigsaw?"),
-        ("launch slurm knn --out x --checkpoint y", "knn: it does not train, so nothing of it continues"),
-        ("launch slurm", "NAME is missing"),
-        ("launch", "name a command: slurm"),
+        ("slurm jigsaw --out runs/j", "there is no sbatch here: give this command on a login node"),
+        ("slurm jigsaw", "--out is missing: give the run's folder"),
+        ("slurm jigsaw --out x --lrr 1", "--lrr: there is no such option; perhaps you meant --lr"),
+        ("slurm jigsaw --out x --gpus -1", "--gpus -1: give 0 or more"),
+        ("slurm jigsaw --out x --nodes 0", "--nodes 0: give 1 or more"),
+        ("slurm jigsaw --out x --cpus 0", "--cpus 0: give 1 or more"),
+        ("slurm jigsaw --out x --time 1:00:00:00", "--time '1:00:00:00': give D-HH:MM:SS, HH:MM:SS or"),
+        ("slurm jigsaw --out x --time=1:00--wrap=x", "--time '1:00--wrap=x': give D-HH:MM"),
+        ("slurm jigsaw --out x --sbatch=--comment='a", "--sbatch --comment='a: No closing quotation; c"),
+        ("slurm jigsaw --out x --signal-s 0", "--signal-s 0: give 1 or more"),
+        ("slurm jigsw --out x", "there is no recipe jigsw; did you mean jigsaw?"),
+        ("slurm knn --out x --checkpoint y", "knn: it does not train, so nothing of it continues"),
+        ("slurm", "NAME is missing"),
+        ("", "name a command: slurm"),
     ],
 )
 def test_user_errors_are_one_line(
-    capsys: pytest.CaptureFixture[str],
-    programs: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: str,
-    message: str,
+    cli: Cli, programs: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     monkeypatch.setenv("PATH", str(programs))  # a Slurm of this machine must not be found
-    code, out, err = run(capsys, *arguments.split())
-    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"fastpsl: {message}")
+    refused(cli("launch", *arguments.split()), f"fastpsl: {message}")
     assert not Path("runs").exists()
 
 
-def test_a_refused_job_and_a_job_without_fastpsl_are_one_line(
-    capsys: pytest.CaptureFixture[str], programs: Path
-) -> None:
+def test_a_refused_job_and_a_job_without_fastpsl_are_one_line(cli: Cli, programs: Path) -> None:
     program(programs, "sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
-    code, _, err = run(capsys, *JIGSAW)
-    assert (code, err) == (2, "fastpsl: sbatch does not take the job: sbatch: error: invalid partition\n")
+    refused(cli(*JIGSAW), "sbatch does not take the job: sbatch: error: invalid partition\n")
     (programs / "fastpsl").unlink()
-    code, _, err = run(capsys, *JIGSAW)
-    assert code == 2 and err.startswith("fastpsl: the job would not find fastpsl, which is not on PATH")
+    refused(cli(*JIGSAW), "the job would not find fastpsl, which is not on PATH")
 
 
-def test_the_page_has_the_script_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_has_the_script_of_its_command(cli: Cli) -> None:
     blocks = (ROOT / "docs" / "how_to" / "slurm.md").read_text().split("```bash\n")
     command, script = (block.partition("```")[0] for block in blocks[1:3])
     words = shlex.split(command.replace("\\\n", " "))
-    assert run(capsys, *words[1:], "--print") == (0, script, "")
+    assert cli(*words[1:], "--print") == (0, script, "")

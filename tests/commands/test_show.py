@@ -1,5 +1,6 @@
 """`fastpsl show` as a user types it; its views are the recipe's."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.cli import main
 from fastpsl.commands.show import RECIPES
 from fastpsl.commands.show_tasks import task_of
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -16,16 +16,8 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from recipes import jigsaw_r50
+from tests.cli import Cli, refused
 from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
-
-
-def run(*arguments: object) -> int:
-    """Run `fastpsl show`, and return its exit code."""
-    try:
-        main(["show", *map(str, arguments)])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def test_the_jigsaw_shown_is_the_recipes() -> None:
@@ -52,27 +44,22 @@ def test_lengths_are_scaled(recipe: str, shorter_px: int, size_px: int) -> None:
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_task_has_a_sheet(name: str, tmp_path: Path) -> None:
+def test_every_task_has_a_sheet(name: str, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "sheet.png"
-    assert run("--task", name, "--short-side", 32, "--num", 3, "--out", out) == 0
+    assert cli("show", "--task", name, "--short-side", 32, "--num", 3, "--out", out).code == 0
     with Image.open(out) as sheet:
         assert min(sheet.size) > 30
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "synthetic"])
-def test_a_sheet_of_puzzles(
-    decoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sheet_of_puzzles(decoder: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sheet shows the loader's tiles for this seed, in order."""
     monkeypatch.chdir(tmp_path)
     path = sample_paths().train
     options = ("--task", "jigsaw", "--level", 2, "--short-side", 64, "--num", 3, "--seed", 5)
-    assert run(path, *options, "--decoder", decoder) == 0
-    output = capsys.readouterr().out
-    assert (
-        output.startswith(f"jigsaw-G2.png: 3 samples of {path}, decoder {decoder} (")
-        and output.count("\n") == 1
-    )
+    code, output, _ = cli("show", path, *options, "--decoder", decoder)
+    assert output.startswith(f"jigsaw-G2.png: 3 samples of {path}, decoder {decoder} (")
+    assert code == 0 and output.count("\n") == 1
     assert [left.name for left in tmp_path.iterdir()] == ["jigsaw-G2.png"]
 
     task = task_of("jigsaw_r50", 64 / 256)
@@ -90,27 +77,21 @@ def test_a_sheet_of_puzzles(
     assert (first == expected[0].permute(1, 2, 0).numpy()).all()
 
 
-def test_crops_without_a_task_and_samples_that_are_bad(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_crops_without_a_task_and_samples_that_are_bad(tmp_path: Path, cli: Cli) -> None:
     samples = photo_samples(4)
     samples[2] = (b"no JPEG", *samples[2][1:])
     path, out = write(tmp_path / "poisoned.beton", samples), tmp_path / "sheet.png"
-    assert run(path, "--short-side", 32, "--out", out) == 0
-    captured = capsys.readouterr()
-    assert captured.err.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in captured.out
+    code, said, error = cli("show", path, "--short-side", 32, "--out", out)
+    assert code == 0 and error.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in said
     view = ViewSpec(RandomResizedCrop(28))
-    with (
-        Beton(path) as data,
-        Loader(data, [view, view], batch_size_per_rank=4, on_bad_sample="skip") as loader,
-    ):
+    options = {"batch_size_per_rank": 4, "on_bad_sample": "skip"}
+    with Beton(path) as data, Loader(data, [view, view], **options) as loader:  # type: ignore[arg-type]
         batch = next(loader.epoch(0))
     good = (batch.indices >= 0).nonzero()[:, 0].tolist()
     assert len(good) == 3
     sheet = np.asarray(Image.open(out))
-    for place, i in enumerate(
-        good
-    ):  # two crops of 28 px and a gap of 4 px, enlarged threefold, above one line of caption
+    # Two crops of 28 px and a gap of 4 px, enlarged threefold, above one line of caption.
+    for place, i in enumerate(good):
         top, left = place // 2 * (84 + 16 + 8) + 8, place % 2 * (180 + 8) + 8
         for view_number, start in ((0, left), (1, left + 3 * 32)):
             expected = batch.images[view_number][i].permute(1, 2, 0).numpy()
@@ -118,41 +99,37 @@ def test_crops_without_a_task_and_samples_that_are_bad(
 
 
 def test_a_folder_of_images_with_names_of_all_kinds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for i, name in enumerate(("größe 1", "猫")):
         (tmp_path / "my photos" / name).mkdir(parents=True)
         (tmp_path / "my photos" / name / "a b.jpg").write_bytes(jpeg(photo(i, 60, 50)))
     out = tmp_path / "sheet.png"
-    assert run(tmp_path / "my photos", "--short-side", 32, "--decoder", "pillow", "--out", out) == 0
-    assert f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder pillow" in capsys.readouterr().out
+    code, said, _ = cli(
+        "show", tmp_path / "my photos", "--short-side", 32, "--decoder", "pillow", "--out", out
+    )
+    assert code == 0 and f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder pillow" in said
     assert Image.open(out).size == (1 * 188 + 8, 2 * (84 + 16 + 8) + 8)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--task", "puzzle"), "--task puzzle: allowed are crops, jigsaw, rotation, simclr, moco"),
-        (("--task", "jigsaw", "--level", 4), "--level 4: jigsaw has levels 1 to 3"),
-        (("--level", 0), "--level 0: crops has level 1 alone"),
-        (("--num", 0), "--num 0: give a number from 1 to 400"),
-        (("--short-side", 15), "--short-side 15: give a number from 16 to 4096"),
-        (("--decoder", "magic"), "decoder 'magic'"),
-        (("absent.beton",), "absent.beton: no such file or folder; give a folder of images, a .beton"),
-        (("",), "the data's name is empty"),
-        (("--out", "nowhere/sheet.png", "--num", 1), "nowhere/sheet.png: cannot be written"),
+        ("--task puzzle", "--task puzzle: allowed are crops, jigsaw, rotation, simclr, moco"),
+        ("--task jigsaw --level 4", "--level 4: jigsaw has levels 1 to 3"),
+        ("--level 0", "--level 0: crops has level 1 alone"),
+        ("--num 0", "--num 0: give a number from 1 to 400"),
+        ("--short-side 15", "--short-side 15: give a number from 16 to 4096"),
+        ("--decoder magic", "decoder 'magic'"),
+        ("absent.beton", "absent.beton: no such file or folder; give a folder of images, a .beton"),
+        ("''", "the data's name is empty"),
+        ("--out nowhere/sheet.png --num 1", "nowhere/sheet.png: cannot be written"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(
-    arguments: tuple[object, ...],
-    says: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: str, says: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(*arguments) == 2
-    errors = capsys.readouterr().err
-    assert says in errors and errors.count("\n") == 1
+    refused(cli("show", *shlex.split(arguments)), says)
     assert not list(tmp_path.iterdir())

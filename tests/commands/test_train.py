@@ -7,23 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl import cli
 from fastpsl.commands.train import Eval, Train, split
 from fastpsl.scripts.recipe_files import recipe_path
+from tests.cli import Cli, refused
 from tests.programs import ENVIRONMENT, ROOT
 from tests.slow import nightly, slow
 
 TINY = ("--backbone", "nin3", "--batch-size", "16", "--size-px", "16", "--short-side", "20", "--workers", "1")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        cli.main(arguments)
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    output = capsys.readouterr()
-    return code, output.out, output.err
 
 
 def test_every_recipe_has_one_short_name() -> None:
@@ -68,13 +58,9 @@ def test_gpus_are_the_commands_and_the_rest_is_the_recipes(arguments: str, own: 
         ("recipes copy xyz {tmp}/a.py", "no recipe xyz"),
     ],
 )
-def test_user_errors_are_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, words: str
-) -> None:
+def test_user_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: str, words: str) -> None:
     (tmp_path / "empty.py").write_text("")
-    code, _, err = run(capsys, *arguments.format(tmp=tmp_path).split())
-    assert code == 2 and err.startswith("fastpsl: ") and err.count("\n") == 1
-    assert words in err
+    refused(cli(*arguments.format(tmp=tmp_path).split()), words)
 
 
 @pytest.mark.parametrize(
@@ -101,50 +87,45 @@ def test_user_errors_are_one_line(
     ],
 )  # fmt: skip
 def test_paths_that_are_not_there_are_said_first(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: str,
-    message: str,
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for part in ("train", "val"):
         (tmp_path / "photos" / part).mkdir(parents=True)
     (tmp_path / "w.pt").touch()
-    code, out, err = run(capsys, *arguments.split())
+    code, out, err = cli(*arguments.split())
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(message.format(here=tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_list_names_every_recipe(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_list_names_every_recipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run(capsys, "recipes")
+    code, out, _ = cli("recipes")
     assert code == 0 and all(len(line) <= 80 for line in out.splitlines())
     for command, names in (("train", Train.names), ("eval", Eval.names)):
         assert all(f"fastpsl {command} {name} " in out for name in names)
 
 
-def test_a_copy_is_the_script_and_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_copy_is_the_script_and_starts(cli: Cli, tmp_path: Path) -> None:
     copy = tmp_path / "my_rotation.py"
-    assert run(capsys, "recipes", "copy", "rotation", str(copy))[0] == 0
+    assert cli("recipes", "copy", "rotation", str(copy))[0] == 0
     path = recipe_path("rotation_rv50")
     assert path and copy.read_bytes() == path.read_bytes()
-    code, out, _ = run(
-        capsys, "train", str(copy), *TINY, "--max-steps-per-stage", "1", "--out", str(tmp_path / "run")
+    code, out, _ = cli(
+        "train", str(copy), *TINY, "--max-steps-per-stage", "1", "--out", str(tmp_path / "run")
     )
     assert code == 0 and "checkpoint " in out
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "usage: fastpsl train jigsaw [options]" in run(capsys, "train", "jigsaw", "--help")[1]
-    assert run(capsys, "--version")[1].startswith("fastpsl-vision ")
-    code, out, _ = run(capsys)
+def test_help_and_version(cli: Cli) -> None:
+    assert "usage: fastpsl train jigsaw [options]" in cli("train", "jigsaw", "--help")[1]
+    assert cli("--version")[1].startswith("fastpsl-vision ")
+    code, out, _ = cli()
     assert code == 0 and "fastpsl train jigsaw --data" in out
 
 
-TWO = [sys.executable, "-m", "fastpsl.cli", "train", "rotation", "--gpus", "2", *TINY]
+ROTATION = [sys.executable, "-m", "fastpsl.cli", "train", "rotation"]
+TWO = [*ROTATION, "--gpus", "2", *TINY]
 
 
 @pytest.mark.slow
@@ -175,20 +156,9 @@ def test_two_processes_stop_upon_a_signal_and_go_on(tmp_path: Path, number: int)
 @pytest.mark.slow
 def test_a_reader_that_goes_does_not_end_a_run(tmp_path: Path) -> None:
     """As `fastpsl train … | head -1` does."""
-    command = [
-        sys.executable,
-        "-m",
-        "fastpsl.cli",
-        "train",
-        "rotation",
-        *TINY,
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    process = subprocess.Popen(
-        [*command, "--max-steps-per-stage", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=ENVIRONMENT,
-    )  # fmt: skip
+    command = [*ROTATION, *TINY, "--out", str(tmp_path / "out"), "--max-steps-per-stage", "1"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
     assert process.stdout and process.stderr
     process.stdout.close()
     err = process.stderr.read()
@@ -197,11 +167,11 @@ def test_a_reader_that_goes_does_not_end_a_run(tmp_path: Path) -> None:
 
 
 def test_an_interruption_before_the_ranks_are_there_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fastpsl.scripts.local_ranks.run_ranks", interrupt)
-    code, _, err = run(capsys, "train", "jigsaw", "--gpus", "2")
+    code, _, err = cli("train", "jigsaw", "--gpus", "2")
     assert code == 75 and err.startswith("fastpsl: interrupted; the same command ") and err.count("\n") == 1

@@ -8,19 +8,17 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fastpsl.cli import main
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import doctor_setup, loader_rates, measure
-from fastpsl.doctor.doctor_setup import open_setup
+from fastpsl.doctor import loader_rates, measure, setup
 from fastpsl.doctor.loader_rates import Feed, measure_read
 from fastpsl.doctor.measurements import JpegEngines
-from fastpsl.doctor.recipe import default_recipe, load_recipe
+from fastpsl.doctor.setup import default_recipe, load_recipe, open_setup
 from fastpsl.engine import stage_bench
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_bench import StageBench
@@ -29,6 +27,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec, short_side_px
+from tests.cli import Cli, Outcome, refused
 from tests.pipelines.memory import drop_from_cache
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS
@@ -41,14 +40,8 @@ SMALL = (
 )
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Cli:
     """Return a function that runs doctor in an empty folder."""
     folder = tmp_path / "here"
     folder.mkdir()
@@ -56,14 +49,9 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("COLUMNS", "80")
 
     def start(*arguments: object) -> Outcome:
-        code = 0
-        try:
-            main(["doctor", *map(str, arguments)])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
+        outcome = cli("doctor", *arguments)
         assert not list(folder.iterdir()), "it writes nothing"
-        return Outcome(code, captured.out, captured.err)
+        return outcome
 
     return start
 
@@ -77,22 +65,13 @@ def besides_progress(err: str) -> list[str]:
     return [line for line in err.splitlines() if not line.startswith("measuring: ")]
 
 
-def refused(outcome: Outcome, *words: str) -> None:
-    assert outcome.code == 2 and not outcome.out, outcome
-    assert outcome.err.startswith("fastpsl: ") and outcome.err.count("\n") == 1, outcome.err
-    for word in words:
-        assert word in outcome.err, outcome.err
-
-
-def test_the_screen(doctor) -> None:
-    code, out, err = doctor(
-        "--seconds", 0.01, "--stages", "S1", "S3", "--gpus", 2, JIGSAW, *SMALL, "--fold-frozen"
-    )
+def test_the_screen(doctor: Cli) -> None:
+    options = ("--seconds", 0.01, "--stages", "S1", "S3", "--gpus", 2)
+    code, out, err = doctor(*options, JIGSAW, *SMALL, "--fold-frozen")
     assert code in (0, 1) and not besides_progress(err)
     lines = out.splitlines()
-    assert (
-        lines[0].startswith(f"{JIGSAW} --backbone"[:78]) and "one of 2 ranks" in out and ": 4 images" in out
-    )
+    assert lines[0].startswith(f"{JIGSAW} --backbone"[:78])
+    assert "one of 2 ranks" in out and ": 4 images" in out
     # The recipe's path may take several lines; the rest fits one screen.
     assert len(lines) <= 32 and max(map(len, lines)) <= 80
     for row in ("images/s", "read", "decode", "augment", "step", "both", "both/synthetic"):
@@ -105,10 +84,9 @@ def test_the_screen(doctor) -> None:
         assert "no GPU: the CPU does everything" in lines
 
 
-def test_json(doctor) -> None:
-    code, out, err = doctor(
-        "--json", "--seconds", 0.01, "--stages", "S2", JIGSAW, *SMALL, "--decoder", "pillow"
-    )
+def test_json(doctor: Cli) -> None:
+    options = ("--json", "--seconds", 0.01, "--stages", "S2")
+    code, out, err = doctor(*options, JIGSAW, *SMALL, "--decoder", "pillow")
     assert not besides_progress(err)
     report = json.loads(out)
     assert list(report) == [
@@ -135,7 +113,7 @@ def test_json(doctor) -> None:
     assert not [key for key in keys if f"`{key}`" not in text]
 
 
-def test_what_the_jpeg_engines_do_reaches_the_report(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_jpeg_engines_do_reaches_the_report(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     engines = JpegEngines(7, "", 0.9, 3, {0.5: 1e9, 0.9: 100.0})
     monkeypatch.setattr(measure, "measure_engines", lambda *_: engines)
     options = ("--decoder", "pillow")
@@ -151,15 +129,11 @@ def test_what_the_jpeg_engines_do_reaches_the_report(doctor, monkeypatch: pytest
     assert check["state"] == "ok" and "busy 3%" in check["text"]  # pillow trains
 
 
-def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setup, "default_recipe", lambda: None)
+def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "default_recipe", lambda: None)
     code, out, err = doctor("--seconds", 0.01)
-    assert (
-        code == 0
-        and not besides_progress(err)
-        and "no recipe" in out
-        and "fastpsl doctor PATH/NAME.py" in one_line(out)
-    )
+    assert code == 0 and not besides_progress(err)
+    assert "no recipe" in out and "fastpsl doctor PATH/NAME.py" in one_line(out)
     assert "decode" in out and "both" not in out
     refused(doctor("--stages", "S1"), "there is no recipe")
 
@@ -184,10 +158,7 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("--stages S9", "S9: the plan has S1, S2, S3"),
         ("--gpus 0", "--gpus 0: it must be 1 or more"),
         ("--gpus 3", "over 3 ranks"),
-        (
-            "--gpus 32 {root}/recipes/simclr_r50.py",
-            "one of 32 ranks, measured by itself with its 1 image of a step",
-        ),
+        ("--gpus 32 simclr", "one of 32 ranks, measured by itself with its 1 image of a step"),
         ("{jigsaw} --bogus 3", "--bogus"),
         ("{jigsaw} --batch-size 0", "--batch-size 0"),
         ("{jigsaw} --batch-size 999", "fewer than one batch of 999"),
@@ -196,7 +167,7 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("{root}/recipes/linear_probe.py --data x.beton", "linear_probe.py: an evaluation"),
     ],
 )
-def test_user_errors_are_one_line_and_exit_2(doctor, arguments: str, words: str) -> None:
+def test_user_errors_are_one_line_and_exit_2(doctor: Cli, arguments: str, words: str) -> None:
     refused(doctor(*arguments.format(root=ROOT, jigsaw=JIGSAW).split()), words)
 
 
@@ -219,19 +190,16 @@ RECIPE = Recipe("mine", "Words.", TrainingOptions, {}, {}, build)
         ("{options}\ndef build(options): return 3", "its build() gives int"),
     ],
 )
-def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: str) -> None:
+def test_a_recipe_that_cannot_be_used(doctor: Cli, tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text.replace("{options}", "print('words')") + MADE * ("{options}" in text))
     refused(doctor(path), f"fastpsl: {path}: ", words)
 
 
-def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setup, "place_backbone", lambda *_: dict[str, int]()["nothing"])
-    refused(
-        doctor("--stages", "S1", JIGSAW, *SMALL),
-        "doctor itself fails (KeyError in test_doctor.py, line ",
-        "'nothing'",
-    )
+def test_what_nobody_expected_is_one_line(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "place_backbone", lambda *_: dict[str, int]()["nothing"])
+    words = ("doctor itself fails (KeyError in test_doctor.py, line ", "'nothing'")
+    refused(doctor("--stages", "S1", JIGSAW, *SMALL), *words)
 
 
 @pytest.mark.parametrize(
@@ -239,18 +207,8 @@ def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatc
     [("simclr_r50.py", ()), ("mocov2_r50.py", ("--queue-size", "32", "--key-group", "4"))],
 )
 def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tuple[str, ...]) -> None:
-    arguments = (
-        "--backbone",
-        "resnet18",
-        "--batch-size",
-        "16",
-        "--workers",
-        "1",
-        "--size-px",
-        "32",
-        *extra,
-    )
-    setup = open_setup(load_recipe(ROOT / "recipes" / recipe, arguments), 2, ("S3",))
+    usual = ("--backbone", "resnet18", "--batch-size", "16", "--workers", "1", "--size-px", "32")
+    setup = open_setup(load_recipe(ROOT / "recipes" / recipe, (*usual, *extra)), 2, ("S3",))
     try:
         assert setup.experiment is not None and setup.opened.batch_size == 8
         assert setup.experiment.task.batch_size == 8  # type: ignore[attr-defined]
@@ -263,38 +221,35 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
         setup.opened.close()
 
 
-def test_interrupted(doctor, tmp_path: Path) -> None:
+def test_interrupted(doctor: Cli, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("raise KeyboardInterrupt")
     assert doctor(path) == (130, "", "fastpsl: interrupted; nothing was changed\n")
 
 
-def test_help_of_doctor_and_of_the_recipe(doctor) -> None:
+def test_help_of_doctor_and_of_the_recipe(doctor: Cli) -> None:
     assert "--gpus" in doctor("--help").out
     code, out, _ = doctor(JIGSAW, "--help")
     assert code == 0 and "--permutations-per-image" in out
 
 
 def test_what_stands_behind_the_path_is_the_recipes() -> None:
-    assert split(["doctor", "--stages", "S1", "a.py", "--json", "b.py"]) == (
-        ["doctor", "a.py", "--stages", "S1"],
-        ["--json", "b.py"],
-    )
-    assert split(["doctor", "--stages", "S1", "simclr_r50", "--json"]) == (
-        ["doctor", "simclr_r50", "--stages", "S1"],
-        ["--json"],
-    )
-    assert split(["doctor", "--json"]) == (["doctor", "--json"], [])
-    assert split(["data", "write", "a.py", "b"]) == (["data", "write", "a.py", "b"], [])
+    for arguments, own, rest in (
+        ("doctor --stages S1 a.py --json b.py", "doctor a.py --stages S1", "--json b.py"),
+        ("doctor --stages S1 simclr_r50 --json", "doctor simclr_r50 --stages S1", "--json"),
+        ("doctor --json", "doctor --json", ""),
+        ("data write a.py b", "data write a.py b", ""),
+    ):
+        assert split(arguments.split()) == (own.split(), rest.split())
     assert default_recipe() is not None
 
 
-def test_torchrun_is_refused(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_refused(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused(doctor(), "start it without torchrun")
 
 
-def test_data_that_is_broken_is_said_and_not_measured(doctor, tmp_path: Path) -> None:
+def test_data_that_is_broken_is_said_and_not_measured(doctor: Cli, tmp_path: Path) -> None:
     path = tmp_path / "bad.beton"
     shutil.copy(sample_paths().train, path)
     with Beton(path) as beton:
@@ -306,9 +261,8 @@ def test_data_that_is_broken_is_said_and_not_measured(doctor, tmp_path: Path) ->
     assert code == 2 and not besides_progress(err) and "both/synthetic" not in out
     line = f"broken: data: {path} sample 0: not a JPEG (1 bad of 16 tried): fastpsl data verify"
     assert "".join(line.split()) in "".join(out.split())  # a long path is broken over lines
-    code, out, _ = doctor(
-        "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, "--data", path, "--on-bad-sample", "skip"
-    )
+    skipping = (JIGSAW, *SMALL, "--data", path, "--on-bad-sample", "skip")
+    code, out, _ = doctor("--seconds", 0.01, "--stages", "S1", *skipping)
     assert code in (0, 1) and "warning: data: " in one_line(out) and "both/synthetic" in out
 
 
@@ -397,10 +351,8 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
     assert num_views == [1] and measured.decoder == "pillow"
     assert loaded[0] == ("loader_rates", "pillow")
     assert {name for place, name in loaded if place == "stage_bench"} == {"pillow", "synthetic"}
-    assert loaded[-2:] == [
-        ("loader_rates", "pillow"),
-        ("loader_rates", "auto"),
-    ]  # a run on the new file would choose
+    # A run on the new file would choose.
+    assert loaded[-2:] == [("loader_rates", "pillow"), ("loader_rates", "auto")]
 
 
 def test_the_shorter_side_that_crops_need() -> None:

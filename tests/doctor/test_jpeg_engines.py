@@ -1,7 +1,6 @@
 """What doctor tells of a GPU's JPEG engines, with a fake NVML and a fake loader."""
 
 import ctypes
-import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from fastpsl.doctor import jpeg_engines, measure
 from fastpsl.doctor.advice import changes
@@ -23,11 +21,9 @@ from fastpsl.doctor.jpeg_engines import (
     sampled,
 )
 from fastpsl.doctor.measurements import JpegEngines, Measurements
-from fastpsl.doctor.report import Report
-from fastpsl.doctor.screen import show
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.doctor.test_doctor_advice import measured, waiting
+from tests.doctor.measured import measured, report_of, screen_of, waiting
 from tests.pipelines.photos import RAW, photo, write
 
 GPU = torch.device("cuda", 0)
@@ -246,13 +242,8 @@ def test_auto_is_asked_with_the_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> 
         measure.measure(setup, 2, 1.0, lambda _: None)
 
 
-def screen_of(measurements: Measurements) -> str:
-    setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
-    setting |= {"arguments": [], "num_ranks": 1, "precision": "fp16"}
-    screen = io.StringIO()
-    checks = tuple(check_engines(measurements.jpeg_engines, measurements.decoder))
-    show(Report(setting, checks, measurements), Console(file=screen, width=200))
-    return screen.getvalue()
+def engines_screen(measurements: Measurements) -> str:
+    return screen_of(report_of(measurements, *check_engines(measurements.jpeg_engines, measurements.decoder)))
 
 
 def test_the_screen_has_the_engines_and_the_option() -> None:
@@ -261,16 +252,11 @@ def test_the_screen_has_the_engines_and_the_option() -> None:
     measurements = measured(
         waiting(), decoder="dali", decode=500.0, copy=None, jpeg_engines=engines, alternatives=alternatives
     )
-    screen = screen_of(measurements)
+    screen = engines_screen(measurements)
     assert "JPEG engines: 7, busy 67% while dali decodes" in screen
     assert "0.65 of a batch (--hw-decoder-load 0.65)" in screen
     assert changes(measurements)[0].option == "--hw-decoder-load 0.65"
-    assert "JPEG engines" not in screen_of(measured(waiting()))
-    (line,) = (
-        line
-        for line in screen_of(
-            measured(waiting(), decoder="dali", jpeg_engines=JpegEngines(7, "no video: add it", 0.9))
-        ).splitlines()
-        if "engines" in line
-    )
+    assert "JPEG engines" not in engines_screen(measured(waiting()))
+    idle = measured(waiting(), decoder="dali", jpeg_engines=JpegEngines(7, "no video: add it", 0.9))
+    (line,) = (line for line in engines_screen(idle).splitlines() if "engines" in line)
     assert line == "warning: jpeg engines: no video: add it: --decoder turbo needs none"

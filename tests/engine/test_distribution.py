@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastpsl
-from fastpsl.doctor.software import check_software
+from fastpsl.doctor.checks import check_software
 from fastpsl.scripts import distribution
 from fastpsl.scripts.distribution import OTHER, REMEDY, stranger, version_line
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ from fastpsl.kernels.permutations import permutation_set
 from fastpsl.scripts.command_line import parse
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.commands import Missing, Place
-from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.evaluations import CLUSTERS, VISSL
-from fastpsl.tables.evaluations import TSNE as OF_TSNE
+from fastpsl.tables.data_sets import Digests
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs
-from fastpsl.tables.rows import COUPLED, Evaluation, Weights
+from fastpsl.tables.rows import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
+from fastpsl.tables.rows import TSNE as OF_TSNE
 from fastpsl.tables.scales import SCALES, Scale, plain
 from fastpsl.tasks.jigsaw import permutations_digest
 from fastpsl.transfer.classification import task as multilabel_protocols
@@ -32,6 +32,10 @@ PAPER, TINY = SCALES["paper"], SCALES["tiny"]
 PSL = Weights("resnet50", "jigsaw_r50", "psl")
 END_TO_END = Weights("resnet50", "jigsaw_r50", "end_to_end")
 DIGESTS = {"train": "a" * 32, "val": "b" * 32}
+RAW = Weights("alexnet", "uic_alexnet", "end_to_end")
+TUNED = replace(RAW, variant="tuned", base=RAW)
+IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
+ROTATION = Weights("nin4", "sslpp_rotation", "end_to_end")
 BLOCKS = {"top1_B1": 10.0, "top1_B2": 20.0, "top1_B3": 30.0, "top1_B4": 40.0, "top1_B5": 35.0}
 
 
@@ -119,10 +123,9 @@ def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[s
     return science
 
 
-def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
-    return make_report(
-        TABLES[table], scale, index_runs(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1)
-    )
+def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: Digests | None = None) -> Report:
+    place = Place(runs, "T.beton", "V.beton", "P.beton", 1)
+    return make_report(TABLES[table], scale, index_runs(runs), asked or {}, place)
 
 
 def ours(made: Report, method: str) -> list[str]:

@@ -7,14 +7,42 @@ from typing import Any
 
 import pytest
 
-from fastpsl.cli import main
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.evaluations import FEW_LABELS, MOCO, MORE_LABELS
 from fastpsl.tables.page import markdown
-from fastpsl.tables.rows import Weights
+from fastpsl.tables.results import index_runs
+from fastpsl.tables.rows import FEW_LABELS, MOCO, MORE_LABELS, Weights
+from tests.cli import Cli, refused
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
+
+
+@pytest.mark.parametrize("name", ["config.json", "status.json", "results.json"])
+def test_a_run_whose_record_is_nested_without_end(tmp_path: Path, name: str) -> None:
+    for file, text in (
+        ("config.json", '{"options": {}, "science": {}}'),
+        ("status.json", '{"state": "finished"}'),
+    ):
+        (tmp_path / file).write_text(text)
+    assert len(index_runs(tmp_path).runs) == 1
+    (tmp_path / name).write_text("[" * 200_000)
+    index = index_runs(tmp_path)
+    assert not index.runs and list(index.unreadable) == [tmp_path / "config.json"]
+
+
+@pytest.mark.parametrize("num_train", [float("inf"), float("nan"), "many", None, []])
+def test_a_result_with_a_number_that_is_none(tmp_path: Path, num_train: object) -> None:
+    path = put(tmp_path)
+    record = json.loads(path.read_text())
+    record["data"]["num_train"] = num_train
+    path.write_text(json.dumps(record))
+    assert list(index_runs(tmp_path).unreadable) == [path]
+
+
+def test_a_result_that_is_nested_without_end(tmp_path: Path) -> None:
+    path = put(tmp_path)
+    assert len(index_runs(tmp_path).results) == 1
+    path.write_text('{"a":' * 200_000)
+    assert "cannot be read" in index_runs(tmp_path).unreadable[path]
 
 
 def test_mean_and_standard_deviation_over_the_seeds(tmp_path: Path) -> None:
@@ -35,11 +63,8 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
     put(tmp_path, seed=0, numbers=BLOCKS | {"top1_B4": 50.0, "top1_B3": 10.0})
     put(tmp_path, seed=1, numbers=BLOCKS | {"top1_B4": 20.0, "top1_B3": 48.0})
     made = report(tmp_path, "psl/4").cells["Jigsaw+PSL"][0].ours
-    assert made and (made.name, made.mean, made.seeds) == (
-        "top1_B4",
-        35.0,
-        (0, 1),
-    )  # B5 has 35, too, and comes later
+    # B5 has 35, too, and comes later.
+    assert made and (made.name, made.mean, made.seeds) == ("top1_B4", 35.0, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -119,27 +144,24 @@ def test_data_sets_are_never_mixed(tmp_path: Path) -> None:
     one, two = put(tmp_path), put(tmp_path, seed=1, data=other)
     with pytest.raises(ValueError, match="results of 2 data sets must not be mixed"):
         report(tmp_path)
-    made = report(tmp_path, asked=DataSet("e" * 32))
+    made = report(tmp_path, asked={"train": "e" * 32})
     assert [result.path for _, _, result in made.used] == [two]
     assert "of other images (aaaaaaaa/bbbbbbbb" in made.matches.unused[one]
-    assert not report(tmp_path, asked=DataSet("0" * 32)).used
-    assert not report(tmp_path, asked=DataSet("e" * 32, "0" * 32)).used
+    assert not report(tmp_path, asked={"train": "0" * 32}).used
+    assert not report(tmp_path, asked={"train": "e" * 32, "val": "0" * 32}).used
 
 
-def test_the_data_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_data_that_is_named_decides(tmp_path: Path, cli: Cli) -> None:
     paths = sample_paths()
     with closing(open_data(paths.train_32)) as train, closing(open_data(paths.test_32)) as val:
         mine = {"train": train.digest(), "val": val.digest()}
     runs = tmp_path / "runs"
     put(runs), put(runs, seed=1, data=mine, name="mine")
     words = ("table", "psl/5", "--runs", runs, "--out", tmp_path / "out", "--scale", "tiny")
-    with pytest.raises(SystemExit) as caught:
-        main([*map(str, words)])
-    said = capsys.readouterr().err
-    assert caught.value.code == 2 and said.count("\n") == 1 and "--data" in said
-    main([*map(str, words), "--data", str(paths.train_32), "--val", str(paths.test_32)])
-    assert "1 of 15 results" in capsys.readouterr().out
-    main([*map(str, words), "--val", str(paths.test_32)])  # one of the two is enough
-    assert "1 of 15 results" in capsys.readouterr().out
-    main([*map(str, words), "--val", str(paths.train_32)])
-    assert "0 of 15 results" in capsys.readouterr().out
+    refused(cli(*words), "--data")
+    for given, num in (
+        (("--data", paths.train_32, "--val", paths.test_32), 1),
+        (("--val", paths.test_32), 1),  # one of the two is enough
+        (("--val", paths.train_32), 0),
+    ):
+        assert f"{num} of 15 results" in cli(*words, *given).out

@@ -1,43 +1,119 @@
-"""The setup of a measurement: a recipe's experiment on its data, as one of the ranks that will train."""
+"""The setup of a measurement: a recipe with its options, on its data, as one of the ranks that will train."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor.recipe import DEFAULT_OPTIONS, LoadedRecipe, default_recipe, load_recipe
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import RunData
 from fastpsl.files.workers import default_num_threads
+from fastpsl.scripts.recipe import Evaluation, Recipe
+from fastpsl.scripts.recipe_files import load_script, recipe_path
+
+DEFAULT = "jigsaw_r50.py"
+DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute
+_REMEDY = "give a recipe that trains; `fastpsl recipes copy jigsaw my_jigsaw.py` writes one"
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe's script at a path, with the options that its arguments give."""
+
+    path: Path
+    arguments: tuple[str, ...]
+    options: TrainingOptions
+    recipe: Recipe[Any]
+
+    def build(self, options: TrainingOptions) -> Experiment:
+        """Build the experiment without the recipe's prints; raise a one-line ValueError if that fails."""
+        with _unheard(), _its_faults(self.path, "build()"):
+            experiment: Any = self.recipe.build(options)
+        if not isinstance(experiment, Experiment):
+            raise ValueError(  # noqa: TRY004 - a user error
+                f"{self.path}: its build() gives {type(experiment).__name__}; let it return an Experiment"
+            )
+        return experiment
+
+
+def default_recipe() -> Path | None:
+    """Return the path of the installed jigsaw recipe, or of this checkout's; None if there is neither."""
+    return recipe_path(Path(DEFAULT).stem)
+
+
+def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
+    """Load the script at `path` and parse its arguments."""
+    if reason := _no_file(path):
+        raise ValueError(f"{reason}; {_REMEDY}")
+    if path.suffix != ".py":
+        raise ValueError(f"{path}: is no recipe; {_REMEDY}")
+    with _unheard(), _its_faults(path, "loading it"):
+        try:
+            script = load_script(path)
+        except SystemExit:
+            raise ValueError(
+                'it runs and ends when it is imported; put its last line under if __name__ == "__main__"'
+            ) from None
+    recipe = getattr(script, "RECIPE", None)
+    if isinstance(recipe, Evaluation):
+        reason = "it is an evaluation, of which nothing is trained in stages"
+        raise ValueError(f"{path}: {reason}; {_REMEDY}")  # noqa: TRY004 - a user error
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
+    with _its_faults(path, "parsing its options"):
+        options = recipe.parse(arguments, prog=str(path), log=lambda line: None)
+    return LoadedRecipe(path, tuple(arguments), options, recipe)
+
+
+def _no_file(path: Path) -> str:
+    """Return the reason why `path` is no file, or "" if it is one."""
+    if path == Path():
+        return "the recipe's path is empty, or this folder"
+    if path.is_dir():
+        return f"{path}: is a folder, not a script"
+    if not path.exists():
+        return f"{path}: no such recipe"
+    return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
+
+
+def _unheard() -> contextlib.AbstractContextManager[object]:
+    """Discard prints, which are meant for people who train."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+@contextlib.contextmanager
+def _its_faults(path: Path, what: str) -> Iterator[None]:
+    """Raise an error of the recipe's own code as a ValueError; starting the recipe shows its traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{path}: {what} fails ({type(error).__name__}: {error}); start the recipe itself for more"
+        ) from error
 
 
 @dataclass(frozen=True)
 class DoctorSetup:
-    """A recipe that is ready to be measured.
+    """A recipe that is ready to be measured."""
 
-    Attributes:
-        recipe: The recipe; None if none is named and the default recipe is not found.
-        options: Options of one of the `num_ranks` ranks, which runs alone here.
-        num_ranks: Ranks that will train.
-        experiment: The experiment; None without a recipe.
-        opened: The data.
-        stages: Indices of the plan's stages to measure.
-    """
-
-    recipe: LoadedRecipe | None
-    options: TrainingOptions
-    num_ranks: int
+    recipe: LoadedRecipe | None  # None if none is named and the default recipe is not found
+    options: TrainingOptions  # of one of the ranks, which runs alone here
+    num_ranks: int  # that will train
     world: World
-    experiment: Experiment | None
+    experiment: Experiment | None  # None without a recipe
     opened: RunData
-    stages: tuple[int, ...]
+    stages: tuple[int, ...]  # indices of those to measure
 
     @property
     def num_threads(self) -> int:
@@ -107,11 +183,7 @@ def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tupl
     return tuple(i for i, name in enumerate(names) if not stages or name in stages)
 
 
-def _num_ranks(
-    given: int | None,
-    options: TrainingOptions,
-    world: World,
-) -> int:
+def _num_ranks(given: int | None, options: TrainingOptions, world: World) -> int:
     """Return `given`, or else as many ranks as there are GPUs and equal shares of the batch."""
     if given is not None:
         if given < 1:

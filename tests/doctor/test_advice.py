@@ -1,40 +1,20 @@
-"""Bottleneck, changes and gains of constructed measurements, with every figure calculated by hand."""
+"""Bottleneck, changes, gains and choice of a decoder from constructed measurements, calculated by hand."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fastpsl.doctor.advice import bottleneck, changes, is_good
-from fastpsl.doctor.measurements import Alternative, Measurements, ReadRate, StageRates
+from fastpsl.doctor.advice import Bottleneck, bottleneck, by_measurement, changes, in_words, is_good
+from fastpsl.doctor.measurements import Alternative, AutoDecoder, DecoderCost, Measurements, ReadRate
 from fastpsl.doctor.report import Check, Report
-
-GB = 10**9
-IN_MEMORY = ReadRate(90_000, 50_000, 10 * GB, 100 * GB, 1.0)
+from tests.doctor.measured import GB, measured, report_of, screen_of, stage, waiting
 
 
-def stage(name: str = "S1", epochs: int = 60, **values: Any) -> StageRates:
-    """Return a step of 1,000 images/s that never waits."""
-    usual: dict[str, Any] = {
-        "batch_size": 100, "decode": 4000.0, "loader": 4000.0, "step": "off",
-        "step_rates": {"off": 1000.0},
-        "augment": "torch", "augment_ms": {"torch": 10.0}, "both": 1000.0, "spread": 0.01,
-        "cores_used": 3.0,
-    }  # fmt: skip
-    return StageRates(name, epochs, **(usual | values))
-
-
-def measured(*stages: StageRates, **values: Any) -> Measurements:
-    usual: dict[str, Any] = {
-        "is_cuda": True, "num_cores": 16, "num_threads": 16, "torch_threads": 16, "decoder": "ffcv",
-        "read": IN_MEMORY, "decode": 4000.0, "copy": 50_000.0,
-    }  # fmt: skip
-    return Measurements(**(usual | values), stages=stages)
-
-
-def waiting(**values: Any) -> StageRates:
-    """Return a stage at half its step's speed, because the decoder is half as fast as the step."""
-    return stage(**({"decode": 500.0, "loader": 500.0, "both": 500.0} | values))
+def limit_of(of: Measurements) -> Bottleneck:
+    limit = bottleneck(of)
+    assert limit is not None
+    return limit
 
 
 def options(of: Measurements) -> list[tuple[str, float | None]]:
@@ -44,17 +24,15 @@ def options(of: Measurements) -> list[tuple[str, float | None]]:
 def test_nothing_waits() -> None:
     fast = measured(stage(), stage("S2", step_rates={"off": 500.0}, both=480.0))
     assert is_good(fast) and not changes(fast)
-    limit = bottleneck(fast)
-    assert (
-        limit is not None and (limit.part, limit.stage) == ("step", "S2") and "no stage waits" in limit.text
-    )
+    limit = limit_of(fast)
+    assert (limit.part, limit.stage) == ("step", "S2") and "no stage waits" in limit.text
     assert not is_good(measured(stage(both=949.9))) and is_good(measured(stage(both=950.0)))
 
 
 def test_a_faster_decoder() -> None:
     slow = measured(waiting(), alternatives=(Alternative("--decoder dali", 750.0, 500.0),))
-    limit = bottleneck(slow)
-    assert limit is not None and (limit.part, limit.stage) == ("decode", "S1")
+    limit = limit_of(slow)
+    assert (limit.part, limit.stage) == ("decode", "S1")
     assert limit.text == "S1 waits 50% of the time for decoding (500 images/s by ffcv)"
     assert options(slow) == [("--decoder dali", 0.5)]
     assert changes(slow)[0].text == "decodes 1.5x as fast here"
@@ -98,15 +76,15 @@ def test_on_the_cpu_loader_and_step_share_the_cores() -> None:
         num_cores=2, num_threads=2, torch_threads=2,
         alternatives=(Alternative("--decoder ffcv", 1600.0, 400.0),),
     )  # fmt: skip
-    limit = bottleneck(cpu)
-    assert limit is not None and limit.part == "decode" and "2 cores on which the step runs" in limit.text
+    limit = limit_of(cpu)
+    assert limit.part == "decode" and "2 cores on which the step runs" in limit.text
     assert options(cpu) == [("--decoder ffcv", 0.1765)]
     # A step with one thread leaves the other core to the decoder: (1/100 + 1/400) / 2 s is less than the
     # step's 1/100 s.
     beside = replace(cpu, torch_threads=1, num_threads=1)
     assert not options(beside)
-    limit = bottleneck(beside)
-    assert limit is not None and limit.part == "overlap"
+    limit = limit_of(beside)
+    assert limit.part == "overlap"
 
 
 def test_no_gain_beyond_what_was_lost() -> None:
@@ -135,19 +113,16 @@ def test_storage_and_a_page_cache_that_is_too_small() -> None:
     read = ReadRate(260, 50_000, 800 * GB, 100 * GB, 0.1)
     untried = {"--order quasi_random": "7 pages of data", "--decoder dali": "it is not there"}
     stored = measured(stage(loader=250.0, both=250.0), read=read, untried=untried)
-    limit = bottleneck(stored)
-    assert limit is not None and limit.part == "read" and "250 images/s" in limit.text
-    assert options(stored) == [
-        ("--order quasi_random", None),
-        ("fastpsl data write SRC OUT --short-side PX", None),
-    ]
+    limit = limit_of(stored)
+    assert limit.part == "read" and "250 images/s" in limit.text
+    smaller = "fastpsl data write SRC OUT --short-side PX"
+    assert options(stored) == [("--order quasi_random", None), (smaller, None)]
     assert [change.text for change in changes(stored)] == [
         "7 pages of data",
         "100 GB of the data's 800 GB fit into memory; smaller images are fewer bytes, and less detail",
     ]
-    tried = replace(
-        stored, alternatives=(Alternative("--order quasi_random", 500.0, 250.0, read.fitting, "read"),)
-    )
+    quasi_random = Alternative("--order quasi_random", 500.0, 250.0, read.fitting, "read")
+    tried = replace(stored, alternatives=(quasi_random,))
     assert options(tried)[0] == ("--order quasi_random", 1.0)
     # A decoder of twice the speed saves 1/8000 of an image's 1/250 s: 3.2 %.
     decoder = replace(stored, alternatives=(Alternative("--decoder dali", 8000.0, 4000.0),))
@@ -162,20 +137,18 @@ def test_storage_and_a_page_cache_that_is_large_enough() -> None:
 
 def test_copies() -> None:
     slow = measured(waiting(), copy=520.0)
-    limit = bottleneck(slow)
-    assert limit is not None and limit.part == "copy" and "520" in limit.text
+    limit = limit_of(slow)
+    assert limit.part == "copy" and "520" in limit.text
 
 
 def test_what_neither_part_explains() -> None:
-    limit = bottleneck(measured(stage(both=600.0)))
-    assert limit is not None and limit.part == "overlap" and "waits 40% of the time" in limit.text
+    limit = limit_of(measured(stage(both=600.0)))
+    assert limit.part == "overlap" and "waits 40% of the time" in limit.text
     assert options(measured(stage(both=600.0))) == [("--workers 8", None)]
     assert not options(measured(stage(both=600.0), num_threads=1))
     noisy = measured(stage(both=600.0, spread=0.4))
-    limit = bottleneck(noisy)
-    assert (
-        limit is not None and limit.part == "noise" and "differ by 40%" in limit.text and not options(noisy)
-    )
+    limit = limit_of(noisy)
+    assert limit.part == "noise" and "differ by 40%" in limit.text and not options(noisy)
 
 
 @pytest.mark.parametrize(
@@ -196,30 +169,30 @@ def test_what_neither_part_explains() -> None:
 def test_what_noise_hides_is_called_so(values: dict[str, Any], is_noise: bool) -> None:
     """Half the spread counts against the margin of 5 %, on either side of 1."""
     one = measured(stage(**values), alternatives=(Alternative("--decoder dali", 8000.0, 500.0),))
-    limit = bottleneck(one)
-    assert limit is not None and (limit.part == "noise") == is_noise
+    limit = limit_of(one)
+    assert (limit.part == "noise") == is_noise
     if is_noise:
         assert "cannot be told: " in limit.text
         assert ("repeats of one measurement differ by" in limit.text) == (one.stages[0].spread > 0.1)
         assert ("as fast with its data as without" in limit.text) == (one.stages[0].both > 1050)
         assert not is_good(one) and not changes(one) and Report({}, (), one).exit_code == 1
     # A stage that certainly waits is named instead.
-    limit = bottleneck(replace(one, stages=(*one.stages, waiting(name="S2", epochs=100_000))))
-    assert limit is not None and (limit.part, limit.stage) == ("decode", "S2")
+    limit = limit_of(replace(one, stages=(*one.stages, waiting(name="S2", epochs=100_000))))
+    assert (limit.part, limit.stage) == ("decode", "S2")
 
 
 def test_why_another_than_the_lowest_ratio_is_named() -> None:
     """S1 loses 1 * (1/500 - 1/1000) = .001 s, S2 70 * (1/925 - 1/1000) = .0057 s."""
     two = measured(waiting(epochs=1), stage("S2", epochs=70, decode=925.0, loader=925.0, both=925.0))
-    limit = bottleneck(two)
-    assert limit is not None and limit.stage == "S2"
+    limit = limit_of(two)
+    assert limit.stage == "S2"
     assert limit.text == "S2 loses most: it waits 8% of 70 epochs for decoding (925 images/s by ffcv)"
 
 
 def test_what_waits_and_the_ratio_agree() -> None:
     one = stage(decode=919.0, loader=919.0, both=919.0)
-    limit = bottleneck(measured(one))
-    assert one.shown_ratio == 0.91 and limit is not None and limit.text.startswith("S1 waits 9% of the time")
+    limit = limit_of(measured(one))
+    assert one.shown_ratio == 0.91 and limit.text.startswith("S1 waits 9% of the time")
     assert stage(both=949.9).shown_ratio == 0.94 and stage(both=290.0).shown_ratio == 0.29
 
 
@@ -249,8 +222,8 @@ def test_the_step_compiled() -> None:
 def test_the_other_augmentation() -> None:
     """A step takes 100 ms, 40 of them Kornia's; with 4 ms instead it takes 64: 1,562/s, 56.25 % more."""
     slow = measured(stage(augment_ms={"torch": 40.0, "fused": 4.0}))
-    limit = bottleneck(slow)
-    assert limit is not None and limit.part == "augment" and "40% of its step" in limit.text
+    limit = limit_of(slow)
+    assert limit.part == "augment" and "40% of its step" in limit.text
     assert options(slow) == [("--augment-backend fused", 0.5625)]
     assert changes(slow)[0].text == "a batch's augmentation: S1 40.0 to 4.0 ms"
 
@@ -258,17 +231,10 @@ def test_the_other_augmentation() -> None:
 def test_the_largest_gain_comes_first() -> None:
     several = measured(
         waiting(step_rates={"off": 1000.0, "on": 2000.0}),
-        alternatives=(
-            Alternative("--workers 16", 600.0, 500.0),
-            Alternative("--decoder dali", 900.0, 500.0),
-        ),
+        alternatives=(Alternative("--workers 16", 600.0, 500.0), Alternative("--decoder dali", 900.0, 500.0)),
         untried={"--decoder pillow": "it is not there"},
     )
-    assert options(several) == [
-        ("--decoder dali", 0.8),
-        ("--workers 16", 0.2),
-        ("--decoder pillow", None),
-    ]
+    assert options(several) == [("--decoder dali", 0.8), ("--workers 16", 0.2), ("--decoder pillow", None)]
 
 
 def test_without_stages_there_is_no_bottleneck() -> None:
@@ -289,3 +255,54 @@ def test_without_stages_there_is_no_bottleneck() -> None:
 )
 def test_exit_codes(measurements: Measurements | None, state: Any, code: int) -> None:
     assert Report({}, (Check("disk", state, "x"),), measurements).exit_code == code
+
+
+# An H200's 16 threads, and 4 of them, with engines that are busy.
+TURBO, FEW = DecoderCost(22_987, 0.68), DecoderCost(6_314, 0.63)
+DALI, IDLE = DecoderCost(37_027, 0.11), DecoderCost(14_002, 0.97)
+
+
+@pytest.mark.parametrize(
+    ("auto", "costs", "needed", "expected"),
+    [
+        ("turbo", {"turbo": TURBO, "dali": DALI}, 14_758.0, "turbo"),  # it suffices, though dali is faster
+        ("dali", {"turbo": TURBO, "dali": DALI}, 14_758.0, "turbo"),
+        ("turbo", {"turbo": FEW, "dali": DALI}, 14_758.0, "dali"),
+        ("dali", {"turbo": FEW, "dali": DALI}, 14_758.0, "dali"),
+        ("dali", {"turbo": TURBO, "dali": IDLE}, 30_000.0, "turbo"),
+        ("turbo", {"turbo": FEW, "dali": DecoderCost(6_500, 0.9)}, 14_758.0, "turbo"),  # 3 % are noise
+        ("turbo", {"turbo": TURBO, "dali": IDLE}, None, "turbo"),
+        ("turbo", {"turbo": DecoderCost(900, 2.0), "dali": DecoderCost(800, 1.5)}, None, "dali"),
+        ("turbo", {"turbo": FEW}, 14_758.0, "turbo"),
+        ("resident", {"turbo": FEW, "dali": DALI}, 14_758.0, "resident"),
+    ],
+)
+def test_what_the_measurement_chooses(
+    auto: str, costs: dict[str, DecoderCost], needed: float | None, expected: str
+) -> None:
+    assert by_measurement(auto, costs, needed) == expected
+
+
+def test_the_line_has_both_costs_and_whether_they_speak_for_the_choice() -> None:
+    auto = AutoDecoder("turbo", "it is near", {"turbo": FEW, "dali": DALI}, "dali")
+    line = in_words(auto, is_cuda=True)
+    assert line.startswith("--decoder auto takes turbo: it is near. ")
+    assert "turbo 6,314 images/s at 0.63 ms of CPU, dali 37,027 images/s at 0.11 ms" in line
+    assert line.endswith("otherwise: --decoder dali")
+    same = in_words(replace(auto, by_measurement="turbo"), is_cuda=False)
+    assert same.endswith("choose the same") and "H200" in line and "H200" not in same
+    alone = in_words(replace(auto, costs={"turbo": FEW}, by_measurement="turbo"), is_cuda=True)
+    assert alone.endswith("at 0.63 ms of CPU")  # there is nothing to choose from
+    assert in_words(replace(auto, costs={}), is_cuda=True).endswith("it is near")
+
+
+def test_the_screen_and_the_json_have_it() -> None:
+    auto = AutoDecoder("turbo", "it is near", {"turbo": FEW, "dali": DALI}, "dali")
+    report = report_of(measured(auto=auto, is_cuda=True))
+    assert "--decoder auto takes turbo: it is near" in screen_of(report, 80)
+    costs = {
+        "turbo": {"images_per_s": 6_314, "cpu_ms": 0.63}, "dali": {"images_per_s": 37_027, "cpu_ms": 0.11},
+    }  # fmt: skip
+    assert report.as_dict()["measured"]["auto"] == {
+        "name": "turbo", "reason": "it is near", "costs": costs, "by_measurement": "dali",
+    }  # fmt: skip

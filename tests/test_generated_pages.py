@@ -1,12 +1,18 @@
-"""The generated pages of docs/reference: they are what the program makes of the code now."""
+"""Pages of the documentation that are made from the code or from runs: they are as these are now."""
 
+import re
+from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from docs.images import make_training_screen as screen
 from docs.reference.generate import __main__ as script
 from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import words_of
+from fastpsl.commands.train import Train
+from fastpsl.console.screen import Numbers
 from fastpsl.scripts.command_line import described
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.test_architecture import ROOT
@@ -41,8 +47,7 @@ def test_text_becomes_markdown() -> None:
     assert table(("a",), [("x|y",), ("",)]) == "| a |\n| --- |\n| x\\|y |\n| – |"
     assert words_of((1, 2)) == "`1 2`" and words_of(1e-6) == "`1e-06`"
     about, rest = described_in_markdown(
-        "What it is (PSL, Table 1).\n\nIt.\nPaper: 1 %.\n\n    fastpsl a \\\n        --b 1   # why\n",
-        "../",
+        "What it is (PSL, Table 1).\n\nIt.\nPaper: 1 %.\n\n    fastpsl a \\\n        --b 1   # why\n", "../"
     )
     assert about == "What it is ([PSL](../papers.md#psl), Table 1)."
     assert rest == "It.\n\nPaper: 1 %.\n\n```bash\n# why\nfastpsl a \\\n    --b 1\n```"
@@ -60,3 +65,53 @@ def test_check_tells_whether_a_page_would_change(tmp_path: Path, monkeypatch: py
     (surplus / "b.md").write_text("old")
     assert script.main(["--check"]) == 1
     assert script.main([]) == 0 and not (surplus / "b.md").exists()
+
+
+ZOO = (ROOT / "docs" / "project" / "model_zoo.md").read_text()
+ROWS = [line for line in ZOO.splitlines() if line.startswith(("| [`", "| `")) and line.count("|") == 6]
+RUNS = [path for path in (ROOT / "docs" / "runs").iterdir() if path.is_dir() and path.name != "faults"]
+
+
+def test_every_training_recipe_has_a_row() -> None:
+    names = {re.match(r"\| \[?`([^`]+)`", row)[1] for row in ROWS}  # type: ignore[index]
+    assert names == set(Train.names)
+    assert all(("| not run |" in row) != ("](../runs/" in row) for row in ROWS)
+
+
+def test_every_run_has_a_row_with_its_commit_and_digest() -> None:
+    for run in RUNS:
+        rows = [row for row in ROWS if f"](../runs/{run.name}/results.json)" in row]
+        record = run.joinpath("results.json").read_text()
+        if (environment := run / "environment.json").exists():
+            record += environment.read_text()
+        assert rows, run.name
+        for row in rows:
+            for commit in re.findall(r"commit ([0-9a-f]{10})", row):
+                assert f'"commit": "{commit}' in record, run.name
+            for digest in re.findall(r"`([0-9a-f]{12})`", row):
+                assert f'"weights_sha256": "{digest}' in record, run.name
+
+
+def words_in(svg: str) -> str:
+    ElementTree.fromstring(svg)
+    return " ".join(unescape(re.sub("<style>.*?</style>|<[^>]*>", " ", svg, flags=re.DOTALL)).split())
+
+
+def test_a_picture_has_the_lines_and_the_numbers() -> None:
+    numbers = Numbers(
+        "S2", 2, 2, 3, 15, 30, 45, {"loss": 0.25}, 0.1, images_per_s=640.0, eta_s=61.0, run_eta_s=610.0
+    )
+    for theme in screen.THEMES.values():
+        text = words_in(screen.svg(["S1 [bold] (level G1): 45 steps"], numbers, theme))
+        lines = ("S1 [bold] (level G1): 45 steps", "stage 2 of 3", "0:10:10", "640 images/s")
+        for expected in (*lines, screen.TITLE):
+            assert expected in text
+
+
+def test_the_committed_pictures_show_one_run() -> None:
+    light, dark = (
+        words_in((screen.FOLDER / f"training-screen-{name}.svg").read_text()) for name in screen.THEMES
+    )
+    assert light == dark and screen.TITLE in light
+    for expected in ("stage 2 of 3 (S2, level G2)", "stage ETA", "run ETA", "images/s", "data wait", "loss"):
+        assert expected in light

@@ -1,22 +1,17 @@
 """The checks of doctor that need no timing: right on this machine, and right if something is missing."""
 
-import io
 import os
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor import software
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
+from fastpsl.doctor import checks
+from fastpsl.doctor.checks import check_machine, check_noise, check_page_cache, check_software, driver_version
 from fastpsl.doctor.measurements import ReadRate
-from fastpsl.doctor.report import Check, Report
-from fastpsl.doctor.screen import show
-from fastpsl.doctor.software import check_software, driver_version
+from fastpsl.doctor.report import Check
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
@@ -25,7 +20,7 @@ from fastpsl.files.workers import usable_cores
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.tasks.rotation import Rotation
-from tests.doctor.test_doctor_advice import stage
+from tests.doctor.measured import report_of, screen_of, stage
 from tests.engine.tiny import TinyNet
 
 CPU = torch.device("cpu")
@@ -41,9 +36,8 @@ def machine(
     out: Path | None = None, num_threads: int = 1, num_ranks: int = 1, num_files: int = 1
 ) -> dict[str, Check]:
     options = PretrainOptions(out=out, workers=num_threads)
-    experiment = Experiment(
-        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
-    )
+    task, plan = Rotation(shorter_px=36, size_px=32), make_plan("psl", (1, 1, 1))
+    experiment = Experiment(task, TinyNet(), plan, cosine(0.1))
     return by_name(check_machine(options, num_ranks, CPU, experiment, num_files))
 
 
@@ -61,12 +55,8 @@ def test_a_missing_decoder_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
     checks = by_name(check_software(CPU, 1))
     assert {"ffcv", "dali"}.isdisjoint(checks)
     warned = Check("warning", "warning", "decoding by pillow is slow: pip install it")
-    screen = io.StringIO()
-    setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
-    setting |= {"arguments": [], "num_ranks": 1, "precision": "fp32"}
-    show(Report(setting, (*checks.values(), warned), None), Console(file=screen, width=80))
-    assert f"\nwarning: {warned.text}\n" in screen.getvalue()
-    assert "ffcv" not in screen.getvalue() and "dali" not in screen.getvalue()
+    screen = screen_of(report_of(None, *checks.values(), warned), 80)
+    assert f"\nwarning: {warned.text}\n" in screen and "ffcv" not in screen and "dali" not in screen
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,7 +71,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ("text", "version"),
     [
         (
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version: 12.2.0",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May\nGCC version: 12.2.0",
             "535.183.01",
         ),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "580.65.06"),
@@ -91,7 +81,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_the_drivers_version(
     text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(software, "_DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setattr(checks, "_DRIVER_FILE", tmp_path / "version")
     assert driver_version() is None
     (tmp_path / "version").write_text(text)
     assert driver_version() == version
@@ -160,11 +150,8 @@ def test_the_page_cache() -> None:
     remote = check_page_cache(ReadRate(1.0, 1.0, 4 * 10**9, 2 * 10**9, 0.5, is_remote=True))
     assert remote.remedy.startswith("a larger --cache-gb") and "fit into --cache-dir" in remote.text
     short = check_page_cache(ReadRate(1.0, 1.0, 4 * 10**9, 2 * 10**9, None))
-    assert (
-        short.state == "warning"
-        and "2 GB of the data's 4 GB" in short.text
-        and "quasi_random" in short.remedy
-    )
+    assert short.state == "warning" and "quasi_random" in short.remedy
+    assert "2 GB of the data's 4 GB" in short.text
 
 
 def test_numbers_and_their_nouns() -> None:

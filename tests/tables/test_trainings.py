@@ -1,4 +1,4 @@
-"""Which results a table of SSL++ uses, by pseudo-labels and images, and the commands of what is missing."""
+"""Tables whose trainings need others: fine-tuned weights, pseudo-labels, and other images to learn from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,17 +6,176 @@ from typing import Any
 
 import pytest
 
-from fastpsl.cli import main
-from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE
 from fastpsl.tables.matching import training_differences
 from fastpsl.tables.page import markdown
+from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report
-from fastpsl.tables.rows import Evaluation, Weights
-from tests.tables.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
+from fastpsl.tables.rows import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE, UIC, Evaluation, Weights
+from tests.cli import Cli, refused
+from tests.tables.table_results import (
+    DIGESTS,
+    IIC,
+    PAPER,
+    RAW,
+    ROTATION,
+    TINY,
+    TUNED,
+    ours,
+    put,
+    put_run,
+    report,
+    science_of,
+)
 
-IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
-ROTATION = Weights("nin4", "sslpp_rotation", "end_to_end")
+CONV = {f"top1_B{number}": 10.0 * number for number in range(1, 8)}
+
+
+def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
+    """A result of labels alone has no validation images: any data set of its training images agrees."""
+    for seed in TINY.seeds:
+        put(tmp_path, RAW, UIC, CONV, seed=seed)
+        put(tmp_path, RAW, CLUSTERS, {"nmi_true": 40.0 + seed}, seed=seed)
+    made = report(tmp_path, "uic/1")
+    assert ours(made, "UIC 3k") == ["30.0 ± 0.0 (3)", "40.0 ± 0.0 (3)", "50.0 ± 0.0 (3)", "41.0 ± 1.0 (3)"]
+    assert "480 training and 160 validation images" in made.data_words()
+    assert not [one for one in made.missing if one.weights == RAW]
+    put(tmp_path, replace(RAW, variant="5k"), CLUSTERS, {"nmi_true": 1.0}, data=DIGESTS | {"train": "e" * 32})
+    with pytest.raises(ValueError, match="2 data sets"):
+        report(tmp_path, "uic/1")
+
+
+def test_nmi_alone_needs_no_validation_images(tmp_path: Path) -> None:
+    put(tmp_path, RAW, CLUSTERS, {"nmi_true": 38.0})
+    made = report(tmp_path, "uic/1")
+    assert ours(made, "UIC 3k")[3] == "38.0" and "Ours: 480 training images (digests" in made.data_words()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"settings": {"labels": "elsewhere/labels.npz"}}, "of other labels than its run left"),
+        ({"settings": {"nmi_average": "geometric"}}, "evaluated with nmi_average geometric, here arithmetic"),
+        ({"numbers": {"biggest": 3.0}}, "it has no nmi_true"),
+        ({"science": {"fine_tune": "d" * 64}}, "fine-tuned"),
+        ({"science": {"labels": "d" * 64}}, "pre-trained on labels of a file"),
+        ({"science": {"num_clusters": 9}}, "num_clusters 9, here 16"),
+        ({"checkpoint": {"input": {"channels": "RGB"}}}, "its network sees RGB, here SobelXY"),
+    ],
+)
+def test_nmi_of_something_else_does_not_count(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    path = put(tmp_path, RAW, CLUSTERS, **({"numbers": {"nmi_true": 1.0}} | change))
+    made = report(tmp_path, "uic/1")
+    assert why in made.matches.unused[path] and not made.used
+
+
+def test_of_the_random_rows_each_has_its_channels(tmp_path: Path) -> None:
+    put(tmp_path, Weights("alexnet"), UIC, CONV)
+    put(tmp_path, Weights("alexnet", channels="SobelXY"), UIC, CONV | {"top1_B1": 5.0})
+    made = report(tmp_path, "uic/4")
+    assert ours(made, "Random")[0] == "10.0" and ours(made, "Random-Sobel")[0] == "5.0"
+    assert "ours alone: not in the paper" in made.mark(TABLES["uic/4"].row("Random-Sobel"))
+    name = "**SelfLabel 3k × 1 \\[1\\]** (the paper's alone: not measured here)"
+    assert f"| {name} | AlexNet | paper | – | – | 43.0 |" in markdown(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"augment": "strong"}, "before it was fine-tuned: pre-trained with augment strong"),
+        ({"epochs": [3]}, "before it was fine-tuned: pre-trained with epochs 3, here 12"),
+        ({"data_digest": "f" * 32}, "fine-tuned on other images"),
+        ({"fine_tune": "e" * 64}, "before it was fine-tuned: fine-tuned"),
+        (None, "without saying what it fine-tunes"),
+    ],
+)
+def test_fine_tuned_weights_count_where_their_base_does(
+    tmp_path: Path, change: dict[str, Any] | None, why: str
+) -> None:
+    base = science_of(RAW, TINY, 0, DIGESTS["train"])
+    fine_tuned = None if change is None else base | change
+    path = put(tmp_path, TUNED, UIC, CONV, science={"fine_tuned": fine_tuned})
+    made = report(tmp_path, "uic/2")
+    if not why:
+        assert ours(made, "UIC 3k √") == ["30.0", "40.0", "50.0"] and ours(made, "UIC 3k ×") == ["None"] * 3
+    else:
+        assert not made.used and why in made.matches.unused[path]
+
+
+def command_names(runs: Path, table: str) -> list[str]:
+    """Return the recipe and the name of the folder of each command that seed 0 needs."""
+    lines = [line for one in report(runs, table).missing if one.seed == 0 for line in one.commands]
+    return [
+        f"{Path(line.split()[2]).stem if 'torchrun' in line else 'clusters'} {Path(line.split()[-1]).name}"
+        for line in lines
+    ]
+
+
+def test_what_is_fine_tuned_is_trained_first(tmp_path: Path) -> None:
+    raw, tuned = "uic-end_to_end-alexnet-s0", "uic-end_to_end-tuned-alexnet-s0"
+    said = command_names(tmp_path, "uic/4")
+    place = said.index(f"uic_alexnet {raw}")  # no row is measured on it
+    assert said[place + 1 :] == [f"uic_alexnet {tuned}", f"linear_probe {tuned}-linear-uic"]
+    assert command_names(tmp_path, "uic/2") == [
+        f"uic_alexnet {raw}", f"linear_probe {raw}-linear-uic",
+        f"uic_alexnet {tuned}", f"linear_probe {tuned}-linear-uic",
+    ]  # fmt: skip
+    said = command_names(tmp_path, "uic/7")
+    assert said[3:8] == [
+        f"uic_alexnet {raw}", f"clusters {raw}-clusters", f"linear_probe {raw}-linear-uic",
+        f"uic_alexnet {tuned}", f"linear_probe {tuned}-linear-uic",
+    ]  # fmt: skip
+
+
+def test_a_finished_base_is_fine_tuned_where_it_lies(tmp_path: Path) -> None:
+    science = science_of(RAW, TINY, 5, DIGESTS["train"])
+    folder = put_run(tmp_path, "deep/base", **science)
+    first, *_ = [one for one in report(tmp_path, "uic/2").missing if one.weights == TUNED and one.seed == 5]
+    assert len(first.commands) == 2 and f"--fine-tune {folder} " in first.commands[0]
+    made = report(tmp_path, "uic/4")
+    assert [one.seed for one in made.missing if one.weights == RAW] == [0, 1]  # two more seeds, in order
+    assert [one.seed for one in made.missing if one.weights == TUNED] == [0, 1, 5]
+
+
+def test_a_base_is_not_trained_again_for_a_network_that_is_fine_tuned_already(tmp_path: Path) -> None:
+    put_run(tmp_path, "tuned", **science_of(TUNED, TINY, 0, DIGESTS["train"]))
+    made = report(tmp_path, "uic/4")
+    assert [one.seed for one in made.missing if one.weights == RAW] == [1, 2]
+    (first,) = [one for one in made.missing if one.weights == TUNED and one.seed == 0]
+    assert len(first.commands) == 1 and "linear_probe.py" in first.commands[0]
+
+
+def test_a_begun_base_is_finished_first(tmp_path: Path) -> None:
+    folder = put_run(tmp_path, "begun", state="preempted", **science_of(RAW, TINY, 0, DIGESTS["train"]))
+    made = report(tmp_path, "uic/4")
+    (base,) = [one for one in made.missing if one.weights == RAW and one.seed == 0]
+    assert base.evaluations == () and len(base.commands) == 1 and base.commands[0].endswith(f"--out {folder}")
+    assert f"# Ours, seed 0: to be fine-tuned (its pre-training was begun: {folder})" in markdown(made)
+    (tuned,) = [one for one in made.missing if one.weights == TUNED and one.seed == 0]
+    assert f"--fine-tune {folder} " in tuned.commands[0]
+
+
+def test_weights_are_called_by_the_row_that_is_theirs_alone(tmp_path: Path) -> None:
+    assert report(tmp_path, "uic/7").method_of(RAW) == "UIC, not tuned"
+    assert report(tmp_path, "uic/7").method_of(TUNED) == "UIC (Ours)"
+    assert report(tmp_path, "uic/4").method_of(RAW) == "Ours"
+
+
+def test_num_needed_counts_results_and_no_trainings(tmp_path: Path) -> None:
+    # five rows of ours, each one evaluation a seed; the base of "Ours" is trained and not evaluated
+    assert report(tmp_path, "uic/4").num_needed == 5 * len(TINY.seeds)
+    assert report(tmp_path, "uic/4", PAPER).num_needed == 5
+
+
+def test_gains_are_told_where_the_paper_has_them(tmp_path: Path) -> None:
+    made = report(tmp_path, "uic/7")
+    gains = {gain.row.method: gain.paper for gain in made.gains}
+    assert gains["UIC + strong aug (Ours)"] == pytest.approx((2.3, 4.6, 6.2, 1.5))
+    assert gains["UIC (Ours)"][:3] == pytest.approx((0.6, 1.9, 0.8)) and gains["UIC (Ours)"][3] is None
+    written = markdown(made)
+    assert "## What rows add" in written and "Top-1 accuracy and NMI, %." in written
+
+
 OURS = replace(ROTATION, labels=IIC)
 HEADS = {
     "top1_conv_B2": 80.0, "top1_conv_B3": 70.0, "top1_conv_B4": 61.0,
@@ -57,7 +216,7 @@ def test_neighbours_clusters_and_figures(tmp_path: Path) -> None:
     assert "paper shows images and prints no number" in markdown(made)
 
 
-def refused(runs: Path, table: str, path: Path, why: str) -> bool:
+def is_unused(runs: Path, table: str, path: Path, why: str) -> bool:
     made = report(runs, table)
     return not made.used and why in made.matches.unused[path]
 
@@ -119,7 +278,7 @@ def test_other_weights_of_the_loss_do_not_count(tmp_path: Path, name: str) -> No
     aet = replace(ROTATION, recipe="sslpp_aet", labels=IIC)
     if name == "lambda":
         path = put(tmp_path, OURS, BLOCK_PROBE, HEADS, science={"semantic_weight": 0.06})
-        assert refused(tmp_path, "sslpp/fig6", path, "semantic_weight 0.06, here 0.0")
+        assert is_unused(tmp_path, "sslpp/fig6", path, "semantic_weight 0.06, here 0.0")
         for value in (0.01, 0.2, 5.0):
             variant = replace(OURS, variant=f"lambda_{value:g}")
             put(tmp_path, variant, BLOCK_PROBE, {**HEADS, "top1_conv_B2": 10 * value})
@@ -137,7 +296,7 @@ def test_other_weights_of_the_loss_do_not_count(tmp_path: Path, name: str) -> No
 def test_clusters_of_other_numbers_do_not_count(tmp_path: Path) -> None:
     accuracy = {"many_to_one_accuracy": 40.0}
     path = put(tmp_path, IIC, CLUSTERS, accuracy, science={"num_clusters": 9})
-    assert refused(tmp_path, "sslpp/13", path, "num_clusters 9, here")
+    assert is_unused(tmp_path, "sslpp/13", path, "num_clusters 9, here")
     put(tmp_path, replace(IIC, variant="10"), CLUSTERS, accuracy)
     assert ours(report(tmp_path, "sslpp/13"), "10 clusters")[0] == "40.0"
     path = put(tmp_path, replace(IIC, variant="10"), CLUSTERS, {"nmi_true": 1.0}, seed=1)
@@ -230,14 +389,14 @@ def test_two_sets_to_pre_train_on_are_not_mixed(tmp_path: Path) -> None:
     put(tmp_path, ROTATION, KNN, NEIGHBOURS, data=STL | {"pretrain": "9" * 32}, seed=1)
     with pytest.raises(ValueError, match="2 data sets"):
         report(tmp_path, "sslpp/5-stl")
-    made = report(tmp_path, "sslpp/5-stl", asked=DataSet(pretrain="9" * 32))
+    made = report(tmp_path, "sslpp/5-stl", asked={"pretrain": "9" * 32})
     assert [result.seed for _, _, result in made.used] == [1]
     assert "train/val/pre-training" in next(iter(made.matches.unused.values()))
 
 
 def test_commands_of_stl_10_name_both_sets(tmp_path: Path) -> None:
     put_run(tmp_path, "cifar", **science_of(ROTATION, TINY, 0, DIGESTS["train"]))
-    asked = DataSet("a" * 32, "b" * 32, "e" * 32)
+    asked = {"train": "a" * 32, "val": "b" * 32, "pretrain": "e" * 32}
     made = report(tmp_path, "sslpp/5-stl", asked=asked)
     train, evaluate = commands_of(made, "Rotation [8]")  # that of CIFAR-10 is another
     assert "--data P.beton --val V.beton" in train and "--data T.beton --val V.beton" in evaluate
@@ -248,16 +407,11 @@ def test_commands_of_stl_10_name_both_sets(tmp_path: Path) -> None:
     assert len(commands_of(report(tmp_path, "sslpp/5-stl", asked=asked), "Rotation [8]")) == 1
 
 
-def test_pretrain_data_is_for_tables_that_have_such(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rest = ["--runs", str(tmp_path), "--out", str(tmp_path / "out"), "--pretrain-data", "more.beton"]
-    with pytest.raises(SystemExit):
-        main(["table", "sslpp/5", *rest])
-    assert "the trainings of sslpp/5 learn from --data" in capsys.readouterr().err
-    main(["table", "sslpp/5-stl", *rest])
-    captured = capsys.readouterr()
-    assert "--data more.beton --val VAL.beton" in captured.out and "more.beton: not here" in captured.err
+def test_pretrain_data_is_for_tables_that_have_such(tmp_path: Path, cli: Cli) -> None:
+    rest = ("--runs", tmp_path, "--out", tmp_path / "out", "--pretrain-data", "more.beton")
+    refused(cli("table", "sslpp/5", *rest), "the trainings of sslpp/5 learn from --data")
+    _, said, error = cli("table", "sslpp/5-stl", *rest)
+    assert "--data more.beton --val VAL.beton" in said and "more.beton: not here" in error
 
 
 @pytest.mark.parametrize("evaluation", [BLOCK_PROBE, KNN], ids=lambda one: one.name)
@@ -272,4 +426,4 @@ def test_other_evaluations_do_not_count(
         return
     path = put(tmp_path, OURS, evaluation, HEADS | NEIGHBOURS, settings=setting)
     table = "sslpp/3" if evaluation == BLOCK_PROBE else "sslpp/5"
-    assert refused(tmp_path, table, path, f"evaluated with {name}")
+    assert is_unused(tmp_path, table, path, f"evaluated with {name}")
