@@ -21,10 +21,9 @@ from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
-from fastpsl.pipelines.loader import by_batches
-from fastpsl.pipelines.loader.by_batches import ByBatches
+from fastpsl.pipelines.loader import engines
+from fastpsl.pipelines.loader.engines import PendingBatch, QueueEngine
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.views import ViewSpec
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
@@ -79,7 +78,7 @@ def make_loader(act: Callable[[str, list[int]], None], **options: Any) -> Iterat
     ) as loader:
         loader._engine.close(1)
         loader.decoder = Numbered(act)
-        loader._engine = ByBatches(loader.decoder, 2)
+        loader._engine = QueueEngine(loader.decoder, 2)
         yield loader
 
 
@@ -111,7 +110,7 @@ def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -
 
 def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the default prefetch and slow reads; otherwise a decoder's stages would not overlap."""
-    monkeypatch.setattr(by_batches, "_READ_WAIT_S", 240.0)
+    monkeypatch.setattr(engines, "_READ_WAIT_S", 240.0)
     started, in_hands = threading.Semaphore(0), []
 
     def act(what: str, indices: list[int]) -> None:
@@ -163,7 +162,7 @@ def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     ) as loader:
         loader._engine.close(1)
         loader.decoder = Numbered(lambda *_: None)
-        loader._engine = ByBatches(loader.decoder, 1)
+        loader._engine = QueueEngine(loader.decoder, 1)
         monkeypatch.setattr(torch, "zeros", zeros)
         epoch = loader.epoch(0)
         next(epoch)

@@ -25,10 +25,10 @@ from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import memory
 from fastpsl.pipelines.decoders.dali_pipeline import put
 from fastpsl.pipelines.decoders.decoder import SyntheticDecoder
-from fastpsl.pipelines.loader import by_chunks
+from fastpsl.pipelines.loader import engines
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.loader.by_chunks import ByChunks
-from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
+from fastpsl.pipelines.loader.engines import PendingBatch, ThreadEngine
+from fastpsl.pipelines.loader.stages import LoaderSpec
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
 
@@ -117,14 +117,14 @@ class Noting(SyntheticDecoder):
 
 def loaded(decoder: Noting, device: str, copy_stream: Any) -> Batch:
     spec = LoaderSpec(Synthetic(40), VIEWS, 0, decoder, "raise", torch.device(device), copy_stream)
-    pending = PendingBatch(spec, 0, 0, np.arange(NUM))
-    ByChunks(decoder, 1).start(pending)
+    pending = PendingBatch(spec, 0, 0, np.arange(NUM), threading.Event())
+    ThreadEngine(decoder, 1).start(pending)
     return pending.result(1.0)
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(by_chunks, "Workers", Here)
+    monkeypatch.setattr(engines, "Workers", Here)
     monkeypatch.setattr(memory, "_has_warned", threading.Event())
     return monkeypatch
 

@@ -81,11 +81,6 @@ class DeviceWindows:
         """Return whether the device makes all images of view k."""
         return k in self._boxes and bool(self._places[:, 1].all())
 
-    def fill(self, i: int, source: int) -> None:
-        """Let sample i show what sample `source` shows."""
-        for values in (self._places, *self._boxes.values()):
-            values[i] = values[source]
-
     def crop(self, images: list[Tensor], num: int, device: torch.device) -> list[Tensor]:
         """Return the images of all views, of which the device crops the isotropic ones.
 
