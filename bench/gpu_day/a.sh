@@ -4,7 +4,7 @@
 part=a
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ -n "$SMALL" ]; then
-    step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
+    step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_engines.py
     bench step 180 step --recipes jigsaw --stages S2 --modes eager --backbone resnet18 --batch-size 8 --repeats 1
     bench kernels 220 kernels --chains flip 'SimCLR T3' --batch-size 4 --size-px 64 --repeats 1 --no-peers
     exit

@@ -14,7 +14,7 @@ from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.transfer.detection.proposals import Proposals
-from tests.pipelines.test_plain_pickle import of_python_2
+from tests.pipelines.test_sources_published import of_python_2
 
 IDS = ("000005", "000007", "2008_000002")
 WIDTH, HEIGHT = 500, 375

@@ -14,9 +14,6 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-pytest.importorskip("aiohttp")
-pytest.importorskip("fsspec")
-
 from fastpsl.files.remote import cache as cache_module
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton import remote
@@ -25,6 +22,10 @@ from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.warm import CONTEXT
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("fsspec")
+
 
 SOUND = sample_paths().test_32.read_bytes()
 SIDECAR = Path(f"{sample_paths().test_32}.json").read_bytes()
