@@ -196,10 +196,7 @@ def test_long_names_and_strange_files_in_the_cache_do_no_harm(tmp_path: Path) ->
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "stray").touch()
     name = "x" * 245 + ".beton"
-    with (
-        serving(honest(name)) as server,
-        Beton(f"{server.address}/{name}", Cache(tmp_path, 0.1)) as data,
-    ):
+    with serving(honest(name)) as server, Beton(f"{server.address}/{name}", Cache(tmp_path, 0.1)) as data:
         assert data.num_samples == 160 and data.class_names
 
 

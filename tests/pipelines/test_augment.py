@@ -144,9 +144,7 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> Non
 
 
 @pytest.mark.parametrize(
-    "ops",
-    [(Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())],
-    ids=["weak", "strong"],
+    "ops", [(Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())], ids=["weak", "strong"]
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]

@@ -224,10 +224,7 @@ def test_labels_and_classes_that_do_not_fit(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture = jpeg(photo(0, 30, 30))
     names = ("train/cat/a.jpg", "val/cat/a.jpg")
-    tree(
-        tmp_path,
-        {f"photos/{name}": picture for name in names} | {"notes.md": b"words", ".nothere": b""},
-    )
+    tree(tmp_path, {f"photos/{name}": picture for name in names} | {"notes.md": b"words", ".nothere": b""})
     (tmp_path / "dangling").symlink_to("gone")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -285,10 +282,7 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
     [
         ("notes.md", f"notes.md: is no dataset file, and by its name no list of images; give {FORMS}"),
         ("empty", "empty: holds no images (.jpg, .jpeg, "),
-        (
-            "photos",
-            "photos: holds parts of a data set (train, val), not classes: write each alone, as in",
-        ),
+        ("photos", "photos: holds parts of a data set (train, val), not classes: write each alone, as in"),
     ],
 )
 def test_other_files_and_folders_are_refused(

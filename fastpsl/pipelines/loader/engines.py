@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.files.workers import Workers
+from fastpsl.files.workers import Workers, settle
 from fastpsl.pipelines.decoders.codes import READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request, is_isotropic
 from fastpsl.pipelines.decoders.memory import Arenas, pinned_empty
@@ -134,16 +134,6 @@ def chunk_samples(num_samples: int, num_threads: int) -> int:
     threads need many chunks: with the 4 batches that a loader has in flight by default, two for each.
     """
     return min(max(8, 2 * num_samples // num_threads), 64)
-
-
-def settle(future: "Future[Result]", function: Callable[[], Result]) -> None:
-    """Call a function for a future, which gets the result or the error."""
-    try:
-        result = function()
-    except BaseException as error:  # noqa: BLE001 - the consumer's to handle
-        future.set_exception(error)
-    else:
-        future.set_result(result)
 
 
 class ThreadEngine:
@@ -305,7 +295,7 @@ def _drive(queue: "SimpleQueue[_Read | None]", decoder: BatchDecoder) -> None:
             _submit(upcoming.pop(), decoder, submitted)
         elif submitted:
             pending, planned = submitted.popleft()
-            settle(pending.done, partial(_collect, pending, planned, decoder))
+            settle(pending.done, _collect, pending, planned, decoder)
             del pending, planned
     decoder.close()
 
@@ -325,7 +315,7 @@ def _submit(read: _Read, decoder: BatchDecoder, submitted: deque[tuple[PendingBa
     if planned.num_valid:  # also where the consumer has left meanwhile, because the decoder holds the batch
         submitted.append((pending, planned))
     else:
-        settle(pending.done, partial(_collect, pending, planned, None))
+        settle(pending.done, _collect, pending, planned, None)
 
 
 def _collect(pending: PendingBatch, planned: Plan, decoder: BatchDecoder | None) -> "tuple[Batch, Any]":

@@ -49,13 +49,8 @@ def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Gro
 
     The largest page comes first, and each goes to the lane with the fewest samples. Draws break ties, so the
     lanes' sizes are the same numbers in every epoch, in another order. Then a lane's pages are shuffled and
-    cut into groups.
-
-    Args:
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-        page_sizes: Samples per page, int64 [num_pages].
-        lanes: The number of lanes, at most num_pages.
+    cut into groups. `page_sizes` are samples per page, int64 [num_pages], with at least as many pages as
+    lanes.
     """
     deal, tie, place, lane_tie = words(Keys(seed, epoch, np.arange(len(page_sizes))), Slot.PAGES, 4).T
     heap = [(0, word, lane) for lane, word in enumerate(lane_tie[:lanes].tolist())]
@@ -209,14 +204,7 @@ class QuasiRandom:
 def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> int:
     """Check that the lanes fit the batch, the ranks and the pages; return the samples of an epoch's lanes.
 
-    Args:
-        page_sizes: Samples per page, int64 [num_pages].
-        lanes: The number of lanes.
-        global_batch: Samples per step over all ranks, before accumulation.
-        world: The number of ranks.
-
-    Raises:
-        ValueError: If they do not. The message has one line and says what to choose.
+    `page_sizes` are samples per page, int64 [num_pages].
     """
     if lanes < 1:
         raise ValueError(f"--lanes {lanes}: it must be 1 or more")

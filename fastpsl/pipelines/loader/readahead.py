@@ -31,13 +31,8 @@ _SHARE_OF_LIMIT = 0.8
 class Readahead:
     """A schedule of read-ahead: advise WILLNEED for a part before it is read, DONTNEED after.
 
-    A thread of its own makes the calls, because WILLNEED blocks while the storage's queue is full. Without
-    any parts there is no thread.
-
-    Args:
-        extents: The N parts of open files.
-        ask_at: The step of each part's WILLNEED, int64 [N].
-        give_at: The step of each part's DONTNEED, int64 [N], larger than `ask_at`.
+    The steps of both are int64 [N] for the N parts. A thread of its own makes the calls, because WILLNEED
+    blocks while the storage's queue is full. Without any parts there is no thread.
     """
 
     def __init__(self, extents: Extents, ask_at: np.ndarray, give_at: np.ndarray) -> None:

@@ -88,17 +88,7 @@ class Arrays:
 
 
 def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)) -> Arrays:
-    """Open an .npz of images and count them.
-
-    Args:
-        path: The file.
-        split: The split, where the names contain splits.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-
-    Raises:
-        ValueError: The types, shapes or names do not fit, `split` is needed or unknown, or the file is
-            damaged.
-    """
+    """Open an .npz of images and count them; `shard` (i, n) keeps the i-th of n runs of neighbours."""
     with _errors(path), zipfile.ZipFile(path) as archive:
         members = [
             _header(path, archive, info) for info in archive.infolist() if info.filename.endswith(".npy")
