@@ -362,25 +362,17 @@ def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: p
     ("lanes", "batch_size", "world", "message"),
     [
         (0, 4, 1, "--lanes 0: it must be 1 or more"),
-        (
-            4,
-            4,
-            3,
-            "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4",
-        ),
+        (4, 4, 3,
+         "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4"),
         (2, 3, 4, "--lanes 2 cannot be shared by 4 ranks; choose --lanes 4"),
         (8, 12, 1, f"{NO_SHARES} 8; choose a multiple of 8, --lanes 6"),
         (16, 24, 2, f"{UNEVEN} 16 (33% of the samples would be left out); choose --lanes 12 or"),
         (64, 64, 1, f"{UNEVEN} 64 (too few); choose --lanes 8 or --order random"),
         (64, 32, 32, f"{UNEVEN} 64 (too few); choose --order random"),
-        (
-            2,
-            122,
-            1,
-            "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch",
-        ),
+        (2, 122, 1,
+         "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
     lanes: int, batch_size: int, world: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -576,16 +576,12 @@ def test_shards_of_an_older_writing_are_removed(server: S3Server, tmp_path: Path
     [
         ("https://host/train.beton", "https://host/train.beton: is read only; give an OUT at s3://"),
         (f"s3://{BUCKET}/sets/", "is no address of a .beton file; give one, as s3://bucket/train.beton"),
-        (
-            "s3://no-such-bucket/a.beton",
-            "s3://no-such-bucket/a.beton: cannot be reached .no such file or bucket.*",
-        ),
-        (
-            "ftp://host/a.beton",
-            "ftp://…: data of this kind are not read; give s3://, gs://, hf:// or https://",
-        ),
+        ("s3://no-such-bucket/a.beton",
+         "s3://no-such-bucket/a.beton: cannot be reached .no such file or bucket.*"),
+        ("ftp://host/a.beton",
+         "ftp://…: data of this kind are not read; give s3://, gs://, hf:// or https://"),
     ],
-)
+)  # fmt: skip
 def test_where_nothing_can_be_written_is_known_before_images_are_read(
     out: str, message: str, server: S3Server, tmp_path: Path
 ) -> None:
