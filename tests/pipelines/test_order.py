@@ -1,5 +1,7 @@
 """Orders of samples: permutations by a key, balanced ones, and their steps on any number of ranks."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -26,15 +28,8 @@ from fastpsl.pipelines.loader.order import (
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.memory import printed_by
 
-NUM, GLOBAL_BATCH = 103, 12
+NUM = 103
 GOLDEN = [[2, 8, 0, 5, 9, 7, 6, 3, 4, 1], [3, 9, 4, 1, 8, 2, 5, 6, 0, 7]]
-
-
-def steps_by_rank(order: np.ndarray, world: int, train: bool) -> list[list[np.ndarray]]:
-    """Return the indices of each rank at each step."""
-    batch = GLOBAL_BATCH // world
-    steps = range(num_steps(len(order), GLOBAL_BATCH, train))
-    return [[step_indices(order, step, batch, rank, world) for rank in range(world)] for step in steps]
 
 
 def test_an_order_is_a_permutation_that_repeats_by_seed_and_differs_by_epoch() -> None:
@@ -66,55 +61,41 @@ def test_the_block_of_work_does_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (epoch_order(3, 2, NUM) == whole).all()
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_training_sees_each_position_once_and_drops_the_remainder(world: int) -> None:
-    order = epoch_order(0, 4, NUM)
-    steps = steps_by_rank(order, world, train=True)
-    indices = np.concatenate([part for ranks in steps for part in ranks])
-    assert len(steps) == NUM // GLOBAL_BATCH
-    assert indices.tolist() == order[: len(steps) * GLOBAL_BATCH].tolist()
+def balanced(seed: int, epoch: int, num: int) -> Order:
+    return balanced_order(some_labels(num, 10, 3), seed, epoch)
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
+def in_order(seed: int, epoch: int, num: int) -> Order:
+    return InOrder(num)
+
+
 @pytest.mark.parametrize("train", [True, False])
-def test_the_global_batch_of_a_step_is_the_same_for_any_number_of_ranks(world: int, train: bool) -> None:
-    order = epoch_order(0, 4, NUM)
-    alone = steps_by_rank(order, 1, train)
-    together = steps_by_rank(order, world, train)
-    assert len(alone) == len(together)
-    for (whole,), parts in zip(alone, together, strict=True):
-        assert np.concatenate(parts).tolist() == whole.tolist()
-        assert all(len(part) == GLOBAL_BATCH // world for part in parts)
-
-
-@pytest.mark.parametrize("world", [64, 256])
-@pytest.mark.parametrize("order", [epoch_order(1, 2, 3001), KeyedPermutation(1, 2, 3001), InOrder(3001)])
-def test_many_ranks_see_each_position_once(order: Order, world: int) -> None:
-    for train in (True, False):
-        steps = range(num_steps(3001, 4 * world, train))
-        parts = [step_indices(order, step, 4, rank, world) for step in steps for rank in range(world)]
-        expected = order[: len(parts) * 4].tolist()
-        assert np.concatenate(parts).tolist() == expected + [PADDING] * (len(parts) * 4 - len(expected))
-        assert len(expected) == (3001 // (4 * world) * 4 * world if train else 3001)
+@pytest.mark.parametrize("make", [epoch_order, balanced, KeyedPermutation, in_order])
+@pytest.mark.parametrize(
+    ("num", "batch", "worlds"),
+    [(1, 12, (1, 2, 3, 4)), (12, 12, (1, 2, 3, 4)), (97, 12, (1, 2, 3, 4)), (NUM, 12, (1, 2, 3, 4)),
+     (200, 12, (2, 3)), (5, 1, (1,)), (3001, 256, (64,)), (3001, 1024, (256,))],
+)  # fmt: skip
+def test_a_step_is_a_part_of_the_order_on_any_number_of_ranks(
+    num: int, batch: int, worlds: tuple[int, ...], make: Callable[[int, int, int], Order], train: bool
+) -> None:
+    """Training drops the remainder, and evaluation pads it at its end."""
+    order = make(1, 2, num)
+    expected = order[:].tolist()
+    expected = expected[: num // batch * batch] if train else expected + [PADDING] * (-num % batch)
+    for world in worlds:
+        parts = [
+            step_indices(order, step, batch // world, rank, world)
+            for step in range(num_steps(num, batch, train))
+            for rank in range(world)
+        ]
+        assert {len(part) for part in parts} <= {batch // world}
+        assert [index for part in parts for index in part.tolist()] == expected
 
 
 def test_another_remainder_is_dropped_each_epoch() -> None:
-    num_used = NUM // GLOBAL_BATCH * GLOBAL_BATCH
-    dropped = [frozenset(epoch_order(0, epoch, NUM)[num_used:]) for epoch in range(5)]
+    dropped = [frozenset(epoch_order(0, epoch, NUM)[96:]) for epoch in range(5)]
     assert len(set(dropped)) == 5
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("num", [1, 12, 97, 103])
-def test_evaluation_sees_all_once_and_pads_at_the_end(world: int, num: int) -> None:
-    steps = steps_by_rank(np.arange(num), world, train=False)
-    indices = np.concatenate([part for ranks in steps for part in ranks])
-    assert indices.tolist() == [*range(num), *[PADDING] * (-num % GLOBAL_BATCH)]
-
-
-def test_one_sample_a_step() -> None:
-    order = epoch_order(0, 0, 5)
-    assert [step_indices(order, step, 1, 0, 1).tolist() for step in range(5)] == [[i] for i in order]
 
 
 def test_the_times_that_an_index_stands_in_an_order_are_numbered() -> None:
@@ -203,14 +184,6 @@ def test_it_repeats_by_its_arguments_and_differs_by_each() -> None:
 def test_a_balanced_order_never_changes_between_versions() -> None:
     # Resuming relies on these values. They come from balanced_order when it was written.
     assert balanced_order(np.array([0, 0, 0, 0, 2, 3, 0, 0]), 1, 2).tolist() == GOLDEN_BALANCED
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_steps_of_one(world: int) -> None:
-    order = balanced_order(some_labels(200, 10, 3), 0, 0)
-    for step in range(num_steps(200, 12, train=True)):
-        parts = [step_indices(order, step, 12 // world, rank, world) for rank in range(world)]
-        assert np.concatenate(parts).tolist() == step_indices(order, step, 12, 0, 1).tolist()
 
 
 def test_chance_favours_no_member_no_class_and_no_place() -> None:
