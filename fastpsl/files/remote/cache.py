@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.files.atomic import Uncopyable, remedy, write_atomically
+from fastpsl.files.atomic import Uncopyable, remedy, write_all, write_atomically
 from fastpsl.files.remote.address import RemoteObject
 
 # struct flock: type, whence, start, length, pid (which must be 0).
@@ -253,10 +253,7 @@ class CachedFile(Uncopyable):
         Another process that makes room is waited for, at most `limit_s`.
         """
         self._cache.make_room(self, part, limit_s)
-        start, view = int(self.parts[part, 0]), memoryview(data)
-        while view:
-            num = os.pwrite(self.fd, view, start)
-            view, start = view[num:], start + num
+        write_all(self.fd, data, int(self.parts[part, 0]))
         self._table["time"][part] = _now()
         self._locks.try_shared(part)
 

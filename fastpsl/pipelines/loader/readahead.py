@@ -70,7 +70,7 @@ class Readahead:
         """Give back all parts that are held and end the thread, waiting at most `limit_s` seconds."""
         if self._workers is not None and not self._workers.closed:
             self._closing.set()
-            self._workers.submit(self._give_all)
+            self._workers.submit(lambda: self._give(sorted(self._held)))
             self._workers.close(limit_s)
 
     def _ask(self, parts: list[int]) -> None:
@@ -91,9 +91,6 @@ class Readahead:
             self._held.discard(i)
             offset, num_bytes = int(self._extents.offset[i]), int(self._extents.num_bytes[i])
             self._advise(i, offset, num_bytes, os.POSIX_FADV_DONTNEED)
-
-    def _give_all(self) -> None:
-        self._give(sorted(self._held))
 
     def _advise(self, i: int, offset: int, num_bytes: int, advice: int) -> None:
         try:

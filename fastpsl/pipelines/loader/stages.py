@@ -52,7 +52,7 @@ class LoaderSpec:
 @final
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All of a batch but its pixels. B samples have padding at their end, and V are before it."""
+    """A batch without its pixels: B samples, of which the first V are not padding."""
 
     spec: LoaderSpec
     epoch: int
