@@ -111,17 +111,9 @@ def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
         assert all(int(values[-1]) == index for index, values in expected.items())  # labels are 0, 1, 2, ...
         assert_equal(expected, by_index(batches(data, 3, decoder=decoder, train=train, num_threads=5)))
         for world in (2, 3):
+            share: dict[str, Any] = {"world": world, "batch_size_per_rank": GLOBAL_BATCH // world}
             ranks = [
-                batches(
-                    data,
-                    3,
-                    decoder=decoder,
-                    train=train,
-                    world=world,
-                    rank=rank,
-                    batch_size_per_rank=GLOBAL_BATCH // world,
-                )
-                for rank in range(world)
+                batches(data, 3, decoder=decoder, train=train, rank=rank, **share) for rank in range(world)
             ]
             assert_equal(expected, by_index([batch for rank in ranks for batch in rank]))
             for step, whole in enumerate(alone):
@@ -234,23 +226,11 @@ def test_padding_is_black_and_marked(sources: dict[str, Path], source: str, deco
             assert last.indices.tolist() == [-1, -1] and last.labels.tolist() == [-1, -1]
             assert last.images[0].shape == (2, 3, 33, 33) and not last.images[0].any()
         last = batches(data, train=False, decoder=decoder)[-1]
-        assert last.indices.tolist() == [36, 37, -1, -1, -1, -1]
+        assert last.indices.tolist() == last.labels.tolist() == [36, 37, -1, -1, -1, -1]
         assert not last.images[0][2:].any() and last.images[0][:2].any()
         assert last.images[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_evaluation_pads_whole_global_batches(beton: Path) -> None:
-    with Beton(beton) as data:
-        last = batches(data, train=False)[-1]
-        assert last.indices.tolist() == [36, 37, -1, -1, -1, -1]
-        assert last.labels.tolist() == [36, 37, -1, -1, -1, -1]
-        assert not last.images[0][2:].any() and last.images[0][:2].any()
         assert all(len(value) == 6 for draw in last.draws[0] for value in draw.values())
-        padding = batches(data, train=False, batch_size_per_rank=2, world=3, rank=2)[
-            -1
-        ]  # a rank with nothing but padding
-        assert padding.indices.tolist() == [-1, -1] and padding.images[0].shape == (2, 3, 33, 33)
-        (whole,) = batches(data, train=False, batch_size_per_rank=100)
+        (whole,) = batches(data, train=False, batch_size_per_rank=100, decoder=decoder)
         assert whole.indices.tolist() == [*range(NUM), *[-1] * 62]
 
 

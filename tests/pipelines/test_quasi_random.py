@@ -379,8 +379,7 @@ def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
     path = write_paged(monkeypatch, tmp_path / "a.beton", 24 * SAMPLES_A_PAGE)
     with Beton(path) as data, pytest.raises(ValueError) as refused:
         QuasiRandom(data, lanes=lanes, batch_size_per_rank=batch_size, world=world)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_lanes_that_a_refusal_names_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +394,8 @@ def test_data_without_pages_is_refused() -> None:
     part = SimpleNamespace(kind="beton")  # as a Subset says
     with pytest.raises(ValueError, match="subset data lies in no pages; .* choose --order random"):
         QuasiRandom(part, lanes=2, batch_size_per_rank=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="synthetic data lies in no pages"):
+        Loader(Synthetic(1000), [VIEW], batch_size_per_rank=64, order="quasi_random")
 
 
 def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,13 +432,8 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch(data: Beton, number: int = 0, first_step: int = 0, **options: Any) -> list[Batch]:
-    values = {
-        "batch_size_per_rank": SMALL_BATCH,
-        "order": "quasi_random",
-        "lanes": FEW_LANES,
-        "decoder": "resident",
-    }
-    with Loader(data, [VIEW], **{**values, **options}) as loader:  # type: ignore[arg-type]
+    options = {"batch_size_per_rank": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident"} | options
+    with Loader(data, [VIEW], **{"order": "quasi_random", **options}) as loader:
         return list(loader.epoch(number, first_step))
 
 
@@ -522,11 +518,6 @@ def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, An
     with Beton(beton) as data, pytest.raises(ValueError, match=message) as error:
         epoch(data, **options)
     assert "\n" not in str(error.value) and loader_threads() == []
-
-
-def test_a_loader_of_data_without_pages_is_refused() -> None:
-    with pytest.raises(ValueError, match="synthetic data lies in no pages"):
-        Loader(Synthetic(1000), [VIEW], batch_size_per_rank=64, order="quasi_random")
 
 
 def test_an_order_of_ones_own_is_refused(beton: Path) -> None:

@@ -70,27 +70,36 @@ def local(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return folder
 
 
+@pytest.fixture
+def data(local: Path) -> Iterator[Beton]:
+    with Beton(str(local / "train-*.beton")) as data:
+        yield data
+
+
+@pytest.fixture
+def streamed(local: Path, tmp_path: Path) -> Iterator[Beton]:
+    """Open the shards by a cache that holds a part of them."""
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as streamed:
+        yield streamed
+
+
+def loader_of(data: Beton, timeout_s: float = 120) -> Loader:
+    return Loader(
+        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES, timeout_s=timeout_s
+    )
+
+
 def small_cache(tmp_path: Path, gb: float = 1e-3, name: str = "cache") -> Cache:
     return Cache(tmp_path / name, gb)
 
 
 def batches_of(
-    data: Beton | Subset,
-    order: str = "quasi_random",
-    epochs: range = range(2),
-    first_step: int = 0,
+    data: Beton | Subset, order: str = "quasi_random", epochs: range = range(2), first_step: int = 0,
     **options: object,
-) -> list[tuple[list[int], bytes]]:
+) -> list[tuple[list[int], bytes]]:  # fmt: skip
     """Return the indices and the bytes of each batch."""
-    with Loader(
-        data,
-        VIEWS,
-        seed=3,
-        order=order,
-        lanes=LANES,
-        num_threads=2,
-        **{"batch_size_per_rank": BATCH, **options},  # type: ignore[arg-type]
-    ) as loader:
+    options = {"seed": 3, "order": order, "lanes": LANES, "batch_size_per_rank": BATCH} | options
+    with Loader(data, VIEWS, num_threads=2, **options) as loader:  # type: ignore[arg-type]
         return [
             (batch.indices.tolist(), batch.images[0].numpy().tobytes())
             for epoch in epochs
@@ -99,8 +108,8 @@ def batches_of(
 
 
 @pytest.mark.parametrize("order", ["random", "quasi_random"])
-def test_batches_are_those_of_local_files(order: str, server: S3Server, local: Path, tmp_path: Path) -> None:
-    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+def test_batches_are_those_of_local_files(order: str, data: Beton, tmp_path: Path) -> None:
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
         assert remote.num_samples == data.num_samples and remote.digest() == data.digest()
         assert (remote.labels() == data.labels()).all() and remote.read(250) == data.read(250)
         assert remote.name(250).startswith(f"s3://{BUCKET}/train-1.beton sample 50")
@@ -179,9 +188,9 @@ def test_a_set_larger_than_the_cache_streams(server: S3Server, local: Path, tmp_
             Loader(remote, VIEWS, batch_size_per_rank=BATCH, order="quasi_random", lanes=16)
 
 
-def test_a_subset_is_read_without_a_plan(server: S3Server, local: Path, tmp_path: Path) -> None:
+def test_a_subset_is_read_without_a_plan(data: Beton, tmp_path: Path) -> None:
     chosen = np.random.default_rng(0).permutation(3 * NUM_EACH + 3)[:320]
-    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
         subsets = (Subset(data, chosen), Subset(remote, chosen))
         # More pages in a batch than connections, and than are held of single images.
         expected, got = (batches_of(subset, "random", batch_size_per_rank=160) for subset in subsets)
@@ -193,24 +202,20 @@ def test_a_subset_is_read_without_a_plan(server: S3Server, local: Path, tmp_path
         batches_of(Subset(remote, chosen), "random")
 
 
-def test_what_no_plan_holds_is_given_back_in_turn(server: S3Server, local: Path, tmp_path: Path) -> None:
-    with (
-        Beton(str(local / "train-*.beton")) as data,
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-    ):
-        assert remote.remote is not None
-        remote.remote.fetcher._max_loose = 40
-        for index in (*range(0, 600, 7), *range(0, 600, 7)):
-            assert remote.read(index) == data.read(index)
-        assert len(remote.remote.fetcher._loose) == 40
+def test_what_no_plan_holds_is_given_back_in_turn(data: Beton, streamed: Beton) -> None:
+    assert streamed.remote is not None
+    streamed.remote.fetcher._max_loose = 40
+    for index in (*range(0, 600, 7), *range(0, 600, 7)):
+        assert streamed.read(index) == data.read(index)
+    assert len(streamed.remote.fetcher._loose) == 40
 
 
-def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Path) -> None:
+def test_two_ranks_share_what_comes(server: S3Server, data: Beton, tmp_path: Path) -> None:
     got: dict[int, list[tuple[list[int], bytes]]] = {}
 
     def rank(number: int) -> None:
-        with Beton(GLOB, small_cache(tmp_path, 0.1)) as data:
-            got[number] = batches_of(data, "random", rank=number, world=2)
+        with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+            got[number] = batches_of(remote, "random", rank=number, world=2)
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -218,16 +223,17 @@ def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Pat
     for thread in threads:
         thread.join(60)
     assert set(reads_of_pages(server).values()) == {1}
-    with Beton(str(local / "train-*.beton")) as data:
-        for number in range(2):
-            assert got[number] == batches_of(data, "random", rank=number, world=2)
+    for number in range(2):
+        assert got[number] == batches_of(data, "random", rank=number, world=2)
 
 
 FAULTS = ["wrong", slow("503"), slow("reset")]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, tmp_path: Path) -> None:
+def test_what_passes_costs_no_batch(
+    fault: str, server: S3Server, data: Beton, local: Path, tmp_path: Path
+) -> None:
     num = Counter[str]()
 
     def strike(key: str) -> str | None:
@@ -236,79 +242,53 @@ def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, t
         return fault if num[key] % 4 == 2 and (fault != "wrong" or num[key] < 12) else None
 
     server.fault = strike
-    with (
-        Beton(str(local / "train-*.beton")) as data,
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-    ):
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
         assert batches_of(remote) == batches_of(data)
     assert sum(num.values()) > 50
 
 
 @pytest.mark.parametrize("seconds", [1.5, nightly(30.0)])
 def test_a_server_that_is_gone_for_a_while(
-    seconds: float,
-    server: S3Server,
-    local: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    seconds: float, server: S3Server, data: Beton, streamed: Beton, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.setattr(failures, "TELL_AFTER_S", 0.0)
     monkeypatch.setattr(failures, "_told", failures._Told())
-    with (
-        Beton(str(local / "train-*.beton")) as data,
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-    ):
-        expected, got = batches_of(data), []
-        with Loader(
-            remote, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES
-        ) as loader:
-            for step, batch in enumerate(loader.epoch(0)):
-                got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
-                if step == 3:
-                    server.stop()
-                    threading.Timer(seconds, server.start).start()
+    expected, got = batches_of(data), []
+    with loader_of(streamed) as loader:
+        for step, batch in enumerate(loader.epoch(0)):
+            got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
+            if step == 3:
+                server.stop()
+                threading.Timer(seconds, server.start).start()
     assert got == expected[: len(got)] and len(got) == len(expected) // 2
     assert "s3://images/train-" in (told := capsys.readouterr().err)
     assert told.count("trying for") == 1  # though many parts are waited for
 
 
-def test_a_server_that_stays_away_is_a_line(server: S3Server, local: Path, tmp_path: Path) -> None:
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
-        began = time.monotonic()
-        with pytest.raises(
-            ValueError, match=r"s3://images/train-\d.beton: cannot be reached .*; look at the network"
-        ):
-            for step, _ in enumerate(_loader(remote, timeout_s=3).epoch(0)):
-                if step == 3:
-                    server.stop()
-        assert time.monotonic() - began < 30
+def test_a_server_that_stays_away_is_a_line(server: S3Server, streamed: Beton) -> None:
+    began = time.monotonic()
+    message = r"s3://images/train-\d.beton: cannot be reached .*; look at the network"
+    with pytest.raises(ValueError, match=message):
+        for step, _ in enumerate(loader_of(streamed, timeout_s=3).epoch(0)):
+            if step == 3:
+                server.stop()
+    assert time.monotonic() - began < 30
     server.start()
 
 
 def test_a_network_that_is_slower_than_training_is_said_once(
-    server: S3Server,
-    local: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    server: S3Server, streamed: Beton, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 0.0)
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
-        server.latency_s = 0.05
-        batches_of(remote, epochs=range(2))
-        told = capsys.readouterr().err
-        assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
-        server.latency_s = 0.0
-        monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 30.0)
-        batches_of(remote, epochs=range(1))
+    server.latency_s = 0.05
+    batches_of(streamed, epochs=range(2))
+    told = capsys.readouterr().err
+    assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
+    server.latency_s = 0.0
+    monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 30.0)
+    batches_of(streamed, epochs=range(1))
     assert "slower" not in capsys.readouterr().err
-
-
-def _loader(data: Beton, timeout_s: float = 120) -> Loader:
-    return Loader(
-        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES, timeout_s=timeout_s
-    )
 
 
 @pytest.mark.parametrize(
@@ -318,12 +298,9 @@ def _loader(data: Beton, timeout_s: float = 120) -> Loader:
         ("wrong", "do not match their checksums; upload the file again"),
     ],
 )
-def test_what_does_not_pass_is_a_line(
-    fault: str, message: str, server: S3Server, local: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_pass_is_a_line(fault: str, message: str, server: S3Server, streamed: Beton) -> None:
     with (
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-        _loader(remote) as loader,
+        loader_of(streamed) as loader,
         pytest.raises(ValueError, match=f"s3://images/train-.*{message}"),
     ):
         for step, _ in enumerate(loader.epoch(0)):
@@ -332,12 +309,11 @@ def test_what_does_not_pass_is_a_line(
 
 
 def test_a_shard_replaced_in_mid_epoch_is_a_line(
-    server: S3Server, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, streamed: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_paged(monkeypatch, tmp_path / "other.beton", NUM_EACH + 7).read_bytes()
     with (
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-        _loader(remote) as loader,
+        loader_of(streamed) as loader,
         pytest.raises(ValueError, match=r"s3://images/train-\d.beton: was replaced while it was in use"),
     ):
         for step, _ in enumerate(loader.epoch(0)):
@@ -346,10 +322,8 @@ def test_a_shard_replaced_in_mid_epoch_is_a_line(
                     server.put(f"train-{number}.beton", other)
 
 
-def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(
-    server: S3Server, local: Path, tmp_path: Path
-) -> None:
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
+def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(server: S3Server, streamed: Beton) -> None:
+    with loader_of(streamed) as loader:
         epoch = loader.epoch(0)
         next(epoch)
         server.stop()
