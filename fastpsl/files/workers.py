@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -125,6 +126,12 @@ class Workers(Uncopyable):
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         self._queue.put((function, arguments))
 
+    def call(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Submit a function that may raise, and return the future of its result."""
+        future = Future[Result]()
+        self.submit(settle, future, function, *arguments)
+        return future
+
     @property
     def closed(self) -> bool:
         """Whether nothing runs any more, as in a process that was forked since: it has no such threads."""
@@ -160,6 +167,18 @@ def _run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     function(*arguments)
 
 
+def settle(future: "Future[Result]", function: Callable[..., Result], *arguments: Any) -> None:
+    """Call a function for a future, which gets the result or the error, unless it was cancelled."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function(*arguments)
+    except BaseException as error:  # noqa: BLE001 - raised in who waits
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
 def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None:
     for _ in threads:
         queue.put(None)
@@ -167,31 +186,6 @@ def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None
     for thread in threads:
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-class _Group:
-    """A few consecutive items and their results."""
-
-    def __init__(self, items: list[Any]) -> None:
-        self.items, self.results = items, list[Any]()
-        self.error: BaseException | None = None
-        self.done = threading.Event()
-
-    def run(self, function: Callable[[Any], Any], is_left: threading.Event) -> None:
-        try:
-            for item in self.items:
-                if is_left.is_set():
-                    break
-                self.results.append(function(item))
-        except BaseException as error:  # noqa: BLE001 - the consumer's to handle
-            self.error = error
-        self.done.set()
-
-    def pairs(self) -> Iterator[tuple[Any, Any]]:
-        self.done.wait()  # without a limit: Ctrl-C interrupts it where a read hangs
-        if self.error is not None:
-            raise self.error
-        return zip(self.items, self.results, strict=True)
 
 
 def map_in_order(
@@ -208,16 +202,24 @@ def map_in_order(
     calls that have not begun. It waits one second for those that have, so a read that hangs does not block.
     Errors of `function` and of `items` are raised here.
     """
-    waiting, source, is_left = deque[_Group](), iter(items), threading.Event()
-    workers = Workers(num_threads, name)
+    waiting, source = deque[tuple[list[Item], Future[list[Result]]]](), iter(items)
+    workers, is_left = Workers(num_threads, name), threading.Event()
+
+    def call(group_items: list[Item]) -> list[Result]:
+        return [function(item) for item in group_items if not is_left.is_set()]
+
+    def first_pairs() -> Iterator[tuple[Item, Result]]:
+        group_items, results = waiting.popleft()
+        # Without a limit: Ctrl-C interrupts it where a read hangs.
+        return zip(group_items, results.result(), strict=True)
+
     try:
-        while items_now := list(islice(source, group)):
-            waiting.append(_Group(items_now))
-            workers.submit(waiting[-1].run, function, is_left)
+        while group_items := list(islice(source, group)):
+            waiting.append((group_items, workers.call(call, group_items)))
             if len(waiting) >= _WINDOW * num_threads:
-                yield from waiting.popleft().pairs()
+                yield from first_pairs()
         while waiting:
-            yield from waiting.popleft().pairs()
+            yield from first_pairs()
     finally:
         is_left.set()
         workers.close(_LEAVING_LIMIT_S)

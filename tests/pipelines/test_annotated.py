@@ -29,7 +29,7 @@ def make_loader(**options: object) -> AnnotatedLoader:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("pictures")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("images-")]
 
 
 def indices_of(loader: AnnotatedLoader, epoch: int, first_step: int = 0) -> list[list[int]]:

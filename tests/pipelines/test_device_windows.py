@@ -29,8 +29,8 @@ from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.orientation import turn
 from fastpsl.pipelines.loader import loader
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
-from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.device_windows import DeviceWindows, Room, crops_on_device
+from fastpsl.pipelines.loader.engines import ThreadEngine
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
@@ -125,7 +125,7 @@ def batches(
         data, views, batch_size_per_rank=batch_size, train=False, decoder="turbo", device=device,
         on_bad_sample="skip", prefetch_batches=1,
     ) as source:  # fmt: skip
-        assert isinstance(source._engine, ByChunks)
+        assert isinstance(source._engine, ThreadEngine)
         return list(source.epoch(1)), source._engine._room
 
 

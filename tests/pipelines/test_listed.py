@@ -208,16 +208,10 @@ def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path
         ('path,label\na.jpg,0\n"b, c.jpg",2\nd.jpg,1\n', [0, 2, 1], None),
         ('"a.jpg",7.0\r\n"b, c.jpg",0\r\n\r\n"d.jpg",07\r\n', [7, 0, 7], None),
         ("image;class\na.jpg;cat\nb, c.jpg;a bee\nd.jpg;cat\n", [1, 0, 1], ["a bee", "cat"]),
-        (
-            '\ufeffFile Name\tLabel\na.jpg\tcow\n"b, c.jpg"\tant\nd.jpg\tbee\n',
-            [2, 0, 1],
-            ["ant", "bee", "cow"],
-        ),
-        (
-            ',label,split,image_path\n0,x,val,a.jpg\n1,y,val,"b, c.jpg"\n2,x,val,d.jpg\n',
-            [0, 1, 0],
-            ["x", "y"],
-        ),
+        ('\ufeffFile Name\tLabel\na.jpg\tcow\n"b, c.jpg"\tant\nd.jpg\tbee\n', [2, 0, 1],
+         ["ant", "bee", "cow"]),
+        (',label,split,image_path\n0,x,val,a.jpg\n1,y,val,"b, c.jpg"\n2,x,val,d.jpg\n', [0, 1, 0],
+         ["x", "y"]),
         ('kind,photo\n10,a.jpg\n9,"b, c.jpg"\n10,d.jpg\n', [10, 9, 10], None),
         ('image\na.jpg\n"b, c.jpg"\nd.jpg\n', [-1, -1, -1], None),
         ('cat,a.jpg\nant,"b, c.jpg"\ncat,d.jpg\n', [1, 0, 1], ["ant", "cat"]),
@@ -228,13 +222,10 @@ def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path
         ("0;1\na.jpg;cat\nb, c.jpg;ant\nd.jpg;cat\n", [1, 0, 1], ["ant", "cat"]),
         ("path;label\na.jpg;\nb, c.jpg;2\nd.jpg;-1\n", [-1, 2, -1], None),
         ("path;label\na.jpg;-1\nb, c.jpg;1e5\nd.jpg;\n", [-1, 0, -1], ["1e5"]),
-        (
-            'a.jpg,"b, c"\n"b, c.jpg","say ""d"""\n__MACOSX/._a.jpg,e\nd.jpg,"b, c"\n',
-            [0, 1, 0],
-            ["b, c", 'say "d"'],
-        ),
+        ('a.jpg,"b, c"\n"b, c.jpg","say ""d"""\n__MACOSX/._a.jpg,e\nd.jpg,"b, c"\n', [0, 1, 0],
+         ["b, c", 'say "d"']),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("ending", ["csv", "txt"])
 def test_tables(
     text: str, labels: list[int], class_names: list[str] | None, ending: str,

@@ -1,16 +1,22 @@
 """The quasi-random order: pages to lanes, lanes to batches, the same for any ranks and accumulation."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, sort_keys, step_indices
 from fastpsl.pipelines.loader.quasi_random import (
     GROUP_PAGES,
@@ -20,7 +26,10 @@ from fastpsl.pipelines.loader.quasi_random import (
     deal_pages,
     samples_per_lane,
 )
+from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import PAGE_BYTES, SAMPLES_A_PAGE, page_of_each, pages_with, write_paged
+from tests.pipelines.photos import DECODERS
+from tests.pipelines.threads import loader_threads
 
 LANES, SHARE = 4, 3
 GLOBAL_BATCH = LANES * SHARE
@@ -353,33 +362,24 @@ def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: p
     ("lanes", "batch_size", "world", "message"),
     [
         (0, 4, 1, "--lanes 0: it must be 1 or more"),
-        (
-            4,
-            4,
-            3,
-            "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4",
-        ),
+        (4, 4, 3,
+         "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4"),
         (2, 3, 4, "--lanes 2 cannot be shared by 4 ranks; choose --lanes 4"),
         (8, 12, 1, f"{NO_SHARES} 8; choose a multiple of 8, --lanes 6"),
         (16, 24, 2, f"{UNEVEN} 16 (33% of the samples would be left out); choose --lanes 12 or"),
         (64, 64, 1, f"{UNEVEN} 64 (too few); choose --lanes 8 or --order random"),
         (64, 32, 32, f"{UNEVEN} 64 (too few); choose --order random"),
-        (
-            2,
-            122,
-            1,
-            "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch",
-        ),
+        (2, 122, 1,
+         "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
     lanes: int, batch_size: int, world: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_paged(monkeypatch, tmp_path / "a.beton", 24 * SAMPLES_A_PAGE)
     with Beton(path) as data, pytest.raises(ValueError) as refused:
         QuasiRandom(data, lanes=lanes, batch_size_per_rank=batch_size, world=world)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_lanes_that_a_refusal_names_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,6 +394,8 @@ def test_data_without_pages_is_refused() -> None:
     part = SimpleNamespace(kind="beton")  # as a Subset says
     with pytest.raises(ValueError, match="subset data lies in no pages; .* choose --order random"):
         QuasiRandom(part, lanes=2, batch_size_per_rank=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="synthetic data lies in no pages"):
+        Loader(Synthetic(1000), [VIEW], batch_size_per_rank=64, order="quasi_random")
 
 
 def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,3 +419,111 @@ def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path, monkeypatch
         readahead.close()
         with pytest.raises(ValueError, match="a.beton: was truncated while it was in use"):
             data.rows(order[:4])
+
+
+NUM, FEW_LANES, SMALL_BATCH = 403, 4, 16
+VIEW = ViewSpec(RandomResizedCrop(12))
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        return write_paged(patch, tmp_path_factory.mktemp("paged") / "paged.beton", NUM)
+
+
+def epoch(data: Beton, number: int = 0, first_step: int = 0, **options: Any) -> list[Batch]:
+    options = {"batch_size_per_rank": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident"} | options
+    with Loader(data, [VIEW], **{"order": "quasi_random", **options}) as loader:
+        return list(loader.epoch(number, first_step))
+
+
+def indices(batches: list[Batch]) -> list[list[int]]:
+    return [batch.indices.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
+def test_a_step_is_the_same_set_with_the_same_images_on_any_number_of_ranks(
+    beton: Path, decoder: str
+) -> None:
+    with Beton(beton) as data:
+        alone = epoch(data, 2, decoder=decoder)
+        all_indices = torch.cat([batch.indices for batch in alone])
+        assert len(all_indices.unique()) == len(all_indices) > 0.9 * NUM
+        assert all(torch.equal(batch.indices, batch.labels) for batch in alone)
+        for world in (2, 4):
+            size = SMALL_BATCH // world
+            ranks = [
+                epoch(data, 2, decoder=decoder, world=world, rank=rank, batch_size_per_rank=size)
+                for rank in range(world)
+            ]
+            assert all(len(rank) == len(alone) for rank in ranks)
+            for whole, *parts in zip(alone, *ranks, strict=True):
+                together = torch.cat([part.indices for part in parts])
+                assert together.tolist() == whole.indices.tolist()
+                assert torch.equal(torch.cat([part.images[0] for part in parts]), whole.images[0])
+
+
+def test_epochs_differ_repeat_and_can_be_entered_anywhere(beton: Path) -> None:
+    with Beton(beton) as data:
+        whole = epoch(data, 1)
+        assert indices(whole) == indices(epoch(data, 1))
+        assert indices(whole) != indices(epoch(data, 2)) != indices(epoch(data, 1, seed=1))
+        tail = epoch(data, 1, first_step=7)
+        assert [batch.step for batch in tail] == list(range(7, len(whole)))
+        assert indices(tail) == indices(whole[7:])
+        val = epoch(data, train=False)  # in order, for any order of training
+        assert [i for batch in indices(val) for i in batch if i >= 0] == list(range(NUM))
+
+
+def test_leaving_early_leaves_nothing(beton: Path) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    with (
+        Beton(beton) as data,
+        Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=FEW_LANES) as loader,
+    ):
+        batches = loader.epoch(0)
+        next(batches)
+        batches.close()
+        assert len(list(loader.epoch(0))) == loader.num_steps
+    assert loader_threads() == [] and len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize(("decoder", "reads"), [("pillow", True), ("resident", False)])
+def test_only_what_will_be_read_is_asked_for(
+    beton: Path, decoder: str, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    advise = os.posix_fadvise
+
+    def recorded(fd: int, offset: int, length: int, advice: int) -> None:
+        calls.append(offset)
+        advise(fd, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
+    with Beton(beton) as data:
+        epoch(data, decoder=decoder)
+    assert bool(calls) == reads
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "sequential"}, "order is 'sequential'; it must be random or quasi_random"),
+        ({"world": 3, "rank": 0, "batch_size_per_rank": 8}, "--lanes 4 cannot be shared by 3 ranks"),
+        ({"batch_size_per_rank": 6}, "a batch of 6 .* has no equal shares for --lanes 4"),
+        ({"lanes": 64, "batch_size_per_rank": 64}, "cannot be dealt evenly to --lanes 64"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, Any], message: str) -> None:
+    with Beton(beton) as data, pytest.raises(ValueError, match=message) as error:
+        epoch(data, **options)
+    assert "\n" not in str(error.value) and loader_threads() == []
+
+
+def test_an_order_of_ones_own_is_refused(beton: Path) -> None:
+    with (
+        Beton(beton) as data,
+        Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=FEW_LANES) as loader,
+        pytest.raises(ValueError, match="exclude each other; choose order random"),
+    ):
+        loader.epoch(0, 0, np.arange(NUM))

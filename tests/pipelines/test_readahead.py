@@ -13,9 +13,10 @@ import pytest
 
 from fastpsl.pipelines.beton.pages import Extents, pages_of
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.loader import quasi_random as readahead_module
+from fastpsl.pipelines.loader import readahead as readahead_module
 from fastpsl.pipelines.loader.order import step_indices
-from fastpsl.pipelines.loader.quasi_random import GROUP_PAGES, QuasiRandom, Readahead, deal_pages, piece_bytes
+from fastpsl.pipelines.loader.quasi_random import GROUP_PAGES, QuasiRandom, deal_pages
+from fastpsl.pipelines.loader.readahead import Readahead, piece_bytes
 from tests.pipelines.paged import SAMPLES_A_PAGE, page_of_each, write_paged
 
 ASK, GIVE = os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED

@@ -1,37 +1,49 @@
 """Dataset files on an S3 server: batches equal those of local files, whatever the network does."""
 
 import copy
+import io
+import json
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
-pytest.importorskip("s3fs")
-pytest.importorskip("moto.server", reason="the extra dev has moto")
-
-from fastpsl.commands.data import Info, Verify
+from fastpsl.commands.data import Info, Verify, Write
 from fastpsl.doctor.loader_rates import measure_read
-from fastpsl.engine.options import TrainingOptions
-from fastpsl.files.remote import failures
+from fastpsl.engine.options import RunOptions, TrainingOptions
+from fastpsl.files.remote import address, failures
 from fastpsl.files.remote.cache import Cache, PartLocks
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import remote as prefetching
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER
+from fastpsl.pipelines.beton.upload import StagedUpload
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.runs import beton as write_beton_of_photos
+from tests.pipelines.folders import photo_tree
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.paged import write_paged
+from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
+from tests.pipelines.tars import make_tar, tar_bytes
 from tests.slow import nightly, slow
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto.server", reason="the extra dev has moto")
+
 
 NUM_SHARDS, NUM_EACH = 3, 200
 GLOB = f"s3://{BUCKET}/train-*.beton"
@@ -58,27 +70,36 @@ def local(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return folder
 
 
+@pytest.fixture
+def data(local: Path) -> Iterator[Beton]:
+    with Beton(str(local / "train-*.beton")) as data:
+        yield data
+
+
+@pytest.fixture
+def streamed(local: Path, tmp_path: Path) -> Iterator[Beton]:
+    """Open the shards by a cache that holds a part of them."""
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as streamed:
+        yield streamed
+
+
+def loader_of(data: Beton, timeout_s: float = 120) -> Loader:
+    return Loader(
+        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES, timeout_s=timeout_s
+    )
+
+
 def small_cache(tmp_path: Path, gb: float = 1e-3, name: str = "cache") -> Cache:
     return Cache(tmp_path / name, gb)
 
 
 def batches_of(
-    data: Beton | Subset,
-    order: str = "quasi_random",
-    epochs: range = range(2),
-    first_step: int = 0,
+    data: Beton | Subset, order: str = "quasi_random", epochs: range = range(2), first_step: int = 0,
     **options: object,
-) -> list[tuple[list[int], bytes]]:
+) -> list[tuple[list[int], bytes]]:  # fmt: skip
     """Return the indices and the bytes of each batch."""
-    with Loader(
-        data,
-        VIEWS,
-        seed=3,
-        order=order,
-        lanes=LANES,
-        num_threads=2,
-        **{"batch_size_per_rank": BATCH, **options},  # type: ignore[arg-type]
-    ) as loader:
+    options = {"seed": 3, "order": order, "lanes": LANES, "batch_size_per_rank": BATCH} | options
+    with Loader(data, VIEWS, num_threads=2, **options) as loader:  # type: ignore[arg-type]
         return [
             (batch.indices.tolist(), batch.images[0].numpy().tobytes())
             for epoch in epochs
@@ -87,8 +108,8 @@ def batches_of(
 
 
 @pytest.mark.parametrize("order", ["random", "quasi_random"])
-def test_batches_are_those_of_local_files(order: str, server: S3Server, local: Path, tmp_path: Path) -> None:
-    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+def test_batches_are_those_of_local_files(order: str, data: Beton, tmp_path: Path) -> None:
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
         assert remote.num_samples == data.num_samples and remote.digest() == data.digest()
         assert (remote.labels() == data.labels()).all() and remote.read(250) == data.read(250)
         assert remote.name(250).startswith(f"s3://{BUCKET}/train-1.beton sample 50")
@@ -167,9 +188,9 @@ def test_a_set_larger_than_the_cache_streams(server: S3Server, local: Path, tmp_
             Loader(remote, VIEWS, batch_size_per_rank=BATCH, order="quasi_random", lanes=16)
 
 
-def test_a_subset_is_read_without_a_plan(server: S3Server, local: Path, tmp_path: Path) -> None:
+def test_a_subset_is_read_without_a_plan(data: Beton, tmp_path: Path) -> None:
     chosen = np.random.default_rng(0).permutation(3 * NUM_EACH + 3)[:320]
-    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
         subsets = (Subset(data, chosen), Subset(remote, chosen))
         # More pages in a batch than connections, and than are held of single images.
         expected, got = (batches_of(subset, "random", batch_size_per_rank=160) for subset in subsets)
@@ -181,24 +202,20 @@ def test_a_subset_is_read_without_a_plan(server: S3Server, local: Path, tmp_path
         batches_of(Subset(remote, chosen), "random")
 
 
-def test_what_no_plan_holds_is_given_back_in_turn(server: S3Server, local: Path, tmp_path: Path) -> None:
-    with (
-        Beton(str(local / "train-*.beton")) as data,
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-    ):
-        assert remote.remote is not None
-        remote.remote.fetcher._max_loose = 40
-        for index in (*range(0, 600, 7), *range(0, 600, 7)):
-            assert remote.read(index) == data.read(index)
-        assert len(remote.remote.fetcher._loose) == 40
+def test_what_no_plan_holds_is_given_back_in_turn(data: Beton, streamed: Beton) -> None:
+    assert streamed.remote is not None
+    streamed.remote.fetcher._max_loose = 40
+    for index in (*range(0, 600, 7), *range(0, 600, 7)):
+        assert streamed.read(index) == data.read(index)
+    assert len(streamed.remote.fetcher._loose) == 40
 
 
-def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Path) -> None:
+def test_two_ranks_share_what_comes(server: S3Server, data: Beton, tmp_path: Path) -> None:
     got: dict[int, list[tuple[list[int], bytes]]] = {}
 
     def rank(number: int) -> None:
-        with Beton(GLOB, small_cache(tmp_path, 0.1)) as data:
-            got[number] = batches_of(data, "random", rank=number, world=2)
+        with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+            got[number] = batches_of(remote, "random", rank=number, world=2)
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -206,16 +223,17 @@ def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Pat
     for thread in threads:
         thread.join(60)
     assert set(reads_of_pages(server).values()) == {1}
-    with Beton(str(local / "train-*.beton")) as data:
-        for number in range(2):
-            assert got[number] == batches_of(data, "random", rank=number, world=2)
+    for number in range(2):
+        assert got[number] == batches_of(data, "random", rank=number, world=2)
 
 
 FAULTS = ["wrong", slow("503"), slow("reset")]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, tmp_path: Path) -> None:
+def test_what_passes_costs_no_batch(
+    fault: str, server: S3Server, data: Beton, local: Path, tmp_path: Path
+) -> None:
     num = Counter[str]()
 
     def strike(key: str) -> str | None:
@@ -224,79 +242,53 @@ def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, t
         return fault if num[key] % 4 == 2 and (fault != "wrong" or num[key] < 12) else None
 
     server.fault = strike
-    with (
-        Beton(str(local / "train-*.beton")) as data,
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-    ):
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
         assert batches_of(remote) == batches_of(data)
     assert sum(num.values()) > 50
 
 
 @pytest.mark.parametrize("seconds", [1.5, nightly(30.0)])
 def test_a_server_that_is_gone_for_a_while(
-    seconds: float,
-    server: S3Server,
-    local: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    seconds: float, server: S3Server, data: Beton, streamed: Beton, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.setattr(failures, "TELL_AFTER_S", 0.0)
     monkeypatch.setattr(failures, "_told", failures._Told())
-    with (
-        Beton(str(local / "train-*.beton")) as data,
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-    ):
-        expected, got = batches_of(data), []
-        with Loader(
-            remote, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES
-        ) as loader:
-            for step, batch in enumerate(loader.epoch(0)):
-                got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
-                if step == 3:
-                    server.stop()
-                    threading.Timer(seconds, server.start).start()
+    expected, got = batches_of(data), []
+    with loader_of(streamed) as loader:
+        for step, batch in enumerate(loader.epoch(0)):
+            got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
+            if step == 3:
+                server.stop()
+                threading.Timer(seconds, server.start).start()
     assert got == expected[: len(got)] and len(got) == len(expected) // 2
     assert "s3://images/train-" in (told := capsys.readouterr().err)
     assert told.count("trying for") == 1  # though many parts are waited for
 
 
-def test_a_server_that_stays_away_is_a_line(server: S3Server, local: Path, tmp_path: Path) -> None:
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
-        began = time.monotonic()
-        with pytest.raises(
-            ValueError, match=r"s3://images/train-\d.beton: cannot be reached .*; look at the network"
-        ):
-            for step, _ in enumerate(_loader(remote, timeout_s=3).epoch(0)):
-                if step == 3:
-                    server.stop()
-        assert time.monotonic() - began < 30
+def test_a_server_that_stays_away_is_a_line(server: S3Server, streamed: Beton) -> None:
+    began = time.monotonic()
+    message = r"s3://images/train-\d.beton: cannot be reached .*; look at the network"
+    with pytest.raises(ValueError, match=message):
+        for step, _ in enumerate(loader_of(streamed, timeout_s=3).epoch(0)):
+            if step == 3:
+                server.stop()
+    assert time.monotonic() - began < 30
     server.start()
 
 
 def test_a_network_that_is_slower_than_training_is_said_once(
-    server: S3Server,
-    local: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    server: S3Server, streamed: Beton, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 0.0)
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
-        server.latency_s = 0.05
-        batches_of(remote, epochs=range(2))
-        told = capsys.readouterr().err
-        assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
-        server.latency_s = 0.0
-        monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 30.0)
-        batches_of(remote, epochs=range(1))
+    server.latency_s = 0.05
+    batches_of(streamed, epochs=range(2))
+    told = capsys.readouterr().err
+    assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
+    server.latency_s = 0.0
+    monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 30.0)
+    batches_of(streamed, epochs=range(1))
     assert "slower" not in capsys.readouterr().err
-
-
-def _loader(data: Beton, timeout_s: float = 120) -> Loader:
-    return Loader(
-        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES, timeout_s=timeout_s
-    )
 
 
 @pytest.mark.parametrize(
@@ -306,12 +298,9 @@ def _loader(data: Beton, timeout_s: float = 120) -> Loader:
         ("wrong", "do not match their checksums; upload the file again"),
     ],
 )
-def test_what_does_not_pass_is_a_line(
-    fault: str, message: str, server: S3Server, local: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_pass_is_a_line(fault: str, message: str, server: S3Server, streamed: Beton) -> None:
     with (
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-        _loader(remote) as loader,
+        loader_of(streamed) as loader,
         pytest.raises(ValueError, match=f"s3://images/train-.*{message}"),
     ):
         for step, _ in enumerate(loader.epoch(0)):
@@ -320,12 +309,11 @@ def test_what_does_not_pass_is_a_line(
 
 
 def test_a_shard_replaced_in_mid_epoch_is_a_line(
-    server: S3Server, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, streamed: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_paged(monkeypatch, tmp_path / "other.beton", NUM_EACH + 7).read_bytes()
     with (
-        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
-        _loader(remote) as loader,
+        loader_of(streamed) as loader,
         pytest.raises(ValueError, match=r"s3://images/train-\d.beton: was replaced while it was in use"),
     ):
         for step, _ in enumerate(loader.epoch(0)):
@@ -334,10 +322,8 @@ def test_a_shard_replaced_in_mid_epoch_is_a_line(
                     server.put(f"train-{number}.beton", other)
 
 
-def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(
-    server: S3Server, local: Path, tmp_path: Path
-) -> None:
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
+def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(server: S3Server, streamed: Beton) -> None:
+    with loader_of(streamed) as loader:
         epoch = loader.epoch(0)
         next(epoch)
         server.stop()
@@ -396,3 +382,221 @@ def test_doctor_knows_what_is_here(server: S3Server, local: Path, tmp_path: Path
         read, _ = measure_read(data, options, BATCH, 0.1)
     assert read.is_remote and read.cached is not None and read.cached < 0.5
     assert read.fitting == "the data's 0.000463 GB fit into --cache-dir" and read.memory_bytes == 10**8
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("ftp://host/a.beton", "ftp://…: data of this kind are not read; give s3://, gs://, hf:// or https://"),
+        ("s3://key:secret@bucket/a.beton", "s3://…: the address holds a password or a signature, which"),
+        ("https://h/a.beton?X-Amz-Signature=secret", "https://…: the address holds a password or a signatur"),
+        ("s3://images/none.beton", "s3://images/none.beton: cannot be reached (no such file or bucket); g"),
+        ("s3://other/a.beton", "s3://other/a.beton: cannot be reached (no such file or bucket); give the"),
+        ("s3://images/none-*.beton", "s3://images/none-*.beton: no file matches; give the address of a"),
+        ("s3://images/text.beton", "s3://images/text.beton: is no dataset file of FFCV's format 2, as its"),
+        ("s3://images/cut.beton", "s3://images/cut.beton: is not whole, or damaged (20,000 bytes do not"),
+        ("s3://images/part-*.beton", "s3://images/part-*.beton: is incomplete; s3://images: shard 1/2 of"),
+    ],
+)  # fmt: skip
+def test_addresses(source: str, message: str, server: S3Server, tmp_path: Path) -> None:
+    server.put("text.beton", b"no beton")
+    server.put("cut.beton", sample_paths().test_32.read_bytes()[:20000])
+    put_a_shard_of_two(server)
+    with pytest.raises(ValueError) as caught:
+        open_data(source, tmp_path, 0.1)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def put_a_shard_of_two(server: S3Server) -> None:
+    sidecar: dict[str, Any] = json.loads(Path(f"{sample_paths().test_32}.json").read_bytes())
+    sidecar["written"] |= {"shard": "0/2", "source": "/photos"}
+    server.put("part-0.beton", sample_paths().test_32.read_bytes())
+    server.put("part-0.beton.json", json.dumps(sidecar).encode())
+
+
+def test_one_shard_may_be_named_alone(server: S3Server, tmp_path: Path) -> None:
+    put_a_shard_of_two(server)
+    with Beton(f"s3://{BUCKET}/part-0.beton", Cache(tmp_path, 0.1)) as data:
+        assert data.num_samples == 160
+
+
+def test_a_web_server_without_ranges_is_a_line(tmp_path: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=sample_paths().test_32.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{sample_paths().test_32.name}"
+        with pytest.raises(ValueError, match=f"{address}: its server sends whole files, not the part"):
+            open_data(address, tmp_path, 0.1)
+        server.shutdown()
+
+
+def test_credentials_are_asked_for(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_ENDPOINT_URL"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    message = "s3://images/a-.*: cannot be reached .*redentials.*; log in anew, or give credentials"
+    with pytest.raises(ValueError, match=message):
+        open_data(f"s3://{BUCKET}/a-*.beton", tmp_path / "cache", 0.1)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(address, "find_spec", lambda name: None)
+    message = r"s3://images/a.beton: needs the package s3fs; pip install 'fastpsl-vision\[remote\]'"
+    with pytest.raises(ValueError, match=message):
+        open_data(f"s3://{BUCKET}/a.beton", tmp_path)
+
+
+def test_caches(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--cache-dir .*file: cannot be used \(.*\); give a folder on"):
+        Cache(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"--cache-dir /proc/none: cannot be used"):
+        Cache(Path("/proc/none"))
+    with pytest.raises(ValueError, match=r"--cache-gb 1e\+09: .* has .* GB; give at most --cache-gb \d+, or"):
+        Cache(tmp_path, 1e9)
+    with pytest.raises(ValueError, match="--cache-gb -1: it must be above 0"):
+        Cache(tmp_path, -1)
+    assert 0 < Cache(tmp_path).max_bytes < 1e15
+
+
+def test_a_cache_for_local_data_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="--cache-gb 5: it is for data that live elsewhere, such as s3://bucket"
+    ):
+        RunOptions(data="train.beton", cache_gb=5)
+
+
+OUT = f"s3://{BUCKET}/sets/train.beton"
+
+
+def write(src: object, tmp_path: Path, out: str = OUT, **options: object) -> None:
+    Write(str(src), out, workers=1, cache_dir=tmp_path / "uploads", **options).run()  # type: ignore[arg-type]
+
+
+def written(folder: Path, src: object, name: str = "local.beton", **options: object) -> bytes:
+    """Write a local dataset file and return its bytes."""
+    Write(str(src), str(folder / name), workers=1, **options).run()  # type: ignore[arg-type]
+    return (folder / name).read_bytes()
+
+
+def test_what_is_uploaded_is_what_would_be_written(
+    server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photo_tree(tmp_path / "photos")
+    write(folder, tmp_path)
+    assert server.all_keys() == ["sets/train.beton", "sets/train.beton.json"]
+    assert server.get("sets/train.beton") == written(tmp_path, folder)
+    assert f"{OUT}: 1 file uploaded, 8.4 MB" in capsys.readouterr().out
+    assert not list((tmp_path / "uploads").iterdir())
+    with Beton(OUT, Cache(tmp_path / "cache", 0.1)) as data:
+        assert data.class_names == ["ant", "cat", "dog"] and data.num_samples == 18
+    with pytest.raises(ValueError, match=f"{OUT}: exists already; remove it, give --overwrite"):
+        write(folder, tmp_path)
+    write(folder, tmp_path, overwrite=True, short_side=40)
+    assert server.get("sets/train.beton") == written(tmp_path, folder, "small.beton", short_side=40)
+
+
+def test_an_interrupted_writing_goes_on(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, send = photo_tree(tmp_path / "photos"), StagedUpload._send
+    sent: list[str] = []
+
+    def interrupt(self: StagedUpload, path: Path) -> int:
+        if len(sent) == 1:
+            raise KeyboardInterrupt
+        sent.append(path.name)
+        return send(self, path)
+
+    monkeypatch.setattr(StagedUpload, "_send", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=f"go on with: fastpsl data write .*{OUT} .*--resume"):
+        write(folder, tmp_path)
+    assert server.all_keys() == ["sets/train.beton"]
+    monkeypatch.setattr(StagedUpload, "_send", send)
+    with pytest.raises(ValueError, match="an interrupted upload of it is here; --resume goes on with it"):
+        write(folder, tmp_path)
+    write(tmp_path / "is not read any more", tmp_path, resume=True)
+    assert server.all_keys() == ["sets/train.beton", "sets/train.beton.json"]
+    assert server.get("sets/train.beton") == written(tmp_path, folder)
+
+
+def test_what_fails_for_a_while_is_sent_again(server: S3Server, tmp_path: Path) -> None:
+    folder, num = photo_tree(tmp_path / "photos"), 0
+
+    def strike(key: str) -> str | None:
+        nonlocal num
+        num += 1
+        return "503" if num % 2 else None
+
+    server.put_fault = strike
+    write(folder, tmp_path)
+    assert server.get("sets/train.beton") == written(tmp_path, folder) and num >= 4
+
+
+def test_shards_of_an_older_writing_are_removed(server: S3Server, tmp_path: Path) -> None:
+    server.put("sets/train-00001-of-00002.beton", b"old")
+    server.put("sets/train-00001-of-00002.beton.json", b"old")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002.beton: exists already"):
+        write(photo_tree(tmp_path / "photos"), tmp_path, shard_mb=16)
+    write(tmp_path / "photos", tmp_path, shard_mb=16, overwrite=True)
+    assert server.all_keys() == [f"sets/train-00000-of-00001.beton{end}" for end in ("", ".json")]
+
+
+@pytest.mark.parametrize(
+    "out, message",
+    [
+        ("https://host/train.beton", "https://host/train.beton: is read only; give an OUT at s3://"),
+        (f"s3://{BUCKET}/sets/", "is no address of a .beton file; give one, as s3://bucket/train.beton"),
+        ("s3://no-such-bucket/a.beton",
+         "s3://no-such-bucket/a.beton: cannot be reached .no such file or bucket.*"),
+        ("ftp://host/a.beton",
+         "ftp://…: data of this kind are not read; give s3://, gs://, hf:// or https://"),
+    ],
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_known_before_images_are_read(
+    out: str, message: str, server: S3Server, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "no images", tmp_path, out)
+
+
+def test_tars_elsewhere_are_read_as_local_ones(server: S3Server, tmp_path: Path) -> None:
+    for number in range(2):
+        members = {f"{kind}/{i}.jpg": jpeg(photo(9 * number + i, 50, 40)) for kind in "ab" for i in range(4)}
+        make_tar(tmp_path / f"t{number}.tar", members)
+        server.put(f"raw/t{number}.tar", tar_bytes(members))
+    server.put("raw/._t0.tar", b"of macOS")
+    num = 0
+
+    def strike(key: str) -> str | None:
+        nonlocal num
+        num += 1
+        return "reset" if num % 3 == 1 else None
+
+    server.fault = strike
+    local = written(tmp_path, tmp_path / "t*.tar")
+    assert written(tmp_path, f"s3://{BUCKET}/raw/*.tar", "b.beton") == local and num >= 4
+    server.fault = lambda key: "expired" if "t1" in key else None
+    with pytest.raises(ValueError, match=r"s3://images/raw/t1.tar: cannot be reached .*expired"):
+        written(tmp_path, f"s3://{BUCKET}/raw/*.tar", "c.beton")
+
+
+def test_parquet_files_elsewhere_are_read_as_local_ones(server: S3Server, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [{"bytes": jpeg(photo(i, 50, 40)), "path": f"{i}.jpg"} for i in range(6)]
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": images, "label": [0, 1] * 3}), stream)
+    (tmp_path / "a.parquet").write_bytes(stream.getvalue())
+    server.put("raw/a.parquet", stream.getvalue())
+    local = written(tmp_path, tmp_path / "a.parquet")
+    assert written(tmp_path, f"s3://{BUCKET}/raw/*.parquet", "b.beton") == local
+
+
+def test_sources_that_are_read_from_this_machine_alone(server: S3Server, tmp_path: Path) -> None:
+    server.put("raw/a.npz", b"x")
+    with pytest.raises(ValueError, match="a npz is read from this machine alone; copy it here"):
+        written(tmp_path, f"s3://{BUCKET}/raw/a.npz")
+    assert not os.listdir(tmp_path)

@@ -4,11 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy.io import loadmat
+from torchvision.ops import box_iou
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, draw_part, sample_paths
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
+from fastpsl.pipelines.sample.shapes import CLASS_NAMES as SHAPE_NAMES
+from fastpsl.pipelines.sample.shapes import draw_scene
+from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
 
@@ -109,3 +117,164 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="set XDG_CACHE_HOME"):
         sample_paths(tmp_path / "file")
+
+
+MAKE_VOC = "from fastpsl.pipelines.sample.voc import drawn_voc; print(drawn_voc())"
+
+
+@pytest.mark.slow
+def test_several_processes_draw_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = said_at_once(MAKE_VOC, {"XDG_CACHE_HOME": str(tmp_path)})
+    monkeypatch.setattr(
+        "fastpsl.pipelines.sample.voc.draw_voc", lambda *arguments, **more: pytest.fail("drawn again")
+    )
+    root = drawn_voc(tmp_path / "fastpsl")
+    assert outputs == {f"{root}\n"}
+    assert sorted(path.name for path in root.parent.iterdir()) == ["VOCdevkit", "lock"]
+
+
+@pytest.mark.usefixtures("own_seeds")
+def test_the_voc_that_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
+    few = draw_voc(tmp_path / "few", 6, 3)
+    files = [path.relative_to(few) for path in few.rglob("0*.*")]
+    assert len(files) == 2 * 9  # an image and an annotation each
+    for file in files:
+        assert (drawn_voc() / file).read_bytes() == (few / file).read_bytes()
+
+
+def test_it_is_a_voc() -> None:
+    root = drawn_voc()
+    nums = {"2007_trainval": 240, "2007_train": 120, "2007_val": 120, "2007_test": 80, "2012_trainval": 220}
+    for name, num in nums.items():
+        assert VOC(root, (name,), "boxes").num_samples == num
+    for name, num in {"2012_train": 160, "2012_val": 60}.items():
+        assert VOC(root, (name,), "masks").num_samples == VOC(root, (name,), "boxes").num_samples == num
+    train, test = VOC(root, ("2007_trainval",), "boxes"), VOC(root, ("2007_test",), "boxes")
+    assert train.class_names == list(SHAPE_NAMES) and train.image_id(0) == "000001"
+    for data in (train, test):
+        low, high = data.image_sizes()[:2], data.image_sizes()[2:]
+        assert min(low) >= 96 and max(high) <= 160
+        presence = data.targets() == 1
+        # Every class is present in some images and absent from others.
+        assert (0.25 < presence.mean(0)).all() and (presence.mean(0) < 0.75).all()
+        every = [data.objects(i) for i in range(data.num_samples)]
+        assert {len(objects.labels) for objects in every} == {1, 2, 3}
+        difficult = np.concatenate([objects.difficult for objects in every])
+        assert 0.02 < difficult.mean() < 0.15
+        sides = np.concatenate([objects.boxes[:, 2:] - objects.boxes[:, :2] for objects in every])
+        assert sides.min() >= 5 and 15 < np.percentile(sides, 2) and sides.max() <= 72
+    assert (train.targets() == -1).any() and (test.targets() == -1).any()
+
+
+def test_masks_lie_in_the_boxes() -> None:
+    """Each easy object fills a fair part of its box, and outside of all boxes there is only background."""
+    boxes, masks = (VOC(drawn_voc(), ("2012_val",), needs) for needs in ("boxes", "masks"))  # type: ignore[arg-type]
+    for i in range(boxes.num_samples):
+        objects, mask = boxes.objects(i), masks.mask(i)
+        free = np.ones(mask.shape, bool)
+        for box, label, difficult in zip(*objects, strict=True):
+            left, top, right, bottom = box.astype(int)
+            inside = mask[top:bottom, left:right]
+            free[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = (
+                False  # the border's outer pixel
+            )
+            if not difficult:
+                assert (inside == label + 1).mean() > 0.15
+        assert not mask[free].any()
+        assert (mask == 255).any() and set(np.unique(mask)) <= {0, 1, 2, 3, 255}
+
+
+def test_boxes_are_tight() -> None:
+    """The mask of a single object with its border of one pixel exceeds the box by one pixel on each side."""
+    boxes, masks = (VOC(drawn_voc(), ("2012_train",), needs) for needs in ("boxes", "masks"))  # type: ignore[arg-type]
+    alone = [i for i in range(boxes.num_samples) if len(boxes.objects(i).labels) == 1]
+    assert len(alone) > 30
+    for i in alone:
+        is_object = masks.mask(i) != 0
+        rows, columns = np.flatnonzero(is_object.any(1)), np.flatnonzero(is_object.any(0))
+        left, top, right, bottom = boxes.objects(i).boxes[0].astype(int)
+        height, width = is_object.shape
+        assert (rows[0], rows[-1]) == (max(top - 1, 0), min(bottom, height - 1))
+        assert (columns[0], columns[-1]) == (max(left - 1, 0), min(right, width - 1))
+
+
+def test_scenes() -> None:
+    random = np.random.default_rng(3)
+    hidden = truncated = 0
+    for _ in range(60):
+        height, width = (int(side) for side in random.integers(96, 161, 2))
+        image, shapes = draw_scene(random, height, width, 128)
+        assert image.shape == (height, width, 3) and image.dtype == np.uint8
+        assert 1 <= len(shapes) <= 3 and all(shape.mask.any() for shape in shapes)
+        assert sum(shape.mask.astype(int) for shape in shapes).max() == 1  # type: ignore[union-attr]  # each pixel is one object's
+        hidden += sum(shape.difficult for shape in shapes)
+        truncated += sum(shape.truncated for shape in shapes)
+    assert hidden and truncated
+
+
+def test_proposals() -> None:
+    """Fast R-CNN's cells of boxes, from 1 and y first: several are near each object but none equal to it."""
+    for split, num in (("trainval", 240), ("test", 80)):
+        data = VOC(drawn_voc(), (f"2007_{split}",), "boxes")
+        raw = loadmat(drawn_voc() / "proposals" / f"voc_2007_{split}.mat")
+        images, boxes = raw["images"].ravel(), raw["boxes"].ravel()
+        assert [str(image[0]) for image in images] == [data.image_id(i) for i in range(num)]
+        for i in range(0, num, 7):
+            top, left, bottom, right = torch.from_numpy(boxes[i]).float().T
+            height, width = read_image(data, i).shape[1:]
+            assert (
+                (top >= 1).all() and (left >= 1).all() and (bottom <= height).all() and (right <= width).all()
+            )
+            proposals = torch.stack([left - 1, top - 1, right, bottom], 1)
+            overlap = box_iou(torch.from_numpy(data.objects(i).boxes), proposals)
+            assert (((overlap >= 0.5) & (overlap <= 0.9 + 1e-6)).sum(1) >= 6).all()
+            assert len(proposals) == 150 + 6 * len(overlap)
+            near = torch.nonzero(overlap.amax(0) >= 0.5)[:, 0]
+            assert near.max() - near.min() > len(proposals) / 4  # spread over the list
+
+
+def test_it_is_drawn_from_its_seed(tmp_path: Path) -> None:
+    def digests(name: str, seed: int, side_px: int = 64) -> list[str]:
+        root = draw_voc(tmp_path / name, 6, 3, seed, side_px)
+        return [
+            VOC(root, ("2007_trainval", "2007_test"), "boxes").digest(),
+            VOC(root, ("2012_train",), "masks").digest(),
+        ]
+
+    first = digests("first", 1)
+    assert digests("again", 1) == first
+    assert not set(digests("other", 2)) & set(first)
+    small = VOC(draw_voc(tmp_path / "small", 5, 2, 1, 32), ("2007_trainval",), "boxes")
+    assert small.num_samples == 5 and 24 <= small.image_sizes()[0] <= small.image_sizes()[3] <= 40
+    odd = draw_voc(tmp_path / "odd", 5, 2, num_train_masks=1, num_test_masks=3)
+    sizes = [
+        VOC(odd, (name,), "boxes").num_samples
+        for name in ("2007_train", "2007_val", "2007_test", "2012_train", "2012_val")
+    ]
+    assert sizes == [3, 2, 2, 1, 3]
+
+
+def test_a_pixels_colour_does_not_tell_the_class() -> None:
+    """Nearest neighbours by an object's mean colour predict its class above chance and far from certainty."""
+
+    def colours(name: str) -> tuple[np.ndarray, np.ndarray]:
+        data = VOC(drawn_voc(), (name,), "boxes")
+        values, labels = [], []
+        for i in range(data.num_samples):
+            image = read_image(data, i).permute(1, 2, 0).numpy().astype(np.float64)
+            for box, label, _ in zip(*data.objects(i), strict=True):
+                left, top, right, bottom = box.astype(int)
+                values.append(image[top:bottom, left:right].mean((0, 1)))
+                labels.append(label)
+        return np.array(values), np.array(labels)
+
+    (train, labels), (test, test_labels) = colours("2007_trainval"), colours("2007_test")
+    nearest = ((test[:, None] - train) ** 2).sum(2).argsort(1)[:, :15]
+    votes = np.array([np.bincount(labels[row], minlength=3).argmax() for row in nearest])
+    assert 0.4 < (votes == test_labels).mean() < 0.85
+
+
+def test_a_cache_of_voc_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="set XDG_CACHE_HOME"):
+        drawn_voc(tmp_path / "file")

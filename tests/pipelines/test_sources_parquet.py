@@ -160,27 +160,18 @@ def test_columns_without_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "words"),
     [
-        (
-            {"text": ["x"], "label": [1]},
-            {},
-            "no column of images or of their bytes; its columns are text, label",
-        ),
+        ({"text": ["x"], "label": [1]}, {},
+         "no column of images or of their bytes; its columns are text, label"),
         ({"a": [b"x"], "b": [b"x"]}, {}, "several columns may hold images; give --image-column a or b"),
         ({"a": [b"x"], "label": [1], "cls": [1]}, {}, "give --label-column label or cls or none"),
-        (
-            {"a": [b"x"], "n": [1]},
-            {"image_column": "n"},
-            "--image-column n: does not hold images or their bytes",
-        ),
-        (
-            {"a": [b"x"], "t": [[1]]},
-            {"label_column": "t"},
-            "--label-column t: does not hold numbers, text or a ClassLabel",
-        ),
+        ({"a": [b"x"], "n": [1]}, {"image_column": "n"},
+         "--image-column n: does not hold images or their bytes"),
+        ({"a": [b"x"], "t": [[1]]}, {"label_column": "t"},
+         "--label-column t: does not hold numbers, text or a ClassLabel"),
         ({"a": [b"x"]}, {"image_column": "c"}, "--image-column c"),
         ({"a": pyarrow.array([], pyarrow.binary())}, {}, "has no rows"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_clear(
     columns: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path
 ) -> None:

@@ -1,5 +1,8 @@
-"""A subset is a data set: every decoder returns images and labels of the whole, with the subset's indices."""
+"""Subsets, rows of tables on disk, and data sets of many samples, whose memory does not grow with them."""
 
+import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +10,20 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.beton import shard
+from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import CHUNK, Shard, Table, TruncatedError
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
-from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader import order as order_module
+from fastpsl.pipelines.loader.loader import ORDERS, Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.faults import runs
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, write
+from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
 
 VIEW = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
 CHOSEN = np.array([11, 2, 3, 17, 0, 7, 5])  # of 18, unsorted
@@ -119,3 +128,153 @@ def test_closing_it_closes_the_whole(beton: Path) -> None:
         whole.rows(np.array([0]))
     with pytest.raises(OSError):
         whole.rows(np.array([0]))
+
+
+NUM, NUM_SHARDS = 600_000, 3
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_sparse_set(tmp_path_factory.mktemp("sparse"), NUM, NUM_SHARDS)
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """Return the largest memory of Python and NumPy while `work` runs, beyond what there was before."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        work()
+        return (tracemalloc.get_traced_memory()[1] - before) / MIB
+    finally:
+        tracemalloc.stop()
+
+
+def loader_of(data: Beton, order: str) -> Loader:
+    view = ViewSpec(ShorterSideCrop(8, 8))
+    return Loader(data, [view], batch_size_per_rank=256, order=order, decoder="synthetic", num_threads=1)
+
+
+def test_the_tables_are_those_of_a_data_set(source: str) -> None:
+    with Beton(source) as data:
+        assert (data.num_samples, data.num_classes, data.split) == (NUM, NUM_CLASSES, "train")
+        assert [shard.num_samples for shard in data.shards] == [200_000] * 3
+        rows = data.rows(np.arange(NUM))
+        pages = rows.offset // data.shards[0].page_size
+        assert (pages == (rows.offset + rows.num_bytes - 1) // data.shards[0].page_size).all()
+        ends = (rows.offset + rows.num_bytes)[:-1]
+        follows = (rows.fd[1:] == rows.fd[:-1]) & (pages[1:] == pages[:-1])
+        assert (rows.offset[1:] >= ends)[follows].all()
+        assert pages_of(data).sizes().max() == PAGE_SAMPLES
+        assert data.name(NUM - 1).endswith("train-00002.beton sample 199999 (0999/00002_00199999.jpg)")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_epoch_takes_no_memory_per_sample(
+    source: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stored order has 4.6 MiB here, and 13.7 while it is sorted. Pages have a hundred bytes each.
+
+    They are told by the table, of which one chunk is read at a time.
+    """
+    monkeypatch.setattr(order_module, "MAX_SORTED", NUM - 1)
+
+    def enter() -> None:
+        with loader_of(data, order) as loader:
+            for epoch, step in ((0, 0), (1, loader.num_steps // 2)):
+                batches = loader.epoch(epoch, step)
+                assert next(batches).step == step
+                batches.close()
+
+    with Beton(source) as data:
+        enter()
+        pages = 0.0 if order == "random" else (NUM // PAGE_SAMPLES * 500 + CHUNK * 24) / MIB
+        assert peak_mib(enter) < 3 + pages
+
+
+def test_opening_holds_some_chunks_of_the_tables(source: str) -> None:
+    def open_it() -> None:
+        Beton(source).close()
+
+    open_it()
+    assert peak_mib(open_it) < 60  # a row of both tables has 48 bytes: 27 MiB; four threads have a chunk each
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_batch_from_the_middle_is_that_of_the_epoch(
+    source: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_module, "MAX_SORTED", NUM - 1)
+    with Beton(source) as data, loader_of(data, order) as loader:
+        middle = loader.num_steps // 2
+        batches = loader.epoch(3, middle - 2)
+        whole = [next(batches).indices.tolist() for _ in range(4)]
+        batches.close()
+        batches = loader.epoch(3, middle)
+        assert [next(batches).indices.tolist() for _ in range(2)] == whole[2:]
+        batches.close()
+        batch = next(loader.epoch(3, middle))
+        assert batch.labels.tolist() == data.labels()[batch.indices.numpy()].tolist()
+
+
+ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
+START, NUM_ROWS = 13, 1000
+
+
+@pytest.fixture(params=["C", "Python"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test by the C library, where it was built, and without it."""
+    if request.param == "Python":
+        monkeypatch.setattr(shard, "library", lambda: None)
+    elif shard.library() is None:
+        pytest.skip("the C library was not built")
+    return str(request.param)
+
+
+def test_rows_are_those_of_the_file(by: str, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(START + NUM_ROWS * ROW.itemsize)
+    (tmp_path / "file").write_bytes(data)
+    expected = np.frombuffer(data, ROW, offset=START)
+    indices = np.random.default_rng(1).integers(0, NUM_ROWS, 300)
+    with open(tmp_path / "file", "rb") as file:
+        rows = Table(file.fileno(), START, ROW, NUM_ROWS)
+        assert len(rows) == NUM_ROWS
+        for which in (
+            slice(None),
+            slice(3, 90),
+            slice(NUM_ROWS - 1, NUM_ROWS + 5),
+            slice(7, 7),
+            indices,
+            indices[:0],
+        ):
+            got = rows[which]
+            assert got.dtype == ROW and got.tolist() == expected[which].tolist()
+
+
+def test_a_file_cut_short_is_an_error(by: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(START + NUM_ROWS * ROW.itemsize))
+    with open(tmp_path / "file", "r+b") as file:
+        rows = Table(file.fileno(), START, ROW, NUM_ROWS)
+        file.truncate(START + 500 * ROW.itemsize - 1)
+        assert len(rows[:499]) == len(rows[np.arange(499)]) == 499
+        for which in (slice(None), np.array([0, 499])):
+            with pytest.raises(TruncatedError):
+                rows[which]
+
+
+def test_an_error_of_the_disk_is_told_apart(by: str, tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        Table(folder, 0, ROW, NUM_ROWS)[np.array([0])]
+    os.close(folder)
+
+
+def test_a_beton_cut_short_after_the_check_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = runs.beton(tmp_path / "x.beton")
+    monkeypatch.setattr(Shard, "check_unchanged", lambda self: None)
+    with Beton(path) as data:
+        os.truncate(path, path.stat().st_size * 2 // 3)
+        with pytest.raises(ValueError, match=r"x\.beton: was truncated while it was in use"):
+            data.rows(np.arange(8))

@@ -10,6 +10,7 @@ import logging
 import posixpath
 import re
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,20 +113,12 @@ _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified"
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """A file elsewhere, in one version.
+    """A file elsewhere, in one version."""
 
-    Attributes:
-        address: Its address, such as s3://bucket/train.beton.
-        path: Its path in `files`.
-        num_bytes: Its size.
-        version: What its server tells versions apart by; empty if it has nothing of the kind.
-        files: The file system.
-    """
-
-    address: str
-    path: str
+    address: str  # such as s3://bucket/train.beton
+    path: str  # in `files`
     num_bytes: int
-    version: str
+    version: str  # what its server tells versions apart by; empty if it has nothing of the kind
     files: Any  # fsspec's AbstractFileSystem
 
     @override
@@ -138,13 +131,7 @@ class RemoteObject:
         return self.path.rstrip("/").rpartition("/")[2]
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes from `start` to `stop`, by one request.
-
-        Raises:
-            WrongBytesError: There are fewer.
-            RemoteDataError: There are more, as from a server that does not answer range requests.
-            Exception: What fsspec raises.
-        """
+        """Return the bytes from `start` to `stop`, by one request; raise what fsspec raises, too."""
         data: bytes = answer(self.files, "cat_file", self.path, start=start, end=stop)
         if len(data) > stop - start:
             raise RemoteDataError(
@@ -220,22 +207,13 @@ _BLOCK_BYTES = 8 << 20
 _NUM_AHEAD = 4  # blocks fetched before they are read
 
 
-class _Block:
-    """A block that was asked for."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.data = b""
-        self.error: Exception | None = None
-
-
 @final
 class _Blocks(io.RawIOBase):
     """The raw stream, which fetches blocks ahead in threads."""
 
     def __init__(self, remote: RemoteObject) -> None:
         self._remote, self._position = remote, 0
-        self._blocks: dict[int, _Block] = {}
+        self._blocks: dict[int, Future[bytes]] = {}
         self._left = threading.Event()
         self._workers = Workers(_NUM_AHEAD, "fastpsl-stream")
 
@@ -274,25 +252,13 @@ class _Blocks(io.RawIOBase):
         self._blocks = {i: block for i, block in self._blocks.items() if i in wanted}
         for i in wanted:
             if i not in self._blocks:
-                self._blocks[i] = _Block()
-                self._workers.submit(self._fetch, i, self._blocks[i])
-        block = self._blocks[number]
-        block.done.wait(2 * LIMIT_S)
-        if block.error is not None:
-            raise block.error
-        assert block.done.is_set()  # a fetch ends within LIMIT_S and one more answer
-        return block.data
+                self._blocks[i] = self._workers.call(self._fetch, i)
+        return self._blocks[number].result(2 * LIMIT_S)  # a fetch ends within LIMIT_S and one more answer
 
-    def _fetch(self, number: int, block: _Block) -> None:
+    def _fetch(self, number: int) -> bytes:
         start = number * _BLOCK_BYTES
         stop = min(start + _BLOCK_BYTES, self._remote.num_bytes)
-        try:
-            block.data = persistently(
-                lambda: self._remote.read(start, stop), self._remote.address, LIMIT_S, self._left
-            )
-        except Exception as error:  # noqa: BLE001 - raised in `_block`
-            block.error = error
-        block.done.set()
+        return persistently(lambda: self._remote.read(start, stop), self._remote.address, LIMIT_S, self._left)
 
     @override
     def close(self) -> None:

@@ -18,11 +18,7 @@ class BoundedAnswer(aiohttp.ClientResponse):
 
     @override
     async def read(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            RemoteDataError: No range was asked for, and more than 64 MiB came.
-        """
+        """Return the body; without a range, raise RemoteDataError above 64 MiB."""
         if self._body is not None:
             return self._body
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.files.atomic import Uncopyable, remedy, write_atomically
+from fastpsl.files.atomic import Uncopyable, remedy, write_all, write_atomically
 from fastpsl.files.remote.address import RemoteObject
 
 # struct flock: type, whence, start, length, pid (which must be 0).
@@ -91,15 +91,10 @@ def cache_errors(folder: Path) -> Iterator[None]:
 
 
 class Cache:
-    """A bounded cache in a folder.
+    """A cache in a folder, bounded by `max_gb` in 10^9 bytes.
 
-    Args:
-        folder: The folder, made if it is missing. By default $FASTPSL_CACHE_DIR, or a folder of this user's
-            among temporary files, which are on a local disk on most machines.
-        max_gb: The bound, in 10^9 bytes. By default, 80 % of what the disk has free and the cache holds.
-
-    Raises:
-        ValueError: The folder cannot be used, or has less space than `max_gb`. The message is one line.
+    The default folder is $FASTPSL_CACHE_DIR, or one of this user's among temporary files, which are on a
+    local disk on most machines. The default bound is 80 % of what the disk has free and the cache holds.
     """
 
     def __init__(self, folder: Path | None = None, max_gb: float | None = None) -> None:
@@ -128,12 +123,7 @@ class Cache:
     def open(self, remote: RemoteObject, parts: np.ndarray) -> "CachedFile":
         """Open a remote file's place in the cache.
 
-        Args:
-            remote: The file.
-            parts: The start and stop of each part, int64 [num_parts, 2], in bytes. They do not overlap.
-
-        Raises:
-            ValueError: The cache's folder cannot take it.
+        `parts` has the start and stop of each part, int64 [num_parts, 2], in bytes, without overlaps.
         """
         key = f"{remote.address}\n{remote.num_bytes}\n{remote.version}\n{_boot()}\n".encode()
         place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
@@ -153,7 +143,7 @@ class Cache:
                 write_atomically(path, data)
 
     def make_room(self, file: "CachedFile", part: int, limit_s: float) -> None:
-        """Allocate the disk's space for a part, and give up what was not used for longest if there is none."""
+        """Allocate the disk's space for a part, and give up the parts unused for longest if there is none."""
         start, stop = file.parts[part].tolist()
         with self._locked(limit_s):
             too_many = self.num_bytes() + stop - start - self.max_bytes
@@ -260,19 +250,10 @@ class CachedFile(Uncopyable):
     def fill(self, part: int, data: bytes, limit_s: float) -> None:
         """Write the bytes of a claimed part, which is held from then on.
 
-        Args:
-            part: The part.
-            data: Its bytes.
-            limit_s: How long to wait for another process that makes room.
-
-        Raises:
-            OSError: There is no room, or the disk fails.
+        Another process that makes room is waited for, at most `limit_s`.
         """
         self._cache.make_room(self, part, limit_s)
-        start, view = int(self.parts[part, 0]), memoryview(data)
-        while view:
-            num = os.pwrite(self.fd, view, start)
-            view, start = view[num:], start + num
+        write_all(self.fd, data, int(self.parts[part, 0]))
         self._table["time"][part] = _now()
         self._locks.try_shared(part)
 

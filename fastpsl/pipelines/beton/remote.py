@@ -4,7 +4,8 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar, NamedTuple, final
 
@@ -396,14 +397,12 @@ class FetchAhead:
         wanted = np.arange(first, self._num_asked)
         self._remote.plan(self._pages[wanted[~self._is_given[wanted]]].tolist())
 
-    @property
-    def stalled_s(self) -> float:
-        """Seconds in which a batch waited for its pages."""
-        return self._remote.fetcher.stalled_s
-
-    def note_wait(self, seconds: float) -> None:
-        """Count seconds that a step waited for the network, and say once where they are many."""
-        self._blocked_s += seconds
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the part of a step's wait that is for the network, and say once where it is much."""
+        began, stalled_s = time.monotonic(), self._remote.fetcher.stalled_s
+        yield
+        self._blocked_s += min(time.monotonic() - began, self._remote.fetcher.stalled_s - stalled_s)
         elapsed_s = time.monotonic() - self._began
         is_slow = elapsed_s >= _JUDGED_AFTER_S and self._blocked_s >= _SLOW_SHARE * elapsed_s
         if self._remote.is_told_slow or not is_slow:

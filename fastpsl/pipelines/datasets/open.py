@@ -101,24 +101,15 @@ def open_source(
     classes: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """Open `src` and count its images.
+    """Open `src`, a path, a glob or hf:NAME, and count its images.
 
-    Args:
-        src: A path, a glob, or hf:NAME.
-        format: auto, folder, list, tar, npz, parquet, cifar10, cifar100 or stl10.
-        split: The part of a source with several.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        image_column: The column of images, for parquet.
-        label_column: The column of labels, for parquet.
-        labels: A list with the labels of a folder's images.
-        classes: Data or a list with the class names in the order of the labels. "folders" takes folders of
-            any name as classes, "none" writes no labels. None for the source's own.
-        on_progress: Called with (MB done, MB in all) while long files are counted.
-
-    Raises:
-        ValueError: The source is missing, of another kind or holds no image. The message is one line.
+    `shard` (i, n) keeps the i-th of n runs of neighbours. `labels` is a list with the labels of a folder's
+    images. `classes` is data or a list with the class names in the order of the labels. Or it is "folders",
+    which takes folders of any name as classes, or "none", which gives no labels. `on_progress` is called with
+    (MB done, MB in all) while long files are counted.
     """
-    names = None if classes is None or classes in (FOLDERS, NONE) else named_classes(classes)
+    are_classes = classes in (FOLDERS, NONE)
+    names = None if classes is None or are_classes else named_classes(classes)
     if format == "auto":
         format = _format_of(src)
     if is_remote(src) and format not in ("tar", "parquet"):
@@ -131,47 +122,34 @@ def open_source(
         )
     if classes == FOLDERS and (format not in ("folder", "tar") or labels is not None):
         raise ValueError(f"--classes {FOLDERS}: it is for folders and tars of class folders; leave it out")
-    source = _open_source(src, format, split, shard, image_column, label_column, labels, classes, on_progress)
-    if classes == NONE:
-        return Relabelled(source, None)
-    return source if names is None else renumbered(src, source, names, str(classes))
-
-
-def _open_source(
-    src: str,
-    format: str,
-    split: str | None,
-    shard: tuple[int, int],
-    image_column: str | None,
-    label_column: str | None,
-    labels: str | None,
-    classes: str | None,
-    on_progress: Callable[[int, int], None] | None,
-) -> Source:
-    are_classes = classes in (FOLDERS, NONE)
     if split is not None and format in ("folder", "list", "tar"):
         raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
-    if format == "parquet":
-        if src.startswith(HUGGING_FACE) or _is_saved(src):
-            return hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
-        return parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
-    if image_column is not None or label_column is not None:
+    if format != "parquet" and (image_column is not None or label_column is not None):
         raise ValueError(
             f"--image-column and --label-column are for parquet and hf:NAME; {src} is read as {format}, "
             "leave them out"
         )
-    if format == "tar":
-        return tar_source(_paths(src), shard, on_progress, are_classes)
-    if format == "npz":
-        return arrays(_one_path(src), split, shard)
-    if format == "folder":
-        if labels is not None:
-            require_existing(labels, "a list with the labels of the folder's images")
-            return labelled_folder(Path(src), Path(labels), shard)
-        return image_folder(src, shard, are_classes=are_classes)
-    if format == "list":
-        return image_list(_one_path(src), shard)
-    return published(_one_path(src), format, split, shard, on_progress)
+    source: Source
+    if format == "parquet" and (src.startswith(HUGGING_FACE) or _is_saved(src)):
+        source = hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
+    elif format == "parquet":
+        source = parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
+    elif format == "tar":
+        source = tar_source(_paths(src), shard, on_progress, are_classes)
+    elif format == "npz":
+        source = arrays(_one_path(src), split, shard)
+    elif format == "folder" and labels is not None:
+        require_existing(labels, "a list with the labels of the folder's images")
+        source = labelled_folder(Path(src), Path(labels), shard)
+    elif format == "folder":
+        source = image_folder(src, shard, are_classes=are_classes)
+    elif format == "list":
+        source = image_list(_one_path(src), shard)
+    else:
+        source = published(_one_path(src), format, split, shard, on_progress)
+    if classes == NONE:
+        return Relabelled(source, None)
+    return source if names is None else renumbered(src, source, names, str(classes))
 
 
 def _format_of(src: str) -> str:

@@ -105,7 +105,7 @@ class Subset:
 
 @final
 class Synthetic:
-    """A data set without files, in place of a `Beton` of images of one size; a label is index % num_classes."""
+    """A data set of images of one size, without files; a label is index % num_classes."""
 
     kind = "synthetic"
     split = ""

@@ -55,12 +55,7 @@ class AnnotatedBatch:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """Return an empty list, because whole images are not views.
-
-        Args:
-            views: The loader's views, none.
-            dtype: Unused.
-        """
+        """Return an empty list, because whole images are not views."""
         assert not views
         return []
 
@@ -91,23 +86,9 @@ class AnnotatedBatch:
 class AnnotatedLoader(Uncopyable):
     """A source of one rank's shuffled batches of annotated images, in the order of (seed, epoch).
 
-    The last partial global batch of an epoch is dropped.
-
-    Args:
-        read: Returns the image and its annotations for (index, epoch). It is called in threads and must be a
-            pure function, so that an epoch can start at any step.
-        num_samples: The number of samples.
-        batch_size_per_rank: Samples of this rank's batch; a step has `world` times as many.
-        seed: The seed of the order.
-        rank: This process's rank, 0 to world - 1.
-        world: The number of ranks.
-        num_threads: Threads that read; by default this process's share of the cores.
-        device: The device of the batches; by default the CPU.
-        prefetch_batches: The most batches in flight or ready, not counting the consumer's own.
-        timeout_s: The longest wait for one image, in seconds.
-
-    Raises:
-        ValueError: If there are fewer samples than one global batch.
+    The last partial global batch of an epoch is dropped. `read` returns the image and its annotations for
+    (index, epoch). It is called in threads and must be a pure function, so that an epoch can start at any
+    step. The other arguments are those of `Loader`, and `timeout_s` is the limit for one image.
     """
 
     decoder_name = "pillow"
@@ -159,9 +140,7 @@ class AnnotatedLoader(Uncopyable):
         def start_readings() -> None:
             while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
                 indices = step_indices(places, step, self.batch_size_per_rank, self.rank, self.world)
-                readings = [Future[AnnotatedImage]() for _ in indices]
-                for index, reading in zip(indices.tolist(), readings, strict=True):
-                    self._workers.submit(self._read, index, epoch, reading)
+                readings = [self._workers.call(self.read, index, epoch) for index in indices.tolist()]
                 under_way.append((step, indices, readings))
 
         try:
@@ -176,14 +155,6 @@ class AnnotatedLoader(Uncopyable):
             for _, _, readings in under_way:
                 for reading in readings:
                     reading.cancel()
-
-    def _read(self, index: int, epoch: int, reading: Future[AnnotatedImage]) -> None:
-        if not reading.set_running_or_notify_cancel():
-            return
-        try:
-            reading.set_result(self.read(index, epoch))
-        except BaseException as error:  # noqa: BLE001 - raised in the consumer
-            reading.set_exception(error)
 
     def _wait(self, reading: Future[AnnotatedImage]) -> AnnotatedImage:
         done, _ = wait([reading], self.timeout_s)
@@ -218,18 +189,7 @@ class AnnotatedLoader(Uncopyable):
 
 
 def read_image(data: Dataset, index: int) -> Tensor:
-    """Decode a whole sample.
-
-    Args:
-        data: The open data set.
-        index: The sample's dataset index.
-
-    Returns:
-        The upright image, uint8 [3, h, w].
-
-    Raises:
-        BadSampleError: If the sample cannot be decoded. The message names it.
-    """
+    """Return a whole sample, upright, uint8 [3, h, w]; raise BadSampleError if it cannot be decoded."""
     indices = np.array([index])
     data.wait(indices)
     code, image = decode_whole(data.rows(indices), 0)

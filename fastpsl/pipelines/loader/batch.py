@@ -235,9 +235,7 @@ class Batch:
 def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor, list[int]]:
     """Copy small tensors into one buffer, so that a single copy moves all of them to a device.
 
-    Returns:
-        The buffer, uint8 [N] on the host, which holds the tensors one after the other; and the byte offset of
-            each.
+    The result is the buffer, uint8 [N] on the host, and the byte offset of each tensor.
     """
     starts, end = [], 0
     for tensor in tensors:

@@ -48,18 +48,9 @@ class Room:
 class DeviceWindows:
     """The windows of a batch: an arena that a decoder fills, and the crops that a device makes of it.
 
-    The kernel reads words of which a few bytes may lie behind the last window, so an arena has whole words.
-
-    Args:
-        rows: The samples, n of them.
-        boxes: For each view int32 [n, 5].
-        sizes_px: The side of each view.
-        room: The size of the arenas.
-        is_pinned: Whether the arena is page-locked, for a CUDA device.
-
-    Attributes:
-        planned: Where the windows lie.
-        arena: uint8 [N], on the host.
+    Boxes are int32 [n, 5] for each view. `planned` tells where the windows lie in `arena`, uint8 [N] on the
+    host. The kernel reads words of which a few bytes may lie behind the last window, so an arena has whole
+    words.
     """
 
     def __init__(
@@ -81,23 +72,11 @@ class DeviceWindows:
         """Return whether the device makes all images of view k."""
         return k in self._boxes and bool(self._places[:, 1].all())
 
-    def fill(self, i: int, source: int) -> None:
-        """Let sample i show what sample `source` shows."""
-        for values in (self._places, *self._boxes.values()):
-            values[i] = values[source]
-
     def crop(self, images: list[Tensor], num: int, device: torch.device) -> list[Tensor]:
         """Return the images of all views, of which the device crops the isotropic ones.
 
-        On CUDA all work is queued on the current stream.
-
-        Args:
-            images: For each view uint8 [num, S, S, 3] by the decoder, or an empty one.
-            num: The samples with padding, whose images are zero.
-            device: The device.
-
-        Returns:
-            For each view uint8 [num, S, S, 3], on the device if the view is isotropic.
+        Given and returned are uint8 [num, S, S, 3] for each view; a given one is empty if the device makes
+        all of it. Images of padding are zero. On CUDA all work is queued on the current stream.
         """
         by_cpu = np.flatnonzero(self._places[:, 1] == 0)
         if len(by_cpu) == len(self._places):

@@ -2,15 +2,17 @@
 
 Each sample is decoded once for all of its views, and images stay uint8 up to the device. Batches do not
 depend on the number of threads, nor a step's samples on the number of ranks. The consumer's next() keeps a
-bounded number of batches in flight in the loader's threads (by_chunks.py and by_batches.py, by the kind of
-decoder). There is no producer thread, and every error is raised in the consumer.
+bounded number of batches in flight in the loader's threads (engines.py). There is no producer thread, and
+every error is raised in the consumer.
 """
 
 import sys
-import time
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent import futures
+from contextlib import nullcontext
 from typing import final
 
 import numpy as np
@@ -23,13 +25,12 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.batch import Batch, checked_device
-from fastpsl.pipelines.loader.by_batches import ByBatches
-from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.device_windows import crops_on_device
+from fastpsl.pipelines.loader.engines import PendingBatch, QueueEngine, ThreadEngine
 from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, step_indices, training_order
-from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
-from fastpsl.pipelines.loader.prefetch_remote import fetch_ahead, prepare_fetching, result_of
-from fastpsl.pipelines.loader.quasi_random import QuasiRandom, Readahead
+from fastpsl.pipelines.loader.quasi_random import QuasiRandom
+from fastpsl.pipelines.loader.readahead import Readahead, fetch_ahead, prepare_fetching
+from fastpsl.pipelines.loader.stages import LoaderSpec
 from fastpsl.pipelines.views import ViewSpec
 
 ORDERS = ("random", "quasi_random")
@@ -164,12 +165,12 @@ class Loader(Uncopyable):
         )
         self.decoder_name = self.decoder.name
         self._spec = LoaderSpec(data, self.views, seed, self.decoder, on_bad_sample, self.device, copy_stream)
-        self._engine: ByChunks | ByBatches
+        self._engine: ThreadEngine | QueueEngine
         if isinstance(self.decoder, Decoder):
             on_device = crops_on_device(self.decoder, self.views, self.device)
-            self._engine = ByChunks(self.decoder, num_threads, on_device)
+            self._engine = ThreadEngine(self.decoder, num_threads, on_device)
         else:
-            self._engine = ByBatches(self.decoder, num_threads)
+            self._engine = QueueEngine(self.decoder, num_threads)
 
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
@@ -234,8 +235,9 @@ class Loader(Uncopyable):
                 self.data, order, range(first_step, self.num_steps), share, self.prefetch_batches, self.train
             )
         # Local names, because the module's globals may be gone when the interpreter's exit closes this.
-        monotonic, is_finalizing = time.monotonic, sys.is_finalizing
+        wait, is_finalizing = futures.wait, sys.is_finalizing
         under_way: deque[PendingBatch] = deque()
+        is_left = threading.Event()
         steps = iter(range(first_step, self.num_steps))
 
         def start_batches() -> None:
@@ -244,7 +246,7 @@ class Loader(Uncopyable):
                 numbers = step_indices(order, step, self.batch_size_per_rank, self.rank, self.world)
                 if readahead is not None:
                     readahead.advance(step)
-                pending = PendingBatch(self._spec, epoch, step, numbers)
+                pending = PendingBatch(self._spec, epoch, step, numbers, is_left)
                 self._engine.start(pending)
                 under_way.append(pending)
 
@@ -252,25 +254,23 @@ class Loader(Uncopyable):
             start_batches()
             while under_way:
                 self._check_open()  # threads of another process would never finish a batch
-                batch = result_of(under_way[0], self.timeout_s, readahead)
+                with nullcontext() if readahead is None else readahead.waiting():
+                    batch = under_way[0].result(self.timeout_s)
                 under_way.popleft()
                 start_batches()  # before the yield: the consumer's batch does not count as prefetched
                 yield batch
         except TimeoutError:
-            for pending in under_way:
-                pending.cancelled = True
+            is_left.set()
             self.close(limit_s=0.0)  # without joining: a stuck daemon thread does not delay the exit
             under_way.clear()
             raise
         finally:
             # Wait for the batches in flight, so that the caller may close the data right after.
-            for pending in under_way:
-                pending.cancelled = True
+            is_left.set()
             if readahead is not None:
                 readahead.leave()
-            deadline = monotonic() + self.timeout_s
-            for pending in () if self._engine.closed or is_finalizing() else under_way:
-                pending.done.wait(max(0.0, deadline - monotonic()))
+            if not (self._engine.closed or is_finalizing()):
+                wait([pending.done for pending in under_way], self.timeout_s)
             if readahead is not None:
                 readahead.close(0.0 if self._engine.closed else 5.0)
 

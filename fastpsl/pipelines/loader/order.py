@@ -147,13 +147,9 @@ def step_indices(order: Order, step: int, batch_size: int, rank: int, world: int
 
 
 def numbered(order: np.ndarray) -> np.ndarray:
-    """Distinguish the repeats of each index, so that draws keyed by the result differ between them.
+    """Distinguish the repeats of each index in int64 [N], so that draws keyed by the result differ.
 
-    Args:
-        order: Dataset indices, int64 [N]. An index may occur any number of times.
-
-    Returns:
-        int64 [N]: index + 2**40 * k for the k-th occurrence of an index (from 0). Padding stays padding.
+    The k-th occurrence of an index (from 0) becomes index + 2**40 * k. Padding stays padding.
     """
     by_index = np.argsort(order, kind="stable")
     indices = order[by_index]
@@ -171,20 +167,12 @@ def index_of(number: np.ndarray) -> np.ndarray:
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return the class-balanced order of a training epoch, a pure function of its arguments.
+    """Return the class-balanced order of an epoch, int64 [N], for labels int [N], of which none is negative.
 
     Each of the K non-empty classes gets N // K draws, and N % K randomly chosen classes get one more. A class
     of n members with q * n + r draws contributes each member q times, and r randomly chosen members once
     more. The whole is shuffled. Each random choice takes the lowest sort keys in Slot.BALANCE: a sample's key
     is the first two words for (seed, epoch, index), a class's the next two for (seed, epoch, class).
-
-    Args:
-        labels: The class of each sample, int [N], N > 0, none negative.
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-
-    Returns:
-        int64 [N]: indices into `labels`, each 0 to N times.
     """
     num_samples = len(labels)
     assert num_samples and labels.min() >= 0, "labels are missing"

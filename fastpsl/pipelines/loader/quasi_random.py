@@ -15,122 +15,16 @@ cache. The advice is a hint only: samples are read correctly without it.
 """
 
 import heapq
-import os
-import threading
-import warnings
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple, final
 
 import numpy as np
 
-from fastpsl.files.workers import Workers
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.pipelines.beton.pages import Extents, Pages, pages_of
+from fastpsl.pipelines.beton.pages import Pages, pages_of
 from fastpsl.pipelines.beton.remote import FetchAhead, remote_pages, require_room
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.order import Order, keys_of
-
-_MIN_PIECE_KIB = 128
-
-
-@final
-class Readahead:
-    """A schedule of read-ahead: advise WILLNEED for a part before it is read, DONTNEED after.
-
-    A thread of its own makes the calls, because WILLNEED blocks while the storage's queue is full. Without
-    any parts there is no thread.
-
-    Args:
-        extents: The N parts of open files.
-        ask_at: The step of each part's WILLNEED, int64 [N].
-        give_at: The step of each part's DONTNEED, int64 [N], larger than `ask_at`.
-    """
-
-    def __init__(self, extents: Extents, ask_at: np.ndarray, give_at: np.ndarray) -> None:
-        assert len(extents.fd) == len(ask_at) == len(give_at) and (ask_at < give_at).all()
-        self._extents = extents
-        self._to_ask, self._to_give = (np.argsort(steps, kind="stable") for steps in (ask_at, give_at))
-        self._ask_steps, self._give_steps = ask_at[self._to_ask], give_at[self._to_give]
-        self._num_asked = self._num_given = 0
-        self._piece_bytes = {fd: piece_bytes(fd) for fd in np.unique(extents.fd).tolist()}
-        self._held: set[int] = set()  # parts asked for and not given back; only the thread uses it
-        self._closing = threading.Event()
-        self._workers = Workers(1, "fastpsl-readahead") if len(ask_at) else None
-
-    def advance(self, step: int) -> None:
-        """Submit the calls that are due before a step is read, which takes a few microseconds."""
-        if self._workers is None:
-            return
-        num_given = int(np.searchsorted(self._give_steps, step, "right"))
-        num_asked = int(np.searchsorted(self._ask_steps, step, "right"))
-        if num_given > self._num_given:
-            self._workers.submit(self._give, self._to_give[self._num_given : num_given].tolist())
-            self._num_given = num_given
-        if num_asked > self._num_asked:
-            self._workers.submit(self._ask, self._to_ask[self._num_asked : num_asked].tolist())
-            self._num_asked = num_asked
-
-    def leave(self) -> None:
-        """Do nothing, since nobody waits for a part."""
-
-    def close(self, limit_s: float = 5.0) -> None:
-        """Give back all parts that are held and end the thread, waiting at most `limit_s` seconds."""
-        if self._workers is not None and not self._workers.closed:
-            self._closing.set()
-            self._workers.submit(self._give_all)
-            self._workers.close(limit_s)
-
-    def _ask(self, parts: list[int]) -> None:
-        for i in parts:
-            if self._closing.is_set():
-                return
-            offset = int(self._extents.offset[i])
-            end = offset + int(self._extents.num_bytes[i])
-            piece = self._piece_bytes[int(self._extents.fd[i])]
-            self._held.add(i)
-            for start in range(offset, end, piece):
-                if self._closing.is_set():
-                    return
-                self._advise(i, start, min(piece, end - start), os.POSIX_FADV_WILLNEED)
-
-    def _give(self, parts: list[int]) -> None:
-        for i in parts:
-            self._held.discard(i)
-            offset, num_bytes = int(self._extents.offset[i]), int(self._extents.num_bytes[i])
-            self._advise(i, offset, num_bytes, os.POSIX_FADV_DONTNEED)
-
-    def _give_all(self) -> None:
-        self._give(sorted(self._held))
-
-    def _advise(self, i: int, offset: int, num_bytes: int, advice: int) -> None:
-        try:
-            os.posix_fadvise(int(self._extents.fd[i]), offset, num_bytes, advice)
-        except OSError as error:
-            if not self._closing.is_set():
-                self._closing.set()  # no more WILLNEED after the first failure
-                warnings.warn(
-                    f"no read-ahead: posix_fadvise failed ({error.strerror}); "
-                    "samples are read as they are needed",
-                    stacklevel=2,
-                )
-
-
-def piece_bytes(fd: int) -> int:
-    """Return how many bytes of an open file one WILLNEED reads at most, whatever length it is given.
-
-    That is the larger of the disk's read-ahead and its largest request (Linux, mm/readahead.c,
-    force_page_cache_ra). If neither is known, it is the usual read-ahead of 128 KiB.
-    """
-    device = os.fstat(fd).st_dev
-    block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    kib = [_MIN_PIECE_KIB]
-    for queue in ("queue", "../queue"):  # a disk has the first, a partition's disk the second
-        for name in ("read_ahead_kb", "max_sectors_kb"):
-            with suppress(OSError, ValueError):
-                kib.append(int(Path(f"{block}/{queue}/{name}").read_text()))
-    return max(kib) << 10
-
+from fastpsl.pipelines.loader.readahead import Readahead
 
 GROUP_PAGES = 4  # 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much read ahead
 MAX_DROPPED = 0.1  # share of an epoch's samples; unequal lanes come near it below 32 pages per lane
@@ -155,13 +49,8 @@ def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Gro
 
     The largest page comes first, and each goes to the lane with the fewest samples. Draws break ties, so the
     lanes' sizes are the same numbers in every epoch, in another order. Then a lane's pages are shuffled and
-    cut into groups.
-
-    Args:
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-        page_sizes: Samples per page, int64 [num_pages].
-        lanes: The number of lanes, at most num_pages.
+    cut into groups. `page_sizes` are samples per page, int64 [num_pages], with at least as many pages as
+    lanes.
     """
     deal, tie, place, lane_tie = words(Keys(seed, epoch, np.arange(len(page_sizes))), Slot.PAGES, 4).T
     heap = [(0, word, lane) for lane, word in enumerate(lane_tie[:lanes].tolist())]
@@ -315,14 +204,7 @@ class QuasiRandom:
 def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> int:
     """Check that the lanes fit the batch, the ranks and the pages; return the samples of an epoch's lanes.
 
-    Args:
-        page_sizes: Samples per page, int64 [num_pages].
-        lanes: The number of lanes.
-        global_batch: Samples per step over all ranks, before accumulation.
-        world: The number of ranks.
-
-    Raises:
-        ValueError: If they do not. The message has one line and says what to choose.
+    `page_sizes` are samples per page, int64 [num_pages].
     """
     if lanes < 1:
         raise ValueError(f"--lanes {lanes}: it must be 1 or more")

@@ -33,8 +33,7 @@ def _house(draw: Draw, random: Random, x: float, y: float, h: float) -> None:
         level = y - roof + i * course
         draw.line((x - w, level, x + w, level), fill=(150, 110, 85), width=1)
     draw.polygon(
-        [(x - w * 1.2, y - roof), (x, y - h), (x + w * 1.2, y - roof)],
-        fill=vary(random, (150, 55, 45), 25),
+        [(x - w * 1.2, y - roof), (x, y - h), (x + w * 1.2, y - roof)], fill=vary(random, (150, 55, 45), 25)
     )
     for side in (-0.55, 0.55):
         cx, cy, s = x + side * w, y - roof * 0.6, w * 0.2
@@ -278,11 +277,7 @@ CLASS_NAMES = list(SUBJECTS)
 
 
 def draw_image(seed: int, index: int, height: int, width: int) -> np.ndarray:
-    """Draw image `index` of a seed, with the subject CLASS_NAMES[index % 8], in about 10 ms.
-
-    Returns:
-        RGB, uint8 [height, width, 3].
-    """
+    """Draw an image, uint8 [height, width, 3], with the subject CLASS_NAMES[index % 8], in about 10 ms."""
     random = np.random.default_rng((seed, index))
     name = CLASS_NAMES[index % len(CLASS_NAMES)]
     subject, heights, feet = SUBJECTS[name]

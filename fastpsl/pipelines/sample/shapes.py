@@ -32,16 +32,9 @@ class Shape(NamedTuple):
 
 
 def draw_scene(random: Random, height: int, width: int, side_px: int) -> tuple[np.ndarray, list[Shape]]:
-    """Draw one to three objects on a ground, in about 10 ms.
+    """Draw one to three objects on a ground, RGB uint8 [height, width, 3], in about 10 ms.
 
-    Args:
-        random: The source of all random numbers.
-        height: The image's height in px.
-        width: The image's width in px.
-        side_px: The scale: objects have 24/128 to 72/128 of it.
-
-    Returns:
-        The image, RGB uint8 [height, width, 3], and its objects.
+    Objects have 24/128 to 72/128 of `side_px`.
     """
     image = _ground(random, height, width)
     labels, sides, areas = [], [], []

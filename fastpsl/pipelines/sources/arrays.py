@@ -12,11 +12,11 @@ import contextlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import IO
 
 import numpy as np
 from typing_extensions import override
@@ -78,7 +78,8 @@ class Arrays:
         """Yield this shard's images in order, uint8 [H, W, 3]."""
         positions = shard_range(self.num_total, self.shard)[skip:]
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
-            for index, image in enumerate(_rows(archive, self.images, positions), positions.start):
+            images = chain.from_iterable(_chunks(archive, self.images, positions))
+            for index, image in enumerate(images, positions.start):
                 name = f"{self.images.key}[{index}]"
                 yield Sample(name, _rgb(image, self.layout), int(self.labels[index]))
 
@@ -88,17 +89,7 @@ class Arrays:
 
 
 def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)) -> Arrays:
-    """Open an .npz of images and count them.
-
-    Args:
-        path: The file.
-        split: The split, where the names contain splits.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-
-    Raises:
-        ValueError: The types, shapes or names do not fit, `split` is needed or unknown, or the file is
-            damaged.
-    """
+    """Open an .npz of images and count them; `shard` (i, n) keeps the i-th of n runs of neighbours."""
     with _errors(path), zipfile.ZipFile(path) as archive:
         members = [
             _header(path, archive, info) for info in archive.infolist() if info.filename.endswith(".npy")
@@ -237,22 +228,10 @@ def _chunks(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterator[n
         file.seek(member.start + rows.start * member.row_bytes)
         for start in range(rows.start, rows.stop, chunk_rows):
             num = min(chunk_rows, rows.stop - start)
-            data = bytearray(num * member.row_bytes)
-            _fill(file, memoryview(data))
+            data = bytearray(file.read(num * member.row_bytes))
+            if len(data) < num * member.row_bytes:
+                raise EOFError
             yield np.frombuffer(data, member.dtype).reshape(num, *member.shape[1:])
-
-
-def _fill(file: IO[bytes], view: memoryview) -> None:
-    while view:
-        num = file.readinto(view)  # type: ignore[attr-defined]
-        if not num:
-            raise EOFError
-        view = view[num:]
-
-
-def _rows(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterable[np.ndarray]:
-    for chunk in _chunks(archive, member, rows):
-        yield from chunk
 
 
 @contextlib.contextmanager

@@ -191,14 +191,8 @@ def image_folder(
 ) -> ImageFolder:
     """Count the images below `root`, which are in one folder or in a folder per class.
 
-    Args:
-        root: The folder.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        are_classes: Whether folders are classes whatever they are called.
-
-    Raises:
-        ValueError: There are none, some lie beside the class folders, or the folders are no classes. Or it is
-            the folder of a run, whose figures are no images to learn from.
+    `shard` (i, n) keeps the i-th of n runs of neighbours. With `are_classes`, folders are classes whatever
+    they are called.
     """
     root = Path(root)
     if not root.is_dir():

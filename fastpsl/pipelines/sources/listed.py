@@ -86,16 +86,9 @@ class ImageList:
 
 
 def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path | None = None) -> ImageList:
-    """Read the list at `path` and check that its images exist.
+    """Read the list at `path` and check that its images exist, in `folder` or else around the list.
 
-    Args:
-        path: The list.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        folder: The folder of the images; None to look for it around the list.
-
-    Raises:
-        ValueError: It is no such list or empty, names an image twice, labels only some, or an image is
-            absent. The message is one line and names the list.
+    `shard` (i, n) keeps the i-th of n runs of neighbours.
     """
     path = Path(path)
     names = read_list(path)
@@ -107,15 +100,9 @@ def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path |
 
 
 def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
-    """Return the images in a folder with the labels of a list.
+    """Return the images in a folder, which has no folder per class, with the labels of a list.
 
-    Args:
-        folder: The folder, without a folder per class.
-        labels: A list of its images, or one with a class per line, in the order of the folder's sorted files.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-
-    Raises:
-        ValueError: As in `image_list`; also where the folder has classes or another number of images.
+    The list names the images, or has a class per line, in the order of the folder's sorted files.
     """
     if labels.suffix.lower() == ".json" or names_images(labels):
         return image_list(labels, shard, folder)

@@ -355,15 +355,8 @@ def parquet_files(
 ) -> Tables:
     """Open parquet files as one data set, in the order of their names.
 
-    Args:
-        paths: The files.
-        split: The split, needed if the names contain several (train-00000-of-00002.parquet).
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        image_column: The column of images; None to choose it.
-        label_column: The column of labels; None to choose it.
-
-    Raises:
-        ValueError: Something is missing, damaged or ambiguous.
+    A split is needed if the names contain several (train-00000-of-00002.parquet). `shard` (i, n) keeps the
+    i-th of n runs of neighbours.
     """
     try:
         require_pyarrow()

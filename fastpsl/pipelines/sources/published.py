@@ -302,17 +302,10 @@ def published(
     shard: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Published:
-    """Check the files of a published data set and count its images.
+    """Check the files of a published data set and count its images, by default those of train.
 
-    Args:
-        src: The archive, its folder, or a folder with either.
-        name: cifar10, cifar100 or stl10.
-        split: The split; None for train.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        on_progress: Called with (MB done, MB in all) while checksums are computed.
-
-    Raises:
-        ValueError: Files are missing or are not the published ones.
+    `src` is the archive, its folder, or a folder with either. `shard` (i, n) keeps the i-th of n runs of
+    neighbours. `on_progress` is called with (MB done, MB in all) while checksums are computed.
     """
     splits = EDITIONS[name][0].splits
     notes = [] if split else [f"--split train of {', '.join(splits)}"]

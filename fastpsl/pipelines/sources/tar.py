@@ -465,14 +465,8 @@ def tar_source(
 ) -> TarSource:
     """Count the images in tars.
 
-    Args:
-        paths: The tars.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        on_progress: Called with (MB done, MB in all).
-        are_classes: Whether folders are classes even where they are called train or test.
-
-    Raises:
-        ValueError: A tar cannot be read or is none, they hold no image, or their folders are no classes.
+    `shard` (i, n) keeps the i-th of n runs of neighbours. `on_progress` is called with (MB done, MB in all).
+    With `are_classes`, folders are classes even where they are called train or test.
     """
     paths = sorted(paths, key=str)
     try:

@@ -357,11 +357,7 @@ class VOC:
 
 
 def open_train_and_test(
-    root: str | Path,
-    train: Sequence[str],
-    test: Sequence[str],
-    needs: Needs,
-    sbd: Path | None = None,
+    root: str | Path, train: Sequence[str], test: Sequence[str], needs: Needs, sbd: Path | None = None
 ) -> tuple[VOC, VOC]:
     """Open the sets to learn from (with SBD, if given) and the sets to score.
 

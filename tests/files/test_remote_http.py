@@ -14,9 +14,6 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-pytest.importorskip("aiohttp")
-pytest.importorskip("fsspec")
-
 from fastpsl.files.remote import cache as cache_module
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton import remote
@@ -25,6 +22,10 @@ from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.warm import CONTEXT
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("fsspec")
+
 
 SOUND = sample_paths().test_32.read_bytes()
 SIDECAR = Path(f"{sample_paths().test_32}.json").read_bytes()
@@ -152,18 +153,13 @@ TABLE = 160 * ALLOCATION.itemsize
         (with_header(page_size=(1 << 32) - 1), len(SOUND), "says that its pages have 4,294,967,295 bytes"),
         (with_header(alloc_table_ptr=1 << 50), (1 << 50) + TABLE, "536,870,912 pages for 160 parts of samp"),
         (with_header(alloc_table_ptr=1 << 50), 1 << 50, "is not whole, or damaged (1,125,899,906,842,624 b"),
-        (
-            with_header(num_samples=1 << 32, alloc_table_ptr=1 << 42),
-            (1 << 42) + (ALLOCATION.itemsize << 32),
-            "its tables take 223 GB, and the cache at most 0.1 GB; give a larger --cache-gb",
-        ),
-        (
-            with_header(num_samples=1 << 23, alloc_table_ptr=(1 << 44) - (1 << 30), page_size=1 << 21),
-            (1 << 44) - (1 << 30) + (ALLOCATION.itemsize << 23),
-            "says that it has 8,388,096 pages for 8,388,608 parts",
-        ),
+        (with_header(num_samples=1 << 32, alloc_table_ptr=1 << 42), (1 << 42) + (ALLOCATION.itemsize << 32),
+         "its tables take 223 GB, and the cache at most 0.1 GB; give a larger --cache-gb"),
+        (with_header(num_samples=1 << 23, alloc_table_ptr=(1 << 44) - (1 << 30), page_size=1 << 21),
+         (1 << 44) - (1 << 30) + (ALLOCATION.itemsize << 23),
+         "says that it has 8,388,096 pages for 8,388,608 parts"),
     ],
-)
+)  # fmt: skip
 def test_what_a_header_claims_is_bounded_before_memory_is_taken(
     data: bytes, size: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,10 +191,7 @@ def test_long_names_and_strange_files_in_the_cache_do_no_harm(tmp_path: Path) ->
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "stray").touch()
     name = "x" * 245 + ".beton"
-    with (
-        serving(honest(name)) as server,
-        Beton(f"{server.address}/{name}", Cache(tmp_path, 0.1)) as data,
-    ):
+    with serving(honest(name)) as server, Beton(f"{server.address}/{name}", Cache(tmp_path, 0.1)) as data:
         assert data.num_samples == 160 and data.class_names
 
 
