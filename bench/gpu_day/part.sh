@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 # stage and mode, launched and captured, with PSL's cost over end to end's; kernels of augmentation (T3).
 part_a() {
     if [ -n "$SMALL" ]; then
-        step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
+        step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_view_memory.py
         bench step 180 step --recipes jigsaw --stages S2 --modes eager --backbone resnet18 --batch-size 8 --repeats 1
         bench kernels 220 kernels --chains flip 'SimCLR T3' --batch-size 4 --size-px 64 --repeats 1 --no-peers
         return

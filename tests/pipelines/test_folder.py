@@ -40,6 +40,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import decode, make
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo, pil_decode
+from tests.pipelines.test_image_files import file_of
 
 # The decoders that read folders.
 READERS = [decoder for decoder in DECODERS if decoder in READS["folder"]]
