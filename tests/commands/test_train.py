@@ -138,7 +138,7 @@ def test_a_copy_is_the_script_and_starts(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "usage: fastpsl train jigsaw [options]" in run(capsys, "train", "jigsaw", "--help")[1]
+    assert "usage: fastpsl train jigsaw [-h] [OPTIONS]" in run(capsys, "train", "jigsaw", "--help")[1]
     assert run(capsys, "--version")[1].startswith("fastpsl-vision ")
     code, out, _ = run(capsys)
     assert code == 0 and "fastpsl train jigsaw --data" in out
