@@ -123,14 +123,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return `fastpsl`'s own arguments, and those that a recipe gets."""
     if not arguments:
         return ["--help"], []
-    name = arguments[0]
-    if name in ("train", "eval"):
-        return train.split(arguments)
-    if name == "doctor":
-        return doctor.split(arguments)
-    if name == "launch":
-        return launch.split(arguments)
-    return list(arguments), []
+    splits = {"train": train.split, "eval": train.split, "doctor": doctor.split, "launch": launch.split}
+    split = splits.get(arguments[0])
+    return split(arguments) if split else (list(arguments), [])
 
 
 def _named(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
