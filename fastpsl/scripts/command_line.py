@@ -26,6 +26,7 @@ from fastpsl.console.words import nearest
 from fastpsl.engine.options import flag
 
 HELP = frozenset({"-h", "--help"})
+_MAX_METAVAR = 60  # columns; longer lists of values stand in the text
 UNGROUPED = "options"  # tyro's name for the box of options without a group
 # What --help and errors call a value of each type.
 _WORDS = {
@@ -33,6 +34,7 @@ _WORDS = {
     float: ("X", "give a number", "give numbers"),
     str: ("NAME", "", ""),
     Path: ("PATH", "", ""),
+    bool: ("", "", ""),
 }
 
 
@@ -124,8 +126,11 @@ class Option:
 
     def for_tyro(self, *, is_required: bool, is_hidden: bool) -> tuple[Any, ...]:
         """Return its name, type and default for `make_dataclass`."""
-        has_choices = self.is_argument and "|" in self.usage
-        text = f"{self.usage.replace('|', ', ')}. {self.text}" if has_choices else self.text
+        metavar, text = self.called if self.is_argument else self._metavar, self.text
+        words = self.usage.split()[-1 - self._is_list] if "|" in self.usage else ""
+        if self.is_argument and words or len(words) > _MAX_METAVAR:
+            metavar = self.called if self.is_argument else "NAME" + " ..." * self._is_list
+            text = f"{words.replace('|', ', ')}. {text}"
         default = ("", "yes")[self.default] if isinstance(self.default, bool) else _text(self.default)
         marks: list[Any] = [Positional] * self.is_argument + [Suppress] * is_hidden
         marks.append(
@@ -142,7 +147,6 @@ class Option:
             kinds = get_args(self.kind)
             is_open = self._is_list and (len(kinds) == 1 or kinds[-1] is ...)
             nargs: Any = "*" if is_open else len(kinds) if self._is_list else 1
-            metavar = self.called if self.is_argument else self._metavar
             reader = PrimitiveConstructorSpec(nargs, metavar, self.read, lambda _: True, lambda x: [str(x)])
             hint = Annotated[(self.kind | None, *marks, reader)]
         if self.default is not MISSING:
@@ -199,7 +203,10 @@ def parse(
             parsed, rest = tyro.cli(
                 make_dataclass("Options", members, kw_only=True),
                 prog=prog,
-                description=inspect.cleandoc(description or kind.__doc__ or ""),
+                # tyro keeps line breaks before signs and numbers.
+                description=re.sub(
+                    r"(?<=\S)\n(?=[^\s*-])", " ", inspect.cleandoc(description or kind.__doc__ or "")
+                ),
                 args=given,
                 config=(OmitArgPrefixes,),
                 return_unknown_args=True,

@@ -128,26 +128,18 @@ def print_now(line: str) -> None:
 
 @dataclass(frozen=True)
 class Script(Generic[Options]):
-    """A script with options. Their defaults depend on whether --data is given or the embedded sample is used.
+    """A script with options, whose defaults depend on whether --data is given or the sample is used."""
 
-    Attributes:
-        name: The file's name without .py, which also names runs.
-        description: The file's docstring, for --help.
-        options: The class of its options.
-        paper: The defaults with --data.
-        sample: The defaults without --data, on top of `paper`.
-        source: The origin of `paper`: "paper", or "default" if no paper states it.
-        variant: Returns defaults that depend on the given options, on top of `paper`.
-        at_most: Sizes that --preset small limits to a share of the images, besides the batch.
-    """
-
-    name: str
-    description: str | None
+    name: str  # the file's name without .py, which also names runs
+    description: str | None  # the file's docstring, for --help
     options: type[Options]
-    paper: Mapping[str, Any]
-    sample: Mapping[str, Any]
+    paper: Mapping[str, Any]  # the defaults with --data
+    sample: Mapping[str, Any]  # the defaults without --data, on top of `paper`
+    # The origin of `paper`: "paper", or "default" if no paper states it.
     source: str = field(default="paper", kw_only=True)
+    # Returns defaults that depend on the given options, on top of `paper`.
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
+    # Sizes that --preset small limits to a share of the images, besides the batch.
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:

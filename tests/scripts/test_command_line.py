@@ -110,6 +110,14 @@ def test_the_errors_of_a_recipe() -> None:
         assert str(caught.value) == line
 
 
+def test_paragraphs_are_joined_and_commands_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    about = 'One\n"two" 3\n(four).\n\n    run --a \\\n        --b 1\n\nMore.'
+    with pytest.raises(SystemExit, match="0"):
+        parse(Show, ["--help"], prog="show", description=about)
+    text = capsys.readouterr().out
+    assert '\n\nOne "two" 3 (four).\n\n    run --a \\\n        --b 1\n\nMore.\n\n' in text
+
+
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 
 
