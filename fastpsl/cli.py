@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NoReturn
 
-import tyro
-
 from fastpsl.commands import doctor, launch, train
 from fastpsl.commands.data import Data
 from fastpsl.commands.doctor import Doctor
@@ -28,10 +26,9 @@ from fastpsl.console.terminal import (
     safe_output,
 )
 from fastpsl.console.words import hint
-from fastpsl.scripts.command_line import parse, show_command_help
+from fastpsl.scripts.command_line import HELP, parse, show_commands
 from fastpsl.scripts.distribution import REMEDY, stranger, version_line
 from fastpsl.scripts.launch import goes_on, one_line_once
-from fastpsl.scripts.recipe import HELP
 
 
 class Fastpsl:
@@ -92,11 +89,16 @@ def _main(arguments: list[str]) -> None:
                 _exit(EXIT_USER_ERROR, f"{other}: {REMEDY}")
             return
         arguments, recipe_options = _split(arguments)
-        if not recipe_options and HELP.intersection(arguments):
-            _show_help(arguments)
+        prog, kind, rest = _named(arguments)
+        commands = getattr(kind, "commands", {})
+        if commands and HELP.intersection(rest):
+            show_commands(prog, kind, commands)
             return
-        prog, kind, rest = _command(arguments)
-        command = parse(kind, rest, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+        if kind is Recipes:
+            kind = commands["list"]
+        elif commands:
+            raise ValueError(f"name a command: {', '.join(commands)}; see {prog} --help")
+        command = parse(kind, rest, prog=prog)
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
         with _one_line_warnings(), operation(prog):
@@ -121,30 +123,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return `fastpsl`'s own arguments, and those that a recipe gets."""
     if not arguments:
         return ["--help"], []
-    name = arguments[0]
-    if name in ("train", "eval"):
-        return train.split(arguments)
-    if name == "doctor":
-        return doctor.split(arguments)
-    if name == "launch":
-        return launch.split(arguments)
-    return list(arguments), []
-
-
-def _show_help(arguments: Sequence[str]) -> None:
-    """Print the help of `fastpsl`, of a command, or of a command's own command."""
-    prog, kind, _ = _named(arguments)
-    show_command_help(prog, kind, getattr(kind, "commands", {}))
-
-
-def _command(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
-    """Return the command that is called, as `_named` does; of `fastpsl recipes`, the one that it stands for."""
-    prog, kind, rest = _named(arguments)
-    if kind is Recipes:
-        return prog, Recipes.commands["list"], rest
-    if commands := getattr(kind, "commands", None):
-        raise ValueError(f"name a command: {', '.join(commands)}; see {prog} --help")
-    return prog, kind, rest
+    splits = {"train": train.split, "eval": train.split, "doctor": doctor.split, "launch": launch.split}
+    split = splits.get(arguments[0])
+    return split(arguments) if split else (list(arguments), [])
 
 
 def _named(arguments: Sequence[str]) -> tuple[str, type, list[str]]:

@@ -103,11 +103,7 @@ class EpochLoader(Uncopyable):
         return max(0, -(-(num_parts - loader.rank) // loader.world))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Iterate over one epoch.
-
-        Yields:
-            Tuples (inputs, labels) or (inputs, labels, indices), as `fastpsl.loader` describes them.
-        """
+        """Iterate over one epoch: tuples (inputs, labels) or (inputs, labels, indices), as of `loader`."""
         epoch = self.epoch
         if self.loader.train:
             self.epoch += 1

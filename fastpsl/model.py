@@ -53,16 +53,9 @@ class Transform:
         self._crop = v2.Compose([v2.Resize(shorter_px, antialias=True), v2.CenterCrop(self.size_px)])
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Return one image as the model reads it.
+        """Return one image as the model reads it: float32 [C, size_px, size_px], normalised.
 
-        Args:
-            picture: A path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
-
-        Returns:
-            A float32 tensor [C, size_px, size_px], normalised. C is the number of the model's input channels.
-
-        Raises:
-            ValueError: The argument is none of these, or the file cannot be read.
+        The image is a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
         """
         pixels: Tensor = self._crop(_pixels(picture))[None].contiguous(memory_format=torch.channels_last)
         draws = self._view.draw(Keys(0, 0, np.zeros(1, np.int64)))  # of ops that draw nothing

@@ -46,21 +46,9 @@ def tsne(
     seed: int = 0,
     title: str | None = None,
 ) -> Figure:
-    """Map features to the plane by t-SNE, and draw one point per row in the colour of its class.
+    """Map features [N, C] to the plane by t-SNE, and draw a point per row in the colour of its class.
 
-    Args:
-        features: Float array [N, C], such as that of `fastpsl.embed`. Rows with NaN are left out.
-        labels: Integer array [N], -1 for no label. None draws all points in grey.
-        class_names: Names of the classes, for the legend.
-        perplexity: The perplexity of t-SNE, above 0 and below N.
-        seed: The seed of t-SNE.
-        title: The title. By default, the number of images and the perplexity.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ValueError: The shapes do not fit, or there are too few rows for the perplexity.
+    Labels are integers [N], -1 for none; without any, all points are grey. Rows with NaN are left out.
     """
     features = np.asarray(features)
     every = np.full(len(features), -1) if labels is None else np.asarray(labels)

@@ -99,6 +99,8 @@ def _text(node: ast.expr | None, values: dict[str, ast.expr]) -> str:
     """Return a text as far as the source has it: of literals, of constants of the module, of arguments."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "worded":
+        return _text(node.args[0], values)
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(value, values) for value in node.values)
     if isinstance(node, ast.FormattedValue):

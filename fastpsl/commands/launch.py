@@ -17,7 +17,8 @@ from fastpsl.commands.train import Eval, Train
 from fastpsl.console.progress import note_output, operation
 from fastpsl.console.terminal import escaped
 from fastpsl.engine.options import flag
-from fastpsl.scripts.recipe import HELP, Recipe
+from fastpsl.scripts.command_line import HELP, parse
+from fastpsl.scripts.recipe import Recipe
 
 LOOK_EVERY_S = 1.0  # for new lines of the log
 ASK_EVERY_S = 5.0  # squeue, which all users of a cluster ask
@@ -262,7 +263,6 @@ def _words(options: str) -> list[str]:
 
 def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Path]:
     """Return the command that each process runs, and --out."""
-    from fastpsl.scripts.command_line import parse
     from fastpsl.scripts.recipe_files import load_recipe, named_path
 
     script = load_recipe(named_path(recipe, Train.names | Eval.names))

@@ -101,9 +101,9 @@ class _Start:
 
     def run(self, *options: str) -> int:
         """Run the recipe in this process, or in one for each of --gpus."""
+        from fastpsl.scripts.command_line import HELP
         from fastpsl.scripts.launch import launch
         from fastpsl.scripts.local_ranks import run_ranks
-        from fastpsl.scripts.recipe import HELP
         from fastpsl.scripts.recipe_files import load_recipe, named_path
 
         if self.gpus is not None and self.gpus < 1:

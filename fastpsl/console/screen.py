@@ -1,24 +1,19 @@
 """What a person sees of long work: on a terminal or in a notebook drawn in place, elsewhere as plain lines.
 
-In the lines of a training, no number and no name is ever cut. What does not fit is left out, the least
-important first:
-
-- the place: step, stage, epoch;
-- the pace: percent, time left in the stage and in the run, images per second, data wait, GPU memory;
-- the learning: loss, the task's first other metric, learning rate, the task's other metrics in its order.
-
+No number and no name is ever cut. In a narrow window, lines go on below each other.
 The plain lines of `Progress` and `status` come from `operation`, which prints after ten seconds of silence.
 """
 
 import contextlib
 import io
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.highlighter import RegexHighlighter
@@ -53,22 +48,7 @@ def draws_in_place(console: Console) -> bool:
     return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
 
 
-class Display(Protocol):
-    """A display that is drawn in place: rich's `Live`, or `NotebookDisplay`."""
-
-    transient: bool
-
-    def start(self, refresh: bool = False) -> None:
-        """Draw it for the first time."""
-
-    def refresh(self) -> None:
-        """Draw it again."""
-
-    def stop(self) -> None:
-        """End it. It is removed if it is transient."""
-
-
-def make_display(console: Console, render: Callable[[], RenderableType]) -> Display:
+def make_display(console: Console, render: Callable[[], RenderableType]) -> "Live | NotebookDisplay":
     """Return a display on a console for which `draws_in_place` holds; `render` returns what it shows."""
     if console.is_jupyter:
         return NotebookDisplay(console, render)
@@ -118,69 +98,32 @@ class NotebookDisplay:
 
 
 GAP = "  "
-_MIN_BAR, _GOOD_BAR, _MAX_BAR = 6, 20, 40
+_MIN_BAR, _MAX_BAR = 6, 40
 
 
-class Part(NamedTuple):
-    """A part of a line.
-
-    Attributes:
-        importance: A smaller number is more important.
-        short: The text where the line is narrow.
-        long: The text where there is room.
-    """
-
-    importance: int
-    short: str
-    long: str
+def text_lines(parts: Sequence[str], width: int) -> Text:
+    """Return parts of a line with bright numbers; what does not fit goes on below, and no part is broken."""
+    line = GAP.join(part.replace(" ", "\0") for part in parts)
+    lines = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+    return _Digits()(Text("\n".join(lines).replace("\0", " ")))
 
 
-def fitted(parts: Sequence[Part], width: int, long_width: int | None = None) -> list[str]:
-    """Return the texts of the parts that fit `width` columns with gaps between them, in the given order.
-
-    Parts are added by importance in their short text, until one does not fit. Then they take their long text
-    by importance, each where that fits `long_width` (by default `width`).
-    """
-    ranked = sorted(range(len(parts)), key=lambda i: parts[i].importance)
-    texts: dict[int, str] = {}
-    for i in ranked:
-        if _length([*texts.values(), parts[i].short]) > width:
-            break
-        texts[i] = parts[i].short
-    for i in ranked[: len(texts)]:
-        if _length([*(texts | {i: parts[i].long}).values()]) <= (width if long_width is None else long_width):
-            texts[i] = parts[i].long
-    return [texts[i] for i in sorted(texts)]
-
-
-def text_line(texts: Sequence[str]) -> Text:
-    """Return texts as a line with bright numbers."""
-    return _Digits()(Text(GAP.join(texts), no_wrap=True, overflow="crop"))
-
-
-def bar_line(done: int, total: int, parts: Sequence[Part], width: int) -> Table:
-    """Return a bar of `done` of `total` and the parts that fit beside it.
-
-    The bar has 6 to 40 columns. It has 20 before the parts take their long text.
-    """
+def bar_line(done: int, total: int, parts: Sequence[str], width: int) -> Table:
+    """Return a bar of `done` of `total` and the parts beside it."""
     room = width - len(GAP)
-    text = text_line(fitted(parts, room - _MIN_BAR, room - _GOOD_BAR))
+    text_width = min(len(GAP.join(parts)), room - _MIN_BAR)
     # The terminal's own colours can be seen on white and on black.
     bar = ProgressBar(
         total,
         done,
-        width=min(_MAX_BAR, room - len(text)),
+        width=min(_MAX_BAR, room - text_width),
         style="bright_black",
         complete_style="cyan",
         finished_style="green",
     )
     line = Table.grid(padding=(0, len(GAP), 0, 0), pad_edge=False)
-    line.add_row(bar, text)
+    line.add_row(bar, text_lines(parts, text_width))
     return line
-
-
-def _length(texts: Sequence[str]) -> int:
-    return len(GAP.join(texts))
 
 
 class _Digits(RegexHighlighter):
@@ -192,39 +135,22 @@ class _Digits(RegexHighlighter):
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of a training after a step. None stands for what is not measured, or not there.
-
-    Attributes:
-        stage: The stage's name.
-        level: The task's level.
-        number: The number of the stage, from 1.
-        num_stages: The number of stages of the run.
-        steps_per_epoch: The number of steps of an epoch.
-        step: The number of steps made in the stage.
-        num_steps: The number of steps of the stage.
-        metrics: The task's metrics, the loss first.
-        lr: The learning rate.
-        images_per_s: The images of all ranks per second.
-        data_wait_percent: The share of time that rank 0 waited for batches.
-        eta_s: The seconds left in the stage.
-        run_eta_s: The seconds left in the run; None in its last stage.
-        gpu_bytes: The bytes in use on rank 0's GPU; None on the CPU.
-    """
+    """The numbers of a training after a step. None stands for what is not measured, or not there."""
 
     stage: str
     level: int
-    number: int
+    number: int  # of the stage, from 1
     num_stages: int
     steps_per_epoch: int
-    step: int
-    num_steps: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    step: int  # steps made in the stage
+    num_steps: int  # of the stage
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the loss first
     lr: float | None = None
-    images_per_s: float | None = None
-    data_wait_percent: float | None = None
-    eta_s: float | None = None
-    run_eta_s: float | None = None
-    gpu_bytes: int | None = None
+    images_per_s: float | None = None  # of all ranks
+    data_wait_percent: float | None = None  # of rank 0's time
+    eta_s: float | None = None  # of the stage
+    run_eta_s: float | None = None  # None in the last stage
+    gpu_bytes: int | None = None  # in use on rank 0's GPU
 
     @property
     def epoch(self) -> int:
@@ -263,53 +189,50 @@ class TrainingLines:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines for the console's present width."""
         numbers, width = self.numbers, options.max_width
-        yield text_line(fitted(_place(numbers), width))
-        yield bar_line(numbers.step, numbers.num_steps, _pace(numbers), width)
-        if learning := list(_learning(numbers)):
-            yield text_line(fitted(learning, width))
+        yield text_lines(_place(numbers), width)
+        pace = _pace(numbers)
+        if len(GAP.join(pace)) > width - len(GAP) - _MIN_BAR:
+            pace = _pace(numbers, "ETA", "run", "wait", "GPU")
+        yield bar_line(numbers.step, numbers.num_steps, pace, width)
+        if learning := _learning(numbers):
+            yield text_lines(learning, width)
         if self.caption is not None:
             yield Text(self.caption, overflow="fold", style="dim")
 
 
-def _place(n: Numbers) -> list[Part]:
-    place = f"{n.stage} G{n.level}", f"{n.stage}, level G{n.level}"
-    if n.num_stages > 1:
-        place = (
-            f"stage {n.number}/{n.num_stages} {place[0]}",
-            f"stage {n.number} of {n.num_stages} ({place[1]})",
-        )
+def _place(n: Numbers) -> list[str]:
+    stage = f"{n.stage}, level G{n.level}"
     return [
-        Part(1, *place),
-        Part(2, f"epoch {n.epoch:,}/{n.num_epochs:,}", f"epoch {n.epoch:,} of {n.num_epochs:,}"),
-        Part(0, f"step {n.step:,}/{n.num_steps:,}", f"step {n.step:,} of {n.num_steps:,}"),
+        f"stage {n.number} of {n.num_stages} ({stage})" if n.num_stages > 1 else stage,
+        f"epoch {n.epoch:,} of {n.num_epochs:,}",
+        f"step {n.step:,} of {n.num_steps:,}",
     ]
 
 
-def _pace(n: Numbers) -> list[Part]:
-    done = f"{100 * n.step // max(n.num_steps, 1):3} %"
-    texts: list[tuple[str, str] | None] = [(done, done)]
+def _pace(
+    n: Numbers,
+    stage: str = "stage ETA",
+    run: str = "run ETA",
+    wait: str = "data wait",
+    gpu: str = "GPU memory",
+) -> list[str]:
+    texts = [f"{100 * n.step // max(n.num_steps, 1):3} %"]
     if n.eta_s is not None:
-        stage = "ETA" if n.run_eta_s is None else "stage ETA"
-        texts.append((f"ETA {clock(n.eta_s)}", f"{stage} {clock(n.eta_s)}"))
+        texts.append(f"{'ETA' if n.run_eta_s is None else stage} {clock(n.eta_s)}")
     if n.run_eta_s is not None:
-        texts.append((f"run {clock(n.run_eta_s)}", f"run ETA {clock(n.run_eta_s)}"))
+        texts.append(f"{run} {clock(n.run_eta_s)}")
     if n.images_per_s is not None:
-        speed = f"{n.images_per_s:{',.0f' if n.images_per_s >= 10 else '.2g'}}"
-        texts.append((f"{speed} img/s", f"{speed} images/s"))
+        texts.append(f"{n.images_per_s:{',.0f' if n.images_per_s >= 10 else '.2g'}} images/s")
     if n.data_wait_percent is not None:
-        texts.append((f"wait {n.data_wait_percent:.0f} %", f"data wait {n.data_wait_percent:.0f} %"))
+        texts.append(f"{wait} {n.data_wait_percent:.0f} %")
     if n.gpu_bytes is not None:
-        texts.append((f"GPU {gibibytes(n.gpu_bytes)}", f"GPU memory {gibibytes(n.gpu_bytes)}"))
-    return [Part(i, *text) for i, text in enumerate(texts) if text is not None]
+        texts.append(f"{gpu} {gibibytes(n.gpu_bytes)}")
+    return texts
 
 
-def _learning(n: Numbers) -> Iterator[Part]:
-    """Yield the metrics in the task's order, and last the learning rate, which comes third by importance."""
-    for i, (name, value) in enumerate(n.metrics.items()):
-        text = f"{name} {metric_words(name, value, '#.4g')}"
-        yield Part(i if i < 2 else i + 1, text, text)
-    if n.lr is not None:
-        yield Part(2, f"lr {n.lr:.3g}", f"learning rate {n.lr:.3g}")
+def _learning(n: Numbers) -> list[str]:
+    metrics = [f"{name} {metric_words(name, value, '#.4g')}" for name, value in n.metrics.items()]
+    return metrics if n.lr is None else [*metrics, f"learning rate {n.lr:.3g}"]
 
 
 PLAIN_LINE_EVERY_S = 9.0  # less than the ten seconds after which `operation` prints
@@ -324,7 +247,7 @@ class Screen:
 
     def __init__(self, console: Console | None = None):
         self.console = console or make_console()
-        self._display: Display | None = None
+        self._display: Live | NotebookDisplay | None = None
         self._numbers: Numbers | None = None
         self._caption: str | None = None
         self._drawn: object = None
@@ -415,8 +338,6 @@ _DRAW_EVERY_S = 0.1
 class Progress:
     """A progress bar with counts of done and bad items, the speed and the time left.
 
-    What does not fit beside the bar is left out: first what is done, then the pace.
-
     Example: `with Progress("images", total, "training on features") as progress: progress.update(num_done,
     num_bad)`
     """
@@ -462,13 +383,9 @@ class Progress:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the bar for the console's present width."""
         now, work = time.monotonic(), self._doing
-        count, of_total = f"{work.num_done:,}", f" of {work.total:,}" if work.total else ""
-        parts = [Part(0, f"{count}{of_total.replace(' of ', '/')}", f"{count}{of_total} {work.unit}")]
-        pace = work.pace(now - work.started)
-        parts.append(Part(1, pace, pace))
-        if work.what:
-            parts.append(Part(2, work.what, work.what))
-        yield bar_line(work.num_done, work.total, parts, options.max_width)
+        of_total = f" of {work.total:,}" if work.total else ""
+        parts = [f"{work.num_done:,}{of_total} {work.unit}", work.pace(now - work.started), work.what]
+        yield bar_line(work.num_done, work.total, [part for part in parts if part], options.max_width)
         if self._caption is not None:
             yield Text(self._caption, overflow="fold", style="dim")
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
+# The group of --help in which a field stands; those without one come first.
+DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
+    {"group": name} for name in ("data", "plan", "optimisation", "output", "monitoring", "speed")
+)
 # How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
@@ -40,14 +44,14 @@ class RunOptions:
             "a list of images. Dataset files may live elsewhere: s3://bucket/train-*.beton, gs://, hf:// or "
             "https://. Without it: a small sample that the package generates."
         ),
-    ] = field(default=None, metadata=MACHINE)
-    val: str | None = field(default=None, metadata=MACHINE)
+    ] = field(default=None, metadata=MACHINE | DATA)
+    val: str | None = field(default=None, metadata=MACHINE | DATA)
     """Validation images, in the same forms. The generated sample has its own."""
-    cache_dir: Path | None = field(default=None, metadata=MACHINE)
+    cache_dir: Path | None = field(default=None, metadata=MACHINE | DATA)
     """For data that live elsewhere: a folder on a local disk for what is in use; by default in $TMPDIR."""
-    cache_gb: float | None = field(default=None, metadata=MACHINE)
+    cache_gb: float | None = field(default=None, metadata=MACHINE | DATA)
     """The most that --cache-dir may hold, in GB; by default 80 % of what the disk has free."""
-    out: Path | None = field(default=None, metadata=MACHINE)
+    out: Path | None = field(default=None, metadata=MACHINE | OUTPUT)
     """Folder of the run; by default a new numbered one under runs/."""
     resume: Annotated[
         str,
@@ -55,29 +59,29 @@ class RunOptions:
             help="auto: from the newest checkpoint in --out, if there is one; never: only into a fresh "
             "folder; or the path of a checkpoint."
         ),
-    ] = field(default="auto", metadata=MACHINE)
-    batch_size: int = 256
+    ] = field(default="auto", metadata=MACHINE | OUTPUT)
+    batch_size: int = field(default=256, metadata=OPTIMISATION)
     """Images per step, over all GPUs and accumulated batches."""
-    config: Path | None = field(default=None, metadata=MACHINE)
+    config: Path | None = field(default=None, metadata=MACHINE | OUTPUT)
     """Repeat a run: take all values of its config.json that the command does not give."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=OUTPUT)
     """Random seed of the initial weights, the order of the images and their augmentations."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", metadata=SPEED)
     """Number format of the network; auto is fp16 on CUDA and fp32 on the CPU."""
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE | SPEED)
     """Where to compute; auto is CUDA if there is a GPU."""
-    decoder: str = field(default="auto", metadata=MACHINE)
+    decoder: str = field(default="auto", metadata=MACHINE | SPEED)
     """Reader of the images: turbo, ffcv, dali, pillow, resident or synthetic; auto decides by the data,
     the device and the cores."""
-    workers: int | None = field(default=None, metadata=MACHINE)
+    workers: int | None = field(default=None, metadata=MACHINE | SPEED)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
-    hw_decoder_load: float | None = field(default=None, metadata=MACHINE)
+    hw_decoder_load: float | None = field(default=None, metadata=MACHINE | SPEED)
     """For dali on a GPU: share of each batch for its JPEG engines, from 0 to 1; by default 0.9."""
-    prefetch_batches: int = field(default=4, metadata=MACHINE)
+    prefetch_batches: int = field(default=4, metadata=MACHINE | SPEED)
     """Batches that are read, decoded or ready while a step runs."""
-    timeout_s: float = field(default=120.0, metadata=MACHINE)
+    timeout_s: float = field(default=120.0, metadata=MACHINE | SPEED)
     """Longest wait for a batch, in seconds. For another rank it is ten times as long."""
-    on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)
+    on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE | DATA)
     """For an image that cannot be decoded: stop, or replace it and list it in bad-samples.csv."""
 
     def __post_init__(self) -> None:
@@ -159,29 +163,31 @@ class RunOptions:
 class TrainingOptions(RunOptions):
     """The options of scripts that train, be it a backbone or a classifier on it."""
 
-    order: Literal["random", "quasi_random"] = "random"
+    order: Literal["random", "quasi_random"] = field(default="random", metadata=DATA)
     """Order of the images; quasi_random reads whole pages, for data larger than the memory."""
-    lanes: int = 64
+    lanes: int = field(default=64, metadata=DATA)
     """For quasi_random: places of the data that are read at a time. Each gives an equal share of a batch."""
-    sync_batchnorm: bool = False
+    sync_batchnorm: bool = field(default=False, metadata=OPTIMISATION)
     """Compute BatchNorm's statistics over all GPUs."""
-    accumulate: int = field(default=1, metadata=MACHINE)
+    accumulate: int = field(default=1, metadata=MACHINE | OPTIMISATION)
     """Batches whose gradients make one step. It reaches the paper's batch on fewer GPUs."""
-    max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
+    max_steps_per_stage: int | None = field(default=None, metadata=MACHINE | OUTPUT)
     """Cut each stage short after this many steps. Its learning rates stay those of the whole stage."""
-    checkpoint_minutes: float = field(default=20.0, metadata=MACHINE)
+    checkpoint_minutes: float = field(default=20.0, metadata=MACHINE | OUTPUT)
     """Minutes between checkpoints (0: none by the clock). Stages' ends and interruptions have one too."""
-    checkpoint_steps: int = field(default=0, metadata=MACHINE)
+    checkpoint_steps: int = field(default=0, metadata=MACHINE | OUTPUT)
     """Steps between checkpoints (0: none by steps)."""
-    keep_checkpoints: int = field(default=3, metadata=MACHINE)
+    keep_checkpoints: int = field(default=3, metadata=MACHINE | OUTPUT)
     """Number of the most recent checkpoints to keep."""
-    log_steps: int = field(default=10, metadata=MACHINE)
+    log_steps: int = field(default=10, metadata=MACHINE | MONITORING)
     """Steps between records of loss and speed. Only then does the host wait for the GPU."""
-    tensorboard: bool = field(default=True, metadata=MACHINE)
+    tensorboard: bool = field(default=True, metadata=MACHINE | MONITORING)
     """Write curves for TensorBoard to the run's folder."""
-    wandb: bool = field(default=False, metadata=MACHINE)
+    wandb: bool = field(default=False, metadata=MACHINE | MONITORING)
     """Send curves to Weights & Biases."""
-    augment_backend: Literal["auto", "kornia", "torch", "fused"] = field(default="auto", metadata=MACHINE)
+    augment_backend: Literal["auto", "kornia", "torch", "fused"] = field(
+        default="auto", metadata=MACHINE | SPEED
+    )
     """Augmentation by single operations, or in few kernels (fused); auto: fused if possible, else torch."""
     compile: Annotated[
         CompileName,
@@ -189,10 +195,10 @@ class TrainingOptions(RunOptions):
             help="How the blocks run: off, as they are; fused, with fused BatchNorms; on, by torch.compile; "
             "auto, the fastest known way."
         ),
-    ] = field(default="auto", metadata=MACHINE)
-    graph: GraphName = field(default="auto", metadata=MACHINE)
+    ] = field(default="auto", metadata=MACHINE | SPEED)
+    graph: GraphName = field(default="auto", metadata=MACHINE | SPEED)
     """Replay each step as one CUDA graph; auto: on one GPU, wherever the stage can be captured."""
-    fold_frozen: bool = field(default=False, metadata=MACHINE)
+    fold_frozen: bool = field(default=False, metadata=MACHINE | SPEED)
     """Fold BatchNorm into the convolutions of blocks that do not learn."""
 
     @override
@@ -220,10 +226,10 @@ class PretrainOptions(TrainingOptions):
             help="The defaults: the paper's; small, a batch and a length for few images; sample, a minute's "
             "values; auto, the paper's with --data, and sample without."
         ),
-    ] = field(default="auto", metadata=MACHINE)
-    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
+    ] = field(default="auto", metadata=MACHINE | PLAN)
+    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = field(default="psl", metadata=PLAN)
     """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them."""
-    epochs: tuple[int, ...] = (60, 60, 60)
+    epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
     """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
     partition: Annotated[
         tuple[str, ...],
@@ -231,12 +237,12 @@ class PretrainOptions(TrainingOptions):
             help="Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 "
             "blocks each."
         ),
-    ] = ()
-    levels: tuple[int, ...] = ()
+    ] = field(default=(), metadata=PLAN)
+    levels: tuple[int, ...] = field(default=(), metadata=PLAN)
     """Difficulty of the task in each stage; by default from the easiest to the hardest."""
-    frozen_batchnorm: Literal["eval", "train"] = "eval"
+    frozen_batchnorm: Literal["eval", "train"] = field(default="eval", metadata=PLAN)
     """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
-    probe_every: int = field(default=0, metadata=MACHINE)
+    probe_every: int = field(default=0, metadata=MACHINE | MONITORING)
     """Epochs between tests of the features on the validation images (0: never)."""
 
     @override
@@ -255,7 +261,7 @@ class PretrainOptions(TrainingOptions):
 class SGDOptions(PretrainOptions):
     """The options of recipes that learn by SGD."""
 
-    apex: bool = False
+    apex: bool = field(default=False, metadata=OPTIMISATION)
     """Use FusedSGD of NVIDIA apex."""
 
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:

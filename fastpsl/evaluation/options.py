@@ -10,7 +10,7 @@ from typing_extensions import Self, override
 from tyro.conf import arg
 
 from fastpsl.console.terminal import own_rank
-from fastpsl.engine.options import MACHINE, RunOptions, TrainingOptions
+from fastpsl.engine.options import DATA, MACHINE, RunOptions, TrainingOptions
 from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class VocOptions(EvaluationOptions):
             help="VOCdevkit, the folder of PASCAL VOC that holds VOC2007 and VOC2012 as their archives "
             "extract, or the folder around it. Without it: small images that the package generates."
         ),
-    ] = field(default=None, metadata=MACHINE)
+    ] = field(default=None, metadata=MACHINE | DATA)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fastpsl.console.words import worded
 from fastpsl.models.revnet import Group
 
 
@@ -148,8 +149,10 @@ class ConvReLU(nn.Module):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             warnings.warn(
-                "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
-                f"({reason}); you may leave it out",
+                worded(
+                    "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
+                    f"({reason}); you may leave it out"
+                ),
                 stacklevel=2,
             )
             return False

@@ -3,7 +3,7 @@
 After the call the process is as it was before: signal handlers, the process group, torch's flags and its
 default dtype. So are the random numbers of the CPU, and of this process's GPU where CUDA was in use. Most of
 these belong to the process and not to a thread, so it makes one such call at a time. Warnings go the
-program's own way, and name options as Python does.
+program's own way.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Parsing of command lines by tyro, with its errors as one line in our words."""
+"""Command lines by tyro: its help has the options in groups, and an error is one line in our words."""
 
 import ast
 import contextlib
@@ -8,224 +8,280 @@ import re
 import shutil
 import sys
 import textwrap
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cached_property
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
 from rich.panel import Panel
-from rich.text import Text
-from tyro.conf import Positional
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
-from fastpsl.console.terminal import plain
 from fastpsl.console.words import nearest
 from fastpsl.engine.options import flag
 
-METHOD, MACHINE_BOX = "this method", "speed and machine"
-BOXES: dict[str, tuple[str, ...]] = {
-    "data": (
-        "data", "val", "checkpoint", "random_weights", "pseudo_labels", "label_list", "sbd", "order", "lanes",
-        "on_bad_sample", "cache_dir", "cache_gb",
-    ),
-    METHOD: (),
-    "plan": ("preset", "backbone", "plan", "epochs", "steps", "levels", "partition", "frozen_batchnorm"),
-    "optimisation": (
-        "batch_size", "lr", "intervals", "warmup_epochs", "weight_decay", "momentum", "trust", "dropout",
-        "accumulate", "sync_batchnorm", "apex",
-    ),
-    "output and resume": (
-        "out", "resume", "config", "seed", "max_steps_per_stage", "checkpoint_minutes", "checkpoint_steps",
-        "keep_checkpoints",
-    ),
-    "monitoring": ("log_steps", "probe_every", "tensorboard", "wandb"),
-    MACHINE_BOX: (
-        "device", "precision", "decoder", "workers", "hw_decoder_load", "augment_backend", "compile", "graph",
-        "fold_frozen", "prefetch_batches", "timeout_s",
-    ),
-}  # fmt: skip
+HELP = frozenset({"-h", "--help"})
+_MAX_METAVAR = 60  # columns; longer lists of values stand in the text
+UNGROUPED = "options"  # tyro's name for the box of options without a group
+# What --help and errors call a value of each type.
+_WORDS = {
+    int: ("N", "give a whole number", "give whole numbers"),
+    float: ("X", "give a number", "give numbers"),
+    str: ("NAME", "", ""),
+    Path: ("PATH", "", ""),
+    bool: ("", "", ""),
+}
 
 
-_MAX_WIDTH = 100
-_COLUMN = 26  # where the texts begin at the latest
-_WORDS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+class _Refused(Exception):
+    """A value that an option does not take. It is no ValueError, because tyro draws a box around those."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option as --help shows it.
-
-    Attributes:
-        name: The field's name.
-        usage: The flag and its values, such as `--batch-size N`; of an argument without a flag, its value.
-        text: What it does, with its default in brackets.
-        is_own: Whether the recipe itself defines it.
-    """
+    """A field of a dataclass of options; its default is MISSING if it must be given."""
 
     name: str
-    usage: str
+    hint: Any
     text: str
-    is_own: bool
+    default: Any
+    group: str
 
+    @cached_property
+    def _marks(self) -> tuple[Any, ...]:
+        return getattr(self.hint, "__metadata__", ())
 
-def show_help(
-    prog: str, description: str, options: type, defaults: Mapping[str, Any], *, everything: bool
-) -> None:
-    """Print the help of a recipe."""
-    boxes = in_boxes(list(described(options, defaults)))
-    folded = [] if everything else boxes.pop(MACHINE_BOX, [])
-    console = _print(f"usage: {prog} [options]", description, boxes)
-    if folded:
-        names = ", ".join(flag(option.name) for option in folded)
-        more = f"--help-all shows the options of speed and machine, too: {names}."
-        console.print(wrapped(more, console.width), markup=False)
+    def _said(self, name: str) -> Any:
+        """Return what an `arg` in the type says."""
+        return next((said for mark in self._marks if (said := getattr(mark, name, None))), None)
 
+    @cached_property
+    def kind(self) -> Any:
+        """The type of the value; `T` of `T | None`."""
+        kind = get_args(self.hint)[0] if self._marks else self.hint
+        if get_origin(kind) in (Union, UnionType):
+            (kind,) = (part for part in get_args(kind) if part is not NoneType)
+        return kind
 
-def show_command_help(prog: str, command: type, subcommands: Mapping[str, type]) -> None:
-    """Print the help of a command of `fastpsl`."""
-    boxes = dict[str, list[Option]]()
-    usage = prog + (" COMMAND" if subcommands else "")
-    for name, each in subcommands.items():
-        about = inspect.cleandoc(each.__doc__ or "").split("\n\n")[0]
-        boxes.setdefault("commands", []).append(Option(name, name, " ".join(about.split()), False))
-    if not subcommands:
-        usage += _in_boxes_of_command(command, boxes)
-    _print(f"usage: {usage}", inspect.cleandoc(command.__doc__ or ""), boxes)
+    @property
+    def is_argument(self) -> bool:
+        """Whether it is given without a flag."""
+        return Positional in self._marks
 
+    @property
+    def _is_list(self) -> bool:
+        return get_origin(self.kind) in (tuple, list)
 
-def _in_boxes_of_command(command: type, boxes: dict[str, list[Option]]) -> str:
-    """Add a command's options to the boxes; return its arguments in words."""
-    words = ""
-    hints = get_type_hints(command, include_extras=True)
-    for option in described(command, {}):
-        marks = getattr(hints[option.name], "__metadata__", ())
-        is_positional = Positional in marks
-        boxes.setdefault("arguments" if is_positional else "options", []).append(option)
-        name = option.usage if len(option.usage) <= _COLUMN else option.name.upper()
-        words += f" {name}" if is_positional else ""
-    for name, kind in hints.items():
-        if isinstance(kind, type) and is_dataclass(kind):
-            boxes[name.replace("_", " ")] = list(described(kind, {}))
-    return words + (" [options]" if len(boxes) > ("arguments" in boxes) else "")
+    @property
+    def _item(self) -> Any:
+        return get_args(self.kind)[0] if self._is_list else self.kind
 
+    @cached_property
+    def _choices(self) -> dict[str, Any]:
+        return {str(each): each for each in get_args(self._item)} if get_origin(self._item) is Literal else {}
 
-def _print(usage: str, description: str, boxes: Mapping[str, Sequence[Option]]) -> Console:
-    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
-    console = Console(width=width, highlight=False)
-    console.print(f"{wrapped(usage, width)}\n", markup=False)
-    console.print(wrapped(description, width), markup=False)
-    for title, members in boxes.items():
-        column = min(_COLUMN, 2 + max(len(option.usage) for option in members))
-        body = "\n".join(line for option in members for line in _lines(option, width - 4, column))
-        console.print(Panel(Text(body), title=title, title_align="left", padding=(0, 1)))
-    return console
+    @property
+    def _metavar(self) -> str:
+        word = "|".join(self._choices) or _WORDS[self._item][0]
+        return self._said("metavar") or word + " ..." * self._is_list
 
+    @property
+    def usage(self) -> str:
+        """The flag and its values, such as `--batch-size N`; of an argument, its value."""
+        if self.is_argument:
+            return self._said("metavar") or self.name.upper()
+        if self.kind is bool:
+            return flag(self.name).replace("--", "--[no-]") if self.default is True else flag(self.name)
+        return f"{flag(self.name)} {self._metavar}"
 
-def described(options: type, defaults: Mapping[str, Any]) -> Iterator[Option]:
-    """Yield the options of a dataclass. Their texts are those of `arg`, or the strings below the fields."""
-    hints, texts = get_type_hints(options, include_extras=True), _texts(options)
-    own = inspect.get_annotations(options)
-    for field in fields(options):
-        if field.name in getattr(options, "without", ()):
-            continue
-        kind, *marks = (
-            get_args(hints[field.name]) if _is_annotated(hints[field.name]) else (hints[field.name],)
+    @property
+    def called(self) -> str:
+        """The flag; of an argument, its name in --help, which may list its values."""
+        if not self.is_argument:
+            return flag(self.name)
+        return self.name.upper() if "|" in self.usage else self.usage
+
+    @property
+    def flags(self) -> list[str]:
+        if self.is_argument:
+            return []
+        return [flag(self.name)] + [flag(f"no_{self.name}")] * (self.kind is bool)
+
+    def read(self, words: list[str]) -> Any:
+        """Return the value that the words of a command line give."""
+        try:
+            values = [self._choices[word] if self._choices else self._item(word) for word in words]
+        except (KeyError, ValueError):
+            allowed = f"allowed are {', '.join(self._choices)}"
+            wanted = allowed if self._choices else _WORDS[self._item][1 + self._is_list]
+            near = next(filter(None, (nearest(word, self._choices) for word in words)), None)
+            hint = f"; perhaps you meant {near}" if near else ""
+            raise _Refused(f"{self.called} {' '.join(words)}: {wanted}{hint}") from None
+        return get_origin(self.kind)(values) if self._is_list else values[0]
+
+    def for_tyro(self, *, is_required: bool, is_hidden: bool) -> tuple[Any, ...]:
+        """Return its name, type and default for `make_dataclass`."""
+        metavar, text = self.called if self.is_argument else self._metavar, self.text
+        words = self.usage.split()[-1 - self._is_list] if "|" in self.usage else ""
+        if self.is_argument and words or len(words) > _MAX_METAVAR:
+            metavar = self.called if self.is_argument else "NAME" + " ..." * self._is_list
+            text = f"{words.replace('|', ', ')}. {text}"
+        default = ("", "yes")[self.default] if isinstance(self.default, bool) else _text(self.default)
+        marks: list[Any] = [Positional] * self.is_argument + [Suppress] * is_hidden
+        marks.append(
+            arg(
+                name=self._said("name"),
+                aliases=self._said("aliases"),
+                help=text,
+                help_behavior_hint=f"[{default}]" if default else "",
+            )
         )
-        if is_dataclass(kind):  # a box of its own
-            continue
-        metavar = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), None)
-        text = next((mark.help for mark in marks if getattr(mark, "help", None)), texts.get(field.name, ""))
-        default = defaults.get(field.name, field.default)
-        usage = flag(field.name)
-        if Positional in marks:
-            usage = metavar or field.name.upper()
-        elif kind is bool:
-            usage = usage.replace("--", "--[no-]") if default is True else usage
-            text = f"{text} [yes]" if default is True else text
+        if self.kind is bool:
+            hint = Annotated[(bool, *marks)]
         else:
-            usage += f" {metavar or _metavar(kind)}"
-        if metavar and (default is MISSING) and Positional not in marks:
-            text = f"{text} (required)"
-        yield Option(field.name, usage, f"{text}{_default(default)}", field.name in own)
+            kinds = get_args(self.kind)
+            is_open = self._is_list and (len(kinds) == 1 or kinds[-1] is ...)
+            nargs: Any = "*" if is_open else len(kinds) if self._is_list else 1
+            reader = PrimitiveConstructorSpec(nargs, metavar, self.read, lambda _: True, lambda x: [str(x)])
+            hint = Annotated[(self.kind | None, *marks, reader)]
+        if self.default is not MISSING:
+            return self.name, hint, field(default=self.default)
+        may_be_empty = self.is_argument and self._is_list  # its command says what to name
+        return (self.name, hint) if is_required or may_be_empty else (self.name, hint, field(default=None))
 
 
-def in_boxes(options: Sequence[Option]) -> dict[str, list[Option]]:
-    """Return options by the title of their box. Within a box a recipe's own options come first."""
-    box_of = {name: title for title, names in BOXES.items() for name in names}
-    boxes: dict[str, list[Option]] = {title: [] for title in BOXES}
-    for option in options:
-        boxes[box_of.get(option.name, METHOD)].append(option)
-    return {title: sorted(box, key=lambda o: not o.is_own) for title, box in boxes.items() if box}
+def options_of(kind: type, default: Any = None, group: str = "") -> Iterator[Option]:
+    """Yield the options of a dataclass and of those in it, with the values of `default` as defaults.
 
-
-def wrapped(text: str, width: int) -> str:
-    """Return a text with lines of at most `width` columns. Long commands continue after a backslash."""
-    lines = list[str]()
-    for paragraph in re.sub(r" \\\n +", " ", text).split("\n\n"):
-        plain, commands = list[str](), list[str]()
-        for line in paragraph.split("\n"):
-            if not line.startswith("    "):
-                plain.append(line)
-                continue
-            command, _, comment = line.strip().partition("  # ")
-            if comment:
-                commands.append(f"    # {comment.strip()}")
-            # A flag and its value stay on one line.
-            parts = textwrap.wrap(
-                re.sub(r"(--[\w-]+) (?=[^-\s])", "\\1\0", command.strip()),
-                width - 6,
-                subsequent_indent="    ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            commands.append(" \\\n    ".join(["    " + parts[0], *parts[1:]]).replace("\0", " "))
-        lines.append(
-            "\n".join(
-                [
-                    *textwrap.wrap(" ".join(plain), width, break_long_words=False, break_on_hyphens=False),
-                    *commands,
-                ]
-            )
+    Their texts are those of `arg`, or the strings below the fields.
+    """
+    hints, texts = get_type_hints(kind, include_extras=True), _texts(kind)
+    for each in fields(kind):
+        hint = hints[each.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from options_of(hint, group=each.name)
+            continue
+        told = [mark.help for mark in getattr(hint, "__metadata__", ()) if getattr(mark, "help", None)]
+        yield Option(
+            each.name,
+            hint,
+            told[0] if told else texts.get(each.name, ""),
+            getattr(default, each.name, each.default),
+            group or each.metadata.get("group", UNGROUPED),
         )
-    return "\n\n".join(lines)
 
 
-def _lines(option: Option, width: int, column: int) -> list[str]:
-    texts = textwrap.wrap(option.text, width - column, break_long_words=False, break_on_hyphens=False)
-    lines = [" " * column + text for text in texts]
-    if len(option.usage) < column and lines:
-        return [option.usage.ljust(column) + texts[0], *lines[1:]]
-    usage = textwrap.wrap(
-        option.usage if len(option.usage) <= width else option.usage.replace("|", " | "),
-        width,
-        subsequent_indent="    ",
-        break_on_hyphens=False,
+def parse(
+    kind: Any, arguments: Sequence[str] | None = None, *, prog: str | None = None, default: Any = None,
+    description: str | None = None,
+) -> Any:  # fmt: skip
+    """Return the options of a command line, by default that of the process; or print the help and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wants_help = not HELP.isdisjoint(given)
+    options = list(options_of(kind, default))
+    groups = dict[str, list[Any]]()
+    for option in options:
+        # Without help, tyro requires nothing, so that mistyped options are found before missing ones.
+        groups.setdefault(option.group, []).append(
+            option.for_tyro(is_required=wants_help, is_hidden=option.name in getattr(kind, "without", ()))
+        )
+    members = groups.pop(UNGROUPED, [])
+    for name, grouped in groups.items():
+        group = make_dataclass(name, grouped, kw_only=True, namespace={"__doc__": ""})
+        members.append((name, group))
+    see = " ".join(filter(None, ("see", prog, "--help")))
+    # tyro draws boxes if the encoding is written like this.
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=(sys.stdout.encoding or "utf-8").lower())
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(box):
+            parsed, rest = tyro.cli(
+                make_dataclass("Options", members, kw_only=True),
+                prog=prog,
+                # tyro keeps line breaks before signs and numbers.
+                description=re.sub(
+                    r"(?<=\S)\n(?=[^\s*-])", " ", inspect.cleandoc(description or kind.__doc__ or "")
+                ),
+                args=given,
+                config=(OmitArgPrefixes,),
+                return_unknown_args=True,
+            )
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except SystemExit as end:
+        if end.code in (0, None):
+            shown.seek(0)
+            _print_help(shown.read())
+            raise
+        raise ValueError(f"{_first_part(box.getvalue())}; {see}") from None
+    values = vars(parsed)
+    for name in groups:
+        values |= vars(values.pop(name))
+    missing = [each for each in options if each.default is MISSING and values[each.name] is None]
+    if rest or missing:
+        problem = _unknown(rest, options) if rest else _missing(missing)
+        raise ValueError(f"{problem}; {see}")
+    return _built(kind, values)
+
+
+def _built(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Return a dataclass and those in it, filled with these values."""
+    inner = {name: each for name, each in get_type_hints(kind).items() if is_dataclass(each)}
+    given = {name: values[name] for name in (each.name for each in fields(kind)) if name not in inner}
+    return kind(**given, **{name: _built(each, values) for name, each in inner.items()})
+
+
+def _print_help(text: str) -> None:
+    """Print tyro's help, and wrap its paragraphs. Commands stay whole, so that they can be copied."""
+    width = shutil.get_terminal_size().columns
+    lines = list[str]()
+    for line in map(str.rstrip, text.splitlines()):
+        if line and not line.startswith((" ", "│")):
+            lines += textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        elif line or (lines and lines[-1]):
+            lines.append(line)
+    print("\n".join(lines))
+
+
+def show_commands(prog: str, kind: type, commands: Mapping[str, type]) -> None:
+    """Print the help of a command that has commands of its own."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, each in commands.items():
+        about = inspect.cleandoc(each.__doc__ or "").split("\n\n")[0]
+        table.add_row(name, " ".join(about.split()))
+    _print_help(f"usage: {prog} COMMAND\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\n")
+    console = Console(width=min(shutil.get_terminal_size().columns, 100), highlight=False, markup=False)
+    console.print(Panel(table, title="commands", title_align="left"))
+
+
+def _text(value: Any) -> str:
+    """Return a default in words; nothing where the option's text says what happens without it."""
+    if value is MISSING:
+        return "required"
+    return (
+        "" if value is None else " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
     )
-    return [*usage, *lines]
 
 
-def _is_annotated(hint: Any) -> bool:
-    return hasattr(hint, "__metadata__")
+def _unknown(words: Sequence[str], options: Sequence[Option]) -> str:
+    """Return a line about the first word that is no option, or else the first that no option takes."""
+    word = next((word for word in words if word.startswith("-")), words[0])
+    if not word.startswith("-"):
+        return f"{word}: there is no such argument"
+    given = word.partition("=")[0]
+    near = nearest(given, [each for option in options for each in option.flags])
+    return f"{given}: there is no such option" + (f"; perhaps you meant {near}" if near else "")
 
 
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(part for part in get_args(kind) if part is not type(None))
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"{_metavar(get_args(kind)[0])} ..."
-    return _WORDS[kind]
-
-
-def _default(value: Any) -> str:
-    """Return a default in brackets; nothing where the text says what happens without the option."""
-    if value is MISSING or value is None or value == () or isinstance(value, bool):
-        return ""
-    return f" [{' '.join(map(str, value)) if isinstance(value, tuple) else value}]"
+def _missing(options: Sequence[Option]) -> str:
+    """Return a line about options that were not given."""
+    *others, last = [option.called for option in options]
+    return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
 
 
 def _texts(options: type) -> dict[str, str]:
@@ -245,96 +301,8 @@ def _texts(options: type) -> dict[str, str]:
     return texts
 
 
-_FRAME = "│|+╭╮╰╯─- "
-_NUMBERS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}
-_VALUES = re.compile(r"\[['\"].*\]|'.*'|\".*\"")  # in tyro's messages: one value, or a list of them
-
-
-def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) -> Any:
-    """Return `tyro.cli(kind, args=arguments, **settings)`; without arguments, for those of the process."""
-    box, events = io.StringIO(), list[Any]()
-    # tyro's events are private. Where a version has none, its own words are shown.
-    watch = getattr(getattr(tyro, "_errors", None), "on_parse_error", contextlib.nullcontext)
-    try:
-        with (
-            watch(events.append),
-            contextlib.redirect_stderr(box),
-            contextlib.redirect_stdout(plain(sys.stdout)),
-        ):
-            return tyro.cli(kind, args=arguments, **settings)
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        see = " ".join(filter(None, ("see", settings.get("prog"), "--help")))
-        line = error_line(events[-1], kind, see) if events else None
-        raise ValueError(line or f"{_flat(box.getvalue())}; {see}") from None
-
-
-def error_line(event: Any, kind: type, see: str) -> str | None:
-    """Return one of tyro's events as one line: what was given, and what is allowed."""
-    name, argument = type(event).__name__, getattr(event, "argument", None)
-    if wrong := getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None):
-        return f"{_unknown(wrong, kind)}; {see}"
-    if name == "MissingArgs":
-        *others, last = [_called(each.arg) for each in event.missing_arguments]
-        missing = f"{', '.join(others)} and {last} are" if others else f"{last} is"
-        return f"{missing} missing; {see}"
-    if argument is None:  # an error of our own __post_init__, which names the remedy
-        return getattr(event, "message", None)
-    called, wanted = _called(argument), _wanted(argument.field.type_stripped)
-    if name == "BadValue":
-        return f"{called} has no value: {wanted or 'give one'}; {see}"
-    if name == "InvalidChoice":
-        near = nearest(event.value, event.choices)
-        return f"{called} {event.value}: {wanted}" + (f"; perhaps you meant {near}" if near else "")
-    if name == "InstantiationFailure" and wanted and (found := _VALUES.search(event.message.split("\n")[0])):
-        given = ast.literal_eval(found[0])
-        return f"{called} {given if isinstance(given, str) else ' '.join(given)}: {wanted}"
-    return None
-
-
-def _unknown(words: Sequence[str], kind: type) -> str:
-    """Return a line about the first word that is no option, or else the first that no option takes."""
-    word = next((word for word in words if word.startswith("-")), words[0])
-    if not word.startswith("-"):
-        return f"{word}: there is no such argument"
-    given = word.partition("=")[0]
-    near = nearest(given, _flags(kind))
-    return f"{given}: there is no such option" + (f"; perhaps you meant {near}" if near else "")
-
-
-def _flags(kind: type) -> Iterator[str]:
-    """Yield the flags of a dataclass of options, and of those in it."""
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        if is_dataclass(hints[field.name]):
-            yield from _flags(hints[field.name])
-        else:
-            yield flag(field.name)
-            if hints[field.name] is bool:
-                yield flag(f"no_{field.name}")
-
-
-def _called(argument: Any) -> str:
-    """Return an option's flag; of an argument without one, its name in --help, which may list its values."""
-    if not argument.is_positional():
-        return str(argument.lowered.name_or_flags[-1])
-    name = str(argument.lowered.metavar)
-    return str(argument.field.intern_name).upper() if "|" in name else name
-
-
-def _wanted(hint: Any) -> str:
-    """Return which values an option takes; nothing where it takes any."""
-    parts = [part for part in get_args(hint) if part not in (NoneType, ...)]
-    if get_origin(hint) is Literal:
-        return f"allowed are {', '.join(map(str, parts))}"
-    if get_origin(hint) is tuple:
-        return f"give {_NUMBERS[parts[0]][1]}" if parts[0] in _NUMBERS else _wanted(parts[0])
-    if parts:
-        return _wanted(parts[0])
-    return f"give {_NUMBERS[hint][0]}" if hint in _NUMBERS else ""
-
-
-def _flat(box: str) -> str:
-    """Return the text in a box as one line, without the title."""
-    return " ".join(" ".join(line.strip(_FRAME) for line in box.splitlines()[1:]).split())
+def _first_part(box: str) -> str:
+    """Return what stands below the title of tyro's box, and above a line if there is one."""
+    text = "\n".join(line.strip("│ ") for line in box.splitlines()[1:])
+    first = next(part for part in re.split(r"^[─-]+$", text, flags=re.MULTILINE) if part.strip())
+    return " ".join(first.split()).rstrip(".")

@@ -18,7 +18,8 @@ from fastpsl.console.terminal import (
     require_address_space,
     safe_output,
 )
-from fastpsl.scripts.recipe import HELP, Evaluation, Recipe, print_now, require_paths
+from fastpsl.scripts.command_line import HELP
+from fastpsl.scripts.recipe import Evaluation, Recipe, print_now, require_paths
 
 
 def launch(

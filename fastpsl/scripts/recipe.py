@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from fastpsl.console.terminal import own_rank, plain
@@ -17,7 +18,7 @@ from fastpsl.console.words import unknown, worded
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.models.names import is_own, not_given
-from fastpsl.scripts.command_line import parse, show_help
+from fastpsl.scripts.command_line import HELP, parse
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -112,7 +113,6 @@ def require_given_classes(options: RunOptions) -> None:
 
 Options = TypeVar("Options", bound=RunOptions)
 Training = TypeVar("Training", bound=TrainingOptions)
-HELP = frozenset({"-h", "--help", "--help-all"})
 
 
 def print_now(line: str) -> None:
@@ -128,26 +128,18 @@ def print_now(line: str) -> None:
 
 @dataclass(frozen=True)
 class Script(Generic[Options]):
-    """A script with options. Their defaults depend on whether --data is given or the embedded sample is used.
+    """A script with options, whose defaults depend on whether --data is given or the sample is used."""
 
-    Attributes:
-        name: The file's name without .py, which also names runs.
-        description: The file's docstring, for --help.
-        options: The class of its options.
-        paper: The defaults with --data.
-        sample: The defaults without --data, on top of `paper`.
-        source: The origin of `paper`: "paper", or "default" if no paper states it.
-        variant: Returns defaults that depend on the given options, on top of `paper`.
-        at_most: Sizes that --preset small limits to a share of the images, besides the batch.
-    """
-
-    name: str
-    description: str | None
+    name: str  # the file's name without .py, which also names runs
+    description: str | None  # the file's docstring, for --help
     options: type[Options]
-    paper: Mapping[str, Any]
-    sample: Mapping[str, Any]
+    paper: Mapping[str, Any]  # the defaults with --data
+    sample: Mapping[str, Any]  # the defaults without --data, on top of `paper`
+    # The origin of `paper`: "paper", or "default" if no paper states it.
     source: str = field(default="paper", kw_only=True)
+    # Returns defaults that depend on the given options, on top of `paper`.
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
+    # Sizes that --preset small limits to a share of the images, besides the batch.
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
@@ -164,9 +156,9 @@ class Script(Generic[Options]):
         """Parse the command line."""
         is_rank_0 = own_rank() == 0
         given = sys.argv[1:] if arguments is None else list(arguments)
-        if wanted := HELP.intersection(given):
+        if HELP.intersection(given):
             if is_rank_0:
-                self.show_help(prog, everything="--help-all" in wanted)
+                self._show_help(prog)
             sys.exit(0)
 
         def parsed(values: Mapping[str, Any]) -> Options:
@@ -200,15 +192,15 @@ class Script(Generic[Options]):
         is_sample = options.data is None if preset == "auto" else preset == "sample"
         return self.sample if is_sample else {}
 
-    def show_help(self, prog: str | None = None, *, everything: bool = False) -> None:
-        """Print the help."""
+    def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
         usual = "the paper's" if self.source == "paper" else "those with --data"
         description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
         description += f" Without --data they are {small}." if small else ""
         if prog is not None and prog.startswith("fastpsl "):
             description += " --gpus N runs it on N GPUs of this machine."
-        show_help(prog or sys.argv[0], description, self.options, self.paper, everything=everything)
+        defaults = SimpleNamespace(**self.paper)
+        parse(self.options, ["--help"], prog=prog, default=defaults, description=description)
 
     def from_values(self, values: Mapping[str, Any], log: Callable[[str], object] = print_now) -> Options:
         """Return the options that `parse` returns for the same values on a command line."""

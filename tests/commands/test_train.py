@@ -118,7 +118,7 @@ def test_a_copy_is_the_script_and_starts(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_help_and_version(cli: Cli) -> None:
-    assert "usage: fastpsl train jigsaw [options]" in cli("train", "jigsaw", "--help")[1]
+    assert "usage: fastpsl train jigsaw [-h] [OPTIONS]" in cli("train", "jigsaw", "--help")[1]
     assert cli("--version")[1].startswith("fastpsl-vision ")
     code, out, _ = cli()
     assert code == 0 and "fastpsl train jigsaw --data" in out

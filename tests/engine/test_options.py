@@ -1,7 +1,7 @@
 import ast
 import inspect
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +10,10 @@ import torch
 
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.scripts import recipe_process
-from fastpsl.scripts.recipe import Recipe, describe_choice
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = {"batch_size": 256, "lr": 0.01}
-SAMPLE = {"batch_size": 16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TrainingOptions):
-    lr: float = 0.5
-
-
-def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Options:
-    return Recipe("recipe", "", Options, PAPER, SAMPLE, lambda options: pytest.fail("built")).parse(arguments)
-
-
-def test_paper_values_with_data_and_sample_values_without(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = parse(monkeypatch)
-    assert (options.batch_size, options.lr) == (16, 0.01)
-    assert capsys.readouterr().out == "the embedded sample: batch_size 16 (paper 256)\n"
-    options = parse(monkeypatch, "--data", "x.beton")
-    assert (options.batch_size, options.lr) == (256, 0.01)
-    assert capsys.readouterr().out == "x.beton: all values as in the paper\n"
-    options = parse(monkeypatch, "--batch-size", "8", "--lr", "0.2")
-    assert (options.batch_size, options.lr) == (8, 0.2)
-
-
-def test_help_tells_both_sets_of_defaults(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as excinfo:
-        parse(monkeypatch, "--help")
-    output = capsys.readouterr().out
-    assert excinfo.value.code == 0
-    assert "Defaults in brackets are the paper's. Without --data they are --batch-size 16." in output
-    assert "[256]" in output and "[0.01]" in output
 
 
 def source_of_options(recipe: Path) -> Path:
@@ -129,22 +93,8 @@ def test_every_field_is_read_somewhere(recipe: str) -> None:
     assert [name for name in names + recipe_fields if not re.search(rf"(options|self)\.{name}\b", text)] == []
 
 
-def test_first_line_tells_every_value_that_differs() -> None:
-    """This includes values that the recipe does not set."""
-    options = PretrainOptions(
-        data="d", plan="sl", levels=(1, 2, 2), batch_size=8, seed=3, max_steps_per_stage=5
-    )
-    assert describe_choice(options, {"batch_size": 256}) == (
-        "d: batch_size 8 (paper 256), seed 3 (default 0), max_steps_per_stage 5 (default None), "
-        "plan sl (default psl), levels 1 2 2 (default none)"
-    )
-    assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
-    tuples = PretrainOptions(data="d", epochs=(1, 2, 3))
-    assert describe_choice(tuples, {"epochs": (1, 2, 3)}).endswith("paper")
-
-
 def test_values_that_no_option_gives_stay() -> None:
-    """The names decide whether old checkpoints can be resumed, and a run without a flag needs the values."""
+    """A run without a flag must find its checkpoint again. Only these values decide whether it may resume."""
     assert PretrainOptions().science() == {
         "batch_size": 256, "seed": 0, "precision": "auto", "order": "random", "lanes": 64,
         "sync_batchnorm": False, "plan": "psl", "epochs": [60, 60, 60], "partition": [], "levels": [],
@@ -158,14 +108,6 @@ def test_logs_and_checkpoints_are_as_often_as_the_docs_tell() -> None:
     assert (options.checkpoint_minutes, options.checkpoint_steps, options.keep_checkpoints) == (20.0, 0, 3)
     assert options.log_steps == 10 and options.tensorboard and not options.wandb
     assert (options.prefetch_batches, options.accumulate, options.max_steps_per_stage) == (4, 1, None)
-
-
-def test_one_value_of_epochs_stands_for_each_of_the_papers_stages() -> None:
-    lines = list[str]()
-    recipe = Recipe("r", "", PretrainOptions, {"epochs": (9, 8)}, {}, lambda options: pytest.fail("built"))
-    recipe.parse(["--data", "x", "--epochs", "3"], log=lines.append)
-    assert lines[0] == "x: epochs 3 (paper 9 8)"
-    assert lines[1].endswith("the paper's 2 stages are --epochs 3 3")
 
 
 @pytest.mark.parametrize(("values", "seconds"), [({}, 1200.0), ({"timeout_s": 7.0}, 70.0)])

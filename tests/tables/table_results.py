@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 
 from fastpsl.commands.features import TSNE, Retrieve
 from fastpsl.commands.labels import Clusters, MakeLabels
@@ -148,7 +147,7 @@ def parsed_command(command: str) -> Any:
     """Return the options of a printed `fastpsl clusters`, labels, retrieve or tsne."""
     program, name, *words = shlex.split(command)
     assert program == "fastpsl"
-    return parse(COMMANDS[name], words, prog="fastpsl", config=(tyro.conf.OmitArgPrefixes,))
+    return parse(COMMANDS[name], words, prog="fastpsl")
 
 
 def effective(options: Any) -> dict[str, Any]:

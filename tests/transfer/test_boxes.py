@@ -26,6 +26,7 @@ from fastpsl.transfer.detection.box_scores import (
     voc_ap,
 )
 from fastpsl.transfer.detection.proposals import Proposals
+from tests.pipelines.test_sources_published import of_python_2
 
 IDS = ("000005", "000007", "2008_000002")
 WIDTH, HEIGHT = 500, 375

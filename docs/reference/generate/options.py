@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docs.reference.generate.markdown import prose, table
 from fastpsl.engine.options import PretrainOptions, RunOptions, SGDOptions, TrainingOptions
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.scripts.command_line import described
+from fastpsl.scripts.command_line import options_of
 
 MANY = 12  # choices; so many stand below the table
 
@@ -47,6 +48,7 @@ class Row:
         values: Its type or choices.
         default: The default with --data.
         text: What it does.
+        group: Its group in --help.
         choices: Its choices, if they are too many for the table.
     """
 
@@ -55,6 +57,7 @@ class Row:
     values: str
     default: str
     text: str
+    group: str
     choices: tuple[str, ...] = ()
 
     def cells(self) -> tuple[str, ...]:
@@ -66,13 +69,14 @@ HEADER = ("option", "type or choices", "default", "meaning")
 
 def rows_of(options: type, defaults: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Row]:
     """Return the options of a dataclass by name, from what --help is made of."""
-    own = {each.name: each.default for each in fields(options)}
+    own = {each.name for each in fields(options)}
     hints = get_type_hints(options, include_extras=True)
-    texts = {option.name: option.text for option in described(options, dict.fromkeys(own))}
     rows = dict[str, Row]()
-    for option in described(options, defaults):
+    for option in options_of(options, SimpleNamespace(**defaults)):
+        if option.name not in own or option.name in getattr(options, "without", ()):
+            continue
         usage, _, metavar = option.usage.partition(" ")
-        text, default = texts[option.name], words_of(defaults.get(option.name, own[option.name]))
+        text, default = option.text, words_of(option.default)
         if named := re.search(r" \[([^][]+)\]$", text):  # the text itself tells what happens without it
             reason = prose(named[1])
             text, default = text[: named.start()], reason if default == "–" else f"{default}: {reason}"
@@ -84,8 +88,9 @@ def rows_of(options: type, defaults: Mapping[str, Any], sample: Mapping[str, Any
             text += f" Here it takes {options.forms}."  # type: ignore[attr-defined]
         values, choices = values_of(hints[option.name], metavar), tuple(metavar.split("|"))
         rows[option.name] = Row(
-            option.name, usage, values, default, prose(text), choices if len(choices) >= MANY else ()
-        )
+            option.name, usage, values, default, prose(text), option.group,
+            choices if len(choices) >= MANY else (),
+        )  # fmt: skip
     return rows
 
 

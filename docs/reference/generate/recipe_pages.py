@@ -11,12 +11,12 @@ from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import HEADER, Row, option_tables, rows_of, shared_rows, words_of
 from docs.reference.generate.see_also import SEE, links
 from fastpsl.engine.options import PretrainOptions, RunOptions, flag
-from fastpsl.scripts.command_line import Option, described, in_boxes
+from fastpsl.scripts.command_line import UNGROUPED
 from fastpsl.scripts.recipe import Evaluation, Recipe, small_values
 from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 
 SMALL_IMAGES = 5000  # the data set whose values of --preset small are shown
-COMMON = ("output and resume", "monitoring", "speed and machine")  # boxes that most recipes share
+COMMON = ("output", "monitoring", "speed")  # groups that most recipes share
 
 
 def recipe_page(command: str, short: str, stem: str) -> str:
@@ -24,12 +24,12 @@ def recipe_page(command: str, short: str, stem: str) -> str:
     recipe = find_recipe(stem)
     about, rest = described_in_markdown(recipe.description or "", "../")
     rows = rows_of(recipe.options, recipe.paper, recipe.sample)
-    shared, boxes, common = shared_rows(), dict[str, list[Row]](), dict[str, list[Row]]()
-    for title, members in in_boxes(list(described(recipe.options, recipe.paper))).items():
-        for option in members:
-            row = rows[option.name]
-            is_common = title in COMMON and shared.get(row.name, (None,))[0] == row
-            (common if is_common else boxes).setdefault(title, []).append(row)
+    shared, common = shared_rows(), dict[str, list[Row]]()
+    boxes: dict[str, list[Row]] = {"this recipe": []}
+    for row in rows.values():
+        is_common = row.group in COMMON and shared.get(row.name, (None,))[0] == row
+        title = "this recipe" if row.group == UNGROUPED else row.group
+        (common if is_common else boxes).setdefault(title, []).append(row)
     script = recipe_path(stem)
     assert script is not None
     parts = [
@@ -104,7 +104,7 @@ def common_section(common: Mapping[str, Sequence[Row]], options: type[RunOptions
         lines.append("These are the same in all recipes that have them.")
         lines.append(
             "\n".join(
-                f"- [{title.capitalize()}](common_options.md#{title.replace(' ', '-')}): "
+                f"- [{title.capitalize()}](common_options.md#{title}): "
                 + ", ".join(f"`{row.usage}`" for row in rows)
                 for title, rows in common.items()
             )
@@ -155,11 +155,9 @@ def _other_values(options: type[RunOptions], usual: RunOptions) -> Iterator[tupl
 
 def common_page() -> str:
     """Return the page of the options that recipes share."""
-    boxes = in_boxes([Option(name, "", "", False) for name in shared_rows()])
     parts = [COMMON_START.strip(), table((*HEADER, "recipes"), COMMON_ROWS)]
     for title in COMMON:
-        rows = [shared_rows()[option.name] for option in boxes[title]]
-        lines = [(*row.cells(), takers) for row, takers in rows]
+        lines = [(*row.cells(), takers) for row, takers in shared_rows().values() if row.group == title]
         parts.append(f"## {title.capitalize()}\n\n{table((*HEADER, 'recipes'), lines)}")
     return "\n\n".join(parts)
 
@@ -183,8 +181,7 @@ such as a linear classifier.
 """
 COMMON_ROWS = (
     ("`--gpus`", "integer", "one GPU", "GPUs of this machine to use, with a process for each.", "all"),
-    ("`--help`", "switch", "off", "Show the options, except those of speed and machine.", "all"),
-    ("`--help-all`", "switch", "off", "Show all options.", "all"),
+    ("`--help`", "switch", "off", "Show the options.", "all"),
 )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.console.words import worded
 from fastpsl.files.atomic import Uncopyable
 
 _has_warned = threading.Event()
@@ -65,9 +66,11 @@ def warn_of_unpinned(num_bytes: int, error: RuntimeError) -> None:
         return
     _has_warned.set()
     warnings.warn(
-        f"no {num_bytes:,} bytes of pinned host memory ({' '.join(str(error).split())[:200]}): "
-        "copies to and from the GPU use memory that is not pinned, and take longer; lower --prefetch-batches "
-        "or --batch-size, or end other programs that pin memory",
+        worded(
+            f"no {num_bytes:,} bytes of pinned host memory ({' '.join(str(error).split())[:200]}): "
+            "copies to and from the GPU use memory that is not pinned, and take longer; lower "
+            "--prefetch-batches or --batch-size, or end other programs that pin memory"
+        ),
         stacklevel=3,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import worded
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
 from fastpsl.engine.gpu import AsyncCopy, one_behind, torch_seed
@@ -72,7 +73,9 @@ class DeepCluster(PseudoClassify):
     def head(self, level: int, channels: int) -> nn.Module:
         if channels < self.pca_width:
             warnings.warn(
-                f"--pca-width {self.pca_width}: features have {channels} numbers, so {channels} are kept",
+                worded(
+                    f"--pca-width {self.pca_width}: features have {channels} numbers, so {channels} are kept"
+                ),
                 stacklevel=2,
             )
         return super().head(level, channels)

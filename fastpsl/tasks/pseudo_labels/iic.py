@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-from fastpsl.console.words import percent
+from fastpsl.console.words import percent, worded
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.experiment import Experiment
@@ -300,8 +300,10 @@ class IIC(Task):
         num_pairs, most = batch_size * self.num_copies, max(self.sizes.values())
         if num_pairs < most:
             warnings.warn(
-                f"--batch-size {batch_size} makes {num_pairs} pairs per step, which say little of how {most} "
-                "clusters share the images; give several times as many, or fewer clusters",
+                worded(
+                    f"--batch-size {batch_size} makes {num_pairs} pairs per step, which say little of how "
+                    f"{most} clusters share the images; give several times as many, or fewer clusters"
+                ),
                 stacklevel=2,
             )
         self.num_samples = data.num_samples

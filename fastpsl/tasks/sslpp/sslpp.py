@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.terminal import own_rank
+from fastpsl.console.words import worded
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.experiment import Experiment
@@ -76,10 +77,12 @@ class LabelLoss:
         is_due = self.epoch in (math.ceil(self.num_epochs / 10), self.num_epochs)
         if is_due and loss > _LEARNED * entropy and place_among_ranks()[0] == 0:
             warnings.warn(
-                f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
-                f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
-                "cluster by its frequency; more epochs or a higher --lambda may help: "
-                "https://fastpsl.github.io/fastpsl/explanation/sslpp.html",
+                worded(
+                    f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
+                    f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
+                    "cluster by its frequency; more epochs or a higher --lambda may help: "
+                    "https://fastpsl.github.io/fastpsl/explanation/sslpp.html"
+                ),
                 stacklevel=2,
             )
         return {"loss_labels": loss, "entropy_labels": entropy}
@@ -366,7 +369,9 @@ def _labels(path: Path, options: SSLPlusPlusOptions) -> Labels:
             flush=True,
         )
         if file.configuration.get("cut"):
-            warnings.warn(f"{path} was made by a run that --max-steps-per-stage cut short", stacklevel=2)
+            warnings.warn(
+                worded(f"{path} was made by a run that --max-steps-per-stage cut short"), stacklevel=2
+            )
         if (crowded := collapse(figures, file.num_classes)) is not None:
             warnings.warn(f"{path}: {crowded}", stacklevel=2)
     return file

@@ -1,4 +1,7 @@
+"""The values of a recipe: the paper's, the sample's, small ones, and those of an earlier run."""
+
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -6,13 +9,62 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.recipe import MIN_STEPS, small_values, values_of_config
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import MIN_STEPS, Recipe, describe_choice, small_values, values_of_config
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import data_line
 from tests.pipelines.photos import photo
 from tests.programs import ROOT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions):
+    lr: float = 0.5
+
+
+def parse(arguments: str = "") -> Options:
+    paper, sample = {"batch_size": 256, "lr": 0.01}, {"batch_size": 16}
+    recipe = Recipe("recipe", "", Options, paper, sample, lambda options: pytest.fail("built"))
+    return recipe.parse(arguments.split())
+
+
+def test_paper_values_with_data_and_sample_values_without(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, values, line in (
+        ("", (16, 0.01), "the embedded sample: batch_size 16 (paper 256)\n"),
+        ("--data x.beton", (256, 0.01), "x.beton: all values as in the paper\n"),
+        (
+            "--batch-size 8 --lr 0.2",
+            (8, 0.2),
+            "the embedded sample: batch_size 8 (paper 256), lr 0.2 (paper 0.01)\n",
+        ),
+    ):
+        options = parse(arguments)
+        assert ((options.batch_size, options.lr), capsys.readouterr().out) == (values, line)
+    with pytest.raises(SystemExit, match="0"):
+        parse("--help")
+    output = capsys.readouterr().out
+    assert "Defaults in brackets are the paper's. Without --data they are --batch-size 16." in output
+    assert "[256]" in output and "[0.01]" in output
+
+
+def test_first_line_tells_every_value_that_differs() -> None:
+    """This includes values that the recipe does not set."""
+    options = PretrainOptions(
+        data="d", plan="sl", levels=(1, 2, 2), batch_size=8, seed=3, max_steps_per_stage=5
+    )
+    assert describe_choice(options, {"batch_size": 256})[3:].rstrip(")").split("), ") == [
+        "batch_size 8 (paper 256",
+        "seed 3 (default 0",
+        "max_steps_per_stage 5 (default None",
+        "plan sl (default psl",
+        "levels 1 2 2 (default none",
+    ]
+    assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
+    options = PretrainOptions(data="d", epochs=(1, 2, 3))
+    assert describe_choice(options, {"epochs": (1, 2, 3)}).endswith("paper")
+
 
 PAPER: dict[str, Any] = {"batch_size": 256, "lr": 0.4, "epochs": (60, 70), "queue_size": 65_536}
 
@@ -80,25 +132,8 @@ def test_counting_images_leaves_no_data_open(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
     script: Any = find_recipe("jigsaw_r50")
-    first = script.parse(
-        [
-            "--data",
-            "photos",
-            "--epochs",
-            "1",
-            "2",
-            "3",
-            "--permutations",
-            "p.npy",
-            "--seed",
-            "7",
-            "--out",
-            "a",
-            "--resume",
-            "never",
-        ],
-        log=lambda line: None,
-    )
+    words = "--data photos --epochs 1 2 3 --permutations p.npy --seed 7 --out a --resume never"
+    first = script.parse(words.split(), log=lambda line: None)
     config = {"options": first.as_dict(), "science": {"recipe": "jigsaw_r50"}, "command": []}
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = script.parse(["--config", str(tmp_path), "--lr", "0.5"], log=lambda line: None)
@@ -110,8 +145,8 @@ def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "it is no config.json of a run"),
         (None, "there is no such file; give a run's folder, or its config.json"),
+        ("{", "it is no config.json of a run"),
         ("[]", "it is no config.json of a run"),
         ('{"options": {}, "science": {"recipe": "knn"}}', "it is of a run of knn, and this is jigsaw_r50"),
         (
@@ -143,18 +178,15 @@ def test_a_run_says_how_many_images_of_how_many_classes_were_read() -> None:
 def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from fastpsl.scripts.launch import launch
-
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(6):
         Image.fromarray(photo(i, 60, 70)).save(photos / f"{i}.jpg")
     recipe = find_recipe("rotation_rv50")
-    options = ["--backbone", "nin3", "--batch-size", "4", "--size-px", "48", "--short-side", "64"]
-    options += ["--rotations-per-image", "all", "--decoder", "pillow", "--workers", "1"]
-    options += ["--max-steps-per-stage", "1"]
+    options = "--backbone nin3 --batch-size 4 --size-px 48 --short-side 64 --rotations-per-image all"
+    options += " --decoder pillow --workers 1 --max-steps-per-stage 1"
     with pytest.raises(SystemExit) as end:
-        launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])
+        launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options.split()])
     assert end.value.code == 0
     text = capfd.readouterr().err
     assert "6 training images without labels, no validation images\n" in text
@@ -168,13 +200,14 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
 @pytest.mark.parametrize(
     ("arguments", "last"),
     [
-        (["--epochs", "3"], "the paper's 3 stages are --epochs 3 3 3"),
-        (["--epochs", "3", "--plan", "end_to_end"], None),
-        (["--epochs", "3", "3"], None),
+        ("--epochs 3", "the paper's 3 stages are --epochs 3 3 3"),
+        ("--epochs 3 --plan end_to_end", None),
+        ("--epochs 3 3", None),
     ],
 )
-def test_one_value_of_epochs_is_said_to_be_one_stage(arguments: list[str], last: str | None) -> None:
+def test_one_value_of_epochs_is_said_to_be_one_stage(arguments: str, last: str | None) -> None:
     lines = list[str]()
-    find_recipe("jigsaw_r50").parse(arguments, log=lines.append)
+    find_recipe("jigsaw_r50").parse(arguments.split(), log=lines.append)
     assert len(lines) == (1 if last is None else 2)
+    assert last is None or "epochs 3 (paper 60 60 60)" in lines[0]
     assert last is None or lines[1].endswith(last)

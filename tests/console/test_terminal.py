@@ -1,14 +1,16 @@
-"""Foreign control characters are shown escaped, and a lost reader ends no run or command with a traceback."""
+"""Control characters are escaped, a lost reader ends nothing, and a low `ulimit -v` is told."""
 
 import errno
 import fcntl
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,14 @@ from typing_extensions import override
 
 from fastpsl import cli
 from fastpsl.console.screen import Screen
-from fastpsl.console.terminal import EXIT_USER_ERROR, escaped, plain, safe_output, same_place
+from fastpsl.console.terminal import (
+    EXIT_USER_ERROR,
+    escaped,
+    plain,
+    require_address_space,
+    safe_output,
+    same_place,
+)
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
@@ -27,14 +36,22 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_recipe
+from tests.pipelines.memory import own_memory
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import ENVIRONMENT, ROOT
 
 
-def test_what_steers_is_shown_and_the_rest_stays() -> None:
-    assert escaped("\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066") == (
-        r"\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066"
+def python(kib: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter with a limit on its address space."""
+    command = ("bash", "-c", f'ulimit -v {kib}; exec "$@"', "-", sys.executable, *words)
+    return subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
     )
+
+
+def test_what_steers_is_shown_and_the_rest_stays() -> None:
+    shown = r"\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066"
+    assert escaped("\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066") == shown
     text = "Käse, 中文, עברית, 👩\u200d🚀, \\x1b, a\tb\n"
     assert escaped(text) == text
 
@@ -210,16 +227,34 @@ for stdout, stderr in ((None, 2), ("/dev/full", 2), (1, None)):
         os._exit(0 if os.stat(1) and os.stat(2) else 9)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-    process = subprocess.run(
-        [sys.executable, "-c", child],
-        check=False,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.stdout.split("\n")[:2] == ["code 0", "code 2"] and process.stdout.endswith("code 0\n"), (
-        process
-    )
+    process = python("unlimited", "-c", child)
+    assert process.stdout.split("\n")[:2] == ["code 0", "code 2"] and process.stdout.endswith("code 0\n")
     assert process.stderr == "fastpsl: stdout cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(("left", "told"), [(None, None), (2 << 30, None), (500 << 20, "0.5"), (-1, "0.0")])
+def test_a_command_starts_where_enough_is_left(
+    left: int | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = resource.RLIM_INFINITY if left is None else own_memory("VmSize") + left
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, resource.RLIM_INFINITY))
+    with nullcontext() if told is None else pytest.raises(ValueError, match=f"{told} GB are left"):
+        require_address_space()
+
+
+def test_a_write_is_refused_at_once(tmp_path: Path) -> None:
+    """Without the check it would hang: OpenBLAS, which numba loads in a worker's thread, retries forever."""
+    start = "import sys; from fastpsl.cli import main; main(sys.argv[1:])"
+    process = python("650000", "-c", start, "data", "write", str(tmp_path), str(tmp_path / "x.beton"))
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("fastpsl: memory is limited to 0.7 GB of addresses")
+    assert "`ulimit -v unlimited`" in process.stderr
+
+
+def test_what_torch_says_follows_what_can_be_done() -> None:
+    process = python("2000000", "-c", "import fastpsl, torch")
+    assert process.returncode == 1 and "ulimit -v unlimited" in process.stderr.splitlines()[0]
+    process = python("2000000", "-c", "import sys; sys.modules['torch'] = sys; import fastpsl")
+    assert process.returncode == 0 and not process.stderr
+    process = python("unlimited", "-c", "import fastpsl")
+    assert process.returncode == 0 and not process.stderr

@@ -1,0 +1,254 @@
+"""Command lines: their errors in one line, and what --help shows."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+from tyro.conf import arg
+
+from fastpsl import cli
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.scripts.command_line import Option, options_of, parse
+from fastpsl.scripts.recipe_files import find_recipe
+from tests.programs import ENVIRONMENT, ROOT
+
+
+@dataclass(frozen=True)
+class More:
+    workers: int | None = None
+    fast: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    source: tyro.conf.Positional[
+        Annotated[Literal["k-means", "random"], tyro.conf.arg(metavar="k-means|random")]
+    ]
+    file: tyro.conf.Positional[Annotated[str, arg(metavar="FILE")]]
+    out: str
+    lr: float = 0.1
+    num_heads: Literal[1, 2] = 1
+    channels: Literal["RGB", "L"] | None = None
+    mean: tuple[float, ...] | None = None
+    epochs: tuple[int, ...] = (1,)
+    parts: tuple[Literal["head", "blocks"], ...] = ()
+    more: More = field(default_factory=More)
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"--lr {self.lr:g}: it must be 0 or more")
+
+
+SEE = "see fastpsl show --help"
+GIVEN = ("random", "a", "--out", "b")
+CASES = (
+    ((), f"SOURCE, FILE and --out are missing; {SEE}"),
+    (GIVEN[:2], f"--out is missing; {SEE}"),
+    ((*GIVEN[:2], "--oout", "b"), f"--oout: there is no such option; perhaps you meant --out; {SEE}"),
+    ((*GIVEN, "--wrkers=1"), f"--wrkers: there is no such option; perhaps you meant --workers; {SEE}"),
+    ((*GIVEN, "--no-fas"), f"--no-fas: there is no such option; perhaps you meant --no-fast; {SEE}"),
+    ((*GIVEN, "--zzz", "1"), f"--zzz: there is no such option; {SEE}"),
+    ((*GIVEN, "c"), f"c: there is no such argument; {SEE}"),
+    ((*GIVEN, "--lr"), f"Missing value for argument '--lr'. Expected 1 values; {SEE}"),
+    ((*GIVEN, "--lr", "abc"), "--lr abc: give a number"),
+    ((*GIVEN, "--lr", "a'c"), "--lr a'c: give a number"),
+    ((*GIVEN, "--lr=-1"), "--lr -1: it must be 0 or more"),
+    ((*GIVEN, "--workers", "1.5"), "--workers 1.5: give a whole number"),
+    ((*GIVEN, "--epochs", "1", "x"), "--epochs 1 x: give whole numbers"),
+    ((*GIVEN, "--mean", "x", "1"), "--mean x 1: give numbers"),
+    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L"),
+    ((*GIVEN, "--num-heads", "3"), "--num-heads 3: allowed are 1, 2"),
+    ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, blocks; perhaps you meant head"),
+    (("kmeans", *GIVEN[1:]), "SOURCE kmeans: allowed are k-means, random; perhaps you meant k-means"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"), CASES, ids=lambda case: case if isinstance(case, str) else " ".join(case)
+)
+def test_an_error_says_what_was_given_and_what_is_allowed(arguments: tuple[str, ...], line: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(Show, arguments, prog="fastpsl show")
+    assert str(caught.value) == line
+
+
+def test_values_reach_their_fields() -> None:
+    words = "--epochs 3 4 --out b random a --channels L --mean 1 0.5 --no-fast --workers=7 --parts"
+    assert parse(Show, words.split()) == Show(
+        source="random", file="a", out="b", channels="L", mean=(1.0, 0.5), epochs=(3, 4), more=More(7, False)
+    )
+    assert parse(Show, GIVEN) == Show(source="random", file="a", out="b")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_missing_value_is_told_in_any_encoding(encoding: str) -> None:
+    """tyro's boxes have other frames where the encoding lacks lines."""
+    code = (
+        "from tests.scripts.test_command_line import GIVEN, Show, parse\n"
+        "try: parse(Show, [*GIVEN, '--lr'])\nexcept ValueError as error: print(error)"
+    )
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": encoding}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "Missing value for argument '--lr'. Expected 1 values; see --help\n"
+
+
+def test_the_errors_of_a_recipe() -> None:
+    for arguments, line in (
+        (("--plan", "psll"), "--plan psll: allowed are psl, sl, psl_f, end_to_end; perhaps you meant psl"),
+        (("--no-such-flag", "1"), "--no-such-flag: there is no such option; see --help"),
+        (("--batch-size", "many"), "--batch-size many: give a whole number"),
+        (("--batch-size", "0"), "--batch-size 0: it must be above 0"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            find_recipe("jigsaw_r50").parse(arguments)
+        assert str(caught.value) == line
+
+
+def test_paragraphs_are_joined_and_commands_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    about = 'One\n"two" 3\n(four).\n\n    run --a \\\n        --b 1\n\nMore.'
+    with pytest.raises(SystemExit, match="0"):
+        parse(Show, ["--help"], prog="show", description=about)
+    text = capsys.readouterr().out
+    assert '\n\nOne "two" 3 (four).\n\n    run --a \\\n        --b 1\n\nMore.\n\n' in text
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+
+
+def shown(name: str) -> dict[str, Option]:
+    """Return the options that a recipe's --help shows."""
+    recipe = find_recipe(name)
+    options = options_of(recipe.options, recipe.with_paper())
+    return {option.name: option for option in options if option.name not in recipe.options.without}
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        find_recipe(name).parse(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def command_help(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    try:
+        cli.main([*words.split(), "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+    return capsys.readouterr().out
+
+
+def too_long(text: str, columns: int) -> list[str]:
+    """Return the lines that are too long, but for addresses and commands, which stay whole to be copied."""
+    return [line for line in text.splitlines() if len(line) > columns and re.match(" {0,3}[^ ]+ ", line)]
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_line_fits_and_no_word_is_broken(
+    name: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_of(name, capsys)
+    assert not too_long(text, columns)
+    words = set(re.findall(r"[\w.'-]+", text))
+    for option in shown(name).values():
+        usage = option.usage.replace("[no-]", "")
+        assert option.text and set(re.findall(r"[\w.'-]+", f"{usage} {option.text}")) <= words
+    assert not re.search(r"None|\(default|INT|psl\.txt", text)
+
+
+def test_options_stand_in_groups_of_which_the_recipes_own_is_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = help_of("jigsaw_r50", capsys)
+    groups = ["data", "output", "optimisation", "speed", "monitoring", "plan"]
+    assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["options", *(f"{group} options" for group in groups)]
+    assert text.index("│ --lr ") < text.index("│ --data ") < text.index("│ --batch-size ")
+    assert {option.group for option in options_of(PretrainOptions)} == {*groups}
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("knn", "lr checkpoint_minutes tensorboard compile accumulate order"),
+        ("few_shot", "val whole log_steps"),
+        ("simclr_r50", "accumulate apex"),
+        ("uic_r50", "order lanes"),
+        ("voc_detection", "whole size_px val on_bad_sample"),
+    ],
+)
+def test_options_without_effect_are_not_listed(
+    name: str, without: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(name) and not shown(name).keys() & {*without.split()}
+    listed = re.findall(r"│ --(\S+)", help_of(name, capsys))
+    assert listed and not {name.replace("-", "_").rstrip(",") for name in listed} & {*without.split()}
+
+
+def test_usages_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    options, text = shown("jigsaw_r50"), help_of("jigsaw_r50", capsys)
+    usages = {"counts": "--counts N ...", "plan": "--plan psl|sl|psl_f|end_to_end", "wandb": "--wandb"}
+    usages |= {"tensorboard": "--[no-]tensorboard", "workers": "--workers N", "data": "--data NAME"}
+    assert {name: options[name].usage for name in usages} == usages
+    assert options["val"].text.startswith("Validation images")
+    lines = " ".join(line.strip("│ ") for line in text.splitlines())
+    for words in (
+        "the one before. [500 1000 2000] ", "Cells on a side of a puzzle. [3] ", "(0: none by steps). [0] ",
+        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "has its own. --",
+    ):  # fmt: skip
+        assert words in re.sub(" +", " ", lines)
+
+
+PARTS = ["recipes copy", "recipes list", "data write", "data verify", "data info", "data show"]
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("words", ["", *cli.Fastpsl.commands, *PARTS])
+def test_commands_have_help_of_the_same_kind(
+    words: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = command_help(words, capsys)
+    assert text.startswith(f"usage: {' '.join(['fastpsl', *words.split()])}")
+    assert not too_long(text, columns)
+    assert not re.search(r"\{None\}|\(default", text)
+
+
+def test_commands_of_a_command_stand_in_a_box(capsys: pytest.CaptureFixture[str]) -> None:
+    text = command_help("recipes", capsys)
+    assert text.startswith("usage: fastpsl recipes COMMAND\n")
+    assert re.findall(r"╭─ ([a-z]+) ─", text) == ["commands"]
+    assert re.findall(r"^│ (\w+)  +\w", text, re.MULTILINE) == ["list", "copy"]
+
+
+def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFixture[str]) -> None:
+    text = command_help("labels", capsys)
+    assert (
+        "fastpsl labels [-h] [OPTIONS] SOURCE\n" in text
+        and "SOURCE" in text
+        and "k-means, random, true. " in text
+    )
+    text = command_help("features", capsys)
+    assert re.match(r"usage: fastpsl features .*CKPT DATA\n", text)
+    assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["positional arguments", "options", "extraction options"]
+    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[224]" in text
+
+
+def test_help_does_not_import_torch() -> None:
+    program = (
+        "import sys, runpy; sys.argv = ['{path}', '--help']\n"
+        "try: runpy.run_path('{path}', run_name='__main__')\n"
+        "except SystemExit: print([n for n in ('torch', 'numba', 'matplotlib') if n in sys.modules])"
+    )
+    for name in ("jigsaw_r50", "knn", "voc_segmentation"):
+        code = program.format(path=ROOT / "recipes" / f"{name}.py")
+        run = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+        )
+        assert run.stdout.splitlines()[-1] == "[]", name
