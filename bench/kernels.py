@@ -174,11 +174,11 @@ def measure(options: Options, setting: Setting, repeats: int, log: Callable[[str
                 paths.append(entry)
         missing += [{"what": f"{chain.name}, {path}", "reason": reason} for path, reason in reasons.items()]
     copy_ms: list[float] = []
-    for entry in in_turn([None, *paths], repeats, log):
-        if entry is None:
+    for timed in in_turn([None, *paths], repeats, log):
+        if timed is None:
             copy_ms.append(clock.ms(clock.copy))
         else:
-            entry.ms.append(clock.ms(entry.calls) / entry.num_calls)
+            timed.ms.append(clock.ms(timed.calls) / timed.num_calls)
     copy = spread(copy_ms)
     copy_gb_per_s = clock.copy_bytes / copy["median"] / 1e6
     rows = [_row("copy", "-", "-", clock.copy_bytes, copy, copy_gb_per_s)]
