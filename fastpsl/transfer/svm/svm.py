@@ -126,8 +126,8 @@ class OneClass:
     """A task: the SVMs of one class on one block.
 
     Features are [N, D]. Targets are int8 [N]: 1 if the class is in the image, 0 if not, -1 if only difficult
-    objects are or if a test image could not be decoded. `shots` are numbers of positives for low-shot
-    learning. Without any, the SVMs learn from all of `train`.
+    objects are. They are also -1 for test images that could not be decoded. `shots` are numbers of positives
+    for low-shot learning. Without any, the SVMs learn from all of `train`.
     """
 
     train: FeatureFile
