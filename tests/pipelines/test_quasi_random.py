@@ -433,7 +433,7 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def epoch(data: Beton, number: int = 0, first_step: int = 0, **options: Any) -> list[Batch]:
     options = {"batch_size_per_rank": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident"} | options
-    with Loader(data, [VIEW], **{"order": "quasi_random", **options}) as loader:
+    with Loader(data, [VIEW], **{"order": "quasi_random", **options}) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(number, first_step))
 
 
