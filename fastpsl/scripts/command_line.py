@@ -141,14 +141,15 @@ class Option:
                 help_behavior_hint=f"[{default}]" if default else "",
             )
         )
-        if self.kind is bool:
-            hint = Annotated[(bool, *marks)]
-        else:
+        hint: Any = bool
+        if self.kind is not bool:
             kinds = get_args(self.kind)
             is_open = self._is_list and (len(kinds) == 1 or kinds[-1] is ...)
             nargs: Any = "*" if is_open else len(kinds) if self._is_list else 1
             reader = PrimitiveConstructorSpec(nargs, metavar, self.read, lambda _: True, lambda x: [str(x)])
-            hint = Annotated[(self.kind | None, *marks, reader)]
+            marks.append(reader)
+            hint = self.kind | None
+        hint = Annotated[(hint, *marks)]
         if self.default is not MISSING:
             return self.name, hint, field(default=self.default)
         may_be_empty = self.is_argument and self._is_list  # its command says what to name
@@ -198,6 +199,7 @@ def parse(
     # tyro draws boxes if the encoding is written like this.
     shown = io.TextIOWrapper(io.BytesIO(), encoding=(sys.stdout.encoding or "utf-8").lower())
     box = io.StringIO()
+    parsed: Any
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(box):
             parsed, rest = tyro.cli(
