@@ -202,7 +202,7 @@ class Rotate90:
         _check_num(self.num)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        check_square(*shape[2:], self.num)
+        check_square(shape[2], shape[3], self.num)
         return shape
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
@@ -236,7 +236,7 @@ class AllTurns:
         _check_num(self.num)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        check_square(*shape[2:], self.num)
+        check_square(shape[2], shape[3], self.num)
         return self.num * shape[0], *shape[1:]
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.engine import experiment, step_graph
+from fastpsl.engine import experiment, step_modes
 from fastpsl.engine.step_modes import GraphChoice
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, digests, newest_checkpoint, run_fresh
@@ -177,8 +177,8 @@ def test_a_captured_run_is_a_launched_one(
         captures.append(1)
         return plain_capture(compute)
 
-    monkeypatch.setattr(step_graph, "capture", capture)
-    monkeypatch.setattr(step_graph, "NUM_LAUNCHED", 1)
+    monkeypatch.setattr(step_modes, "capture", capture)
+    monkeypatch.setattr(step_modes, "NUM_LAUNCHED", 1)
     monkeypatch.setattr(experiment, "choose_graph", lambda *_: GraphChoice(True, "asked for"))
     assert train("captured") == launched
     middle = tmp_path / "launched" / "checkpoints" / f"step-{MIDDLE:08d}.pt"
