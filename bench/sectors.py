@@ -40,6 +40,7 @@ from triton.runtime.jit import JITFunction
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
 from fastpsl.kernels.isotropic import DIAGONAL
+from fastpsl.kernels.normalise import out_shape
 from tests.kernels import launches
 from tests.kernels.cubins import Target, check_all_are_launched
 
@@ -120,7 +121,7 @@ def _run(module: ModuleType, ops: tuple[Any, ...], side: int) -> None:
             elif name == "turns":
                 draw[name] = np.arange(NUM_SAMPLES).astype(values.dtype)
     tensors = [{name: launches._tensor(values) for name, values in draw.items()} for draw in draws]
-    batch, *shape = module.out_shape(ops, images.shape)
+    batch, *shape = out_shape(ops, images.shape)
     out = torch.empty((batch, *shape), dtype=torch.float16).contiguous(memory_format=channels_last)
     module.run(images, ops, tensors, (0.5,) * shape[0], (0.25,) * shape[0], out)
 

@@ -54,22 +54,23 @@ class GaussianBlur:
         low, high = np.float32(self.sigma[0]), np.float32(self.sigma[1])
         return {"apply": numbers[:, 0] < self.p, "sigma": low + (high - low) * numbers[:, 1]}
 
-    def check_size(self, height: int, width: int) -> None:
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Raise ValueError unless both sides exceed kernel_px // 2 pixels, which the reflection needs."""
+        height, width = shape[2:]
         half = self.kernel_px // 2
         if min(height, width) <= half:
             raise ValueError(
                 f"images of {height} x {width} px given to a blur of {self.kernel_px} px; allowed are "
                 f"sides of {half + 1} px and more: use a smaller kernel"
             )
+        return shape
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """Return the blurred images [B, C, H, W], channels-last.
 
-        Floating images keep their dtype, uint8 images become float32. Raises ValueError as `check_size` does.
+        Floating images keep their dtype, uint8 images become float32. Raises ValueError as `out_shape` does.
         """
-        num_images, _, height, width = images.shape
-        self.check_size(height, width)
+        num_images = self.out_shape(tuple(images.shape))[0]
         half = self.kernel_px // 2
         x = finish(to_float32(images), torch.float32)
         if num_images == 0:

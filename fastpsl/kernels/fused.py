@@ -1,17 +1,17 @@
 """The fused kernels of a device, and the choice of the one that does a view's operations.
 
 A fused kernel does a chain of operations and the normalisation in one or a few passes over memory. Numba
-compiles those for the CPU, or they are in C, and Triton those for CUDA. Each kernel is a module with three
+compiles those for the CPU, or they are in C, and Triton those for CUDA. Each kernel is a module with two
 functions:
 
     fits(ops)                                  whether it does exactly these operations in this order
-    out_shape(ops, shape)                      the result's shape for images of `shape` [B, 3, H, W]
     run(images, ops, draws, mean, std, out)    computes the result into `out`
 
-`out_shape` raises ValueError for images that an operation refuses. `run` takes images as uint8 [B, 3, H, W]
-of any strides, and the draws of the operations as tensors on the images' device. It also takes one mean and
-std per channel, in units of [0, 1]. `out` is float16, bfloat16, float32 or, on the CPU, float64, of
-`out_shape`, in channels-last memory. The operations one after the other, then `normalise`, define the result.
+`run` raises ValueError for images that an operation refuses. It takes images as uint8 [B, 3, H, W] of any
+strides, and the draws of the operations as tensors on the images' device. It also takes one mean and std per
+channel, in units of [0, 1]. `out` is float16, bfloat16, float32 or, on the CPU, float64, of
+`normalise.out_shape`, in channels-last memory. The operations one after the other, then `normalise`, define
+the result.
 """
 
 import importlib
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.normalise import out_shape
 
 # In the order in which they are tried.
 CPU_MODULES = ("by_table", "photometric", "geometric", "warped")
@@ -90,7 +91,7 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
         draws = [
             {key: torch.from_numpy(value).to(device) for key, value in op.draw(keys).items()} for op in ops
         ]
-        shape = module.out_shape(ops, images.shape)
+        shape = out_shape(ops, tuple(images.shape))
         out = torch.empty(shape, dtype=torch.float16, device=device, memory_format=torch.channels_last)
         module.run(images, ops, draws, (0.5,) * shape[1], (0.5,) * shape[1], out)
     torch.cuda.synchronize(device)

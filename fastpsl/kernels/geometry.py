@@ -311,6 +311,9 @@ class Rotate45:
                 "leave out Flip"
             )
 
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _quarter_turns.out_shape(shape)
+
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw "label", int64 [B] in 0..7 (steps of 45 degrees), and "turns", int64 [B] = label // 2."""
         labels = rotation_labels(keys)

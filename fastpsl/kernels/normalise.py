@@ -1,6 +1,7 @@
 """Normalisation: (x - mean) / std per channel, in the network's dtype, channels-last."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,16 +92,27 @@ def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels
         )
 
 
+def out_shape(ops: Sequence[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that operations make of images of `shape` [B, C, H, W].
+
+    Raises ValueError for images that one of them refuses.
+    """
+    for op in ops:
+        shape = op.out_shape(shape) if hasattr(op, "out_shape") else shape
+    return shape
+
+
 def check_fused_arguments(
-    images: Tensor, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], out: Tensor
+    images: Tensor, ops: Sequence[object], mean: Sequence[float], std: Sequence[float], out: Tensor
 ) -> None:
     """Check the arguments of a fused kernel.
 
-    `images` is uint8 [B, 3, H, W], and `out` a tensor of `shape` in channels-last memory. Raises ValueError
-    as `check_mean_and_std`.
+    `images` is uint8 [B, 3, H, W], and `out` a tensor of `out_shape` in channels-last memory. Raises
+    ValueError as `out_shape` and `check_mean_and_std`.
     """
+    shape = out_shape(ops, tuple(images.shape))
     assert images.dtype == torch.uint8 and images.shape[1] == 3, (images.dtype, images.shape)
-    assert out.shape == tuple(shape), (out.shape, shape)
+    assert out.shape == shape, (out.shape, shape)
     assert out.is_contiguous(memory_format=torch.channels_last), out.stride()
     check_mean_and_std(mean, std, out.shape[1])
 

@@ -13,7 +13,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 
 # The channels that the network sees, and their number. RGB: the image. L: CIE lightness alone. Sobel: the
 # magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
@@ -226,10 +226,7 @@ class ViewSpec:
     @property
     def _shape(self) -> tuple[int, ...]:
         """The shape that the operations make of one image."""
-        shape: tuple[int, ...] = (1, 3, self.crop.size_px, self.crop.size_px)
-        for op in self.ops:
-            shape = op.out_shape(shape) if hasattr(op, "out_shape") else shape
-        return shape
+        return out_shape(self.ops, (1, 3, self.crop.size_px, self.crop.size_px))
 
     @property
     def side_px(self) -> int:

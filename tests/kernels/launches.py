@@ -18,6 +18,7 @@ from fastpsl.kernels.fused_cuda.pool_windows import Windows
 from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
+from fastpsl.kernels.normalise import out_shape
 
 Ops = tuple[object, ...]
 
@@ -167,7 +168,7 @@ def _launch(
     skipped = size[1] % 2
     channels_last = torch.channels_last
     images = torch.empty((2 + skipped, 3, *size), dtype=torch.uint8).contiguous(memory_format=channels_last)
-    batch, *shape = module.out_shape(ops, images.shape)
+    batch, *shape = out_shape(ops, images.shape)
     out = torch.empty((batch, *shape), dtype=dtype).contiguous(memory_format=channels_last)
     keys = Keys(0, 0, np.arange(2 + skipped, dtype=np.int64))
     draws = [

@@ -22,7 +22,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="compiled kernels keep their constants: moved under the interpreter"
@@ -69,7 +69,7 @@ def compare(make_images, as_tensors, assert_fused_close):
     def run(ops, argument=(), width=13):
         images = make_images(4, 12, width, torch.uint8)
         draws = [as_tensors(op.draw(Keys(7, 2, np.arange(4, dtype=np.int64)))) for op in ops]
-        batch, *shape = photometric.out_shape(ops, images.shape)
+        batch, *shape = out_shape(ops, images.shape)
         mean, std = STATISTICS[shape[0]]
         expected = images
         for op, draw in zip(ops, draws, strict=True):

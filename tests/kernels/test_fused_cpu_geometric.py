@@ -13,7 +13,7 @@ from fastpsl.kernels.fused import module_for
 from fastpsl.kernels.fused_cpu import geometric, warped
 from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 from tests.kernels.close_calls import close_calls, one_by_one
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,7 +58,7 @@ def fused(images, ops, draws, dtype=torch.float32, mean=MEAN, std=STD):
     """Run the fused kernel, with the result between images that must not change."""
     module = module_for(MODULES, ops)
     assert module is not None
-    shape = module.out_shape(ops, images.shape)
+    shape = out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype)
     whole = whole.contiguous(memory_format=torch.channels_last)
     module.run(images, ops, draws, mean, std, whole[1:-1])
@@ -188,7 +188,7 @@ def test_what_the_operation_refuses_is_refused_in_its_words(ops, size, make_imag
     module = module_for(MODULES, ops)
     assert module is not None
     with pytest.raises(ValueError) as module_error:
-        module.out_shape(ops, images.shape)
+        out_shape(ops, images.shape)
     assert str(module_error.value) == str(op_error.value)
 
 

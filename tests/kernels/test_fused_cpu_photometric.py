@@ -16,7 +16,7 @@ from fastpsl.kernels.fused_cpu import photometric
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 
 STATISTICS = {
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -53,7 +53,7 @@ def plain(images, ops, draws, dtype=torch.float32):
 
 
 def fused(images, ops, draws, dtype=torch.float32, statistics=None):
-    shape = photometric.out_shape(ops, images.shape)
+    shape = out_shape(ops, images.shape)
     out = torch.full(shape, torch.nan, dtype=dtype).contiguous(memory_format=torch.channels_last)
     mean, std = statistics or STATISTICS[shape[1]]
     photometric.run(images, ops, draws, mean, std, out)

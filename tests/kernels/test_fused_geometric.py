@@ -13,7 +13,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import geometric
 from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 from tests.slow import slow
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ def fused(
     std: Sequence[float] = STD,
 ) -> Tensor:
     """Run the fused kernel, with the result between images that must not change."""
-    shape = geometric.out_shape(ops, images.shape)
+    shape = out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype, device=DEVICE)
     whole = whole.contiguous(memory_format=torch.channels_last)
     device_draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
@@ -156,7 +156,7 @@ def test_few_images(ops: Ops, batch: int, make_images: Make, assert_fused_close:
     if batch:
         assert_fused_close(out, plain(images, ops, draws))
     else:
-        assert out.shape == geometric.out_shape(ops, images.shape) and len(out) == 0
+        assert out.shape == out_shape(ops, images.shape) and len(out) == 0
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -200,7 +200,7 @@ def test_what_the_operation_refuses_is_refused_in_its_words(op: object, make_ima
     with pytest.raises(ValueError) as op_error:
         op(images, make_draws((op,), 2)[0])  # type: ignore[operator]
     with pytest.raises(ValueError) as module_error:
-        geometric.out_shape((op,), images.shape)
+        out_shape((op,), images.shape)
     assert str(module_error.value) == str(op_error.value) and "15 x 20 px given" in str(module_error.value)
 
 
@@ -223,7 +223,7 @@ def test_two_percent_of_a_constant_are_seen(
 def test_the_host_never_waits(ops: Ops, make_images: Make) -> None:
     images = make_images(3, 33, 33, torch.uint8).to(DEVICE)
     draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in make_draws(ops, 3)]
-    out = torch.empty(geometric.out_shape(ops, images.shape), device=DEVICE)
+    out = torch.empty(out_shape(ops, images.shape), device=DEVICE)
     out = out.contiguous(memory_format=torch.channels_last)
     torch.cuda.set_sync_debug_mode("error")
     try:

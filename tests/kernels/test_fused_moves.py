@@ -16,7 +16,7 @@ from fastpsl.kernels.fused_cuda import geometric, prepared, shifted, warped
 from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate90, Shift, WarpPair
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 from tests.kernels.close_calls import close_calls, one_by_one
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,7 +67,7 @@ def normalised(images, dtype):
 
 def fused(module, images, ops, draws, dtype=torch.float32):
     """Run the fused kernel, with the result between images that must not change."""
-    shape = module.out_shape(ops, images.shape)
+    shape = out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype, device=DEVICE)
     whole = whole.contiguous(memory_format=torch.channels_last)
     device_draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
@@ -123,7 +123,7 @@ def test_few_images(name, num, make_images, as_tensors, check):
     side = SIDE if module is warped else 34
     images, draws = make_images(num, side, side, torch.uint8), make_draws(ops, num, as_tensors)
     out = fused(module, images, ops, draws)
-    assert out.shape == module.out_shape(ops, images.shape) and bool(len(out)) == bool(num)
+    assert out.shape == out_shape(ops, images.shape) and bool(len(out)) == bool(num)
     if num:
         check(out, images, ops, draws)
 
@@ -202,7 +202,7 @@ def test_what_the_operation_refuses_is_refused_in_its_words(module, ops, size, m
     with pytest.raises(ValueError) as op_error:
         one_by_one(images, ops, make_draws(ops, 2, as_tensors))
     with pytest.raises(ValueError) as module_error:
-        module.out_shape(ops, images.shape)
+        out_shape(ops, images.shape)
     assert str(module_error.value) == str(op_error.value)
 
 
@@ -212,7 +212,7 @@ def test_the_host_never_waits(name, make_images, as_tensors):
     module, ops = CHAINS[name]
     images = make_images(2, SIDE, SIDE, torch.uint8).to(DEVICE)
     draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in make_draws(ops, 2, as_tensors)]
-    shape = module.out_shape(ops, images.shape)
+    shape = out_shape(ops, images.shape)
     out = torch.empty(shape, device=DEVICE).contiguous(memory_format=torch.channels_last)
     torch.cuda.set_sync_debug_mode("error")
     try:

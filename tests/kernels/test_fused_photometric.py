@@ -15,7 +15,7 @@ from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.geometry import Flip, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import normalise, out_shape
 from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,7 +78,7 @@ def plain(images, ops, draws):
 
 def fused(images, ops, draws, dtype):
     """Run the fused kernel over NaN, with the result between images that must not change."""
-    batch, *shape = photometric.out_shape(ops, images.shape)
+    batch, *shape = out_shape(ops, images.shape)
     whole = torch.full((batch + 2, *shape), torch.nan, dtype=dtype, device=DEVICE)
     whole = whole.contiguous(memory_format=torch.channels_last)
     device_draws = [{name: values.to(DEVICE) for name, values in draw.items()} for draw in draws]
@@ -246,12 +246,12 @@ def test_what_fits():
 
 
 def test_shapes_and_what_is_refused(make_images):
-    assert photometric.out_shape(SIMCLR, (5, 3, 30, 20)) == (5, 3, 30, 20)
-    assert photometric.out_shape((LIGHTNESS, BLUR), (5, 3, 30, 20)) == (5, 1, 30, 20)
-    assert photometric.out_shape(UIC, (5, 3, 30, 20)) == (5, 2, 30, 20)
+    assert out_shape(SIMCLR, (5, 3, 30, 20)) == (5, 3, 30, 20)
+    assert out_shape((LIGHTNESS, BLUR), (5, 3, 30, 20)) == (5, 1, 30, 20)
+    assert out_shape(UIC, (5, 3, 30, 20)) == (5, 2, 30, 20)
     images = make_images(1, 4, 30, torch.uint8)
     with pytest.raises(ValueError, match="images of 4 x 30 px given to a blur of 9 px; allowed are") as error:
-        photometric.out_shape((BLUR,), images.shape)
+        out_shape((BLUR,), images.shape)
     with pytest.raises(ValueError) as op_error:
         BLUR(images, {})
     assert str(error.value) == str(op_error.value)

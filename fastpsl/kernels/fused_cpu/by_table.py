@@ -34,19 +34,13 @@ def fits(ops: Sequence[object]) -> bool:
     return [type(op) for op in ops] in ([], [Flip])
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape, that of images of `shape` [B, 3, H, W]."""
-    num, channels, height, width = shape
-    return num, channels, height, width
-
-
 def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, ops, mean, std, out)
     bits = _BITS[out.element_size()]
     scale, shift = _factors(mean, std)
     values = torch.empty((3, 256), dtype=out.dtype, device="cpu")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
-from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Rotate45, Rotate90, Shift, check_square
+from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Rotate45, Rotate90, Shift
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.jit import njit
 from fastpsl.kernels.normalise import check_fused_arguments
@@ -49,26 +49,13 @@ def fits(ops: Sequence[object]) -> bool:
     )
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    op, (num_images, channels, height, width) = ops[-1], shape
-    if isinstance(op, JigsawTiles):
-        op.check(height, width)
-        return num_images * op.grid**2, channels, op.tile_px, op.tile_px
-    if isinstance(op, Rotate90 | AllTurns | Rotate45):
-        check_square(height, width, 4 if isinstance(op, Rotate45) else op.num)
-    elif isinstance(op, Hole):
-        op.box(channels, height, width)
-    return num_images * (op.num if isinstance(op, AllTurns) else 1), channels, height, width
-
-
 def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, ops, mean, std, out)
     height, width = out.shape[2:]
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)

@@ -27,21 +27,13 @@ def fits(ops: Sequence[object]) -> bool:
     return WarpPair in kinds and kinds == [kind for kind in (Shift, Flip, WarpPair) if kind in kinds]
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    op, (num_images, channels, height, width) = ops[-1], shape
-    assert isinstance(op, WarpPair)
-    op.check(height, width)
-    return 2 * num_images, channels, height, width
-
-
 def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, ops, mean, std, out)
     scale = np.array([1 / (255 * value) for value in std], np.float32)
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     # imports numba, which takes 0.7 s

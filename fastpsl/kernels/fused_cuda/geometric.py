@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
-from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90, check_square
+from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import check_fused_arguments
 
@@ -38,16 +38,6 @@ def fits(ops: Sequence[object]) -> bool:
     return kinds in ([Flip, JigsawTiles], [JigsawTiles]) or rest in ([Rotate90], [Rotate45], [AllTurns])
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    op, (num_images, _, height, width) = ops[-1], shape
-    if isinstance(op, JigsawTiles):
-        op.check(height, width)
-        return num_images * op.grid**2, 3, op.tile_px, op.tile_px
-    check_square(height, width, 4 if isinstance(op, Rotate45) else op.num)  # type: ignore[attr-defined]
-    return num_images * (op.num if isinstance(op, AllTurns) else 1), 3, height, width
-
-
 def run(
     images: Tensor,
     ops: Sequence[object],
@@ -58,7 +48,7 @@ def run(
 ) -> None:
     """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, ops, mean, std, out)
     if not len(out):
         return
     images = images.contiguous(memory_format=torch.channels_last)

@@ -171,20 +171,6 @@ def fits(ops: Sequence[object]) -> bool:
     return any(kinds == [kind for kind in order if kind in kinds] for order in ORDERS)
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    assert fits(ops), ops
-    batch, channels, height, width = shape
-    for op in ops:
-        if isinstance(op, GaussianBlur):
-            op.check_size(height, width)
-        elif isinstance(op, Lightness):
-            channels = 1
-        elif isinstance(op, SobelXY):
-            channels = 2
-    return batch, channels, height, width
-
-
 def run(
     images: Tensor,
     ops: Sequence[object],
@@ -198,9 +184,9 @@ def run(
     The arithmetic is float32. If the result is of a half type, the input of a blur or Sobel is rounded to
     half.
     """
-    shape = out_shape(ops, images.shape)
-    batch, channels, height, width = shape
-    check_fused_arguments(images, shape, mean, std, out)
+    assert fits(ops), ops
+    check_fused_arguments(images, ops, mean, std, out)
+    batch, channels, height, width = out.shape
     if not out.numel():
         return
     images = images.contiguous(memory_format=torch.channels_last)

@@ -34,11 +34,6 @@ def fits(ops: Sequence[object]) -> bool:
     return bool(ops) and isinstance(ops[0], Shift | Enlarge) and photometric.fits(ops[1:])
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    return photometric.out_shape(ops[1:], _prepared_shape(ops[0], shape))
-
-
 def _prepared_shape(op: object, shape: Sequence[int]) -> Sequence[int]:
     return (*shape[:2], op.size_px, op.size_px) if isinstance(op, Enlarge) else shape
 

@@ -38,22 +38,13 @@ def fits(ops: Sequence[object]) -> bool:
     return [type(op) for op in without_moves(ops)] in ([], [Hole], [Lightness])
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    num_images, channels, height, width = shape
-    last = ops[-1] if ops else None
-    if isinstance(last, Hole):
-        last.box(channels, height, width)
-    return num_images, 1 if isinstance(last, Lightness) else channels, height, width
-
-
 def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, ops, mean, std, out)
     channels, height, width = out.shape[1:]
     if not out.numel():
         return

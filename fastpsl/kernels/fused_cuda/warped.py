@@ -36,21 +36,13 @@ def fits(ops: Sequence[object]) -> bool:
     return [type(op) for op in without_moves(ops)] == [WarpPair]
 
 
-def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
-    op, (num_images, channels, height, width) = ops[-1], shape
-    assert isinstance(op, WarpPair)
-    op.check(height, width)
-    return 2 * num_images, channels, height, width
-
-
 def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, ops, mean, std, out)
     if not len(out):
         return
     images, side = images.contiguous(memory_format=torch.channels_last), images.shape[2]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.fused import fused_modules, module_for
+from fastpsl.kernels.normalise import out_shape
 from fastpsl.pipelines.decoders.memory import ViewMemory
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -56,14 +57,10 @@ class Augment:
             if batch.images[0].is_cuda or not len(batch.images[0]):
                 return [apply(*job, dtype) for job in jobs]
             return self._one_by_one_on_cpu(apply, jobs, dtype)
-        modules = [module_for(self.modules, view.ops) for view in views]
-        shapes = []
-        for (view, images, _), module in zip(jobs, modules, strict=True):
+        for (view, images, draws), out in zip(jobs, outs := self._empty(jobs, dtype), strict=True):
+            module = module_for(self.modules, view.ops)
             assert module is not None, view
-            shapes.append(module.out_shape(view.ops, images.shape))
-        outs = self._empty(shapes, dtype, batch.images[0].device)
-        for (view, images, draws), module, out in zip(jobs, modules, outs, strict=True):
-            module.run(images, view.ops, draws, view.mean, view.std, out)  # type: ignore[union-attr]
+            module.run(images, view.ops, draws, view.mean, view.std, out)
         return outs
 
     def _one_by_one_on_cpu(self, apply: _Apply, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
@@ -71,11 +68,7 @@ class Augment:
 
         They treat each image by itself, so that this changes no value.
         """
-        shapes = []
-        for view, images, draws in jobs:
-            one = _on_part(apply, view, images, draws, slice(1), dtype)
-            shapes.append((len(one) * len(images), *one.shape[1:]))
-        outs = self._empty(shapes, dtype, jobs[0][1].device)
+        outs = self._empty(jobs, dtype)
         for (view, images, draws), out in zip(jobs, outs, strict=True):
             per_image, step = len(out) // len(images), max(1, _PART_BYTES // images[0].nbytes)
             for first in range(0, len(images), step):
@@ -84,10 +77,10 @@ class Augment:
                 out[first * per_image : part.stop * per_image] = result
         return outs
 
-    def _empty(
-        self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
-    ) -> list[Tensor]:
-        """Return uninitialised tensors in channels-last memory, in one buffer if they have one shape."""
+    def _empty(self, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
+        """Return uninitialised results in channels-last memory, in one buffer if they have one shape."""
+        shapes = [out_shape(view.ops, tuple(images.shape)) for view, images, _ in jobs]
+        device = jobs[0][1].device
         nums, is_one = [shape[0] for shape in shapes], len({shape[1:] for shape in shapes}) == 1
         wanted = [(sum(nums), *shapes[0][1:])] if is_one else shapes
         if device.type == "cpu":
