@@ -24,15 +24,14 @@ from torch.nn import functional
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.device_crops import crop_area, crop_densely
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.kernels.geometry import AllTurns, Flip, Rotate90
 from fastpsl.kernels.isotropic import DIAGONAL, margin_px
-from fastpsl.kernels.isotropic_batch import crop_densely
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness

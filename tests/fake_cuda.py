@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from typing_extensions import override
 
 from fastpsl.engine import step_modes
-from fastpsl.kernels import isotropic_batch
+from fastpsl.kernels import device_crops
 from fastpsl.kernels.fused import fused_modules
 from tests.host_waits import Seen, Watch
 from tests.python_backward import python_backward
@@ -128,7 +128,7 @@ def fake_cuda(*, has_pinned: bool = True) -> Iterator[FakeCuda]:
     Without `has_pinned`, pinned memory is exhausted.
     """
     cuda = FakeCuda()
-    caches = (fused_modules, isotropic_batch.fused_form, isotropic_batch._tried, step_modes._side_stream)
+    caches = (fused_modules, device_crops.fused_form, device_crops._tried, step_modes._side_stream)
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),

@@ -37,6 +37,7 @@ API = {"backbones", "dataloader", "embedding", "evaluate", "losses", "model", "o
        "training", "views"}  # fmt: skip
 FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 600}
+MIN_LINES = 60
 OPTIONAL = (
     "datasets",
     "pyarrow",
@@ -252,6 +253,23 @@ def test_files_are_short(folder: str) -> None:
         str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files(folder)
     }
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES[folder]}
+
+
+def test_a_short_file_has_two_importers() -> None:
+    """What one file alone imports at its top stands in that file; what is imported when needed need not."""
+    users = dict.fromkeys(modules(), 0)
+    for path in (*python_files("fastpsl"), *python_files("recipes")):
+        at_top = {
+            f"{node.module}.{alias.name}"
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        for name in imported_modules(path):
+            is_at_top = any(name in (each, each.rpartition(".")[0]) for each in at_top)
+            users[name] += 1 if is_at_top else 2
+    short = {name for name, path in modules().items() if len(path.read_text().splitlines()) < MIN_LINES}
+    assert not {name for name in short if users[name] == 1 and modules()[name].stem != "__init__"}
 
 
 def test_pinned_memory_is_asked_for_where_its_end_is_caught() -> None:

@@ -13,8 +13,8 @@ from typing_extensions import override
 
 import fastpsl.kernels
 from fastpsl.kernels import by_kornia
-from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.colour import CONTRAST, ORDERS, SATURATION, ColourDistortion, Grey, Solarise, luma
+from fastpsl.kernels.device_crops import crop_area
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY, gradient_size
 from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair, warp

@@ -9,8 +9,8 @@ import torch
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
 from fastpsl.kernels import crops
-from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, Where
+from fastpsl.kernels.device_crops import crop_area
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.image.area import area_resize
 from tests.kernels.tf32 import RoundedProducts

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import isotropic_batch
+from fastpsl.kernels import device_crops
+from fastpsl.kernels.device_crops import crop_densely, crop_isotropic
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
-from fastpsl.kernels.isotropic_batch import crop_densely, crop_isotropic
 from fastpsl.kernels.isotropic_loops import fits_isotropic
 from tests.fake_cuda import fake_cuda
 from tests.kernels.tf32 import RoundedProducts
@@ -42,8 +42,8 @@ def test_five_percent_are_seen(sigma: str, monkeypatch: pytest.MonkeyPatch) -> N
     """The comparison above notices 5 % of the sigmas, and a cut that is too near."""
     image = noise(111, 111)
     exact = plain(image, 35, 35, 41, 45, 40)
-    value = 2.5 if sigma == "REACH_SIGMAS" else 1.05 * getattr(isotropic_batch, sigma)
-    monkeypatch.setattr(isotropic_batch, sigma, value)
+    value = 2.5 if sigma == "REACH_SIGMAS" else 1.05 * getattr(device_crops, sigma)
+    monkeypatch.setattr(device_crops, sigma, value)
     out = crop_isotropic(torch.from_numpy(image)[None], torch.tensor([[35, 35, 41, 41, DIAGONAL]]), 40)
     assert np.abs(out[0].numpy() - exact).max() > 0.52
 
@@ -51,7 +51,7 @@ def test_five_percent_are_seen(sigma: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_batch_of_both_bases_padded_and_in_parts() -> None:
     """Images of several sizes, more than one part holds, equal the compiled form one by one."""
     random = np.random.default_rng(1)
-    num, size = isotropic_batch._CHUNK + 5, 11
+    num, size = device_crops._CHUNK + 5, 11
     images = random.integers(0, 256, (num, 90, 95, 3), np.uint8)
     boxes, expected = [], []
     for i in range(num):
@@ -98,7 +98,7 @@ def test_the_device_agrees_with_the_cpu_and_never_waits() -> None:
     images = torch.from_numpy(noise(120, 130)).expand(40, -1, -1, -1).contiguous()
     boxes = torch.tensor([[35, 40, 40, 40, ISOTROPIC], [36, 44, 41, 41, DIAGONAL]] * 20, dtype=torch.int32)
     arguments = images.cuda(), boxes.cuda()
-    assert isotropic_batch.fused_form(arguments[0].device) is not None
+    assert device_crops.fused_form(arguments[0].device) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
         out = crop_isotropic(*arguments, 48)
@@ -118,13 +118,13 @@ def test_without_triton_the_reason_is_said_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "full", lambda *shape, device, **kinds: full(*shape, **kinds))
     monkeypatch.setitem(sys.modules, "fastpsl.kernels.fused_cuda.isotropic", None)
     with pytest.warns(UserWarning, match="dense matrix products, many times slower: Triton is missing"):
-        assert isotropic_batch.fused_form(device) is None
+        assert device_crops.fused_form(device) is None
     with pytest.warns(UserWarning, match="made on the CPU: Triton is missing"):
-        assert isotropic_batch.fused_form(device, "on the CPU") is None
+        assert device_crops.fused_form(device, "on the CPU") is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert isotropic_batch.fused_form(device) is None
-    assert isotropic_batch.fused_form(torch.device("cpu")) is None
+        assert device_crops.fused_form(device) is None
+    assert device_crops.fused_form(torch.device("cpu")) is None
 
 
 def test_forty_five_degrees_are_counter_clockwise() -> None:

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 pytest.importorskip("triton")
-from fastpsl.kernels import isotropic_batch
+from fastpsl.kernels import device_crops
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.device_crops import fused_form
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import isotropic as fused
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px, reach_px
-from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
@@ -114,7 +114,7 @@ def test_windows_are_parts_of_pillows_decode(side: int, tmp_path: Path) -> None:
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loader's device crop isotropic views."""
-    monkeypatch.setattr(isotropic_batch, "_tried", lambda device: (fused, ""))
+    monkeypatch.setattr(device_crops, "_tried", lambda device: (fused, ""))
     monkeypatch.setattr(loader, "crops_on_device", lambda *_: True)
 
 

@@ -24,8 +24,8 @@ from typing_extensions import override
 from fastpsl.engine.gpu import AsyncCopy
 from fastpsl.engine.last_step import Snapshot
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.device_crops import fused_form
 from fastpsl.kernels.geometry import Flip
-from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import memory

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.device_crops import crop_area
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import isotropic, isotropic_batch
+from fastpsl.kernels import device_crops, isotropic
+from fastpsl.kernels.device_crops import crop_isotropic
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.geometry import AllTurns, Rotate45
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
-from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
@@ -163,7 +163,7 @@ def test_a_lesser_kernel_is_found(
     noise: tuple[str, list[Sample]], constant: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel needs each of its constants; the probe finds what a small network would learn slowly."""
-    for module in (isotropic, isotropic_batch):
+    for module in (isotropic, device_crops):
         monkeypatch.setattr(module, constant, value)
     samples = noise[1][:800]
     boxes, labels = windows(samples)

@@ -250,7 +250,7 @@ def crop_ragged(pixels: Tensor, places: Tensor, boxes: Tensor, size_px: int, wid
 
     Windows of boxes that do not fit are undefined, but no memory outside the images is read for them.
 
-    The arguments are those of kernels/isotropic_batch.py. The result is uint8 [B, size_px, size_px, 3].
+    The arguments are those of kernels/device_crops.py. The result is uint8 [B, size_px, size_px, 3].
     """
     num = len(boxes)
     assert pixels.dtype == torch.uint8 and pixels.ndim == 1, (pixels.dtype, pixels.shape)

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastpsl.files.workers import Workers
+from fastpsl.kernels.device_crops import crop_isotropic
 from fastpsl.kernels.isotropic import DIAGONAL
-from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders.decoder import windows
 from fastpsl.pipelines.decoders.memory import to_device

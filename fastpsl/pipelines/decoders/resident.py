@@ -10,8 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.kernels.area import crop_area
-from fastpsl.kernels.isotropic_batch import crop_isotropic
+from fastpsl.kernels.device_crops import crop_area, crop_isotropic
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, cannot, is_isotropic

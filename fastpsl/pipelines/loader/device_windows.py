@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.isotropic_batch import crop_ragged, fused_form
+from fastpsl.kernels.device_crops import crop_ragged, fused_form
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, is_isotropic
 from fastpsl.pipelines.decoders.memory import pinned_empty, to_device
