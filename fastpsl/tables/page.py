@@ -25,7 +25,6 @@ from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file
-from fastpsl.tables.chart import save_chart
 from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import (
     OTHER_DATA,
@@ -333,6 +332,8 @@ def make_table(
     with output_errors(stem):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(page, markdown(report).encode())
+        from fastpsl.tables.chart import save_chart  # imports matplotlib, which scripts of Slurm do without
+
         save_chart(report, chart)
         write_atomically(web_page, html(report, chart).encode())
     given = {"data": data, "val": val, "pretrain_data": pretrain_data}
