@@ -187,8 +187,8 @@ def parse(
     options = list(options_of(kind, default))
     groups = dict[str, list[Any]]()
     for option in options:
-        # Without help, tyro requires nothing, so that mistyped options are found before missing ones. It takes
-        # options without effect, which their dataclass refuses with a reason.
+        # Without help, tyro requires nothing, so that mistyped options are found before missing ones. Options
+        # without effect are taken, because their dataclass refuses them with a reason.
         is_hidden = wants_help and option.name in getattr(kind, "without", ())
         groups.setdefault(option.group, []).append(
             option.for_tyro(is_required=wants_help, is_hidden=is_hidden)
