@@ -57,7 +57,7 @@ def test_printed_commands_exist(page: Path) -> None:
                 break
             kind = known[words.pop(0)]
         assert kind is not Fastpsl, words
-        options = {"help", "help_all"} | (names(kind) if is_dataclass(kind) else set())
+        options = {"help"} | (names(kind) if is_dataclass(kind) else set())
         if kind in (Train, Eval) and words and words[0] in kind.names:
             options |= names(find_recipe(kind.names[words[0]]).options)
         elif kind is Slurm and words and words[0] in Train.names:

@@ -1,6 +1,5 @@
-"""Subsets, rows of tables on disk, and data sets of many samples, whose memory does not grow with them."""
+"""Subsets, and data sets of many samples, whose memory does not grow with them."""
 
-import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,15 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.shard import CHUNK, Shard, Table, TruncatedError
+from fastpsl.pipelines.beton.shard import CHUNK
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 from fastpsl.pipelines.loader import order as order_module
 from fastpsl.pipelines.loader.loader import ORDERS, Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.faults import runs
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, write
 from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
@@ -215,66 +212,3 @@ def test_a_batch_from_the_middle_is_that_of_the_epoch(
         batches.close()
         batch = next(loader.epoch(3, middle))
         assert batch.labels.tolist() == data.labels()[batch.indices.numpy()].tolist()
-
-
-ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
-START, NUM_ROWS = 13, 1000
-
-
-@pytest.fixture(params=["C", "Python"])
-def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test by the C library, where it was built, and without it."""
-    if request.param == "Python":
-        monkeypatch.setattr(shard, "library", lambda: None)
-    elif shard.library() is None:
-        pytest.skip("the C library was not built")
-    return str(request.param)
-
-
-def test_rows_are_those_of_the_file(by: str, tmp_path: Path) -> None:
-    data = np.random.default_rng(0).bytes(START + NUM_ROWS * ROW.itemsize)
-    (tmp_path / "file").write_bytes(data)
-    expected = np.frombuffer(data, ROW, offset=START)
-    indices = np.random.default_rng(1).integers(0, NUM_ROWS, 300)
-    with open(tmp_path / "file", "rb") as file:
-        rows = Table(file.fileno(), START, ROW, NUM_ROWS)
-        assert len(rows) == NUM_ROWS
-        for which in (
-            slice(None),
-            slice(3, 90),
-            slice(NUM_ROWS - 1, NUM_ROWS + 5),
-            slice(7, 7),
-            indices,
-            indices[:0],
-        ):
-            got = rows[which]
-            assert got.dtype == ROW and got.tolist() == expected[which].tolist()
-
-
-def test_a_file_cut_short_is_an_error(by: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(START + NUM_ROWS * ROW.itemsize))
-    with open(tmp_path / "file", "r+b") as file:
-        rows = Table(file.fileno(), START, ROW, NUM_ROWS)
-        file.truncate(START + 500 * ROW.itemsize - 1)
-        assert len(rows[:499]) == len(rows[np.arange(499)]) == 499
-        for which in (slice(None), np.array([0, 499])):
-            with pytest.raises(TruncatedError):
-                rows[which]
-
-
-def test_an_error_of_the_disk_is_told_apart(by: str, tmp_path: Path) -> None:
-    folder = os.open(tmp_path, os.O_RDONLY)
-    with pytest.raises(IsADirectoryError):
-        Table(folder, 0, ROW, NUM_ROWS)[np.array([0])]
-    os.close(folder)
-
-
-def test_a_beton_cut_short_after_the_check_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = runs.beton(tmp_path / "x.beton")
-    monkeypatch.setattr(Shard, "check_unchanged", lambda self: None)
-    with Beton(path) as data:
-        os.truncate(path, path.stat().st_size * 2 // 3)
-        with pytest.raises(ValueError, match=r"x\.beton: was truncated while it was in use"):
-            data.rows(np.arange(8))
