@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from fastpsl.console.progress import operation
 from fastpsl.console.terminal import EXIT_CRASHED, EXIT_PREEMPTED
 from fastpsl.engine.distributed import wait_for_all
 from fastpsl.engine.run import Run
+from fastpsl.files.workers import Workers
 from fastpsl.pipelines.decoders.memory import pinned_like
 
 
@@ -103,8 +105,9 @@ class LastStep:
         self._safe: int | None = run.position.run_step
         self._kept: _Kept | None = None
         self._snapshot = Snapshot()
-        self._writing: threading.Thread | None = None
-        self._error: Exception | None = None
+        # One thread from the start: where no memory is left, `Thread.start` may wait for ever (CPython 3.11).
+        self._workers = Workers(int(run.world.rank == 0), "fastpsl-checkpoint")
+        self._writing: Future[None] | None = None
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._watches = run.world.rank == 0 and run.owns_process
@@ -130,6 +133,7 @@ class LastStep:
         finally:
             if self._watches:
                 self._end_watch()
+            self._workers.close(0.0)
 
     def _end_watch(self) -> None:
         signal.set_wakeup_fd(self._previous_fd)
@@ -164,7 +168,8 @@ class LastStep:
         """Drop the kept copy, after a step that is not kept because steps are short."""
         with self._lock:
             self._safe = self._kept = None
-            self._raise_error()
+            if self._writing is not None and self._writing.done():
+                self.wait()
 
     def is_safe(self) -> bool:
         """Return whether the run's present step is kept or saved."""
@@ -175,34 +180,23 @@ class LastStep:
         with self._lock:
             if self._writing is not None:
                 with operation("writing a checkpoint"):
-                    self._writing.join(max(self._deadline - time.monotonic(), 0))
-                if self._writing.is_alive():
+                    wait([self._writing], max(self._deadline - time.monotonic(), 0))
+                if not self._writing.done():
                     reason = f"it takes more than {self._limit_s:g} s"
                     raise TimeoutError(errno.ETIMEDOUT, reason, str(self._run.checkpoints.folder))
-                self._writing = None
-            self._raise_error()
-
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+                written, self._writing = self._writing, None
+                written.result()  # raises its error
 
     def _begin_to_write(self) -> None:
         kept = self._kept
         if kept is not None and not kept.is_written and self._writing is None:
             self._deadline = time.monotonic() + self._limit_s
-            self._writing = threading.Thread(
-                target=self._write, args=(kept,), name="fastpsl-checkpoint", daemon=True
-            )
-            self._writing.start()
+            self._writing = self._workers.call(self._write, kept)
 
     def _write(self, kept: _Kept) -> None:
-        try:
-            self._snapshot.wait()
-            self._run.save(kept.step, kept.state)
-            kept.is_written = True
-        except Exception as error:  # noqa: BLE001  (raised in the thread that waits)
-            self._error = error
+        self._snapshot.wait()
+        self._run.save(kept.step, kept.state)
+        kept.is_written = True
 
     @property
     def _limit_s(self) -> float:
