@@ -68,23 +68,18 @@ SIZES = [
 
 @pytest.mark.parametrize(("side", "size"), SIZES)
 def test_equals_the_compiled_form(side: int, size: int) -> None:
-    """Several images, some of which leave a window one place only, some at the top left of larger ones."""
+    """Windows at the top left and at the bottom right of images; all four mixes at the first size alone."""
     margin = int(margin_px(side, size))
     length = side + 2 * margin
-    images = np.stack([noise(length + 5, length + 3, seed) for seed in range(4)])
     boxes = [
         [margin, margin, side, side, ISOTROPIC],
         [margin + 5, margin + 3, side, side, DIAGONAL],
         [margin + 5, margin + 3, side, side, ISOTROPIC],
         [margin, margin, side, side, DIAGONAL],
-    ]
-    out = crop(images, boxes, size)
-    assert_same(
-        out,
-        np.stack(
-            [window(i, box[0], box[1], box[2], box[4], size) for i, box in zip(images, boxes, strict=True)]
-        ),
-    )
+    ][: 4 if (side, size) == SIZES[0] else 2]
+    images = np.stack([noise(length + 5, length + 3, seed) for seed in range(len(boxes))])
+    out, pairs = crop(images, boxes, size), zip(images, boxes, strict=True)
+    assert_same(out, np.stack([window(i, *box[:3], box[4], size) for i, box in pairs]))
     if DEVICE.type == "cpu":
         # Sums in another order, and the compiler's float32 for the weights, differ by less than halves do.
         wanted = rounded(torch.from_numpy(images), torch.tensor(boxes), size, torch.float16).numpy()
@@ -233,7 +228,7 @@ def test_where_the_kernels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_half_precision_is_enough() -> None:
     """Enlarged white noise shows the angle most: a probe finds it through bfloat16 but not through halves."""
-    num, size, height, width = 6000, 64, 88, 85
+    num, size, height, width = 3000, 64, 88, 85
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

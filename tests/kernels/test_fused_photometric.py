@@ -134,7 +134,7 @@ def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors
 
 @pytest.mark.parametrize("dtype", [torch.float16, *map(slow, (torch.float32, torch.bfloat16))], ids=str)
 @pytest.mark.parametrize(
-    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 3), slow((3, 35, 66)), (0, 9, 9)], ids=str
+    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 3), slow((2, 33, 66)), (0, 9, 9)], ids=str
 )
 def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_close):
     """Directly from bytes nothing is rounded before the result, because sums of bytes are exact.
@@ -160,7 +160,7 @@ def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_
 )
 def test_flat_images_have_no_gradients(ops, dtype, as_tensors):
     """Gradients are below a quarter of a level of 255, also at the border."""
-    images = torch.tensor([0, 77, 200, 255], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, 21, 34)
+    images = torch.tensor([0, 77, 200, 255], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, 21, 30)
     assert (fused(images, ops, make_draws(ops, 4, as_tensors), dtype) * SOBEL_XY_STD).abs().max() < 0.25 / 255
 
 
