@@ -8,7 +8,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, row_dtype
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
-from tests.faults.child import Case, Jury, Limits, describe, refusal
+from tests.faults.child import Case, Jury, Limits, cases_of, describe, refusal
 from tests.faults.readings import CONTROL, Reading, command, flip, read, verify
 from tests.faults.report import Finding, Outcome
 from tests.pipelines.photos import DECODERS, jpeg, photo
@@ -236,11 +236,7 @@ def betons(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         json_words = "with JSON" if with_json else "no JSON"
         return outcome, f"{mode}, {decoder}, {on_bad_sample}, {json_words}: {detail}"
 
-    yield from Jury(judge, folder / "log", LIMITS, read_sound).findings(_cases(KINDS, seed, count))
-
-
-def _cases(kinds: Sequence[str], seed: int, count: int) -> list[Case]:
-    return [Case(number, kinds[number % len(kinds)]) for number in range(seed, seed + count)]
+    yield from Jury(judge, folder / "log", LIMITS, read_sound).findings(cases_of(KINDS, seed, count))
 
 
 def _judge_reading(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> Outcome:
@@ -341,7 +337,7 @@ def side_files(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         return (_judge_info(path) or outcome) if outcome[0] in ("as before", "refused") else outcome
 
     jury = Jury(judge, folder / "log", LIMITS_OF_SIDE_FILES, read_sound)
-    yield from jury.findings(_cases(SIDE_KINDS, seed, count))
+    yield from jury.findings(cases_of(SIDE_KINDS, seed, count))
 
 
 def _judge_info(path: Path) -> Outcome | None:

@@ -1,86 +1,105 @@
-"""Categories in processes of their own, and cases in forked children of them, within limits.
+"""Processes that send what they find: categories, and within them batches of cases, in forks with limits.
 
-A child takes a batch of cases, so that imports and compilation are paid once. The parent knows the current
-case of a child. A case in which a child dies or hangs is tried again alone, and the others go on in a new
-child.
-
-The parent must have a single thread when it forks, so only children start threads (a Loader, DALI).
+A fork takes a batch of cases, so that imports and compilation are paid once. A case in which it dies or hangs
+is tried again alone, and the others go on in a new fork. What forks must have a single thread, so only forks
+start threads (a Loader, DALI).
 """
 
 import contextlib
 import ctypes
 import faulthandler
 import importlib
-import json
+import multiprocessing
 import os
 import re
 import resource
-import select
 import signal
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from tests.faults.report import CATEGORIES, FAILURES, Category, Finding, Outcome
 from tests.pipelines.memory import own_memory
 from tests.warm import CONTEXT
 
+_FORK: Any = multiprocessing.get_context("fork")
 _PR_SET_PDEATHSIG = 1
-_NOT_PREPARED = 71  # exit code for a fault of the harness itself
+_NOT_PREPARED, _FAILED = 71, 70  # exit codes for a fault of the harness, and for an error of a case's child
 _SILENT_S = 10.0
 _BATCH = 250  # the most cases that a child takes
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
 
 
+class Ended(NamedTuple):
+    """The end of a process, which it could not send itself."""
+
+    exit_code: int
+
+
+def sent_by(
+    context: Any, silent_s: float, target: Callable[..., object], *arguments: object
+) -> Iterator[Any]:
+    """Yield what `target(send, *arguments)` sends from a process of its own, and at last that it `Ended`.
+
+    None tells that it was silent for `silent_s` seconds. Whoever stops to listen kills it, with its group.
+    """
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(target, sending, *arguments), daemon=False)
+    process.start()
+    sending.close()
+    try:
+        with contextlib.suppress(EOFError):
+            while True:
+                yield receiving.recv() if receiving.poll(silent_s) else None
+        process.join()
+        yield Ended(process.exitcode)
+    finally:
+        if process.exitcode is None:
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(process.pid, signal.SIGKILL)
+            process.join()
+        receiving.close()
+
+
+def _send(target: Callable[..., object], sending: Any, *arguments: object) -> None:
+    target(sending.send, *arguments)
+
+
 def run(category: Category, folder: Path) -> None:
     """Run one category in its own process; if the category itself fails, that is one finding."""
     folder.mkdir()
-    receiving, sending = CONTEXT.Pipe(duplex=False)
-    arguments = (sending, category.name, folder, category.seed, category.count)
-    process = CONTEXT.Process(target=_in_process, args=arguments, daemon=False)
-    process.start()
-    sending.close()
     started = last_shown = time.monotonic()
     print(f"{category.name}: a count of {category.count:,}, from seed {category.seed}", flush=True)
-    try:
-        while True:
-            if receiving.poll(max(0.0, last_shown + _SILENT_S - time.monotonic())):
-                finding = receiving.recv()
-                if not isinstance(finding, Finding):
-                    category.finished, category.cpu_seconds = True, finding
-                    break
-                category.add(finding)
-                if finding.failed:
-                    print(f"  {finding.case}: {finding.outcome}: {finding.detail!a}")
-                    print(f"    {category.repeat(finding)}", flush=True)
+    arguments = category.name, folder, category.seed, category.count
+    with closing(sent_by(CONTEXT, _SILENT_S, _run, *arguments)) as messages:
+        for message in messages:
             category.seconds = time.monotonic() - started
-            if time.monotonic() - last_shown >= _SILENT_S:
-                print(f"  {category.progress()}", flush=True)
+            if isinstance(message, float):
+                category.finished, category.cpu_seconds = True, message
+            elif isinstance(message, Ended) and not category.finished:
+                message = Finding("the category itself", "crash", f"exit code {message.exit_code}")
+            if isinstance(message, Finding):
+                category.add(message)
+                if message.failed:
+                    print(f"  {message.case}: {message.outcome}: {message.detail!a}")
+                    print(f"    {category.repeat(message)}", flush=True)
+            if isinstance(message, Ended) or time.monotonic() - last_shown >= _SILENT_S:
                 last_shown = time.monotonic()
-    except EOFError:
-        process.join()
-        category.add(Finding("the category itself", "crash", f"exit code {process.exitcode}"))
-    finally:
-        category.seconds = time.monotonic() - started
-        receiving.close()
-        if process.pid and process.is_alive() and not category.finished:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-    print(f"  {category.progress()}", flush=True)
+                print(category.progress(), flush=True)
 
 
-def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: int) -> None:
+def _run(send: Callable[[object], None], name: str, folder: Path, seed: int, count: int) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     module = importlib.import_module(f"tests.faults.{CATEGORIES[name][0]}")
     for finding in getattr(module, name)(folder, seed, count):
-        sending.send(finding)
+        send(finding)
     times = os.times()
-    sending.send(times.user + times.system + times.children_user + times.children_system)
+    send(times.user + times.system + times.children_user + times.children_system)
 
 
 class Case(NamedTuple):
@@ -88,6 +107,11 @@ class Case(NamedTuple):
 
     seed: int
     name: str
+
+
+def cases_of(kinds: Sequence[str], seed: int, count: int) -> list[Case]:
+    """Return the cases from `seed` on, which take the kinds in turn."""
+    return [Case(number, kinds[number % len(kinds)]) for number in range(seed, seed + count)]
 
 
 class Limits(NamedTuple):
@@ -103,77 +127,54 @@ class Limits(NamedTuple):
     address_bytes: int = 24 << 30
 
 
-class _Judgement(NamedTuple):
-    outcome: str
-    detail: str
-    grown_bytes: int = 0
-
-
 class Jury(NamedTuple):
-    """A judge of cases, and its surroundings.
+    """A judge of cases, and its surroundings; an exception of the judge is a "traceback"."""
 
-    Attributes:
-        judge: Called in the child with one case after the other; an exception that it raises is a
-            "traceback".
-        prepare: Called once in each child, before its first case is measured.
-    """
-
-    judge: Callable[[Case], Outcome]
+    judge: Callable[[Case], Outcome]  # called in the child with one case after the other
     log: Path  # the file for the children's stdout and stderr
-    limits: Limits  # the limits of each case
-    prepare: Callable[[], object] = lambda: None
+    limits: Limits  # of each case
+    prepare: Callable[[], object] = lambda: None  # called in each child, before its first case is measured
 
     def findings(self, cases: Sequence[Case], batch: int = _BATCH) -> Iterator[Finding]:
         """Yield a finding for each case, judged in children; "crash", "hang" and "memory" come from here."""
-        waiting = deque(cases)
+        waiting = list(cases)
         while waiting:
-            some = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-            num_done = 0
-            for judgement, ended_child in self._in_child(some):
-                case = some[num_done]
-                num_done += 1
+            some, num_done = waiting[:batch], 0
+            for finding, ended_child in self._in_child(some):
                 if ended_child and len(some) > 1:
                     # The earlier cases may have caused it, so this one is tried alone.
-                    alone, _ = next(iter(self._in_child([case])))
-                    after = f"only after {num_done - 1} other cases: {judgement.detail}"
-                    judgement = alone if alone.outcome in FAILURES else judgement._replace(detail=after)
-                yield Finding(case.name, *judgement[:2], case.seed, judgement.grown_bytes)
-            waiting.extendleft(reversed(some[num_done:]))
-
-    def _in_child(self, cases: Sequence[Case]) -> Iterator[tuple[_Judgement, bool]]:
-        """Yield (judgement, whether it ended the child) for each case until the child ends."""
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            self._be_child(cases, writing)
-        os.close(writing)
-        num_done, exit_code = 0, None
-        try:
-            for line in _lines(reading, self.limits.wall_s):
-                if line is None:
-                    os.kill(child, signal.SIGKILL)
-                    yield _Judgement("hang", f"more than {self.limits.wall_s:g} s"), True
-                    return
-                yield _Judgement(*json.loads(line)), False
+                    alone, _ = next(iter(self._in_child([some[num_done]])))
+                    after = f"only after {num_done} other cases: {finding.detail}"
+                    finding = alone if alone.failed else finding._replace(detail=after)
                 num_done += 1
-            exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            tail = self.log.read_text(errors="backslashreplace").splitlines()[-12:]
-            words = " | ".join(tail)[-500:]
-            assert exit_code != _NOT_PREPARED, words
-            if num_done < len(cases):
-                ends = {-signal.SIGXCPU: "hang", -signal.SIGKILL: "memory"}
-                how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit {exit_code}"
-                yield _Judgement(ends.get(exit_code, "crash"), f"{how}; {words}"), True
-        finally:
-            os.close(reading)
-            if exit_code is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+                yield finding
+            waiting = waiting[num_done:]
 
-    def _be_child(self, cases: Sequence[Case], writing: int) -> None:
-        """Judge the cases and write a line of JSON for each; never return."""
+    def _in_child(self, cases: Sequence[Case]) -> Iterator[tuple[Finding, bool]]:
+        """Yield (finding, whether it ended the child) for each case until the child ends."""
+        left = list(cases)
+        with closing(sent_by(_FORK, self.limits.wall_s, self._judge_all, cases)) as messages:
+            for message in messages:
+                if isinstance(message, Finding):
+                    left.pop(0)
+                    yield message, False
+                    continue
+                if not isinstance(message, Ended):
+                    outcome = "hang", f"more than {self.limits.wall_s:g} s"
+                else:
+                    words = " | ".join(self.log.read_text(errors="backslashreplace").splitlines()[-12:])[
+                        -500:
+                    ]
+                    code = message.exit_code
+                    assert code != _NOT_PREPARED, words
+                    ends = {-signal.SIGXCPU: "hang", -signal.SIGKILL: "memory"}
+                    how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+                    outcome = ends.get(code, "crash"), f"{how}; {words}"
+                if left:
+                    yield Finding(left[0].name, *outcome, left[0].seed), True
+                return
+
+    def _judge_all(self, send: Callable[[object], None], cases: Sequence[Case]) -> NoReturn:
         code = _NOT_PREPARED
         try:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -183,16 +184,16 @@ class Jury(NamedTuple):
             os.dup2(output, 2)
             faulthandler.enable(2)
             self.prepare()
-            code = 70
+            code = _FAILED
             for case in cases:
-                os.write(writing, json.dumps(self._limited(case)).encode() + b"\n")
+                send(self._limited(case))
             code = 0
         except BaseException:  # noqa: BLE001
-            traceback.print_exc()
+            traceback.print_exc(file=open(2, "w", closefd=False))  # noqa: SIM115 - sys.stderr may be captured
         finally:
             os._exit(code)
 
-    def _limited(self, case: Case) -> _Judgement:
+    def _limited(self, case: Case) -> Finding:
         usage, limits = resource.getrusage(resource.RUSAGE_SELF), self.limits
         cpu_s = int(usage.ru_utime + usage.ru_stime) + limits.cpu_s
         address_bytes = own_memory("VmSize") + limits.address_bytes
@@ -208,22 +209,7 @@ class Jury(NamedTuple):
         if outcome not in FAILURES and grown_bytes > limits.resident_bytes:
             allowed = f"{limits.resident_bytes / 1e6:,.0f} MB are allowed"
             outcome, detail = "memory", f"{grown_bytes / 1e6:,.0f} MB, {allowed}; {detail}"
-        return _Judgement(outcome, detail[:600], max(0, grown_bytes))
-
-
-def _lines(reading: int, wall_s: float) -> Iterator[bytes | None]:
-    """Yield the lines of a pipe; None when the next one takes longer than `wall_s`."""
-    rest, deadline = b"", time.monotonic() + wall_s
-    while True:
-        if not select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            yield None
-            return
-        part = os.read(reading, 1 << 16)
-        if not part:
-            return
-        *lines, rest = (rest + part).split(b"\n")
-        yield from lines
-        deadline = time.monotonic() + wall_s
+        return Finding(case.name, outcome, detail[:600], case.seed, max(0, grown_bytes))
 
 
 def describe(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Readings of a beton or a folder by the loader, outputs of commands, and an edit of bytes."""
+"""Readings of a beton or a folder by the loader, outputs of commands, and edits of bytes."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,6 @@ from fastpsl.pipelines.views import ViewSpec
 # Characters that control a terminal, a pager or a log viewer: C0 without tab and newline, DEL, C1, and bytes
 # that are no UTF-8.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]")
-
 # One crop is nearly the whole image, the other any part of it.
 VIEWS = [
     ViewSpec(RandomResizedCrop(64, scale=(0.9, 1.0)), (Flip(),)),
@@ -57,7 +56,7 @@ def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
             on_bad_sample=on_bad_sample,
         )  # fmt: skip
         for batch in stack.enter_context(loader).epoch(0):
-            bad += [str(sample) for sample in batch.bad]
+            bad += map(str, batch.bad)
             for i, index in enumerate(batch.indices.tolist()):
                 views = b"".join(images[i].numpy().tobytes() for images in batch.images)
                 digests.append(hashlib.blake2b(views, digest_size=8).hexdigest() if index >= 0 else "")
@@ -73,25 +72,18 @@ class CommandOutput(NamedTuple):
 
 
 def command(arguments: data_commands.Write | data_commands.Verify | data_commands.Info) -> CommandOutput:
-    """Run `fastpsl data ...` in this process, with the output of `fastpsl.cli`.
-
-    Errors other than ValueError pass through.
-    """
+    """Run `fastpsl data ...` in this process, as `fastpsl.cli` does; only ValueError is caught."""
 
     def lose(name: str, error: OSError) -> None:
         raise error
 
     output, error = io.BytesIO(), None
     stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
-    with (
-        contextlib.redirect_stdout(stream),
-        contextlib.redirect_stderr(stream),
-        safe_output(lose),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), safe_output(lose):
         try:
-            arguments.run()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                arguments.run()
         except ValueError as raised:
             error = raised
             print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)

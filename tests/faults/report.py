@@ -1,4 +1,4 @@
-"""The findings of the harness, and the results file of a run."""
+"""The findings of the harness, their counts, and the results file of a run."""
 
 import json
 import os
@@ -36,8 +36,6 @@ FAILURES = {
     "disclosed": "an input brought a file in that it merely names",
     "escaped": "control characters or markup of an input reached the terminal, HTML or CSV",
 }
-
-
 # The categories in the order of a run: the module and the number of cases of each.
 CATEGORIES = {
     "betons": ("betons", 10_000),
@@ -54,17 +52,12 @@ CATEGORIES = {
 
 
 class Finding(NamedTuple):
-    """The outcome of one fault.
-
-    Attributes:
-        seed: A run of the category with this seed and a count of 1 repeats the case; None if only the whole
-            run does.
-    """
+    """The outcome of one fault. A run of its category from `seed` with a count of 1 repeats it."""
 
     case: str  # the kind of fault, such as "header_bit"
     outcome: str  # a few words; those in FAILURES are failures
     detail: str = ""  # one line: the message, or a measurement
-    seed: int | None = None
+    seed: int | None = None  # None if only the whole run repeats it
     grown_bytes: int = 0  # the most that the resident memory grew; 0 where it is not measured
 
     @property
@@ -104,12 +97,9 @@ class Category:
 
     def progress(self) -> str:
         """Return how far the category is, in one line."""
-        if not self.num_done:
-            return f"{self.name}: {self.seconds:,.0f} s so far, no finding yet"
-        num_left = self.count - self.num_done
-        left = f", {self.seconds / self.num_done * num_left:,.0f} s left" if num_left > 0 else ""
         outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in self.outcomes.most_common())
-        return f"{self.name}: {self.num_done:,} of {self.count:,} in {self.seconds:,.0f} s{left}: {outcomes}"
+        done = f"{self.num_done:,} of {self.count:,} in {self.seconds:,.0f} s"
+        return f"  {self.name}: {done}: {outcomes or 'no finding yet'}"
 
     def as_json(self) -> dict[str, Any]:
         """Return counts by outcome and by case, with first details and peak memory, and every failure."""
@@ -131,24 +121,24 @@ class Category:
 def write_results(path: Path, categories: Iterable[Category], command: str, seed: int) -> None:
     """Write the results as JSON, under another name and then renamed; unfinished categories are marked."""
     here = environment()
+    machine = {
+        "cpu": here["cpu"],
+        "cores": here["num_cores"],
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "kernel": platform.release(),
+        "load": round(here["load_average_before"], 1),
+    }
     results = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "seed": seed,
         "commit": here["commit"] or "",
-        "machine": {
-            "cpu": here["cpu"],
-            "cores": here["num_cores"],
-            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-            "kernel": platform.release(),
-            "load": round(here["load_average_before"], 1),
-        },
+        "machine": machine,
         "versions": {"python": here["python"], **here["versions"]},
         "categories": {category.name: category.as_json() for category in categories},
     }
-    temporary = path.with_name(f".{path.name}.partial")
-    text = json.dumps(results, indent=1, ensure_ascii=True)
     # The paths of this machine are of no use to readers.
-    text = re.sub(r"/[\w./-]*/faults-\w+/", "", text).replace(str(ROOT), ".")
+    text = re.sub(r"/[\w./-]*/faults-\w+/", "", json.dumps(results, indent=1)).replace(str(ROOT), ".")
+    temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text + "\n")
     os.replace(temporary, path)
