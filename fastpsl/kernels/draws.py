@@ -64,9 +64,6 @@ class Keys:
         indices: The samples' numbers in the epoch's order, int64 [B]. They are the indices in the data set,
             unless an index occurs several times; -1 for padding.
         view: The view's number, 0 to 255.
-
-    Raises:
-        ValueError: A value is out of its range.
     """
 
     seed: int

@@ -245,18 +245,7 @@ class AllTurns:
         return {"turns": np.tile(turns, (len(keys.indices), 1))}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Return all turns of a batch, image by image.
-
-        Args:
-            images: [B, C, H, W], of any dtype.
-            draw: The result of `draw`.
-
-        Returns:
-            [num * B, C, H, W] in the same dtype, in channels-last memory.
-
-        Raises:
-            ValueError: `num` is 4 and the images are not square.
-        """
+        """Return all turns of images [B, C, H, W], image by image, as [num * B, C, H, W] in channels-last."""
         check_square(images.shape[-2], images.shape[-1], self.num)
         rotations = [torch.rot90(images, turns, (-2, -1)) for turns in range(0, 4, 4 // self.num)]
         return finish(torch.stack(rotations, 1).flatten(0, 1), images.dtype)

@@ -84,18 +84,9 @@ class JigsawTiles:
         return shape[0] * self.grid**2, shape[1], self.tile_px, self.tile_px
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Cut the tiles of a batch from cells at the top left.
+        """Cut tiles [B * grid², C, tile_px, tile_px] from cells at the top left of images [B, C, H, W].
 
-        Args:
-            images: [B, C, H, W], of any dtype.
-            draw: The result of `draw`, on the device of the images.
-
-        Returns:
-            Tiles [B * grid², C, tile_px, tile_px] in the same dtype, in channels-last memory. Tile t of image
-            b is at b * grid² + t. Tiles are row-major.
-
-        Raises:
-            ValueError: The cells do not fit into the images.
+        Tile t of image b, counted along the rows, is at b * grid² + t.
         """
         num_images, num_channels, height, width = images.shape
         self.check(height, width)

@@ -58,23 +58,10 @@ def nearest(
 ) -> Neighbours:
     """Find the rows of a bank with the highest cosine similarity to each query.
 
-    Everything is computed in float32 with TF32 off.
-
-    Args:
-        queries: [Q, C], of any floating dtype, on any device or in a memory map.
-        bank: [M, C], of the same kinds. Rows that are not finite are never neighbours.
-        k: The number of neighbours, from 1 to M.
-        device: Where to compute.
-        query_part: The number of queries for which the bank streams once.
-        query_chunk: The number of queries per matrix product.
-        bank_chunk: The number of rows of the bank per matrix product.
-        on_million_pairs: Called with the number of millions of pairs done so far, of `num_million_pairs`.
-
-    Returns:
-        The neighbours, on the CPU.
-
-    Raises:
-        ValueError: If `k` is not from 1 to M.
+    `queries` [Q, C] and `bank` [M, C] are of any floating dtype, on any device or in a memory map. Rows of
+    the bank that are not finite are never neighbours. Everything is computed in float32 with TF32 off, and
+    the neighbours are on the CPU. The bank streams once for `query_part` queries. A matrix product has
+    `query_chunk` of them and `bank_chunk` rows.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k {k}: there are {len(bank):,} features to be neighbours; give a k from 1 to that")

@@ -26,15 +26,10 @@ def in_threads(
     thread is one of them. Where images or results do not lie as the loop needs them, each thread copies a few
     images at a time. Memory for copies of a batch would be mapped and cleared page by page.
 
-    Args:
-        loop: Called with the arguments, `first` and `step`, to process images first, first + step, ....
-        arguments: Returns the loop's arguments. It gets images, uint8 [B, H, W, 3], their draws, and the
-            results' memory, `dtype` [N, h, w, C]. These arrays are contiguous.
-        images: uint8 [B, 3, H, W], of any strides.
-        draws: The draws of the operations, tensors [B, ...].
-        out: The results, [N, C, h, w] in channels-last memory. N is a multiple of B.
-        dtype: The dtype that the loop writes. If `out` has another one, values are rounded once.
-        at_most: The largest number of threads.
+    `arguments` gets contiguous images, uint8 [B, H, W, 3], their draws, and memory for the results, `dtype`
+    [N, h, w, C]. The loop is called with what it returns, `first` and `step`. Images are [B, 3, H, W] of any
+    strides, `out` is [N, C, h, w] in channels-last memory with a multiple of B. Results of another dtype than
+    `out` are rounded once.
     """
     pixels, results, num = images.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1), len(images)
     if not results.numel():

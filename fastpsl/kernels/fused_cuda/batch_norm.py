@@ -335,19 +335,10 @@ def batch_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Return relu(n(x) + z), relu(n(x) + n(z)), relu(n(x)) or its max pool, or these without the ReLU.
 
-    The result is deterministic, and nothing waits for the device.
-
-    Args:
-        of: The map x, [B, C, H, W], channels-last, float16, bfloat16 or float32. It must have more than one
-            value per channel, or with a group at least one on each rank.
-        z: A map of the same shape and dtype to add, or an operand to normalise and add, or None.
-        relu: Whether to apply the ReLU.
-        fork: Whether to return the result twice, for two users, so that their gradients are added where they
-            are read.
-        pool: The windows of a max pool, of a z that is None, or None.
-
-    Returns:
-        [B, C, H, W], or [B, C, pooled H, pooled W], or a pair of them.
+    The result is deterministic, and nothing waits for the device. x and z are [B, C, H, W], channels-last,
+    float16, bfloat16 or float32. x has more than one value per channel, or with a group at least one on each
+    rank. `pool` are the windows of a max pool where z is None. With `fork` the result is returned twice, for
+    two users whose gradients are added where they are read.
     """
     z_arguments: tuple[Any, ...] = (z, None, None, of.norm, None)
     if isinstance(z, Operand):
