@@ -19,25 +19,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastpsl.engine.train_step import TrainStep
+from tests.faults import runs
 from tests.faults.report import ROOT, Finding, Outcome
 from tests.faults.runs import (
-    ENVIRONMENT,
-    IIC,
     JIGSAW,
-    MOCO,
     ONE_STAGE,
     RANKS,
-    UIC,
     Kind,
     ProcessEnd,
     RunningProcess,
     checkpoints,
-    ended_as,
-    fresh,
-    left_behind,
-    litter,
     num_steps,
-    sslpp,
     verdict,
 )
 
@@ -57,7 +49,7 @@ def kills(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     Each run is resumed until its end.
     """
     chance = random.Random(seed)
-    kinds = [JIGSAW, MOCO, UIC, IIC, sslpp(folder / IIC.name / "labels.npz"), RANKS]
+    kinds = [JIGSAW, runs.MOCO, runs.UIC, runs.IIC, runs.sslpp(folder / runs.IIC.name / "labels.npz"), RANKS]
     undisturbed: dict[str, tuple[dict[str, object], float]] = {}
     number = 0
     while number < count and kinds:
@@ -68,7 +60,7 @@ def kills(folder: Path, seed: int, count: int) -> Iterator[Finding]:
             if any(end.code != 0 for end in ends):
                 yield Finding(kind.name, "unclear", f"the undisturbed run: {ends[0].output[-300:]}")
                 continue
-            undisturbed[kind.name] = left_behind(out), time.monotonic() - started
+            undisturbed[kind.name] = runs.left_behind(out), time.monotonic() - started
         kinds.append(kind)
         most = min(MAX_KILLS_OF_ONE_RUN, count - number)
         out = folder / f"{kind.name}-{number}"
@@ -93,7 +85,7 @@ def _kill_until_the_end(
             break
     how, last = verdict(ends[0], kind.recipe)
     if how == "goes on":
-        contents = left_behind(out)
+        contents = runs.left_behind(out)
         names = sorted(expected.keys() | contents.keys())
         different = [name for name in names if expected.get(name) != contents.get(name)]
         if different:
@@ -143,11 +135,11 @@ def signals(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         name, here = names[number % len(names)], folder / str(number)
         here.mkdir()
         outcome = STOPS[name](here, random.Random(number))
-        if outcome[0] == "goes on" and (files := litter(here)):
+        if outcome[0] == "goes on" and (files := runs.litter(here)):
             outcome = "differs", files
         if outcome[0] == "goes on":
             again = verdict(JIGSAW.start(here / "run", here / "again.log", *_SIGNALLED)[0].wait())
-            outcome = ended_as(here / "run", undisturbed, (again[0], again[1] or outcome[1]))
+            outcome = runs.ended_as(here / "run", undisturbed, (again[0], again[1] or outcome[1]))
         yield Finding(name, *outcome, number)
 
 
@@ -164,7 +156,7 @@ def _send_signals(numbers: tuple[signal.Signals, ...], folder: Path, chance: ran
 
 def _signal_at_the_start(number: signal.Signals, folder: Path, chance: random.Random) -> Outcome:
     """Send a signal while a new interpreter still imports, where SIGTERM has its default action."""
-    process = fresh(JIGSAW.command(folder / "run", *_SIGNALLED), folder / "log")
+    process = runs.fresh(JIGSAW.command(folder / "run", *_SIGNALLED), folder / "log")
     time.sleep(chance.uniform(0.1, 4.0))
     process.send(number)
     end = process.wait()
@@ -200,7 +192,7 @@ def _run_in_pipe(
     redirection = "2>&1" if both else "2>" + shlex.quote(str(folder / "errors"))
     line = f"{words} {redirection} | {reader} > {shlex.quote(str(folder / 'read'))}; exit ${{PIPESTATUS[0]}}"
     kept = {name: os.environ.get(name) for name in ("PATH", "HOME", "XDG_CACHE_HOME", "TMPDIR")}
-    variables = ENVIRONMENT | {name: value for name, value in kept.items() if value is not None}
+    variables = runs.ENVIRONMENT | {name: value for name, value in kept.items() if value is not None}
     shell = subprocess.Popen(["bash", "-c", line], cwd=ROOT, env=variables, start_new_session=True)
     process = RunningProcess(shell, folder / "errors")
     if stop:
@@ -323,9 +315,9 @@ def _strike_and_resume(fault: Fault, folder: Path, chance: random.Random, undist
     if outcome[0] != "refused":
         return outcome
     # A partial file of rank 0 remains until the next start if rank 0 is killed.
-    if (files := litter(folder)) and not (fault.is_lost and fault.rank == 0):
+    if (files := runs.litter(folder)) and not (fault.is_lost and fault.rank == 0):
         return "differs", files
     again = [verdict(rank.wait(120)) for rank in RANKS.start(out, folder / "again.log", *options)]
     failed = [each for each in again if each[0] != "goes on"]
-    ended = failed[0] if failed else ended_as(out, undisturbed, again[0])
+    ended = failed[0] if failed else runs.ended_as(out, undisturbed, again[0])
     return outcome if ended[0] == "goes on" else ended

@@ -21,40 +21,22 @@ from typing import Any
 
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.verify import verify
+from tests.faults import runs
 from tests.faults.report import ROOT, Finding, Outcome
-from tests.faults.runs import (
-    JIGSAW,
-    LIMIT_S,
-    NOT_HERE,
-    NUM_SAMPLES,
-    ONE_STAGE,
-    beton,
-    checkpoints,
-    ended_as,
-    fastpsl,
-    fresh,
-    litter,
-    long_run,
-    num_steps,
-    recipe,
-    start,
-    stop_after,
-    verdict,
-    write_images,
-)
+from tests.faults.runs import JIGSAW, beton, fastpsl, fresh, long_run, recipe, verdict, write_images
 from tests.pipelines.memory import own_memory
 
 Trial = Callable[[Path], Outcome]  # called with an empty folder of its own
 _CLONE_NEWNS = 0x00020000
 _STRANGER = 12345
+_TWO_STEPS = ("--max-steps-per-stage", 2)
 
 
 def surroundings(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     """Yield the findings of the trials `seed` to `seed + count - 1`, modulo their count."""
     may_mount()
-    names = list(TRIALS)
     for number in range(seed, seed + count):
-        name, here = names[number % len(names)], folder / str(number)
+        name, here = list(TRIALS)[number % len(TRIALS)], folder / str(number)
         here.mkdir(parents=True)
         try:
             outcome = TRIALS[name](here)
@@ -63,9 +45,19 @@ def surroundings(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         yield Finding(name, *outcome, number)
 
 
+def _trains(*words: str, data: bool = False, **settings: Any) -> Trial:
+    """Return a trial that trains shortly, with `data` on a folder of images; it may end with `words`."""
+
+    def trial(folder: Path) -> Outcome:
+        images = ("--data", write_images(folder / "pictures")) if data else ()
+        return recipe(folder, *images, words=words, **settings)
+
+    return trial
+
+
 def _without_litter(outcome: Outcome, folder: Path) -> Outcome:
     """Return `outcome`, unless temporary files remain."""
-    files = litter(folder)
+    files = runs.litter(folder)
     return ("differs", files) if files else outcome
 
 
@@ -73,19 +65,14 @@ def _without_litter(outcome: Outcome, folder: Path) -> Outcome:
 
 
 def _own_mounts() -> bool:
-    """Give this process and its future children their own mounts; return False without the right to.
-
-    Their mounts disappear with them.
-    """
+    """Give this process and its future children their own mounts; return False without the right to."""
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
         return False
     return subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True).returncode == 0
 
 
-@functools.cache
-def may_mount() -> bool:
-    """Call `_own_mounts` once, before the server of forks starts, so that the forks see the mounts."""
-    return _own_mounts()
+# Called once before the server of forks starts, so that the forks see the mounts.
+may_mount = functools.cache(_own_mounts)
 
 
 def _mount(*words: object) -> None:
@@ -93,8 +80,7 @@ def _mount(*words: object) -> None:
 
 
 def _needs_mounts(trial: Trial) -> Trial:
-    """Return the trial, guarded by the right to mount."""
-    why = NOT_HERE, "needs the right to mount: run it as root"
+    why = runs.NOT_HERE, "needs the right to mount: run it as root"
     return lambda folder: trial(folder) if may_mount() else why
 
 
@@ -133,20 +119,21 @@ def _full_disk(folder: Path, disk: Path) -> Outcome:
     Files from before must stay whole, and the second run must continue them.
     """
     outcome = recipe(folder, out=disk / "run", words=("No space left", "free"))
-    if outcome[0] != "refused" or not checkpoints(disk / "run"):
+    if outcome[0] != "refused" or not runs.checkpoints(disk / "run"):
         return _without_litter(outcome, disk)
     _mount("-o", "remount,size=100m", disk)
-    second = verdict(JIGSAW.start(disk / "run", folder / "again.log", "--max-steps-per-stage", 2)[0].wait())
+    second = recipe(folder, out=disk / "run")
     if second[0] == "goes on":
         recipe(folder, out=folder / "whole")
-        second = ended_as(disk / "run", folder / "whole", second, "a whole run, after the disk was emptied")
+        second = runs.ended_as(disk / "run", folder / "whole", second, "a whole run, after it was emptied")
     return outcome if second[0] == "goes on" else second
 
 
 def _write(folder: Path, place: Path, **settings: Any) -> Outcome:
     """Write a beton into `place`, which must leave nothing behind if it is refused."""
-    source = write_images(folder / "pictures")
-    outcome = fastpsl(folder, "data", "write", source, place / "x.beton", **settings)
+    outcome = fastpsl(
+        folder, "data", "write", write_images(folder / "pictures"), place / "x.beton", **settings
+    )
     names = [path.name for path in place.iterdir() if path.name not in ("pictures", "log", "log.out")]
     return ("differs", f"left behind: {names}") if outcome[0] == "refused" and names else outcome
 
@@ -156,17 +143,17 @@ def _shrink_shared_memory() -> None:
     _mount("-t", "tmpfs", "-o", "size=64k", "faults", "/dev/shm")
 
 
-def _full(name: str) -> Trial:
+def _full(name: str, data: bool = False) -> Trial:
     """Return a trial where the place that a variable names is full; only a folder of images needs a cache."""
+    words = "No space left", name
+    return _on_disk(
+        "64k",
+        lambda folder, disk: _trains(*words, data=data, environment={name: str(disk)})(folder),
+        _fill,
+    )
 
-    def trial(folder: Path, disk: Path) -> Outcome:
-        data = ("--data", write_images(folder / "pictures")) if name == "XDG_CACHE_HOME" else ()
-        return recipe(folder, *data, environment={name: str(disk)}, words=("No space left", name))
 
-    return _on_disk("64k", trial, _fill)
-
-
-def _train_on_read_only(folder: Path, disk: Path) -> Outcome:
+def _to_disk(folder: Path, disk: Path) -> Outcome:
     return recipe(folder, out=disk / "run", words=("cannot be written", "choose a folder"))
 
 
@@ -175,20 +162,18 @@ _DISKS: dict[str, Trial] = {
     **{f"disk of {size}": _on_disk(size, _full_disk) for size in ("1m", "7m", "12m", "18m")},
     "full disk for a beton": _on_disk("200k", partial(_write, words=("No space left",))),
     "full temporary folder": _full("TMPDIR"),
-    "full cache": _full("XDG_CACHE_HOME"),
-    "read only run folder": _read_only(_train_on_read_only),
+    "full cache": _full("XDG_CACHE_HOME", data=True),
+    "read only run folder": _read_only(_to_disk),
     "read only run that exists": _read_only(
-        _train_on_read_only, lambda disk: recipe(disk.parent, out=disk / "run")
+        _to_disk, lambda disk: recipe(disk.parent, out=disk / "run")
     ),
     "read only beton": _read_only(partial(_write, words=("Read-only file system",))),
     "data on a read only disk": _read_only(
         lambda folder, disk: recipe(folder, "--data", disk / "pictures"),
         lambda disk: write_images(disk / "pictures"),
     ),
-    "tiny shared memory": _needs_mounts(
-        lambda folder: recipe(folder, prepare=_shrink_shared_memory, words=("/dev/shm",))
-    ),
-}
+    "tiny shared memory": _needs_mounts(_trains("/dev/shm", prepare=_shrink_shared_memory)),
+}  # fmt: skip
 
 # Limits of the system: descriptors, size of files, address space.
 
@@ -199,17 +184,16 @@ def _set_limit(name: str, value: int) -> None:
     resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
-def _limited(work: str, name: str, value: int, words: tuple[str, ...], folder: Path) -> Outcome:
-    prepare = partial(_set_limit, name, value)
-    if work == "train":
-        return recipe(folder, words=words, prepare=prepare)
-    return _write(folder, folder, words=words, prepare=prepare)
+def _limited(work: str, name: str, value: int, words: tuple[str, ...]) -> Trial:
+    settings: dict[str, Any] = {"words": words, "prepare": partial(_set_limit, name, value)}
+    work_in = recipe if work == "train" else lambda folder, **more: _write(folder, folder, **more)
+    return lambda folder: work_in(folder, **settings)
 
 
 _FILES, _LARGE, _MEMORY = ("Too many open files", "ulimit -n"), ("File too large", "ulimit -f"), ("memory",)
 _KINDS = {"NOFILE": "descriptors", "FSIZE": "file size", "AS": "address space"}
 _LIMITS: dict[str, Trial] = {
-    f"{work} with {_KINDS[name]} {value}": partial(_limited, work, name, value, words)
+    f"{work} with {_KINDS[name]} {value}": _limited(work, name, value, words)
     for work, name, value, words in (
         ("train", "NOFILE", 8, _FILES), ("train", "NOFILE", 16, _FILES), ("train", "NOFILE", 64, ()),
         ("write", "NOFILE", 8, _FILES), ("train", "FSIZE", 1 << 20, _LARGE),
@@ -230,11 +214,12 @@ def _changed(change: Callable[[Path], object], *words: str, images: bool = False
     """
 
     def trial(folder: Path) -> Outcome:
-        data = write_images(folder / "pictures", NUM_SAMPLES) if images else beton(folder / "x.beton")
+        data = write_images(folder / "pictures", runs.NUM_SAMPLES) if images else beton(folder / "x.beton")
         process = long_run(folder / "run", folder / "log", "--data", data, "--timeout-s", 30)
         change(data)
         # More steps than an epoch has, and than the batches that are ready.
-        return stop_after(process, folder / "run", NUM_SAMPLES // 4 + 10, words and (data.name, *words))
+        steps = runs.NUM_SAMPLES // 4 + 10
+        return runs.stop_after(process, folder / "run", steps, words and (data.name, *words))
 
     return trial
 
@@ -248,22 +233,15 @@ def _other(data: Path) -> Path:
     return beton(data.parent / "other.beton", seed=100)
 
 
-def _size(data: Path) -> int:
-    return data.stat().st_size
-
-
-def _truncate(data: Path, share: float) -> None:
-    os.truncate(data, int(_size(data) * share))
-
-
-def _overwrite(data: Path, content: bytes) -> None:
+def _overwrite(data: Path, content: Callable[[Path], bytes]) -> None:
     with open(data, "r+b") as file:
-        file.write(content)
+        file.write(content(data))
 
 
 def _overwritten_by_another(folder: Path) -> Outcome:
     """Overwrite the beton by a sound one with other images, as cp and rsync --inplace do."""
-    outcome = _changed(lambda data: _overwrite(data, _other(data).read_bytes()), "overwritten")(folder)
+    change = partial(_overwrite, content=lambda data: _other(data).read_bytes())
+    outcome = _changed(change, "overwritten")(folder)
     return ("silent", "trained on to its end on other pictures") if outcome[0] == "goes on" else outcome
 
 
@@ -272,9 +250,13 @@ _CHANGED_DATA: dict[str, Trial] = {
     "deleted": _changed(_delete),  # the open file stays readable
     # The open file stays, or the message names the new one.
     "replaced by a renamed one": _changed(lambda data: os.replace(_other(data), data), "changed"),
-    "truncated in its pictures": _changed(lambda data: _truncate(data, 2 / 3), "truncated"),
-    "truncated to nothing": _changed(lambda data: _truncate(data, 0), "truncated"),
-    "overwritten by zeros": _changed(lambda data: _overwrite(data, bytes(_size(data))), "overwritten"),
+    "truncated in its pictures": _changed(
+        lambda data: os.truncate(data, data.stat().st_size * 2 // 3), "truncated"
+    ),
+    "truncated to nothing": _changed(lambda data: os.truncate(data, 0), "truncated"),
+    "overwritten by zeros": _changed(
+        partial(_overwrite, content=lambda data: bytes(data.stat().st_size)), "overwritten"
+    ),
     "overwritten by another beton": _overwritten_by_another,
     "folder deleted": _changed(shutil.rmtree, "No such file", images=True),
     "a picture of a folder deleted": _changed(lambda data: os.unlink(data / _GONE), _GONE, images=True),
@@ -286,7 +268,7 @@ _CHANGED_DATA: dict[str, Trial] = {
 def _sample_to_be_drawn(folder: Path) -> Outcome:
     """Train on the embedded sample, which needs a cache."""
     command = [ROOT / "recipes" / "jigsaw_r50.py", "--out", folder / "run", "--max-steps-per-stage", 1]
-    return verdict(start(command, folder / "log", _NOWHERE).wait(150), words=("XDG_CACHE_HOME",))
+    return verdict(runs.start(command, folder / "log", _NOWHERE).wait(150), words=("XDG_CACHE_HOME",))
 
 
 def _stand_nowhere(folder: Path) -> None:
@@ -301,7 +283,7 @@ def _another_user(folder: Path) -> Outcome:
     The user may read everything, because Python may lie in root's home.
     """
     if os.geteuid() != 0 or not shutil.which("setpriv"):
-        return NOT_HERE, "needs root, and setpriv of util-linux"
+        return runs.NOT_HERE, "needs root, and setpriv of util-linux"
     for path in (folder, *folder.parents[:-1]):  # because only its owner can enter a temporary folder
         if path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o001:
             path.chmod(path.stat().st_mode | 0o011)
@@ -310,9 +292,9 @@ def _another_user(folder: Path) -> Outcome:
     (folder / "log").touch()
     user = ("setpriv", f"--reuid={_STRANGER}", f"--regid={_STRANGER}", "--clear-groups")
     reads = [f"--{which}=-all,+dac_read_search" for which in ("inh-caps", "ambient-caps", "bounding-set")]
-    data = ("--data", write_images(folder / "pictures"), "--out", folder / "theirs" / "run")
     environment = {"HOME": "/", "XDG_CACHE_HOME": None, "TMPDIR": None}
-    return recipe(folder, *data, how=fresh, environment=environment, before=(*user, *reads))
+    out = folder / "theirs" / "run"
+    return _trains(data=True, out=out, how=fresh, environment=environment, before=(*user, *reads))(folder)
 
 
 def _make_read_only(*folders: Path, but: Path | None = None) -> None:
@@ -328,15 +310,7 @@ def _make_read_only(*folders: Path, but: Path | None = None) -> None:
 
 
 def _in_home(**environment: str | None) -> Trial:
-    return lambda folder: recipe(folder, how=fresh, environment=environment)
-
-
-def _read_only_without_home(folder: Path) -> Outcome:
-    """Train as in a container, where the tree, Python's folders and the home are read-only."""
-    environment = _NOWHERE | {"NUMBA_CACHE_DIR": None}
-    return recipe(
-        folder, how=fresh, environment=environment, preexec_fn=partial(_make_read_only, *_INSTALLED)
-    )
+    return _trains(how=fresh, environment=environment)
 
 
 def _read_only_without_temporary(folder: Path) -> Outcome:
@@ -359,9 +333,15 @@ _HOMES: dict[str, Trial] = {
     "no temporary folder": lambda folder: _in_home(TMPDIR=str(folder / "nowhere"))(folder),
     "working folder deleted": lambda folder: recipe(folder, prepare=partial(_stand_nowhere, folder / "gone")),
     "another user": _another_user,
-    "a read only installation without a home": _needs_mounts(_read_only_without_home),
+    # As in a container, where the tree, Python's folders and the home are read-only.
+    "a read only installation without a home": _needs_mounts(
+        _trains(
+            how=fresh, environment=_NOWHERE | {"NUMBA_CACHE_DIR": None},
+            preexec_fn=partial(_make_read_only, *_INSTALLED),
+        )
+    ),
     "a read only installation and temporary folder": _needs_mounts(_read_only_without_temporary),
-}
+}  # fmt: skip
 
 # Standard output that is closed, full, or a pipe without a reader, in interpreters of their own.
 
@@ -374,26 +354,26 @@ def _with_output(work: str, kind: str, folder: Path) -> Outcome:
     """
     command: list[object] = ["fastpsl", "data", "info", folder / "x.beton"]
     if work == "train":
-        command = JIGSAW.command(folder / "run", "--max-steps-per-stage", 2)
+        command = JIGSAW.command(folder / "run", *_TWO_STEPS)
     else:
         beton(folder / "x.beton")
     reading, writing = os.pipe()
     os.close(reading)
     with open("/dev/full", "wb") as full, open(writing, "wb") as unread:
-        settings: dict[str, dict[str, object]] = {
+        settings: dict[str, dict[str, Any]] = {
             "closed": {"preexec_fn": partial(os.close, 1)},
             "all closed": {"preexec_fn": partial(os.closerange, 0, 3)},
             "full": {"stdout": full},
             "no reader": {"stdout": unread},
             "no reader at all": {"stdout": unread, "stderr": subprocess.STDOUT},
         }
-        process = fresh(command, folder / "log", **settings[kind])  # type: ignore[arg-type]
+        process = fresh(command, folder / "log", **settings[kind])
     if work == "tell":
         codes = (0, 1, 141) if kind == "no reader" else (0,)
         return verdict(process.wait(), "fastpsl", ("stdout cannot be written",), codes)
     outcome = verdict(process.wait(), codes=(0, 120))
     status = (folder / "run" / "status.json").read_text()
-    if '"finished"' not in status or not checkpoints(folder / "run"):
+    if '"finished"' not in status or not runs.checkpoints(folder / "run"):
         return "differs", f"{status}; {outcome[1]}"
     return outcome
 
@@ -433,23 +413,23 @@ def _everywhere(name: str, folder: Path) -> Outcome:
 
 def _out(path: str, words: str) -> Trial:
     """Return a trial with such an --out; the file x is in its folder."""
+    return lambda folder: _with_file(folder / "x") or recipe(folder, out=folder / path, words=(words,))
+
+
+def _with_file(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+
+
+def _occupied(name: str) -> Trial:
+    """Return a trial with a folder where the run has a file, or a file where it has a folder."""
 
     def trial(folder: Path) -> Outcome:
-        (folder / "x").write_text("")
-        return recipe(folder, out=folder / path, words=(words,))
+        make = _with_file if name == "checkpoints" else partial(Path.mkdir, parents=True)
+        make(folder / "run" / name)
+        return recipe(folder, words=(name,))
 
     return trial
-
-
-def _occupied(name: str, folder: Path) -> Outcome:
-    """Put a folder where the run has a file, or a file where it has a folder."""
-    path = folder / "run" / name
-    path.parent.mkdir(parents=True)
-    if name == "checkpoints":
-        path.write_text("")
-    else:
-        path.mkdir()
-    return recipe(folder, words=(name,))
 
 
 def _by_link(exists: bool, folder: Path) -> Outcome:
@@ -466,12 +446,12 @@ _ODD_PATHS: dict[str, Trial] = {
     "out in proc": _out("/proc/x", "choose a folder"),
     "out with a long name": _out("a" * 300, "name too long"),
     **{
-        f"{name} occupied": partial(_occupied, name)
+        f"{name} occupied": _occupied(name)
         for name in ("checkpoints", "status.json", "metrics.jsonl", ".lock")
     },
     "dangling link for data": partial(_by_link, False),
     "data by a link": partial(_by_link, True),
-}
+}  # fmt: skip
 
 # Processes that share a place: two trainers, two writers, locks of dead processes, killed writers.
 
@@ -480,7 +460,7 @@ def _two_trainers(folder: Path) -> Outcome:
     """Start two trainers in one folder; the second is refused, the first finishes."""
     first = long_run(folder / "run", folder / "first.log")
     second = recipe(folder, words=(str(folder / "run"), "--out"))
-    outcome = stop_after(first, folder / "run", 1)
+    outcome = runs.stop_after(first, folder / "run", 1)
     if second[0] == "goes on":
         return "differs", "both trained in one folder"
     return second if outcome[0] == "goes on" else outcome
@@ -491,7 +471,7 @@ def _lock_of_a_killed_trainer(folder: Path) -> Outcome:
     process = long_run(folder / "run", folder / "log", "--checkpoint-steps", 1)
     process.send(signal.SIGKILL)
     process.wait()
-    outcome = recipe(folder, *ONE_STAGE, "--epochs", 1000, "--max-steps-per-stage", 8)
+    outcome = recipe(folder, *runs.ONE_STAGE, "--epochs", 1000, "--max-steps-per-stage", 8)
     is_resumed = any("resuming" in (folder / name).read_text() for name in ("log", "log.out"))
     return outcome if outcome[0] != "goes on" or is_resumed else ("differs", "started anew")
 
@@ -506,30 +486,28 @@ def _two_writers(folder: Path) -> Outcome:
     """Start two writers of one beton; one writes it, the other is refused, and the beton is whole."""
     out, source = folder / "x.beton", write_images(folder / "pictures", 200)
     command = ("fastpsl", "data", "write", source, out, "--max-side", 100)
-    processes = [start(command, folder / f"{which}.log") for which in "ab"]
+    processes = [runs.start(command, folder / f"{which}.log") for which in "ab"]
     outcomes = [verdict(process.wait(), "fastpsl", words=(out.name,)) for process in processes]
     by_name = dict(outcomes)
     if by_name.keys() != {"goes on", "refused"}:
         failures = (each for each in outcomes if each[0] not in ("goes on", "refused"))
         return next(failures, ("differs", f"{outcomes}"))
     faults = list(verify(out, 1))
-    outcome = ("silent", str(faults[0])) if faults else ("refused", by_name["refused"])
-    return _without_litter(outcome, folder)
+    return _without_litter(("silent", str(faults[0])) if faults else ("refused", by_name["refused"]), folder)
 
 
 def _writer_killed(folder: Path) -> Outcome:
     """Kill a writer that overwrites a beton: either beton must be whole, and the next write succeed."""
     chance, whole = random.Random(str(folder)), folder / "whole.beton"
     out, source = beton(folder / "x.beton"), write_images(folder / "pictures", 120)
-    options = ("--max-side", 100, "--overwrite", "--workers", 1)
+    write = ("data", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
     old, started = out.read_bytes(), time.monotonic()
-    outcome = fastpsl(folder, "data", "write", source, whole, *options)
+    outcome = fastpsl(folder, *(whole if word == out else word for word in write))
     if outcome[0] != "goes on":
         return outcome
-    seconds, new = time.monotonic() - started, whole.read_bytes()
-    num_killed = 0
+    seconds, new, num_killed = time.monotonic() - started, whole.read_bytes(), 0
     for _ in range(6):
-        process = start(("fastpsl", "data", "write", source, out, *options), folder / "log")
+        process = runs.start(("fastpsl", *write), folder / "log")
         time.sleep(chance.uniform(0, seconds))
         process.send(signal.SIGKILL)
         num_killed += process.wait().code == -signal.SIGKILL
@@ -537,7 +515,7 @@ def _writer_killed(folder: Path) -> Outcome:
             return "silent", "neither the old beton nor the new one"
         if faults := list(verify(out, 1)):
             return "differs", str(faults[0])
-    outcome = fastpsl(folder, "data", "write", source, out, *options)
+    outcome = fastpsl(folder, *write)
     if outcome[0] == "goes on" and out.read_bytes() != new:
         return "differs", "the write after the kills"
     return _without_litter((outcome[0], f"{num_killed} of 6 were killed"), folder)
@@ -562,7 +540,7 @@ def _clock(*shifts: str) -> Trial:
     def trial(folder: Path) -> Outcome:
         library = next(filter(os.path.exists, _LIBRARIES), None)
         if library is None:
-            return NOT_HERE, "needs libfaketime: apt install faketime"
+            return runs.NOT_HERE, "needs libfaketime: apt install faketime"
         clock, run = folder / "clock", folder / "run"
         trained = ("--max-steps-per-stage", 8, "--checkpoint-minutes", 1, "--tensorboard")
         environment: dict[str, str | None] = {
@@ -572,7 +550,7 @@ def _clock(*shifts: str) -> Trial:
         clock.write_text(shifts[0])
         process = fresh(JIGSAW.command(run, *trained), folder / "log", environment)
         for number, shift in enumerate(shifts[1:], 1):
-            process.wait_until(lambda: num_steps(run) >= 4 * number, LIMIT_S)  # noqa: B023
+            process.wait_until(lambda: runs.num_steps(run) >= 4 * number)  # noqa: B023
             clock.with_name("clock of next").write_text(shift)
             # At once, because the library reads the file at any time.
             clock.with_name("clock of next").replace(clock)
@@ -580,7 +558,7 @@ def _clock(*shifts: str) -> Trial:
         if outcome[0] != "goes on":
             return outcome
         steady = recipe(folder, *trained, out=folder / "steady")
-        return ended_as(run, folder / "steady", steady, "the run with a steady clock")
+        return runs.ended_as(run, folder / "steady", steady, "the run with a steady clock")
 
     return trial
 
@@ -591,6 +569,4 @@ _CLOCKS: dict[str, Trial] = {
     "clock of 1970": _clock("@1970-01-01 00:00:10"),
 }
 
-TRIALS = (
-    _DISKS | _LIMITS | _CHANGED_DATA | _HOMES | _OUTPUTS | _ODD_PATHS | _NEIGHBOURS | _CLOCKS
-)  # fmt: skip
+TRIALS = _DISKS | _LIMITS | _CHANGED_DATA | _HOMES | _OUTPUTS | _ODD_PATHS | _NEIGHBOURS | _CLOCKS

@@ -123,7 +123,7 @@ def _judge(case: Case) -> tuple[str, str]:
             time.sleep(600)
         case "fill":
             # Far above the limit, because the kernel may evict other pages of the process meanwhile.
-            return "as before", f"{len(bytearray(b'x') * (600 << 20))} bytes"
+            return "as before", f"{len(bytearray(b'x') * (200 << 20))} bytes"
         case "too much":
             bytearray(64 << 30)
         case "key":
@@ -133,7 +133,7 @@ def _judge(case: Case) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_each_end_of_a_child_is_told_and_the_others_go_on(tmp_path: Path) -> None:
-    limits = Limits(wall_s=5.0, cpu_s=60, resident_bytes=30 << 20, address_bytes=4 << 30)
+    limits = Limits(wall_s=2.0, cpu_s=60, resident_bytes=30 << 20, address_bytes=4 << 30)
     names = ["good", "segfault", "good", "fill", "key", "too much", "sleep", "good"]
     cases = [Case(seed, name) for seed, name in enumerate(names)]
     findings = list(Jury(_judge, tmp_path / "log", limits).findings(cases, batch=5))
