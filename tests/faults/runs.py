@@ -221,9 +221,11 @@ def left_behind(out: Path) -> dict[str, object]:
 
 def ended_as(out: Path, undisturbed: Path, outcome: Outcome, than: str = "the undisturbed run") -> Outcome:
     """Return the outcome of a run; one that "goes on" must have left what the undisturbed one did."""
-    if outcome[0] != "goes on" or left_behind(out) == left_behind(undisturbed):
+    if outcome[0] != "goes on":
         return outcome
-    return "differs", f"from {than}; {outcome[1]}"
+    left, expected = left_behind(out), left_behind(undisturbed)
+    names = sorted(name for name in left.keys() | expected.keys() if left.get(name) != expected.get(name))
+    return ("differs", f"{', '.join(names[:5])} from {than}; {outcome[1]}") if names else outcome
 
 
 def verdict(

@@ -25,7 +25,6 @@ from tests.faults.runs import (
     JIGSAW,
     ONE_STAGE,
     RANKS,
-    Kind,
     ProcessEnd,
     RunningProcess,
     checkpoints,
@@ -48,78 +47,54 @@ def kills(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 
     Each run is resumed until its end.
     """
-    chance = random.Random(seed)
+    chance, number = random.Random(seed), 0
     kinds = [JIGSAW, runs.MOCO, runs.UIC, runs.IIC, runs.sslpp(folder / runs.IIC.name / "labels.npz"), RANKS]
-    undisturbed: dict[str, tuple[dict[str, object], float]] = {}
-    number = 0
+    seconds: dict[str, float] = {}  # of each undisturbed run
     while number < count and kinds:
         kind = kinds.pop(0)
-        if kind.name not in undisturbed:
-            started, out = time.monotonic(), folder / kind.name
-            ends = [rank.wait() for rank in kind.start(out, folder / f"{kind.name}.log")]
+        if kind.name not in seconds:
+            started = time.monotonic()
+            ends = [rank.wait() for rank in kind.start(folder / kind.name, folder / f"{kind.name}.log")]
+            seconds[kind.name] = time.monotonic() - started
             if any(end.code != 0 for end in ends):
                 yield Finding(kind.name, "unclear", f"the undisturbed run: {ends[0].output[-300:]}")
                 continue
-            undisturbed[kind.name] = runs.left_behind(out), time.monotonic() - started
         kinds.append(kind)
+        out, moments = folder / f"{kind.name}-{number}", list[str]()
         most = min(MAX_KILLS_OF_ONE_RUN, count - number)
-        out = folder / f"{kind.name}-{number}"
-        findings = list(_kill_until_the_end(kind, out, most, chance, *undisturbed[kind.name]))
-        number += len(findings)
-        yield from findings
+        while True:
+            ranks = kind.start(out, out.with_suffix(".log"))
+            moment = _kill(ranks, out, chance, seconds[kind.name]) if len(moments) < most else ""
+            ends = [rank.wait() for rank in ranks]
+            if not moment or ends[0].code == 0:  # the run ended before the kill
+                break
+            moments.append(moment)
+        outcome = runs.ended_as(out, folder / kind.name, verdict(ends[0], kind.recipe))
+        # A kill spares data that were handed to the system, so a file with a checkpoint's name must be whole.
+        for line in ends[0].output.splitlines():
+            outcome = ("differs", line) if "passed over" in line else outcome
+        for moment in moments:
+            yield Finding(kind.name, outcome[0], "; ".join(filter(None, (moment, outcome[1]))))
+        number += len(moments)
 
 
-def _kill_until_the_end(
-    kind: Kind, out: Path, most: int, chance: random.Random, expected: dict[str, object], seconds: float
-) -> Iterator[Finding]:
-    """Kill one run repeatedly, until it ends before its kill, or `most` kills are done."""
-    moments: list[str] = []
-    while True:
-        ranks = kind.start(out, out.with_suffix(".log"))
-        is_killed = len(moments) < most and _kill_at_random(ranks, out, chance, seconds, moments)
-        ends = [rank.wait() for rank in ranks]
-        if is_killed and ends[0].code == 0:  # the run ended before the kill
-            moments.pop()
-            is_killed = False
-        if not is_killed:
-            break
-    how, last = verdict(ends[0], kind.recipe)
-    if how == "goes on":
-        contents = runs.left_behind(out)
-        names = sorted(expected.keys() | contents.keys())
-        different = [name for name in names if expected.get(name) != contents.get(name)]
-        if different:
-            how, last = "differs", f"{len(different)} of {len(expected)} things, {', '.join(different[:5])}"
-    # A kill spares data that were handed to the system, so a file with a checkpoint's name must be whole.
-    for line in ends[0].output.splitlines():
-        if "passed over" in line:
-            how, last = "differs", line
-    for moment in moments:
-        yield Finding(kind.name, how, f"{moment}; {last}" if last else moment)
-
-
-def _kill_at_random(
-    ranks: Sequence[RunningProcess], out: Path, chance: random.Random, seconds: float, moments: list[str]
-) -> bool:
-    """Kill all ranks at a random moment, and add it to `moments`; return False where the run ended before."""
+def _kill(ranks: Sequence[RunningProcess], out: Path, chance: random.Random, seconds: float) -> str:
+    """Kill all ranks at a random moment, and return it in words; "" where the run ended before."""
     is_near = chance.random() < 0.5
     delay_s = chance.uniform(0, _NEAR_S) if chance.random() < 0.5 else chance.uniform(0, 0.02)
     random_s = chance.uniform(0, seconds)
-    when = f"{random_s:.2f} s after the start"
-    if is_near:
-        when = f"{1000 * delay_s:.0f} ms after a checkpoint appeared"
-        for _ in range(chance.choice((1, 1, 2, 3))):
-            old = set(checkpoints(out))
-            if not ranks[0].wait_until(lambda: set(checkpoints(out)) - old):  # noqa: B023
-                return False
+    for _ in range(chance.choice((1, 1, 2, 3)) if is_near else 0):
+        old = set(checkpoints(out))
+        if not ranks[0].wait_until(lambda: set(checkpoints(out)) - old):  # noqa: B023
+            return ""
     time.sleep(delay_s if is_near else random_s)
-    names = checkpoints(out) or ["none"]
+    newest = (checkpoints(out) or ["none"])[-1]
     if ranks[0].poll() is not None:
-        return False
+        return ""
     for rank in ranks:
         rank.send(signal.SIGKILL)
-    moments.append(f"{when}, newest {names[-1]}")
-    return True
+    near = f"{1000 * delay_s:.0f} ms after a checkpoint appeared"
+    return f"{near if is_near else f'{random_s:.2f} s after the start'}, newest {newest}"
 
 
 def signals(folder: Path, seed: int, count: int) -> Iterator[Finding]:

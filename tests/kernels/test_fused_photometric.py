@@ -1,7 +1,11 @@
 """Fused colour, grey, blur and Sobel, by numba and by Triton, against the operations on the same draws."""
 
+import ast
+import importlib
 import importlib.util
+import pkgutil
 import threading
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
@@ -40,6 +44,9 @@ class Backend(NamedTuple):
 NUMBA = Backend(by_numba, torch.device("cpu"), ((0.1, -0.2), (SOBEL_XY_STD, 0.9 * SOBEL_XY_STD)))
 BACKENDS, TRITON = [pytest.param(NUMBA, id="numba")], None
 if importlib.util.find_spec("triton"):
+    import triton.language as tl
+
+    from fastpsl.kernels import fused_cuda
     from fastpsl.kernels.fused_cuda import photometric
 
     # Without a GPU the interpreter runs the kernels.
@@ -437,6 +444,98 @@ def test_tiles_side_by_side(by, kernel_px, shape, dtype, path, launched, check):
     ops = (GaussianBlur(kernel_px, sigma=(6.0, 9.0), p=1.0), Sobel(0.5))
     check(by, ops, (2, *shape), dtype, {1: {"apply": torch.tensor([False, True])}})
     assert set(launched) == {"colour_pass", path}
+
+
+# The constants of Triton: with 2 % more the comparison fails. They are the tl.constexpr floats of
+# kernels/fused_cuda/*.py, collected here, so that none is left out. Literals in the kernels are 0, 1 and
+# integers.
+
+DISTORTED, BLURRED = ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0), GaussianBlur(9, p=1.0)
+# Module → the chains of its comparison, and their widths, for rows that are read by bytes and by words.
+COMPARISONS = {
+    "colour": [
+        *((ops, 13) for ops in ((DISTORTED,), (Grey(1.0),), (LIGHTNESS,), (DISTORTED, XY))),
+        ((DISTORTED,), 12),
+    ],
+    "neighbourhood": [((XY,), 13), ((BLURRED,), 13), ((BLURRED, Sobel(1.0)), 13)],
+}
+# Modules with constants that test_fused_isotropic.py tests, which compares what bytes hide, and
+# test_fused_moves.py.
+ELSEWHERE = {"isotropic", "prepared", "shifted", "warped"}
+# Some constants must move further. A little more changes nothing where two curves meet, nor for a bound that
+# no image comes near, nor for the level that is subtracted, until it takes the differences' digits.
+FACTORS = {"LINEAR_BELOW": 4, "CUBE_ABOVE": 8, "TINY": 1e33, "LEVEL": 1e4}
+interpreted = pytest.mark.skipif(
+    DEVICE.type == "cuda" or not TRITON,
+    reason="compiled kernels keep their constants: moved under the interpreter",
+)
+
+
+def constants(name):
+    if not TRITON:
+        return []
+    values = vars(importlib.import_module(f"{fused_cuda.__name__}.{name}")).items()
+    return [k for k, v in values if isinstance(v, tl.constexpr) and isinstance(v.value, float)]
+
+
+@interpreted
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_nothing_is_off_as_it_is(name, check):
+    for ops, width in COMPARISONS[name]:
+        check(TRITON, ops, (4, 12, width))
+
+
+@interpreted
+@pytest.mark.nightly
+@pytest.mark.parametrize("name, constant", [(name, key) for name in COMPARISONS for key in constants(name)])
+def test_two_percent_of_a_constant_are_seen(name, constant, check, monkeypatch):
+    module = importlib.import_module(f"{fused_cuda.__name__}.{name}")
+    moved = getattr(module, constant).value * FACTORS.get(constant, 1.02)
+    monkeypatch.setattr(module, constant, tl.constexpr(moved))
+    with pytest.raises(AssertionError, match="off by"):
+        test_nothing_is_off_as_it_is(name, check)
+
+
+@interpreted
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "ops, name, column",
+    [((GREY,), statistic, channel) for statistic in ("mean", "std") for channel in range(3)]
+    + [(ops, "std", channel) for ops in ((XY,), (BLURRED, XY)) for channel in range(2)]
+    + [((DISTORTED,), "factors", number) for number in range(4)]
+    + [((BLURRED,), "sigma", slice(None))],
+    ids=str,
+)
+def test_two_percent_of_an_argument_are_seen(ops, name, column, check):
+    def moved(draws):
+        def more(values):
+            values = torch.as_tensor(values).clone()
+            values[..., column] *= 1.02
+            return values
+
+        mean, std = TRITON.statistics(2 if XY in ops else 3)
+        draws = [{key: more(value) if key == name else value for key, value in d.items()} for d in draws]
+        statistics = (more(mean) if name == "mean" else mean, more(std) if name == "std" else std)
+        return draws, [torch.as_tensor(values).tolist() for values in statistics]
+
+    with pytest.raises(AssertionError, match="off by"):
+        check(TRITON, ops, (4, 12, 13), other=moved)
+
+
+@interpreted
+def test_no_module_is_left_out():
+    names = {info.name for info in pkgutil.iter_modules(fused_cuda.__path__) if constants(info.name)}
+    assert names == {*COMPARISONS, *ELSEWHERE}
+
+
+@interpreted
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_numbers_have_names(name):
+    """A jitted function has the literals 0.0, 1.0 and integers; other constants are at the module's top."""
+    tree = ast.parse((Path(fused_cuda.__file__).parent / f"{name}.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    nodes = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Constant)]
+    assert functions and {node.value for node in nodes if isinstance(node.value, float)} <= {0.0, 1.0}
 
 
 # The compiled loops of numba, and their constants.
