@@ -1,5 +1,8 @@
 """Fixtures of the kernels' tests: images, tensors from draws, and the table of tolerances."""
 
+import threading
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +92,24 @@ def assert_fused_close():
         assert worst <= absolute, f"off by {worst} beyond the relative tolerance, {actual.dtype}"
 
     return compare
+
+
+@pytest.fixture
+def by_any_threads():
+    """Return a check that a call has the same bits on one thread of torch, on two, and from three callers."""
+    threads_before = torch.get_num_threads()
+
+    def check(call: Callable[[], torch.Tensor]) -> None:
+        results: list[torch.Tensor] = []
+        for num in (1, 2):
+            torch.set_num_threads(num)
+            results.append(call())
+        callers = [threading.Thread(target=lambda: results.append(call())) for _ in range(3)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(60)
+        assert len(results) == 5 and all(torch.equal(result, results[0]) for result in results)
+
+    yield check
+    torch.set_num_threads(threads_before)

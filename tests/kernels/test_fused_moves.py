@@ -1,7 +1,6 @@
 """Fused moves, tiles, turns, holes, pairs and enlarged images, by numba and by Triton, against one by one."""
 
 import importlib.util
-import threading
 from types import ModuleType
 from typing import NamedTuple
 
@@ -286,28 +285,12 @@ def test_any_strides(by, ops, make_images, as_tensors):
 
 
 @chains([NUMBA], ["flip, tiles", "rotation", "AET"])
-def test_threads_change_nothing(by, ops, make_images, as_tensors, monkeypatch):
+def test_threads_change_nothing(by, ops, make_images, as_tensors, monkeypatch, by_any_threads):
     """Neither torch's number of threads nor concurrent callers change a bit."""
     monkeypatch.setattr(cpu_geometric, "_VALUES_PER_THREAD", 1)
     monkeypatch.setattr(cpu_warped, "_PIXELS_PER_THREAD", 1)
     images, draws = make_images(40, SIDE, SIDE, torch.uint8), make_draws(ops, 40, as_tensors)
-    threads_before, results = torch.get_num_threads(), []
-
-    def call() -> None:
-        results.append(fused(by, images, ops, draws))
-
-    try:
-        for num in (1, 2):
-            torch.set_num_threads(num)
-            call()
-        callers = [threading.Thread(target=call) for _ in range(3)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join(60)
-    finally:
-        torch.set_num_threads(threads_before)
-    assert len(results) == 5 and all(torch.equal(result, results[0]) for result in results)
+    by_any_threads(lambda: fused(by, images, ops, draws))
 
 
 def test_what_fits():

@@ -4,7 +4,6 @@ import ast
 import importlib
 import importlib.util
 import pkgutil
-import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -294,27 +293,12 @@ def test_equal_twice(by, check):
     assert torch.equal(one, other)
 
 
-def test_threads_change_nothing(make_images, make_draws, monkeypatch):
+def test_threads_change_nothing(make_images, make_draws, monkeypatch, by_any_threads):
     """Neither torch's number of threads nor concurrent callers change a bit."""
     ops, images = CPU_CHAINS["T3"], make_images(40, 48, 48, torch.uint8)
     monkeypatch.setattr(by_numba, "_BYTES_PER_THREAD", images.nbytes // 3)
-    draws, threads_before, results = make_draws(ops, 40), torch.get_num_threads(), []
-
-    def call() -> None:
-        results.append(fused(NUMBA, images, ops, draws, torch.float32))
-
-    try:
-        for num in (1, 2):
-            torch.set_num_threads(num)
-            call()
-        callers = [threading.Thread(target=call) for _ in range(3)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join(60)
-    finally:
-        torch.set_num_threads(threads_before)
-    assert len(results) == 5 and all(torch.equal(result, results[0]) for result in results)
+    draws = make_draws(ops, 40)
+    by_any_threads(lambda: fused(NUMBA, images, ops, draws, torch.float32))
 
 
 @every_backend

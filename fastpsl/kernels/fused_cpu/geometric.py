@@ -59,8 +59,6 @@ def run(
     height, width = out.shape[2:]
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
-    # imports numba, which takes 0.7 s
-
     in_threads(
         walks, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
         out.numel() // _VALUES_PER_THREAD,

@@ -49,8 +49,6 @@ def run(
     check_fused_arguments(images, ops, mean, std, out)
     per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
     scale, shift = per_channel.T.copy()
-    # imports numba, which takes 0.7 s
-
     in_threads(
         process_images, partial(_arguments, ops, scale, shift), images, draws, out,
         torch.float32, images.numel() // _BYTES_PER_THREAD,

@@ -36,8 +36,6 @@ def run(
     check_fused_arguments(images, ops, mean, std, out)
     scale = np.array([1 / (255 * value) for value in std], np.float32)
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
-    # imports numba, which takes 0.7 s
-
     in_threads(
         pairs, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
         images.numel() // 3 // _PIXELS_PER_THREAD,
