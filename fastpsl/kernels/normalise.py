@@ -74,13 +74,19 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     # (x - m) / s = x * (1 / s) + (-m / s) takes one pass. The factors are made by fills because a tensor made
     # from a list would wait for the GPU.
-    scale = filled([1 / (unit * s) for s in std], images.device)[:, None, None]
-    shift = filled([-m / s for m, s in zip(mean, std, strict=True)], images.device)[:, None, None]
+    scale, shift = (filled(x, images.device)[:, None, None] for x in scale_and_shift(mean, std, unit))
     return (
         torch.addcmul(shift, images.to(torch.float32), scale)
         .to(dtype)
         .contiguous(memory_format=torch.channels_last)
     )
+
+
+def scale_and_shift(
+    mean: Sequence[float], std: Sequence[float], unit: float = 255.0
+) -> tuple[list[float], list[float]]:
+    """Return the factors of each channel with which (x / unit - mean) / std is x * scale + shift."""
+    return [1 / (unit * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels: int) -> None:

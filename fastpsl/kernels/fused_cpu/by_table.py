@@ -20,7 +20,7 @@ from fastpsl.kernels.c_library import open_library
 from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jit import njit
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # Integers of the dtypes' sizes in bytes, because numpy has no bfloat16.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -42,7 +42,8 @@ def run(
     assert fits(ops), ops
     check_fused_arguments(images, ops, mean, std, out)
     bits = _BITS[out.element_size()]
-    scale, shift = _factors(mean, std)
+    scale, shift = torch.tensor(scale_and_shift(mean, std, 1.0), dtype=torch.float32, device="cpu")[..., None]
+    scale = scale / 255
     values = torch.empty((3, 256), dtype=out.dtype, device="cpu")
     torch.addcmul(shift, torch.arange(256, dtype=torch.float32, device="cpu"), scale, out=values)
     by_c = look_up()
@@ -61,13 +62,6 @@ def _arguments(
     num, height = pixels.shape[:2]
     flip = np.ascontiguousarray(draws[0]["flip"].numpy()) if draws else np.zeros(num, np.bool_)
     return pixels.reshape(num, height, -1), flip, table, out.reshape(num, height, -1)
-
-
-def _factors(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return each channel's scale for bytes, and its shift, float32 [3, 1]."""
-    per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
-    scale, shift = torch.from_numpy(per_channel.T.copy())[..., None]
-    return scale / 255, shift
 
 
 @functools.cache

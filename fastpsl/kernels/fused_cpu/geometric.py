@@ -29,7 +29,7 @@ from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Rotate45, Rotate90, Shift
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.jit import njit
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # About 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a busy machine.
 _VALUES_PER_THREAD = 1 << 20
@@ -57,8 +57,7 @@ def run(
     assert fits(ops), ops
     check_fused_arguments(images, ops, mean, std, out)
     height, width = out.shape[2:]
-    scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
-    shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
+    scale, shift = np.tile(np.array(scale_and_shift(mean, std), np.float32), width)
     in_threads(
         walks, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
         out.numel() // _VALUES_PER_THREAD,

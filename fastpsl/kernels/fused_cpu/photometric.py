@@ -21,7 +21,7 @@ from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.jit import njit
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 _ORDERS = (
     (Flip, ColourDistortion, Grey, GaussianBlur, Sobel),
@@ -47,8 +47,7 @@ def run(
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused_arguments(images, ops, mean, std, out)
-    per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
-    scale, shift = per_channel.T.copy()
+    scale, shift = np.array(scale_and_shift(mean, std, 1.0), np.float32)
     in_threads(
         process_images, partial(_arguments, ops, scale, shift), images, draws, out,
         torch.float32, images.numel() // _BYTES_PER_THREAD,

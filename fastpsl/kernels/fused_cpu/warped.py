@@ -15,7 +15,7 @@ from torch import Tensor
 from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.geometry import Flip, Shift, WarpPair
 from fastpsl.kernels.jit import njit
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # About 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a busy machine.
 _PIXELS_PER_THREAD = 1 << 17
@@ -34,8 +34,7 @@ def run(
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused_arguments(images, ops, mean, std, out)
-    scale = np.array([1 / (255 * value) for value in std], np.float32)
-    shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    scale, shift = np.array(scale_and_shift(mean, std), np.float32)
     in_threads(
         pairs, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
         images.numel() // 3 // _PIXELS_PER_THREAD,

@@ -20,7 +20,7 @@ from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
 from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -52,7 +52,8 @@ def run(
     if not len(out):
         return
     images = images.contiguous(memory_format=torch.channels_last)
-    factors = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
+    scale, offset = scale_and_shift(mean, std)
+    factors = scale + offset
     with torch.cuda.device_of(images):
         if isinstance(ops[-1], JigsawTiles):
             _run_jigsaw(images, ops[-1], draws, factors, out)

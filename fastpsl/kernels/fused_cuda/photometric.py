@@ -50,7 +50,7 @@ from fastpsl.kernels.fused_cuda.neighbourhood import (
 )
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -204,8 +204,7 @@ def run(
     factors = draw_of.get((ColourDistortion, "factors"))
     blur = draw_of.get((GaussianBlur, "apply"))
     sobel = draw_of.get((Sobel, "apply"))
-    scale = [1 / s for s in std] + [0.0] * (3 - channels)
-    shift = [-m / s for m, s in zip(mean, std, strict=True)] + [0.0] * (3 - channels)
+    scale, shift = (x + [0.0] * (3 - channels) for x in scale_and_shift(mean, std, 1.0))
     factor_and_shift = (*scale, *shift)
 
     # Rows of whole words are read by words, four pixels at a time.

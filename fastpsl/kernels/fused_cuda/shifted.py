@@ -24,7 +24,7 @@ from fastpsl.kernels.fused_cuda.colour import lightness
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.geometry import Hole
 from fastpsl.kernels.lab import Lightness
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -52,6 +52,7 @@ def run(
     flip, shift, max_px = drawn_moves(ops, draws)
     sizes = {"MAX_PX": max_px, "HEIGHT": height, "WIDTH": width, "BLOCK": _BLOCK, "num_warps": _NUM_WARPS}
     grid = (len(images) * triton.cdiv(channels * height * width, _BLOCK),)
+    scale, offset = scale_and_shift(mean, std)
     with torch.cuda.device_of(images):
         if channels == 1:
             shifted_lightness[grid](images, out, flip, shift, 1 / std[0], -mean[0] / std[0], **sizes)
@@ -62,8 +63,7 @@ def run(
             rows, columns = ops[-1].box(channels, height, width)
             fill = tuple(float(round(255 * value)) for value in ops[-1].fill)
         shifted_colours[grid](
-            images, out, flip, shift, *(1 / (255 * s) for s in std),
-            *(-m / s for m, s in zip(mean, std, strict=True)), *fill,
+            images, out, flip, shift, *scale, *offset, *fill,
             TOP=rows.start, BOTTOM=rows.stop, LEFT=columns.start, RIGHT=columns.stop, **sizes,
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from fastpsl.kernels import geometry
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
 from fastpsl.kernels.geometry import WarpPair
-from fastpsl.kernels.normalise import check_fused_arguments
+from fastpsl.kernels.normalise import check_fused_arguments, scale_and_shift
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -47,7 +47,8 @@ def run(
         return
     images, side = images.contiguous(memory_format=torch.channels_last), images.shape[2]
     flip, shift, max_px = drawn_moves(ops, draws)
-    factors = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
+    scale, offset = scale_and_shift(mean, std)
+    factors = scale + offset
     parts = triton.cdiv(side, _ROWS) * triton.cdiv(side, 4 * _QUADS)
     with torch.cuda.device_of(images):
         warp_pair_kernel[(len(images) * parts,)](
