@@ -16,7 +16,7 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 def sent_by(
     context: Any, silent_s: float, target: Callable[..., object], *arguments: object
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield what `target(send, *arguments)` sends from a process of its own, and at last that it `Ended`.
 
     None tells that it was silent for `silent_s` seconds. Whoever stops to listen kills it, with its group.

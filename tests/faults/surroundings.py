@@ -413,7 +413,12 @@ def _everywhere(name: str, folder: Path) -> Outcome:
 
 def _out(path: str, words: str) -> Trial:
     """Return a trial with such an --out; the file x is in its folder."""
-    return lambda folder: _with_file(folder / "x") or recipe(folder, out=folder / path, words=(words,))
+
+    def trial(folder: Path) -> Outcome:
+        _with_file(folder / "x")
+        return recipe(folder, out=folder / path, words=(words,))
+
+    return trial
 
 
 def _with_file(path: Path) -> None:

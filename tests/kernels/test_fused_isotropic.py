@@ -79,7 +79,7 @@ def test_equals_the_compiled_form(side: int, size: int) -> None:
     ][: 4 if (side, size) == SIZES[0] else 2]
     images = np.stack([noise(length + 5, length + 3, seed) for seed in range(len(boxes))])
     out, pairs = crop(images, boxes, size), zip(images, boxes, strict=True)
-    assert_same(out, np.stack([window(i, *box[:3], box[4], size) for i, box in pairs]))
+    assert_same(out, np.stack([window(i, b[0], b[1], b[2], b[4], size) for i, b in pairs]))
     if DEVICE.type == "cpu":
         # Sums in another order, and the compiler's float32 for the weights, differ by less than halves do.
         wanted = rounded(torch.from_numpy(images), torch.tensor(boxes), size, torch.float16).numpy()

@@ -2,7 +2,7 @@
 
 import importlib.util
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -39,7 +39,8 @@ class Backend(NamedTuple):
 
 
 NUMBA = Backend("numba", torch.device("cpu"), (cpu_geometric, cpu_warped), 0.02)
-BACKENDS, TRITON = [NUMBA], None
+BACKENDS = [NUMBA]
+TRITON: Any = None
 if importlib.util.find_spec("triton"):
     import triton.language as tl
 
@@ -132,7 +133,8 @@ def close_calls(images, ops, draws):
 
 def fused(by, images, ops, draws, dtype=torch.float32, statistics=None):
     """Run the fused kernel, with the result between images that must not change."""
-    module, shape = module_for(by.modules, ops), out_shape(ops, images.shape)
+    module: Any = module_for(by.modules, ops)
+    shape = out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype, device=by.device)
     whole = whole.contiguous(memory_format=torch.channels_last)
     device_draws = [{k: v.to(by.device) for k, v in draw.items()} for draw in draws]
@@ -298,7 +300,7 @@ def test_what_fits():
         for by, name in zip(BACKENDS, names, strict=False):
             module = module_for(by.modules, ops)
             assert (module and module.__name__.rpartition(".")[2]) == name, (by.name, ops)
-    others = [
+    others: list[tuple[object, ...]] = [
         (Grey(),), (TILES, FLIP), (AllTurns(4), FLIP), (Hole(), FLIP), (FLIP, SHIFT), (FLIP, Grey(), TILES),
         (SHIFT, FLIP, Grey()), (Hole(), AllTurns(4)), (WarpPair(8), FLIP), (WarpPair(8), Hole()),
     ]  # fmt: skip
@@ -351,11 +353,12 @@ def test_two_percent_of_a_constant_are_seen(by, which, channel, check):
 def test_the_host_never_waits(by, ops, make_images, as_tensors):
     images = make_images(3, SIDE, SIDE, torch.uint8).to(DEVICE)
     draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in make_draws(ops, 3, as_tensors)]
+    module: Any = module_for(by.modules, ops)
     shape = out_shape(ops, images.shape)
     out = torch.empty(shape, device=DEVICE).contiguous(memory_format=torch.channels_last)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        module_for(by.modules, ops).run(images, ops, draws, *STATISTICS[shape[1]], out)
+        module.run(images, ops, draws, *STATISTICS[shape[1]], out)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

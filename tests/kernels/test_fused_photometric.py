@@ -6,7 +6,7 @@ import importlib.util
 import pkgutil
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -41,7 +41,8 @@ class Backend(NamedTuple):
 
 
 NUMBA = Backend(by_numba, torch.device("cpu"), ((0.1, -0.2), (SOBEL_XY_STD, 0.9 * SOBEL_XY_STD)))
-BACKENDS, TRITON = [pytest.param(NUMBA, id="numba")], None
+BACKENDS = [pytest.param(NUMBA, id="numba")]
+TRITON: Any = None
 if importlib.util.find_spec("triton"):
     import triton.language as tl
 
@@ -142,7 +143,8 @@ def check(make_images, make_draws, assert_fused_close):
         for op, draw in zip(ops, draws, strict=True):
             expected = op(expected, draw)
         kind = dtype if by is NUMBA else torch.float32
-        expected = normalise(expected, *by.statistics(expected.shape[1]), kind)
+        mean, std = by.statistics(expected.shape[1])
+        expected = normalise(expected, mean, std, kind)
         other_draws, statistics = other(draws) if other else (draws, None)
         out = fused(by, images, ops, other_draws, dtype, statistics)
         assert torch.equal(images, before)
@@ -436,7 +438,7 @@ def test_tiles_side_by_side(by, kernel_px, shape, dtype, path, launched, check):
 
 DISTORTED, BLURRED = ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0), GaussianBlur(9, p=1.0)
 # Module → the chains of its comparison, and their widths, for rows that are read by bytes and by words.
-COMPARISONS = {
+COMPARISONS: dict[str, list[tuple[Any, int]]] = {
     "colour": [
         *((ops, 13) for ops in ((DISTORTED,), (Grey(1.0),), (LIGHTNESS,), (DISTORTED, XY))),
         ((DISTORTED,), 12),
