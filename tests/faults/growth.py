@@ -18,7 +18,6 @@ from signal import SIGTERM
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -76,11 +75,14 @@ def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> S
     Points that are close in time are correlated. So the error grows by the square root of (1 + r) / (1 - r),
     where r is the correlation of successive residuals.
     """
-    line = stats.linregress(x, y)
-    rest = np.asarray(y) - line.intercept - line.slope * np.asarray(x)
-    squares = float(rest @ rest)
-    r = min(max(float(rest[1:] @ rest[:-1]) / squares, 0.0), 0.99) if squares > 0 else 0.0
-    return Slope(line.slope, float(line.stderr * np.sqrt((1 + r) / (1 - r))))
+    times, values = np.asarray(x, float), np.asarray(y, float)
+    times = times - times.mean()
+    squares = float(times @ times)
+    value = float(times @ values) / squares
+    rest = values - values.mean() - value * times
+    rest_squares = float(rest @ rest)
+    r = min(max(float(rest[1:] @ rest[:-1]) / rest_squares, 0.0), 0.99) if rest_squares > 0 else 0.0
+    return Slope(value, float(np.sqrt(rest_squares / (len(times) - 2) / squares * (1 + r) / (1 - r))))
 
 
 def judge_growth(
