@@ -27,13 +27,12 @@ from fastpsl.files.atomic import partial_path
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton import output
-from fastpsl.pipelines.beton.encode import Stored, Target
+from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.estimate import estimate, free_bytes
-from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.beton.output import bad_path, journal_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import RAW
-from fastpsl.pipelines.beton.sidecar import has_checksums, read_sidecar
+from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import betons_to_verify, verify
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample, Source
@@ -43,9 +42,8 @@ from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.memory import printed_by
-from tests.pipelines.photos import DECODERS, ffcv_decode, jpeg, needs_ffcv, photo, photo_samples, write
+from tests.pipelines.photos import DECODERS, FAR_BYTES, jpeg, photo, photo_samples, write
 from tests.pipelines.tars import make_tar
-from tests.pipelines.test_beton import stock
 
 
 @pytest.fixture
@@ -85,44 +83,6 @@ def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch
     assert sidecar is not None and sidecar.written["fastpsl"] == fastpsl.__version__
 
 
-def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
-    """Write samples (data, height, width, mode), with a hole of 5 GiB after the first that takes no space."""
-    file = BetonFile(path, len(samples), 1 << 21)
-    for label, (data, height, width, mode) in enumerate(samples):
-        file.add(Stored(data, height, width, mode, "passed"), label)
-        if label == 0:
-            file.flush()
-            file._written = file._end = (5 << 30) + file.data_start
-    file.finish()
-    file.file.publish()
-    return path
-
-
-@pytest.mark.slow
-@needs_ffcv("its own Reader and Loader read")
-def test_ffcv_reads_ours(tmp_path: Path) -> None:
-    images = [photo(i, 40, 50) for i in range(10)]
-    samples = [Sample(str(i), image, 7 - i) for i, image in enumerate(images[:8])]
-    outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
-    for mode, out in outs.items():
-        write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer come than announced
-    write_beton(samples, tmp_path / "a.beton", num_samples=10, target=Target(mode="raw"), shard_mb=16)
-    outs["raw shard"] = tmp_path / "a-00000-of-00001.beton"
-    far_beton(tmp_path / "far.beton", [(image.tobytes(), 40, 50, RAW) for image in images[:8]])
-    stock("read", *outs.values(), tmp_path / "far.beton")
-    with np.load(tmp_path / "far.beton.npz") as arrays:
-        assert (arrays["images_True"] == images[:8]).all() and (arrays["images_False"] == images[:8]).all()
-    for mode, out in outs.items():
-        with np.load(f"{out}.npz") as arrays, Beton(out) as beton:
-            assert has_checksums(beton.shards[0])  # which ffcv ignores
-            assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
-            for i in range(8):
-                expected = ffcv_decode(beton.read(i), 40, 50) if mode == "jpg" else images[i]
-                for os_cache in (True, False):
-                    assert list(arrays[f"labels_{os_cache}"]) == list(range(7, -1, -1))
-                    assert (arrays[f"images_{os_cache}"][i] == expected).all()
-
-
 def test_pages_and_large_samples(tmp_path: Path) -> None:
     """No sample crosses a page, and a sample larger than a page makes all pages larger."""
     random = np.random.default_rng(0)
@@ -146,11 +106,12 @@ def test_samples_beyond_4_gib(tmp_path: Path) -> None:
     """Every decoder reads the same samples below and beyond 4 GiB."""
     samples = photo_samples(6)
     samples.append((photo(9, 70, 80).tobytes(), 70, 80, RAW))
-    near, far = write(tmp_path / "near.beton", samples), far_beton(tmp_path / "far.beton", samples)
+    near = write(tmp_path / "near.beton", samples)
+    far = write(tmp_path / "far.beton", samples, hole_bytes=FAR_BYTES)
     views = [ViewSpec(RandomResizedCrop(32))]
-    assert far.stat().st_size > 5 << 30 and list(verify(far)) == []
+    assert far.stat().st_size > FAR_BYTES and list(verify(far)) == []
     with Beton(near) as near_beton, Beton(far) as distant:
-        assert distant.rows(np.arange(7)).offset[6] > 5 << 30
+        assert distant.rows(np.arange(7)).offset[6] > FAR_BYTES
         assert [distant.read(i) for i in range(7)] == [data for data, *_ in samples]
         for decoder in DECODERS:
             batches = []

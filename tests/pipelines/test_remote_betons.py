@@ -299,10 +299,7 @@ def test_a_network_that_is_slower_than_training_is_said_once(
     ],
 )
 def test_what_does_not_pass_is_a_line(fault: str, message: str, server: S3Server, streamed: Beton) -> None:
-    with (
-        loader_of(streamed) as loader,
-        pytest.raises(ValueError, match=f"s3://images/train-.*{message}"),
-    ):
+    with loader_of(streamed) as loader, pytest.raises(ValueError, match=f"s3://images/train-.*{message}"):
         for step, _ in enumerate(loader.epoch(0)):
             if step == 3:
                 server.fault = lambda key: fault
