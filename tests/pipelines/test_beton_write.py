@@ -527,10 +527,10 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 image = np.zeros((2, 2, 3), np.uint8)
-for num in (5_000, 155_000):
+for num in (5_000, 105_000):
     samples = (Sample(f"class/{i}.jpg", image, 0) for i in range(num))
     write_beton(samples, sys.argv[1], num_samples=num, target=Target(mode="raw"), overwrite=True)
     print(peak_mib())
 """
     small, large = printed_by(script, tmp_path / "a")
-    assert (large - small) * 2**20 < 60 * 150_000
+    assert (large - small) * 2**20 < 60 * 100_000

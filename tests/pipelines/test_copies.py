@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.slow import slow
+from tests.warm import CONTEXT
 
 NUM = 12
 VIEWS = [ViewSpec(RandomResizedCrop(16))]
@@ -97,22 +100,19 @@ def test_a_copy_of_a_file_that_has_changed_is_refused(path: Path) -> None:
         assert len(data.read(0))  # the file that was replaced is still open
 
 
-UNPICKLE = """
-import os, pickle, sys
-taken = [os.open('/dev/null', os.O_RDONLY) for _ in range(40)]
-data = pickle.loads(sys.stdin.buffer.read())
-sys.stdout.buffer.write(data.read(3))
-data.close()
-for fd in taken: os.fstat(fd)
-"""
-
-
 def test_another_process_that_unpickles_closes_nothing_but_its_own(path: Path) -> None:
     with Beton(path) as data:
-        done = subprocess.run(
-            [sys.executable, "-c", UNPICKLE], input=pickle.dumps(data), capture_output=True, check=True
-        )
-        assert done.stdout == data.read(3) and not done.stderr
+        pickled, shards = pickle.dumps(data), data.shards
+
+        def unpickled() -> bytes:
+            fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)] + [shard.fd for shard in shards]
+            with pickle.loads(pickled) as copied:
+                read: bytes = copied.read(3)
+            for fd in fds:
+                os.fstat(fd)
+            return read
+
+        assert in_a_forked_process(unpickled) == data.read(3)
 
 
 class Sizes(torch_data.Dataset[int]):
@@ -129,10 +129,10 @@ class Sizes(torch_data.Dataset[int]):
         return len(self.data.read(index))
 
 
-@pytest.mark.parametrize("start", ["fork", slow("forkserver")])
-def test_workers_of_a_dataloader_read_a_dataset_file(path: Path, start: str) -> None:
+@pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), slow(CONTEXT)])
+def test_workers_of_a_dataloader_read_a_dataset_file(path: Path, context: BaseContext) -> None:
     with Beton(path) as data:
-        sizes = torch_data.DataLoader(Sizes(data), None, num_workers=2, multiprocessing_context=start)
+        sizes = torch_data.DataLoader(Sizes(data), None, num_workers=2, multiprocessing_context=context)
         assert list(sizes) == [len(data.read(i)) for i in range(NUM)]
 
 
