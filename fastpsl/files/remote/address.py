@@ -269,8 +269,5 @@ class _Blocks(io.RawIOBase):
 
 
 def open_stream(remote: RemoteObject) -> IO[bytes]:
-    """Open a remote file for reading.
-
-    Reading raises RemoteDataError where it fails for a minute.
-    """
+    """Open a remote file for reading. Reading raises RemoteDataError where it fails for a minute."""
     return io.BufferedReader(_Blocks(remote), 1 << 16)

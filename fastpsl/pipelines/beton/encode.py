@@ -72,23 +72,15 @@ _SCALE_MARGIN = 2
 
 @dataclass(frozen=True)
 class Target:
-    """The form in which images are stored.
+    """The form in which images are stored."""
 
-    Attributes:
-        short_side: The most px of the shorter side; None for no limit.
-        max_side: The most px of the longer side; None for no limit.
-        quality: The JPEG quality, in percent.
-        mode: "jpg" or "raw".
-        min_px: Images with a shorter side below it, after shrinking, are left out.
-        reencode: Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored
-            byte for byte; with "all" the others too, unless that makes them no smaller.
-    """
-
-    short_side: int | None = None
-    max_side: int | None = None
-    quality: int = 90
-    mode: str = "jpg"
-    min_px: int = 0
+    short_side: int | None = None  # the most px of the shorter side; None for no limit
+    max_side: int | None = None  # the most px of the longer side; None for no limit
+    quality: int = 90  # the JPEG quality, in percent
+    mode: str = "jpg"  # "jpg" or "raw"
+    min_px: int = 0  # images with a shorter side below it, after shrinking, are left out
+    # Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored byte for
+    # byte; with "all" the others too, unless that makes them no smaller.
     reencode: str = "larger"
 
     def size(self, height: int, width: int) -> tuple[int, int]:

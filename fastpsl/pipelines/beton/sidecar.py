@@ -143,15 +143,9 @@ def sidecar_path(beton: Path) -> Path:
 
 def dump_sidecar(sidecar: Sidecar) -> bytes:
     """Return the JSON as bytes."""
-    record = {
-        "format": FORMAT,
-        "num_samples": sidecar.num_samples,
-        "class_names": sidecar.class_names,
-        "written": sidecar.written,
-        "data_start": sidecar.data_start,
-        "sha256": sidecar.sha256,
-        "source_paths": sidecar.packed_paths,
-    }
+    names = ("num_samples", "class_names", "written", "data_start", "sha256")
+    record = {"format": FORMAT} | {name: getattr(sidecar, name) for name in names}
+    record["source_paths"] = sidecar.packed_paths
     return (json.dumps(record, indent=1, ensure_ascii=True) + "\n").encode()
 
 

@@ -52,17 +52,11 @@ _NO_NVCUVID = (
 )
 # What container programs leave in a container: Docker, Podman, Kubernetes, and what systemd notes of others.
 _CONTAINER_FILES = (
-    "/.dockerenv",
-    "/run/.containerenv",
-    "/run/secrets/kubernetes.io",
-    "/run/systemd/container",
-)
+    "/.dockerenv", "/run/.containerenv", "/run/secrets/kubernetes.io", "/run/systemd/container",
+)  # fmt: skip
 _CONTAINER_VARIABLES = (
-    "container",
-    "KUBERNETES_SERVICE_HOST",
-    "APPTAINER_CONTAINER",
-    "SINGULARITY_CONTAINER",
-)
+    "container", "KUBERNETES_SERVICE_HOST", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER",
+)  # fmt: skip
 
 
 @cache

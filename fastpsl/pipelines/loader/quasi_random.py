@@ -31,17 +31,11 @@ MAX_DROPPED = 0.1  # share of an epoch's samples; unequal lanes come near it bel
 
 
 class Groups(NamedTuple):
-    """An epoch's pages in the order in which they are opened, lane after lane.
+    """An epoch's pages in the order in which they are opened, lane after lane."""
 
-    Attributes:
-        pages: int64 [num_pages], group after group.
-        lane: The lane of each group, int64 [num_groups], ascending.
-        starts: int64 [num_groups + 1]: group i is pages[starts[i] : starts[i + 1]].
-    """
-
-    pages: np.ndarray
-    lane: np.ndarray
-    starts: np.ndarray
+    pages: np.ndarray  # int64 [num_pages], group after group
+    lane: np.ndarray  # the lane of each group, int64 [num_groups], ascending
+    starts: np.ndarray  # int64 [num_groups + 1]: group i is pages[starts[i] : starts[i + 1]]
 
 
 def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Groups:
