@@ -37,9 +37,9 @@ from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.libffcv import why_missing
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.beton_stock import image_of
+from tests.pipelines.decoding import batches_of
 from tests.pipelines.photos import (
     DECODERS,
     FAR_BYTES,
@@ -506,11 +506,8 @@ def test_every_decoder_reads_them(decoder: str, five: Path, tmp_path: Path) -> N
     views = [ViewSpec(ShorterSideCrop(24, 24, where="center"))]
     batches = list[Batch]()
     for path in (five, with_fields(tmp_path / "images.beton", FIELDS["images"][0])):
-        with (
-            Beton(path) as data,
-            Loader(data, views, batch_size_per_rank=5, train=False, decoder=decoder, num_threads=1) as loader,
-        ):
-            batches += loader.epoch(0)
+        with Beton(path) as data:
+            batches += batches_of(data, views, 5, train=False, decoder=decoder, num_threads=1)
     labelled, images = batches
     assert images.labels.tolist() == [-1] * 5 != labelled.labels.tolist()
     assert torch.equal(images.images[0], labelled.images[0])

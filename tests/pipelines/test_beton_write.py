@@ -37,9 +37,9 @@ from fastpsl.pipelines.beton.verify import betons_to_verify, verify
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample, Source
 from fastpsl.pipelines.datasets.open import open_source
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import batches_of
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import DECODERS, FAR_BYTES, jpeg, photo, photo_samples, write
@@ -114,12 +114,10 @@ def test_samples_beyond_4_gib(tmp_path: Path) -> None:
         assert distant.rows(np.arange(7)).offset[6] > FAR_BYTES
         assert [distant.read(i) for i in range(7)] == [data for data, *_ in samples]
         for decoder in DECODERS:
-            batches = []
-            for data in (near_beton, distant):
-                with Loader(data, views, batch_size_per_rank=7, decoder=decoder) as loader:
-                    batches += list(loader.epoch(0))
-            assert torch.equal(batches[0].images[0], batches[1].images[0]) and len(batches) == 2
-            assert (batches[0].labels == batches[1].labels).all()
+            (ours,), (others,) = (
+                batches_of(each, views, 7, decoder=decoder) for each in (near_beton, distant)
+            )
+            assert torch.equal(ours.images[0], others.images[0]) and torch.equal(ours.labels, others.labels)
 
 
 def test_the_file_does_not_depend_on_workers(photos: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import loader_of
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.slow import slow
@@ -137,7 +138,7 @@ def test_workers_of_a_dataloader_read_a_dataset_file(path: Path, context: BaseCo
 
 
 def test_a_loader_that_was_made_before_a_fork_refuses_at_once(path: Path) -> None:
-    with Beton(path) as data, Loader(data, VIEWS, batch_size_per_rank=4, prefetch_batches=1) as loader:
+    with loader_of(path, VIEWS, 4, prefetch_batches=1) as loader:
         epoch = loader.epoch(0)
         first = next(epoch).indices.tolist()
         for use in (lambda: next(loader.epoch(1)), lambda: next(epoch)):
@@ -145,8 +146,8 @@ def test_a_loader_that_was_made_before_a_fork_refuses_at_once(path: Path) -> Non
 
         def anew() -> list[list[int]]:
             loader.close()
-            data.close()
-            with Beton(path) as own, Loader(own, VIEWS, batch_size_per_rank=4) as other:
+            loader.data.close()
+            with loader_of(path, VIEWS, 4) as other:
                 return [batch.indices.tolist() for batch in other.epoch(0)]
 
         others = in_a_forked_process(anew)

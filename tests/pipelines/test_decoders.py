@@ -21,7 +21,6 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import choose, codes, dali, ffcv, libffcv
@@ -29,9 +28,16 @@ from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, open_decode
 from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.area import area_resize
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.decoding import Samples, decode, make, samples_are_closed, whole, with_resampling  # noqa: F401
+from tests.pipelines.decoding import (  # noqa: F401
+    Samples,
+    decode,
+    loader_of,
+    make,
+    samples_are_closed,
+    whole,
+    with_resampling,
+)
 from tests.pipelines.photos import (
     DECODERS,
     JPG,
@@ -457,7 +463,7 @@ def test_the_measured_figures_agree_with_each_other() -> None:
 
 def decode_two_views(path: Path) -> None:
     view = ViewSpec(RandomResizedCrop(32), (Flip(),))
-    with Beton(path) as data, Loader(data, [view, view], batch_size_per_rank=2, decoder="ffcv") as loader:
+    with loader_of(path, [view, view], 2, decoder="ffcv") as loader:
         assert len(list(loader.epoch(0))) == 2
 
 

@@ -38,6 +38,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.stages import LoaderSpec
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
+from tests.pipelines.threads import wait_for_the_end_of_loader_threads
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
 NUM, BATCH = 60, 4
@@ -201,9 +202,7 @@ def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) ->
         assert not let_go  # the loader did not wait for the call
     release.set()
     assert closed.wait(240)  # the decoder is closed in the end
-    for thread in threading.enumerate():
-        if thread.name.startswith("fastpsl-loader"):
-            thread.join(240)
+    wait_for_the_end_of_loader_threads()
 
 
 STUCK = """

@@ -25,9 +25,9 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.image.jpeg import decode_plainly
-from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.decoding import make
+from tests.pipelines.decoding import batches_of, make
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, ffcv_decode, jpeg, photo, pil_decode, write
 
@@ -79,17 +79,17 @@ def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
     return scale, samples
 
 
+def batches_at(path: Path, views: Sequence[ViewSpec], batch_size: int, decoder: str = FASTEST) -> list[Batch]:
+    with Beton(path) as data:
+        return batches_of(data, views, batch_size, train=False, decoder=decoder, num_threads=2)
+
+
 def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = FASTEST) -> tuple[Tensor, Tensor]:
     """Return a view of each sample before normalisation, uint8 [N, 3, S, S], and labels from 0 to 7."""
-    op, images, labels = Rotate45(), [], []
-    with Beton(path) as data, Loader(
-        data, [ViewSpec(crop, (op,))], batch_size_per_rank=100, train=False, decoder=decoder, num_threads=2
-    ) as loader:  # fmt: skip
-        for batch in loader.epoch(0):
-            draw, valid = batch.draws[0][0], batch.indices >= 0
-            images.append(op(batch.images[0], draw)[valid])
-            labels.append(draw["label"][valid])
-    return torch.cat(images), torch.cat(labels)
+    op = Rotate45()
+    batches = batches_at(path, [ViewSpec(crop, (op,))], 100, decoder)  # which divides the images
+    images = [op(batch.images[0], batch.draws[0][0]) for batch in batches]
+    return torch.cat(images), torch.cat([batch.draws[0][0]["label"] for batch in batches])
 
 
 def windows(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
@@ -178,10 +178,7 @@ def test_flat_images_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
             image[[0, -1]] = image[:, [0, -1]] = 255 - colours[-1]
         samples.append((jpeg(image) if mode == JPG else image.tobytes(), height, width, mode))
     views = [ViewSpec(RotationCrop(31, share=1.0, base=base)) for base in (0, 45)]
-    with Beton(write(tmp_path / "flat.beton", samples)) as data, Loader(
-        data, views, batch_size_per_rank=60, train=False, decoder=FASTEST, num_threads=2
-    ) as loader:  # fmt: skip
-        (batch,) = loader.epoch(0)
+    (batch,) = batches_at(write(tmp_path / "flat.beton", samples), views, 60)
     every = all_rotations(batch.images).numpy()
     np.testing.assert_array_equal(every, np.broadcast_to(every[:, :1, :, :1, :1], every.shape))
     difference = np.abs(every[:, 0, :, 0, 0].astype(int) - np.stack(colours))
@@ -253,10 +250,7 @@ def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
     samples = [(jpeg(photo(i, 201, 211)), 201, 211, JPG) for i in range(40)]
     crops = [RotationCrop(32, base=base) for base in (0, 45)]
     views = [ViewSpec(RotationCrop(32), (Rotate45(),)), *(ViewSpec(crop) for crop in crops)]
-    with Beton(write(tmp_path / "photos.beton", samples)) as data, Loader(
-        data, views, batch_size_per_rank=40, train=False, decoder=FASTEST, num_threads=2
-    ) as loader:  # fmt: skip
-        (batch,) = loader.epoch(0)
+    (batch,) = batches_at(write(tmp_path / "photos.beton", samples), views, 40)
     draw = batch.draws[0][0]
     every = all_rotations(batch.images[1:])
     drawn = Rotate45()(batch.images[0], draw)
