@@ -21,7 +21,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import choose, codes, dali, ffcv, libffcv
 from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, open_decoder, reason_of
@@ -358,17 +358,14 @@ T4 = "NVIDIA T4 has no JPEG engines"
 
 def data_of(kind: str, images: str, num_pixels: int) -> Any:
     mode = {JPEGS: MODE_JPEG, PNGS: MODE_FILE}.get(images, 1)
-    return SimpleNamespace(
-        kind=kind,
-        num_samples=1000,
-        is_raw=images == RAW_IMAGES,
-        image_sizes=lambda: (200, 200, 500, 500),
-        rows=lambda indices: SimpleNamespace(
-            mode=np.full(len(indices), mode),
-            height=np.full(len(indices), num_pixels // 500, np.int32),
-            width=np.full(len(indices), 500, np.int32),
-        ),
-    )
+
+    def rows(indices: np.ndarray) -> SampleTable:
+        table = SampleTable.empty(indices)
+        table.mode[:], table.height[:], table.width[:] = mode, num_pixels // 500, 500
+        return table
+
+    is_raw, sizes = images == RAW_IMAGES, (200, 200, 500, 500)
+    return SimpleNamespace(kind=kind, num_samples=1000, is_raw=is_raw, image_sizes=lambda: sizes, rows=rows)
 
 
 AUTO_CASES: list[tuple[dict[str, Any], str, list[str]]] = [

@@ -3,13 +3,12 @@
 There need not be a GPU. Its copies are made on the host, by numpy, which `HostCopies` does not see.
 """
 
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +38,7 @@ from fastpsl.pipelines.loader.stages import LoaderSpec
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
 from tests.pipelines.threads import wait_for_the_end_of_loader_threads
+from tests.programs import run
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
 NUM, BATCH = 60, 4
@@ -206,7 +206,7 @@ def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) ->
 
 
 STUCK = """
-import time
+import threading, time
 from contextlib import suppress
 from tests.pipelines.test_engines import BATCH, NUM, VIEWS, Loader, Synthetic, make_loader
 def act(what, indices):
@@ -217,15 +217,17 @@ with suppress(TimeoutError), make_loader(act, timeout_s=0.3) as loader:
     print("no time limit")
 loader = Loader(Synthetic(NUM), VIEWS, batch_size_per_rank=BATCH, timeout_s=0.3)
 loader.decoder.decode_part = lambda request, part: time.sleep(1000)
-next(loader.epoch(0))
+try:
+    next(loader.epoch(0))
+finally:
+    threading._shutdown()  # as the interpreter does at its end: it waits for threads
 """
 
 
-def test_threads_that_hang_do_not_hold_up_the_exit() -> None:
+def test_threads_that_hang_do_not_hold_up_the_exit(tmp_path: Path) -> None:
     """Neither one in a batch's decoder nor one of the loader's."""
-    process = subprocess.run(
-        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240
-    )
+    (tmp_path / "stuck.py").write_text(STUCK)
+    process = run(tmp_path / "stuck.py", timeout=240)
     assert (process.returncode, process.stdout) == (1, "")
     assert "TimeoutError: epoch 0, step 0: no batch within 0.3 s" in process.stderr.splitlines()[-1]
 

@@ -378,12 +378,8 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
 
 def test_orders_that_cannot_be_are_found(beton: Path) -> None:
     with loader_of(beton, VIEWS, GLOBAL_BATCH, num_threads=1) as loader:
-        for wrong in (
-            np.arange(NUM - 1),
-            np.arange(NUM).astype(np.int32),
-            np.arange(NUM) + 1,
-            np.arange(NUM) - 1,
-        ):
+        right = np.arange(NUM)
+        for wrong in (right[:-1], right.astype(np.int32), right + 1, right - 1):
             with pytest.raises(AssertionError):
                 loader.epoch(0, 0, wrong)
 

@@ -228,16 +228,9 @@ def test_decoders_sample_from_the_whole_decode(decoder: Decoder, tmp_path: Path)
 def test_a_window_that_does_not_fit_is_a_bad_box(decoder: Decoder, tmp_path: Path) -> None:
     margin = int(margin_px(20, 16))
     height, width = 20 + 2 * margin, 21 + 2 * margin
-    boxes = np.array(
-        [
-            [margin, margin + 1, 20, 20, DIAGONAL],
-            [margin, margin + 2, 20, 20, DIAGONAL],
-            [margin - 1, margin, 20, 20, ISOTROPIC],
-            [margin, margin, 20, 19, ISOTROPIC],
-            [0, 0, 20, 20, codes.AREA],
-        ],
-        np.int32,
-    )
+    places = [[margin, margin + 1], [margin, margin + 2], [margin - 1, margin], [margin, margin], [0, 0]]
+    kinds = [DIAGONAL, DIAGONAL, ISOTROPIC, ISOTROPIC, codes.AREA]
+    boxes = np.column_stack([places, [20] * 5, [20, 20, 20, 19, 20], kinds]).astype(np.int32)
     samples = [(photo(i, height, width).tobytes(), height, width, RAW) for i in range(5)]
     outs = [np.zeros((5, 16, 16, 3), np.uint8)]
     with Beton(write(tmp_path / "raw.beton", samples)) as data:

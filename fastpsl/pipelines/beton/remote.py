@@ -362,8 +362,9 @@ class FetchAhead:
     def __init__(self, remote: RemotePages, pages: np.ndarray, give_at: np.ndarray | None) -> None:
         self._remote, self._pages = remote, pages
         self._sizes = remote.pages.extents.num_bytes[pages]
-        self._by_step = np.argsort(give_at, kind="stable") if give_at is not None else np.zeros(0, np.int64)
-        self._give_at = give_at[self._by_step] if give_at is not None else np.zeros(0, np.int64)
+        give_at = np.zeros(0, np.int64) if give_at is None else give_at
+        self._by_step = np.argsort(give_at, kind="stable")
+        self._give_at = give_at[self._by_step]
         self._room = remote.room_bytes()
         self._num_asked = self._num_given = self._num_bytes = 0
         self._is_given = np.zeros(len(pages), bool)
