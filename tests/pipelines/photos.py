@@ -74,7 +74,7 @@ def ffcv_decode(data: bytes, height: int, width: int) -> np.ndarray:
     out = np.empty((height, width, 3), np.uint8)
     encoded = np.frombuffer(data, np.uint8).copy()
     handle = libffcv.Handle()
-    assert libffcv.decode_into(encoded, len(data), height, width, out, 1, 1, handle.address) == 0
+    assert libffcv.decode_into(encoded, len(data), height, width, out, 1, handle.address) == 0
     return out
 
 
