@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_batches_are_those_of_the_cpu(tmp_path: Path, decoder: str, train: bool)
     samples = photo_samples(NUM)
     if decoder == "resident":
         samples = [(photo(i, 60, 70).tobytes(), 60, 70, RAW) for i in range(NUM)]
-    options = {"train": train, "decoder": decoder}
+    options: dict[str, Any] = {"train": train, "decoder": decoder}
     with Beton(write(tmp_path / "x.beton", samples)) as data:
         results, expected_ones = (
             batches_of(data, VIEWS, 12, device=device, **options) for device in ("cuda", "cpu")

@@ -433,7 +433,8 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch(data: Beton, number: int = 0, first_step: int = 0, **options: Any) -> list[Batch]:
-    own = {"batch_size": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident", "order": "quasi_random"}
+    own: dict[str, Any] = {"batch_size": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident"}
+    own["order"] = "quasi_random"
     return batches_of(data, [VIEW], epoch=number, step=first_step, **(own | options))
 
 

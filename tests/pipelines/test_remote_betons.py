@@ -315,11 +315,14 @@ def test_a_shard_replaced_in_mid_epoch_is_a_line(
     server: S3Server, streamed: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_paged(monkeypatch, tmp_path / "other.beton", NUM_EACH + 7).read_bytes()
-    with (
-        loader_of(streamed) as loader,
-        pytest.raises(ValueError, match=r"s3://images/train-\d.beton: was replaced while it was in use"),
-    ):
-        read_epoch(loader, lambda: [server.put(f"train-{i}.beton", other) for i in range(NUM_SHARDS)])
+
+    def replace() -> None:
+        for number in range(NUM_SHARDS):
+            server.put(f"train-{number}.beton", other)
+
+    message = r"s3://images/train-\d.beton: was replaced while it was in use"
+    with loader_of(streamed) as loader, pytest.raises(ValueError, match=message):
+        read_epoch(loader, replace)
 
 
 def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(server: S3Server, streamed: Beton) -> None:

@@ -41,10 +41,7 @@ class MemoryGate:
 
     @contextlib.contextmanager
     def room_for(self, num_pixels: int) -> Iterator[None]:
-        """Wait for room, and hold it during the block.
-
-        Those inside only compute on bytes in memory, so the wait ends.
-        """
+        """Hold room during the block. Those inside compute on bytes in memory, so the wait for it ends."""
         num_bytes = num_pixels * BYTES_PER_PIXEL if num_pixels > LARGE_PIXELS else 0
         if not num_bytes:
             yield
@@ -95,16 +92,13 @@ class Target:
 
 @dataclass
 class Stored:
-    """One sample as it is written to the file.
-
-    `how` is "passed", "encoded" (raw ones, too) or "mended" (encoded again because libjpeg warned).
-    """
+    """One sample as it is written to the file."""
 
     data: bytes
     height: int
     width: int
     mode: int
-    how: str
+    how: str  # "passed", "encoded" (raw ones, too) or "mended" (encoded again because libjpeg warned)
 
 
 _local = threading.local()
@@ -119,10 +113,7 @@ def _codec() -> Codec | None:
 
 
 def convert(data: bytes, target: Target) -> Stored:
-    """Convert the bytes of an image file to their stored form.
-
-    Many threads may call it; large images wait for each other (encode.py).
-    """
+    """Convert an image file's bytes to their stored form, in any thread. Large ones wait for each other."""
     if not data:
         raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))

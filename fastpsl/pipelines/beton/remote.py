@@ -176,12 +176,8 @@ def remote_pages(data: object) -> "RemotePages | None":
 class RemotePages:
     """The remote files behind an address or a glob of them. `open` follows when their tables were read.
 
-    Attributes:
-        names: The address of each file, in the order of the files.
-        paths: The files in the cache, which have all of their tables, and some of their pages.
-        total_bytes: The size of all files.
-        table_bytes: The bytes on the disk of their tables, which are always here.
-        is_told_slow: Whether a line has said that the network is slower than training.
+    `names` are the files' addresses. `paths` are their places in the cache, with all of their tables, which
+    take `table_bytes` on the disk, and some of their pages.
     """
 
     pages: Pages

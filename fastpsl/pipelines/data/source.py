@@ -33,14 +33,10 @@ _ENDING_CHARACTERS = 10  # of a longer one, such as in a name with a date, is no
 
 
 class Tally:
-    """The numbers of what is left out.
-
-    Attributes:
-        counts: The number of each kind; see `_WORDS`.
-    """
+    """The numbers of what is left out."""
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
-        self.counts = Counter[str](counts or {})
+        self.counts = Counter[str](counts or {})  # of each kind in `_WORDS`
         self._first, self._endings = dict[str, str](), Counter[str]()
 
     def add(self, kind: str, name: str) -> None:

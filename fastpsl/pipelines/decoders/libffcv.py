@@ -141,14 +141,10 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
 
 
 class Handle(Uncopyable):
-    """A handle of libturbojpeg's decoder for one thread, freed with this object.
-
-    Attributes:
-        address: The handle, or 0 if libffcv gives no access to libturbojpeg.
-    """
+    """A handle of libturbojpeg's decoder for one thread, freed with this object."""
 
     def __init__(self) -> None:
-        self.address: int = 0
+        self.address: int = 0  # if libffcv gives no access to libturbojpeg
         self._library = library()
         if _reach_turbojpeg(self._library):
             self.address = self._library.tjInitDecompress() or 0

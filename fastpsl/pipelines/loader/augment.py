@@ -59,10 +59,7 @@ class Augment:
         return outs
 
     def _one_by_one_on_cpu(self, apply: _Apply, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
-        """Apply the operations to a few images at a time, which allocates nothing of a batch's size.
-
-        They treat each image by itself, so that this changes no value.
-        """
+        """Apply the operations, which treat each image by itself, in parts, which take less memory."""
         outs = self._empty(jobs, dtype)
         for (view, images, draws), out in zip(jobs, outs, strict=True):
             per_image, step = len(out) // len(images), max(1, _PART_BYTES // images[0].nbytes)

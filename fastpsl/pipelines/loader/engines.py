@@ -34,10 +34,7 @@ _READ_WAIT_S = 0.005
 
 
 class PendingBatch:
-    """A batch that the consumer asks for and threads make.
-
-    Once the event `is_left` is set, nobody wants the batch, and its work ends soon.
-    """
+    """A batch that the consumer asks for and threads make, until `is_left` is set: nobody wants it then."""
 
     def __init__(
         self, spec: LoaderSpec, epoch: int, step: int, numbers: np.ndarray, is_left: threading.Event

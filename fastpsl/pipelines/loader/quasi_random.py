@@ -196,10 +196,7 @@ class QuasiRandom:
 
 
 def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> int:
-    """Check that the lanes fit the batch, the ranks and the pages; return the samples of an epoch's lanes.
-
-    `page_sizes` are samples per page, int64 [num_pages].
-    """
+    """Check that lanes fit batch, ranks and pages of so many samples; return the samples of all lanes."""
     if lanes < 1:
         raise ValueError(f"--lanes {lanes}: it must be 1 or more")
     # The numbers of lanes that the ranks can share and that divide a batch.
