@@ -45,11 +45,8 @@ def write(folder: str, num: int) -> None:
         fields = {"image": RGBImageField(write_mode=mode), "label": IntField()}
         writer = DatasetWriter(f"{folder}/{mode}.beton", fields, num_workers=2)
         writer.from_indexed_dataset(PaperImages(num), chunksize=3)
-    labels: tuple[dict[str, Any], ...] = (
-        {},
-        {"label": FloatField()},
-        {"label": NDArrayField(np.dtype("float32"), (3,))},
-    )
+    labels: list[dict[str, Any]] = [{}, {"label": FloatField()}]
+    labels.append({"label": NDArrayField(np.dtype("float32"), (3,))})
     for (kind, values), label in zip(OTHERS.items(), labels, strict=True):
         fields = {"image": RGBImageField(write_mode="raw"), **label}
         writer = DatasetWriter(f"{folder}/{kind}.beton", fields, num_workers=1)
