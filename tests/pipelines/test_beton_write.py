@@ -22,7 +22,6 @@ import pytest
 import torch
 
 import fastpsl
-from fastpsl.cli import main
 from fastpsl.files.atomic import partial_path
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import file as beton_file
@@ -39,6 +38,7 @@ from fastpsl.pipelines.data.source import Sample, Source
 from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
+from tests.cli import Cli, refused
 from tests.pipelines.decoding import batches_of
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.memory import printed_by
@@ -163,12 +163,14 @@ def test_writing_needs_no_torch() -> None:
     assert process.stdout == "[]\n"
 
 
-def data(*words: object) -> None:
-    main(["data", *map(str, words), "--workers", "1"])
+@pytest.fixture
+def data(cli: Cli) -> Cli:
+    """Return a function that runs `fastpsl data` with one worker."""
+    return lambda *words: cli("data", *words, "--workers", 1)
 
 
 @pytest.fixture
-def beton(tmp_path: Path) -> Path:
+def beton(tmp_path: Path, data: Cli) -> Path:
     """Write 18 photos of ant, cat and dog, of at most 50 px, and make folders to be appended."""
     data("write", photo_tree(tmp_path / "photos"), tmp_path / "train.beton", "--max-side", 50, "--min-px", 20)
     for i, name in enumerate(("more", "again")):
@@ -177,30 +179,9 @@ def beton(tmp_path: Path) -> Path:
     return tmp_path / "train.beton"
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return the exit code, and what is printed to stdout and stderr."""
-    code = 0
-    try:
-        data(*words)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    return code, *capsys.readouterr()
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    code, _, errors = run(capsys, *words)
-    (line,) = errors.splitlines()
-    assert code == 2
-    return line
-
-
-def test_what_is_appended_follows_what_is_there(
-    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = beton.read_bytes()
-    data("append", tmp_path / "more", beton)
-    pattern = tmp_path / "train.*beton"
-    assert f"'{pattern}' names all of it" in capsys.readouterr().out.splitlines()
+def test_what_is_appended_follows_what_is_there(beton: Path, tmp_path: Path, data: Cli) -> None:
+    before, pattern = beton.read_bytes(), tmp_path / "train.*beton"
+    assert f"'{pattern}' names all of it" in data("append", tmp_path / "more", beton).out.splitlines()
     data("append", tmp_path / "again", pattern)
     assert beton.read_bytes() == before
     names = ["train.beton", "train.more-00001.beton", "train.more-00002.beton"]
@@ -214,15 +195,12 @@ def test_what_is_appended_follows_what_is_there(
     assert not betons_to_verify([str(pattern)])[1] and not betons_to_verify([str(tmp_path / "*.beton")])[1]
     for name in names:
         assert list(verify(tmp_path / name)) == []
-    line = error_of(capsys, "append", tmp_path / "more", beton)
-    assert line == (
-        f"fastpsl: {tmp_path}/train.more-00003.beton: holds images of {tmp_path}/more, "
-        f"as {tmp_path}/train.more-00001.beton does; they are there already"
-    )
+    told = f"{tmp_path}/train.more-00003.beton: holds images of {tmp_path}/more, as {tmp_path}/train.more-"
+    refused(data("append", tmp_path / "more", beton), f"{told}00001.beton does; they are there already")
 
 
 @pytest.mark.parametrize("options", [["--shard-mb", 16], ["--shard"]])
-def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Path) -> None:
+def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Path, data: Cli) -> None:
     if options == ["--shard"]:
         for i in range(2):
             data("write", tmp_path / "photos", tmp_path / f"set-{i}.beton", "--shard", f"{i}/2")
@@ -237,7 +215,7 @@ def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Pa
 
 
 def test_an_interrupted_appending_goes_on(
-    beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Cli
 ) -> None:
     monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_BYTES", 0)
     monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_S", 0)
@@ -254,32 +232,28 @@ def test_an_interrupted_appending_goes_on(
             raise KeyboardInterrupt
         real(self, *arguments)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         patch.setattr(output.Output, "take", take)
-        data("append", tmp_path / "more", pattern)
-    err = capsys.readouterr().err
-    assert f"go on with: fastpsl data append {tmp_path}/more '{pattern}' --workers 1 --resume" in err
+        ended = data("append", tmp_path / "more", pattern)
+    told = f"go on with: fastpsl data append {tmp_path}/more '{pattern}' --workers 1 --resume"
+    assert ended.code and told in ended.err
     with Beton(pattern) as untouched:
         assert len(untouched) == 18 and journal_path(out).exists()
-    assert "with 3 images; --resume goes on" in error_of(capsys, "append", tmp_path / "more", pattern)
+    refused(data("append", tmp_path / "more", pattern), "with 3 images; --resume goes on")
     data("append", tmp_path / "more", pattern, "--resume")
     assert (out.read_bytes(), Path(f"{out}.json").read_bytes()) == whole and not journal_path(out).exists()
 
 
-def test_what_does_not_fit_is_refused(
-    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_fit_is_refused(beton: Path, tmp_path: Path, data: Cli) -> None:
     tree(tmp_path / "more", {"wasp/a.jpg": jpeg(photo(0, 60, 60)), "zebu/a.jpg": jpeg(photo(1, 60, 60))})
     names = sorted(path.name for path in tmp_path.iterdir() if "more" in path.name)
-    line = error_of(capsys, "append", tmp_path / "more", beton)
-    assert f"{beton}: has no class wasp (and 1 more), which the source has; leave it out" in line
+    refused(data("append", tmp_path / "more", beton), f"{beton}: has no class wasp (and 1 more), which the")
     tree(tmp_path / "flat", {"a.jpg": jpeg(photo(0, 60, 60))})
-    line = error_of(capsys, "append", tmp_path / "flat", beton)
-    assert f"{beton}: has class names, the source has none" in line
+    refused(data("append", tmp_path / "flat", beton), f"{beton}: has class names, the source has none")
     other = tmp_path / "trainer.beton"
     data("write", photo_tree(tmp_path / "others"), other, "--max-side", 40, "--min-px", 20)
-    line = error_of(capsys, "append", tmp_path / "again", tmp_path / "train*.beton")
-    assert f"{other}: was written with --max-side 40, {beton} with --max-side 50; append to one" in line
+    told = f"{other}: was written with --max-side 40, {beton} with --max-side 50; append to one"
+    refused(data("append", tmp_path / "again", tmp_path / "train*.beton"), told)
     beside = Path(f"{beton}.json")
     record = json.loads(beside.read_text())
     for gone in ("mode", None):
@@ -288,8 +262,7 @@ def test_what_does_not_fit_is_refused(
             beside.write_text(json.dumps(record))
         else:
             beside.unlink()
-        line = error_of(capsys, "append", tmp_path / "again", beton)
-        assert f"{beton}: does not tell how it was written" in line
+        refused(data("append", tmp_path / "again", beton), f"{beton}: does not tell how it was written")
     assert sorted(path.name for path in tmp_path.iterdir() if "more" in path.name) == names
 
 
@@ -431,12 +404,12 @@ def test_rows_of_a_table_come_from_several_groups(tmp_path: Path) -> None:
     assert len(set(rows)) == 4 and len(rows) == 64  # 16 of each
 
 
-def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_leaves_nothing(tmp_path: Path, data: Cli) -> None:
     photos = many(tmp_path / "photos")
     for i in (0, 2, 4):
         (photos / f"a/00{i}.jpg").write_bytes(b"broken")
     out = tmp_path / "new" / "a.beton"
-    code, output, _ = run(capsys, "write", photos, out, "--dry-run", "--max-side", "60")
+    code, output, _ = data("write", photos, out, "--dry-run", "--max-side", 60)
     assert code == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
     *_, first, counts, sides, broken, last = output.splitlines()
     assert first.startswith(f"{out}: about ") and " of 240 images, 0:00:0" in first
@@ -449,24 +422,25 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_full_disk_is_refused_before_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Cli
 ) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((1000, 4, 4, 3), np.uint8))
     out, usage = tmp_path / "a.beton", shutil.disk_usage(tmp_path)._replace(free=4_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    code, _, errors = run(capsys, "write", tmp_path / "a.npz", out)
+    code, _, errors = data("write", tmp_path / "a.npz", out)
     assert code == 2 and errors.count("\n") == 1 and not out.exists() and not partial_path(out).exists()
     assert errors.startswith(f"fastpsl: {out}: takes about 8.46 MB") and "4 MB are free there" in errors
-    assert run(capsys, "write", tmp_path / "a.npz", out, "--dry-run")[0] == 0
+    assert data("write", tmp_path / "a.npz", out, "--dry-run").code == 0
     partial_path(out).write_bytes(bytes(20_000_000))  # of a run that was killed, which this one takes over
     assert free_bytes(out) >= 24_000_000
-    code, output, _ = run(capsys, "write", tmp_path / "a.npz", out)
+    code, output, _ = data("write", tmp_path / "a.npz", out)
     assert code == 0 and f"\n{out}: about 8.4" in output and out.exists()
 
 
-def test_raw_images_are_not_reencoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, errors = run(capsys, "write", npz(tmp_path), tmp_path / "a.beton", "--reencode", "all")
-    assert code == 2 and "--reencode all: it makes JPEGs" in errors and "--mode jpg" in errors
+def test_raw_images_are_not_reencoded(tmp_path: Path, data: Cli) -> None:
+    outcome = data("write", npz(tmp_path), tmp_path / "a.beton", "--reencode", "all")
+    assert outcome.code == 2 and "--reencode all: it makes JPEGs" in outcome.err
+    assert "--mode jpg" in outcome.err
 
 
 SIDE_PX = 160  # 77 kB an image
