@@ -25,7 +25,6 @@ import fastpsl
 from fastpsl.files.atomic import partial_path
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import file as beton_file
-from fastpsl.pipelines.beton import output
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.estimate import estimate, free_bytes
 from fastpsl.pipelines.beton.output import bad_path, journal_path
@@ -41,6 +40,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.cli import Cli, refused
 from tests.pipelines.decoding import batches_of
 from tests.pipelines.folders import photo_tree, tree, write_folder
+from tests.pipelines.interrupted import interrupt_at
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import DECODERS, FAR_BYTES, jpeg, photo, photo_samples, write
 from tests.pipelines.tars import make_tar
@@ -224,16 +224,8 @@ def test_an_interrupted_appending_goes_on(
     whole = out.read_bytes(), Path(f"{out}.json").read_bytes()
     for path in tmp_path.glob("train.more*"):
         path.unlink()
-    real, num = output.Output.take, [0]
-
-    def take(self: output.Output, *arguments: object) -> None:
-        num[0] += 1
-        if num[0] == 4:
-            raise KeyboardInterrupt
-        real(self, *arguments)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(output.Output, "take", take)
+        interrupt_at(patch, 4)
         ended = data("append", tmp_path / "more", pattern)
     told = f"go on with: fastpsl data append {tmp_path}/more '{pattern}' --workers 1 --resume"
     assert ended.code and told in ended.err

@@ -6,7 +6,6 @@ import gc
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +33,9 @@ from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.image import image_file
 from fastpsl.pipelines.sources.folder import image_folder
+from tests.cli import Cli
 from tests.pipelines.folders import photo_tree, tree, write_folder
-from tests.pipelines.interrupted import NUM, RAW, files, samples, write
+from tests.pipelines.interrupted import NUM, RAW, files, interrupt_at, samples, write
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar
 from tests.warm import spawn
@@ -549,42 +549,26 @@ def test_sources_skip_what_is_done(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_ctrl_c_tells_the_command_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     names = [f"{kind}/{i:02}.jpg" for kind in ("ant", "a bee") for i in range(9)]
     photos = tree(tmp_path / "my photos", {name: jpeg(photo(3, 40, 50)) for name in names})
     whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
-    words = ["data", "write", str(photos), str(out), "--max-side", "45", "--workers", "1"]
-    main([*words[:3], str(whole), *words[4:]])
-    real = output.Output.take
-    num = [0]
-
-    def take(self: output.Output, *arguments: object) -> None:
-        num[0] += 1
-        if num[0] == 10:
-            raise KeyboardInterrupt
-        real(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(output.Output, "take", take)
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    monkeypatch.setattr(output.Output, "take", real)
-    line = capsys.readouterr().err.splitlines()[-1]
+    options = ("--max-side", 45, "--workers", 1)
+    cli("data", "write", photos, whole, *options)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)
+        ended = cli("data", "write", photos, out, *options)
     expected = f"fastpsl data write '{photos}' {out} --max-side 45 --workers 1 --resume"
-    assert end.value.code == 130 and line == f"fastpsl: interrupted; go on with: {expected}"
-    main([*words, "--resume"])
-    assert "18 samples, 9 of them before the interruption" in capsys.readouterr().out
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1] == f"fastpsl: interrupted; go on with: {expected}"
+    told = cli("data", "write", photos, out, *options, "--resume").out
+    assert "18 samples, 9 of them before the interruption" in told
     assert files(out.parent) == files(whole.parent)
-    shutil.rmtree(out.parent)
-    other = in_folder(out.parent).with_name("b.beton")
-    anew = ["data", "write", str(photos), str(other), "--resume", "--workers", "1"]
-    main(anew)
-    told = "b.beton: there is nothing to go on with, so writing starts at the first image"
-    assert told in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(anew)
-    printed = capsys.readouterr()
-    assert "b.beton: exists already" in printed.err and "so it is begun" not in printed.out
+    other = in_folder(tmp_path / "b").with_name("b.beton")
+    began, again = (cli("data", "write", photos, other, "--resume", "--workers", 1) for _ in range(2))
+    assert "b.beton: there is nothing to go on with, so writing starts at the first image" in began.out
+    assert again.code and "b.beton: exists already" in again.err and "so it is begun" not in again.out
 
 
 def test_shards_by_size(tmp_path: Path) -> None:
