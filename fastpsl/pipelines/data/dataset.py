@@ -38,9 +38,10 @@ class SampleTable(NamedTuple):
     def empty(cls, indices: np.ndarray) -> "SampleTable":
         """Return a table of upright samples that are read from `fd`; the other columns are uninitialised."""
         num = len(indices)
+        columns: list[np.ndarray]
         columns = [np.empty(num, kind) for kind in ("i4", "i8", "i8", "i4", "i4", "u1", "i8")]
-        upright, no_paths = np.full(num, UPRIGHT, np.uint8), np.full(num, "", object)
-        return cls(np.asarray(indices, np.int64), *columns, upright, no_paths)
+        columns += [np.full(num, UPRIGHT, np.uint8), np.full(num, "", object)]
+        return cls(np.asarray(indices, np.int64), *columns)
 
     def part(self, which: "slice | np.ndarray") -> "SampleTable":
         return SampleTable(*(column[which] for column in self))
