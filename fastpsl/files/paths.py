@@ -60,15 +60,10 @@ _MAX_LINE_BYTES = 1 << 20
 
 
 class Line(NamedTuple):
-    """One line of a file.
+    """One line of a file."""
 
-    Attributes:
-        row: The object; it has at least "run_step", an integer, and "stage", a name.
-        end: The offset in bytes at which the line ends.
-    """
-
-    row: dict[str, Any]
-    end: int
+    row: dict[str, Any]  # the object; it has at least "run_step", an integer, and "stage", a name
+    end: int  # the offset in bytes at which the line ends
 
 
 def read_lines(path: Path) -> Iterator[Line]:

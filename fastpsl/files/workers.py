@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -36,22 +37,11 @@ def usable_cores() -> int:
 
 def cpu_quota() -> float | None:
     """Return a container's share of the CPU in cores, or None without a limit."""
-    for path, read in (
-        ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text.strip(), _v1_period())),
-    ):
-        try:
-            with open(path) as file:
-                quota, period = read(file.read())
-        except (OSError, ValueError):
-            continue
-        return None if quota in ("max", "-1") else float(quota) / float(period)
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split()
+            return None if quota in ("max", "-1") else float(quota) / float(period)
     return None
-
-
-def _v1_period() -> str:
-    with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-        return file.read().strip()
 
 
 def num_local_ranks() -> int:
@@ -149,7 +139,7 @@ class Workers(Uncopyable):
 
 def _work(queue: _Queue) -> None:
     while (item := queue.get()) is not None:
-        _run(*item)
+        item[0](*item[1])
         del item  # an idle thread keeps no batch alive
     # Functions that the last items submitted are queued behind the end markers of all threads.
     num_ends = 0
@@ -158,13 +148,9 @@ def _work(queue: _Queue) -> None:
             if (item := queue.get_nowait()) is None:
                 num_ends += 1
             else:
-                _run(*item)
+                item[0](*item[1])
     for _ in range(num_ends):
         queue.put(None)
-
-
-def _run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    function(*arguments)
 
 
 def settle(future: "Future[Result]", function: Callable[..., Result], *arguments: Any) -> None:

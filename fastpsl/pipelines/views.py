@@ -1,7 +1,7 @@
 """Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -88,12 +88,7 @@ class Input:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints hold them under "input"."""
-        return {
-            "channels": self.channels,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "size_px": self.size_px,
-        }
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Input":
@@ -379,10 +374,6 @@ def _channels(input: Input) -> tuple[Op, ...]:
     return ops[input.channels]
 
 
-# As in ImageNet's usual recipe: images of 256 px for crops of 224 px.
-_SHORT_SIDE_OVER_CROP = 256 / 224
-
-
 def short_side_px(views: Sequence[ViewSpec]) -> int | None:
     """Return the shorter side, in px, that suffices for all views, or None if a crop does not tell."""
     needed = []
@@ -390,7 +381,7 @@ def short_side_px(views: Sequence[ViewSpec]) -> int | None:
         if isinstance(view.crop, ShorterSideCrop):
             needed.append(view.crop.shorter_px)
         elif isinstance(view.crop, RandomResizedCrop):
-            needed.append(round(view.crop.size_px * _SHORT_SIDE_OVER_CROP))
+            needed.append(round(view.crop.size_px * SHORTER_OF_SIZE))
         else:
             return None
     return max(needed, default=None)

@@ -1,19 +1,24 @@
-"""Decoders by name, samples for them, and one call for both kinds of decoder."""
+"""Decoders by name, samples for them, one call for both kinds of decoder, and loaders of dataset files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 import torch
 
-from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
 
 
 def make(name: str) -> Decoder | BatchDecoder:
@@ -79,3 +84,18 @@ def with_resampling(boxes: np.ndarray, resampling: int = codes.AREA) -> np.ndarr
 def whole(rows: SampleTable) -> np.ndarray:
     zero = np.zeros(len(rows.fd), np.int32)
     return np.stack([zero, zero, rows.height, rows.width], axis=1)
+
+
+@contextmanager
+def loader_of(path: Path, views: Sequence[ViewSpec], batch_size: int, **options: Any) -> Iterator[Loader]:
+    """Open a dataset file and a loader of it."""
+    with Beton(path) as data, Loader(data, views, batch_size_per_rank=batch_size, **options) as loader:
+        yield loader
+
+
+def batches_of(
+    data: Dataset, views: Sequence[ViewSpec], batch_size: int, epoch: int = 0, step: int = 0, **options: Any
+) -> list[Batch]:
+    """Return the batches of an epoch from a step on."""
+    with Loader(data, views, batch_size_per_rank=batch_size, **options) as loader:
+        return list(loader.epoch(epoch, step))

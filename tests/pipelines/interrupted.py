@@ -1,12 +1,14 @@
 """A small writing that tests interrupt; it imports neither torch nor the commands."""
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.beton.output import WriteReport
+from fastpsl.pipelines.beton.output import Output, WriteReport
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 
@@ -31,6 +33,18 @@ def write(out: Path, source: object = samples, **options: object) -> WriteReport
         "page_bytes": 1 << 21,
     } | options  # fmt: skip
     return write_beton(source, out, **arguments)  # type: ignore[arg-type]
+
+
+def interrupt_at(patch: Any, number: int) -> None:
+    """Interrupt writings at the image of this number, from 1."""
+    real, numbers = Output.take, count(1)
+
+    def take(self: Output, *arguments: Any) -> None:
+        if next(numbers) == number:
+            raise KeyboardInterrupt
+        real(self, *arguments)
+
+    patch.setattr(Output, "take", take)
 
 
 def files(folder: Path) -> dict[str, bytes]:

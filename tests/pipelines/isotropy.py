@@ -33,14 +33,8 @@ def _spectra(views: Tensor) -> Tensor:
     planes = torch.einsum("pc,nchw->nphw", _TO_YCBCR, views.float())
     planes = planes - planes.mean((2, 3), keepdim=True)
     edges = F.pad(planes, (1, 1, 1, 1), "circular")
-    local = (
-        4 * planes
-        - edges[..., :-2, 1:-1]
-        - edges[..., 2:, 1:-1]
-        - edges[..., 1:-1, :-2]
-        - edges[..., 1:-1, 2:]
-    )
-    power = local.square()
+    vertical = edges[..., :-2, 1:-1] + edges[..., 2:, 1:-1]
+    power = (4 * planes - vertical - edges[..., 1:-1, :-2] - edges[..., 1:-1, 2:]).square()
     power = power / power.mean((2, 3), keepdim=True).clamp(min=1e-6) - 1
     return torch.cat([_log_spectra(planes), _log_spectra(power)], 1)
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.beton import file as beton_file
-from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.pages import Extents, Pages
-from tests.pipelines.photos import RAW
+from tests.pipelines.photos import RAW, write
 
 PAGE_BYTES = 4096
 SIDE_PX = 16
@@ -19,25 +18,13 @@ SAMPLES_A_PAGE = PAGE_BYTES // (3 * SIDE_PX**2)  # 5
 def write_paged(
     monkeypatch: pytest.MonkeyPatch, path: Path, num: int, sides_px: Sequence[int] = (SIDE_PX,)
 ) -> Path:
-    """Write a beton of noise images with labels 0, 1, 2, ... and pages of PAGE_BYTES.
+    """Write a beton of `num` noise images with labels 0, 1, 2, ..., sides in turn, and pages of PAGE_BYTES.
 
-    The format's own smallest page has 2 MiB.
-
-    Args:
-        monkeypatch: Lowers the smallest page for the test.
-        path: The beton.
-        num: The number of images.
-        sides_px: The sides of the images, in turn.
+    The format's own smallest page has 2 MiB, which the test lowers.
     """
     monkeypatch.setattr(beton_file, "MIN_PAGE_BYTES", PAGE_BYTES)
-    beton = beton_file.BetonFile(path, num, PAGE_BYTES)
-    random = np.random.default_rng(num)
-    for label in range(num):
-        side = sides_px[label % len(sides_px)]
-        beton.add(Stored(random.bytes(3 * side**2), side, side, RAW, "passed"), label)
-    beton.finish()
-    beton.file.publish()
-    return path
+    random, sides = np.random.default_rng(num), [sides_px[i % len(sides_px)] for i in range(num)]
+    return write(path, [(random.bytes(3 * side**2), side, side, RAW) for side in sides], PAGE_BYTES)
 
 
 def page_of_each(pages: Pages) -> np.ndarray:

@@ -35,6 +35,7 @@ def needs_dali(what: str) -> pytest.MarkDecorator:
 
 
 JPG, RAW = 0, 1
+FAR_BYTES = 5 << 30
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
@@ -73,7 +74,7 @@ def ffcv_decode(data: bytes, height: int, width: int) -> np.ndarray:
     out = np.empty((height, width, 3), np.uint8)
     encoded = np.frombuffer(data, np.uint8).copy()
     handle = libffcv.Handle()
-    assert libffcv.decode_into(encoded, len(data), height, width, out, 1, 1, handle.address) == 0
+    assert libffcv.decode_into(encoded, len(data), height, width, out, 1, handle.address) == 0
     return out
 
 
@@ -105,11 +106,19 @@ def area_mean(image: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
     return np.einsum("cw,rwk->rck", shares(left, width, image.shape[1]), rows, optimize=True)
 
 
-def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:
-    """Write a beton of samples (data, height, width, mode) with labels 0, 1, 2, ..., without any check."""
-    beton = BetonFile(path, len(samples), 1 << 21)
+def write(
+    path: Path, samples: Sequence[tuple[bytes, int, int, int]], page_bytes: int = 1 << 21, hole_bytes: int = 0
+) -> Path:
+    """Write a beton of samples (data, height, width, mode) with labels 0, 1, 2, ..., without any check.
+
+    A hole after the first takes no space on the disk.
+    """
+    beton = BetonFile(path, len(samples), page_bytes)
     for label, (data, height, width, mode) in enumerate(samples):
         beton.add(Stored(data, height, width, mode, "passed"), label)
+        if label == 0 and hole_bytes:
+            beton.flush()
+            beton._written = beton._end = hole_bytes + beton.data_start
     beton.finish()
     beton.file.publish()
     return path

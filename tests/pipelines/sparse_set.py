@@ -9,15 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.pipelines.beton.shard import (
-    ALLOCATION,
-    FIELD,
-    HEADER,
-    IMAGE_TYPE,
-    INT_TYPE,
-    VERSION,
-    row_dtype,
-)
+from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, IMAGE_TYPE, INT_TYPE, VERSION, row_dtype
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES
 

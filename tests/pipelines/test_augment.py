@@ -37,10 +37,7 @@ def plain(images, ops, draws, mean, std, out):  # type: ignore[no-untyped-def]
     out.copy_(normalise(images, mean, std, out.dtype))
 
 
-MODULE = SimpleNamespace(
-    fits=lambda ops: not any(isinstance(op, JigsawTiles) for op in ops),
-    run=plain,
-)
+MODULE = SimpleNamespace(fits=lambda ops: not any(isinstance(op, JigsawTiles) for op in ops), run=plain)
 
 
 def test_views_of_one_shape_are_parts_of_one_buffer() -> None:

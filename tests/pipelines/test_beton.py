@@ -15,6 +15,7 @@ import torch
 from fastpsl.cli import main
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton import shard
+from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import (
@@ -30,17 +31,21 @@ from fastpsl.pipelines.beton.shard import (
 )
 from fastpsl.pipelines.beton.sidecar import MARK, MARK_START, has_checksums, read_checksums
 from fastpsl.pipelines.beton.verify import info, unchecked, verify
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import require_labels
+from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.libffcv import why_missing
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.beton_stock import image_of
+from tests.pipelines.decoding import batches_of
 from tests.pipelines.photos import (
     DECODERS,
+    FAR_BYTES,
     JPG,
     RAW,
+    ffcv_decode,
     jpeg,
     needs_ffcv,
     photo,
@@ -54,18 +59,25 @@ TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
 ROW = row_dtype((IMAGE_TYPE, INT_TYPE))
 NUM_STOCK = 40
 FIVE = photo_samples(5)
+OURS = ("jpg", "raw", "shard", "far")
+EQUAL = [photo(i, 40, 50) for i in range(8)]
 OVERWRITTEN = "a.beton: was overwritten while it was in use"
 
 
-def stock(*arguments: object) -> None:
-    command = [sys.executable, str(STOCK), *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True, timeout=240)
-
-
 @pytest.fixture(scope="module")
-def stock_betons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write betons by ffcv, and by us some that ffcv reads (in `OURS`), and return their folder."""
     folder = tmp_path_factory.mktemp("stock")
-    stock("write", folder, NUM_STOCK)
+    samples = [Sample(str(i), image, 7 - i) for i, image in enumerate(EQUAL[:8])]
+    outs = {name: folder / f"ours {name}.beton" for name in OURS}
+    for name in ("jpg", "raw"):  # fewer come than announced
+        write_beton(samples, outs[name], num_samples=10, target=Target(mode=name))
+    write_beton(samples, folder / "a.beton", num_samples=10, target=Target(mode="raw"), shard_mb=16)
+    (folder / "a-00000-of-00001.beton").rename(outs["shard"])
+    (folder / "a-00000-of-00001.beton.json").rename(f"{outs['shard']}.json")
+    write(outs["far"], [(image.tobytes(), 40, 50, RAW) for image in EQUAL[7::-1]], hole_bytes=FAR_BYTES)
+    command = [sys.executable, STOCK, folder, NUM_STOCK, *outs.values()]
+    subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=240)
     return folder
 
 
@@ -101,8 +113,8 @@ def refused(path: Path, *words: str) -> None:
 @pytest.mark.slow
 @needs_ffcv("its own DatasetWriter writes the file")
 @pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
-def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:
-    num, path = NUM_STOCK, stock_betons / f"{mode}.beton"
+def test_reads_what_ffcv_writes(mode: str, stock: Path) -> None:
+    num, path = NUM_STOCK, stock / f"{mode}.beton"
     with Beton(path) as beton:
         rows = beton.rows(np.arange(num))
         assert beton.num_samples == num and beton.num_classes == 7 and beton.class_names is None
@@ -121,6 +133,22 @@ def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:
         assert beton.image_sizes() == (min(heights), min(widths), max(heights), max(widths))
         assert beton.max_bytes == rows.num_bytes.max()
     assert list(verify(path)) == []
+
+
+@pytest.mark.slow
+@needs_ffcv("its own Reader and Loader read")
+@pytest.mark.parametrize("name", OURS)
+def test_ffcv_reads_ours(name: str, stock: Path) -> None:
+    path = stock / f"ours {name}.beton"
+    labels = list(range(8) if name == "far" else range(7, -1, -1))
+    with np.load(f"{path}.npz") as arrays, Beton(path) as beton:
+        assert has_checksums(beton.shards[0])  # which ffcv ignores
+        assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
+        for i, label in enumerate(labels):
+            expected = ffcv_decode(beton.read(i), 40, 50) if name == "jpg" else EQUAL[7 - label]
+            for os_cache in (True, False):
+                assert list(arrays[f"labels_{os_cache}"]) == labels
+                assert (arrays[f"images_{os_cache}"][i] == expected).all()
 
 
 def test_allocations_out_of_order_are_joined(tmp_path: Path) -> None:
@@ -478,56 +506,26 @@ def test_every_decoder_reads_them(decoder: str, five: Path, tmp_path: Path) -> N
     views = [ViewSpec(ShorterSideCrop(24, 24, where="center"))]
     batches = list[Batch]()
     for path in (five, with_fields(tmp_path / "images.beton", FIELDS["images"][0])):
-        with (
-            Beton(path) as data,
-            Loader(data, views, batch_size_per_rank=5, train=False, decoder=decoder, num_threads=1) as loader,
-        ):
-            batches += loader.epoch(0)
+        with Beton(path) as data:
+            batches += batches_of(data, views, 5, train=False, decoder=decoder, num_threads=1)
     labelled, images = batches
     assert images.labels.tolist() == [-1] * 5 != labelled.labels.tolist()
     assert torch.equal(images.images[0], labelled.images[0])
 
 
-_WRITER = """
-import sys
-import numpy as np
-from ffcv.fields import FloatField, NDArrayField, RGBImageField
-from ffcv.writer import DatasetWriter
-from tests.pipelines.beton_stock import image_of
-
-class Data:
-    def __init__(self, label):
-        self.label = label
-    def __len__(self):
-        return 5
-    def __getitem__(self, i):
-        return (image_of(i)[0], *self.label(int(i)))
-
-for name, fields, label in (
-    ("images", {}, lambda i: ()),
-    ("fractions", {"label": FloatField()}, lambda i: (i / 2,)),
-    ("several labels", {"label": NDArrayField(np.dtype("float32"), (3,))}, lambda i: (np.ones(3, "f4"),)),
-):
-    fields = {"image": RGBImageField(write_mode="raw"), **fields}
-    DatasetWriter(f"{sys.argv[1]}/{name}.beton", fields, num_workers=1).from_indexed_dataset(Data(label))
-"""
-
-
 @pytest.mark.slow
 @needs_ffcv("its own DatasetWriter writes the files")
-def test_what_ffcv_writes_without_an_integer(tmp_path: Path) -> None:
-    code = [sys.executable, "-c", _WRITER, str(tmp_path)]
-    subprocess.run(code, check=True, capture_output=True, timeout=240)
-    for kind in FIELDS:
-        path = tmp_path / f"{kind}.beton"
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with Beton(path) as data:
-                assert data.labels().tolist() == [-1] * 5
-                assert [data.read(i) for i in range(5)] == [image_of(i)[0].tobytes() for i in range(5)]
-        told = ["and label is not read" in str(warning.message) for warning in caught]
-        assert told == [True] * (kind != "images")
-        assert list(verify(path)) == []
+@pytest.mark.parametrize("kind", FIELDS)
+def test_what_ffcv_writes_without_an_integer(kind: str, stock: Path) -> None:
+    path = stock / f"{kind}.beton"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Beton(path) as data:
+            assert data.labels().tolist() == [-1] * 5
+            assert [data.read(i) for i in range(5)] == [image_of(i)[0].tobytes() for i in range(5)]
+    told = ["and label is not read" in str(warning.message) for warning in caught]
+    assert told == [True] * (kind != "images")
+    assert list(verify(path)) == []
 
 
 TABLE_ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)

@@ -20,6 +20,7 @@ from fastpsl.files.atomic import partial_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, read_sidecar
 from fastpsl.pipelines.beton.verify import betons_to_verify, verify
+from tests.cli import Cli
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, needs_ffcv, photo
 from tests.pipelines.test_beton import refused
@@ -193,15 +194,11 @@ def test_a_glob_that_misses_shards_is_read_with_a_warning(shards: list[Path], tm
         Beton([shards[0], shards[2]]).close()
 
 
-def test_verify_tells_interrupted_from_complete(
-    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_tells_interrupted_from_complete(shards: list[Path], tmp_path: Path, cli: Cli) -> None:
     shards[3].rename(partial_path(shards[3]))
-    with pytest.raises(SystemExit) as end:
-        main(["data", "verify", str(tmp_path / GLOB)])
-    output = capsys.readouterr()
-    lines = output.out.splitlines()
-    assert end.value.code == 2 and "2 faults" in output.err
+    code, out, err = cli("data", "verify", tmp_path / GLOB)
+    lines = out.splitlines()
+    assert code == 2 and "2 faults" in err
     assert lines[0] == (
         f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; "
         f"go on with the same command and --resume"

@@ -22,30 +22,28 @@ import pytest
 import torch
 
 import fastpsl
-from fastpsl.cli import main
 from fastpsl.files.atomic import partial_path
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import file as beton_file
-from fastpsl.pipelines.beton import output
-from fastpsl.pipelines.beton.encode import Stored, Target
+from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.estimate import estimate, free_bytes
-from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.beton.output import bad_path, journal_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import RAW
-from fastpsl.pipelines.beton.sidecar import has_checksums, read_sidecar
+from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import betons_to_verify, verify
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample, Source
 from fastpsl.pipelines.datasets.open import open_source
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
+from tests.cli import Cli, Outcome, refused
+from tests.pipelines.decoding import batches_of
 from tests.pipelines.folders import photo_tree, tree, write_folder
+from tests.pipelines.interrupted import interrupt_at
 from tests.pipelines.memory import printed_by
-from tests.pipelines.photos import DECODERS, ffcv_decode, jpeg, needs_ffcv, photo, photo_samples, write
+from tests.pipelines.photos import DECODERS, FAR_BYTES, jpeg, photo, photo_samples, write
 from tests.pipelines.tars import make_tar
-from tests.pipelines.test_beton import stock
 
 
 @pytest.fixture
@@ -85,44 +83,6 @@ def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch
     assert sidecar is not None and sidecar.written["fastpsl"] == fastpsl.__version__
 
 
-def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
-    """Write samples (data, height, width, mode), with a hole of 5 GiB after the first that takes no space."""
-    file = BetonFile(path, len(samples), 1 << 21)
-    for label, (data, height, width, mode) in enumerate(samples):
-        file.add(Stored(data, height, width, mode, "passed"), label)
-        if label == 0:
-            file.flush()
-            file._written = file._end = (5 << 30) + file.data_start
-    file.finish()
-    file.file.publish()
-    return path
-
-
-@pytest.mark.slow
-@needs_ffcv("its own Reader and Loader read")
-def test_ffcv_reads_ours(tmp_path: Path) -> None:
-    images = [photo(i, 40, 50) for i in range(10)]
-    samples = [Sample(str(i), image, 7 - i) for i, image in enumerate(images[:8])]
-    outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
-    for mode, out in outs.items():
-        write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer come than announced
-    write_beton(samples, tmp_path / "a.beton", num_samples=10, target=Target(mode="raw"), shard_mb=16)
-    outs["raw shard"] = tmp_path / "a-00000-of-00001.beton"
-    far_beton(tmp_path / "far.beton", [(image.tobytes(), 40, 50, RAW) for image in images[:8]])
-    stock("read", *outs.values(), tmp_path / "far.beton")
-    with np.load(tmp_path / "far.beton.npz") as arrays:
-        assert (arrays["images_True"] == images[:8]).all() and (arrays["images_False"] == images[:8]).all()
-    for mode, out in outs.items():
-        with np.load(f"{out}.npz") as arrays, Beton(out) as beton:
-            assert has_checksums(beton.shards[0])  # which ffcv ignores
-            assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
-            for i in range(8):
-                expected = ffcv_decode(beton.read(i), 40, 50) if mode == "jpg" else images[i]
-                for os_cache in (True, False):
-                    assert list(arrays[f"labels_{os_cache}"]) == list(range(7, -1, -1))
-                    assert (arrays[f"images_{os_cache}"][i] == expected).all()
-
-
 def test_pages_and_large_samples(tmp_path: Path) -> None:
     """No sample crosses a page, and a sample larger than a page makes all pages larger."""
     random = np.random.default_rng(0)
@@ -146,19 +106,18 @@ def test_samples_beyond_4_gib(tmp_path: Path) -> None:
     """Every decoder reads the same samples below and beyond 4 GiB."""
     samples = photo_samples(6)
     samples.append((photo(9, 70, 80).tobytes(), 70, 80, RAW))
-    near, far = write(tmp_path / "near.beton", samples), far_beton(tmp_path / "far.beton", samples)
+    near = write(tmp_path / "near.beton", samples)
+    far = write(tmp_path / "far.beton", samples, hole_bytes=FAR_BYTES)
     views = [ViewSpec(RandomResizedCrop(32))]
-    assert far.stat().st_size > 5 << 30 and list(verify(far)) == []
+    assert far.stat().st_size > FAR_BYTES and list(verify(far)) == []
     with Beton(near) as near_beton, Beton(far) as distant:
-        assert distant.rows(np.arange(7)).offset[6] > 5 << 30
+        assert distant.rows(np.arange(7)).offset[6] > FAR_BYTES
         assert [distant.read(i) for i in range(7)] == [data for data, *_ in samples]
         for decoder in DECODERS:
-            batches = []
-            for data in (near_beton, distant):
-                with Loader(data, views, batch_size_per_rank=7, decoder=decoder) as loader:
-                    batches += list(loader.epoch(0))
-            assert torch.equal(batches[0].images[0], batches[1].images[0]) and len(batches) == 2
-            assert (batches[0].labels == batches[1].labels).all()
+            (ours,), (others,) = (
+                batches_of(each, views, 7, decoder=decoder) for each in (near_beton, distant)
+            )
+            assert torch.equal(ours.images[0], others.images[0]) and torch.equal(ours.labels, others.labels)
 
 
 def test_the_file_does_not_depend_on_workers(photos: Path, tmp_path: Path) -> None:
@@ -204,12 +163,19 @@ def test_writing_needs_no_torch() -> None:
     assert process.stdout == "[]\n"
 
 
-def data(*words: object) -> None:
-    main(["data", *map(str, words), "--workers", "1"])
+@pytest.fixture
+def data(cli: Cli) -> Cli:
+    """Return a function that runs `fastpsl data` with one worker."""
+    return lambda *words: cli("data", *words, "--workers", 1)
+
+
+def refused_late(outcome: Outcome, words: str) -> None:
+    """Check a refusal that follows the line of the source's classes."""
+    refused(outcome._replace(out=""), words)
 
 
 @pytest.fixture
-def beton(tmp_path: Path) -> Path:
+def beton(tmp_path: Path, data: Cli) -> Path:
     """Write 18 photos of ant, cat and dog, of at most 50 px, and make folders to be appended."""
     data("write", photo_tree(tmp_path / "photos"), tmp_path / "train.beton", "--max-side", 50, "--min-px", 20)
     for i, name in enumerate(("more", "again")):
@@ -218,30 +184,9 @@ def beton(tmp_path: Path) -> Path:
     return tmp_path / "train.beton"
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return the exit code, and what is printed to stdout and stderr."""
-    code = 0
-    try:
-        data(*words)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    return code, *capsys.readouterr()
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    code, _, errors = run(capsys, *words)
-    (line,) = errors.splitlines()
-    assert code == 2
-    return line
-
-
-def test_what_is_appended_follows_what_is_there(
-    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = beton.read_bytes()
-    data("append", tmp_path / "more", beton)
-    pattern = tmp_path / "train.*beton"
-    assert f"'{pattern}' names all of it" in capsys.readouterr().out.splitlines()
+def test_what_is_appended_follows_what_is_there(beton: Path, tmp_path: Path, data: Cli) -> None:
+    before, pattern = beton.read_bytes(), tmp_path / "train.*beton"
+    assert f"'{pattern}' names all of it" in data("append", tmp_path / "more", beton).out.splitlines()
     data("append", tmp_path / "again", pattern)
     assert beton.read_bytes() == before
     names = ["train.beton", "train.more-00001.beton", "train.more-00002.beton"]
@@ -255,15 +200,12 @@ def test_what_is_appended_follows_what_is_there(
     assert not betons_to_verify([str(pattern)])[1] and not betons_to_verify([str(tmp_path / "*.beton")])[1]
     for name in names:
         assert list(verify(tmp_path / name)) == []
-    line = error_of(capsys, "append", tmp_path / "more", beton)
-    assert line == (
-        f"fastpsl: {tmp_path}/train.more-00003.beton: holds images of {tmp_path}/more, "
-        f"as {tmp_path}/train.more-00001.beton does; they are there already"
-    )
+    told = f"{tmp_path}/train.more-00003.beton: holds images of {tmp_path}/more, as {tmp_path}/train.more-"
+    refused_late(data("append", tmp_path / "more", beton), f"{told}00001.beton does; they are there already")
 
 
 @pytest.mark.parametrize("options", [["--shard-mb", 16], ["--shard"]])
-def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Path) -> None:
+def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Path, data: Cli) -> None:
     if options == ["--shard"]:
         for i in range(2):
             data("write", tmp_path / "photos", tmp_path / f"set-{i}.beton", "--shard", f"{i}/2")
@@ -278,7 +220,7 @@ def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Pa
 
 
 def test_an_interrupted_appending_goes_on(
-    beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Cli
 ) -> None:
     monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_BYTES", 0)
     monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_S", 0)
@@ -287,40 +229,30 @@ def test_an_interrupted_appending_goes_on(
     whole = out.read_bytes(), Path(f"{out}.json").read_bytes()
     for path in tmp_path.glob("train.more*"):
         path.unlink()
-    real, num = output.Output.take, [0]
-
-    def take(self: output.Output, *arguments: object) -> None:
-        num[0] += 1
-        if num[0] == 4:
-            raise KeyboardInterrupt
-        real(self, *arguments)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(output.Output, "take", take)
-        data("append", tmp_path / "more", pattern)
-    err = capsys.readouterr().err
-    assert f"go on with: fastpsl data append {tmp_path}/more '{pattern}' --workers 1 --resume" in err
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        ended = data("append", tmp_path / "more", pattern)
+    told = f"go on with: fastpsl data append {tmp_path}/more '{pattern}' --workers 1 --resume"
+    assert ended.code and told in ended.err
     with Beton(pattern) as untouched:
         assert len(untouched) == 18 and journal_path(out).exists()
-    assert "with 3 images; --resume goes on" in error_of(capsys, "append", tmp_path / "more", pattern)
+    refused_late(data("append", tmp_path / "more", pattern), "with 3 images; --resume goes on")
     data("append", tmp_path / "more", pattern, "--resume")
     assert (out.read_bytes(), Path(f"{out}.json").read_bytes()) == whole and not journal_path(out).exists()
 
 
-def test_what_does_not_fit_is_refused(
-    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_fit_is_refused(beton: Path, tmp_path: Path, data: Cli) -> None:
     tree(tmp_path / "more", {"wasp/a.jpg": jpeg(photo(0, 60, 60)), "zebu/a.jpg": jpeg(photo(1, 60, 60))})
     names = sorted(path.name for path in tmp_path.iterdir() if "more" in path.name)
-    line = error_of(capsys, "append", tmp_path / "more", beton)
-    assert f"{beton}: has no class wasp (and 1 more), which the source has; leave it out" in line
+    refused_late(
+        data("append", tmp_path / "more", beton), f"{beton}: has no class wasp (and 1 more), which the"
+    )
     tree(tmp_path / "flat", {"a.jpg": jpeg(photo(0, 60, 60))})
-    line = error_of(capsys, "append", tmp_path / "flat", beton)
-    assert f"{beton}: has class names, the source has none" in line
+    refused_late(data("append", tmp_path / "flat", beton), f"{beton}: has class names, the source has none")
     other = tmp_path / "trainer.beton"
     data("write", photo_tree(tmp_path / "others"), other, "--max-side", 40, "--min-px", 20)
-    line = error_of(capsys, "append", tmp_path / "again", tmp_path / "train*.beton")
-    assert f"{other}: was written with --max-side 40, {beton} with --max-side 50; append to one" in line
+    told = f"{other}: was written with --max-side 40, {beton} with --max-side 50; append to one"
+    refused_late(data("append", tmp_path / "again", tmp_path / "train*.beton"), told)
     beside = Path(f"{beton}.json")
     record = json.loads(beside.read_text())
     for gone in ("mode", None):
@@ -329,8 +261,7 @@ def test_what_does_not_fit_is_refused(
             beside.write_text(json.dumps(record))
         else:
             beside.unlink()
-        line = error_of(capsys, "append", tmp_path / "again", beton)
-        assert f"{beton}: does not tell how it was written" in line
+        refused_late(data("append", tmp_path / "again", beton), f"{beton}: does not tell how it was written")
     assert sorted(path.name for path in tmp_path.iterdir() if "more" in path.name) == names
 
 
@@ -472,12 +403,12 @@ def test_rows_of_a_table_come_from_several_groups(tmp_path: Path) -> None:
     assert len(set(rows)) == 4 and len(rows) == 64  # 16 of each
 
 
-def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_leaves_nothing(tmp_path: Path, data: Cli) -> None:
     photos = many(tmp_path / "photos")
     for i in (0, 2, 4):
         (photos / f"a/00{i}.jpg").write_bytes(b"broken")
     out = tmp_path / "new" / "a.beton"
-    code, output, _ = run(capsys, "write", photos, out, "--dry-run", "--max-side", "60")
+    code, output, _ = data("write", photos, out, "--dry-run", "--max-side", 60)
     assert code == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
     *_, first, counts, sides, broken, last = output.splitlines()
     assert first.startswith(f"{out}: about ") and " of 240 images, 0:00:0" in first
@@ -490,24 +421,25 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_full_disk_is_refused_before_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Cli
 ) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((1000, 4, 4, 3), np.uint8))
     out, usage = tmp_path / "a.beton", shutil.disk_usage(tmp_path)._replace(free=4_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    code, _, errors = run(capsys, "write", tmp_path / "a.npz", out)
+    code, _, errors = data("write", tmp_path / "a.npz", out)
     assert code == 2 and errors.count("\n") == 1 and not out.exists() and not partial_path(out).exists()
     assert errors.startswith(f"fastpsl: {out}: takes about 8.46 MB") and "4 MB are free there" in errors
-    assert run(capsys, "write", tmp_path / "a.npz", out, "--dry-run")[0] == 0
+    assert data("write", tmp_path / "a.npz", out, "--dry-run").code == 0
     partial_path(out).write_bytes(bytes(20_000_000))  # of a run that was killed, which this one takes over
     assert free_bytes(out) >= 24_000_000
-    code, output, _ = run(capsys, "write", tmp_path / "a.npz", out)
+    code, output, _ = data("write", tmp_path / "a.npz", out)
     assert code == 0 and f"\n{out}: about 8.4" in output and out.exists()
 
 
-def test_raw_images_are_not_reencoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, errors = run(capsys, "write", npz(tmp_path), tmp_path / "a.beton", "--reencode", "all")
-    assert code == 2 and "--reencode all: it makes JPEGs" in errors and "--mode jpg" in errors
+def test_raw_images_are_not_reencoded(tmp_path: Path, data: Cli) -> None:
+    outcome = data("write", npz(tmp_path), tmp_path / "a.beton", "--reencode", "all")
+    assert outcome.code == 2 and "--reencode all: it makes JPEGs" in outcome.err
+    assert "--mode jpg" in outcome.err
 
 
 SIDE_PX = 160  # 77 kB an image
@@ -566,10 +498,10 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 image = np.zeros((2, 2, 3), np.uint8)
-for num in (5_000, 155_000):
+for num in (5_000, 105_000):
     samples = (Sample(f"class/{i}.jpg", image, 0) for i in range(num))
     write_beton(samples, sys.argv[1], num_samples=num, target=Target(mode="raw"), overwrite=True)
     print(peak_mib())
 """
     small, large = printed_by(script, tmp_path / "a")
-    assert (large - small) * 2**20 < 60 * 150_000
+    assert (large - small) * 2**20 < 60 * 100_000

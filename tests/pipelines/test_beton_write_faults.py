@@ -5,13 +5,14 @@ import errno
 import gc
 import os
 import re
-import shutil
+import resource
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,12 @@ from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.image import image_file
 from fastpsl.pipelines.sources.folder import image_folder
+from tests.cli import Cli
 from tests.pipelines.folders import photo_tree, tree, write_folder
-from tests.pipelines.interrupted import NUM, RAW, files, samples, write
+from tests.pipelines.interrupted import NUM, RAW, files, interrupt_at, samples, write
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar
-
-CLI = [sys.executable, "-c", "from fastpsl.cli import main; main()"]
+from tests.warm import spawn
 
 
 @pytest.fixture
@@ -193,18 +194,22 @@ def test_folders_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
         assert str(out) in text and "cannot be written" in text and "\n" not in text
 
 
-def finished(command: list[object]) -> subprocess.CompletedProcess[str]:
-    words = [str(word) for word in command]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+def limit_files(num_bytes: int, action: signal.Handlers) -> None:
+    """Set the most bytes of a file, and what happens in the write that exceeds them."""
+    signal.signal(signal.SIGXFSZ, action)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
-FULL = """
-import resource, sys
-# The data start at 8 MiB, so the disk is full after 600 kB.
-resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))
-from fastpsl.cli import main
-main(["data", "write", sys.argv[1], sys.argv[2]])
-"""
+def code_of(
+    photos: Path, out: Path, num_bytes: int, action: signal.Handlers, log: Path = Path(os.devnull)
+) -> int | None:
+    """Return the exit code of a writing in a process of its own, whose files have a limit."""
+    words = ["fastpsl", "data", "write", str(photos), str(out)]
+    limit = partial(limit_files, num_bytes, action)
+    process = spawn(words, os.environ | {"OMP_NUM_THREADS": "1"}, out.parent, Path(os.devnull), log, limit)
+    process.join(240)
+    return process.exitcode
 
 
 @pytest.mark.parametrize(
@@ -228,39 +233,30 @@ def test_a_full_disk(tmp_path: Path) -> None:
     photos = tree(tmp_path / "photos", {f"{i:02}.jpg": jpeg(noise) for i in range(12)})
     out = tmp_path / "out" / "a.beton"
     out.parent.mkdir()
-    process = finished([sys.executable, "-c", FULL, photos, out])
+    # The data start at 8 MiB, so the disk is full after 600 kB.
+    assert code_of(photos, out, 9_000_000, signal.SIG_IGN, tmp_path / "log") == 2
     others = "fastpsl: warning: ffcv is"
-    errors = [line for line in process.stderr.splitlines() if not line.startswith(others)]
-    assert process.returncode == 2 and len(errors) == 1, process.stderr
-    assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in process.stderr
+    (error,) = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith(others)]
+    assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in error
     assert list(out.parent.iterdir()) == []
 
 
-# The kernel ends the process in the write that exceeds the limit, so Python cleans up nothing.
-KILLED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
-from fastpsl.cli import main
-main(["data", "write", sys.argv[1], sys.argv[2]])
-"""
-
-
 @pytest.mark.slow
-def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) -> None:
+def test_killed_at_any_byte_nothing_stands_under_the_final_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel ends the process in a write, so Python cleans up nothing."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     photos = tree(tmp_path / "photos", {f"{i:04}.jpg": jpeg(noise) for i in range(60)})
     whole, out = tmp_path / "whole.beton", tmp_path / "a.beton"
     write_beton(image_folder(photos).samples(), whole, num_samples=60)
     num_bytes = whole.stat().st_size
     for limit in (100, (8 << 20) + 1_000_000, num_bytes - 1):  # the images begin at 8 MiB
-        process = finished([sys.executable, "-c", KILLED, photos, out, limit])
-        assert process.returncode == -signal.SIGXFSZ, process.stderr
+        assert code_of(photos, out, limit, signal.SIG_DFL) == -signal.SIGXFSZ
         assert partial_path(out).exists() and not out.exists()
-    process = finished([*CLI, "data", "write", photos, out, "--resume"])
-    assert process.returncode == 0 and list(verify(out)) == []
-    assert "60 samples, 60 of them before the interruption" in process.stdout
+    main(["data", "write", str(photos), str(out), "--resume"])
+    assert list(verify(out)) == []
+    assert "60 samples, 60 of them before the interruption" in capsys.readouterr().out
     assert out.read_bytes() == whole.read_bytes()
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("whole"))
     assert names == ["a.beton", "a.beton.json", "photos"]
@@ -409,7 +405,8 @@ print(num, num_gone_on)
 
 @pytest.mark.parametrize("shard_mb", [0, 3])
 def test_killed_twice_before_any_change_of_the_disk(shard_mb: int, tmp_path: Path) -> None:
-    done = finished([sys.executable, "-c", KILLED_TWICE, tmp_path, shard_mb])
+    command = [sys.executable, "-c", KILLED_TWICE, str(tmp_path), str(shard_mb)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     num, num_gone_on = map(int, done.stdout.split())
     assert num >= 30 and num_gone_on >= 5
@@ -552,49 +549,26 @@ def test_sources_skip_what_is_done(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_ctrl_c_tells_the_command_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     names = [f"{kind}/{i:02}.jpg" for kind in ("ant", "a bee") for i in range(9)]
     photos = tree(tmp_path / "my photos", {name: jpeg(photo(3, 40, 50)) for name in names})
     whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
-    words = ["data", "write", str(photos), str(out), "--max-side", "45", "--workers", "1"]
-    main([*words[:3], str(whole), *words[4:]])
-    real = output.Output.take
-    num = [0]
-
-    def take(self: output.Output, *arguments: object) -> None:
-        num[0] += 1
-        if num[0] == 10:
-            raise KeyboardInterrupt
-        real(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(output.Output, "take", take)
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    monkeypatch.setattr(output.Output, "take", real)
-    line = capsys.readouterr().err.splitlines()[-1]
+    options = ("--max-side", 45, "--workers", 1)
+    cli("data", "write", photos, whole, *options)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)
+        ended = cli("data", "write", photos, out, *options)
     expected = f"fastpsl data write '{photos}' {out} --max-side 45 --workers 1 --resume"
-    assert end.value.code == 130 and line == f"fastpsl: interrupted; go on with: {expected}"
-    main([*words, "--resume"])
-    assert "18 samples, 9 of them before the interruption" in capsys.readouterr().out
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1] == f"fastpsl: interrupted; go on with: {expected}"
+    told = cli("data", "write", photos, out, *options, "--resume").out
+    assert "18 samples, 9 of them before the interruption" in told
     assert files(out.parent) == files(whole.parent)
-    shutil.rmtree(out.parent)
-    anew = [
-        "data",
-        "write",
-        str(photos),
-        str(in_folder(out.parent).with_name("b.beton")),
-        "--resume",
-        "--workers",
-        "1",
-    ]
-    main(anew)
-    told = "b.beton: there is nothing to go on with, so writing starts at the first image"
-    assert told in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(anew)
-    printed = capsys.readouterr()
-    assert "b.beton: exists already" in printed.err and "so it is begun" not in printed.out
+    other = in_folder(tmp_path / "b").with_name("b.beton")
+    began, again = (cli("data", "write", photos, other, "--resume", "--workers", 1) for _ in range(2))
+    assert "b.beton: there is nothing to go on with, so writing starts at the first image" in began.out
+    assert again.code and "b.beton: exists already" in again.err and "so it is begun" not in again.out
 
 
 def test_shards_by_size(tmp_path: Path) -> None:

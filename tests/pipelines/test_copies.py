@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,11 @@ from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import loader_of
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.slow import slow
+from tests.warm import CONTEXT
 
 NUM = 12
 VIEWS = [ViewSpec(RandomResizedCrop(16))]
@@ -97,22 +101,19 @@ def test_a_copy_of_a_file_that_has_changed_is_refused(path: Path) -> None:
         assert len(data.read(0))  # the file that was replaced is still open
 
 
-UNPICKLE = """
-import os, pickle, sys
-taken = [os.open('/dev/null', os.O_RDONLY) for _ in range(40)]
-data = pickle.loads(sys.stdin.buffer.read())
-sys.stdout.buffer.write(data.read(3))
-data.close()
-for fd in taken: os.fstat(fd)
-"""
-
-
 def test_another_process_that_unpickles_closes_nothing_but_its_own(path: Path) -> None:
     with Beton(path) as data:
-        done = subprocess.run(
-            [sys.executable, "-c", UNPICKLE], input=pickle.dumps(data), capture_output=True, check=True
-        )
-        assert done.stdout == data.read(3) and not done.stderr
+        pickled, shards = pickle.dumps(data), data.shards
+
+        def unpickled() -> bytes:
+            fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)] + [shard.fd for shard in shards]
+            with pickle.loads(pickled) as copied:
+                read: bytes = copied.read(3)
+            for fd in fds:
+                os.fstat(fd)
+            return read
+
+        assert in_a_forked_process(unpickled) == data.read(3)
 
 
 class Sizes(torch_data.Dataset[int]):
@@ -129,15 +130,15 @@ class Sizes(torch_data.Dataset[int]):
         return len(self.data.read(index))
 
 
-@pytest.mark.parametrize("start", ["fork", slow("forkserver")])
-def test_workers_of_a_dataloader_read_a_dataset_file(path: Path, start: str) -> None:
+@pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), slow(CONTEXT)])
+def test_workers_of_a_dataloader_read_a_dataset_file(path: Path, context: BaseContext) -> None:
     with Beton(path) as data:
-        sizes = torch_data.DataLoader(Sizes(data), None, num_workers=2, multiprocessing_context=start)
+        sizes = torch_data.DataLoader(Sizes(data), None, num_workers=2, multiprocessing_context=context)
         assert list(sizes) == [len(data.read(i)) for i in range(NUM)]
 
 
 def test_a_loader_that_was_made_before_a_fork_refuses_at_once(path: Path) -> None:
-    with Beton(path) as data, Loader(data, VIEWS, batch_size_per_rank=4, prefetch_batches=1) as loader:
+    with loader_of(path, VIEWS, 4, prefetch_batches=1) as loader:
         epoch = loader.epoch(0)
         first = next(epoch).indices.tolist()
         for use in (lambda: next(loader.epoch(1)), lambda: next(epoch)):
@@ -145,8 +146,8 @@ def test_a_loader_that_was_made_before_a_fork_refuses_at_once(path: Path) -> Non
 
         def anew() -> list[list[int]]:
             loader.close()
-            data.close()
-            with Beton(path) as own, Loader(own, VIEWS, batch_size_per_rank=4) as other:
+            loader.data.close()
+            with loader_of(path, VIEWS, 4) as other:
                 return [batch.indices.tolist() for batch in other.epoch(0)]
 
         others = in_a_forked_process(anew)
@@ -222,13 +223,13 @@ def beton(tmp_path: Path) -> Dataset:
 
 
 def folder(tmp_path: Path) -> Dataset:
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images").mkdir(exist_ok=True)
     (tmp_path / "images" / "a.jpg").write_bytes(jpeg(photo(0, 30, 40)))
     return Folder(tmp_path / "images")
 
 
 @pytest.mark.parametrize("opened", [beton, folder])
-def test_data_left_open_is_released_with_a_warning(
+def test_data_left_open_is_released_with_a_warning_and_data_that_is_closed_without(
     opened: Callable[[Path], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -237,13 +238,6 @@ def test_data_left_open_is_released_with_a_warning(
     with pytest.warns(ResourceWarning, match=f"unclosed .* {tmp_path}"):
         held.clear()
     assert not open_below(tmp_path)
-
-
-@pytest.mark.parametrize("opened", [beton, folder])
-def test_data_that_is_closed_warns_of_nothing(
-    opened: Callable[[Path], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = opened(tmp_path)
     data.close()
     data.close()

@@ -17,7 +17,6 @@ import torch
 
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import codes, dali, dali_pipeline
 from fastpsl.pipelines.decoders.choose import open_decoder
@@ -33,9 +32,8 @@ from fastpsl.pipelines.decoders.dali_pipeline import (
 )
 from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.decoders.read_samples import Encoded
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.decoding import Samples, samples_are_closed  # noqa: F401
+from tests.pipelines.decoding import Samples, batches_of, loader_of, samples_are_closed  # noqa: F401
 from tests.pipelines.decoding import decode as decode_batch
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
 from tests.test_architecture import ROOT
@@ -173,18 +171,16 @@ def test_a_share_that_is_none_is_refused() -> None:
 
 @needs_dali("the loader")
 def test_a_loader_keeps_a_few_batches_memory_and_no_more(tmp_path: Path) -> None:
-    with Beton(write(tmp_path / "a.beton", photo_samples(40))) as data:
-        with Loader(
-            data, VIEWS, batch_size_per_rank=4, decoder="dali", num_threads=2, prefetch_batches=2
-        ) as loader:
-            arenas = loader.decoder._arenas  # type: ignore[union-attr]
-            for epoch in range(3):
-                for batch in loader.epoch(epoch):
-                    if batch.step == 4:
-                        break
-            assert len(list(loader.epoch(3))) == 10
-            assert 1 <= len(arenas._free) <= 2 + 2  # two prefetched, and two being handed over
-        assert loader.device_memory() == {}
+    path = write(tmp_path / "a.beton", photo_samples(40))
+    with loader_of(path, VIEWS, 4, decoder="dali", num_threads=2, prefetch_batches=2) as loader:
+        arenas = loader.decoder._arenas  # type: ignore[union-attr]
+        for epoch in range(3):
+            for batch in loader.epoch(epoch):
+                if batch.step == 4:
+                    break
+        assert len(list(loader.epoch(3))) == 10
+        assert 1 <= len(arenas._free) <= 2 + 2  # two prefetched, and two being handed over
+    assert loader.device_memory() == {}
 
 
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
@@ -197,19 +193,17 @@ JPEGS = [(data, 50, 60, JPG) for data in GOOD]
 @needs_dali("fallbacks")
 def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path) -> None:
     odd = [*JPEGS[:5], (ODD, 50, 60, JPG), *JPEGS[6:9], (ODD, 50, 60, JPG)]
-    with Beton(write(tmp_path / "odd.beton", odd)) as data:
-        options = {"batch_size_per_rank": 5, "train": False, "num_threads": 1}
-        with Loader(data, VIEWS, decoder="dali", **options) as loader:  # type: ignore[arg-type]
-            with pytest.warns(UserWarning, match="sample 5 is decoded on the CPU, not by DALI") as caught:
-                results = list(loader.epoch(0))
-            assert sum("DALI" in str(warning.message) for warning in caught) == 1
-            assert loader.decoder.num_fallbacks == 2  # type: ignore[union-attr]
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message=".* not by DALI")
-                list(loader.epoch(1))
-            assert loader.decoder.num_fallbacks == 4  # type: ignore[union-attr]
-        with Loader(data, VIEWS, decoder="pillow", **options) as loader:  # type: ignore[arg-type]
-            expected = list(loader.epoch(0))
+    path, options = write(tmp_path / "odd.beton", odd), {"train": False, "num_threads": 1}
+    with loader_of(path, VIEWS, 5, decoder="dali", **options) as loader:
+        with pytest.warns(UserWarning, match="sample 5 is decoded on the CPU, not by DALI") as caught:
+            results = list(loader.epoch(0))
+        assert sum("DALI" in str(warning.message) for warning in caught) == 1
+        assert loader.decoder.num_fallbacks == 2  # type: ignore[union-attr]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".* not by DALI")
+            list(loader.epoch(1))
+        assert loader.decoder.num_fallbacks == 4  # type: ignore[union-attr]
+        expected = batches_of(loader.data, VIEWS, 5, decoder="pillow", **options)
     for batch, other in zip(results, expected, strict=True):
         for images, others in zip(batch.images, other.images, strict=True):
             assert ((images.int() - others.int()).abs().float().mean((1, 2, 3)) < 2).all()
@@ -300,14 +294,10 @@ def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: py
 
 @needs_dali("the loader")
 def test_two_loaders_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
-    with Beton(write(tmp_path / "a.beton", photo_samples(24))) as data:
-        options = {"batch_size_per_rank": 4, "decoder": "dali", "num_threads": 2}
-        with (
-            Loader(data, VIEWS, **options) as one,  # type: ignore[arg-type]
-            Loader(data, VIEWS, seed=1, **options) as other,  # type: ignore[arg-type]
-        ):
-            expected = [list(one.epoch(0)), list(other.epoch(0))]
-            both = list(zip(one.epoch(0), other.epoch(0), strict=True))
+    path, options = write(tmp_path / "a.beton", photo_samples(24)), {"decoder": "dali", "num_threads": 2}
+    with loader_of(path, VIEWS, 4, **options) as one, loader_of(path, VIEWS, 4, seed=1, **options) as other:
+        expected = [list(one.epoch(0)), list(other.epoch(0))]
+        both = list(zip(one.epoch(0), other.epoch(0), strict=True))
     for batches, others in zip(zip(*both, strict=True), expected, strict=True):
         for batch, same in zip(batches, others, strict=True):
             assert torch.equal(batch.indices, same.indices)
@@ -379,7 +369,9 @@ import numba, torch
 before = torch.get_num_threads(), numba.get_num_threads(), os.sched_getaffinity(0)
 handlers = [signal.getsignal(number) for number in signal.valid_signals()]
 sys.path.insert(0, sys.argv[1])
-from tests.pipelines.test_dali import Beton, Loader, VIEWS
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
+from tests.pipelines.test_dali import VIEWS
 data = Beton(sys.argv[2])
 def count_threads():
     with Loader(data, VIEWS, batch_size_per_rank=4, decoder="dali", num_threads=3) as loader:
@@ -555,11 +547,8 @@ def test_so_does_each_one_that_is_built_after_an_error(
 def test_a_loaders_short_last_batch_is_no_first_run(
     tmp_path: Path, built: list[dict[str, list[int]]]
 ) -> None:
-    options = {"batch_size_per_rank": BATCH, "train": False, "decoder": "dali", "num_threads": 1}
-    with (
-        Beton(write(tmp_path / "a.beton", photo_samples(BATCH + 1))) as data,
-        Loader(data, VIEWS[:1], **options) as loader,  # type: ignore[arg-type]
-    ):
+    path = write(tmp_path / "a.beton", photo_samples(BATCH + 1))
+    with loader_of(path, VIEWS[:1], BATCH, train=False, decoder="dali", num_threads=1) as loader:
         assert [(batch.indices >= 0).sum() for batch in loader.epoch(0, first_step=1)] == [1]
     assert_full(built, num=len(built))
 

@@ -1,6 +1,5 @@
 """Decoders agree with a full decode and with each other, refuse damage, and tell how they are chosen."""
 
-import subprocess
 import sys
 import warnings
 import zlib
@@ -10,23 +9,48 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
 from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 from PIL import Image
 
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import choose, codes, dali, ffcv, libffcv
 from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, open_decoder, reason_of
 from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.area import area_resize
-from tests.pipelines.decoding import Samples, decode, make, samples_are_closed, whole, with_resampling  # noqa: F401
-from tests.pipelines.photos import DECODERS, JPG, RAW, area_mean, jpeg, photo, pil_decode
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import (  # noqa: F401
+    Samples,
+    decode,
+    loader_of,
+    make,
+    samples_are_closed,
+    whole,
+    with_resampling,
+)
+from tests.pipelines.photos import (
+    DECODERS,
+    JPG,
+    RAW,
+    area_mean,
+    jpeg,
+    needs_ffcv,
+    photo,
+    photo_samples,
+    pil_decode,
+    write,
+)
+from tests.warm import on_ranks
 
 # Source size, smallest crop side as a share of the source's, output size, the ffcv decoder's scale. The cases
 # shrink, shrink or enlarge, enlarge, and (the last three) let ffcv decode at 1/2, 1/4 and 1/8.
@@ -334,17 +358,14 @@ T4 = "NVIDIA T4 has no JPEG engines"
 
 def data_of(kind: str, images: str, num_pixels: int) -> Any:
     mode = {JPEGS: MODE_JPEG, PNGS: MODE_FILE}.get(images, 1)
-    return SimpleNamespace(
-        kind=kind,
-        num_samples=1000,
-        is_raw=images == RAW_IMAGES,
-        image_sizes=lambda: (200, 200, 500, 500),
-        rows=lambda indices: SimpleNamespace(
-            mode=np.full(len(indices), mode),
-            height=np.full(len(indices), num_pixels // 500, np.int32),
-            width=np.full(len(indices), 500, np.int32),
-        ),
-    )
+
+    def rows(indices: np.ndarray) -> SampleTable:
+        table = SampleTable.empty(indices)
+        table.mode[:], table.height[:], table.width[:] = mode, num_pixels // 500, 500
+        return table
+
+    is_raw, sizes = images == RAW_IMAGES, (200, 200, 500, 500)
+    return SimpleNamespace(kind=kind, num_samples=1000, is_raw=is_raw, image_sizes=lambda: sizes, rows=rows)
 
 
 AUTO_CASES: list[tuple[dict[str, Any], str, list[str]]] = [
@@ -437,47 +458,32 @@ def test_the_measured_figures_agree_with_each_other() -> None:
     assert pytest.approx(choose.DALI_MS_WITHOUT_ENGINES, rel=0.01) == 13.6 / 14_002 * 1e3
 
 
-FRESH = """
-import gc, sys, tempfile, numpy as np, numba, torch
-torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from fastpsl.pipelines.data.dataset import SampleTable
-from tests.pipelines.photos import photo_samples, write
-from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.geometry import Flip
-from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.views import ViewSpec
-view = ViewSpec(RandomResizedCrop(32), (Flip(),))
-with tempfile.TemporaryDirectory() as folder:
-    path = write(Path(folder) / "a.beton", photo_samples(4))
-    with Beton(path) as data, Loader(data, [view, view], batch_size_per_rank=2, decoder="ffcv") as loader:
+def decode_two_views(path: Path) -> None:
+    view = ViewSpec(RandomResizedCrop(32), (Flip(),))
+    with loader_of(path, [view, view], 2, decoder="ffcv") as loader:
         assert len(list(loader.epoch(0))) == 2
-from numba.core.dispatcher import Dispatcher
-compiled = [
-    x for x in gc.get_objects() if isinstance(x, Dispatcher) and x.py_func.__module__.startswith("fastpsl")
-]
-assert len(compiled) > 5, compiled
-assert not any(name.split(".")[0] == "ffcv" for name in sys.modules)
-assert (torch_threads, numba_threads) == (torch.get_num_threads(), numba.get_num_threads())
-misses = sum(sum(x.stats.cache_misses.values()) for x in compiled)
-print(misses, sum(sum(x.stats.cache_hits.values()) for x in compiled))
-"""
+
+
+def decode_in_another_process(_: int, path: Path) -> None:
+    num_threads = torch.get_num_threads(), numba.get_num_threads()
+    decode_two_views(path)
+    ours = [module for name, module in sys.modules.items() if name.startswith("fastpsl")]
+    compiled = {x for module in ours for x in vars(module).values() if isinstance(x, Dispatcher)}
+    assert len(compiled) > 5, compiled
+    assert not any(name.split(".")[0] == "ffcv" for name in sys.modules)
+    assert num_threads == (torch.get_num_threads(), numba.get_num_threads())
+    misses, hits = (
+        sum(sum(getattr(x.stats, name).values()) for x in compiled) for name in ("cache_misses", "cache_hits")
+    )
+    assert misses == 0 and hits >= 1  # the loop; what it calls is cached in it
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
-    def fresh() -> tuple[int, int]:
-        command = [sys.executable, "-c", FRESH, str(Path(__file__).parents[2])]
-        process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
-        assert process.returncode == 0, process.stderr
-        misses, hits = process.stdout.split()
-        return int(misses), int(hits)
-
-    fresh()  # fills the cache if it is empty
-    misses, hits = fresh()
-    assert misses == 0 and hits >= 1  # the loop; what it calls is cached in it
+@needs_ffcv("its library decodes")
+def test_a_second_process_compiles_nothing_and_never_imports_ffcv(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(4))
+    decode_two_views(path)  # fills the cache if it is empty
+    on_ranks(decode_in_another_process, (path,), 1)
 
 
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:

@@ -67,7 +67,7 @@ def load(fd, num_bytes, data, pixels):
     if pread_into(fd, 0, num_bytes, data) != num_bytes:
         return -2
     status, height, width, components, is_progressive, precision = jpeg_header(data, num_bytes)
-    if status or decode_into(data, num_bytes, height, width, pixels, 1, 1, 0):
+    if status or decode_into(data, num_bytes, height, width, pixels, 1, 0):
         return -1
     return int(pixels.astype("int64").sum())
 """
@@ -103,7 +103,7 @@ def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
             for address in (0, handle.address):
                 out = np.zeros((-(-height // denominator), -(-width // denominator), 3), np.uint8)
                 packed = np.frombuffer(data, np.uint8)
-                status = decode_into(packed, len(data), height, width, out, 1, denominator, address)
+                status = decode_into(packed, len(data), height, width, out, denominator, address)
                 results.append((status, out.tobytes()))
             assert results[0] == results[1]
         assert any(results[0][1]) or height == 1

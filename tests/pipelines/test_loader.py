@@ -3,8 +3,6 @@
 import errno
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +30,10 @@ from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import loader_of
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, photo, photo_samples, write
-from tests.pipelines.threads import loader_threads
+from tests.pipelines.threads import loader_threads, wait_for_the_end_of_loader_threads
 
 NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
@@ -251,10 +250,7 @@ def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None
 def test_images_stay_as_they_are_while_anything_refers_to_them_and_then_their_memory_serves_again(
     beton: Path, decoder: str
 ) -> None:
-    with (
-        Beton(beton) as data,
-        Loader(data, VIEWS, batch_size_per_rank=2, decoder=decoder, prefetch_batches=2) as loader,
-    ):
+    with loader_of(beton, VIEWS, 2, decoder=decoder, prefetch_batches=2) as loader:
         expected = [batch.images[-1][1].clone() for batch in loader.epoch(0)]
         kept = [batch.images[-1][1].numpy() for batch in loader.epoch(0)]  # one of its four images
         for _ in loader.epoch(1):
@@ -267,10 +263,7 @@ def test_images_stay_as_they_are_while_anything_refers_to_them_and_then_their_me
 
 
 def test_prefetch_is_bounded(beton: Path) -> None:
-    with (
-        Beton(beton) as data,
-        Loader(data, VIEWS, batch_size_per_rank=2, num_threads=3, prefetch_batches=2) as loader,
-    ):
+    with loader_of(beton, VIEWS, 2, num_threads=3, prefetch_batches=2) as loader:
         decoded = count_decoded(loader)
         for num_taken, _ in enumerate(loader.epoch(0), 1):
             time.sleep(0.02)
@@ -327,7 +320,7 @@ def test_a_crop_that_can_never_be_made_is_refused_at_once(beton: Path) -> None:
 
 
 def test_a_wrong_step_or_epoch_is_refused(beton: Path) -> None:
-    with Beton(beton) as data, Loader(data, VIEWS, batch_size_per_rank=6) as loader:
+    with loader_of(beton, VIEWS, 6) as loader:
         for epoch, step in ((-1, 0), (0, -1), (0, 7)):
             with pytest.raises(ValueError, match="an epoch has steps 0 to 6"):
                 loader.epoch(epoch, step)
@@ -384,13 +377,9 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
 
 
 def test_orders_that_cannot_be_are_found(beton: Path) -> None:
-    with Beton(beton) as data, Loader(data, VIEWS, batch_size_per_rank=GLOBAL_BATCH, num_threads=1) as loader:
-        for wrong in (
-            np.arange(NUM - 1),
-            np.arange(NUM).astype(np.int32),
-            np.arange(NUM) + 1,
-            np.arange(NUM) - 1,
-        ):
+    with loader_of(beton, VIEWS, GLOBAL_BATCH, num_threads=1) as loader:
+        right = np.arange(NUM)
+        for wrong in (right[:-1], right.astype(np.int32), right + 1, right - 1):
             with pytest.raises(AssertionError):
                 loader.epoch(0, 0, wrong)
 
@@ -423,10 +412,7 @@ def poisoned(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_poisoned_sample_is_raised_by_name(poisoned: Path, decoder: str) -> None:
-    with (
-        Beton(poisoned) as data,
-        Loader(data, TWO_CROPS, batch_size_per_rank=4, train=False, decoder=decoder) as loader,
-    ):
+    with loader_of(poisoned, TWO_CROPS, 4, train=False, decoder=decoder) as loader:
         epoch = loader.epoch(0)
         assert next(epoch).indices.tolist() == [0, 1, 2, 3]
         with pytest.raises(BadSampleError, match=r"poisoned\.beton sample 7: not a JPEG$"):
@@ -456,10 +442,7 @@ def test_skipped_samples_are_filled_counted_and_named(poisoned: Path, decoder: s
 
 
 def test_a_batch_of_bad_samples_alone_is_an_error(poisoned: Path) -> None:
-    with (
-        Beton(poisoned) as data,
-        Loader(data, TWO_CROPS, batch_size_per_rank=1, train=False, on_bad_sample="skip") as loader,
-    ):
+    with loader_of(poisoned, TWO_CROPS, 1, train=False, on_bad_sample="skip") as loader:
         epoch = loader.epoch(0)
         assert [next(epoch).indices.item() for _ in range(7)] == list(range(7))
         with pytest.raises(
@@ -473,19 +456,14 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
     good: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_cut = threading.Event()
-    with (
-        Beton(good) as data,
-        Loader(
-            data, TWO_CROPS, batch_size_per_rank=4, train=False, decoder=decoder, prefetch_batches=1
-        ) as loader,
-    ):
-        rows = data.rows
+    with loader_of(good, TWO_CROPS, 4, train=False, decoder=decoder, prefetch_batches=1) as loader:
+        rows = loader.data.rows
 
         def of_the_cut_file(indices: np.ndarray) -> SampleTable:
             assert indices[0] < 4 or is_cut.wait(240)  # the second batch begins before the first is returned
             return rows(indices)
 
-        monkeypatch.setattr(data, "rows", of_the_cut_file)
+        monkeypatch.setattr(loader.data, "rows", of_the_cut_file)
         epoch = loader.epoch(0)
         next(epoch)
         os.truncate(good, 1000)
@@ -526,10 +504,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
         with pytest.raises(ValueError, match="the loader is closed"):
             loader.epoch(0)
     release.set()
-    for thread in threading.enumerate():
-        if thread.name in loader_threads():
-            thread.join(240)
-    assert loader_threads() == []
+    wait_for_the_end_of_loader_threads()
 
 
 def test_the_samples_that_are_read_are_named_where_a_wait_is_too_long() -> None:
@@ -549,10 +524,7 @@ def test_the_samples_that_are_read_are_named_where_a_wait_is_too_long() -> None:
 
 @pytest.mark.skipif("turbo" not in DECODERS, reason="the C library was not built")
 def test_slow_storage_is_read_in_more_threads(good: Path) -> None:
-    with (
-        Beton(good) as data,
-        Loader(data, TWO_CROPS, batch_size_per_rank=8, num_threads=2, decoder="turbo") as loader,
-    ):
+    with loader_of(good, TWO_CROPS, 8, num_threads=2, decoder="turbo") as loader:
         assert list(loader.epoch(0))
         decoder = loader.decoder
         assert isinstance(decoder, TurboDecoder) and decoder._sums.all()
@@ -567,9 +539,7 @@ def test_codes_of_the_systems_errors_are_raised(good: Path, number: int, kind: t
     def decode_part(request: Request, part: slice) -> None:
         request.codes[1] = READING - number
 
-    with Beton(good) as data, Loader(
-        data, TWO_CROPS, batch_size_per_rank=4, train=False, on_bad_sample="skip"
-    ) as loader:  # fmt: skip
+    with loader_of(good, TWO_CROPS, 4, train=False, on_bad_sample="skip") as loader:
         loader.decoder.decode_part = decode_part  # type: ignore[union-attr, method-assign]
         with pytest.raises(kind, match="sample 1") as error:
             next(loader.epoch(0))
@@ -685,26 +655,4 @@ def test_a_loader_that_is_dropped_ends_its_threads() -> None:
     assert len(loader_threads()) == 2
     del loader
     gc.collect()
-    assert loader_threads() == []
-
-
-STUCK = """
-import sys, time
-from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.decoders.decoder import Request
-from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.views import ViewSpec
-loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size_per_rank=4, timeout_s=0.3)
-loader.decoder.decode_part = lambda request, part: time.sleep(1000)
-next(loader.epoch(0))
-"""
-
-
-def test_a_stuck_thread_does_not_hold_up_the_exit() -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240
-    )
-    assert process.returncode == 1
-    assert "TimeoutError: epoch 0, step 0: no batch within 0.3 s" in process.stderr.splitlines()[-1]
+    wait_for_the_end_of_loader_threads()

@@ -172,11 +172,8 @@ def test_it_repeats_by_its_arguments_and_differs_by_each() -> None:
     assert (order == balanced_order(labels.astype(np.int64), 5, 0)).all()  # the dtype does not matter
     other_labels = labels.copy()
     other_labels[:10] = labels[10:20]
-    for other in (
-        balanced_order(labels, 5, 1),
-        balanced_order(labels, 6, 0),
-        balanced_order(other_labels, 5, 0),
-    ):
+    for arguments in ((labels, 5, 1), (labels, 6, 0), (other_labels, 5, 0)):
+        other = balanced_order(*arguments)
         assert (order == other).mean() < 0.9
         assert (np.bincount(order, minlength=500) != np.bincount(other, minlength=500)).any()
 
@@ -275,12 +272,8 @@ def test_any_positions_can_be_read() -> None:
 def test_it_differs_by_epoch_and_seed() -> None:
     first = KeyedPermutation(5, 0, 1000)[:]
     assert (first == KeyedPermutation(5, 0, 1000)[:]).all()
-    others = [
-        KeyedPermutation(5, 1, 1000),
-        KeyedPermutation(6, 0, 1000),
-        KeyedPermutation(2**32 + 5, 0, 1000),
-    ]
-    for other in (*(each[:] for each in others), np.arange(1000)):
+    others = [KeyedPermutation(*key, 1000)[:] for key in ((5, 1), (6, 0), (2**32 + 5, 0))]
+    for other in (*others, np.arange(1000)):
         assert (first == other).mean() < 0.01
 
 

@@ -27,6 +27,7 @@ from fastpsl.pipelines.loader.quasi_random import (
     samples_per_lane,
 )
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import batches_of, loader_of
 from tests.pipelines.paged import PAGE_BYTES, SAMPLES_A_PAGE, page_of_each, pages_with, write_paged
 from tests.pipelines.photos import DECODERS
 from tests.pipelines.threads import loader_threads
@@ -432,9 +433,9 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch(data: Beton, number: int = 0, first_step: int = 0, **options: Any) -> list[Batch]:
-    options = {"batch_size_per_rank": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident"} | options
-    with Loader(data, [VIEW], **{"order": "quasi_random", **options}) as loader:  # type: ignore[arg-type]
-        return list(loader.epoch(number, first_step))
+    own: dict[str, Any] = {"batch_size": SMALL_BATCH, "lanes": FEW_LANES, "decoder": "resident"}
+    own["order"] = "quasi_random"
+    return batches_of(data, [VIEW], epoch=number, step=first_step, **(own | options))
 
 
 def indices(batches: list[Batch]) -> list[list[int]]:
@@ -453,7 +454,7 @@ def test_a_step_is_the_same_set_with_the_same_images_on_any_number_of_ranks(
         for world in (2, 4):
             size = SMALL_BATCH // world
             ranks = [
-                epoch(data, 2, decoder=decoder, world=world, rank=rank, batch_size_per_rank=size)
+                epoch(data, 2, decoder=decoder, world=world, rank=rank, batch_size=size)
                 for rank in range(world)
             ]
             assert all(len(rank) == len(alone) for rank in ranks)
@@ -477,10 +478,7 @@ def test_epochs_differ_repeat_and_can_be_entered_anywhere(beton: Path) -> None:
 
 def test_leaving_early_leaves_nothing(beton: Path) -> None:
     files = len(os.listdir("/proc/self/fd"))
-    with (
-        Beton(beton) as data,
-        Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=FEW_LANES) as loader,
-    ):
+    with loader_of(beton, [VIEW], 16, order="quasi_random", lanes=FEW_LANES) as loader:
         batches = loader.epoch(0)
         next(batches)
         batches.close()
@@ -509,9 +507,9 @@ def test_only_what_will_be_read_is_asked_for(
     ("options", "message"),
     [
         ({"order": "sequential"}, "order is 'sequential'; it must be random or quasi_random"),
-        ({"world": 3, "rank": 0, "batch_size_per_rank": 8}, "--lanes 4 cannot be shared by 3 ranks"),
-        ({"batch_size_per_rank": 6}, "a batch of 6 .* has no equal shares for --lanes 4"),
-        ({"lanes": 64, "batch_size_per_rank": 64}, "cannot be dealt evenly to --lanes 64"),
+        ({"world": 3, "rank": 0, "batch_size": 8}, "--lanes 4 cannot be shared by 3 ranks"),
+        ({"batch_size": 6}, "a batch of 6 .* has no equal shares for --lanes 4"),
+        ({"lanes": 64, "batch_size": 64}, "cannot be dealt evenly to --lanes 64"),
     ],
 )
 def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, Any], message: str) -> None:
@@ -522,8 +520,7 @@ def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, An
 
 def test_an_order_of_ones_own_is_refused(beton: Path) -> None:
     with (
-        Beton(beton) as data,
-        Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=FEW_LANES) as loader,
+        loader_of(beton, [VIEW], 16, order="quasi_random", lanes=FEW_LANES) as loader,
         pytest.raises(ValueError, match="exclude each other; choose order random"),
     ):
         loader.epoch(0, 0, np.arange(NUM))

@@ -1,5 +1,6 @@
 """The decoder `resident` is equal to the others, and refuses what it cannot hold."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import resident
 from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import batches_of
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, jpeg, photo, photo_samples, write
 
 NUM = 30
@@ -29,15 +30,17 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("raw") / "raw.beton", samples)
 
 
+def differences(path: Path, views: list[ViewSpec], decoder: str) -> Iterator[torch.Tensor]:
+    """Yield the absolute differences to another decoder's pixels for each view."""
+    with Beton(path) as data:
+        ours, others = (batches_of(data, views, NUM, decoder=name)[0] for name in ("resident", decoder))
+    for view, other in zip(ours.images, others.images, strict=True):
+        yield (view.int() - other.int()).abs()
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> None:
-    def read_images(name: str) -> list[torch.Tensor]:
-        with Beton(raw) as data, Loader(data, VIEWS, batch_size_per_rank=NUM, decoder=name) as loader:
-            (batch,) = loader.epoch(0)
-        return [images.int() for images in batch.images]
-
-    for view, expected_view in zip(read_images("resident"), read_images(decoder), strict=True):
-        difference = (view - expected_view).abs()
+    for difference in differences(raw, VIEWS, decoder):
         # All are exact area means, turbo's within 0.52, but DALI's, whose filters come close.
         if decoder != "dali":
             assert difference.max() <= 1 and difference.float().mean() < (
@@ -50,15 +53,8 @@ def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: Path, decoder: str) -> None:
     samples = [(photo(i, 90, 101).tobytes(), 90, 101, RAW) for i in range(NUM)]
-    path = write(tmp_path / "raw.beton", samples)
-
-    def read_images(name: str) -> list[torch.Tensor]:
-        with Beton(path) as data, Loader(data, ROTATIONS, batch_size_per_rank=NUM, decoder=name) as loader:
-            (batch,) = loader.epoch(0)
-        return [images.int() for images in batch.images]
-
-    for view, expected_view in zip(read_images("resident"), read_images(decoder), strict=True):
-        assert (view - expected_view).abs().max() <= 1 and (view - expected_view).abs().float().mean() < 1e-3
+    for difference in differences(write(tmp_path / "raw.beton", samples), ROTATIONS, decoder):
+        assert difference.max() <= 1 and difference.float().mean() < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +143,8 @@ def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pyt
                 patch.delattr(resident, "crop_area")
             else:
                 patch.setattr(resident, "_is_identity", lambda *_: False)
-            with Loader(data, [view], batch_size_per_rank=10, decoder="resident") as loader:
-                batches.append([batch.inputs([view], torch.float32)[0] for batch in loader.epoch(1)])
+            read = batches_of(data, [view], 10, 1, decoder="resident")
+            batches.append([batch.inputs([view], torch.float32)[0] for batch in read])
     for copied, cropped_view in zip(*batches, strict=True):
         assert torch.equal(copied, cropped_view) and copied.stride() == cropped_view.stride()
 
@@ -179,10 +175,8 @@ def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
 def test_other_betons_are_refused(
     tmp_path: Path, samples: list[tuple[bytes, int, int, int]], message: str
 ) -> None:
-    with (
-        Beton(write(tmp_path / "x.beton", samples)) as data,
-        pytest.raises(ValueError, match=message) as error,
-    ):
+    data = Beton(write(tmp_path / "x.beton", samples))
+    with data, pytest.raises(ValueError, match=message) as error:
         open_decoder("resident", data)
     is_jpeg = samples[0][3] != RAW  # writing raw images would not help with different sizes
     assert ("fastpsl data write --mode raw" in str(error.value)) == is_jpeg and "\n" not in str(error.value)
@@ -190,13 +184,9 @@ def test_other_betons_are_refused(
 
 def test_a_set_that_does_not_fit_is_refused_with_figures(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "free_bytes", lambda device: 100_000)
-    with (
-        Beton(raw) as data,
-        pytest.raises(
-            ValueError, match=r"raw\.beton is 0\.00 GB, and cpu has 0\.00 GB free; use turbo or dali"
-        ),
-    ):
-        Loader(data, VIEWS, batch_size_per_rank=4, decoder="resident")
+    message = r"raw\.beton is 0\.00 GB, and cpu has 0\.00 GB free; use turbo or dali"
+    with Beton(raw) as data, pytest.raises(ValueError, match=message):
+        open_decoder("resident", data)
     monkeypatch.undo()
     assert resident.free_bytes(torch.device("cpu")) > 1e8
 

@@ -20,8 +20,8 @@ from fastpsl.kernels.geometry import Flip, Rotate45
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName, choose_augment
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Crop, Draw, Input, Op, ViewSpec, center_view, ten_crop_views, train_view
+from tests.pipelines.decoding import batches_of
 from tests.pipelines.photos import DECODERS, RAW, photo, write
 
 VIEW = ViewSpec(RandomResizedCrop(31), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8), Grey(0.3)))
@@ -149,14 +149,9 @@ def inputs(
 ) -> list[Tensor]:
     """Return the network's inputs for each view of all images."""
     path_of_ops = choose_augment(augment, tuple(views), torch.device("cpu"))
-    with (
-        Beton(path) as data,
-        Loader(
-            data, views, batch_size_per_rank=len(data), train=False, num_threads=1, decoder=decoder
-        ) as loader,
-    ):
-        (batch,) = loader.epoch(0)
-        return list(path_of_ops.inputs(batch, views, torch.float32))
+    with Beton(path) as data:
+        (batch,) = batches_of(data, views, len(data), train=False, num_threads=1, decoder=decoder)
+    return list(path_of_ops.inputs(batch, views, torch.float32))
 
 
 def by_torchvision(image: np.ndarray) -> list[Tensor]:

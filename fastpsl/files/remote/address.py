@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, final
+from typing import IO, TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit
 
 from typing_extensions import Buffer, override
@@ -32,27 +32,11 @@ _CONNECT_S, _READ_S = 10, 30  # waits for a connection, and for the next bytes o
 _ANSWER_S = 60.0  # a single answer; several are under way at a time
 
 
-class _Scheme(NamedTuple):
-    package: str  # what fsspec needs for it
-    options: dict[str, Any]  # of fsspec's file system
-
-
-_SCHEMES = {
-    "s3": _Scheme(
-        "s3fs",
-        {
-            "config_kwargs": {
-                "connect_timeout": _CONNECT_S,
-                "read_timeout": _READ_S,
-                "retries": {"total_max_attempts": 1},
-            }
-        },
-    ),
-    "gs": _Scheme("gcsfs", {}),
-    "hf": _Scheme("huggingface_hub", {}),
-    "https": _Scheme("aiohttp", {"client_kwargs": {"trust_env": True}}),
-    "http": _Scheme("aiohttp", {"client_kwargs": {"trust_env": True}}),
-}
+_PACKAGES = {  # what fsspec needs for each scheme
+    "s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"
+}  # fmt: skip
+_RETRIES = {"total_max_attempts": 1}  # `persistently` tries again
+_S3_OPTIONS = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S, "retries": _RETRIES}
 
 
 def is_remote(source: object) -> bool:
@@ -63,8 +47,8 @@ def is_remote(source: object) -> bool:
 def check_address(address: str) -> None:
     """Check an address without a look at the network."""
     parts = urlsplit(address)
-    scheme = _SCHEMES.get(parts.scheme.lower())
-    if scheme is None:
+    package = _PACKAGES.get(parts.scheme.lower())
+    if package is None:
         raise ValueError(f"{parts.scheme}://…: data of this kind are not read; give {ALLOWED}, or a path")
     if "@" in parts.netloc or (parts.query and parts.scheme in ("http", "https")):
         # The address itself is not repeated.
@@ -72,10 +56,8 @@ def check_address(address: str) -> None:
             f"{parts.scheme}://…: the address holds a password or a signature, which would get into logs; "
             f"give it without, and credentials by the environment ({HELP})"
         )
-    if find_spec("fsspec") is None or find_spec(scheme.package) is None:
-        raise ValueError(
-            f"{address}: needs the package {scheme.package}; pip install 'fastpsl-vision[remote]'"
-        )
+    if find_spec("fsspec") is None or find_spec(package) is None:
+        raise ValueError(f"{address}: needs the package {package}; pip install 'fastpsl-vision[remote]'")
 
 
 def file_system(address: str) -> "AbstractFileSystem":
@@ -84,13 +66,13 @@ def file_system(address: str) -> "AbstractFileSystem":
     import fsspec
 
     scheme = urlsplit(address).scheme.lower()
-    options = _SCHEMES[scheme].options
+    options: dict[str, Any] = {"config_kwargs": _S3_OPTIONS} if scheme == "s3" else {}
     if scheme in ("http", "https"):  # anybody has such a server
         from fastpsl.files.remote.bounded_answer import BoundedAnswer
 
-        options = {"client_kwargs": options["client_kwargs"] | {"response_class": BoundedAnswer}}
+        options = {"client_kwargs": {"trust_env": True, "response_class": BoundedAnswer}}
     # Its tracebacks would come before our line.
-    logging.getLogger(_SCHEMES[scheme].package).addHandler(logging.NullHandler())
+    logging.getLogger(_PACKAGES[scheme]).addHandler(logging.NullHandler())
     files = fsspec.filesystem(scheme, use_listings_cache=False, **options)
     if hasattr(files, "retries"):  # `persistently` tries again, and says so
         files.retries = 1
@@ -226,10 +208,6 @@ class _Blocks(io.RawIOBase):
         return True
 
     @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._remote.num_bytes}[whence]
         self._position = max(start + offset, 0)
@@ -269,8 +247,5 @@ class _Blocks(io.RawIOBase):
 
 
 def open_stream(remote: RemoteObject) -> IO[bytes]:
-    """Open a remote file for reading.
-
-    Reading raises RemoteDataError where it fails for a minute.
-    """
+    """Open a remote file for reading. Reading raises RemoteDataError where it fails for a minute."""
     return io.BufferedReader(_Blocks(remote), 1 << 16)

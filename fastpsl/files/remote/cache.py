@@ -200,11 +200,7 @@ class Cache:
 class CachedFile(Uncopyable):
     """A remote file in the cache, opened by `Cache.open`. Any thread may use it, for a part one at a time.
 
-    Attributes:
-        path: The sparse file.
-        remote: The remote file.
-        parts: The start and stop of each part, int64 [num_parts, 2].
-        fd: The sparse file, open to be written.
+    `fd` is the sparse file at `path`, open to be written. `parts` are starts and stops, int64 [num_parts, 2].
     """
 
     def __init__(self, cache: Cache, path: Path, remote: RemoteObject, parts: np.ndarray) -> None:

@@ -68,10 +68,7 @@ class Fetcher:
                 self._ask(page)
 
     def wait(self, pages: Iterable[int]) -> None:
-        """Wait until pages are there.
-
-        Those that are not planned are held until many others have been waited for.
-        """
+        """Wait until pages are there. Those not planned are held until many others were waited for."""
         self._check_open()
         with self._lock:
             fetches = {page: self._asked(page) for page in pages}

@@ -41,10 +41,7 @@ class MemoryGate:
 
     @contextlib.contextmanager
     def room_for(self, num_pixels: int) -> Iterator[None]:
-        """Wait for room, and hold it during the block.
-
-        Those inside only compute on bytes in memory, so the wait ends.
-        """
+        """Hold room during the block. Those inside compute on bytes in memory, so the wait for it ends."""
         num_bytes = num_pixels * BYTES_PER_PIXEL if num_pixels > LARGE_PIXELS else 0
         if not num_bytes:
             yield
@@ -72,23 +69,15 @@ _SCALE_MARGIN = 2
 
 @dataclass(frozen=True)
 class Target:
-    """The form in which images are stored.
+    """The form in which images are stored."""
 
-    Attributes:
-        short_side: The most px of the shorter side; None for no limit.
-        max_side: The most px of the longer side; None for no limit.
-        quality: The JPEG quality, in percent.
-        mode: "jpg" or "raw".
-        min_px: Images with a shorter side below it, after shrinking, are left out.
-        reencode: Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored
-            byte for byte; with "all" the others too, unless that makes them no smaller.
-    """
-
-    short_side: int | None = None
-    max_side: int | None = None
-    quality: int = 90
-    mode: str = "jpg"
-    min_px: int = 0
+    short_side: int | None = None  # the most px of the shorter side; None for no limit
+    max_side: int | None = None  # the most px of the longer side; None for no limit
+    quality: int = 90  # the JPEG quality, in percent
+    mode: str = "jpg"  # "jpg" or "raw"
+    min_px: int = 0  # images with a shorter side below it, after shrinking, are left out
+    # Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored byte for
+    # byte; with "all" the others too, unless that makes them no smaller.
     reencode: str = "larger"
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -103,16 +92,13 @@ class Target:
 
 @dataclass
 class Stored:
-    """One sample as it is written to the file.
-
-    `how` is "passed", "encoded" (raw ones, too) or "mended" (encoded again because libjpeg warned).
-    """
+    """One sample as it is written to the file."""
 
     data: bytes
     height: int
     width: int
     mode: int
-    how: str
+    how: str  # "passed", "encoded" (raw ones, too) or "mended" (encoded again because libjpeg warned)
 
 
 _local = threading.local()
@@ -127,10 +113,7 @@ def _codec() -> Codec | None:
 
 
 def convert(data: bytes, target: Target) -> Stored:
-    """Convert the bytes of an image file to their stored form.
-
-    Many threads may call it; large images wait for each other (encode.py).
-    """
+    """Convert an image file's bytes to their stored form, in any thread. Large ones wait for each other."""
     if not data:
         raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))

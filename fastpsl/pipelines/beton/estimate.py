@@ -29,33 +29,21 @@ _NUM_PACKED = 4096  # images that are laid into pages to learn what is left empt
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of what writing a source takes, by some of its images.
+    """An estimate of what writing a source takes, by some of its images."""
 
-    Attributes:
-        num_total: The number of images of the source.
-        num_seen: The number of images that were converted.
-        how: How they were chosen, in words.
-        num_bytes: The size of the file.
-        low_bytes: The least size that is likely (three standard errors); half of it where the images seen are
-            the first ones.
-        high_bytes: The greatest that is likely; infinite where the images seen are the first ones.
-        seconds: The time for reading and converting, with this many threads on this machine.
-        counts: How many images seen are "passed", "encoded", "mended", "bad" and "small".
-        sides: The (height, width) of those that would be stored, int [n, 2].
-        first_bad: The first bad image and its fault.
-    """
-
-    num_total: int
-    num_seen: int
-    how: str
-    num_bytes: float
+    num_total: int  # the number of images of the source
+    num_seen: int  # the number of images that were converted
+    how: str  # how they were chosen, in words
+    num_bytes: float  # the size of the file
+    # The least size that is likely (three standard errors); half of it where the images seen are the
+    # first ones.
     low_bytes: float
-    high_bytes: float
-    seconds: float
+    high_bytes: float  # the greatest that is likely; infinite where the images seen are the first ones
+    seconds: float  # the time for reading and converting, with this many threads on this machine
     num_threads: int
-    counts: Counter[str]
-    sides: np.ndarray
-    first_bad: str
+    counts: Counter[str]  # how many images seen are "passed", "encoded", "mended", "bad" and "small"
+    sides: np.ndarray  # the (height, width) of those that would be stored, int [n, 2]
+    first_bad: str  # the first bad image and its fault
 
     def line(self, out: Path) -> str:
         """Return size, time and free space in one line."""

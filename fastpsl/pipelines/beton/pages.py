@@ -30,17 +30,13 @@ class Extents(NamedTuple):
 
 
 class Pages(NamedTuple):
-    """The pages that hold samples, numbered through all shards in the order of the files.
+    """The pages that hold samples, numbered through all shards in the order of the files."""
 
-    Attributes:
-        extents: Where each page lies [num_pages].
-        starts: int64 [num_pages + 1]: the samples of page i are at the places starts[i] to starts[i + 1].
-        samples: The sample at each place, int32 or int64 [num_samples], ascending in each page. None where
-            place and sample are the same, as in all files that fastpsl writes.
-    """
-
-    extents: Extents
+    extents: Extents  # where each page lies [num_pages]
+    # int64 [num_pages + 1]: the samples of page i are at the places starts[i] to starts[i + 1].
     starts: np.ndarray
+    # The sample at each place, int32 or int64 [num_samples], ascending in each page. None where place and
+    # sample are the same, as in all files that fastpsl writes.
     samples: np.ndarray | None
 
     def sizes(self) -> np.ndarray:

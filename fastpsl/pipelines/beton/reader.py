@@ -64,13 +64,7 @@ class Beton:
             and the remedy.
     """
 
-    kind: str = "beton"
-    paths: list[Path]
-    num_samples: int
-    num_classes: int
-    max_bytes: int
-    split: str
-    is_raw: bool
+    kind = "beton"
 
     def __init__(self, source: "str | Path | Sequence[str | Path]", cache: Cache | None = None):
         self.remote = RemotePages(str(source), cache or Cache()) if is_remote(source) else None
@@ -92,9 +86,20 @@ class Beton:
                 if glob.has_magic(str(source)) and (missing := missing_shards(self._written)):
                     raise ValueError(f"{source}: is incomplete; {missing[0]}")
                 self.remote.open(self.shards)
-            elif isinstance(source, str | Path) and self.paths != [Path(source)]:
-                self._warn_of_missing_shards()
-            self._warn_of_other_labels()
+            elif (
+                isinstance(source, str | Path)  # files that are named one by one may be meant so
+                and self.paths != [Path(source)]
+                and (missing := missing_shards(self._written))
+            ):
+                more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+                warnings.warn(f"{missing[0]}{more}", stacklevel=2)
+            if shard := next((shard for shard in self.shards if shard.no_labels), None):
+                fields = ", ".join(shard.no_labels)
+                warnings.warn(
+                    f"{shard.name}: has no IntField, and {fields} is not read: no labels; "
+                    "for class labels, write it again with an IntField",
+                    stacklevel=2,
+                )
         except BaseException:
             self.close()
             raise
@@ -106,22 +111,6 @@ class Beton:
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
-
-    def _warn_of_missing_shards(self) -> None:
-        """Warn of shards that a glob lacks; files named one by one may be meant so."""
-        missing = missing_shards(self._written)
-        if missing:
-            more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-            warnings.warn(f"{missing[0]}{more}", stacklevel=3)
-
-    def _warn_of_other_labels(self) -> None:
-        """Warn of files whose labels, if they are labels, are no class numbers."""
-        if shard := next((shard for shard in self.shards if shard.no_labels), None):
-            warnings.warn(
-                f"{shard.name}: has no IntField, and {', '.join(shard.no_labels)} is not read: no labels; "
-                "for class labels, write it again with an IntField",
-                stacklevel=3,
-            )
 
     def _add(self, path: Path, name: str) -> dict[str, Any]:
         """Open one file, called `name` in messages, and return what its JSON has about its writing."""

@@ -46,8 +46,8 @@ class Layout(NamedTuple):
     page_bytes: int
     has_checksums: bool
 
-    def parts(self, num_bytes: int) -> np.ndarray:
-        """Return the start and stop of each part of a file: of its tables, then of its pages."""
+    def parts(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the starts and stops of the parts of a file's tables, and of its pages, int64 [n, 2]."""
         tables = [
             (start, min(start + _PIECE_BYTES, stop))
             for begin, stop in ((0, self.table_end), (self.tail, num_bytes))
@@ -56,15 +56,11 @@ class Layout(NamedTuple):
         start = np.arange(0, self.tail, self.page_bytes)
         stop = np.minimum(start + self.page_bytes, self.tail)
         pages = np.stack([np.clip(start, self.table_end, stop), stop], 1)
-        return np.concatenate([np.array(tables, np.int64).reshape(-1, 2), pages])
+        return np.array(tables, np.int64).reshape(-1, 2), pages
 
     def num_table_bytes(self, num_bytes: int) -> int:
         """Return the bytes of the tables."""
         return self.table_end + num_bytes - self.tail
-
-    def num_table_parts(self, num_bytes: int) -> int:
-        """Return how many of the parts are those of tables."""
-        return -(-self.table_end // _PIECE_BYTES) + -(-(num_bytes - self.tail) // _PIECE_BYTES)
 
 
 def _layout(remote: RemoteObject, head: bytes) -> Layout:
@@ -128,8 +124,8 @@ class RemoteBeton:
                 f"{remote.address}: its tables take {num_table_bytes / 1e9:,.3g} GB, and the cache at most "
                 f"{cache.max_bytes / 1e9:,.3g} GB; give a larger --cache-gb, or another file"
             )
-        self.file = cache.open(remote, self.layout.parts(remote.num_bytes))
-        self.num_tables = self.layout.num_table_parts(remote.num_bytes)
+        tables, pages = self.layout.parts(remote.num_bytes)
+        self.file, self.num_tables = cache.open(remote, np.concatenate([tables, pages])), len(tables)
         most = min(_SIDECAR_BYTES + num_table_bytes, _MAX_SIDECAR_BYTES)
         try:
             cache.keep(sidecar_path(self.file.path), read_whole(f"{remote.address}.json", most))
@@ -180,12 +176,8 @@ def remote_pages(data: object) -> "RemotePages | None":
 class RemotePages:
     """The remote files behind an address or a glob of them. `open` follows when their tables were read.
 
-    Attributes:
-        names: The address of each file, in the order of the files.
-        paths: The files in the cache, which have all of their tables, and some of their pages.
-        total_bytes: The size of all files.
-        table_bytes: The bytes on the disk of their tables, which are always here.
-        is_told_slow: Whether a line has said that the network is slower than training.
+    `names` are the files' addresses. `paths` are their places in the cache, with all of their tables, which
+    take `table_bytes` on the disk, and some of their pages.
     """
 
     pages: Pages
@@ -213,28 +205,25 @@ class RemotePages:
                         for part in range(len(file.file.parts))
                     ]
                 )
-                self._fetch_tables()
+                firsts = zip(self._first_parts.tolist(), self._files, strict=False)
+                tables = [first + i for first, file in firsts for i in range(file.num_tables)]
+                self.fetcher.plan(tables)
+                self.fetcher.wait(tables)
         except BaseException:
             self.close()
             raise
         self.table_bytes = sum(file.table_bytes() for file in self._files)
         self._opened.add(self)
 
-    def _fetch_tables(self) -> None:
-        files = zip(self._first_parts.tolist(), self._files, strict=False)
-        tables = [first + i for first, file in files for i in range(file.num_tables)]
-        self.fetcher.plan(tables)
-        self.fetcher.wait(tables)
-
     def open_shard(self, number: int, num_classes: int | None) -> Shard:
         """Open a file by its tables here, which are fetched again if they are damaged."""
-        for is_last in (False, True):
-            try:
-                return CachedShard(self.paths[number], num_classes, self.names[number])
-            except ValueError:
-                if is_last or not self._files[number].mend_tables():
-                    raise
-        raise AssertionError
+        arguments = self.paths[number], num_classes, self.names[number]
+        try:
+            return CachedShard(*arguments)
+        except ValueError:
+            if not self._files[number].mend_tables():
+                raise
+        return CachedShard(*arguments)
 
     def open(self, shards: Sequence[Shard]) -> None:
         """Learn from the opened tables where the samples lie."""
@@ -295,7 +284,7 @@ class RemotePages:
         """Return whether a part's bytes match the checksums, or where there are none, the file's version."""
         file = self._files[number]
         if part < file.num_tables:
-            return True  # `_fetch_tables` checks them together
+            return True  # `open_shard` checks them together
         if not file.layout.has_checksums:
             return file.remote.is_unchanged()
         shard, start = self._shards[number], int(file.file.parts[part, 0])
@@ -369,8 +358,9 @@ class FetchAhead:
     def __init__(self, remote: RemotePages, pages: np.ndarray, give_at: np.ndarray | None) -> None:
         self._remote, self._pages = remote, pages
         self._sizes = remote.pages.extents.num_bytes[pages]
-        self._by_step = np.argsort(give_at, kind="stable") if give_at is not None else np.zeros(0, np.int64)
-        self._give_at = give_at[self._by_step] if give_at is not None else np.zeros(0, np.int64)
+        give_at = np.zeros(0, np.int64) if give_at is None else give_at
+        self._by_step = np.argsort(give_at, kind="stable")
+        self._give_at = give_at[self._by_step]
         self._room = remote.room_bytes()
         self._num_asked = self._num_given = self._num_bytes = 0
         self._is_given = np.zeros(len(pages), bool)

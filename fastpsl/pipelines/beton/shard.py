@@ -87,16 +87,8 @@ def library() -> ctypes.CDLL | None:
 
 
 VERSION = 2
-HEADER = np.dtype(
-    [
-        ("version", "<u2"),
-        ("num_fields", "<u2"),
-        ("page_size", "<u4"),
-        ("num_samples", "<u8"),
-        ("alloc_table_ptr", "<u8"),
-    ],
-    align=True,
-)
+_HEADER = {"version": "<u2", "num_fields": "<u2", "page_size": "<u4", "num_samples": "<u8"}
+HEADER = np.dtype([*_HEADER.items(), ("alloc_table_ptr", "<u8")], align=True)
 FIELD = np.dtype([("type_id", "u1"), ("name", "u1", (16,)), ("arguments", "u1", (1024,))], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
@@ -333,16 +325,9 @@ class Shard(Uncopyable):
         end = np.uint64(self.alloc)
         self._refuse_where(part, (heights == 0) | (widths == 0), "has a side of 0 px")
         self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
-        self._refuse_where(
-            part,
-            # This order avoids overflow.
-            (pointers < self.table_end)
-            | (pointers > end)
-            | (sizes > end)
-            | (sizes == 0)
-            | (pointers + sizes > end),
-            "lies outside of the file's data",
-        )
+        outside = (pointers < self.table_end) | (pointers > end) | (sizes > end) | (sizes == 0)
+        outside |= pointers + sizes > end  # after the others, which exclude an overflow
+        self._refuse_where(part, outside, "lies outside of the file's data")
         pixels = heights.astype(np.uint64) * widths
         self._refuse_where(
             part, (modes == RAW) & (sizes != 3 * pixels), "is raw, and its length is not height * width * 3"
@@ -351,13 +336,11 @@ class Shard(Uncopyable):
             part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
         )
         self._refuse_where(part, labels < -1, "has a label below -1")
-        allowed = MAX_LABEL if num_classes is None else num_classes - 1
-        label_fault = (
-            "a label beyond int32"
-            if num_classes is None
-            else f"a label above {allowed}, the last of its class names"
-        )
-        self._refuse_where(part, labels > allowed, f"has {label_fault}")
+        if num_classes is None:
+            self._refuse_where(part, labels > MAX_LABEL, "has a label beyond int32")
+        else:
+            fault = f"has a label above {num_classes - 1}, the last of its class names"
+            self._refuse_where(part, labels >= num_classes, fault)
         return _Ranges(
             int(heights.min()), int(widths.min()), int(heights.max()), int(widths.max()),
             int(sizes.max()), int(labels.max()), int((modes == RAW).sum()),

@@ -143,15 +143,9 @@ def sidecar_path(beton: Path) -> Path:
 
 def dump_sidecar(sidecar: Sidecar) -> bytes:
     """Return the JSON as bytes."""
-    record = {
-        "format": FORMAT,
-        "num_samples": sidecar.num_samples,
-        "class_names": sidecar.class_names,
-        "written": sidecar.written,
-        "data_start": sidecar.data_start,
-        "sha256": sidecar.sha256,
-        "source_paths": sidecar.packed_paths,
-    }
+    names = ("num_samples", "class_names", "written", "data_start", "sha256")
+    record = {"format": FORMAT} | {name: getattr(sidecar, name) for name in names}
+    record["source_paths"] = sidecar.packed_paths
     return (json.dumps(record, indent=1, ensure_ascii=True) + "\n").encode()
 
 
@@ -309,15 +303,15 @@ def _appended_twice(others: Sequence[Written], appended: Sequence[Written]) -> l
 def missing_shards(shards: Sequence[Written]) -> list[str]:
     """Return a line per missing shard of the run that most of these belong to."""
     shards = [shard for shard in shards if not shard.is_appended]
-    run = _usual(shards) if shards else []
-    missing = set(range(run[0].num_shards)) - {shard.index for shard in run} if run else set()
-    is_by_size = bool(run) and dict(run[0].common)["shard_mb"] != "None"
+    if not shards:
+        return []
+    run = _usual(shards)
+    num, is_by_size = run[0].num_shards, dict(run[0].common)["shard_mb"] != "None"
     again = "copy it, or write all again" if is_by_size else "write it with --shard {}/{}"
-    folder = os.path.dirname(run[0].name) if run else ""
+    beginning = os.path.dirname(run[0].name) or "."
     return [
-        f"{folder or '.'}: shard {index}/{run[0].num_shards} of {run[0].source} is missing; "
-        f"{again.format(index, run[0].num_shards)}"
-        for index in sorted(missing)
+        f"{beginning}: shard {i}/{num} of {run[0].source} is missing; {again.format(i, num)}"
+        for i in sorted(set(range(num)) - {shard.index for shard in run})
     ]
 
 

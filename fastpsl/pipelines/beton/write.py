@@ -290,19 +290,12 @@ _MORE = ".more-"
 
 @dataclass(frozen=True)
 class NewShard:
-    """The file to be written.
-
-    Attributes:
-        out: Its path.
-        target: The form in which the set's images are stored.
-        class_names: The set's.
-        pattern: What names the set with this file.
-    """
+    """The file to be written."""
 
     out: Path
-    target: Target
+    target: Target  # that of the set's images
     class_names: list[str] | None
-    pattern: str
+    pattern: str  # names the set with this file
 
     def samples(self, source: Source) -> Callable[[int], Iterator[Sample]]:
         """Return the function that yields the source's images from the i-th on, with the set's labels."""

@@ -38,18 +38,10 @@ class SampleTable(NamedTuple):
     def empty(cls, indices: np.ndarray) -> "SampleTable":
         """Return a table of upright samples that are read from `fd`; the other columns are uninitialised."""
         num = len(indices)
-        return cls(
-            indices=np.asarray(indices, np.int64),
-            fd=np.empty(num, np.int32),
-            offset=np.empty(num, np.int64),
-            num_bytes=np.empty(num, np.int64),
-            height=np.empty(num, np.int32),
-            width=np.empty(num, np.int32),
-            mode=np.empty(num, np.uint8),
-            label=np.empty(num, np.int64),
-            orientation=np.full(num, UPRIGHT, np.uint8),
-            path=np.full(num, "", object),
-        )
+        columns: list[np.ndarray]
+        columns = [np.empty(num, kind) for kind in ("i4", "i8", "i8", "i4", "i4", "u1", "i8")]
+        columns += [np.full(num, UPRIGHT, np.uint8), np.full(num, "", object)]
+        return cls(np.asarray(indices, np.int64), *columns)
 
     def part(self, which: "slice | np.ndarray") -> "SampleTable":
         return SampleTable(*(column[which] for column in self))

@@ -33,14 +33,10 @@ _ENDING_CHARACTERS = 10  # of a longer one, such as in a name with a date, is no
 
 
 class Tally:
-    """The numbers of what is left out.
-
-    Attributes:
-        counts: The number of each kind; see `_WORDS`.
-    """
+    """The numbers of what is left out."""
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
-        self.counts = Counter[str](counts or {})
+        self.counts = Counter[str](counts or {})  # of each kind in `_WORDS`
         self._first, self._endings = dict[str, str](), Counter[str]()
 
     def add(self, kind: str, name: str) -> None:
@@ -182,41 +178,15 @@ def changed(what: object, num_before: int, num_after: int) -> ValueError:
     )
 
 
-@dataclass(frozen=True)
 class Relabelled:
-    """A source whose labels count `class_names`; None for no labels."""
+    """A source whose labels count `class_names`; None for no labels. Its picks have those of the source."""
 
-    source: Source
-    class_names: list[str] | None
-
-    @property
-    def num_total(self) -> int:
-        return self.source.num_total
-
-    @property
-    def num_samples(self) -> int:
-        return self.source.num_samples
-
-    @property
-    def mode(self) -> str:
-        return self.source.mode
-
-    @property
-    def notes(self) -> list[str]:
-        words = f"labels of {len(self.class_names):,} given classes" if self.class_names else "no labels: -1"
-        return [*self.source.notes, words]
-
-    @property
-    def warnings(self) -> list[str]:
-        return self.source.warnings
-
-    @property
-    def left_out(self) -> Tally:
-        return self.source.left_out
-
-    def picks(self, num: int, random: Random) -> Picks:
-        """Choose images of the source, with its own labels, which an estimate does not need."""
-        return self.source.picks(num, random)
+    def __init__(self, source: Source, class_names: list[str] | None) -> None:
+        self.source, self.class_names = source, class_names
+        words = f"labels of {len(class_names):,} given classes" if class_names else "no labels: -1"
+        self.num_total, self.num_samples, self.mode = source.num_total, source.num_samples, source.mode
+        self.notes, self.warnings = [*source.notes, words], source.warnings
+        self.left_out, self.picks = source.left_out, source.picks
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield the source's samples with other labels."""

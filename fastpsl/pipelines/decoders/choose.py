@@ -81,14 +81,6 @@ def choose_on_gpu(
     return "turbo", f"{estimate}. If the step waits, {more} would do. dali is not taken: {reason}"
 
 
-def without_engines(reason: str) -> str:
-    """Return why `dali` is slower than `turbo` without its engines, given why they do not work."""
-    return (
-        f"without JPEG engines it took {DALI_MS_WITHOUT_ENGINES:g} ms of CPU per image, turbo {TURBO_MS:g} "
-        f"({reason})"
-    )
-
-
 # The decoders for each kind of data.
 READS = {
     "beton": ("turbo", "ffcv", "dali", "pillow", "resident", "synthetic"),
@@ -187,7 +179,7 @@ def _automatic(
     if is_kept_on_device(data, device):
         from fastpsl.pipelines.decoders import resident
 
-        size = f"{resident.megabytes(data):,.0f} MB"
+        size = f"{resident.num_bytes(data) / 1e6:,.0f} MB"
         return "resident", f"raw images of one size, {size}: kept on the device"
     no_turbo = libturbo.why_missing()
     if not no_turbo:
@@ -229,7 +221,10 @@ def _why_not_dali(some: SampleTable, device: "torch.device") -> str:
     if (some.mode != MODE_JPEG).mean() > _MOST_OTHERS:
         return "its JPEG engines decode JPEGs only, and many of these images are none"
     if reason := why_slower(device):
-        return without_engines(reason)
+        return (
+            f"without JPEG engines it took {DALI_MS_WITHOUT_ENGINES:g} ms of CPU per image, "
+            f"turbo {TURBO_MS:g} ({reason})"
+        )
     from fastpsl.pipelines.decoders import dali  # importing DALI itself takes seconds
 
     return dali.why_missing(device)

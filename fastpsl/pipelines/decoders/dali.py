@@ -52,17 +52,11 @@ _NO_NVCUVID = (
 )
 # What container programs leave in a container: Docker, Podman, Kubernetes, and what systemd notes of others.
 _CONTAINER_FILES = (
-    "/.dockerenv",
-    "/run/.containerenv",
-    "/run/secrets/kubernetes.io",
-    "/run/systemd/container",
-)
+    "/.dockerenv", "/run/.containerenv", "/run/secrets/kubernetes.io", "/run/systemd/container",
+)  # fmt: skip
 _CONTAINER_VARIABLES = (
-    "container",
-    "KUBERNETES_SERVICE_HOST",
-    "APPTAINER_CONTAINER",
-    "SINGULARITY_CONTAINER",
-)
+    "container", "KUBERNETES_SERVICE_HOST", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER",
+)  # fmt: skip
 
 
 @cache
@@ -116,10 +110,7 @@ def is_in_container() -> bool:
 
 
 def _open_engines(library: Any) -> int | None:
-    """Open the hardware decoder and close it again; return nvJPEG's status, or None if it has no answer.
-
-    Source: nvJPEG's documentation, nvjpegCreateEx.
-    """
+    """Open and close the hardware decoder; return the status of nvjpegCreateEx, or None without an answer."""
     handle = ctypes.c_void_p()
     try:
         status = library.nvjpegCreateEx(_HARDWARE, None, None, 0, ctypes.byref(handle))
@@ -131,10 +122,7 @@ def _open_engines(library: Any) -> int | None:
 
 
 def num_engines(library: Any) -> int | None:
-    """Return the number of JPEG engines of the current device; None if nvJPEG does not report it.
-
-    Source: nvJPEG's documentation, nvjpegGetHardwareDecoderInfo.
-    """
+    """Return the number of JPEG engines of the current device; None if nvJPEG does not report it."""
     handle, num, num_cores = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_uint(0)
     if library is None or library.nvjpegCreateSimple(ctypes.byref(handle)) != _SUCCESS:
         return None
@@ -182,10 +170,6 @@ class DaliDecoder(BatchDecoder):
 
     A CUDA device needs its index. `hw_decoder_load` is the share of a batch for the GPU's hardware decoder,
     from 0 to 1.
-
-    Attributes:
-        remark: Why the GPU's JPEG engines cannot be used, with the remedy, or "".
-        num_fallbacks: The number of samples decoded by the plain decoder in place of DALI.
     """
 
     name = "dali"
@@ -214,7 +198,7 @@ class DaliDecoder(BatchDecoder):
         self._waiting: deque[_Batch] = deque()
         self._workers: Workers | None = None
         self._lock = threading.Lock()
-        self.num_fallbacks = 0
+        self.num_fallbacks = 0  # samples that the plain decoder has decoded in place of DALI
 
     @override
     def begin(self, rows: SampleTable) -> Encoded:

@@ -9,7 +9,7 @@ import io
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -137,32 +137,18 @@ def _watch_exit() -> None:
 
 
 class Graph(NamedTuple):
-    """The description of a pipeline.
+    """The description of a pipeline."""
 
-    Attributes:
-        is_raw: Whether the input is images, uint8 [H, W, 3], and not JPEGs.
-        turns: Whether JPEGs are rotated by EXIF. The last output is then the images' shapes.
-        sizes_px: The side of each crop of a sample.
-        isotropic: For each crop, whether the output is a source window for the isotropic kernel.
-        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
-    """
-
-    is_raw: bool
-    turns: bool
-    sizes_px: tuple[int, ...]
+    is_raw: bool  # whether the input is images, uint8 [H, W, 3], and not JPEGs
+    turns: bool  # whether JPEGs are rotated by EXIF. The last output is then the images' shapes
+    sizes_px: tuple[int, ...]  # the side of each crop of a sample
+    # For each crop, whether the output is a source window for the isotropic kernel.
     isotropic: tuple[bool, ...]
-    hw_decoder_load: float = HW_DECODER_LOAD
+    hw_decoder_load: float = HW_DECODER_LOAD  # the share of a batch for the GPU's hardware decoder, 0 to 1
 
 
 def build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
     """Build a pipeline for the inputs of `feeds`, with an output for each crop or its window."""
-    with _building:
-        if _exiting.is_set():
-            raise RuntimeError("the process ends")
-        return _build(graph, batch_size, num_threads, device, depth)
-
-
-def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
     dali = _dali()
     fn, types = dali.fn, dali.types
     is_gpu = device.type == "cuda"
@@ -358,7 +344,10 @@ class DaliPipeline:
     def _start(self) -> None:
         """Build a pipeline and test it with black images."""
         try:
-            pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
+            with _building:
+                if _exiting.is_set():
+                    raise RuntimeError("the process ends")
+                pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
             for name, values in first_feeds(self._graph, self._batch_size, self._depth):
                 pipe.feed_input(name, values)
             pipe.schedule_run()  # the first call starts as many runs as the prefetch queue holds
@@ -454,7 +443,12 @@ class DaliPipeline:
                 isotropic_resize(window.reshape(-1), rows, columns, top, left, side, is_turned, crops[i])
 
         assert self._workers is not None
-        _in_threads(self._workers, crop, len(boxes))
+        starts = range(0, len(boxes), _CHUNK)
+        parts = [range(start, min(start + _CHUNK, len(boxes))) for start in starts]
+        calls = [self._workers.call(crop, part) for part in parts]
+        futures.wait(calls)  # all of them, also after an error: they read DALI's memory
+        for call in calls:
+            call.result()
         return torch.from_numpy(crops)
 
     def _recover(self, run: _Run, message: str | None) -> tuple[list[Tensor], dict[int, str]]:
@@ -511,27 +505,6 @@ class DaliPipeline:
         failed.update({int(which[i]): reason for i, reason in part_failed.items()})
         put(crops, which, part_crops)
         return None
-
-
-def _in_threads(workers: Workers, function: Callable[[range], None], num: int) -> None:
-    """Call `function` on parts of range(num) in threads, and raise its first error."""
-    parts = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
-    finished = threading.Semaphore(0)
-    errors: list[BaseException] = []
-
-    def run_part(part: range) -> None:
-        try:
-            function(part)
-        except BaseException as error:  # noqa: BLE001 - raised in the caller
-            errors.append(error)
-        finished.release()
-
-    for part in parts:
-        workers.submit(run_part, part)
-    for _ in parts:
-        finished.acquire()
-    if errors:
-        raise errors[0]
 
 
 def put(images: list[Tensor], which: np.ndarray, crops: list[Tensor]) -> None:

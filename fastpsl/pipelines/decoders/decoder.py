@@ -23,33 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A batch to be decoded, part by part.
+    """A batch to be decoded, part by part."""
 
-    Attributes:
-        rows: The samples, n of them.
-        boxes: For V views int32 [V, n, 5].
-        outs: For each view uint8 [n, S, S, 3], RGB, written in place.
-        codes: int8 [n], written; READING while a thread reads the sample, where the decoder tells.
-        native: What a decoder keeps for the batch.
-    """
-
-    rows: SampleTable
-    boxes: np.ndarray
-    outs: list[np.ndarray]
-    codes: np.ndarray
-    native: Any = None
+    rows: SampleTable  # n samples
+    boxes: np.ndarray  # for V views int32 [V, n, 5]
+    outs: list[np.ndarray]  # for each view uint8 [n, S, S, 3], RGB, written in place
+    codes: np.ndarray  # int8 [n], written; READING while a thread reads the sample, where the decoder tells
+    native: Any = None  # what a decoder keeps for the batch
 
 
 class Decoder(Uncopyable, ABC):
-    """A decoder of samples, part by part (turbo, ffcv, pillow, synthetic).
+    """A decoder of samples, part by part (turbo, ffcv, pillow, synthetic)."""
 
-    Attributes:
-        name: The name for messages and logs.
-        remark: What makes it slower than it could be here, with the remedy, or "".
-    """
-
-    name: str
-    remark: str = ""
+    name: str  # the name for messages and logs
+    remark: str = ""  # what makes it slower than it could be here, with the remedy, or ""
 
     def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
         """Return a request for the decoding of a batch. Any thread may call it.
@@ -82,17 +69,11 @@ class Decoder(Uncopyable, ABC):
 
 
 class BatchDecoder(Uncopyable, ABC):
-    """A decoder of whole batches that returns images on the loader's device (dali, resident).
+    """A decoder of whole batches that returns images on the loader's device (dali, resident)."""
 
-    Attributes:
-        name: The name for messages and logs.
-        depth: The most batches that may be submitted before the first is collected.
-        remark: What makes it slower than it could be here, with the remedy, or "".
-    """
-
-    name: str
-    remark: str = ""
-    depth: int
+    name: str  # the name for messages and logs
+    remark: str = ""  # what makes it slower than it could be here, with the remedy, or ""
+    depth: int  # the most batches that may be submitted before the first is collected
 
     @abstractmethod
     def begin(self, rows: SampleTable) -> Any:

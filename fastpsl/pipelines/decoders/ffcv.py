@@ -90,7 +90,7 @@ def _decode_one(
         encoded[: len(_CODES)] = _CODES
         sample, num_bytes = encoded, num_bytes + _ROOM
     denominator = _denominator(boxes, sizes, i)
-    status = decode_into(sample, num_bytes, height, width, pixels, 1, denominator, handle)
+    status = decode_into(sample, num_bytes, height, width, pixels, denominator, handle)
     return GOOD if status == 0 else CORRUPT, denominator
 
 

@@ -108,26 +108,22 @@ def decode_into(
     height: int,
     width: int,
     out: np.ndarray,
-    scale_num: int,
-    scale_denom: int,
+    denominator: int,
     handle: int,
 ) -> int:
-    """Decode a JPEG, uint8, to RGB at 1/1, 1/2, 1/4 or 1/8, in compiled code.
+    """Decode a JPEG, uint8, to RGB at 1 / `denominator`, which is 1, 2, 4 or 8, in compiled code.
 
-    `out` is contiguous uint8 of at least h * w * 3, where h is height * scale, rounded up. The `Handle` at
-    the address `handle` is used by one thread at a time. Returned is 0, or -1 after a libjpeg error or
+    `out` is contiguous uint8 of at least h * w * 3, where h is height / denominator, rounded up. One thread
+    at a time uses the `Handle` at the address `handle`. Returned is 0, or -1 after a libjpeg error or
     warning; `out` then holds what was decoded.
     """
     source, pixels = jpeg.ctypes.data, out.ctypes.data
     if handle != 0:  # the call that imdecode makes, but its own handles outlive their threads: 6 kB each
-        columns = (width * scale_num + scale_denom - 1) // scale_denom
-        rows = (height * scale_num + scale_denom - 1) // scale_denom
-        return _tj_decompress(
-            handle, source, num_bytes, pixels, columns, 0, rows, _RGB, _FAST_DCT | _NO_REALLOC
-        )
-    return _tj_decode(
-        source, num_bytes, height, width, pixels, height, width, 0, 0, scale_num, scale_denom, 0, 0
-    )
+        columns = (width + denominator - 1) // denominator
+        rows = (height + denominator - 1) // denominator
+        flags = _FAST_DCT | _NO_REALLOC
+        return _tj_decompress(handle, source, num_bytes, pixels, columns, 0, rows, _RGB, flags)
+    return _tj_decode(source, num_bytes, height, width, pixels, height, width, 0, 0, 1, denominator, 0, 0)
 
 
 @njit(cache=True, nogil=True)
@@ -145,14 +141,10 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
 
 
 class Handle(Uncopyable):
-    """A handle of libturbojpeg's decoder for one thread, freed with this object.
-
-    Attributes:
-        address: The handle, or 0 if libffcv gives no access to libturbojpeg.
-    """
+    """A handle of libturbojpeg's decoder for one thread, freed with this object."""
 
     def __init__(self) -> None:
-        self.address: int = 0
+        self.address: int = 0  # if libffcv gives no access to libturbojpeg
         self._library = library()
         if _reach_turbojpeg(self._library):
             self.address = self._library.tjInitDecompress() or 0

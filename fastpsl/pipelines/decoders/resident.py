@@ -25,15 +25,10 @@ SMALL_BYTES = 1 << 30
 _CHUNK = 4096  # samples read at a time
 
 
-def num_bytes(data: "Beton") -> int:
+def num_bytes(data: Dataset) -> int:
     """Return the size of a dataset file's images on the device."""
     _, _, height, width = data.image_sizes()
     return data.num_samples * height * width * 3
-
-
-def megabytes(data: Dataset) -> float:
-    """Return `num_bytes` in MB."""
-    return num_bytes(cast("Beton", data)) / 1e6
 
 
 def is_small(data: Dataset) -> bool:

@@ -26,18 +26,14 @@ _MOST_CROPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The places of a batch's windows in an arena. A window has all that a sample's isotropic views see.
+    """The places of a batch's windows in an arena. A window has all that a sample's isotropic views see."""
 
-    Attributes:
-        places: int32 [n, 4]: top, left, height, width, in pixels of the upright images. Zeros where the
-            decoder is to crop all views of a sample.
-        offsets: int64 [n]: where the decoder puts each window in the arena. Its rows lie one after the other.
-        num_bytes: The bytes of all windows.
-    """
-
+    # int32 [n, 4]: top, left, height, width, in pixels of the upright images. Zeros where the decoder is
+    # to crop all views of a sample.
     places: np.ndarray
+    # int64 [n]: where the decoder puts each window in the arena. Its rows lie one after the other.
     offsets: np.ndarray
-    num_bytes: int
+    num_bytes: int  # the bytes of all windows
 
 
 def plan_windows(rows: SampleTable, boxes: list[np.ndarray], sizes_px: list[int]) -> Windows:

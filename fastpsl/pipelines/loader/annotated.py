@@ -32,26 +32,16 @@ AnnotatedImage = tuple[Tensor, dict[str, Tensor]]
 @final
 @dataclass
 class AnnotatedBatch:
-    """One rank's part of a step, on the device.
+    """One rank's part of a step, on the device."""
 
-    Attributes:
-        images: B tensors, uint8 [3, h, w].
-        targets: The annotations of each image, as the loader's `read` returns them.
-        indices: The dataset indices, int64 [B].
-        labels: -1 for each image, int64 [B].
-        epoch: The epoch, from 0.
-        step: The step in the epoch, from 0.
-        bad: Always empty; a sample that cannot be read raises.
-        extra: What a task's `loss` leaves for its `after_step`, by name.
-    """
-
-    images: list[Tensor]
-    targets: list[dict[str, Tensor]]
-    indices: Tensor
-    labels: Tensor
-    epoch: int
-    step: int
-    bad: list[BadSample] = field(default_factory=list)
+    images: list[Tensor]  # B of them, uint8 [3, h, w]
+    targets: list[dict[str, Tensor]]  # the annotations of each image, as the loader's `read` returns them
+    indices: Tensor  # of the dataset, int64 [B]
+    labels: Tensor  # -1 for each image, int64 [B]
+    epoch: int  # from 0
+    step: int  # in the epoch, from 0
+    bad: list[BadSample] = field(default_factory=list)  # always empty; a sample that cannot be read raises
+    # What a task's `loss` leaves for its `after_step`, by name.
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:

@@ -28,18 +28,13 @@ _PART_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Augment:
-    """A way to compute the operations of views.
+    """A way to compute the operations of views."""
 
-    Attributes:
-        path: "kornia", "torch" or "fused".
-        reason: Why this path was taken, to be shown to users.
-        modules: The modules of kernels/fused_cpu or kernels/fused_cuda that the fused path uses.
-        memory: The memory of views on the CPU.
-    """
-
-    path: str
-    reason: str
+    path: str  # "kornia", "torch" or "fused"
+    reason: str  # why this path was taken, to be shown to users
+    # The modules of kernels/fused_cpu or kernels/fused_cuda that the fused path uses.
     modules: tuple[ModuleType, ...] = ()
+    # The memory of views on the CPU.
     memory: ViewMemory = field(default_factory=ViewMemory, repr=False, compare=False)
 
     def inputs(self, batch: Batch, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
@@ -64,17 +59,14 @@ class Augment:
         return outs
 
     def _one_by_one_on_cpu(self, apply: _Apply, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
-        """Apply the operations to a few images at a time, which allocates nothing of a batch's size.
-
-        They treat each image by itself, so that this changes no value.
-        """
+        """Apply the operations, which treat each image by itself, in parts, which take less memory."""
         outs = self._empty(jobs, dtype)
         for (view, images, draws), out in zip(jobs, outs, strict=True):
             per_image, step = len(out) // len(images), max(1, _PART_BYTES // images[0].nbytes)
             for first in range(0, len(images), step):
                 part = slice(first, first + step)
-                result = _on_part(apply, view, images, draws, part, dtype)
-                out[first * per_image : part.stop * per_image] = result
+                parts = [{name: values[part] for name, values in draw.items()} for draw in draws]
+                out[first * per_image : part.stop * per_image] = apply(view, images[part], parts, dtype)
         return outs
 
     def _empty(self, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
@@ -91,19 +83,6 @@ class Augment:
                 for shape in wanted
             ]
         return list(outs[0].split(nums)) if is_one else outs
-
-
-def _on_part(
-    apply: _Apply,
-    view: ViewSpec,
-    images: Tensor,
-    draws: Sequence[Mapping[str, Tensor]],
-    part: slice,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return what `apply` returns for a part of a batch."""
-    parts = [{name: values[part] for name, values in draw.items()} for draw in draws]
-    return apply(view, images[part], parts, dtype)
 
 
 def _by_kornia(

@@ -233,10 +233,7 @@ class Batch:
 
 
 def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor, list[int]]:
-    """Copy small tensors into one buffer, so that a single copy moves all of them to a device.
-
-    The result is the buffer, uint8 [N] on the host, and the byte offset of each tensor.
-    """
+    """Copy small tensors into one buffer, uint8 [N] on the host; return it, and each one's byte offset."""
     starts, end = [], 0
     for tensor in tensors:
         starts.append(end)

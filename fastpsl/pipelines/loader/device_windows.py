@@ -17,10 +17,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 def crops_on_device(decoder: Decoder | BatchDecoder, views: Sequence[ViewSpec], device: torch.device) -> bool:
-    """Return whether the device crops what `turbo` decodes for isotropic views.
-
-    Without Triton the CPU crops them, with a warning.
-    """
+    """Return whether the device crops isotropic views. Without Triton the CPU does, with a warning."""
     if device.type == "cpu" or not isinstance(decoder, TurboDecoder):
         return False
     if not any(hasattr(view.crop, "resampling") for view in views):
@@ -29,10 +26,7 @@ def crops_on_device(decoder: Decoder | BatchDecoder, views: Sequence[ViewSpec], 
 
 
 class Room:
-    """The bytes of arenas, which grow.
-
-    Batches of one size use the same memory again, in torch's pools of the host and of the device.
-    """
+    """The bytes of arenas, which grow. Batches of one size find the same memory in torch's pools again."""
 
     def __init__(self) -> None:
         self.num_bytes, self._lock = 0, threading.Lock()

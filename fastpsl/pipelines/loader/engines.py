@@ -34,10 +34,7 @@ _READ_WAIT_S = 0.005
 
 
 class PendingBatch:
-    """A batch that the consumer asks for and threads make.
-
-    Once the event `is_left` is set, nobody wants the batch, and its work ends soon.
-    """
+    """A batch that the consumer asks for and threads make, until `is_left` is set: nobody wants it then."""
 
     def __init__(
         self, spec: LoaderSpec, epoch: int, step: int, numbers: np.ndarray, is_left: threading.Event
@@ -154,20 +151,23 @@ class ThreadEngine:
     def _run(self, pending: PendingBatch) -> None:
         try:
             planned = pending.plan()
-            decoding = self._begin(planned)
+            images, request, windows = self._begin(planned)
         except BaseException as error:  # noqa: BLE001 - the consumer's to handle
             pending.done.set_exception(error)
             return
         pending.decode_in_chunks(
             self._workers,
-            decoding.request.codes,
-            partial(self._decode, decoding.request),
+            request.codes,
+            partial(self._decode, request),
             pending.done,
-            partial(_deliver, pending, planned, decoding),
+            partial(_deliver, pending, planned, images, request.codes, windows),
         )
 
-    def _begin(self, planned: Plan) -> "_Decoding":
-        """Allocate the batch's images, with zeros for padding, and request them of the decoder."""
+    def _begin(self, planned: Plan) -> tuple[list[Tensor], Request, DeviceWindows | None]:
+        """Allocate the batch's images, with zeros for padding, and request them of the decoder.
+
+        Images are uint8 [B, S, S, 3] for each view, or empty if the device crops all of them.
+        """
         spec, boxes, num = planned.spec, planned.boxes, len(planned.indices)
         sizes_px, is_pinned = [view.crop.size_px for view in spec.views], spec.copy_stream is not None
         windows, nums = None, [num] * len(sizes_px)
@@ -187,11 +187,10 @@ class ThreadEngine:
             of_view[planned.num_valid :] = 0
         outs = [of_view.numpy()[: planned.num_valid] for of_view in images]
         if windows is None:
-            return _Decoding(images, self._decoder.begin(planned.rows, boxes, outs), None)
+            return images, self._decoder.begin(planned.rows, boxes, outs), None
         assert isinstance(self._decoder, TurboDecoder)
         arena = windows.arena.numpy()
-        request = self._decoder.begin(planned.rows, boxes, outs, windows.planned, arena)
-        return _Decoding(images, request, windows)
+        return images, self._decoder.begin(planned.rows, boxes, outs, windows.planned, arena), windows
 
     def _decode(self, request: Request, part: slice) -> None:
         self._decoder.decode_part(request, part)
@@ -205,20 +204,17 @@ class ThreadEngine:
         self._workers.close(limit_s)
 
 
-class _Decoding(NamedTuple):
-    """A batch that a `Decoder` works on: uint8 [B, S, S, 3], or an empty tensor if the device crops all."""
-
-    images: list[Tensor]
-    request: Request
-    windows: DeviceWindows | None
-
-
-def _deliver(pending: PendingBatch, planned: Plan, decoding: _Decoding) -> "tuple[Batch, Any]":
-    images, request, windows = decoding
+def _deliver(
+    pending: PendingBatch,
+    planned: Plan,
+    images: list[Tensor],
+    codes: np.ndarray,
+    windows: DeviceWindows | None,
+) -> "tuple[Batch, Any]":
     with pending.spec.on_copy_stream():
         if windows is not None:
             images = windows.crop(images, len(planned.indices), pending.spec.device)
-        return pending.deliver(planned, images, request.codes)
+        return pending.deliver(planned, images, codes)
 
 
 class _Read(NamedTuple):

@@ -23,7 +23,7 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import FetchAhead
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
-from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.device_windows import crops_on_device
 from fastpsl.pipelines.loader.engines import PendingBatch, QueueEngine, ThreadEngine
@@ -73,23 +73,6 @@ class Loader(Uncopyable):
         ValueError: An argument is out of range, or the data, the views, the order, the decoder and the device
             do not fit together.
     """
-
-    data: Dataset
-    views: tuple[ViewSpec, ...]
-    device: torch.device
-    batch_size_per_rank: int
-    seed: int
-    train: bool
-    rank: int
-    world: int
-    num_threads: int
-    prefetch_batches: int
-    timeout_s: float
-    num_samples: int
-    num_steps: int
-    decoder: Decoder | BatchDecoder
-    decoder_name: str
-    decoder_reason: str
 
     def __init__(
         self,

@@ -102,10 +102,7 @@ def training_order(seed: int, epoch: int, num_samples: int) -> Order:
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Return a sorted order of an epoch: int64 [num_samples], a permutation of 0 to num_samples - 1.
-
-    Samples are sorted (stably) by their `sort_keys`.
-    """
+    """Return the permutation of 0 to num_samples - 1, int64, that sorts `sort_keys` (stably)."""
     order = np.argsort(sort_keys(seed, epoch, num_samples), kind="stable")
     return order.astype(np.int64, copy=False)
 
@@ -126,10 +123,7 @@ def keys_of(seed: int, epoch: int, indices: np.ndarray, slot: Slot = Slot.ORDER)
 
 
 def num_steps(num_samples: int, global_batch: int, train: bool) -> int:
-    """Return the number of steps in an epoch.
-
-    Training drops the last partial global batch, evaluation pads it.
-    """
+    """Return the steps of an epoch. Training drops the last partial global batch, evaluation pads it."""
     return num_samples // global_batch if train else -(-num_samples // global_batch)
 
 

@@ -31,17 +31,11 @@ MAX_DROPPED = 0.1  # share of an epoch's samples; unequal lanes come near it bel
 
 
 class Groups(NamedTuple):
-    """An epoch's pages in the order in which they are opened, lane after lane.
+    """An epoch's pages in the order in which they are opened, lane after lane."""
 
-    Attributes:
-        pages: int64 [num_pages], group after group.
-        lane: The lane of each group, int64 [num_groups], ascending.
-        starts: int64 [num_groups + 1]: group i is pages[starts[i] : starts[i + 1]].
-    """
-
-    pages: np.ndarray
-    lane: np.ndarray
-    starts: np.ndarray
+    pages: np.ndarray  # int64 [num_pages], group after group
+    lane: np.ndarray  # the lane of each group, int64 [num_groups], ascending
+    starts: np.ndarray  # int64 [num_groups + 1]: group i is pages[starts[i] : starts[i + 1]]
 
 
 def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Groups:
@@ -202,10 +196,7 @@ class QuasiRandom:
 
 
 def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> int:
-    """Check that the lanes fit the batch, the ranks and the pages; return the samples of an epoch's lanes.
-
-    `page_sizes` are samples per page, int64 [num_pages].
-    """
+    """Check that lanes fit batch, ranks and pages of so many samples; return the samples of all lanes."""
     if lanes < 1:
         raise ValueError(f"--lanes {lanes}: it must be 1 or more")
     # The numbers of lanes that the ranks can share and that divide a batch.

@@ -118,8 +118,11 @@ def _fill_bad(
     if not codes.any():
         return []
     data = planned.spec.data
-    for i in np.flatnonzero(codes < READING).tolist():
-        raise _error_of(int(codes[i]), data.name(int(indices[i])))
+    for i in np.flatnonzero(codes < READING).tolist():  # the system's errors
+        number, name = READING - int(codes[i]), data.name(int(indices[i]))
+        if number == errno.ENOMEM:
+            raise MemoryError(f"{name}: no memory to decode it")
+        raise OSError(number, os.strerror(number), name)
     bad, places = [], np.flatnonzero(codes != GOOD).tolist()
     for i in places:
         reason = reason_of(int(codes[i]), planned.rows, i)
@@ -137,11 +140,3 @@ def _fill_bad(
             of_view[i] = of_view[source]
         labels[i], indices[i] = labels[source], PADDING
     return bad
-
-
-def _error_of(code: int, name: str) -> OSError | MemoryError:
-    """Return the system's error that a code below READING tells of."""
-    number = READING - code
-    if number == errno.ENOMEM:
-        return MemoryError(f"{name}: no memory to decode it")
-    return OSError(number, os.strerror(number), name)
