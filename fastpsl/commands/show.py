@@ -51,6 +51,7 @@ class Show:
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    """Where images are decoded; auto is CUDA if there is a GPU."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """The PNG to write. [TASK-GLEVEL.png in this folder]"""
 

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -196,7 +196,8 @@ def parse(
     members = groups.pop(UNGROUPED, [])
     for name, grouped in groups.items():
         group = make_dataclass(name, grouped, kw_only=True, namespace={"__doc__": ""})
-        members.append((name, group))
+        # Without a text, tyro would look for one in the sources, which takes longer than all the rest.
+        members.append((name, Annotated[group, arg(help="")]))
     see = " ".join(filter(None, ("see", prog, "--help")))
     # tyro draws boxes if the encoding is written like this.
     shown = io.TextIOWrapper(io.BytesIO(), encoding=(sys.stdout.encoding or "utf-8").lower())
@@ -288,6 +289,7 @@ def _missing(options: Sequence[Option]) -> str:
     return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
 
 
+@cache
 def _texts(options: type) -> dict[str, str]:
     """Return the strings below the fields of a dataclass and its bases, by field."""
     texts = dict[str, str]()

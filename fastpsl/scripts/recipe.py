@@ -167,7 +167,8 @@ class Script(Generic[Options]):
 
         first = parsed(self.paper)
         paper = {**self.paper, **self.variant(first)}
-        options = parsed({**paper, **self.defaults(first, paper)})
+        values = {**paper, **self.defaults(first, paper)}
+        options = first if values == self.paper else parsed(values)
         backbone = getattr(options, "backbone", None)
         if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
             raise not_given(f"--config {options.config}", backbone)
