@@ -11,24 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
-
-from tyro.conf import arg
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import SGDOptions
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.engine.options import AnyBackbone, SGDOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
 PAPER = {  # PSL states "MoCov2" and 200 epochs; the other values are MoCo v2's
     "backbone": "resnet50",
-    "epochs": (
-        60,
-        70,
-        70,
-    ),  # section 4.1 states it for contrastive learning; that it holds for MoCo v2 is our reading
+    # Section 4.1 states it for contrastive learning; that it holds for MoCo v2 is our reading.
+    "epochs": (60, 70, 70),
     "batch_size": 256,
     "lr": 0.03,  # one cosine over all stages is our reading, too
     "queue_size": 65_536,
@@ -53,7 +46,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SGDOptions):
-    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+    backbone: AnyBackbone
     lr: float
     """SGD's learning rate at the start; it falls to 0 over all stages."""
     queue_size: int

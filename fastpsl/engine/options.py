@@ -13,6 +13,7 @@ from tyro.conf import arg
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
+from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
 # How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
+AnyBackbone = Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
 DecoderName = Literal["auto", "turbo", "ffcv", "dali", "pillow", "resident", "synthetic"]
 
 

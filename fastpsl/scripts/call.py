@@ -18,7 +18,7 @@ import torch.distributed as dist
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import own_rank, require_address_space
-from fastpsl.console.words import in_words_of_python, words_of_python
+from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.run import Run
@@ -70,7 +70,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         except (ValueError, OSError) as error:
             reason = error_line(error, opened)
             note_failure(opened, own_rank(), reason)
-            raise ValueError(in_words_of_python(reason)) from None
+            raise ValueError(reason) from None
         except Exception as error:
             if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
                 note_failure(opened, own_rank(), "interrupted", "preempted")
@@ -78,18 +78,18 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             explanation = explained(error, opened)
             note_failure(opened, own_rank(), explanation or f"{type(error).__name__}: {error}")
             if explanation:
-                raise ValueError(in_words_of_python(explanation)) from error
+                raise ValueError(explanation) from error
             raise
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Raise ValueError and OSError as ValueError in one line, and name options as Python does."""
-    try:
-        with imports_undisturbed(), words_of_python():
+    with imports_undisturbed(), words_of_python():
+        try:
             yield
-    except (ValueError, OSError) as error:
-        raise ValueError(in_words_of_python(error_line(error, ()))) from None
+        except (ValueError, OSError) as error:
+            raise ValueError(error_line(error, ())) from None
 
 
 @contextmanager
