@@ -41,22 +41,10 @@ class Fastpsl:
     """
 
     commands: ClassVar[dict[str, type]] = {
-        "train": Train,
-        "eval": Eval,
-        "launch": Launch,
-        "recipes": Recipes,
-        "data": Data,
-        "show": Show,
-        "features": Features,
-        "retrieve": Retrieve,
-        "tsne": TSNE,
-        "clusters": Clusters,
-        "labels": MakeLabels,
-        "export": Export,
-        "table": Table,
-        "doctor": Doctor,
-        "permutations": Permutations,
-    }
+        "train": Train, "eval": Eval, "launch": Launch, "recipes": Recipes, "data": Data, "show": Show,
+        "features": Features, "retrieve": Retrieve, "tsne": TSNE, "clusters": Clusters, "labels": MakeLabels,
+        "export": Export, "table": Table, "doctor": Doctor, "permutations": Permutations,
+    }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
