@@ -148,7 +148,7 @@ class Option:
             nargs: Any = "*" if is_open else len(kinds) if self._is_list else 1
             reader = PrimitiveConstructorSpec(nargs, metavar, self.read, lambda _: True, lambda x: [str(x)])
             marks.append(reader)
-            hint = self.kind | None
+            hint = object
         hint = Annotated[(hint, *marks)]
         if self.default is not MISSING:
             return self.name, hint, field(default=self.default)
