@@ -8,7 +8,7 @@ program's own way.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         stack.enter_context(torch.enable_grad())
         stack.callback(leave_world)
         stack.enter_context(words_of_python())
-        stack.callback(_close, opened)
+        stack.callback(lambda: [run.close() for run in opened])
         try:
             require_address_space()
             with operation(name):
@@ -107,8 +107,3 @@ def require_data(name: str, value: Any) -> None:
     if not isinstance(value, str | os.PathLike):
         kinds = "the path of a folder, a list, a dataset file (.beton) or a glob of such files"
         raise ValueError(f"{name} is {type(value).__name__}, not a path: give {kinds}")  # noqa: TRY004
-
-
-def _close(opened: Sequence[Run]) -> Any:
-    for run in opened:
-        run.close()

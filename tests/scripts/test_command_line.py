@@ -233,6 +233,7 @@ def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFix
         and "SOURCE" in text
         and "k-means, random, true. " in text
     )
+    assert "--max-bad N|N%" in command_help("data write", capsys)
     text = command_help("features", capsys)
     assert re.match(r"usage: fastpsl features .*CKPT DATA\n", text)
     assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["positional arguments", "options", "extraction options"]
