@@ -29,7 +29,6 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, pipelines, plots, transfer
 from fastpsl.console.terminal import EXIT_FINISHED
-from fastpsl.engine.options import flag
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Evaluation
@@ -64,7 +63,7 @@ class Options(EvaluationOptions):
         super().__post_init__()
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2), ("source_px", 1)):
             if (value := getattr(self, name)) < least:
-                raise ValueError(f"{flag(name)} {value}: it must be {least} or more")
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
 
 
 def run(options: Options) -> int:

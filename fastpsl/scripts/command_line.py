@@ -94,7 +94,7 @@ class Option:
     def usage(self) -> str:
         """The flag and its values, such as `--batch-size N`; of an argument, its value."""
         if self.is_argument:
-            return self._said("metavar") or self.name.upper()
+            return self._said("metavar") or "|".join(self._choices) or self.name.upper()
         if self.kind is bool:
             return flag(self.name).replace("--", "--[no-]") if self.default is True else flag(self.name)
         return f"{flag(self.name)} {self._metavar}"
