@@ -1,7 +1,7 @@
 """`fastpsl.embed`: the features and labels of all images of a data set, as arrays."""
 
 import os
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from typing import Literal
 
 import numpy as np
@@ -67,7 +67,6 @@ def embed(
         data = sample_paths().train
     if not hasattr(data, "image_sizes"):  # no open data set
         require_data("data", data)
-    is_path = isinstance(data, str | os.PathLike)
     weights, backbone = model.pretrained(), model.backbone
     world = World(0, 1, 0, 1, choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
     if precision == "auto":
@@ -75,15 +74,17 @@ def embed(
     side_px = model.transform.size_px if size_px is None else size_px
     check_size(side_px, backbone.min_px)
     number = block_number(block, backbone.num_blocks, backbone.block_names)
-    with closing(open_data(os.fspath(data))) if is_path else nullcontext(data) as opened:
-        work = Extraction(weights, opened, number, side_px, precision=precision, dtype="float32", whole=whole)
-        features = np.full((opened.num_samples, work.width), np.nan, np.float32)
+    with ExitStack() as stack:
+        if isinstance(data, str | os.PathLike):
+            data = stack.enter_context(closing(open_data(os.fspath(data))))
+        work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
+        features = np.full((data.num_samples, work.width), np.nan, np.float32)
         first = 0
         with (
             torch.no_grad(),
-            operation("features", "images", opened.num_samples) as progress,
+            operation("features", "images", data.num_samples) as progress,
             Loader(
-                opened, [work.view], batch_size_per_rank=batch_size, train=False, device=world.device,
+                data, [work.view], batch_size_per_rank=batch_size, train=False, device=world.device,
                 on_bad_sample=on_bad_sample,
             ) as loader,
         ):  # fmt: skip
@@ -92,4 +93,4 @@ def embed(
                 features[first : first + len(rows)] = rows
                 first += len(rows)
                 progress.update(first)
-        return features, opened.labels().astype(np.int64)
+        return features, data.labels().astype(np.int64)

@@ -5,7 +5,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -165,6 +165,7 @@ class Append(_Writing):
     """What to append: a folder, a list, tars, ..., as for fastpsl data write."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A dataset file, or a quoted glob of shards."""
+    _: KW_ONLY
     overwrite: bool = False
     """Without --resume, start an interrupted appending anew."""
     resume: bool = False
@@ -209,6 +210,7 @@ class Write(_Writing):
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton; or its address, e.g. s3://bucket/train.beton."""
+    _: KW_ONLY
     labels: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None
     """Of a folder without class folders: a list of PATH CLASS, or one class per line in the files' order."""
     classes: Annotated[str | None, tyro.conf.arg(metavar="DATA|LIST|folders|none")] = None

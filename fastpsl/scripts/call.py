@@ -46,6 +46,11 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             "state: wait until that is done, or start another process"
         )
     opened: list[Run] = []
+
+    def close() -> None:
+        for run in opened:
+            run.close()
+
     with ExitStack() as stack:
         stack.callback(calling.release)
         if dist.is_available() and dist.is_initialized():
@@ -62,7 +67,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         stack.enter_context(torch.enable_grad())
         stack.callback(leave_world)
         stack.enter_context(words_of_python())
-        stack.callback(lambda: [run.close() for run in opened])
+        stack.callback(close)
         try:
             require_address_space()
             with operation(name):
