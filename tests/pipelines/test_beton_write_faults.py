@@ -557,7 +557,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(
     names = [f"{kind}/{i:02}.jpg" for kind in ("ant", "a bee") for i in range(9)]
     photos = tree(tmp_path / "my photos", {name: jpeg(photo(3, 40, 50)) for name in names})
     whole, out = in_folder(tmp_path / "whole"), in_folder(tmp_path / "a")
-    words = ["data", "write", str(photos), str(out), "--max-side", "45", "--workers", "1"]
+    words = ["data", "write", str(photos), str(out), "--workers", "1", "--max-side", "45"]
     main([*words[:3], str(whole), *words[4:]])
     real = output.Output.take
     num = [0]
@@ -573,7 +573,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(
         main(words)
     monkeypatch.setattr(output.Output, "take", real)
     line = capsys.readouterr().err.splitlines()[-1]
-    expected = f"fastpsl data write '{photos}' {out} --max-side 45 --workers 1 --resume"
+    expected = f"fastpsl data write '{photos}' {out} --workers 1 --max-side 45 --resume"
     assert end.value.code == 130 and line == f"fastpsl: interrupted; go on with: {expected}"
     main([*words, "--resume"])
     assert "18 samples, 9 of them before the interruption" in capsys.readouterr().out
