@@ -1,9 +1,8 @@
 """The `fastpsl` command: its subcommands and exit codes."""
 
-import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
 from fastpsl.commands import doctor, launch, train
@@ -28,7 +27,7 @@ from fastpsl.console.terminal import (
 from fastpsl.console.words import hint
 from fastpsl.scripts.command_line import HELP, parse, show_commands
 from fastpsl.scripts.distribution import REMEDY, stranger, version_line
-from fastpsl.scripts.launch import goes_on, one_line_once
+from fastpsl.scripts.launch import goes_on, print_warnings_once
 
 
 class Fastpsl:
@@ -41,22 +40,10 @@ class Fastpsl:
     """
 
     commands: ClassVar[dict[str, type]] = {
-        "train": Train,
-        "eval": Eval,
-        "launch": Launch,
-        "recipes": Recipes,
-        "data": Data,
-        "show": Show,
-        "features": Features,
-        "retrieve": Retrieve,
-        "tsne": TSNE,
-        "clusters": Clusters,
-        "labels": MakeLabels,
-        "export": Export,
-        "table": Table,
-        "doctor": Doctor,
-        "permutations": Permutations,
-    }
+        "train": Train, "eval": Eval, "launch": Launch, "recipes": Recipes, "data": Data, "show": Show,
+        "features": Features, "retrieve": Retrieve, "tsne": TSNE, "clusters": Clusters, "labels": MakeLabels,
+        "export": Export, "table": Table, "doctor": Doctor, "permutations": Permutations,
+    }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,12 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _lose(name: str, error: OSError) -> None:
     """Stop the work when stdout can no longer be written; a lost stderr does not matter."""
+    if isinstance(error, BrokenPipeError) and name == "stdout":
+        raise error
     if name == "stdout":
-        raise (
-            error
-            if isinstance(error, BrokenPipeError)
-            else ValueError(f"stdout cannot be written ({error.strerror})")
-        )
+        raise ValueError(f"stdout cannot be written ({error.strerror})")
 
 
 def _main(arguments: list[str]) -> None:
@@ -101,7 +86,10 @@ def _main(arguments: list[str]) -> None:
         command = parse(kind, rest, prog=prog)
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
-        with _one_line_warnings(), operation(prog):
+        with warnings.catch_warnings(), operation(prog):
+            # PIL warns about single images, which are judged by their pixels.
+            warnings.filterwarnings("ignore", module="PIL")
+            print_warnings_once("fastpsl", kind=Warning)
             exit_code = command.run(*recipe_options)  # recipe_options is empty but for doctor and launch
         sys.stdout.flush()
         if exit_code:
@@ -146,21 +134,6 @@ def _named(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
 def _exit(code: int, message: str) -> NoReturn:
     print(f"fastpsl: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
-
-
-@contextlib.contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    """Print each warning once, as one line on stderr."""
-    show_line = one_line_once("fastpsl")
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        show_line(message)
-
-    with warnings.catch_warnings():
-        # PIL warns about single images, which are judged by their pixels.
-        warnings.filterwarnings("ignore", module="PIL")
-        warnings.showwarning = show
-        yield
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`fastpsl.embed`: the features and labels of all images of a data set, as arrays."""
 
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Literal
 
 import numpy as np
@@ -65,19 +65,8 @@ def embed(
         model = load(model)
     if data is None:
         data = sample_paths().train
-    options = (block, size_px, whole, batch_size, device, precision, on_bad_sample)
     if not hasattr(data, "image_sizes"):  # no open data set
         require_data("data", data)
-    if not isinstance(data, str | os.PathLike):
-        return _of_open_data(model, data, *options)
-    with closing(open_data(os.fspath(data))) as opened:
-        return _of_open_data(model, opened, *options)
-
-
-def _of_open_data(
-    model: Model, data: Dataset, block: str, size_px: int | None, whole: bool, batch_size: int, device: str,
-    precision: str, on_bad_sample: str,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     weights, backbone = model.pretrained(), model.backbone
     world = World(0, 1, 0, 1, choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
     if precision == "auto":
@@ -85,20 +74,23 @@ def _of_open_data(
     side_px = model.transform.size_px if size_px is None else size_px
     check_size(side_px, backbone.min_px)
     number = block_number(block, backbone.num_blocks, backbone.block_names)
-    work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
-    features = np.full((data.num_samples, work.width), np.nan, np.float32)
-    first = 0
-    with (
-        torch.no_grad(),
-        operation("features", "images", data.num_samples) as progress,
-        Loader(
-            data, [work.view], batch_size_per_rank=batch_size, train=False, device=world.device,
-            on_bad_sample=on_bad_sample,
-        ) as loader,
-    ):  # fmt: skip
-        for (rows,), _ in feature_batches([work], loader, 0, world.device):
-            rows = rows[: len(features) - first]  # the rest is padding
-            features[first : first + len(rows)] = rows
-            first += len(rows)
-            progress.update(first)
-    return features, data.labels().astype(np.int64)
+    with ExitStack() as stack:
+        if isinstance(data, str | os.PathLike):
+            data = stack.enter_context(closing(open_data(os.fspath(data))))
+        work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
+        features = np.full((data.num_samples, work.width), np.nan, np.float32)
+        first = 0
+        with (
+            torch.no_grad(),
+            operation("features", "images", data.num_samples) as progress,
+            Loader(
+                data, [work.view], batch_size_per_rank=batch_size, train=False, device=world.device,
+                on_bad_sample=on_bad_sample,
+            ) as loader,
+        ):  # fmt: skip
+            for (rows,), _ in feature_batches([work], loader, 0, world.device):
+                rows = rows[: len(features) - first]  # the rest is padding
+                features[first : first + len(rows)] = rows
+                first += len(rows)
+                progress.update(first)
+        return features, data.labels().astype(np.int64)

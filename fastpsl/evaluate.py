@@ -29,79 +29,66 @@ __all__ = [
     "block_probe", "classification", "detection", "few_shot", "knn", "linear", "segmentation",
     "semi_supervised", "svm",
 ]  # fmt: skip
-Place = str | os.PathLike[str]
-Weights = Model | Place | None
+Place = str | os.PathLike[str] | None
+Weights = Model | Place
+Scores = dict[str, float]
 Options = TypeVar("Options", bound=EvaluationOptions)
 
 
 def knn(
-    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
-    **options: Any,
-) -> dict[str, float]:  # fmt: skip
+    model: Weights, data: Place = None, val: Place = None, *, out: Place = None, **options: Any
+) -> Scores:
     """Score validation images by their nearest neighbours among the training images."""
     return _numbers("knn", model, {"data": data, "val": val, "out": out, **options})
 
 
 def linear(
-    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
-    **options: Any,
-) -> dict[str, float]:  # fmt: skip
+    model: Weights, data: Place = None, val: Place = None, *, out: Place = None, **options: Any
+) -> Scores:
     """Train a linear classifier on each frozen block, and score it on validation images."""
     return _numbers("linear_probe", model, {"data": data, "val": val, "out": out, **options})
 
 
 def semi_supervised(
-    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
-    **options: Any,
-) -> dict[str, float]:  # fmt: skip
+    model: Weights, data: Place = None, val: Place = None, *, out: Place = None, **options: Any
+) -> Scores:
     """Train a copy of the model further on a few labels, and score it on validation images."""
     return _numbers("semi_supervised", model, {"data": data, "val": val, "out": out, **options})
 
 
 def block_probe(
-    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
-    **options: Any,
-) -> dict[str, float]:  # fmt: skip
+    model: Weights, data: Place = None, val: Place = None, *, out: Place = None, **options: Any
+) -> Scores:
     """Train SSL++'s classifiers of several layers on frozen blocks, and score them on validation images."""
     return _numbers("block_probe", model, {"data": data, "val": val, "out": out, **options})
 
 
-def few_shot(
-    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
-) -> dict[str, float]:
+def few_shot(model: Weights, data: Place = None, *, out: Place = None, **options: Any) -> Scores:
     """Classify images of new classes by the mean features of a few examples, in many random episodes."""
     return _numbers("few_shot", model, {"data": data, "out": out, **options})
 
 
-def svm(
-    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
-) -> dict[str, float]:
+def svm(model: Weights, data: Place = None, *, out: Place = None, **options: Any) -> Scores:
     """Train VISSL's linear SVMs on VOC2007, for each block and class."""
     return _numbers("voc_svm", model, {"data": data, "out": out, **options})
 
 
-def classification(
-    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
-) -> dict[str, float]:
+def classification(model: Weights, data: Place = None, *, out: Place = None, **options: Any) -> Scores:
     """Train a copy of the model further for VOC2007's multi-label classification."""
     return _numbers("voc_classification", model, {"data": data, "out": out, **options})
 
 
-def detection(
-    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
-) -> dict[str, float]:
+def detection(model: Weights, data: Place = None, *, out: Place = None, **options: Any) -> Scores:
     """Train a copy of the model further in a detector on VOC."""
     return _numbers("voc_detection", model, {"data": data, "out": out, **options})
 
 
-def segmentation(
-    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
-) -> dict[str, float]:
+def segmentation(model: Weights, data: Place = None, *, out: Place = None, **options: Any) -> Scores:
     """Train a copy of the model further in a fully-convolutional network on VOC2012."""
     return _numbers("voc_segmentation", model, {"data": data, "out": out, **options})
 
 
-def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> Scores:
     """Run an evaluation and return the numbers of its result.json."""
     script = find_recipe(name)
     require_data("data", values["data"])
@@ -110,7 +97,7 @@ def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> dict[str, 
     checkpoint = weights.record["path"] if weights else model
     backbone = None if weights else getattr(model, "backbone", None)  # of the result of `fastpsl.pretrain`
 
-    def work(opened: list[Run]) -> dict[str, float]:
+    def work(opened: list[Run]) -> Scores:
         all_values = {"backbone": backbone, **values, "checkpoint": checkpoint}
         given = {key: value for key, value in all_values.items() if value is not None}
         options = script.from_values(given)
@@ -124,7 +111,7 @@ def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> dict[str, 
     return call(script.name, work)
 
 
-def _without_training(script: Evaluation[Any], options: Any) -> dict[str, float]:
+def _without_training(script: Evaluation[Any], options: Any) -> Scores:
     if options.out is not None:
         script.run(options)
         return _read(options.out)
@@ -142,11 +129,11 @@ def _without_training(script: Evaluation[Any], options: Any) -> dict[str, float]
     return _read(folder)
 
 
-def _read(folder: Path) -> dict[str, float]:
+def _read(folder: Path) -> Scores:
     """Return the numbers of the result that rank 0 has written, on every rank."""
     rank, size = place_among_ranks()
     numbers = read_result(folder / NAME)["numbers"] if rank == 0 else None
-    shared: dict[str, float] = share(World(rank, size, rank, size, torch.device("cpu")), numbers)
+    shared: Scores = share(World(rank, size, rank, size, torch.device("cpu")), numbers)
     return shared
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from typing_extensions import override
 
 from fastpsl.evaluation.blocks import block_number
@@ -49,6 +48,8 @@ class Transform:
         self.input, self.whole = input, whole
         self.size_px = input.size_px if size_px is None else size_px
         self._view = center_view(input, self.size_px, whole)
+        from torchvision.transforms import v2  # imports torch._dynamo, which takes 2 s
+
         shorter_px = self.size_px if whole else round(self.size_px * SHORTER_OF_SIZE)
         self._crop = v2.Compose([v2.Resize(shorter_px, antialias=True), v2.CenterCrop(self.size_px)])
 

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import arg
 
 from fastpsl import engine, kernels, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import MACHINE, SGDOptions
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.engine.options import MACHINE, AnyBackbone, SGDOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -35,22 +31,14 @@ PAPER = {
     "embedding_width": 1000,
 }
 SAMPLE = {
-    "epochs": (3, 3, 3),
-    "batch_size": 32,
-    "lr": 0.03,
-    "intervals": (4, 1, 1),
-    "counts": (16, 32, 64),
-    "short_side": 108,
-    "cell_px": 32,
-    "tile_px": 28,
-    "permutations_per_image": 8,
-    "embedding_width": 64,
-}
+    "epochs": (3, 3, 3), "batch_size": 32, "lr": 0.03, "intervals": (4, 1, 1), "counts": (16, 32, 64),
+    "short_side": 108, "cell_px": 32, "tile_px": 28, "permutations_per_image": 8, "embedding_width": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SGDOptions):
-    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+    backbone: AnyBackbone
     lr: float
     """Learning rate at each stage's start."""
     intervals: tuple[int, ...]
@@ -79,15 +67,10 @@ def build(options: Options) -> engine.Experiment:
     else:
         permutations = kernels.permutation_set(options.grid**2, options.counts).permutations
     task = tasks.Jigsaw(
-        permutations,
-        options.counts,
-        shorter_px=options.short_side,
-        grid=options.grid,
-        cell_px=options.cell_px,
-        tile_px=options.tile_px,
-        permutations_per_image=options.permutations_per_image,
-        embedding_width=options.embedding_width,
-    )
+        permutations, options.counts, shorter_px=options.short_side, grid=options.grid,
+        cell_px=options.cell_px, tile_px=options.tile_px,
+        permutations_per_image=options.permutations_per_image, embedding_width=options.embedding_width,
+    )  # fmt: skip
     backbone = models.make_backbone(options.backbone)
     return engine.Experiment(
         task=task,

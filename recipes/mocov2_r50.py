@@ -11,24 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
-
-from tyro.conf import arg
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import SGDOptions
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.engine.options import AnyBackbone, SGDOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
 PAPER = {  # PSL states "MoCov2" and 200 epochs; the other values are MoCo v2's
     "backbone": "resnet50",
-    "epochs": (
-        60,
-        70,
-        70,
-    ),  # section 4.1 states it for contrastive learning; that it holds for MoCo v2 is our reading
+    "epochs": (60, 70, 70),  # section 4.1, for contrastive learning; that it holds for MoCo v2 is our reading
     "batch_size": 256,
     "lr": 0.03,  # one cosine over all stages is our reading, too
     "queue_size": 65_536,
@@ -53,7 +45,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SGDOptions):
-    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+    backbone: AnyBackbone
     lr: float
     """SGD's learning rate at the start; it falls to 0 over all stages."""
     queue_size: int
@@ -74,16 +66,10 @@ class Options(SGDOptions):
 
 def build(options: Options) -> engine.Experiment:
     task = tasks.MoCo(
-        seed=options.seed,
-        batch_size=options.batch_size // options.accumulate,
-        queue_size=options.queue_size,
-        momentum=options.momentum,
-        temperature=options.temperature,
-        key_group=options.key_group,
-        width=options.embedding_width,
-        size_px=options.size_px,
-        sobel_p=options.sobel_p,
-    )
+        seed=options.seed, batch_size=options.batch_size // options.accumulate, queue_size=options.queue_size,
+        momentum=options.momentum, temperature=options.temperature, key_group=options.key_group,
+        width=options.embedding_width, size_px=options.size_px, sobel_p=options.sobel_p,
+    )  # fmt: skip
     backbone = models.make_backbone(options.backbone)
     return engine.Experiment(
         task=task,

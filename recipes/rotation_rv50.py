@@ -15,14 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from tyro.conf import arg
+from typing import Any, Literal
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import SGDOptions
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.engine.options import AnyBackbone, SGDOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -36,19 +33,14 @@ PAPER = {
     "size_px": 224,
 }
 SAMPLE = {
-    "epochs": (3, 2, 1),
-    "batch_size": 8,
-    "lr": 0.03,
-    "intervals": (4, 1, 1),
-    "short_side": 55,
-    "size_px": 48,
+    "epochs": (3, 2, 1), "batch_size": 8, "lr": 0.03, "intervals": (4, 1, 1), "short_side": 55, "size_px": 48,
     "rotations_per_image": "all",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SGDOptions):
-    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+    backbone: AnyBackbone
     lr: float
     """Learning rate at each stage's start."""
     intervals: tuple[int, ...]

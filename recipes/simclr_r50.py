@@ -15,14 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
-
-from tyro.conf import arg
+from typing import ClassVar
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import PretrainOptions
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.engine.options import AnyBackbone, PretrainOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -57,7 +54,7 @@ class Options(PretrainOptions):
         "accumulate": "each part would lack the negatives of the others, which is another loss; use more "
         "GPUs, or a smaller --batch-size"
     }
-    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+    backbone: AnyBackbone
     lr: float
     """LARS's learning rate at the end of the warm-up."""
     warmup_epochs: float
@@ -79,12 +76,9 @@ class Options(PretrainOptions):
 def build(options: Options) -> engine.Experiment:
     backbone = models.make_backbone(options.backbone)
     task = tasks.SimCLR(
-        options.batch_size,
-        size_px=options.size_px,
-        temperature=options.temperature,
-        embedding_width=options.embedding_width,
-        sobel_p=options.sobel_p,
-    )
+        options.batch_size, size_px=options.size_px, temperature=options.temperature,
+        embedding_width=options.embedding_width, sobel_p=options.sobel_p,
+    )  # fmt: skip
     return engine.Experiment(
         task=task,
         backbone=backbone,

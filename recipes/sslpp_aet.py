@@ -27,17 +27,10 @@ from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {
-    "backbone": "nin4",
-    "plan": "end_to_end",
-    "epochs": (1500,),
-    "batch_size": 512,
-    "lr": 0.1,
-    "intervals": (240, 240, 160, 160, 200, 500),
-    "weight_decay": 5e-4,
-    "semantic_weight": 0.05,
-    "transform": "projective",
-    "size_px": 32,
-}
+    "backbone": "nin4", "plan": "end_to_end", "epochs": (1500,), "batch_size": 512, "lr": 0.1,
+    "intervals": (240, 240, 160, 160, 200, 500), "weight_decay": 5e-4, "semantic_weight": 0.05,
+    "transform": "projective", "size_px": 32,
+}  # fmt: skip
 SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.05}
 FACTOR = 0.2
 

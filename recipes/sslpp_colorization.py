@@ -27,16 +27,9 @@ from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusOptions
 
 PAPER = {
-    "backbone": "nin4",
-    "plan": "end_to_end",
-    "epochs": (200,),
-    "batch_size": 128,
-    "lr": 0.01,
-    "intervals": (100, 50, 50),
-    "weight_decay": 5e-4,
-    "semantic_weight": 1.0,
-    "size_px": 32,
-}
+    "backbone": "nin4", "plan": "end_to_end", "epochs": (200,), "batch_size": 128, "lr": 0.01,
+    "intervals": (100, 50, 50), "weight_decay": 5e-4, "semantic_weight": 1.0, "size_px": 32,
+}  # fmt: skip
 SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.001}
 
 

@@ -21,17 +21,10 @@ from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {
-    "backbone": "nin4",
-    "plan": "end_to_end",
-    "epochs": (200,),
-    "batch_size": 512,
-    "lr": 0.01,
-    "intervals": (100, 50, 50),
-    "weight_decay": 5e-4,
-    "semantic_weight": 1.0,
-    "hole_share": 0.5,
+    "backbone": "nin4", "plan": "end_to_end", "epochs": (200,), "batch_size": 512, "lr": 0.01,
+    "intervals": (100, 50, 50), "weight_decay": 5e-4, "semantic_weight": 1.0, "hole_share": 0.5,
     "size_px": 32,
-}
+}  # fmt: skip
 SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.05}
 
 

@@ -26,16 +26,9 @@ from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {
-    "backbone": "nin4",
-    "plan": "end_to_end",
-    "epochs": (200,),
-    "batch_size": 128,
-    "lr": 0.1,
-    "intervals": (60, 60, 40, 40),
-    "weight_decay": 5e-4,
-    "semantic_weight": 0.05,
-    "size_px": 32,
-}
+    "backbone": "nin4", "plan": "end_to_end", "epochs": (200,), "batch_size": 128, "lr": 0.1,
+    "intervals": (60, 60, 40, 40), "weight_decay": 5e-4, "semantic_weight": 0.05, "size_px": 32,
+}  # fmt: skip
 SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.05}
 
 

@@ -23,14 +23,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
-
-from tyro.conf import arg
+from typing import Literal
 
 from fastpsl import engine, evaluation, models, pipelines, scripts, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import SGDOptions
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.engine.options import AnyBackbone, SGDOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -50,7 +47,7 @@ SAMPLE = {"backbone": "resnet18", "epochs": (8,), "batch_size": 32, "lr": 0.2, "
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SGDOptions):
-    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+    backbone: AnyBackbone
     lr: float
     """First learning rate for a batch of 256, scaled for others."""
     intervals: tuple[int, ...]

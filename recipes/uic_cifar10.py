@@ -18,18 +18,10 @@ from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 USUAL = {
-    "backbone": "resnet18_cifar",
-    "plan": "end_to_end",
-    "epochs": (200,),
-    "batch_size": 256,
-    "lr": 0.1,
-    "weight_decay": 5e-4,
-    "num_clusters": 128,
-    "input_channels": "SobelXY",
-    "augment": "strong",
-    "label_view": "train",
-    "size_px": 32,
-}
+    "backbone": "resnet18_cifar", "plan": "end_to_end", "epochs": (200,), "batch_size": 256, "lr": 0.1,
+    "weight_decay": 5e-4, "num_clusters": 128, "input_channels": "SobelXY", "augment": "strong",
+    "label_view": "train", "size_px": 32,
+}  # fmt: skip
 SAMPLE = {"epochs": (6,), "batch_size": 32, "lr": 0.03, "num_clusters": 16}
 
 
@@ -38,16 +30,9 @@ def build(options: UICOptions) -> engine.Experiment:
 
 
 RECIPE = Recipe(
-    "uic_cifar10",
-    __doc__,
-    UICOptions,
-    USUAL,
-    SAMPLE,
-    build,
-    source="default",
-    variant=fine_tuning,
+    "uic_cifar10", __doc__, UICOptions, USUAL, SAMPLE, build, source="default", variant=fine_tuning,
     at_most={"num_clusters": 0.1},
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -36,13 +36,8 @@ PAPER = {
     "size_px": 224,
 }
 SAMPLE = {
-    "backbone": "resnet18",
-    "epochs": (12,),
-    "batch_size": 32,
-    "lr": 0.03,
-    "num_clusters": 16,
-    "size_px": 64,
-}
+    "backbone": "resnet18", "epochs": (12,), "batch_size": 32, "lr": 0.03, "num_clusters": 16, "size_px": 64,
+}  # fmt: skip
 
 
 def build(options: UICOptions) -> engine.Experiment:

@@ -5,7 +5,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -19,34 +19,6 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.upload import StagedUpload
     from fastpsl.pipelines.data.source import Source
-
-
-# The options that `write` and `append` share.
-Format = Annotated[
-    Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"],
-    tyro.conf.arg(help="What SRC is. [told from SRC]"),
-]
-Split = Annotated[
-    str | None, tyro.conf.arg(metavar="NAME", help="Which part of a SRC that holds several, e.g. train.")
-]
-ImageColumn = Annotated[
-    str | None, tyro.conf.arg(metavar="NAME", help="Of parquet and hf:, where several may hold images.")
-]
-LabelColumn = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="NAME", help="Of parquet and hf:, where several may hold labels; none for no labels."
-    ),
-]
-Workers = Annotated[
-    int | None, tyro.conf.arg(metavar="NUM", help="Threads; the file does not depend on it. [one per core]")
-]
-MaxBad = Annotated[
-    str,
-    tyro.conf.arg(
-        metavar="N|N%", help="How many bad images are left out and listed before writing stops with exit 2."
-    ),
-]
 
 
 @contextlib.contextmanager
@@ -65,18 +37,28 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Writing:
-    """The command `write` or `append`."""
+    """The command `write` or `append`, and the options that they share."""
 
-    src: str
-    format: str
-    split: str | None
-    image_column: str | None
-    label_column: str | None
-    workers: int | None
-    max_bad: str
-    overwrite: bool
-    resume: bool
+    src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
+    format: Literal[
+        "auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"
+    ] = "auto"  # fmt: skip
+    """What SRC is. [told from SRC]"""
+    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which part of a SRC that holds several, e.g. train."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of parquet and hf:, where several may hold images."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of parquet and hf:, where several may hold labels; none for no labels."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Threads; the file does not depend on it. [one per core]"""
+    max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
+    """How many bad images are left out and listed before writing stops with exit 2."""
+    if TYPE_CHECKING:  # the last ones of a command
+        overwrite: bool
+        resume: bool
 
     def counted(self, **more: Any) -> "Source":
         """Open the source, and print what was chosen and what is odd about it."""
@@ -160,7 +142,7 @@ class _Writing:
     def interrupted(self) -> KeyboardInterrupt:
         """Return an interruption that tells the command that goes on, with the options that were given."""
         words = ["fastpsl", "data", type(self).__name__.lower()]
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in sorted(fields(self), key=lambda field: field.default is not MISSING):
             value = getattr(self, field.name)
             if field.default is MISSING:
                 words.append(str(value))
@@ -183,12 +165,7 @@ class Append(_Writing):
     """What to append: a folder, a list, tars, ..., as for fastpsl data write."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A dataset file, or a quoted glob of shards."""
-    format: Format = "auto"
-    split: Split = None
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
-    workers: Workers = None
-    max_bad: MaxBad = "1%"
+    _: KW_ONLY
     overwrite: bool = False
     """Without --resume, start an interrupted appending anew."""
     resume: bool = False
@@ -233,10 +210,7 @@ class Write(_Writing):
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton; or its address, e.g. s3://bucket/train.beton."""
-    format: Format = "auto"
-    split: Split = None
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
+    _: KW_ONLY
     labels: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None
     """Of a folder without class folders: a list of PATH CLASS, or one class per line in the files' order."""
     classes: Annotated[str | None, tyro.conf.arg(metavar="DATA|LIST|folders|none")] = None
@@ -260,8 +234,6 @@ class Write(_Writing):
     shard_mb: Annotated[int | None, tyro.conf.arg(metavar="MB")] = None
     """Write shards of about this size, e.g. 1000, named train-00000-of-00003.beton for OUT train.beton. [one
     file]"""
-    workers: Workers = None
-    max_bad: MaxBad = "1%"
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
     """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
     none of the bad."""
@@ -419,12 +391,8 @@ class Data:
     """Write, check and show data sets in FFCV's format."""
 
     commands: ClassVar[dict[str, type]] = {
-        "write": Write,
-        "append": Append,
-        "verify": Verify,
-        "info": Info,
-        "show": Show,
-    }
+        "write": Write, "append": Append, "verify": Verify, "info": Info, "show": Show,
+    }  # fmt: skip
 
 
 def _shard(text: str) -> tuple[int, int]:

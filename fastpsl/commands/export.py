@@ -33,9 +33,7 @@ class Export:
         str | None,
         tyro.conf.arg(metavar="NAME", help=f"Of others' weights and of your own module: {ANY_BACKBONE}."),
     ] = None
-    input_channels: Annotated[
-        Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
-    ] = None
+    input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = None
     """Of others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
     """Of others' weights: what was taken off pixels in [0, 1], one value per channel."""
@@ -52,15 +50,10 @@ class Export:
         input = given_input(self.input_channels, self.input_mean, self.input_std, self.input_size_px)
         print(
             export(
-                self.checkpoint,
-                self.to,
-                self.out,
-                overwrite=self.overwrite,
-                backbone=self.backbone,
-                input=input,
-                results=self._results(),
+                self.checkpoint, self.to, self.out, overwrite=self.overwrite, backbone=self.backbone,
+                input=input, results=self._results(),
             )
-        )
+        )  # fmt: skip
 
     def _results(self) -> list[dict[str, Any]]:
         if self.results is None:

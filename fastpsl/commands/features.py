@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fastpsl.engine.options import DecoderName
 from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ class ExtractionOptions:
             metavar="NAME", help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}."
         ),
     ] = None
-    input_channels: Annotated[
-        Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
-    ] = None
+    input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = None
     """For others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
     """For others' weights: the mean that was taken off, one value per channel, of pixels in [0, 1]."""
@@ -61,17 +60,15 @@ class ExtractionOptions:
     """For others' weights: the standard deviation that was divided by."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256
     """Images of one pass, over all ranks."""
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], tyro.conf.arg(metavar="auto|fp32|bf16|fp16")
-    ] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: fp16 on CUDA, fp32 on the CPU."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is CUDA if there is a GPU."""
-    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    decoder: DecoderName = "auto"
     """As in a recipe."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Decoding threads per GPU."""
-    on_bad_sample: Annotated[Literal["raise", "skip"], tyro.conf.arg(metavar="raise|skip")] = "raise"
+    on_bad_sample: Literal["raise", "skip"] = "raise"
     """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
 
     @contextmanager
@@ -110,7 +107,7 @@ class Features:
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
     """The file to write."""
     block: Block = "final"
-    dtype: Annotated[Literal["float16", "float32"], tyro.conf.arg(metavar="float16|float32")] = "float16"
+    dtype: Literal["float16", "float32"] = "float16"
     """Of the file."""
     overwrite: bool = False
     """Replace F.npy, which is refused otherwise."""

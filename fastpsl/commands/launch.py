@@ -229,16 +229,11 @@ class Slurm:
             templates(Path(__file__).parent)
             .get_template("slurm.sh.jinja")
             .render(
+                vars(self),
                 name=shlex.quote(out.name or "fastpsl"),
-                nodes=self.nodes,
-                gpus=self.gpus,
                 ranks=self.gpus or 1,  # of each node
-                cpus=self.cpus,
-                time=self.time,
-                signal_s=self.signal_s,
                 log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
                 sbatch=shlex.join(_words(self.sbatch or "")),
-                setup=self.setup,
                 out=shlex.quote(str(out)),
                 command=shlex.join(command),
             )

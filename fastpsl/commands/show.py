@@ -4,25 +4,20 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
+
+from fastpsl.engine.options import DecoderName
 
 MAX_IMAGES = 400
 # The recipe of each task, and the shorter side of the images that its lengths are meant for, in px.
 RECIPES = {
-    "jigsaw": ("jigsaw_r50", 256),
-    "rotation": ("rotation_rv50", 256),
-    "simclr": ("simclr_r50", 256),
-    "moco": ("mocov2_r50", 256),
-    "uic": ("uic_alexnet", 256),
-    "iic": ("sslpp_iic", 32),
-    "colorization": ("sslpp_colorization", 32),
-    "context": ("sslpp_context", 32),
-    "rotnet": ("sslpp_rotation", 32),
-    "aet": ("sslpp_aet", 32),
-}
-TASKS = ("crops", *RECIPES)
+    "jigsaw": ("jigsaw_r50", 256), "rotation": ("rotation_rv50", 256), "simclr": ("simclr_r50", 256),
+    "moco": ("mocov2_r50", 256), "uic": ("uic_alexnet", 256), "iic": ("sslpp_iic", 32),
+    "colorization": ("sslpp_colorization", 32), "context": ("sslpp_context", 32),
+    "rotnet": ("sslpp_rotation", 32), "aet": ("sslpp_aet", 32),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,10 @@ class Show:
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
     """A dataset file, a quoted glob of shards, a folder of images or a list of them. [the embedded sample]"""
-    task: Annotated[str, tyro.conf.arg(metavar="|".join(TASKS))] = "crops"
+    task: Literal[
+        "crops", "jigsaw", "rotation", "simclr", "moco", "uic", "iic", "colorization", "context", "rotnet",
+        "aet",
+    ] = "crops"  # fmt: skip
     """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose images are of
     --short-side 32 in the paper."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
@@ -48,9 +46,10 @@ class Show:
     short_side: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
     """Shorter side of the image that is cut from; the task's other sizes keep the paper's proportion to
     it."""
-    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    decoder: DecoderName = "auto"
     """As in a recipe."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where images are decoded; auto is CUDA if there is a GPU."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """The PNG to write. [TASK-GLEVEL.png in this folder]"""
 
@@ -67,8 +66,6 @@ class Show:
         from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet
 
-        if self.task not in TASKS:
-            raise ValueError(f"--task {self.task}: allowed are {', '.join(TASKS)}")
         for name, value, low, high in (
             ("num", self.num, 1, MAX_IMAGES),
             ("short-side", self.short_side, 16, 4096),  # below 16, three cells of whole pixels may not fit

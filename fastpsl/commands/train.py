@@ -128,21 +128,12 @@ class Train(_Start):
     """
 
     names: ClassVar[dict[str, str]] = {
-        "jigsaw": "jigsaw_r50",
-        "rotation": "rotation_rv50",
-        "simclr": "simclr_r50",
-        "mocov2": "mocov2_r50",
-        "uic": "uic_r50",
-        "uic-alexnet": "uic_alexnet",
-        "uic-cifar10": "uic_cifar10",
-        "deepcluster": "deepcluster_alexnet",
-        "iic": "sslpp_iic",
-        "sslpp-colorization": "sslpp_colorization",
-        "sslpp-context": "sslpp_context",
-        "sslpp-rotation": "sslpp_rotation",
-        "sslpp-aet": "sslpp_aet",
+        "jigsaw": "jigsaw_r50", "rotation": "rotation_rv50", "simclr": "simclr_r50", "mocov2": "mocov2_r50",
+        "uic": "uic_r50", "uic-alexnet": "uic_alexnet", "uic-cifar10": "uic_cifar10",
+        "deepcluster": "deepcluster_alexnet", "iic": "sslpp_iic", "sslpp-colorization": "sslpp_colorization",
+        "sslpp-context": "sslpp_context", "sslpp-rotation": "sslpp_rotation", "sslpp-aet": "sslpp_aet",
         "supervised": "supervised",
-    }
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,13 +144,7 @@ class Eval(_Start):
     """
 
     names: ClassVar[dict[str, str]] = {
-        "linear": "linear_probe",
-        "blocks": "block_probe",
-        "few-labels": "semi_supervised",
-        "knn": "knn",
-        "svm": "voc_svm",
-        "few-shot": "few_shot",
-        "detect": "voc_detection",
-        "segment": "voc_segmentation",
+        "linear": "linear_probe", "blocks": "block_probe", "few-labels": "semi_supervised", "knn": "knn",
+        "svm": "voc_svm", "few-shot": "few_shot", "detect": "voc_detection", "segment": "voc_segmentation",
         "multilabel": "voc_classification",
-    }
+    }  # fmt: skip

@@ -81,19 +81,18 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
 
 
 _HELP = re.compile(r"; see [^;]*--help$")
-_FLAG = re.compile(r"`[^`]*`|\(fastpsl [^)]*\)|(?<![\w./-])--([a-z][a-z-]*)")  # commands stay as they are
+# Commands stay as they are, also those of other programs.
+_COMMAND = r"`[^`]*`|\(fastpsl [^)]*\)|(?:pip install|docker|tar) -[^;:(]*"
+_FLAG = re.compile(_COMMAND + r"|(?<![\w./-])--([a-z][a-z-]*)")
 _called_from_python = ContextVar("called_from_python", default=False)
 
 
-def in_words_of_python(text: str) -> str:
-    """Return a message with options as Python names them: batch_size instead of --batch-size."""
-    text = _HELP.sub("", text).replace("the same command", "the same call")
-    return _FLAG.sub(lambda match: match[1].replace("-", "_") if match[1] else match[0], text)
-
-
 def worded(text: str) -> str:
-    """Return a line or a warning with options as they were given: as flags, or as arguments of a call."""
-    return in_words_of_python(text) if _called_from_python.get() else text
+    """Return a message with options as they were given: --batch-size, or batch_size in a call of Python."""
+    if _called_from_python.get():
+        text = _HELP.sub("", text).replace("the same command", "the same call")
+        text = _FLAG.sub(lambda match: match[1].replace("-", "_") if match[1] else match[0], text)
+    return text
 
 
 @contextmanager
@@ -104,7 +103,7 @@ def words_of_python() -> Iterator[None]:
         yield
     except ValueError as error:
         if type(error) is ValueError:
-            error.args = (in_words_of_python(str(error)),)
+            error.args = (worded(str(error)),)
         raise
     finally:
         _called_from_python.reset(token)

@@ -62,7 +62,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
             warnings.simplefilter("ignore")  # a slow decoder is a fault of the choice only if it is taken
             auto, reason = choose_decoder("auto", data, device, **threads_and_views)
     # Once for all stages, as in a run.
-    setup = replace(setup, options=replace(setup.options, decoder=decoder))
+    setup = replace(setup, options=replace(setup.options, decoder=decoder))  # type: ignore[arg-type]
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 

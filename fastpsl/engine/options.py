@@ -13,6 +13,7 @@ from tyro.conf import arg
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
+from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
 # How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
+AnyBackbone = Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
+DecoderName = Literal["auto", "turbo", "ffcv", "dali", "pillow", "resident", "synthetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +73,8 @@ class RunOptions:
     """Number format of the network; auto is fp16 on CUDA and fp32 on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE | SPEED)
     """Where to compute; auto is CUDA if there is a GPU."""
-    decoder: str = field(default="auto", metadata=MACHINE | SPEED)
-    """Reader of the images: turbo, ffcv, dali, pillow, resident or synthetic; auto decides by the data,
-    the device and the cores."""
+    decoder: DecoderName = field(default="auto", metadata=MACHINE | SPEED)
+    """Reader of the images; auto decides by the data, the device and the cores."""
     workers: int | None = field(default=None, metadata=MACHINE | SPEED)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
     hw_decoder_load: float | None = field(default=None, metadata=MACHINE | SPEED)
@@ -209,6 +211,8 @@ class TrainingOptions(RunOptions):
         for name in ("checkpoint_minutes", "checkpoint_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: it must be 0 (never) or more")
+        if not (decay := getattr(self, "weight_decay", 0.0)) >= 0:  # most recipes have it
+            raise ValueError(f"--weight-decay {decay:g}: it must be 0 or more")
 
     @property
     @override

@@ -118,7 +118,8 @@ class RunData:
             train: Whether it is for training.
             batch_size: The images that this rank takes at a time; None for `batch_size` of the run.
         """
-        options, size = replace(self.options, decoder=self.decoder_of(data)), batch_size or self.batch_size
+        size = batch_size or self.batch_size
+        options = replace(self.options, decoder=self.decoder_of(data))  # type: ignore[arg-type]
         loader = open_loader(data, views, options, self.world, batch_size_per_rank=size, train=train)
         if loader.decoder_name == self.decoder != self.options.decoder:
             loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, loader.decoder.remark)))

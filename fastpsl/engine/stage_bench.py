@@ -79,7 +79,7 @@ class StageBench:
 
     def loader(self, decoder: str | None = None, data: Dataset | None = None) -> Loader:
         """Return the training's loader, with another `decoder` or other `data` if given."""
-        options = replace(self.options, decoder=decoder or self.options.decoder)
+        options = replace(self.options, decoder=decoder or self.options.decoder)  # type: ignore[arg-type]
         if data is not None:  # synthetic data has no pages, which the quasi-random order needs
             options = replace(options, order="random")
         size = self.batch_size

@@ -8,7 +8,7 @@ program's own way.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import own_rank, require_address_space
-from fastpsl.console.words import in_words_of_python, words_of_python
+from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.run import Run
@@ -46,6 +46,11 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             "state: wait until that is done, or start another process"
         )
     opened: list[Run] = []
+
+    def close() -> None:
+        for run in opened:
+            run.close()
+
     with ExitStack() as stack:
         stack.callback(calling.release)
         if dist.is_available() and dist.is_initialized():
@@ -62,7 +67,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         stack.enter_context(torch.enable_grad())
         stack.callback(leave_world)
         stack.enter_context(words_of_python())
-        stack.callback(_close, opened)
+        stack.callback(close)
         try:
             require_address_space()
             with operation(name):
@@ -70,7 +75,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         except (ValueError, OSError) as error:
             reason = error_line(error, opened)
             note_failure(opened, own_rank(), reason)
-            raise ValueError(in_words_of_python(reason)) from None
+            raise ValueError(reason) from None
         except Exception as error:
             if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
                 note_failure(opened, own_rank(), "interrupted", "preempted")
@@ -78,18 +83,18 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             explanation = explained(error, opened)
             note_failure(opened, own_rank(), explanation or f"{type(error).__name__}: {error}")
             if explanation:
-                raise ValueError(in_words_of_python(explanation)) from error
+                raise ValueError(explanation) from error
             raise
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Raise ValueError and OSError as ValueError in one line, and name options as Python does."""
-    try:
-        with imports_undisturbed(), words_of_python():
+    with imports_undisturbed(), words_of_python():
+        try:
             yield
-    except (ValueError, OSError) as error:
-        raise ValueError(in_words_of_python(error_line(error, ()))) from None
+        except (ValueError, OSError) as error:
+            raise ValueError(error_line(error, ())) from None
 
 
 @contextmanager
@@ -107,8 +112,3 @@ def require_data(name: str, value: Any) -> None:
     if not isinstance(value, str | os.PathLike):
         kinds = "the path of a folder, a list, a dataset file (.beton) or a glob of such files"
         raise ValueError(f"{name} is {type(value).__name__}, not a path: give {kinds}")  # noqa: TRY004
-
-
-def _close(opened: Sequence[Run]) -> Any:
-    for run in opened:
-        run.close()

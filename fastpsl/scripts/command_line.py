@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -94,7 +94,7 @@ class Option:
     def usage(self) -> str:
         """The flag and its values, such as `--batch-size N`; of an argument, its value."""
         if self.is_argument:
-            return self._said("metavar") or self.name.upper()
+            return self._said("metavar") or "|".join(self._choices) or self.name.upper()
         if self.kind is bool:
             return flag(self.name).replace("--", "--[no-]") if self.default is True else flag(self.name)
         return f"{flag(self.name)} {self._metavar}"
@@ -148,7 +148,7 @@ class Option:
             nargs: Any = "*" if is_open else len(kinds) if self._is_list else 1
             reader = PrimitiveConstructorSpec(nargs, metavar, self.read, lambda _: True, lambda x: [str(x)])
             marks.append(reader)
-            hint = self.kind | None
+            hint = object
         hint = Annotated[(hint, *marks)]
         if self.default is not MISSING:
             return self.name, hint, field(default=self.default)
@@ -169,12 +169,9 @@ def options_of(kind: type, default: Any = None, group: str = "") -> Iterator[Opt
             continue
         told = [mark.help for mark in getattr(hint, "__metadata__", ()) if getattr(mark, "help", None)]
         yield Option(
-            each.name,
-            hint,
-            told[0] if told else texts.get(each.name, ""),
-            getattr(default, each.name, each.default),
-            group or each.metadata.get("group", UNGROUPED),
-        )
+            each.name, hint, told[0] if told else texts.get(each.name, ""),
+            getattr(default, each.name, each.default), group or each.metadata.get("group", UNGROUPED),
+        )  # fmt: skip
 
 
 def parse(
@@ -196,7 +193,8 @@ def parse(
     members = groups.pop(UNGROUPED, [])
     for name, grouped in groups.items():
         group = make_dataclass(name, grouped, kw_only=True, namespace={"__doc__": ""})
-        members.append((name, group))
+        # Without a text, tyro would look for one in the sources, which takes longer than all the rest.
+        members.append((name, Annotated[group, arg(help="")]))
     see = " ".join(filter(None, ("see", prog, "--help")))
     # tyro draws boxes if the encoding is written like this.
     shown = io.TextIOWrapper(io.BytesIO(), encoding=(sys.stdout.encoding or "utf-8").lower())
@@ -288,6 +286,7 @@ def _missing(options: Sequence[Option]) -> str:
     return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
 
 
+@cache
 def _texts(options: type) -> dict[str, str]:
     """Return the strings below the fields of a dataclass and its bases, by field."""
     texts = dict[str, str]()

@@ -59,30 +59,19 @@ def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], Non
     return say
 
 
-def print_warnings_once(name: str, rank: int) -> None:
+def print_warnings_once(name: str, rank: int = 0, kind: type[Warning] = UserWarning) -> None:
     """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones."""
-    show, show_line = warnings.showwarning, one_line_once(name)
+    show, lines = warnings.showwarning, set[str]()
 
     def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if category is not UserWarning:
-            show(message, category, *rest, **more)
-        elif rank == 0:
-            show_line(message)
-
-    warnings.showwarning = show_once
-
-
-def one_line_once(name: str) -> Callable[[Warning | str], None]:
-    """Return what prints a warning as one line on stderr, the first time that it is given."""
-    lines = set[str]()
-
-    def show(message: Warning | str) -> None:
         line = escaped(f"{name}: warning: {' '.join(str(message).split())}")
-        if line not in lines:
+        if not issubclass(category, kind):
+            show(message, category, *rest, **more)
+        elif rank == 0 and line not in lines:
             lines.add(line)
             print(line, file=sys.stderr)
 
-    return show
+    warnings.showwarning = show_once
 
 
 def _end(code: int, message: str) -> NoReturn:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,20 +61,18 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
         raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
-    known = {field.name: field for field in fields(options)}
-    values = given
-    if unknown := values.keys() - known.keys():
+    kinds = {field.name: str(field.type) for field in fields(options)}
+    if unknown := given.keys() - kinds.keys():
         raise ValueError(f"--config {path}: {recipe} has no option {', '.join(sorted(unknown))}")
-    for name in ("out", "resume", "config"):
-        values.pop(name, None)
-    return {name: _typed(value, str(known[name].type)) for name, value in values.items()}
 
+    def typed(value: Any, kind: str) -> Any:
+        """Return a value of JSON as the field has it."""
+        if isinstance(value, list):
+            return tuple(value)
+        return Path(value) if isinstance(value, str) and "Path" in kind else value
 
-def _typed(value: Any, kind: str) -> Any:
-    """Return a value of JSON as the field has it."""
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if isinstance(value, str) and "Path" in kind else value
+    names = given.keys() - {"out", "resume", "config"}
+    return {name: typed(given[name], kinds[name]) for name in names}
 
 
 def require_paths(options: RunOptions) -> None:
@@ -94,9 +93,6 @@ def require_paths(options: RunOptions) -> None:
 
 def require_given_classes(options: RunOptions) -> None:
     """Check that --val has the classes of --data, without looking at images.
-
-    Args:
-        options: The options.
 
     Raises:
         ValueError: It has others, or one of them cannot be read.
@@ -167,19 +163,20 @@ class Script(Generic[Options]):
 
         first = parsed(self.paper)
         paper = {**self.paper, **self.variant(first)}
-        options = parsed({**paper, **self.defaults(first, paper)})
+        values = {**paper, **self.defaults(first, paper)}
+        options = first if values == self.paper else parsed(values)
         backbone = getattr(options, "backbone", None)
         if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
             raise not_given(f"--config {options.config}", backbone)
         if is_rank_0:
             log(describe_choice(options, paper, self.source))
-            if _is_one_stage(options) and len(paper["epochs"]) > 1:
-                assert isinstance(options, PretrainOptions)
-                stages = _words(options.epochs * len(paper["epochs"]))
-                log(
-                    "one value of --epochs is one stage: all blocks learn, at the hardest level; the paper's "
-                    f"{len(paper['epochs'])} stages are --epochs {stages}"
-                )
+            if isinstance(options, PretrainOptions) and options.plan == "psl" and len(options.epochs) == 1:
+                num = len(paper["epochs"])
+                if num > 1 and options.epochs[0] >= 1:
+                    log(
+                        "one value of --epochs is one stage: all blocks learn, at the hardest level; the "
+                        f"paper's {num} stages are --epochs {_words(options.epochs * num)}"
+                    )
         return options.completed()
 
     def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -244,39 +241,26 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
     return f"{data}: " + (", ".join(changed) if changed else same)
 
 
-def _is_one_stage(options: RunOptions) -> bool:
-    return (
-        isinstance(options, PretrainOptions)
-        and options.plan == "psl"
-        and len(options.epochs) == 1
-        and options.epochs[0] >= 1
-    )
-
-
 def _num_images(options: RunOptions) -> int:
     from fastpsl.engine.run import open_given
     from fastpsl.pipelines.sample.betons import sample_paths
 
-    data = open_given(options, options.data or sample_paths().train)
-    try:
+    with closing(open_given(options, options.data or sample_paths().train)) as data:
         return data.num_samples
-    finally:
-        data.close()
 
 
 def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the command line that gives options these values."""
     for name, value in values.items():
-        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
+            yield flag(name if value else f"no_{name}")
         elif isinstance(value, tuple | list):
             texts = [_text(each) for each in value]
             if any(text.startswith("--") for text in texts):
                 raise ValueError(f"{name} {value}: a value cannot begin with --")
-            yield from (f"--{flag}", *texts)
+            yield from (flag(name), *texts)
         elif value is not None:
-            yield f"--{flag}={_text(value)}"
+            yield f"{flag(name)}={_text(value)}"
 
 
 def _text(value: Any) -> str:

@@ -28,21 +28,20 @@ def recipe_path(name: str) -> Path | None:
     return None
 
 
+def _installed(name: str) -> Path:
+    path = recipe_path(name)
+    if path is None:
+        raise ValueError(
+            f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by pip install "
+            "--force-reinstall --no-deps fastpsl-vision"
+        )
+    return path
+
+
 @cache
 def find_recipe(name: str) -> Recipe[Any] | Evaluation[Any]:
     """Return the RECIPE of recipes/NAME.py."""
-    path = recipe_path(name)
-    if path is None:
-        raise _not_installed(name)
-    return load_recipe(path)
-
-
-def _not_installed(name: str) -> ValueError:
-    """Return an error for a recipe that comes with fastpsl and is not there."""
-    return ValueError(
-        f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by pip install "
-        "--force-reinstall --no-deps fastpsl-vision"
-    )
+    return load_recipe(_installed(name))
 
 
 def load_script(path: Path) -> ModuleType:
@@ -71,10 +70,7 @@ def named_path(name: str, names: Mapping[str, str]) -> Path:
     if stem not in names.values():
         similar = hint(name, [*names, *names.values()])
         raise ValueError(f"there is no recipe {name}; {similar}allowed are {', '.join(names)}")
-    path = recipe_path(stem)
-    if path is None:
-        raise _not_installed(stem)
-    return path
+    return _installed(stem)
 
 
 def load_recipe(path: Path) -> Recipe[Any] | Evaluation[Any]:

@@ -159,19 +159,6 @@ def test_user_errors_are_one_line_and_exit_2(
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_help_of_each_command(cli: Cli) -> None:
-    for arguments, word in (
-        ((), "permutations"),
-        (("data",), "verify"),
-        (("data", "write"), "--max-bad N|N%"),
-        (("data", "verify"), "BETON"),
-        (("data", "info"), "BETON"),
-        (("permutations",), "--num-pieces"),
-    ):
-        code, output, _ = cli(*arguments, "--help")
-        assert code == 0 and word in output
-
-
 def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
     """Run as a process, it has the right exit code, no traceback, one-line warnings and progress lines."""
     (photos / "dog" / "notes.txt").write_text("x")

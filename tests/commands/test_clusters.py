@@ -60,7 +60,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
     """Return the folder of a run that has learned from the sample's validation images."""
-    folder = tmp_path / "uic-001"
+    return run_in(tmp_path / "uic-001", checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a report on such a run."""
+    folder = run_in(tmp_path_factory.mktemp("runs") / "uic-001", checkpoint)
+    lines = cluster_report.report(folder, data=None, labels=None, out=None, seed=0, require_labels=False)
+    assert not any("halves of others" in line for line in lines)
+    return folder / "clusters"
+
+
+def run_in(folder: Path, checkpoint: Path) -> Path:
+    """Make the folder of a run that has learned from the sample's validation images."""
     shutil.copytree(checkpoint, folder / "checkpoints", copy_function=os.link)
     source = str(sample_paths().test_32)
     (folder / "config.json").write_text(json.dumps({"options": {"data": source}}))
@@ -110,22 +123,21 @@ def test_numbers_and_images(run_folder: Path, cli: Cli) -> None:
     assert shapes["filters.png"] == (8 * (49 + 4) + 4, 8 * (49 + 4) + 4, 3)
 
 
-def test_a_table_finds_it(run_folder: Path, cli: Cli) -> None:
-    cli("clusters", run_folder)
-    collection = index_runs(run_folder)
+def test_a_table_finds_it(reported: Path) -> None:
+    collection = index_runs(reported)
     assert [result.record["protocol"] for result in collection.results] == ["clusters"]
     assert not [path for path in collection.unreadable if path.name == "result.json"]
 
 
-def test_the_seed_shuffles_and_nothing_else(run_folder: Path, tmp_path: Path, cli: Cli) -> None:
-    numbers = []
-    for number, seed in enumerate((0, 0, 1)):
-        assert cli("clusters", run_folder, "--seed", seed, "--out", tmp_path / str(number))[0] == 0
-        numbers.append(read_result(tmp_path / str(number) / "result.json")["numbers"])
+def test_the_seed_shuffles_and_nothing_else(reported: Path, tmp_path: Path, cli: Cli) -> None:
+    folders = [reported, tmp_path / "0", tmp_path / "1"]
+    for seed, folder in enumerate(folders[1:]):
+        assert cli("clusters", reported.parent, "--seed", seed, "--out", folder)[0] == 0
+    numbers = [read_result(folder / "result.json")["numbers"] for folder in folders]
     assert numbers[0] == numbers[1]
     changed = {name for name in numbers[0] if numbers[0][name] != numbers[2][name]}
     assert changed == {"nmi_true_shuffled"}
-    sheets = [(tmp_path / str(number) / "contents.png").read_bytes() for number in range(3)]
+    sheets = [(folder / "contents.png").read_bytes() for folder in folders]
     assert sheets[0] == sheets[1] != sheets[2]
 
 
@@ -143,16 +155,15 @@ def test_other_labels_and_collapse(run_folder: Path, tmp_path: Path, cli: Cli) -
     assert (settings["labels"], settings["made_by"], settings["non_empty"]) == (str(path), "by hand", 2)
 
 
-def test_a_file_of_labels_alone(run_folder: Path, cli: Cli) -> None:
+def test_a_file_of_labels_alone(run_folder: Path, reported: Path, cli: Cli) -> None:
     """The numbers are those of its run, without filters; the default data is the embedded sample."""
     path, source = run_folder / "labels.npz", sample_paths().test_32
-    cli("clusters", run_folder)
     code, output, error = cli("clusters", path, "--data", source)
     out = run_folder / "labels-clusters"
     assert (code, error) == (0, "") and "weights:" not in output and "filters.png" not in output
     assert sorted(path.name for path in out.iterdir()) == ["contents.png", "result.json", "sizes.png"]
     record = read_result(out / "result.json")
-    assert record["numbers"] == read_result(run_folder / "clusters" / "result.json")["numbers"]
+    assert record["numbers"] == read_result(reported / "result.json")["numbers"]
     assert record["checkpoint"]["kind"] == "labels" and not record["cut"]
     assert record["settings"]["labels"] == str(path)
     assert not index_runs(out).unreadable
@@ -249,8 +260,6 @@ def test_what_is_refused(run_folder: Path, tmp_path: Path, cli: Cli) -> None:
 
 def test_classes_that_were_filled_are_told(run_folder: Path, cli: Cli) -> None:
     """Otherwise a network that predicts one class for everything would look good."""
-    _, output, _ = cli("clusters", run_folder)
-    assert "halves of others" not in output
     with Beton(sample_paths().test_32) as data:
         write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet", num_split=3)
     code, output, _ = cli("clusters", run_folder)

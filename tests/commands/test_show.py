@@ -121,7 +121,7 @@ def test_a_folder_of_images_with_names_of_all_kinds(
         ("--level 0", "--level 0: crops has level 1 alone"),
         ("--num 0", "--num 0: give a number from 1 to 400"),
         ("--short-side 15", "--short-side 15: give a number from 16 to 4096"),
-        ("--decoder magic", "decoder 'magic'"),
+        ("--decoder magic", "--decoder magic: allowed are auto, turbo"),
         ("absent.beton", "absent.beton: no such file or folder; give a folder of images, a .beton"),
         ("''", "the data's name is empty"),
         ("--out nowhere/sheet.png --num 1", "nowhere/sheet.png: cannot be written"),

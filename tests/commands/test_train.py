@@ -1,6 +1,6 @@
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,10 +10,12 @@ import pytest
 from fastpsl.commands.train import Eval, Train, split
 from fastpsl.scripts.recipe_files import recipe_path
 from tests.cli import Cli, refused
-from tests.programs import ENVIRONMENT, ROOT
+from tests.programs import ENVIRONMENT, ROOT, newest_step, run
 from tests.slow import nightly, slow
+from tests.warm import Running
 
 TINY = ("--backbone", "nin3", "--batch-size", "16", "--size-px", "16", "--short-side", "20", "--workers", "1")
+ONE_STEP = ("--epochs", "1", "--max-steps-per-stage", "1")
 
 
 def test_every_recipe_has_one_short_name() -> None:
@@ -111,9 +113,7 @@ def test_a_copy_is_the_script_and_starts(cli: Cli, tmp_path: Path) -> None:
     assert cli("recipes", "copy", "rotation", str(copy))[0] == 0
     path = recipe_path("rotation_rv50")
     assert path and copy.read_bytes() == path.read_bytes()
-    code, out, _ = cli(
-        "train", str(copy), *TINY, "--max-steps-per-stage", "1", "--out", str(tmp_path / "run")
-    )
+    code, out, _ = cli("train", copy, *TINY, *ONE_STEP, "--out", tmp_path / "run")
     assert code == 0 and "checkpoint " in out
 
 
@@ -124,45 +124,45 @@ def test_help_and_version(cli: Cli) -> None:
     assert code == 0 and "fastpsl train jigsaw --data" in out
 
 
-ROTATION = [sys.executable, "-m", "fastpsl.cli", "train", "rotation"]
-TWO = [*ROTATION, "--gpus", "2", *TINY]
+ROTATION = ROOT / "recipes" / "rotation_rv50.py"
 
 
 @pytest.mark.slow
 def test_two_processes_refuse_in_one_line(tmp_path: Path) -> None:
-    command = [*TWO, "--batch-size", "7", "--out", str(tmp_path / "out")]
-    bad = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+    bad = run(ROTATION, *TINY, "--batch-size", 7, "--out", tmp_path / "out", ranks=2)
     assert bad.returncode == 2 and "Traceback" not in bad.stderr and "multiple of 2" in bad.stderr
 
 
 @pytest.mark.parametrize("number", [slow(signal.SIGINT), nightly(signal.SIGTERM)])
 def test_two_processes_stop_upon_a_signal_and_go_on(tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
-    command = [*TWO, "--epochs", "2", "1", "1", "--log-steps", "1", "--out", str(out)]
-    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    arguments = [*TINY, "--epochs", "4", "--log-steps", "1", "--out", str(out)]
+    begun = Running(["fastpsl", "train", "rotation", "--gpus", "2", *arguments], ENVIRONMENT, ROOT)
     metrics, limit = out / "metrics.jsonl", time.monotonic() + 240
     while not (metrics.exists() and metrics.stat().st_size):
-        assert begun.poll() is None and time.monotonic() < limit
+        assert begun.code is None and time.monotonic() < limit
         time.sleep(0.05)
-    begun.send_signal(number)
-    _, err = begun.communicate(timeout=240)
-    assert begun.returncode == 75 and "Traceback" not in err
+    os.kill(begun.pid, number)
+    code, _, err = begun.wait(240)
+    assert code == 75 and "Traceback" not in err
     assert json.loads((out / "status.json").read_text())["state"] == "preempted"
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480, env=ENVIRONMENT)
+    more = ("--max-steps-per-stage", newest_step(out) + 2)
+    done = run(ROTATION, *arguments, *more, ranks=2)
     assert done.returncode == 0 and "resuming" in done.stderr
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_does_not_end_a_run(tmp_path: Path) -> None:
+def test_a_reader_that_goes_does_not_end_a_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `fastpsl train … | head -1` does."""
-    command = [*ROTATION, *TINY, "--out", str(tmp_path / "out"), "--max-steps-per-stage", "1"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
-    assert process.stdout and process.stderr
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(240) == 0 and err.count("stdout cannot be written") == 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        code, _, err = cli("train", "rotation", *TINY, *ONE_STEP, "--out", tmp_path / "out")
+    assert code == 0 and err.count("stdout cannot be written") == 1
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "finished"
 
 

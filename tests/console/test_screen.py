@@ -230,12 +230,9 @@ def test_a_notebook_gets_html_that_is_replaced_in_place(monkeypatch: pytest.Monk
 
 
 METRICS = {
-    "loss": 5.12345,
-    "loss_task": 1.45678,
-    "accuracy": 0.23456,
-    "loss_labels": 3.11999,
+    "loss": 5.12345, "loss_task": 1.45678, "accuracy": 0.23456, "loss_labels": 3.11999,
     "accuracy_labels": 0.0234567,
-}
+}  # fmt: skip
 LARGE = Numbers(
     "S1", 1, 1, 3, 5_005, 12_345_678, 300_300_300, METRICS, 0.0123,
     images_per_s=12_345.6, data_wait_percent=12.3, eta_s=360_000.0, run_eta_s=1_360_000.0,

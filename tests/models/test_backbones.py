@@ -128,7 +128,7 @@ def test_who_names_some_names_all() -> None:
         for text in re.findall(r'"""[^"]*\bresnet18 or [^"]*"""|"""[^"]*\bresnet18,[^"]*"""', source):
             assert ANY_BACKBONE in text, f"{path.name}: {text}"
             num_texts += 1
-    assert num_texts >= 8
+    assert num_texts >= 5
 
 
 @pytest.mark.parametrize(

@@ -561,7 +561,10 @@ def test_a_loader_has_the_threads_that_its_decoder_wants() -> None:
     assert loader_threads() == []
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error"), OSError(errno.ETIMEDOUT, "")],
+)
 def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
     def act(rows: SampleTable) -> None:
         if 9 in rows.indices:

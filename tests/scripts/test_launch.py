@@ -119,3 +119,22 @@ finally:
 def test_every_process_gets_a_signal_of_the_first() -> None:
     done = subprocess.run([sys.executable, "-c", FORWARDS], check=False, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("of_rank_1", "code", "told"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(75)", 75, ""),
+        ("os.kill(os.getpid(), 9)", 1, "fastpsl: a process was killed by SIGKILL\n"),
+    ],
+)
+def test_the_launcher_ends_as_its_processes_do(
+    of_rank_1: str, code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(local_ranks, "_require_places", lambda *_: None)
+    (tmp_path / "script.py").write_text(f"import os, sys\nif os.environ['RANK'] == '1': {of_rank_1}\n")
+    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2) == code
+    assert capsys.readouterr().err == told

@@ -149,7 +149,7 @@ def test_small_batches(size: int) -> None:
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_that_cannot_be(weight: float) -> None:
-    with pytest.raises(ValueError, match="--lambda .*: it must be 0 or more"):
+    with pytest.raises(ValueError, match="--semantic-weight .*: it must be 0 or more"):
         task_of(weight=weight)
 
 

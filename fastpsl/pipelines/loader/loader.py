@@ -242,10 +242,11 @@ class Loader(Uncopyable):
                 under_way.popleft()
                 start_batches()  # before the yield: the consumer's batch does not count as prefetched
                 yield batch
-        except TimeoutError:
-            is_left.set()
-            self.close(limit_s=0.0)  # without joining: a stuck daemon thread does not delay the exit
-            under_way.clear()
+        except TimeoutError as error:
+            if error.errno is None:  # not the ETIMEDOUT of a sample's file
+                is_left.set()
+                self.close(limit_s=0.0)  # without joining: a stuck daemon thread does not delay the exit
+                under_way.clear()
             raise
         finally:
             # Wait for the batches in flight, so that the caller may close the data right after.

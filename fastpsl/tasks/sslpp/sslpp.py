@@ -80,7 +80,7 @@ class LabelLoss:
                 worded(
                     f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
                     f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
-                    "cluster by its frequency; more epochs or a higher --lambda may help: "
+                    "cluster by its frequency; more epochs or a higher --semantic-weight may help: "
                     "https://fastpsl.github.io/fastpsl/explanation/sslpp.html"
                 ),
                 stacklevel=2,
@@ -141,7 +141,7 @@ class SSLPlusPlus(Task):
         seed: int = 0,
     ):
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"--lambda {weight:g}: it must be 0 or more")
+            raise ValueError(f"--semantic-weight {weight:g}: it must be 0 or more")
         if not learn_proxy and not num_classes:
             raise ValueError("--no-proxy without pseudo-labels leaves nothing to learn: give --pseudo-labels")
         if center is not None and num_classes < 2:
