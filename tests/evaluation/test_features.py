@@ -124,12 +124,7 @@ class Killed(Exception):
 
 
 def leave_at(
-    rows: int,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    data: Dataset,
-    kill: bool = False,
-    **options: Any,
+    rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, kill: bool = False, **options: Any
 ) -> None:
     """Run an extraction that ends right after it has saved `rows` rows."""
     save = PartialFeatures.save
