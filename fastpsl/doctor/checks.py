@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor.advice import MAX_SPREAD
-from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
+from fastpsl.doctor.measurements import MAX_SPREAD, ReadRate, StageRates, gigabytes
 from fastpsl.doctor.report import Check, State
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions

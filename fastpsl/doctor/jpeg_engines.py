@@ -113,10 +113,9 @@ def jpeg_utilisation(device: torch.device) -> Iterator[Callable[[], int | None]]
 
 def _nvml() -> Any:
     """Return the driver's NVML, or None."""
-    try:
+    with contextlib.suppress(OSError):
         return ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
+    return None
 
 
 @contextlib.contextmanager

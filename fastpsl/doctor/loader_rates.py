@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ import torch
 
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, ReadRate
 from fastpsl.doctor.setup import DoctorSetup
-from fastpsl.engine.gpu import milliseconds, samples_per_s
+from fastpsl.engine.gpu import milliseconds
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader
-from fastpsl.engine.stage_bench import endless
+from fastpsl.engine.stage_bench import loader_rate
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Target
@@ -56,10 +57,11 @@ def measure_read(
     remote = remote_pages(data)
     cached = cached_share(rows) if remote is None else remote.share_here(probed)
     bytes_per_image = float(rows.num_bytes.mean())
-    reader, chunks_read = _Reader(data), list[np.ndarray]()
+    # A buffer per thread, because fresh memory costs more than a cached read.
+    read_all, chunks_read = partial(_read, data, threading.local()), list[np.ndarray]()
     num_read, start = 0, time.perf_counter()
     chunks = _chunks(data, options, batch_size)
-    reads = map_in_order(reader.read, chunks, options.workers, "fastpsl-doctor-read")
+    reads = map_in_order(read_all, chunks, options.workers, "fastpsl-doctor-read")
     for indices, _ in reads:
         num_read += len(indices)
         if num_read - len(indices) < data.num_samples:
@@ -78,27 +80,21 @@ def measure_read(
     return read, np.unique(np.concatenate(chunks_read))
 
 
-class _Reader:
-    """A reader with a reusable buffer per thread, because fresh memory costs more than a cached read."""
-
-    def __init__(self, data: Dataset):
-        self._data, self._of_thread = data, threading.local()
-
-    def read(self, indices: np.ndarray) -> None:
-        """Read the samples' bytes and discard them; errors are ignored."""
-        self._data.wait(indices)
-        rows = self._data.rows(indices)
-        max_bytes = int(rows.num_bytes.max())
-        if len(getattr(self._of_thread, "memory", b"")) < max_bytes:
-            self._of_thread.memory = bytearray(max_bytes)
-        memory = memoryview(self._of_thread.memory)
-        for i, num_bytes in enumerate(rows.num_bytes.tolist()):
-            with suppress(OSError):
-                if rows.path[i]:
-                    with open(rows.path[i], "rb", buffering=0) as file:
-                        file.readinto(memory[:num_bytes])
-                else:
-                    os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
+def _read(data: Dataset, of_thread: threading.local, indices: np.ndarray) -> None:
+    """Read the samples' bytes and discard them; errors are ignored."""
+    data.wait(indices)
+    rows = data.rows(indices)
+    max_bytes = int(rows.num_bytes.max())
+    if len(getattr(of_thread, "memory", b"")) < max_bytes:
+        of_thread.memory = bytearray(max_bytes)
+    memory = memoryview(of_thread.memory)
+    for i, num_bytes in enumerate(rows.num_bytes.tolist()):
+        with suppress(OSError):
+            if rows.path[i]:
+                with open(rows.path[i], "rb", buffering=0) as file:
+                    file.readinto(memory[:num_bytes])
+            else:
+                os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
 
 
 def _chunks(data: Dataset, options: TrainingOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
@@ -167,8 +163,11 @@ class Feed:
     """The loaders of one set of views.
 
     `warm` is data in memory, because it was read before. `costs` are those of the decoders that were timed on
-    it, by name.
+    it, by name. `decode` is the rate on it, and `loader` the rate on the data as it is stored.
     """
+
+    decode: float
+    loader: float
 
     def __init__(
         self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Dataset, seconds: float
@@ -188,23 +187,13 @@ class Feed:
         with open_loader(
             data, self.views, options, self.setup.world, batch_size_per_rank=self.batch_size, train=True
         ) as loader:
-            batches = endless(loader, self._epochs)
-            next(batches)
-            cpu_s, started = time.process_time(), time.perf_counter()
-            rate = samples_per_s(
-                lambda: len(next(batches).indices),
-                seconds or self.seconds,
-                loader.device,
-                loader.prefetch_batches + 1,
-            )
-            cores = (time.process_time() - cpu_s) / (time.perf_counter() - started)
-            batches.close()
+            rate, cores = loader_rate(loader, self._epochs, seconds or self.seconds)
             if data is self.warm and changes.keys() <= {"decoder"}:
                 self.costs[loader.decoder_name] = DecoderCost(rate, 1e3 * cores / rate)
         return rate
 
     def other_decoders(
-        self, chosen: str, decode: float, log: Callable[[str], None]
+        self, chosen: str, log: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
         """Time the other decoders briefly."""
         data, device = self.setup.opened.train, self.setup.world.device
@@ -215,24 +204,24 @@ class Feed:
         for name in READS[data.kind]:
             if name in (chosen, "synthetic") or (name == "resident" and not resident.is_small(data)):
                 continue
-            option, reason = f"--decoder {name}", missing.get(name, "")
-            if not reason:
-                log(f"decode by {name}")
-                try:
-                    rate = self.rate(self.warm, self.seconds / 2, decoder=name)
-                    alternatives.append(Alternative(option, rate, decode))
-                    continue
-                except (ValueError, RuntimeError, OSError) as error:
-                    reason = f"does not run here: {' '.join(str(error).split())[:300]}"
-            untried[option] = reason
+            option = f"--decoder {name}"
+            if reason := missing.get(name):
+                untried[option] = reason
+                continue
+            log(f"decode by {name}")
+            try:
+                rate = self.rate(self.warm, self.seconds / 2, decoder=name)
+                alternatives.append(Alternative(option, rate, self.decode))
+            except (ValueError, RuntimeError, OSError) as error:
+                untried[option] = f"does not run here: {' '.join(str(error).split())[:300]}"
         return alternatives, untried
 
-    def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
+    def all_cores(self, num_cores: int) -> list[Alternative]:
         """Time one thread per core, if there are fewer threads now."""
         if num_cores <= self.setup.num_threads:
             return []
         rate = self.rate(self.warm, workers=num_cores)
-        return [Alternative(f"--workers {num_cores}", rate, decode, num_threads=num_cores)]
+        return [Alternative(f"--workers {num_cores}", rate, self.decode, num_threads=num_cores)]
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
         """Time some images written as a dataset file, beside the same images as they are.

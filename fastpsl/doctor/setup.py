@@ -36,7 +36,7 @@ class LoadedRecipe:
 
     def build(self, options: TrainingOptions) -> Experiment:
         """Build the experiment without the recipe's prints; raise a one-line ValueError if that fails."""
-        with _unheard(), _its_faults(self.path, "build()"):
+        with contextlib.redirect_stdout(io.StringIO()), one_line(self.path, "build()"):
             experiment: Any = self.recipe.build(options)
         if not isinstance(experiment, Experiment):
             raise ValueError(  # noqa: TRY004 - a user error
@@ -56,7 +56,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{reason}; {_REMEDY}")
     if path.suffix != ".py":
         raise ValueError(f"{path}: is no recipe; {_REMEDY}")
-    with _unheard(), _its_faults(path, "loading it"):
+    with contextlib.redirect_stdout(io.StringIO()), one_line(path, "loading it"):
         try:
             script = load_script(path)
         except SystemExit:
@@ -69,7 +69,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{path}: {reason}; {_REMEDY}")  # noqa: TRY004 - a user error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
-    with _its_faults(path, "parsing its options"):
+    with one_line(path, "parsing its options"):
         options = recipe.parse(arguments, prog=str(path), log=lambda line: None)
     return LoadedRecipe(path, tuple(arguments), options, recipe)
 
@@ -85,22 +85,19 @@ def _no_file(path: Path) -> str:
     return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
 
 
-def _unheard() -> contextlib.AbstractContextManager[object]:
-    """Discard prints, which are meant for people who train."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
 @contextlib.contextmanager
-def _its_faults(path: Path, what: str) -> Iterator[None]:
-    """Raise an error of the recipe's own code as a ValueError; starting the recipe shows its traceback."""
+def one_line(place: object, what: str = "", *, when_too_large: str = "") -> Iterator[None]:
+    """Raise an error as a one-line ValueError that names the place; the recipe itself shows its traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}") from error
     except Exception as error:
-        raise ValueError(
-            f"{path}: {what} fails ({type(error).__name__}: {error}); start the recipe itself for more"
-        ) from error
+        reason, failing = " ".join(str(error).split()), f"{place}: {what}" if what else place
+        text = f"{failing} fails ({type(error).__name__}: {reason[:300]}); start the recipe itself for more"
+        if isinstance(error, ValueError | OSError):
+            text = f"{place}: {reason}"
+        elif isinstance(error, torch.cuda.OutOfMemoryError) and when_too_large:
+            text = f"{place}: the GPU has too little memory ({reason[:120]}); {when_too_large}"
+        raise ValueError(text) from error
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,6 @@ class DoctorSetup:
         """The number of decoding threads."""
         assert self.options.workers is not None
         return self.options.workers
-
-
-def load_recipe_or_default(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
-    """Load the recipe at `path`, or by default jigsaw on the sample; return None where neither is found."""
-    if path is not None:
-        return load_recipe(path, arguments)
-    default = default_recipe()
-    return None if default is None else load_recipe(default, DEFAULT_OPTIONS)
 
 
 def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.doctor import jpeg_engines, measure
-from fastpsl.doctor.advice import changes
+from fastpsl.doctor import examination, jpeg_engines
 from fastpsl.doctor.jpeg_engines import (
     SHARES,
     best_share,
@@ -20,7 +19,7 @@ from fastpsl.doctor.jpeg_engines import (
     measure_engines,
     sampled,
 )
-from fastpsl.doctor.measurements import JpegEngines, Measurements
+from fastpsl.doctor.measurements import JpegEngines, Measurements, changes
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.doctor.measured import measured, report_of, screen_of, waiting
@@ -231,15 +230,17 @@ def test_auto_is_asked_with_the_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> 
         assert values == {"num_threads": 4, "num_views": 1, "num_cores": 2}
         raise ValueError("asked")
 
-    monkeypatch.setattr(measure, "choose_decoder", choose_decoder)
-    monkeypatch.setattr(measure, "measure_read", lambda *_: (SimpleNamespace(from_storage=False), range(64)))
+    monkeypatch.setattr(examination, "choose_decoder", choose_decoder)
+    monkeypatch.setattr(
+        examination, "measure_read", lambda *_: (SimpleNamespace(from_storage=False), range(64))
+    )
     setup: Any = SimpleNamespace(
         experiment=None, stages=(), num_threads=4, world=SimpleNamespace(device=GPU),
         opened=SimpleNamespace(train=SimpleNamespace(num_samples=64), batch_size=32),
         options=SimpleNamespace(decoder="auto"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="asked"):
-        measure.measure(setup, 2, 1.0, lambda _: None)
+        examination.measure(setup, 2, 1.0, lambda _: None)
 
 
 def engines_screen(measurements: Measurements) -> str:
