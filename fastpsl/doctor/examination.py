@@ -275,21 +275,9 @@ def examine(
     seconds: float | None,
     num_ranks: int | None,
 ) -> int:
-    """Measure a recipe and print the report as a screen or as one JSON object.
+    """Measure a recipe, print the report as a screen or as one JSON object, and return the exit code.
 
-    Args:
-        path: The recipe; None for jigsaw on the sample.
-        recipe_options: The recipe's own arguments.
-        as_json: Whether to print JSON.
-        stages: Names of the plan's stages; None for all.
-        seconds: Length of a timed region; None for the default.
-        num_ranks: Ranks of this machine; None for one per GPU.
-
-    Returns:
-        The exit code, as `Report.exit_code`.
-
-    Raises:
-        ValueError: Nothing can be measured. One line.
+    Without a path the recipe is jigsaw on the sample. `stages` are names of the plan's; None is all of them.
     """
     if seconds is not None and seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}: it must be above 0")

@@ -1,4 +1,3 @@
-from .feature_file import read_features as read_features
 from .features import Extraction as Extraction
 from .features import extract as extract
 from .few_labels import FewLabels as FewLabels
@@ -13,18 +12,13 @@ from .linear import LinearProbes as LinearProbes
 from .linear import best_block_lines as best_block_lines
 from .linear import probe_sgd as probe_sgd
 from .linear import read_heads as read_heads
-from .options import EvaluationOptions as EvaluationOptions
 from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import LinearProtocol as LinearProtocol
 from .result import data_record as data_record
 from .result import overridden as overridden
-from .result import read_result as read_result
-from .result import refuse_val as refuse_val
 from .result import require_val as require_val
 from .result import result_line as result_line
 from .result import scores as scores
 from .result import write_result as write_result
 from .result import write_run as write_run
 from .result import write_val as write_val
-from .retrieval import retrieve as retrieve
-from .tsne import make_map as make_map

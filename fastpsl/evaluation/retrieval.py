@@ -74,9 +74,6 @@ def retrieve(
 
     The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
     The precision is that of all queries. Lines are returned on rank 0 alone.
-
-    Raises:
-        ValueError: The options are out of range, or queries in `indices` do not exist or cannot be decoded.
     """
     started = time.monotonic()
     if k < 1:

@@ -29,9 +29,6 @@ def make_map(
     """Map the features of `num` images of --data, drawn by --seed, write to --out and return lines to print.
 
     All images are mapped where there are fewer. Lines are returned on rank 0 alone.
-
-    Raises:
-        ValueError: The options are out of range, or too few images could be decoded.
     """
     started = time.monotonic()
     if num < 2:

@@ -11,7 +11,7 @@ from typing import Any
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import recipe_path
-from fastpsl.tables.data_sets import inputs
+from fastpsl.tables.data_sets import flag_of, inputs
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.results import RunIndex, TrainingRun
 from fastpsl.tables.rows import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Table, Weights
@@ -103,7 +103,7 @@ class _Writer:
             data_flags: dict[str, Any] = {"data": self._learns_from(weights), "val": self.place.val}
             commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, data_flags))
         for evaluation in evaluations:
-            name = f"{_name(weights, seed)}-{evaluation.folder_name}"
+            name = f"{weights.name}-s{seed}-{evaluation.name.replace('/', '-')}"
             out = self._free(name, str(folder) if folder else None)
             commands.append(self._evaluation(weights, seed, evaluation, folder, out))
         return tuple(commands)
@@ -111,7 +111,7 @@ class _Writer:
     def _folder(self, weights: Weights, seed: int) -> Path:
         """Return the folder of the training's run, which may not exist yet."""
         run = self.runs[weights].get(seed)
-        return run.folder if run else self._free(_name(weights, seed), None)
+        return run.folder if run else self._free(f"{weights.name}-s{seed}", None)
 
     def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
         options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
@@ -193,10 +193,6 @@ class _Writer:
         return bool(checkpoint) and any(run.options.get("checkpoint") == checkpoint for run in unfinished)
 
 
-def _name(weights: Weights, seed: int) -> str:
-    return f"{weights.name}-s{seed}"
-
-
 def _random(weights: Weights) -> dict[str, Any]:
     """Return the options of an evaluation of random weights."""
     options: dict[str, Any] = {"random_weights": True, "backbone": weights.backbone}
@@ -221,13 +217,10 @@ def _command(name: str, arguments: Iterable[Any], options: Mapping[str, Any]) ->
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in options.items() for word in _flag(name, value)]
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
-    return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(flag_of(name if value else f"no_{name}"))
+        elif value is not None:
+            words += [flag_of(name), *map(str, value if isinstance(value, tuple) else [value])]
+    return words

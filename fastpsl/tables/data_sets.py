@@ -44,7 +44,7 @@ def in_words(digests: Digests) -> str:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of `fastpsl table` for a name of OTHER_DATA."""
+    """Return the flag of an option, or of `fastpsl table` for a name of OTHER_DATA."""
     return f"--{name.replace('_', '-')}"
 
 

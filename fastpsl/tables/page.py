@@ -287,21 +287,8 @@ def make_table(
 
     The lines say which results are there and give the commands of those that are missing.
 
-    Args:
-        name: The table, such as psl/5.
-        runs: The folder that holds the runs.
-        out: The folder to write to.
-        scale: The scale, paper or tiny.
-        data: The training images, for the commands. If they can be opened, only results on them count.
-        val: The validation images, for the same use.
-        pretrain_data: The images that trainings without labels learn from, for the same use, in tables that
-            have a set for that.
-        others: The data that evaluations read instead of these, for the same use, by its name in OTHER_DATA.
-        num_processes: The processes of the commands; None for the scale's.
-
-    Raises:
-        ValueError: The table or the scale is unknown, the table does not read such data, or `runs` is no
-            folder. Or there are results of several data sets, and nothing tells which counts.
+    `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that can
+    be opened, only results on them count. Without `num_processes` the scale has the number.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")

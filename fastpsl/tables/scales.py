@@ -146,7 +146,7 @@ class Scale:
         flags = self.training_flags(weights) | {"backbone": weights.backbone, "plan": weights.plan}
         options = options_of(weights.recipe, **flags)
         science = {name: options.science()[name] for name in PretrainOptions().science()}
-        science |= _plain(self.training_values(weights))
+        science |= self.training_values(weights)
         if hasattr(options, "permutations"):  # because those of a file do not count
             science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
         return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})
@@ -172,7 +172,7 @@ class Scale:
         """Return what the record of the learned pseudo-labels must hold."""
         if isinstance(labels, Weights):
             return self.training_science(labels)
-        return _plain(self.label_values(labels))
+        return _compared(self.label_values(labels))
 
     def evaluation_flags(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the options that the command of an evaluation gives."""
@@ -198,7 +198,7 @@ class Scale:
         if not evaluation.command:
             options = options_of(evaluation.recipe, **self.evaluation_flags(evaluation))
             settings = {name: options.science()[name] for name in EvaluationOptions().science()}
-        return _compared(settings | _plain(self.evaluation_values(evaluation)))
+        return _compared(settings | self.evaluation_values(evaluation))
 
     def _recipe_flags(self, recipe: str) -> dict[str, Any]:
         sample = find_recipe(recipe).sample if self.of_sample else {}
@@ -211,12 +211,8 @@ def plain(value: Any) -> Any:
     return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _plain(values: Values) -> dict[str, Any]:
-    return {name: plain(value) for name, value in values.items()}
-
-
 def _compared(values: Values) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in FREE}
+    return {name: plain(value) for name, value in values.items() if name not in FREE}
 
 
 # The defaults of the commands of `fastpsl`, by the name of an evaluation or `labels/source`.

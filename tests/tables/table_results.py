@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fastpsl.commands.features import TSNE, Retrieve
 from fastpsl.commands.labels import Clusters, MakeLabels
 from fastpsl.evaluation.result import write_result
@@ -131,13 +129,26 @@ def ours(made: Report, method: str) -> list[str]:
     return [str(cell.ours) for cell in made.cells[method]]
 
 
-def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """Return the recipe and the options of a printed command, by the recipe's own parser."""
+def parsed(command: str) -> tuple[str, Any]:
+    """Return the recipe and the options of a printed command, by the recipe's own parser.
+
+    Commands that differ in folders alone are parsed once.
+    """
     launcher, ranks, script, *flags = shlex.split(command)
     assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
     assert Path(script) == Path("recipes") / Path(script).name
-    name = Path(script).stem
-    return name, find_recipe(name).parse(flags)
+    name, folders = Path(script).stem, dict[str, Path]()
+    for flag in {"--out", "--checkpoint"}.intersection(flags):
+        place = flags.index(flag) + 1
+        folders[flag[2:]], flags[place] = Path(flags[place]), "folder"
+    options = _parsed(name, *flags)
+    assert all(getattr(options, name) == Path("folder") for name in folders)
+    return name, replace(options, **folders)
+
+
+@cache
+def _parsed(name: str, *flags: str) -> Any:
+    return find_recipe(name).parse(flags)
 
 
 COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}
