@@ -44,20 +44,16 @@ class Search:
             self.queries.features()[indices], self.gallery.features(), self.k, rows, self.device
         )
 
-    def good(self) -> np.ndarray:
-        """Return the queries that could be decoded, int64."""
-        return np.setdiff1d(np.arange(self.queries.record["shape"][0]), self.queries.record["bad"])
-
     def num_others(self) -> int:
         """Return the number of images that a query may find."""
-        return int(self.gallery.record["shape"][0] - len(self.gallery.record["bad"]) - self.same)
+        return len(self.gallery.good()) - self.same
 
     def precision(self, world: World) -> tuple[float, float]:
         """Return the precision of all queries and of chance, in percent, on every rank.
 
         Precision is the share of neighbours with the query's class; chance is that share among all images.
         """
-        good, labels, truth = self.good(), self.gallery.labels(), self.queries.labels()
+        good, labels, truth = self.queries.good(), self.gallery.labels(), self.queries.labels()
         assert labels is not None and truth is not None
         queries = good[world.rank :: world.size]
         right = labels[self(queries).rows.numpy()] == truth[queries][:, None]
@@ -106,7 +102,7 @@ def retrieve(
         )
         search = Search(bank, query_features, k, same, world.device)
         _require_enough(k, search.num_others())
-        good, reason = search.good(), why_no_precision(gallery, queries)
+        good, reason = query_features.good(), why_no_precision(gallery, queries)
         wrong = np.setdiff1d(indices, good)
         if not len(good):
             raise ValueError("no query could be decoded; give readable images as --queries")

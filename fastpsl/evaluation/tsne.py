@@ -51,7 +51,7 @@ def make_map(
         file = work.to_file(options.out / "features.npy", world, overwrite=True)
         if world.rank != 0:
             return []
-        good = np.setdiff1d(np.arange(num), file.record["bad"])
+        good = file.good()
         if perplexity >= len(good):
             raise ValueError(
                 f"--perplexity {perplexity:g}: only {len(good):,} images could be decoded; give a smaller one"

@@ -25,7 +25,6 @@ from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file
-from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import (
     OTHER_DATA,
     Paths,
@@ -35,7 +34,7 @@ from fastpsl.tables.data_sets import (
     flag_of,
     in_words,
 )
-from fastpsl.tables.matching import needs_of
+from fastpsl.tables.matching import Place, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
 from fastpsl.tables.results import index_runs
@@ -287,8 +286,8 @@ def make_table(
 
     The lines say which results are there and give the commands of those that are missing.
 
-    `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that can
-    be opened, only results on them count. Without `num_processes` the scale has the number.
+    `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that
+    can be opened, only results on them count. Without `num_processes` the scale has the number.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")

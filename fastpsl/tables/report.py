@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from typing_extensions import override
 
-from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.data_sets import PAPER_IMAGES, Digests, in_words
-from fastpsl.tables.matching import Matches, match, needs_of
+from fastpsl.tables.matching import Matches, Missing, Place, match, missing_runs, needs_of
 from fastpsl.tables.results import Result, RunIndex
 from fastpsl.tables.rows import Evaluation, Measure, PaperImages, Row, Table, Weights
 from fastpsl.tables.scales import Scale

@@ -337,6 +337,8 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
         return opened
 
     monkeypatch.setattr(examination, "choose_decoder", choose)
+    for repeats in ("REPEATS", "_AUGMENT_REPEATS"):
+        monkeypatch.setattr(examination, repeats, 1)
     for module in (loader_rates, stage_bench):
         monkeypatch.setattr(module, "open_loader", watched(module))
     arguments = ("--backbone", "resnet18", "--batch-size", "8", "--size-px", "32", "--workers", "1")

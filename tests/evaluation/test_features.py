@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -43,6 +42,7 @@ from fastpsl.pipelines.views import Input, center_view
 from tests.engine.tiny import TinyNet, one_process
 from tests.pipelines.labelled import write_labelled
 from tests.slow import slow
+from tests.warm import CONTEXT
 
 BATCH = 48
 INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
@@ -190,7 +190,7 @@ def killed_child(out: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> None:
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
-    child = multiprocessing.get_context("spawn").Process(target=killed_child, args=(tmp_path / "F.npy",))
+    child = CONTEXT.Process(target=killed_child, args=(tmp_path / "F.npy",))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL and not (tmp_path / "F.npy").exists()

@@ -14,8 +14,8 @@ from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.scripts.command_line import parse
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import Digests
+from fastpsl.tables.matching import Missing, Place
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs

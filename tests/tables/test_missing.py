@@ -11,9 +11,8 @@ import pytest
 
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.tables.commands import _flags
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.matching import needs_of
+from fastpsl.tables.matching import _flags, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.rows import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
