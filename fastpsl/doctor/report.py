@@ -75,15 +75,11 @@ class Report:
             for stage, values in zip(self.measured.stages, measured["stages"], strict=True):
                 values |= {"synthetic": stage.synthetic, "ratio": stage.ratio}
         return {
-            "format": FORMAT,
-            "fastpsl": distribution.version(),
-            "setting": dict(self.setting),
-            "checks": [asdict(check) for check in self.checks],
-            "measured": measured,
+            "format": FORMAT, "fastpsl": distribution.version(), "setting": dict(self.setting),
+            "checks": [asdict(check) for check in self.checks], "measured": measured,
             "bottleneck": asdict(limit) if limit else None,
-            "changes": [asdict(change) for change in self.changes()],
-            "exit_code": self.exit_code,
-        }
+            "changes": [asdict(change) for change in self.changes()], "exit_code": self.exit_code,
+        }  # fmt: skip
 
 
 _MAX_CHANGES = 4

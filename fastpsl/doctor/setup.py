@@ -128,8 +128,16 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     whole_experiment = _build(recipe, options)
     stage_indices = _stage_indices(whole_experiment, stages)
     num_ranks = _num_ranks(num_ranks, options, world)
-    options = _of_one_rank(options, num_ranks)
-    with _named_share(options, num_ranks):
+    # One rank's share of batch, lanes and cores, as under torchrun.
+    options = replace(
+        options, batch_size=options.rank_batch(num_ranks) * options.accumulate,
+        lanes=max(1, options.lanes // num_ranks),
+        workers=options.workers or max(1, default_num_threads() // num_ranks),
+    )  # fmt: skip
+    # The whole batch may be valid, and one rank's share not.
+    images = number_of(options.batch_size, "image")
+    share = one_line(f"one of {num_ranks} ranks, measured by itself with its {images} of a step")
+    with contextlib.nullcontext() if num_ranks == 1 else share:
         # Built again, because a task depends on its batch size (NT-Xent's negatives, the batches that fill
         # MoCo's queue), which is the rank's share here.
         experiment = whole_experiment if num_ranks == 1 else _build(recipe, options)
@@ -145,20 +153,6 @@ def _build(recipe: LoadedRecipe | None, options: TrainingOptions) -> Experiment 
     """Build the recipe's experiment under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)
-
-
-@contextlib.contextmanager
-def _named_share(options: TrainingOptions, num_ranks: int) -> Iterator[None]:
-    """Note in a ValueError that it concerns one rank's share, since the whole batch may be valid."""
-    try:
-        yield
-    except ValueError as error:
-        if num_ranks == 1:
-            raise
-        images = number_of(options.batch_size, "image")
-        raise ValueError(
-            f"one of {num_ranks} ranks, measured by itself with its {images} of a step: {error}"
-        ) from error
 
 
 def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tuple[int, ...]:
@@ -182,11 +176,3 @@ def _num_ranks(given: int | None, options: TrainingOptions, world: World) -> int
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
     parts = {number: number * options.accumulate for number in range(num_gpus, 1, -1)}
     return next((number for number, part in parts.items() if options.batch_size % part == 0), 1)
-
-
-def _of_one_rank(options: TrainingOptions, num_ranks: int) -> TrainingOptions:
-    """Return options with one rank's share of batch, lanes and cores, as under torchrun."""
-    num_threads = options.workers or max(1, default_num_threads() // num_ranks)
-    batch_size = options.rank_batch(num_ranks) * options.accumulate
-    lanes = max(1, options.lanes // num_ranks)
-    return replace(options, batch_size=batch_size, lanes=lanes, workers=num_threads)

@@ -87,12 +87,6 @@ def measured(measure: Measure, matches: Matches) -> Measured | None:
     return Measured(name, statistics.fmean(best), statistics.stdev(best) if len(best) > 1 else None, seeds)
 
 
-def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
-    """Return a cell for each column."""
-    ours = [measured(measure, matches) for measure in row.measures] or [None] * len(row.numbers)
-    return tuple(map(Cell, row.numbers, ours))
-
-
 def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[Gain, ...]:
     """Return the gain of every row that has a baseline."""
     gains = []
@@ -195,5 +189,8 @@ def make_report(table: Table, scale: Scale, index: RunIndex, asked: Digests, pla
     """
     matches = match(table, scale, index, asked)
     missing = missing_runs(table, scale, matches, index, place)
-    cells = {row.method: cells_of(row, matches) for row in table.rows}
+    cells = {}
+    for row in table.rows:
+        ours = [measured(measure, matches) for measure in row.measures] or [None] * len(row.numbers)
+        cells[row.method] = tuple(map(Cell, row.numbers, ours))
     return Report(table, scale, matches, tuple(missing), cells, gains_of(table, cells))

@@ -57,15 +57,12 @@ ABOUT_TINY = (
 )
 NUM_PROCESSES = 8
 VALUES = {
-    "uic_alexnet/5k": {"num_clusters": 5000},
-    "uic_alexnet/10k": {"num_clusters": 10_000},
-    "uic_alexnet/center": {"label_view": "center"},
-    "uic_alexnet/strong": {"augment": "strong"},
+    "uic_alexnet/5k": {"num_clusters": 5000}, "uic_alexnet/10k": {"num_clusters": 10_000},
+    "uic_alexnet/center": {"label_view": "center"}, "uic_alexnet/strong": {"augment": "strong"},
     "classification/deepcluster_fc6_8": {"layers": "fc6_8"},
-    "classification/deepcluster_all": {"layers": "all"},
-    "few_shot/224": {"size_px": 224},
+    "classification/deepcluster_all": {"layers": "all"}, "few_shot/224": {"size_px": 224},
     "few_shot/84": {"size_px": 84},
-}
+}  # fmt: skip
 _CLASSIFICATION = {"size_px": 64, "steps": 150}  # AlexNet needs 63 px
 TINY = {
     "uic_alexnet/5k": {"num_clusters": 24},

@@ -90,15 +90,10 @@ def put(
     if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of validation pictures alone
         data_record |= {"train": data_record["val"], "num_train": 160, "val": None, "num_val": None}
     record = {
-        "recipe": evaluation.recipe,
-        "protocol": evaluation.protocol,
-        "numbers": numbers,
-        "settings": all_settings | (settings or {}),
-        "checkpoint": checkpoint | changes.pop("checkpoint", {}),
-        "data": data_record,
-        "seconds": 1.0,
-        "cut": False,
-    }
+        "recipe": evaluation.recipe, "protocol": evaluation.protocol, "numbers": numbers,
+        "settings": all_settings | (settings or {}), "checkpoint": checkpoint | changes.pop("checkpoint", {}),
+        "data": data_record, "seconds": 1.0, "cut": False,
+    }  # fmt: skip
     return write_result(folder, **{**record, **changes})
 
 
