@@ -19,8 +19,14 @@ from fastpsl.console.screen import status
 from fastpsl.console.terminal import plain
 from fastpsl.console.words import number_of
 from fastpsl.doctor.checks import check_machine, check_noise, check_page_cache, check_software
-from fastpsl.doctor.jpeg_engines import best_share, check_engines, measure_engines
-from fastpsl.doctor.loader_rates import Feed, copy_rate, measure_read
+from fastpsl.doctor.loader_rates import (
+    Feed,
+    best_share,
+    check_engines,
+    copy_rate,
+    measure_engines,
+    measure_read,
+)
 from fastpsl.doctor.measurements import (
     BETON_WRITE,
     Alternative,

@@ -3,9 +3,9 @@ from .features import extract as extract
 from .few_labels import FewLabels as FewLabels
 from .few_labels import labelled_part as labelled_part
 from .few_labels import write_label_list as write_label_list
-from .knn_score import require_neighbours as require_neighbours
-from .knn_score import score as score
-from .knn_score import score_lines as score_lines
+from .neighbours import require_neighbours as require_neighbours
+from .neighbours import score as score
+from .neighbours import score_lines as score_lines
 from .linear import BlockProbes as BlockProbes
 from .linear import FewLabelBlockProbes as FewLabelBlockProbes
 from .linear import LinearProbes as LinearProbes

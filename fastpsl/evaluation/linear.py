@@ -17,9 +17,8 @@ from typing_extensions import override
 
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
-from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.evaluation.few_labels import FewLabels
-from fastpsl.evaluation.protocols import WHOLE, Pool, pooled, pooled_width
+from fastpsl.evaluation.protocols import WHOLE, Pool, block_shapes, pooled, pooled_width
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import WIDTH, convolutions, normal_weights
 from fastpsl.pipelines.loader.batch import Batch

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.doctor import examination, jpeg_engines
-from fastpsl.doctor.jpeg_engines import (
+from fastpsl.doctor import examination, loader_rates
+from fastpsl.doctor.loader_rates import (
     SHARES,
     best_share,
     check_engines,
@@ -59,7 +59,7 @@ class Nvml:
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
     library = Nvml()
-    monkeypatch.setattr(jpeg_engines, "_nvml", lambda: library)
+    monkeypatch.setattr(loader_rates, "_nvml", lambda: library)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=UUID))
     return library
 
@@ -80,7 +80,7 @@ def test_the_engines_are_read_and_nvml_is_closed(
 
 @pytest.mark.parametrize("library", [None, Nvml(is_known=False), SimpleNamespace(nvmlInit_v2=lambda: 9)])
 def test_without_an_answer_nothing_is_told(library: Any, nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_engines, "_nvml", lambda: library)
+    monkeypatch.setattr(loader_rates, "_nvml", lambda: library)
     with jpeg_utilisation(GPU) as read:
         assert read() is None
 
@@ -93,7 +93,7 @@ def test_a_driver_without_the_reading_tells_nothing(nvml: Nvml, monkeypatch: pyt
 
 
 def test_samples_come_from_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_engines, "_PERIOD_S", 0.001)
+    monkeypatch.setattr(loader_rates, "_PERIOD_S", 0.001)
     readings, seen = iter([5, None, 80]), threading.Event()
 
     def read() -> int | None:
@@ -123,11 +123,11 @@ class Feeds:
         )
         self.warm, self.asked = warm, list[float]()
         self.seconds: dict[float, float] = {}
-        monkeypatch.setattr(jpeg_engines, "why_slower", lambda _: why)
-        monkeypatch.setattr(jpeg_engines.dali, "why_missing", lambda _: "")
-        monkeypatch.setattr(jpeg_engines, "num_engines", lambda _: 7)
+        monkeypatch.setattr(loader_rates, "why_slower", lambda _: why)
+        monkeypatch.setattr(loader_rates.dali, "why_missing", lambda _: "")
+        monkeypatch.setattr(loader_rates, "num_engines", lambda _: 7)
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-        monkeypatch.setattr(jpeg_engines, "sampled", self.sampled)
+        monkeypatch.setattr(loader_rates, "sampled", self.sampled)
 
     @contextmanager
     def sampled(self, read: Any, *, after_s: float) -> Iterator[list[int]]:

@@ -24,11 +24,10 @@ from fastpsl.cli import main
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation import features as features_module
-from fastpsl.evaluation.blocks import block_number, block_shapes
 from fastpsl.evaluation.feature_file import FORMAT, PartialFeatures, read_features
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
+from fastpsl.evaluation.protocols import PROTOCOLS, Pool, block_number, block_shapes, pooled, pooled_width
 from fastpsl.files.atomic import partial_path
 from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.knn_score import Scores, require_neighbours, score, score_lines
+from fastpsl.evaluation.neighbours import Scores, require_neighbours, score, score_lines
 from fastpsl.kernels.nearest import (
     Neighbours,
     count_correct,

@@ -11,10 +11,10 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fastpsl.cli import main
-from fastpsl.evaluation import retrieval
+from fastpsl.evaluation import neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.evaluation.neighbours import Search, nearest_others
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.retrieval import Search, nearest_others
 from fastpsl.evaluation.tsne import same_class
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
@@ -173,7 +173,7 @@ def test_fewer_queries_than_are_wanted_are_all_shown_as_the_network_sees_them(
         drawn.append(options)
         return draw_neighbours(*arguments, **options)
 
-    monkeypatch.setattr(retrieval, "draw_neighbours", draw)
+    monkeypatch.setattr(neighbours, "draw_neighbours", draw)
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
     assert run(capsys, "retrieve", *options, "--whole", "--num", 100)[0] == 0  # the most
