@@ -61,10 +61,7 @@ _NUM_PROBED = 512
 def measure_read(
     data: Dataset, options: TrainingOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
-    """Read for `seconds`, at least two batches, with as many threads as the loader.
-
-    Samples that cannot be read are not an error here; --on-bad-sample tells the loader what to do with them.
-    """
+    """Read for `seconds`, at least two batches, by the loader's threads; unreadable samples are skipped."""
     assert options.workers is not None
     probed = spread_indices(data.num_samples, _NUM_PROBED)
     rows = data.rows(probed)
@@ -349,10 +346,7 @@ def check_engines(engines: JpegEngines | None, decoder: str) -> list[Check]:
 
 @contextlib.contextmanager
 def jpeg_utilisation(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Yield a function that reads how busy the JPEG engines are, in percent; None if NVML does not tell.
-
-    Source: NVML's API, nvmlDeviceGetJpgUtilization.
-    """
+    """Yield a function that reads how busy the engines are (NVML), in percent; None if it is not told."""
     uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
     library, handle = _nvml(), ctypes.c_void_p()
     percent, period_us = ctypes.c_uint(), ctypes.c_uint()

@@ -196,10 +196,7 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
 
 
 def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
-    """Return the alternative's rates by stage.
-
-    It was measured with the first stage's crops; the others are assumed to change by the same factor.
-    """
+    """Return the alternative's rates by stage, as if all changed by the factor of the first one's crops."""
     if not stages:
         return (_rate_cell(alternative.images_per_s),)
     reads, factor = alternative.part == "read", alternative.factor

@@ -91,13 +91,17 @@ def one_line(place: object, what: str = "", *, when_too_large: str = "") -> Iter
     try:
         yield
     except Exception as error:
-        reason, failing = " ".join(str(error).split()), f"{place}: {what}" if what else place
-        text = f"{failing} fails ({type(error).__name__}: {reason[:300]}); start the recipe itself for more"
+        reason, kind = " ".join(str(error).split()), type(error).__name__
         if isinstance(error, ValueError | OSError):
-            text = f"{place}: {reason}"
-        elif isinstance(error, torch.cuda.OutOfMemoryError) and when_too_large:
-            text = f"{place}: the GPU has too little memory ({reason[:120]}); {when_too_large}"
-        raise ValueError(text) from error
+            raise ValueError(f"{place}: {reason}") from error
+        if isinstance(error, torch.cuda.OutOfMemoryError) and when_too_large:
+            raise ValueError(
+                f"{place}: the GPU has too little memory ({reason[:120]}); {when_too_large}"
+            ) from error
+        part = f"{place}: {what}" if what else place
+        raise ValueError(
+            f"{part} fails ({kind}: {reason[:300]}); start the recipe itself for more"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,7 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
         lanes=max(1, options.lanes // num_ranks),
         workers=options.workers or max(1, default_num_threads() // num_ranks),
     )  # fmt: skip
-    # The whole batch may be valid, and one rank's share not.
-    images = number_of(options.batch_size, "image")
-    share = one_line(f"one of {num_ranks} ranks, measured by itself with its {images} of a step")
-    with contextlib.nullcontext() if num_ranks == 1 else share:
+    try:
         # Built again, because a task depends on its batch size (NT-Xent's negatives, the batches that fill
         # MoCo's queue), which is the rank's share here.
         experiment = whole_experiment if num_ranks == 1 else _build(recipe, options)
@@ -146,6 +147,13 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
         else:
             opened = experiment.open_data(options, world)
             place_backbone(experiment, options, world)
+    except ValueError as error:
+        if num_ranks == 1:
+            raise
+        images = number_of(options.batch_size, "image")  # the whole batch may be valid
+        raise ValueError(
+            f"one of {num_ranks} ranks, measured by itself with its {images} of a step: {error}"
+        ) from error
     return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, stage_indices)
 
 

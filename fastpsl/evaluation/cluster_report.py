@@ -75,10 +75,7 @@ def report(
     require_labels: bool,
     backbone: str | None = None,
 ) -> list[str]:
-    """Measure pseudo-labels, draw charts of them and return the lines to print.
-
-    `run` is a run's folder or a file of labels; all arguments are those of `fastpsl clusters`.
-    """
+    """Measure a run's or a file's pseudo-labels, draw charts of them and return the lines to print."""
     started = time.monotonic()
     path, source, out = _paths(run, data, labels, out)
     pretrained = load_pretrained(run, backbone) if run.is_dir() else None

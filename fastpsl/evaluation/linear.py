@@ -50,12 +50,7 @@ class Probes(Classify):
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return the sum of all classifiers' cross-entropies, and the metrics.
-
-        The metrics are top1 of the last classifier in training, and top1 and top5 of each on validation
-        images. Several validation crops of an image are scored by the mean of their softmaxes, as in
-        DeepCluster; UIC does not say.
-        """
+        """Return the sum of the cross-entropies, with top1 of the last; in validation top1 and top5 of each."""
         valid = (batch.indices >= 0).float()
         num, total = valid.sum(), torch.zeros((), device=valid.device)
         metrics: Metrics = {}

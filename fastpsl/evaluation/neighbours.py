@@ -151,10 +151,7 @@ class Search:
         return len(self.gallery.good()) - self.same
 
     def precision(self, world: World) -> tuple[float, float]:
-        """Return the precision of all queries and of chance, in percent, on every rank.
-
-        Precision is the share of neighbours with the query's class; chance is that share among all images.
-        """
+        """Return the percentage of neighbours of the query's class, and that among all images (chance)."""
         good, labels, truth = self.queries.good(), self.gallery.labels(), self.queries.labels()
         assert labels is not None and truth is not None
         queries = good[world.rank :: world.size]

@@ -78,12 +78,7 @@ class EvaluationOptions(RunOptions):
         return replace(self, random_weights=True, backbone=self.backbone or self.sample_backbone)
 
     def pretrained(self) -> Pretrained:
-        """Return the weights that the options name; rank 0 prints which they are.
-
-        Raises:
-            ValueError: Neither or both of --checkpoint and --random-weights are given, or the weights cannot
-                be read.
-        """
+        """Return the weights that the options name; rank 0 prints which they are."""
         from fastpsl.models.weights import load_pretrained, random_weights
 
         if self.random_weights == (self.checkpoint is not None):

@@ -166,10 +166,7 @@ def _of_another_table(result: Result, scale: Scale) -> bool:
 
 
 def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, list[str]]:
-    """Return the need of a table that a result comes nearest to, and why it does not fit.
-
-    The need is None if the result belongs to another table. There is no reason if it fits.
-    """
+    """Return the need of a table that a result comes nearest to, if any, and why it does not fit."""
     nearest: tuple[Need | None, list[str]] = (None, [])
     for need in needs_of(table):
         weights, evaluation = need

@@ -130,10 +130,7 @@ NOTHING = "–"
 
 
 class Group(NamedTuple):
-    """A row of a table on a page: its name and a remark, the cells before the numbers, and the lines.
-
-    A line is a title ("paper", "ours", "ours − paper") with the numbers, one per column.
-    """
+    """A row of a page's table: name, remark, cells before the numbers, and lines of a title with numbers."""
 
     name: str
     mark: str

@@ -1,6 +1,7 @@
 """Test `fastpsl retrieve` and `fastpsl tsne`: values against plain code, charts, refused options."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from fastpsl.cli import main
 from fastpsl.evaluation import neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import Search, nearest_others
@@ -22,6 +22,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.charts import MAX_NAMED, draw_map
 from fastpsl.plots.neighbours import draw_neighbours
 from fastpsl.tables.results import index_runs
+from tests.cli import Cli
 from tests.engine.tiny import one_process
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
@@ -31,22 +32,16 @@ RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = ("--size-px", "32", "--whole", "--workers", "1", "--batch-size", "40")
 
 
-def run(capsys: pytest.CaptureFixture[str], command: str, *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        with threadpool_limits(1):  # because sums in another order give another map
-            main([command, *map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    output = capsys.readouterr()
-    return code, output.out, output.err
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, because sums in another order give another map."""
+    with threadpool_limits(1):
+        yield
 
 
-def refused(
-    capsys: pytest.CaptureFixture[str], out: Path, words: tuple[str, ...], command: str, *arguments: object
-) -> None:
+def refused(cli: Cli, out: Path, words: tuple[str, ...], command: str, *arguments: object) -> None:
     """Check for one line with the words, and no folder."""
-    code, _, errors = run(capsys, command, *SMALL, *arguments, "--out", out)
+    code, _, errors = cli(command, *SMALL, *arguments, "--out", out)
     assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
     assert all(word in errors for word in words) and not out.exists(), errors
 
@@ -63,13 +58,11 @@ def ranked(queries: np.ndarray, gallery: np.ndarray, same: bool) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_neighbours_precision_and_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], same: bool
-) -> None:
+def test_neighbours_precision_and_figure(tmp_path: Path, cli: Cli, same: bool) -> None:
     paths, out = sample_paths(), tmp_path / "out"
     gallery, queries = (paths.test_32, paths.test_32) if same else (paths.train_32, paths.test_32)
     options = (*RANDOM, *SMALL, *f"--gallery {gallery} --queries {queries} --k 5 --num 3".split())
-    code, lines, _ = run(capsys, "retrieve", *options, "--out", out)
+    code, lines, _ = cli("retrieve", *options, "--out", out)
     assert code == 0, lines
     bank = np.load(out / "gallery.npy")
     query_features = bank if same else np.load(out / "queries.npy")
@@ -112,7 +105,7 @@ def test_neighbours_precision_and_figure(
     assert [result.record["protocol"] for result in index_runs(out).results] == ["retrieval"]
 
 
-def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seed_draws_and_indices_choose(tmp_path: Path, cli: Cli) -> None:
     """The precision stays the same. Weights are from a file, because the seed draws random ones."""
     data, out, weights = sample_paths().test_32, tmp_path / "out", tmp_path / "nin3.pth"
     torch.manual_seed(0)
@@ -124,7 +117,7 @@ def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.Captur
     common = (weights, *words.split(), *SMALL, "--out", out)
     charts, numbers, times = [], [], set()
     for more in (("--seed", 0), ("--seed", 1), ("--query-indices", 7, 3, 7)):
-        assert run(capsys, "retrieve", *common, *more)[0] == 0
+        assert cli("retrieve", *common, *more)[0] == 0
         record = read_result(out / "result.json")
         charts.append([each["query"] for each in record["settings"]["shown"]])
         assert record["settings"]["num"] == len(charts[-1])
@@ -151,11 +144,11 @@ def folder(path: Path, num: int, classes: tuple[str, ...] = ()) -> Path:
     ],
 )
 def test_queries_without_labels_or_of_other_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: tuple[str, ...], reason: str
+    tmp_path: Path, cli: Cli, classes: tuple[str, ...], reason: str
 ) -> None:
     queries, out = folder(tmp_path / "queries", 6, classes), tmp_path / "out"
     sets = ("--gallery", sample_paths().test_32, "--queries", queries)
-    code, lines, errors = run(capsys, "retrieve", *RANDOM, *SMALL, *sets, "--k", 3, "--out", out)
+    code, lines, errors = cli("retrieve", *RANDOM, *SMALL, *sets, "--k", 3, "--out", out)
     assert code == 0 and f"no precision, as {reason}" in lines, errors
     assert read_result(out / "result.json")["numbers"] == {}
     sheet = pixels(out / "retrieval.png")
@@ -165,7 +158,7 @@ def test_queries_without_labels_or_of_other_classes(
 
 
 def test_fewer_queries_than_are_wanted_are_all_shown_as_the_network_sees_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = list[dict[str, Any]]()
 
@@ -176,7 +169,7 @@ def test_fewer_queries_than_are_wanted_are_all_shown_as_the_network_sees_them(
     monkeypatch.setattr(neighbours, "draw_neighbours", draw)
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
-    assert run(capsys, "retrieve", *options, "--whole", "--num", 100)[0] == 0  # the most
+    assert cli("retrieve", *options, "--whole", "--num", 100)[0] == 0  # the most
     assert [options["whole"] for options in drawn] == [True]
     assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # without a line for the class
     entries = read_result(out / "result.json")["settings"]["shown"]
@@ -184,22 +177,20 @@ def test_fewer_queries_than_are_wanted_are_all_shown_as_the_network_sees_them(
     assert all(sorted([each["query"], *each["neighbours"]]) == [0, 1, 2] for each in entries)
 
 
-def test_a_broken_image_is_no_query_and_no_neighbour(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_image_is_no_query_and_no_neighbour(tmp_path: Path, cli: Cli) -> None:
     data = folder(tmp_path / "data", 6, ("one", "two"))
     broken = sorted(data.rglob("*.jpg"))[2]
     broken.write_bytes(b"\0" * broken.stat().st_size)
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--on-bad-sample", "skip")
     out = ("--out", tmp_path / "out")
-    assert run(capsys, "retrieve", *options, "--k", 4, *out)[0] == 0
+    assert cli("retrieve", *options, "--k", 4, *out)[0] == 0
     entries = read_result(tmp_path / "out" / "result.json")["settings"]["shown"]
     assert len(entries) == 5 and all(2 not in (each["query"], *each["neighbours"]) for each in entries)
     for more, words in (
         (("--k", 5), "--k 5: the gallery has only 4 neighbours"),
         (("--k", 2, "--query-indices", 2), "query 2 could"),
     ):
-        code, _, errors = run(capsys, "retrieve", *options, *more, *out)
+        code, _, errors = cli("retrieve", *options, *more, *out)
         assert code == 2 and words in errors.splitlines()[-1]
 
 
@@ -246,7 +237,7 @@ def test_an_image_is_left_out_of_its_own_neighbours_among_equals() -> None:
     assert again == [rows_found[i] for i in some]
 
 
-def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_one_line(tmp_path: Path, cli: Cli) -> None:
     paths, out = sample_paths(), tmp_path / "out"
     foreign = tmp_path / "foreign.pth"
     torch.save(make_backbone("nin3").state_dict(), foreign)
@@ -274,20 +265,20 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*RANDOM, "--gallery", paths.test_32), ("--queries",)),
     ]
     for arguments, words in cases:
-        refused(capsys, out, words, "retrieve", *arguments)
+        refused(cli, out, words, "retrieve", *arguments)
     (tmp_path / "file").touch()
-    code, _, errors = run(capsys, "retrieve", *RANDOM, *sets, *SMALL, "--out", tmp_path / "file")
+    code, _, errors = cli("retrieve", *RANDOM, *sets, *SMALL, "--out", tmp_path / "file")
     assert code == 2 and "is a file: give a folder" in errors
 
 
-def test_classes_by_number_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_by_number_alone(tmp_path: Path, cli: Cli) -> None:
     """Betons have no class names, and equal numbers are equal classes."""
     for name, labels in (("a", [0, 1, 0, 1, 0, 1, 1]), ("b", [0, 1, 1]), ("c", [0, 2, 1])):
         write_labelled(tmp_path / f"{name}.beton", labels)
     for queries, judged in (("b", True), ("c", False)):
         out = tmp_path / queries
         sets = ("--gallery", tmp_path / "a.beton", "--queries", tmp_path / f"{queries}.beton")
-        assert run(capsys, "retrieve", *RANDOM, *SMALL, *sets, "--k", 7, "--out", out)[0] == 0
+        assert cli("retrieve", *RANDOM, *SMALL, *sets, "--k", 7, "--out", out)[0] == 0
         expected = {"precision_top7": pytest.approx(100 * (3 + 4 + 4) / 21, abs=1e-4)} if judged else {}
         assert read_result(out / "result.json")["numbers"] == expected
 
@@ -305,19 +296,18 @@ def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
     return right / len(points)
 
 
-def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_map_is_scikit_learns(tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "out"
     options = (*NIN3, *SMALL, *f"--data {data} --num 60 --block B2 --seed 3 --out {out}".split())
-    code, lines, _ = run(capsys, "tsne", *options, "--perplexity", 7.5)
+    code, lines, _ = cli("tsne", *options, "--perplexity", 7.5)
     assert code == 0, lines
     indices, points, features = (
         np.load(out / f"{name}.npy") for name in ("tsne-indices", "tsne", "features")
     )
     assert len(set(indices.tolist())) == 60 and indices.min() >= 0 and indices.max() < 160
     assert features.dtype == np.float32 and features.shape == (60, 192)
-    with threadpool_limits(1):
-        scikit = TSNE(perplexity=7.5, init="pca", random_state=3)
-        expected = scikit.fit_transform(features)
+    scikit = TSNE(perplexity=7.5, init="pca", random_state=3)
+    expected = scikit.fit_transform(features)
     assert points.dtype == np.float32 and np.array_equal(points, expected)
     with Beton(data) as opened:
         labels, digest = opened.labels()[indices], opened.digest()
@@ -337,16 +327,16 @@ def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [result.record["protocol"] for result in index_runs(out).results] == ["tsne"]
 
     before = (out / "features.npy").stat().st_mtime_ns
-    assert run(capsys, "tsne", *options, "--perplexity", 5)[0] == 0
+    assert cli("tsne", *options, "--perplexity", 5)[0] == 0
     assert (out / "features.npy").stat().st_mtime_ns == before
     assert not np.array_equal(np.load(out / "tsne.npy"), points)
 
 
-def test_the_seed_draws_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seed_draws_images(tmp_path: Path, cli: Cli) -> None:
     indices = []
     for name, seed, num in (("a", 0, 20), ("b", 2**32 - 1, 20), ("c", 0, 20), ("all", 0, 1000)):
         options = (*NIN3, *SMALL, "--data", sample_paths().test_32, "--num", num, "--perplexity", 4)
-        assert run(capsys, "tsne", *options, "--seed", seed, "--out", tmp_path / name)[0] == 0
+        assert cli("tsne", *options, "--seed", seed, "--out", tmp_path / name)[0] == 0
         indices.append(np.load(tmp_path / name / "tsne-indices.npy").tolist())
     assert indices[0] == indices[2] != indices[1] and indices[3] == list(range(160))
     maps = [(tmp_path / name / "tsne.npy").read_bytes() for name in ("a", "b", "c")]
@@ -354,9 +344,7 @@ def test_the_seed_draws_images(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("some", [False, True])
-def test_nothing_is_counted_unless_all_have_labels(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], some: bool
-) -> None:
+def test_nothing_is_counted_unless_all_have_labels(tmp_path: Path, cli: Cli, some: bool) -> None:
     """Without any label, all points are grey."""
     if some:
         data = write_labelled(tmp_path / "some.beton", [-1 if i == 7 else i % 2 for i in range(12)])
@@ -364,23 +352,23 @@ def test_nothing_is_counted_unless_all_have_labels(
         data = folder(tmp_path / "data", 12)
     out = tmp_path / "out"
     words = f"--data {data} --num 12 --perplexity 3 --out {out}".split()
-    code, lines, _ = run(capsys, "tsne", *NIN3, *SMALL, *words)
+    code, lines, _ = cli("tsne", *NIN3, *SMALL, *words)
     assert code == 0 and "not every image has a label, so nothing is counted" in lines
     assert read_result(out / "result.json")["numbers"] == {}
     chart = pixels(out / "tsne.png")
     assert some or ((chart.max(2) - chart.min(2)).max() == 0 and (chart == 0).any())  # the title is black
 
 
-def test_a_broken_image_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_no_point(tmp_path: Path, cli: Cli) -> None:
     data, out = folder(tmp_path / "data", 12), tmp_path / "out"
     broken = data / "05.jpg"
     broken.write_bytes(b"\0" * broken.stat().st_size)
     options = (*NIN3, *SMALL, "--data", data, "--num", 12, "--on-bad-sample", "skip", "--out", out)
-    code, lines, _ = run(capsys, "tsne", *options, "--perplexity", 3)
+    code, lines, _ = cli("tsne", *options, "--perplexity", 3)
     assert code == 0 and "11 images; " in lines
     assert np.load(out / "tsne.npy").shape == (11, 2)
     assert np.load(out / "tsne-indices.npy").tolist() == [i for i in range(12) if i != 5]
-    code, _, errors = run(capsys, "tsne", *options, "--perplexity", 11)
+    code, _, errors = cli("tsne", *options, "--perplexity", 11)
     assert code == 2 and "11 images could be decoded" in errors.splitlines()[-1]
 
 
@@ -421,7 +409,7 @@ def test_maps_of_any_shape_are_drawn(tmp_path: Path, shape: tuple[float, float])
     assert min(chart.shape[:2]) >= 3.5 * 120
 
 
-def test_maps_that_cannot_be_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_maps_that_cannot_be_are_one_line(tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "out"
     cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
         ((*NIN3, "--perplexity", 160), ("--perplexity 160 of 160 images: ",)),
@@ -438,4 +426,4 @@ def test_maps_that_cannot_be_are_one_line(tmp_path: Path, capsys: pytest.Capture
         ((tmp_path / "none.pt", "--num", 50), ("none.pt",)),
     ]
     for arguments, words in cases:
-        refused(capsys, out, words, "tsne", *arguments, "--data", data)
+        refused(cli, out, words, "tsne", *arguments, "--data", data)

@@ -314,11 +314,7 @@ class Segmentation(Task):
         return loss, {"loss": (losses.detach().sum(), num), "pixels_right": (right.sum(), num)}
 
     def _batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return normalised images [B, C, H, W] and masks int64 [B, H, W].
-
-        Smaller images are padded at the right and at the bottom, with zeros (which are the mean) and with
-        void.
-        """
+        """Return normalised images [B, C, H, W] and masks int64 [B, H, W], padded with zeros and void."""
         assert isinstance(batch, AnnotatedBatch)
         side_px = 1 if self.crop is None else self.crop.size_px
         images = padded([normalised(image, self.input) for image in batch.images], side_px)
