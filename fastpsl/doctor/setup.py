@@ -86,21 +86,20 @@ def _no_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def one_line(place: object, what: str = "", *, when_too_large: str = "") -> Iterator[None]:
+def one_line(place: object, what: str = "", *, when_too_large: str = "lower --batch-size") -> Iterator[None]:
     """Raise an error as a one-line ValueError that names the place; the recipe itself shows its traceback."""
+    in_line = lambda error: " ".join(str(error).split())
     try:
         yield
+    except torch.cuda.OutOfMemoryError as error:
+        reason = in_line(error)[:120]
+        raise ValueError(f"{place}: the GPU has too little memory ({reason}); {when_too_large}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{place}: {in_line(error)}") from error
     except Exception as error:
-        reason, kind = " ".join(str(error).split()), type(error).__name__
-        if isinstance(error, ValueError | OSError):
-            raise ValueError(f"{place}: {reason}") from error
-        if isinstance(error, torch.cuda.OutOfMemoryError) and when_too_large:
-            raise ValueError(
-                f"{place}: the GPU has too little memory ({reason[:120]}); {when_too_large}"
-            ) from error
-        part = f"{place}: {what}" if what else place
+        part, reason = f"{place}: {what}" if what else place, f"{in_line(error)[:300]}"
         raise ValueError(
-            f"{part} fails ({kind}: {reason[:300]}); start the recipe itself for more"
+            f"{part} fails ({type(error).__name__}: {reason}); start the recipe itself for more"
         ) from error
 
 
