@@ -50,7 +50,7 @@ class Probes(Classify):
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return the sum of the cross-entropies, with top1 of the last one, in validation top1, top5 of each."""
+        """Return the sum of the cross-entropies, with top1 of the last; in validation top1, top5 of each."""
         valid = (batch.indices >= 0).float()
         num, total = valid.sum(), torch.zeros((), device=valid.device)
         metrics: Metrics = {}
