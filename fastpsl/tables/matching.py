@@ -14,16 +14,7 @@ from typing import Any
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import recipe_path
-from fastpsl.tables.data_sets import (
-    Digests,
-    agree,
-    data_of,
-    flag_of,
-    in_words,
-    inputs,
-    learned_from,
-    one_data_set,
-)
+from fastpsl.tables import data_sets
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.results import Result, RunIndex, TrainingRun
 from fastpsl.tables.rows import CLUSTERS, COUPLED, NO_LABELS, RETRIEVAL, Evaluation, Table, Weights
@@ -101,7 +92,7 @@ class Matches:
     used: dict[Need, dict[int, Result]] = field(default_factory=dict)  # by seed
     unused: dict[Path, str] = field(default_factory=dict)  # the reason for each that comes near a row
     num_other: int = 0  # of results that belong to no row of this table
-    data: Digests = field(default_factory=dict)  # of the results that count
+    data: data_sets.Digests = field(default_factory=dict)  # of the results that count
 
 
 def needs_of(table: Table) -> list[Need]:
@@ -110,7 +101,7 @@ def needs_of(table: Table) -> list[Need]:
     return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
 
 
-def match(table: Table, scale: Scale, index: RunIndex, asked: Digests) -> Matches:
+def match(table: Table, scale: Scale, index: RunIndex, asked: data_sets.Digests) -> Matches:
     """Sort the results by whether a table uses them."""
     matches = Matches(unused=dict(index.unreadable))
     fitting: list[tuple[Need, Result]] = []
@@ -126,18 +117,18 @@ def match(table: Table, scale: Scale, index: RunIndex, asked: Digests) -> Matche
         else:
             matches.unused[result.path] = "; ".join(reasons)
     all_weights = {weights for need in needs_of(table) for weights in (need[0], need[0].before) if weights}
-    of_results = [(data_of(result, table, need[1]), result.path) for need, result in fitting]
+    of_results = [(data_sets.data_of(result, table, need[1]), result.path) for need, result in fitting]
     of_runs = [
-        (learned_from(weights, table, str(run.science.get("data_digest"))), run.folder)
+        (data_sets.learned_from(weights, table, str(run.science.get("data_digest"))), run.folder)
         for run in index.runs
         for weights in all_weights
         if trains(run, weights, scale)
     ]
-    matches.data = one_data_set(of_results, of_runs, asked)
+    matches.data = data_sets.one_data_set(of_results, of_runs, asked)
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
-        if not agree(data := data_of(result, table, need[1]), matches.data):
+        if not data_sets.agree(data := data_sets.data_of(result, table, need[1]), matches.data):
             parts = "train/val/pre-training" if "pretrain" in data else "train/val"
-            matches.unused[result.path] = f"of other images ({in_words(data)}, {parts})"
+            matches.unused[result.path] = f"of other images ({data_sets.in_words(data)}, {parts})"
             continue
         seeds = matches.used.setdefault(need, {})
         if (older := seeds.get(result.seed)) is not None:
@@ -225,7 +216,7 @@ def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
 
 
 def runs_for(
-    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: Digests, table: Table
+    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: data_sets.Digests, table: Table
 ) -> dict[int, TrainingRun]:
     """Return the run that makes the weights, by seed.
 
@@ -235,7 +226,7 @@ def runs_for(
         run
         for run in runs
         if trains(run, weights, scale)
-        and agree(learned_from(weights, table, str(run.science.get("data_digest"))), data)
+        and data_sets.agree(data_sets.learned_from(weights, table, str(run.science.get("data_digest"))), data)
     ]
     fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))
@@ -362,7 +353,7 @@ class _Writer:
         source = source or {"checkpoint": folder}
         data_flags = {"data": data, "val": val}
         if evaluation.reads:
-            data_flags = inputs(evaluation, self.place.others)
+            data_flags = data_sets.inputs(evaluation, self.place.others)
         values = self.scale.evaluation_values(evaluation)
         batch_size = values["batch_size"] // values.get("accumulate", 1)
         return self._torchrun(evaluation.recipe, source | spelled, out, data_flags, batch_size)
@@ -442,7 +433,7 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         if isinstance(value, bool):
-            words.append(flag_of(name if value else f"no_{name}"))
+            words.append(data_sets.flag_of(name if value else f"no_{name}"))
         elif value is not None:
-            words += [flag_of(name), *map(str, value if isinstance(value, tuple) else [value])]
+            words += [data_sets.flag_of(name), *map(str, value if isinstance(value, tuple) else [value])]
     return words

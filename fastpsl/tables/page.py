@@ -25,15 +25,7 @@ from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file
-from fastpsl.tables.data_sets import (
-    OTHER_DATA,
-    Paths,
-    data_of,
-    digests_of,
-    digests_of_other_data,
-    flag_of,
-    in_words,
-)
+from fastpsl.tables import data_sets
 from fastpsl.tables.matching import Place, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
@@ -207,7 +199,7 @@ def _used(report: Report) -> list[dict[str, str]]:
             "Date": str(result.record.get("date") or NOTHING)[:10],
             "Commit": str(result.record.get("commit") or NOTHING)[:10],
             "Checkpoint (sha256)": str(result.record["checkpoint"].get("sha256") or NOTHING)[:12],
-            "Data (train / val)": in_words(data_of(result, report.table, evaluation)),
+            "Data (train / val)": data_sets.in_words(data_sets.data_of(result, report.table, evaluation)),
             "File": str(result.path),
         }
         for method, evaluation, result in report.used
@@ -272,7 +264,7 @@ def make_table(
     data: str | None = None,
     val: str | None = None,
     pretrain_data: str | None = None,
-    others: Paths,
+    others: data_sets.Paths,
     num_processes: int | None = None,
 ) -> list[str]:
     """Write OUT/NAME.md, .png and .html, and return the lines to print.
@@ -296,13 +288,13 @@ def make_table(
     for other, paths in others.items():
         if other not in table.reads:
             raise ValueError(
-                f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
-                f"{OTHER_DATA[other].title}; leave it out"
+                f"{data_sets.flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
+                f"{data_sets.OTHER_DATA[other].title}; leave it out"
             )
     values, index = SCALES[scale], index_runs(runs)
     existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    asked = digests_of(_digest(data), _digest(val), _digest(pretrain_data))
-    asked |= digests_of_other_data(table, existing)
+    asked = data_sets.digests_of(_digest(data), _digest(val), _digest(pretrain_data))
+    asked |= data_sets.digests_of_other_data(table, existing)
     named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
     place = Place(runs, *named, num_processes or values.num_processes[table.paper], others)
     report = make_report(table, values, index, asked, place)
@@ -318,7 +310,7 @@ def make_table(
     given = {"data": data, "val": val, "pretrain_data": pretrain_data}
     given |= {other: " ".join(paths) for other, paths in others.items()}
     absent = [
-        f"{flag_of(name)} {path}"
+        f"{data_sets.flag_of(name)} {path}"
         for name, path in given.items()
         if path and name not in existing and not _is_there(path)
     ]
