@@ -75,7 +75,8 @@ def report(
         pseudo_labels, true = read_labels(path, opened), opened.labels()
         if require_labels and not (true >= 0).any():
             raise ValueError(
-                f"--require-labels: {scores.ABSENT} in {source}; give data that is written from a folder per class"
+                f"--require-labels: {scores.ABSENT} in {source}; "
+                "give data that is written from a folder per class"
             )
         measured = measure(pseudo_labels, true, seed)
         numbers = dict(measured.numbers)
