@@ -13,8 +13,6 @@ from fastpsl.console.words import number_of
 from fastpsl.doctor.measurements import (
     BETON_WRITE,
     Alternative,
-    Bottleneck,
-    Change,
     Measurements,
     StageRates,
     bottleneck,
@@ -60,17 +58,11 @@ class Report:
         assert self.measured is not None
         return EXIT_GOOD if is_good(self.measured) else EXIT_WAITS
 
-    def bottleneck(self) -> Bottleneck | None:
-        """Return the part that slows the others down, or None without stages."""
-        return bottleneck(self.measured) if self.measured else None
-
-    def changes(self) -> list[Change]:
-        """Return the changes to make, the largest gain first."""
-        return changes(self.measured) if self.measured else []
-
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, as docs/how_to/bottleneck.md lists them."""
-        limit, measured = self.bottleneck(), asdict(self.measured) if self.measured else None
+        limit = bottleneck(self.measured) if self.measured else None
+        proposed = changes(self.measured) if self.measured else []
+        measured = asdict(self.measured) if self.measured else None
         if self.measured and measured:
             for stage, values in zip(self.measured.stages, measured["stages"], strict=True):
                 values |= {"synthetic": stage.synthetic, "ratio": stage.ratio}
@@ -78,7 +70,7 @@ class Report:
             "format": FORMAT, "fastpsl": distribution.version(), "setting": dict(self.setting),
             "checks": [asdict(check) for check in self.checks], "measured": measured,
             "bottleneck": asdict(limit) if limit else None,
-            "changes": [asdict(change) for change in self.changes()], "exit_code": self.exit_code,
+            "changes": [asdict(change) for change in proposed], "exit_code": self.exit_code,
         }  # fmt: skip
 
 
@@ -110,14 +102,14 @@ def show(report: Report, console: Console) -> None:
         console.print(_table(measured))
         if measured.auto:
             log(in_words(measured.auto, measured.is_cuda))
-        limit = report.bottleneck()
+        limit = bottleneck(measured)
         if limit is None:
             log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
         else:
             log(f"bottleneck: {limit.part}. {limit.text}", "bold")
         if measured.jpeg_engines and measured.jpeg_engines.rates:
             log(measured.jpeg_engines.line)
-        for change in report.changes()[:_MAX_CHANGES]:
+        for change in changes(measured)[:_MAX_CHANGES]:
             gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
             log(f"{gain}: {change.option}: {change.text}")
 
