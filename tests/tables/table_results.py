@@ -52,19 +52,9 @@ def put(
 ) -> Path:
     """Write a result.json as an evaluation does, and return its path.
 
-    Args:
-        runs: The folder of runs.
-        weights: The weights that are evaluated.
-        evaluation: The evaluation.
-        numbers: The numbers of the result.
-        scale: The scale whose values the result is made with.
-        seed: The seed.
-        name: The folder below `runs`; by default one that tells nothing.
-        data: The digests of the data, "train" and "val". "pretrain" is of the images that the weights learned
-            from if these are others, "own" even if the weights learned from labels.
-        science: Values of the run's science to replace.
-        settings: Values of the evaluation's settings to replace.
-        **changes: Fields of the record to replace; those of "checkpoint" are merged.
+    `name` is the folder below `runs`; by default one that tells nothing. Besides "train" and "val", `data` may
+    have the digest of other images that the weights learned from: "pretrain", or "own" even if they learned
+    from labels. `science`, `settings` and `changes` replace values; those of "checkpoint" are merged.
     """
     folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
     folder.mkdir(parents=True)
