@@ -52,9 +52,9 @@ def put(
 ) -> Path:
     """Write a result.json as an evaluation does, and return its path.
 
-    `name` is the folder below `runs`; by default one that tells nothing. Besides "train" and "val", `data` may
-    have the digest of other images that the weights learned from: "pretrain", or "own" even if they learned
-    from labels. `science`, `settings` and `changes` replace values; those of "checkpoint" are merged.
+    `name` is the folder below `runs`; by default one that tells nothing. Besides "train" and "val", `data`
+    may have the digest of other images that the weights learned from: "pretrain", or "own" even if they
+    learned from labels. `science`, `settings` and `changes` replace values; those of "checkpoint" are merged.
     """
     folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
     folder.mkdir(parents=True)
@@ -164,6 +164,16 @@ def of_made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
 
 def missing_of(runs: Path, weights: Weights, table: str = "psl/5", scale: Scale = TINY) -> list[Missing]:
     return [missing for missing in report(runs, table, scale).missing if missing.weights == weights]
+
+
+def commands_of(made: Report, method: str, seed: int = 0) -> list[str]:
+    """Return the commands of a method that a seed misses."""
+    return [
+        command
+        for missing in made.missing
+        if made.method_of(missing.weights) == method and missing.seed == seed
+        for command in missing.commands
+    ]
 
 
 def put_run(

@@ -16,12 +16,12 @@ from fastpsl.tables import psl, rows, uic
 from fastpsl.tables.data_sets import digests_of_other_data
 from fastpsl.tables.page import markdown
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.report import Report
 from tests.cli import Cli, Outcome, refused
 from tests.tables.table_results import (
     DIGESTS,
     PAPER,
     TINY,
+    commands_of,
     missing_of,
     ours,
     put,
@@ -267,17 +267,6 @@ def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
         assert ours(made, method) == wanted, made.matches.unused
     assert ours(report(tmp_path, "sslpp/fig1"), "Ours+Rot.")[-1] == "70.0"
     assert "digests aaaaaaaa/bbbbbbbb/eeeeeeee" in made.data_words()
-
-
-def commands_of(made: Report, method: str) -> list[str]:
-    """Return the commands of one seed."""
-    weights = TABLES[made.table.name].row(method).measures[0].weights
-    return [
-        command
-        for missing in made.missing
-        if missing.weights == weights and missing.seed == 0
-        for command in missing.commands
-    ]
 
 
 def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
