@@ -30,7 +30,7 @@ from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_positive, counted, options_of, progress, run_program
 from bench.schema import RUNS, data_record, environment, over, save_result
 from bench.tables import show
-from fastpsl.doctor.jpeg_engines import jpeg_utilisation, sampled
+from fastpsl.doctor.loader_rates import jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton

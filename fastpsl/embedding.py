@@ -9,8 +9,8 @@ import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World, choose_device
-from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.features import Extraction, feature_batches
+from fastpsl.evaluation.protocols import block_number
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.data.dataset import Dataset

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.options import given_input
+from fastpsl.evaluation.protocols import block_number
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fastpsl.embedding import embed
 from fastpsl.evaluation import tsne as t_sne
-from fastpsl.evaluation.retrieval import nearest_others, why_no_precision
+from fastpsl.evaluation.neighbours import nearest_others, why_no_precision
 from fastpsl.model import Model
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset

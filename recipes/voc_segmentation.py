@@ -4,7 +4,7 @@ Paper, mIoU on val with AlexNet: UIC 45.9 %, ImageNet labels 48.0 %, Random-RGB 
 DeepCluster 45.1 %. UIC does not state its schedule; the protocol fcn_alexnet is that of the peers in its
 table. SSL++ only plots its numbers. AlexNet and VGG16 become FCN-32s; others are dilated and get
 torchvision's FCN head. What each protocol leaves open is stated in
-fastpsl/transfer/segmentation/protocols.py. Here: not yet run on VOC.
+fastpsl/transfer/segmentation/task.py. Here: not yet run on VOC.
 
     fastpsl eval segment --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 \\
         --data VOCdevkit --sbd benchmark_RELEASE

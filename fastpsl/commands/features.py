@@ -201,7 +201,7 @@ class Retrieve:
 
     def run(self) -> None:
         """Write the neighbours and print the figures; under torchrun every rank does its share."""
-        from fastpsl.evaluation.retrieval import retrieve
+        from fastpsl.evaluation.neighbours import retrieve
 
         with self.extraction.joined(
             self.checkpoint, data=self.gallery, val=self.queries, out=self.out, seed=self.seed,

@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.console.words import number_of
-from fastpsl.doctor.advice import MAX_SPREAD
-from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
+from fastpsl.doctor.measurements import MAX_SPREAD, ReadRate, StageRates, gigabytes
 from fastpsl.doctor.report import Check, State
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions
@@ -152,7 +151,13 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 def check_software(device: torch.device, num_ranks: int) -> list[Check]:
     """Check the libraries for training on `device`; the CPU does not need those that only a GPU uses."""
     is_cuda = device.type == "cuda"
-    checks = [_fastpsl(), Check("python", "ok", platform.python_version()), _torch(), *_gpu(device)]
+    fastpsl = Check("fastpsl", "ok", distribution.version_line())
+    if stranger := distribution.stranger():  # which has installed files into our package's folder
+        fastpsl = Check("fastpsl", "broken", stranger, distribution.REMEDY)
+    built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
+    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numba"))
+    of_torch = Check("torch", "ok", f"{torch.__version__} {built_for}, {others}")
+    checks = [fastpsl, Check("python", "ok", platform.python_version()), of_torch, *_gpu(device)]
     if is_cuda:
         checks.append(_nccl(device, num_ranks))
     checks += _decoders(device)
@@ -160,20 +165,6 @@ def check_software(device: torch.device, num_ranks: int) -> list[Check]:
         checks.append(_triton(device))
     checks.append(_compiler(is_cuda))
     return checks
-
-
-def _fastpsl() -> Check:
-    """Check that no other distribution has installed files into our package's folder."""
-    if stranger := distribution.stranger():
-        return Check("fastpsl", "broken", stranger, distribution.REMEDY)
-    return Check("fastpsl", "ok", distribution.version_line())
-
-
-def _torch() -> Check:
-    """Return the versions of torch, torchvision and numba."""
-    built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
-    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numba"))
-    return Check("torch", "ok", f"{torch.__version__} {built_for}, {others}")
 
 
 def driver_version() -> str | None:

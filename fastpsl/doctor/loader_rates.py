@@ -1,36 +1,51 @@
-"""How fast storage, decoder and loader deliver the images of a recipe."""
+"""How fast storage, decoder and loader deliver the images of a recipe, and a GPU's JPEG engines meanwhile."""
 
+import contextlib
+import ctypes
 import errno
 import itertools
 import os
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, ReadRate
+from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, JpegEngines, ReadRate
+from fastpsl.doctor.report import Check
 from fastpsl.doctor.setup import DoctorSetup
-from fastpsl.engine.gpu import milliseconds, samples_per_s
+from fastpsl.engine.gpu import milliseconds
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader
-from fastpsl.engine.stage_bench import endless
+from fastpsl.engine.stage_bench import loader_rate
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, SampleTable, read_bytes, spread_indices
+from fastpsl.pipelines.data.dataset import (
+    MODE_JPEG,
+    MODE_RAW,
+    Dataset,
+    SampleTable,
+    read_bytes,
+    spread_indices,
+)
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders import dali, libffcv, resident
 from fastpsl.pipelines.decoders.choose import READS
+from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.decoders.memory import pinned_empty
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
@@ -46,20 +61,18 @@ _NUM_PROBED = 512
 def measure_read(
     data: Dataset, options: TrainingOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
-    """Read for `seconds`, at least two batches, with as many threads as the loader.
-
-    Samples that cannot be read are not an error here; --on-bad-sample tells the loader what to do with them.
-    """
+    """Read for `seconds`, at least two batches, by the loader's threads; unreadable samples are skipped."""
     assert options.workers is not None
     probed = spread_indices(data.num_samples, _NUM_PROBED)
     rows = data.rows(probed)
     remote = remote_pages(data)
     cached = cached_share(rows) if remote is None else remote.share_here(probed)
     bytes_per_image = float(rows.num_bytes.mean())
-    reader, chunks_read = _Reader(data), list[np.ndarray]()
+    # A buffer per thread, because fresh memory costs more than a cached read.
+    read_all, chunks_read = partial(_read, data, threading.local()), list[np.ndarray]()
     num_read, start = 0, time.perf_counter()
     chunks = _chunks(data, options, batch_size)
-    reads = map_in_order(reader.read, chunks, options.workers, "fastpsl-doctor-read")
+    reads = map_in_order(read_all, chunks, options.workers, "fastpsl-doctor-read")
     for indices, _ in reads:
         num_read += len(indices)
         if num_read - len(indices) < data.num_samples:
@@ -78,27 +91,21 @@ def measure_read(
     return read, np.unique(np.concatenate(chunks_read))
 
 
-class _Reader:
-    """A reader with a reusable buffer per thread, because fresh memory costs more than a cached read."""
-
-    def __init__(self, data: Dataset):
-        self._data, self._of_thread = data, threading.local()
-
-    def read(self, indices: np.ndarray) -> None:
-        """Read the samples' bytes and discard them; errors are ignored."""
-        self._data.wait(indices)
-        rows = self._data.rows(indices)
-        max_bytes = int(rows.num_bytes.max())
-        if len(getattr(self._of_thread, "memory", b"")) < max_bytes:
-            self._of_thread.memory = bytearray(max_bytes)
-        memory = memoryview(self._of_thread.memory)
-        for i, num_bytes in enumerate(rows.num_bytes.tolist()):
-            with suppress(OSError):
-                if rows.path[i]:
-                    with open(rows.path[i], "rb", buffering=0) as file:
-                        file.readinto(memory[:num_bytes])
-                else:
-                    os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
+def _read(data: Dataset, of_thread: threading.local, indices: np.ndarray) -> None:
+    """Read the samples' bytes and discard them; errors are ignored."""
+    data.wait(indices)
+    rows = data.rows(indices)
+    max_bytes = int(rows.num_bytes.max())
+    if len(getattr(of_thread, "memory", b"")) < max_bytes:
+        of_thread.memory = bytearray(max_bytes)
+    memory = memoryview(of_thread.memory)
+    for i, num_bytes in enumerate(rows.num_bytes.tolist()):
+        with suppress(OSError):
+            if rows.path[i]:
+                with open(rows.path[i], "rb", buffering=0) as file:
+                    file.readinto(memory[:num_bytes])
+            else:
+                os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
 
 
 def _chunks(data: Dataset, options: TrainingOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
@@ -167,8 +174,11 @@ class Feed:
     """The loaders of one set of views.
 
     `warm` is data in memory, because it was read before. `costs` are those of the decoders that were timed on
-    it, by name.
+    it, by name. `decode` is the rate on it, and `loader` the rate on the data as it is stored.
     """
+
+    decode: float
+    loader: float
 
     def __init__(
         self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Dataset, seconds: float
@@ -188,23 +198,13 @@ class Feed:
         with open_loader(
             data, self.views, options, self.setup.world, batch_size_per_rank=self.batch_size, train=True
         ) as loader:
-            batches = endless(loader, self._epochs)
-            next(batches)
-            cpu_s, started = time.process_time(), time.perf_counter()
-            rate = samples_per_s(
-                lambda: len(next(batches).indices),
-                seconds or self.seconds,
-                loader.device,
-                loader.prefetch_batches + 1,
-            )
-            cores = (time.process_time() - cpu_s) / (time.perf_counter() - started)
-            batches.close()
+            rate, cores = loader_rate(loader, self._epochs, seconds or self.seconds)
             if data is self.warm and changes.keys() <= {"decoder"}:
                 self.costs[loader.decoder_name] = DecoderCost(rate, 1e3 * cores / rate)
         return rate
 
     def other_decoders(
-        self, chosen: str, decode: float, log: Callable[[str], None]
+        self, chosen: str, log: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
         """Time the other decoders briefly."""
         data, device = self.setup.opened.train, self.setup.world.device
@@ -215,24 +215,24 @@ class Feed:
         for name in READS[data.kind]:
             if name in (chosen, "synthetic") or (name == "resident" and not resident.is_small(data)):
                 continue
-            option, reason = f"--decoder {name}", missing.get(name, "")
-            if not reason:
-                log(f"decode by {name}")
-                try:
-                    rate = self.rate(self.warm, self.seconds / 2, decoder=name)
-                    alternatives.append(Alternative(option, rate, decode))
-                    continue
-                except (ValueError, RuntimeError, OSError) as error:
-                    reason = f"does not run here: {' '.join(str(error).split())[:300]}"
-            untried[option] = reason
+            option = f"--decoder {name}"
+            if reason := missing.get(name):
+                untried[option] = reason
+                continue
+            log(f"decode by {name}")
+            try:
+                rate = self.rate(self.warm, self.seconds / 2, decoder=name)
+                alternatives.append(Alternative(option, rate, self.decode))
+            except (ValueError, RuntimeError, OSError) as error:
+                untried[option] = f"does not run here: {' '.join(str(error).split())[:300]}"
         return alternatives, untried
 
-    def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
+    def all_cores(self, num_cores: int) -> list[Alternative]:
         """Time one thread per core, if there are fewer threads now."""
         if num_cores <= self.setup.num_threads:
             return []
         rate = self.rate(self.warm, workers=num_cores)
-        return [Alternative(f"--workers {num_cores}", rate, decode, num_threads=num_cores)]
+        return [Alternative(f"--workers {num_cores}", rate, self.decode, num_threads=num_cores)]
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
         """Time some images written as a dataset file, beside the same images as they are.
@@ -277,3 +277,121 @@ def copy_rate(views: Sequence[ViewSpec], batch_size: int, device: torch.device) 
     crops = [pinned_empty(batch_size, view.crop.size_px, view.crop.size_px, 3) for view in views]
     times = milliseconds(lambda: [crop.to(device, non_blocking=True) for crop in crops], device)
     return batch_size / (sorted(times)[len(times) // 2] / 1e3)
+
+
+SHARES = (0.0, 0.5, 0.65, 0.8, 0.9, 1.0)
+IDLE_PERCENT = 5  # below it, no image of a batch seems to have reached the engines
+_ROUNDS = 2
+_PERIOD_S = 0.05
+_NVML_S = 1.0  # a reading is the average over up to so long
+_NO_NEED = "--decoder turbo needs none"
+_IDLE_REMEDY = (
+    "they read baseline JPEGs, which `fastpsl data write` makes of others; "
+    "DALI_NVIMGCODEC_LOG_LEVEL=3 before the command tells which decoder is used"
+)
+
+
+def measure_engines(feed: Feed, seconds: float, log: Callable[[str], None]) -> JpegEngines | None:
+    """Time decoding by DALI with several shares of a batch for the engines, in turn."""
+    device = feed.setup.world.device
+    if device.type != "cuda" or dali.why_missing(device):
+        return None
+    if not (feed.warm.rows(np.arange(feed.warm.num_samples)).mode == MODE_JPEG).any():
+        return None
+    with torch.cuda.device(device):
+        num = num_engines(nvjpeg_library())
+    given = feed.setup.options.hw_decoder_load
+    share = HW_DECODER_LOAD if given is None else given
+    if why := why_slower(device):
+        return JpegEngines(num, why, share)
+    rates: dict[float, list[float]] = {each: [] for each in sorted({*SHARES, share})}
+    busy: list[int] = []
+    with jpeg_utilisation(device) as read:
+        for round_number in range(_ROUNDS):
+            for each in sorted(rates, reverse=round_number % 2 == 1):
+                log(f"decode by dali, {each:g} of a batch for the JPEG engines")
+                # The share that trains is decoded long enough for a reading of it alone.
+                region_s = max(seconds / len(rates), 2 * _NVML_S if each == share else 0.0)
+                with sampled(read, after_s=_NVML_S) as samples:
+                    rate = feed.rate(feed.warm, region_s, decoder="dali", hw_decoder_load=each)
+                rates[each].append(rate)
+                busy += samples if each == share else []
+    means = {each: statistics.mean(values) for each, values in rates.items()}
+    return JpegEngines(num, "", share, max(busy, default=None), means)
+
+
+def best_share(engines: JpegEngines | None, decoder: str, decode: float) -> list[Alternative]:
+    """Return the fastest share as an alternative, if it is not the one that trains."""
+    if engines is None or engines.best_share == engines.share:
+        return []
+    option, rate = f"--hw-decoder-load {engines.best_share:g}", engines.rates[engines.best_share]
+    if decoder != "dali":
+        return [Alternative(f"--decoder dali {option}", rate, decode)]
+    return [Alternative(option, rate, engines.rates[engines.share])]
+
+
+def check_engines(engines: JpegEngines | None, decoder: str) -> list[Check]:
+    """Check that the engines work and have something to do, if `dali` is the decoder that trains."""
+    if engines is None:
+        return []
+    if engines.why_idle:
+        if decoder == "dali":
+            return [Check("jpeg engines", "warning", engines.why_idle, _NO_NEED)]
+        return [Check("jpeg engines", "ok", engines.why_idle)]
+    is_idle = engines.busy_percent is not None and engines.busy_percent < IDLE_PERCENT
+    if is_idle and engines.share > 0 and decoder == "dali":
+        return [Check("jpeg engines", "warning", engines.text, _IDLE_REMEDY)]
+    return [Check("jpeg engines", "ok", engines.text)]
+
+
+@contextlib.contextmanager
+def jpeg_utilisation(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Yield a function that reads how busy the engines are (NVML), in percent; None if it is not told."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
+    library, handle = _nvml(), ctypes.c_void_p()
+    percent, period_us = ctypes.c_uint(), ctypes.c_uint()
+
+    def read() -> int | None:
+        try:
+            ask = library.nvmlDeviceGetJpgUtilization
+            status = ask(handle, ctypes.byref(percent), ctypes.byref(period_us))
+        except AttributeError:  # an older driver
+            return None
+        return int(percent.value) if status == 0 else None
+
+    if library is None or library.nvmlInit_v2() != 0:
+        yield lambda: None
+        return
+    try:
+        is_found = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(handle)) == 0
+        yield read if is_found else lambda: None
+    finally:
+        library.nvmlShutdown()
+
+
+def _nvml() -> Any:
+    """Return the driver's NVML, or None."""
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL("libnvidia-ml.so.1")
+    return None
+
+
+@contextlib.contextmanager
+def sampled(read: Callable[[], int | None], *, after_s: float = 0.0) -> Iterator[list[int]]:
+    """Yield a list that gets what `read` returns every 50 ms, without None, until the context ends."""
+    samples: list[int] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        ended.wait(after_s)
+        while not ended.wait(_PERIOD_S):
+            if (value := read()) is not None:
+                samples.append(value)
+
+    thread = threading.Thread(target=sample, name="fastpsl-jpeg-engines", daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join(_PERIOD_S + 1)

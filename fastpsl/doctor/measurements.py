@@ -1,8 +1,19 @@
-"""The results of the measurements. Rates are images of the data set per second, for one rank."""
+"""The results of the measurements, the bottleneck, and changes with a predicted gain, by pure functions.
+
+Rates are images of the data set per second, for one rank. The model: a step needs 1/s seconds per image, a
+loader needs 1/l, and both run side by side. An image takes the longer of the two. If both share the CPU's
+cores, an image takes at least their work divided by the cores. The gain of a change is the model's rate after
+it over the model's rate before it. The real rate is below the model's; their ratio is assumed to stay as
+measured.
+"""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from fastpsl.console.words import number_of
+from fastpsl.pipelines.decoders.choose import DALI_MS
 
 MIN_GAIN = 0.05  # less does not speak for another decoder, nor for another share of a batch
 CACHED = 0.95  # at this share or above, the data counts as being in the page cache
@@ -172,3 +183,263 @@ class Measurements:
 def gigabytes(num_bytes: float) -> str:
     """Return bytes as text in GB (10^9) with three digits."""
     return f"{num_bytes / 1e9:.3g} GB"
+
+
+GOOD_RATIO = 0.95
+_LEAST_GAIN = 0.02
+MAX_SPREAD = 2 * (1 - GOOD_RATIO)  # (max - min) / median of the repeats
+_LARGE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """The part that slows down the stage that loses the most time, with one line for people."""
+
+    part: Literal["read", "decode", "copy", "augment", "step", "overlap", "noise"]
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """An option to change, as a user types it, with the reason or measurement."""
+
+    option: str
+    text: str
+    gain: float | None  # 0.35: 35 % more images/s over all measured stages; None if not measured
+
+
+class Parts(NamedTuple):
+    """The rates of a stage's parts, each alone, in images/s: as in `StageRates`."""
+
+    step: float
+    decode: float
+    loader: float
+    num_threads: int | None = None  # None for the current number of decoding threads
+
+    @classmethod
+    def of(cls, stage: StageRates) -> "Parts":
+        """Return the measured rates of `stage`."""
+        return cls(stage.synthetic, stage.decode, stage.loader)
+
+
+def is_good(measured: Measurements) -> bool:
+    """Return whether no measured stage waits for its data; False if noise hides it."""
+    return all(stage.ratio >= GOOD_RATIO and not _is_noise(stage, measured) for stage in measured.stages)
+
+
+def modelled(part: Parts, measured: Measurements) -> float:
+    """Return the model's images/s of all parts together, from the rates of each alone."""
+    seconds = max(1 / part.step, 1 / part.loader)
+    if not measured.is_cuda:
+        num_threads = part.num_threads or measured.num_threads
+        work = measured.torch_threads / part.step + num_threads / part.decode
+        seconds = max(seconds, work / max(measured.num_cores, measured.torch_threads, num_threads))
+    return 1 / seconds
+
+
+def bottleneck(measured: Measurements) -> Bottleneck | None:
+    """Return the bottleneck of the stage that loses the most time, or None without stages."""
+    if not measured.stages:
+        return None
+    noisy = [stage for stage in measured.stages if _is_noise(stage, measured)]
+    waiting = [stage for stage in measured.stages if stage.ratio < GOOD_RATIO and stage not in noisy]
+    if not waiting and noisy:
+        return _of_noise(max(noisy, key=lambda stage: max(stage.spread, abs(1 - stage.ratio))))
+    if not waiting:
+        stage = max(measured.stages, key=lambda stage: stage.epochs / stage.synthetic)
+        return _of_the_step(stage, measured)
+    stage = max(waiting, key=lambda stage: stage.epochs * (1 / stage.both - 1 / stage.synthetic))
+    lost = 1 - stage.shown_ratio
+    waits = f"{stage.name} waits {lost:.0%} of the time"
+    if stage.ratio > min(other.ratio for other in waiting):
+        waits = f"{stage.name} loses most: it waits {lost:.0%} of {number_of(stage.epochs, 'epoch')}"
+    if not _is_explained(stage, measured):
+        crowded = "loader and step are fast enough alone: the host's threads are in each other's way"
+        return Bottleneck("overlap", stage.name, f"{waits}, though {crowded}")
+    if stage.loader < 0.8 * stage.decode:
+        reason = "storage: the data is not in the page cache"
+        if measured.read.is_remote:
+            reason = "the network: the data is not on this machine"
+        return Bottleneck("read", stage.name, f"{waits} for {reason} ({stage.loader:,.0f} images/s)")
+    if measured.copy is not None and measured.copy < 1.1 * stage.loader:
+        text = f"{waits} for copies to the GPU ({measured.copy:,.0f} images/s)"
+        return Bottleneck("copy", stage.name, text)
+    text = f"{waits} for decoding ({stage.loader:,.0f} images/s by {measured.decoder})"
+    if stage.loader >= stage.synthetic:
+        text = f"{waits}: decoding needs the {number_of(measured.num_cores, 'core')} on which the step runs"
+    return Bottleneck("decode", stage.name, text)
+
+
+def _is_explained(stage: StageRates, measured: Measurements) -> bool:
+    """Return whether the rates of loader and step alone explain half of the time that is lost together."""
+    expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
+    return expected >= 0.5 * (1 / stage.both - 1 / stage.synthetic)
+
+
+def _is_noise(stage: StageRates, measured: Measurements) -> bool:
+    """Return whether the repeats differ too much to tell if the stage waits.
+
+    Half the range of three repeats is about the standard deviation of the ratio of their medians. A ratio
+    above 1 is noise too, because a step cannot be faster with its data than without.
+    """
+    if stage.ratio < GOOD_RATIO:
+        return stage.spread * (0.5 if _is_explained(stage, measured) else 1) >= 1 - stage.ratio
+    return stage.spread > MAX_SPREAD or stage.ratio - 1 > max(1 - GOOD_RATIO, 0.5 * stage.spread)
+
+
+def _of_noise(stage: StageRates) -> Bottleneck:
+    """Return the bottleneck "noise", which hides whether `stage` waits."""
+    reasons = []
+    if stage.ratio < GOOD_RATIO or stage.spread > MAX_SPREAD:
+        reasons.append(f"repeats of one measurement differ by {stage.spread:.0%}")
+    if stage.ratio - 1 > 1 - GOOD_RATIO:
+        reasons.append(f"the step seems {stage.ratio:.2f}x as fast with its data as without")
+    text = f"whether {stage.name} waits cannot be told: {' and '.join(reasons)}"
+    return Bottleneck("noise", stage.name, f"{text}; measure again with nothing else running, or longer")
+
+
+def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
+    """Return the bottleneck if no stage waits: the step of `stage`, the longest one, or its augmentation."""
+    text = f"{stage.name} does not wait for its data"
+    if len(measured.stages) > 1:
+        text = f"no stage waits for its data; {stage.name} takes the longest"
+    if stage.augment_share < _LARGE_SHARE:
+        return Bottleneck("step", stage.name, text)
+    share = f"{stage.augment_share:.0%} of its step are augmentation ({stage.augment})"
+    return Bottleneck("augment", stage.name, f"{text}; {share}")
+
+
+def changes(measured: Measurements) -> list[Change]:
+    """Return single changes, the largest gain first, and at the end those that were not tried."""
+    limit = bottleneck(measured)
+    # Gains are computed from the lost time; if that is noise, so are they.
+    if limit is None or limit.part == "noise":
+        return []
+    options = [_load_as(alternative, measured) for alternative in measured.alternatives]
+    read = measured.read
+    if read.from_storage and read.fits:
+        text = f"{read.fitting}, where they are from the second epoch on anyway"
+        cached = lambda stage: Parts.of(stage)._replace(loader=max(stage.loader, stage.decode))
+        options.append(Change("read the data once before", text, _gain(measured, cached)))
+    modes = {mode for stage in measured.stages for mode in stage.step_rates}
+    options += [_step_as(mode, measured) for mode in sorted(modes)]
+    paths = {path for stage in measured.stages for path in stage.augment_ms}
+    options += [_augment_as(path, measured) for path in sorted(paths)]
+    useful = [change for change in options if change.gain is not None and change.gain >= _LEAST_GAIN]
+    return sorted(useful, key=lambda change: -(change.gain or 0)) + _untried(measured, limit)
+
+
+def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
+    """Return a change's gain over all stages by epochs; `after` maps a stage to its changed parts."""
+    seconds_before = seconds_after = 0.0
+    for stage in measured.stages:
+        parts = after(stage)
+        rate = stage.both * modelled(parts, measured) / modelled(Parts.of(stage), measured)
+        # The gain of a faster part is bounded by the measured loss, whatever the model predicts.
+        rate = max(min(rate, parts.step), min(rate, stage.both))
+        seconds_before += stage.epochs / stage.both
+        seconds_after += stage.epochs / rate
+    return seconds_before / seconds_after - 1
+
+
+def _load_as(alternative: Alternative, measured: Measurements) -> Change:
+    """Return the change to another way of loading."""
+    factor = alternative.factor
+
+    def after(stage: StageRates) -> Parts:
+        now = Parts.of(stage)
+        if alternative.part == "read":
+            return now._replace(loader=now.loader * factor)
+        decode = now.decode * factor
+        # A thread first waits for storage, then decodes.
+        waiting = max(0.0, 1 / now.loader - 1 / now.decode)
+        return Parts(now.step, decode, 1 / (1 / decode + waiting), alternative.num_threads)
+
+    note = f" ({alternative.note})" if alternative.note else ""
+    text = f"{alternative.part}s {factor:.1f}x as fast here{note}"
+    return Change(alternative.option, text, _gain(measured, after))
+
+
+def _step_as(mode: str, measured: Measurements) -> Change:
+    """Return the change to another --compile; a stage without that mode stays as it is."""
+
+    def after(stage: StageRates) -> Parts:
+        return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
+
+    better = [f"{stage.name} {after(stage).step / stage.synthetic:.2f}x" for stage in measured.stages]
+    return Change(f"--compile {mode}", f"the step alone: {', '.join(better)}", _gain(measured, after))
+
+
+def _augment_as(path: str, measured: Measurements) -> Change:
+    """Return the change to another --augment-backend; a stage without that path stays as it is."""
+
+    def after(stage: StageRates) -> Parts:
+        now_ms, then_ms = stage.augment_ms[stage.augment], stage.augment_ms.get(path)
+        if then_ms is None:
+            return Parts.of(stage)
+        step_ms = 1e3 * stage.batch_size / stage.synthetic
+        # A step takes at least as long as its augmentation.
+        step = 1e3 * stage.batch_size / max(step_ms - now_ms + then_ms, then_ms)
+        return Parts.of(stage)._replace(step=step)
+
+    times = [
+        f"{stage.name} {stage.augment_ms[stage.augment]:.1f} to {stage.augment_ms[path]:.1f} ms"
+        for stage in measured.stages
+        if path in stage.augment_ms
+    ]
+    return Change(
+        f"--augment-backend {path}", f"a batch's augmentation: {', '.join(times)}", _gain(measured, after)
+    )
+
+
+def _untried(measured: Measurements, limit: Bottleneck) -> list[Change]:
+    """Return changes that may help a waiting stage, but were not or cannot be measured here."""
+    if limit.part in ("step", "augment"):
+        return []
+    if limit.part == "overlap":
+        fewer = max(1, measured.num_threads // 2)
+        leaves = Change(f"--workers {fewer}", "leaves cores to the step", None)
+        return [leaves] if fewer < measured.num_threads else []
+    untried = [Change(option, reason, None) for option, reason in measured.untried.items()]
+    if limit.part == "decode":
+        return [one for one in untried if "--order" not in one.option and "--compile" not in one.option]
+    ideas = [one for one in untried if "--order" in one.option]
+    if limit.part == "read" and not measured.read.fits:
+        text = f"{measured.read.fitting}; smaller images are fewer bytes, and less detail"
+        ideas.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
+    return ideas
+
+
+def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | None) -> str:
+    """Choose between `turbo` and `dali` as `auto` does, by the costs of this machine."""
+    if auto not in ("turbo", "dali") or not {"turbo", "dali"} <= costs.keys():
+        return auto
+    if needed is not None and costs["turbo"].images_per_s >= needed:
+        return "turbo"
+    other = "dali" if auto == "turbo" else "turbo"
+    if needed is None:
+        gain = costs[auto].cpu_ms / costs[other].cpu_ms - 1
+    else:
+        gain = costs[other].images_per_s / costs[auto].images_per_s - 1
+    return other if gain >= MIN_GAIN else auto
+
+
+def in_words(auto: AutoDecoder, is_cuda: bool) -> str:
+    """Return the choice, its reason, the measured costs and what follows from them, as one line."""
+    line = f"--decoder auto takes {auto.name}: {auto.reason}"
+    both = [name for name in ("turbo", "dali") if name in auto.costs]
+    if not both:
+        return line
+    parts = []
+    for name in both:
+        cost = auto.costs[name]
+        parts.append(f"{name} {cost.images_per_s:,.0f} images/s at {cost.cpu_ms:.2f} ms of CPU")
+        if is_cuda and name == "dali":
+            parts[-1] += f" ({DALI_MS:g} where an H200's JPEG engines decoded)"
+    line += f". Measured here: {', '.join(parts)}"
+    if auto.name not in both or len(both) < 2:
+        return line
+    if auto.by_measurement == auto.name:
+        return f"{line}. This measurement would choose the same"
+    return f"{line}. This measurement would choose otherwise: --decoder {auto.by_measurement}"

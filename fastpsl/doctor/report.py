@@ -10,8 +10,16 @@ from rich.text import Text
 
 from fastpsl.console.terminal import escaped
 from fastpsl.console.words import number_of
-from fastpsl.doctor.advice import Bottleneck, Change, bottleneck, changes, in_words, is_good
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
+from fastpsl.doctor.measurements import (
+    BETON_WRITE,
+    Alternative,
+    Measurements,
+    StageRates,
+    bottleneck,
+    changes,
+    in_words,
+    is_good,
+)
 from fastpsl.scripts import distribution
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
@@ -50,30 +58,20 @@ class Report:
         assert self.measured is not None
         return EXIT_GOOD if is_good(self.measured) else EXIT_WAITS
 
-    def bottleneck(self) -> Bottleneck | None:
-        """Return the part that slows the others down, or None without stages."""
-        return bottleneck(self.measured) if self.measured else None
-
-    def changes(self) -> list[Change]:
-        """Return the changes to make, the largest gain first."""
-        return changes(self.measured) if self.measured else []
-
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, as docs/how_to/bottleneck.md lists them."""
-        limit, measured = self.bottleneck(), asdict(self.measured) if self.measured else None
+        limit = bottleneck(self.measured) if self.measured else None
+        proposed = changes(self.measured) if self.measured else []
+        measured = asdict(self.measured) if self.measured else None
         if self.measured and measured:
             for stage, values in zip(self.measured.stages, measured["stages"], strict=True):
                 values |= {"synthetic": stage.synthetic, "ratio": stage.ratio}
         return {
-            "format": FORMAT,
-            "fastpsl": distribution.version(),
-            "setting": dict(self.setting),
-            "checks": [asdict(check) for check in self.checks],
-            "measured": measured,
+            "format": FORMAT, "fastpsl": distribution.version(), "setting": dict(self.setting),
+            "checks": [asdict(check) for check in self.checks], "measured": measured,
             "bottleneck": asdict(limit) if limit else None,
-            "changes": [asdict(change) for change in self.changes()],
-            "exit_code": self.exit_code,
-        }
+            "changes": [asdict(change) for change in proposed], "exit_code": self.exit_code,
+        }  # fmt: skip
 
 
 _MAX_CHANGES = 4
@@ -84,7 +82,14 @@ Cells = tuple[str, ...]
 
 def show(report: Report, console: Console) -> None:
     """Print setting, checks, rates, bottleneck and changes: about 24 lines of 80 columns if all is well."""
-    setting, log = report.setting, _log_to(console)
+    setting, measured = report.setting, report.measured
+
+    def log(text: str, style: str = "") -> None:
+        """Print the text wrapped, with all lines but the first indented."""
+        for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
+            line.rstrip()
+            console.print(Text("  ") + line if i else line)
+
     log(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
     machine = f"{setting['device_name']}, {setting['precision']}"
     log(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
@@ -93,32 +98,20 @@ def show(report: Report, console: Console) -> None:
         share = f"{images} and {number_of(setting['cores'], 'core')}"
         log(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
     _show_checks(report.checks, setting["device"] == "cpu", log)
-    measured = report.measured
     if measured is not None:
         console.print(_table(measured))
         if measured.auto:
             log(in_words(measured.auto, measured.is_cuda))
-        limit = report.bottleneck()
+        limit = bottleneck(measured)
         if limit is None:
             log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
         else:
             log(f"bottleneck: {limit.part}. {limit.text}", "bold")
         if measured.jpeg_engines and measured.jpeg_engines.rates:
             log(measured.jpeg_engines.line)
-        for change in report.changes()[:_MAX_CHANGES]:
-            log(_change(change))
-
-
-def _log_to(console: Console) -> Callable[..., None]:
-    """Return a function that prints a text in a style."""
-
-    def log(text: str, style: str = "") -> None:
-        """Print the text wrapped, with all lines but the first indented."""
-        for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
-            line.rstrip()
-            console.print(Text("  ") + line if i else line)
-
-    return log
+        for change in changes(measured)[:_MAX_CHANGES]:
+            gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
+            log(f"{gain}: {change.option}: {change.text}")
 
 
 def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[..., None]) -> None:
@@ -134,12 +127,6 @@ def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[...
             remedy = f": {check.remedy}" if check.remedy else ""
             name = "" if check.name == check.state else f"{check.name}: "
             log(f"{check.state}: {name}{check.text}{remedy}", _COLOUR[check.state])
-
-
-def _change(change: Change) -> str:
-    """Format a change as one line."""
-    gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
-    return f"{gain}: {change.option}: {change.text}"
 
 
 def _table(measured: Measurements) -> Table:
@@ -179,7 +166,9 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     if not stages:
         return
     for path in _ordered(stage.augment_ms for stage in stages):
-        of_path = lambda stage, path=path: _per_s(stage, stage.augment_ms.get(path))
+        of_path = lambda stage, path=path: (
+            stage.batch_size / (stage.augment_ms[path] / 1e3) if path in stage.augment_ms else None
+        )
         is_current = any(stage.augment == path for stage in stages)
         yield "augment" if is_current else "", path, _each(stages, of_path), "" if is_current else "dim"
     for mode in _ordered(stage.step_rates for stage in stages):
@@ -199,10 +188,7 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
 
 
 def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
-    """Return the alternative's rates by stage.
-
-    It was measured with the first stage's crops; the others are assumed to change by the same factor.
-    """
+    """Return the alternative's rates by stage, as if all changed by the factor of the first one's crops."""
     if not stages:
         return (_rate_cell(alternative.images_per_s),)
     reads, factor = alternative.part == "read", alternative.factor
@@ -217,11 +203,6 @@ def _ordered(rates: Iterator[dict[str, float]]) -> list[str]:
 def _each(stages: tuple[StageRates, ...], value: Callable[[StageRates], float | None]) -> Cells:
     """Return one cell per stage."""
     return tuple(_rate_cell(value(stage)) for stage in stages)
-
-
-def _per_s(stage: StageRates, milliseconds: float | None) -> float | None:
-    """Convert milliseconds per batch into images/s."""
-    return None if milliseconds is None else stage.batch_size / (milliseconds / 1e3)
 
 
 def _rate_cell(value: float | None) -> str:

@@ -36,7 +36,7 @@ class LoadedRecipe:
 
     def build(self, options: TrainingOptions) -> Experiment:
         """Build the experiment without the recipe's prints; raise a one-line ValueError if that fails."""
-        with _unheard(), _its_faults(self.path, "build()"):
+        with contextlib.redirect_stdout(io.StringIO()), one_line(self.path, "build()"):
             experiment: Any = self.recipe.build(options)
         if not isinstance(experiment, Experiment):
             raise ValueError(  # noqa: TRY004 - a user error
@@ -56,7 +56,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{reason}; {_REMEDY}")
     if path.suffix != ".py":
         raise ValueError(f"{path}: is no recipe; {_REMEDY}")
-    with _unheard(), _its_faults(path, "loading it"):
+    with contextlib.redirect_stdout(io.StringIO()), one_line(path, "loading it"):
         try:
             script = load_script(path)
         except SystemExit:
@@ -69,7 +69,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{path}: {reason}; {_REMEDY}")  # noqa: TRY004 - a user error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
-    with _its_faults(path, "parsing its options"):
+    with one_line(path, "parsing its options"):
         options = recipe.parse(arguments, prog=str(path), log=lambda line: None)
     return LoadedRecipe(path, tuple(arguments), options, recipe)
 
@@ -85,21 +85,21 @@ def _no_file(path: Path) -> str:
     return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
 
 
-def _unheard() -> contextlib.AbstractContextManager[object]:
-    """Discard prints, which are meant for people who train."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
 @contextlib.contextmanager
-def _its_faults(path: Path, what: str) -> Iterator[None]:
-    """Raise an error of the recipe's own code as a ValueError; starting the recipe shows its traceback."""
+def one_line(place: object, what: str = "", *, when_too_large: str = "lower --batch-size") -> Iterator[None]:
+    """Raise an error as a one-line ValueError that names the place; the recipe itself shows its traceback."""
+    in_line = lambda error: " ".join(str(error).split())
     try:
         yield
+    except torch.cuda.OutOfMemoryError as error:
+        reason = in_line(error)[:120]
+        raise ValueError(f"{place}: the GPU has too little memory ({reason}); {when_too_large}") from error
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{place}: {in_line(error)}") from error
     except Exception as error:
+        part, reason = f"{place}: {what}" if what else place, f"{in_line(error)[:300]}"
         raise ValueError(
-            f"{path}: {what} fails ({type(error).__name__}: {error}); start the recipe itself for more"
+            f"{part} fails ({type(error).__name__}: {reason}); start the recipe itself for more"
         ) from error
 
 
@@ -122,14 +122,6 @@ class DoctorSetup:
         return self.options.workers
 
 
-def load_recipe_or_default(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
-    """Load the recipe at `path`, or by default jigsaw on the sample; return None where neither is found."""
-    if path is not None:
-        return load_recipe(path, arguments)
-    default = default_recipe()
-    return None if default is None else load_recipe(default, DEFAULT_OPTIONS)
-
-
 def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
     """Open and check the data, and place the experiment on its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -139,8 +131,13 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     whole_experiment = _build(recipe, options)
     stage_indices = _stage_indices(whole_experiment, stages)
     num_ranks = _num_ranks(num_ranks, options, world)
-    options = _of_one_rank(options, num_ranks)
-    with _named_share(options, num_ranks):
+    # One rank's share of batch, lanes and cores, as under torchrun.
+    options = replace(
+        options, batch_size=options.rank_batch(num_ranks) * options.accumulate,
+        lanes=max(1, options.lanes // num_ranks),
+        workers=options.workers or max(1, default_num_threads() // num_ranks),
+    )  # fmt: skip
+    try:
         # Built again, because a task depends on its batch size (NT-Xent's negatives, the batches that fill
         # MoCo's queue), which is the rank's share here.
         experiment = whole_experiment if num_ranks == 1 else _build(recipe, options)
@@ -149,6 +146,13 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
         else:
             opened = experiment.open_data(options, world)
             place_backbone(experiment, options, world)
+    except ValueError as error:
+        if num_ranks == 1:
+            raise
+        images = number_of(options.batch_size, "image")  # the whole batch may be valid
+        raise ValueError(
+            f"one of {num_ranks} ranks, measured by itself with its {images} of a step: {error}"
+        ) from error
     return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, stage_indices)
 
 
@@ -156,20 +160,6 @@ def _build(recipe: LoadedRecipe | None, options: TrainingOptions) -> Experiment 
     """Build the recipe's experiment under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)
-
-
-@contextlib.contextmanager
-def _named_share(options: TrainingOptions, num_ranks: int) -> Iterator[None]:
-    """Note in a ValueError that it concerns one rank's share, since the whole batch may be valid."""
-    try:
-        yield
-    except ValueError as error:
-        if num_ranks == 1:
-            raise
-        images = number_of(options.batch_size, "image")
-        raise ValueError(
-            f"one of {num_ranks} ranks, measured by itself with its {images} of a step: {error}"
-        ) from error
 
 
 def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tuple[int, ...]:
@@ -193,11 +183,3 @@ def _num_ranks(given: int | None, options: TrainingOptions, world: World) -> int
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
     parts = {number: number * options.accumulate for number in range(num_gpus, 1, -1)}
     return next((number for number, part in parts.items() if options.batch_size % part == 0), 1)
-
-
-def _of_one_rank(options: TrainingOptions, num_ranks: int) -> TrainingOptions:
-    """Return options with one rank's share of batch, lanes and cores, as under torchrun."""
-    num_threads = options.workers or max(1, default_num_threads() // num_ranks)
-    batch_size = options.rank_batch(num_ranks) * options.accumulate
-    lanes = max(1, options.lanes // num_ranks)
-    return replace(options, batch_size=batch_size, lanes=lanes, workers=num_threads)

@@ -35,6 +35,27 @@ def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, Non
                 yield batch
 
 
+def loader_rate(
+    loader: Loader, epochs: Iterator[int], seconds: float, min_calls: int = 1
+) -> tuple[float, float]:
+    """Return the images/s that arrive on the device, before augmentation, and the cores that are busy."""
+    batches = endless(loader, epochs)
+    next(batches)
+    min_calls = max(min_calls, loader.prefetch_batches + 1)
+    rate = rate_and_cores(lambda: len(next(batches).indices), seconds, loader.device, min_calls)
+    batches.close()
+    return rate
+
+
+def rate_and_cores(
+    work: Callable[[], int], seconds: float, device: torch.device, min_calls: int
+) -> tuple[float, float]:
+    """Return `samples_per_s`, and CPU seconds per second meanwhile, over all threads of this process."""
+    cpu_s, started = time.process_time(), time.perf_counter()
+    rate = samples_per_s(work, seconds, device, min_calls)
+    return rate, (time.process_time() - cpu_s) / (time.perf_counter() - started)
+
+
 class StageBench:
     """A benchmark of stage `number` (from 0) on this rank's share of the batch, after `place_backbone`.
 
@@ -65,8 +86,6 @@ class StageBench:
         self.train_step.views = self.views
         self.batch_size = options.rank_batch(world.size)
         self.lr = experiment.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
-        # One batch more than the loader prefetches.
-        self.ahead = options.prefetch_batches + 1
         self._epochs = itertools.count()
         self._synthetic: Batch | None = None
         self._warmed_up = False
@@ -90,10 +109,7 @@ class StageBench:
     def loader_alone(self, decoder: str | None = None) -> float:
         """Return the samples per second that arrive on the device, before augmentation."""
         with self.loader(decoder) as loader:
-            batches = self.batches(loader)
-            next(batches)
-            rate = self._rate(lambda: len(next(batches).indices), self.ahead)
-            batches.close()
+            rate, self.cores_used = loader_rate(loader, self._epochs, self.seconds, self.min_steps)
         return rate
 
     def step_alone(self) -> float:
@@ -152,8 +168,6 @@ class StageBench:
         for _ in range(self.train_step.num_first_steps):
             self._step(itertools.repeat(self.synthetic_batch()))
 
-    def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
-        cpu_s, started = time.process_time(), time.perf_counter()
-        rate = samples_per_s(work, self.seconds, self.world.device, max(min_calls, self.min_steps))
-        self.cores_used = (time.process_time() - cpu_s) / (time.perf_counter() - started)
+    def _rate(self, work: Callable[[], int]) -> float:
+        rate, self.cores_used = rate_and_cores(work, self.seconds, self.world.device, self.min_steps)
         return rate

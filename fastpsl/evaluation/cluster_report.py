@@ -17,16 +17,8 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.contact_sheet import draw_filters
+from fastpsl.tasks.pseudo_labels import scores
 from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, Labels, read_labels
-from fastpsl.tasks.pseudo_labels.scores import (
-    ABSENT,
-    ari,
-    class_entropies,
-    collapse_warning,
-    hungarian_accuracy,
-    label_figures,
-    many_to_one_accuracy,
-)
 
 # Numbers of IIC's second head, which get the suffix _b.
 _OF_SECOND = ("nmi_true", "hungarian_accuracy", "many_to_one_accuracy")
@@ -50,13 +42,13 @@ class Measured:
 def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
     """Compute the numbers of pseudo-labels."""
     num_labelled = int((true >= 0).sum())
-    figures = label_figures(labels.labels, None, true, labels.num_classes, seed)
+    figures = scores.label_figures(labels.labels, None, true, labels.num_classes, seed)
     numbers = {name: 100 * value for name in ("entropy_share", "biggest", "nmi_true", "nmi_true_shuffled")
                if (value := figures[name]) is not None}  # fmt: skip
     if num_labelled:
-        numbers["ari"] = 100 * ari(labels.labels, true)
-        numbers["hungarian_accuracy"] = 100 * hungarian_accuracy(labels.labels, true)
-        numbers["many_to_one_accuracy"] = 100 * many_to_one_accuracy(labels.labels, true)
+        numbers["ari"] = 100 * scores.ari(labels.labels, true)
+        numbers["hungarian_accuracy"] = 100 * scores.hungarian_accuracy(labels.labels, true)
+        numbers["many_to_one_accuracy"] = 100 * scores.many_to_one_accuracy(labels.labels, true)
     entropies = labels.entropy[np.isfinite(labels.entropy)]
     if len(entropies) and labels.num_classes > 1:
         numbers["label_entropy_share"] = (
@@ -75,10 +67,7 @@ def report(
     require_labels: bool,
     backbone: str | None = None,
 ) -> list[str]:
-    """Measure pseudo-labels, draw charts of them and return the lines to print.
-
-    `run` is a run's folder or a file of labels; all arguments are those of `fastpsl clusters`.
-    """
+    """Measure a run's or a file's pseudo-labels, draw charts of them and return the lines to print."""
     started = time.monotonic()
     path, source, out = _paths(run, data, labels, out)
     pretrained = load_pretrained(run, backbone) if run.is_dir() else None
@@ -86,7 +75,8 @@ def report(
         pseudo_labels, true = read_labels(path, opened), opened.labels()
         if require_labels and not (true >= 0).any():
             raise ValueError(
-                f"--require-labels: {ABSENT} in {source}; give data that is written from a folder per class"
+                f"--require-labels: {scores.ABSENT} in {source}; "
+                "give data that is written from a folder per class"
             )
         measured = measure(pseudo_labels, true, seed)
         numbers = dict(measured.numbers)
@@ -96,7 +86,7 @@ def report(
             second = measure(read_labels(second_path, opened), true, seed)
             numbers |= {f"{name}_b": second.numbers[name] for name in _OF_SECOND if name in second.numbers}
         entropies = (
-            class_entropies(pseudo_labels.labels, true, pseudo_labels.num_classes)
+            scores.class_entropies(pseudo_labels.labels, true, pseudo_labels.num_classes)
             if measured.num_labelled
             else None
         )
@@ -156,7 +146,7 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
             "as the network made them, the labels are less even (epochs.jsonl)"
         )
     warning, entropy_percent = (
-        collapse_warning(figures, labels.num_classes),
+        scores.collapse_warning(figures, labels.num_classes),
         numbers.get("label_entropy_share"),
     )
     lines = [description, *([warning] if warning else [])]
@@ -202,7 +192,7 @@ def _data_of(run: Path) -> str | Path:
 
 def _numbers_line(numbers: Mapping[str, float], num_labelled: int, num: int) -> str:
     if not num_labelled:
-        return f"{ABSENT}: NMI, ARI and accuracies are left out (--require-labels stops instead)"
+        return f"{scores.ABSENT}: NMI, ARI and accuracies are left out (--require-labels stops instead)"
     coverage = f"; {num_labelled:,} of {num:,} images have one" if num_labelled < num else ""
     return (
         f"with the true labels: NMI {numbers['nmi_true']:.1f} % "

@@ -55,6 +55,10 @@ class FeatureFile:
         """
         return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's own stub
 
+    def good(self) -> np.ndarray:
+        """Return the samples that could be decoded, int64."""
+        return np.setdiff1d(np.arange(self.record["shape"][0]), self.record["bad"])
+
     def labels(self) -> np.ndarray | None:
         """Return the labels, int32 [N] with -1 for none, or None if no sample has one."""
         name = self.record["labels"]

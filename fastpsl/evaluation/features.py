@@ -21,7 +21,6 @@ from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World, own_commit, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.train_step import DTYPES
-from fastpsl.evaluation.blocks import block_number, block_shapes
 from fastpsl.evaluation.feature_file import (
     FORMAT,
     FeatureFile,
@@ -31,7 +30,7 @@ from fastpsl.evaluation.feature_file import (
     record_path,
 )
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
+from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, pooled, pooled_width
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset

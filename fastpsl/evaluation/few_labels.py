@@ -147,10 +147,7 @@ def _read_npy(path: Path) -> list[str]:
 
 
 def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
-    """Return the indices of named samples.
-
-    Only the names of the list are kept in memory, because the data may have millions.
-    """
+    """Return the indices of named samples; only the list's names are in memory, as data may have millions."""
     by_path: dict[str, list[int]] = {_last_two(entry): [] for entry in entries}
     by_name: dict[str, list[int]] = {_stem(entry): [] for entry in entries}
     classes = set(data.class_names or ())

@@ -17,9 +17,8 @@ from typing_extensions import override
 
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
-from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.evaluation.few_labels import FewLabels
-from fastpsl.evaluation.protocols import WHOLE, Pool, pooled, pooled_width
+from fastpsl.evaluation.protocols import WHOLE, Pool, block_shapes, pooled, pooled_width
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import WIDTH, convolutions, normal_weights
 from fastpsl.pipelines.loader.batch import Batch
@@ -51,12 +50,7 @@ class Probes(Classify):
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return the sum of all classifiers' cross-entropies, and the metrics.
-
-        The metrics are top1 of the last classifier in training, and top1 and top5 of each on validation
-        images. Several validation crops of an image are scored by the mean of their softmaxes, as in
-        DeepCluster; UIC does not say.
-        """
+        """Return the sum of the cross-entropies, with top1 of the last; in validation top1, top5 of each."""
         valid = (batch.indices >= 0).float()
         num, total = valid.sum(), torch.zeros((), device=valid.device)
         metrics: Metrics = {}
@@ -97,8 +91,31 @@ class LinearProbes(Probes):
         return ProbeHead(self.block_shapes(), self.num_classes, self.pools, self.batchnorm, self.head_std)
 
 
-class ProbeHead(nn.Module):
-    """A module of the linear classifiers of all blocks; it computes in float32, even under autocast.
+class Heads(nn.Module):
+    """A module of classifiers, by name; it computes in float32, even under autocast.
+
+    Each reads the block of `blocks`, from 1 (0 is the last one), after its pool if `pools` has one.
+    """
+
+    def __init__(
+        self, classifiers: Mapping[str, nn.Module], blocks: Mapping[str, int], pools: Mapping[str, Pool]
+    ):
+        super().__init__()
+        self.classifiers, self.blocks, self.pools = nn.ModuleDict(classifiers), blocks, pools
+
+    @override
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the logits [B, num_classes] of each classifier, by its name: "B1", "final" or "conv_B2"."""
+        outputs = {}
+        with torch.autocast(features[0].device.type, enabled=False):
+            for name, classifier in self.classifiers.items():
+                block = features[self.blocks[name] - 1].float()
+                outputs[name] = classifier(pooled(block, self.pools[name]) if self.pools else block)
+        return outputs
+
+
+class ProbeHead(Heads):
+    """A module of the linear classifiers of all blocks.
 
     `shapes` has (channels, height, width) of each block, and `widths` the number of features of each
     classifier. Blocks after those of `pools`, such as AlexNet's fully-connected ones, are averaged.
@@ -112,36 +129,25 @@ class ProbeHead(nn.Module):
         batchnorm: Literal["affine", "plain"] | None,
         std: float | None = None,
     ):
-        super().__init__()
         if len(shapes) < len(pools):
             raise ValueError(
                 f"a backbone of {len(shapes)} blocks: this protocol scores B1 to B{len(pools)}; "
                 "give --protocol moco, which scores the last block alone"
             )
-        parts = [
-            (f"B{i + 1}", shape, pools[i] if i < len(pools) else WHOLE) for i, shape in enumerate(shapes)
-        ]
-        parts = [*(parts if pools else []), (FINAL, shapes[-1], WHOLE)]
-        self.pools = {name: pool for name, _, pool in parts}
-        self.widths: dict[str, int] = {}
-        self.classifiers = nn.ModuleDict()
-        for name, shape, pool in parts:
-            self.widths[name] = pooled_width(shape, pool)
-            layers: dict[str, nn.Module] = {}
+        numbers = {f"B{i}": i for i in range(1, len(shapes) + 1)} if pools else {}
+        numbers[FINAL] = 0
+        of_blocks = {f"B{i}": pool for i, pool in enumerate(pools, 1)}
+        parts: dict[str, nn.Module] = {}
+        widths: dict[str, int] = {}
+        for name, number in numbers.items():
+            shape, layers = shapes[number - 1], dict[str, nn.Module]()
+            widths[name] = pooled_width(shape, of_blocks.get(name, WHOLE))
             if batchnorm is not None:
                 layers["norm"] = nn.BatchNorm2d(shape[0], affine=batchnorm == "affine")
-            layers |= {"flatten": nn.Flatten(), "linear": linear(self.widths[name], num_classes, std)}
-            self.classifiers[name] = nn.Sequential(OrderedDict(layers))
-
-    @override
-    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the logits [B, num_classes] of each classifier: "B1", "B2", … and "final"."""
-        outputs = {}
-        with torch.autocast(features[0].device.type, enabled=False):
-            for i, (name, classifier) in enumerate(self.classifiers.items()):
-                block = features[-1] if name == FINAL else features[i]
-                outputs[name] = classifier(pooled(block.float(), self.pools[name]))
-        return outputs
+            layers |= {"flatten": nn.Flatten(), "linear": linear(widths[name], num_classes, std)}
+            parts[name] = nn.Sequential(OrderedDict(layers))
+        super().__init__(parts, numbers, {name: of_blocks.get(name, WHOLE) for name in numbers})
+        self.widths = widths
 
 
 def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
@@ -216,35 +222,16 @@ class BlockProbes(Probes):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        return BlockHeads(self.heads, self.block_shapes(), self.num_classes)
+        shapes = self.block_shapes()
+        classifiers = {
+            head.name: classifier(head.kind, shapes[head.block - 1], self.num_classes) for head in self.heads
+        }
+        return Heads(classifiers, {head.name: head.block for head in self.heads}, {})
 
 
 @dataclass(kw_only=True)
 class FewLabelBlockProbes(FewLabels, BlockProbes):
     """A `BlockProbes` task that learns from a few images of each class (SSL++, Table VIII)."""
-
-
-class BlockHeads(nn.Module):
-    """A module of the classifiers of all blocks; it computes in float32, even under autocast.
-
-    `shapes` has (channels, height, width) of each block.
-    """
-
-    def __init__(self, heads: Sequence[BlockHead], shapes: Sequence[Sequence[int]], num_classes: int):
-        super().__init__()
-        self.blocks = {head.name: head.block for head in heads}
-        self.classifiers = nn.ModuleDict(
-            {head.name: classifier(head.kind, shapes[head.block - 1], num_classes) for head in heads}
-        )
-
-    @override
-    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the logits [B, num_classes] of each classifier, by its name, such as conv_B2."""
-        with torch.autocast(features[0].device.type, enabled=False):
-            return {
-                name: module(features[self.blocks[name] - 1].float())
-                for name, module in self.classifiers.items()
-            }
 
 
 def classifier(kind: str, shape: Sequence[int], num_classes: int) -> nn.Sequential:

@@ -36,20 +36,13 @@ class EvaluationOptions(RunOptions):
 
     sample_backbone: ClassVar[str] = "resnet18"
 
-    checkpoint: Annotated[
-        Path | None,
-        arg(
-            help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, "
-            "or others' weights (the documentation has them under Use weights of other projects)."
-        ),
-    ] = field(default=None, metadata=MACHINE)
-    random_weights: Annotated[
-        bool,
-        arg(
-            help="Random weights, of --seed, instead of a --checkpoint: "
-            "what the features are worth before any learning."
-        ),
-    ] = field(default=False, metadata=MACHINE)
+    checkpoint: Path | None = field(default=None, metadata=MACHINE)
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights
+    (the documentation has them under Use weights of other projects).
+    """
+    random_weights: bool = field(default=False, metadata=MACHINE)
+    """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning.
+    """
     backbone: Annotated[
         str | None,
         arg(
@@ -58,26 +51,18 @@ class EvaluationOptions(RunOptions):
             "themselves."
         ),
     ] = field(default=None, metadata=MACHINE)
-    input_channels: Annotated[
-        Literal["RGB", "L", "Sobel", "SobelXY"] | None,
-        arg(
-            help="What others' weights were trained on: "
-            "RGB, L (lightness alone), or the gradients Sobel or SobelXY."
-        ),
-    ] = field(default=None, metadata=MACHINE)
+    input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = field(default=None, metadata=MACHINE)
+    """What others' weights were trained on: RGB, L (lightness alone), or the gradients Sobel or SobelXY."""
     input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
     """Mean that was subtracted, one value per channel, of pixels in [0, 1]."""
     input_std: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
     """Standard deviation that was divided by, one value per channel."""
     size_px: int = 224
     """Side of the evaluation's images, whatever the size in pre-training."""
-    whole: Annotated[
-        bool,
-        arg(
-            help="Show an image's whole middle square, and not the 224/256 of it that are usual: "
-            "for small images, such as CIFAR's."
-        ),
-    ] = False
+    whole: bool = False
+    """Show an image's whole middle square, and not the 224/256 of it that are usual: for small images, such
+    as CIFAR's.
+    """
 
     @override
     def __post_init__(self) -> None:
@@ -93,12 +78,7 @@ class EvaluationOptions(RunOptions):
         return replace(self, random_weights=True, backbone=self.backbone or self.sample_backbone)
 
     def pretrained(self) -> Pretrained:
-        """Return the weights that the options name; rank 0 prints which they are.
-
-        Raises:
-            ValueError: Neither or both of --checkpoint and --random-weights are given, or the weights cannot
-                be read.
-        """
+        """Return the weights that the options name; rank 0 prints which they are."""
         from fastpsl.models.weights import load_pretrained, random_weights
 
         if self.random_weights == (self.checkpoint is not None):
@@ -124,13 +104,10 @@ class VocOptions(EvaluationOptions):
 
     forms: ClassVar[str] = "VOCdevkit, the folder of PASCAL VOC"
 
-    data: Annotated[
-        str | None,
-        arg(
-            help="VOCdevkit, the folder of PASCAL VOC that holds VOC2007 and VOC2012 as their archives "
-            "extract, or the folder around it. Without it: small images that the package generates."
-        ),
-    ] = field(default=None, metadata=MACHINE | DATA)
+    data: str | None = field(default=None, metadata=MACHINE | DATA)
+    """VOCdevkit, the folder of PASCAL VOC that holds VOC2007 and VOC2012 as their archives extract, or the
+    folder around it. Without it: small images that the package generates.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,11 +68,7 @@ def data_record(train: Dataset, val: Dataset | None) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Return the record of a result.json.
-
-    Raises:
-        ValueError: The file cannot be read, or is no result of this format.
-    """
+    """Return the record of a result.json."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

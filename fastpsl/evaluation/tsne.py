@@ -29,9 +29,6 @@ def make_map(
     """Map the features of `num` images of --data, drawn by --seed, write to --out and return lines to print.
 
     All images are mapped where there are fewer. Lines are returned on rank 0 alone.
-
-    Raises:
-        ValueError: The options are out of range, or too few images could be decoded.
     """
     started = time.monotonic()
     if num < 2:
@@ -54,7 +51,7 @@ def make_map(
         file = work.to_file(options.out / "features.npy", world, overwrite=True)
         if world.rank != 0:
             return []
-        good = np.setdiff1d(np.arange(num), file.record["bad"])
+        good = file.good()
         if perplexity >= len(good):
             raise ValueError(
                 f"--perplexity {perplexity:g}: only {len(good):,} images could be decoded; give a smaller one"

@@ -5,7 +5,3 @@ modules psl, uic and sslpp say what each row is measured on, and scales with whi
 results on the disk, matching picks those that count, and commands writes what is still to be run. report
 computes the cells; page and chart write the files.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -62,10 +62,7 @@ def _lines(axis: Axes, report: Report, row: Row, colour: str) -> None:
 
 
 def chart(report: Report) -> Figure:
-    """Draw a panel for each column.
-
-    Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds.
-    """
+    """Draw a panel for each column: diamonds are the paper's numbers, dots ours, whiskers our deviation."""
     table, rows, columns = report.table, report.table.rows, report.table.columns
     across = len(columns) if len(columns) <= _MOST_PANELS else _FEWER_PANELS
     lines = -(-len(columns) // across)

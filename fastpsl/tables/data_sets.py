@@ -11,7 +11,7 @@ from fastpsl.tables.results import Result
 from fastpsl.tables.rows import SUPERVISED, Evaluation, PaperImages, Table, Weights
 from fastpsl.transfer.classification import task as multilabel_protocols
 from fastpsl.transfer.detection import protocols as detection_protocols
-from fastpsl.transfer.segmentation import protocols as segmentation_protocols
+from fastpsl.transfer.segmentation import task as segmentation_protocols
 
 # The part that a digest is of, and the flag that names the data.
 _FLAGS = {"train": "--data", "val": "--val", "pretrain": "--pretrain-data"}
@@ -44,7 +44,7 @@ def in_words(digests: Digests) -> str:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of `fastpsl table` for a name of OTHER_DATA."""
+    """Return the flag of an option, or of `fastpsl table` for a name of OTHER_DATA."""
     return f"--{name.replace('_', '-')}"
 
 

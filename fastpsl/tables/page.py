@@ -25,17 +25,8 @@ from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file
-from fastpsl.tables.commands import Place
-from fastpsl.tables.data_sets import (
-    OTHER_DATA,
-    Paths,
-    data_of,
-    digests_of,
-    digests_of_other_data,
-    flag_of,
-    in_words,
-)
-from fastpsl.tables.matching import needs_of
+from fastpsl.tables import data_sets
+from fastpsl.tables.matching import Place, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
 from fastpsl.tables.results import index_runs
@@ -46,13 +37,9 @@ from fastpsl.tables.scales import SCALES, Scale
 def templates(folder: Path) -> Environment:
     """Return the templates of a folder: HTML and SVG escape what they are given, Markdown does not."""
     return Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        loader=FileSystemLoader(folder), autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
 
 
 MAX_WIDTH_PX = 1100
@@ -135,10 +122,7 @@ NOTHING = "–"
 
 
 class Group(NamedTuple):
-    """A row of a table on a page: its name and a remark, the cells before the numbers, and the lines.
-
-    A line is a title ("paper", "ours", "ours − paper") with the numbers, one per column.
-    """
+    """A row of a page's table: name, remark, cells before the numbers, and lines of a title with numbers."""
 
     name: str
     mark: str
@@ -215,7 +199,7 @@ def _used(report: Report) -> list[dict[str, str]]:
             "Date": str(result.record.get("date") or NOTHING)[:10],
             "Commit": str(result.record.get("commit") or NOTHING)[:10],
             "Checkpoint (sha256)": str(result.record["checkpoint"].get("sha256") or NOTHING)[:12],
-            "Data (train / val)": in_words(data_of(result, report.table, evaluation)),
+            "Data (train / val)": data_sets.in_words(data_sets.data_of(result, report.table, evaluation)),
             "File": str(result.path),
         }
         for method, evaluation, result in report.used
@@ -280,28 +264,15 @@ def make_table(
     data: str | None = None,
     val: str | None = None,
     pretrain_data: str | None = None,
-    others: Paths,
+    others: data_sets.Paths,
     num_processes: int | None = None,
 ) -> list[str]:
     """Write OUT/NAME.md, .png and .html, and return the lines to print.
 
     The lines say which results are there and give the commands of those that are missing.
 
-    Args:
-        name: The table, such as psl/5.
-        runs: The folder that holds the runs.
-        out: The folder to write to.
-        scale: The scale, paper or tiny.
-        data: The training images, for the commands. If they can be opened, only results on them count.
-        val: The validation images, for the same use.
-        pretrain_data: The images that trainings without labels learn from, for the same use, in tables that
-            have a set for that.
-        others: The data that evaluations read instead of these, for the same use, by its name in OTHER_DATA.
-        num_processes: The processes of the commands; None for the scale's.
-
-    Raises:
-        ValueError: The table or the scale is unknown, the table does not read such data, or `runs` is no
-            folder. Or there are results of several data sets, and nothing tells which counts.
+    `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that
+    can be opened, only results on them count. Without `num_processes` the scale has the number.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
@@ -317,13 +288,13 @@ def make_table(
     for other, paths in others.items():
         if other not in table.reads:
             raise ValueError(
-                f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
-                f"{OTHER_DATA[other].title}; leave it out"
+                f"{data_sets.flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
+                f"{data_sets.OTHER_DATA[other].title}; leave it out"
             )
     values, index = SCALES[scale], index_runs(runs)
     existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    asked = digests_of(_digest(data), _digest(val), _digest(pretrain_data))
-    asked |= digests_of_other_data(table, existing)
+    asked = data_sets.digests_of(_digest(data), _digest(val), _digest(pretrain_data))
+    asked |= data_sets.digests_of_other_data(table, existing)
     named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
     place = Place(runs, *named, num_processes or values.num_processes[table.paper], others)
     report = make_report(table, values, index, asked, place)
@@ -339,7 +310,7 @@ def make_table(
     given = {"data": data, "val": val, "pretrain_data": pretrain_data}
     given |= {other: " ".join(paths) for other, paths in others.items()}
     absent = [
-        f"{flag_of(name)} {path}"
+        f"{data_sets.flag_of(name)} {path}"
         for name, path in given.items()
         if path and name not in existing and not _is_there(path)
     ]

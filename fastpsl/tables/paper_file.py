@@ -8,10 +8,9 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastpsl.tables import psl, sslpp, uic
 from fastpsl.tables.rows import Columns, Measure, PaperImages, Row, Table, Weights
@@ -51,8 +50,7 @@ def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str,
     return tables
 
 
-@dataclass(frozen=True)
-class _Names:
+class _Names(NamedTuple):
     """The meanings of the names in a file."""
 
     weights: Mapping[str, Weights]
@@ -77,7 +75,12 @@ def _table(name: str, record: dict[str, Any], names: _Names, where: str) -> Tabl
             raise ValueError(f"{where}: {row.method!r} is two rows")
         if row.baseline is not None and row.baseline not in methods:
             raise ValueError(f"{where}: {row.method!r} improves {row.baseline!r}, which is no row")
-    notes = [_note(note, names, where) for note in record.pop("notes", [])]
+    notes = []
+    for note in record.pop("notes", []):
+        if isinstance(note, dict):
+            _check(note, _SHARED_NOTE, _SHARED_NOTE, f"{where}, notes")
+            note = str(_meaning(names.notes, note["shared"], f"{where}, notes"))
+        notes.append(note)
     if means := record.pop("means", 0):
         notes.insert(0, mean_note(rows, means))
     texts = record | {"columns": tuple(record["columns"]), "rows": rows, "notes": tuple(notes)}
@@ -103,13 +106,6 @@ def _row(record: dict[str, Any], num: int, names: _Names, where: str) -> Row:
     if not row.printed and not row.measures:
         raise ValueError(f"{where}: {row.method!r} is neither printed nor measured")
     return row
-
-
-def _note(note: str | dict[str, Any], names: _Names, where: str) -> str:
-    if isinstance(note, str):
-        return note
-    _check(note, _SHARED_NOTE, _SHARED_NOTE, f"{where}, notes")
-    return str(_meaning(names.notes, note["shared"], f"{where}, notes"))
 
 
 def _meaning(names: Mapping[Any, Any], name: str | None, where: str) -> Any:

@@ -1,22 +1,6 @@
 """Say what the rows of psl.json are measured on, and with which values."""
 
-from fastpsl.tables.rows import (
-    BLOCKS,
-    DETECTION,
-    FEW_LABELS,
-    INAT18,
-    MOCO,
-    MORE_LABELS,
-    PLACES205,
-    SVM,
-    VISSL,
-    Columns,
-    Measure,
-    Weights,
-    best,
-    each,
-    side_by_side,
-)
+from fastpsl.tables import rows
 
 _TASKS = {
     "jigsaw": ("resnet50", "jigsaw_r50"),
@@ -26,36 +10,38 @@ _TASKS = {
     "mocov2": ("resnet50", "mocov2_r50"),
 }
 _ABLATIONS = ("reversed", "soon_hard", "rising", "two_stages", "no_overlap")
-SUPERVISED = Weights("resnet50", "supervised", "end_to_end")
+SUPERVISED = rows.Weights("resnet50", "supervised", "end_to_end")
 WEIGHTS = {
-    "random": Weights("resnet50"),
+    "random": rows.Weights("resnet50"),
     "supervised": SUPERVISED,
-    "supervised rv50": Weights("revnet50", "supervised", "end_to_end"),
+    "supervised rv50": rows.Weights("revnet50", "supervised", "end_to_end"),
     **{
-        f"{task} {plan}": Weights(backbone, recipe, plan)
+        f"{task} {plan}": rows.Weights(backbone, recipe, plan)
         for task, (backbone, recipe) in _TASKS.items()
         for plan in ("end_to_end", "sl", "psl", "psl_f")
     },
-    "rotation four angles": Weights("resnet50", "rotation_rv50", "end_to_end", "four_angles"),
-    "simclr as published": Weights("resnet50", "simclr_r50", "end_to_end", "as_published"),
-    "mocov2 as published": Weights("resnet50", "mocov2_r50", "end_to_end", "as_published"),
-    **{f"jigsaw psl {name}": Weights("resnet50", "jigsaw_r50", "psl", name) for name in _ABLATIONS},
+    "rotation four angles": rows.Weights("resnet50", "rotation_rv50", "end_to_end", "four_angles"),
+    "simclr as published": rows.Weights("resnet50", "simclr_r50", "end_to_end", "as_published"),
+    "mocov2 as published": rows.Weights("resnet50", "mocov2_r50", "end_to_end", "as_published"),
+    **{f"jigsaw psl {name}": rows.Weights("resnet50", "jigsaw_r50", "psl", name) for name in _ABLATIONS},
 }
 
 
-def _below_supervised(weights: Weights) -> tuple[Measure, ...]:
-    return (Measure(weights, DETECTION, ("AP75",), minus=SUPERVISED),)
+def _below_supervised(weights: rows.Weights) -> tuple[rows.Measure, ...]:
+    return (rows.Measure(weights, rows.DETECTION, ("AP75",), minus=SUPERVISED),)
 
 
-_TOP1 = [f"top1_{block}" for block in BLOCKS]
-COLUMNS: dict[str, Columns] = {
-    "each block": each(VISSL, *_TOP1),
-    "best block": best(VISSL, *_TOP1),
-    "final features": each(MOCO, "top1_final"),
-    "few labels": side_by_side(each(FEW_LABELS, "top5"), each(MORE_LABELS, "top5")),
-    "detection": side_by_side(each(DETECTION, "AP", "AP50", "AP75"), _below_supervised),
-    "best block of other data": side_by_side(
-        best(SVM, *(f"mAP_{block}" for block in BLOCKS)), best(PLACES205, *_TOP1), best(INAT18, *_TOP1)
+_TOP1 = [f"top1_{block}" for block in rows.BLOCKS]
+COLUMNS: dict[str, rows.Columns] = {
+    "each block": rows.each(rows.VISSL, *_TOP1),
+    "best block": rows.best(rows.VISSL, *_TOP1),
+    "final features": rows.each(rows.MOCO, "top1_final"),
+    "few labels": rows.side_by_side(rows.each(rows.FEW_LABELS, "top5"), rows.each(rows.MORE_LABELS, "top5")),
+    "detection": rows.side_by_side(rows.each(rows.DETECTION, "AP", "AP50", "AP75"), _below_supervised),
+    "best block of other data": rows.side_by_side(
+        rows.best(rows.SVM, *(f"mAP_{block}" for block in rows.BLOCKS)),
+        rows.best(rows.PLACES205, *_TOP1),
+        rows.best(rows.INAT18, *_TOP1),
     ),
 }
 

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from typing_extensions import override
 
-from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.data_sets import PAPER_IMAGES, Digests, in_words
-from fastpsl.tables.matching import Matches, match, needs_of
+from fastpsl.tables.matching import Matches, Missing, Place, match, missing_runs, needs_of
 from fastpsl.tables.results import Result, RunIndex
 from fastpsl.tables.rows import Evaluation, Measure, PaperImages, Row, Table, Weights
 from fastpsl.tables.scales import Scale
@@ -86,12 +85,6 @@ def measured(measure: Measure, matches: Matches) -> Measured | None:
         values = {"mean": [statistics.fmean(of_seed) for of_seed in zip(*values.values(), strict=True)]}
     name, best = max(values.items(), key=lambda pair: statistics.fmean(pair[1]))
     return Measured(name, statistics.fmean(best), statistics.stdev(best) if len(best) > 1 else None, seeds)
-
-
-def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
-    """Return a cell for each column."""
-    ours = [measured(measure, matches) for measure in row.measures] or [None] * len(row.numbers)
-    return tuple(map(Cell, row.numbers, ours))
 
 
 def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[Gain, ...]:
@@ -196,5 +189,8 @@ def make_report(table: Table, scale: Scale, index: RunIndex, asked: Digests, pla
     """
     matches = match(table, scale, index, asked)
     missing = missing_runs(table, scale, matches, index, place)
-    cells = {row.method: cells_of(row, matches) for row in table.rows}
+    cells = {}
+    for row in table.rows:
+        ours = [measured(measure, matches) for measure in row.measures] or [None] * len(row.numbers)
+        cells[row.method] = tuple(map(Cell, row.numbers, ours))
     return Report(table, scale, matches, tuple(missing), cells, gains_of(table, cells))

@@ -71,11 +71,6 @@ class Evaluation:
     command: bool = False  # whether it is a command of `fastpsl`
     reads: tuple[str, ...] = ()  # names of OTHER_DATA that it reads instead of its table's data
 
-    @property
-    def folder_name(self) -> str:
-        """The name in the names of folders."""
-        return self.name.replace("/", "-")
-
 
 @dataclass(frozen=True)
 class Measure:

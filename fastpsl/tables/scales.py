@@ -35,14 +35,11 @@ _FIRST = {
     **dict.fromkeys(("uic_alexnet", "uic_r50", "deepcluster_alexnet"), _UIC),
     **dict.fromkeys((f"sslpp_{task}" for task in ("colorization", "context", "rotation", "aet")), _SSLPP),
     "sslpp_iic": "epochs batch_size lr num_clusters num_heads second_clusters num_sub_heads",
-    "linear_probe": "protocol size_px",
-    "semi_supervised": "protocol percent size_px",
-    "voc_classification": "protocol layers size_px",
-    "voc_segmentation": "protocol size_px",
-    "voc_svm": "costs low_shot",
-    "few_shot": "block ways shots queries episodes source_px",
+    "linear_probe": "protocol size_px", "semi_supervised": "protocol percent size_px",
+    "voc_classification": "protocol layers size_px", "voc_segmentation": "protocol size_px",
+    "voc_svm": "costs low_shot", "few_shot": "block ways shots queries episodes source_px",
     "knn": "block k temperature vote size_px whole",
-}
+}  # fmt: skip
 
 
 @cache
@@ -122,11 +119,6 @@ class Scale:
         """Return the values of a recipe that trains, where no variant changes them."""
         return values_of(recipe, self._recipe_flags(recipe))
 
-    def training_values(self, weights: Weights) -> dict[str, Any]:
-        """Return the values of a training."""
-        assert weights.recipe
-        return values_of(weights.recipe, self.training_flags(weights))
-
     def variant_values(self, weights: Weights) -> dict[str, Any]:
         """Return the values that the variant of a training changes.
 
@@ -146,7 +138,7 @@ class Scale:
         flags = self.training_flags(weights) | {"backbone": weights.backbone, "plan": weights.plan}
         options = options_of(weights.recipe, **flags)
         science = {name: options.science()[name] for name in PretrainOptions().science()}
-        science |= _plain(self.training_values(weights))
+        science |= values_of(weights.recipe, self.training_flags(weights))
         if hasattr(options, "permutations"):  # because those of a file do not count
             science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
         return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})
@@ -172,7 +164,7 @@ class Scale:
         """Return what the record of the learned pseudo-labels must hold."""
         if isinstance(labels, Weights):
             return self.training_science(labels)
-        return _plain(self.label_values(labels))
+        return _compared(self.label_values(labels))
 
     def evaluation_flags(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the options that the command of an evaluation gives."""
@@ -198,7 +190,7 @@ class Scale:
         if not evaluation.command:
             options = options_of(evaluation.recipe, **self.evaluation_flags(evaluation))
             settings = {name: options.science()[name] for name in EvaluationOptions().science()}
-        return _compared(settings | _plain(self.evaluation_values(evaluation)))
+        return _compared(settings | self.evaluation_values(evaluation))
 
     def _recipe_flags(self, recipe: str) -> dict[str, Any]:
         sample = find_recipe(recipe).sample if self.of_sample else {}
@@ -211,12 +203,8 @@ def plain(value: Any) -> Any:
     return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _plain(values: Values) -> dict[str, Any]:
-    return {name: plain(value) for name, value in values.items()}
-
-
 def _compared(values: Values) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in FREE}
+    return {name: plain(value) for name, value in values.items() if name not in FREE}
 
 
 # The defaults of the commands of `fastpsl`, by the name of an evaluation or `labels/source`.
@@ -240,22 +228,14 @@ _VALUES, _TINY = (
     _merged(*(getattr(module, name) for module in MODULES.values())) for name in ("VALUES", "TINY")
 )
 PAPER = Scale(
-    name="paper",
-    seeds=(0,),
-    of_sample=False,
-    comparable=True,
+    name="paper", seeds=(0,), of_sample=False, comparable=True,
     about={paper: module.ABOUT for paper, module in MODULES.items()},
-    num_processes={paper: module.NUM_PROCESSES for paper, module in MODULES.items()},
-    given=_VALUES,
-)
+    num_processes={paper: module.NUM_PROCESSES for paper, module in MODULES.items()}, given=_VALUES,
+)  # fmt: skip
 TINY = Scale(
-    name="tiny",
-    seeds=(0, 1, 2),
-    of_sample=True,
-    comparable=False,
+    name="tiny", seeds=(0, 1, 2), of_sample=True, comparable=False,
     about={paper: module.ABOUT_TINY for paper, module in MODULES.items()},
-    num_processes=dict.fromkeys(MODULES, 1),
-    given=_merged(_VALUES, _TINY),
-)
+    num_processes=dict.fromkeys(MODULES, 1), given=_merged(_VALUES, _TINY),
+)  # fmt: skip
 
 SCALES = {scale.name: scale for scale in (PAPER, TINY)}

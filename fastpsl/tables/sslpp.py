@@ -2,27 +2,7 @@
 
 from dataclasses import replace
 
-from fastpsl.tables.rows import (
-    BLOCK_PROBE,
-    CLUSTERS,
-    COUPLED,
-    KNN,
-    RETRIEVAL,
-    SSLPP,
-    SSLPP_DETECTION,
-    SSLPP_SEGMENTATION,
-    STL_BLOCK_PROBE,
-    TSNE,
-    Columns,
-    Evaluation,
-    Measure,
-    Weights,
-    classification,
-    each,
-    mean,
-    side_by_side,
-    with_mean,
-)
+from fastpsl.tables import rows
 
 TASKS = ("colorization", "context", "rotation", "aet")
 # Weights of the pseudo-labels' loss in figure 6; 0 is the task alone.
@@ -34,19 +14,19 @@ NUMS_CLUSTERS = (10, 30, 50, 100)
 # Transformations of Table XIV, each with those before it; the last one, "sobel", is the recipe's own.
 TRANSFORMS = ("crop", "flip", "colour", "grey")
 
-_IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
-_YFCC_IIC = Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
+_IIC = rows.Weights("resnet34_iic", "sslpp_iic", "end_to_end")
+_YFCC_IIC = rows.Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
 _IIC_VARIANTS = {
     f"iic {name}": replace(_IIC, variant=str(name))
     for name in ("stl", "two_heads", *NUMS_CLUSTERS, *TRANSFORMS)
 }
-_LABELS: dict[str, Weights | str] = {"iic": _IIC, **_IIC_VARIANTS}
-_LABELS |= {source: source for source in ("true", "random", "k-means", COUPLED)}
-_TASKS = {task: Weights("nin4", f"sslpp_{task}", "end_to_end") for task in TASKS}
-_YFCC = {task: Weights("alexnet_rotnet", f"sslpp_{task}", "end_to_end", "yfcc") for task in TASKS}
+_LABELS: dict[str, rows.Weights | str] = {"iic": _IIC, **_IIC_VARIANTS}
+_LABELS |= {source: source for source in ("true", "random", "k-means", rows.COUPLED)}
+_TASKS = {task: rows.Weights("nin4", f"sslpp_{task}", "end_to_end") for task in TASKS}
+_YFCC = {task: rows.Weights("alexnet_rotnet", f"sslpp_{task}", "end_to_end", "yfcc") for task in TASKS}
 WEIGHTS = {
-    "random": Weights("nin4"),
-    "supervised": Weights("nin4", "supervised", "end_to_end", "32px"),
+    "random": rows.Weights("nin4"),
+    "supervised": rows.Weights("nin4", "supervised", "end_to_end", "32px"),
     "iic": _IIC,
     **_IIC_VARIANTS,
     **_TASKS,
@@ -64,48 +44,54 @@ WEIGHTS = {
         f"{name} alone": replace(_TASKS["aet"], labels=_LABELS[name], variant="labels_alone")
         for name in ("iic", "iic stl")
     },
-    "yfcc random": Weights("alexnet_rotnet"),
-    "yfcc supervised": Weights("alexnet_rotnet", "supervised", "end_to_end", "stl10"),
+    "yfcc random": rows.Weights("alexnet_rotnet"),
+    "yfcc supervised": rows.Weights("alexnet_rotnet", "supervised", "end_to_end", "stl10"),
     **{f"yfcc {task}": weights for task, weights in _YFCC.items()},
     **{f"yfcc {task} + iic": replace(weights, labels=_YFCC_IIC) for task, weights in _YFCC.items()},
     "yfcc iic alone": replace(_YFCC["aet"], labels=_YFCC_IIC, variant="yfcc_labels_alone"),
 }
 
 
-def _few_labels(weights: Weights) -> tuple[Measure, ...]:
+def _few_labels(weights: rows.Weights) -> tuple[rows.Measure, ...]:
     """Return the measures of few labels. The supervised network learns from those labels alone, too."""
-    measures: list[Measure] = []
+    measures: list[rows.Measure] = []
     for number in FEW:
         learned = replace(weights, variant=str(number)) if weights.with_labels else weights
-        measures += with_mean(Evaluation(f"blocks/{number}", "block_probe", "block_probe"), *_CONVS)(learned)
+        measures += rows.with_mean(
+            rows.Evaluation(f"blocks/{number}", "block_probe", "block_probe"), *_CONVS
+        )(learned)
     return tuple(measures)
 
 
 _BLOCKS = ("B2", "B3", "B4")
 _CONVS = [f"top1_conv_{block}" for block in _BLOCKS]
-COLUMNS: dict[str, Columns] = {
-    "blocks": with_mean(BLOCK_PROBE, *_CONVS),
-    "blocks, STL-10": with_mean(STL_BLOCK_PROBE, *_CONVS),
-    "forms of classifiers": each(BLOCK_PROBE, "top1_fc1_B4", "top1_fc2_B4", "top1_fc3_B4", "top1_conv_B4"),
-    "10 neighbours": with_mean(KNN, *(f"top1_k10_majority_{block}" for block in _BLOCKS)),
-    "1 to 20 neighbours": with_mean(KNN, *(f"top1_k{k}_majority_B4" for k in (1, 3, 5, 10, 15, 20))),
+COLUMNS: dict[str, rows.Columns] = {
+    "blocks": rows.with_mean(rows.BLOCK_PROBE, *_CONVS),
+    "blocks, STL-10": rows.with_mean(rows.STL_BLOCK_PROBE, *_CONVS),
+    "forms of classifiers": rows.each(
+        rows.BLOCK_PROBE, "top1_fc1_B4", "top1_fc2_B4", "top1_fc3_B4", "top1_conv_B4"
+    ),
+    "10 neighbours": rows.with_mean(rows.KNN, *(f"top1_k10_majority_{block}" for block in _BLOCKS)),
+    "1 to 20 neighbours": rows.with_mean(
+        rows.KNN, *(f"top1_k{k}_majority_B4" for k in (1, 3, 5, 10, 15, 20))
+    ),
     "few labels": _few_labels,
-    "clusters, B2, B4": side_by_side(
-        each(CLUSTERS, "many_to_one_accuracy"), each(BLOCK_PROBE, _CONVS[0], _CONVS[2])
+    "clusters, B2, B4": rows.side_by_side(
+        rows.each(rows.CLUSTERS, "many_to_one_accuracy"), rows.each(rows.BLOCK_PROBE, _CONVS[0], _CONVS[2])
     ),
-    "clusters of the second head, B2, B4": side_by_side(
-        each(CLUSTERS, "hungarian_accuracy_b"), each(BLOCK_PROBE, _CONVS[0], _CONVS[2])
+    "clusters of the second head, B2, B4": rows.side_by_side(
+        rows.each(rows.CLUSTERS, "hungarian_accuracy_b"), rows.each(rows.BLOCK_PROBE, _CONVS[0], _CONVS[2])
     ),
-    "mean of blocks, each task": side_by_side(*[mean(BLOCK_PROBE, *_CONVS)] * len(TASKS)),
-    "retrieval": each(RETRIEVAL, "precision_top8"),
-    "t-SNE": each(TSNE, "same_class_2d"),
-    "layers, fc7": each(SSLPP, *(f"top1_B{block}" for block in (1, 2, 3, 4, 5, 7))),
-    "layers, fc7, mean": with_mean(SSLPP, *(f"top1_B{block}" for block in (1, 2, 3, 4, 5, 7))),
-    "VOC": side_by_side(
-        each(classification("sslpp", "fc6_8"), "mAP"),
-        each(classification("sslpp", "all"), "mAP"),
-        each(SSLPP_DETECTION, "AP50"),
-        each(SSLPP_SEGMENTATION, "mIoU"),
+    "mean of blocks, each task": rows.side_by_side(*[rows.mean(rows.BLOCK_PROBE, *_CONVS)] * len(TASKS)),
+    "retrieval": rows.each(rows.RETRIEVAL, "precision_top8"),
+    "t-SNE": rows.each(rows.TSNE, "same_class_2d"),
+    "layers, fc7": rows.each(rows.SSLPP, *(f"top1_B{block}" for block in (1, 2, 3, 4, 5, 7))),
+    "layers, fc7, mean": rows.with_mean(rows.SSLPP, *(f"top1_B{block}" for block in (1, 2, 3, 4, 5, 7))),
+    "VOC": rows.side_by_side(
+        rows.each(rows.classification("sslpp", "fc6_8"), "mAP"),
+        rows.each(rows.classification("sslpp", "all"), "mAP"),
+        rows.each(rows.SSLPP_DETECTION, "AP50"),
+        rows.each(rows.SSLPP_SEGMENTATION, "mIoU"),
     ),
 }
 

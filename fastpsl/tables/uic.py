@@ -2,50 +2,42 @@
 
 from dataclasses import replace
 
-from fastpsl.tables.rows import (
-    CLUSTERS,
-    FAST_RCNN,
-    FCN_ALEXNET,
-    FEW_SHOTS,
-    UIC,
-    Columns,
-    Weights,
-    classification,
-    each,
-    side_by_side,
-)
+from fastpsl.tables import rows
 
-_UIC = Weights("alexnet", "uic_alexnet", "end_to_end")
+_UIC = rows.Weights("alexnet", "uic_alexnet", "end_to_end")
 WEIGHTS = {
-    "random": Weights("alexnet"),
-    "random sobel": Weights("alexnet", channels="SobelXY"),
-    "supervised": Weights("alexnet", "supervised", "end_to_end", "alexnet"),
-    "deepcluster": Weights("alexnet", "deepcluster_alexnet", "end_to_end"),
+    "random": rows.Weights("alexnet"),
+    "random sobel": rows.Weights("alexnet", channels="SobelXY"),
+    "supervised": rows.Weights("alexnet", "supervised", "end_to_end", "alexnet"),
+    "deepcluster": rows.Weights("alexnet", "deepcluster_alexnet", "end_to_end"),
     "uic": _UIC,
     **{f"uic {name}": replace(_UIC, variant=name) for name in ("5k", "10k", "center", "strong")},
     "uic tuned": replace(_UIC, variant="tuned", base=_UIC),
     **{
-        f"uic {backbone}": Weights(backbone, "uic_r50", "end_to_end")
+        f"uic {backbone}": rows.Weights(backbone, "uic_r50", "end_to_end")
         for backbone in ("vgg16", "resnet50", "resnet50_mlp")
     },
 }
 
 _LAYERS = [f"top1_B{layer}" for layer in range(1, 6)]
 # NMI t/labels: between the last pseudo-labels of the training and the annotated labels.
-_NMI = each(CLUSTERS, "nmi_true")
+_NMI = rows.each(rows.CLUSTERS, "nmi_true")
 _BLOCKS = ("accuracy_B3", "accuracy_B4", "accuracy_B5", "accuracy_B5_max_pool")
-COLUMNS: dict[str, Columns] = {
-    "conv1 to conv5": each(UIC, *_LAYERS),
-    "conv3 to conv5": each(UIC, *_LAYERS[2:]),
-    "conv3 to conv5, NMI": side_by_side(each(UIC, *_LAYERS[2:]), _NMI),
-    "final features, NMI": side_by_side(each(UIC, "top1_final"), _NMI),
-    "VOC": side_by_side(
-        each(classification("deepcluster", "fc6_8"), "mAP"),
-        each(classification("deepcluster", "all"), "mAP"),
-        each(FAST_RCNN, "AP50"),
-        each(FCN_ALEXNET, "mIoU"),
+COLUMNS: dict[str, rows.Columns] = {
+    "conv1 to conv5": rows.each(rows.UIC, *_LAYERS),
+    "conv3 to conv5": rows.each(rows.UIC, *_LAYERS[2:]),
+    "conv3 to conv5, NMI": rows.side_by_side(rows.each(rows.UIC, *_LAYERS[2:]), _NMI),
+    "final features, NMI": rows.side_by_side(rows.each(rows.UIC, "top1_final"), _NMI),
+    "VOC": rows.side_by_side(
+        rows.each(rows.classification("deepcluster", "fc6_8"), "mAP"),
+        rows.each(rows.classification("deepcluster", "all"), "mAP"),
+        rows.each(rows.FAST_RCNN, "AP50"),
+        rows.each(rows.FCN_ALEXNET, "mIoU"),
     ),
-    **{f"few-shot, {size_px} px": each(few_shot, *_BLOCKS) for size_px, few_shot in FEW_SHOTS.items()},
+    **{
+        f"few-shot, {size_px} px": rows.each(few_shot, *_BLOCKS)
+        for size_px, few_shot in rows.FEW_SHOTS.items()
+    },
 }
 
 # The sizes of the tables, as in psl.
@@ -57,15 +49,12 @@ ABOUT_TINY = (
 )
 NUM_PROCESSES = 8
 VALUES = {
-    "uic_alexnet/5k": {"num_clusters": 5000},
-    "uic_alexnet/10k": {"num_clusters": 10_000},
-    "uic_alexnet/center": {"label_view": "center"},
-    "uic_alexnet/strong": {"augment": "strong"},
+    "uic_alexnet/5k": {"num_clusters": 5000}, "uic_alexnet/10k": {"num_clusters": 10_000},
+    "uic_alexnet/center": {"label_view": "center"}, "uic_alexnet/strong": {"augment": "strong"},
     "classification/deepcluster_fc6_8": {"layers": "fc6_8"},
-    "classification/deepcluster_all": {"layers": "all"},
-    "few_shot/224": {"size_px": 224},
+    "classification/deepcluster_all": {"layers": "all"}, "few_shot/224": {"size_px": 224},
     "few_shot/84": {"size_px": 84},
-}
+}  # fmt: skip
 _CLASSIFICATION = {"size_px": 64, "steps": 150}  # AlexNet needs 63 px
 TINY = {
     "uic_alexnet/5k": {"num_clusters": 24},

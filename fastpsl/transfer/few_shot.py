@@ -15,10 +15,9 @@ import torch
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World
-from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.protocols import Pool
+from fastpsl.evaluation.protocols import Pool, block_shapes
 from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, words
 from fastpsl.kernels.geometry import Enlarge
 from fastpsl.kernels.tf32 import no_tf32

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.evaluation.blocks import applied
+from fastpsl.evaluation.protocols import applied
 from fastpsl.evaluation.result import refuse_val
 from fastpsl.pipelines.views import Input, center_view
 

@@ -5,8 +5,19 @@ from typing import Any
 
 import pytest
 
-from fastpsl.doctor.advice import Bottleneck, bottleneck, by_measurement, changes, in_words, is_good
-from fastpsl.doctor.measurements import Alternative, AutoDecoder, DecoderCost, Measurements, ReadRate
+from fastpsl.doctor.measurements import (
+    Alternative,
+    AutoDecoder,
+    Bottleneck,
+    DecoderCost,
+    Measurements,
+    ReadRate,
+    bottleneck,
+    by_measurement,
+    changes,
+    in_words,
+    is_good,
+)
 from fastpsl.doctor.report import Check, Report
 from tests.doctor.measured import GB, measured, report_of, screen_of, stage, waiting
 

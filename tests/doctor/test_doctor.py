@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import loader_rates, measure, setup
+from fastpsl.doctor import examination, loader_rates, setup
 from fastpsl.doctor.loader_rates import Feed, measure_read
 from fastpsl.doctor.measurements import JpegEngines
 from fastpsl.doctor.setup import default_recipe, load_recipe, open_setup
@@ -115,7 +115,7 @@ def test_json(doctor: Cli) -> None:
 
 def test_what_the_jpeg_engines_do_reaches_the_report(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     engines = JpegEngines(7, "", 0.9, 3, {0.5: 1e9, 0.9: 100.0})
-    monkeypatch.setattr(measure, "measure_engines", lambda *_: engines)
+    monkeypatch.setattr(examination, "measure_engines", lambda *_: engines)
     options = ("--decoder", "pillow")
     report = json.loads(doctor("--json", "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, *options).out)
     measured = report["measured"]
@@ -130,7 +130,7 @@ def test_what_the_jpeg_engines_do_reaches_the_report(doctor: Cli, monkeypatch: p
 
 
 def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "default_recipe", lambda: None)
+    monkeypatch.setattr(examination, "default_recipe", lambda: None)
     code, out, err = doctor("--seconds", 0.01)
     assert code == 0 and not besides_progress(err)
     assert "no recipe" in out and "fastpsl doctor PATH/NAME.py" in one_line(out)
@@ -310,9 +310,10 @@ def test_other_ways_to_load() -> None:
         share = (pixels * (60 / np.minimum(rows.height, rows.width)) ** 2).sum() / pixels.sum()
         assert small.note == f"costs detail: {share:.0%} of the pixels stay; tried with 480 of the images"
         assert small.factor > 0 and small.images_per_s != small.beside
-        (threads,) = feed.all_cores(2, 1000.0)
+        feed.decode = 1000.0
+        (threads,) = feed.all_cores(2)
         assert threads.option == "--workers 2" and threads.beside == 1000.0
-        assert not feed.all_cores(1, 1000.0)
+        assert not feed.all_cores(1)
     finally:
         setup.opened.close()
 
@@ -335,7 +336,9 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
 
         return opened
 
-    monkeypatch.setattr(measure, "choose_decoder", choose)
+    monkeypatch.setattr(examination, "choose_decoder", choose)
+    for repeats in ("REPEATS", "_AUGMENT_REPEATS"):
+        monkeypatch.setattr(examination, repeats, 1)
     for module in (loader_rates, stage_bench):
         monkeypatch.setattr(module, "open_loader", watched(module))
     arguments = ("--backbone", "resnet18", "--batch-size", "8", "--size-px", "32", "--workers", "1")
@@ -344,7 +347,7 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
     with closing(setup.opened):
         assert setup.experiment is not None and setup.options.decoder == "auto"
         assert len(setup.experiment.task.views(setup.experiment.stages[2].level)) == 2
-        measured = measure.measure(setup, 2, 0.01, lambda _: None)
+        measured = examination.measure(setup, 2, 0.01, lambda _: None)
         by_pillow = replace(setup, options=replace(setup.options, decoder="pillow"))
         views = setup.experiment.task.views(1)
         Feed(by_pillow, views, 8, setup.opened.train, 0.01).written(views)

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.doctor import jpeg_engines, measure
-from fastpsl.doctor.advice import changes
-from fastpsl.doctor.jpeg_engines import (
+from fastpsl.doctor import examination, loader_rates
+from fastpsl.doctor.loader_rates import (
     SHARES,
     best_share,
     check_engines,
@@ -20,7 +19,7 @@ from fastpsl.doctor.jpeg_engines import (
     measure_engines,
     sampled,
 )
-from fastpsl.doctor.measurements import JpegEngines, Measurements
+from fastpsl.doctor.measurements import JpegEngines, Measurements, changes
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.doctor.measured import measured, report_of, screen_of, waiting
@@ -60,7 +59,7 @@ class Nvml:
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
     library = Nvml()
-    monkeypatch.setattr(jpeg_engines, "_nvml", lambda: library)
+    monkeypatch.setattr(loader_rates, "_nvml", lambda: library)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=UUID))
     return library
 
@@ -81,7 +80,7 @@ def test_the_engines_are_read_and_nvml_is_closed(
 
 @pytest.mark.parametrize("library", [None, Nvml(is_known=False), SimpleNamespace(nvmlInit_v2=lambda: 9)])
 def test_without_an_answer_nothing_is_told(library: Any, nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_engines, "_nvml", lambda: library)
+    monkeypatch.setattr(loader_rates, "_nvml", lambda: library)
     with jpeg_utilisation(GPU) as read:
         assert read() is None
 
@@ -94,7 +93,7 @@ def test_a_driver_without_the_reading_tells_nothing(nvml: Nvml, monkeypatch: pyt
 
 
 def test_samples_come_from_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg_engines, "_PERIOD_S", 0.001)
+    monkeypatch.setattr(loader_rates, "_PERIOD_S", 0.001)
     readings, seen = iter([5, None, 80]), threading.Event()
 
     def read() -> int | None:
@@ -124,11 +123,11 @@ class Feeds:
         )
         self.warm, self.asked = warm, list[float]()
         self.seconds: dict[float, float] = {}
-        monkeypatch.setattr(jpeg_engines, "why_slower", lambda _: why)
-        monkeypatch.setattr(jpeg_engines.dali, "why_missing", lambda _: "")
-        monkeypatch.setattr(jpeg_engines, "num_engines", lambda _: 7)
+        monkeypatch.setattr(loader_rates, "why_slower", lambda _: why)
+        monkeypatch.setattr(loader_rates.dali, "why_missing", lambda _: "")
+        monkeypatch.setattr(loader_rates, "num_engines", lambda _: 7)
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-        monkeypatch.setattr(jpeg_engines, "sampled", self.sampled)
+        monkeypatch.setattr(loader_rates, "sampled", self.sampled)
 
     @contextmanager
     def sampled(self, read: Any, *, after_s: float) -> Iterator[list[int]]:
@@ -231,15 +230,17 @@ def test_auto_is_asked_with_the_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> 
         assert values == {"num_threads": 4, "num_views": 1, "num_cores": 2}
         raise ValueError("asked")
 
-    monkeypatch.setattr(measure, "choose_decoder", choose_decoder)
-    monkeypatch.setattr(measure, "measure_read", lambda *_: (SimpleNamespace(from_storage=False), range(64)))
+    monkeypatch.setattr(examination, "choose_decoder", choose_decoder)
+    monkeypatch.setattr(
+        examination, "measure_read", lambda *_: (SimpleNamespace(from_storage=False), range(64))
+    )
     setup: Any = SimpleNamespace(
         experiment=None, stages=(), num_threads=4, world=SimpleNamespace(device=GPU),
         opened=SimpleNamespace(train=SimpleNamespace(num_samples=64), batch_size=32),
         options=SimpleNamespace(decoder="auto"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="asked"):
-        measure.measure(setup, 2, 1.0, lambda _: None)
+        examination.measure(setup, 2, 1.0, lambda _: None)
 
 
 def engines_screen(measurements: Measurements) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine import stage_bench
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import milliseconds, samples_per_s
@@ -75,17 +76,18 @@ def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
 ) -> None:
     bench = bench_of()
     loader: Any = SimpleNamespace(
-        prefetch_batches=2, epoch=lambda epoch: (SimpleNamespace(indices=[epoch, step]) for step in range(4))
-    )
+        prefetch_batches=2, device=bench.world.device,
+        epoch=lambda epoch: (SimpleNamespace(indices=[epoch, step]) for step in range(4)),
+    )  # fmt: skip
     monkeypatch.setattr(bench, "loader", lambda decoder: nullcontext(loader))
     counted = list[int]()
 
-    def rate(work: Callable[[], int], min_calls: int) -> float:
-        assert min_calls == bench.ahead
+    def rate(work: Callable[[], int], seconds: float, device: torch.device, min_calls: int) -> float:
+        assert min_calls == 3  # one batch more than the loader prefetches
         counted.extend(work() for _ in range(11))
         return 3.0
 
-    monkeypatch.setattr(bench, "_rate", rate)
+    monkeypatch.setattr(stage_bench, "samples_per_s", rate)
     assert bench.loader_alone() == 3.0 and counted == 11 * [2]
 
 

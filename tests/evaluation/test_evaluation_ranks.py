@@ -25,9 +25,9 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import extract
+from fastpsl.evaluation.neighbours import retrieve
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.retrieval import retrieve
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import charts

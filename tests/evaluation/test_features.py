@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -21,15 +20,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fastpsl.cli import main
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation import features as features_module
-from fastpsl.evaluation.blocks import block_number, block_shapes
 from fastpsl.evaluation.feature_file import FORMAT, PartialFeatures, read_features
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
+from fastpsl.evaluation.protocols import PROTOCOLS, Pool, block_number, block_shapes, pooled, pooled_width
 from fastpsl.files.atomic import partial_path
 from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone
@@ -40,9 +37,11 @@ from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view
+from tests.cli import Cli
 from tests.engine.tiny import TinyNet, one_process
 from tests.pipelines.labelled import write_labelled
 from tests.slow import slow
+from tests.warm import CONTEXT
 
 BATCH = 48
 INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
@@ -124,12 +123,7 @@ class Killed(Exception):
 
 
 def leave_at(
-    rows: int,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    data: Dataset,
-    kill: bool = False,
-    **options: Any,
+    rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, kill: bool = False, **options: Any
 ) -> None:
     """Run an extraction that ends right after it has saved `rows` rows."""
     save = PartialFeatures.save
@@ -195,7 +189,7 @@ def killed_child(out: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> None:
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
-    child = multiprocessing.get_context("spawn").Process(target=killed_child, args=(tmp_path / "F.npy",))
+    child = CONTEXT.Process(target=killed_child, args=(tmp_path / "F.npy",))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL and not (tmp_path / "F.npy").exists()
@@ -366,26 +360,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(*arguments: object) -> int:
-    try:
-        main(["features", *map(str, arguments)])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "F.npy"
     small = ("--size-px", "32", "--workers", "1")
-    assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
-    lines = capsys.readouterr().out.splitlines()
+    code, said, _ = cli("features", checkpoint, data, "--block", "B3", "--out", out, *small)
+    lines = said.splitlines()
+    assert code == 0
     assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 step")
     assert lines[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
     file = read_features(out)
     assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"
     assert "whole" not in file.record
     options = ("--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small)
-    assert command(checkpoint, data, *options) == 0
+    assert cli("features", checkpoint, data, *options).code == 0
     whole = read_features(tmp_path / "W.npy")
     assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
     assert not np.array_equal(whole.features(), file.features())
@@ -401,14 +388,14 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli,
     arguments: tuple[str, ...], words: tuple[str, ...],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     out = () if "--out" in arguments else ("--out", "F.npy")
-    assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--workers", "1") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("fastpsl: ") and all(word in line for word in words), line
+    code, _, error = cli("features", checkpoint, sample_paths().test_32, *arguments, *out, "--workers", 1)
+    (line,) = error.splitlines()
+    assert code == 2 and line.startswith("fastpsl: ") and all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from fastpsl.engine.distributed import World
-from fastpsl.evaluation import knn_score
+from fastpsl.evaluation import neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.knn_score import score
+from fastpsl.evaluation.neighbours import score
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -210,7 +210,7 @@ def test_the_chart_shows_a_ranks_own_queries_with_their_own_neighbours(tmp_path:
         return values
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(knn_score, "sum_over_ranks", own_sum)
+        patched.setattr(neighbours, "sum_over_ranks", own_sum)
         scores = score(files[0], files[1], (1, 2), 0.07, World(1, 2, 1, 2, torch.device("cpu")))
     own = [i for i in range(50) if i not in (0, 6)][1::2]
     assert scores.queries.tolist() == own and scores.num == 48 and len(counted) == 1

@@ -18,8 +18,7 @@ from fastpsl.pipelines.datasets.voc.annotations import mask_png
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.transfer.segmentation.protocols import PROTOCOLS, changed
-from fastpsl.transfer.segmentation.task import mask_scores, with_background
+from fastpsl.transfer.segmentation.task import PROTOCOLS, changed, mask_scores, with_background
 from tests.pipelines.voc_folders import sbd, voc_2012
 from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Start, refused, resumed_after_kills, same_run, words

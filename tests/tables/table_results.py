@@ -8,16 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fastpsl.commands.features import TSNE, Retrieve
 from fastpsl.commands.labels import Clusters, MakeLabels
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.scripts.command_line import parse
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import Digests
+from fastpsl.tables.matching import Missing, Place
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs
@@ -54,19 +52,9 @@ def put(
 ) -> Path:
     """Write a result.json as an evaluation does, and return its path.
 
-    Args:
-        runs: The folder of runs.
-        weights: The weights that are evaluated.
-        evaluation: The evaluation.
-        numbers: The numbers of the result.
-        scale: The scale whose values the result is made with.
-        seed: The seed.
-        name: The folder below `runs`; by default one that tells nothing.
-        data: The digests of the data, "train" and "val". "pretrain" is of the images that the weights learned
-            from if these are others, "own" even if the weights learned from labels.
-        science: Values of the run's science to replace.
-        settings: Values of the evaluation's settings to replace.
-        **changes: Fields of the record to replace; those of "checkpoint" are merged.
+    `name` is the folder below `runs`; by default one that tells nothing. Besides "train" and "val", `data`
+    may have the digest of other images that the weights learned from: "pretrain", or "own" even if they
+    learned from labels. `science`, `settings` and `changes` replace values; those of "checkpoint" are merged.
     """
     folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
     folder.mkdir(parents=True)
@@ -92,15 +80,10 @@ def put(
     if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of validation pictures alone
         data_record |= {"train": data_record["val"], "num_train": 160, "val": None, "num_val": None}
     record = {
-        "recipe": evaluation.recipe,
-        "protocol": evaluation.protocol,
-        "numbers": numbers,
-        "settings": all_settings | (settings or {}),
-        "checkpoint": checkpoint | changes.pop("checkpoint", {}),
-        "data": data_record,
-        "seconds": 1.0,
-        "cut": False,
-    }
+        "recipe": evaluation.recipe, "protocol": evaluation.protocol, "numbers": numbers,
+        "settings": all_settings | (settings or {}), "checkpoint": checkpoint | changes.pop("checkpoint", {}),
+        "data": data_record, "seconds": 1.0, "cut": False,
+    }  # fmt: skip
     return write_result(folder, **{**record, **changes})
 
 
@@ -131,13 +114,26 @@ def ours(made: Report, method: str) -> list[str]:
     return [str(cell.ours) for cell in made.cells[method]]
 
 
-def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """Return the recipe and the options of a printed command, by the recipe's own parser."""
+def parsed(command: str) -> tuple[str, Any]:
+    """Return the recipe and the options of a printed command, by the recipe's own parser.
+
+    Commands that differ in folders alone are parsed once.
+    """
     launcher, ranks, script, *flags = shlex.split(command)
     assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
     assert Path(script) == Path("recipes") / Path(script).name
-    name = Path(script).stem
-    return name, find_recipe(name).parse(flags)
+    name, folders = Path(script).stem, dict[str, Path]()
+    for flag in {"--out", "--checkpoint"}.intersection(flags):
+        place = flags.index(flag) + 1
+        folders[flag[2:]], flags[place] = Path(flags[place]), "folder"
+    options = _parsed(name, *flags)
+    assert all(getattr(options, name) == Path("folder") for name in folders)
+    return name, replace(options, **folders)
+
+
+@cache
+def _parsed(name: str, *flags: str) -> Any:
+    return find_recipe(name).parse(flags)
 
 
 COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}
@@ -168,6 +164,16 @@ def of_made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
 
 def missing_of(runs: Path, weights: Weights, table: str = "psl/5", scale: Scale = TINY) -> list[Missing]:
     return [missing for missing in report(runs, table, scale).missing if missing.weights == weights]
+
+
+def commands_of(made: Report, method: str, seed: int = 0) -> list[str]:
+    """Return the commands of a method that a seed misses."""
+    return [
+        command
+        for missing in made.missing
+        if made.method_of(missing.weights) == method and missing.seed == seed
+        for command in missing.commands
+    ]
 
 
 def put_run(

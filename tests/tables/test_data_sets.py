@@ -12,27 +12,16 @@ from PIL import Image
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.tables import psl, uic
+from fastpsl.tables import psl, rows, uic
 from fastpsl.tables.data_sets import digests_of_other_data
 from fastpsl.tables.page import markdown
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.report import Report
-from fastpsl.tables.rows import (
-    DETECTION,
-    FCN_ALEXNET,
-    FEW_SHOTS,
-    INAT18,
-    PLACES205,
-    SSLPP,
-    SVM,
-    Weights,
-    classification,
-)
 from tests.cli import Cli, Outcome, refused
 from tests.tables.table_results import (
     DIGESTS,
     PAPER,
     TINY,
+    commands_of,
     missing_of,
     ours,
     put,
@@ -43,14 +32,14 @@ from tests.tables.table_results import (
 
 SUPERVISED, JIGSAW, PSL = (psl.WEIGHTS[name] for name in ("supervised", "jigsaw end_to_end", "jigsaw psl"))
 UIC, DEEPCLUSTER = uic.WEIGHTS["uic"], uic.WEIGHTS["deepcluster"]
-IIC = Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
-FC6_8, ALL = (classification("deepcluster", layers) for layers in ("fc6_8", "all"))
+IIC = rows.Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
+FC6_8, ALL = (rows.classification("deepcluster", layers) for layers in ("fc6_8", "all"))
 VOC_DIGESTS = {"train": "1" * 32, "val": "2" * 32, "own": DIGESTS["train"]}
 AP = {"AP": 30.0, "AP50": 60.0, "AP75": 25.0}
 
 
-def put_detection(runs: Path, weights: Weights = PSL, ap75: float = 25.0, **changes: Any) -> Path:
-    return put(runs, weights, DETECTION, AP | {"AP75": ap75}, **{"data": VOC_DIGESTS, **changes})
+def put_detection(runs: Path, weights: rows.Weights = PSL, ap75: float = 25.0, **changes: Any) -> Path:
+    return put(runs, weights, rows.DETECTION, AP | {"AP75": ap75}, **{"data": VOC_DIGESTS, **changes})
 
 
 def test_the_distance_from_the_supervised_row(tmp_path: Path) -> None:
@@ -104,7 +93,7 @@ def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_not_used(tmp_path: Path, change: dict[str, Any], why: str) -> None:
-    path = put(tmp_path, PSL, DETECTION, **{"numbers": AP, "data": VOC_DIGESTS, **change})
+    path = put(tmp_path, PSL, rows.DETECTION, **{"numbers": AP, "data": VOC_DIGESTS, **change})
     made = report(tmp_path, "psl/8")
     assert not made.used and why in made.matches.unused[path]
 
@@ -120,7 +109,9 @@ def test_what_was_pre_trained_on_is_of_one_data_set(tmp_path: Path) -> None:
 
 def test_three_data_sets_in_one_table(tmp_path: Path) -> None:
     blocks = {f"B{block}": float(block) for block in (1, 2, 3, 5)} | {"B4": 50.0}
-    for digit, (evaluation, number) in enumerate(((SVM, "mAP"), (PLACES205, "top1"), (INAT18, "top1"))):
+    for digit, (evaluation, number) in enumerate(
+        ((rows.SVM, "mAP"), (rows.PLACES205, "top1"), (rows.INAT18, "top1"))
+    ):
         data = {"train": f"{digit}" * 32, "val": f"{digit + 4}" * 32, "own": DIGESTS["train"]}
         numbers = {f"{number}_{block}": value + digit for block, value in blocks.items()}
         put(tmp_path, PSL, evaluation, numbers, data=data)
@@ -137,7 +128,7 @@ def test_what_has_no_validation_images_and_two_sizes(tmp_path: Path) -> None:
     numbers = {f"accuracy_{block}": value for block, value in of_blocks.items()}
     for weights, size_px, more in ((UIC, 224, 2.0), (DEEPCLUSTER, 224, 1.0), (UIC, 84, 0.0)):
         mine = {name: value + more for name, value in numbers.items()}
-        put(tmp_path, weights, FEW_SHOTS[size_px], mine, data=VOC_DIGESTS)
+        put(tmp_path, weights, rows.FEW_SHOTS[size_px], mine, data=VOC_DIGESTS)
     made = report(tmp_path, "uic/6")
     assert ours(made, "UIC 3k, 224 px") == ["32.0", "42.0", "52.0", "57.0"] and not made.matches.unused
     assert ours(made, "UIC 3k, 84 px")[3] == "55.0" and ours(made, "DeepCluster, 84 px") == ["None"] * 4
@@ -147,10 +138,10 @@ def test_what_has_no_validation_images_and_two_sizes(tmp_path: Path) -> None:
 
 
 def test_random_weights_tell_nothing_of_what_was_pre_trained_on(tmp_path: Path) -> None:
-    for weights in (Weights("alexnet"), Weights("alexnet", channels="SobelXY"), DEEPCLUSTER):
+    for weights in (rows.Weights("alexnet"), rows.Weights("alexnet", channels="SobelXY"), DEEPCLUSTER):
         for evaluation in (FC6_8, ALL):
             put(tmp_path, weights, evaluation, {"mAP": 40.0}, data=VOC_DIGESTS)
-    put(tmp_path, DEEPCLUSTER, FCN_ALEXNET, {"mIoU": 30.0}, data=VOC_DIGESTS | {"train": "7" * 32})
+    put(tmp_path, DEEPCLUSTER, rows.FCN_ALEXNET, {"mIoU": 30.0}, data=VOC_DIGESTS | {"train": "7" * 32})
     made = report(tmp_path, "uic/5")
     assert ours(made, "Random-Sobel") == ours(made, "Random-RGB") == ["40.0", "40.0", "None", "None"]
     assert ours(made, "DeepCluster [2]") == ["40.0", "40.0", "None", "30.0"] and not made.matches.unused
@@ -267,26 +258,15 @@ def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
 def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
     data = DIGESTS | {"pretrain": "e" * 32}
     numbers = {f"top1_B{block}": 10.0 * block for block in (1, 2, 3, 4, 5, 6, 7)}
-    rotation = Weights("alexnet_rotnet", "sslpp_rotation", "end_to_end", "yfcc")
-    for weights in (rotation, replace(rotation, labels=IIC), Weights("alexnet_rotnet")):
-        put(tmp_path, weights, SSLPP, numbers, data=data)
+    rotation = rows.Weights("alexnet_rotnet", "sslpp_rotation", "end_to_end", "yfcc")
+    for weights in (rotation, replace(rotation, labels=IIC), rows.Weights("alexnet_rotnet")):
+        put(tmp_path, weights, rows.SSLPP, numbers, data=data)
     wanted = ["10.0", "20.0", "30.0", "40.0", "50.0", "70.0", "36.7"]  # the mean of B1 to B5 and B7
     for table, method in (("7", "Rotation [8]"), ("7", "Ours+Rot."), ("10", "Rotation: Ours")):
         made = report(tmp_path, f"sslpp/{table}")
         assert ours(made, method) == wanted, made.matches.unused
     assert ours(report(tmp_path, "sslpp/fig1"), "Ours+Rot.")[-1] == "70.0"
     assert "digests aaaaaaaa/bbbbbbbb/eeeeeeee" in made.data_words()
-
-
-def commands_of(made: Report, method: str) -> list[str]:
-    """Return the commands of one seed."""
-    weights = TABLES[made.table.name].row(method).measures[0].weights
-    return [
-        command
-        for missing in made.missing
-        if missing.weights == weights and missing.seed == 0
-        for command in missing.commands
-    ]
 
 
 def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.tables.commands import _flags
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.matching import needs_of
+from fastpsl.tables.matching import _flags, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.rows import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
@@ -78,7 +77,7 @@ def test_every_command_parses_and_makes_what_is_missing(
             wanted = scale.label_science(made_labels.source)
             assert {key: getattr(made_labels, key) for key in wanted} == wanted
         if weights.recipe:
-            name, options = parsed(commands.pop(0), monkeypatch)
+            name, options = parsed(commands.pop(0))
             wanted = scale.training_science(weights)
             science = options.science() | {"recipe": name}
             if name == "jigsaw_r50":
@@ -99,24 +98,19 @@ def test_every_command_parses_and_makes_what_is_missing(
             folder = folders[weights, missing.seed] = options.out
             outs.append(options.out)
         for command, evaluation in zip(commands, missing.evaluations, strict=True):
-            outs.append(check_evaluation(command, evaluation, weights, folder, scale, monkeypatch))
+            outs.append(check_evaluation(command, evaluation, weights, folder, scale))
             assert f"--seed {missing.seed}" in command or evaluation == CLUSTERS
     assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
 
 
 def check_evaluation(
-    command: str,
-    evaluation: Evaluation,
-    weights: Weights,
-    folder: Path | None,
-    scale: Scale,
-    monkeypatch: pytest.MonkeyPatch,
+    command: str, evaluation: Evaluation, weights: Weights, folder: Path | None, scale: Scale
 ) -> Path:
     """Check that a command makes this evaluation, and return the folder that it writes to."""
     wanted = scale.evaluation_settings(evaluation)
     options: Any
     if not evaluation.command:
-        name, options = parsed(command, monkeypatch)
+        name, options = parsed(command)
         given = {"data": "T.beton", "val": "V.beton"} if not evaluation.reads else inputs(evaluation, {})
         assert name == evaluation.recipe and (options.data, options.val) == (given["data"], given.get("val"))
         for flag in ("proposals", "sbd"):

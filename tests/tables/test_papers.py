@@ -203,11 +203,8 @@ def read(folder: Path, paper: Any) -> Any:
 
 def paper(table: Any = TABLE, **changes: Any) -> dict[str, Any]:
     record = {
-        "defaults": DEFAULTS,
-        "images": {"all": IMAGES},
-        "notes": {"far": "away"},
-        "tables": {"1": table},
-    }
+        "defaults": DEFAULTS, "images": {"all": IMAGES}, "notes": {"far": "away"}, "tables": {"1": table},
+    }  # fmt: skip
     return record | changes
 
 

@@ -11,12 +11,7 @@ from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.data_sets import OTHER_DATA, PAPER_IMAGES
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.rows import (
-    BLOCK_PROBE,
-    CLUSTERS,
-    KNN,
-    Evaluation,
-)
+from fastpsl.tables.rows import BLOCK_PROBE, CLUSTERS, KNN, Evaluation
 from fastpsl.tables.scales import SCALES
 from fastpsl.tasks.pseudo_labels.iic import input_of
 from tests.tables.golden import ROWS, SIZES, sections, size_lines, table_lines

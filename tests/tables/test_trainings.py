@@ -9,7 +9,6 @@ import pytest
 from fastpsl.tables.matching import training_differences
 from fastpsl.tables.page import markdown
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.report import Report
 from fastpsl.tables.rows import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE, UIC, Evaluation, Weights
 from tests.cli import Cli, refused
 from tests.tables.table_results import (
@@ -20,6 +19,7 @@ from tests.tables.table_results import (
     ROTATION,
     TINY,
     TUNED,
+    commands_of,
     ours,
     put,
     put_run,
@@ -301,15 +301,6 @@ def test_clusters_of_other_numbers_do_not_count(tmp_path: Path) -> None:
     assert ours(report(tmp_path, "sslpp/13"), "10 clusters")[0] == "40.0"
     path = put(tmp_path, replace(IIC, variant="10"), CLUSTERS, {"nmi_true": 1.0}, seed=1)
     assert "it has no many_to_one_accuracy" in report(tmp_path, "sslpp/13").matches.unused[path]
-
-
-def commands_of(made: Report, method: str, seed: int = 0) -> list[str]:
-    return [
-        command
-        for missing in made.missing
-        if made.method_of(missing.weights) == method and missing.seed == seed
-        for command in missing.commands
-    ]
 
 
 def test_what_makes_labels_is_run_first_and_once(tmp_path: Path) -> None:

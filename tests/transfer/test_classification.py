@@ -16,7 +16,7 @@ from torch import nn
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
-from fastpsl.engine.optim.optimisers import sgd
+from fastpsl.engine.optim.optimisers import adam
 from fastpsl.engine.optim.schedules import Moment, step_drops
 from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
@@ -344,7 +344,7 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
     torch.manual_seed(0)
     experiment = Experiment(
         MultiLabel(VIEW, 10), TinyNet(), (Stage("voc", 1, 1, 5, 0, num_steps),),
-        step_drops(0.05, (2, 1, 1), 0.5), partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval",
+        step_drops(0.004, (2, 1, 1), 0.5), partial(adam, weight_decay=1e-6), open=both, batchnorm="eval",
         clip_norm=10.0,
     )  # fmt: skip
     options = TrainingOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="pillow")
@@ -357,22 +357,15 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
 
 
 @pytest.mark.slow
-def test_it_begins_to_learn(tmp_path: Path) -> None:
-    """Check a short training: each class is in half of the images, and 62.8 % was measured."""
-    root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
-    assert learned(root, tmp_path / "out", 200, False) >= 57
-
-
-@pytest.mark.slow
 def test_it_learns_what_is_in_the_images(tmp_path: Path) -> None:
-    """Check a long training on three shapes that are in half of the images each.
+    """Check a training on three shapes that are in half of the images each; crops often miss the shapes.
 
-    Crops often miss the shapes. A network of a few thousand weights had 70 % after 1,000 steps, and 46 % with
-    labels of other images (the recipe's ResNet-18: docs/reference/protocols/multilabel.md).
+    A network of a few thousand weights had 69 to 80 % for four seeds, and 44 to 56 % with labels of other
+    images (the recipe's ResNet-18: docs/reference/protocols/multilabel.md). Adam needs fewer steps than SGD.
     """
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
-    assert learned(root, tmp_path / "true", 1_200, False) >= 65
-    assert learned(root, tmp_path / "shuffled", 400, True) <= 58
+    assert learned(root, tmp_path / "true", 400, False) >= 65
+    assert learned(root, tmp_path / "shuffled", 200, True) <= 58
 
 
 def test_predictions_of_other_crops_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

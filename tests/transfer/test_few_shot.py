@@ -26,15 +26,6 @@ from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input
 from fastpsl.transfer import few_shot
-from fastpsl.transfer.few_shot import (
-    Accuracy,
-    Episodes,
-    SmallImages,
-    classes_of,
-    draw_episodes,
-    few_shot_works,
-    num_hits,
-)
 from tests.engine.tiny import one_process
 
 CPU = torch.device("cpu")
@@ -46,17 +37,17 @@ def test_an_episode_by_hand() -> None:
     The queries' squared distances are 1 and 8 (right), 5 and 2 (wrong), 3.25 twice (wrong), 13 and 5 (right).
     """
     features = np.array([(0, 0), (2, 0), (4, 4), (4, 0), (2, 0), (3, 1), (2.5, 1), (3, 4)], np.float16)
-    episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4, 5], [6, 7]]]))
-    right = num_hits(features, episode, CPU)
+    episode = few_shot.Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4, 5], [6, 7]]]))
+    right = few_shot.num_hits(features, episode, CPU)
     assert right.tolist() == [2]
     # The mean of (0, 0) and (20, 0) is nearer to (9, 0) than (8, 8) is. The nearest image and the cosine say
     # otherwise.
     features = np.array([(0, 0), (20, 0), (8, 8), (8, 8), (9, 0), (7, 7)], np.float32)
-    episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4], [5]]]))
-    assert num_hits(features, episode, CPU).tolist() == [2]
+    episode = few_shot.Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4], [5]]]))
+    assert few_shot.num_hits(features, episode, CPU).tolist() == [2]
 
 
-def right_by_hand(features: np.ndarray, episodes: Episodes) -> list[int]:
+def right_by_hand(features: np.ndarray, episodes: few_shot.Episodes) -> list[int]:
     counts, features = [], features.astype(np.float64)
     for support, queries in zip(*episodes, strict=True):
         means = [features[rows].mean(0) for rows in support]
@@ -87,8 +78,8 @@ def test_scores_are_those_of_plain_loops(
     stored = np.load(tmp_path / "F.npy", mmap_mode="r")
     good = np.setdiff1d(np.arange(55), bad)
     members = [good[labels[good] == label] for label in range(6)]
-    episodes = draw_episodes(members, 41, ways, shots, queries, 0)
-    right = num_hits(stored, episodes, CPU)
+    episodes = few_shot.draw_episodes(members, 41, ways, shots, queries, 0)
+    right = few_shot.num_hits(stored, episodes, CPU)
     assert right.shape == (41,) and right.tolist() == right_by_hand(stored, episodes)
     assert 41 * ways * queries / ways < right.sum() < 41 * ways * queries  # above chance, and not all
 
@@ -97,14 +88,14 @@ def test_separable_classes_are_all_right_and_noise_is_at_chance() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(200) % 10
     members = [np.flatnonzero(labels == label) for label in range(10)]
-    episodes = draw_episodes(members, 2_000, 5, 5, 15, 1)
+    episodes = few_shot.draw_episodes(members, 2_000, 5, 5, 15, 1)
     noise = random.normal(0, 1, (200, 64)).astype(np.float32)
     planted = noise + 20 * np.eye(10, 64, dtype=np.float32)[labels]
-    assert Accuracy.of(num_hits(planted, episodes, CPU), 75) == (100, 0)
-    chance = Accuracy.of(num_hits(noise, episodes, CPU), 75)
+    assert few_shot.Accuracy.of(few_shot.num_hits(planted, episodes, CPU), 75) == (100, 0)
+    chance = few_shot.Accuracy.of(few_shot.num_hits(noise, episodes, CPU), 75)
     # Ten fixed classes differ by chance by far more than the interval over episodes.
     assert abs(chance.mean - 20) < 6 and 0.1 < chance.interval < 0.5
-    same = num_hits(np.ones((200, 3), np.float16), episodes, CPU)
+    same = few_shot.num_hits(np.ones((200, 3), np.float16), episodes, CPU)
     assert (same == 15).all()  # features without information are at chance
 
 
@@ -112,7 +103,7 @@ def test_the_interval_is_the_means() -> None:
     right = np.array([3, 5, 4, 8])
     shares = [30.0, 50.0, 40.0, 80.0]
     deviation = (sum((share - 50) ** 2 for share in shares) / 3) ** 0.5
-    assert Accuracy.of(right, 10) == pytest.approx((50, 1.96 * deviation / 2))
+    assert few_shot.Accuracy.of(right, 10) == pytest.approx((50, 1.96 * deviation / 2))
 
 
 def draws_by_hand(seed: int, episode: int, view: int, k: int, num: int) -> list[int]:
@@ -125,7 +116,7 @@ def draws_by_hand(seed: int, episode: int, view: int, k: int, num: int) -> list[
 
 def test_episodes_are_those_of_a_list_that_grows_shorter() -> None:
     members = [np.arange(start, start + size) for start, size in ((100, 7), (200, 9), (300, 7), (400, 30))]
-    episodes = draw_episodes(members, 300, 3, 2, 5, seed=5)
+    episodes = few_shot.draw_episodes(members, 300, 3, 2, 5, seed=5)
     assert episodes.support.shape == (300, 3, 2) and episodes.queries.shape == (300, 3, 5)
     for number in (0, 1, 299):
         for way, label in enumerate(draws_by_hand(5, number, 0, 3, 4)):
@@ -134,14 +125,14 @@ def test_episodes_are_those_of_a_list_that_grows_shorter() -> None:
             assert drawn_samples == members[label][places].tolist()
     both = np.concatenate(episodes, 2).reshape(300, -1)
     assert all(len(set(row)) == 21 for row in both.tolist())  # no image occurs twice
-    fewer = draw_episodes(members, 3, 3, 2, 5, seed=5)
+    fewer = few_shot.draw_episodes(members, 3, 3, 2, 5, seed=5)
     assert np.array_equal(fewer.queries, episodes.queries[:3])
-    assert not np.array_equal(draw_episodes(members, 3, 3, 2, 5, seed=6).support, fewer.support)
+    assert not np.array_equal(few_shot.draw_episodes(members, 3, 3, 2, 5, seed=6).support, fewer.support)
 
 
 def test_every_choice_is_as_likely() -> None:
     members = [np.arange(8), np.arange(8, 13), np.arange(13, 19), np.arange(19, 24)]
-    support, queries = draw_episodes(members, 60_000, 2, 1, 1, seed=0)
+    support, queries = few_shot.draw_episodes(members, 60_000, 2, 1, 1, seed=0)
     label = np.digitize(support[:, :, 0], [8, 13, 19])
     pairs = np.bincount(4 * label[:, 0] + label[:, 1], minlength=16).reshape(4, 4)
     assert not np.diag(pairs).any()
@@ -159,8 +150,8 @@ def test_more_than_the_draws_give_is_refused() -> None:
     members = [np.arange(i, 2000 * 300, 300) for i in range(300)]
     for ways, shots in ((256, 1), (2, 1024)):
         with pytest.raises(ValueError, match="allowed are 255 classes and 1,024 images of each"):
-            draw_episodes(members, 2, ways, shots, 1, 0)
-    assert draw_episodes(members, 2, 255, 1, 1, 0).support.shape == (2, 255, 1)
+            few_shot.draw_episodes(members, 2, ways, shots, 1, 0)
+    assert few_shot.draw_episodes(members, 2, 255, 1, 1, 0).support.shape == (2, 255, 1)
 
 
 class Labelled:
@@ -173,19 +164,19 @@ class Labelled:
 
 def test_classes_and_what_is_too_few() -> None:
     data: Any = Labelled([4, 2, 4, -1, 2, 2, 4, 4], ["a", "b", "boat", "c", "house"])
-    assert [rows.tolist() for rows in classes_of(data, 2, 3)] == [[1, 4, 5], [0, 2, 6, 7]]
-    assert [rows.tolist() for rows in classes_of(data, 2, 2, bad=[4])] == [[1, 5], [0, 2, 6, 7]]
+    assert [rows.tolist() for rows in few_shot.classes_of(data, 2, 3)] == [[1, 4, 5], [0, 2, 6, 7]]
+    assert [rows.tolist() for rows in few_shot.classes_of(data, 2, 2, bad=[4])] == [[1, 5], [0, 2, 6, 7]]
     assert data.labels()[4] == 2
     with pytest.raises(ValueError, match="ask for 4 images of a class, and class boat has 3"):
-        classes_of(data, 2, 4)
+        few_shot.classes_of(data, 2, 4)
     with pytest.raises(ValueError, match="class boat has 2"):
-        classes_of(data, 2, 3, bad=[4])
+        few_shot.classes_of(data, 2, 3, bad=[4])
     with pytest.raises(ValueError, match="class 2 has 3"):
-        classes_of(Labelled([4, 2, 4, -1, 2, 2, 4, 4]), 2, 4)  # type: ignore[arg-type]
+        few_shot.classes_of(Labelled([4, 2, 4, -1, 2, 2, 4, 4]), 2, 4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="--ways 3: the data has 2 classes"):
-        classes_of(data, 3, 1)
+        few_shot.classes_of(data, 3, 1)
     with pytest.raises(ValueError, match="--ways 2: the data has 0 classes"):
-        classes_of(Labelled([-1, -1]), 2, 1)  # type: ignore[arg-type]
+        few_shot.classes_of(Labelled([-1, -1]), 2, 1)  # type: ignore[arg-type]
 
 
 def beton(path: Path, images: list[np.ndarray]) -> Beton:
@@ -203,7 +194,7 @@ def of_84(tmp_path: Path) -> Iterator[Beton]:
 
 def works(
     data: Beton, blocks: tuple[str, ...] = ("B3", "conv4", "B5", "B5_max_pool"), **options: Any
-) -> list[SmallImages]:
+) -> list[few_shot.SmallImages]:
     """Return the extractions of an AlexNet with random weights, optionally with other input channels."""
     source_px, channels = options.pop("source_px", 84), options.pop("channels", "RGB")
     world = options.pop("world", one_process())
@@ -212,10 +203,10 @@ def works(
     backbone = make_backbone(options.pop("backbone", "alexnet"), num_channels=input.num_channels)
     weights = Pretrained(backbone, input, {"sha256": "x", "backbone": "alexnet"})
     chosen = EvaluationOptions(random_weights=True, backbone="alexnet", batch_size=2, workers=1, **options)
-    return few_shot_works(chosen, weights, data, blocks, source_px, world)
+    return few_shot.few_shot_works(chosen, weights, data, blocks, source_px, world)
 
 
-def network_input(work: SmallImages) -> torch.Tensor:
+def network_input(work: few_shot.SmallImages) -> torch.Tensor:
     """Return the batch that the network sees."""
     num = work.data.num_samples
     with Loader(work.data, [work.view], batch_size_per_rank=num, train=False, num_threads=1) as loader:

@@ -1,7 +1,7 @@
 """Test segmentation: its crops, loss in plain loops, scores, two ranks, and interrupted predictions."""
 
-import builtins
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -526,14 +526,7 @@ def test_rows_are_the_truth_and_large_counts_are_exact_to_a_ten_thousandth() -> 
 
 def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     require_torchmetrics()
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("torchmetrics"):
-            raise ImportError("No module named 'torchmetrics'")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(ValueError, match=r'pip install "fastpsl-vision\[transfer\]"') as caught:
         require_torchmetrics()
     assert "\n" not in str(caught.value)

@@ -3,10 +3,8 @@
 import itertools
 import json
 import multiprocessing
-import os
-import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +32,7 @@ from fastpsl.transfer.svm.svm import (
     solve,
 )
 from tests.engine.tiny import one_process
+from tests.transfer.threads import Failing
 
 
 def devkit_ap(targets: Sequence[int], scores: Sequence[float]) -> float:
@@ -318,18 +317,6 @@ def test_ranks_share_all_of_it_whoever_comes_first(tmp_path: Path) -> None:
     assert len(list((tmp_path / "ranks" / "svm").iterdir())) == 3
     outcomes = run_resumable(pieces, 1, replace(one_process(), size=3), "classes")
     assert outcomes == run_resumable(alone, 1, one_process(), "classes")
-
-
-@dataclass(frozen=True)
-class Failing:
-    """A task whose process is ended from outside, or that fails."""
-
-    ended: bool
-
-    def outcome(self) -> dict[str, Any]:
-        if self.ended:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError("no such features")
 
 
 @pytest.mark.slow

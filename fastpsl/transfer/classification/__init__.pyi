@@ -1,4 +1,3 @@
-from .task import BATCH_SIZE as BATCH_SIZE
 from .task import PROTOCOLS as PROTOCOLS
 from .task import MultiLabel as MultiLabel
 from .task import MultiLabelProtocol as MultiLabelProtocol

@@ -104,10 +104,7 @@ def voc_ap(found: Boxes, truth: Boxes, num_classes: int) -> np.ndarray:
 
 
 def eleven_points(is_right: np.ndarray, num_true: int) -> float:
-    """Return the mean, over recalls of 0, .1 ... 1, of the best precision at that or a higher recall.
-
-    The precision of a recall that is not reached is 0.
-    """
+    """Return the mean, over recalls of 0, .1 ... 1, of the best precision at that or a higher one, or 0."""
     hits = np.cumsum(is_right)
     precision = hits / np.arange(1, len(hits) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]

@@ -160,10 +160,7 @@ class Detection(Task):
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """Write the detections of the test images to predictions.npz in the run's folder.
-
-        Boxes are in px of the original image; labels are from 0.
-        """
+        """Write the test images' detections to predictions.npz, in px of the original; labels are from 0."""
         detector = context.head
         assert isinstance(detector, Detector)
 

@@ -1,12 +1,12 @@
 from .fcn import network_of as network_of
-from .protocols import PROTOCOLS as PROTOCOLS
-from .protocols import SegmentationProtocol as SegmentationProtocol
-from .protocols import batch_of as batch_of
-from .protocols import changed as changed
-from .protocols import check_options as check_options
 from .task import MASKS as MASKS
+from .task import PROTOCOLS as PROTOCOLS
 from .task import ScaledCrop as ScaledCrop
 from .task import Segmentation as Segmentation
+from .task import SegmentationProtocol as SegmentationProtocol
+from .task import batch_of as batch_of
+from .task import changed as changed
+from .task import check_options as check_options
 from .task import mask_scores as mask_scores
 from .task import require_torchmetrics as require_torchmetrics
 from .task import with_background as with_background

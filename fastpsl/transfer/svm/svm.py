@@ -320,11 +320,7 @@ class Classes:
 
     @classmethod
     def of(cls, train: VOC, test: VOC, protocol: SvmProtocol, shots: Sequence[int]) -> "Classes":
-        """Read the classes of two data sets, for these numbers of shots, or none to learn from all images.
-
-        Raises:
-            ValueError: If a class has too few training images, or no test image shows a class.
-        """
+        """Read the classes of two data sets, for these numbers of shots, or none to learn from all images."""
         assert train.class_names is not None and train.class_names == test.class_names
         of_train, of_test = train.targets(), test.targets()
         shown = (of_test == 1).any(0)
@@ -562,10 +558,7 @@ def _make(path: Path, task: Task) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Leave a terminal's Ctrl-C to the parent process, and end this process when the parent has ended.
-
-    joblib's processes would finish their tasks, and then wait for five minutes.
-    """
+    """Leave a terminal's Ctrl-C to the parent process, and end when it has ended: joblib's would wait on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,10 +1,11 @@
-"""Find the nearest images of a gallery for query images (SSL++, section V.D and figure 4).
+"""Nearest neighbours of features: kNN scores, on all ranks together, and retrieval (SSL++, V.D, figure 4).
 
 Paper: does not state which 100,000 images the queries come from. Here: queries and gallery are any two data
 sets; if they are the same, a query does not find itself.
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,110 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.files.atomic import output_errors
-from fastpsl.kernels.nearest import Neighbours
-from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
-from fastpsl.plots.neighbours import draw_neighbours
+from fastpsl.kernels.nearest import Neighbours, count_correct
+from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
+from fastpsl.plots.neighbours import NUM_NEIGHBOURS, draw_neighbours
+
+NUM_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The kNN scores of one block, of samples that could be decoded."""
+
+    correct: dict[str, int]  # with the names of `count_correct`
+    num: int
+    num_bank: int
+    queries: np.ndarray  # this rank's, int64: every world-size-th one
+    neighbours: Neighbours
+
+    def numbers(self, vote: str) -> dict[str, float]:
+        """Return the scores in percent of one vote, weighted or majority, or of both."""
+        return {
+            name: 100 * count / self.num
+            for name, count in self.correct.items()
+            if vote == "both" or name.endswith("_majority") == (vote == "majority")
+        }
+
+    def shown(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a few of this rank's queries, drawn by `seed`, their neighbours' rows and similarities."""
+        chosen = np.random.default_rng((seed, len(self.queries))).permutation(len(self.queries))[:NUM_SHOWN]
+        rows, similarities = self.neighbours.rows, self.neighbours.similarities
+        return (
+            self.queries[chosen],
+            rows[chosen, :NUM_NEIGHBOURS].numpy(),
+            similarities[chosen, :NUM_NEIGHBOURS].numpy(),
+        )
+
+
+def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, backbone: str) -> list[str]:
+    """Return tables of the scores of each block: a table per vote, a line per block, a column per k.
+
+    Several lines or columns also get their mean, as in SSL++, Tables V and VI.
+    """
+    first, named = scores[0], f"{', '.join(blocks)} of {backbone}"
+    lines = [f"{first.num:,} validation images, neighbours of {first.num_bank:,}; {named}"]
+    for title, end in (("weighted", ""), ("majority", "_majority")):
+        if vote not in (title, "both"):
+            continue
+        names = [name for name in first.numbers(title) if name.startswith("top1_")]
+        heads = [f"k {name.removeprefix('top1_k').removesuffix(end)}" for name in names]
+        rows, table = list(blocks), np.array([[each.numbers(title)[n] for n in names] for each in scores])
+        if len(rows) > 1:
+            rows, table = [*rows, "mean"], np.vstack([table, table.mean(0)])
+        if len(heads) > 1:
+            heads, table = [*heads, "mean"], np.column_stack([table, table.mean(1)])
+        lines.append(f"{title + ' %':<12}" + "".join(f"{head:>7}" for head in heads))
+        lines += [
+            f"{row:<12}" + "".join(f"{value:>7.1f}" for value in values)
+            for row, values in zip(rows, table, strict=True)
+        ]
+    return lines
+
+
+def require_neighbours(train: Dataset, val: Dataset, ks: Sequence[int]) -> None:
+    """Raise ValueError if the data have no labels, different classes or fewer images than the largest k."""
+    for data in (train, val):
+        require_labels(data, "kNN")
+    require_same_classes(train, val)
+    if max(ks) > train.num_samples:
+        raise ValueError(
+            f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; "
+            "give a smaller k"
+        )
+
+
+def score(
+    train: FeatureFile, val: FeatureFile, ks: Sequence[int], temperature: float, world: World
+) -> Scores:
+    """Score the validation samples of `val` by their neighbours in `train`.
+
+    The samples are divided among the ranks; each rank searches the whole of `train`.
+
+    Raises:
+        ValueError: The largest k exceeds the number of training samples that could be decoded.
+    """
+    labels, truth = train.labels(), val.labels()
+    assert labels is not None and truth is not None
+    num_bank = len(labels) - len(train.record["bad"])
+    if max(ks) > num_bank:
+        raise ValueError(
+            f"--k {max(ks)}: only {num_bank:,} training images could be decoded; give a smaller k"
+        )
+    good = np.setdiff1d(np.arange(len(truth)), val.record["bad"])
+    queries = good[world.rank :: world.size]
+    # The chart may show more neighbours than the largest k.
+    k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
+    neighbours = find_neighbours(val.features()[queries], train.features(), k, world.device)
+    num_classes = int(max(labels.max(), truth.max())) + 1
+    query_labels, bank_labels = (
+        torch.from_numpy(values.astype(np.int64)) for values in (truth[queries], labels)
+    )
+    counts = count_correct(neighbours, bank_labels, query_labels, num_classes, sorted(set(ks)), temperature)
+    sums = torch.tensor(list(counts.values()), device=world.device)
+    correct = sum_over_ranks(world, sums).tolist()
+    return Scores(dict(zip(counts, correct, strict=True)), len(good), num_bank, queries, neighbours)
+
 
 MAX_SHOWN, MAX_COLUMNS = 100, 16
 
@@ -44,20 +146,13 @@ class Search:
             self.queries.features()[indices], self.gallery.features(), self.k, rows, self.device
         )
 
-    def good(self) -> np.ndarray:
-        """Return the queries that could be decoded, int64."""
-        return np.setdiff1d(np.arange(self.queries.record["shape"][0]), self.queries.record["bad"])
-
     def num_others(self) -> int:
         """Return the number of images that a query may find."""
-        return int(self.gallery.record["shape"][0] - len(self.gallery.record["bad"]) - self.same)
+        return len(self.gallery.good()) - self.same
 
     def precision(self, world: World) -> tuple[float, float]:
-        """Return the precision of all queries and of chance, in percent, on every rank.
-
-        Precision is the share of neighbours with the query's class; chance is that share among all images.
-        """
-        good, labels, truth = self.good(), self.gallery.labels(), self.queries.labels()
+        """Return the percentage of neighbours of the query's class, and that among all images (chance)."""
+        good, labels, truth = self.queries.good(), self.gallery.labels(), self.queries.labels()
         assert labels is not None and truth is not None
         queries = good[world.rank :: world.size]
         right = labels[self(queries).rows.numpy()] == truth[queries][:, None]
@@ -74,9 +169,6 @@ def retrieve(
 
     The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
     The precision is that of all queries. Lines are returned on rank 0 alone.
-
-    Raises:
-        ValueError: The options are out of range, or queries in `indices` do not exist or cannot be decoded.
     """
     started = time.monotonic()
     if k < 1:
@@ -109,7 +201,7 @@ def retrieve(
         )
         search = Search(bank, query_features, k, same, world.device)
         _require_enough(k, search.num_others())
-        good, reason = search.good(), why_no_precision(gallery, queries)
+        good, reason = query_features.good(), why_no_precision(gallery, queries)
         wrong = np.setdiff1d(indices, good)
         if not len(good):
             raise ValueError("no query could be decoded; give readable images as --queries")

@@ -1,1 +1,0 @@
-from .page import make_table as make_table
