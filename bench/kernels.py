@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.charts import draw
 from bench.kernel_chains import PEERS, Chain, Setting, Work, crop_chains, view_chain, views_of_chains
 from bench.program import in_turn, options_of, progress, run_program
-from bench.schema import RUNS, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
 
@@ -223,8 +222,8 @@ def main() -> None:
     machine = environment(device)
     with progress() as log, torch.inference_mode():
         parts = measure(options, setting, repeats, log)
-    result = save_result(
-        options.out, "kernels", machine,
+    publish(
+        options.out, "kernels", machine, "chain path gb_per_s percent_of_copy",
         data={"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},
         settings={
             "repeats": repeats, "device": device.type, "precision": precision,
@@ -234,8 +233,6 @@ def main() -> None:
         },
         **parts,
     )  # fmt: skip
-    show(result, "chain", "path", "gb_per_s", "percent_of_copy")
-    print(options.out, draw(result, options.out.with_suffix(".png")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import check_out, check_positive, counted, in_turn, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
-from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench
@@ -200,8 +200,8 @@ def main() -> None:
         missing.append({"what": "2 GPUs and more", "reason": reason})
     with Beton(options.data or str(sample_paths().train)) as data:
         about = data_record(data, options.data)
-    result = save_result(
-        options.out, "scaling", machine, data=about,
+    publish(
+        options.out, "scaling", machine, "recipe stage num_ranks cores_used", data=about,
         settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
             "backbone": options.backbone,
@@ -209,8 +209,6 @@ def main() -> None:
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip
-    show(result, "recipe", "stage", "num_ranks", "cores_used")
-    print(options.out)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
-from bench.schema import RUNS, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench
@@ -325,8 +325,8 @@ def main() -> None:
     with progress() as log:
         for keys in bench.groups():
             bench.measure(keys, log)
-    result = save_result(
-        options.out, "step", machine,
+    publish(
+        options.out, "step", machine, "recipe stage backbone mode graph samples_per_s first_step_s peak_mib",
         data={"name": "noise on the device", "num_samples": bench.batch_size},
         settings={
             "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size,
@@ -337,8 +337,6 @@ def main() -> None:
         },
         rows=rows_of(bench.timed), ratios=ratios_of(bench.timed), not_measured=bench.missing,
     )  # fmt: skip
-    show(result, "recipe", "stage", "backbone", "mode", "graph", "samples_per_s", "first_step_s", "peak_mib")
-    print(options.out)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 
 from bench import interleaved, peers
-from bench.charts import draw
 from bench.peers import ours
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import (
@@ -43,8 +42,8 @@ from bench.recipe_stages import (
     recipe_options,
     stage_experiment,
 )
-from bench.schema import RUNS, data_record, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.options import GraphName, RunOptions
@@ -310,8 +309,9 @@ def main() -> None:
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
         parts = measure(setting, Path(files), log)
     parts["not_measured"] = missing + parts["not_measured"]
-    result = save_result(
+    publish(
         options.out, "throughput", machine,
+        "recipe stage decoder num_views cores_used cores_beyond_step first_batch_s",
         data=data_record(setting.data, options.data),
         settings={
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
@@ -328,10 +328,6 @@ def main() -> None:
         **parts,
     )  # fmt: skip
     setting.data.close()
-    show(
-        result, "recipe", "stage", "decoder", "num_views", "cores_used", "cores_beyond_step", "first_batch_s"
-    )
-    print(options.out, draw(result, options.out.with_suffix(".png")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,8 +25,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from bench.evidence.page import draw_figure
-from bench.evidence.plan import RANDOM, Plan, Run, Step, meaning, read_plan
-from bench.evidence.results import Done, chosen_rates, collect, read_earlier
+from bench.evidence.plan import RANDOM, Plan, Run, Step, read_plan
+from bench.evidence.results import Done, chosen_rates, collect
 from bench.program import run_program
 from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.files.atomic import write_atomically
@@ -42,8 +43,6 @@ class Options:
     runs: Path  # The folder of its runs.
     out: Path | None = None
     """Where results.json and figure.png go. [RUNS]"""
-    earlier: Path | None = None
-    """results.json of an earlier state of the plan: runs with the same commands are taken over from it."""
     minutes: float = 9.0  # After so long everything is stopped, to be gone on with.
     jobs: int = 1  # Trainings at a time; each has its part of the cores.
 
@@ -56,30 +55,26 @@ class OutOfTime(Exception):
 class Runner:
     """Runs the commands of a plan that are not done yet."""
 
-    plan: Plan  # the plan
-    options: Options  # the options
-    earlier: Collection[str]  # the commands that an earlier results.json has
+    plan: Plan
+    options: Options
     deadline: float  # when to stop, by time.monotonic()
     stopping: threading.Event  # set when something failed or the time is over
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, run: Run) -> None:
-        """Train and evaluate, unless an earlier results.json has all of it."""
-        evaluations = [self.plan.evaluation_of(run, name) for name in self.plan.evaluations_of(run)]
-        if all(meaning(step.command) in self.earlier for step in evaluations):
-            return
+        """Train and evaluate."""
         self._first(run.seed)
-        training = [] if run.arm == RANDOM else [self.plan.training_of(run)]
-        for step in (*training, *evaluations):
-            self._run(step)
+        if run.arm != RANDOM:
+            self._run(self.plan.training_of(run))
+        for name in self.plan.evaluations_of(run):
+            self._run(self.plan.evaluation_of(run, name))
 
     def compare(self) -> None:
         """Run the commands of the numbers to compare with."""
         for _, seed, step in self.plan.compared():
-            if meaning(step.command) not in self.earlier:
-                if seed is not None:
-                    self._first(seed)
-                self._run(step)
+            if seed is not None:
+                self._first(seed)
+            self._run(step)
 
     def _first(self, seed: int) -> None:
         """Run what comes before a training of this seed."""
@@ -117,7 +112,8 @@ class Runner:
     def _wait(self, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
         said = time.monotonic()
         while process.poll() is None:
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
             if time.monotonic() > self.deadline or self.stopping.is_set():
                 _end(process)
                 raise OutOfTime
@@ -191,10 +187,8 @@ def main() -> int:
         raise ValueError(f"--data {options.data}: no such folder")
     options.runs.mkdir(parents=True, exist_ok=True)
     out = options.out or options.runs
-    done = Done(options.runs, read_earlier(options.earlier, plan))
-    runner = Runner(
-        plan, options, done.earlier_commands, time.monotonic() + 60 * options.minutes, threading.Event()
-    )
+    done = Done(options.runs)
+    runner = Runner(plan, options, time.monotonic() + 60 * options.minutes, threading.Event())
     code = 0
     try:
         all_of(runner, plan.searched())

@@ -17,9 +17,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from bench.gpu_day import report
 from bench.pack_images import pack, unpack
 from bench.performance import read_archive
-from bench.schema import REHEARSAL, validate
+from bench.schema import REHEARSAL, environment, short_name, validate
 from bench.step import Mode
 from fastpsl.pipelines.decoders.choose import NAMES
 from fastpsl.scripts.command_line import parse
@@ -151,6 +152,12 @@ def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tm
 
 @pytest.mark.slow
 def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: Path) -> None:
+    versions = tmp_path / "python"  # imports nothing where the machine is described
+    versions.write_text(f"""#!/bin/bash
+        if [ "$2" = versions ]; then echo -n cpu >"$3"; exit; fi
+        exec {sys.executable} "$@"
+    """)
+    versions.chmod(0o755)
     script = """
         part=x; source bench/gpu_day/setup.sh
         step broken 60 bash -c 'echo FAILED tests/a.py::test_b; echo in /some/where/file.py; exit 3'
@@ -159,7 +166,8 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
         { step beside 60 bash -c 'sleep 1; echo done'; } &
         step quick 60 echo done
     """
-    process = call(script, SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))
+    folders = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
+    process = call(script, SMALL="1", PYTHON=str(versions), **folders)
     assert process.returncode == 1 and not process.stderr
     lines = process.stdout.split("FAILED tests/a.py::test_b\n")[1].splitlines()
     assert lines[0].startswith("== part x, cpu, commit") and lines[0].endswith(": 3 of 6 steps failed")
@@ -176,6 +184,16 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
         result = json.load(file)
     assert result["not_measured"] == [{"what": "late", "reason": "no time left"}]
     assert [row["exit"] for row in result["rows"] if row["measured"] in ("broken", "hangs")] == [3, 124]
+
+
+def test_the_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "OPTIONAL", ("absent_package",))  # the real ones take seconds
+    assert report.versions(str(tmp_path / "gpu")) == 0
+    assert (tmp_path / "gpu").read_text() == short_name(environment(report.DEVICE))
+    said = capsys.readouterr().out
+    assert "absent_package: ModuleNotFoundError" in said and f"{report.OURS[0]} imports" in said
 
 
 @pytest.mark.parametrize("num", [None, 1030])
