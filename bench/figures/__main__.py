@@ -28,16 +28,10 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
     "sizes-folder": lambda: sizes_words(read_results(RESULTS), "folder"),
     "augmentations": lambda: augmentations_words(read_results(RESULTS)),
-    "determinism": lambda: determinism_words(read_results(RESULTS)),
-    "psl-stages": stages_words,
-    "data-path": dict,
-    "step-graph": dict,
-    "views": views_words,
-    "uic": dict,
-    "sslpp": sslpp_words,
-    "evaluation": dict,
-    "run-folder": dict,
-}
+    "determinism": lambda: determinism_words(read_results(RESULTS)), "psl-stages": stages_words,
+    "data-path": dict, "step-graph": dict, "views": views_words, "uic": dict, "sslpp": sslpp_words,
+    "evaluation": dict, "run-folder": dict,
+}  # fmt: skip
 # NAME of the marks <!-- NAME chart begin -->.
 CHARTS = ("throughput", "sizes", "sizes-float32", "sizes-folder", "augmentations", "determinism")
 IMAGES = DOCS / "images"

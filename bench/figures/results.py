@@ -7,16 +7,11 @@ from typing import Any
 from bench.tables import JPEG_DECODERS, RATE, Batches, best_peers, is_of, kernel_ratios, without_form
 
 NAMES = {
-    "ffcv_loader": "FFCV",
-    "dali_reader": "DALI",
-    "dataloader": "PyTorch DataLoader",
-    "webdataset": "WebDataset",
-    "spdl_cv2": "SPDL",
-    "spdl_ffmpeg": "SPDL",
-    "image_folder": "PyTorch DataLoader",
-    "turboloader": "TurboLoader (tar)",
+    "ffcv_loader": "FFCV", "dali_reader": "DALI", "dataloader": "PyTorch DataLoader",
+    "webdataset": "WebDataset", "spdl_cv2": "SPDL", "spdl_ffmpeg": "SPDL",
+    "image_folder": "PyTorch DataLoader", "turboloader": "TurboLoader (tar)",
     "turboloader_antialias": "TurboLoader (tar)",
-}
+}  # fmt: skip
 OURS = "fastpsl"
 DECODERS = (*JPEG_DECODERS, "auto")
 SIZE = "500"  # of those in a result of bench/sizes.py
@@ -73,15 +68,11 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
     what = {"uint8": "Loaders alone", "float32": "float32 batches", "folder": "float32 batches of a folder"}
     ours = "fastpsl.loader with its defaults" if decoder == "auto" else f"fastpsl's decoder: {decoder}"
     return {
-        "title": title,
-        "description": f"{title}, higher is better. {'. '.join(spoken)}.",
+        "title": title, "description": f"{title}, higher is better. {'. '.join(spoken)}.",
         "about": f"Higher is better. {what[batches]}, {images}{beside_gpu}.",
-        "source": f"{ours}. Medians of {repeats} repeats: bench/results/{file}",
-        "crops": crops,
-        "rows": rows,
-        "ours": OURS,
-        "longest": max(value for _, values in rows for value in values if value),
-    }
+        "source": f"{ours}. Medians of {repeats} repeats: bench/results/{file}", "crops": crops, "rows": rows,
+        "ours": OURS, "longest": max(value for _, values in rows for value in values if value),
+    }  # fmt: skip
 
 
 def loader_rates(result: Mapping[str, Any], batches: Batches) -> dict[str, dict[int, float]]:
@@ -159,10 +150,8 @@ def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
         f"Speed of augmentations, on {_device(result)}",
         "Their time over fastpsl's, logarithmic. The line is equal speed.",
         f"Batches of {settings['batch_size']} images of {settings['size_px']} px. {_medians(file, result)}",
-        [f"beside {other}" for other in OTHERS.values()],
-        rows,
-        math.log,
-    )
+        [f"beside {other}" for other in OTHERS.values()], rows, math.log,
+    )  # fmt: skip
 
 
 def of_all_chains(results: Mapping[str, Result]) -> dict[str, Result]:
@@ -216,17 +205,11 @@ def _words(
         for i, column in enumerate(columns)
     ]
     return {
-        "title": title,
-        "description": f"{title}, higher is better. {'. '.join(spoken)}.",
-        "about": about,
-        "source": source,
-        "columns": columns,
-        "rows": shown,
-        "start": place(0.0),
-        "equal": place(scale(1.0)),
+        "title": title, "description": f"{title}, higher is better. {'. '.join(spoken)}.", "about": about,
+        "source": source, "columns": columns, "rows": shown, "start": place(0.0), "equal": place(scale(1.0)),
         "missing": "not measured",
         "value_px": max(_VALUE_PX, *(12 * len(cell["text"]) for _, cells in shown for cell in cells if cell)),
-    }
+    }  # fmt: skip
 
 
 def _shown(ratio: float, words: str, place: float) -> dict[str, Any]:

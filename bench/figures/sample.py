@@ -27,12 +27,8 @@ IMAGE, EPOCH, BATCH_SIZE = 46, 10, 4
 # Images are stored as small as they are shown, because an SVG has all of their pixels.
 SHOWN_PX, IMAGE_PX = 112, (160, 121)
 NAMES = {
-    "Flip": "flip",
-    "ColourDistortion": "colour",
-    "Grey": "grey",
-    "GaussianBlur": "blur",
-    "Sobel": "Sobel",
-}
+    "Flip": "flip", "ColourDistortion": "colour", "Grey": "grey", "GaussianBlur": "blur", "Sobel": "Sobel",
+}  # fmt: skip
 
 
 def views_words() -> dict[str, Any]:

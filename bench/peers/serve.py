@@ -18,13 +18,8 @@ from bench.peers import ALL, TRAINING, Work, ours
 from fastpsl.engine.gpu import samples_per_s
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PARENT, _FAULTS, _CHILDRENS_FAULTS, _USER, _CHILDREN_SYSTEM = (
-    1,
-    7,
-    8,
-    11,
-    14,
-)  # fields of /proc/PID/stat after the name, see proc(5)
+# Fields of /proc/PID/stat after the name, see proc(5).
+_PARENT, _FAULTS, _CHILDRENS_FAULTS, _USER, _CHILDREN_SYSTEM = 1, 7, 8, 11, 14
 
 
 class Usage(NamedTuple):

@@ -28,7 +28,9 @@ from tests.slow import nightly, slow
 
 PROGRAMS = sorted((ROOT / "bench").glob("*.py"))
 WITH_POLICY = [path for path in PROGRAMS if 'setdefault("OMP_WAIT_POLICY"' in path.read_text()]
-WITH_RESULTS = [path.stem for path in PROGRAMS if re.search(r"(publish|save_result)\(\s*\w+\.out, ", path.read_text())]
+WITH_RESULTS = [
+    path.stem for path in PROGRAMS if re.search(r"(publish|save_result)\(\s*\w+\.out, ", path.read_text())
+]
 WITH_OPTIONS = [path.stem for path in PROGRAMS if "class Options" in path.read_text()]
 ONCE = "--repeats 1 --seconds 0.001"
 TINY = "--device cpu --batch-size 2 --repeats 1"
