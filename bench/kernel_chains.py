@@ -308,7 +308,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     boxes = [np.c_[window.boxes(one, heights, widths), window.resampling(one)] for one in keys]
     written_bytes = setting.batch_size * size * size * 3
 
-    crop: Callable[..., Tensor] = partial(_cropped, crop_area, images, _all_on(area_boxes, setting), size)
+    crop: Work = partial(_cropped, crop_area, images, [_on(box, setting.device) for box in area_boxes], size)
     transforms: dict[str, Callable[[Tensor], Tensor]] = {
         "kornia_modules": kornia_crop(area),
         "torchvision_batch": v2.RandomResizedCrop(size, area.scale, area.ratio),
@@ -320,7 +320,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     read_bytes = int(np.mean([np.prod(box[:, 2:], axis=1).sum() for box in area_boxes])) * 3
     yield Chain("area crop", read_bytes + written_bytes, paths, {"fused": "no fused kernel does it"})
 
-    on_device = _all_on(boxes, setting)
+    on_device = [_on(box, setting.device) for box in boxes]
     paths = {"kornia": partial(_cropped, crop_densely, images, on_device, size)}
     missing = dict.fromkeys(PEERS, "Kornia and torchvision have no resampling that hides the angle")
     fused, reason = fused_augment(setting)
@@ -338,11 +338,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
 
 
 def _cropped(
-    crop: Callable[[Tensor, Tensor, int], Tensor],
-    images: list[Tensor],
-    boxes: list[Tensor],
-    size: int,
-    number: int,
+    crop: Callable[..., Tensor], images: list[Tensor], boxes: list[Tensor], size: int, number: int
 ) -> Tensor:
     source = images[number % len(images)].permute(0, 2, 3, 1)
     return crop(source, boxes[number % len(boxes)], size)
@@ -376,10 +372,6 @@ def _images(height: int, width: int, number: int, setting: Setting) -> Tensor:
     smooth = functional.interpolate(noise(height // 16 + 2, width // 16 + 2), (height, width), mode="bicubic")
     images = (smooth + 0.1 * noise(height, width)).clamp(0, 1) * 255
     return images.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-def _all_on(arrays: list[np.ndarray], setting: Setting) -> list[Tensor]:
-    return [_on(array, setting.device) for array in arrays]
 
 
 def _on(array: np.ndarray, device: torch.device) -> Tensor:

@@ -86,11 +86,7 @@ class Timed:
 class Clock:
     """A stopwatch that measures work in milliseconds of the device's own time.
 
-    Before timed work is launched, the GPU is kept busy with copies. The launch overhead of work that is
-    shorter than the copies is therefore not measured. That of longer work is, as in training.
-
-    Attributes:
-        copy_bytes: Bytes that `copy` reads and writes.
+    Copies keep the GPU busy while work is launched, so that only the launches of long work count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -145,10 +141,7 @@ def warm_up(timed: Timed, clock: Clock) -> str | None:
 
 
 def difference(chain: Chain) -> float:
-    """Return the largest difference between the fused and the plain results of one input.
-
-    The uint8 results of crops are scaled to [0, 1].
-    """
+    """Return the largest difference between fused and plain results of one input; uint8 counts 1 / 255."""
     fused, plain = (chain.paths[path](0).float() for path in ("fused", "kornia"))
     return float((fused - plain).abs().max()) / (255 if chain.name in CROPS else 1)
 

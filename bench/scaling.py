@@ -71,14 +71,6 @@ def numbers_of_ranks(options: Options) -> list[int]:
     return sorted({2**power for power in range(num.bit_length()) if 2**power <= num} | {num})
 
 
-def gradient_bytes(bench: StageBench) -> int:
-    """Return the bytes that DDP sums over the ranks in a step: the gradients of all trainable parameters."""
-    return sum(
-        weights.numel() * weights.element_size()
-        for _, weights in bench.train_step.module.learning_parameters()
-    )
-
-
 def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
     """Measure step, loader and both of every stage in each rank; return rates of all ranks together."""
     batch_size = options.batch_size or (256 if world.device.type == "cuda" else 16)
@@ -111,7 +103,8 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                      **spread(values)}
                     for name, values in rates.items()
                 ]  # fmt: skip
-                count = gradient_bytes(bench)  # the exact number, because a spread rounds to six digits
+                # DDP sums the gradients; this is their exact number, because a spread rounds to six digits.
+                count = sum(weights.nbytes for _, weights in bench.train_step.module.learning_parameters())
                 about = {"unit": "bytes a step", "num_bytes": count, **spread([count])}
                 rows.append({"measured": "gradients", **labels, **about})
     return rows

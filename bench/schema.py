@@ -286,10 +286,7 @@ def _check_spread(row: Mapping[str, Any], least: int, most: int, where: str) -> 
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Check that each row of both has its loader, step and ratio rows, with as many values that agree.
-
-    A loader row without a stage serves every stage.
-    """
+    """Check that each row of both has its loader (of any stage), step and ratio, with values that agree."""
 
     def values(part: str, measured: str | None, *labels: str) -> dict[tuple[Any, ...], list[float]]:
         rows = [row for row in result[part] if measured is None or row["measured"] == measured]

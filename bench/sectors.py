@@ -54,16 +54,12 @@ Key = tuple[str, int, str]
 
 
 class Access(NamedTuple):
-    """A load or store of a tensor in the compiled code.
-
-    Attributes:
-        widths: The bytes that a lane moves per instruction, of all instructions of this kind in the kernel.
-    """
+    """A load or store of a tensor in the compiled code."""
 
     place: Place  # where it stands in the source
     numbers: np.ndarray  # those of its elements, int [registers, warps, lanes]
-    element_bytes: int  # the bytes of an element
-    widths: set[int]
+    element_bytes: int
+    widths: set[int]  # bytes that a lane moves per instruction, of all of this kind in the kernel
 
 
 class Note(NamedTuple):

@@ -131,8 +131,8 @@ def timed(name: str, options: PretrainOptions, world: World) -> Trained | None:
     finally:
         run.close()
     assert options.out is not None
-    lines = [read_line(line) for line in (options.out / "probe.jsonl").read_text().splitlines()]
-    looks = [line | at for line, at in zip(lines, at_looks, strict=True)]
+    lines = (options.out / "probe.jsonl").read_text().splitlines()
+    looks = [read_line(line) | at for line, at in zip(lines, at_looks, strict=True)]
     return Trained(looks, time.perf_counter() - started, run.position.run_step)
 
 

@@ -92,10 +92,12 @@ class Runner:
             if before != command:
                 raise ValueError(f"{done} is of another command ({before}): give another --runs")
             return
+        threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
         with log.open("a") as file:
             process = subprocess.Popen(
-                _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=self._environment()
-            )
+                _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)},
+            )  # fmt: skip
             try:
                 self._wait(process, name, log)
             finally:
@@ -120,10 +122,6 @@ class Runner:
             if time.monotonic() - said >= _SAY_EVERY_S:
                 said = time.monotonic()
                 print(f"{name}: {_last_line(log)}", file=sys.stderr, flush=True)
-
-    def _environment(self) -> dict[str, str]:
-        threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
-        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 def _program(words: Sequence[str]) -> list[str]:
@@ -168,13 +166,8 @@ def all_of(runner: Runner, runs: Iterable[Run]) -> None:
         except BaseException:
             runner.stopping.set()
             raise
-    raise_worst(errors)
-
-
-def raise_worst(errors: Sequence[BaseException]) -> None:
-    """Raise the first error that is no end of the time, or that."""
-    for error in sorted(errors, key=lambda each: isinstance(each, OutOfTime)):
-        raise error
+    if errors:  # the first that is no end of the time, or that
+        raise min(errors, key=lambda each: isinstance(each, OutOfTime))
 
 
 def main() -> int:
@@ -198,17 +191,13 @@ def main() -> int:
         print("the time is over; the same command goes on", file=sys.stderr)
         code = EXIT_PREEMPTED
     finally:
-        _write(options.plan, plan, done, out)
+        results = collect(options.plan, plan, done)
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        if results["scores"]:
+            draw_figure(plan, results, out / "figure.png")
     print(out / "results.json")
     return code
-
-
-def _write(path: Path, plan: Plan, done: Done, out: Path) -> None:
-    results = collect(path, plan, done)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    if results["scores"]:
-        draw_figure(plan, results, out / "figure.png")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,10 @@ _SAMPLE = "the embedded sample"
 
 
 def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches = "uint8") -> dict[str, Any]:
-    """Return the words of the figure of throughput, of uint8 crops or of float32 batches.
+    """Return the words of the figure of throughput: of SIZE in a file of bench/sizes.py, or of throughput.py.
 
-    The file is that of a GPU if there is one, with the most peers, with the fastest of ours. It is one of
-    bench/sizes.py, of which the images of SIZE are shown, or one of bench/throughput.py. The embedded sample
-    does not count, because its images are smaller than photos. Ours is the fastest JPEG decoder. Of two forms
-    of a peer the faster one is shown.
+    The file is that of a GPU if there is one, with the most peers, with the fastest of ours; not of the
+    sample, whose images are small. Ours is the fastest JPEG decoder; of a peer's forms the faster is shown.
     """
     found = {
         name: rates
@@ -110,8 +108,7 @@ CHAINS = {
 
 def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> dict[str, Any]:
     """Return the words of a figure of image sizes: ours over the fastest other loader of each size."""
-    of_table = {name: result for name, result in results.items() if best_peers(result, batches)}
-    file, result = newest(of_table, "sizes")
+    file, result = newest({name: of for name, of in results.items() if best_peers(of, batches)}, "sizes")
     best = {cell: ratios[RATE] for cell, ratios in best_peers(result, batches).items()}
     crops = sorted({num for _, num in best})
     rows: list[Row] = []
@@ -138,7 +135,9 @@ def _peer(cell: Mapping[str, Any]) -> str:
 
 def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
     """Return the words of the figure of augmentations: others' times over ours."""
-    file, result = newest(of_all_chains(results), "kernels")
+    # Not those of some chains that were asked for.
+    whole = {n: of for n, of in results.items() if CHAINS.keys() <= {row.get("chain") for row in of["rows"]}}
+    file, result = newest(whole, "kernels")
     settings = result["settings"]
     found = {(row["chain"], row["what"].split(" / ")[0]): row["median"] for row in kernel_ratios(result)}
     rows: list[Row] = []
@@ -152,15 +151,6 @@ def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
         f"Batches of {settings['batch_size']} images of {settings['size_px']} px. {_medians(file, result)}",
         [f"beside {other}" for other in OTHERS.values()], rows, math.log,
     )  # fmt: skip
-
-
-def of_all_chains(results: Mapping[str, Result]) -> dict[str, Result]:
-    """Return the results that have each of CHAINS, and not some that were asked for."""
-    return {
-        name: result
-        for name, result in results.items()
-        if CHAINS.keys() <= {row.get("chain") for row in result["rows"]}
-    }
 
 
 def newest(results: Mapping[str, Result], bench: str) -> tuple[str, Result]:

@@ -30,10 +30,7 @@ class Usage(NamedTuple):
 
 
 def tree_usage(pid: int) -> Usage:
-    """Return what a process, its living descendants and the ended ones have used.
-
-    The caller's own time is exact, all else is counted in ticks of 10 ms.
-    """
+    """Return what a process and its descendants have used: exactly for the caller, else in ticks of 10 ms."""
     stats = {int(path.name): fields for path in Path("/proc").glob("[0-9]*") if (fields := _fields(path))}
     children: dict[int, list[int]] = {}
     for each, fields in stats.items():
