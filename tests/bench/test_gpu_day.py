@@ -47,15 +47,16 @@ def steps(part: str, small: str = "") -> dict[str, tuple[int, list[str]]]:
     return limits
 
 
+Plan = dict[str, dict[str, tuple[int, list[str]]]]
+
+
 @pytest.fixture(scope="module")
-def plan() -> dict[str, dict[str, tuple[int, list[str]]]]:
+def plan() -> Plan:
     return {part: steps(part) for part in PARTS}
 
 
 @pytest.mark.slow
-def test_parts_fit_four_minutes_and_their_commands_are_understood(
-    plan: dict[str, dict[str, tuple[int, list[str]]]],
-) -> None:
+def test_parts_fit_four_minutes_and_their_commands_are_understood(plan: Plan) -> None:
     results = []
     for listed in plan.values():
         assert max(last for last, _ in listed.values()) <= PART_S - FINISH_S
@@ -78,22 +79,19 @@ def values(words: list[str], option: str) -> list[str]:
     return list(takewhile(lambda word: not word.startswith("--"), rest))
 
 
-@pytest.mark.parametrize("small", ["", "1"])
-def test_decoders_have_their_names(small: str) -> None:
+def test_decoders_have_their_names(plan: Plan) -> None:
+    small = {f"{part}, small": steps(part, "1") for part in PARTS}
     named = {
         name
-        for part in PARTS
-        for _, words in steps(part, small).values()
-        for option in ("--decoder", "--decoders")
-        if option in words
+        for listed in (plan | small).values()
+        for _, words in listed.values()
+        for option in {"--decoder", "--decoders"}.intersection(words)
         for name in values(words, option)
     }
     assert named and named <= {"auto", *NAMES}
 
 
-def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(
-    plan: dict[str, dict[str, tuple[int, list[str]]]],
-) -> None:
+def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(plan: Plan) -> None:
     steps = plan["a"]["step"][1], plan["g"]["compiled"][1]
     assert {mode for words in steps for mode in values(words, "--modes")} == set(get_args(Mode))
     assert all(values(words, "--graph") == ["off", "on"] for words in steps)
@@ -126,11 +124,8 @@ def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tm
     with tarfile.open(archive) as files:
         files.extractall(tmp_path, filter="data")
     summary = (tmp_path / "summary.txt").read_text()
-    assert (
-        process.stdout.endswith(summary)
-        and REHEARSAL in summary
-        and f"== part {part}, cpu, commit " in summary
-    )
+    assert process.stdout.endswith(summary) and REHEARSAL in summary
+    assert f"== part {part}, cpu, commit " in summary
     assert not (tmp_path / "failed.txt").read_text()
     results = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
     assert results.keys() == RESULTS[part] | {f"gpu_day-cpu-{part}.json"}
@@ -201,6 +196,5 @@ def test_packed_images_are_the_same_again(num: int | None, tmp_path: Path) -> No
     assert pack(tmp_path / "a.npz", tmp_path / "a.packed", num) == num_packed
     assert unpack(tmp_path / "a.packed", tmp_path / "b.npz") == num_packed
     with np.load(tmp_path / "b.npz") as arrays:
-        assert (arrays["images"] == images[:num_packed]).all() and (
-            arrays["labels"] == labels[:num_packed]
-        ).all()
+        assert (arrays["images"] == images[:num_packed]).all()
+        assert (arrays["labels"] == labels[:num_packed]).all()
