@@ -21,8 +21,8 @@ _SAMPLE = "the embedded sample"
 def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches = "uint8") -> dict[str, Any]:
     """Return the words of the figure of throughput: of SIZE in a file of bench/sizes.py, or of throughput.py.
 
-    The file is that of a GPU if there is one, with the most peers, with the fastest of ours; not of the
-    sample, whose images are small. Ours is the fastest JPEG decoder; of a peer's forms the faster is shown.
+    The file is that of a GPU if there is one, with the most peers, with the fastest of ours. The sample's
+    images are too small. Ours is the fastest JPEG decoder. Of a peer's forms the faster is shown.
     """
     found = {
         name: rates
