@@ -114,7 +114,7 @@ def _kornia(op: Any, first_deg: float) -> nn.Module:
     return _made("Kornia", makers, op)
 
 
-def _jitter(op: ColourDistortion) -> tuple[Any, ...]:
+def _jitter(op: ColourDistortion) -> tuple[Any, Any, Any, Any]:
     return op.brightness, op.contrast, op.saturation, op.hue
 
 
