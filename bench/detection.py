@@ -36,8 +36,8 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_positive, in_turn, options_of, progress, run_program
-from bench.schema import RUNS, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import milliseconds, synchronise
@@ -77,11 +77,11 @@ class Options:
 
 @dataclass
 class Peer:
-    """One implementation of the training step."""
+    """One implementation: its whole training step, what trains, and the RoI pooling before the head."""
 
-    step: Callable[[], object]  # callable that runs a whole training step
-    model: nn.Module  # what trains
-    pool: nn.Module  # the RoI pooling in front of the head
+    step: Callable[[], object]
+    model: nn.Module
+    pool: nn.Module
     first_step_s: float = 0.0
     peak_bytes: int = 0
     ms: list[float] = field(default_factory=list)  # milliseconds per step, one value per repeat
@@ -145,14 +145,10 @@ def our_train_step(
     return make_train_step(experiment, 0, options, world)
 
 
-def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
+def ours(train_step: TrainStep, batches: Iterator[Any]) -> Peer:
     """Return our implementation as a peer."""
-    head: Any = train_step.module.head
-
-    def step() -> None:
-        train_step.step([cast(Any, next(batches))], LR)
-
-    return Peer(step, train_step.module, head.roi_heads.box_roi_pool)
+    pool = train_step.module.head.roi_heads.box_roi_pool  # type: ignore[union-attr]
+    return Peer(lambda: train_step.step([next(batches)], LR), train_step.module, cast(nn.Module, pool))
 
 
 def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:
@@ -161,20 +157,18 @@ def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_st
     assert isinstance(head, Detector) and head.rpn is not None
     named = torchvision.models.get_model(backbone_name, weights=None, norm_layer=FrozenBatchNorm2d)
     named.load_state_dict(_by_torchvisions_names([*blocks.frozen, *blocks.learning], named))
-    parts = OrderedDict(
-        (name, part) for name, part in named.named_children() if name not in ("avgpool", "fc")
-    )
-    layer4 = parts.pop("layer4")
-    maps = nn.Sequential(parts)
+    parts = OrderedDict(named.named_children())
+    layer4, channels = parts.pop("layer4"), parts.pop("fc").in_features
+    del parts["avgpool"]
     for name in ("conv1", "layer1")[: protocol.first_learning - 1]:
         parts[name].requires_grad_(False)
-    channels, map_channels = named.fc.in_features, named.fc.in_features // 2
-    maps.out_channels = map_channels  # type: ignore[assignment]
+    maps = nn.Sequential(parts)
+    maps.out_channels = channels // 2
     before, after = zip(protocol.rpn_train, protocol.rpn_test, strict=True)
     model = FasterRCNN(
         maps, min_size=1, _skip_resize=True,
         rpn_anchor_generator=AnchorGenerator((protocol.anchor_px,), (RATIOS,)),
-        rpn_head=RPNHead(map_channels, len(RATIOS) * len(protocol.anchor_px)),
+        rpn_head=RPNHead(channels // 2, len(RATIOS) * len(protocol.anchor_px)),
         rpn_pre_nms_top_n_train=before[0], rpn_pre_nms_top_n_test=before[1],
         rpn_post_nms_top_n_train=after[0], rpn_post_nms_top_n_test=after[1],
         box_roi_pool=MultiScaleRoIAlign(["0"], protocol.roi_side, 0),
@@ -255,16 +249,15 @@ def main() -> None:
     train_step = our_train_step(protocol, backbone, training, world)
     batches = drawn_batches(NUM_BATCHES, batch_size, size_px, device)
     turns: Iterator[AnnotatedBatch] = itertools.cycle(batches)
-    makers = {
-        "ours": lambda: ours(train_step, turns),
-        "torchvision": lambda: torchvisions(
-            torchvisions_model(protocol, backbone, train_step), turns, protocol, precision
-        ),
-    }
     peers: dict[str, Peer] = {}
     missing = []
     with progress() as log:
-        for name, make in makers.items():
+        for name, make in (
+            ("ours", lambda: ours(train_step, turns)),
+            ("torchvision", lambda: torchvisions(
+                torchvisions_model(protocol, backbone, train_step), turns, protocol, precision
+            )),
+        ):  # fmt: skip
             log(f"{name}: first step")
             try:
                 peers[name] = first_step(make, device)
@@ -284,24 +277,21 @@ def main() -> None:
         for name, peer in peers.items()
     ]  # fmt: skip
     ratios = [
-        {"what": f"{name}'s ms / ours", "backbone": backbone,
-         **over(peer.ms, peers["ours"].ms)}
+        {"what": f"{name}'s ms / ours", "backbone": backbone, **over(peer.ms, peers["ours"].ms)}
         for name, peer in peers.items() if name != "ours" and "ours" in peers
     ]  # fmt: skip
-    result = save_result(
-        options.out, "detection", machine,
+    publish(
+        options.out, "detection", machine, "variant backbone images_per_s boxes_per_image peak_mib",
         data={"name": "noise on the device", "num_samples": NUM_BATCHES * batch_size},
         settings={
             "repeats": repeats, "steps_per_repeat": num_steps, "batch_size": batch_size,
             "precision": precision, "device": device.type, "backbone": backbone, "short_px": size_px,
-            "protocol": PROTOCOL,
-            "num_rois": protocol.num_rois, "rpn_train": list(protocol.rpn_train), "limit_s": limit_s,
+            "protocol": PROTOCOL, "num_rois": protocol.num_rois, "rpn_train": list(protocol.rpn_train),
+            "limit_s": limit_s,
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },
         rows=rows, ratios=ratios, not_measured=missing,
     )  # fmt: skip
-    show(result, "variant", "backbone", "images_per_s", "boxes_per_image", "peak_mib")
-    print(options.out)
 
 
 if __name__ == "__main__":

@@ -28,22 +28,16 @@ _TIMEOUT_S = 300.0  # compilation included; ffcv's Loader can hang for ever
 
 @dataclass
 class Rates:
-    """The rates of one loader with one number of views.
-
-    Attributes:
-        cores: CPU seconds per second of all its processes, one value per repeat.
-        faults: Minor page faults per sample of all its processes, one value per repeat.
-        highest: The highest reading of `watch` in each repeat, none where it has none.
-    """
+    """The rates of one loader with one number of views, one value per repeat each."""
 
     name: str
     work: Work
     num_views: int
     first_batch_s: float
-    values: list[float] = field(default_factory=list)  # Samples/s, one value per repeat
-    cores: list[float] = field(default_factory=list)
-    faults: list[float] = field(default_factory=list)
-    highest: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)  # samples/s
+    cores: list[float] = field(default_factory=list)  # CPU seconds per second of all its processes
+    faults: list[float] = field(default_factory=list)  # minor page faults per sample of all its processes
+    highest: list[int] = field(default_factory=list)  # reading of `watch`, if it has some
 
     def row(self, measured: str, **labels: Any) -> dict[str, Any]:
         """Return a row of a result."""
@@ -85,10 +79,8 @@ def measure(
     readers = [name for name, work in works.items() if reads(work) != "dataset file"]
     if readers and not (Path(works[readers[0]].files) / "images").exists():
         log(f"the images as files, for {' and '.join(readers)}")
-        first_work = works[readers[0]]
-        num_files, num_samples = copy_out(
-            first_work.data, Path(first_work.files), num_shards=4 * first_work.num_threads
-        )
+        first = works[readers[0]]
+        num_files, num_samples = copy_out(first.data, Path(first.files), num_shards=4 * first.num_threads)
         if num_files < num_samples:
             notes.append(f"{' and '.join(readers)}: {num_files:,} of the images, taken in even steps")
     running: dict[str, Process] = {}

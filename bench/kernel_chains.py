@@ -10,7 +10,7 @@ they are timed, and results are not compared with theirs: torchvision v2 draws o
 batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -71,12 +71,7 @@ class Gradients(nn.Module):
 
 
 class Turns(nn.Module):
-    """A module that returns a batch and its copies in rotations by equal angles.
-
-    Attributes:
-        num: Number of copies.
-        first: Angle in degrees of the first copy.
-    """
+    """A module that returns `num` copies of a batch in rotations by equal angles, from `first` degrees on."""
 
     def __init__(self, num: int, first: float) -> None:
         super().__init__()
@@ -106,23 +101,27 @@ def kornia_modules(views: Views, device: torch.device) -> Peer:
 
 
 def _kornia(op: Any, first_deg: float) -> nn.Module:
-    if isinstance(op, Flip):
-        return augmentation.RandomHorizontalFlip(p=op.p)
-    if isinstance(op, ColourDistortion):
-        return augmentation.ColorJitter(op.brightness, op.contrast, op.saturation, op.hue, p=op.p)
-    if isinstance(op, Grey):
-        return augmentation.RandomGrayscale(p=op.p)
-    if isinstance(op, GaussianBlur):
-        return augmentation.RandomGaussianBlur((op.kernel_px, op.kernel_px), op.sigma, p=op.p)
-    if isinstance(op, Sobel):
-        return RandomSobel(op.p)
-    if isinstance(op, SobelXY):
-        return Gradients()
-    if isinstance(op, Rotate90) and op.num == 4:
-        return augmentation.RandomRotation90((0, 3), resample="nearest", p=1.0)
-    if isinstance(op, AllTurns):
-        return Turns(op.num, first_deg)
-    raise ValueError(f"Kornia has no {type(op).__name__}")
+    makers: dict[type, Callable[[], nn.Module]] = {
+        Flip: lambda: augmentation.RandomHorizontalFlip(p=op.p),
+        ColourDistortion: lambda: augmentation.ColorJitter(*_jitter(op), p=op.p),
+        Grey: lambda: augmentation.RandomGrayscale(p=op.p),
+        GaussianBlur: lambda: augmentation.RandomGaussianBlur((op.kernel_px,) * 2, op.sigma, p=op.p),
+        Sobel: lambda: RandomSobel(op.p),
+        SobelXY: Gradients,
+        Rotate90: lambda: augmentation.RandomRotation90((0, 3), resample="nearest", p=1.0),  # of all four
+        AllTurns: lambda: Turns(op.num, first_deg),
+    }
+    return _made("Kornia", makers, op)
+
+
+def _jitter(op: ColourDistortion) -> tuple[Any, Any, Any, Any]:
+    return op.brightness, op.contrast, op.saturation, op.hue
+
+
+def _made(library: str, makers: Mapping[type, Callable[[], nn.Module]], op: object) -> nn.Module:
+    if type(op) not in makers:
+        raise ValueError(f"{library} has no {type(op).__name__}")
+    return makers[type(op)]()
 
 
 def kornia_crop(crop: RandomResizedCrop) -> Callable[[Tensor], Tensor]:
@@ -157,16 +156,13 @@ def _torchvision(view: ViewSpec) -> Callable[[Tensor], Tensor]:
 
 
 def _of_torchvision(op: Any) -> nn.Module:
-    if isinstance(op, Flip):
-        return v2.RandomHorizontalFlip(op.p)
-    if isinstance(op, ColourDistortion):
-        jitter = v2.ColorJitter(op.brightness, op.contrast, op.saturation, op.hue)
-        return v2.RandomApply([jitter], op.p)
-    if isinstance(op, Grey):
-        return v2.RandomGrayscale(op.p)
-    if isinstance(op, GaussianBlur):
-        return v2.RandomApply([v2.GaussianBlur(op.kernel_px, op.sigma)], op.p)
-    raise ValueError(f"torchvision has no {type(op).__name__}")
+    makers: dict[type, Callable[[], nn.Module]] = {
+        Flip: lambda: v2.RandomHorizontalFlip(op.p),
+        ColourDistortion: lambda: v2.RandomApply([v2.ColorJitter(*_jitter(op))], op.p),
+        Grey: lambda: v2.RandomGrayscale(op.p),
+        GaussianBlur: lambda: v2.RandomApply([v2.GaussianBlur(op.kernel_px, op.sigma)], op.p),
+    }
+    return _made("torchvision", makers, op)
 
 
 def _floats(images: Tensor) -> Tensor:
@@ -214,13 +210,9 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
     crop, kernel_px = RandomResizedCrop(size_px), size_px // 10 // 2 * 2 + 1
     cell_px = -(-size_px // 3)
     single_ops: dict[str, tuple[Op, ...]] = {
-        "normalise": (),
-        "flip": (Flip(0.5),),
-        "colour": (ColourDistortion(0.8, 0.8, 0.8, 0.2, p=1),),
-        "grey": (Grey(1.0),),
-        "blur": (GaussianBlur(kernel_px, p=1),),
-        "Sobel": (Sobel(1.0),),
-    }
+        "normalise": (), "flip": (Flip(0.5),), "colour": (ColourDistortion(0.8, 0.8, 0.8, 0.2, p=1),),
+        "grey": (Grey(1.0),), "blur": (GaussianBlur(kernel_px, p=1),), "Sobel": (Sobel(1.0),),
+    }  # fmt: skip
     views: dict[str, tuple[ViewSpec, ...]] = {
         name: (ViewSpec(crop, ops),) for name, ops in single_ops.items()
     }
@@ -316,7 +308,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     boxes = [np.c_[window.boxes(one, heights, widths), window.resampling(one)] for one in keys]
     written_bytes = setting.batch_size * size * size * 3
 
-    crop: Callable[..., Tensor] = partial(_cropped, crop_area, images, _all_on(area_boxes, setting), size)
+    crop: Work = partial(_cropped, crop_area, images, [_on(box, setting.device) for box in area_boxes], size)
     transforms: dict[str, Callable[[Tensor], Tensor]] = {
         "kornia_modules": kornia_crop(area),
         "torchvision_batch": v2.RandomResizedCrop(size, area.scale, area.ratio),
@@ -328,7 +320,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     read_bytes = int(np.mean([np.prod(box[:, 2:], axis=1).sum() for box in area_boxes])) * 3
     yield Chain("area crop", read_bytes + written_bytes, paths, {"fused": "no fused kernel does it"})
 
-    on_device = _all_on(boxes, setting)
+    on_device = [_on(box, setting.device) for box in boxes]
     paths = {"kornia": partial(_cropped, crop_densely, images, on_device, size)}
     missing = dict.fromkeys(PEERS, "Kornia and torchvision have no resampling that hides the angle")
     fused, reason = fused_augment(setting)
@@ -346,11 +338,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
 
 
 def _cropped(
-    crop: Callable[[Tensor, Tensor, int], Tensor],
-    images: list[Tensor],
-    boxes: list[Tensor],
-    size: int,
-    number: int,
+    crop: Callable[..., Tensor], images: list[Tensor], boxes: list[Tensor], size: int, number: int
 ) -> Tensor:
     source = images[number % len(images)].permute(0, 2, 3, 1)
     return crop(source, boxes[number % len(boxes)], size)
@@ -384,10 +372,6 @@ def _images(height: int, width: int, number: int, setting: Setting) -> Tensor:
     smooth = functional.interpolate(noise(height // 16 + 2, width // 16 + 2), (height, width), mode="bicubic")
     images = (smooth + 0.1 * noise(height, width)).clamp(0, 1) * 255
     return images.to(torch.uint8).contiguous(memory_format=torch.channels_last)
-
-
-def _all_on(arrays: list[np.ndarray], setting: Setting) -> list[Tensor]:
-    return [_on(array, setting.device) for array in arrays]
 
 
 def _on(array: np.ndarray, device: torch.device) -> Tensor:

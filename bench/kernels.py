@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.charts import draw
 from bench.kernel_chains import PEERS, Chain, Setting, Work, crop_chains, view_chain, views_of_chains
 from bench.program import in_turn, options_of, progress, run_program
-from bench.schema import RUNS, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
 
@@ -87,11 +86,7 @@ class Timed:
 class Clock:
     """A stopwatch that measures work in milliseconds of the device's own time.
 
-    Before timed work is launched, the GPU is kept busy with copies. The launch overhead of work that is
-    shorter than the copies is therefore not measured. That of longer work is, as in training.
-
-    Attributes:
-        copy_bytes: Bytes that `copy` reads and writes.
+    Copies keep the GPU busy while work is launched, so that only the launches of long work count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -146,10 +141,7 @@ def warm_up(timed: Timed, clock: Clock) -> str | None:
 
 
 def difference(chain: Chain) -> float:
-    """Return the largest difference between the fused and the plain results of one input.
-
-    The uint8 results of crops are scaled to [0, 1].
-    """
+    """Return the largest difference between fused and plain results of one input; uint8 counts 1 / 255."""
     fused, plain = (chain.paths[path](0).float() for path in ("fused", "kornia"))
     return float((fused - plain).abs().max()) / (255 if chain.name in CROPS else 1)
 
@@ -223,8 +215,8 @@ def main() -> None:
     machine = environment(device)
     with progress() as log, torch.inference_mode():
         parts = measure(options, setting, repeats, log)
-    result = save_result(
-        options.out, "kernels", machine,
+    publish(
+        options.out, "kernels", machine, "chain path gb_per_s percent_of_copy",
         data={"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},
         settings={
             "repeats": repeats, "device": device.type, "precision": precision,
@@ -234,8 +226,6 @@ def main() -> None:
         },
         **parts,
     )  # fmt: skip
-    show(result, "chain", "path", "gb_per_s", "percent_of_copy")
-    print(options.out, draw(result, options.out.with_suffix(".png")), sep="\n")
 
 
 if __name__ == "__main__":

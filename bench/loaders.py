@@ -28,8 +28,8 @@ from bench.interleaved import Rates, measure
 from bench.peers import TITLES, Work
 from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_positive, counted, options_of, progress, run_program
-from bench.schema import RUNS, data_record, environment, over, save_result
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, over
+from bench.tables import publish
 from fastpsl.doctor.loader_rates import jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
@@ -202,8 +202,10 @@ def main() -> None:
     if not rates:
         raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
     rows, ratios = tabulate(rates)
-    result = save_result(
-        options.out, "decode", machine, data=record,
+    publish(
+        options.out, "decode", machine,
+        "decoder device num_threads hw_decoder_load busy_percent num_views cores_used first_batch_s",
+        data=record,
         settings={
             "repeats": len(rates[0].values), "seconds": seconds, "batch_size": batch_size,
             "num_threads": num_threads,
@@ -212,9 +214,6 @@ def main() -> None:
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip
-    columns = "decoder device num_threads hw_decoder_load busy_percent num_views cores_used first_batch_s"
-    show(result, *columns.split())
-    print(options.out)
 
 
 if __name__ == "__main__":

@@ -78,30 +78,18 @@ def linked(text: str, page: Path, root: Path) -> str:
 
 # Name of a part → the function that makes it of all results.
 PARTS: dict[str, Callable[[Results], str]] = {
-    "how fast": how_fast_table,
-    "losses": losses_table,
-    "loader sizes": all_size_tables,
-    "loaders": best_table,
-    "folder loaders": lambda results: best_table(results, "folder"),
-    "targets": lambda results: targets_table(of_gpus(results)),
-    "machines": machines,
+    "how fast": how_fast_table, "losses": losses_table, "loader sizes": all_size_tables,
+    "loaders": best_table, "folder loaders": lambda results: best_table(results, "folder"),
+    "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
     "results": lambda results: sections(of_gpus(results, False)),
     "gpu results": lambda results: sections(of_gpus(results)),
-}
+}  # fmt: skip
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return file name → result, sorted by name."""
-    results = {}
-    for path in sorted(folder.glob("*.json")):
-        results[path.name] = json.loads(path.read_text())
-        try:
-            validate(results[path.name])
-        except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from None
-        if REHEARSAL in results[path.name]["notes"]:
-            raise ValueError(f"{path.name}: is {REHEARSAL}; remove it")
-    return results
+    paths = sorted(folder.glob("*.json"))
+    return {path.name: _result(path.read_bytes(), path.name, "remove it") for path in paths}
 
 
 _NAME = r"[A-Za-z0-9_][\w.+-]*"
@@ -129,7 +117,8 @@ def read_archive(path: Path) -> dict[str, dict[str, Any]]:
                 if match:
                     file = archive.extractfile(member)
                     assert file is not None
-                    results[match[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}")
+                    remedy = "run the part without SMALL"
+                    results[match[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}", remedy)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: is no whole .tgz ({error}); bring it back again") from None
     except OSError as error:
@@ -153,15 +142,14 @@ def read_archives(paths: list[Path]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _result(data: bytes, where: str) -> dict[str, Any]:
+def _result(data: bytes, where: str, remedy: str) -> dict[str, Any]:
     try:
-        result = json.loads(data)
+        result: dict[str, Any] = json.loads(data)
         validate(result)
     except ValueError as error:  # json.JSONDecodeError is a ValueError, too
         raise ValueError(f"{where}: {error}") from None
     if REHEARSAL in result["notes"]:
-        raise ValueError(f"{where}: is {REHEARSAL}; run the part without SMALL")
-    assert isinstance(result, dict)
+        raise ValueError(f"{where}: is {REHEARSAL}; {remedy}")
     return result
 
 

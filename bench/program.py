@@ -21,10 +21,7 @@ _EVERY_S = 10.0  # between two lines of progress without a terminal
 
 
 def check_out(path: Path) -> None:
-    """Raise ValueError if a result cannot be written to `path`; create its folder.
-
-    Called first, because measuring takes minutes.
-    """
+    """Raise ValueError if a result cannot be written to `path`, before anything is measured."""
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder; give it a file's name")
@@ -105,10 +102,9 @@ def counted(num: int, noun: str) -> str:
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and exit the process with its exit code (None: 0).
+    """Run `main` and exit with its code, 2 for ValueError and OSError, 130 for Ctrl-C and 143 for SIGTERM.
 
-    The exit code is 2 for ValueError and OSError, 130 for Ctrl-C and 143 for SIGTERM. All of them unwind the
-    stack, so that temporary folders are removed and child processes end.
+    All unwind the stack, so that temporary folders are removed and child processes end.
     """
     name, pid = Path(sys.argv[0]).stem, os.getpid()
 

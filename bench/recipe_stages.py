@@ -35,13 +35,9 @@ DATA = arg(
 )
 # Recipes with another file name.
 MODULES = {
-    "jigsaw": "jigsaw_r50",
-    "rotation": "rotation_rv50",
-    "simclr": "simclr_r50",
-    "moco": "mocov2_r50",
-    "uic": "uic_alexnet",
-    "deepcluster": "deepcluster_alexnet",
-}
+    "jigsaw": "jigsaw_r50", "rotation": "rotation_rv50", "simclr": "simclr_r50", "moco": "mocov2_r50",
+    "uic": "uic_alexnet", "deepcluster": "deepcluster_alexnet",
+}  # fmt: skip
 
 
 def recipe_of(name: str) -> TrainingRecipe[Any]:

@@ -49,54 +49,35 @@ DISTORTED, GREY, SOBEL, NEAR = 0.8, 0.2, 0.2, 0.6
 
 
 class Kernel(NamedTuple):
-    """The execution counts of a kernel's blocks.
-
-    Attributes:
-        lines: Pattern of source lines → the share of samples, or of a loop's runs, that executes them. The
-            first pattern that matches one of an instruction's lines counts.
-    """
+    """The execution counts of a kernel's blocks."""
 
     loops: tuple[float, ...]  # trip counts of the loops, by depth
+    # Pattern of source lines → the share of samples, or of a loop's runs, that executes them. The first that
+    # matches one of an instruction's lines counts.
     lines: tuple[tuple[str, float], ...]
 
 
 KERNELS = {
     # On average 1.5 of the four operations come before contrast, each of the three others equally often.
-    "mean_pass": Kernel(
-        (4, 1.5),
-        (
-            (r"shift_hue\(|blend\(", DISTORTED / 3),
-            (r"apply \+ sample|def |= tl.program_id", 1),
-            (r"", DISTORTED),
-        ),
-    ),
+    "mean_pass": Kernel((4, 1.5), (
+        (r"shift_hue\(|blend\(", DISTORTED / 3), (r"apply \+ sample|def |= tl.program_id", 1),
+        (r"", DISTORTED),
+    )),
     # The 49 blocks of a sample are shared by 25 programs.
-    "colour_pass": Kernel(
-        (49 / 25, 4),
-        (
-            (r"shift_hue\(|blend\(", DISTORTED / 4),
-            (r"distort\(", DISTORTED),
-            (r"in_turn\(.*>>", 0.5),
-            (r"r = luma|[gb] = r$", GREY),
-            (r"to_plane", NEAR),
-            (r"quads|values|shift_0", 1 - NEAR),
-            (r"", 1),
-        ),
-    ),
+    "colour_pass": Kernel((49 / 25, 4), (
+        (r"shift_hue\(|blend\(", DISTORTED / 4), (r"distort\(", DISTORTED), (r"in_turn\(.*>>", 0.5),
+        (r"r = luma|[gb] = r$", GREY), (r"to_plane", NEAR), (r"quads|values|shift_0", 1 - NEAR), (r"", 1),
+    )),
     "band_pass": Kernel((2,), ((r"before|after", SOBEL), (r"program_id|is_filtered|def ", 1), (r"", NEAR))),
     # Seven tiles per row, and a step before the first. Lines that two branches share count for samples
     # without Sobel.
-    "strip_pass": Kernel(
-        (8,),
-        (
-            (r"sums|differences|gradient_size", SOBEL),
-            (r"rows|weights_[xy]|load_beyond|(to|inside|x_0|value) = |tl.store", NEAR - SOBEL),
-            (r"program_id|is_filtered|def ", 1),
-            (r"", NEAR),
-        ),
-    ),
+    "strip_pass": Kernel((8,), (
+        (r"sums|differences|gradient_size", SOBEL),
+        (r"rows|weights_[xy]|load_beyond|(to|inside|x_0|value) = |tl.store", NEAR - SOBEL),
+        (r"program_id|is_filtered|def ", 1), (r"", NEAR),
+    )),
     "interleave_pass": Kernel((), ((r"program_id|is_filtered|def ", 1), (r"", NEAR))),
-}
+}  # fmt: skip
 
 
 class Block:

@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import check_out, check_positive, counted, in_turn, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
-from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench
@@ -71,14 +71,6 @@ def numbers_of_ranks(options: Options) -> list[int]:
     return sorted({2**power for power in range(num.bit_length()) if 2**power <= num} | {num})
 
 
-def gradient_bytes(bench: StageBench) -> int:
-    """Return the bytes that DDP sums over the ranks in a step: the gradients of all trainable parameters."""
-    return sum(
-        weights.numel() * weights.element_size()
-        for _, weights in bench.train_step.module.learning_parameters()
-    )
-
-
 def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
     """Measure step, loader and both of every stage in each rank; return rates of all ranks together."""
     batch_size = options.batch_size or (256 if world.device.type == "cuda" else 16)
@@ -111,7 +103,8 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                      **spread(values)}
                     for name, values in rates.items()
                 ]  # fmt: skip
-                count = gradient_bytes(bench)  # the exact number, because a spread rounds to six digits
+                # DDP sums the gradients; this is their exact number, because a spread rounds to six digits.
+                count = sum(weights.nbytes for _, weights in bench.train_step.module.learning_parameters())
                 about = {"unit": "bytes a step", "num_bytes": count, **spread([count])}
                 rows.append({"measured": "gradients", **labels, **about})
     return rows
@@ -200,8 +193,8 @@ def main() -> None:
         missing.append({"what": "2 GPUs and more", "reason": reason})
     with Beton(options.data or str(sample_paths().train)) as data:
         about = data_record(data, options.data)
-    result = save_result(
-        options.out, "scaling", machine, data=about,
+    publish(
+        options.out, "scaling", machine, "recipe stage num_ranks cores_used", data=about,
         settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
             "backbone": options.backbone,
@@ -209,8 +202,6 @@ def main() -> None:
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip
-    show(result, "recipe", "stage", "num_ranks", "cores_used")
-    print(options.out)
 
 
 if __name__ == "__main__":

@@ -190,16 +190,13 @@ def data_record(data: Dataset, name: str | None) -> dict[str, Any]:
     rows = data.rows(np.unique(np.linspace(0, data.num_samples - 1, num).astype(np.int64)))
     digests = {hashlib.blake2b(read_bytes(rows, i), digest_size=16).digest() for i in range(len(rows.height))}
     return {
-        "name": "the embedded sample" if name is None else Path(name).name,
-        "num_samples": data.num_samples,
+        "name": "the embedded sample" if name is None else Path(name).name, "num_samples": data.num_samples,
         "num_distinct": len(digests) if num == data.num_samples else None,
         "mean_bytes": round(float(rows.num_bytes.mean())),
         "mean_pixels": round(float((rows.height.astype(np.int64) * rows.width).mean())),
-        "min_height_px": min_height,
-        "min_width_px": min_width,
-        "max_height_px": max_height,
+        "min_height_px": min_height, "min_width_px": min_width, "max_height_px": max_height,
         "max_width_px": max_width,
-    }
+    }  # fmt: skip
 
 
 def validate(result: Any) -> None:
@@ -289,10 +286,7 @@ def _check_spread(row: Mapping[str, Any], least: int, most: int, where: str) -> 
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Check that each row of both has its loader, step and ratio rows, with as many values that agree.
-
-    A loader row without a stage serves every stage.
-    """
+    """Check that each row of both has its loader (of any stage), step and ratio, with values that agree."""
 
     def values(part: str, measured: str | None, *labels: str) -> dict[tuple[Any, ...], list[float]]:
         rows = [row for row in result[part] if measured is None or row["measured"] == measured]

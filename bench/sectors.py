@@ -14,8 +14,9 @@ a program too, the parts come from programs that may run far apart. What a load 
 the multiprocessor's cache for the next load. So loads burden L2 by programs, and that cache by instructions.
 
 The compiled code for sm_90 says which lanes have which elements (Triton's layouts) and how wide instructions
-are (PTX). Triton's interpreter says where the elements lie, in a second process. The two are matched by
-source lines. The program fails if no chain launches one of the kernels.
+are (PTX). Triton's interpreter says where the elements lie, in a second process, or in an earlier one whose
+notes are given as a file. The two are matched by source lines. The program fails if no chain launches one of
+the kernels.
 """
 
 import ast
@@ -25,8 +26,9 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -52,16 +54,12 @@ Key = tuple[str, int, str]
 
 
 class Access(NamedTuple):
-    """A load or store of a tensor in the compiled code.
-
-    Attributes:
-        widths: The bytes that a lane moves per instruction, of all instructions of this kind in the kernel.
-    """
+    """A load or store of a tensor in the compiled code."""
 
     place: Place  # where it stands in the source
     numbers: np.ndarray  # those of its elements, int [registers, warps, lanes]
-    element_bytes: int  # the bytes of an element
-    widths: set[int]
+    element_bytes: int
+    widths: set[int]  # bytes that a lane moves per instruction, of all of this kind in the kernel
 
 
 class Note(NamedTuple):
@@ -86,15 +84,15 @@ def chains() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield names and calls that launch each kernel, for halves and few pixels."""
     t3, flip, shift = launches.T3, launches.FLIP, launches.SHIFT
     for name, module, ops, side in (
-        ("T1", photometric, (flip,), 96),
-        ("SimCLR T3", photometric, t3, 96),
-        ("T3, 51 taps", photometric, (*t3[:3], launches.WIDE_BLUR, launches.SOBEL), 96),
-        ("T3, lightness", photometric, (*t3[:3], launches.LIGHTNESS, *t3[3:]), 96),
-        ("UIC", photometric, (flip, launches.XY), 96),
-        ("UIC, strong", photometric, (*t3[:-1], launches.XY), 96),
+        ("T1", photometric, (flip,), 64),
+        ("SimCLR T3", photometric, t3, 64),
+        ("T3, 51 taps", photometric, (*t3[:3], launches.WIDE_BLUR, launches.SOBEL), 64),
+        ("T3, lightness", photometric, (*t3[:3], launches.LIGHTNESS, *t3[3:]), 64),
+        ("UIC", photometric, (flip, launches.XY), 64),
+        ("UIC, strong", photometric, (*t3[:-1], launches.XY), 64),
         ("jigsaw", geometric, (flip, launches.JigsawTiles(3, 75, 64)), 225),
-        ("all turns", geometric, (launches.AllTurns(4),), 96),
-        ("turns", geometric, (flip, launches.Rotate90(4)), 96),
+        ("all turns", geometric, (launches.AllTurns(4),), 64),
+        ("turns", geometric, (flip, launches.Rotate90(4)), 64),
         ("SSL++, context", shifted, (shift, flip, launches.Hole()), 32),
         ("SSL++, colorization", shifted, (shift, flip, launches.LIGHTNESS), 32),
         ("SSL++, AET", warped, (shift, flip, launches.WarpPair(32)), 32),
@@ -337,12 +335,24 @@ def ratios(accesses: list[Access], notes: list[Note]) -> Ratios:
     return Ratios(*(sectors[..., 0] / np.maximum(sectors[..., 1], 1)).ravel())
 
 
-def worst() -> dict[str, tuple[Ratios, str]]:
-    """Return each kernel's largest ratios and the chain that has them."""
-    command = [sys.executable, "-W", "ignore", "-m", "bench.sectors", "--notes"]
+def write_notes(path: Path) -> None:
+    """Run all chains by the interpreter, and write what it has noted."""
+    runs = Interpreter()
+    for chain, call in chains():
+        runs.run(chain, call)
+    path.write_bytes(pickle.dumps(runs.notes))
+
+
+def interpreted(path: Path) -> Path:
+    """Write the notes in a process of its own, because Triton reads the variable on import."""
+    code = f"from bench import sectors; sectors.write_notes(sectors.Path({str(path)!r}))"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
-    notes: dict[Key, list[Note]] = pickle.loads(output)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
+    return path
+
+
+def worst(notes: Mapping[Key, list[Note]]) -> dict[str, tuple[Ratios, str]]:
+    """Return each kernel's largest ratios and the chain that has them."""
     compiler = Compiler()
     for chain, call in chains():
         compiler.run(chain, call)
@@ -355,15 +365,12 @@ def worst() -> dict[str, tuple[Ratios, str]]:
 
 
 def main() -> None:
-    if "--notes" in sys.argv:
-        runs = Interpreter()
-        for chain, call in chains():
-            runs.run(chain, call)
-        sys.stdout.buffer.write(pickle.dumps(runs.notes))
-        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(sys.argv[1]) if sys.argv[1:] else interpreted(Path(folder, "notes"))
+        notes = pickle.loads(file.read_bytes())
     print("| kernel | stores: a program | an instruction | loads: a program | an instruction | chain |")
     print("|---|--:|--:|--:|--:|---|")
-    for kernel, (found, chain) in sorted(worst().items(), key=lambda item: item[1], reverse=True):
+    for kernel, (found, chain) in sorted(worst(notes).items(), key=lambda item: item[1], reverse=True):
         numbers = (f"{ratio:.2f}" if ratio else "-" for ratio in found)
         print(f"| {kernel} | {' | '.join(numbers)} | {chain} |")
 

@@ -276,17 +276,12 @@ Search = Callable[[Results], Iterator[Found]]
 
 
 class Target(NamedTuple):
-    """A target, and the search for its figures.
+    """A target, and the searches for its figures in the results, which are of a GPU only."""
 
-    Attributes:
-        known: What was shown on the same kind of machine with no results file: first tries and prototypes of
-            our own, and others' figures, each with its day.
-    """
-
-    what: str  # what is measured
+    what: str
     reach: str  # the target, as text
-    known: str
-    find: tuple[Search, ...]  # callables that yield the figures of the results, which are of a GPU only
+    known: str  # what first tries, prototypes and others' figures have shown, each with its day
+    find: tuple[Search, ...]
 
 
 def figure(
@@ -403,22 +398,24 @@ def _all_green(results: Results) -> Iterator[Found]:
             yield Found(text + (f", not {', '.join(failed)}" if failed else ""), not failed, name)
 
 
+_VIEWS: dict[str, Any] = {"decoder": "dali", "is_best": True}
+
+
 def _by_views(part: str, text: str, *goals: float, **labels: Any) -> tuple[Search, ...]:
     """Return searches in results of decoding, for one view and two."""
-    finds = []
-    for num, goal in enumerate(goals, 1):
-        words = text.replace("VIEWS", counted(num, "view"))
-        finds.append(
-            figure("decode", part, words, least=goal, is_best=True, decoder="dali", num_views=num, **labels)
+    return tuple(
+        figure(
+            "decode", part, text.replace("VIEWS", counted(num, "view")), least=goal, num_views=num,
+            **_VIEWS, **labels,
         )
-    return tuple(finds)
+        for num, goal in enumerate(goals, 1)
+    )  # fmt: skip
 
 
 def _fused(chain: str, most: float) -> Search:
     return figure("kernels", "rows", "{value:.3f} ms", most=most, chain=chain, path="fused")
 
 
-_VIEWS: dict[str, Any] = {"decoder": "dali", "is_best": True}
 _LIGHTLY: dict[str, Any] = {"peer": "lightly", "recipe": "simclr"}
 TARGETS = (
     Target(

@@ -10,6 +10,7 @@ the same by multiply-adds, counted by torch: the floor. See bench/README.md.
 """
 
 import gc
+import itertools
 import os
 import statistics
 import sys
@@ -28,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
-from bench.schema import RUNS, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench
@@ -92,18 +93,14 @@ class Key:
 
 @dataclass
 class Timed:
-    """One measured mode of a stage.
-
-    Attributes:
-        eager_ms: The same of the launched eager mode, measured in turn with this one.
-    """
+    """One measured mode of a stage."""
 
     bench: StageBench | None
     samples: int
     epochs: int
     first_step_s: float = 0.0  # seconds until the usual steps: the first ones, with compilation and capture
     ms: list[float] = field(default_factory=list)  # milliseconds per step, one value per repeat
-    eager_ms: list[float] = field(default_factory=list)
+    eager_ms: list[float] = field(default_factory=list)  # of the launched eager mode, measured in turn
     peak_bytes: int = 0
     multiply_adds: int = 0  # multiply-adds per step, counted in the launched eager mode only
     launched_ms: list[float] = field(default_factory=list)  # as eager_ms, of this mode launched
@@ -144,14 +141,9 @@ class Bench:
             passes = [("eager",)]
         for number, modes in enumerate(passes):
             for recipe in self.recipes:
-                yield from (
-                    [
-                        Key(recipe, stage, self.backbone, mode, graph)
-                        for mode in modes
-                        for graph in self.graphs
-                    ]
-                    for stage in stages
-                )
+                for stage in stages:
+                    both = itertools.product(modes, self.graphs)
+                    yield [Key(recipe, stage, self.backbone, mode, graph) for mode, graph in both]
                 with_revnet = self.is_cuda and self.options.revnet and self.backbone == "resnet50"
                 if with_revnet and number == 0 and recipe == first:
                     yield from ([Key(first, stage, "revnet50", "eager")] for stage in stages)
@@ -200,7 +192,10 @@ class Bench:
             timed.eager_ms = ms.get(replace(key, mode="eager", graph="off"), [])
             timed.launched_ms = ms.get(replace(key, graph="off"), [])
             self.timed.setdefault(key, timed)
-        self._forget()
+        gc.collect()  # frees compiled code and the memory of CUDA graphs
+        torch.compiler.reset()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
 
     def _first_step(self, key: Key) -> Timed | None:
         """Run a mode's first steps, which compile or capture it; return None if folding changes nothing."""
@@ -248,13 +243,6 @@ class Bench:
             return torch.cuda.memory_reserved(self.world.device)
         read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
         return read(self.world.device)
-
-    def _forget(self) -> None:
-        """Free compiled code and the memory of CUDA graphs."""
-        gc.collect()
-        torch.compiler.reset()
-        if self.is_cuda:
-            torch.cuda.empty_cache()
 
     def _leave_out(self, what: str, reason: str) -> None:
         self.missing.append({"what": what, "reason": " ".join(reason.split())})
@@ -325,8 +313,8 @@ def main() -> None:
     with progress() as log:
         for keys in bench.groups():
             bench.measure(keys, log)
-    result = save_result(
-        options.out, "step", machine,
+    publish(
+        options.out, "step", machine, "recipe stage backbone mode graph samples_per_s first_step_s peak_mib",
         data={"name": "noise on the device", "num_samples": bench.batch_size},
         settings={
             "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size,
@@ -337,8 +325,6 @@ def main() -> None:
         },
         rows=rows_of(bench.timed), ratios=ratios_of(bench.timed), not_measured=bench.missing,
     )  # fmt: skip
-    show(result, "recipe", "stage", "backbone", "mode", "graph", "samples_per_s", "first_step_s", "peak_mib")
-    print(options.out)
 
 
 if __name__ == "__main__":

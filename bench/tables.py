@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from bench.peers import TITLES, Work, reads
-from bench.program import counted
-from bench.schema import Results, over
+from bench.program import counted, wide_console
+from bench.schema import Results, over, save_result
 from fastpsl.pipelines.decoders.choose import NAMES
 
 Row = Mapping[str, Any]
@@ -238,10 +237,20 @@ def sections(results: Results) -> str:
     return "\n\n".join(section(name, result) for name, result in results.items())
 
 
+def publish(out: Path, bench: str, machine: dict[str, Any], columns: str, **parts: Any) -> None:
+    """Write this program's result, show it with these columns, and print its path and its chart's."""
+    result = save_result(out, bench, machine, **parts)
+    show(result, *columns.split())
+    print(out)
+    if bench in HAVE_CHARTS:
+        from bench.charts import draw  # which reads this module
+
+        print(draw(result, out.with_suffix(".png")))
+
+
 def show(result: Result, *labels: str) -> None:
     """Print rows and ratios with these labels, what was not measured, and the notes."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # in a file 80 are too few
+    console = wide_console()
     for rows, first in zip(with_names(result), ("measured", "what"), strict=True):
         if rows:
             kept = {first, "unit", *_SPREAD, *labels}

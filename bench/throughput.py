@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 
 from bench import interleaved, peers
-from bench.charts import draw
 from bench.peers import ours
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import (
@@ -43,8 +42,8 @@ from bench.recipe_stages import (
     recipe_options,
     stage_experiment,
 )
-from bench.schema import RUNS, data_record, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.options import GraphName, RunOptions
@@ -81,10 +80,7 @@ class Options:
     out: Path = RUNS / "throughput.json"  # The result; the bar chart stands beside it as .png.
 
     def check(self) -> None:
-        """Raise ValueError if an option is out of range.
-
-        This is not done in __post_init__, because tyro would put a frame around the one-line error.
-        """
+        """Raise ValueError if an option is out of range; tyro would frame an error of __post_init__."""
         check_positive(self, "batch_size", "workers", "repeats", "seconds", "limit_s")
         if self.epochs < 0:
             raise ValueError(f"--epochs {self.epochs}: it must be 0 or more")
@@ -167,17 +163,15 @@ def measure_stage(
     recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure one stage: after a warm-up, loaders and both in turn, every other time in reverse order."""
-    given_options = setting.options
+    given = setting.options
     options = recipe_options(
-        recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given_options.backbone,
-        device=given_options.device, precision=given_options.precision, 
-        augment_backend=given_options.augment_backend,
-        compile=given_options.compile, graph=given_options.graph,
-        fold_frozen=given_options.fold_frozen, workers=setting.num_threads,
+        recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given.backbone,
+        device=given.device, precision=given.precision, augment_backend=given.augment_backend,
+        compile=given.compile, graph=given.graph, fold_frozen=given.fold_frozen, workers=setting.num_threads,
     )  # fmt: skip
     experiment, number = stage_experiment(recipe, stage, options, setting.world)
     bench = LongEpochs(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
-    bench.min_steps = max(1, math.ceil(given_options.epochs * setting.data.num_samples / bench.batch_size))
+    bench.min_steps = max(1, math.ceil(given.epochs * setting.data.num_samples / bench.batch_size))
     work: dict[tuple[str, str | None], Callable[[], float]] = {("step", None): bench.step_alone}
     for decoder in setting.decoders:
         work["loader", decoder] = partial(bench.loader_alone, decoder)
@@ -216,7 +210,10 @@ def measure_stage(
             pairs = zip(cores[key], cores["step", None], strict=True)
             row["cores_beyond_step"] = round(statistics.median(both - step for both, step in pairs), 3)
             row["num_steps"] = bench.min_steps
-            ratios += _ratios(values, rates["loader", decoder], rates["step", None], decoder, labels)
+            step = rates["step", None]
+            slower = list(map(min, rates["loader", decoder], step))
+            for what, base in (("both / min(loader, step)", slower), ("both / step", step)):
+                ratios.append({"what": what, "decoder": decoder, **labels, **over(values, base)})
         if setting.world.device.type == "cuda":
             row["gpu_memory_gb"] = round(memory_gb[key], 2)
         rows.append(row | spread(values))
@@ -233,14 +230,6 @@ def _first_batch_s(bench: LongEpochs, decoder: str) -> float:
         seconds = time.perf_counter() - started
         batches.close()
     return seconds
-
-
-def _ratios(
-    both: list[float], loader: list[float], step: list[float], decoder: str, labels: dict[str, Any]
-) -> list[dict[str, Any]]:
-    slower = [min(pair) for pair in zip(loader, step, strict=True)]
-    bases = {"both / min(loader, step)": slower, "both / step": step}
-    return [{"what": what, "decoder": decoder, **labels, **over(both, base)} for what, base in bases.items()]
 
 
 def _memory_gb(world: World) -> float:
@@ -273,14 +262,11 @@ def measure(setting: Setting, files: Path, log: Callable[[str], None]) -> dict[s
             works[title] = _work(kind, setting, files)
     if options.peers:
         rates, missing, notes = interleaved.measure(
-            works,
-            options.views,
-            repeats=setting.repeats,
-            seconds=setting.seconds,
-            deadline=start + limit_s,
+            works, options.views, repeats=setting.repeats, seconds=setting.seconds, deadline=start + limit_s,
             log=log,
-        )
-        result["rows"] += map(_row, rates)
+        )  # fmt: skip
+        crop = {"stage": None, "crop": "RandomResizedCrop"}
+        result["rows"] += [each.row(each.measured, **crop) for each in rates]
         result["not_measured"] += missing
         result["notes"] += notes
     if any(len(row["values"]) < setting.repeats for row in result["rows"]):
@@ -288,10 +274,6 @@ def measure(setting: Setting, files: Path, log: Callable[[str], None]) -> dict[s
             f"fewer than {setting.repeats} repeats where the machine was slow: --limit-s {limit_s:g} is kept"
         )
     return result
-
-
-def _row(rates: interleaved.Rates) -> dict[str, Any]:
-    return rates.row(rates.measured, stage=None, crop="RandomResizedCrop")
 
 
 def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
@@ -310,8 +292,9 @@ def main() -> None:
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
         parts = measure(setting, Path(files), log)
     parts["not_measured"] = missing + parts["not_measured"]
-    result = save_result(
+    publish(
         options.out, "throughput", machine,
+        "recipe stage decoder num_views cores_used cores_beyond_step first_batch_s",
         data=data_record(setting.data, options.data),
         settings={
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
@@ -328,10 +311,6 @@ def main() -> None:
         **parts,
     )  # fmt: skip
     setting.data.close()
-    show(
-        result, "recipe", "stage", "decoder", "num_views", "cores_used", "cores_beyond_step", "first_batch_s"
-    )
-    print(options.out, draw(result, options.out.with_suffix(".png")), sep="\n")
 
 
 if __name__ == "__main__":

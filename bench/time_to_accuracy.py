@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import counted, options_of, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
-from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise, torch_seed
 from fastpsl.engine.online_probe import OnlineProbe
@@ -131,8 +131,8 @@ def timed(name: str, options: PretrainOptions, world: World) -> Trained | None:
     finally:
         run.close()
     assert options.out is not None
-    lines = [read_line(line) for line in (options.out / "probe.jsonl").read_text().splitlines()]
-    looks = [line | at for line, at in zip(lines, at_looks, strict=True)]
+    lines = (options.out / "probe.jsonl").read_text().splitlines()
+    looks = [read_line(line) | at for line, at in zip(lines, at_looks, strict=True)]
     return Trained(looks, time.perf_counter() - started, run.position.run_step)
 
 
@@ -211,8 +211,8 @@ def main() -> None:
         about = data_record(opened, options.data) | {"num_held_out": held_out.num_samples}
     num_seeds = f"{len(runs)} of {counted(len(options.seeds), 'seed')}"
     stopped = f"{num_seeds}: stopped by --limit-s {options.limit_s:g} or a signal"
-    result = save_result(
-        options.out, "time_to_accuracy", machine, data=about,
+    publish(
+        options.out, "time_to_accuracy", machine, "accuracy stage epoch num_reached", data=about,
         settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
             "target": options.accuracy, "device": world.device.type, "batch_size": batch_size,
@@ -220,8 +220,6 @@ def main() -> None:
         },
         **tabulate(runs, options), notes=[stopped] if len(runs) < len(options.seeds) else [],
     )  # fmt: skip
-    show(result, "accuracy", "stage", "epoch", "num_reached")
-    print(options.out)
 
 
 if __name__ == "__main__":

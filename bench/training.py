@@ -20,8 +20,8 @@ from bench import peers
 from bench.interleaved import Rates, measure
 from bench.program import check_positive, options_of, progress, run_program
 from bench.recipe_stages import Recipe
-from bench.schema import RUNS, data_record, environment, over, save_result, spread
-from bench.tables import show
+from bench.schema import RUNS, data_record, environment, over, spread
+from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
@@ -122,16 +122,15 @@ def main() -> None:
     if not rates:
         raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
     rows, ratios = tabulate(rates)
-    result = save_result(
-        options.out, "training", machine, data=record,
+    publish(
+        options.out, "training", machine,
+        "trained_by recipe stage peer cores_used first_batch_s", data=record,
         settings={
             "repeats": repeats, "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
             "size_px": size_px, "backbone": backbone, "decoder": options.decoder, "device": device.type,
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip
-    show(result, "trained_by", "recipe", "stage", "peer", "cores_used", "first_batch_s")
-    print(options.out)
 
 
 if __name__ == "__main__":

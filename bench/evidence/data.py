@@ -101,13 +101,10 @@ def digits(folder: Path, out: Path) -> None:
 
 
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
-    "psl_jigsaw-small": tiny_imagenet_50,
-    "psl_jigsaw-gpu": tiny_imagenet,
-    "uic_cifar10-small": partial(_cifar10, num=1000),
-    "uic_cifar10-gpu": partial(_cifar10, num=4800),
-    "sslpp_cifar10-gpu": partial(_cifar10, num=4800),
-    "sslpp_digits-small": digits,
-}
+    "psl_jigsaw-small": tiny_imagenet_50, "psl_jigsaw-gpu": tiny_imagenet,
+    "uic_cifar10-small": partial(_cifar10, num=1000), "uic_cifar10-gpu": partial(_cifar10, num=4800),
+    "sslpp_cifar10-gpu": partial(_cifar10, num=4800), "sslpp_digits-small": digits,
+}  # fmt: skip
 
 
 def write_betons(folder: Path) -> None:

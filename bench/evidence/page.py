@@ -6,11 +6,17 @@ with 1 where a file would be another.
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.results import block_means, holm
 from bench.performance import marks, written
 from bench.program import run_program
@@ -18,15 +24,6 @@ from fastpsl.files.atomic import write_atomically
 from fastpsl.tables.page import templates
 
 ROOT = Path(__file__).resolve().parents[2]
-import statistics
-from itertools import cycle
-from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from bench.evidence.plan import RANDOM, UNTRAINED, Plan
-
 RUNS = ROOT / "docs" / "runs"
 ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
 EXPERIMENTS = {path.stem for path in Path(__file__).parent.glob("*.json")}
@@ -59,24 +56,18 @@ def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None =
     scores, earlier = result["scores"], result.get("earlier", [])
     stages = [stage for training in result["training"] for stage in training["stages"]]
     return _TEMPLATES.get_template("experiment.md.jinja").render(
-        result,
-        name=name,
-        columns=columns,
-        arms=arms,
+        result, name=name, columns=columns, arms=arms,
         changes={arm: of["change"] for arm, of in result["curves"].items() if "change" in of},
         seeds=sorted({score["seed"] for score in scores}),
-        search_seeds=sorted({score["seed"] for score in result["search"]}),
-        code=_code(scores),
+        search_seeds=sorted({score["seed"] for score in result["search"]}), code=_code(scores),
         machines=[one["environment"] | {"plan_commit": one["plan_commit"]} for one in (*earlier, result)],
-        earlier=earlier,
-        beside=_beside(result.get("beside", [])),
+        earlier=earlier, beside=_beside(result.get("beside", [])),
         p=_p_values([one["values"] for one in result["differences"]]),
         train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
-        times=times,
-        evaluation=in_words(result["endpoint"]["evaluation"]),
+        times=times, evaluation=in_words(result["endpoint"]["evaluation"]),
         percent=f"{100 * times['accuracy']:g}" if times else "",
         hours=sum(stage["seconds"] for stage in stages) / 3600,
-    )
+    )  # fmt: skip
 
 
 def _code(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -85,15 +76,12 @@ def _code(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "commit": commit[:10],
-            "dates": sorted({score["date"][:10] for score in scores if _is_dated_of(score, commit)}),
+            # Early records have no dates.
+            "dates": sorted({s["date"][:10] for s in scores if s["commit"] == commit and "date" in s}),
             "rows": list(dict.fromkeys(score["arm"] for score in scores if score["commit"] == commit)),
         }
         for commit in commits
     ]
-
-
-def _is_dated_of(score: Mapping[str, Any], commit: str) -> bool:
-    return score["commit"] == commit and "date" in score  # early records have no dates
 
 
 def _beside(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[float]]]:
@@ -125,14 +113,14 @@ def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
 
 def _cells(result: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of the blocks, and the means of each arm in words."""
+
+    def words(row: Mapping[str, Any]) -> str:
+        num = len(row["values"])
+        return f"{row['mean']:.1f}" + (f" ± {row['deviation']:.1f} ({num})" if num > 1 else "")
+
     numbers, means = block_means(result)
     blocks = [number.rpartition("_")[2] for number in numbers]
-    return blocks, {arm: [_words(row) for row in rows] for arm, rows in means.items()}
-
-
-def _words(row: Mapping[str, Any]) -> str:
-    num = len(row["values"])
-    return f"{row['mean']:.1f} ± {row['deviation']:.1f} ({num})" if num > 1 else f"{row['mean']:.1f}"
+    return blocks, {arm: [*map(words, rows)] for arm, rows in means.items()}
 
 
 _TEMPLATES = templates(Path(__file__).parent)
@@ -142,28 +130,15 @@ _TEMPLATES.filters["seconds"] = lambda seconds: "never" if seconds is None else 
 
 
 _COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8c564b",
-    "#7f7f00",
-    "#332288",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f00", "#332288",
     "#882255",
-)
+)  # fmt: skip
 _GREY = "#777777"
 _EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
 
 
 def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
-    """Draw results.json as a PNG of a page's width, for screens of twice the pixels.
-
-    First come the numbers of the endpoint's evaluation by block, a line through the means of an arm and a
-    point for each seed. Below are the paired differences, a point for each seed, with the interval of their
-    mean. Last, if the plan has a curve, come its values over the epochs, a line for each training.
-    """
+    """Draw results.json as a PNG: scores by block, paired differences, and the plan's curve if it has one."""
     heights = [3.4, 0.8 + 0.26 * len(results["differences"]), *([3.4] if results["curves"] else [])]
     figure = Figure(figsize=(7.6, sum(heights) + 0.8), dpi=220, layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights)

@@ -54,14 +54,6 @@ class Step:
         return shlex.join(self.words("DATA", "RUNS"))
 
 
-def meaning(command: str) -> str:
-    """Return what a command has in common with older ones of the same meaning.
-
-    Evaluations of a checkpoint took FILE.py:CLASS from it, and are told it now.
-    """
-    return re.sub(r" --backbone \S+\.py:\S+", "", command)
-
-
 @dataclass(frozen=True)
 class Search:
     """A choice of the rate of each arm."""

@@ -5,14 +5,14 @@ import re
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, meaning
+from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step
 from bench.schema import environment
 from fastpsl.models.foreign_weights import sha256_of_file
 
@@ -21,15 +21,9 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Done:
-    """A record of what is done of a plan; the earlier results count where the folder has nothing."""
+    """A record of what is done of a plan."""
 
     runs: Path  # the folder of the runs
-    earlier: Record = field(default_factory=dict)  # the earlier results.json, or nothing
-
-    @property
-    def earlier_commands(self) -> set[str]:
-        """The commands of the earlier results, each by its `meaning`."""
-        return {meaning(record["command"]) for record in self._earlier_records()}
 
     def of(self, name: str) -> Record:
         """Return command and date (UTC) of what is done in the folder; else nothing."""
@@ -39,7 +33,7 @@ class Done:
     def score(self, step: Step) -> Record | None:
         """Return what an evaluation found, with all that it came from; None if it is not done."""
         if not (how := self.of(step.name)):
-            return self._before(step)
+            return None
         folder = self.runs / step.name
         result = _read(folder / "result.json")
         if result["cut"]:
@@ -53,12 +47,10 @@ class Done:
             "seconds": result.get("seconds"), "commit": result["commit"], **how,
         }  # fmt: skip
 
-    def training(self, plan: Plan, run: Run) -> Record | None:
+    def training(self, run: Run) -> Record | None:
         """Return the losses of a training by stages; None for random weights, or if it is not done."""
-        if run.arm == RANDOM:
+        if run.arm == RANDOM or not (how := self.of(run.name)):
             return None
-        if not (how := self.of(run.name)):
-            return self._before(plan.training_of(run))
         folder = self.runs / run.name
         stages = _read(folder / "results.json")
         if any(stage["num_steps"] != stage["num_steps_planned"] for stage in stages):
@@ -71,38 +63,11 @@ class Done:
 
     def curve(self, curve: Curve, run: Run) -> dict[int, float]:
         """Return epoch → value in percent of a training; nothing if it is not done."""
-        if self.of(run.name):
-            lines = (self.runs / run.name / curve.file).read_text().splitlines()
-            values = {line["epoch"]: line.get(curve.name) for line in map(json.loads, lines)}
-            return {epoch: round(100 * value, 2) for epoch, value in values.items() if value is not None}
-        earlier = self.earlier.get("curves", {}).get(run.arm, {"seeds": []})
-        if run.seed not in earlier["seeds"]:
+        if not self.of(run.name):
             return {}
-        return dict(zip(earlier["epochs"], earlier["values"][earlier["seeds"].index(run.seed)], strict=True))
-
-    def _before(self, step: Step) -> Record | None:
-        wanted = meaning(step.command)
-        return next((one for one in self._earlier_records() if meaning(one["command"]) == wanted), None)
-
-    def _earlier_records(self) -> Iterator[Record]:
-        for part in ("search", "training", "scores", "beside"):
-            yield from self.earlier.get(part, ())
-
-
-def read_earlier(path: Path | None, plan: Plan) -> Record:
-    """Return the results.json of an earlier state of a plan; nothing without a path."""
-    if path is None:
-        return {}
-    try:
-        record: Record = _read(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--earlier {path}: {error}; give a results.json of this experiment") from error
-    planned = {step.command for seed in (plan.search.seed, *plan.seeds) for step in plan.first_of(seed)}
-    trained = [one for one in record["training"] if one["arm"] in plan.rows]
-    planned |= {plan.training_of(Run(t["arm"], t["rate"], t["seed"], True)).command for t in trained}
-    if other := {*record["first"], *(one["command"] for one in trained)} - planned:
-        raise ValueError(f"--earlier {path}: the plan has another command than {min(other)}: leave it out")
-    return record
+        lines = (self.runs / run.name / curve.file).read_text().splitlines()
+        values = {line["epoch"]: line.get(curve.name) for line in map(json.loads, lines)}
+        return {epoch: round(100 * value, 2) for epoch, value in values.items() if value is not None}
 
 
 def _read(path: Path) -> Any:
@@ -118,37 +83,23 @@ def collect(path: Path, plan: Plan, done: Done) -> Record:
     search = [score for run in plan.searched() for score in _scores(plan, run, done)]
     counted = list(plan.counted(rates))
     scores = [score for run in counted for score in _scores(plan, run, done)]
-    training = [record for run in counted if (record := done.training(plan, run)) is not None]
+    training = [record for run in counted if (record := done.training(run)) is not None]
     _check_data([*search, *scores])
     _check_inputs(scores)
     firsts = dict.fromkeys(
         step.command
         for seed in (plan.search.seed, *plan.seeds)
         for step in plan.first_of(seed)
-        if step.command in done.earlier.get("first", ()) or done.of(step.name)
+        if done.of(step.name)
     )
-    before = ("plan_commit", "plan_sha256", "environment")
     return {
-        "title": plan.title,
-        "claim": plan.claim,
-        "paper": plan.paper,
-        "plan": path.name,
-        "plan_sha256": sha256_of_file(path),
-        "plan_commit": _commit_of(path),
-        "environment": environment(),
-        "earlier": [{key: done.earlier[key] for key in before}] if done.earlier else [],
-        "endpoint": asdict(plan.endpoint),
-        "curve": plan.curve and asdict(plan.curve),
-        "first": list(firsts),
-        "search": search,
-        "rates": rates,
-        "training": training,
-        "scores": scores,
-        "beside": list(_beside(plan, done)),
-        "means": list(_means(plan, scores)),
-        "differences": list(_differences(plan, scores)),
-        "curves": _curves(plan, counted, done),
-    }
+        "title": plan.title, "claim": plan.claim, "paper": plan.paper, "plan": path.name,
+        "plan_sha256": sha256_of_file(path), "plan_commit": _commit_of(path), "environment": environment(),
+        "endpoint": asdict(plan.endpoint), "curve": plan.curve and asdict(plan.curve), "first": list(firsts),
+        "search": search, "rates": rates, "training": training, "scores": scores,
+        "beside": list(_beside(plan, done)), "means": list(_means(plan, scores)),
+        "differences": list(_differences(plan, scores)), "curves": _curves(plan, counted, done),
+    }  # fmt: skip
 
 
 def chosen_rates(plan: Plan, done: Done) -> dict[str, float]:

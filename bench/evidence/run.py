@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,8 +25,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from bench.evidence.page import draw_figure
-from bench.evidence.plan import RANDOM, Plan, Run, Step, meaning, read_plan
-from bench.evidence.results import Done, chosen_rates, collect, read_earlier
+from bench.evidence.plan import RANDOM, Plan, Run, Step, read_plan
+from bench.evidence.results import Done, chosen_rates, collect
 from bench.program import run_program
 from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.files.atomic import write_atomically
@@ -42,8 +43,6 @@ class Options:
     runs: Path  # The folder of its runs.
     out: Path | None = None
     """Where results.json and figure.png go. [RUNS]"""
-    earlier: Path | None = None
-    """results.json of an earlier state of the plan: runs with the same commands are taken over from it."""
     minutes: float = 9.0  # After so long everything is stopped, to be gone on with.
     jobs: int = 1  # Trainings at a time; each has its part of the cores.
 
@@ -56,30 +55,26 @@ class OutOfTime(Exception):
 class Runner:
     """Runs the commands of a plan that are not done yet."""
 
-    plan: Plan  # the plan
-    options: Options  # the options
-    earlier: Collection[str]  # the commands that an earlier results.json has
+    plan: Plan
+    options: Options
     deadline: float  # when to stop, by time.monotonic()
     stopping: threading.Event  # set when something failed or the time is over
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, run: Run) -> None:
-        """Train and evaluate, unless an earlier results.json has all of it."""
-        evaluations = [self.plan.evaluation_of(run, name) for name in self.plan.evaluations_of(run)]
-        if all(meaning(step.command) in self.earlier for step in evaluations):
-            return
+        """Train and evaluate."""
         self._first(run.seed)
-        training = [] if run.arm == RANDOM else [self.plan.training_of(run)]
-        for step in (*training, *evaluations):
-            self._run(step)
+        if run.arm != RANDOM:
+            self._run(self.plan.training_of(run))
+        for name in self.plan.evaluations_of(run):
+            self._run(self.plan.evaluation_of(run, name))
 
     def compare(self) -> None:
         """Run the commands of the numbers to compare with."""
         for _, seed, step in self.plan.compared():
-            if meaning(step.command) not in self.earlier:
-                if seed is not None:
-                    self._first(seed)
-                self._run(step)
+            if seed is not None:
+                self._first(seed)
+            self._run(step)
 
     def _first(self, seed: int) -> None:
         """Run what comes before a training of this seed."""
@@ -97,10 +92,12 @@ class Runner:
             if before != command:
                 raise ValueError(f"{done} is of another command ({before}): give another --runs")
             return
+        threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
         with log.open("a") as file:
             process = subprocess.Popen(
-                _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=self._environment()
-            )
+                _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)},
+            )  # fmt: skip
             try:
                 self._wait(process, name, log)
             finally:
@@ -117,17 +114,14 @@ class Runner:
     def _wait(self, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
         said = time.monotonic()
         while process.poll() is None:
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
             if time.monotonic() > self.deadline or self.stopping.is_set():
                 _end(process)
                 raise OutOfTime
             if time.monotonic() - said >= _SAY_EVERY_S:
                 said = time.monotonic()
                 print(f"{name}: {_last_line(log)}", file=sys.stderr, flush=True)
-
-    def _environment(self) -> dict[str, str]:
-        threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
-        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 def _program(words: Sequence[str]) -> list[str]:
@@ -172,13 +166,8 @@ def all_of(runner: Runner, runs: Iterable[Run]) -> None:
         except BaseException:
             runner.stopping.set()
             raise
-    raise_worst(errors)
-
-
-def raise_worst(errors: Sequence[BaseException]) -> None:
-    """Raise the first error that is no end of the time, or that."""
-    for error in sorted(errors, key=lambda each: isinstance(each, OutOfTime)):
-        raise error
+    if errors:  # the first that is no end of the time, or that
+        raise min(errors, key=lambda each: isinstance(each, OutOfTime))
 
 
 def main() -> int:
@@ -191,10 +180,8 @@ def main() -> int:
         raise ValueError(f"--data {options.data}: no such folder")
     options.runs.mkdir(parents=True, exist_ok=True)
     out = options.out or options.runs
-    done = Done(options.runs, read_earlier(options.earlier, plan))
-    runner = Runner(
-        plan, options, done.earlier_commands, time.monotonic() + 60 * options.minutes, threading.Event()
-    )
+    done = Done(options.runs)
+    runner = Runner(plan, options, time.monotonic() + 60 * options.minutes, threading.Event())
     code = 0
     try:
         all_of(runner, plan.searched())
@@ -204,17 +191,13 @@ def main() -> int:
         print("the time is over; the same command goes on", file=sys.stderr)
         code = EXIT_PREEMPTED
     finally:
-        _write(options.plan, plan, done, out)
+        results = collect(options.plan, plan, done)
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        if results["scores"]:
+            draw_figure(plan, results, out / "figure.png")
     print(out / "results.json")
     return code
-
-
-def _write(path: Path, plan: Plan, done: Done, out: Path) -> None:
-    results = collect(path, plan, done)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    if results["scores"]:
-        draw_figure(plan, results, out / "figure.png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from bench.figures.results import augmentations_words, determinism_words, sizes_words, throughput_words
 from bench.figures.sample import sslpp_words, stages_words, views_words
-from bench.figures.svg import THEMES, WIDTH_PX, render
+from bench.figures.svg import THEMES, render
 from bench.performance import DOCS, RESULTS, ROOT, read_results, written
 from bench.program import run_program
 
@@ -28,16 +28,10 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
     "sizes-folder": lambda: sizes_words(read_results(RESULTS), "folder"),
     "augmentations": lambda: augmentations_words(read_results(RESULTS)),
-    "determinism": lambda: determinism_words(read_results(RESULTS)),
-    "psl-stages": stages_words,
-    "data-path": dict,
-    "step-graph": dict,
-    "views": views_words,
-    "uic": dict,
-    "sslpp": sslpp_words,
-    "evaluation": dict,
-    "run-folder": dict,
-}
+    "determinism": lambda: determinism_words(read_results(RESULTS)), "psl-stages": stages_words,
+    "data-path": dict, "step-graph": dict, "views": views_words, "uic": dict, "sslpp": sslpp_words,
+    "evaluation": dict, "run-folder": dict,
+}  # fmt: skip
 # NAME of the marks <!-- NAME chart begin -->.
 CHARTS = ("throughput", "sizes", "sizes-float32", "sizes-folder", "augmentations", "determinism")
 IMAGES = DOCS / "images"
@@ -45,18 +39,6 @@ IMAGES = DOCS / "images"
 
 def figure_path(name: str, theme: str) -> Path:
     return IMAGES / f"{name}-{theme}.svg"
-
-
-def figure_lines(name: str) -> str:
-    """Return the HTML that shows a committed figure in README.md, with its description as alt text."""
-    light, dark = (figure_path(name, theme).relative_to(ROOT) for theme in ("light", "dark"))
-    lines = (
-        "<picture>",
-        f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">',
-        f'  <img src="{light}" width="{WIDTH_PX}" alt="{escape(description(name))}">',
-        "</picture>\n",
-    )
-    return "\n".join(lines)
 
 
 def described(readme: str) -> str:

@@ -7,16 +7,11 @@ from typing import Any
 from bench.tables import JPEG_DECODERS, RATE, Batches, best_peers, is_of, kernel_ratios, without_form
 
 NAMES = {
-    "ffcv_loader": "FFCV",
-    "dali_reader": "DALI",
-    "dataloader": "PyTorch DataLoader",
-    "webdataset": "WebDataset",
-    "spdl_cv2": "SPDL",
-    "spdl_ffmpeg": "SPDL",
-    "image_folder": "PyTorch DataLoader",
-    "turboloader": "TurboLoader (tar)",
+    "ffcv_loader": "FFCV", "dali_reader": "DALI", "dataloader": "PyTorch DataLoader",
+    "webdataset": "WebDataset", "spdl_cv2": "SPDL", "spdl_ffmpeg": "SPDL",
+    "image_folder": "PyTorch DataLoader", "turboloader": "TurboLoader (tar)",
     "turboloader_antialias": "TurboLoader (tar)",
-}
+}  # fmt: skip
 OURS = "fastpsl"
 DECODERS = (*JPEG_DECODERS, "auto")
 SIZE = "500"  # of those in a result of bench/sizes.py
@@ -24,12 +19,10 @@ _SAMPLE = "the embedded sample"
 
 
 def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches = "uint8") -> dict[str, Any]:
-    """Return the words of the figure of throughput, of uint8 crops or of float32 batches.
+    """Return the words of the figure of throughput: of SIZE in a file of bench/sizes.py, or of throughput.py.
 
-    The file is that of a GPU if there is one, with the most peers, with the fastest of ours. It is one of
-    bench/sizes.py, of which the images of SIZE are shown, or one of bench/throughput.py. The embedded sample
-    does not count, because its images are smaller than photos. Ours is the fastest JPEG decoder. Of two forms
-    of a peer the faster one is shown.
+    The file is that of a GPU if there is one, with the most peers, with the fastest of ours. The sample's
+    images are too small. Ours is the fastest JPEG decoder. Of a peer's forms the faster is shown.
     """
     found = {
         name: rates
@@ -73,15 +66,11 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
     what = {"uint8": "Loaders alone", "float32": "float32 batches", "folder": "float32 batches of a folder"}
     ours = "fastpsl.loader with its defaults" if decoder == "auto" else f"fastpsl's decoder: {decoder}"
     return {
-        "title": title,
-        "description": f"{title}, higher is better. {'. '.join(spoken)}.",
+        "title": title, "description": f"{title}, higher is better. {'. '.join(spoken)}.",
         "about": f"Higher is better. {what[batches]}, {images}{beside_gpu}.",
-        "source": f"{ours}. Medians of {repeats} repeats: bench/results/{file}",
-        "crops": crops,
-        "rows": rows,
-        "ours": OURS,
-        "longest": max(value for _, values in rows for value in values if value),
-    }
+        "source": f"{ours}. Medians of {repeats} repeats: bench/results/{file}", "crops": crops, "rows": rows,
+        "ours": OURS, "longest": max(value for _, values in rows for value in values if value),
+    }  # fmt: skip
 
 
 def loader_rates(result: Mapping[str, Any], batches: Batches) -> dict[str, dict[int, float]]:
@@ -119,8 +108,7 @@ CHAINS = {
 
 def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> dict[str, Any]:
     """Return the words of a figure of image sizes: ours over the fastest other loader of each size."""
-    of_table = {name: result for name, result in results.items() if best_peers(result, batches)}
-    file, result = newest(of_table, "sizes")
+    file, result = newest({name: of for name, of in results.items() if best_peers(of, batches)}, "sizes")
     best = {cell: ratios[RATE] for cell, ratios in best_peers(result, batches).items()}
     crops = sorted({num for _, num in best})
     rows: list[Row] = []
@@ -147,7 +135,9 @@ def _peer(cell: Mapping[str, Any]) -> str:
 
 def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
     """Return the words of the figure of augmentations: others' times over ours."""
-    file, result = newest(of_all_chains(results), "kernels")
+    # Not those of some chains that were asked for.
+    whole = {n: of for n, of in results.items() if CHAINS.keys() <= {row.get("chain") for row in of["rows"]}}
+    file, result = newest(whole, "kernels")
     settings = result["settings"]
     found = {(row["chain"], row["what"].split(" / ")[0]): row["median"] for row in kernel_ratios(result)}
     rows: list[Row] = []
@@ -159,19 +149,8 @@ def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
         f"Speed of augmentations, on {_device(result)}",
         "Their time over fastpsl's, logarithmic. The line is equal speed.",
         f"Batches of {settings['batch_size']} images of {settings['size_px']} px. {_medians(file, result)}",
-        [f"beside {other}" for other in OTHERS.values()],
-        rows,
-        math.log,
-    )
-
-
-def of_all_chains(results: Mapping[str, Result]) -> dict[str, Result]:
-    """Return the results that have each of CHAINS, and not some that were asked for."""
-    return {
-        name: result
-        for name, result in results.items()
-        if CHAINS.keys() <= {row.get("chain") for row in result["rows"]}
-    }
+        [f"beside {other}" for other in OTHERS.values()], rows, math.log,
+    )  # fmt: skip
 
 
 def newest(results: Mapping[str, Result], bench: str) -> tuple[str, Result]:
@@ -216,17 +195,11 @@ def _words(
         for i, column in enumerate(columns)
     ]
     return {
-        "title": title,
-        "description": f"{title}, higher is better. {'. '.join(spoken)}.",
-        "about": about,
-        "source": source,
-        "columns": columns,
-        "rows": shown,
-        "start": place(0.0),
-        "equal": place(scale(1.0)),
+        "title": title, "description": f"{title}, higher is better. {'. '.join(spoken)}.", "about": about,
+        "source": source, "columns": columns, "rows": shown, "start": place(0.0), "equal": place(scale(1.0)),
         "missing": "not measured",
         "value_px": max(_VALUE_PX, *(12 * len(cell["text"]) for _, cells in shown for cell in cells if cell)),
-    }
+    }  # fmt: skip
 
 
 def _shown(ratio: float, words: str, place: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.figures.svg import png_uri
+from bench.recipe_stages import recipe_of
 from fastpsl.engine.plan import Stage
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -17,8 +18,6 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import read_bytes
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts.recipe import Recipe
-from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.jigsaw import Jigsaw
 
 RECIPE, LEVEL = "simclr_r50", 3
@@ -27,18 +26,13 @@ IMAGE, EPOCH, BATCH_SIZE = 46, 10, 4
 # Images are stored as small as they are shown, because an SVG has all of their pixels.
 SHOWN_PX, IMAGE_PX = 112, (160, 121)
 NAMES = {
-    "Flip": "flip",
-    "ColourDistortion": "colour",
-    "Grey": "grey",
-    "GaussianBlur": "blur",
-    "Sobel": "Sobel",
-}
+    "Flip": "flip", "ColourDistortion": "colour", "Grey": "grey", "GaussianBlur": "blur", "Sobel": "Sobel",
+}  # fmt: skip
 
 
 def views_words() -> dict[str, Any]:
     """Return the words of the figure, with the draws of the recipe's default seed."""
-    recipe = find_recipe(RECIPE)
-    assert isinstance(recipe, Recipe)
+    recipe = recipe_of(RECIPE)
     options = recipe.with_paper()
     views = recipe.build(options).task.views(LEVEL)
     with closing(Beton(sample_paths().train)) as data:
@@ -104,8 +98,7 @@ LEARNS, FROZEN, NOT_RUN = "learns", "frozen", "not run"
 
 def stages_words() -> dict[str, Any]:
     """Return the words of the figure, with the paper's values."""
-    recipe = find_recipe(PUZZLE_RECIPE)
-    assert isinstance(recipe, Recipe)
+    recipe = recipe_of(PUZZLE_RECIPE)
     experiment = recipe.build(recipe.with_paper())
     task, num_blocks = experiment.task, experiment.backbone.num_blocks
     assert isinstance(task, Jigsaw)
@@ -129,9 +122,8 @@ def stages_words() -> dict[str, Any]:
         "description": f"PSL trains higher blocks on harder puzzles of an image. {'. '.join(spoken)}.",
         "about": "Each stage continues the one before. Frozen: runs, does not learn.",
         "grid": task.grid,
-        "tiles": [
-            png_uri(Image.fromarray(tile.numpy())) for tile in tiles
-        ],  # the same in all stages, because draws do not depend on the level
+        # The same in all stages, because draws do not depend on the level.
+        "tiles": [png_uri(Image.fromarray(tile.numpy())) for tile in tiles],
         "stages": stages,
     }
 
@@ -168,8 +160,6 @@ TILE_PX = 76
 
 def sslpp_words() -> dict[str, Any]:
     """Return the words of the figure, with the paper's values."""
-    recipe = find_recipe(IIC_RECIPE)
-    assert isinstance(recipe, Recipe)
     with closing(Beton(sample_paths().train)) as data:
         image = Image.open(io.BytesIO(read_bytes(data.rows(np.array([IMAGE])), 0)))
     side = min(image.size)
@@ -177,5 +167,5 @@ def sslpp_words() -> dict[str, Any]:
     square = image.crop((left, top, left + side, top + side))
     return {
         "image": png_uri(square.resize((TILE_PX, TILE_PX), Image.Resampling.BOX)),
-        "num_clusters": recipe.paper["num_clusters"],
+        "num_clusters": recipe_of(IIC_RECIPE).paper["num_clusters"],
     }

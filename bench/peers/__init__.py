@@ -11,13 +11,9 @@ from bench.peers import dali, ffcv, lightly, ours, pil, spdl, turboloader
 from bench.peers.peer import Peer, Reads, Work, has_raw
 
 PEERS: dict[str, Peer] = {
-    "ffcv_loader": ffcv.PEER,
-    "dali_reader": dali.PEER,
-    "dataloader": pil.DATALOADER,
-    "webdataset": pil.WEBDATASET,
-    "spdl_cv2": spdl.WITH_CV2,
-    "spdl_ffmpeg": spdl.WITH_FFMPEG,
-}
+    "ffcv_loader": ffcv.PEER, "dali_reader": dali.PEER, "dataloader": pil.DATALOADER,
+    "webdataset": pil.WEBDATASET, "spdl_cv2": spdl.WITH_CV2, "spdl_ffmpeg": spdl.WITH_FFMPEG,
+}  # fmt: skip
 FLOATS: dict[str, Peer] = {kind: peer for kind, peer in PEERS.items() if kind != "dataloader"} | {
     "image_folder": pil.IMAGE_FOLDER,
     "turboloader": turboloader.PEER,

@@ -22,12 +22,7 @@ Views = Sequence[Any]
 
 @dataclass(frozen=True)
 class Work:
-    """A loader and its task, or a training.
-
-    Attributes:
-        hw_decoder_load: The share of DALI's hardware decoder on a GPU, 0 to 1; None for the default.
-        recipe: The recipe of ours in training. It has the values for its sample where size_px is below 224.
-    """
+    """A loader and its task, or a training."""
 
     kind: str  # a key of PEERS, or one of our decoders
     data: str  # a dataset file, or a glob of shards
@@ -38,8 +33,8 @@ class Work:
     device: str
     floats: bool = False  # whether each crop is flipped at random and normalised to float32, instead of uint8
     from_folder: bool = False  # whether ours reads the folder of the files instead of the dataset file
-    hw_decoder_load: float | None = None
-    recipe: str = ""
+    hw_decoder_load: float | None = None  # share of DALI's hardware decoder on a GPU, 0 to 1
+    recipe: str = ""  # ours, in training; it has the values for its sample where size_px is below 224
     stage: str = ""
     decoder: str = "auto"
     backbone: str | None = None  # the network of what trains; None for its own
@@ -47,20 +42,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Peer:
-    """A loader or a training beside which ours is measured.
-
-    Attributes:
-        batches: Function of the work and the number of views. It returns an endless iterator over the views
-            of batches, or of what trains over the numbers of samples.
-        reads: What it reads. Folders and tars hold files that were copied out of a dataset file.
-        why_missing: Function that returns a further reason why it cannot run here, or None.
-    """
+    """A loader or a training beside which ours is measured."""
 
     title: str
+    # Work and number of views → endlessly the views of batches, or of what trains the numbers of samples.
     batches: Callable[[Work, int], Iterator[Any]]
     packages: tuple[str, ...] = ()  # what must be installed, by names of imports
-    reads: Reads = "dataset file"
-    why_missing: Callable[[], str | None] = lambda: None
+    reads: Reads = "dataset file"  # folders and tars hold files that were copied out of a dataset file
 
     @property
     def needs_files(self) -> bool:
@@ -68,9 +56,7 @@ class Peer:
 
     def reason(self) -> str | None:
         """Return why it cannot run on this machine, or None if it can."""
-        if not all(map(_is_installed, self.packages)):
-            return "not installed"
-        return self.why_missing()
+        return None if all(map(_is_installed, self.packages)) else "not installed"
 
 
 def _is_installed(package: str) -> bool:

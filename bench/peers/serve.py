@@ -18,13 +18,8 @@ from bench.peers import ALL, TRAINING, Work, ours
 from fastpsl.engine.gpu import samples_per_s
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PARENT, _FAULTS, _CHILDRENS_FAULTS, _USER, _CHILDREN_SYSTEM = (
-    1,
-    7,
-    8,
-    11,
-    14,
-)  # fields of /proc/PID/stat after the name, see proc(5)
+# Fields of /proc/PID/stat after the name, see proc(5).
+_PARENT, _FAULTS, _CHILDRENS_FAULTS, _USER, _CHILDREN_SYSTEM = 1, 7, 8, 11, 14
 
 
 class Usage(NamedTuple):
@@ -35,10 +30,7 @@ class Usage(NamedTuple):
 
 
 def tree_usage(pid: int) -> Usage:
-    """Return what a process, its living descendants and the ended ones have used.
-
-    The caller's own time is exact, all else is counted in ticks of 10 ms.
-    """
+    """Return what a process and its descendants have used: exactly for the caller, else in ticks of 10 ms."""
     stats = {int(path.name): fields for path in Path("/proc").glob("[0-9]*") if (fields := _fields(path))}
     children: dict[int, list[int]] = {}
     for each, fields in stats.items():

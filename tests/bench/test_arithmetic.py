@@ -141,15 +141,9 @@ def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:
 
 
 def test_a_ranks_rate_is_compared_with_that_of_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [
-        {"measured": what, "recipe": "jigsaw", "stage": "S1", "num_ranks": num, **spread([rate])}
-        for what, num, rate in (
-            ("step", 2, 200.0),
-            ("both", 2, 190.0),
-            ("step", 8, 720.0),
-            ("both", 8, 798.0),
-        )
-    ]
+    rates = ("step", 2, 200.0), ("both", 2, 190.0), ("step", 8, 720.0), ("both", 8, 798.0)
+    labels = {"recipe": "jigsaw", "stage": "S1"}
+    rows = [{"measured": what, **labels, "num_ranks": num, **spread([rate])} for what, num, rate in rates]
     assert [ratio["median"] for ratio in efficiencies(rows)] == pytest.approx([0.9, 1.05])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from bench import sectors
 from bench.sass import Kernel, blocks
 from bench.sectors import Access, Note, Ratios, elements, ratios
 from fastpsl.files.caches import cache_folder
@@ -56,10 +57,22 @@ def test_sectors_of_halves(step: int, widths: set[int], expected: float) -> None
 
 
 @pytest.mark.slow
-def test_kernels_touch_memory_in_order() -> None:
+def test_kernels_touch_memory_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = tmp_path / "notes"
+    if os.environ.get("TRITON_INTERPRET"):  # this process has imported all
+        builder = sectors.interpreter.interpreter_builder
+        for of, name in (
+            (builder, "create_masked_load"),
+            (builder, "create_masked_store"),
+            (sectors.interpreter.InterpretedFunction, "run"),
+        ):
+            monkeypatch.setattr(of, name, getattr(of, name))
+        sectors.write_notes(notes)
+    else:
+        sectors.interpreted(notes)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache_folder() / "cubins")
-    command = [sys.executable, "-W", "ignore", "-m", "bench.sectors"]
+    command = [sys.executable, "-W", "ignore", "-m", "bench.sectors", str(notes)]
     root = Path(__file__).parents[2]
     process = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr[-3000:]

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
-from bench.figures.__main__ import FIGURES, figure_lines, figure_path
+from bench.figures.__main__ import FIGURES, figure_path
 from bench.figures.results import augmentations_words, throughput_words
 from bench.figures.svg import THEMES, WIDTH_PX, render
 from bench.performance import RESULTS, ROOT, read_results
@@ -126,9 +126,8 @@ def test_a_committed_figure_is_what_is_drawn_and_can_be_read(name: str, theme: s
     title, description = (root.findtext(f"{SVG}{tag}") for tag in ("title", "desc"))
     assert title and description
     check_layout(root)
-    shown = figure_lines(name) + (ROOT / "README.md").read_text()
-    alts = re.findall(rf'{name}-light\.svg"[^>]* alt="([^"]*)"', shown)
-    assert {*map(html.unescape, alts)} == {description} or theme == "dark"
+    alts = re.findall(rf'{name}-light\.svg"[^>]* alt="([^"]*)"', (ROOT / "README.md").read_text())
+    assert {*map(html.unescape, alts)} <= {description} or theme == "dark"
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from bench.gpu_day import report
 from bench.pack_images import pack, unpack
 from bench.performance import read_archive
-from bench.schema import REHEARSAL, validate
+from bench.schema import REHEARSAL, environment, short_name, validate
 from bench.step import Mode
 from fastpsl.pipelines.decoders.choose import NAMES
 from fastpsl.scripts.command_line import parse
@@ -46,15 +47,16 @@ def steps(part: str, small: str = "") -> dict[str, tuple[int, list[str]]]:
     return limits
 
 
+Plan = dict[str, dict[str, tuple[int, list[str]]]]
+
+
 @pytest.fixture(scope="module")
-def plan() -> dict[str, dict[str, tuple[int, list[str]]]]:
+def plan() -> Plan:
     return {part: steps(part) for part in PARTS}
 
 
 @pytest.mark.slow
-def test_parts_fit_four_minutes_and_their_commands_are_understood(
-    plan: dict[str, dict[str, tuple[int, list[str]]]],
-) -> None:
+def test_parts_fit_four_minutes_and_their_commands_are_understood(plan: Plan) -> None:
     results = []
     for listed in plan.values():
         assert max(last for last, _ in listed.values()) <= PART_S - FINISH_S
@@ -77,22 +79,19 @@ def values(words: list[str], option: str) -> list[str]:
     return list(takewhile(lambda word: not word.startswith("--"), rest))
 
 
-@pytest.mark.parametrize("small", ["", "1"])
-def test_decoders_have_their_names(small: str) -> None:
+def test_decoders_have_their_names(plan: Plan) -> None:
+    small = {f"{part}, small": steps(part, "1") for part in PARTS}
     named = {
         name
-        for part in PARTS
-        for _, words in steps(part, small).values()
-        for option in ("--decoder", "--decoders")
-        if option in words
+        for listed in (plan | small).values()
+        for _, words in listed.values()
+        for option in {"--decoder", "--decoders"}.intersection(words)
         for name in values(words, option)
     }
     assert named and named <= {"auto", *NAMES}
 
 
-def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(
-    plan: dict[str, dict[str, tuple[int, list[str]]]],
-) -> None:
+def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(plan: Plan) -> None:
     steps = plan["a"]["step"][1], plan["g"]["compiled"][1]
     assert {mode for words in steps for mode in values(words, "--modes")} == set(get_args(Mode))
     assert all(values(words, "--graph") == ["off", "on"] for words in steps)
@@ -107,13 +106,9 @@ def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by
 RESULTS = {
     "a": {"step-cpu.json", "kernels-cpu.json"},
     "b": {"throughput-cpu-recipes.json", "throughput-cpu-sslpp.json", "training-cpu-lightly.json"},
-    "c": set(),
-    "d": {"training-cpu-dali.json"},
-    "e": {"decode-cpu.json"},
-    "f": {"detection-cpu.json"},
-    "g": {"step-cpu-compiled.json"},
-    "h": {"time_to_accuracy-cpu-rotation.json"},
-}
+    "c": set(), "d": {"training-cpu-dali.json"}, "e": {"decode-cpu.json"}, "f": {"detection-cpu.json"},
+    "g": {"step-cpu-compiled.json"}, "h": {"time_to_accuracy-cpu-rotation.json"},
+}  # fmt: skip
 
 
 @pytest.mark.nightly
@@ -129,11 +124,8 @@ def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tm
     with tarfile.open(archive) as files:
         files.extractall(tmp_path, filter="data")
     summary = (tmp_path / "summary.txt").read_text()
-    assert (
-        process.stdout.endswith(summary)
-        and REHEARSAL in summary
-        and f"== part {part}, cpu, commit " in summary
-    )
+    assert process.stdout.endswith(summary) and REHEARSAL in summary
+    assert f"== part {part}, cpu, commit " in summary
     assert not (tmp_path / "failed.txt").read_text()
     results = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
     assert results.keys() == RESULTS[part] | {f"gpu_day-cpu-{part}.json"}
@@ -151,6 +143,12 @@ def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tm
 
 @pytest.mark.slow
 def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: Path) -> None:
+    versions = tmp_path / "python"  # imports nothing where the machine is described
+    versions.write_text(f"""#!/bin/bash
+        if [ "$2" = versions ]; then echo -n cpu >"$3"; exit; fi
+        exec {sys.executable} "$@"
+    """)
+    versions.chmod(0o755)
     script = """
         part=x; source bench/gpu_day/setup.sh
         step broken 60 bash -c 'echo FAILED tests/a.py::test_b; echo in /some/where/file.py; exit 3'
@@ -159,7 +157,8 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
         { step beside 60 bash -c 'sleep 1; echo done'; } &
         step quick 60 echo done
     """
-    process = call(script, SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))
+    folders = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
+    process = call(script, SMALL="1", PYTHON=str(versions), **folders)
     assert process.returncode == 1 and not process.stderr
     lines = process.stdout.split("FAILED tests/a.py::test_b\n")[1].splitlines()
     assert lines[0].startswith("== part x, cpu, commit") and lines[0].endswith(": 3 of 6 steps failed")
@@ -178,6 +177,16 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
     assert [row["exit"] for row in result["rows"] if row["measured"] in ("broken", "hangs")] == [3, 124]
 
 
+def test_the_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "OPTIONAL", ("absent_package",))  # the real ones take seconds
+    assert report.versions(str(tmp_path / "gpu")) == 0
+    assert (tmp_path / "gpu").read_text() == short_name(environment(report.DEVICE))
+    said = capsys.readouterr().out
+    assert "absent_package: ModuleNotFoundError" in said and f"{report.OURS[0]} imports" in said
+
+
 @pytest.mark.parametrize("num", [None, 1030])
 def test_packed_images_are_the_same_again(num: int | None, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
@@ -187,6 +196,5 @@ def test_packed_images_are_the_same_again(num: int | None, tmp_path: Path) -> No
     assert pack(tmp_path / "a.npz", tmp_path / "a.packed", num) == num_packed
     assert unpack(tmp_path / "a.packed", tmp_path / "b.npz") == num_packed
     with np.load(tmp_path / "b.npz") as arrays:
-        assert (arrays["images"] == images[:num_packed]).all() and (
-            arrays["labels"] == labels[:num_packed]
-        ).all()
+        assert (arrays["images"] == images[:num_packed]).all()
+        assert (arrays["labels"] == labels[:num_packed]).all()

@@ -37,13 +37,9 @@ def test_bytes_that_must_be_moved() -> None:
 
 
 OPS: list[tuple[Any, ...]] = [
-    (Flip(1.0),),
-    (Grey(1.0),),
-    (GaussianBlur(5, (1.0, 1.0), p=1),),
-    (Sobel(1.0),),
-    (AllTurns(4),),
+    (Flip(1.0),), (Grey(1.0),), (GaussianBlur(5, (1.0, 1.0), p=1),), (Sobel(1.0),), (AllTurns(4),),
     (SobelXY(),),
-]
+]  # fmt: skip
 ONLY_KORNIA = Sobel | AllTurns | SobelXY
 
 

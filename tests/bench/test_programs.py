@@ -23,12 +23,14 @@ from bench.program import check_out, counted, progress
 from bench.recipe_stages import Recipe, recipe_options, stage_experiment
 from bench.schema import validate
 from tests.engine.tiny import one_process
-from tests.programs import ROOT, run, run_fresh
+from tests.programs import ROOT, run
 from tests.slow import nightly, slow
 
 PROGRAMS = sorted((ROOT / "bench").glob("*.py"))
 WITH_POLICY = [path for path in PROGRAMS if 'setdefault("OMP_WAIT_POLICY"' in path.read_text()]
-WITH_RESULTS = [path.stem for path in PROGRAMS if re.search(r"save_result\(\s*\w+\.out, ", path.read_text())]
+WITH_RESULTS = [
+    path.stem for path in PROGRAMS if re.search(r"(publish|save_result)\(\s*\w+\.out, ", path.read_text())
+]
 WITH_OPTIONS = [path.stem for path in PROGRAMS if "class Options" in path.read_text()]
 ONCE = "--repeats 1 --seconds 0.001"
 TINY = "--device cpu --batch-size 2 --repeats 1"
@@ -65,7 +67,7 @@ def test_a_run_writes_its_result(name: str, tmp_path: Path) -> None:
     arguments, measured = RUNS[name]
     out = tmp_path / "result.json"
     words = arguments.replace("FOLDER", str(tmp_path / "own")).split()
-    process = run_fresh(ROOT / "bench" / f"{name}.py", *words, "--out", str(out))
+    process = run(ROOT / "bench" / f"{name}.py", *words, "--out", str(out))
     assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)

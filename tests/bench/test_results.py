@@ -55,11 +55,13 @@ from tests.faults import page as faults_page
 COMMITTED = read_results(RESULTS)
 
 
-@pytest.mark.parametrize("name", COMMITTED)
-def test_a_chart_is_committed_where_a_page_shows_one(name: str, tmp_path: Path) -> None:
-    if COMMITTED[name]["bench"] in HAVE_CHARTS:
-        path = draw(COMMITTED[name], tmp_path / "chart.png")
-        assert path.read_bytes()[:4] == (RESULTS / name).with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+@pytest.mark.parametrize("name", [name for name, of in COMMITTED.items() if of["bench"] in HAVE_CHARTS])
+def test_a_chart_is_committed_where_a_page_shows_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.charts._DPI", 10)
+    path = draw(COMMITTED[name], tmp_path / "chart.png")
+    assert path.read_bytes()[:4] == (RESULTS / name).with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_pages_are_what_the_files_make() -> None:
@@ -231,34 +233,34 @@ def test_a_parts_archive_is_read(tmp_path: Path) -> None:
         read_archives([path, path])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json",
-     "a.json", "results/a.py", "logs/../a.log"],
+FOREIGN = (
+    "../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json",
+    "a.json", "results/a.py", "logs/../a.log",
 )  # fmt: skip
-def test_a_foreign_name_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="which no part of bench/gpu_day/ makes$"):
-        read_archive(archive_of(tmp_path / "a.tgz", (name, b"{}")))
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
-def test_what_is_no_file_is_refused(kind: bytes, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds 'results/a.json'"):
-        read_archive(archive_of(tmp_path / "a.tgz", ("results/a.json", b""), kind=kind))
+NO_RESULT = {
+    "Expecting": b'{"schema": 1', "decode": b"\xff\xfe\xff", "result: lacks": b"[]",
+    "result.bench: is 'guess'": json.dumps(gpu_result() | {"bench": "guess"}).encode(),
+    "is a rehearsal": json.dumps(gpu_result() | {"notes": [REHEARSAL]}).encode(),
+}  # fmt: skip
+NO_FILES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("name", "data", "kind", "says"),
     [
-        (b'{"schema": 1', "Expecting"), (b"\xff\xfe\xff", "decode"), (b"[]", "result: lacks"),
-        (json.dumps(gpu_result() | {"bench": "guess"}).encode(), "result.bench: is 'guess'"),
-        (json.dumps(gpu_result() | {"notes": [REHEARSAL]}).encode(), "is a rehearsal"),
+        *((name, b"{}", tarfile.REGTYPE, "which no part of bench/gpu_day/ makes$") for name in FOREIGN),
+        *(("results/a.json", b"", kind, "holds 'results/a.json'") for kind in NO_FILES),
+        *(
+            ("results/b.json", of, tarfile.REGTYPE, f"results/b.json: .*{says}")
+            for says, of in NO_RESULT.items()
+        ),
     ],
-    ids=range(5),
-)  # fmt: skip
-def test_what_is_no_result_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"results/b.json: .*{says}"):
-        read_archive(archive_of(tmp_path / "a.tgz", ("results/b.json", data)))
+)
+def test_what_no_part_makes_is_refused(
+    name: str, data: bytes, kind: bytes, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_archive(archive_of(tmp_path / "a.tgz", (name, data), kind=kind))
 
 
 def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
