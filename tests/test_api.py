@@ -33,6 +33,7 @@ from tests import api_runs
 from tests.api_runs import TINY, pretrain, state
 from tests.engine.exact_signals import before_asking
 from tests.pipelines.forked import in_a_forked_process
+from tests.programs import run as run_program
 
 run, model, images = api_runs.run, api_runs.model, api_runs.images
 
@@ -517,10 +518,7 @@ open(f"{out}/{os.environ['RANK']}.txt", "w").write(repr(numbers))
 def test_ranks_may_call_several_functions_one_after_the_other(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(path), str(tmp_path)], capture_output=True, text=True, check=False, timeout=240
-    )
+    done = run_program(path, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second == repr(json.loads((tmp_path / "knn" / "result.json").read_text())["numbers"])
