@@ -26,7 +26,7 @@ MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|usr|work)/")
 
 # Numbers that the tests replace, by notebook: widths of narrow networks, and shorter loops.
 REPLACED = {
-    "add_a_task": {"512": "64"},
+    "add_a_task": {"512": "64", "--out runs/same_image": "--out runs/same_image --max-steps-per-stage 4"},
     "cifar10_sslpp": {'"epochs": 6': '"epochs": 1', '"epochs": 1}': '"epochs": 1, "max_steps_per_stage": 4}'},
     "finetune_timm": {
         "(2, 2, 1)": "(1, 1, 1), max_steps_per_stage=2",

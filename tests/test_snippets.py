@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,8 +37,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 def run_code(_: int, code: str, folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
-    Path("snippet.py").write_text(code)
-    runpy.run_path("snippet.py", run_name="__main__")
+    sys.argv = ["snippet.py"]
+    Path(sys.argv[0]).write_text(code)
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize("code", SNIPPETS)

@@ -362,12 +362,12 @@ def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:
 
 RECIPE = ROOT / "tests" / "tasks" / "nearest_key_recipe.py"
 ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
-LONG = ("--epochs", "12", "12", "12")
+LONG = ("--epochs", "6", "6", "6")
 
 
 @pytest.mark.slow
 def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -> None:
-    """480 images in batches of 64 make 7 steps per epoch and 252 in all. Ranks confer once per second."""
+    """480 images in batches of 64 make 7 steps per epoch and 126 in all. Ranks confer once per second."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     process = run(RECIPE, *ARGUMENTS, *LONG, "--out", whole, ranks=2)
     assert process.returncode == 0, process.stderr
@@ -377,7 +377,7 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     status = json.loads((stopped / "status.json").read_text())
     assert status["state"] == "preempted", output
     position = newest_checkpoint(stopped)["position"]
-    assert 17 <= position["run_step"] < 252 and status["step"] == position["step"]
+    assert 17 <= position["run_step"] < 126 and status["step"] == position["step"]
     process = run(RECIPE, *ARGUMENTS, *LONG, "--out", stopped, ranks=2)
     assert process.returncode == 0, process.stderr
     state, whole_state = newest_checkpoint(stopped), newest_checkpoint(whole)
@@ -401,38 +401,17 @@ def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     assert "data loaded from" in process.stdout
 
 
-@pytest.mark.slow
-def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
-    """Rank 0 hangs in step 5 of stage 1 and ignores signals. Rank 1 waits for it."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    short = (*ARGUMENTS, "--max-steps-per-stage", "8")
-    assert run(RECIPE, *short, "--out", whole, ranks=2).returncode == 0
-    hanging = ROOT / "tests" / "engine" / "hanging_recipe.py"
-    words = torchrun(2, hanging, *short, "--out", stopped)
-    _, output, errors = Running(words, ENVIRONMENT | {"HANG_AT": "5"}, ROOT).wait(LIMIT_S)
-    status = json.loads((stopped / "status.json").read_text())
-    assert status == {"state": "preempted", "stage": 1, "step": 4, "reason": "interrupted"}, errors
-    assert newest_checkpoint(stopped)["position"]["run_step"] == 4
-    assert "after 4 steps of the run, without waiting" in output and "rank 1" not in errors
-    process = run(RECIPE, *short, "--out", stopped, ranks=2)
-    assert process.returncode == 0, process.stderr
-    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
-    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-
-
-ELASTIC_RECIPE = ROOT / "tests" / "engine" / "elastic_recipe.py"
-ELASTIC_ARGUMENTS = (
-    *(*ARGUMENTS, "--checkpoint-steps", "2", "--max-steps-per-stage", "14", "--timeout-s", "10"),
-    *("--keep-checkpoints", "99"),
-)
+DISTURBED = ROOT / "tests" / "engine" / "disturbed_recipe.py"
+FEW = "--checkpoint-steps 2 --max-steps-per-stage 14 --timeout-s 10 --keep-checkpoints 99"
+DISTURBED_ARGUMENTS = (*ARGUMENTS, *FEW.split())
 LIMIT_S = 400.0
 
 
 class Agent(Running):
-    """A torchrun of the elastic recipe."""
+    """A torchrun of the recipe."""
 
     def __init__(self, options: str, out: Path):
-        words = torchrun(options, ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out)
+        words = torchrun(options, DISTURBED, *DISTURBED_ARGUMENTS, "--out", out)
         super().__init__(words, ENVIRONMENT, ROOT, together=True)
 
     def ranks(self) -> list[int]:
@@ -460,7 +439,7 @@ def agents() -> Iterator[list[Agent]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two ranks that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    process = run(ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out, ranks=2)
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=2)
     assert process.returncode == 0, process.stderr
     return out
 
@@ -506,9 +485,24 @@ def test_one_rank_goes_on_where_two_stopped(whole: Path, tmp_path: Path) -> None
     (out / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
     lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join(lines[:18]))
-    process = run(ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out, ranks=1)
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=1)
     assert process.returncode == 0 and "world_size 2 → 1" in process.stderr, process
     assert_close(out, whole)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(whole: Path, tmp_path: Path) -> None:
+    """Rank 0 hangs in step 6 of stage 1 and ignores signals. Rank 1 waits for it."""
+    words = torchrun(2, DISTURBED, *DISTURBED_ARGUMENTS, "--out", tmp_path)
+    _, output, errors = Running(words, ENVIRONMENT | {"HANG_AT": "6"}, ROOT).wait(LIMIT_S)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == {"state": "preempted", "stage": 1, "step": 5, "reason": "interrupted"}, errors
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
+    assert "after 5 steps of the run, without waiting" in output and "rank 1" not in errors
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", tmp_path, ranks=2)
+    assert process.returncode == 0, process.stderr
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
 @pytest.mark.nightly
