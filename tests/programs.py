@@ -36,16 +36,9 @@ def run(
     cwd: Path = ROOT,
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end and capture its output.
+    """Run a script to its end and capture its output. No import reads what `environment` has.
 
-    Args:
-        script: The script.
-        *arguments: Its arguments.
-        ranks: The number of processes, without torchrun's agent (see `warm.Running`); 0 for one plain
-            process.
-        environment: Variables that no import reads.
-        cwd: The working directory.
-        timeout: The timeout in seconds.
+    `ranks` processes find each other without an agent (see `warm.Running`); 0 is one plain process.
     """
     words = [str(script), *map(str, arguments)]
     code, out, err = Running(words, ENVIRONMENT | (environment or {}), cwd, ranks).wait(timeout)
@@ -87,13 +80,7 @@ def said_at_once(code: str, environment: dict[str, str], num: int = 3, timeout: 
 
 
 def torchrun(ranks: int | str, script: Path, *arguments: object) -> list[str]:
-    """Return the words of a torchrun whose ranks are forks of it, for `Running`.
-
-    Args:
-        ranks: The number of processes, or torchrun's options.
-        script: The script.
-        *arguments: Its arguments.
-    """
+    """Return the words of a torchrun with some ranks, or some options, whose ranks are forks of it."""
     options = ranks if isinstance(ranks, str) else f"--standalone --nproc-per-node={ranks}"
     by_fork = ["--run-path", "--start-method=fork"]
     return ["torchrun", *options.split(), *by_fork, str(script), *map(str, arguments)]
@@ -111,15 +98,7 @@ def run_until(
 ) -> tuple[int, str]:
     """Send a signal to a script once it has written a checkpoint, and return its exit code and output.
 
-    Args:
-        script: The script.
-        *arguments: Its arguments.
-        folder: The run's folder.
-        step: The step of the awaited checkpoint, or an earlier one.
-        number: The signal; SIGKILL goes to all processes.
-        ranks: The number of processes under torchrun, which gets the signal; 0 for one plain process.
-        delay_s: The delay after the checkpoint, in seconds.
-        timeout: The timeout in seconds.
+    `ranks` processes run under torchrun, which gets the signal. SIGKILL goes to all processes.
     """
     words = torchrun(ranks, script, *arguments) if ranks else [str(script), *map(str, arguments)]
     running = Running(words, ENVIRONMENT, ROOT, together=True)

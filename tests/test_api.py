@@ -33,7 +33,8 @@ from tests import api_runs
 from tests.api_runs import TINY, pretrain, state
 from tests.engine.exact_signals import before_asking
 from tests.pipelines.forked import in_a_forked_process
-from tests.programs import run as run_program
+from tests.programs import ENVIRONMENT, torchrun
+from tests.warm import Running
 
 run, model, images = api_runs.run, api_runs.model, api_runs.images
 
@@ -521,7 +522,7 @@ open(f"{out}/{os.environ['RANK']}.txt", "w").write(repr(numbers))
 def test_ranks_may_call_several_functions_one_after_the_other(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    done = run_program(path, tmp_path, ranks=2)
-    assert done.returncode == 0, done.stderr
+    code, _, errors = Running(torchrun(2, path, tmp_path), ENVIRONMENT, tmp_path).wait(240)
+    assert code == 0, errors
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second == repr(json.loads((tmp_path / "knn" / "result.json").read_text())["numbers"])

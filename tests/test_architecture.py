@@ -21,21 +21,9 @@ from tests.warm import on_ranks
 ROOT = Path(__file__).resolve().parent.parent
 # A room imports from itself and from those before it.
 ROOMS = (
-    "console",
-    "kernels",
-    "files",
-    "pipelines",
-    "plots",
-    "models",
-    "engine",
-    "scripts",
-    "tasks",
-    "evaluation",
-    "transfer",
-    "tables",
-    "doctor",
-    "commands",
-)
+    "console", "kernels", "files", "pipelines", "plots", "models", "engine", "scripts", "tasks",
+    "evaluation", "transfer", "tables", "doctor", "commands",
+)  # fmt: skip
 # The same of the folders of pipelines, with the file views.py.
 SUB_ROOMS = ("data", "image", "beton", "views", "decoders", "sources", "datasets", "loader", "sample")
 # The modules of fastpsl/ outside the rooms: the command, and what `import fastpsl` hands out.
@@ -45,25 +33,10 @@ FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 600}
 MIN_LINES = 60
 OPTIONAL = (
-    "datasets",
-    "pyarrow",
-    "fsspec",
-    "s3fs",
-    "gcsfs",
-    "aiohttp",
-    "huggingface_hub",
-    "ffcv",
-    "nvidia",
-    "wandb",
-    "apex",
-    "safetensors",
-    "onnxruntime",
-    "pycocotools",
-    "torchmetrics",
-    "timm",
-    "IPython",
+    "datasets", "pyarrow", "fsspec", "s3fs", "gcsfs", "aiohttp", "huggingface_hub", "ffcv", "nvidia",
+    "wandb", "apex", "safetensors", "onnxruntime", "pycocotools", "torchmetrics", "timm", "IPython",
     "pi_heif",
-)
+)  # fmt: skip
 FILE_MODULES = {"pathlib", "os", "io", "tempfile", "shutil", "glob", "json", "mmap", "pickle"}
 FILE_CALLS = re.compile(r"open|(np|torch)\.(load|save|savez|fromfile|memmap|loadtxt|savetxt)|.*\.tofile")
 

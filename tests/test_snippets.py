@@ -1,5 +1,6 @@
 """Code under `<!-- test -->` in the documentation runs, and relative links have targets."""
 
+import multiprocessing
 import os
 import re
 import runpy
@@ -36,6 +37,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def run_code(_: int, code: str, folder: Path) -> None:
     os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # as in an interpreter
     torch.set_num_threads(1)
     sys.argv = ["snippet.py"]
     Path(sys.argv[0]).write_text(code)

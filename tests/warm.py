@@ -42,14 +42,8 @@ def spawn(
 ) -> ForkServerProcess:
     """Run a script, `fastpsl` or `torchrun` in a fork of the server.
 
-    The process leads a new session and dies with the server.
-    Args:
-        command: The script's file or the program's name, and arguments, as in `sys.argv`.
-        environment: All variables of the process, including OMP_NUM_THREADS.
-        cwd: The working directory.
-        output: The file to which standard output is appended.
-        errors: The file to which standard error is appended.
-        prepare: Called in the fork before the command, to set limits or mounts; picklable.
+    The process leads a new session and dies with the server. `prepare`, which is picklable, is called before
+    the command, to set limits or mounts.
     """
     arguments = (list(command), dict(environment), cwd, (output, errors), prepare)
     process = CONTEXT.Process(target=_become, args=arguments, daemon=True)
@@ -60,14 +54,8 @@ def spawn(
 class Running:
     """A script or program that runs in processes of its own, each of which leads a new session.
 
-    Args:
-        command: As for `spawn`.
-        environment: All variables of the processes.
-        cwd: The working directory.
-        ranks: 0 for one process, as `python` starts it; else the number of processes, which find each other
-            as under torchrun. There is no agent. Tests of its handling of signals and failed ranks use
-            torchrun itself.
-        together: Whether errors go to the output.
+    `ranks` processes find each other as under torchrun, but there is no agent; 0 is one plain process. If
+    `together`, errors go to the output.
     """
 
     def __init__(
@@ -105,14 +93,7 @@ class Running:
         return [path.read_text(errors="replace") if path.exists() else "" for path in self._texts]
 
     def wait(self, timeout_s: float) -> tuple[int, str, str]:
-        """Wait for the end, and return the exit code, the output and the errors.
-
-        Args:
-            timeout_s: The timeout in seconds.
-
-        Raises:
-            subprocess.TimeoutExpired: The processes ran longer, and were killed.
-        """
+        """Wait for the end, and return the exit code, the output and the errors. Kill what runs longer."""
         deadline = time.monotonic() + timeout_s
         for process in self._processes:
             process.join(max(deadline - time.monotonic(), 0.0))
@@ -128,29 +109,14 @@ class Running:
 
 
 def on_ranks(function: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int) -> None:
-    """Call `function(rank, *arguments)` in `num_ranks` processes at once.
-
-    Args:
-        function: The function.
-        arguments: Its arguments after the rank.
-        num_ranks: The number of processes.
-
-    Raises:
-        torch.multiprocessing.ProcessException: A process raised an error or died.
-    """
+    """Call `function(rank, *arguments)` in `num_ranks` processes at once, of which none may fail."""
     torch.multiprocessing.start_processes(
         _call_as_test, (function, arguments, seeds.added), num_ranks, start_method="forkserver"
     )
 
 
 def results_of_ranks(function: Callable[[int, int], object], num_ranks: int, folder: Path) -> list[Any]:
-    """Call `function(rank, num_ranks)` in a group of processes on the CPU; return its results, rank by rank.
-
-    Args:
-        function: A function of a module, which returns tensors, numbers and containers of these.
-        num_ranks: The number of processes.
-        folder: A new folder, by which the processes meet.
-    """
+    """Call `function(rank, num_ranks)` in processes on the CPU; return its results, rank by rank."""
     on_ranks(_save_result, (function, num_ranks, folder), num_ranks)
     return [torch.load(folder / f"{rank}.pt") for rank in range(num_ranks)]
 
