@@ -501,10 +501,10 @@ def test_an_interrupted_evaluation_raises(
 
 def test_random_weights_are_evaluated_too(tmp_path: Path) -> None:
     paths = sample_paths()
-    options: dict[str, Any] = {"random_weights": True, "backbone": "nin3", "k": (1,), **SMALL}
+    options: dict[str, Any] = {"random_weights": True, "backbone": "resnet18", "k": (1,), **SMALL}
     fastpsl.evaluate.knn(None, paths.train_32, paths.test_32, out=tmp_path, **options)
     record = json.loads((tmp_path / "result.json").read_text())["checkpoint"]
-    assert record["sha256"] == random_weights("nin3", 0).record["sha256"]
+    assert record["sha256"] == random_weights("resnet18", 0).record["sha256"]
 
 
 PROGRAM = """
@@ -512,7 +512,8 @@ import os, sys, fastpsl
 from fastpsl.pipelines.sample.betons import sample_paths
 paths, out = sample_paths(), sys.argv[1]
 data = {"data": paths.train_32, "val": paths.test_32, "size_px": 32, "batch_size": 16}
-run = fastpsl.pretrain("simclr", backbone="nin3", epochs=1, max_steps_per_stage=1, out=out + "/run", **data)
+short = {"backbone": "resnet18", "epochs": 1, "max_steps_per_stage": 1}
+run = fastpsl.pretrain("simclr", out=out + "/run", **short, **data)
 numbers = fastpsl.evaluate.knn(run, k=(1,), out=out + "/knn", **data)
 open(f"{out}/{os.environ['RANK']}.txt", "w").write(repr(numbers))
 """

@@ -32,8 +32,8 @@ BUILD = "from setuptools.build_meta import *; import sys; sys.stdout.write(build
 LINKED = ("kernels", "pipelines")
 REPOSITORY = "https://github.com/fastpsl/fastpsl"
 TRAIN = (
-    "-m fastpsl.cli train rotation --backbone resnet18 --short-side 36 --size-px 32 --max-steps-per-stage 1 "
-    "--augment-backend torch --no-tensorboard --out run"
+    "-m fastpsl.cli train rotation --backbone resnet18 --short-side 36 --size-px 32 --epochs 1 "
+    "--max-steps-per-stage 1 --augment-backend torch --no-tensorboard --out run"
 )
 README = """# Title
 
@@ -343,9 +343,9 @@ def test_an_editable_install_finds_the_recipes_of_its_checkout(tmp_path: Path) -
 def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
     """Covers a checkout with text files as links, as on file systems without links."""
     tree = with_text_files_as_links(copied_tree(tmp_path / "tree"))
-    code = "import fastpsl.kernels.draws, fastpsl.pipelines.views as views; print(views.__file__)"
+    code = "import fastpsl.kernels.draws, fastpsl.pipelines.data.dataset as module; print(module.__file__)"
     printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tree))
-    assert printed.strip() == str(tree / "fastpsl" / "pipelines" / "views.py")
+    assert printed.strip() == str(tree / "fastpsl" / "pipelines" / "data" / "dataset.py")
 
 
 FIND = """
