@@ -1,13 +1,16 @@
 """The notebooks of the documentation run from top to bottom, and hold the outputs of such a run."""
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +25,7 @@ pytest.importorskip("nbclient")
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|usr|work)/")
-
-
+needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
 # Numbers that the tests replace, by notebook: widths of narrow networks, and shorter loops.
 REPLACED = {
     "add_a_task": {"512": "64", "--out runs/same_image": "--out runs/same_image --max-steps-per-stage 4"},
@@ -94,21 +96,37 @@ def run_commands(line: str, cell: str) -> None:
                 assert not end.code, command
 
 
+by_notebook = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=needs_timm if "timm" in path.stem else (), id=path.stem) for path in NOTEBOOKS],
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@by_notebook
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
-    if "timm" in path.stem and find_spec("timm") is None:
-        pytest.skip("timm is not installed")
     on_ranks(run_cells, (path, tmp_path), 1)
+
+
+@pytest.fixture
+def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Any]:
+    """Return the function that runs a notebook in Jupyter's kernel."""
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    function: Callable[[Path, Path], Any] = importlib.import_module("execute").execute
+    return function
+
+
+@pytest.mark.nightly
+@by_notebook
+def test_a_notebook_runs_as_printed(path: Path, tmp_path: Path, execute: Callable[[Path, Path], Any]) -> None:
+    execute(path, tmp_path)
 
 
 @pytest.mark.slow
 def test_execution_stores_outputs_with_a_readers_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, execute: Callable[[Path, Path], Any]
 ) -> None:
-    monkeypatch.syspath_prepend(FOLDER)
-    from execute import execute
-
     code = "from pathlib import Path\nprint(Path('example_task.py').resolve(strict=True))"
     cells = [nbformat.v4.new_code_cell(text) for text in (code, "print()", "1 / 4")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
