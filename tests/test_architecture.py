@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lazy_loader
 import pytest
+from typing_extensions import override
 
 from tests.warm import on_ranks
 
@@ -164,6 +165,7 @@ class Shuffled(set[str]):
 
     seed = 0
 
+    @override
     def __or__(self, others: Iterable[str]) -> list[str]:  # type: ignore[override]
         names = sorted({*self, *others})
         return random.Random(self.seed).sample(names, len(names))
@@ -172,7 +174,7 @@ class Shuffled(set[str]):
 def import_eagerly(_: int, num_orders: int) -> None:
     """Import fastpsl anew, with all names of its packages, in some orders."""
     os.environ["EAGER_IMPORT"] = "1"
-    lazy_loader.set = Shuffled
+    vars(lazy_loader)["set"] = Shuffled
     for Shuffled.seed in range(num_orders):
         for name in [*sys.modules]:
             if name.partition(".")[0] == "fastpsl":
