@@ -13,7 +13,7 @@ from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
-import lazy_loader
+import lazy_loader  # type: ignore[import-untyped]
 import pytest
 from typing_extensions import override
 

@@ -22,6 +22,8 @@ def run_loop(_: int, name: str, cache: Path, result: Path) -> None:
         if module_name.startswith("fastpsl."):
             del sys.modules[module_name]
     rng, module = np.random.default_rng(0), import_module(name)
+    out: Any
+    box: tuple[float, ...]
     if name.endswith("photometric"):
         loop, num, side = module.process_images.dispatcher(), 4, 33
         yes, weights = np.ones(num, bool), np.array([[0.4, 0.2, 0.1]] * num, np.float32)

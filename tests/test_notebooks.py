@@ -70,7 +70,7 @@ def run_cells(_: int, path: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     if path.stem == "finetune_timm":  # whose networks have the published widths
         publish_resnets(pytest.MonkeyPatch())
-    shell = InteractiveShell.instance()
+    shell: Any = InteractiveShell.instance()
     shell.register_magic_function(run_commands, "cell", "bash")
     replaced = REPLACED[path.stem]
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
