@@ -221,19 +221,11 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
         "memory_reserved": 2**30,
         "max_memory_allocated": 2**30,
     }
-    silent = (
-        "init",
-        "_lazy_init",
-        "set_device",
-        "manual_seed",
-        "manual_seed_all",
-        "empty_cache",
-        "reset_peak_memory_stats",
-    )
+    silent = "init _lazy_init set_device manual_seed manual_seed_all empty_cache reset_peak_memory_stats"
     scopes = ("stream", "device", "device_of")
     return (
         {name: constant(value) for name, value in answers.items()}
-        | dict.fromkeys(silent, constant(None))
+        | dict.fromkeys(silent.split(), constant(None))
         | {name: lambda *_: nullcontext() for name in scopes}
         | {"Stream": Stream, "Event": Event, "synchronize": cuda.synchronized}
     )

@@ -69,3 +69,12 @@ def memory_is_given_back(looked: dict[str, int]) -> Iterator[None]:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         looked["bytes"] = own_memory("VmRSS")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as the ranks do. Other numbers change the last bits of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

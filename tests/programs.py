@@ -36,16 +36,9 @@ def run(
     cwd: Path = ROOT,
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end and capture its output.
+    """Run a script to its end and capture its output. No import reads what `environment` has.
 
-    Args:
-        script: The script.
-        *arguments: Its arguments.
-        ranks: The number of processes, without torchrun's agent (see `warm.Running`); 0 for one plain
-            process.
-        environment: Variables that no import reads.
-        cwd: The working directory.
-        timeout: The timeout in seconds.
+    `ranks` processes find each other without an agent (see `warm.Running`); 0 is one plain process.
     """
     words = [str(script), *map(str, arguments)]
     code, out, err = Running(words, ENVIRONMENT | (environment or {}), cwd, ranks).wait(timeout)
@@ -86,69 +79,38 @@ def said_at_once(code: str, environment: dict[str, str], num: int = 3, timeout: 
     return {process.communicate(timeout=timeout)[0] for process in processes}
 
 
+def torchrun(ranks: int | str, script: Path, *arguments: object) -> list[str]:
+    """Return the words of a torchrun with some ranks, or some options, whose ranks are forks of it."""
+    options = ranks if isinstance(ranks, str) else f"--standalone --nproc-per-node={ranks}"
+    by_fork = ["--run-path", "--start-method=fork"]
+    return ["torchrun", *options.split(), *by_fork, str(script), *map(str, arguments)]
+
+
 def run_until(
     script: Path,
     *arguments: object,
     folder: Path,
     step: int,
     number: signal.Signals,
+    ranks: int = 0,
     delay_s: float = 0.0,
     timeout: float = 1200,
 ) -> tuple[int, str]:
     """Send a signal to a script once it has written a checkpoint, and return its exit code and output.
 
-    Args:
-        script: The script.
-        *arguments: Its arguments.
-        folder: The run's folder.
-        step: The step of the awaited checkpoint, or an earlier one.
-        number: The signal.
-        delay_s: The delay after the checkpoint, in seconds.
-        timeout: The timeout in seconds.
+    `ranks` processes run under torchrun, which gets the signal. SIGKILL goes to all processes.
     """
-    running = Running([str(script), *map(str, arguments)], ENVIRONMENT, ROOT, together=True)
-    _wait_for_step(folder, step, lambda: running.code, timeout)
+    words = torchrun(ranks, script, *arguments) if ranks else [str(script), *map(str, arguments)]
+    running = Running(words, ENVIRONMENT, ROOT, together=True)
+    wait_for_step(folder, step, lambda: running.code, timeout)
     time.sleep(delay_s)
     with contextlib.suppress(ProcessLookupError):  # it has already ended
-        os.kill(running.pid, number)
+        (os.killpg if number == signal.SIGKILL else os.kill)(running.pid, number)
     code, output, _ = running.wait(timeout)
     return code, output
 
 
-def torchrun_until(
-    script: Path,
-    *arguments: object,
-    folder: Path,
-    step: int,
-    number: signal.Signals,
-    ranks: int,
-    timeout: float = 1200,
-) -> tuple[int, str]:
-    """Do the same with torchrun, which gets the signal; SIGKILL goes to all of its session."""
-    process = subprocess.Popen(
-        command(script, *arguments, ranks=ranks),
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _wait_for_step(folder, step, process.poll, timeout)
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        output, _ = process.communicate(timeout=timeout)
-        return process.returncode, output
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_for_step(folder: Path, step: int, code: Callable[[], int | None], timeout: float) -> None:
+def wait_for_step(folder: Path, step: int, code: Callable[[], int | None], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while newest_step(folder) < step and code() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -38,13 +39,18 @@ class Step:
     written: dict[str, str] = field(default_factory=dict)
 
 
+@cache
+def _own_name(file: str) -> str | None:
+    path = Path(file)
+    return path.name if "fastpsl" in path.parts and "site-packages" not in path.parts else None
+
+
 def own_line() -> str:
     """Return the innermost line of fastpsl on the stack."""
     frame: Any = sys._getframe(1)
     while frame:
-        path = Path(frame.f_code.co_filename)
-        if "fastpsl" in path.parts and "site-packages" not in path.parts:
-            return f"{path.name}:{frame.f_lineno}"
+        if name := _own_name(frame.f_code.co_filename):
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
 

@@ -283,7 +283,7 @@ def test_views_are_shown_as_the_loader_draws_them() -> None:
 def test_neighbours_of_an_image_are_those_of_its_features(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model, shown, judged = fastpsl.Model(random_weights("nin3", 0), 32), list[Any](), list[bool]()
+    model, shown, judged = fastpsl.Model(random_weights("resnet18", 0), 32), list[Any](), list[bool]()
 
     def sheet(*arguments: Any, **options: Any) -> Image.Image:
         shown.append(arguments)

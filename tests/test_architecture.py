@@ -1,35 +1,30 @@
-"""Rules of the tree: imports between rooms, access to files, and lengths of files."""
+"""Rules of the tree: imports between rooms and what they change, access to files, and lengths of files."""
 
 import ast
 import functools
+import json
 import os
+import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
+import lazy_loader  # type: ignore[import-untyped]
 import pytest
+from typing_extensions import override
+
+from tests.warm import on_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 # A room imports from itself and from those before it.
 ROOMS = (
-    "console",
-    "kernels",
-    "files",
-    "pipelines",
-    "plots",
-    "models",
-    "engine",
-    "scripts",
-    "tasks",
-    "evaluation",
-    "transfer",
-    "tables",
-    "doctor",
-    "commands",
-)
+    "console", "kernels", "files", "pipelines", "plots", "models", "engine", "scripts", "tasks",
+    "evaluation", "transfer", "tables", "doctor", "commands",
+)  # fmt: skip
 # The same of the folders of pipelines, with the file views.py.
 SUB_ROOMS = ("data", "image", "beton", "views", "decoders", "sources", "datasets", "loader", "sample")
 # The modules of fastpsl/ outside the rooms: the command, and what `import fastpsl` hands out.
@@ -39,25 +34,10 @@ FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 600}
 MIN_LINES = 60
 OPTIONAL = (
-    "datasets",
-    "pyarrow",
-    "fsspec",
-    "s3fs",
-    "gcsfs",
-    "aiohttp",
-    "huggingface_hub",
-    "ffcv",
-    "nvidia",
-    "wandb",
-    "apex",
-    "safetensors",
-    "onnxruntime",
-    "pycocotools",
-    "torchmetrics",
-    "timm",
-    "IPython",
+    "datasets", "pyarrow", "fsspec", "s3fs", "gcsfs", "aiohttp", "huggingface_hub", "ffcv", "nvidia",
+    "wandb", "apex", "safetensors", "onnxruntime", "pycocotools", "torchmetrics", "timm", "IPython",
     "pi_heif",
-)
+)  # fmt: skip
 FILE_MODULES = {"pathlib", "os", "io", "tempfile", "shutil", "glob", "json", "mmap", "pickle"}
 FILE_CALLS = re.compile(r"open|(np|torch)\.(load|save|savez|fromfile|memmap|loadtxt|savetxt)|.*\.tofile")
 
@@ -180,20 +160,31 @@ def test_a_package_hands_out_its_public_names(package: str) -> None:
     assert not hasattr(public, "no_such_name")
 
 
-@pytest.mark.parametrize("seed", ["0", "3"])  # lazy_loader goes through sets, in an order that hashes decide
-def test_packages_can_import_all_of_their_names_at_once(seed: str) -> None:
+class Shuffled(set[str]):
+    """A set that stands for lazy_loader's, which are iterated in an order that hashes decide."""
+
+    seed = 0
+
+    @override
+    def __or__(self, others: Iterable[str]) -> list[str]:  # type: ignore[override]
+        names = sorted({*self, *others})
+        return random.Random(self.seed).sample(names, len(names))
+
+
+def import_eagerly(_: int, num_orders: int) -> None:
+    """Import fastpsl anew, with all names of its packages, in some orders."""
+    os.environ["EAGER_IMPORT"] = "1"
+    vars(lazy_loader)["set"] = Shuffled
+    for Shuffled.seed in range(num_orders):
+        for name in [*sys.modules]:
+            if name.partition(".")[0] == "fastpsl":
+                del sys.modules[name]
+        assert import_module("fastpsl.commands").__all__
+
+
+def test_packages_can_import_all_of_their_names_at_once() -> None:
     """The variable EAGER_IMPORT makes lazy_loader do so: no circle may be hidden by laziness."""
-    code = "import fastpsl.commands as last; print(len(last.__all__))"
-    environment = os.environ | {"EAGER_IMPORT": "1", "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
+    on_ranks(import_eagerly, (3,), 1)
 
 
 def test_what_is_installed_imports_nothing_that_is_not() -> None:
@@ -303,3 +294,87 @@ def test_no_path_of_anybodys_machine() -> None:
     texts += [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
     machine = re.compile(r"(?<![\w.])/(?:work|root|home)/\w")
     assert not [str(path) for path in texts if machine.search(path.read_text(errors="replace"))]
+
+
+PROGRAM = """
+import json, logging, os, random, signal, sys, threading, warnings
+from importlib import import_module
+from pathlib import Path
+
+import absl.flags  # tensorboard's: adds a finder to sys.meta_path
+import dateutil.parser  # matplotlib's: so does the six of its version 2
+import matplotlib, numpy, torch, torchvision
+import rich.style  # draws from random for its styles
+import tensorboard.compat.tensorflow_stub  # imports botocore where it is installed, which filters a warning
+from torch.backends import cuda, cudnn
+
+
+def state():
+    logs = [logging.getLogger(name) for name in (None, "fastpsl", "torch", "matplotlib", "numba", "PIL")]
+    return {
+        # By dict's own method, because rcParams["backend"] would choose one.
+        "matplotlib": {name: dict.__getitem__(matplotlib.rcParams, name) for name in matplotlib.rcParams},
+        "pyplot": "matplotlib.pyplot" in sys.modules,
+        "cuDNN": [cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32],
+        "matrix products": [torch.get_float32_matmul_precision(), cuda.matmul.allow_tf32,
+                            cuda.matmul.allow_bf16_reduced_precision_reduction],
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "torch's default": [torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()],
+        "torch's threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "CUDA": torch.cuda.is_initialized(),
+        "numpy's settings": [numpy.geterr(), numpy.get_printoptions()],
+        "warnings": [warnings.filters, warnings.showwarning, warnings.formatwarning],
+        "hooks": [sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook],
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "environment": dict(os.environ),
+        "random": [hash(random.getstate()), numpy.random.get_state(), hash(bytes(torch.get_rng_state()))],
+        "logging": [logging.root.manager.disable] + [[log.level, log.handlers, log.disabled] for log in logs],
+        # The finder of fastpsl's own modules finds no others.
+        "sys.path": [sys.path, [f for f in sys.meta_path if type(f).__name__ != "GuardedImports"]],
+        "working directory": os.getcwd(),
+        "threads": [thread.name for thread in threading.enumerate()],
+        "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
+    }
+
+
+def texts():
+    return {name: repr(value) for name, value in state().items()}
+
+
+before = texts()
+root, missing = Path(sys.argv[1]), set()
+for path in sorted((root / "fastpsl").rglob("*.py")):
+    name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        missing.add(error.name.partition(".")[0])
+after = texts()
+changed = {name: [before[name], after[name]] for name in before if before[name] != after[name]}
+print(json.dumps({"changed": changed, "missing": sorted(missing)}))
+"""
+
+
+def test_importing_every_module_changes_nothing_of_the_process() -> None:
+    """The home folder must be writable; otherwise `pipelines.files.caches` sets folders for compiled code."""
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(ROOT)],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=240,
+    )
+    result = json.loads(process.stdout)
+    assert not result["changed"] and set(result["missing"]) <= {*OPTIONAL, "triton"}
+
+
+def test_a_training_imports_no_large_library_before_it_is_needed() -> None:
+    """Each takes 0.3 s to 3 s: Kornia, torchvision, matplotlib's figures, and torch's compiler."""
+    large = {"kornia", "torchvision", "matplotlib.figure", "sklearn", "torch._dynamo"}
+    modules = "fastpsl.scripts.recipe_process, fastpsl.kernels.fused_cpu.photometric"
+    program = f"import sys, {modules}; print(*{large} & sys.modules.keys())"
+    process = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240
+    )
+    assert process.stdout.split() == []

@@ -35,18 +35,6 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("loading") / "a.beton", photo_samples(NUM))
 
 
-def test_importing_fastpsl_waits_for_nothing() -> None:
-    code = (
-        "import fastpsl, sys\n"
-        "heavy = {'torch', 'numpy', 'numba'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "try: fastpsl.loadr\nexcept AttributeError as error: print(error)"
-    )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    assert "fastpsl" in process.stdout and "loadr" in process.stdout
-
-
 def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> None:
     views = [ViewSpec(RandomResizedCrop(24), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8)))] * 2
     with Beton(beton) as data, Loader(data, views, batch_size_per_rank=4, seed=3) as plain:

@@ -1,12 +1,17 @@
 """Code under `<!-- test -->` in the documentation runs, and relative links have targets."""
 
+import multiprocessing
+import os
 import re
+import runpy
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.programs import run, run_fresh
+from tests.warm import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -30,17 +35,22 @@ ADDRESS = re.compile(r"https://fastpsl\.github\.io/fastpsl/([\w/]+)\.html(?:#([\
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
+def run_code(_: int, code: str, folder: Path) -> None:
+    os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # as in an interpreter
+    torch.set_num_threads(1)
+    sys.argv = ["snippet.py"]
+    Path(sys.argv[0]).write_text(code)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
+    """Run it with narrow networks, whose last maps have 64 channels."""
     for peer in peers_of(code):
         if find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed")
-    script = tmp_path / "snippet.py"
-    script.write_text(code)
-    # ffcv's shared memory wants a resource tracker, which forks of a server lack.
-    start = run_fresh if "ffcv" in peers_of(code) else run
-    process = start(script, cwd=tmp_path, timeout=240)
-    assert process.returncode == 0, process.stderr
+    on_ranks(run_code, (code.replace("512", "64"), tmp_path), 1)
 
 
 def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:

@@ -13,6 +13,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +29,7 @@ from tests import cheaper, seeds
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.warm_imports"])
 _PR_SET_PDEATHSIG = 1
+_COMMANDS = {"fastpsl": "fastpsl.cli", "torchrun": "torch.distributed.run"}
 
 
 def spawn(
@@ -37,17 +40,10 @@ def spawn(
     errors: Path,
     prepare: Callable[[], object] | None = None,
 ) -> ForkServerProcess:
-    """Run a script, or the command line, in a fork of the server.
+    """Run a script, `fastpsl` or `torchrun` in a fork of the server.
 
-    The process leads a new session and dies with the server.
-    Args:
-        command: The script's file and arguments, as in `sys.argv`; or "fastpsl" and the command line's
-            arguments.
-        environment: All variables of the process, including OMP_NUM_THREADS.
-        cwd: The working directory.
-        output: The file to which standard output is appended.
-        errors: The file to which standard error is appended.
-        prepare: Called in the fork before the command, to set limits or mounts; picklable.
+    The process leads a new session and dies with the server. `prepare`, which is picklable, is called before
+    the command, to set limits or mounts.
     """
     arguments = (list(command), dict(environment), cwd, (output, errors), prepare)
     process = CONTEXT.Process(target=_become, args=arguments, daemon=True)
@@ -56,16 +52,10 @@ def spawn(
 
 
 class Running:
-    """A script that runs in processes of its own, each of which leads a new session.
+    """A script or program that runs in processes of its own, each of which leads a new session.
 
-    Args:
-        command: The script and its arguments, as in `sys.argv`.
-        environment: All variables of the processes.
-        cwd: The working directory.
-        ranks: 0 for one process, as `python` starts it; else the number of processes, which find each other
-            as under torchrun. There is no agent. Tests of its handling of signals and failed ranks use
-            torchrun itself.
-        together: Whether errors go to the output.
+    `ranks` processes find each other as under torchrun, but there is no agent; 0 is one plain process. If
+    `together`, errors go to the output.
     """
 
     def __init__(
@@ -97,15 +87,13 @@ class Running:
         codes = [process.exitcode for process in self._processes]
         return None if None in codes else next((code for code in codes if code), 0)
 
+    @property
+    def texts(self) -> list[str]:
+        """The output and the errors so far."""
+        return [path.read_text(errors="replace") if path.exists() else "" for path in self._texts]
+
     def wait(self, timeout_s: float) -> tuple[int, str, str]:
-        """Wait for the end, and return the exit code, the output and the errors.
-
-        Args:
-            timeout_s: The timeout in seconds.
-
-        Raises:
-            subprocess.TimeoutExpired: The processes ran longer, and were killed.
-        """
+        """Wait for the end, and return the exit code, the output and the errors. Kill what runs longer."""
         deadline = time.monotonic() + timeout_s
         for process in self._processes:
             process.join(max(deadline - time.monotonic(), 0.0))
@@ -114,36 +102,21 @@ class Running:
             for process in self._processes:
                 process.kill()
                 process.join()
-        texts = [path.read_text(errors="replace") if path.exists() else "" for path in self._texts]
+        out, err = self.texts
         if code is None:
-            raise subprocess.TimeoutExpired(self._texts, timeout_s, *texts)
-        return code, texts[0], texts[1]
+            raise subprocess.TimeoutExpired(self._texts, timeout_s, out, err)
+        return code, out, err
 
 
 def on_ranks(function: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int) -> None:
-    """Call `function(rank, *arguments)` in `num_ranks` processes at once.
-
-    Args:
-        function: The function.
-        arguments: Its arguments after the rank.
-        num_ranks: The number of processes.
-
-    Raises:
-        torch.multiprocessing.ProcessException: A process raised an error or died.
-    """
+    """Call `function(rank, *arguments)` in `num_ranks` processes at once, of which none may fail."""
     torch.multiprocessing.start_processes(
         _call_as_test, (function, arguments, seeds.added), num_ranks, start_method="forkserver"
     )
 
 
 def results_of_ranks(function: Callable[[int, int], object], num_ranks: int, folder: Path) -> list[Any]:
-    """Call `function(rank, num_ranks)` in a group of processes on the CPU; return its results, rank by rank.
-
-    Args:
-        function: A function of a module, which returns tensors, numbers and containers of these.
-        num_ranks: The number of processes.
-        folder: A new folder, by which the processes meet.
-    """
+    """Call `function(rank, num_ranks)` in processes on the CPU; return its results, rank by rank."""
     on_ranks(_save_result, (function, num_ranks, folder), num_ranks)
     return [torch.load(folder / f"{rank}.pt") for rank in range(num_ranks)]
 
@@ -183,6 +156,9 @@ def _become(
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.closerange(3, 1024)  # the server's descriptors, which would keep it alive
+    # As in an interpreter, multiprocessing may start processes, with a resource tracker of their own.
+    resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     for number, path in enumerate(texts, 1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(file, number)
@@ -201,10 +177,8 @@ def _become(
             prepare()
         sys.argv = command
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-        if command[0] == "fastpsl":
-            from fastpsl.cli import main
-
-            main()
+        if command[0] in _COMMANDS:
+            import_module(_COMMANDS[command[0]]).main()
         else:
             sys.path.insert(0, str(Path(command[0]).parent))
             runpy.run_path(command[0], run_name="__main__")

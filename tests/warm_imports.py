@@ -11,6 +11,7 @@ for name in (
     "scipy.sparse",
     "sklearn.metrics",
     "tests.warm",
+    "torch.distributed.run",
     "torch.utils.tensorboard",
     "torchvision.transforms.v2",
     "fastpsl.commands.data",

@@ -24,7 +24,7 @@ from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World, share, take_buffers_of_rank_0, wait_for_all
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.run import Run
-from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
+from fastpsl.engine.stage_blocks import run_blocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import remove_leftovers, write_atomically
 from fastpsl.models.weights import sha256_of_tensors
@@ -267,7 +267,9 @@ class EpochContext:
             stack.enter_context(run.reporter.off_the_clock())
             stack.enter_context(torch.no_grad())
             stack.enter_context(undisturbed(module, run.world, training))
-            stack.enter_context(run_eagerly(module.blocks))
+            # A pass without gradients would compile compiled blocks once more.
+            stack.callback(setattr, module.blocks, "runner", module.blocks.runner)
+            module.blocks.runner = run_blocks
             run.stop_signal.other_pace()
             progress = None
             if run.reporter.screen is not None:
@@ -313,13 +315,3 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
             buffer.copy_(value)
         for part, mode in modes:
             part.training = mode
-
-
-@contextlib.contextmanager
-def run_eagerly(blocks: StageBlocks) -> Iterator[None]:
-    """Run the blocks eagerly, because a pass without gradients would compile compiled blocks once more."""
-    runner, blocks.runner = blocks.runner, run_blocks
-    try:
-        yield
-    finally:
-        blocks.runner = runner

@@ -148,11 +148,6 @@ class AsyncCopy:
             self._arrived.synchronize()
         return self._values
 
-    def numbers(self) -> list[float]:
-        """Return the values as a flat list."""
-        numbers: list[float] = self.values().flatten().tolist()
-        return numbers
-
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:
     """Yield each item after the next one was drawn, so that the device works on that one meanwhile."""

@@ -79,10 +79,10 @@ def apply_kept_choices(
 
 
 # The required keys of a checkpoint. Other keys are optional.
-_KEYS: dict[str, type] = dict.fromkeys(
+_KEYS: dict[str, Any] = dict.fromkeys(
     ("science", "machine", "position", "backbone", "train_step", "choices", "task"), dict
 )
-_POSITION: dict[str, type | tuple[type, ...]] = {
+_POSITION: dict[str, Any] = {
     "stage": int, "step": int, "run_step": int, "first_epoch": int, "seconds": (int, float), "summaries": list
 }  # `run.Position`  # fmt: skip
 _OLDER = "resume from an older one, or give another --out"
@@ -205,8 +205,7 @@ def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run
 
 def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
     """Check that a checkpoint has all keys that a run needs, with values of the right types."""
-    parts: list[tuple[dict[str, Any], Mapping[str, Any]]] = [(state, _KEYS)]
-    for within, keys in [*parts, (state.get("position", {}), _POSITION)]:
+    for within, keys in ((state, _KEYS), (state.get("position", {}), _POSITION)):
         where = "" if within is state else "position: "
         for name, kind in keys.items():
             value = within.get(name)

@@ -26,11 +26,8 @@ AHEAD = 4
 class Machine:
     """A loader, a step and a device, all by one clock that nobody waits for.
 
-    Args:
-        batch_s: For the i-th batch, the time that the loader needs. It prepares AHEAD batches ahead.
-        step_s: The time of a step.
-        copy_s: The time of a batch's copy to the device, one after the other. The host does not wait for it.
-        is_cuda: Whether the device computes beside the host, which waits for it every tenth step.
+    The loader needs `batch_s(i)` for batch i, and prepares AHEAD batches ahead. Batches are copied one after
+    the other, and the host waits for the device every tenth step alone.
     """
 
     def __init__(

@@ -8,10 +8,8 @@ import platform
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -53,13 +51,14 @@ from tests.programs import (
     ROOT,
     digests,
     newest_checkpoint,
-    newest_step,
     run,
     run_fresh,
-    torchrun_until,
+    run_until,
+    torchrun,
+    wait_for_step,
 )
 from tests.tasks.nearest_key_recipe import NearestKey
-from tests.warm import on_ranks
+from tests.warm import Running, on_ranks
 
 
 def test_devices_are_chosen_or_refused() -> None:
@@ -363,22 +362,22 @@ def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:
 
 RECIPE = ROOT / "tests" / "tasks" / "nearest_key_recipe.py"
 ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
-LONG = ("--epochs", "12", "12", "12")
+LONG = ("--epochs", "6", "6", "6")
 
 
 @pytest.mark.slow
 def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -> None:
-    """480 images in batches of 64 make 7 steps per epoch and 252 in all. Ranks confer once per second."""
+    """480 images in batches of 64 make 7 steps per epoch and 126 in all. Ranks confer once per second."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     process = run(RECIPE, *ARGUMENTS, *LONG, "--out", whole, ranks=2)
     assert process.returncode == 0, process.stderr
     slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "5")  # leaves time for a signal within a stage
     arguments = (*ARGUMENTS, *LONG, *slow, "--out", stopped)
-    _, output = torchrun_until(RECIPE, *arguments, folder=stopped, step=17, number=signal.SIGTERM, ranks=2)
+    _, output = run_until(RECIPE, *arguments, folder=stopped, step=17, number=signal.SIGTERM, ranks=2)
     status = json.loads((stopped / "status.json").read_text())
     assert status["state"] == "preempted", output
     position = newest_checkpoint(stopped)["position"]
-    assert 17 <= position["run_step"] < 252 and status["step"] == position["step"]
+    assert 17 <= position["run_step"] < 126 and status["step"] == position["step"]
     process = run(RECIPE, *ARGUMENTS, *LONG, "--out", stopped, ranks=2)
     assert process.returncode == 0, process.stderr
     state, whole_state = newest_checkpoint(stopped), newest_checkpoint(whole)
@@ -402,89 +401,47 @@ def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     assert "data loaded from" in process.stdout
 
 
-@pytest.mark.slow
-def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
-    """Rank 0 hangs in step 5 of stage 1 and ignores signals. Rank 1 waits for it."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    short = (*ARGUMENTS, "--max-steps-per-stage", "8")
-    assert run(RECIPE, *short, "--out", whole, ranks=2).returncode == 0
-    hanging = ROOT / "tests" / "engine" / "hanging_recipe.py"
-    environment = {"HANG_AT": "5", "PYTHONPATH": str(ROOT)}  # it imports from `tests`
-    process = run_fresh(hanging, *short, "--out", stopped, ranks=2, environment=environment)
-    status = json.loads((stopped / "status.json").read_text())
-    assert status == {"state": "preempted", "stage": 1, "step": 4, "reason": "interrupted"}, process.stderr
-    assert newest_checkpoint(stopped)["position"]["run_step"] == 4
-    assert "after 4 steps of the run, without waiting" in process.stdout and "rank 1" not in process.stderr
-    process = run(RECIPE, *short, "--out", stopped, ranks=2)
-    assert process.returncode == 0, process.stderr
-    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
-    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-
-
-ELASTIC_RECIPE = ROOT / "tests" / "engine" / "elastic_recipe.py"
-ELASTIC_ARGUMENTS = (
-    *(*ARGUMENTS, "--checkpoint-steps", "2", "--max-steps-per-stage", "14", "--timeout-s", "10"),
-    *("--keep-checkpoints", "99"),
-)
+DISTURBED = ROOT / "tests" / "engine" / "disturbed_recipe.py"
+FEW = "--checkpoint-steps 2 --max-steps-per-stage 14 --timeout-s 10 --keep-checkpoints 99"
+DISTURBED_ARGUMENTS = (*ARGUMENTS, *FEW.split())
 LIMIT_S = 400.0
 
 
-class Agent:
-    """A torchrun in a session of its own, with its output in a file."""
+class Agent(Running):
+    """A torchrun of the recipe."""
 
-    def __init__(self, options: Sequence[str], out: Path, log: Path):
-        self.log = log
-        with open(log, "w") as file:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "torch.distributed.run", *options, str(ELASTIC_RECIPE)),
-                    *(*ELASTIC_ARGUMENTS, "--out", str(out)),
-                ],
-                cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+    def __init__(self, options: str, out: Path):
+        words = torchrun(options, DISTURBED, *DISTURBED_ARGUMENTS, "--out", out)
+        super().__init__(words, ENVIRONMENT, ROOT, together=True)
 
-    def ranks(self) -> dict[str, int]:
-        """Return the ids of the ranks' processes, by the number of restarts and the rank."""
-        found = {}
-        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            for child in path.read_text().split():
-                with contextlib.suppress(OSError):
-                    words = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
-                    variables = dict(word.split("=", 1) for word in words if "=" in word)
-                    found[variables["TORCHELASTIC_RESTART_COUNT"] + "-" + variables["RANK"]] = int(child)
-        return found
+    def ranks(self) -> list[int]:
+        """Return the ids of the ranks' processes. They are forks, unlike multiprocessing's tracker."""
+        own = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        (children,) = Path(f"/proc/{self.pid}/task").glob(f"{self.pid}/children")
+        return [int(child) for child in children.read_text().split()
+                if Path(f"/proc/{child}/cmdline").read_bytes() == own]  # fmt: skip
 
     def kill(self) -> None:
         """Kill torchrun and its ranks, as if their machine was lost."""
-        for number in (*self.ranks().values(), self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 @pytest.fixture
-def agents(tmp_path: Path) -> Iterator[list[Agent]]:
+def agents() -> Iterator[list[Agent]]:
     started = list[Agent]()
     yield started
     for agent in started:
-        if agent.process.poll() is None:
-            agent.kill()
+        agent.kill()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two ranks that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    process = run(ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out, ranks=2)
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=2)
     assert process.returncode == 0, process.stderr
     return out
-
-
-def wait_for_step(out: Path, step: int, agent: Agent) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while newest_step(out) < step:
-        assert agent.process.poll() is None and time.monotonic() < deadline, agent.log.read_text()
-        time.sleep(0.01)
 
 
 def assert_close(out: Path, whole: Path) -> None:
@@ -501,18 +458,20 @@ def assert_close(out: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_after_a_kill_torchrun_restarts_and_the_run_ends_as_never_disturbed(
-    rank: int, whole: Path, tmp_path: Path, agents: list[Agent]
+def test_after_kills_torchrun_restarts_and_the_run_ends_as_never_disturbed(
+    whole: Path, tmp_path: Path, agents: list[Agent]
 ) -> None:
+    """Each of the ranks is killed once."""
     out = tmp_path / "out"
-    agent = Agent(("--standalone", "--nproc-per-node=2", "--max-restarts=1"), out, tmp_path / "log")
+    agent = Agent("--standalone --nproc-per-node=2 --max-restarts=2", out)
     agents.append(agent)
-    wait_for_step(out, 17, agent)
-    os.kill(agent.ranks()[f"0-{rank}"], signal.SIGKILL)
-    assert agent.process.wait(LIMIT_S) == 0, agent.log.read_text()
-    text = agent.log.read_text()
-    assert text.count("resuming ") == 1 and "another process trains" not in text, text
+    for rank, step in enumerate((11, 27)):
+        wait_for_step(out, step, lambda: agent.code, LIMIT_S)
+        ranks = agent.ranks()
+        assert len(ranks) == 2, agent.texts
+        os.kill(ranks[rank], signal.SIGKILL)
+    code, text, _ = agent.wait(LIMIT_S)
+    assert code == 0 and text.count("resuming ") == 2 and "another process trains" not in text, text
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
     assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
@@ -526,9 +485,24 @@ def test_one_rank_goes_on_where_two_stopped(whole: Path, tmp_path: Path) -> None
     (out / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
     lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
     (out / "metrics.jsonl").write_text("".join(lines[:18]))
-    process = run(ELASTIC_RECIPE, *ELASTIC_ARGUMENTS, "--out", out, ranks=1)
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=1)
     assert process.returncode == 0 and "world_size 2 → 1" in process.stderr, process
     assert_close(out, whole)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(whole: Path, tmp_path: Path) -> None:
+    """Rank 0 hangs in step 6 of stage 1 and ignores signals. Rank 1 waits for it."""
+    words = torchrun(2, DISTURBED, *DISTURBED_ARGUMENTS, "--out", tmp_path)
+    _, output, errors = Running(words, ENVIRONMENT | {"HANG_AT": "6"}, ROOT).wait(LIMIT_S)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == {"state": "preempted", "stage": 1, "step": 5, "reason": "interrupted"}, errors
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
+    assert "after 5 steps of the run, without waiting" in output and "rank 1" not in errors
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", tmp_path, ranks=2)
+    assert process.returncode == 0, process.stderr
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
 @pytest.mark.nightly
@@ -544,13 +518,13 @@ def test_a_machine_is_lost_and_the_other_goes_on_alone(
         "--nnodes=1:2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=elastic "
         f"--rdzv-endpoint=127.0.0.1:{port} --local-addr=127.0.0.1 "
         "--rdzv-conf=last_call_timeout=10,join_timeout=300"
-    ).split()
-    for number in range(2):
-        agents.append(Agent(options, out, tmp_path / f"log-{number}"))
+    )
+    for _ in range(2):
+        agents.append(Agent(options, out))
         time.sleep(1)
-    wait_for_step(out, 17, agents[0])
+    wait_for_step(out, 17, lambda: agents[0].code, LIMIT_S)
     agents[1].kill()
-    assert agents[0].process.wait(LIMIT_S) == 0, agents[0].log.read_text()
-    texts = "".join(agent.log.read_text() for agent in agents)
-    assert "world_size 2 → 1" in texts, texts
+    code, *_ = agents[0].wait(LIMIT_S)
+    texts = "".join(agent.texts[0] for agent in agents)
+    assert code == 0 and "world_size 2 → 1" in texts, texts
     assert_close(out, whole)

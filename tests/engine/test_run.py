@@ -27,12 +27,12 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import label_figures
-from tests import api_runs
 from tests.engine.test_step_modes import stopped_in_mid_stage
 from tests.engine.test_trainer import fit, tiny_experiment
 from tests.engine.tiny import tiny_run
 from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT, newest_checkpoint
+from tests.test_api import pretrain as pretrain_by_api
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ SHARED = {field.name for field in (*fields(SGDOptions), *fields(EvaluationOption
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = api_runs.pretrain(tmp_path_factory.mktemp("page") / "run", probe_every=1, tensorboard=True)
+    run = pretrain_by_api(tmp_path_factory.mktemp("page") / "run", probe_every=1, tensorboard=True)
     paths = sample_paths()
     fastpsl.evaluate.knn(
         run, out=run.folder / "knn", k=(1,), data=paths.train_32, val=paths.test_32, size_px=32,

@@ -6,7 +6,7 @@ resampling. Detectors are trained on half of the images and tested on the other 
 detector that knows nothing exceeds chance plus 4 standard errors once in 30,000 cases.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,7 @@ every_noise = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread, so that sums, and with them the detectors, do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels_of(sample: Sample) -> np.ndarray:

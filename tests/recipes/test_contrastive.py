@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,15 +99,6 @@ def queue_of(out: Path, step: int) -> torch.Tensor:
     assert state["task"]["num_filled"] == len(queue) == 24
     assert torch.allclose(queue.norm(dim=1), torch.ones(24), atol=1e-5)
     return queue
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Set one thread as in tests.programs, because other numbers of threads change the last bits of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

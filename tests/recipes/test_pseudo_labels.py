@@ -13,7 +13,7 @@ import torch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
-from tests.programs import ROOT, epoch_records, newest_checkpoint, torchrun_until
+from tests.programs import ROOT, epoch_records, newest_checkpoint, run_until
 from tests.recipes.in_process import Outcome, Start, ran, refused, resumed_after_kills, same_run, words
 
 UIC = ROOT / "recipes" / "uic_alexnet.py"
@@ -163,7 +163,7 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
         "--keep-checkpoints",
         "30",
     )  # so that the kill hits a step; all checkpoints are kept
-    _, output = torchrun_until(UIC, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
+    _, output = run_until(UIC, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
     assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
     for path in (out / "checkpoints").glob("step-*.pt"):
         if int(path.stem.split("-")[1]) > 20:

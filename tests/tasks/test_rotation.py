@@ -1,6 +1,6 @@
 """Rotation: views, chance and loss; a copy of the base must not tell the angle."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -279,15 +279,6 @@ def test_impossible_tasks_are_one_line() -> None:
 
 LEAK_NUM, HEIGHT, WIDTH, LEAK_SIZE, LEAK_SHORTER = 640, 113, 118, 48, 55
 STEPS = 60
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Use one thread, so that sums and detectors do not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
