@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tests import cheaper
 from tests.warm import Running
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,7 @@ def run(
     environment: dict[str, str] | None = None,
     cwd: Path = ROOT,
     timeout: float = 1200,
+    prepare: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script to its end and capture its output.
 
@@ -46,9 +48,11 @@ def run(
         environment: Variables that no import reads.
         cwd: The working directory.
         timeout: The timeout in seconds.
+        prepare: Called in each process first; see `warm.spawn`.
     """
     words = [str(script), *map(str, arguments)]
-    code, out, err = Running(words, ENVIRONMENT | (environment or {}), cwd, ranks).wait(timeout)
+    variables = ENVIRONMENT | (environment or {})
+    code, out, err = Running(words, variables, cwd, ranks, prepare=prepare).wait(timeout)
     return subprocess.CompletedProcess(words, code, out, err)
 
 
@@ -97,6 +101,8 @@ def run_until(
 ) -> tuple[int, str]:
     """Send a signal to a script once it has written a checkpoint, and return its exit code and output.
 
+    Its networks are as cheap as those of the tests' process.
+
     Args:
         script: The script.
         *arguments: Its arguments.
@@ -106,7 +112,8 @@ def run_until(
         delay_s: The delay after the checkpoint, in seconds.
         timeout: The timeout in seconds.
     """
-    running = Running([str(script), *map(str, arguments)], ENVIRONMENT, ROOT, together=True)
+    words = [str(script), *map(str, arguments)]
+    running = Running(words, ENVIRONMENT, ROOT, together=True, prepare=cheaper.for_good)
     _wait_for_step(folder, step, lambda: running.code, timeout)
     time.sleep(delay_s)
     with contextlib.suppress(ProcessLookupError):  # it has already ended

@@ -17,7 +17,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pytest
 import torch
 import torch.distributed as dist
 
@@ -66,6 +65,7 @@ class Running:
             as under torchrun. There is no agent. Tests of its handling of signals and failed ranks use
             torchrun itself.
         together: Whether errors go to the output.
+        prepare: Called in each process first; see `spawn`.
     """
 
     def __init__(
@@ -75,12 +75,13 @@ class Running:
         cwd: Path,
         ranks: int = 0,
         together: bool = False,
+        prepare: Callable[[], object] | None = None,
     ):
         self._folder = tempfile.TemporaryDirectory()
         output = Path(self._folder.name, "out")
         self._texts = output, output if together else output.with_name("err")
         self._processes = [
-            spawn(command, {**environment, **variables}, cwd, *self._texts)
+            spawn(command, {**environment, **variables}, cwd, *self._texts, prepare)
             for variables in (rank_variables(ranks) if ranks else [{}])
         ]
 
@@ -157,7 +158,7 @@ def _save_result(rank: int, function: Callable[[int, int], object], num_ranks: i
 
 def _call_as_test(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], added: int) -> None:
     """Call the function with the test process's cheaper networks and seeds."""
-    cheaper.make_cheaper(pytest.MonkeyPatch())
+    cheaper.for_good()
     seeds.add_to_seeds(added)
     function(rank, *arguments)
 

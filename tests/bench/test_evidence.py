@@ -41,7 +41,7 @@ from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
-from tests.recipes.in_process import starter
+from tests.recipes.in_process import start
 
 LOOK_S, PASS_S = 0.4, 0.3
 PLANS = sorted((ROOT / "bench" / "evidence").glob("*.json"))
@@ -126,9 +126,7 @@ def call(monkeypatch: pytest.MonkeyPatch, plan: Path, *options: str) -> int:
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_the_commands_of_the_plans_are_of_options_that_exist(
-    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_of_the_plans_are_of_options_that_exist(path: Path) -> None:
     """Each recipe takes them up to the data, which is missing."""
     plan = read_plan(path)
     values = {"data": "missing", "runs": "runs", "out": "out", "seed": "0", "rate": "0.1"}
@@ -139,7 +137,7 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(
     for command in commands:
         for weights in (plan.random, f"--checkpoint missing{plan.own_backbone}"):
             script, *words = command.format(**values, weights=weights).split()
-            ended = starter(Path(script).stem, monkeypatch, capsys)(*words)
+            ended = start(Path(script).stem, *words)
             assert ended.code == 2 and "missing" in ended.err, (command, ended.err)
     assert plan.own_backbone in plan.random and bool(plan.own_backbone) == (".py:" in plan.random)
     assert len(plan.arms) <= len(COLOURS)  # arms of one colour could not be told apart

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fastpsl.models.export import (
 )
 from fastpsl.models.weights import Pretrained, load_pretrained
 from fastpsl.pipelines.views import Input
-from tests.cheaper import publish_resnets
+from tests.cheaper import FC_WIDTH, publish_resnets
 from tests.models.test_export import SEEN, assert_same_features, checkpoint
 from tests.slow import slow
 
@@ -158,7 +159,12 @@ def test_the_mlp_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vgg16(tmp_path: Path, published_widths: None) -> None:
+def test_vgg16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vgg = pytest.importorskip("timm.models.vgg")
+    narrow = partial(vgg.ConvMlp, out_features=FC_WIDTH)  # as tests.cheaper makes ours
+    monkeypatch.setattr(
+        vgg, "ConvMlp", lambda channels, _, *more, **options: narrow(channels, kernel_size=more[0], **options)
+    )
     network = checkpoint(tmp_path, "vgg16")
     export(tmp_path, "hf", tmp_path / "hf")
     model = from_folder(tmp_path / "hf")

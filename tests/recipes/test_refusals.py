@@ -10,7 +10,7 @@ import pytest
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sample.voc import draw_voc
 from tests.pipelines.labelled import write_labelled
-from tests.recipes.in_process import Start, refused
+from tests.recipes.in_process import refused, start
 
 DATA = "--data {train} --val {val}"
 VOC = "--data {voc} --workers 1"
@@ -295,7 +295,6 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_request_is_refused(
     row: tuple[str, ...],
     paths: dict[str, Path],
-    start: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
