@@ -61,11 +61,7 @@ def test_a_run_on_a_servers_data_is_that_on_local_data(
     from tests.pipelines.s3_server import BUCKET, s3_server
 
     train, val = sample_paths()[:2]
-    arguments = words(
-        "--preset sample",
-        *SMALL,
-        "--max-steps-per-stage 3 --order quasi_random --lanes 1",
-    )
+    arguments = words("--preset sample", *SMALL, "--max-steps-per-stage 3 --order quasi_random --lanes 1")
     ran(NAME, *arguments, "--data", train, "--val", val, "--out", tmp_path / "local")
     with s3_server(monkeypatch) as server:
         for name in (name for name in os.environ if name.startswith("AWS_")):

@@ -25,20 +25,17 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.kernels.colour import ColourDistortion, Grey
+from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.geometry import Flip
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.iic import (
     EPS,
     IIC,
     ClusterEpochs,
     ClusterHeads,
-    Transforms,
     mutual_information_loss,
 )
 from fastpsl.tasks.pseudo_labels.scores import nmi
@@ -264,27 +261,6 @@ JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
 
 
 @pytest.mark.parametrize(
-    ("transforms", "weak", "strong"),
-    [
-        ("crop", "", ""),
-        ("flip", "", "Flip"),
-        ("colour", "", "Flip ColourDistortion"),
-        ("grey", "Grey", "Flip ColourDistortion Grey"),
-        ("sobel", "SobelXY", "Flip ColourDistortion SobelXY"),
-    ],
-)
-def test_pairs_are_those_of_table_xiv(transforms: Transforms, weak: str, strong: str) -> None:
-    task = iic(transforms=transforms, num_copies=2)
-    first, *others = task.views(1)
-    names = [" ".join(type(op).__name__ for op in view.ops) for view in (first, *others, task.center)]
-    assert names == [weak, strong, strong, weak]
-    ops = [op for view in task.views(1) for op in view.ops]
-    assert all(op in (Flip(0.5), JITTER, Grey(1.0)) for op in ops if type(op).__name__ != "SobelXY")
-    usual = Input.usual("SobelXY" if transforms == "sobel" else "RGB", 32)
-    assert first.input() == others[0].input() == task.center.input() == usual
-
-
-@pytest.mark.parametrize(
     ("size_px", "height", "width", "side"), [(32, 32, 32, 20), (32, 96, 96, 60), (224, 300, 400, 188)]
 )
 def test_crops_are_of_the_share_of_the_shorter_side(size_px: int, height: int, width: int, side: int) -> None:
@@ -315,22 +291,6 @@ def test_first_weights_are_iics() -> None:
         assert isinstance(part, nn.Linear) and not part.bias.any()
         assert part.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert head(torch.zeros(3, 512, 2, 2), 1).shape == (3, 5, 10)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"num_copies": 0}, "--num-copies 0: IIC compares an image with transformed copies, so it needs 1"),
-        ({"num_clusters": 1}, "--num-clusters 1: .* give 2 or more"),
-        ({"second_clusters": 1}, "--second-clusters 1: .* give 2 or more"),
-        ({"num_sub_heads": 0}, "--num-sub-heads 0"),
-        ({"crop_share": 0.0}, "--crop-share 0: "),
-        ({"crop_share": 1.01}, "--crop-share 1.01: "),
-    ],
-)
-def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        iic(**options)
 
 
 def test_the_limits_themselves_are_possible() -> None:
