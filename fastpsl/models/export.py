@@ -310,22 +310,14 @@ def _config(architecture: Architecture, input: Input, record: dict[str, Any]) ->
         "global_pool": "avg",
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
-            "tag": "fastpsl",
-            "custom_load": False,
-            "input_size": [input.num_channels, input.size_px, input.size_px],
-            "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": 1 / SHORTER_OF_SIZE,
-            "crop_mode": "center",
-            "mean": list(input.mean),
-            "std": list(input.std),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": architecture.first_conv,
-            "classifier": architecture.classifier,
+            "tag": "fastpsl", "custom_load": False,
+            "input_size": [input.num_channels, input.size_px, input.size_px], "fixed_input_size": False,
+            "interpolation": "bilinear", "crop_pct": 1 / SHORTER_OF_SIZE, "crop_mode": "center",
+            "mean": list(input.mean), "std": list(input.std), "num_classes": 0, "pool_size": None,
+            "first_conv": architecture.first_conv, "classifier": architecture.classifier,
         },
         "fastpsl": record,
-    }
+    }  # fmt: skip
 
 
 FORMAT = 1

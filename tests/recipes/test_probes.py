@@ -117,18 +117,9 @@ PROTOCOLS = {
     "rotnet": (35, 0.01, 192, 0.2, (5, 15, 25), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
     "sslpp": (200, 0.1, 64, 0.1, (100, 150), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
     "deepcluster": (
-        90,
-        0.01,
-        256,
-        1.0,
-        (),
-        1e-7,
-        False,
-        None,
-        ShorterSideCrop(256, 224, "random_middle"),
-        10,
+        90, 0.01, 256, 1.0, (), 1e-7, False, None, ShorterSideCrop(256, 224, "random_middle"), 10,
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

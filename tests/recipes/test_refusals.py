@@ -158,16 +158,11 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [
             ("--batch-size 1", "--batch-size 1", "2 or more"),
             ("--batch-size 32 --accumulate 2", "--accumulate 2", "negatives", "more GPUs"),
-            ("--apex", "--apex: there is no such option"),
-            ("--temperature 0", "--temperature 0"),
-            ("--lr -1", "above 0"),
-            ("--weight-decay -1", "weight_decay -1"),
-            ("--embedding-width 0", "--embedding-width 0"),
-            ("--levels 1 2 4", "4"),
-            ("--partition 1-2 4-5 3-5", "partition"),
-            ("--backbone lenet", "lenet", "resnet50"),
-            ("--batch-size 1000", "480", "1000"),
-            ("--sync-batchnorm", "CUDA"),
+            ("--apex", "--apex: there is no such option"), ("--temperature 0", "--temperature 0"),
+            ("--lr -1", "above 0"), ("--weight-decay -1", "weight_decay -1"),
+            ("--embedding-width 0", "--embedding-width 0"), ("--levels 1 2 4", "4"),
+            ("--partition 1-2 4-5 3-5", "partition"), ("--backbone lenet", "lenet", "resnet50"),
+            ("--batch-size 1000", "480", "1000"), ("--sync-batchnorm", "CUDA"),
         ],
     ),
     "sslpp_iic": (
@@ -274,7 +269,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--data absent", "absent"),
         ],
     ),
-}
+}  # fmt: skip
 # These are noticed when the loader or the optimiser is made, after the run's folder.
 LATE = ("--decoder jpegturbo", "--weight-decay -1")
 ROWS = [(recipe, *row) for recipe, (_, rows) in REFUSED.items() for row in rows]

@@ -104,13 +104,9 @@ def test_head_is_two_layers_of_its_input_s_width_with_batchnorm() -> None:
     assert head(torch.randn(5, 12, 3, 3)).shape == (5, 4)
     shapes = {name: (tuple(p.shape), p.requires_grad) for name, p in head.named_parameters()}
     assert shapes == {
-        "layers.0.weight": ((12, 12), True),
-        "layers.1.weight": ((12,), True),
-        "layers.1.bias": ((12,), True),
-        "layers.3.weight": ((4, 12), True),
-        "layers.4.weight": ((4,), True),
-        "layers.4.bias": ((4,), False),
-    }
+        "layers.0.weight": ((12, 12), True), "layers.1.weight": ((12,), True), "layers.1.bias": ((12,), True),
+        "layers.3.weight": ((4, 12), True), "layers.4.weight": ((4,), True), "layers.4.bias": ((4,), False),
+    }  # fmt: skip
     assert not head.state_dict()["layers.4.bias"].any()
 
 

@@ -90,18 +90,11 @@ def write_labels(
     assert entropy.shape == labels.shape
     file = io.BytesIO()
     np.savez(
-        file,
-        format=FORMAT,
-        labels=labels.astype(np.int32),
-        indices=np.arange(len(labels)),
-        entropy=entropy.astype(np.float32),
-        num_classes=num_classes,
-        data_digest=data.digest(),
-        split=data.split,
-        made_by=made_by,
-        num_split=num_split,
+        file, format=FORMAT, labels=labels.astype(np.int32), indices=np.arange(len(labels)),
+        entropy=entropy.astype(np.float32), num_classes=num_classes, data_digest=data.digest(),
+        split=data.split, made_by=made_by, num_split=num_split,
         configuration=json.dumps(dict(configuration or {}), sort_keys=True),
-    )
+    )  # fmt: skip
     with output_errors(path):
         write_atomically(path, file.getbuffer())
     return path

@@ -470,26 +470,17 @@ class ClusterHeads(nn.Module):
 
 def build_iic(options: IICOptions) -> Experiment:
     task = IIC(
-        options.num_clusters,
-        size_px=options.size_px,
-        crop_share=options.crop_share,
-        transforms=options.augment,
-        num_copies=options.num_copies,
-        num_sub_heads=options.num_sub_heads,
-        second_clusters=options.second_clusters if options.num_heads == 2 else None,
-        seed=options.seed,
-    )
+        options.num_clusters, size_px=options.size_px, crop_share=options.crop_share,
+        transforms=options.augment, num_copies=options.num_copies, num_sub_heads=options.num_sub_heads,
+        second_clusters=options.second_clusters if options.num_heads == 2 else None, seed=options.seed,
+    )  # fmt: skip
     channels = input_of(options.augment, options.size_px).num_channels
     backbone = make_backbone(options.backbone, num_channels=channels)
     return Experiment(
-        task=task,
-        backbone=backbone,
-        stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, (1,)),
-        optimiser=partial(adam, weight_decay=0.0),
-        frozen_batchnorm=options.frozen_batchnorm,
-        finish=partial(leave_labels, task),
-    )
+        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=step_drops(options.lr, (1,)), optimiser=partial(adam, weight_decay=0.0),
+        frozen_batchnorm=options.frozen_batchnorm, finish=partial(leave_labels, task),
+    )  # fmt: skip
 
 
 def leave_labels(task: IIC, run: Run) -> Sequence[str]:

@@ -116,14 +116,10 @@ class LabelStore:
         labels = np.where(new >= 0, new, previous).astype(np.int32)
         self.set(labels, epoch)
         return EpochOfLabels(
-            num_written=int((new >= 0).sum()),
-            num_not_drawn=self.num_samples - num_drawn,
-            num_repeated=num_draws - num_drawn,
-            num_not_finite=num_not_finite,
-            num_split=self.num_split,
-            made=labels,
-            previous=previous,
-        )
+            num_written=int((new >= 0).sum()), num_not_drawn=self.num_samples - num_drawn,
+            num_repeated=num_draws - num_drawn, num_not_finite=num_not_finite, num_split=self.num_split,
+            made=labels, previous=previous,
+        )  # fmt: skip
 
     def _exchange(self) -> None:
         """Send to every rank, for each image, the label of the rank that had its latest position."""
@@ -145,13 +141,9 @@ class LabelStore:
         self._exchange()
         num_draws, num_not_finite = self._sums()
         return {
-            "current": self.current,
-            "written": self._written[:-1],
-            "num_split": self.num_split,
-            "num_positions": self._num_positions,
-            "num_draws": num_draws,
-            "num_not_finite": num_not_finite,
-        }
+            "current": self.current, "written": self._written[:-1], "num_split": self.num_split,
+            "num_positions": self._num_positions, "num_draws": num_draws, "num_not_finite": num_not_finite,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a partial epoch; `order` of that epoch and `write` must follow."""

@@ -167,26 +167,16 @@ def build_uic(options: UICOptions) -> Experiment:
         labels = _given(options)
         science["labels"] = sha256_of_file(options.pseudo_labels)
     task = UIC(
-        options.num_clusters,
-        input,
-        options.size_px,
-        seed=options.seed,
-        augmentation=options.augment,
-        label_view=options.label_view,
-        fixed=options.fine_tune is not None,
-        given=labels,
+        options.num_clusters, input, options.size_px, seed=options.seed, augmentation=options.augment,
+        label_view=options.label_view, fixed=options.fine_tune is not None, given=labels,
         classifier=classifier,
-    )
+    )  # fmt: skip
     return Experiment(
-        task=task,
-        backbone=backbone,
-        stages=options.stages(task.num_levels, backbone.num_blocks),
+        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=linear_decay(options.lr),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
-        science=science,
-        frozen_batchnorm=options.frozen_batchnorm,
-        finish=partial(leave_labels, task),
-    )
+        science=science, frozen_batchnorm=options.frozen_batchnorm, finish=partial(leave_labels, task),
+    )  # fmt: skip
 
 
 def leave_labels(task: PseudoClassify, run: Run) -> Sequence[str]:
