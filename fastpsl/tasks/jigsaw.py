@@ -189,7 +189,6 @@ class Jigsaw(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
         return 1 / self.counts[level - 1]
 
     @override
@@ -208,7 +207,6 @@ class Jigsaw(Task):
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the number of the permutation of each puzzle on the contact sheet."""
         return [f"permutation {label}" for label in batch.draw(JigsawTiles)["permutation"][:, 0].tolist()]
 
 

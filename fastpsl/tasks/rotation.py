@@ -91,7 +91,6 @@ class Rotation(Task):
 
     @override
     def inputs_per_image(self, level: int) -> int:
-        """Return the number of rotations that are shown of each image."""
         return NUM_ROTATIONS[level - 1] if self.rotations_per_image == "all" else 1
 
     @override
@@ -112,7 +111,6 @@ class Rotation(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
         return 1 / NUM_ROTATIONS[level - 1]
 
     @override

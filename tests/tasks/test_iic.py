@@ -506,7 +506,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
     _, task = whole
     assert [number for number, *_ in task.steps] == [0] * STEPS + [1] * 2 * STEPS
     task.first_epoch = 4  # a later stage begins with A, too
-    assert [task.head_of(epoch) for epoch in range(4, 11)] == [0, 1, 1, 0, 1, 1, 0]
+    assert [task.variant(epoch) for epoch in range(4, 11)] == [0, 1, 1, 0, 1, 1, 0]
     task.first_epoch = 0
     task = Watched(second_clusters=SECOND)
     train_step = train_step_of(task)
@@ -531,7 +531,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
     assert losses[0] == losses[1]
     task = Watched()
     train_step_of(task)
-    assert [task.head_of(epoch) for epoch in range(4)] == [0] * 4
+    assert [task.variant(epoch) for epoch in range(4)] == [0] * 4
 
 
 @pytest.mark.filterwarnings("ignore:collapse")
@@ -763,4 +763,4 @@ def test_each_head_is_read_by_its_own_best_sub_head_and_a_resume_keeps_it() -> N
     expected = (-(shares * shares.log()).sum(1)).where(indices >= 0, torch.nan)
     assert torch.allclose(resumed.entropy.double(), expected, atol=1e-5, equal_nan=True)
     assert task.state_dict()["best_sub_head"] == resumed.state_dict()["best_sub_head"] == 2
-    assert [resumed.head_of(epoch) for epoch in range(4, 9)] == [0, 1, 1, 0, 1]
+    assert [resumed.variant(epoch) for epoch in range(4, 9)] == [0, 1, 1, 0, 1]

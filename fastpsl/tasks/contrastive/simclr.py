@@ -136,7 +136,6 @@ class SimCLR(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return two views of one kind, which have their own draws."""
         view = contrastive_view(
             level, self.size_px, scale=(0.08, 1.0), colour=SIMCLR_COLOUR, sobel_p=self.sobel_p
         )
@@ -179,12 +178,10 @@ class SimCLR(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return both views of each sample side by side, as the network sees them."""
         return side_by_side(inputs, self.views(1))
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the ops that were drawn for both views."""
         return drawn(batch, self.views(self.num_levels)[0])
 
 

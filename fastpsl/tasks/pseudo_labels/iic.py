@@ -320,7 +320,6 @@ class IIC(Task):
 
     @override
     def inputs_per_image(self, level: int) -> int:
-        """Return the number of crops per image: the weak one and its copies."""
         return 1 + self.num_copies
 
     @override
@@ -342,15 +341,11 @@ class IIC(Task):
         if context.first:
             self.first_epoch = context.epoch
 
-    def head_of(self, epoch: int) -> int:
+    @override
+    def variant(self, epoch: int) -> int:
         """Return the head that learns in `epoch`, which counts over all stages: 0 for A, 1 for B."""
         in_turn = (epoch - self.first_epoch) % sum(HEAD_EPOCHS)
         return 0 if len(self.sizes) == 1 or in_turn < HEAD_EPOCHS[0] else 1
-
-    @override
-    def variant(self, epoch: int) -> int:
-        """Return the head that learns in `epoch`."""
-        return self.head_of(epoch)
 
     @override
     def step_state(self) -> list[Tensor]:
@@ -382,7 +377,7 @@ class IIC(Task):
     @override
     def end_epoch(self) -> EpochMetrics:
         """Return the figures of the epoch's clusters; names of head B's end in _b."""
-        number = self.head_of(self.epoch)
+        number = self.variant(self.epoch)
         figures = self.epochs.end(number, list(self.sizes.values())[number], self.true_labels, self.seed)
         return {f"{name}_b": value for name, value in figures.items()} if number else figures
 
@@ -437,7 +432,6 @@ class IIC(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the weak crop of each image and its copies, side by side, as the network sees them."""
         crops = [view.denormalise(images) for view, images in zip(self._views, inputs, strict=True)]
         padded = [F.pad(crop, (0, _GAP_PX), value=1.0) for crop in crops]
         return torch.cat(padded, 3)[..., :-_GAP_PX]

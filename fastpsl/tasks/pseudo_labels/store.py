@@ -66,14 +66,13 @@ class LabelStore:
         """Return the tensors that `write` writes."""
         return [self._written, self._num_draws, self._num_not_finite, self._num_positions]
 
-    def set(self, labels: Tensor | np.ndarray, epoch: int) -> None:
+    def set(self, labels: np.ndarray, epoch: int) -> None:
         """Set labels, integers [N] that are equal on all ranks, for `epoch`, and forget what was written.
 
         Empty classes are filled (`split_empty`); fewer images than classes are a ValueError.
         """
-        array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
-        assert array.shape == (self.num_samples,), (array.shape, self.num_samples)
-        array, self.num_split = split_empty(array, self.num_classes, self.seed, epoch)
+        assert labels.shape == (self.num_samples,), (labels.shape, self.num_samples)
+        array, self.num_split = split_empty(labels, self.num_classes, self.seed, epoch)
         self.current.copy_(torch.from_numpy(array))
         self._forget()
 

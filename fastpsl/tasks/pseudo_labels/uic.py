@@ -164,7 +164,13 @@ def build_uic(options: UICOptions) -> Experiment:
         science["fine_tune"] = sha256_of_file(path)
         science["fine_tuned"] = state["science"]  # because tables of results need the training of the base
     if options.pseudo_labels is not None:
-        labels = _given(options)
+        file = labels_of(options.pseudo_labels, options)
+        if file.num_classes != options.num_clusters:
+            raise ValueError(
+                f"--pseudo-labels {options.pseudo_labels} has {file.num_classes:,} classes, not "
+                f"{options.num_clusters:,}: give --num-clusters {file.num_classes}"
+            )
+        labels = file.labels
         science["labels"] = sha256_of_file(options.pseudo_labels)
     task = UIC(
         options.num_clusters, input, options.size_px, seed=options.seed, augmentation=options.augment,
@@ -212,15 +218,3 @@ def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
                 f"not {getattr(options, name)}: give --{name.replace('_', '-')} {science[name]}"
             )
     return path, state
-
-
-def _given(options: UICOptions) -> np.ndarray:
-    """Return the labels of --pseudo-labels; ValueError if they do not fit --data or --num-clusters."""
-    assert options.pseudo_labels is not None
-    labels = labels_of(options.pseudo_labels, options)
-    if labels.num_classes != options.num_clusters:
-        raise ValueError(
-            f"--pseudo-labels {options.pseudo_labels} has {labels.num_classes:,} classes, not "
-            f"{options.num_clusters:,}: give --num-clusters {labels.num_classes}"
-        )
-    return labels.labels

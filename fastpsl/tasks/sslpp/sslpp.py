@@ -270,18 +270,15 @@ class SSLPlusPlus(Task):
 
     @override
     def chance(self, level: int) -> float | None:
-        """Return the proxy's accuracy of guessing, or None if it has none."""
         return self._learned.chance(level)
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return what the network sees."""
         sheet = self._learned.contact_sheet(inputs, batch)
         return self.views(1)[0].denormalise(inputs[0]) if sheet is None else sheet
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the proxy's captions with the pseudo-labels."""
         captions = self._learned.captions(batch) or [""] * len(batch.indices)
         if not self.num_classes or self.labels[0] == _NONE_YET:
             return list(captions)
