@@ -46,7 +46,7 @@ def test_smallest_run_of_the_papers_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "channels"), [("uic_r50", "RGB"), ("uic_cifar10", "SobelXY")])
 def test_smallest_runs_of_the_others(name: str, channels: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    start(name, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
+    start(name, *QUICK, "--max-steps-per-stage 1 --size-px 16 --out", out).ok()
     assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == channels
 
 
@@ -170,7 +170,7 @@ SMALL_DEEPCLUSTER = words(
 
 @pytest.mark.slow
 def test_the_sample_by_one_step(tmp_path: Path) -> None:
-    small = "--max-steps-per-stage 1 --no-tensorboard --size-px 112 --pca-width 32 --out"
+    small = "--max-steps-per-stage 1 --no-tensorboard --size-px 64 --pca-width 32 --out"
     outcome = start(DEEPCLUSTER, small, tmp_path / "out").ok()
     assert "labels.npz" in outcome.out and "labels.png" in outcome.out
     with np.load(tmp_path / "out" / "labels.npz") as file:

@@ -323,13 +323,9 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_labels_that_were_cut_or_have_collapsed_are_warned_of_on_rank_0(
-    rank: int,
-    cut: bool,
-    collapsed: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    rank: int, cut: bool, collapsed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     path = tmp_path / "labels.npz"
     path.touch()
     numbers = np.arange(100, dtype=np.int32)

@@ -56,16 +56,9 @@ class Labels:
 
 
 def write_labels(
-    path: Path,
-    labels: np.ndarray,
-    num_classes: int,
-    data: Dataset,
-    made_by: str,
-    *,
-    num_split: int = 0,
-    entropy: np.ndarray | None = None,
-    configuration: Mapping[str, Any] | None = None,
-) -> Path:
+    path: Path, labels: np.ndarray, num_classes: int, data: Dataset, made_by: str, *, num_split: int = 0,
+    entropy: np.ndarray | None = None, configuration: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
     """Write labels to a file, which is absent, old or complete at any moment.
 
     Args:

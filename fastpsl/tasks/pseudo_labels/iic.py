@@ -252,17 +252,9 @@ class IIC(Task):
     num_levels = 1
 
     def __init__(
-        self,
-        num_clusters: int,
-        *,
-        size_px: int,
-        crop_share: float,
-        transforms: Transforms,
-        num_copies: int,
-        num_sub_heads: int,
-        second_clusters: int | None = None,
-        seed: int = 0,
-    ):
+        self, num_clusters: int, *, size_px: int, crop_share: float, transforms: Transforms, num_copies: int,
+        num_sub_heads: int, second_clusters: int | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not 0 < crop_share <= 1:
             raise ValueError(f"--crop-share {crop_share:g}: a share of the image's side, above 0 and up to 1")
         if num_copies < 1:

@@ -129,17 +129,9 @@ class SSLPlusPlus(Task):
     """
 
     def __init__(
-        self,
-        proxy: Proxy,
-        plain: ViewSpec,
-        *,
-        learn_proxy: bool = True,
-        weight: float,
-        num_classes: int = 0,
-        labels: np.ndarray | None = None,
-        center: ViewSpec | None = None,
-        seed: int = 0,
-    ):
+        self, proxy: Proxy, plain: ViewSpec, *, learn_proxy: bool = True, weight: float, num_classes: int = 0,
+        labels: np.ndarray | None = None, center: ViewSpec | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"--lambda {weight:g}: it must be 0 or more")
         if not learn_proxy and not num_classes:
