@@ -107,7 +107,7 @@ def test_a_step_of_fine_tuning_as_documented(
     assert torch.equal(model.conv1.weight, run[1].state_dict()["conv1.weight"])
     image = names["transform"](Image.new("RGB", (90, 60), "red"))
     images, labels = torch.stack([image, -image]), torch.tensor([3, 9])
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4)
     before = nn.functional.cross_entropy(model(images), labels)
     before.backward()
     optimiser.step()
