@@ -48,8 +48,8 @@ def words(*parts: object) -> tuple[str, ...]:
     return tuple(word for part in parts for word in (part.split() if isinstance(part, str) else [str(part)]))
 
 
-def start(name: str, *arguments: object) -> Outcome:
-    """Run a recipe to its end: `start("linear_probe", "--flag value", path)`."""
+def start(name: Any, *arguments: object) -> Outcome:
+    """Run a recipe, named by a string, to its end: `start("linear_probe", "--flag value", path)`."""
     texts = [*words(*arguments)]
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -88,7 +88,7 @@ def ran(recipe: str, *arguments: object, **options: Any) -> subprocess.Completed
 
 
 def goes_on(
-    recipe: str, *arguments: object, whole: Path, steps: Sequence[int], files: Sequence[str] = ()
+    recipe: Any, *arguments: object, whole: Path, steps: Sequence[int], files: Sequence[str] = ()
 ) -> None:
     """Resume copies of a run from its checkpoints of some steps, as if killed after them; check their ends.
 
