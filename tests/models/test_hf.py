@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from markdown_it import MarkdownIt
@@ -105,9 +106,10 @@ def test_a_step_of_fine_tuning_as_documented(
     names = runpy.run_path("snippet.py")
     model = names["model"]
     assert torch.equal(model.conv1.weight, run[1].state_dict()["conv1.weight"])
-    image = names["transform"](Image.new("RGB", (90, 60), "red"))
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    image = names["transform"](Image.fromarray(noise))
     images, labels = torch.stack([image, -image]), torch.tensor([3, 9])
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     before = nn.functional.cross_entropy(model(images), labels)
     before.backward()
     optimiser.step()
