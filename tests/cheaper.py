@@ -1,6 +1,6 @@
 """Cheaper networks and a cheaper Triton interpreter for all tests that do not depend on them.
 
-They apply to the tests' process and to ranks that it starts, but not to recipes in processes of their own.
+They apply to the tests' process and to ranks that it starts. Processes of `tests.warm` take `for_good`.
 """
 
 import functools
@@ -34,6 +34,11 @@ def make_cheaper(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(VARIANTS, name, variant._replace(channels=(first, second, *[second] * len(others))))
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
         remember_tritons_builtins(patch)
+
+
+def for_good() -> None:
+    """Make this process's networks cheaper until it ends."""
+    make_cheaper(pytest.MonkeyPatch())
 
 
 @pytest.fixture(scope="session", autouse=True)

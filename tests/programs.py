@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tests import cheaper
 from tests.warm import Running
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +36,16 @@ def run(
     environment: dict[str, str] | None = None,
     cwd: Path = ROOT,
     timeout: float = 1200,
+    prepare: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script to its end and capture its output. No import reads what `environment` has.
 
     `ranks` processes find each other without an agent (see `warm.Running`); 0 is one plain process.
+    `prepare` is called in each process first.
     """
     words = [str(script), *map(str, arguments)]
-    code, out, err = Running(words, ENVIRONMENT | (environment or {}), cwd, ranks).wait(timeout)
+    variables = ENVIRONMENT | (environment or {})
+    code, out, err = Running(words, variables, cwd, ranks, prepare=prepare).wait(timeout)
     return subprocess.CompletedProcess(words, code, out, err)
 
 
@@ -98,10 +102,11 @@ def run_until(
 ) -> tuple[int, str]:
     """Send a signal to a script once it has written a checkpoint, and return its exit code and output.
 
-    `ranks` processes run under torchrun, which gets the signal. SIGKILL goes to all processes.
+    `ranks` processes run under torchrun, which gets the signal. SIGKILL goes to all processes. Networks are
+    as cheap as those of the tests' process.
     """
     words = torchrun(ranks, script, *arguments) if ranks else [str(script), *map(str, arguments)]
-    running = Running(words, ENVIRONMENT, ROOT, together=True)
+    running = Running(words, ENVIRONMENT, ROOT, together=True, prepare=cheaper.for_good)
     wait_for_step(folder, step, lambda: running.code, timeout)
     time.sleep(delay_s)
     with contextlib.suppress(ProcessLookupError):  # it has already ended

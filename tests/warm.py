@@ -19,7 +19,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pytest
 import torch
 import torch.distributed as dist
 
@@ -55,7 +54,7 @@ class Running:
     """A script or program that runs in processes of its own, each of which leads a new session.
 
     `ranks` processes find each other as under torchrun, but there is no agent; 0 is one plain process. If
-    `together`, errors go to the output.
+    `together`, errors go to the output. `prepare` is called in each process first.
     """
 
     def __init__(
@@ -65,12 +64,13 @@ class Running:
         cwd: Path,
         ranks: int = 0,
         together: bool = False,
+        prepare: Callable[[], object] | None = None,
     ):
         self._folder = tempfile.TemporaryDirectory()
         output = Path(self._folder.name, "out")
         self._texts = output, output if together else output.with_name("err")
         self._processes = [
-            spawn(command, {**environment, **variables}, cwd, *self._texts)
+            spawn(command, {**environment, **variables}, cwd, *self._texts, prepare)
             for variables in (rank_variables(ranks) if ranks else [{}])
         ]
 
@@ -130,7 +130,7 @@ def _save_result(rank: int, function: Callable[[int, int], object], num_ranks: i
 
 def _call_as_test(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], added: int) -> None:
     """Call the function with the test process's cheaper networks and seeds."""
-    cheaper.make_cheaper(pytest.MonkeyPatch())
+    cheaper.for_good()
     seeds.add_to_seeds(added)
     function(rank, *arguments)
 

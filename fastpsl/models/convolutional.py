@@ -150,14 +150,10 @@ class AlexNet(Backbone):
         convolutions, fc = self.features, self.classifier
         fc_width = self.channels[-1]
         return [
-            convolutions[:3],
-            convolutions[3:7],
-            convolutions[7:11],
-            convolutions[11:14],
-            convolutions[14:17],
+            convolutions[:3], convolutions[3:7], convolutions[7:11], convolutions[11:14], convolutions[14:17],
             nn.Sequential(convolutions[17], self.pool, *on_vectors(fc_width, *fc[:3])),
             on_vectors(fc_width, *fc[3:]),
-        ]
+        ]  # fmt: skip
 
 
 def _convolution(inputs: int, width: int, kernel: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:

@@ -63,6 +63,16 @@ def _longest_run(text: str) -> int:
 
 # Values of a command that have a slash and name no file.
 _NO_FILES = ("timm/",)
+_HEADER = """---
+library_name: timm
+pipeline_tag: image-feature-extraction
+# license: fill it in; without one, nobody may use the weights
+# datasets: fill in the Hub's names of the training images, as a list
+tags:
+- timm
+- fastpsl
+- image-feature-extraction
+"""
 _HOW_TO_LOAD = """import timm
 
 model = timm.create_model("hf-hub:YOU/{folder}", pretrained=True, num_classes=0)  # or "local-dir:{folder}"
@@ -95,23 +105,17 @@ def model_card(
     sections = [_header(recipe), title, about]
     if record["cut"]:
         sections.append("**The training was cut short: these weights are of a trial and worth nothing.**")
-    return (
-        "\n\n".join(
-            [
-                *sections,
-                "## How to load it",
-                _loading(pretrained, folder),
-                "## Input",
-                f"{pretrained.input.in_words()}. The training's crops had {pretrained.input.size_px} px.",
-                "## Training",
-                *_training(science, config, record),
-                "## Evaluations",
-                _table(results) if results else "None is recorded here.",
-                "",
-            ]
-        ).rstrip("\n")
-        + "\n"
-    )
+    sections += [
+        "## How to load it",
+        _loading(pretrained, folder),
+        "## Input",
+        f"{pretrained.input.in_words()}. The training's crops had {pretrained.input.size_px} px.",
+        "## Training",
+        *_training(science, config, record),
+        "## Evaluations",
+        _table(results) if results else "None is recorded here.",
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def results_of(sha256: str, results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -120,22 +124,7 @@ def results_of(sha256: str, results: Iterable[Mapping[str, Any]]) -> list[Mappin
 
 
 def _header(recipe: str | None) -> str:
-    self_supervised = [] if recipe in (None, "supervised") else ["- self-supervised-learning"]
-    return "\n".join(
-        [
-            "---",
-            "library_name: timm",
-            "pipeline_tag: image-feature-extraction",
-            "# license: fill it in; without one, nobody may use the weights",
-            "# datasets: fill in the Hub's names of the training images, as a list",
-            "tags:",
-            "- timm",
-            "- fastpsl",
-            "- image-feature-extraction",
-            *self_supervised,
-            "---",
-        ]
-    )
+    return _HEADER + ("" if recipe in (None, "supervised") else "- self-supervised-learning\n") + "---"
 
 
 def _loading(pretrained: Pretrained, folder: str) -> str:
@@ -310,22 +299,14 @@ def _config(architecture: Architecture, input: Input, record: dict[str, Any]) ->
         "global_pool": "avg",
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
-            "tag": "fastpsl",
-            "custom_load": False,
-            "input_size": [input.num_channels, input.size_px, input.size_px],
-            "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": 1 / SHORTER_OF_SIZE,
-            "crop_mode": "center",
-            "mean": list(input.mean),
-            "std": list(input.std),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": architecture.first_conv,
-            "classifier": architecture.classifier,
+            "tag": "fastpsl", "custom_load": False,
+            "input_size": [input.num_channels, input.size_px, input.size_px], "fixed_input_size": False,
+            "interpolation": "bilinear", "crop_pct": 1 / SHORTER_OF_SIZE, "crop_mode": "center",
+            "mean": list(input.mean), "std": list(input.std), "num_classes": 0, "pool_size": None,
+            "first_conv": architecture.first_conv, "classifier": architecture.classifier,
         },
         "fastpsl": record,
-    }
+    }  # fmt: skip
 
 
 FORMAT = 1
@@ -334,15 +315,9 @@ ENDINGS = {name: target.ending for name, target in TARGETS.items()} | {"onnx": (
 
 
 def export(
-    checkpoint: Path | Pretrained,
-    to: str,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    backbone: str | None = None,
-    input: Input | None = None,
-    results: Sequence[Mapping[str, Any]] = (),
-) -> str:
+    checkpoint: Path | Pretrained, to: str, out: Path, *, overwrite: bool = False,
+    backbone: str | None = None, input: Input | None = None, results: Sequence[Mapping[str, Any]] = (),
+) -> str:  # fmt: skip
     """Write a backbone to `out`, and its input record and origin to OUT.json.
 
     safetensors and ONNX files hold that record in their metadata instead, and a folder of "hf" in its

@@ -3,20 +3,9 @@
 import shlex
 
 BACKBONES = (
-    "alexnet",
-    "alexnet_rotnet",
-    "nin3",
-    "nin4",
-    "nin5",
-    "resnet18",
-    "resnet18_cifar",
-    "resnet34",
-    "resnet34_iic",
-    "resnet50",
-    "resnet50_mlp",
-    "revnet50",
-    "vgg16",
-)
+    "alexnet", "alexnet_rotnet", "nin3", "nin4", "nin5", "resnet18", "resnet18_cifar", "resnet34",
+    "resnet34_iic", "resnet50", "resnet50_mlp", "revnet50", "vgg16",
+)  # fmt: skip
 # A backbone → one of the same shape that takes less memory in training, and why.
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")

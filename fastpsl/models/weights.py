@@ -286,13 +286,6 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _record(path: Path | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
     return {
-        "path": None if path is None else str(path),
-        "sha256": sha256,
-        "kind": kind,
-        "backbone": backbone,
-        "input": input.as_dict(),
-        "run_step": None,
-        "science": None,
-        "cut": False,
-        "left_out": [],
-    }
+        "path": None if path is None else str(path), "sha256": sha256, "kind": kind, "backbone": backbone,
+        "input": input.as_dict(), "run_step": None, "science": None, "cut": False, "left_out": [],
+    }  # fmt: skip

@@ -40,7 +40,12 @@ class Classify(Task):
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """Store the number of classes, which must be two or more."""
-        self.num_classes = checked_num_classes(data)
+        self.num_classes = data.num_classes
+        if self.num_classes < 2:
+            raise ValueError(
+                f"classes in the training data: {self.num_classes}; a classifier needs two or more: "
+                "give a folder per class"
+            )
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -52,7 +57,6 @@ class Classify(Task):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """Build the head from features [B, channels, h, w] to logits [B, num_classes]."""
         return average_and_linear(channels, self.num_classes, self.head_std)
 
     @override
@@ -68,23 +72,11 @@ class Classify(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the top-1 accuracy of guessing."""
         return 1 / self.num_classes
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the images as the network sees them."""
         return self.train_view.denormalise(inputs[0])
-
-
-def checked_num_classes(data: Dataset) -> int:
-    """Return the data's number of classes."""
-    if data.num_classes < 2:
-        raise ValueError(
-            f"classes in the training data: {data.num_classes}; a classifier needs two or more: "
-            "give a folder per class"
-        )
-    return data.num_classes
 
 
 def average_and_linear(channels: int, num_classes: int, std: float | None = None) -> nn.Sequential:

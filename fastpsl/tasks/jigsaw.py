@@ -132,17 +132,9 @@ class Jigsaw(Task):
     """
 
     def __init__(
-        self,
-        permutations: np.ndarray,
-        counts: Sequence[int],
-        *,
-        shorter_px: int,
-        grid: int = 3,
-        cell_px: int,
-        tile_px: int,
-        permutations_per_image: int,
-        embedding_width: int,
-    ):
+        self, permutations: np.ndarray, counts: Sequence[int], *, shorter_px: int, grid: int = 3,
+        cell_px: int, tile_px: int, permutations_per_image: int, embedding_width: int,
+    ):  # fmt: skip
         if permutations.ndim != 2 or permutations.shape[1] != grid**2:
             raise ValueError(
                 f"permutations of shape {permutations.shape}: a {grid}x{grid} grid needs [N, {grid**2}]"
@@ -189,7 +181,6 @@ class Jigsaw(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
         return 1 / self.counts[level - 1]
 
     @override
@@ -208,7 +199,6 @@ class Jigsaw(Task):
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the number of the permutation of each puzzle on the contact sheet."""
         return [f"permutation {label}" for label in batch.draw(JigsawTiles)["permutation"][:, 0].tolist()]
 
 

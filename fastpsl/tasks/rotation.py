@@ -53,13 +53,9 @@ class Rotation(Task):
     num_levels = len(NUM_ROTATIONS)
 
     def __init__(
-        self,
-        *,
-        shorter_px: int,
-        size_px: int,
-        rotations_per_image: Literal["one", "all"] = "one",
+        self, *, shorter_px: int, size_px: int, rotations_per_image: Literal["one", "all"] = "one",
         same_window: bool = False,
-    ):
+    ):  # fmt: skip
         if not 1 <= size_px <= shorter_px:
             raise ValueError(
                 f"a window of {size_px} px given for a shorter side of {shorter_px} px; "
@@ -91,7 +87,6 @@ class Rotation(Task):
 
     @override
     def inputs_per_image(self, level: int) -> int:
-        """Return the number of rotations that are shown of each image."""
         return NUM_ROTATIONS[level - 1] if self.rotations_per_image == "all" else 1
 
     @override
@@ -112,7 +107,6 @@ class Rotation(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
         return 1 / NUM_ROTATIONS[level - 1]
 
     @override

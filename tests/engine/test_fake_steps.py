@@ -249,7 +249,7 @@ def test_nor_one_of_iics_second_head() -> None:
     with fake_cuda() as cuda:
         parts = recipe_train_step("sslpp_iic", "E", precision="fp16", augment_backend="fused", num_heads=2)
         parts[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
-        assert parts[0].task.head_of(0) == 1  # type: ignore[attr-defined]
+        assert parts[0].task.variant(0) == 1  # type: ignore[attr-defined]
         record, steps = some_steps(cuda, *parts)
     assert not record.waits, record.waits
     check_function_of_tensors(steps)

@@ -34,7 +34,7 @@ from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_run
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.programs import digests, newest_checkpoint, newest_step
-from tests.recipes.in_process import starter
+from tests.recipes.in_process import start
 from tests.slow import slow
 from tests.warm import CONTEXT
 
@@ -406,16 +406,12 @@ RECIPES: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.parametrize("name", [*map(slow, RECIPES)])
 def test_no_later_step_changes_a_recipes_queue_or_labels(
-    name: str,
-    tmp_path: Path,
-    late_writes: tuple[dict[int, Any], dict[int, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tmp_path: Path, late_writes: tuple[dict[int, Any], dict[int, Any]]
 ) -> None:
     saved, written = late_writes
     few = ("--workers", 1, "--no-tensorboard", "--checkpoint-steps", 2, "--max-steps-per-stage", 5)
     plan = ("--plan", "end_to_end", "--backbone", "resnet18") if name == "mocov2_r50" else ()
-    outcome = starter(name, monkeypatch, capsys)(*RECIPES[name], *few, *plan, "--out", tmp_path)
+    outcome = start(name, *RECIPES[name], *few, *plan, "--out", tmp_path)
     assert outcome.code == 0, outcome
     assert list(written)[:3] == [2, 4, 5] and all(written[step] == saved[step] for step in written)
 

@@ -23,7 +23,7 @@ from fastpsl.pipelines.datasets.open import Classes, classes_of
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
-from tests.recipes.in_process import refused, starter
+from tests.recipes.in_process import refused, start
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -121,14 +121,12 @@ def test_the_side_of_the_pictures_is_part_of_a_given_input() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["knn", "linear_probe", "semi_supervised", "block_probe", "supervised"])
-def test_other_classes_are_refused_first(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_classes_are_refused_first(recipe: str, tmp_path: Path) -> None:
     """Neither the weights nor any image here could be read."""
     weights = () if recipe == "supervised" else ("--checkpoint", tree(tmp_path, {"w.pt": b"x"}) / "w.pt")
     train = tree(tmp_path / "train", {"cat/0.jpg": b"x", "dog/0.jpg": b"x"})
     val = tree(tmp_path, {"0.jpg": b"x", "1.jpg": b"x", "val.txt": b"0.jpg cat\n1.jpg fox\n"}) / "val.txt"
-    outcome = starter(recipe, monkeypatch, capsys)("--data", train, "--val", val, *weights)
+    outcome = start(recipe, "--data", train, "--val", val, *weights)
     line = (
         f"{recipe}: {val}: other classes than in training (2 classes, {train} 2; class 1 is 'fox', in the "
         "training data 'dog'); give validation images of the same ones, numbered by `fastpsl data write SRC "

@@ -255,16 +255,10 @@ TASKS: dict[str, Callable[[], Task]] = {
     "rotation": lambda: Rotation(shorter_px=256, size_px=224),
     "simclr": lambda: SimCLR(2, size_px=224, temperature=0.1, embedding_width=128),
     "moco": lambda: MoCo(
-        seed=0,
-        batch_size=2,
-        queue_size=8,
-        momentum=0.999,
-        temperature=0.2,
-        key_group=2,
-        width=128,
+        seed=0, batch_size=2, queue_size=8, momentum=0.999, temperature=0.2, key_group=2, width=128,
         size_px=224,
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TASKS)

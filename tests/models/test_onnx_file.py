@@ -3,6 +3,9 @@
 import json
 import re
 import runpy
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +51,25 @@ def assert_same(model: bytes | Path, network: nn.Module, images: Tensor) -> None
         torch.testing.assert_close(torch.tensor(outputs["map"]), maps, rtol=0, atol=1e-4 * scale)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, nn.Module, str]]:
+    """Return a function that exports a backbone once: to a file, with the network and the output."""
+
+    @cache
+    def export_once(name: str) -> tuple[Path, nn.Module, str]:
+        folder = tmp_path_factory.mktemp(name)
+        network = checkpoint(folder, name, Input(size_px=36))
+        return folder / "model.onnx", network, export(folder, "onnx", folder / "model.onnx")
+
+    return export_once
+
+
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else slow(name) if name in OFTEN else nightly(name) for name in BACKBONES]
 )
-def test_every_backbone_computes_our_features_for_any_size(name: str, tmp_path: Path) -> None:
-    network = checkpoint(tmp_path, name, Input(size_px=36))
+def test_every_backbone_computes_our_features_for_any_size(name: str, exported: Any) -> None:
+    out, network, output = exported(name)
     assert isinstance(network, Backbone)
-    out = tmp_path / "model.onnx"
-    output = export(tmp_path, "onnx", out)
     assert f"height and width of {network.min_px} px or more" in output
     (given,) = onnxruntime.InferenceSession(str(out)).get_inputs()
     assert (given.name, given.type, given.shape) == (
@@ -66,15 +80,14 @@ def test_every_backbone_computes_our_features_for_any_size(name: str, tmp_path: 
         images = torch.randn(shape)
         assert ("map" in computed(out, images)) == (name not in VECTORS)
         assert_same(out, network, images)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.onnx"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["checkpoints", "model.onnx"]
 
 
 def test_the_documented_code_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    checkpoint(tmp_path, "nin3", Input(size_px=32))
-    export(tmp_path, "onnx", Path("resnet18.onnx"))
+    shutil.copy(exported("nin3")[0], "resnet18.onnx")
     page = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "export.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (code,) = [block for block in blocks if "import onnxruntime\n" in block]

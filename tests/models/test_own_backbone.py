@@ -20,7 +20,7 @@ from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import refused, starter
+from tests.recipes.in_process import refused, start
 
 SOUND = """
 from torch import nn
@@ -157,20 +157,17 @@ def test_names_without_a_class_and_without_convolution() -> None:
         make_backbone("net.py:Net", num_channels=2)
 
 
-def test_weights_of_a_file_that_has_moved(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_of_a_file_that_has_moved(here: Path) -> None:
     small = ("--epochs", 1, 1, 1, "--max-steps-per-stage", 1, "--batch-size", 8, "--workers", 1)
-    start = starter("simclr_r50", monkeypatch, capsys)
     arguments = (*small, "--size-px", 32, "--no-tensorboard", "--out", here / "out")
-    outcome = start("--backbone", "net.py:Net", *arguments)
+    outcome = start("simclr_r50", "--backbone", "net.py:Net", *arguments)
     assert outcome.code == 0, outcome.err
     state = newest_checkpoint(here / "out")
     loaded = load_pretrained(here / "out", "net.py:Net")
     assert loaded.record["backbone"] == state["science"]["backbone"] == "net.py:Net"
     assert torch.equal(loaded.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
     shutil.move(here / "net.py", here / "other.py")
-    refused(start("--backbone", "net.py:Net", *arguments), "there is no file net.py")
+    refused(start("simclr_r50", "--backbone", "net.py:Net", *arguments), "there is no file net.py")
     with pytest.raises(ValueError, match=r"there is no file net.py; give --backbone NEW_PATH/net.py:Net"):
         load_pretrained(here / "out", "net.py:Net")
     again = load_pretrained(here / "out", f"{here}/other.py:Net")

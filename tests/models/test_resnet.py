@@ -106,14 +106,9 @@ def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
     assert set(network.state_dict()) - set(plain.state_dict()) == {
         f"mlp.{name}"
         for name in (
-            "0.weight",
-            "1.weight",
-            "1.bias",
-            "1.running_mean",
-            "1.running_var",
-            "1.num_batches_tracked",
+            "0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked",
         )
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))

@@ -36,7 +36,7 @@ from tests.models.test_backbones import train_step, views
 from tests.models.test_export import SEEN, checkpoint
 from tests.models.test_fold_batchnorm import apart
 from tests.programs import digests, newest_checkpoint
-from tests.recipes.in_process import refused, starter
+from tests.recipes.in_process import refused, start
 from tests.slow import slow
 
 timm = pytest.importorskip("timm")
@@ -295,15 +295,12 @@ def refusal(name: str) -> str:
     return text
 
 
-def test_unknown_names_get_their_nearest(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_names_get_their_nearest() -> None:
     assert "has no model 'resnt18'; the nearest are timm/resnet18, timm/" in refusal("timm/resnt18")
     assert "give timm/resnet18, because a tag" in refusal("timm/resnet18.a1_in1k")
     assert "has no model ''" in refusal("timm/")
     assert "see timm.list_models()" in refusal("timm/hf-hub:@@@@@@@@")
-    start = starter("rotation_rv50", monkeypatch, capsys)
-    refused(start("--backbone", "timm/resnt18"), "--backbone timm/resnt18", "timm/resnet18")
+    refused(start("rotation_rv50", "--backbone", "timm/resnt18"), "--backbone timm/resnt18", "timm/resnet18")
 
 
 @pytest.mark.parametrize(

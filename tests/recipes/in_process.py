@@ -1,20 +1,26 @@
 """Run a recipe in the test's own process, because starting one takes seconds."""
 
+import contextlib
+import io
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from fastpsl.evaluation.result import read_result
+from fastpsl.plots import charts
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
+from tests import cheaper
 from tests.engine.tiny import runs_closed
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
+from tests.programs import ROOT, digests, newest_checkpoint, run
 
 
 def built(name: str, device: str = "meta", **values: Any) -> tuple[Any, Any]:
@@ -37,33 +43,31 @@ class Outcome(NamedTuple):
         return self
 
 
-Start = Callable[..., Outcome]
-
-
 def words(*parts: object) -> tuple[str, ...]:
     """Return the words of a command: strings are cut at spaces; paths and numbers stay whole."""
     return tuple(word for part in parts for word in (part.split() if isinstance(part, str) else [str(part)]))
 
 
-def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    """Return a function that runs a recipe: `starter("linear_probe", …)("--flag", …)`."""
-    recipe = find_recipe(name)
-
-    def start(*arguments: object) -> Outcome:
-        texts = [*words(*arguments)]
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
-        capsys.readouterr()
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with runs_closed(monkeypatch), pytest.raises(SystemExit) as caught:
-                launch(recipe, texts)
-        finally:
-            for number, handler in before.items():  # a recipe's process ignores them at its end
-                signal.signal(number, handler)
-        captured = capsys.readouterr()
-        return Outcome(name, int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
+def start(name: Any, *arguments: object) -> Outcome:
+    """Run a recipe, named by a string, to its end: `start("linear_probe", "--flag value", path)`."""
+    texts = [*words(*arguments)]
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
+            patch.setattr(charts, "curve", lambda folder: Figure(figsize=(1, 1)))  # it takes a second
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), runs_closed(patch):
+                launch(find_recipe(name), texts)
+        code: object = 0
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        for number, handler in before.items():  # a recipe's process ignores them at its end
+            signal.signal(number, handler)
+    assert isinstance(code, int), code
+    printed, told = (text.buffer.getvalue().decode() for text in (out, err))  # type: ignore[attr-defined]
+    return Outcome(name, code, printed, told)
 
 
 def refused(outcome: Outcome, *texts: str) -> None:
@@ -75,23 +79,37 @@ def refused(outcome: Outcome, *texts: str) -> None:
         assert text in last, last
 
 
-def ran(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Return `tests.programs.run`'s outcome, and check that the script ended well."""
-    done = run(*arguments, **options)
+def ran(recipe: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in processes of its own, whose networks are cheaper too, and check that it ended well."""
+    script = ROOT / "recipes" / f"{recipe}.py"
+    done = run(script, *words(*arguments), prepare=cheaper.for_good, **options)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def resumed_after_kills(
-    recipe: str, *arguments: object, out: Path, steps: Sequence[int], delay_s: float = 0.0
+def goes_on(
+    recipe: Any, *arguments: object, whole: Path, steps: Sequence[int], files: Sequence[str] = ()
 ) -> None:
-    """Kill a recipe's process after the checkpoint of each step, and run it to its end."""
-    path = ROOT / "recipes" / f"{recipe}.py"
-    given = (*words(*arguments), "--out", out)
+    """Resume copies of a run from its checkpoints of some steps, as if killed after them; check their ends.
+
+    The run must have kept these checkpoints. `files` are compared byte for byte, also those of patterns.
+    """
     for step in steps:
-        code, output = run_until(path, *given, folder=out, step=step, number=signal.SIGKILL, delay_s=delay_s)
-        assert code == -signal.SIGKILL, output
-    ran(path, *given)
+        out = whole.with_name(f"{whole.name}-{step}")
+        newest = cut_back(whole, out, step)
+        outcome = start(recipe, *arguments, "--out", out).ok()
+        assert newest in outcome.err, outcome
+        same_run(whole, out, *(path.relative_to(whole) for name in files for path in whole.glob(name)))
+
+
+def cut_back(whole: Path, out: Path, step: int) -> str:
+    """Copy a run's metrics and its checkpoints up to a step; return the last one's name."""
+    (out / "checkpoints").mkdir(parents=True)
+    kept = [path for path in sorted(whole.glob("checkpoints/step-*.pt")) if int(path.stem[5:]) <= step]
+    assert int(kept[-1].stem[5:]) == step
+    for path in (*kept, *whole.glob("*.jsonl")):
+        shutil.copy(path, out / path.relative_to(whole))
+    return kept[-1].name
 
 
 def same_run(whole: Path, other: Path, *files: str | Path) -> None:

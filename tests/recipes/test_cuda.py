@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from fastpsl.engine import experiment, step_modes
 from fastpsl.engine.step_modes import GraphChoice
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.programs import ROOT, digests, newest_checkpoint, run_fresh
-from tests.recipes.in_process import Start
+from tests import cheaper
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_fresh
+from tests.recipes.in_process import start
 from tests.step_recorder import plain_capture
 
 RECIPES = ROOT / "recipes"
@@ -40,7 +42,7 @@ STEPS, MIDDLE = 6, 4
 BOUND = 0.02
 
 
-def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
+def output(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     """Return the output of a script, which sees the GPU that tests.programs hides."""
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
     if device == "cuda":
@@ -49,7 +51,8 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     more = (*flags, "--device", device, "--workers", 2)
     if ranks:
         path, more = ROOT / "bench" / "gpu_day" / "two_ranks.py", (path, *more)
-    done = run_fresh(path, *more, ranks=ranks, environment=environment)
+    start_it = run_fresh if device == "cuda" else partial(run, prepare=cheaper.for_good)
+    done = start_it(path, *more, ranks=ranks, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -66,7 +69,7 @@ def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0
         "--max-steps-per-stage", STEPS, "--checkpoint-steps", MIDDLE, "--keep-checkpoints", 99,
         "--log-steps", 1,
     )  # fmt: skip
-    start(device, script, *flags, *often, "--no-tensorboard", "--out", folder, ranks=ranks)
+    output(device, script, *flags, *often, "--no-tensorboard", "--out", folder, ranks=ranks)
 
     def read(name: str) -> Any:
         return json.loads((folder / f"{name}.json").read_text())
@@ -108,7 +111,7 @@ def test_an_evaluation_that_trains_nothing(script: str, tmp_path: Path) -> None:
 
 
 def look(device: str, folder: Path, script: str) -> None:
-    start(device, script, "--out", folder)
+    output(device, script, "--out", folder)
     numbers = json.loads((folder / "result.json").read_text())["numbers"]
     assert numbers and all(math.isfinite(value) for value in numbers.values())
 
@@ -121,7 +124,8 @@ def test_two_ranks_on_one_gpu(script: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_same_of_one_recipe_on_the_cpu(tmp_path: Path) -> None:
-    train_and_resume("cpu", tmp_path, "sslpp_rotation", "--batch-size", 16)
+    small = ("--backbone", "resnet18", "--size-px", 32, "--batch-size", 4)
+    train_and_resume("cpu", tmp_path, "sslpp_rotation", *small)
 
 
 def test_no_recipe_is_left_out() -> None:
@@ -134,8 +138,8 @@ QUICK = ("moco",)
 MORE: dict[str, tuple[str, ...]] = {
     "jigsaw": CAPTURED_PX,
     "jigsaw by parts": CAPTURED_PX,
-    "moco": ("--backbone", "resnet18", "--queue-size", "64", "--key-group", "8"),
-    "simclr": ("--backbone", "resnet18"),
+    "moco": ("--backbone", "resnet18", "--size-px", "32", "--queue-size", "64", "--key-group", "8"),
+    "simclr": ("--backbone", "resnet18", "--size-px", "32"),
     "sslpp_iic": ("--num-heads", "2", "--num-copies", "2"),
     "supervised": ("--probe-every", "0"),
 }
@@ -155,9 +159,7 @@ def usual(name: str) -> tuple[str, ...]:
         if not {"--compile", "--graph"} & {*TRAINED[name]} and not name.startswith("voc")
     ],
 )
-def test_a_captured_run_is_a_launched_one(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start
-) -> None:
+def test_a_captured_run_is_a_launched_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured steps are plain calls on the static batches here; also resume a launched run in mid-stage.
 
     Both end as launched runs to the bit.

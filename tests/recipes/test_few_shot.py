@@ -1,6 +1,7 @@
 """Test recipes/few_shot.py as a user runs it: scores, reused features, two ranks, and errors."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
-from tests.programs import ROOT
-from tests.recipes.in_process import Start, ran, refused, words
+from tests.recipes.in_process import ran, refused, start, words
 
-RECIPE = ROOT / "recipes" / "few_shot.py"
+RECIPE = "few_shot"
+recipe = partial(start, RECIPE)
 RANDOM = ("--random-weights", "--backbone", "alexnet")
 SMALL = ("--workers", "1", "--size-px", "84", "--episodes", "50")
 
 
-def test_scores_result_and_figure_of_the_sample(recipe: Start, tmp_path: Path) -> None:
+def test_scores_result_and_figure_of_the_sample(tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe("--workers 1 --out", out, "--episodes 200").ok()
     lines = outcome.out.splitlines()
@@ -103,7 +104,7 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_pass_goes_on(
-    recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 4})
     few = "--ways 2 --shots 2 --queries 2 --batch-size 2 --block B3 B5_max_pool --data"
@@ -130,7 +131,7 @@ def test_an_interrupted_pass_goes_on(
     assert numbers[0] == numbers[1] and list(numbers[0])[::2] == ["accuracy_B3", "accuracy_B5_max_pool"]
 
 
-def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Start, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_in_no_episode(tmp_path: Path) -> None:
     data = mini_imagenet(tmp_path / "mini", {"n01": 5, "n02": 5})
     broken = tmp_path / "mini" / "images" / "n0100000002.jpg"
     broken.write_bytes(broken.read_bytes()[:900])
@@ -143,7 +144,7 @@ def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Start, tmp_pat
     refused(outcome, "5 images of a class", "class n01 has 4")
 
 
-def test_data_without_enough_images_are_refused(recipe: Start, tmp_path: Path) -> None:
+def test_data_without_enough_images_are_refused(tmp_path: Path) -> None:
     for name, labels, side_px, texts in (
         ("uneven", [0] * 6 + [1] * 3 + [2] * 6, 84, ("class house has 3",)),
         ("without", [0, 1, -1, 0, 1], 84, ("few-shot classification needs labels", "1 of 5")),

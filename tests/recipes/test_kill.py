@@ -13,9 +13,10 @@ from tests import programs
 from tests.programs import ROOT, digests, newest_checkpoint, newest_step, run_until
 from tests.recipes.in_process import ran, words
 
-RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
+NAME = "jigsaw_r50"
+RECIPE = ROOT / "recipes" / f"{NAME}.py"
 SMALL = words(
-    "--checkpoint-steps 2 --batch-size 8 --workers 2 --no-tensorboard --short-side 60",
+    "--backbone resnet18 --checkpoint-steps 2 --batch-size 8 --workers 2 --no-tensorboard --short-side 60",
     "--cell-px 18 --tile-px 16 --counts 4 8 16",
 )
 
@@ -24,9 +25,9 @@ SMALL = words(
 def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
     """Kill at any time after a checkpoint, mostly in each stage; `make faults` does so hundreds of times."""
     num_kills, steps_per_stage = 3, 12
-    arguments = (*SMALL, "--backbone", "resnet18", "--max-steps-per-stage", steps_per_stage)
+    arguments = (*SMALL, "--max-steps-per-stage", steps_per_stage)
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    ran(RECIPE, *arguments, "--out", whole)
+    ran(NAME, *arguments, "--out", whole)
     chance, codes = random.Random(num_kills), []
     num_steps = 3 * steps_per_stage
     for kill in range(num_kills):
@@ -36,7 +37,7 @@ def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
         codes.append(code)
         assert code in (-signal.SIGKILL, 0), output  # it may have ended before
     assert codes[0] == -signal.SIGKILL
-    ran(RECIPE, *arguments, "--out", out)
+    ran(NAME, *arguments, "--out", out)
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
     metrics = [(path / "metrics.jsonl").read_text() for path in (whole, out)]
     assert metrics[0] == metrics[1] and metrics[0].count("\n") == num_steps
@@ -44,7 +45,7 @@ def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = (*SMALL, "--backbone", "resnet18", "--out", out)
+    arguments = (*SMALL, "--out", out)
     code, output = run_until(RECIPE, *arguments, folder=out, step=2, number=signal.SIGINT)
     assert code == 75, output
     assert "Traceback" not in output and f"--out {out} goes on from there" in output
@@ -60,12 +61,8 @@ def test_a_run_on_a_servers_data_is_that_on_local_data(
     from tests.pipelines.s3_server import BUCKET, s3_server
 
     train, val = sample_paths()[:2]
-    arguments = words(
-        "--preset sample",
-        *SMALL,
-        "--backbone resnet18 --max-steps-per-stage 3 --order quasi_random --lanes 1",
-    )
-    ran(RECIPE, *arguments, "--data", train, "--val", val, "--out", tmp_path / "local")
+    arguments = words("--preset sample", *SMALL, "--max-steps-per-stage 3 --order quasi_random --lanes 1")
+    ran(NAME, *arguments, "--data", train, "--val", val, "--out", tmp_path / "local")
     with s3_server(monkeypatch) as server:
         for name in (name for name in os.environ if name.startswith("AWS_")):
             monkeypatch.setitem(programs.ENVIRONMENT, name, os.environ[name])
@@ -81,7 +78,7 @@ def test_a_run_on_a_servers_data_is_that_on_local_data(
             RECIPE, *arguments, *remote, folder=tmp_path / "remote", step=4, number=signal.SIGKILL
         )
         assert code == -signal.SIGKILL, output
-        ran(RECIPE, *arguments, *remote)
+        ran(NAME, *arguments, *remote)
     assert digests(newest_checkpoint(tmp_path / "remote")) == digests(newest_checkpoint(tmp_path / "local"))
     kept = [path.read_text() for path in (tmp_path / "remote").glob("*.json*")]
     assert f"s3://{BUCKET}/{train.name}" in str(kept) and "secret" not in str(kept)

@@ -1,6 +1,7 @@
 """Test recipes/knn.py as a user runs it: scores, images, reused features, two ranks, and errors."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.neighbours import draw_neighbours
 from tests.engine.tiny import one_process
 from tests.pipelines.labelled import write_labelled
-from tests.programs import ROOT
-from tests.recipes.in_process import Start, refused
+from tests.recipes.in_process import refused, start
 
-RECIPE = ROOT / "recipes" / "knn.py"
+RECIPE = "knn"
+recipe = partial(start, RECIPE)
 SMALL = ("--size-px", "32", "--workers", "1")
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 ALEXNET = ("--random-weights", "--backbone", "alexnet")
@@ -51,7 +52,7 @@ def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> di
     return {name: 100 * value / len(truth) for name, value in numbers.items()}
 
 
-def test_scores_result_and_figure_of_the_sample(recipe: Start, tmp_path: Path) -> None:
+def test_scores_result_and_figure_of_the_sample(tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe(*SMALL, "--out", out).ok()
     lines = outcome.out.splitlines()
@@ -85,19 +86,16 @@ def test_scores_result_and_figure_of_the_sample(recipe: Start, tmp_path: Path) -
     assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
 
 
-@pytest.mark.usefixtures("published_widths")
 @pytest.mark.slow
-def test_the_last_of_seven_blocks(recipe: Start, tmp_path: Path) -> None:
+def test_the_last_of_seven_blocks(tmp_path: Path) -> None:
     size = ("--size-px", "64", "--block", "b7", "--k", "5", "--out", tmp_path / "out")
     outcome = recipe(*SMALL, *ALEXNET, *size)
     assert outcome.code == 0 and "B7 of alexnet" in outcome.out, outcome
-    assert np.load(tmp_path / "out" / "val.npy").shape == (160, 4096)
+    assert np.load(tmp_path / "out" / "val.npy").shape == (160, 32)
 
 
 @pytest.mark.slow
-def test_several_blocks_are_each_as_alone(
-    recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_blocks_are_each_as_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare numbers and files bit for bit; images are decoded only once."""
     passes: list[Loader] = []
     opened = Loader.epoch
@@ -158,7 +156,7 @@ def test_images_that_could_not_be_decoded_are_neither_scored_nor_found(tmp_path:
     assert found.correct == expected.correct and found.numbers("both") == expected.numbers("both")
 
 
-def test_labels_that_do_not_fit_are_refused(recipe: Start, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     two = write_labelled(tmp_path / "two.beton", [0, 1] * 4, ["boat", "house"])
     three = write_labelled(tmp_path / "three.beton", [0, 1, 2, 0], ["boat", "house", "tree"])
     without = write_labelled(tmp_path / "without.beton", [0, -1, 1, 0])

@@ -2,10 +2,9 @@
 
 import json
 import os
-import runpy
+import resource
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,15 @@ from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import RAW, jpeg, photo, write
 from tests.programs import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
-from tests.recipes.in_process import Outcome, Start, ran, refused, words
+from tests.recipes.in_process import Outcome, ran, refused, start, words
 from tests.slow import slow
+from tests.warm import spawn
 
-JIGSAW = ROOT / "recipes" / "jigsaw_r50.py"
+JIGSAW = "jigsaw_r50"
 SMALL_JIGSAW = words(
     "--max-steps-per-stage 1 --batch-size 8 --workers 1 --no-tensorboard --short-side 60",
     "--cell-px 18 --tile-px 16 --counts 4 8 16",
@@ -34,7 +35,7 @@ RESNET18 = ("--backbone", "resnet18")
     ("backbone", "told"), [(RESNET18, "backbone resnet18 (paper resnet50), epochs"), slow((), "epochs")]
 )
 def test_smallest_run_ends_with_lines_and_figures(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone).ok()
@@ -64,7 +65,7 @@ def damaged(tmp_path: Path, change: Any) -> Path:
     return path
 
 
-def test_data_that_cannot_be_read_is_refused(start: Start, tmp_path: Path) -> None:
+def test_data_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(start(JIGSAW, "--data", tmp_path / "absent.beton", "--out", out), "absent.beton")
     refused(start(JIGSAW, "--data", tmp_path / "none-*.beton", "--out", out), "none-*.beton")
@@ -96,7 +97,7 @@ def poisoned(tmp_path: Path, index: int) -> Path:
     return path
 
 
-def test_a_poisoned_sample_is_named_and_may_be_skipped(start: Start, tmp_path: Path) -> None:
+def test_a_poisoned_sample_is_named_and_may_be_skipped(tmp_path: Path) -> None:
     """Damage the first image that training reads."""
     index = int(epoch_order(0, 0, NUM_TRAIN)[0])
     out, named = tmp_path / "out", f"sample {index}"
@@ -112,9 +113,7 @@ def test_a_poisoned_sample_is_named_and_may_be_skipped(start: Start, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out).ok()
     newest = max((out / "checkpoints").iterdir())
@@ -124,31 +123,32 @@ def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused
     refused(start(JIGSAW, *SMALL_JIGSAW, *RESNET18, "--out", out, "--seed 5"), "seed (0 there, 5 now)")
 
 
-LIMITED = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); \
-resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000)); sys.argv = sys.argv[1:]; \
-runpy.run_path(sys.argv[0], run_name='__main__')"
+def limit_files() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 
 
 @pytest.mark.slow
 def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(JIGSAW), *SMALL_JIGSAW, "--out", str(tmp_path / "out")],
-        check=False, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    refused(Outcome("jigsaw_r50", done.returncode, done.stdout, done.stderr), "File too large")
+    command = words(ROOT / "recipes" / f"{JIGSAW}.py", *SMALL_JIGSAW, "--out", tmp_path / "out")
+    texts = tmp_path / "printed", tmp_path / "errors"
+    process = spawn(command, ENVIRONMENT, ROOT, *texts, limit_files)
+    process.join(240)
+    printed, errors = (path.read_text() for path in texts)
+    refused(Outcome(JIGSAW, process.exitcode, printed, errors), "File too large")  # type: ignore[arg-type]
     assert os.listdir(tmp_path / "out" / "checkpoints") == []
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "failed"
 
 
 @pytest.mark.slow
 def test_user_errors_under_torchrun_are_said_once(tmp_path: Path) -> None:
-    done = run_fresh(JIGSAW, "--data", tmp_path / "absent.beton", ranks=2)
+    done = run_fresh(ROOT / "recipes" / f"{JIGSAW}.py", "--data", tmp_path / "absent.beton", ranks=2)
     assert done.returncode != 0
     assert done.stderr.count("absent.beton: ") + done.stderr.count("absent.beton does") <= 2
     assert done.stderr.count("jigsaw_r50: ") == 1, done.stderr
 
 
-ROTATION = ROOT / "recipes" / "rotation_rv50.py"
+ROTATION = "rotation_rv50"
 SMALL_ROTATION = words(
     "--max-steps-per-stage 1 --batch-size 8 --workers 1 --no-tensorboard --short-side 36",
     "--size-px 32 --decoder pillow",
@@ -173,7 +173,7 @@ def printed(outcome: Outcome) -> list[str]:
     return (outcome.err + outcome.out).splitlines()
 
 
-def test_all_rotations_through_all_stages(start: Start, data: Any, tmp_path: Path) -> None:
+def test_all_rotations_through_all_stages(data: Any, tmp_path: Path) -> None:
     """Check that the batch of 8 counts images: an epoch has 3 steps of more inputs from level to level."""
     lines = printed(start(ROTATION, *SMALL_ROTATION, *data, *ALL, "--backbone resnet18"))
     assert any("network inputs per step: S1 16, S2 32, S3 64;" in line for line in lines), lines
@@ -193,7 +193,7 @@ def test_all_rotations_through_all_stages(start: Start, data: Any, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_one_rotation_of_each_image(start: Start, data: Any) -> None:
+def test_one_rotation_of_each_image(data: Any) -> None:
     """Check that an epoch is 3 steps at every level, in any order of levels."""
     lines = printed(
         start(ROTATION, *SMALL_ROTATION, *data, "--backbone resnet18 --plan psl_f --levels 3 1 2")
@@ -205,15 +205,13 @@ def test_one_rotation_of_each_image(start: Start, data: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_papers_backbone_end_to_end(start: Start, data: Any, tmp_path: Path) -> None:
+def test_the_papers_backbone_end_to_end(data: Any, tmp_path: Path) -> None:
     lines = printed(start(ROTATION, *SMALL_ROTATION, *data, "--plan end_to_end"))
     assert "backbone" not in lines[0] and any("E: level G3, learns B1-B5" in line for line in lines), lines
     assert newest_checkpoint(tmp_path / "out")["science"]["backbone"] == "revnet50"
 
 
-def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
-    start: Start, tmp_path: Path
-) -> None:
+def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(tmp_path: Path) -> None:
     """Check that only stages with such views are refused, in a line that names the remedy."""
     small = ("--data", beton(tmp_path / "small.beton", 8, shorter_px=40), "--backbone", "resnet18")
     refused(
@@ -224,11 +222,11 @@ def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
     start(ROTATION, *SMALL_ROTATION, *small, "--out", tmp_path / "b", "--levels 1 2 2").ok()
 
 
-def test_the_papers_values_are_the_defaults(start: Start) -> None:
+def test_the_papers_values_are_the_defaults() -> None:
     """Compare with section 4.1; with --data all defaults are the paper's."""
-    parts = runpy.run_path(str(ROTATION))
-    options, paper = parts["RECIPE"].with_paper(), parts["PAPER"]
-    assert {name: getattr(options, name) for name in paper} == paper
+    script: Any = find_recipe(ROTATION)
+    options = script.with_paper()
+    assert {name: getattr(options, name) for name in script.paper} == script.paper
     assert (options.backbone, options.epochs, options.batch_size, options.lr) == (
         "revnet50",
         (60, 60, 60),
@@ -236,10 +234,10 @@ def test_the_papers_values_are_the_defaults(start: Start) -> None:
         0.01,
     )
     assert (options.intervals, options.short_side, options.size_px) == ((20, 20, 10, 10), 256, 224)
-    assert options.rotations_per_image == "one" and parts["RECIPE"].variant(options) == {}
+    assert options.rotations_per_image == "one" and script.variant(options) == {}
     for levels, batch_size in (((), 32), ((1, 2, 2), 64), ((1,), 128), ((3, 1), 32)):
-        every = parts["RECIPE"].with_paper(rotations_per_image="all", levels=levels)
-        assert parts["RECIPE"].variant(every) == {"batch_size": batch_size}
+        every = script.with_paper(rotations_per_image="all", levels=levels)
+        assert script.variant(every) == {"batch_size": batch_size}
 
 
 TINY = words(
@@ -256,7 +254,7 @@ def test_a_training_tells_what_is_left_out_once(tmp_path: Path) -> None:
     tree(tmp_path / "val", files | {"lost+found/x.jpg": b"x"})
     main(["data", "write", str(tmp_path / "train"), str(tmp_path / "train.beton"), "--max-bad", "1"])
     arguments = ("--data", tmp_path / "train.beton", "--val", tmp_path / "val", "--out", tmp_path / "out")
-    done = ran(ROOT / "recipes" / "rotation_rv50.py", *TINY, *arguments, ranks=2)
+    done = ran(ROTATION, *TINY, *arguments, ranks=2)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "left out" in line]
     of_train = "1 bad image, 1 file of another kind, 2 leftovers of other programs"
     assert lines == [

@@ -23,10 +23,10 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.labelled import write_labelled
-from tests.programs import ROOT, digests, newest_checkpoint
-from tests.recipes.in_process import Start, built, ran, refused, resumed_after_kills, same_run, words
+from tests.programs import ROOT, newest_checkpoint
+from tests.recipes.in_process import built, goes_on, ran, refused, start, words
 
-LINEAR = ROOT / "recipes" / "linear_probe.py"
+LINEAR = "linear_probe"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
 SMALL = words(
@@ -34,6 +34,7 @@ SMALL = words(
     "--checkpoint-steps 2 --keep-checkpoints 9",
 )
 RANDOM = ("--random-weights", "--backbone", "resnet18")
+NIN = ("--random-weights", "--backbone", "nin4")
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,13 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_puts_every_block_on_record(start: Start, supervised: Path, tmp_path: Path) -> None:
-    outcome = start(LINEAR, "--checkpoint", supervised, *DATA, *SMALL, "--out", tmp_path).ok()
-    record = read_result(tmp_path / "result.json")
+def test_a_run_puts_every_block_on_record(supervised: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    outcome = start(LINEAR, "--checkpoint", supervised, *DATA, *SMALL, "--out", whole).ok()
+    record = read_result(whole / "result.json")
     assert (record["protocol"], record["recipe"]) == ("linear/vissl", "linear_probe")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
-    val = newest_checkpoint(tmp_path)["position"]["summaries"][0]["val"]
+    val = newest_checkpoint(whole)["position"]["summaries"][0]["val"]
     for name, value in record["numbers"].items():
         assert value == pytest.approx(100 * val[name]) and 0 <= value <= 100
     checkpoint = record["checkpoint"]
@@ -77,27 +79,16 @@ def test_a_run_puts_every_block_on_record(start: Start, supervised: Path, tmp_pa
     (best,) = [line for line in outcome.out.splitlines() if line.startswith("best of 5 blocks: B")]
     assert best.endswith(f", validation top-1 {highest:.1f} %")
     assert record["numbers"][f"top1_{best.split()[4].strip(',')}"] == highest
-    with Image.open(tmp_path / "result.png") as chart:
+    with Image.open(whole / "result.png") as chart:
         assert chart.size[0] > 600
-    assert f"result {tmp_path / 'result.json'}" in outcome.out and "result.png" in outcome.out
-    goes_on_with_the_same_numbers(start, tmp_path, tmp_path / "stopped", "--checkpoint", supervised)
-
-
-def goes_on_with_the_same_numbers(start: Start, whole: Path, stopped: Path, *weights: object) -> None:
-    """Resume from the checkpoint of step 2 of 5; another protocol must be refused."""
-    for name in ("checkpoints/step-00000002.pt", "metrics.jsonl"):
-        (stopped / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(whole / name, stopped / name)
-    outcome = start(LINEAR, *weights, *DATA, *SMALL, "--out", stopped)
-    assert outcome.code == 0 and "step-00000002.pt" in outcome.err
-    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
-    numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, stopped)]
-    assert numbers[0] == numbers[1]
+    assert f"result {whole / 'result.json'}" in outcome.out and "result.png" in outcome.out
+    weights = ("--checkpoint", supervised)
+    goes_on(LINEAR, *weights, *DATA, *SMALL, whole=whole, steps=(2,))
     outcome = start(LINEAR, *weights, *DATA, *SMALL, "--protocol moco --out", whole)
     refused(outcome, "protocol (vissl there, moco now)")
 
 
-def test_mocos_protocol_scores_the_final_features_alone(start: Start, tmp_path: Path) -> None:
+def test_mocos_protocol_scores_the_final_features_alone(tmp_path: Path) -> None:
     arguments = ("--protocol", "moco", "--max-steps-per-stage", "1", "--out", tmp_path)
     start(LINEAR, *RANDOM, *DATA, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
@@ -126,18 +117,9 @@ PROTOCOLS = {
     "rotnet": (35, 0.01, 192, 0.2, (5, 15, 25), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
     "sslpp": (200, 0.1, 64, 0.1, (100, 150), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
     "deepcluster": (
-        90,
-        0.01,
-        256,
-        1.0,
-        (),
-        1e-7,
-        False,
-        None,
-        ShorterSideCrop(256, 224, "random_middle"),
-        10,
+        90, 0.01, 256, 1.0, (), 1e-7, False, None, ShorterSideCrop(256, 224, "random_middle"), 10,
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -168,7 +150,7 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
         assert rates == pytest.approx([0.01] * 2 + [0.002] * 2 + [4e-4] * 2 + [8e-5] * 2)
 
 
-def checked(start: Start, out: Path, protocol: str, *given: object) -> dict[str, Any]:
+def checked(out: Path, protocol: str, *given: object) -> dict[str, Any]:
     """Return the record of a run of one step."""
     outcome = start(LINEAR, "--protocol", protocol, *given, "--max-steps-per-stage 1 --out", out).ok()
     record = read_result(out / "result.json")
@@ -183,13 +165,13 @@ def checked(start: Start, out: Path, protocol: str, *given: object) -> dict[str,
 
 
 @pytest.mark.slow
-def test_alexnets_blocks_by_uics_protocol(start: Start, tmp_path: Path) -> None:
+def test_alexnets_blocks_by_uics_protocol(tmp_path: Path) -> None:
     """Check the recorded scores of seven blocks and final, on gradients of the sample's images."""
     alexnet = words(
         "--backbone alexnet --random-weights --size-px 64 --batch-size 16 --no-tensorboard --workers 1"
     )
     gradients = ("--input-channels", "SobelXY", "--input-mean", "0", "0", "--input-std", "0.03", "0.03")
-    record = checked(start, tmp_path, "uic", *alexnet, *gradients)
+    record = checked(tmp_path, "uic", *alexnet, *gradients)
     assert record["settings"]["val_view"].count("SobelXY") == 10
     names = (*BLOCKS[:-1], "B6", "B7", "final")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in names}
@@ -203,17 +185,15 @@ def test_alexnets_blocks_by_uics_protocol(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "num_crops"), [("rotnet", 1), ("deepcluster", 10)])
-def test_alexnets_protocols_take_other_backbones(
-    start: Start, tmp_path: Path, protocol: str, num_crops: int
-) -> None:
-    record = checked(start, tmp_path, protocol, *RANDOM, *DATA, *SMALL)
+def test_alexnets_protocols_take_other_backbones(tmp_path: Path, protocol: str, num_crops: int) -> None:
+    record = checked(tmp_path, protocol, *RANDOM, *DATA, *SMALL)
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
     assert record["settings"]["num_crops"] == num_crops
 
 
-def test_small_images_are_scored_whole(start: Start, tmp_path: Path) -> None:
+def test_small_images_are_scored_whole(tmp_path: Path) -> None:
     """Check that --whole means one view."""
-    record = checked(start, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
+    record = checked(tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
     assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["val_view"]
 
 
@@ -239,7 +219,7 @@ def other_classes(tmp_path: Path) -> Path:
     return path
 
 
-def test_other_weights_and_classes_are_refused(start: Start, supervised: Path, tmp_path: Path) -> None:
+def test_other_weights_and_classes_are_refused(supervised: Path, tmp_path: Path) -> None:
     for arguments, texts in (
         ((*DATA, *RANDOM, "--checkpoint", supervised), ("either",)),
         ((*DATA, "--checkpoint", supervised, "--backbone resnet50"), ("another backbone", "resnet18")),
@@ -251,13 +231,12 @@ def test_other_weights_and_classes_are_refused(start: Start, supervised: Path, t
         refused(start(LINEAR, *SMALL, *arguments, "--out", tmp_path / "out"), *texts)
 
 
-BLOCK_PROBE = ROOT / "recipes" / "block_probe.py"
+BLOCK_PROBE = "block_probe"
 # A quarter of the images' positions, because there are two cores.
 SMALL_PROBE = ("--size-px", "16", "--batch-size", "16", "--workers", "1", "--no-tensorboard")
-NIN = ("--random-weights", "--backbone", "nin4")
 
 
-def test_a_run_puts_every_head_on_record(start: Start, tmp_path: Path) -> None:
+def test_a_run_puts_every_head_on_record(tmp_path: Path) -> None:
     heads = ("conv_B2", "conv_B3", "fc1_B3", "fc2_B2")
     outcome = start(
         BLOCK_PROBE, *NIN, *DATA, *SMALL_PROBE, "--heads", *heads, "--epochs 1 --out", tmp_path
@@ -288,19 +267,18 @@ def test_a_run_puts_every_head_on_record(start: Start, tmp_path: Path) -> None:
 
 
 FEW = (
-    *NIN, *DATA, *SMALL_PROBE, "--heads", "conv_B2", "fc2_B1", "--labels-per-class", "3", "--epochs", "1",
+    *RANDOM, *DATA, *SMALL_PROBE, "--heads", "conv_B2", "fc2_B1", "--labels-per-class", "3", "--epochs", "1",
 )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     """Run with few labels, so that their order must continue where it stopped."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    resumed_after_kills("block_probe", *FEW, out=whole, steps=())
-    resumed_after_kills("block_probe", *FEW, "--checkpoint-steps 2", out=killed, steps=(5,))
-    same_run(whole, killed, "metrics.jsonl")
-    assert newest_checkpoint(killed)["position"]["run_step"] == 30  # 480 images in batches of 16
-    assert read_result(killed / "result.json")["data"]["num_train"] == 480
+    whole = tmp_path / "whole"
+    start(BLOCK_PROBE, *FEW, "--checkpoint-steps 6 --keep-checkpoints 9 --out", whole).ok()
+    goes_on(BLOCK_PROBE, *FEW, whole=whole, steps=(6,), files=("metrics.jsonl",))
+    assert newest_checkpoint(whole)["position"]["run_step"] == 30  # 480 images in batches of 16
+    assert read_result(whole / "result.json")["data"]["num_train"] == 480
 
 
 @pytest.mark.slow
@@ -312,7 +290,7 @@ def test_two_ranks_of_block(tmp_path: Path) -> None:
 
 def test_values_are_the_papers_and_rotnets() -> None:
     """Check the rates of each epoch, the optimiser's settings, the views, and that only needed blocks run."""
-    paper = runpy.run_path(str(BLOCK_PROBE))["PAPER"]
+    paper = find_recipe(BLOCK_PROBE).paper
     options, experiment = built("block_probe", "cpu", random_weights=True, backbone="nin4")
     assert {name: getattr(options, name) for name in paper} == paper
     assert options.batch_size == 128
@@ -344,7 +322,7 @@ def unlabelled(tmp_path: Path) -> Path:
     return write_labelled(tmp_path / "some.beton", [*(i % 8 for i in range(31)), -1], names)
 
 
-def test_an_image_without_a_label_is_refused(start: Start, tmp_path: Path) -> None:
+def test_an_image_without_a_label_is_refused(tmp_path: Path) -> None:
     some = (*SMALL_PROBE, *NIN, "--data", unlabelled(tmp_path), *DATA[2:], "--out", tmp_path / "out")
     refused(start(BLOCK_PROBE, *some), "needs labels", "1 of 32 samples have none", "p31")
     refused(start(BLOCK_PROBE, *some, "--labels-per-class 3"), "needs labels")

@@ -1,8 +1,5 @@
 """The recipes of UIC and DeepCluster as a user runs them: labels, fine-tuning, resume and two ranks."""
 
-import json
-import shutil
-import signal
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,24 +10,23 @@ import torch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
-from tests.programs import ROOT, epoch_records, newest_checkpoint, run_until
-from tests.recipes.in_process import Outcome, Start, ran, refused, resumed_after_kills, same_run, words
+from tests.programs import epoch_records, newest_checkpoint
+from tests.recipes.in_process import Outcome, cut_back, goes_on, ran, refused, start, words
 
-UIC = ROOT / "recipes" / "uic_alexnet.py"
+UIC = "uic_alexnet"
 QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
-# A ResNet-18 on images of 32 px takes a tenth of AlexNet's time.
 SMALL_UIC = (*QUICK, "--backbone", "resnet18", "--size-px", "32", "--epochs", "2")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a whole small run."""
+    """Return the folder of a whole small run with a checkpoint of every third step."""
     out = tmp_path_factory.mktemp("uic") / "out"
-    ran(UIC, *SMALL_UIC, "--out", out)
+    start(UIC, *SMALL_UIC, "--checkpoint-steps 3 --keep-checkpoints 99 --out", out).ok()
     return out
 
 
-def test_smallest_run_of_the_papers_network(start: Start, tmp_path: Path) -> None:
+def test_smallest_run_of_the_papers_network(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
     lines = done.out.splitlines()
@@ -48,14 +44,14 @@ def test_smallest_run_of_the_papers_network(start: Start, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels"), [("uic_r50", "RGB"), ("uic_cifar10", "SobelXY")])
-def test_smallest_runs_of_the_others(name: str, channels: str, tmp_path: Path, start: Start) -> None:
+def test_smallest_runs_of_the_others(name: str, channels: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    start(name, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
+    start(name, *QUICK, "--max-steps-per-stage 1 --size-px 16 --out", out).ok()
     assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == channels
 
 
 @pytest.mark.slow
-def test_a_resident_set_has_labels_by_centre_crops(tmp_path: Path, start: Start) -> None:
+def test_a_resident_set_has_labels_by_centre_crops(tmp_path: Path) -> None:
     data = words("--data", sample_paths().train_32, "--decoder resident --label-view center --size-px 24")
     small = ("--backbone", "resnet18", "--batch-size", 32, "--num-clusters", 8, "--epochs", 2)
     start("uic_cifar10", *QUICK, *data, *small, "--max-steps-per-stage 17 --out", tmp_path / "out").ok()
@@ -72,18 +68,14 @@ def test_labels_are_left_for_others(trained: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("published_widths")
-def test_finished_and_started_again_it_leaves_the_same(trained: Path, start: Start) -> None:
+def test_finished_and_started_again_it_leaves_the_same(trained: Path) -> None:
     before = (trained / "labels.npz").read_bytes()
     start(UIC, *SMALL_UIC, "--out", trained).ok()
     assert (trained / "labels.npz").read_bytes() == before
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("published_widths")
-def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
-    trained: Path, start: Start, tmp_path: Path
-) -> None:
+def test_fine_tuned_on_the_labels_of_its_own_centre_crops(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     start(UIC, *SMALL_UIC, "--fine-tune", trained, "--max-steps-per-stage 1 --lr 1e-6 --out", out).ok()
     before, after = newest_checkpoint(trained), newest_checkpoint(out)
@@ -106,14 +98,14 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
 
 
 @pytest.mark.slow
-def test_the_papers_fine_tuning_has_its_own_length(start: Start, tmp_path: Path) -> None:
+def test_the_papers_fine_tuning_has_its_own_length(tmp_path: Path) -> None:
     data = sample_paths().train
     arguments = ("--data", data, "--fine-tune", tmp_path, "--out", tmp_path / "out")
     assert start(UIC, *arguments).out.splitlines()[0].endswith(f"{data.name}: all values as in the paper")
     assert "epochs 500 (paper 30)" in start(UIC, *arguments, "--epochs 500").out.splitlines()[0]
 
 
-def test_a_file_of_labels_must_be_the_datas(start: Start, tmp_path: Path) -> None:
+def test_a_file_of_labels_must_be_the_datas(tmp_path: Path) -> None:
     def by(path: Path, *more: object) -> Outcome:
         return start(
             UIC, *SMALL_UIC, "--pseudo-labels", path, *more, "--max-steps-per-stage 1 --out", tmp_path / "out"
@@ -146,65 +138,51 @@ def test_a_file_of_labels_must_be_the_datas(start: Start, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
-    """Kill in the first epoch and in the second."""
-    resumed_after_kills("uic_alexnet", *SMALL_UIC, "--checkpoint-steps 1", out=tmp_path, steps=(3, 19))
-    same_run(trained, tmp_path, "epochs.jsonl")
+def test_killed_in_mid_epoch_it_ends_as_never_killed(trained: Path) -> None:
+    """Resume from the first epoch and from the second."""
+    goes_on(UIC, *SMALL_UIC, whole=trained, steps=(3, 18), files=("epochs.jsonl",))
 
 
 @pytest.mark.slow
-def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
+def test_what_two_ranks_have_begun_goes_on_as_one(tmp_path: Path) -> None:
     """Resume from step 20 in the second epoch, when two ranks have computed its labels so far."""
-    out = tmp_path / "two"
-    arguments = (*SMALL_UIC[:-1], "4", "--out", out)
-    slow = (
-        "--checkpoint-steps",
-        "2",
-        "--keep-checkpoints",
-        "30",
-    )  # so that the kill hits a step; all checkpoints are kept
-    _, output = run_until(UIC, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
-    assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
-    for path in (out / "checkpoints").glob("step-*.pt"):
-        if int(path.stem.split("-")[1]) > 20:
-            path.unlink()
-    state = newest_checkpoint(out)["task"]["store"]
+    arguments = (*SMALL_UIC[:-1], "3")
+    ran(UIC, *arguments, "--checkpoint-steps 20 --out", tmp_path / "two", ranks=2)
+    cut_back(tmp_path / "two", tmp_path / "one", 20)
+    state = newest_checkpoint(tmp_path / "one")["task"]["store"]
     assert (state["written"] >= 0).any() and state["num_positions"] == 5 * 32
-    ran(UIC, *arguments)
-    lines = epoch_records(out)
-    assert [line["run_step"] for line in lines] == [1, 15, 30, 45, 60]
+    start(UIC, *arguments, "--out", tmp_path / "one").ok()
+    lines = epoch_records(tmp_path / "one")
+    assert [line["run_step"] for line in lines] == [1, 15, 30, 45]
     # 480 draws of 480 images
     assert all(line["num_not_drawn"] == line["num_repeated"] for line in lines[1:])
-    shutil.rmtree(out / "checkpoints")  # because they take 2 GB
 
 
-DEEPCLUSTER = ROOT / "recipes" / "deepcluster_alexnet.py"
-# Small images and a small network, because a step of AlexNet's 57 million parameters takes seconds.
+DEEPCLUSTER = "deepcluster_alexnet"
 SMALL_DEEPCLUSTER = words(
     "--data",
     sample_paths().train_32,
-    "--backbone resnet18_cifar --size-px 32 --input-channels SobelXY --num-clusters 16",
+    "--backbone resnet18 --size-px 32 --input-channels SobelXY --num-clusters 16",
     "--pca-width 32 --batch-size 60 --workers 1 --no-tensorboard --epochs 2",
     "--max-steps-per-stage 1",
 )
 
 
-@pytest.mark.usefixtures("published_widths")
 @pytest.mark.slow
-def test_the_sample_by_one_step(start: Start, tmp_path: Path) -> None:
-    outcome = start(DEEPCLUSTER, "--max-steps-per-stage 1 --no-tensorboard --out", tmp_path / "out").ok()
+def test_the_sample_by_one_step(tmp_path: Path) -> None:
+    small = "--max-steps-per-stage 1 --no-tensorboard --size-px 64 --pca-width 32 --out"
+    outcome = start(DEEPCLUSTER, small, tmp_path / "out").ok()
     assert "labels.npz" in outcome.out and "labels.png" in outcome.out
     with np.load(tmp_path / "out" / "labels.npz") as file:
         assert file["labels"].shape == (480,) and np.unique(file["labels"]).tolist() == list(range(16))
     (line,) = epoch_records(tmp_path / "out")
     assert line["nmi_true"] > line["nmi_true_shuffled"] and line["nmi_previous"] is None
     head = newest_checkpoint(tmp_path / "out")["train_step"]["head"]
-    assert sorted(value.shape for value in head.values()) == [(16,), (16, 4096)]
+    assert sorted(value.shape for value in head.values()) == [(16,), (16, 32)]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("published_widths")
-def test_two_ranks_cluster_as_one(start: Start, tmp_path: Path) -> None:
+def test_two_ranks_cluster_as_one(tmp_path: Path) -> None:
     """Compare the labels before the first step, which are equal except for rounding at a border."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of tests.programs

@@ -10,7 +10,7 @@ import pytest
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sample.voc import draw_voc
 from tests.pipelines.labelled import write_labelled
-from tests.recipes.in_process import Start, refused
+from tests.recipes.in_process import refused, start
 
 DATA = "--data {train} --val {val}"
 VOC = "--data {voc} --workers 1"
@@ -44,6 +44,8 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [
             ("--num-clusters 481", "--num-clusters 481", "480 training images"),
             ("--pca-width 0", "--pca-width 0", "1 or more"),
+            ("--k-means-iterations 0", "--k-means-iterations 0"),
+            ("--num-clusters 1", "--num-clusters 1"),
             ("--order quasi_random", "--order quasi_random"),
             ("--dropout 0.5", "--dropout 0.5", "resnet18_cifar has no dropout"),
         ],
@@ -121,10 +123,12 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [
             ("--queue-size 20", "--queue-size 20", "--batch-size 8", "16"),
             ("--queue-size 488", "--queue-size 488", "480"),
+            ("--queue-size 4", "give 8"),
             ("--key-group 3", "--key-group 3", "divisor of 8"),
             ("--key-group 4 --accumulate 4", "--key-group 4", "divisor of 2"),
             ("--key-group 1", "--key-group 1"),
-            ("--momentum 2", "--momentum 2"),
+            ("--momentum 1.5", "--momentum 1.5"),
+            ("--momentum -0.1", "--momentum -0.1"),
             ("--temperature 0", "--temperature 0"),
         ],
     ),
@@ -154,16 +158,11 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [
             ("--batch-size 1", "--batch-size 1", "2 or more"),
             ("--batch-size 32 --accumulate 2", "--accumulate 2", "negatives", "more GPUs"),
-            ("--apex", "--apex: there is no such option"),
-            ("--temperature 0", "--temperature 0"),
-            ("--lr -1", "above 0"),
-            ("--weight-decay -1", "--weight-decay -1", "0 or more"),
-            ("--embedding-width 0", "--embedding-width 0"),
-            ("--levels 1 2 4", "4"),
-            ("--partition 1-2 4-5 3-5", "partition"),
-            ("--backbone lenet", "lenet", "resnet50"),
-            ("--batch-size 1000", "480", "1000"),
-            ("--sync-batchnorm", "CUDA"),
+            ("--apex", "--apex: there is no such option"), ("--temperature 0", "--temperature 0"),
+            ("--lr -1", "above 0"), ("--weight-decay -1", "--weight-decay -1", "0 or more"),
+            ("--embedding-width 0", "--embedding-width 0"), ("--levels 1 2 4", "4"),
+            ("--partition 1-2 4-5 3-5", "partition"), ("--backbone lenet", "lenet", "resnet50"),
+            ("--batch-size 1000", "480", "1000"), ("--sync-batchnorm", "CUDA"),
         ],
     ),
     "sslpp_iic": (
@@ -172,10 +171,10 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--num-copies 0", "--num-copies 0"),
             ("--num-clusters 1", "--num-clusters 1"),
             ("--num-clusters 481", "481 for 480 training images"),
-            ("--num-heads 2 --second-clusters 0", "--second-clusters 0"),
+            ("--num-heads 2 --second-clusters 1", "--second-clusters 1"),
             ("--num-sub-heads 0", "--num-sub-heads 0"),
             ("--crop-share 0", "--crop-share 0"),
-            ("--crop-share 1.5", "--crop-share 1.5"),
+            ("--crop-share 1.01", "--crop-share 1.01"),
             ("--augment blur", "--augment"),
             ("--accumulate 2", "--accumulate 2: each part"),
             ("--apex", "--apex"),
@@ -270,7 +269,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--data absent", "absent"),
         ],
     ),
-}
+}  # fmt: skip
 ROWS = [(recipe, *row) for recipe, (_, rows) in REFUSED.items() for row in rows]
 
 
@@ -291,11 +290,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row[0]}: {row[1]}" for row in ROWS])
 def test_a_request_is_refused(
-    row: tuple[str, ...],
-    paths: dict[str, Path],
-    start: Start,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    row: tuple[str, ...], paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, arguments, *texts = row
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -24,11 +24,12 @@ from fastpsl.pipelines.views import Crop, Op, ViewSpec, center_view
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
 from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy
-from tests.programs import ROOT, epoch_records, newest_checkpoint
-from tests.recipes.in_process import Start, built, ran, refused, resumed_after_kills, same_run, words
+from tests.programs import epoch_records, newest_checkpoint
+from tests.recipes.in_process import built, goes_on, ran, refused, start, words
 
 TASKS = ("colorization", "context", "rotation", "aet")
-SMALL_SSLPP = ("--backbone", "nin3", "--workers", "1", "--no-tensorboard", "--size-px", "16")
+SMALL_SSLPP = words("--backbone resnet18 --workers 1 --no-tensorboard --size-px 32")
+FOUR_STEPS = "--batch-size 8 --max-steps-per-stage 4 --checkpoint-steps 2"
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +118,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("task", "source"), PAIRS)
-def test_each_task_with_each_kind_of_labels(
-    task: str, source: str, labels: Path, tmp_path: Path, start: Start
-) -> None:
+def test_each_task_with_each_kind_of_labels(task: str, source: str, labels: Path, tmp_path: Path) -> None:
     flags: dict[str, tuple[object, ...]] = {
         "none": (),
         "file": ("--pseudo-labels", labels, "--lambda", "0.5"),
@@ -148,31 +147,27 @@ def test_each_task_with_each_kind_of_labels(
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = words(*SMALL_SSLPP, "--epochs 2 --max-steps-per-stage 6 --pseudo-labels", labels)
-    resumed_after_kills(f"sslpp_{task}", *flags, out=whole, steps=())
-    resumed_after_kills(f"sslpp_{task}", *flags, "--checkpoint-steps 1", out=killed, steps=(2,))
-    same_run(whole, killed)
+    arguments = (f"sslpp_{task}", *SMALL_SSLPP, FOUR_STEPS, "--pseudo-labels", labels)
+    start(*arguments, "--out", tmp_path / "whole").ok()
+    goes_on(*arguments, whole=tmp_path / "whole", steps=(2,))
 
 
 @pytest.mark.slow
 def test_two_ranks(labels: Path, tmp_path: Path) -> None:
     """Run a proxy task that counts over both ranks, with labels of both."""
     for task, source in (("colorization", labels), ("aet", "coupled")):
-        flags = (*SMALL_SSLPP, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
-        ran(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
+        few = "--max-steps-per-stage 1 --batch-size 60 --num-clusters 5 --pseudo-labels"
+        ran(f"sslpp_{task}", *SMALL_SSLPP, few, source, "--out", tmp_path / task, ranks=2)
         weights = newest_checkpoint(tmp_path / task)["train_step"]["head"]
         assert all(bool(torch.isfinite(value.float()).all()) for value in weights.values())
 
 
-def test_labels_of_other_data(labels: Path, tmp_path: Path, start: Start) -> None:
+def test_labels_of_other_data(labels: Path, tmp_path: Path) -> None:
     other_data = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
     refused(start("sslpp_rotation", *SMALL_SSLPP, *other_data), "labels.npz", "another data set")
 
 
-def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
-    labels: Path, tmp_path: Path, start: Start
-) -> None:
+def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(labels: Path, tmp_path: Path) -> None:
     """Refuse other labels even if they claim the same origin."""
     out = tmp_path / "run"
     flags = (*SMALL_SSLPP, "--max-steps-per-stage", "1", "--out", out, "--pseudo-labels")
@@ -188,7 +183,7 @@ def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
     refused(start("sslpp_rotation", *flags, moved), "another experiment", "pseudo_labels")
 
 
-IIC = ROOT / "recipes" / "sslpp_iic.py"
+IIC = "sslpp_iic"
 IIC_QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
 SIZES = ("--size-px", "16", "--num-copies", "1", "--batch-size", "160")
 SMALL_IIC = words(
@@ -205,8 +200,8 @@ def few() -> tuple[str, ...]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("iic") / "out"
-    done = ran(IIC, *SMALL_IIC, *few(), "--out", out)
-    (out / "said.txt").write_text(done.stdout)
+    done = start(IIC, *SMALL_IIC, *few(), "--checkpoint-steps 1 --keep-checkpoints 9 --out", out).ok()
+    (out / "said.txt").write_text(done.out)
     return out
 
 
@@ -244,7 +239,6 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
     )
 
 
-@pytest.mark.usefixtures("published_widths")
 def test_the_second_heads_clusters_are_scored_one_to_one(trained: Path, tmp_path: Path) -> None:
     """At the run's end and by `fastpsl clusters`; the file is not taken for the first head's."""
     second = newest_checkpoint(trained)["task"]["second_labels"].numpy()
@@ -272,8 +266,7 @@ def test_each_head_has_figures_of_its_own(trained: Path) -> None:
     assert all(line["mutual_information_b"] > 0 and 1 <= line["non_empty_b"] <= 8 for line in others)
 
 
-@pytest.mark.usefixtures("published_widths")
-def test_a_finished_run_writes_its_labels_again(trained: Path, start: Start) -> None:
+def test_a_finished_run_writes_its_labels_again(trained: Path) -> None:
     before = (trained / "labels.npz").read_bytes()
     (trained / "labels.npz").unlink()
     start(IIC, *SMALL_IIC, *few(), "--out", trained).ok()
@@ -281,14 +274,12 @@ def test_a_finished_run_writes_its_labels_again(trained: Path, start: Start) -> 
 
 
 @pytest.mark.slow
-def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
-    """Kill while head A learns, and while head B learns."""
-    arguments = words(*SMALL_IIC, *few(), "--checkpoint-steps 1")
-    resumed_after_kills("sslpp_iic", *arguments, out=tmp_path, steps=(1, 3))
-    same_run(trained, tmp_path, "labels.npz", "epochs.jsonl")
+def test_killed_in_mid_epoch_it_ends_as_never_killed(trained: Path) -> None:
+    """Resume while head A learns, and while head B learns."""
+    goes_on(IIC, *SMALL_IIC, *few(), whole=trained, steps=(1, 3), files=("labels.npz", "epochs.jsonl"))
 
 
-def test_images_without_labels_are_enough(start: Start, tmp_path: Path) -> None:
+def test_images_without_labels_are_enough(tmp_path: Path) -> None:
     """Train on a folder without classes, as YFCC has none, in RGB for --augment grey."""
     random = np.random.default_rng(0)
     (tmp_path / "data").mkdir()

@@ -15,7 +15,7 @@ from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.labelled import write_labelled
 from tests.programs import newest_checkpoint
-from tests.recipes.in_process import Start, built, refused, words
+from tests.recipes.in_process import built, refused, start, words
 
 SMALL_SUPERVISED = words(
     "--data",
@@ -25,7 +25,7 @@ SMALL_SUPERVISED = words(
 )
 
 
-def test_a_run_is_on_record_and_its_weights_can_be_probed(start: Start, tmp_path: Path) -> None:
+def test_a_run_is_on_record_and_its_weights_can_be_probed(tmp_path: Path) -> None:
     start("supervised", *SMALL_SUPERVISED, "--val", sample_paths().test_32, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
     val = newest_checkpoint(tmp_path)["position"]["summaries"][0]["val"]
@@ -40,7 +40,7 @@ def test_a_run_is_on_record_and_its_weights_can_be_probed(start: Start, tmp_path
     assert all(torch.equal(value, trained[name]) for name, value in loaded.backbone.state_dict().items())
 
 
-def test_without_validation_images_it_trains_and_says_so(start: Start, tmp_path: Path) -> None:
+def test_without_validation_images_it_trains_and_says_so(tmp_path: Path) -> None:
     outcome = start("supervised", *SMALL_SUPERVISED, "--out", tmp_path)
     assert outcome.code == 0 and "no result: without --val" in outcome.out
     assert not (tmp_path / "result.json").exists()
@@ -71,7 +71,7 @@ def test_small_images_are_padded_and_scored_whole() -> None:
         assert options.science()["crop"] == crop and not experiment.task.has_own_order
 
 
-def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(start: Start, tmp_path: Path) -> None:
+def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(tmp_path: Path) -> None:
     nin = words(
         *SMALL_SUPERVISED[:2], "--val", sample_paths().test_32, "--size-px 16 --batch-size 16 --workers 1"
     )
@@ -99,7 +99,7 @@ SMALL_SEMI = words(
 )
 
 
-def test_a_drawn_list_is_on_record_and_can_be_given_again(start: Start, tmp_path: Path) -> None:
+def test_a_drawn_list_is_on_record_and_can_be_given_again(tmp_path: Path) -> None:
     drawn, given = tmp_path / "drawn", tmp_path / "given"
     outcome = start("semi_supervised", *DATA, *SMALL_SEMI, "--percent 10 --seed 3 --out", drawn).ok()
     with Beton(sample_paths().train_32) as data:
@@ -166,7 +166,7 @@ def test_small_images_are_scored_whole() -> None:
         assert view.crop == ShorterSideCrop(shorter_px, 32, "center")
 
 
-def test_lists_and_classes_that_do_not_fit_are_refused(start: Start, tmp_path: Path) -> None:
+def test_lists_and_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     dogs = write_labelled(tmp_path / "dogs.beton", [0] * 300 + [1] * 3, ["cat", "dog"])
     (tmp_path / "list.txt").write_text("p1\nn01440764_10026.JPEG\nn01440764_9.JPEG\n")
     both, few = ("--data", dogs, "--val", dogs), "dog, which has 3 images"

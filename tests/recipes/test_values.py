@@ -76,14 +76,10 @@ TASK_VALUES: dict[str, dict[str, object]] = {
     "rotation_rv50": {"rotations_per_image": "one", "same_window": False},
     "simclr_r50": {"batch_size": 256, "temperature": 0.1, "embedding_width": 128},
     "mocov2_r50": {
-        "batch_size": 256,
-        "queue_size": 65_536,
-        "momentum": 0.999,
-        "temperature": 0.2,
-        "key_group": 32,
+        "batch_size": 256, "queue_size": 65_536, "momentum": 0.999, "temperature": 0.2, "key_group": 32,
         "width": 128,
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -312,15 +308,11 @@ def head_layers(recipe: str, level: int, c: int) -> list[str]:
         "rotation_rv50": [f"Linear {c} {(2, 4, 8)[level - 1]}"],
         # Section 4.1: "2-layer MLP projection head", 128. SimCLR's code has BatchNorm instead of biases.
         "simclr_r50": [
-            f"Linear {c} {c} plain",
-            f"BatchNorm {c}",
-            "ReLU",
-            f"Linear {c} 128 plain",
-            "BatchNorm 128 plain",
+            f"Linear {c} {c} plain", f"BatchNorm {c}", "ReLU", f"Linear {c} 128 plain", "BatchNorm 128 plain",
         ],
         # MoCo v2, section 3: "2-layer MLP head (hidden layer 2048-d, with ReLU)".
         "mocov2_r50": ["AveragePool", "Flatten", f"Linear {c} {c}", "ReLU", f"Linear {c} 128"],
-    }[recipe]
+    }[recipe]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,9 +1,8 @@
 """Test recipes/voc_classification.py: its files, resume, and errors."""
 
-import runpy
 import shutil
-import signal
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
-from tests.programs import ROOT, digests, newest_checkpoint, run_until
-from tests.recipes.in_process import Start, ran, refused, same_run, words
+from tests.programs import digests, newest_checkpoint
+from tests.recipes.in_process import goes_on, ran, refused, start, words
 from tests.slow import slow
 
-RECIPE = ROOT / "recipes" / "voc_classification.py"
+RECIPE = "voc_classification"
+recipe = partial(start, RECIPE)
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = words("--size-px 32 --batch-size 4 --workers 1 --decoder pillow --no-tensorboard --device", "cpu")
 
@@ -37,7 +38,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "num_train", "num_steps"), [("deepcluster", 20, 80_000), slow("sslpp", 10, 400)]
 )
 def test_a_result_says_its_protocol(
-    recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
+    voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
 ) -> None:
     """Compare the recorded values with the protocol, and the numbers with predictions.npz."""
     arguments = ("--protocol", name, "--data", voc, "--max-steps-per-stage", "2", "--out", tmp_path)
@@ -67,7 +68,7 @@ def test_a_result_says_its_protocol(
         assert chart.size[0] > 600
 
 
-def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tmp_path: Path) -> None:
+def test_what_the_command_line_changes_is_on_record(voc: Path, tmp_path: Path) -> None:
     arguments = ("--data", voc, "--steps", "5", "--lr", "0.02", "--out", tmp_path)
     recipe(*RANDOM, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
@@ -90,21 +91,15 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
-    """Kill in training and, after the last checkpoint, in the test images."""
-    often = "--steps 7 --lr 0.02 --checkpoint-steps 1 --keep-checkpoints 9"
-    arguments = words(*RANDOM, *SMALL, "--data", voc, often)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ran(RECIPE, *arguments, "--out", whole)
-    for step, delay_s in ((3, 0.0), (7, 0.5)):
-        there: dict[str, Any] = {"folder": killed, "step": step, "number": signal.SIGKILL, "delay_s": delay_s}
-        run_until(RECIPE, *arguments, "--out", killed, **there)
-    ran(RECIPE, *arguments, "--out", killed)
-    same_run(whole, killed, NAME, "metrics.jsonl")
+    """Resume within training; tests/transfer/test_classification.py stops in the test images, too."""
+    arguments = (RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps 7 --lr 0.02 --keep-checkpoints 9")
+    start(*arguments, "--checkpoint-steps 1 --out", tmp_path / "whole").ok()
+    goes_on(*arguments, whole=tmp_path / "whole", steps=(3, 6), files=(NAME, "metrics.jsonl"))
 
 
 @pytest.mark.slow
 def test_two_ranks(voc: Path, tmp_path: Path) -> None:
-    ran(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
+    ran(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps 3 --out", tmp_path, ranks=2)
     assert read_predictions(tmp_path / NAME)["image"].tolist() == list(range(39))
     assert not read_result(tmp_path / "result.json")["cut"]
 
@@ -112,14 +107,14 @@ def test_two_ranks(voc: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("protocol", "is_new"), [("deepcluster", True), slow("sslpp", False)])
 def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     """Check that conv1 to conv5 keep the weights, and so do fc6 and fc7 unless the protocol resets them."""
-    parts = runpy.run_path(str(RECIPE))
-    options: Any = parts["RECIPE"].with_paper(
+    script: Any = find_recipe(RECIPE)
+    options = script.with_paper(
         protocol=protocol, layers="fc6_8", random_weights=True, backbone="alexnet", batch_size=16,
         device="cpu",
     )  # fmt: skip
     weights = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
     torch.manual_seed(1)
-    experiment = parts["build"](options)
+    experiment = script.build(options)
     for name, value in experiment.backbone.state_dict().items():
         assert torch.equal(value, weights[name]) == (name.startswith("features") or not is_new), name
     (stage,) = experiment.stages
@@ -134,7 +129,7 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, decay, False)
 
 
-def test_half_a_data_set_is_refused(recipe: Start, voc: Path, tmp_path: Path) -> None:
+def test_half_a_data_set_is_refused(voc: Path, tmp_path: Path) -> None:
     half = tmp_path / "half" / "VOCdevkit"
     shutil.copytree(voc, half)
     (half / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
@@ -144,7 +139,7 @@ def test_half_a_data_set_is_refused(recipe: Start, voc: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
+def test_a_training_that_diverges_is_no_result(voc: Path, tmp_path: Path) -> None:
     outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps 12 --lr 1e9 --out", tmp_path)
     refused(outcome, "lower --lr")
     assert not (tmp_path / "result.json").exists()

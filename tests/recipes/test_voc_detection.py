@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
 from fastpsl.transfer.detection.box_scores import box_scores
 from fastpsl.transfer.detection.protocols import PROTOCOLS
-from tests.programs import ROOT, newest_checkpoint
-from tests.recipes.in_process import Start, refused, resumed_after_kills, same_run, words
+from tests.programs import newest_checkpoint
+from tests.recipes.in_process import goes_on, refused, start, words
 
-RECIPE = ROOT / "recipes" / "voc_detection.py"
+RECIPE = "voc_detection"
+recipe = partial(start, RECIPE)
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 TINY = words(
     "--protocol small --short-side 48 --batch-size 4 --steps 4 --anchor-px 12 24 --workers",
@@ -37,9 +39,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_voc(tmp_path_factory.mktemp("voc") / "VOCdevkit", 8, 5, side_px=64)
 
 
-def test_a_run_puts_its_scores_and_its_protocol_on_record(
-    recipe: Start, devkit: Path, tmp_path: Path
-) -> None:
+def test_a_run_puts_its_scores_and_its_protocol_on_record(devkit: Path, tmp_path: Path) -> None:
     outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"], record["cut"]) == (
@@ -67,9 +67,7 @@ def test_a_run_puts_its_scores_and_its_protocol_on_record(
 
 
 @pytest.mark.slow
-def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
-    recipe: Start, devkit: Path, tmp_path: Path
-) -> None:
+def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(devkit: Path, tmp_path: Path) -> None:
     few = ("--short-side", "32", "--batch-size", "1", "--steps", "1", "--workers", "1", "--no-tensorboard")
     recipe("--data", devkit, *RANDOM, "--protocol pirl", *few, "--out", tmp_path).ok()
     before, after = random_weights("resnet18", 0).backbone, newest_checkpoint(tmp_path)["backbone"]
@@ -80,7 +78,7 @@ def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+def test_fast_r_cnn_reads_published_proposals(devkit: Path, tmp_path: Path) -> None:
     files = [devkit / "proposals" / f"voc_2007_{split}.mat" for split in ("trainval", "test")]
     options = words("--protocol fast_rcnn --short-side 64 --steps 2 --workers 1 --no-tensorboard")
     alexnet = ("--random-weights", "--backbone", "alexnet", "--input-channels", "SobelXY")
@@ -178,7 +176,7 @@ def test_another_length_warms_up_for_the_same_share() -> None:
 
 
 def test_pycocotools_is_asked_for_before_training(
-    recipe: Start, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -187,7 +185,7 @@ def test_pycocotools_is_asked_for_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+def test_half_a_devkit_is_refused(devkit: Path, tmp_path: Path) -> None:
     shutil.copytree(devkit / "VOC2007", tmp_path / "VOCdevkit" / "VOC2007")
     outcome = recipe("--data", tmp_path / "VOCdevkit", *RANDOM, "--protocol pirl --out", tmp_path / "out")
     refused(outcome, "VOC2012")
@@ -198,12 +196,9 @@ def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    often = "--steps 8 --checkpoint-steps 2 --keep-checkpoints 9"
-    arguments = words("--data", devkit, *RANDOM, *TINY, often)
-    resumed_after_kills("voc_detection", *arguments, out=whole, steps=())
-    resumed_after_kills("voc_detection", *arguments, out=killed, steps=(4,))
-    same_run(whole, killed, "metrics.jsonl", "predictions.npz")
+    arguments = (RECIPE, "--data", devkit, *RANDOM, *TINY, "--keep-checkpoints 9")
+    start(*arguments, "--checkpoint-steps 2 --out", tmp_path / "whole").ok()
+    goes_on(*arguments, whole=tmp_path / "whole", steps=(2,), files=("metrics.jsonl", "predictions.npz"))
 
 
 # It learns
@@ -240,9 +235,7 @@ def shuffled(devkit: Path, folder: Path) -> Path:
 @pytest.mark.nightly
 @pytest.mark.parametrize("annotations", ["true", "shuffled"])
 @pytest.mark.usefixtures("published_widths")
-def test_it_learns_to_detect_and_by_chance_it_does_not(
-    recipe: Start, tmp_path: Path, annotations: str
-) -> None:
+def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotations: str) -> None:
     """Train on the recipe's sample at 96 px for 60 steps.
 
     AP50 of 31 % was measured. The whole sample run, 250 steps at 160 px, has 92 %.

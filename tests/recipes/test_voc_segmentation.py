@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.segmentation.task import PROTOCOLS, changed, mask_scores, with_background
 from tests.pipelines.voc_folders import sbd, voc_2012
-from tests.programs import ROOT, newest_checkpoint
-from tests.recipes.in_process import Start, refused, resumed_after_kills, same_run, words
+from tests.programs import newest_checkpoint
+from tests.recipes.in_process import goes_on, refused, start
 
-RECIPE = ROOT / "recipes" / "voc_segmentation.py"
+RECIPE = "voc_segmentation"
+recipe = partial(start, RECIPE)
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 QUICK = ("--workers", "1", "--no-tensorboard")
 
@@ -34,7 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_voc(folder, 2, 2, side_px=40, num_train_masks=9, num_test_masks=5)
 
 
-def test_a_run_puts_scores_masks_and_figures_on_record(recipe: Start, drawn: Path, tmp_path: Path) -> None:
+def test_a_run_puts_scores_masks_and_figures_on_record(drawn: Path, tmp_path: Path) -> None:
     outcome = recipe(*RANDOM, *QUICK, "--data", drawn, "--out", tmp_path, "--epochs 1 --batchnorm train").ok()
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"]) == ("segmentation/sslpp", "voc_segmentation")
@@ -80,7 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "protocol", [pytest.param(name, marks=() if name == "sslpp" else pytest.mark.slow) for name in ROWS]
 )
-def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protocol: str) -> None:
+def test_a_protocols_values_are_on_record(tmp_path: Path, protocol: str) -> None:
     """Run one step with all values, on a folder in the layout of VOC's and SBD's archives."""
     root = tmp_path / "VOCdevkit"
     voc_2012(root)
@@ -126,16 +128,13 @@ def test_another_rate_falls_to_the_same_share_of_itself() -> None:
 @pytest.mark.slow
 def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
     """Compare weights, optimiser, predictions and masks bit for bit, with the head's dropout."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = words(*QUICK, *RANDOM, "--epochs 3 --batchnorm train --checkpoint-steps 2 --data", drawn)
-    resumed_after_kills("voc_segmentation", *arguments, out=whole, steps=())
-    resumed_after_kills("voc_segmentation", *arguments, out=killed, steps=(4,), delay_s=0.1)
-    masks = [path.relative_to(whole) for path in (whole / "masks").glob("*.png")]
-    assert len(masks) == 5 == len(list((killed / "masks").glob("*.png")))
-    same_run(whole, killed, "predictions.npz", *masks)
+    arguments = (RECIPE, *QUICK, *RANDOM, "--epochs 2 --batchnorm train --data", drawn)
+    start(*arguments, "--checkpoint-steps 4 --keep-checkpoints 9 --out", tmp_path / "whole").ok()
+    assert len(list(tmp_path.glob("whole/masks/*.png"))) == 5
+    goes_on(*arguments, whole=tmp_path / "whole", steps=(4,), files=("predictions.npz", "masks/*.png"))
 
 
-def learned(recipe: Start, root: Path, out: Path, *arguments: object) -> float:
+def learned(root: Path, out: Path, *arguments: object) -> float:
     """Return the mIoU, 0 to 1, of a training from random weights."""
     asked = ("--batchnorm", "train", "--batch-size", "4", "--lr", "0.03", *arguments)
     recipe(*RANDOM, "--no-tensorboard", *asked, "--data", root, "--out", out).ok()
@@ -156,19 +155,19 @@ def shuffled(root: Path, to: Path) -> Path:
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("published_widths")
-def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) -> None:
+def test_it_learns_and_of_shuffled_masks_nothing(tmp_path: Path) -> None:
     """Train on a part of the sample.
 
     Predicting the background alone would have 0.24, and 0.42 was measured. The whole sample, 160 images of
     128 px, has 0.83.
     """
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)
-    assert learned(recipe, root, tmp_path / "out", "--epochs", "8") >= 0.34
-    assert learned(recipe, shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "8") <= 0.3
+    assert learned(root, tmp_path / "out", "--epochs", "8") >= 0.34
+    assert learned(shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "8") <= 0.3
 
 
 def test_without_torchmetrics_nothing_is_trained(
-    recipe: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     outcome = recipe(*QUICK, *RANDOM, "--data", drawn, "--out", tmp_path / "refused")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from sklearn.svm import LinearSVC
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.transfer.svm.svm import COSTS, VISSL, Classes, constants_of
-from tests.programs import ROOT
-from tests.recipes.in_process import Start, ran, refused
+from tests.recipes.in_process import ran, refused, start
 
-RECIPE = ROOT / "recipes" / "voc_svm.py"
+RECIPE = "voc_svm"
+recipe = partial(start, RECIPE)
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 SMALL = ("--size-px", "48", "--workers", "1", "--batch-size", "16")
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -43,7 +44,7 @@ def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_scores_result_and_image(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+def test_scores_result_and_image(devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out).ok()
     result, lines = read(out), outcome.out.splitlines()
@@ -90,7 +91,7 @@ def test_scores_result_and_image(recipe: Start, devkit: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_what_is_there_serves_again_and_other_costs_do_not_disturb_it(
-    recipe: Start, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, fitted = LinearSVC.fit, []
 
@@ -115,7 +116,7 @@ def test_what_is_there_serves_again_and_other_costs_do_not_disturb_it(
 
 
 @pytest.mark.slow
-def test_low_shot(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+def test_low_shot(devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out, "--low-shot --shots 1 4").ok()
     result = read(out)
@@ -138,10 +139,9 @@ def test_low_shot(recipe: Start, devkit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("published_widths")
-def test_two_ranks_make_the_same_files(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+def test_two_ranks_make_the_same_files(devkit: Path, tmp_path: Path) -> None:
     one_rank, both_ranks = tmp_path / "one", tmp_path / "two"
-    options = (*SMALL, *RANDOM, "--data", devkit, "--low-shot", "--shots", "1", "2")
+    options = (*SMALL, *RANDOM, "--low-shot --shots 2 --data", devkit)
     recipe(*options, "--out", one_rank).ok()
     shutil.copytree(
         one_rank, both_ranks
@@ -158,7 +158,7 @@ def test_two_ranks_make_the_same_files(recipe: Start, devkit: Path, tmp_path: Pa
 
 
 @pytest.mark.nightly
-def test_random_features_tell_the_drawn_shapes(recipe: Start, tmp_path: Path) -> None:
+def test_random_features_tell_the_drawn_shapes(tmp_path: Path) -> None:
     """Check 240 images, where chance is 48.9 %."""
     outcome = recipe("--workers 1 --out", tmp_path / "out").ok()
     assert outcome.out.startswith("the embedded sample: shots") and "by chance 48.9 %" in outcome.out
@@ -178,7 +178,7 @@ def test_a_class_that_no_test_image_shows(devkit: Path, tmp_path: Path) -> None:
         assert classes.frequency == pytest.approx(100 * np.mean(shares))
 
 
-def test_more_images_than_there_are_are_refused(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+def test_more_images_than_there_are_are_refused(devkit: Path, tmp_path: Path) -> None:
     with VOC(devkit, VISSL.train, "boxes") as train:
         targets, names = train.targets(), train.class_names
     assert names is not None

@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.geometry import Flip
-from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks import jigsaw
@@ -100,24 +97,6 @@ def test_padded_samples_count_for_nothing() -> None:
     alone, _ = task.loss(blocks, head, [keep], batch_of(labels[[0, 2]]))  # type: ignore[arg-type]
     assert torch.allclose(padded, alone, atol=1e-6)
     assert metrics["accuracy"][1] == metrics["loss"][1] == 2
-
-
-def test_levels_are_the_papers() -> None:
-    """Table 1: 500 ⊂ 1,000 ⊂ 2,000. Section 3.3.1: window 225, cells 75, tiles 64."""
-    counts = (500, 1000, 2000)
-    task = Jigsaw(
-        permutation_set(9, counts).permutations, counts, shorter_px=256, cell_px=75, tile_px=64,
-        permutations_per_image=1, embedding_width=1000,
-    )  # fmt: skip
-    for level, count in enumerate(counts, start=1):
-        (view,) = task.views(level)
-        assert view.crop == ShorterSideCrop(256, 225)
-        assert view.ops == (Flip(0.5), JigsawTiles(3, 75, 64, count, 1))
-        head = task.head(level, 512)
-        assert isinstance(head, JigsawHead)
-        assert head.classify.weight.shape == (count, 9000)
-        assert np.array_equal(head.permutations.numpy(), task.permutations.numpy()[:count])
-        assert task.chance(level) == 1 / count
 
 
 def test_contact_sheet_shows_the_window_and_the_puzzle() -> None:

@@ -277,7 +277,7 @@ def test_what_was_written_counts_for_one_epoch() -> None:
     assert store.end_epoch(2).num_written == 0
     order = torch.from_numpy(store.order(3))
     store.write(order[:3], rows(1, 1, 1))  # the batch length may change between epochs
-    store.set(torch.tensor([2, 1, 0, 0, 0, 0]), 3)  # what was written is forgotten
+    store.set(np.array([2, 1, 0, 0, 0, 0]), 3)  # what was written is forgotten
     assert store.end_epoch(4).num_written == 0 and store.current.tolist() == [2, 1, 0, 0, 0, 0]
 
 
@@ -293,7 +293,7 @@ def test_of_equal_logits_the_first_counts(dtype: torch.dtype) -> None:
 def test_labels_that_are_set_have_no_empty_class() -> None:
     store = LabelStore(100, 8, CPU, 5)
     assert store.num_split == 0 and (store.current == -1).all()
-    store.set(torch.full((100,), 6), 2)
+    store.set(np.full(100, 6), 2)
     expected, num = split_empty(np.full(100, 6), 8, 5, 2)
     assert store.current.tolist() == expected.tolist() and store.num_split == num == 7
     again = LabelStore(100, 8, CPU, 5)

@@ -168,12 +168,8 @@ def test_all_ranks_resume_the_checkpoint_that_rank_0_finds(num_ranks: int, tmp_p
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
     position = {"stage": 0, "step": 7, "run_step": 7, "first_epoch": 0, "seconds": 1.0, "summaries": []}
     parts: dict[str, Any] = {
-        "backbone": {},
-        "train_step": {},
-        "task": {},
-        "choices": {},
-        "position": position,
-    }
+        "backbone": {}, "train_step": {}, "task": {}, "choices": {}, "position": position,
+    }  # fmt: skip
     checkpoints.save(7, {"science": {"lr": 1}, "machine": {"workers": 1}, **parts})
     path = checkpoints.paths()[0]
     results = results_of_threads(partial(resumed, tmp_path), num_ranks)

@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.normalise import joined, normalise
-from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import Augment
 from fastpsl.pipelines.loader.batch import Batch
@@ -213,22 +211,6 @@ def test_nothing_but_padding_is_a_loss_of_nought() -> None:
     batch.indices = torch.tensor([-1, -1])
     loss, metrics = ONE.loss(blocks, head, batch.inputs(views, torch.float32), batch)  # type: ignore[arg-type]
     assert loss == 0 and metrics["accuracy"] == metrics["loss"] == (0, 0)
-
-
-def test_levels_are_the_papers() -> None:
-    """Table 2: 2, 4 and 8 rotations. Section 4.1: shorter side 256, windows of 224. No flip."""
-    task = Rotation(shorter_px=256, size_px=224)
-    for level, num in LEVELS.items():
-        (view,) = task.views(level)
-        window = RotationCrop(224, share=224 / 256) if num == 8 else ShorterSideCrop(256, 224)
-        assert view.crop == window
-        assert [type(op).__name__ for op in view.ops] == ["Rotate45" if num == 8 else "Rotate90"]
-        head = task.head(level, 512)
-        assert isinstance(head, RotationHead) and head.classify.weight.shape == (num, 512)
-        assert task.chance(level) == 1 / num
-        degrees = image_degrees(noise_batch([view], 64))
-        assert degrees.unique().tolist() == list(range(0, 360, 360 // num))
-    assert task.num_levels == 3
 
 
 @every_way

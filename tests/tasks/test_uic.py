@@ -376,27 +376,6 @@ def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
     assert torch.equal(task.store.current, kept)
 
 
-@pytest.mark.parametrize(("num_classes", "message"), [(1, "2 or more"), (481, "481 for 480 training images")])
-def test_classes_that_cannot_be(tmp_path: Path, num_classes: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fit(tmp_path, make_task(num_classes=num_classes))
-    with pytest.raises(ValueError, match="--order quasi_random"):
-        fit(tmp_path, make_task(), order="quasi_random")
-
-
-def test_views_are_the_papers() -> None:
-    standard, strong = make_task(input=EDGES).view, make_task(input=EDGES, augmentation="strong").view
-    assert [type(op).__name__ for op in standard.ops] == ["Flip", "SobelXY"]
-    assert [type(op).__name__ for op in strong.ops] == [
-        "Flip",
-        "ColourDistortion",
-        "Grey",
-        "GaussianBlur",
-        "SobelXY",
-    ]
-    assert standard.crop == strong.crop and standard.input() == strong.input() == EDGES
-
-
 class Plain(TinyNet):
     """A network without BatchNorm, so that an image's output does not depend on its batch."""
 

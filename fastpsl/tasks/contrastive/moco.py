@@ -235,18 +235,9 @@ class MoCo(Task):
     fixed_exchange = False  # of images between the ranks that hold and that encode them
 
     def __init__(
-        self,
-        *,
-        seed: int,
-        batch_size: int,
-        queue_size: int,
-        momentum: float,
-        temperature: float,
-        key_group: int,
-        width: int,
-        size_px: int,
-        sobel_p: float = SOBEL_P,
-    ):
+        self, *, seed: int, batch_size: int, queue_size: int, momentum: float, temperature: float,
+        key_group: int, width: int, size_px: int, sobel_p: float = SOBEL_P,
+    ):  # fmt: skip
         if key_group < 2:
             raise ValueError(f"--key-group {key_group}: statistics need 2 images; give 2 or more")
         if width < 1:
@@ -310,12 +301,10 @@ class MoCo(Task):
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
-        """Return the number of batches that fill the queue."""
         return self.queue_size // self.batch_size
 
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        """Add the batch's keys to the queue."""
         keys = self._keys(inputs[1], batch, gathered(batch.indices) >= 0)
         self._enqueue(keys)
         self.num_filled = min(self.num_filled + len(keys), self.queue_size)
@@ -376,17 +365,14 @@ class MoCo(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
         return 1 / (self.queue_size + 1)
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the query's and the key's view of each image, side by side."""
         return side_by_side(inputs, self.views(1))
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the ops that were drawn for both views."""
         return drawn(batch, self.views(self.num_levels)[0])
 
     def _keys(self, images: Tensor, batch: Batch, all_valid: Tensor) -> Tensor:

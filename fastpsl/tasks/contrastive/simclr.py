@@ -33,15 +33,9 @@ def simclr_blur(size_px: int, p: float = 0.5) -> GaussianBlur:
 
 
 def contrastive_view(
-    level: int,
-    size_px: int,
-    *,
-    scale: tuple[float, float],
-    colour: ColourDistortion,
-    grey_p: float = 0.2,
-    blur_p: float = 0.5,
-    sobel_p: float = SOBEL_P,
-) -> ViewSpec:
+    level: int, size_px: int, *, scale: tuple[float, float], colour: ColourDistortion, grey_p: float = 0.2,
+    blur_p: float = 0.5, sobel_p: float = SOBEL_P,
+) -> ViewSpec:  # fmt: skip
     """Return the view of a level: T1 crops, T2 adds colour distortion, T3 adds Gaussian blur and Sobel.
 
     The table does not have a flip; here it is part of the crop, as in SimCLR. Colour distortion is jitter,
@@ -114,14 +108,9 @@ class SimCLR(Task):
     num_levels = NUM_LEVELS
 
     def __init__(
-        self,
-        batch_size: int,
-        *,
-        size_px: int,
-        temperature: float,
-        embedding_width: int,
+        self, batch_size: int, *, size_px: int, temperature: float, embedding_width: int,
         sobel_p: float = SOBEL_P,
-    ):
+    ):  # fmt: skip
         if batch_size < 2:
             raise ValueError(
                 f"--batch-size {batch_size}: NT-Xent tells an image from the others of its batch, "
@@ -136,7 +125,6 @@ class SimCLR(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return two views of one kind, which have their own draws."""
         view = contrastive_view(
             level, self.size_px, scale=(0.08, 1.0), colour=SIMCLR_COLOUR, sobel_p=self.sobel_p
         )
@@ -179,12 +167,10 @@ class SimCLR(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return both views of each sample side by side, as the network sees them."""
         return side_by_side(inputs, self.views(1))
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the ops that were drawn for both views."""
         return drawn(batch, self.views(self.num_levels)[0])
 
 

@@ -99,7 +99,7 @@ def _pixels(data: Dataset, size_px: int) -> Tensor:
 def _components(rows: Tensor, width: int) -> Tensor:
     """Return principal components, float32 [N, width], of uint8 rows [N, D]; sklearn's PCA up to signs."""
     with Progress("images of PCA's two passes", 2 * len(rows)) as progress:
-        whitening = fit_whitening(_Parts(rows, progress), width, _alone())
+        whitening = fit_whitening(_Parts(rows, progress), width, World(0, 1, 0, 1, torch.device("cpu")))
     lengths = whitening.matrix.norm(dim=0)  # the inverse standard deviations, 0 without variance
     deviations = torch.where(lengths > 0, 1 / lengths, 0.0)
     return torch.cat([whitening(part) * deviations for part in rows.split(_ROWS_AT_A_TIME)])
@@ -146,7 +146,3 @@ def _clusters(rows: Tensor, num_clusters: int, seed: int) -> np.ndarray:
             progress.update(start + 1)
     assert best is not None
     return best.labels_.astype(np.int64)
-
-
-def _alone() -> World:
-    return World(0, 1, 0, 1, torch.device("cpu"))

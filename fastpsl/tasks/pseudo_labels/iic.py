@@ -252,17 +252,9 @@ class IIC(Task):
     num_levels = 1
 
     def __init__(
-        self,
-        num_clusters: int,
-        *,
-        size_px: int,
-        crop_share: float,
-        transforms: Transforms,
-        num_copies: int,
-        num_sub_heads: int,
-        second_clusters: int | None = None,
-        seed: int = 0,
-    ):
+        self, num_clusters: int, *, size_px: int, crop_share: float, transforms: Transforms, num_copies: int,
+        num_sub_heads: int, second_clusters: int | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not 0 < crop_share <= 1:
             raise ValueError(f"--crop-share {crop_share:g}: a share of the image's side, above 0 and up to 1")
         if num_copies < 1:
@@ -320,7 +312,6 @@ class IIC(Task):
 
     @override
     def inputs_per_image(self, level: int) -> int:
-        """Return the number of crops per image: the weak one and its copies."""
         return 1 + self.num_copies
 
     @override
@@ -342,15 +333,11 @@ class IIC(Task):
         if context.first:
             self.first_epoch = context.epoch
 
-    def head_of(self, epoch: int) -> int:
+    @override
+    def variant(self, epoch: int) -> int:
         """Return the head that learns in `epoch`, which counts over all stages: 0 for A, 1 for B."""
         in_turn = (epoch - self.first_epoch) % sum(HEAD_EPOCHS)
         return 0 if len(self.sizes) == 1 or in_turn < HEAD_EPOCHS[0] else 1
-
-    @override
-    def variant(self, epoch: int) -> int:
-        """Return the head that learns in `epoch`."""
-        return self.head_of(epoch)
 
     @override
     def step_state(self) -> list[Tensor]:
@@ -382,7 +369,7 @@ class IIC(Task):
     @override
     def end_epoch(self) -> EpochMetrics:
         """Return the figures of the epoch's clusters; names of head B's end in _b."""
-        number = self.head_of(self.epoch)
+        number = self.variant(self.epoch)
         figures = self.epochs.end(number, list(self.sizes.values())[number], self.true_labels, self.seed)
         return {f"{name}_b": value for name, value in figures.items()} if number else figures
 
@@ -437,7 +424,6 @@ class IIC(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the weak crop of each image and its copies, side by side, as the network sees them."""
         crops = [view.denormalise(images) for view, images in zip(self._views, inputs, strict=True)]
         padded = [F.pad(crop, (0, _GAP_PX), value=1.0) for crop in crops]
         return torch.cat(padded, 3)[..., :-_GAP_PX]
@@ -470,26 +456,17 @@ class ClusterHeads(nn.Module):
 
 def build_iic(options: IICOptions) -> Experiment:
     task = IIC(
-        options.num_clusters,
-        size_px=options.size_px,
-        crop_share=options.crop_share,
-        transforms=options.augment,
-        num_copies=options.num_copies,
-        num_sub_heads=options.num_sub_heads,
-        second_clusters=options.second_clusters if options.num_heads == 2 else None,
-        seed=options.seed,
-    )
+        options.num_clusters, size_px=options.size_px, crop_share=options.crop_share,
+        transforms=options.augment, num_copies=options.num_copies, num_sub_heads=options.num_sub_heads,
+        second_clusters=options.second_clusters if options.num_heads == 2 else None, seed=options.seed,
+    )  # fmt: skip
     channels = input_of(options.augment, options.size_px).num_channels
     backbone = make_backbone(options.backbone, num_channels=channels)
     return Experiment(
-        task=task,
-        backbone=backbone,
-        stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, (1,)),
-        optimiser=partial(adam, weight_decay=0.0),
-        frozen_batchnorm=options.frozen_batchnorm,
-        finish=partial(leave_labels, task),
-    )
+        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=step_drops(options.lr, (1,)), optimiser=partial(adam, weight_decay=0.0),
+        frozen_batchnorm=options.frozen_batchnorm, finish=partial(leave_labels, task),
+    )  # fmt: skip
 
 
 def leave_labels(task: IIC, run: Run) -> Sequence[str]:

@@ -73,7 +73,6 @@ class PseudoClassify(Task):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """Build the head from features [B, channels, h, w] to logits [B, num_classes]."""
         return average_and_linear(channels, self.num_classes, self.head_std)
 
     @override
@@ -92,7 +91,6 @@ class PseudoClassify(Task):
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return the cross-entropy and the agreement."""
         logits = head(blocks(inputs[0])).float()
         if head.training:
             labels = self.store.labels_of(batch.indices)
@@ -142,12 +140,10 @@ class PseudoClassify(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the agreement of guesses."""
         return 1 / self.num_classes
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the images as the network sees them."""
         return self.view.denormalise(inputs[0])
 
 

@@ -66,14 +66,13 @@ class LabelStore:
         """Return the tensors that `write` writes."""
         return [self._written, self._num_draws, self._num_not_finite, self._num_positions]
 
-    def set(self, labels: Tensor | np.ndarray, epoch: int) -> None:
+    def set(self, labels: np.ndarray, epoch: int) -> None:
         """Set labels, integers [N] that are equal on all ranks, for `epoch`, and forget what was written.
 
         Empty classes are filled (`split_empty`); fewer images than classes are a ValueError.
         """
-        array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
-        assert array.shape == (self.num_samples,), (array.shape, self.num_samples)
-        array, self.num_split = split_empty(array, self.num_classes, self.seed, epoch)
+        assert labels.shape == (self.num_samples,), (labels.shape, self.num_samples)
+        array, self.num_split = split_empty(labels, self.num_classes, self.seed, epoch)
         self.current.copy_(torch.from_numpy(array))
         self._forget()
 
@@ -116,14 +115,10 @@ class LabelStore:
         labels = np.where(new >= 0, new, previous).astype(np.int32)
         self.set(labels, epoch)
         return EpochOfLabels(
-            num_written=int((new >= 0).sum()),
-            num_not_drawn=self.num_samples - num_drawn,
-            num_repeated=num_draws - num_drawn,
-            num_not_finite=num_not_finite,
-            num_split=self.num_split,
-            made=labels,
-            previous=previous,
-        )
+            num_written=int((new >= 0).sum()), num_not_drawn=self.num_samples - num_drawn,
+            num_repeated=num_draws - num_drawn, num_not_finite=num_not_finite, num_split=self.num_split,
+            made=labels, previous=previous,
+        )  # fmt: skip
 
     def _exchange(self) -> None:
         """Send to every rank, for each image, the label of the rank that had its latest position."""
@@ -145,13 +140,9 @@ class LabelStore:
         self._exchange()
         num_draws, num_not_finite = self._sums()
         return {
-            "current": self.current,
-            "written": self._written[:-1],
-            "num_split": self.num_split,
-            "num_positions": self._num_positions,
-            "num_draws": num_draws,
-            "num_not_finite": num_not_finite,
-        }
+            "current": self.current, "written": self._written[:-1], "num_split": self.num_split,
+            "num_positions": self._num_positions, "num_draws": num_draws, "num_not_finite": num_not_finite,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a partial epoch; `order` of that epoch and `write` must follow."""

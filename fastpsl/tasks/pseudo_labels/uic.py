@@ -61,18 +61,10 @@ class UIC(PseudoClassify):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        input: Input,
-        size_px: int,
-        *,
-        seed: int,
-        augmentation: Augmentation,
-        label_view: LabelView,
-        fixed: bool = False,
-        given: np.ndarray | None = None,
+        self, num_classes: int, input: Input, size_px: int, *, seed: int, augmentation: Augmentation,
+        label_view: LabelView, fixed: bool = False, given: np.ndarray | None = None,
         classifier: Mapping[str, Tensor] | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(
             num_classes, uic_view(input, size_px, augmentation), center_view(input, size_px), seed=seed
         )
@@ -164,29 +156,25 @@ def build_uic(options: UICOptions) -> Experiment:
         science["fine_tune"] = sha256_of_file(path)
         science["fine_tuned"] = state["science"]  # because tables of results need the training of the base
     if options.pseudo_labels is not None:
-        labels = _given(options)
+        file = labels_of(options.pseudo_labels, options)
+        if file.num_classes != options.num_clusters:
+            raise ValueError(
+                f"--pseudo-labels {options.pseudo_labels} has {file.num_classes:,} classes, not "
+                f"{options.num_clusters:,}: give --num-clusters {file.num_classes}"
+            )
+        labels = file.labels
         science["labels"] = sha256_of_file(options.pseudo_labels)
     task = UIC(
-        options.num_clusters,
-        input,
-        options.size_px,
-        seed=options.seed,
-        augmentation=options.augment,
-        label_view=options.label_view,
-        fixed=options.fine_tune is not None,
-        given=labels,
+        options.num_clusters, input, options.size_px, seed=options.seed, augmentation=options.augment,
+        label_view=options.label_view, fixed=options.fine_tune is not None, given=labels,
         classifier=classifier,
-    )
+    )  # fmt: skip
     return Experiment(
-        task=task,
-        backbone=backbone,
-        stages=options.stages(task.num_levels, backbone.num_blocks),
+        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=linear_decay(options.lr),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
-        science=science,
-        frozen_batchnorm=options.frozen_batchnorm,
-        finish=partial(leave_labels, task),
-    )
+        science=science, frozen_batchnorm=options.frozen_batchnorm, finish=partial(leave_labels, task),
+    )  # fmt: skip
 
 
 def leave_labels(task: PseudoClassify, run: Run) -> Sequence[str]:
@@ -222,15 +210,3 @@ def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
                 f"not {getattr(options, name)}: give --{name.replace('_', '-')} {science[name]}"
             )
     return path, state
-
-
-def _given(options: UICOptions) -> np.ndarray:
-    """Return the labels of --pseudo-labels; ValueError if they do not fit --data or --num-clusters."""
-    assert options.pseudo_labels is not None
-    labels = labels_of(options.pseudo_labels, options)
-    if labels.num_classes != options.num_clusters:
-        raise ValueError(
-            f"--pseudo-labels {options.pseudo_labels} has {labels.num_classes:,} classes, not "
-            f"{options.num_clusters:,}: give --num-clusters {labels.num_classes}"
-        )
-    return labels.labels

@@ -75,7 +75,6 @@ class AET(Proxy):
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return the targets in two lines."""
         targets = batch.draw(WarpPair)["target"].unflatten(1, (2, -1)).tolist()
         return ["\n".join(" ".join(f"{value:+.1f}" for value in row) for row in rows) for rows in targets]
 

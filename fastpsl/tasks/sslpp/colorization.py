@@ -56,7 +56,6 @@ class Colorization(Proxy):
 
     @override
     def view(self) -> ViewSpec:
-        """Return crop and flip, then the lightness alone."""
         return self._view
 
     @override
@@ -90,7 +89,6 @@ class Colorization(Proxy):
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
-        """Return the number of batches in which colours are counted."""
         self.num_to_come = self.num_to_look_at
         return self.num_to_look_at
 
@@ -185,7 +183,6 @@ class Colorization(Proxy):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of the most frequent bin."""
         return float(self.counts.max() / self.counts.sum())
 
     @override
@@ -196,7 +193,6 @@ class Colorization(Proxy):
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Return "grey" for images without colours."""
         coloured = _has_colours(lab(self._coloured_images(batch))[:, 1:])
         return ["" if has_colours else "grey" for has_colours in coloured.tolist()]
 

@@ -63,7 +63,6 @@ class RotNet(Proxy):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
         return 1 / NUM_TURNS
 
     @override
