@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.source import Picks, Sample, Tally, choose_split, shard_range
+from fastpsl.pipelines.data.source import Counted, Picks, Sample, choose_split
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
@@ -52,31 +52,17 @@ class Member:
 
 
 @dataclass
-class Arrays:
+class Arrays(Counted):
     """The images and labels of an .npz, as their headers describe them."""
 
     path: Path
     images: Member
     labels: np.ndarray  # int32 [N]
     layout: str  # "NHWC", "NHW" or "NCHW"
-    notes: list[str] = field(default_factory=list)
-    shard: tuple[int, int] = (0, 1)
-    class_names: list[str] | None = None
-    mode: str = "raw"
-    warnings: list[str] = field(default_factory=list)
-    left_out: Tally = field(default_factory=Tally)
-
-    @property
-    def num_total(self) -> int:
-        return self.images.shape[0]
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order, uint8 [H, W, 3]."""
-        positions = shard_range(self.num_total, self.shard)[skip:]
+        positions = self.here[skip:]
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
             images = chain.from_iterable(_chunks(archive, self.images, positions))
             for index, image in enumerate(images, positions.start):
@@ -113,7 +99,8 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
     layout = _layout(path, image)
     notes = [f"images from {image}" + (", channels first" if layout == "NCHW" else "")]
     notes.append(f"labels from {label}" if label else "no labels: -1")
-    source = Arrays(path, image, np.full(image.shape[0], -1, np.int32), layout, notes, shard)
+    num, unlabelled = image.shape[0], np.full(image.shape[0], -1, np.int32)
+    source = Arrays(path, image, unlabelled, layout, counts=[num], mode="raw", notes=notes, shard=shard)
     if label:
         _take_labels(source, label)
     return source
@@ -141,7 +128,7 @@ def _take_labels(source: Arrays, member: Member) -> None:
                 f"give -1 (none) to {MAX_LABEL}"
             )
         source.class_names, start = census.class_names, 0
-        known = {name: number for number, name in enumerate(source.class_names or ())}
+        known = source.numbers
         for chunk in _chunks(archive, member, range(num)):
             labels, places = np.unique(chunk, return_inverse=True)
             numbers = [class_number(label, known) for label in labels.tolist()]

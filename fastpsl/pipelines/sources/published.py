@@ -20,7 +20,7 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import IO, Any
@@ -28,7 +28,7 @@ from typing import IO, Any
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.pipelines.data.source import Picks, Sample, Tally, changed, parts_of, shard_range
+from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed
 
 PAGES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -220,28 +220,13 @@ _BLOCK_BYTES = 1 << 22
 
 
 @dataclass
-class Published:
+class Published(Counted):
     """One split of a published data set, with its images counted."""
 
     where: Path  # the archive, or the folder with its files
     edition: Edition
     files: Sequence[str]  # files of images
-    counts: list[int]  # images in each file
     labels: dict[str, np.ndarray]  # for files with labels in a file of their own
-    class_names: list[str] | None
-    notes: list[str]
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "raw"
-    warnings: list[str] = field(default_factory=list)
-    left_out: Tally = field(default_factory=Tally)
-
-    @property
-    def num_total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order, uint8 [S, S, 3] with S = 32 or 96."""
@@ -253,7 +238,7 @@ class Published:
         return Picks("the first", False, self.samples())
 
     def _samples(self, skip: int) -> Iterator[Sample]:
-        for i, positions in parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts):
+        for i, positions in self.parts(skip):
             name, position = self.files[i], 0
             for planes, labels in self._batches(name):
                 for image_planes, label in zip(planes, labels, strict=True):
@@ -404,7 +389,10 @@ def _count(
                 f"{where}: {file} has {counts[file]:,} images and {len(file_labels):,} labels; "
                 f"download it again"
             )
-    return Published(where, edition, files, [counts[file] for file in files], labels, names, notes, shard)
+    return Published(
+        where, edition, files, labels, counts=[counts[file] for file in files], class_names=names,
+        mode="raw", notes=notes, shard=shard,
+    )  # fmt: skip
 
 
 def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tuple[str, IO[bytes], int]]:

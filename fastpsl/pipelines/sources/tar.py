@@ -37,13 +37,12 @@ from fastpsl.pipelines.data.source import (
     LEFTOVERS,
     OTHERS,
     SAME_KEY,
+    Counted,
     Picks,
     Sample,
     Tally,
     changed,
     is_image,
-    parts_of,
-    shard_range,
 )
 from fastpsl.pipelines.sources.folder import PARTS, SourceFile, open_file, size_of, tar_parts_error
 from fastpsl.pipelines.sources.labels import Census, class_number
@@ -321,35 +320,20 @@ _PICKED = 16  # images of each tar, for an estimate
 
 
 @dataclass
-class TarSource:
-    """A list of tars of images, counted; see the module's docstring."""
+class TarSource(Counted):
+    """A list of tars of images; damages are counted, too. See the module's docstring."""
 
     paths: list[SourceFile]
-    counts: list[int]  # samples in each tar, damages included
     is_web: bool
     folders: Folders
-    class_names: list[str] | None
-    notes: list[str]
-    warnings: list[str]
-    left_out: Tally
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "jpg"
-
-    @property
-    def num_total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's samples in order; damaged ones carry the reason."""
-        return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
+        return self._samples_of(self.parts(skip))
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose the first images, of some tars at random where there are several."""
-        parts = list(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        parts = list(self.parts())
         random.shuffle(parts)
         each = max(_PICKED, -(-num // len(parts)))
         how = (
@@ -360,9 +344,8 @@ class TarSource:
         return Picks(how, False, self._samples_of((i, positions[:each]) for i, positions in parts))
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
-        labels = {name: label for label, name in enumerate(self.class_names or ())}
         for i, positions in parts:
-            yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, labels)
+            yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, self.numbers)
 
     def _samples_of_tar(
         self, path: SourceFile, count: int, positions: range, labels: dict[str, int]
@@ -499,8 +482,9 @@ def tar_source(
         warnings = [without] if count.num_unlabelled else []
         del count.left_out.counts[OTHERS]  # further files of samples
         return TarSource(
-            paths, count.num_by_key, True, folders, names, notes, warnings, count.left_out, shard
-        )
+            paths, True, folders, counts=count.num_by_key, class_names=names, notes=notes, warnings=warnings,
+            left_out=count.left_out, shard=shard,
+        )  # fmt: skip
     del count.left_out.counts[SAME_KEY]
     if folders.below and folders.beside:
         raise ValueError(
@@ -513,5 +497,6 @@ def tar_source(
     class_names = sorted(folders.below) or None
     notes = [f"{len(class_names):,} class folders{where}" if class_names else f"images without labels{where}"]
     return TarSource(
-        paths, count.num_one_by_one, False, folders, class_names, notes, [], count.left_out, shard
-    )
+        paths, False, folders, counts=count.num_one_by_one, class_names=class_names, notes=notes,
+        left_out=count.left_out, shard=shard,
+    )  # fmt: skip

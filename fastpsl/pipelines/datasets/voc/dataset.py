@@ -22,7 +22,7 @@ import numpy as np
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
 from fastpsl.files.workers import default_num_threads, map_in_order
-from fastpsl.pipelines.data.dataset import BadImage, SampleTable
+from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc.annotations import Objects, read_mask, read_objects
 from fastpsl.pipelines.image.image_file import upright_size
@@ -208,14 +208,12 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-__all__ = ["CLASSES", "VOC", "Needs", "Objects"]
-
 _VERSION = "voc-v1"  # a new name whenever the parts of the digest change
 _THREADS = 16  # remote storage answers slowly, but many requests at once
 
 
 @final
-class VOC:
+class VOC(Local):
     """The images of `sets`, one set after another.
 
     Args:
@@ -323,13 +321,7 @@ class VOC:
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
-        positions = np.asarray(indices, np.int64)
-        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
-            raise IndexError(f"sample {positions.min()} .. {positions.max()} of {self.num_samples}")
-        return self._rows.part(positions)
-
-    def wait(self, indices: np.ndarray) -> None:
-        """Do nothing, since all is on this machine."""
+        return self._rows.part(checked(indices, self.num_samples))
 
     def labels(self) -> np.ndarray:
         """Return int32 [num_samples], all -1, because an image has several classes (`targets`)."""
@@ -345,15 +337,6 @@ class VOC:
         It is equal for a copy of the files, whatever its place and dates.
         """
         return self._digest
-
-    def close(self) -> None:
-        """Do nothing, because no file stays open."""
-
-    def __enter__(self) -> "VOC":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def open_train_and_test(
