@@ -9,9 +9,9 @@ What is hidden or left by other programs (`leftovers`) is never looked into.
 
 import glob
 import os
-import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -71,11 +71,11 @@ def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
     by_name = {name.lower(): root / name for name in parts}
     first = by_name.get("train", root / parts[0])
     second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
-    training = f"--data {_quoted(first)}" + (f" --val {_quoted(second)}" if second else "")
+    training = f"--data {quote(str(first))}" + (f" --val {quote(str(second))}" if second else "")
     return ValueError(
         f"{root}: holds parts of a data set ({', '.join(parts)}), not classes: write each alone, "
-        f"as in `fastpsl data write {_quoted(first)} {first.name}.beton`, or train with {training}; "
-        f"`fastpsl data write {_quoted(root)} OUT --classes folders` takes them as classes"
+        f"as in `fastpsl data write {quote(str(first))} {first.name}.beton`, or train with {training}; "
+        f"`fastpsl data write {quote(str(root))} OUT --classes folders` takes them as classes"
     )
 
 
@@ -85,10 +85,6 @@ def tar_parts_error(name: str, parts: Sequence[str]) -> ValueError:
         f"{name}: holds parts of a data set ({', '.join(parts)}), not classes: make a tar of each, "
         "or unpack it and write each folder alone; --classes folders takes them as classes"
     )
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
 
 
 def list_beside(root: Path, folder: str) -> Path | None:
@@ -118,21 +114,15 @@ class ImageFolder(Counted):
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order."""
-        try:
-            yield from self._samples(skip)
-        except OSError as error:
-            raise _listing_error(self.root, error) from None
-
-    def _samples(self, skip: int) -> Iterator[Sample]:
-        position, num_total = 0, self.num_total
-        positions = self.here[skip:]
-        for number in range(len(self.counts)):
-            for name, path, label in self._class(number):
-                if position in positions:
-                    yield Sample(name, Path(path), label)
-                position += 1
-        if position != num_total:
-            raise changed(self.root, num_total, position)
+        position, positions = 0, self.here[skip:]
+        with _listing_errors(self.root):
+            for number in range(len(self.counts)):
+                for name, path, label in self._class(number):
+                    if position in positions:
+                        yield Sample(name, Path(path), label)
+                    position += 1
+        if position != self.num_total:
+            raise changed(self.root, self.num_total, position)
 
     def _class(self, number: int) -> Iterator[tuple[str, str, int]]:
         """Yield each image's name below the root, its path and its label; a flat folder is one class."""
@@ -171,19 +161,15 @@ def image_folder(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images, or one with a folder per class")
-    try:
+    with _listing_errors(root):
         return _count(root, shard, are_classes)
-    except OSError as error:
-        raise _listing_error(root, error) from None
 
 
 def folder_classes(root: Path) -> list[str] | None:
     """Return the names of a folder's classes, without counting its images; None of a folder without."""
-    try:
+    with _listing_errors(root):
         classes = _class_folders(root)
         without = _without_classes(root, classes) or next(_images(root, True), None)
-    except OSError as error:
-        raise _listing_error(root, error) from None
     return None if without else classes or None
 
 
@@ -220,10 +206,14 @@ def _class_folders(root: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not is_leftover(entry.name) and _is_folder(entry))
 
 
-def _listing_error(root: Path, error: OSError) -> ValueError:
-    return ValueError(
-        f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
-    )
+@contextmanager
+def _listing_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
+        ) from None
 
 
 def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder:
@@ -262,11 +252,11 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
         return ImageFolder(
             root, [without], counts=[num_tree], left_out=left_out, shard=shard, warnings=[hint]
         )
-    for name in (name for name, count in counts.items() if not count):
-        left_out.add(EMPTY, name)
-    examples = ", ".join(" ".join(name.split()) for name in classes[:3]) + (
-        ", ..." if len(classes) > 3 else ""
-    )
+    for name, count in counts.items():
+        if not count:
+            left_out.add(EMPTY, name)
+    shown = [" ".join(name.split()) for name in classes[:3]] + ["..."] * (len(classes) > 3)
+    examples = ", ".join(shown)
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
     return ImageFolder(
         root, classes, counts=list(counts.values()), class_names=classes, left_out=left_out, shard=shard,

@@ -83,12 +83,8 @@ class Edition:
 
     def label_files(self, files: Sequence[str]) -> list[str]:
         """Return the files that hold only labels of these files' images."""
-        if self.labels_in != "file":
-            return []
-        return [file.replace("_X", "_y") for file in files if not file.startswith("unlabeled")]
-
-    def images_of(self, label_file: str) -> str:
-        return label_file.replace("_y", "_X")
+        labelled = [file for file in files if not file.startswith("unlabeled")]
+        return [file.replace("_X", "_y") for file in labelled] if self.labels_in == "file" else []
 
     def needed(self, split: str) -> list[str]:
         """Return every file that a split needs."""
@@ -150,7 +146,8 @@ class _Type:
 class _Array:
     """A stand-in for numpy.ndarray while it is unpickled."""
 
-    values: np.ndarray | None = None
+    def __init__(self, values: np.ndarray | None = None):
+        self.values = values
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -166,13 +163,6 @@ def _numbers(data: Any, dtype: Any, shape: Any, is_fortran: Any) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """Build an array as Python 3's pickle protocol 5 stores it."""
-    array = _Array()
-    array.values = _numbers(data, dtype, shape, order == "F")
-    return array
-
-
 class _Unpickler(pickle.Unpickler):
     @override
     def find_class(self, module: str, name: str) -> Any:
@@ -181,7 +171,10 @@ class _Unpickler(pickle.Unpickler):
             # These functions are new for each call, so that a pickle can change nothing else.
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype, (), False).item(),
-            ("numpy.core.numeric", "_frombuffer"): lambda *parts: _from_buffer(*parts),
+            # Python 3 stores arrays so in protocol 5.
+            ("numpy.core.numeric", "_frombuffer"): lambda data, dtype, shape, order: _Array(
+                _numbers(data, dtype, shape, order == "F")
+            ),
             ("numpy", "dtype"): lambda name, *_: _Type(name),
             ("numpy", "ndarray"): _NDARRAY,
             # Python 3 stores bytes so in its protocols for Python 2.
@@ -382,7 +375,7 @@ def _count(
                     f"download it again"
                 )
         else:
-            labels[edition.images_of(file)] = np.frombuffer(stream.read(), np.uint8).astype(np.int64) - 1
+            labels[file.replace("_y", "_X")] = np.frombuffer(stream.read(), np.uint8).astype(np.int64) - 1
     for file, file_labels in labels.items():
         if len(file_labels) != counts[file]:
             raise ValueError(

@@ -22,7 +22,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from random import Random
 from typing import IO, NamedTuple, cast
 
@@ -185,11 +185,8 @@ def _reason(error: BaseException) -> str:
         raise error
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
-    if isinstance(error, EOFError) or str(error) in (
-        "unexpected end of data",
-        "truncated header",
-        "empty header",
-    ):
+    ends_early = ("unexpected end of data", "truncated header", "empty header")
+    if isinstance(error, EOFError) or str(error) in ends_early:
         return "is cut short"
     if isinstance(error, (OSError, RuntimeError, zlib.error, lzma.LZMAError)):
         return "its compression is damaged"
@@ -208,9 +205,9 @@ class Group:
 
     key: str
     image_name: str = ""
-    image: "bytes | BadImage" = b""
+    image: bytes | BadImage = b""
     label_name: str = ""
-    label: "bytes | BadImage" = b""
+    label: bytes | BadImage = b""
     num_further: int = 0  # images left out, because they share the key
 
     def add(self, member: Member, is_wanted: bool, has_labels: bool) -> None:
@@ -230,7 +227,7 @@ def _ending(name: str) -> str:
     return posixpath.basename(name).partition(".")[2].lower()
 
 
-def _read(member: Member, max_bytes: int) -> "bytes | BadImage":
+def _read(member: Member, max_bytes: int) -> bytes | BadImage:
     try:
         return member.read(max_bytes)
     except BadImage as error:
@@ -336,12 +333,11 @@ class TarSource(Counted):
         parts = list(self.parts())
         random.shuffle(parts)
         each = max(_PICKED, -(-num // len(parts)))
-        how = (
-            "the first"
-            if len(parts) == 1
-            else f"the first of {min(len(parts), -(-num // each))} tars picked at random"
+        num_tars = min(len(parts), -(-num // each))
+        of_tars = f" of {num_tars} tars picked at random" if len(parts) > 1 else ""
+        return Picks(
+            f"the first{of_tars}", False, self._samples_of((i, positions[:each]) for i, positions in parts)
         )
-        return Picks(how, False, self._samples_of((i, positions[:each]) for i, positions in parts))
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:
@@ -370,17 +366,15 @@ class TarSource(Counted):
         name = f"{path.name}/{group.image_name}"
         if isinstance(group.image, BadImage):
             return Sample(name, group.image, -1)
-        if labels and not self.is_web:
-            label = labels.get(self.folders.class_of(group.image_name))
-            if label is None:
-                raise ValueError(
-                    f"{path}: has changed since it was counted; write again when nothing changes it"
-                )
-            return Sample(name, group.image, label)
-        try:
-            return Sample(name, group.image, label_of(group, labels) if self.is_web else -1)
-        except BadImage as error:
-            return Sample(name, error, -1)
+        if self.is_web:
+            try:
+                return Sample(name, group.image, label_of(group, labels))
+            except BadImage as error:
+                return Sample(name, error, -1)
+        label = labels.get(self.folders.class_of(group.image_name)) if labels else -1
+        if label is None:
+            raise ValueError(f"{path}: has changed since it was counted; write again when nothing changes it")
+        return Sample(name, group.image, label)
 
 
 def _groups(path: SourceFile, grouper: Grouper) -> Iterator[Group | Damage]:
@@ -458,8 +452,8 @@ def tar_source(
         raise ValueError(
             f"{error.filename}: cannot be read ({error.strerror}); give tars that can be read"
         ) from None
-    count, starts = _Count(), [sum(sizes[:i]) for i in range(len(sizes))]
-    for path, start in zip(paths, starts, strict=True):
+    count = _Count()
+    for path, start in zip(paths, accumulate(sizes, initial=0), strict=False):
 
         def on_bytes(position: int, start: int = start) -> None:
             if on_progress:
