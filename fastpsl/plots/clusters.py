@@ -8,17 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.plots.neighbours import (
-    CELL_PX,
-    FRAME_PX,
-    GAP_PX,
-    GREEN,
-    LINE_PX,
-    RED,
-    SIDE_PX,
-    Sheet,
-    middles,
-)
+from fastpsl.plots.neighbours import CELL_PX, FRAME_PX, GAP_PX, GREEN, LINE_PX, RED, SIDE_PX, Sheet, middles
 from fastpsl.plots.png import class_name, write_png
 
 NUM_ROWS, NUM_SHOWN = 10, 9

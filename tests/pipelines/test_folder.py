@@ -39,7 +39,8 @@ from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import decode, make
 from tests.pipelines.folders import tree
-from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo, pil_decode
+from tests.pipelines.photos import DECODERS, area_mean, exif, jpeg, photo, pil_decode
+from tests.pipelines.sources import refused
 from tests.pipelines.test_image_files import file_of
 
 # The decoders that read folders.
@@ -49,10 +50,7 @@ VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "fastpsl" / "folders"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -122,9 +120,8 @@ def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
 def test_images_stand_upright(tmp_path: Path, decoder: str) -> None:
     (tmp_path / "flat").mkdir()
     for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x112] = orientation
-        (tmp_path / "flat" / f"{orientation}.jpg").write_bytes(jpeg(photo(7, 90, 130), exif=exif.tobytes()))
+        data = jpeg(photo(7, 90, 130), exif=exif(orientation))
+        (tmp_path / "flat" / f"{orientation}.jpg").write_bytes(data)
     with Folder(tmp_path / "flat") as data:
         rows = data.rows(np.arange(8))
         assert rows.orientation.tolist() == list(range(1, 9)) and (rows.mode == MODE_JPEG).all()
@@ -140,9 +137,7 @@ def test_images_stand_upright(tmp_path: Path, decoder: str) -> None:
 def write_kinds(root: Path) -> int:
     """Write image files of many kinds, and return how many of them no fast decoder reads."""
     root.mkdir()
-    image = Image.fromarray(photo(5, 70, 90))
-    turned = Image.Exif()
-    turned[0x112] = 6
+    image, turned = Image.fromarray(photo(5, 70, 90)), exif(6)
     clear = image.copy()
     clear.putalpha(Image.fromarray(photo(6, 70, 90)[..., 0]))
     image.convert("L").save(root / "grey.jpg")
@@ -165,10 +160,8 @@ def test_image_files_of_all_kinds_are_read(tmp_path: Path, decoder: str) -> None
     with Folder(tmp_path / "flat") as data:
         rows = data.rows(np.arange(data.num_samples))
         assert (rows.mode == MODE_FILE).sum() == num_files
-        assert (
-            (rows.height == 90)
-            == [name.endswith((".webp", ".tif", "cmyk.jpg", "clear.png")) for name in rows.path]
-        ).all()
+        is_turned = [name.endswith((".webp", ".tif", "cmyk.jpg", "clear.png")) for name in rows.path]
+        assert ((rows.height == 90) == is_turned).all()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* not by DALI")
             results, num_fallbacks = whole(data, decoder, 35)
@@ -183,9 +176,7 @@ def test_image_files_of_all_kinds_are_read(tmp_path: Path, decoder: str) -> None
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_upright_sizes_are_those_of_the_decoded(tmp_path: Path, kind: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x112] = orientation
-    Image.fromarray(photo(0, 20, 31)).save(tmp_path / "x", kind, exif=exif)
+    Image.fromarray(photo(0, 20, 31)).save(tmp_path / "x", kind, exif=exif(orientation))
     assert upright_size(str(tmp_path / "x")) == decode_any((tmp_path / "x").read_bytes()).shape[:2]
 
 
@@ -197,9 +188,8 @@ def test_what_cannot_be_read_is_a_bad_sample(root: Path, decoder: str) -> None:
     (flat / "b.jpg").write_text("not an image")
     (flat / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (flat / "d.jpg").symlink_to("nowhere.jpg")
-    with pytest.warns(
-        UserWarning, match=r"4 of 8 images cannot be read, the first is a\.jpg: .*; each is a bad"
-    ):
+    words = r"4 of 8 images cannot be read, the first is a\.jpg: .*; each is a bad"
+    with pytest.warns(UserWarning, match=words):
         data = Folder(flat)
     with data:
         assert data.image_sizes() == (61, 69, 71, 79)
@@ -409,12 +399,10 @@ def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
             assert batches(data, decoder, batch_size_per_rank=1)[0].images[0].any()
 
 
-@pytest.mark.parametrize("wrong", ["nothing", "file"])
+@pytest.mark.parametrize("wrong", ["nothing", "readme.txt"])
 def test_wrong_folders_are_one_line(root: Path, wrong: str) -> None:
-    path = root / wrong if wrong == "nothing" else root / "readme.txt"
-    with pytest.raises(ValueError, match="holds no images|no such folder") as error:
-        Folder(path)
-    assert "\n" not in str(error.value)
+    with refused("holds no images" if wrong == "nothing" else "no such folder"):
+        Folder(root / wrong)
 
 
 def test_a_cache_that_cannot_be_written_is_said(
@@ -422,9 +410,8 @@ def test_a_cache_that_cannot_be_written_is_said(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="cannot be kept there .*; set XDG_CACHE_HOME to a folder") as error:
+    with refused("cannot be kept there", "; set XDG_CACHE_HOME to a folder"):
         Folder(root)
-    assert "\n" not in str(error.value)
 
 
 def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,9 +426,8 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 chosen = choose_decoder("auto", data, torch.device(device))
             assert chosen == ("pillow", "no faster one can read this here")
             assert [str(warning.message) for warning in caught] == [slow]
-        with pytest.raises(ValueError, match="'ffcv' cannot read a folder; .* `fastpsl data write`") as error:
+        with refused("'ffcv' cannot read a folder; ", " `fastpsl data write`"):
             choose_decoder("ffcv", data, CPU)
-        assert "\n" not in str(error.value)
 
 
 def test_a_relative_name_outlives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,16 +510,12 @@ def heads() -> dict[str, bytes]:
 
 
 @every_reader
-def test_what_exif_says_is_read_alike_wherever_it_stands(
-    tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_what_exif_says_is_read_alike_wherever_it_stands(tmp_path: Path, decoder: str) -> None:
     plain = jpeg(PHOTO)
     cmyk = file_of(Image.fromarray(PHOTO).convert("CMYK"), "JPEG", quality=90)
     files = {f"{name}.jpg": plain[:2] + head + plain[2:] for name, head in heads().items()}
-    files |= {
-        f"{name} CMYK.jpg": cmyk[:2] + head + cmyk[2:] for name, head in heads().items() if "xmp" in name
-    }
+    about_xmp = {name: head for name, head in heads().items() if "xmp" in name}
+    files |= {f"{name} CMYK.jpg": cmyk[:2] + head + cmyk[2:] for name, head in about_xmp.items()}
     tree(tmp_path / "flat", files)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* not by DALI")
@@ -557,15 +539,13 @@ def test_what_exif_says_is_read_alike_wherever_it_stands(
 @pytest.mark.skipif("turbo" not in DECODERS, reason="the C library was not built")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_of_turned_images_are_cropped_from_their_windows(tmp_path: Path, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x112] = orientation
     random = np.random.default_rng(orientation)
     for height, width, kind, size, bound in (
         (131, 187, codes.AREA, 66, 0.52), (131, 187, ISOTROPIC, 30, 1), (131, 187, DIAGONAL, 31, 1),
         (1, 1, codes.AREA, 3, 0.52), (419, 643, codes.AREA, 25, 8),
     ):  # fmt: skip
         path = tmp_path / f"{height}.jpg"
-        path.write_bytes(jpeg(photo(orientation, height, width), exif=exif.tobytes()))
+        path.write_bytes(jpeg(photo(orientation, height, width), exif=exif(orientation)))
         image = decode_any(path.read_bytes())
         rows = SampleTable.empty(np.zeros(6, np.int64))
         rows.fd[:], rows.offset[:], rows.num_bytes[:], rows.mode[:] = -1, 0, path.stat().st_size, MODE_JPEG
@@ -587,9 +567,9 @@ def test_boxes_of_turned_images_are_cropped_from_their_windows(tmp_path: Path, o
                 if kind == codes.AREA:
                     expected = area_mean(image, (top, left, rows_px, columns_px), size)
                 else:
-                    expected = np.empty((size, size, 3), np.uint8)
+                    expected, is_diagonal = np.empty((size, size, 3), np.uint8), kind == DIAGONAL
                     isotropic_resize(
-                        image.reshape(-1), *image.shape[:2], top, left, 20, kind == DIAGONAL, expected
+                        image.reshape(-1), *image.shape[:2], top, left, 20, is_diagonal, expected
                     )
                 difference = np.abs(crop - expected.astype(float))
                 assert difference.mean() < bound / 2 and np.percentile(difference, 99) < bound + 1e-9
@@ -603,14 +583,14 @@ def test_other_formats_are_turned_by_their_exif_alone(tmp_path: Path, kind: str,
     if kind == "AVIF":  # Pillow translates SHORT to the file's own boxes
         variants = [(">", SHORT)]
     for order, type in variants:
-        exif = exif_of(order, entry(order, type, orientation))
+        told = exif_of(order, entry(order, type, orientation))
         if kind == "old PNG":
             info = PngInfo()
-            info.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n", zip=True)
+            info.add_text("Raw profile type exif", f"\nexif\n{len(told):8}\n{told.hex()}\n", zip=True)
             data = file_of(image, "PNG", pnginfo=info)
         else:
             options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"subsampling": "4:4:4"}
-            data = file_of(image, kind, exif=exif, **options)
+            data = file_of(image, kind, exif=told, **options)
         (tmp_path / "x").write_bytes(data)
         assert upright_size(str(tmp_path / "x")) == expected.shape[:2]
         difference = np.abs(decode_any(data).astype(int) - expected).mean()
@@ -665,9 +645,7 @@ def test_tiffs_are_turned_by_their_tag_alone(tmp_path: Path, order: str, orienta
 
 
 def test_a_big_tiff_is_turned(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x112] = 6
-    data = file_of(Image.fromarray(PHOTO), "TIFF", exif=exif, big_tiff=True)
+    data = file_of(Image.fromarray(PHOTO), "TIFF", exif=exif(6), big_tiff=True)
     assert data[:4] == b"II+\0"
     (tmp_path / "x").write_bytes(data)
     np.testing.assert_array_equal(decode_any(data), turned(PHOTO, 6))
@@ -678,12 +656,10 @@ def test_a_big_tiff_is_turned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["", "JPEG", "PNG", "TIFF"])
 def test_a_pil_image_is_turned_by_the_tag_that_is_set(kind: str, orientation: int) -> None:
     """Pillow's own `exif_transpose` does so, too."""
-    exif = Image.Exif()
-    exif[0x112] = 6
     for is_loaded in (False, True):
         image = Image.fromarray(PHOTO)
         if kind:
-            image = Image.open(io.BytesIO(file_of(image, kind, exif=exif)))
+            image = Image.open(io.BytesIO(file_of(image, kind, exif=exif(6))))
         if is_loaded:
             image.load()
         image.getexif()[0x112] = orientation
@@ -693,8 +669,6 @@ def test_a_pil_image_is_turned_by_the_tag_that_is_set(kind: str, orientation: in
 
 
 def test_a_tag_that_is_deleted_turns_no_pil_image() -> None:
-    exif = Image.Exif()
-    exif[0x112] = 6
-    image = Image.open(io.BytesIO(jpeg(PHOTO, exif=exif.tobytes())))
+    image = Image.open(io.BytesIO(jpeg(PHOTO, exif=exif(6))))
     del image.getexif()[0x112]
     assert convert_pillow(image).shape == PHOTO.shape

@@ -20,21 +20,19 @@ from scipy.sparse import csc_array
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.datasets.voc import annotations
 from fastpsl.pipelines.datasets.voc.annotations import _inflated, mask_png, palette, read_mat
 from fastpsl.pipelines.datasets.voc.dataset import CLASSES, VOC, open_train_and_test
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import jpeg, photo, pil_decode
+from tests.pipelines.photos import exif, jpeg, photo, pil_decode
 from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
 
 TRAINVAL = ("2007_trainval",)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "fastpsl"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -132,17 +130,15 @@ def test_the_loader_reads_it(root: Path) -> None:
 
 
 def test_sizes_are_those_of_the_upright_image(root: Path) -> None:
-    exif = Image.Exif()
-    exif[0x112] = 6
     path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
-    path.write_bytes(jpeg(photo(5, 40, 60), exif=exif))  # 60 x 40 px when upright
+    path.write_bytes(jpeg(photo(5, 40, 60), exif=exif(6)))  # 60 x 40 px when upright
     data = VOC(root, TRAINVAL, "boxes")
     assert data.objects(1).boxes[1].tolist() == [0, 0, 40, 60]
     assert read_image(data, 1).shape == (3, 60, 40)
     mask = root / "VOC2012" / "JPEGImages" / "2007_000033.jpg"
-    mask.write_bytes(jpeg(photo(5, 71, 50), exif=exif))
+    mask.write_bytes(jpeg(photo(5, 71, 50), exif=exif(6)))
     assert VOC(root, ("2012_val",), "masks").mask(0).shape == (50, 71)
-    path.write_bytes(jpeg(photo(5, 60, 40), exif=exif))
+    path.write_bytes(jpeg(photo(5, 60, 40), exif=exif(6)))
     with pytest.raises(ValueError, match="000005.xml: the box 1 1 40 60 .* outside"):
         VOC(root, TRAINVAL, "boxes")
 
@@ -504,12 +500,8 @@ def part(kind: int, body: bytes) -> bytes:
 
 
 def array(which: int, sizes: tuple[int, ...], rest: bytes) -> bytes:
-    head = (
-        part(6, struct.pack("<II", which, 0))
-        + part(5, struct.pack(f"<{len(sizes)}i", *sizes))
-        + part(1, b"a")
-    )
-    return part(14, head + rest)
+    head = part(6, struct.pack("<II", which, 0)) + part(5, struct.pack(f"<{len(sizes)}i", *sizes))
+    return part(14, head + part(1, b"a") + rest)
 
 
 NUMBER = array(6, (1, 1), part(9, bytes(8)))
@@ -554,9 +546,10 @@ def test_other_versions() -> None:
             read_mat(head + bytes(64), ("a",))
 
 
-def test_compressed_parts_inflate_to_a_limit() -> None:
-    """134 MB from 130 kB, in one part or in two."""
-    for arrays in ({"a": np.zeros(1 << 24)}, {"a": np.zeros(1 << 23), "b": np.zeros(1 << 23)}):
+def test_compressed_parts_inflate_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """131 kB from some hundreds of bytes, in one part or in two."""
+    monkeypatch.setattr(annotations, "_SPARE_BYTES", annotations._SPARE_BYTES >> 10)
+    for arrays in ({"a": np.zeros(1 << 14)}, {"a": np.zeros(1 << 13), "b": np.zeros(1 << 13)}):
         data = written(arrays, compressed=True)
         with pytest.raises(ValueError, match="inflates to more than 64 times its size"):
             read_mat(data, ("b",))

@@ -123,7 +123,12 @@ def open_source(
     if format == "parquet" and (src.startswith(HUGGING_FACE) or _is_saved(src)):
         source = hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
     elif format == "parquet":
-        source = parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
+        paths = list[SourceFile](_parquet_in(src)) if os.path.isdir(src) else _paths(src)
+        if not paths:
+            raise ValueError(
+                f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote"
+            )
+        source = parquet_files(paths, split, shard, image_column, label_column)
     elif format == "tar":
         source = tar_source(_paths(src), shard, on_progress, are_classes)
     elif format == "npz":
@@ -173,14 +178,6 @@ def _parquet_in(folder: str) -> list[Path]:
     places = (Path(folder), Path(folder, "data"))
     found = ([path for path in place.glob("*.parquet") if not is_leftover(path.name)] for place in places)
     return sorted(next((paths for paths in found if paths), []))
-
-
-def _parquet_paths(src: str) -> list[SourceFile]:
-    if not os.path.isdir(src):
-        return _paths(src)
-    if not (paths := _parquet_in(src)):
-        raise ValueError(f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote")
-    return list(paths)
 
 
 def _format_of_file(path: SourceFile) -> str:

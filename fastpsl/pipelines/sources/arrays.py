@@ -81,14 +81,19 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
             _header(path, archive, info) for info in archive.infolist() if info.filename.endswith(".npy")
         ]
     contents = ", ".join(map(str, members)) or "nothing"
-    by_name: dict[tuple[str, str], Member] = {}
+    images, labels = dict[str, Member](), dict[str, Member]()
     for member in members:
-        kind = _role(member), _split(member.key)
-        if kind[0] and kind in by_name:
-            raise ValueError(f"{path}: both {by_name[kind]} and {member} are {kind[0]} by name; {_SAVE}")
-        by_name[kind] = member
-    images = {split: member for (role, split), member in by_name.items() if role == "images"}
-    labels = {split: member for (role, split), member in by_name.items() if role == "labels"}
+        tokens = re.split(r"[\W_]+", _UNNAMED.get(member.key, member.key).lower())
+        member_split = "_".join(token for token in tokens if token not in (*IMAGE_WORDS, *LABEL_WORDS))
+        num_sides = len(member.shape)
+        is_images = num_sides >= 3 and not set(tokens).isdisjoint(IMAGE_WORDS)
+        if is_images or (num_sides <= 2 and not set(tokens).isdisjoint(LABEL_WORDS)):
+            role, found = ("images", images) if is_images else ("labels", labels)
+            if member_split in found:
+                raise ValueError(
+                    f"{path}: both {found[member_split]} and {member} are {role} by name; {_SAVE}"
+                )
+            found[member_split] = member
     if not images:
         raise ValueError(
             f"{path}: holds {contents}; none is images [N, H, W, 3] by its name "
@@ -136,21 +141,6 @@ def _take_labels(source: Arrays, member: Member) -> None:
             start += len(chunk)
 
 
-def _tokens(key: str) -> list[str]:
-    return re.split(r"[\W_]+", _UNNAMED.get(key, key).lower())
-
-
-def _role(member: Member) -> str:
-    tokens = _tokens(member.key)
-    if len(member.shape) >= 3 and any(word in tokens for word in IMAGE_WORDS):
-        return "images"
-    return "labels" if len(member.shape) <= 2 and any(word in tokens for word in LABEL_WORDS) else ""
-
-
-def _split(key: str) -> str:
-    return "_".join(token for token in _tokens(key) if token not in (*IMAGE_WORDS, *LABEL_WORDS))
-
-
 def _layout(path: Path, images: Member) -> str:
     """Return NHWC, NHW or NCHW; raise ValueError for any other type or shape."""
     shape = images.shape
@@ -187,11 +177,8 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
         key = info.filename[: -len(".npy")]
         try:
             version = np.lib.format.read_magic(file)
-            readers = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            shape, is_fortran, dtype = readers[version](file)
+            number = {(1, 0): "1_0", (2, 0): "2_0"}[version]
+            shape, is_fortran, dtype = getattr(np.lib.format, f"read_array_header_{number}")(file)
         except (ValueError, KeyError, EOFError, SyntaxError, TypeError):
             raise ValueError(f"{path}: {key} is no array; copy the file again, or {_SAVE}") from None
         member = Member(key, shape, dtype, is_fortran, file.tell())
