@@ -23,7 +23,6 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.datasets.folder import Folder
@@ -38,7 +37,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import decode, make
-from tests.pipelines.folders import tree
+from tests.pipelines.folders import headers_read, tree, write_folder
 from tests.pipelines.photos import DECODERS, area_mean, exif, jpeg, photo, pil_decode
 from tests.pipelines.sources import refused
 from tests.pipelines.test_image_files import file_of
@@ -56,13 +55,12 @@ pytestmark = pytest.mark.usefixtures("cache")
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Write twelve JPEGs in three classes, one of them empty, with spaces and letters of all kinds."""
-    root = tmp_path / "images"
+    files = {"readme.txt": b"not an image"}
     for i in range(12):
-        place = root / ("zebra finch", "été")[i % 2] / ("", "deeper")[i % 3 == 0]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"Ünï code {i:02}.JPG").write_bytes(jpeg(photo(i, 60 + i, 80 - i)))
+        place = ("zebra finch", "été")[i % 2] + ("", "/deeper")[i % 3 == 0]
+        files[f"{place}/Ünï code {i:02}.JPG"] = jpeg(photo(i, 60 + i, 80 - i))
+    root = tree(tmp_path / "images", files)
     (root / "nothing").mkdir()
-    (root / "readme.txt").write_text("not an image")
     return root
 
 
@@ -76,10 +74,7 @@ def batches(data: Folder | Beton, decoder: str, **options: object) -> list[Batch
 @pytest.mark.parametrize("train", [True, False])
 def test_a_folder_is_the_beton_written_of_it(root: Path, tmp_path: Path, decoder: str, train: bool) -> None:
     source = image_folder(root)
-    report = write_beton(
-        source.samples(), tmp_path / "x.beton", num_samples=source.num_samples, class_names=source.class_names
-    )
-    assert report.num_passed == 12
+    assert write_folder(root, tmp_path / "x.beton").num_passed == 12
     with open_data(root) as folder, Beton(tmp_path / "x.beton") as beton:  # type: ignore[attr-defined]
         assert isinstance(folder, Folder)
         assert folder.class_names == beton.class_names == ["nothing", "zebra finch", "été"]
@@ -118,11 +113,8 @@ def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
 
 @every_reader
 def test_images_stand_upright(tmp_path: Path, decoder: str) -> None:
-    (tmp_path / "flat").mkdir()
-    for orientation in range(1, 9):
-        data = jpeg(photo(7, 90, 130), exif=exif(orientation))
-        (tmp_path / "flat" / f"{orientation}.jpg").write_bytes(data)
-    with Folder(tmp_path / "flat") as data:
+    files = {f"{number}.jpg": jpeg(photo(7, 90, 130), exif=exif(number)) for number in range(1, 9)}
+    with Folder(tree(tmp_path / "flat", files)) as data:
         rows = data.rows(np.arange(8))
         assert rows.orientation.tolist() == list(range(1, 9)) and (rows.mode == MODE_JPEG).all()
         assert rows.height.tolist() == [90] * 4 + [130] * 4 and rows.width.tolist() == [130] * 4 + [90] * 4
@@ -171,13 +163,6 @@ def test_image_files_of_all_kinds_are_read(tmp_path: Path, decoder: str) -> None
             assert image.shape[:2] == (rows.height[i], rows.width[i])
             error = np.abs(results[i] - area_mean(image, (0, 0, *image.shape[:2]), 35)).mean()
             assert error < 2, data.name(i)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_upright_sizes_are_those_of_the_decoded(tmp_path: Path, kind: str, orientation: int) -> None:
-    Image.fromarray(photo(0, 20, 31)).save(tmp_path / "x", kind, exif=exif(orientation))
-    assert upright_size(str(tmp_path / "x")) == decode_any((tmp_path / "x").read_bytes()).shape[:2]
 
 
 @every_reader
@@ -269,18 +254,6 @@ def test_trouble_of_the_system_is_no_bad_sample(root: Path, decoder: str, on_bad
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert str(root) in str(error.value) and not next(iter(loader.epoch(0))).bad
     assert first.exists()
-
-
-def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the names of files from which headers are read."""
-    read, scan = [], folders._scan
-
-    def counting(path: object) -> object:
-        read.append(os.path.basename(str(path)))
-        return scan(path)
-
-    monkeypatch.setattr(folders, "_scan", counting)
-    return read
 
 
 def digest_of(root: Path) -> str:
@@ -431,8 +404,7 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_relative_name_outlives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(photo(0, 60, 70)))
+    tree(tmp_path / "photos", {"a.jpg": jpeg(photo(0, 60, 70))})
     monkeypatch.chdir(tmp_path)
     with Folder("photos") as data:
         monkeypatch.chdir("/")
@@ -621,9 +593,8 @@ def tiff(order: str, type: int, orientation: int, num_values: int = 1) -> bytes:
     tags = [(256, LONG, width), (257, LONG, height), (258, SHORT, 8), (259, SHORT, 1), (262, SHORT, 2)]
     tags += [(273, LONG, 8), (0x112, type, orientation), (277, SHORT, 3), (278, LONG, height)]
     tags += [(279, LONG, PHOTO.size)]
-    entries = [
-        entry(order, kind, value, num_values if tag == 0x112 else 1, tag=tag) for tag, kind, value in tags
-    ]
+    nums = {0x112: num_values}
+    entries = [entry(order, kind, value, nums.get(tag, 1), tag=tag) for tag, kind, value in tags]
     entries.append(struct.pack(f"{order}HHII", 700, BYTE, len(XMP), 8 + PHOTO.size))
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + PHOTO.size + len(XMP))
     directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)

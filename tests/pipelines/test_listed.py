@@ -16,12 +16,12 @@ import torch
 from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.datasets.folder import Folder, Listed
 from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.folders import headers_read, tree
 from tests.pipelines.photos import jpeg, photo
 
 NAMES = [f"{kind}/{i}.jpg" for kind in ("ant", "bee", "cow") for i in range(3)]
@@ -31,10 +31,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write_images(root: Path, names: list[str] | None = None) -> Path:
-    for i, name in enumerate(NAMES if names is None else names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(jpeg(photo(i, 40 + i, 60 - i)))
-    return root
+    return tree(root, {name: jpeg(photo(i, 40 + i, 60 - i)) for i, name in enumerate(names or NAMES)})
 
 
 def inaturalist(**changes: Any) -> dict[str, Any]:
@@ -50,9 +47,7 @@ def inaturalist(**changes: Any) -> dict[str, Any]:
 
 
 def dump(path: Path, record: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record))
-    return path
+    return tree(path.parent, {path.name: json.dumps(record).encode()}) / path.name
 
 
 @pytest.fixture
@@ -280,13 +275,7 @@ def test_train_and_val_of_one_folder_keep_an_index_each(
     write_images(tmp_path)
     for name, lines in (("train", NAMES[:6]), ("val", NAMES[6:])):
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-    read, scan = [], folders._scan
-
-    def counting(path: object) -> Any:
-        read.append(path)
-        return scan(path)
-
-    monkeypatch.setattr(folders, "_scan", counting)
+    read = headers_read(monkeypatch)
     digests = []
     for _ in range(2):
         digests.append([digest_of(tmp_path / f"{name}.txt") for name in ("train", "val")])

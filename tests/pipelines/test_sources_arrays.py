@@ -62,8 +62,9 @@ def test_names(names: str, tmp_path: Path) -> None:
 def test_splits(tmp_path: Path) -> None:
     src = tmp_path / "medmnist.npz"
     parts = {"train": slice(None), "val": slice(3)}
-    contents = {f"{name}_images": IMAGES[part] for name, part in parts.items()}
-    np.savez(src, **contents, **{f"{name}_labels": LABELS[part, None] for name, part in parts.items()})
+    contents: dict[str, Any] = {f"{name}_images": IMAGES[part] for name, part in parts.items()}
+    contents |= {f"{name}_labels": LABELS[part, None] for name, part in parts.items()}
+    np.savez(src, **contents)
     with pytest.raises(ValueError, match="has several splits; give --split train or val"):
         open_source(str(src))
     with pytest.raises(ValueError, match="--split test is not among its splits; give --split train or val"):

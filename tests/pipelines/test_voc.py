@@ -199,15 +199,20 @@ def text(name: str, old: str, new: str) -> Spoil:
     return spoil
 
 
+def put(name: str, content: str) -> Spoil:
+    return lambda year: (year / name).write_text(content)
+
+
 def lists(content: str) -> Spoil:
-    return lambda year: (year / "ImageSets" / "Main" / "trainval.txt").write_text(content)
+    return put("ImageSets/Main/trainval.txt", content)
+
+
+def remove(name: str) -> Spoil:
+    return lambda year: shutil.rmtree(year / name) if (year / name).is_dir() else (year / name).unlink()
 
 
 BOXES: dict[str, tuple[Spoil, str]] = {
-    "no object": (
-        lambda year: (year / "Annotations" / "000007.xml").write_text("<annotation/>"),
-        "000007.xml: holds no object with a box",
-    ),
+    "no object": (put("Annotations/000007.xml", "<annotation/>"), "000007.xml: holds no object with a box"),
     "no box": (
         text("000005", "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>", ""),
         "000005.xml: a tvmonitor has no <bndbox>",
@@ -231,10 +236,8 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         r"000007.xml: class 'wolf' is none of the 20 \(aeroplane, bicycle, bird, ...\); "
         + "write your own classes into VOCdevkit/classes.txt",
     ),
-    "another size": (
-        text("000007", "<width>64", "<width>65"),
-        "000007.xml: says 65 x 48 px, and the image has 64 x 48",
-    ),
+    "another size": (text("000007", "<width>64", "<width>65"),
+                     "000007.xml: says 65 x 48 px, and the image has 64 x 48"),
     "broken XML": (text("000007", "</annotation>", ""), "000007.xml: broken XML .* extract it again"),
     "an absent picture": (
         lists("000007\n000008\n000005\n000011\n"),
@@ -242,22 +245,18 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         + "extract .* VOCtrainval_06-Nov-2007.tar",
     ),
     "an absent annotation": (
-        lambda year: (year / "Annotations" / "000005.xml").unlink(),
+        remove("Annotations/000005.xml"),
         "Annotations: 1 of the 2 annotations that .*trainval.txt names are missing, the first is 000005.xml",
     ),
     "twice": (lists("000007\n000005\n000007\n"), "trainval.txt: names 000007 twice"),
     "nothing": (lists("\n"), "trainval.txt: names no image"),
     "a list of a class": (lists("000007  1\n"), "trainval.txt: the line '000007  1' is no id"),
-    "no list": (
-        lambda year: (year / "ImageSets" / "Main" / "trainval.txt").unlink(),
-        r"trainval.txt: no such list \(those of Main: test\)",
-    ),
-    "no lists": (lambda year: shutil.rmtree(year / "ImageSets"),
-                 "VOC2007: holds no ImageSets, which 2007_trainval needs"),
-    "no pictures": (lambda year: shutil.rmtree(year / "JPEGImages"), "VOC2007: holds no JPEGImages"),
-    "no annotations": (lambda year: shutil.rmtree(year / "Annotations"), "VOC2007: holds no Annotations"),
+    "no list": (remove("ImageSets/Main/trainval.txt"), r"trainval.txt: no such list \(those of Main: test\)"),
+    "no lists": (remove("ImageSets"), "VOC2007: holds no ImageSets, which 2007_trainval needs"),
+    "no pictures": (remove("JPEGImages"), "VOC2007: holds no JPEGImages"),
+    "no annotations": (remove("Annotations"), "VOC2007: holds no Annotations"),
     "an empty picture": (
-        lambda year: (year / "JPEGImages" / "000007.jpg").write_bytes(b""),
+        put("JPEGImages/000007.jpg", ""),
         "000007.jpg: cannot be read as an image .*; extract the whole of VOCtrainval_06-Nov-2007.tar",
     ),
     "no such year": (
@@ -271,10 +270,8 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         ],
         "VOCdevkit: no folder of PASCAL VOC",
     ),
-    "no classes": (lambda year: (year.parent / "classes.txt").write_text("\n"),
-                   "classes.txt: names 0 classes"),
-    "a class twice": (lambda year: (year.parent / "classes.txt").write_text("dog\ncat\ndog\n"),
-                      "classes.txt: names 'dog' twice"),
+    "no classes": (put("../classes.txt", "\n"), "classes.txt: names 0 classes"),
+    "a class twice": (put("../classes.txt", "dog\ncat\ndog\n"), "classes.txt: names 'dog' twice"),
 }  # fmt: skip
 
 
@@ -283,8 +280,12 @@ def test_what_is_wrong_with_boxes_is_said(root: Path, what: str) -> None:
     VOC(root, TRAINVAL, "boxes")
     spoil, message = BOXES[what]
     spoil(root / "VOC2007")
+    refuse(root, message, TRAINVAL, "boxes")
+
+
+def refuse(root: Path, message: str, *options: Any) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        VOC(root, TRAINVAL, "boxes")
+        VOC(root, *options)
     assert "\n" not in str(error.value) and str(root) in str(error.value)
 
 
@@ -318,13 +319,11 @@ MASKS: dict[str, tuple[Spoil, str]] = {
         "2007_000032.png: cannot be read as a PNG",
     ),
     "absent": (
-        lambda year: (year / "SegmentationClass" / "2007_000039.png").unlink(),
-        "1 of the 2 annotations .*/train.txt names are missing, "
-        + "the first is 2007_000039.png; "
+        remove("SegmentationClass/2007_000039.png"),
+        "1 of the 2 annotations .*/train.txt names are missing, the first is 2007_000039.png; "
         + "extract .* VOCtrainval_11-May-2012.tar",
     ),
-    "no masks": (lambda year: shutil.rmtree(year / "SegmentationClass"),
-                 "VOC2012: holds no SegmentationClass"),
+    "no masks": (remove("SegmentationClass"), "VOC2012: holds no SegmentationClass"),
 }  # fmt: skip
 
 
@@ -334,9 +333,7 @@ def test_what_is_wrong_with_masks_is_said(root: Path, what: str) -> None:
     spoil, message = MASKS[what]
     spoil(root / "VOC2012")
     for _ in range(2):  # because a failed check is not remembered
-        with pytest.raises(ValueError, match=message) as error:
-            VOC(root, ("2012_train",), "masks")
-        assert "\n" not in str(error.value) and str(root) in str(error.value)
+        refuse(root, message, ("2012_train",), "masks")
 
 
 def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import cache_folder
@@ -319,6 +320,7 @@ class ImageFiles(Local):
         """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
         return self._index.digest
 
+    @override
     def close(self) -> None:
         """Release the index; rows returned before stay as they are."""
         # Copies have the same index.

@@ -5,6 +5,7 @@ import hashlib
 from typing import Any, final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import Dataset, Local, SampleTable, checked
 
@@ -72,6 +73,7 @@ class Subset(Local):
         positions = checked(indices, self.num_samples)
         return self.data.rows(self.indices[positions])._replace(indices=positions)
 
+    @override
     def wait(self, indices: np.ndarray) -> None:
         """Wait until the bytes of samples are on this machine."""
         self.data.wait(self.indices[indices])
@@ -90,6 +92,7 @@ class Subset(Local):
         digest.update(self.indices.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    @override
     def close(self) -> None:
         """Close the whole data set."""
         self.data.close()

@@ -409,27 +409,28 @@ def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tu
 
 
 def _unpickle(where: Path, name: str, stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    try:
+    with _as_published(where, name):
         record = load_plain(stream.read())
-        labels = record.get(b"fine_labels", record.get(b"labels"))
         planes = record[b"data"].reshape(-1, 3, 32, 32)
-        labels = np.array(labels, np.int64)
+        labels = np.array(record.get(b"fine_labels", record.get(b"labels")), np.int64)
         if labels.shape != planes.shape[:1]:
             raise ValueError(f"{len(planes)} images and {labels.size} labels")
         return planes, labels
-    except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
-        raise ValueError(f"{where}: {name} is not as published ({error}); download it again") from None
 
 
 def _class_names(where: Path, edition: Edition, stream: IO[bytes]) -> list[str]:
     data = stream.read()
-    if edition.labels_in == "pickle":
-        try:
-            record = load_plain(data)
-            key = b"fine_label_names" if b"fine_label_names" in record else b"label_names"
-            return [name.decode() for name in record[key]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{where}: {edition.names_file} is not as published ({error}); download it again"
-            ) from None
-    return [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    if edition.labels_in != "pickle":
+        return [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    with _as_published(where, edition.names_file):
+        record = load_plain(data)
+        key = b"fine_label_names" if b"fine_label_names" in record else b"label_names"
+        return [name.decode() for name in record[key]]
+
+
+@contextlib.contextmanager
+def _as_published(where: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{where}: {name} is not as published ({error}); download it again") from None
