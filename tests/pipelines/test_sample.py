@@ -21,11 +21,13 @@ from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
 
+# Of few images, because to draw all takes seconds.
 MAKE = """
-from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sample.voc import drawn_voc
-print(sample_paths())
-print(drawn_voc())
+from fastpsl.pipelines.sample import betons, voc
+betons.NUM_TRAIN, betons.NUM_TEST, draw = 16, 8, voc.draw_voc
+voc.draw_voc = lambda folder, *nums, **more: draw(folder, 6, 3)
+print(betons.sample_paths())
+print(voc.drawn_voc())
 """
 
 
