@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 
 from fastpsl.files.paths import read_lines
 from fastpsl.plots.inline import InlineFigure
-from fastpsl.plots.neighbours import class_name
-from fastpsl.plots.png import write_png
+from fastpsl.plots.png import class_name, write_png
+
+_DOTTED: dict[str, Any] = {"color": "grey", "linestyle": ":"}
 
 
 def draw_blocks(numbers: Mapping[str, float], path: Path, title: str, chance: float) -> Path:
@@ -35,7 +36,7 @@ def block_figure(numbers: Mapping[str, float], title: str, chance: float | None)
     for bars in _grouped_bars(axis, groups, ("C0", "#c8d8ea")):
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     if chance is not None:
-        axis.axhline(chance, color="grey", linestyle=":", label="chance")
+        axis.axhline(chance, label="chance", **_DOTTED)
     axis.set_ylim(0, min(105, 1.1 * max(numbers.values()) + 5))
     _accuracies(figure, axis, names, title)
     return figure
@@ -44,13 +45,9 @@ def block_figure(numbers: Mapping[str, float], title: str, chance: float | None)
 def draw_accuracies(
     accuracies: Mapping[str, tuple[float, float]], path: Path, title: str, chance: float
 ) -> Path:
-    """Draw a few-shot evaluation's accuracies with their confidence intervals.
+    """Draw a few-shot evaluation's accuracies: label of a bar → (mean, half of its interval), in percent.
 
-    Args:
-        accuracies: Label of a bar → (mean, half of its interval), in percent.
-        path: File to write.
-        title: Title of the chart.
-        chance: Accuracy of chance, in percent, drawn as a dotted line.
+    A dotted line is the accuracy of chance, in percent.
     """
     names = list(accuracies)
     figure = Figure(figsize=(max(4.8, 1.6 + 1.1 * len(names)), 4), layout="constrained")
@@ -60,7 +57,7 @@ def draw_accuracies(
     for place, (mean, interval) in enumerate(accuracies.values()):
         label = f"{mean:.2f}\n± {interval:.2f}"
         axis.text(place, mean + interval + 1, label, ha="center", va="bottom", fontsize=8)
-    axis.axhline(chance, color="grey", linestyle=":", label=f"chance, {chance:.1f} %")
+    axis.axhline(chance, label=f"chance, {chance:.1f} %", **_DOTTED)
     axis.set_ylim(0, max(max(means) + max(intervals) + 12, chance + 12))
     _accuracies(figure, axis, names, title)
     return write_png(figure, path)
@@ -76,13 +73,8 @@ def draw_precisions(
 ) -> Path:
     """Draw the SVMs' mean average precision for each block, and below it that of each class.
 
-    Args:
-        numbers: mAP_<block> and AP_<class>_<block>, in percent.
-        blocks: Names of the blocks.
-        classes: Names of the classes.
-        chance: The classes' mean frequency in percent, the mAP of chance, drawn as a dotted line.
-        path: File to write.
-        title: Title of the chart.
+    `numbers` has mAP_<block> and AP_<class>_<block>, in percent. A dotted line is `chance`, the classes' mean
+    frequency in percent.
     """
     figure = Figure(figsize=(max(8, 1 + 0.6 * len(classes)), 7), layout="constrained")
     means, each = figure.subplots(2, 1, height_ratios=(1, 1.4))
@@ -94,7 +86,7 @@ def draw_precisions(
     list(_grouped_bars(each, groups, colours))
     each.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 8 else 0)
     each.set_ylabel("AP, %")
-    means.axhline(chance, color="grey", linestyle=":", label="classes' frequency")
+    means.axhline(chance, label="classes' frequency", **_DOTTED)
     for axis in (means, each):
         axis.set_ylim(0, 105)
     figure.legend(loc="outside lower center", fontsize=8, ncols=len(blocks) + 1)
@@ -126,7 +118,7 @@ def draw_classes(numbers: Mapping[str, float], path: Path, title: str) -> Path:
     )
     figure = Figure(figsize=(7, 1.5 + 0.28 * len(classes)), layout="constrained")
     axis = figure.subplots()
-    axis.axvline(numbers["mAP"], color="grey", linestyle=":", zorder=0, label=f"mean {numbers['mAP']:.1f}")
+    axis.axvline(numbers["mAP"], zorder=0, label=f"mean {numbers['mAP']:.1f}", **_DOTTED)
     bars = axis.barh([name for _, name in classes], [value for value, _ in classes], color="C0")
     for text in axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2):
         text.set_backgroundcolor("white")  # because the line of the mean may cross it
@@ -148,20 +140,15 @@ def draw_shots(
 ) -> Path:
     """Draw a line for each block, with the standard deviation over samples as error bars.
 
-    Args:
-        numbers: mAP_<shots>_<block> and sd_<shots>_<block>, in percent.
-        blocks: Names of the blocks.
-        shots: Positives per class, in any order.
-        chance: The classes' mean frequency in percent, the mAP of chance, drawn as a dotted line.
-        path: File to write.
-        title: Title of the chart.
+    `numbers` has mAP_<shots>_<block> and sd_<shots>_<block>, in percent; shots are positives per class. A
+    dotted line is `chance`, the classes' mean frequency in percent.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis, shots = figure.subplots(), sorted(shots)
     for block in blocks:
         means, deviations = ([numbers[f"{name}_{k}_{block}"] for k in shots] for name in ("mAP", "sd"))
         axis.errorbar(shots, means, deviations, marker="o", markersize=4, capsize=3, label=block)
-    axis.axhline(chance, color="grey", linestyle=":", label="classes' frequency")
+    axis.axhline(chance, label="classes' frequency", **_DOTTED)
     axis.set_xscale("log", base=2)
     axis.set_xticks(shots, [str(k) for k in shots])
     axis.set_xlabel("positives of a class")
@@ -240,9 +227,7 @@ def running_mean(values: list[float]) -> list[float]:
 def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     """Draw the lines of probe.jsonl, with a new curve per stage, because its features are another block's.
 
-    Args:
-        lines: Lines in order. Those with a feature_std of None were not finite and are left out.
-        path: File to write.
+    Lines with a feature_std of None were not finite and are left out.
     """
     scored = any(line["knn_accuracy"] is not None for line in lines)
     names = ["accuracy, %", "std", "effective rank"] if scored else ["std", "effective rank"]
@@ -259,15 +244,13 @@ def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
                 values = [100 * row[f"{kind}_accuracy"] for row in rows]
                 label = f"{name}: {'kNN' if kind == 'knn' else kind}"
                 axes[0, 0].plot(epochs, values, style, color=f"C{number}", label=label)
-        axes[-2, 0].plot(epochs, [row["feature_std"] for row in rows], "o-", color=f"C{number}", label=name)
-        axes[-1, 0].plot(
-            epochs, [row["effective_rank"] for row in rows], "o-", color=f"C{number}", label=name
-        )
+        for axis, key in ((axes[-2, 0], "feature_std"), (axes[-1, 0], "effective_rank")):
+            axis.plot(epochs, [row[key] for row in rows], "o-", color=f"C{number}", label=name)
     if scored:
         chance = 100 / max(line["num_classes"] for line in lines)
-        axes[0, 0].axhline(chance, color="grey", linestyle=":", label="chance")
-    axes[-2, 0].set_ylim(bottom=0)
-    axes[-1, 0].set_ylim(bottom=0)
+        axes[0, 0].axhline(chance, label="chance", **_DOTTED)
+    for axis in axes[-2:, 0]:
+        axis.set_ylim(bottom=0)
     axes[-1, 0].set_xlabel("epoch")
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name)
@@ -312,12 +295,10 @@ def map_figure(
         alpha=0.85, linewidths=0,
     )  # fmt: skip
     if entries:
-        handles = [
-            Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in entries
-        ]
-        figure.legend(
-            handles=handles, loc="outside right center", fontsize=9, ncols=num_columns, frameon=False
-        )
+        dot: dict[str, Any] = {"marker": "o", "linestyle": ""}
+        handles = [Line2D([], [], color=colour, label=name, **dot) for name, colour in entries]
+        options: dict[str, Any] = {"fontsize": 9, "ncols": num_columns, "frameon": False}
+        figure.legend(handles=handles, loc="outside right center", **options)
     axis.set_aspect("equal", adjustable="datalim")
     axis.margins(0.04)
     axis.spines[:].set_color("0.75")
@@ -344,30 +325,25 @@ def draw_label_figures(
 ) -> Path:
     """Draw five panels of figures over the epochs; a figure that is None leaves a gap.
 
-    Args:
-        rows: One mapping per epoch, at least one, with epoch, non_empty, entropy_share, biggest (in [0, 1]),
-            nmi_previous, nmi_true and nmi_true_shuffled.
-        path: File to write.
-        title: Title of the chart.
-        min_entropy_share: Entropy share below which labels have collapsed, drawn as a dotted line.
+    A row per epoch, at least one, has epoch, non_empty, entropy_share, biggest (in [0, 1]), nmi_previous,
+    nmi_true and nmi_true_shuffled. A dotted line is the entropy share below which labels have collapsed.
     """
     figure = Figure(figsize=(8, 10.5), layout="constrained")
     axes = figure.subplots(5, 1, sharex=True)
-    _draw(axes[0], rows, "non_empty")
-    _draw(axes[1], rows, "entropy_share")
-    _draw(axes[2], rows, "biggest", 100)
-    _draw(axes[3], rows, "nmi_previous")
-    _draw(axes[4], rows, "nmi_true", label="as they are")
-    _draw(axes[4], rows, "nmi_true_shuffled", label="shuffled", color="C1")
-    titles = (
-        "non-empty classes", "entropy share", "biggest class, % of images", "NMI with the epoch before",
-        "NMI with true labels",
-    )  # fmt: skip
-    for axis, panel_title in zip(axes, titles, strict=True):
+    panels = {
+        "non_empty": "non-empty classes", "entropy_share": "entropy share",
+        "biggest": "biggest class, % of images", "nmi_previous": "NMI with the epoch before",
+        "nmi_true": "NMI with true labels",
+    }  # fmt: skip
+    for axis, (name, panel_title) in zip(axes, panels.items(), strict=True):
+        label = "as they are" if name == "nmi_true" else None
+        _draw(axis, rows, name, 100 if name == "biggest" else 1, label=label)
         axis.set_title(panel_title, fontsize=10, loc="left")
         axis.grid(alpha=0.3)
+    _draw(axes[4], rows, "nmi_true_shuffled", label="shuffled", color="C1")
+    for axis in axes:
         axis.set_ylim(bottom=0)
-    axes[1].axhline(min_entropy_share, color="grey", linestyle=":", label="below: collapse")
+    axes[1].axhline(min_entropy_share, label="below: collapse", **_DOTTED)
     axes[2].set_yscale("log")
     shares = [100 * row["biggest"] for row in rows]
     axes[2].set_ylim(

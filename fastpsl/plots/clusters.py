@@ -5,30 +5,19 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.plots.neighbours import class_name, fitted, middles
-from fastpsl.plots.png import write_png
+from fastpsl.plots.neighbours import CELL_PX, FRAME_PX, GAP_PX, GREEN, LINE_PX, RED, SIDE_PX, Sheet, middles
+from fastpsl.plots.png import class_name, write_png
 
 NUM_ROWS, NUM_SHOWN = 10, 9
 _WIDE = 20  # a class with more than this many times its even share needs logarithmic axes
-_SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX, _HEAD_PX = 112, 4, 6, 16, 12, 176
-_GREEN, _RED, _GREY, _WHITE, _BACK = (
-    (64, 190, 90), (225, 70, 60), (128, 128, 128), (235, 235, 235), (48, 48, 48),
-)  # fmt: skip
+_HEAD_PX, _GREY = 176, (128, 128, 128)
 
 
 def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
-    """Draw a histogram of the classes' sizes, and the sizes in descending order.
-
-    Args:
-        sizes: Number of images in each class, integers [K].
-        path: File to write.
-        title: First part of the title.
-    """
+    """Draw a histogram of the classes' sizes, integers [K], and the sizes in descending order."""
     even, biggest = sizes.mean(), int(sizes.max())
     wide = biggest > _WIDE * even
     num_bins = int(np.clip(2 * len(sizes) ** 0.5, 10, 50))
@@ -89,30 +78,17 @@ def draw_contents(
     """Draw a row of images for each of `classes`, with their true classes.
 
     A green frame marks the most frequent true class of the pseudo-class, a red one any other, and a grey one
-    an unknown true class.
-
-    Args:
-        path: File to write.
-        data: The labelled images.
-        labels: The pseudo-classes, int [N].
-        classes: The pseudo-classes to draw.
-        entropies: Entropies in nats, [K]. None leaves out these and the most frequent true class.
-        seed: Seed that draws up to NUM_SHOWN images per row.
+    an unknown true class. `labels` are the pseudo-classes, int [N], and `entropies` theirs in nats, [K]; None
+    leaves out these and the most frequent true class. The seed draws up to NUM_SHOWN images per row.
     """
     true_labels, random = data.labels(), np.random.default_rng(seed)
     members = [np.flatnonzero(labels == number) for number in classes]
     shown = [np.sort(random.permutation(indices)[:NUM_SHOWN]) for indices in members]
-    images = iter(middles(data, np.concatenate(shown), _SIDE_PX, {"on_bad_sample": "skip"}))
-    cell = _SIDE_PX + 2 * _FRAME_PX
-    step_x, step_y = cell + _GAP_PX, cell + _LINE_PX + _GAP_PX
-    sheet = Image.new("RGB", (_HEAD_PX + NUM_SHOWN * step_x, len(shown) * step_y + _GAP_PX), _BACK)
-    font, draw = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX), ImageDraw.Draw(sheet)
-
-    def write(left: int, top: int, text: str, width: int) -> None:
-        draw.text((left, top), fitted(text, width, font), fill=_WHITE, font=font)
-
+    images = iter(middles(data, np.concatenate(shown), SIDE_PX, {"on_bad_sample": "skip"}))
+    step_x, step_y = CELL_PX + GAP_PX, CELL_PX + LINE_PX + GAP_PX
+    sheet = Sheet(_HEAD_PX + NUM_SHOWN * step_x, len(shown) * step_y + GAP_PX)
     for row, (number, indices) in enumerate(zip(classes, members, strict=True)):
-        top, known_labels = _GAP_PX + row * step_y, true_labels[indices][true_labels[indices] >= 0]
+        top, known_labels = GAP_PX + row * step_y, true_labels[indices][true_labels[indices] >= 0]
         noun = "image" if len(indices) == 1 else "images"
         lines = [f"pseudo-class {number}", f"{len(indices):,} {noun}"]
         main_class = -1
@@ -120,16 +96,13 @@ def draw_contents(
             counts = np.bincount(known_labels)
             main_class = int(counts.argmax())
             percent = 100 * counts[main_class] / len(known_labels)
-            lines += [
-                f"entropy {entropies[number]:.2f} nats",
-                f"{percent:.0f} % {class_name(data.class_names, main_class)}",
-            ]
+            lines.append(f"entropy {entropies[number]:.2f} nats")
+            lines.append(f"{percent:.0f} % {class_name(data.class_names, main_class)}")
         for place, line in enumerate(lines):
-            write(2 * _GAP_PX, top + _FRAME_PX + place * (_LINE_PX + 2), line, _HEAD_PX - 3 * _GAP_PX)
+            sheet.write(2 * GAP_PX, top + FRAME_PX + place * (LINE_PX + 2), line, _HEAD_PX - 3 * GAP_PX)
         for place, sample in enumerate(shown[row]):
             left, label = _HEAD_PX + place * step_x, int(true_labels[sample])
-            frame = _GREY if label < 0 else _GREEN if label == main_class else _RED
-            draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
-            sheet.paste(Image.fromarray(next(images)), (left + _FRAME_PX, top + _FRAME_PX))
-            write(left, top + cell, f"#{sample}" if label < 0 else class_name(data.class_names, label), cell)
-    return write_png(sheet, path)
+            frame = _GREY if label < 0 else GREEN if label == main_class else RED
+            name = f"#{sample}" if label < 0 else class_name(data.class_names, label)
+            sheet.place(left, top, next(images), frame, name)
+    return write_png(sheet.image, path)

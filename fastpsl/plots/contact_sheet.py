@@ -4,17 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.plots.png import write_png
+from fastpsl.plots.png import class_name, font, write_png
 
 NUM_IMAGES = 16
 # Narrower images are enlarged by whole pixels, because images of 32 px and their captions would be illegible.
 _MIN_WIDTH_PX = 150
-_GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
+_GAP_PX, _LINE_PX = 8, 16
 
 
 def captions(
@@ -23,13 +22,8 @@ def captions(
     """Return a caption for each sample: its index and its label, as a class name if there is one."""
     lines = []
     for i, (index, label) in enumerate(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True)):
-        if class_names is not None and 0 <= label < len(class_names):
-            name = class_names[label]
-        else:
-            name = f"class {label}" if label >= 0 else ""
-        lines.append(
-            f"#{index} {name}".rstrip() + "".join(f"\n{text}" for text in of_task[i : i + 1] if text)
-        )
+        more = "".join(f"\n{text}" for text in of_task[i : i + 1] if text)
+        lines.append(f"#{index} {class_name(class_names, label)}".rstrip() + more)
     return lines
 
 
@@ -55,15 +49,13 @@ def contact_sheet(images: Tensor, captions: Sequence[str] = (), num_images: int 
     rows = -(-num // columns)
     step_y, step_x = height + text_px + _GAP_PX, width + _GAP_PX
     sheet = Image.fromarray(np.full((rows * step_y + _GAP_PX, columns * step_x + _GAP_PX, 3), 64, np.uint8))
-    # Matplotlib ships this font, which has Latin, Greek and Cyrillic letters.
-    font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
-    draw = ImageDraw.Draw(sheet)
+    draw, letters = ImageDraw.Draw(sheet), font(12)
     for i, image in enumerate(shown):
         top, left = i // columns * step_y + _GAP_PX, i % columns * step_x + _GAP_PX
         sheet.paste(Image.fromarray(image), (left, top))
         for number, line in enumerate(texts[i] if i < len(texts) else ()):
             at = (left, top + height + 1 + number * _LINE_PX)
-            draw.text(at, _fitted(line, width, font), fill=(235, 235, 235), font=font)
+            draw.text(at, _fitted(line, width, letters), fill=(235, 235, 235), font=letters)
     return sheet
 
 

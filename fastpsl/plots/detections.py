@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.datasets.voc.annotations import VOID, palette, read_mask
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import read_image
-from fastpsl.plots.png import write_png
+from fastpsl.plots.png import font, write_png
 
 NUM_IMAGES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5
-_SIDE_PX, _GAP_PX, _LINE_PX, _FONT_PX = 300, 8, 16, 12
+_SIDE_PX, _GAP_PX, _LINE_PX = 300, 8, 16
 _WHITE, _GREY, _BACK, _BLACK = (255, 255, 255), (150, 150, 150), (64, 64, 64), (0, 0, 0)
 Colour = tuple[int, int, int]
 
@@ -30,22 +29,11 @@ def draw_detections(
     """Draw images of `data`, evenly spread over it, with their objects and detections.
 
     Objects are in thin white, difficult ones in grey, and detections in the colour of their class with its
-    name.
-
-    Args:
-        path: File to write.
-        data: The images and their objects.
-        predictions: "image" int64 [N], "boxes" float32 [N, 4] in px of the image, "scores" float32 [N],
-            "labels" int64 [N] from 0.
-        num_images: Number of images.
-        min_score: Lowest score of detections that are drawn.
+    name. `predictions` are "image" int64 [N], "boxes" float32 [N, 4] in px of the image, "scores" float32
+    [N] and "labels" int64 [N] from 0.
     """
     indices = np.linspace(0, data.num_samples - 1, min(num_images, data.num_samples)).round().astype(int)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
-    tiles = [
-        _tile(data, index, predictions, predictions["image"] == index, min_score, font)
-        for index in indices.tolist()
-    ]
+    tiles = [_tile(data, index, predictions, min_score) for index in indices.tolist()]
     num_rows, num_columns = -(-len(tiles) // NUM_COLUMNS), min(NUM_COLUMNS, len(tiles))
     step_x, step_y = _SIDE_PX + _GAP_PX, _SIDE_PX + _LINE_PX + _GAP_PX
     sheet = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), _BACK)
@@ -60,38 +48,32 @@ def class_colours(num_classes: int) -> list[Colour]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
 
 
-def _tile(
-    data: VOC,
-    index: int,
-    predictions: Mapping[str, np.ndarray],
-    is_in_image: np.ndarray,
-    min_score: float,
-    font: ImageFont.FreeTypeFont,
-) -> Image.Image:
+def _tile(data: VOC, index: int, predictions: Mapping[str, np.ndarray], min_score: float) -> Image.Image:
     image = Image.fromarray(read_image(data, index).permute(1, 2, 0).numpy())
     scale = _SIDE_PX / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     tile = Image.new("RGB", (_SIDE_PX, _SIDE_PX + _LINE_PX), _BACK)
     tile.paste(image.resize((width, height), Image.Resampling.BILINEAR))
-    draw = ImageDraw.Draw(tile)
+    draw, letters = ImageDraw.Draw(tile), font(12)
     objects = data.objects(index)
     for box, is_difficult in zip(objects.boxes * scale, objects.difficult, strict=True):
         draw.rectangle(_pixels(box), outline=_GREY if is_difficult else _WHITE)
-    shown = np.flatnonzero(is_in_image & (predictions["scores"] >= min_score))
+    shown = np.flatnonzero((predictions["image"] == index) & (predictions["scores"] >= min_score))
     colours = class_colours(data.num_classes)
     for i in shown[np.argsort(predictions["scores"][shown], kind="stable")]:  # the most confident on top
         label, score = int(predictions["labels"][i]), float(predictions["scores"][i])
         left, top, right, bottom = _pixels(predictions["boxes"][i] * scale)
         draw.rectangle((left, top, right, bottom), outline=colours[label], width=2)
         name = f"{(data.class_names or [])[label]} {score:.2f}"
-        at = (max(0, min(left, width - round(font.getlength(name)) - 4)), max(0, top - _LINE_PX))
-        draw.rectangle((*at, at[0] + font.getlength(name) + 3, at[1] + _LINE_PX - 1), fill=colours[label])
-        draw.text((at[0] + 2, at[1] + 1), name, fill=_BLACK, font=font)
+        length = letters.getlength(name)
+        at = (max(0, min(left, width - round(length) - 4)), max(0, top - _LINE_PX))
+        draw.rectangle((*at, at[0] + length + 3, at[1] + _LINE_PX - 1), fill=colours[label])
+        draw.text((at[0] + 2, at[1] + 1), name, fill=_BLACK, font=letters)
     caption = (
         f"{data.image_id(index)}: {len(objects.labels)} objects (white), {len(shown)} found (≥ {min_score:g})"
     )
     draw.rectangle((0, _SIDE_PX, _SIDE_PX, _SIDE_PX + _LINE_PX), fill=_BACK)
-    draw.text((0, _SIDE_PX + 1), caption, fill=_WHITE, font=font)
+    draw.text((0, _SIDE_PX + 1), caption, fill=_WHITE, font=letters)
     return tile
 
 
@@ -101,7 +83,7 @@ def _pixels(box: np.ndarray) -> tuple[int, int, int, int]:
     return left, top, max(left, right - 1), max(top, bottom - 1)
 
 
-HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
+HEIGHT_PX, GAP_PX, LINE_PX = 150, 8, 18
 GROUND, INK = 64, (235, 235, 235)
 COLUMNS = "image, truth, prediction:"
 
@@ -109,15 +91,7 @@ COLUMNS = "image, truth, prediction:"
 def draw_predicted_masks(
     path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_images: int = 8
 ) -> Path:
-    """Draw `draw_masks` of images of `data`, evenly spread over it.
-
-    Args:
-        path: File to write.
-        masks: Folder with the predicted masks, <id>.png.
-        data: The images and their true masks.
-        class_names: Names of the classes, the background's first.
-        num_images: Largest number of images.
-    """
+    """Draw `draw_masks` of images of `data`, evenly spread over it, by the predicted `masks`/<id>.png."""
     num_images = min(num_images, data.num_samples)
     rows = []
     for index in np.linspace(0, data.num_samples - 1, num_images).round().astype(int).tolist():
@@ -143,16 +117,13 @@ class Shown(NamedTuple):
 def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) -> Path:
     """Draw image, truth and prediction of each row above its caption, two rows per line, and a legend.
 
-    Args:
-        path: File to write.
-        rows: The images with their masks.
-        class_names: Names of the classes, the background's first.
+    The background is the first of the class names.
     """
-    font = ImageFont.truetype(findfont("DejaVu Sans"), FONT_PX)
-    tiles = [_masked(row, font) for row in rows]
+    letters = font(13)
+    tiles = [_masked(row, letters) for row in rows]
     classes = np.unique(np.concatenate([np.append(row.truth, row.found) for row in rows]))
     width = 2 * max(tile.width for tile in tiles) + 3 * GAP_PX
-    legend = _legend([(n, "void" if n == VOID else class_names[n]) for n in classes.tolist()], width, font)
+    legend = _legend([(n, "void" if n == VOID else class_names[n]) for n in classes.tolist()], width, letters)
     step = HEIGHT_PX + LINE_PX + GAP_PX
     height = -(-len(tiles) // 2) * step + 2 * GAP_PX + legend.height
     sheet = Image.new("RGB", (width, height), (GROUND,) * 3)
@@ -162,7 +133,7 @@ def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) ->
     return write_png(sheet, path)
 
 
-def _masked(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _masked(row: Shown, letters: ImageFont.FreeTypeFont) -> Image.Image:
     height, width = row.truth.shape
     size = (max(1, round(width * HEIGHT_PX / height)), HEIGHT_PX)
     tile = Image.new("RGB", (3 * size[0] + GAP_PX, HEIGHT_PX + LINE_PX), (GROUND,) * 3)
@@ -170,26 +141,25 @@ def _masked(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
     for i, image in enumerate((row.image, colours[row.truth], colours[row.found])):
         resampling = Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST
         tile.paste(Image.fromarray(image).resize(size, resampling), (i * (size[0] + GAP_PX // 2), 0))
-    ImageDraw.Draw(tile).text((0, HEIGHT_PX + 1), row.caption, fill=INK, font=font)
+    ImageDraw.Draw(tile).text((0, HEIGHT_PX + 1), row.caption, fill=INK, font=letters)
     return tile
 
 
-def _legend(classes: Sequence[tuple[int, str]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _legend(classes: Sequence[tuple[int, str]], width: int, letters: ImageFont.FreeTypeFont) -> Image.Image:
     """Return a legend of the columns' names and each class's colour and name, on as many lines as needed."""
     places, line = [], 0
-    left = 2 * GAP_PX + round(font.getlength(COLUMNS))
+    left = 2 * GAP_PX + round(letters.getlength(COLUMNS))
     for number, name in classes:
-        entry_width = LINE_PX + round(font.getlength(name)) + 2 * GAP_PX
+        entry_width = LINE_PX + round(letters.getlength(name)) + 2 * GAP_PX
         if left + entry_width > width and left > GAP_PX:
             left, line = GAP_PX, line + 1
         places.append((left, line * LINE_PX, number, name))
         left += entry_width
     legend = Image.new("RGB", (width, (line + 1) * LINE_PX + GAP_PX), (GROUND,) * 3)
     draw, colours = ImageDraw.Draw(legend), palette()
-    draw.text((GAP_PX, 0), COLUMNS, fill=INK, font=font)
+    draw.text((GAP_PX, 0), COLUMNS, fill=INK, font=letters)
     for x, y, number, name in places:
-        draw.rectangle(
-            (x, y + 2, x + LINE_PX - 5, y + LINE_PX - 3), fill=tuple(colours[number].tolist()), outline=INK
-        )
-        draw.text((x + LINE_PX, y), name, fill=INK, font=font)
+        square = (x, y + 2, x + LINE_PX - 5, y + LINE_PX - 3)
+        draw.rectangle(square, fill=tuple(colours[number].tolist()), outline=INK)
+        draw.text((x + LINE_PX, y), name, fill=INK, font=letters)
     return legend

@@ -1,18 +1,32 @@
-"""The function that writes every chart and sheet as a PNG.
+"""What charts and sheets share: their font, the names of classes, and writing them as a PNG.
 
 Figures use matplotlib's object API, because pyplot would choose a backend for the whole process.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageFont
 
 from fastpsl.files.atomic import write_atomically
 
 if TYPE_CHECKING:  # matplotlib's figures take 0.3 s, and a contact sheet does without
     from matplotlib.figure import Figure
+
+
+def font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's font, which has Latin, Greek and Cyrillic letters."""
+    return ImageFont.truetype(findfont("DejaVu Sans"), size_px)
+
+
+def class_name(names: Sequence[str] | None, label: int) -> str:
+    """Return the class's name, "class N" if it has none, or "" for the label -1."""
+    if label < 0:
+        return ""
+    return names[label] if names is not None and label < len(names) else f"class {label}"
 
 
 def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = 120) -> Path:

@@ -1,10 +1,14 @@
 """Folders of photos, and betons of them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastpsl.pipelines.beton.output import WriteReport
 from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.sources.folder import image_folder
 from tests.pipelines.photos import jpeg, photo
 
@@ -27,3 +31,15 @@ def write_folder(folder: Path, out: Path, shard: tuple[int, int] = (0, 1), **opt
     return write_beton(
         source.samples(), out, num_samples=source.num_samples, class_names=source.class_names, **options
     )
+
+
+def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the names of files from which headers are read."""
+    read, scan = [], folders._scan
+
+    def counting(path: object) -> object:
+        read.append(os.path.basename(str(path)))
+        return scan(path)
+
+    monkeypatch.setattr(folders, "_scan", counting)
+    return read

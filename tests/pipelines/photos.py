@@ -1,5 +1,6 @@
 """Synthetic images that behave like photos (slopes, edges, texture), their JPEGs, and betons of them."""
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,11 @@ FAR_BYTES = 5 << 30
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
     """Draw broad colours, a dozen sharp shapes and texture of natural strength: uint8 [height, width, 3]."""
+    return _photo(seed, height, width).copy()
+
+
+@functools.lru_cache(1024)
+def _photo(seed: int, height: int, width: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     broad = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -57,6 +63,13 @@ def photo(seed: int, height: int, width: int) -> np.ndarray:
             ..., None
         ]
     return image.clip(0, 255).astype(np.uint8)
+
+
+def exif(orientation: int) -> Image.Exif:
+    """Return EXIF data with an orientation."""
+    data = Image.Exif()
+    data[0x112] = orientation
+    return data
 
 
 def jpeg(image: np.ndarray, **options: object) -> bytes:

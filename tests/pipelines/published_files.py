@@ -49,36 +49,20 @@ def cifar10(images: np.ndarray, labels: np.ndarray, names: list[str], is_python:
         rows, part_labels = cifar_rows(images[part]), labels[part]
         name = f"data_batch_{i + 1}{ending}" if i < 5 else f"test_batch{ending}"
         if is_python:
-            record = {
-                b"batch_label": b"a batch",
-                b"labels": part_labels.tolist(),
-                b"data": rows,
-                b"filenames": [b"a.png"] * len(rows),
-            }
-            files[name] = old_pickle(record)
+            record = {b"batch_label": b"a batch", b"filenames": [b"a.png"] * len(rows)}
+            files[name] = old_pickle(record | {b"labels": part_labels.tolist(), b"data": rows})
         else:
             files[name] = np.concatenate([part_labels[:, None].astype(np.uint8), rows], 1).tobytes()
-    files["batches.meta" if is_python else "batches.meta.txt"] = (
-        old_pickle(
-            {
-                b"num_cases_per_batch": 10000,
-                b"label_names": [name.encode() for name in names],
-                b"num_vis": 3072,
-            }
-        )
-        if is_python
-        else "\n".join(names).encode() + b"\n\n"
-    )
-    return files
+    meta = {b"num_cases_per_batch": 10000, b"label_names": list(map(str.encode, names)), b"num_vis": 3072}
+    if is_python:
+        return files | {"batches.meta": old_pickle(meta)}
+    return files | {"batches.meta.txt": "\n".join(names).encode() + b"\n\n"}
 
 
 def cifar100(images: np.ndarray, labels: np.ndarray, names: list[str], is_python: bool) -> dict[str, bytes]:
     """Return a training file of two thirds and a test file of one third."""
-    files = {}
-    for name, part in (
-        ("train", slice(0, len(images) * 2 // 3)),
-        ("test", slice(len(images) * 2 // 3, None)),
-    ):
+    files, num_train = {}, len(images) * 2 // 3
+    for name, part in (("train", slice(0, num_train)), ("test", slice(num_train, None))):
         rows, part_labels = cifar_rows(images[part]), labels[part]
         if is_python:
             files[name] = old_pickle(

@@ -16,28 +16,22 @@ import torch
 from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.datasets.folder import Folder, Listed
 from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.folders import headers_read, tree
 from tests.pipelines.photos import jpeg, photo
 
 NAMES = [f"{kind}/{i}.jpg" for kind in ("ant", "bee", "cow") for i in range(3)]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "fastpsl" / "folders"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write_images(root: Path, names: list[str] | None = None) -> Path:
-    for i, name in enumerate(NAMES if names is None else names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(jpeg(photo(i, 40 + i, 60 - i)))
-    return root
+    return tree(root, {name: jpeg(photo(i, 40 + i, 60 - i)) for i, name in enumerate(names or NAMES)})
 
 
 def inaturalist(**changes: Any) -> dict[str, Any]:
@@ -53,9 +47,7 @@ def inaturalist(**changes: Any) -> dict[str, Any]:
 
 
 def dump(path: Path, record: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record))
-    return path
+    return tree(path.parent, {path.name: json.dumps(record).encode()}) / path.name
 
 
 @pytest.fixture
@@ -83,9 +75,8 @@ def compare(data: Listed, beton: Beton) -> None:
     views = [ViewSpec(RandomResizedCrop(24))]
     batches = []
     for each in (data, beton):
-        with Loader(
-            each, views, batch_size_per_rank=min(4, data.num_samples), num_threads=1, decoder="pillow"
-        ) as loader:
+        num = min(4, data.num_samples)
+        with Loader(each, views, batch_size_per_rank=num, num_threads=1, decoder="pillow") as loader:
             batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
     for actual, expected in zip(*batches, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
@@ -106,10 +97,8 @@ def test_inaturalists_json(same_as_its_beton: Callable[[Path], Listed], tmp_path
     assert names == [NAMES[i] for i in (4, 0, 8, 2, 6, 1, 3, 7, 5)]
     assert data.labels().tolist() == [1, 0, 2, 0, 2, 0, 1, 2, 1]
     assert data.class_names == ["species 0", "species 1", "species 2", "species 3"] and data.num_classes == 4
-    few = inaturalist(
-        images=inaturalist()["images"][:2],
-        annotations=[{"image_id": 104, "category_id": 1}, {"image_id": 100, "category_id": 0}],
-    )
+    annotations = [{"image_id": 104, "category_id": 1}, {"image_id": 100, "category_id": 0}]
+    few = inaturalist(images=inaturalist()["images"][:2], annotations=annotations)
     with Listed(dump(tmp_path / "inat" / "val2018.json", few)) as val:
         assert val.class_names == data.class_names and val.labels().tolist() == [1, 0]
 
@@ -148,12 +137,9 @@ def test_a_plain_list_of_paths(
     strange = os.fsencode(tmp_path / "yfcc") + b"/\xff.jpg"
     with open(strange, "wb") as file:
         file.write(jpeg(photo(9, 50, 50)))
-    lines = [
-        *map(str.encode, ("./a//holiday 12.jpg\r", "", "b/Ünï.JPEG", "x.png", str(absolute))),
-        b"\xff.jpg",
-    ]
+    lines = "./a//holiday 12.jpg\r", "", "b/Ünï.JPEG", "x.png", str(absolute), "\udcff.jpg"
     path = tmp_path / "yfcc" / "tiny.txt"
-    path.write_bytes(b"\n".join(lines))
+    path.write_bytes(os.fsencode("\n".join(lines)))
     data = same_as_its_beton(path)
     expected = [str(tmp_path / "yfcc" / name) for name in names] + [str(absolute), os.fsdecode(strange)]
     assert [data.name(i) for i in range(5)] == expected
@@ -169,9 +155,8 @@ def test_a_plain_list_of_paths(
 
 def test_a_plain_list_with_labels(tmp_path: Path) -> None:
     write_images(tmp_path, ["a b.jpg", "c.jpg"])
-    (tmp_path / "l.txt").write_text(
-        f"a b.jpg\t{'7':0>5000}\nc.jpg   0\n"
-    )  # no number is too long for its value
+    # No number is too long for its value.
+    (tmp_path / "l.txt").write_text(f"a b.jpg\t{'7':0>5000}\nc.jpg   0\n")
     with Listed(tmp_path / "l.txt") as data:
         assert data.labels().tolist() == [7, 0] and data.num_classes == 8
         assert Path(data.name(0)).name == "a b.jpg"
@@ -290,13 +275,7 @@ def test_train_and_val_of_one_folder_keep_an_index_each(
     write_images(tmp_path)
     for name, lines in (("train", NAMES[:6]), ("val", NAMES[6:])):
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-    read, scan = [], folders._scan
-
-    def counting(path: object) -> Any:
-        read.append(path)
-        return scan(path)
-
-    monkeypatch.setattr(folders, "_scan", counting)
+    read = headers_read(monkeypatch)
     digests = []
     for _ in range(2):
         digests.append([digest_of(tmp_path / f"{name}.txt") for name in ("train", "val")])

@@ -1,5 +1,6 @@
 """The kind of a source: by its name and content or by --format, with errors for anything else."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastpsl.pipelines.sources import arrays, folder, listed, published, tar
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.published_files import cifar10, publish, random_images
+from tests.pipelines.sources import refused
 from tests.pipelines.tars import make_tar
 
 PHOTO = jpeg(photo(0, 40, 50))
@@ -72,9 +74,8 @@ def test_what_is_no_source(src: str, options: dict[str, Any], words: str, tmp_pa
     np.savez(tmp_path / "a.npz", images=random_images(2))
     if src.startswith("?"):
         make_tar(tmp_path / "b.tar", {"cat/a.jpg": PHOTO})
-    with pytest.raises(ValueError) as caught:
+    with refused(words):
         open_source(str(tmp_path / src), **options)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("src", ["a.parquet", "hf:me/pets"])
@@ -84,9 +85,8 @@ def test_without_datasets_the_line_tells_what_to_install(
     for name in ("datasets", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"pip install 'fastpsl-vision\[datasets\]'") as caught:
+    with refused("pip install 'fastpsl-vision[datasets]'"):
         open_source(src if src.startswith("hf:") else str(tmp_path / src))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +148,16 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "source",
     [
-        ["val/val_annotations.txt"],
-        ["val/images", "--labels", "val/val_annotations.txt"],
-        ["val", "--labels", "val/val_annotations.txt"],
-        ["val/images", "--labels", "files.txt"],
-        ["val/images", "--labels", "synsets.txt"],
+        "val/val_annotations.txt",
+        "val/images --labels val/val_annotations.txt",
+        "val --labels val/val_annotations.txt",
+        "val/images --labels files.txt",
+        "val/images --labels synsets.txt",
     ],
 )
-def test_val_has_the_classes_of_train(tiny: Path, source: list[str]) -> None:
+def test_val_has_the_classes_of_train(tiny: Path, source: str) -> None:
     main(["data", "write", "train", "train.beton"])
-    src, *options = source
+    src, *options = source.split()
     assert labelled_as(src, options) == (["n01", "n03"], {"n01": 0, "n03": 1})
     for classes in ("train", "train.beton"):
         names, labels = labelled_as(src, [*options, "--classes", classes])
@@ -215,9 +215,8 @@ def test_folders_and_tars_take_given_classes(tiny: Path) -> None:
 def test_labels_and_classes_that_do_not_fit(
     tiny: Path, src: str, options: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refused(words):
         open_source(src, **options)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.fixture
@@ -244,22 +243,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_what_is_not_there_is_said_and_what_may_be_given(here: Path, source: str, words: str) -> None:
+    a_kind = "a file of a known kind (https://fastpsl.github.io/fastpsl/how"
+    shards = "a .beton file or a quoted glob of them; `fastpsl data write` makes one"
     for look, allowed in (
         (lambda: require_existing(source, "tea"), "tea"),
         (lambda: open_data(source), FORMS),
-        (
-            lambda: shard_paths(source),
-            "a .beton file or a quoted glob of them; `fastpsl data write` makes one",
-        ),
-        (
-            lambda: open_source(source),
-            "a folder of images, a quoted glob, or a file of a known kind (https://fastpsl.github.io/fastpsl/how",
-        ),
+        (lambda: shard_paths(source), shards),
+        (lambda: open_source(source), f"a folder of images, a quoted glob, or {a_kind}"),
         (lambda: fastpsl.loader(source, batch_size=1), FORMS),
     ):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{words} {allowed}')}"):
             look()
-        assert str(caught.value).startswith(f"{words} {allowed}")
 
 
 def test_what_is_not_whole_is_said(here: Path) -> None:
@@ -288,6 +282,5 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
 def test_other_files_and_folders_are_refused(
     here: Path, look: Callable[[str], object], source: str, words: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         look(source)
-    assert str(caught.value).startswith(words)

@@ -11,17 +11,13 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources import arrays
+from tests.pipelines.sources import refused, samples
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (10, 8, 6, 3), dtype=np.uint8)
 LABELS = RANDOM.integers(0, 4, 10)
-
-
-def samples(path: Path, **options: Any) -> list[Sample]:
-    return list(open_source(str(path), **options).samples())
 
 
 def read_images(path: Path, **options: Any) -> np.ndarray:
@@ -51,17 +47,13 @@ def test_an_npz_becomes_a_raw_beton(
 @pytest.mark.parametrize(
     "names",
     [
-        {"images": "images", "labels": "labels"},
-        {"images": "x", "labels": "y"},
-        {"images": "X", "labels": "Y"},
-        {"images": "data", "labels": "targets"},
-        {"images": "arr_0", "labels": "arr_1"},
-        {"images": "x_train", "labels": "y_train"},
-        {"images": "train_images", "labels": "train_labels"},
+        "images labels", "x y", "X Y", "data targets", "arr_0 arr_1", "x_train y_train",
+        "train_images train_labels",
     ],
-)
-def test_names(names: dict[str, str], tmp_path: Path) -> None:
-    arrays: dict[str, Any] = {names["labels"]: LABELS, names["images"]: IMAGES}
+)  # fmt: skip
+def test_names(names: str, tmp_path: Path) -> None:
+    images, labels = names.split()
+    arrays: dict[str, Any] = {labels: LABELS, images: IMAGES}
     np.savez(tmp_path / "a.npz", **arrays)
     assert (read_images(tmp_path / "a.npz") == IMAGES).all()
     assert [sample.label for sample in samples(tmp_path / "a.npz")] == list(LABELS)
@@ -69,13 +61,10 @@ def test_names(names: dict[str, str], tmp_path: Path) -> None:
 
 def test_splits(tmp_path: Path) -> None:
     src = tmp_path / "medmnist.npz"
-    np.savez(
-        src,
-        train_images=IMAGES,
-        train_labels=LABELS[:, None],
-        val_images=IMAGES[:3],
-        val_labels=LABELS[:3, None],
-    )
+    parts = {"train": slice(None), "val": slice(3)}
+    contents: dict[str, Any] = {f"{name}_images": IMAGES[part] for name, part in parts.items()}
+    contents |= {f"{name}_labels": LABELS[part, None] for name, part in parts.items()}
+    np.savez(src, **contents)
     with pytest.raises(ValueError, match="has several splits; give --split train or val"):
         open_source(str(src))
     with pytest.raises(ValueError, match="--split test is not among its splits; give --split train or val"):
@@ -179,9 +168,8 @@ def test_shards_together_are_the_whole(tmp_path: Path) -> None:
 def test_what_is_refused(given: dict[str, Any], words: str, tmp_path: Path) -> None:
     src = tmp_path / "a.npz"
     np.savez(src, **given)
-    with pytest.raises(ValueError) as caught:
+    with refused(words, src):
         samples(src)
-    assert words in str(caught.value) and str(src) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_damaged_files(tmp_path: Path) -> None:
@@ -191,25 +179,18 @@ def test_damaged_files(tmp_path: Path) -> None:
         whole = src.read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 255
-        for data in (
-            b"",
-            b"PK",
-            whole[: len(whole) // 2],
-            bytes(flipped),
-            np.random.default_rng(0).bytes(999),
-        ):
+        noise = np.random.default_rng(0).bytes(999)
+        for data in (b"", b"PK", whole[: len(whole) // 2], bytes(flipped), noise):
             src.write_bytes(data)
-            with pytest.raises(ValueError, match="no sound .npz") as caught:
+            with refused("no sound .npz", src):
                 samples(src)
-            assert str(src) in str(caught.value) and "\n" not in str(caught.value)
     with zipfile.ZipFile(src, "w") as archive:
         archive.writestr("images.npy", b"no array")
     with pytest.raises(ValueError, match="images is no array"):
         samples(src)
     with zipfile.ZipFile(src, "w") as archive, archive.open("images.npy", "w") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 9, 9, 3)}
-        )
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 9, 9, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
         file.write(b"x")
     with pytest.raises(ValueError, match="does not have the length"):
         samples(src)

@@ -10,10 +10,10 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_source
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.sources import refused, samples
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
@@ -37,13 +37,6 @@ def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
     path.parent.mkdir(exist_ok=True)
     parquet.write_table(pyarrow.table(columns), path, **options)
     return path
-
-
-def samples(src: object, **options: Any) -> list[Sample]:
-    source = open_source(str(src), **options)
-    results = list(source.samples())
-    assert len(results) == source.num_samples
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +65,11 @@ def test_data_sets_on_disk(disk: dict[str, Path], name: str, split: str | None, 
     results = samples(disk[name], split=split)
     assert [sample.image for sample in results] == PHOTOS[:num]
     assert [sample.label for sample in results] == LABELS[:num]
-    assert (
-        results[1].name
-        == ("" if name != "hub" else f"{split}-00000-of-0000{1 + (split == 'train')}.parquet ")
-        + "row 1 (1.jpg)"
-    )
+    file = f"{split}-00000-of-0000{1 + (split == 'train')}.parquet " if name == "hub" else ""
+    assert results[1].name == f"{file}row 1 (1.jpg)"
     for num_shards in (2, 4, 12):
-        parts = [
-            s for i in range(num_shards) for s in samples(disk[name], split=split, shard=(i, num_shards))
-        ]
-        assert parts == results
+        shards = ((i, num_shards) for i in range(num_shards))
+        assert [s for shard in shards for s in samples(disk[name], split=split, shard=shard)] == results
     if split != "test":
         out = tmp_path / "a.beton"
         write_beton(source.samples(), out, num_samples=10, class_names=source.class_names)
@@ -93,9 +81,7 @@ def test_splits_must_be_clear(disk: dict[str, Path], tmp_path: Path) -> None:
     for name in ("splits", "hub"):
         with pytest.raises(ValueError, match="has several splits; give --split test or train"):
             open_source(str(disk[name]))
-        with pytest.raises(
-            ValueError, match="--split val is not among its splits; give --split test or train"
-        ):
+        with refused("--split val is not among its splits; give --split test or train"):
             open_source(str(disk[name]), split="val")
     with pytest.raises(ValueError, match="--split train: it has no splits"):
         open_source(str(disk["saved"]), split="train")
@@ -125,9 +111,7 @@ def test_the_local_cache_offline(
     assert [sample.image for sample in results] == PHOTOS and [sample.label for sample in results] == LABELS
     assert samples("hf:me/pets:default") == results
     assert samples(f"hf:{disk['saved']}") == results
-    with pytest.raises(
-        ValueError, match="hf:me/cats: neither a folder nor in the local cache, and nothing is"
-    ):
+    with refused("hf:me/cats: neither a folder nor in the local cache, and nothing is"):
         open_source("hf:me/cats")
 
 
@@ -139,9 +123,7 @@ def test_columns_without_features(tmp_path: Path) -> None:
         {"jpg": [*PHOTOS[:2], None], "label": pyarrow.array([5, None, 1], pyarrow.int16()), "id": [1, 2, 3]},
     )
     results = samples(src)
-    assert [sample.image for sample in results[:2]] == PHOTOS[:2] and [
-        sample.label for sample in results[:2]
-    ] == [5, -1]
+    assert [(sample.image, sample.label) for sample in results[:2]] == [(PHOTOS[0], 5), (PHOTOS[1], -1)]
     assert isinstance(results[2].image, BadImage) and results[2].name == "a.parquet row 2"
     assert [sample.label for sample in samples(src, label_column="id")] == [1, 2, 3]
     assert [sample.label for sample in samples(src, label_column="none")] == [-1] * 3
@@ -176,9 +158,8 @@ def test_what_is_not_clear(
     columns: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     src = write_parquet(tmp_path / "a.parquet", columns)
-    with pytest.raises(ValueError) as caught:
+    with refused(words, src):
         open_source(str(src), **options)
-    assert words in str(caught.value) and str(src) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> None:
@@ -190,14 +171,8 @@ def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> Non
     (tmp_path / "table" / "below" / "c.jpg").write_bytes(PHOTOS[1])
     (tmp_path / "table" / "link.jpg").symlink_to("../private.jpg")
     inside = ["below/c.jpg", str(tmp_path / "table/below/c.jpg"), "below/../below/c.jpg"]
-    outside = [
-        str(tmp_path / "private.jpg"),
-        "../private.jpg",
-        "../table-2/b.jpg",
-        "link.jpg",
-        "/etc/passwd",
-        "a\0b",
-    ]
+    outside = ["../private.jpg", "../table-2/b.jpg", "link.jpg", "/etc/passwd", "a\0b"]
+    outside.append(str(tmp_path / "private.jpg"))
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     rows = [{"bytes": None, "path": name} for name in inside + outside]
     write_parquet(src, {"image": pyarrow.array(rows, kind)})
@@ -213,24 +188,14 @@ def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> Non
 def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     big = [jpeg(noise.integers(0, 256, (99, 99, 3), dtype=np.uint8)) for _ in range(9)]
-    write_parquet(
-        tmp_path / "0.parquet",
-        {"image": big, "label": list(range(9))},
-        compression="none",
-        use_dictionary=False,
-    )
-    src = write_parquet(
-        tmp_path / "1.parquet",
-        {"image": big, "label": list(range(9))},
-        compression="snappy",
-        use_dictionary=False,
-    )
+    columns = {"image": big, "label": list(range(9))}
+    write_parquet(tmp_path / "0.parquet", columns, compression="none", use_dictionary=False)
+    src = write_parquet(tmp_path / "1.parquet", columns, compression="snappy", use_dictionary=False)
     whole = src.read_bytes()
     for data in (b"", whole[: len(whole) // 2], whole[:4] + bytes(3000) + whole[3004:]):
         src.write_bytes(data)
-        with pytest.raises(ValueError) as caught:
+        with refused(f"{src}: cannot be read"):
             samples(tmp_path)
-        assert f"{src}: cannot be read" in str(caught.value) and "\n" not in str(caught.value)
     write_parquet(src, {"picture": big})
     with pytest.raises(ValueError, match="has other columns than"):
         samples(tmp_path)
@@ -243,13 +208,9 @@ def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     """Row groups of 100 images, as `datasets` writes them: 5 MB, then 150 MB."""
     data = np.random.default_rng(0).bytes(100_000)
+    schema, options = pyarrow.schema({"image": pyarrow.binary()}), {"compression": "none"}
     for name, num in (("small", 50), ("large", 1500)):
-        with parquet.ParquetWriter(
-            tmp_path / name,
-            pyarrow.schema({"image": pyarrow.binary()}),
-            use_dictionary=False,
-            compression="none",
-        ) as writer:
+        with parquet.ParquetWriter(tmp_path / name, schema, use_dictionary=False, **options) as writer:
             for i in range(0, num, 50):
                 images = [data[j:] + data[:j] for j in range(i, i + 50)]
                 writer.write_table(pyarrow.table({"image": images}), row_group_size=100)
@@ -271,11 +232,8 @@ def test_labels_that_are_text_are_classes(tmp_path: Path) -> None:
     """Of all files together; also pandas's categories, numbers as text, and data sets of `datasets`."""
     names = ["dog", None, "ant", "", "été", "dog"]
     expected = [1, -1, 0, -1, 2, 1]
-    for values in (
-        names,
-        pyarrow.array(names).dictionary_encode(),
-        pyarrow.array(names, pyarrow.large_string()),
-    ):
+    large = pyarrow.array(names, pyarrow.large_string())
+    for values in (names, pyarrow.array(names).dictionary_encode(), large):
         write_parquet(tmp_path / "t" / "0.parquet", {"image": PHOTOS[:4], "label": values[:4]})
         write_parquet(tmp_path / "t" / "1.parquet", {"image": PHOTOS[4:6], "label": values[4:]})
         (tmp_path / "t" / "._1.parquet").write_bytes(b"of macOS")

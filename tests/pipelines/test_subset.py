@@ -22,6 +22,7 @@ from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, write
 from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
 
+pytestmark = pytest.mark.usefixtures("cache")
 VIEW = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
 CHOSEN = np.array([11, 2, 3, 17, 0, 7, 5])  # of 18, unsorted
 
@@ -35,11 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def beton(folder: Path) -> Path:
     write_folder(folder, folder.parent / "photos.beton")
     return folder.parent / "photos.beton"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def read_images(data: Dataset, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
@@ -100,12 +96,8 @@ def test_what_it_says_of_itself_is_of_the_part(beton: Path) -> None:
 def test_its_digest_is_of_the_data_and_of_the_choice(beton: Path) -> None:
     with Beton(beton) as whole:
         digest = Subset(whole, CHOSEN).digest()
-        others = [
-            Subset(whole, CHOSEN[::-1]).digest(),
-            Subset(whole, CHOSEN[:-1]).digest(),
-            Subset(Synthetic(18), CHOSEN).digest(),
-            whole.digest(),
-        ]
+        parts = Subset(whole, CHOSEN[::-1]), Subset(whole, CHOSEN[:-1]), Subset(Synthetic(18), CHOSEN)
+        others = [data.digest() for data in (*parts, whole)]
         assert Subset(whole, CHOSEN.astype(np.int32)).digest() == digest
     assert digest not in others and len(set(others)) == 4
 

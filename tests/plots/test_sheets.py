@@ -16,6 +16,7 @@ from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.contact_sheet import captions, draw_filters, save_contact_sheet
 from fastpsl.plots.detections import class_colours, draw_detections
+from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg
 from tests.plots.png_pixels import pixels
 
@@ -66,14 +67,9 @@ def test_captions_name_sample_class_and_what_the_task_drew() -> None:
     assert captions(batch, ["cat", "dog"]) == ["#17 dog", "#4", "#9 class 5"]
     assert captions(batch) == ["#17 class 1", "#4", "#9 class 5"]
     task_captions = ["permutation 0", "permutation 8", "permutation 2"]
-    assert captions(batch, ["cat", "dog"], task_captions) == [
-        "#17 dog\npermutation 0", "#4\npermutation 8", "#9 class 5\npermutation 2"
-    ]  # fmt: skip
-    assert captions(batch, None, ["", "grey", ""]) == [
-        "#17 class 1",
-        "#4\ngrey",
-        "#9 class 5",
-    ]  # no empty line
+    expected = ["#17 dog\npermutation 0", "#4\npermutation 8", "#9 class 5\npermutation 2"]
+    assert captions(batch, ["cat", "dog"], task_captions) == expected
+    assert captions(batch, None, ["", "grey", ""]) == ["#17 class 1", "#4\ngrey", "#9 class 5"]
 
 
 def tiles(path: Path, num: int, columns: int, height: int, width: int) -> list[np.ndarray]:
@@ -177,12 +173,9 @@ def test_which_classes_are_shown() -> None:
 def test_a_row_shows_its_class(tmp_path: Path) -> None:
     """Class 1 has plain red images; class 0 has blue ones, one of them with another true class."""
     colours = {"sea": (20, 30, 200), "fire": (200, 30, 20)}
-    for name, colour in colours.items():
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(4):
-            image = np.full((40, 60, 3), colour, np.uint8)
-            (tmp_path / "data" / name / f"{i}.jpg").write_bytes(jpeg(image))
-    data = open_data(tmp_path / "data")
+    images = {name: jpeg(np.full((40, 60, 3), colour, np.uint8)) for name, colour in colours.items()}
+    files = {f"{name}/{i}.jpg": image for name, image in images.items() for i in range(4)}
+    data = open_data(tree(tmp_path / "data", files))
     assert data.class_names == ["fire", "sea"]
     labels = np.array([1, 1, 1, 1, 0, 0, 0, 1])
     entropies = np.array([0.0, 0.5])
@@ -200,17 +193,13 @@ def test_a_row_shows_its_class(tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for i in range(3):
-        (tmp_path / "data" / f"{i}.jpg").write_bytes(jpeg(np.full((40, 60, 3), 200, np.uint8)))
-    data = open_data(tmp_path / "data")
-    size = (tmp_path / "data" / "1.jpg").stat().st_size
-    (tmp_path / "data" / "1.jpg").write_bytes(b"\0" * size)
+    image = jpeg(np.full((40, 60, 3), 200, np.uint8))
+    data = open_data(tree(tmp_path / "data", {f"{i}.jpg": image for i in range(3)}))
+    (tmp_path / "data" / "1.jpg").write_bytes(bytes(len(image)))
     sheet = pixels(draw_contents(tmp_path / "sheet.png", data, np.zeros(3, int), [0], None, seed=0))
     data.close()
-    assert [int(sheet[66, 176 + place * 126 + 60].mean()) for place in range(3)] == pytest.approx(
-        [200, 0, 200], abs=5
-    )
+    middles = [int(sheet[66, 176 + place * 126 + 60].mean()) for place in range(3)]
+    assert middles == pytest.approx([200, 0, 200], abs=5)
 
 
 @pytest.mark.parametrize(

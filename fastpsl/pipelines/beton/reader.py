@@ -32,7 +32,7 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
+from fastpsl.pipelines.data.dataset import SampleTable, checked
 
 
 @final
@@ -165,9 +165,7 @@ class Beton:
             IndexError: An index is out of range.
             ValueError: A file was written to since it was opened.
         """
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not (0 <= indices.min() and indices.max() < self.num_samples):
-            raise out_of_range(indices, self.num_samples)
+        indices = checked(indices, self.num_samples)
         rows = SampleTable.empty(indices)
         shard_numbers = np.searchsorted(self._starts, indices, "right") - 1
         for number in np.unique(shard_numbers):

@@ -6,7 +6,7 @@ import stat
 from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -93,11 +93,14 @@ def spread_indices(num_samples: int, at_most: int) -> np.ndarray:
     return np.linspace(0, num_samples - 1, min(at_most, num_samples)).astype(np.int64)
 
 
-def out_of_range(indices: np.ndarray, num_samples: int) -> IndexError:
-    """Return the error for indices of which one lies outside of the data set."""
-    return IndexError(
-        f"samples {indices.min()} to {indices.max()} were asked for; the data has 0 to {num_samples - 1}"
-    )
+def checked(indices: np.ndarray, num_samples: int) -> np.ndarray:
+    """Return the indices as int64; raise IndexError where one lies outside of the data set."""
+    indices = np.asarray(indices, np.int64)
+    if len(indices) and not (0 <= indices.min() and indices.max() < num_samples):
+        raise IndexError(
+            f"samples {indices.min()} to {indices.max()} were asked for; the data has 0 to {num_samples - 1}"
+        )
+    return indices
 
 
 class Dataset(Protocol):
@@ -138,6 +141,27 @@ class Dataset(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound="Local")
+
+
+class Local:
+    """The common part of data sets whose files lie on this machine, none of them open."""
+
+    split = ""
+
+    def wait(self, indices: np.ndarray) -> None:
+        """Do nothing, since all is on this machine."""
+
+    def close(self) -> None:
+        """Do nothing, because no file stays open."""
+
+    def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def all_labelled(data: Dataset) -> bool:

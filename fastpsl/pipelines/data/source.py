@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple, Protocol
@@ -156,6 +156,41 @@ def parts_of(here: range, counts: Sequence[int]) -> Iterator[tuple[int, range]]:
         start += count
 
 
+@dataclass(kw_only=True)
+class Counted:
+    """The common part of sources: how many images each part has, and which shard is read."""
+
+    counts: list[int]  # images in each part, of all shards
+    shard: tuple[int, int] = (0, 1)
+    class_names: list[str] | None = None
+    mode: str = "jpg"
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    left_out: Tally = field(default_factory=Tally)
+
+    @property
+    def num_total(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.here)
+
+    @property
+    def here(self) -> range:
+        """The positions of this shard's images."""
+        return shard_range(self.num_total, self.shard)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The label of each class name."""
+        return {name: number for number, name in enumerate(self.class_names or ())}
+
+    def parts(self, skip: int = 0) -> Iterator[tuple[int, range]]:
+        """Yield (i, positions within part i) for the parts that hold this shard's images."""
+        return parts_of(self.here[skip:], self.counts)
+
+
 def choose_split(what: object, split: str | None, splits: Collection[str]) -> str:
     """Return the wanted split of a source: the given one, else the part without a name or the only one."""
     if not split and ("" in splits or len(splits) == 1):
@@ -179,14 +214,14 @@ def changed(what: object, num_before: int, num_after: int) -> ValueError:
 
 
 class Relabelled:
-    """A source whose labels count `class_names`; None for no labels. Its picks have those of the source."""
+    """A source whose labels count `class_names`; None for no labels. Picks keep the source's own labels."""
 
     def __init__(self, source: Source, class_names: list[str] | None) -> None:
         self.source, self.class_names = source, class_names
-        words = f"labels of {len(class_names):,} given classes" if class_names else "no labels: -1"
         self.num_total, self.num_samples, self.mode = source.num_total, source.num_samples, source.mode
-        self.notes, self.warnings = [*source.notes, words], source.warnings
-        self.left_out, self.picks = source.left_out, source.picks
+        self.warnings, self.left_out, self.picks = source.warnings, source.left_out, source.picks
+        words = f"labels of {len(class_names):,} given classes" if class_names else "no labels: -1"
+        self.notes = [*source.notes, words]
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield the source's samples with other labels."""

@@ -11,12 +11,13 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar, final
+from typing import final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import cache_folder
@@ -27,10 +28,11 @@ from fastpsl.pipelines.data.dataset import (
     MODE_JPEG,
     UPRIGHT,
     BadImage,
+    Local,
     SampleTable,
-    out_of_range,
+    checked,
 )
-from fastpsl.pipelines.data.source import Sample, Tally
+from fastpsl.pipelines.data.source import Source
 from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
@@ -55,19 +57,6 @@ RECORD = np.dtype(
         ("orientation", "u1"),  # EXIF's, of JPEGs
     ]
 )
-
-
-class Files(Protocol):
-    """A source whose samples are files: a folder or a list of images."""
-
-    @property
-    def class_names(self) -> list[str] | None: ...
-    @property
-    def num_total(self) -> int: ...
-    @property
-    def left_out(self) -> Tally: ...
-
-    def samples(self) -> Iterator[Sample]: ...
 
 
 @dataclass
@@ -100,7 +89,7 @@ class _File:
     reason: str = ""  # why it cannot be read
 
 
-def folder_index(files: Files, origin: Path) -> FolderIndex:
+def folder_index(files: Source, origin: Path) -> FolderIndex:
     """Return the index of all files, reading the headers again where a file has changed."""
     root = os.path.realpath(origin)
     folder = cache_folder() / "folders"
@@ -151,7 +140,7 @@ class _Digests:
         return self._key.hexdigest(), self._contents.hexdigest()
 
 
-def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
+def _listing_digests(files: Source, origin: Path) -> tuple[str, str]:
     digests = _Digests()
     entries = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
     with operation(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
@@ -205,7 +194,7 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     return (*size, MODE_JPEG, orientation)
 
 
-def _make(files: Files, origin: Path, path: Path, key: str) -> None:
+def _make(files: Source, origin: Path, path: Path, key: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -223,7 +212,7 @@ def _make(files: Files, origin: Path, path: Path, key: str) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
+def _write(files: Source, origin: Path, path: Path) -> tuple[Summary, str]:
     """Write records and names of all files; return their summary and the key of the files as read."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
@@ -265,17 +254,12 @@ def _load(path: Path, digest: str) -> FolderIndex | None:
         names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
         if len(records) != summary.num_samples:
             return None
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, EOFError):  # the machine went down while it was written
+    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError):  # the machine may have gone down
         return None
     return FolderIndex(summary, records, names, digest)
 
 
-Opened = TypeVar("Opened", bound="ImageFiles")
-
-
-class ImageFiles:
+class ImageFiles(Local):
     """A data set of image files with an index of their headers: the common part of folders and lists.
 
     Opening looks at every file, and reads the headers where one has changed since the last time (the index is
@@ -283,9 +267,8 @@ class ImageFiles:
     """
 
     kind = "folder"  # a decoder opens each file by its path
-    split = ""
 
-    def __init__(self, files: Files, origin: Path, root: Path) -> None:
+    def __init__(self, files: Source, origin: Path, root: Path) -> None:
         # Absolute, because a process may change its working folder while it trains.
         self.root = Path(os.path.abspath(root))
         self._index = folder_index(files, origin)
@@ -312,10 +295,7 @@ class ImageFiles:
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
-        rows = SampleTable.empty(indices)
-        num = len(rows.indices)
-        if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
-            raise out_of_range(rows.indices, self.num_samples)
+        rows = SampleTable.empty(checked(indices, self.num_samples))
         records = self._index.records[rows.indices]
         rows.fd[:], rows.offset[:] = -1, 0
         for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):
@@ -327,9 +307,6 @@ class ImageFiles:
     def _name(self, record: np.ndarray) -> str:
         start = int(record["name_start"])
         return os.fsdecode(self._index.names[start : start + int(record["name_bytes"])].tobytes())
-
-    def wait(self, indices: np.ndarray) -> None:
-        """Do nothing, since all is on this machine."""
 
     def labels(self) -> np.ndarray:
         """Return all labels, int32 [num_samples]; -1 for none."""
@@ -343,6 +320,7 @@ class ImageFiles:
         """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
         return self._index.digest
 
+    @override
     def close(self) -> None:
         """Release the index; rows returned before stay as they are."""
         # Copies have the same index.
@@ -356,12 +334,6 @@ class ImageFiles:
             warnings.warn(f"unclosed images of {self.root}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
-    def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 @final
 class Folder(ImageFiles):
@@ -369,8 +341,8 @@ class Folder(ImageFiles):
 
     def __init__(self, root: str | Path) -> None:
         files = image_folder(root)
-        if files.hint:
-            warnings.warn(f"{root}: {files.hint}", stacklevel=2)
+        for warning in files.warnings:
+            warnings.warn(f"{root}: {warning}", stacklevel=2)
         super().__init__(files, Path(root), Path(root))
 
 

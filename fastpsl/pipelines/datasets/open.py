@@ -38,27 +38,21 @@ class Classes(NamedTuple):
 def classes_of(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Classes:
     """Return the classes of a folder of images, a list of images, or else a dataset file or a glob of shards.
 
-    Args:
-        source: The data; see `open_data`.
-        cache_dir: As for `open_data`.
-        cache_gb: As for `open_data`.
-
-    Raises:
-        ValueError: It is not there, or cannot be read.
+    The arguments are those of `open_data`.
     """
+    path, cache = Path(source), None
     if is_remote(source):
-        with Beton(source, Cache(cache_dir, cache_gb)) as beton:
-            return Classes(beton.class_names, beton.num_classes)
-    require_existing(source, FORMS)
-    path = Path(source)
-    if path.is_dir():
-        names = folder_classes(path)
-        return Classes(names, len(names or ()))
-    if str(source).lower().endswith(LIST_ENDINGS):
-        listed = read_list(path)
-        names = listed.class_names
-        return Classes(names, len(names) if names else max(listed.labels) + 1)
-    with Beton(source) as beton:
+        cache = Cache(cache_dir, cache_gb)
+    else:
+        require_existing(source, FORMS)
+        if path.is_dir():
+            names = folder_classes(path)
+            return Classes(names, len(names or ()))
+        if _is_list(source):
+            listed = read_list(path)
+            names = listed.class_names
+            return Classes(names, len(names) if names else max(listed.labels) + 1)
+    with Beton(source, cache) as beton:
         return Classes(beton.class_names, beton.num_classes)
 
 
@@ -75,11 +69,7 @@ def named_classes(source: str) -> list[str]:
 
 
 _ENDINGS = {
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
-    ".tar.bz2": "tar",
-    ".tar.xz": "tar",
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), "tar"),
     ".npz": "npz",
     ".parquet": "parquet",
     **dict.fromkeys(LIST_ENDINGS, "list"),
@@ -133,7 +123,12 @@ def open_source(
     if format == "parquet" and (src.startswith(HUGGING_FACE) or _is_saved(src)):
         source = hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
     elif format == "parquet":
-        source = parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
+        paths = list[SourceFile](_parquet_in(src)) if os.path.isdir(src) else _paths(src)
+        if not paths:
+            raise ValueError(
+                f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote"
+            )
+        source = parquet_files(paths, split, shard, image_column, label_column)
     elif format == "tar":
         source = tar_source(_paths(src), shard, on_progress, are_classes)
     elif format == "npz":
@@ -183,14 +178,6 @@ def _parquet_in(folder: str) -> list[Path]:
     places = (Path(folder), Path(folder, "data"))
     found = ([path for path in place.glob("*.parquet") if not is_leftover(path.name)] for place in places)
     return sorted(next((paths for paths in found if paths), []))
-
-
-def _parquet_paths(src: str) -> list[SourceFile]:
-    if not os.path.isdir(src):
-        return _paths(src)
-    if not (paths := _parquet_in(src)):
-        raise ValueError(f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote")
-    return list(paths)
 
 
 def _format_of_file(path: SourceFile) -> str:

@@ -5,14 +5,15 @@ import hashlib
 from typing import Any, final
 
 import numpy as np
+from typing_extensions import override
 
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable, out_of_range
+from fastpsl.pipelines.data.dataset import Dataset, Local, SampleTable, checked
 
 _CHUNK = 65_536  # rows per read
 
 
 @final
-class Subset:
+class Subset(Local):
     """A data set of some samples of another: sample i of the subset is sample indices[i] of `data`.
 
     Classes are those of `data`, even where the subset has none of their samples. Every decoder that reads
@@ -69,11 +70,10 @@ class Subset:
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return where samples lie; the rows' `indices` are positions in the subset."""
-        positions = np.asarray(indices, np.int64)
-        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
-            raise out_of_range(positions, self.num_samples)
+        positions = checked(indices, self.num_samples)
         return self.data.rows(self.indices[positions])._replace(indices=positions)
 
+    @override
     def wait(self, indices: np.ndarray) -> None:
         """Wait until the bytes of samples are on this machine."""
         self.data.wait(self.indices[indices])
@@ -92,31 +92,21 @@ class Subset:
         digest.update(self.indices.astype("<i8").tobytes())
         return digest.hexdigest()
 
+    @override
     def close(self) -> None:
         """Close the whole data set."""
         self.data.close()
 
-    def __enter__(self) -> "Subset":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 @final
-class Synthetic:
+class Synthetic(Local):
     """A data set of images of one size, without files; a label is index % num_classes."""
 
     kind = "synthetic"
-    split = ""
 
     def __init__(self, num_samples: int, num_classes: int = 10, height: int = 400, width: int = 500) -> None:
-        for name, value in (
-            ("samples", num_samples),
-            ("classes", num_classes),
-            ("height", height),
-            ("width", width),
-        ):
+        given = {"samples": num_samples, "classes": num_classes, "height": height, "width": width}
+        for name, value in given.items():
             if value < 1:
                 raise ValueError(f"Synthetic data with {name} = {value}: it must be 1 or more")
         self.num_samples, self.num_classes = num_samples, num_classes
@@ -134,9 +124,6 @@ class Synthetic:
         rows.label[:] = rows.indices % self.num_classes
         return rows
 
-    def wait(self, indices: np.ndarray) -> None:
-        """Do nothing, since all is on this machine."""
-
     def labels(self) -> np.ndarray:
         return (np.arange(self.num_samples) % self.num_classes).astype(np.int32)
 
@@ -145,12 +132,3 @@ class Synthetic:
 
     def digest(self) -> str:
         return f"synthetic-{self.num_samples}-{self.num_classes}-{self._size[0]}x{self._size[1]}"
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> "Synthetic":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

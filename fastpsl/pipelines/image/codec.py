@@ -36,9 +36,8 @@ class Codec:
         """
         rows, columns = -(-height // denominator), -(-width // denominator)
         out = self._buffer("decode", rows * columns * 3)
-        region = (0, 0, rows, columns)
-        is_good = self._decode(jpeg, height, width, denominator, not to_shrink, region, out)
-        return out.reshape(rows, columns, 3), is_good
+        status = self._decode(jpeg, height, width, denominator, not to_shrink, (0, 0, rows, columns), out)
+        return out.reshape(rows, columns, 3), status == 0
 
     def decodes_cleanly(self, jpeg: bytes, height: int, width: int) -> bool:
         """Return whether `decode` has neither error nor warning, at half its price.
@@ -46,7 +45,7 @@ class Codec:
         All are of the entropy decoder, so the other steps are left out but for the last row.
         """
         out = self._buffer("check", 3 * width)
-        return self._decode(jpeg, height, width, 1, True, (height - 1, 0, 1, width), out)
+        return self._decode(jpeg, height, width, 1, True, (height - 1, 0, 1, width), out) == 0
 
     def _decode(
         self,
@@ -57,13 +56,13 @@ class Codec:
         is_smooth: bool,
         region: tuple[int, int, int, int],
         out: np.ndarray,
-    ) -> bool:
+    ) -> int:
         wanted, placed = np.array(region, np.int64), np.empty(4, np.int64)
         status: int = self._library.fastpsl_turbo_decode(
             self._handle.address, jpeg, len(jpeg), height, width, denominator, is_smooth,
             wanted.ctypes.data, out.ctypes.data, placed.ctypes.data,
         )  # fmt: skip
-        return status == 0
+        return status
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
         """Encode contiguous uint8 [H, W, 3] as a baseline JPEG, 4:2:0, with the accurate DCT, as Pillow does.
@@ -88,16 +87,9 @@ class Codec:
         """
         out = self._buffer("encode", _encoded_bytes(height, width))
         num_bytes: int = self._library.fastpsl_turbo_shrink(
-            self._handle.address,
-            jpeg,
-            len(jpeg),
-            denominator,
-            height,
-            width,
-            quality,
-            out.ctypes.data,
+            self._handle.address, jpeg, len(jpeg), denominator, height, width, quality, out.ctypes.data,
             len(out),
-        )
+        )  # fmt: skip
         return out[:num_bytes].tobytes() if num_bytes else None
 
 

@@ -56,16 +56,6 @@ def is_missing() -> bool:
     return False
 
 
-def open_heic(file: BinaryIO) -> Image.Image:
-    """Open a HEIC image as Pillow opens others: the pixels are decoded when they are asked for.
-
-    They are upright by the file's boxes, and EXIF is of no account.
-    """
-    file.seek(0)
-    image: Image.Image = importlib.import_module("pi_heif").HeifImageFile(file)
-    return image
-
-
 Image.init()  # load all plugins, because Image.open(formats=...) knows only loaded ones
 # The formats that Pillow may try, if it has them. EPS is excluded, because it starts another program.
 FORMATS = tuple(
@@ -112,7 +102,10 @@ def _open(file: BinaryIO) -> Image.Image:
     if is_heic(file):
         if is_missing():
             raise BadImage('HEIC needs a package; pip install "fastpsl-vision[heic]" installs it')
-        return open_heic(file)
+        file.seek(0)
+        # It is upright by the file's boxes, and EXIF is of no account.
+        image: Image.Image = importlib.import_module("pi_heif").HeifImageFile(file)
+        return image
     file.seek(0)
     return Image.open(file, formats=FORMATS)
 
@@ -234,8 +227,6 @@ def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
             grey[values == clear] = 255
         return grey[:, :, None]
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(
-            "RGB"
-        )
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")

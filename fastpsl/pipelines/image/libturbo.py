@@ -64,11 +64,7 @@ def why_missing() -> str:
 
 
 class Handle(Uncopyable):
-    """The memory of one thread, freed with this object.
-
-    Attributes:
-        address: The handle's address.
-    """
+    """The memory of one thread, at an address, freed with this object."""
 
     def __init__(self) -> None:
         self.address: int = 0
@@ -83,12 +79,9 @@ class Handle(Uncopyable):
 
 
 class Slots(Uncopyable):
-    """The right of `num` threads to decode at once, freed with this object.
+    """The right of `num` threads to decode at once: a semaphore at an address, freed with this object.
 
     As a context it waits for one of these rights, and gives it back.
-
-    Attributes:
-        address: The semaphore's address.
     """
 
     def __init__(self, num: int) -> None:

@@ -8,6 +8,7 @@ that start at the same time wait for one another.
 import fcntl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,19 +89,26 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
     if all(path.exists() for path in paths):
         return paths
 
+    with drawing(folder):
+        for part, small, first, num in (
+            (paths.train, paths.train_32, 0, NUM_TRAIN),
+            (paths.test, paths.test_32, NUM_TRAIN, NUM_TEST),
+        ):
+            if not (part.exists() and small.exists()):
+                draw_part(part, small, first, num, VERSION)
+    return paths
+
+
+@contextmanager
+def drawing(folder: Path) -> Iterator[None]:
+    """Draw in a folder of the cache, a process at a time: one rank draws, the others find the files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others find the files
-            for part, small, first, num in (
-                (paths.train, paths.train_32, 0, NUM_TRAIN),
-                (paths.test, paths.test_32, NUM_TRAIN, NUM_TEST),
-            ):
-                if not (part.exists() and small.exists()):
-                    draw_part(part, small, first, num, VERSION)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
     except OSError as error:
         raise ValueError(
             f"{folder}: the sample cannot be made there ({error.strerror}); "
             f"set XDG_CACHE_HOME to a folder that can be written"
         ) from None
-    return paths

@@ -4,7 +4,6 @@ It has VOC's layout in the user's cache folder, with classes.txt (the three clas
 proposals for Fast R-CNN.
 """
 
-import fcntl
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png
 from fastpsl.pipelines.datasets.voc.dataset import CLASSES_FILE
+from fastpsl.pipelines.sample.betons import drawing
 from fastpsl.pipelines.sample.landscapes import Random
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES, Shape, draw_scene
 
@@ -48,24 +48,15 @@ def drawn_voc(cache: Path | None = None) -> Path:
     Raises:
         ValueError: The folder cannot be written.
     """
-    cache_root = cache or cache_folder()
-    folder = cache_root / VERSION / "VOCdevkit"
+    folder = (cache or cache_folder()) / VERSION / "VOCdevkit"
     if folder.exists():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.parent / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others find the files
-            if not folder.exists():
-                partial = folder.with_name("part")
-                shutil.rmtree(partial, ignore_errors=True)
-                draw_voc(partial, 240, 80, num_train_masks=160, num_test_masks=60)
-                os.rename(partial, folder)
-    except OSError as error:
-        raise ValueError(
-            f"{folder.parent}: the drawn images cannot be made there ({error.strerror}); "
-            f"set XDG_CACHE_HOME to a folder that can be written"
-        ) from None
+    with drawing(folder.parent):
+        if not folder.exists():
+            partial = folder.with_name("part")
+            shutil.rmtree(partial, ignore_errors=True)
+            draw_voc(partial, 240, 80, num_train_masks=160, num_test_masks=60)
+            os.rename(partial, folder)
     return folder
 
 

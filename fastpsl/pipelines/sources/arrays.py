@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.source import Picks, Sample, Tally, choose_split, shard_range
+from fastpsl.pipelines.data.source import Counted, Picks, Sample, choose_split
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
@@ -52,31 +52,17 @@ class Member:
 
 
 @dataclass
-class Arrays:
+class Arrays(Counted):
     """The images and labels of an .npz, as their headers describe them."""
 
     path: Path
     images: Member
     labels: np.ndarray  # int32 [N]
     layout: str  # "NHWC", "NHW" or "NCHW"
-    notes: list[str] = field(default_factory=list)
-    shard: tuple[int, int] = (0, 1)
-    class_names: list[str] | None = None
-    mode: str = "raw"
-    warnings: list[str] = field(default_factory=list)
-    left_out: Tally = field(default_factory=Tally)
-
-    @property
-    def num_total(self) -> int:
-        return self.images.shape[0]
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order, uint8 [H, W, 3]."""
-        positions = shard_range(self.num_total, self.shard)[skip:]
+        positions = self.here[skip:]
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
             images = chain.from_iterable(_chunks(archive, self.images, positions))
             for index, image in enumerate(images, positions.start):
@@ -95,14 +81,19 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
             _header(path, archive, info) for info in archive.infolist() if info.filename.endswith(".npy")
         ]
     contents = ", ".join(map(str, members)) or "nothing"
-    by_name: dict[tuple[str, str], Member] = {}
+    images, labels = dict[str, Member](), dict[str, Member]()
     for member in members:
-        kind = _role(member), _split(member.key)
-        if kind[0] and kind in by_name:
-            raise ValueError(f"{path}: both {by_name[kind]} and {member} are {kind[0]} by name; {_SAVE}")
-        by_name[kind] = member
-    images = {split: member for (role, split), member in by_name.items() if role == "images"}
-    labels = {split: member for (role, split), member in by_name.items() if role == "labels"}
+        tokens = re.split(r"[\W_]+", _UNNAMED.get(member.key, member.key).lower())
+        member_split = "_".join(token for token in tokens if token not in (*IMAGE_WORDS, *LABEL_WORDS))
+        num_sides = len(member.shape)
+        is_images = num_sides >= 3 and not set(tokens).isdisjoint(IMAGE_WORDS)
+        if is_images or (num_sides <= 2 and not set(tokens).isdisjoint(LABEL_WORDS)):
+            role, found = ("images", images) if is_images else ("labels", labels)
+            if member_split in found:
+                raise ValueError(
+                    f"{path}: both {found[member_split]} and {member} are {role} by name; {_SAVE}"
+                )
+            found[member_split] = member
     if not images:
         raise ValueError(
             f"{path}: holds {contents}; none is images [N, H, W, 3] by its name "
@@ -113,7 +104,8 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
     layout = _layout(path, image)
     notes = [f"images from {image}" + (", channels first" if layout == "NCHW" else "")]
     notes.append(f"labels from {label}" if label else "no labels: -1")
-    source = Arrays(path, image, np.full(image.shape[0], -1, np.int32), layout, notes, shard)
+    num, unlabelled = image.shape[0], np.full(image.shape[0], -1, np.int32)
+    source = Arrays(path, image, unlabelled, layout, counts=[num], mode="raw", notes=notes, shard=shard)
     if label:
         _take_labels(source, label)
     return source
@@ -141,27 +133,12 @@ def _take_labels(source: Arrays, member: Member) -> None:
                 f"give -1 (none) to {MAX_LABEL}"
             )
         source.class_names, start = census.class_names, 0
-        known = {name: number for number, name in enumerate(source.class_names or ())}
+        known = source.numbers
         for chunk in _chunks(archive, member, range(num)):
             labels, places = np.unique(chunk, return_inverse=True)
             numbers = [class_number(label, known) for label in labels.tolist()]
             source.labels[start : start + len(chunk)] = np.array(numbers, np.int32)[places.reshape(-1)]
             start += len(chunk)
-
-
-def _tokens(key: str) -> list[str]:
-    return re.split(r"[\W_]+", _UNNAMED.get(key, key).lower())
-
-
-def _role(member: Member) -> str:
-    tokens = _tokens(member.key)
-    if len(member.shape) >= 3 and any(word in tokens for word in IMAGE_WORDS):
-        return "images"
-    return "labels" if len(member.shape) <= 2 and any(word in tokens for word in LABEL_WORDS) else ""
-
-
-def _split(key: str) -> str:
-    return "_".join(token for token in _tokens(key) if token not in (*IMAGE_WORDS, *LABEL_WORDS))
 
 
 def _layout(path: Path, images: Member) -> str:
@@ -200,11 +177,8 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
         key = info.filename[: -len(".npy")]
         try:
             version = np.lib.format.read_magic(file)
-            readers = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            shape, is_fortran, dtype = readers[version](file)
+            number = {(1, 0): "1_0", (2, 0): "2_0"}[version]
+            shape, is_fortran, dtype = getattr(np.lib.format, f"read_array_header_{number}")(file)
         except (ValueError, KeyError, EOFError, SyntaxError, TypeError):
             raise ValueError(f"{path}: {key} is no array; copy the file again, or {_SAVE}") from None
         member = Member(key, shape, dtype, is_fortran, file.tell())

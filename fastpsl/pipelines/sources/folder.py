@@ -9,10 +9,10 @@ What is hidden or left by other programs (`leftovers`) is never looked into.
 
 import glob
 import os
-import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -28,14 +28,14 @@ from fastpsl.pipelines.data.source import (
     EXTENSIONS,
     LEFTOVERS,
     OTHERS,
+    Counted,
     Picks,
     Sample,
     Tally,
     changed,
     is_image,
-    shard_range,
 )
-from fastpsl.pipelines.sources.text_lists import first_entry, open_text
+from fastpsl.pipelines.sources.text_lists import entries, open_text
 
 SourceFile = Path | RemoteObject
 """A file; its `name` is the last part of its path or address, and `str` is all of it."""
@@ -71,11 +71,11 @@ def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
     by_name = {name.lower(): root / name for name in parts}
     first = by_name.get("train", root / parts[0])
     second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
-    training = f"--data {_quoted(first)}" + (f" --val {_quoted(second)}" if second else "")
+    training = f"--data {quote(str(first))}" + (f" --val {quote(str(second))}" if second else "")
     return ValueError(
         f"{root}: holds parts of a data set ({', '.join(parts)}), not classes: write each alone, "
-        f"as in `fastpsl data write {_quoted(first)} {first.name}.beton`, or train with {training}; "
-        f"`fastpsl data write {_quoted(root)} OUT --classes folders` takes them as classes"
+        f"as in `fastpsl data write {quote(str(first))} {first.name}.beton`, or train with {training}; "
+        f"`fastpsl data write {quote(str(root))} OUT --classes folders` takes them as classes"
     )
 
 
@@ -87,10 +87,6 @@ def tar_parts_error(name: str, parts: Sequence[str]) -> ValueError:
     )
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
 def list_beside(root: Path, folder: str) -> Path | None:
     """Return a list in `root` that names a label of an image in `root`/`folder`, or None."""
     for name in sorted(os.listdir(root)):
@@ -100,7 +96,7 @@ def list_beside(root: Path, folder: str) -> Path | None:
         with open_text(path) as file:
             is_binary = len(file.readline(_MAX_LINE)) == _MAX_LINE
         try:
-            entry = None if is_binary else first_entry(path)
+            entry = None if is_binary else next(entries(path), None)
         except ValueError:  # a text that is no list
             continue
         places = (root, root / folder) if entry and entry.label is not None else ()
@@ -110,54 +106,23 @@ def list_beside(root: Path, folder: str) -> Path | None:
 
 
 @dataclass
-class ImageFolder:
-    """A folder of images, counted.
-
-    `shard` (i, n) keeps the i-th of n runs of neighbours, i from 0; labels do not depend on it.
-    """
+class ImageFolder(Counted):
+    """A folder of images; its parts are the classes."""
 
     root: Path
     folders: list[str]  # directly in the root, in the order of labels; none of a flat folder
-    class_names: list[str] | None
-    counts: list[int]  # images in each class, of all shards
-    left_out: Tally
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "jpg"
-    notes: list[str] = field(default_factory=list)
-    hint: str = ""  # why there are no classes, where a user may expect some
-
-    @property
-    def num_total(self) -> int:
-        """The number of images in all shards."""
-        return sum(self.counts)
-
-    @property
-    def num_samples(self) -> int:
-        """The number of images in this shard."""
-        return len(shard_range(self.num_total, self.shard))
-
-    @property
-    def warnings(self) -> list[str]:
-        """The reason for no classes."""
-        return [self.hint] if self.hint else []
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order."""
-        try:
-            yield from self._samples(skip)
-        except OSError as error:
-            raise _listing_error(self.root, error) from None
-
-    def _samples(self, skip: int) -> Iterator[Sample]:
-        position, num_total = 0, self.num_total
-        positions = shard_range(num_total, self.shard)[skip:]
-        for number in range(len(self.counts)):
-            for name, path, label in self._class(number):
-                if position in positions:
-                    yield Sample(name, Path(path), label)
-                position += 1
-        if position != num_total:
-            raise changed(self.root, num_total, position)
+        position, positions = 0, self.here[skip:]
+        with _listing_errors(self.root):
+            for number in range(len(self.counts)):
+                for name, path, label in self._class(number):
+                    if position in positions:
+                        yield Sample(name, Path(path), label)
+                    position += 1
+        if position != self.num_total:
+            raise changed(self.root, self.num_total, position)
 
     def _class(self, number: int) -> Iterator[tuple[str, str, int]]:
         """Yield each image's name below the root, its path and its label; a flat folder is one class."""
@@ -171,10 +136,9 @@ class ImageFolder:
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose images at random; only the folders of their classes are listed, in random order."""
-        here = shard_range(self.num_total, self.shard)
         starts = [0, *accumulate(self.counts)]
         wanted = dict[int, set[int]]()
-        for position in random.sample(here, min(num, len(here))):
+        for position in random.sample(self.here, min(num, self.num_samples)):
             number = bisect_right(starts, position) - 1
             wanted.setdefault(number, set()).add(position - starts[number])
         samples = (
@@ -197,19 +161,15 @@ def image_folder(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images, or one with a folder per class")
-    try:
+    with _listing_errors(root):
         return _count(root, shard, are_classes)
-    except OSError as error:
-        raise _listing_error(root, error) from None
 
 
 def folder_classes(root: Path) -> list[str] | None:
     """Return the names of a folder's classes, without counting its images; None of a folder without."""
-    try:
+    with _listing_errors(root):
         classes = _class_folders(root)
         without = _without_classes(root, classes) or next(_images(root, True), None)
-    except OSError as error:
-        raise _listing_error(root, error) from None
     return None if without else classes or None
 
 
@@ -246,10 +206,14 @@ def _class_folders(root: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not is_leftover(entry.name) and _is_folder(entry))
 
 
-def _listing_error(root: Path, error: OSError) -> ValueError:
-    return ValueError(
-        f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
-    )
+@contextmanager
+def _listing_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
+        ) from None
 
 
 def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder:
@@ -279,20 +243,25 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
         labels = list_beside(root, "")
         told = f"; {labels.name} names their classes, and may be given instead" if labels else ""
         notes = [f"no class folders: images without labels{told}"]
-        return ImageFolder(root, [], None, [num_flat], left_out, shard, notes=notes)
+        return ImageFolder(root, [], counts=[num_flat], left_out=left_out, shard=shard, notes=notes)
     if without:
         hint = (
             f"the only folder, {without}, is taken as no class: images without labels; give the folder above "
             "the class folders, or a list with the classes"
         )
-        return ImageFolder(root, [without], None, [num_tree], left_out, shard, hint=hint)
-    for name in (name for name, count in counts.items() if not count):
-        left_out.add(EMPTY, name)
-    examples = ", ".join(" ".join(name.split()) for name in classes[:3]) + (
-        ", ..." if len(classes) > 3 else ""
-    )
+        return ImageFolder(
+            root, [without], counts=[num_tree], left_out=left_out, shard=shard, warnings=[hint]
+        )
+    for name, count in counts.items():
+        if not count:
+            left_out.add(EMPTY, name)
+    shown = [" ".join(name.split()) for name in classes[:3]] + ["..."] * (len(classes) > 3)
+    examples = ", ".join(shown)
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
-    return ImageFolder(root, classes, classes, list(counts.values()), left_out, shard, notes=notes)
+    return ImageFolder(
+        root, classes, counts=list(counts.values()), class_names=classes, left_out=left_out, shard=shard,
+        notes=notes,
+    )  # fmt: skip
 
 
 def _images(root: Path, is_flat: bool, left_out: Tally | None = None) -> Iterator[str]:

@@ -72,16 +72,11 @@ def class_number(value: object, numbers: Mapping[str, int]) -> int | None:
 
 
 class Census:
-    """The classes of a source, told from all of its labels.
-
-    Attributes:
-        lowest, highest: The range of the class numbers.
-        example: A label that is neither a number nor a name.
-    """
+    """The classes of a source, told from all of its labels."""
 
     def __init__(self) -> None:
-        self.lowest, self.highest = math.inf, -math.inf
-        self.example = ""
+        self.lowest, self.highest = math.inf, -math.inf  # class numbers
+        self.example = ""  # a label that is neither a number nor a name
         self._names, self._has_numbers = set[str](), False
 
     def add(self, value: object) -> None:

@@ -15,27 +15,26 @@ names are files.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import numpy as np
-
 from fastpsl.console.progress import operation
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.data.source import Picks, Sample, Tally, shard_range
+from fastpsl.pipelines.data.source import Counted, Picks, Sample, Tally
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.text_lists import (
     BELOW,
     Names,
+    entries,
     folders_around,
     names_images,
+    names_of,
     numbered,
     read_classes,
-    read_lines,
     shorten,
-    table_of,
 )
 
 _NUM_TRIED = 64
@@ -44,41 +43,20 @@ _KEYS = ("images", "annotations", "categories")
 
 
 @dataclass
-class ImageList:
-    """A list and the folder `root` of its images; `shard` (i, n) keeps the i-th of n runs of neighbours."""
+class ImageList(Counted):
+    """A list and the folder `root` of its images."""
 
     names: Names
     root: Path
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "jpg"
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self.names.class_names
-
-    @property
-    def left_out(self) -> Tally:
-        return self.names.left_out
-
-    @property
-    def num_total(self) -> int:
-        return len(self.names.paths)
-
-    @property
-    def num_samples(self) -> int:
-        """The number of images in this shard."""
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in the list's order."""
-        return map(self._sample, shard_range(self.num_total, self.shard)[skip:])
+        return map(self._sample, self.here[skip:])
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose images at random."""
-        here = shard_range(self.num_total, self.shard)
-        return Picks("picked at random", True, map(self._sample, random.sample(here, min(num, len(here)))))
+        chosen = random.sample(self.here, min(num, self.num_samples))
+        return Picks("picked at random", True, map(self._sample, chosen))
 
     def _sample(self, i: int) -> Sample:
         path = self.names.paths[i]
@@ -92,9 +70,19 @@ def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path |
     """
     path = Path(path)
     names = read_list(path)
-    _require_each_once(path, names.paths)
-    places = folders_around(path) if folder is None else _places_in(folder)
-    root = _best_place(places, names.paths)
+    if len(set(names.paths)) < len(names.paths):
+        repeated = [name for name, count in Counter(names.paths).items() if count > 1]
+        raise ValueError(
+            f"{path}: names {len(repeated):,} of {len(set(names.paths)):,} images more than once, "
+            f"the first is {repeated[0]}; name each once"
+        )
+    if folder is None:
+        places = folders_around(path)
+    else:  # the names may be relative to it, to a folder within it, or to one above
+        within = [folder / below for below in BELOW]
+        places = [place for place in (*within, *list(folder.absolute().parents)[:2]) if place.is_dir()]
+    examples = names.paths[:: -(-len(names.paths) // _NUM_TRIED)]
+    root = max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, name)) for name in examples))
     _require_there(path, names.paths, root, places)
     return _image_list(names, root, shard)
 
@@ -132,25 +120,22 @@ def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
     num, classes = len(names.paths), names.class_names
     labels = "no labels" if max(names.labels) < 0 else f"labels up to {max(names.labels):,}"
     labels = labels if classes is None else f"{len(classes):,} classes"
-    return ImageList(names, root, shard, notes=[f"{num:,} images below {root}, {labels}"])
+    return ImageList(
+        names, root, counts=[num], shard=shard, class_names=classes, left_out=names.left_out,
+        notes=[f"{num:,} images below {root}, {labels}"],
+    )  # fmt: skip
 
 
 def read_list(path: Path) -> Names:
     """Read the list at `path`, without looking for its images."""
     try:
-        names = _read(path)
+        is_json = path.suffix.lower() == ".json"
+        names = _inaturalist(path) if is_json else names_of(path, entries(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of images") from None
     if not names.paths:
         raise ValueError(f"{path}: names no image; give a list with one path per line, or iNaturalist's json")
     return names
-
-
-def _read(path: Path) -> Names:
-    if path.suffix.lower() == ".json":
-        return _inaturalist(path)
-    table = table_of(path)
-    return table.names() if table else read_lines(path)
 
 
 def _inaturalist(path: Path) -> Names:
@@ -211,30 +196,6 @@ def _labels(
             f"the first is {files[unlabelled[0]]}; annotate or remove them, or give a .txt of paths alone"
         )
     return labels
-
-
-def _require_each_once(path: Path, paths: list[str]) -> None:
-    if len(set(paths)) == len(paths):
-        return
-    values, first, counts = np.unique(np.array(paths, object), return_index=True, return_counts=True)
-    repeated = first[counts > 1].min()
-    raise ValueError(
-        f"{path}: names {int((counts > 1).sum()):,} of {len(values):,} images more than once, "
-        f"the first is {paths[repeated]}; name each once"
-    )
-
-
-def _places_in(folder: Path) -> list[Path]:
-    """Return the folders that the names of a folder's images may be relative to: it, within it, or above."""
-    within = [folder / below for below in BELOW]
-    return [place for place in (*within, *list(folder.absolute().parents)[:2]) if place.is_dir()]
-
-
-def _best_place(places: list[Path], paths: list[str]) -> Path:
-    examples = paths[:: -(-len(paths) // _NUM_TRIED)]
-    return max(
-        places, key=lambda folder: sum(os.path.isfile(os.path.join(folder, path)) for path in examples)
-    )
 
 
 def _require_there(path: Path, paths: list[str], root: Path, places: list[Path]) -> None:

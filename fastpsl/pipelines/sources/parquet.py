@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.remote.failures import RemoteDataError
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.source import Picks, Sample, Tally, changed, choose_split, parts_of, shard_range
+from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed, choose_split, parts_of
 from fastpsl.pipelines.sources.folder import SourceFile, open_file
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number, is_label_word
 
@@ -131,73 +131,55 @@ def is_file(part: object) -> bool:
     return isinstance(part, Path | RemoteObject)
 
 
-def require_pyarrow() -> None:
-    """Raise ImportError unless parquet files can be read here."""
-    import pyarrow.parquet  # noqa: F401
-
-
 @contextlib.contextmanager
 def open_parquet(path: SourceFile, **options: Any) -> Iterator[Any]:
     """Open a parquet file."""
     from pyarrow.parquet import ParquetFile
 
-    if isinstance(path, Path):
-        with ParquetFile(path, **options) as file:
-            yield file
-    else:
-        with open_file(path) as stream, ParquetFile(stream, **options) as file:
-            yield file
+    with contextlib.ExitStack() as stack:
+        file = path if isinstance(path, Path) else stack.enter_context(open_file(path))
+        yield stack.enter_context(ParquetFile(file, **options))
 
 
 def rows(
     part: Any, columns: Columns, positions: range, batch_rows: int = BATCH_ROWS
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (image, label or None) for some rows of a parquet file or a data set."""
-    return (_rows_of_file if is_file(part) else _rows_of_dataset)(part, columns, positions, batch_rows)
+    if is_file(part):
+        tables = _tables_of_file(part, columns, positions, batch_rows)
+    else:
+        chosen = part.select_columns(columns.names).select(positions)
+        tables = chosen.with_format("arrow").iter(batch_rows)
+    for table in tables:
+        images = table.column(columns.image).to_pylist()
+        labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(images)
+        yield from zip(images, labels, strict=True)
 
 
-def _rows_of_file(
-    path: SourceFile, columns: Columns, positions: range, batch_rows: int
-) -> Iterator[tuple[Any, Any]]:
+def _tables_of_file(path: SourceFile, columns: Columns, positions: range, batch_rows: int) -> Iterator[Any]:
     # pre_buffer would hold whole row groups.
     with open_parquet(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        for group, group_positions in parts_of(positions, sizes):
+        for group, here in parts_of(positions, _group_sizes(file)):
             position = 0
             for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns.names):
-                first, last = (
-                    max(group_positions.start - position, 0),
-                    min(group_positions.stop - position, len(batch)),
-                )
+                first, last = max(here.start - position, 0), min(here.stop - position, len(batch))
                 if first < last:
-                    yield from _pairs(batch.slice(first, last - first), columns)
+                    yield batch.slice(first, last - first)
                 position += len(batch)
-                if position >= group_positions.stop:
+                if position >= here.stop:
                     break
 
 
 def row_groups(path: SourceFile, positions: range) -> list[range]:
     """Return the part of each row group that lies within `positions`."""
     with open_parquet(path) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        sizes = _group_sizes(file)
     starts = [0, *accumulate(sizes)]
     return [range(starts[i] + p.start, starts[i] + p.stop) for i, p in parts_of(positions, sizes)]
 
 
-def _rows_of_dataset(
-    dataset: Any, columns: Columns, positions: range, batch_rows: int
-) -> Iterator[tuple[Any, Any]]:
-    for table in (
-        dataset.select_columns(columns.names).select(positions).with_format("arrow").iter(batch_rows)
-    ):
-        yield from _pairs(table, columns)
-
-
-def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
-    """Yield (image, label or None) for each row."""
-    images = table.column(columns.image).to_pylist()
-    labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(images)
-    yield from zip(images, labels, strict=True)
+def _group_sizes(file: Any) -> list[int]:
+    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
 
 @contextlib.contextmanager
@@ -224,29 +206,30 @@ _SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that d
 
 
 @dataclass
-class Tables:
-    """A data set in columns, with its rows counted."""
+class Tables(Counted):
+    """A data set in columns; its parts are parquet files, or one datasets.Dataset."""
 
     what: str  # for messages
     roots: tuple[Path, ...]  # folders of the images that rows only name
-    parts: Sequence[Any]  # paths of parquet files, or one datasets.Dataset
-    counts: list[int]  # rows in each part
+    data: Sequence[Any]
     columns: Columns
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "jpg"
-    left_out: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         """Read labels that are fractions or text, because all of them tell the classes."""
         if self.columns.is_told_by_values:
             self.columns = replace(self.columns, **self._classes())
-        self._numbers = {name: number for number, name in enumerate(self.class_names or ())}
+        label, self.class_names = self.columns.label, self.columns.class_names
+        labels = f"labels from {label}" if label else "no labels: -1"
+        self.notes = [f"images from column {self.columns.image}, {labels}"]
+        if self.columns.left_out:
+            self.warnings = [f"column {self.columns.left_out}: {NO_LABELS}"]
+        self._numbers = self.numbers
 
     def _classes(self) -> dict[str, Any]:
         column, census = self.columns.label, Census()
         columns = Columns(str(column), None)
-        with operation(f"{self.what}: reading column {column}", "parts", len(self.parts)) as progress:
-            for part, count in zip(progress.track(self.parts), self.counts, strict=True):
+        with operation(f"{self.what}: reading column {column}", "parts", len(self.data)) as progress:
+            for part, count in zip(progress.track(self.data), self.counts, strict=True):
                 with reading_errors(self.what):
                     for label, _ in rows(part, columns, range(count), _LABEL_ROWS):
                         census.add(label)
@@ -254,55 +237,31 @@ class Tables:
             return {"label": None, "left_out": f"{column} {fault}"}
         return {"class_names": census.class_names}
 
-    @property
-    def warnings(self) -> list[str]:
-        return [f"column {self.columns.left_out}: {NO_LABELS}"] if self.columns.left_out else []
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self.columns.class_names
-
-    @property
-    def notes(self) -> list[str]:
-        label = self.columns.label
-        return [
-            f"images from column {self.columns.image}, "
-            + (f"labels from {label}" if label else "no labels: -1")
-        ]
-
-    @property
-    def num_total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
-
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's rows in order."""
-        return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
+        return self._samples_of(self.parts(skip))
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose rows at random; of parquet files the first ones of some row groups."""
-        parts = list(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        parts = list(self.parts())
         random.shuffle(parts)
         each = max(_PICKED, -(-num // len(parts)))
         runs = ((i, run) for i, positions in parts for run in self._runs(i, positions, each, random))
-        how = ("the first of row groups " if is_file(self.parts[0]) else "") + "picked at random"
+        how = ("the first of row groups " if is_file(self.data[0]) else "") + "picked at random"
         return Picks(how, True, self._samples_of(runs))
 
     def _runs(self, i: int, positions: range, num: int, random: Random) -> list[range]:
         """Return runs of `num` rows of a part in all, within `positions`."""
-        if not is_file(self.parts[i]):
+        if not is_file(self.data[i]):
             return [range(p, p + 1) for p in random.sample(positions, min(num, len(positions)))]
-        with reading_errors(self.parts[i]):
-            groups = row_groups(self.parts[i], positions)
+        with reading_errors(self.data[i]):
+            groups = row_groups(self.data[i], positions)
         chosen = random.sample(groups, min(len(groups), -(-num // _PICKED)))
         return [group[: -(-num // len(chosen))] for group in chosen]
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:
-            part, position = self.parts[i], positions.start
+            part, position = self.data[i], positions.start
             from_file = is_file(part)
             what = str(part) if from_file else self.what
             with reading_errors(what):
@@ -359,7 +318,7 @@ def parquet_files(
     i-th of n runs of neighbours.
     """
     try:
-        require_pyarrow()
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise _missing(error) from None
     what = os.path.dirname(str(paths[0])) if len(paths) > 1 else str(paths[0])
@@ -384,7 +343,7 @@ def parquet_files(
         raise ValueError(f"{what}: has no rows; give a data set of images")
     columns = choose_columns(what, schemas[0], image_column, label_column)
     roots = tuple(path.parent for path in paths[:1] if isinstance(path, Path))
-    return Tables(what, roots, paths, counts, columns, shard)
+    return Tables(what, roots, paths, columns, counts=counts, shard=shard)
 
 
 def hugging_face(
@@ -428,7 +387,7 @@ def hugging_face(
     columns = choose_columns(name, dataset.features.arrow_schema, image_column, label_column)
     cache = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_CACHE_HOME))
     roots = (Path(name),) if os.path.isdir(name) else cache
-    return Tables(name, roots, [dataset], [len(dataset)], columns, shard)
+    return Tables(name, roots, [dataset], columns, counts=[len(dataset)], shard=shard)
 
 
 def _missing(error: ImportError) -> ValueError:

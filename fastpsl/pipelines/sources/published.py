@@ -20,7 +20,7 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import IO, Any
@@ -28,7 +28,7 @@ from typing import IO, Any
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.pipelines.data.source import Picks, Sample, Tally, changed, parts_of, shard_range
+from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed
 
 PAGES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -83,12 +83,8 @@ class Edition:
 
     def label_files(self, files: Sequence[str]) -> list[str]:
         """Return the files that hold only labels of these files' images."""
-        if self.labels_in != "file":
-            return []
-        return [file.replace("_X", "_y") for file in files if not file.startswith("unlabeled")]
-
-    def images_of(self, label_file: str) -> str:
-        return label_file.replace("_y", "_X")
+        labelled = [file for file in files if not file.startswith("unlabeled")]
+        return [file.replace("_X", "_y") for file in labelled] if self.labels_in == "file" else []
 
     def needed(self, split: str) -> list[str]:
         """Return every file that a split needs."""
@@ -150,7 +146,8 @@ class _Type:
 class _Array:
     """A stand-in for numpy.ndarray while it is unpickled."""
 
-    values: np.ndarray | None = None
+    def __init__(self, values: np.ndarray | None = None):
+        self.values = values
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -166,13 +163,6 @@ def _numbers(data: Any, dtype: Any, shape: Any, is_fortran: Any) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """Build an array as Python 3's pickle protocol 5 stores it."""
-    array = _Array()
-    array.values = _numbers(data, dtype, shape, order == "F")
-    return array
-
-
 class _Unpickler(pickle.Unpickler):
     @override
     def find_class(self, module: str, name: str) -> Any:
@@ -181,7 +171,10 @@ class _Unpickler(pickle.Unpickler):
             # These functions are new for each call, so that a pickle can change nothing else.
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype, (), False).item(),
-            ("numpy.core.numeric", "_frombuffer"): lambda *parts: _from_buffer(*parts),
+            # Python 3 stores arrays so in protocol 5.
+            ("numpy.core.numeric", "_frombuffer"): lambda data, dtype, shape, order: _Array(
+                _numbers(data, dtype, shape, order == "F")
+            ),
             ("numpy", "dtype"): lambda name, *_: _Type(name),
             ("numpy", "ndarray"): _NDARRAY,
             # Python 3 stores bytes so in its protocols for Python 2.
@@ -220,28 +213,13 @@ _BLOCK_BYTES = 1 << 22
 
 
 @dataclass
-class Published:
+class Published(Counted):
     """One split of a published data set, with its images counted."""
 
     where: Path  # the archive, or the folder with its files
     edition: Edition
     files: Sequence[str]  # files of images
-    counts: list[int]  # images in each file
     labels: dict[str, np.ndarray]  # for files with labels in a file of their own
-    class_names: list[str] | None
-    notes: list[str]
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "raw"
-    warnings: list[str] = field(default_factory=list)
-    left_out: Tally = field(default_factory=Tally)
-
-    @property
-    def num_total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order, uint8 [S, S, 3] with S = 32 or 96."""
@@ -253,7 +231,7 @@ class Published:
         return Picks("the first", False, self.samples())
 
     def _samples(self, skip: int) -> Iterator[Sample]:
-        for i, positions in parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts):
+        for i, positions in self.parts(skip):
             name, position = self.files[i], 0
             for planes, labels in self._batches(name):
                 for image_planes, label in zip(planes, labels, strict=True):
@@ -397,14 +375,17 @@ def _count(
                     f"download it again"
                 )
         else:
-            labels[edition.images_of(file)] = np.frombuffer(stream.read(), np.uint8).astype(np.int64) - 1
+            labels[file.replace("_y", "_X")] = np.frombuffer(stream.read(), np.uint8).astype(np.int64) - 1
     for file, file_labels in labels.items():
         if len(file_labels) != counts[file]:
             raise ValueError(
                 f"{where}: {file} has {counts[file]:,} images and {len(file_labels):,} labels; "
                 f"download it again"
             )
-    return Published(where, edition, files, [counts[file] for file in files], labels, names, notes, shard)
+    return Published(
+        where, edition, files, labels, counts=[counts[file] for file in files], class_names=names,
+        mode="raw", notes=notes, shard=shard,
+    )  # fmt: skip
 
 
 def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tuple[str, IO[bytes], int]]:
@@ -428,27 +409,28 @@ def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tu
 
 
 def _unpickle(where: Path, name: str, stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    try:
+    with _as_published(where, name):
         record = load_plain(stream.read())
-        labels = record.get(b"fine_labels", record.get(b"labels"))
         planes = record[b"data"].reshape(-1, 3, 32, 32)
-        labels = np.array(labels, np.int64)
+        labels = np.array(record.get(b"fine_labels", record.get(b"labels")), np.int64)
         if labels.shape != planes.shape[:1]:
             raise ValueError(f"{len(planes)} images and {labels.size} labels")
         return planes, labels
-    except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
-        raise ValueError(f"{where}: {name} is not as published ({error}); download it again") from None
 
 
 def _class_names(where: Path, edition: Edition, stream: IO[bytes]) -> list[str]:
     data = stream.read()
-    if edition.labels_in == "pickle":
-        try:
-            record = load_plain(data)
-            key = b"fine_label_names" if b"fine_label_names" in record else b"label_names"
-            return [name.decode() for name in record[key]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{where}: {edition.names_file} is not as published ({error}); download it again"
-            ) from None
-    return [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    if edition.labels_in != "pickle":
+        return [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    with _as_published(where, edition.names_file):
+        record = load_plain(data)
+        key = b"fine_label_names" if b"fine_label_names" in record else b"label_names"
+        return [name.decode() for name in record[key]]
+
+
+@contextlib.contextmanager
+def _as_published(where: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{where}: {name} is not as published ({error}); download it again") from None

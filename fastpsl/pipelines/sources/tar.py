@@ -22,7 +22,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from random import Random
 from typing import IO, NamedTuple, cast
 
@@ -37,13 +37,12 @@ from fastpsl.pipelines.data.source import (
     LEFTOVERS,
     OTHERS,
     SAME_KEY,
+    Counted,
     Picks,
     Sample,
     Tally,
     changed,
     is_image,
-    parts_of,
-    shard_range,
 )
 from fastpsl.pipelines.sources.folder import PARTS, SourceFile, open_file, size_of, tar_parts_error
 from fastpsl.pipelines.sources.labels import Census, class_number
@@ -186,11 +185,8 @@ def _reason(error: BaseException) -> str:
         raise error
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
-    if isinstance(error, EOFError) or str(error) in (
-        "unexpected end of data",
-        "truncated header",
-        "empty header",
-    ):
+    ends_early = ("unexpected end of data", "truncated header", "empty header")
+    if isinstance(error, EOFError) or str(error) in ends_early:
         return "is cut short"
     if isinstance(error, (OSError, RuntimeError, zlib.error, lzma.LZMAError)):
         return "its compression is damaged"
@@ -209,9 +205,9 @@ class Group:
 
     key: str
     image_name: str = ""
-    image: "bytes | BadImage" = b""
+    image: bytes | BadImage = b""
     label_name: str = ""
-    label: "bytes | BadImage" = b""
+    label: bytes | BadImage = b""
     num_further: int = 0  # images left out, because they share the key
 
     def add(self, member: Member, is_wanted: bool, has_labels: bool) -> None:
@@ -231,7 +227,7 @@ def _ending(name: str) -> str:
     return posixpath.basename(name).partition(".")[2].lower()
 
 
-def _read(member: Member, max_bytes: int) -> "bytes | BadImage":
+def _read(member: Member, max_bytes: int) -> bytes | BadImage:
     try:
         return member.read(max_bytes)
     except BadImage as error:
@@ -321,48 +317,31 @@ _PICKED = 16  # images of each tar, for an estimate
 
 
 @dataclass
-class TarSource:
-    """A list of tars of images, counted; see the module's docstring."""
+class TarSource(Counted):
+    """A list of tars of images; damages are counted, too. See the module's docstring."""
 
     paths: list[SourceFile]
-    counts: list[int]  # samples in each tar, damages included
     is_web: bool
     folders: Folders
-    class_names: list[str] | None
-    notes: list[str]
-    warnings: list[str]
-    left_out: Tally
-    shard: tuple[int, int] = (0, 1)
-    mode: str = "jpg"
-
-    @property
-    def num_total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def num_samples(self) -> int:
-        return len(shard_range(self.num_total, self.shard))
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's samples in order; damaged ones carry the reason."""
-        return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
+        return self._samples_of(self.parts(skip))
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose the first images, of some tars at random where there are several."""
-        parts = list(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        parts = list(self.parts())
         random.shuffle(parts)
         each = max(_PICKED, -(-num // len(parts)))
-        how = (
-            "the first"
-            if len(parts) == 1
-            else f"the first of {min(len(parts), -(-num // each))} tars picked at random"
+        num_tars = min(len(parts), -(-num // each))
+        of_tars = f" of {num_tars} tars picked at random" if len(parts) > 1 else ""
+        return Picks(
+            f"the first{of_tars}", False, self._samples_of((i, positions[:each]) for i, positions in parts)
         )
-        return Picks(how, False, self._samples_of((i, positions[:each]) for i, positions in parts))
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
-        labels = {name: label for label, name in enumerate(self.class_names or ())}
         for i, positions in parts:
-            yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, labels)
+            yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, self.numbers)
 
     def _samples_of_tar(
         self, path: SourceFile, count: int, positions: range, labels: dict[str, int]
@@ -387,17 +366,15 @@ class TarSource:
         name = f"{path.name}/{group.image_name}"
         if isinstance(group.image, BadImage):
             return Sample(name, group.image, -1)
-        if labels and not self.is_web:
-            label = labels.get(self.folders.class_of(group.image_name))
-            if label is None:
-                raise ValueError(
-                    f"{path}: has changed since it was counted; write again when nothing changes it"
-                )
-            return Sample(name, group.image, label)
-        try:
-            return Sample(name, group.image, label_of(group, labels) if self.is_web else -1)
-        except BadImage as error:
-            return Sample(name, error, -1)
+        if self.is_web:
+            try:
+                return Sample(name, group.image, label_of(group, labels))
+            except BadImage as error:
+                return Sample(name, error, -1)
+        label = labels.get(self.folders.class_of(group.image_name)) if labels else -1
+        if label is None:
+            raise ValueError(f"{path}: has changed since it was counted; write again when nothing changes it")
+        return Sample(name, group.image, label)
 
 
 def _groups(path: SourceFile, grouper: Grouper) -> Iterator[Group | Damage]:
@@ -475,8 +452,8 @@ def tar_source(
         raise ValueError(
             f"{error.filename}: cannot be read ({error.strerror}); give tars that can be read"
         ) from None
-    count, starts = _Count(), [sum(sizes[:i]) for i in range(len(sizes))]
-    for path, start in zip(paths, starts, strict=True):
+    count = _Count()
+    for path, start in zip(paths, accumulate(sizes, initial=0), strict=False):
 
         def on_bytes(position: int, start: int = start) -> None:
             if on_progress:
@@ -499,8 +476,9 @@ def tar_source(
         warnings = [without] if count.num_unlabelled else []
         del count.left_out.counts[OTHERS]  # further files of samples
         return TarSource(
-            paths, count.num_by_key, True, folders, names, notes, warnings, count.left_out, shard
-        )
+            paths, True, folders, counts=count.num_by_key, class_names=names, notes=notes, warnings=warnings,
+            left_out=count.left_out, shard=shard,
+        )  # fmt: skip
     del count.left_out.counts[SAME_KEY]
     if folders.below and folders.beside:
         raise ValueError(
@@ -513,5 +491,6 @@ def tar_source(
     class_names = sorted(folders.below) or None
     notes = [f"{len(class_names):,} class folders{where}" if class_names else f"images without labels{where}"]
     return TarSource(
-        paths, count.num_one_by_one, False, folders, class_names, notes, [], count.left_out, shard
-    )
+        paths, False, folders, counts=count.num_one_by_one, class_names=class_names, notes=notes,
+        left_out=count.left_out, shard=shard,
+    )  # fmt: skip

@@ -89,13 +89,8 @@ def numbered(paths: list[str], classes: Sequence[int | str | None]) -> Names:
     return Names(paths, labels, names or None, Tally())
 
 
-def read_lines(path: Path) -> Names:
-    """Read a list with a path per line, and after it a class number or name on all lines, or on none."""
-    return names_of(path, line_entries(path))
-
-
-def line_entries(path: Path) -> Iterator[Entry]:
-    """Yield the images of a list with a line each, as `read_lines` reads them."""
+def _line_entries(path: Path) -> Iterator[Entry]:
+    """Yield the images of a list of paths, each with a class number or name behind it or without."""
     with open_text(path) as file:
         for number, text in enumerate(file, start=1):
             if line := text.strip():
@@ -182,11 +177,7 @@ class Table(NamedTuple):
     label: int | None
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the images.
-
-        Raises:
-            ValueError: It is no table, or a line lacks a path or a cell.
-        """
+        """Yield the images; raise ValueError where it is no table, or a line lacks a path or a cell."""
         rows = _rows(self.path, self.delimiter)
         try:
             for number, row in islice(rows, int(self.has_header), None):
@@ -202,14 +193,6 @@ class Table(NamedTuple):
             raise ValueError(
                 f"{self.path}: is no table ({error}); write one image and its class per line"
             ) from None
-
-    def names(self) -> Names:
-        """Read the images and their labels.
-
-        Raises:
-            ValueError: As `entries`, or the labels are of several kinds.
-        """
-        return names_of(self.path, self.entries())
 
 
 def table_of(path: Path) -> Table | None:
@@ -233,10 +216,10 @@ def names_images(path: Path) -> bool:
     return is_plain(first_line(path)) or table_of(path) is not None
 
 
-def first_entry(path: Path) -> Entry | None:
-    """Return the first image that a list names, or None."""
+def entries(path: Path) -> Iterator[Entry]:
+    """Yield the images of a list, in lines or as a table."""
     table = table_of(path)
-    return next(table.entries() if table else line_entries(path), None)
+    return table.entries() if table else _line_entries(path)
 
 
 def _table(path: Path, delimiter: str) -> Table | None:

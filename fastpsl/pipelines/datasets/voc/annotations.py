@@ -38,13 +38,6 @@ class Objects(NamedTuple):
     labels: np.ndarray
     difficult: np.ndarray
 
-    @classmethod
-    def of(cls, boxes: list[list[float]], labels: list[int], difficult: list[bool]) -> "Objects":
-        """Build the arrays from lists, also from empty ones."""
-        return cls(
-            np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(difficult, bool)
-        )
-
 
 def read_objects(path: Path, text: bytes, numbers: Mapping[str, int], size: tuple[int, int]) -> Objects:
     """Return the objects of an annotation `text`, at least one, for an image of `size` (height, width) px.
@@ -73,7 +66,7 @@ def read_objects(path: Path, text: bytes, numbers: Mapping[str, int], size: tupl
             f"{path}: holds no object with a box, and images here need one; "
             f"take {path.stem} out of the list, or annotate it"
         )
-    return Objects.of(boxes, labels, difficult)
+    return Objects(np.array(boxes, np.float32), np.array(labels, np.int64), np.array(difficult, bool))
 
 
 def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
@@ -344,12 +337,11 @@ def _sbd(path: Path, data: bytes) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     try:
-        mask = arrays["GTcls"]["Segmentation"][0, 0]
+        mask = np.asarray(arrays["GTcls"]["Segmentation"][0, 0])
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path}: no GTcls.Segmentation is in it ({' '.join(str(error).split())}); extract it again"
         ) from None
-    mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(
             f"{path}: GTcls.Segmentation is {mask.dtype} {list(mask.shape)}; SBD's are uint8 [h, w]"

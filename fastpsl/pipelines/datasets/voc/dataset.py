@@ -22,7 +22,7 @@ import numpy as np
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
 from fastpsl.files.workers import default_num_threads, map_in_order
-from fastpsl.pipelines.data.dataset import BadImage, SampleTable
+from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc.annotations import Objects, read_mask, read_objects
 from fastpsl.pipelines.image.image_file import upright_size
@@ -95,8 +95,7 @@ def class_names(folder: Path) -> list[str]:
     names = _lines(path)
     if not 1 <= len(names) <= MAX_CLASSES:
         raise ValueError(f"{path}: names {len(names)} classes; give 1 to {MAX_CLASSES}, one name per line")
-    repeated = _first_repeated(names)
-    if repeated:
+    if repeated := _first_repeated(names):
         raise ValueError(f"{path}: names {repeated!r} twice; name each class once")
     return names
 
@@ -122,9 +121,7 @@ def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
         splits = ", ".join(Path(file).stem for file in _names(lists) if "_" not in file) or "none"
         raise ValueError(f"{list_file}: no such list (those of {lists.name}: {splits}); {remedy}")
     images = year_folder / "JPEGImages"
-    result = ImageSet(_read_ids(list_file), images, year_folder / annotations, ending, list_file, remedy)
-    _check_files(result)
-    return result
+    return ImageSet(_read_ids(list_file), images, year_folder / annotations, ending, list_file, remedy)
 
 
 def sbd_set(root: Path, folder: Path) -> ImageSet:
@@ -151,12 +148,10 @@ def sbd_set(root: Path, folder: Path) -> ImageSet:
     lists = folder / "VOC2012" / "ImageSets" / "Segmentation"
     voc_ids = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
     new_ids = [name for name in dict.fromkeys(ids) if name not in voc_ids]
-    result = ImageSet(new_ids, sbd_folder / "img", sbd_folder / "cls", ".mat", sbd_folder, remedy)
-    _check_files(result)
-    return result
+    return ImageSet(new_ids, sbd_folder / "img", sbd_folder / "cls", ".mat", sbd_folder, remedy)
 
 
-def check_disjoint(parts: Sequence[ImageSet]) -> None:
+def _check_disjoint(parts: Sequence[ImageSet]) -> None:
     """Raise ValueError where two sets share an image."""
     lists: dict[tuple[Path, str], Path] = {}
     for part in parts:
@@ -189,8 +184,7 @@ def _read_ids(list_file: Path) -> list[str]:
     for line in ids:
         if len(line.split()) != 1 or "/" in line:
             raise ValueError(f"{list_file}: the line {line!r} is no id; give one id per line, such as 000005")
-    repeated = _first_repeated(ids)
-    if repeated:
+    if repeated := _first_repeated(ids):
         raise ValueError(f"{list_file}: names {repeated} twice; name each image once")
     return ids
 
@@ -208,14 +202,12 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-__all__ = ["CLASSES", "VOC", "Needs", "Objects"]
-
 _VERSION = "voc-v1"  # a new name whenever the parts of the digest change
 _THREADS = 16  # remote storage answers slowly, but many requests at once
 
 
 @final
-class VOC:
+class VOC(Local):
     """The images of `sets`, one set after another.
 
     Args:
@@ -247,7 +239,9 @@ class VOC:
                 )
             parts.append(sbd_set(Path(sbd).absolute(), folder))
             self.split += "+sbd"
-        check_disjoint(parts)
+        for part in parts:
+            _check_files(part)
+        _check_disjoint(parts)
         self.class_names: list[str] | None = class_names(folder)
         self.num_classes = len(self.class_names)
         self._ids = [name for part in parts for name in part.ids]
@@ -323,13 +317,7 @@ class VOC:
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
-        positions = np.asarray(indices, np.int64)
-        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
-            raise IndexError(f"sample {positions.min()} .. {positions.max()} of {self.num_samples}")
-        return self._rows.part(positions)
-
-    def wait(self, indices: np.ndarray) -> None:
-        """Do nothing, since all is on this machine."""
+        return self._rows.part(checked(indices, self.num_samples))
 
     def labels(self) -> np.ndarray:
         """Return int32 [num_samples], all -1, because an image has several classes (`targets`)."""
@@ -345,15 +333,6 @@ class VOC:
         It is equal for a copy of the files, whatever its place and dates.
         """
         return self._digest
-
-    def close(self) -> None:
-        """Do nothing, because no file stays open."""
-
-    def __enter__(self) -> "VOC":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def open_train_and_test(
