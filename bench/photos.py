@@ -87,9 +87,12 @@ class Fields:
 
 
 def photo(
-    fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL, sides: Sequence[Side] = SIDES,
+    fields: Fields,
+    index: int,
+    bytes_per_pixel: float = BYTES_PER_PIXEL,
+    sides: Sequence[Side] = SIDES,
     quality: int = QUALITY,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many."""
     random = np.random.default_rng((fields.seed, 10, index))
     height, width, _ = sides[random.choice(len(sides), p=[share for _, _, share in sides])]
@@ -118,9 +121,14 @@ def photo(
 
 
 def write_photos(
-    out: Path, num: int, seed: int = 0, num_workers: int | None = None,
-    bytes_per_pixel: float = BYTES_PER_PIXEL, sides: Sequence[Side] = SIDES, quality: int = QUALITY,
-) -> None:  # fmt: skip
+    out: Path,
+    num: int,
+    seed: int = 0,
+    num_workers: int | None = None,
+    bytes_per_pixel: float = BYTES_PER_PIXEL,
+    sides: Sequence[Side] = SIDES,
+    quality: int = QUALITY,
+) -> None:
     """Write a dataset file of photos 0 to num - 1 of a seed, with made-up labels."""
     fields = Fields(seed)
     _ = fields.detail, fields.contrast, fields.shade, fields.colour  # before threads use them
@@ -158,9 +166,11 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=6000, help="JPEGs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same one gives the same images (default: 0)")
     parser.add_argument(
-        "--bytes-per-pixel", type=float, default=BYTES_PER_PIXEL,
+        "--bytes-per-pixel",
+        type=float,
+        default=BYTES_PER_PIXEL,
         help="of the JPEGs, in the mean (default: ImageNet's, %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--workers", type=int, help="threads that draw and encode (default: one per core)")
     options = parser.parse_args()
     if options.num < 1 or options.bytes_per_pixel <= 0:

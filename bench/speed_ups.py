@@ -405,11 +405,16 @@ def _by_views(part: str, text: str, *goals: float, **labels: Any) -> tuple[Searc
     """Return searches in results of decoding, for one view and two."""
     return tuple(
         figure(
-            "decode", part, text.replace("VIEWS", counted(num, "view")), least=goal, num_views=num,
-            **_VIEWS, **labels,
+            "decode",
+            part,
+            text.replace("VIEWS", counted(num, "view")),
+            least=goal,
+            num_views=num,
+            **_VIEWS,
+            **labels,
         )
         for num, goal in enumerate(goals, 1)
-    )  # fmt: skip
+    )
 
 
 def _fused(chain: str, most: float) -> Search:

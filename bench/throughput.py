@@ -262,9 +262,13 @@ def measure(setting: Setting, files: Path, log: Callable[[str], None]) -> dict[s
             works[title] = _work(kind, setting, files)
     if options.peers:
         rates, missing, notes = interleaved.measure(
-            works, options.views, repeats=setting.repeats, seconds=setting.seconds, deadline=start + limit_s,
+            works,
+            options.views,
+            repeats=setting.repeats,
+            seconds=setting.seconds,
+            deadline=start + limit_s,
             log=log,
-        )  # fmt: skip
+        )
         crop = {"stage": None, "crop": "RandomResizedCrop"}
         result["rows"] += [each.row(each.measured, **crop) for each in rates]
         result["not_measured"] += missing

@@ -153,9 +153,12 @@ def _without_padding(batch: Batch, num: int) -> Batch:
             tuple({name: value[keep] for name, value in draw.items()} for draw in draws)
             for draws in batch.draws
         ],
-        indices=batch.indices[keep], labels=batch.labels[keep], epoch=batch.epoch, step=batch.step,
+        indices=batch.indices[keep],
+        labels=batch.labels[keep],
+        epoch=batch.epoch,
+        step=batch.step,
         ops=batch.ops,
-    )  # fmt: skip
+    )
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -258,9 +261,15 @@ def loader(
         dataset = open_data(data, folder, cache_gb) if isinstance(data, str | Path) else data
     try:
         batches = Loader(
-            dataset, views, batch_size_per_rank=share, train=train, device=device, rank=rank, world=world,
+            dataset,
+            views,
+            batch_size_per_rank=share,
+            train=train,
+            device=device,
+            rank=rank,
+            world=world,
             **options,
-        )  # fmt: skip
+        )
     except BaseException:
         if owns_data:
             dataset.close()

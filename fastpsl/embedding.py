@@ -84,10 +84,14 @@ def embed(
             torch.no_grad(),
             operation("features", "images", data.num_samples) as progress,
             Loader(
-                data, [work.view], batch_size_per_rank=batch_size, train=False, device=world.device,
+                data,
+                [work.view],
+                batch_size_per_rank=batch_size,
+                train=False,
+                device=world.device,
                 on_bad_sample=on_bad_sample,
             ) as loader,
-        ):  # fmt: skip
+        ):
             for (rows,), _ in feature_batches([work], loader, 0, world.device):
                 rows = rows[: len(features) - first]  # the rest is padding
                 features[first : first + len(rows)] = rows

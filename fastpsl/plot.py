@@ -160,7 +160,13 @@ def neighbours(
         of_queries = features[numbers] if same else embed(model, Subset(asked, numbers), block=block)[0]
         found = nearest_others(of_queries, features, k, numbers if same else None, torch.device("cpu"))
         sheet = neighbour_sheet(
-            asked, bank, numbers, found.rows.numpy(), found.similarities.numpy(), {}, called="query",
+            asked,
+            bank,
+            numbers,
+            found.rows.numpy(),
+            found.similarities.numpy(),
+            {},
+            called="query",
             judged=not why_no_precision(bank, asked),
-        )  # fmt: skip
+        )
     return figure_of(sheet)

@@ -78,9 +78,13 @@ def build(options: Options) -> engine.Experiment:
         options.backbone, num_channels=input.num_channels, dropout=options.dropout
     )
     task = tasks.DeepCluster(
-        options.num_clusters, input, options.size_px, seed=options.seed, pca_width=options.pca_width,
+        options.num_clusters,
+        input,
+        options.size_px,
+        seed=options.seed,
+        pca_width=options.pca_width,
         k_means_iterations=options.k_means_iterations,
-    )  # fmt: skip
+    )
     return engine.Experiment(
         task=task,
         backbone=backbone,

@@ -67,10 +67,15 @@ def build(options: Options) -> engine.Experiment:
     else:
         permutations = kernels.permutation_set(options.grid**2, options.counts).permutations
     task = tasks.Jigsaw(
-        permutations, options.counts, shorter_px=options.short_side, grid=options.grid,
-        cell_px=options.cell_px, tile_px=options.tile_px,
-        permutations_per_image=options.permutations_per_image, embedding_width=options.embedding_width,
-    )  # fmt: skip
+        permutations,
+        options.counts,
+        shorter_px=options.short_side,
+        grid=options.grid,
+        cell_px=options.cell_px,
+        tile_px=options.tile_px,
+        permutations_per_image=options.permutations_per_image,
+        embedding_width=options.embedding_width,
+    )
     backbone = models.make_backbone(options.backbone)
     return engine.Experiment(
         task=task,

@@ -66,10 +66,16 @@ class Options(SGDOptions):
 
 def build(options: Options) -> engine.Experiment:
     task = tasks.MoCo(
-        seed=options.seed, batch_size=options.batch_size // options.accumulate, queue_size=options.queue_size,
-        momentum=options.momentum, temperature=options.temperature, key_group=options.key_group,
-        width=options.embedding_width, size_px=options.size_px, sobel_p=options.sobel_p,
-    )  # fmt: skip
+        seed=options.seed,
+        batch_size=options.batch_size // options.accumulate,
+        queue_size=options.queue_size,
+        momentum=options.momentum,
+        temperature=options.temperature,
+        key_group=options.key_group,
+        width=options.embedding_width,
+        size_px=options.size_px,
+        sobel_p=options.sobel_p,
+    )
     backbone = models.make_backbone(options.backbone)
     return engine.Experiment(
         task=task,

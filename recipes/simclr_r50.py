@@ -76,9 +76,12 @@ class Options(PretrainOptions):
 def build(options: Options) -> engine.Experiment:
     backbone = models.make_backbone(options.backbone)
     task = tasks.SimCLR(
-        options.batch_size, size_px=options.size_px, temperature=options.temperature,
-        embedding_width=options.embedding_width, sobel_p=options.sobel_p,
-    )  # fmt: skip
+        options.batch_size,
+        size_px=options.size_px,
+        temperature=options.temperature,
+        embedding_width=options.embedding_width,
+        sobel_p=options.sobel_p,
+    )
     return engine.Experiment(
         task=task,
         backbone=backbone,

@@ -42,9 +42,15 @@ def build(options: UICOptions) -> engine.Experiment:
 
 
 RECIPE = Recipe(
-    "uic_alexnet", __doc__, UICOptions, PAPER, SAMPLE, build, variant=fine_tuning,
+    "uic_alexnet",
+    __doc__,
+    UICOptions,
+    PAPER,
+    SAMPLE,
+    build,
+    variant=fine_tuning,
     at_most={"num_clusters": 0.1},
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

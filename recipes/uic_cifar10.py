@@ -30,9 +30,16 @@ def build(options: UICOptions) -> engine.Experiment:
 
 
 RECIPE = Recipe(
-    "uic_cifar10", __doc__, UICOptions, USUAL, SAMPLE, build, source="default", variant=fine_tuning,
+    "uic_cifar10",
+    __doc__,
+    UICOptions,
+    USUAL,
+    SAMPLE,
+    build,
+    source="default",
+    variant=fine_tuning,
     at_most={"num_clusters": 0.1},
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -72,9 +72,12 @@ def build(options: Options) -> engine.Experiment:
         optimiser=functools.partial(
             optim.sgd, momentum=protocol.momentum, weight_decay=protocol.weight_decay, decay_biases=True
         ),
-        science=weights.science(), open=open_voc, batchnorm=protocol.batchnorm, clip_norm=protocol.clip_norm,
+        science=weights.science(),
+        open=open_voc,
+        batchnorm=protocol.batchnorm,
+        clip_norm=protocol.clip_norm,
         finish=functools.partial(finish, options, weights),
-    )  # fmt: skip
+    )
 
 
 def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Sequence[str]:
@@ -86,9 +89,13 @@ def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Seq
         "num_scored": len(predictions["image"])
     }
     path = evaluation.write_run(
-        run, recipe="voc_classification", protocol=f"classification/{options.protocol}", numbers=numbers,
-        settings=settings, checkpoint=record,
-    )  # fmt: skip
+        run,
+        recipe="voc_classification",
+        protocol=f"classification/{options.protocol}",
+        numbers=numbers,
+        settings=settings,
+        checkpoint=record,
+    )
     title = f"classification/{options.protocol}, {options.layers}, {record['backbone']}, "
     title += f"{record['path'] or 'random weights'}"
     chart = plots.draw_classes(numbers, run.folder / "result.png", title)

@@ -76,10 +76,15 @@ def build(options: Options) -> engine.Experiment:
     )
     return engine.Experiment(
         task=segmentation.Segmentation(network, weights.input, crop, protocol.auxiliary_weight),
-        backbone=weights.backbone, stages=(protocol.stage(network.last_block),), schedule=protocol.schedule(),
-        optimiser=functools.partial(optim.sgd, **protocol.sgd()), science=weights.science(), open=open_voc,
-        batchnorm=protocol.batchnorm, finish=functools.partial(finish, options, weights),
-    )  # fmt: skip
+        backbone=weights.backbone,
+        stages=(protocol.stage(network.last_block),),
+        schedule=protocol.schedule(),
+        optimiser=functools.partial(optim.sgd, **protocol.sgd()),
+        science=weights.science(),
+        open=open_voc,
+        batchnorm=protocol.batchnorm,
+        finish=functools.partial(finish, options, weights),
+    )
 
 
 def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Sequence[str]:
@@ -99,9 +104,15 @@ def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Seq
 
 
 RECIPE = Recipe(
-    "voc_segmentation", __doc__, Options, PAPER, SAMPLE, build, source="default",
+    "voc_segmentation",
+    __doc__,
+    Options,
+    PAPER,
+    SAMPLE,
+    build,
+    source="default",
     variant=lambda options: segmentation.batch_of(options),
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

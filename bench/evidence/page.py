@@ -56,18 +56,24 @@ def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None =
     scores, earlier = result["scores"], result.get("earlier", [])
     stages = [stage for training in result["training"] for stage in training["stages"]]
     return _TEMPLATES.get_template("experiment.md.jinja").render(
-        result, name=name, columns=columns, arms=arms,
+        result,
+        name=name,
+        columns=columns,
+        arms=arms,
         changes={arm: of["change"] for arm, of in result["curves"].items() if "change" in of},
         seeds=sorted({score["seed"] for score in scores}),
-        search_seeds=sorted({score["seed"] for score in result["search"]}), code=_code(scores),
+        search_seeds=sorted({score["seed"] for score in result["search"]}),
+        code=_code(scores),
         machines=[one["environment"] | {"plan_commit": one["plan_commit"]} for one in (*earlier, result)],
-        earlier=earlier, beside=_beside(result.get("beside", [])),
+        earlier=earlier,
+        beside=_beside(result.get("beside", [])),
         p=_p_values([one["values"] for one in result["differences"]]),
         train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
-        times=times, evaluation=in_words(result["endpoint"]["evaluation"]),
+        times=times,
+        evaluation=in_words(result["endpoint"]["evaluation"]),
         percent=f"{100 * times['accuracy']:g}" if times else "",
         hours=sum(stage["seconds"] for stage in stages) / 3600,
-    )  # fmt: skip
+    )
 
 
 def _code(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -95,9 +95,12 @@ class Runner:
         threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
         with log.open("a") as file:
             process = subprocess.Popen(
-                _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                _program(words),
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
                 env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)},
-            )  # fmt: skip
+            )
             try:
                 self._wait(process, name, log)
             finally:

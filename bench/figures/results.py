@@ -149,8 +149,10 @@ def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
         f"Speed of augmentations, on {_device(result)}",
         "Their time over fastpsl's, logarithmic. The line is equal speed.",
         f"Batches of {settings['batch_size']} images of {settings['size_px']} px. {_medians(file, result)}",
-        [f"beside {other}" for other in OTHERS.values()], rows, math.log,
-    )  # fmt: skip
+        [f"beside {other}" for other in OTHERS.values()],
+        rows,
+        math.log,
+    )
 
 
 def newest(results: Mapping[str, Result], bench: str) -> tuple[str, Result]:

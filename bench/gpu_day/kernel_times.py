@@ -61,9 +61,12 @@ def main() -> None:
     is_small = "--small" in sys.argv
     device = choose_device("cpu" if is_small else "cuda", 0)
     setting = Setting(
-        device, torch.float32 if is_small else torch.float16, 4 if is_small else 256, 64 if is_small else 224,
+        device,
+        torch.float32 if is_small else torch.float16,
+        4 if is_small else 256,
+        64 if is_small else 224,
         4,
-    )  # fmt: skip
+    )
     with torch.inference_mode():
         for chain in chains(("SimCLR T3",), setting):
             numbers = itertools.count()

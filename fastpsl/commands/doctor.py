@@ -60,9 +60,13 @@ class Doctor:
             if self.recipe is not None:
                 path = named_path(self.recipe, Train.names) if Train.knows(self.recipe) else Path(self.recipe)
             return examine(
-                path, recipe_options, as_json=self.json, stages=self.stages, seconds=self.seconds,
+                path,
+                recipe_options,
+                as_json=self.json,
+                stages=self.stages,
+                seconds=self.seconds,
                 num_ranks=self.gpus,
-            )  # fmt: skip
+            )
         except KeyboardInterrupt:
             print("fastpsl: interrupted; nothing was changed", file=sys.stderr)
             return EXIT_INTERRUPTED

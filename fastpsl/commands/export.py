@@ -50,10 +50,15 @@ class Export:
         input = given_input(self.input_channels, self.input_mean, self.input_std, self.input_size_px)
         print(
             export(
-                self.checkpoint, self.to, self.out, overwrite=self.overwrite, backbone=self.backbone,
-                input=input, results=self._results(),
+                self.checkpoint,
+                self.to,
+                self.out,
+                overwrite=self.overwrite,
+                backbone=self.backbone,
+                input=input,
+                results=self._results(),
             )
-        )  # fmt: skip
+        )
 
     def _results(self) -> list[dict[str, Any]]:
         if self.results is None:

@@ -64,9 +64,13 @@ class MakeLabels:
             raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
         with closing(open_data(self.data if self.data is not None else sample_paths().train)) as data:
             labels, num_classes, configuration = make_labels(
-                self.source, data, num_classes=num_classes, pca_width=self.pca_width, size_px=self.size_px,
+                self.source,
+                data,
+                num_classes=num_classes,
+                pca_width=self.pca_width,
+                size_px=self.size_px,
                 seed=self.seed,
-            )  # fmt: skip
+            )
             made_by = f"fastpsl labels {self.source}"
             write_labels(out, labels, num_classes, data, made_by, configuration=configuration)
             measured = measure(read_labels(out, data), data.labels(), self.seed)
@@ -107,9 +111,14 @@ class Clusters:
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: it must be 0 or more")
         lines = report(
-            self.run_or_file, data=self.data, labels=self.labels, out=self.out, seed=self.seed,
-            require_labels=self.require_labels, backbone=self.backbone,
-        )  # fmt: skip
+            self.run_or_file,
+            data=self.data,
+            labels=self.labels,
+            out=self.out,
+            seed=self.seed,
+            require_labels=self.require_labels,
+            backbone=self.backbone,
+        )
         print("\n".join(lines))
 
 

@@ -68,9 +68,14 @@ class Table:
 
         paths = {name: getattr(self, name) for name in OTHER_DATA}
         lines = make_table(
-            self.name, self.runs, self.out, scale=self.scale, data=self.data, val=self.val,
+            self.name,
+            self.runs,
+            self.out,
+            scale=self.scale,
+            data=self.data,
+            val=self.val,
             pretrain_data=self.pretrain_data,
             others={name: (path,) if isinstance(path, str) else path for name, path in paths.items() if path},
             num_processes=self.gpus,
-        )  # fmt: skip
+        )
         print("\n".join(lines))

@@ -54,9 +54,12 @@ def make_display(console: Console, render: Callable[[], RenderableType]) -> "Liv
         return NotebookDisplay(console, render)
     # Lines on stdout appear above the display only if they go to a terminal, too: a file gets its own.
     return Live(
-        console=console, auto_refresh=False, get_renderable=render,
-        redirect_stdout=plain(sys.stdout).isatty(), vertical_overflow="crop",
-    )  # fmt: skip
+        console=console,
+        auto_refresh=False,
+        get_renderable=render,
+        redirect_stdout=plain(sys.stdout).isatty(),
+        vertical_overflow="crop",
+    )
 
 
 class NotebookDisplay:
@@ -111,9 +114,13 @@ def bar_line(done: int, total: int, parts: Sequence[str], width: int) -> Table:
     text_width = min(len(GAP.join(parts)), room - _MIN_BAR)
     # The terminal's own colours can be seen on white and on black.
     bar = ProgressBar(
-        total, done, width=min(_MAX_BAR, room - text_width), style="bright_black", complete_style="cyan",
+        total,
+        done,
+        width=min(_MAX_BAR, room - text_width),
+        style="bright_black",
+        complete_style="cyan",
         finished_style="green",
-    )  # fmt: skip
+    )
     line = Table.grid(padding=(0, len(GAP), 0, 0), pad_edge=False)
     line.add_row(bar, text_lines(parts, text_width))
     return line

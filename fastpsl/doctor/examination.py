@@ -138,12 +138,20 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         with _tried(BETON_WRITE, untried):
             alternatives += feed.written([view for some in views.values() for view in some])
     return Measurements(
-        is_cuda=device.type == "cuda", num_cores=num_cores, num_threads=setup.num_threads,
-        torch_threads=torch.get_num_threads(), decoder=decoder, read=read, decode=feed.decode,
-        jpeg_engines=engines, copy=copy_rate(first_views, batch_size, device) if is_copied else None,
-        stages=stages, alternatives=tuple(alternatives), untried=untried,
+        is_cuda=device.type == "cuda",
+        num_cores=num_cores,
+        num_threads=setup.num_threads,
+        torch_threads=torch.get_num_threads(),
+        decoder=decoder,
+        read=read,
+        decode=feed.decode,
+        jpeg_engines=engines,
+        copy=copy_rate(first_views, batch_size, device) if is_copied else None,
+        stages=stages,
+        alternatives=tuple(alternatives),
+        untried=untried,
         auto=AutoDecoder(auto, reason, feed.costs, by_measurement(auto, feed.costs, needed)),
-    )  # fmt: skip
+    )
 
 
 def _stage(
@@ -183,13 +191,21 @@ def _stage(
                     augment_ms[path] = statistics.median(bench.augment_ms(_AUGMENT_REPEATS, augment))
     step = bench.train_step.step_choice.mode
     rates = StageRates(
-        name=stage.name, epochs=stage.epochs, batch_size=bench.batch_size, decode=feed.decode,
-        loader=feed.loader, step=step, step_rates={step: statistics.median(synthetic)},
-        augment=bench.train_step.augment.path, augment_ms=augment_ms, both=statistics.median(both),
+        name=stage.name,
+        epochs=stage.epochs,
+        batch_size=bench.batch_size,
+        decode=feed.decode,
+        loader=feed.loader,
+        step=step,
+        step_rates={step: statistics.median(synthetic)},
+        augment=bench.train_step.augment.path,
+        augment_ms=augment_ms,
+        both=statistics.median(both),
         spread=max((max(rates) - min(rates)) / statistics.median(rates) for rates in (synthetic, both)),
-        cores_used=statistics.median(cores_used), peak_bytes=peak,
+        cores_used=statistics.median(cores_used),
+        peak_bytes=peak,
         folded=bench.train_step.fold_frozen and len(bench.train_step.module.blocks.frozen) > 0,
-    )  # fmt: skip
+    )
     del bench
     if world.device.type == "cuda":
         for mode in OTHER_MODES:

@@ -133,10 +133,11 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     num_ranks = _num_ranks(num_ranks, options, world)
     # One rank's share of batch, lanes and cores, as under torchrun.
     options = replace(
-        options, batch_size=options.rank_batch(num_ranks) * options.accumulate,
+        options,
+        batch_size=options.rank_batch(num_ranks) * options.accumulate,
         lanes=max(1, options.lanes // num_ranks),
         workers=options.workers or max(1, default_num_threads() // num_ranks),
-    )  # fmt: skip
+    )
     try:
         # Built again, because a task depends on its batch size (NT-Xent's negatives, the batches that fill
         # MoCo's queue), which is the rank's share here.

@@ -315,9 +315,15 @@ ENDINGS = {name: target.ending for name, target in TARGETS.items()} | {"onnx": (
 
 
 def export(
-    checkpoint: Path | Pretrained, to: str, out: Path, *, overwrite: bool = False,
-    backbone: str | None = None, input: Input | None = None, results: Sequence[Mapping[str, Any]] = (),
-) -> str:  # fmt: skip
+    checkpoint: Path | Pretrained,
+    to: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    backbone: str | None = None,
+    input: Input | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Write a backbone to `out`, and its input record and origin to OUT.json.
 
     safetensors and ONNX files hold that record in their metadata instead, and a folder of "hf" in its

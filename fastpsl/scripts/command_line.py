@@ -169,9 +169,12 @@ def options_of(kind: type, default: Any = None, group: str = "") -> Iterator[Opt
             continue
         told = [mark.help for mark in getattr(hint, "__metadata__", ()) if getattr(mark, "help", None)]
         yield Option(
-            each.name, hint, told[0] if told else texts.get(each.name, ""),
-            getattr(default, each.name, each.default), group or each.metadata.get("group", UNGROUPED),
-        )  # fmt: skip
+            each.name,
+            hint,
+            told[0] if told else texts.get(each.name, ""),
+            getattr(default, each.name, each.default),
+            group or each.metadata.get("group", UNGROUPED),
+        )
 
 
 def parse(

@@ -37,9 +37,13 @@ from fastpsl.tables.scales import SCALES, Scale
 def templates(folder: Path) -> Environment:
     """Return the templates of a folder: HTML and SVG escape what they are given, Markdown does not."""
     return Environment(
-        loader=FileSystemLoader(folder), autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(folder),
+        autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 MAX_WIDTH_PX = 1100

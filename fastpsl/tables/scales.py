@@ -228,14 +228,22 @@ _VALUES, _TINY = (
     _merged(*(getattr(module, name) for module in MODULES.values())) for name in ("VALUES", "TINY")
 )
 PAPER = Scale(
-    name="paper", seeds=(0,), of_sample=False, comparable=True,
+    name="paper",
+    seeds=(0,),
+    of_sample=False,
+    comparable=True,
     about={paper: module.ABOUT for paper, module in MODULES.items()},
-    num_processes={paper: module.NUM_PROCESSES for paper, module in MODULES.items()}, given=_VALUES,
-)  # fmt: skip
+    num_processes={paper: module.NUM_PROCESSES for paper, module in MODULES.items()},
+    given=_VALUES,
+)
 TINY = Scale(
-    name="tiny", seeds=(0, 1, 2), of_sample=True, comparable=False,
+    name="tiny",
+    seeds=(0, 1, 2),
+    of_sample=True,
+    comparable=False,
     about={paper: module.ABOUT_TINY for paper, module in MODULES.items()},
-    num_processes=dict.fromkeys(MODULES, 1), given=_merged(_VALUES, _TINY),
-)  # fmt: skip
+    num_processes=dict.fromkeys(MODULES, 1),
+    given=_merged(_VALUES, _TINY),
+)
 
 SCALES = {scale.name: scale for scale in (PAPER, TINY)}

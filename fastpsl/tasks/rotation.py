@@ -53,9 +53,13 @@ class Rotation(Task):
     num_levels = len(NUM_ROTATIONS)
 
     def __init__(
-        self, *, shorter_px: int, size_px: int, rotations_per_image: Literal["one", "all"] = "one",
+        self,
+        *,
+        shorter_px: int,
+        size_px: int,
+        rotations_per_image: Literal["one", "all"] = "one",
         same_window: bool = False,
-    ):  # fmt: skip
+    ):
         if not 1 <= size_px <= shorter_px:
             raise ValueError(
                 f"a window of {size_px} px given for a shorter side of {shorter_px} px; "

@@ -87,9 +87,16 @@ class Codec:
         """
         out = self._buffer("encode", _encoded_bytes(height, width))
         num_bytes: int = self._library.fastpsl_turbo_shrink(
-            self._handle.address, jpeg, len(jpeg), denominator, height, width, quality, out.ctypes.data,
+            self._handle.address,
+            jpeg,
+            len(jpeg),
+            denominator,
+            height,
+            width,
+            quality,
+            out.ctypes.data,
             len(out),
-        )  # fmt: skip
+        )
         return out[:num_bytes].tobytes() if num_bytes else None
 
 

@@ -259,9 +259,14 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
     examples = ", ".join(shown)
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
     return ImageFolder(
-        root, classes, counts=list(counts.values()), class_names=classes, left_out=left_out, shard=shard,
+        root,
+        classes,
+        counts=list(counts.values()),
+        class_names=classes,
+        left_out=left_out,
+        shard=shard,
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def _images(root: Path, is_flat: bool, left_out: Tally | None = None) -> Iterator[str]:

@@ -121,9 +121,14 @@ def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
     labels = "no labels" if max(names.labels) < 0 else f"labels up to {max(names.labels):,}"
     labels = labels if classes is None else f"{len(classes):,} classes"
     return ImageList(
-        names, root, counts=[num], shard=shard, class_names=classes, left_out=names.left_out,
+        names,
+        root,
+        counts=[num],
+        shard=shard,
+        class_names=classes,
+        left_out=names.left_out,
         notes=[f"{num:,} images below {root}, {labels}"],
-    )  # fmt: skip
+    )
 
 
 def read_list(path: Path) -> Names:

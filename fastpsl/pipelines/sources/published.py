@@ -383,9 +383,16 @@ def _count(
                 f"download it again"
             )
     return Published(
-        where, edition, files, labels, counts=[counts[file] for file in files], class_names=names,
-        mode="raw", notes=notes, shard=shard,
-    )  # fmt: skip
+        where,
+        edition,
+        files,
+        labels,
+        counts=[counts[file] for file in files],
+        class_names=names,
+        mode="raw",
+        notes=notes,
+        shard=shard,
+    )
 
 
 def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tuple[str, IO[bytes], int]]:

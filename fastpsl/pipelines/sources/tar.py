@@ -476,9 +476,16 @@ def tar_source(
         warnings = [without] if count.num_unlabelled else []
         del count.left_out.counts[OTHERS]  # further files of samples
         return TarSource(
-            paths, True, folders, counts=count.num_by_key, class_names=names, notes=notes, warnings=warnings,
-            left_out=count.left_out, shard=shard,
-        )  # fmt: skip
+            paths,
+            True,
+            folders,
+            counts=count.num_by_key,
+            class_names=names,
+            notes=notes,
+            warnings=warnings,
+            left_out=count.left_out,
+            shard=shard,
+        )
     del count.left_out.counts[SAME_KEY]
     if folders.below and folders.beside:
         raise ValueError(
@@ -491,6 +498,12 @@ def tar_source(
     class_names = sorted(folders.below) or None
     notes = [f"{len(class_names):,} class folders{where}" if class_names else f"images without labels{where}"]
     return TarSource(
-        paths, False, folders, counts=count.num_one_by_one, class_names=class_names, notes=notes,
-        left_out=count.left_out, shard=shard,
-    )  # fmt: skip
+        paths,
+        False,
+        folders,
+        counts=count.num_one_by_one,
+        class_names=class_names,
+        notes=notes,
+        left_out=count.left_out,
+        shard=shard,
+    )

@@ -235,9 +235,18 @@ class MoCo(Task):
     fixed_exchange = False  # of images between the ranks that hold and that encode them
 
     def __init__(
-        self, *, seed: int, batch_size: int, queue_size: int, momentum: float, temperature: float,
-        key_group: int, width: int, size_px: int, sobel_p: float = SOBEL_P,
-    ):  # fmt: skip
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        queue_size: int,
+        momentum: float,
+        temperature: float,
+        key_group: int,
+        width: int,
+        size_px: int,
+        sobel_p: float = SOBEL_P,
+    ):
         if key_group < 2:
             raise ValueError(f"--key-group {key_group}: statistics need 2 images; give 2 or more")
         if width < 1:

@@ -33,9 +33,15 @@ def simclr_blur(size_px: int, p: float = 0.5) -> GaussianBlur:
 
 
 def contrastive_view(
-    level: int, size_px: int, *, scale: tuple[float, float], colour: ColourDistortion, grey_p: float = 0.2,
-    blur_p: float = 0.5, sobel_p: float = SOBEL_P,
-) -> ViewSpec:  # fmt: skip
+    level: int,
+    size_px: int,
+    *,
+    scale: tuple[float, float],
+    colour: ColourDistortion,
+    grey_p: float = 0.2,
+    blur_p: float = 0.5,
+    sobel_p: float = SOBEL_P,
+) -> ViewSpec:
     """Return the view of a level: T1 crops, T2 adds colour distortion, T3 adds Gaussian blur and Sobel.
 
     The table does not have a flip; here it is part of the crop, as in SimCLR. Colour distortion is jitter,
@@ -108,9 +114,14 @@ class SimCLR(Task):
     num_levels = NUM_LEVELS
 
     def __init__(
-        self, batch_size: int, *, size_px: int, temperature: float, embedding_width: int,
+        self,
+        batch_size: int,
+        *,
+        size_px: int,
+        temperature: float,
+        embedding_width: int,
         sobel_p: float = SOBEL_P,
-    ):  # fmt: skip
+    ):
         if batch_size < 2:
             raise ValueError(
                 f"--batch-size {batch_size}: NT-Xent tells an image from the others of its batch, "

@@ -52,9 +52,15 @@ class DeepCluster(PseudoClassify):
     """
 
     def __init__(
-        self, num_classes: int, input: Input, size_px: int, *, seed: int, pca_width: int,
+        self,
+        num_classes: int,
+        input: Input,
+        size_px: int,
+        *,
+        seed: int,
+        pca_width: int,
         k_means_iterations: int,
-    ):  # fmt: skip
+    ):
         if pca_width < 1:
             raise ValueError(f"--pca-width {pca_width}: it must be 1 or more")
         if k_means_iterations < 1:

@@ -56,9 +56,16 @@ class Labels:
 
 
 def write_labels(
-    path: Path, labels: np.ndarray, num_classes: int, data: Dataset, made_by: str, *, num_split: int = 0,
-    entropy: np.ndarray | None = None, configuration: Mapping[str, Any] | None = None,
-) -> Path:  # fmt: skip
+    path: Path,
+    labels: np.ndarray,
+    num_classes: int,
+    data: Dataset,
+    made_by: str,
+    *,
+    num_split: int = 0,
+    entropy: np.ndarray | None = None,
+    configuration: Mapping[str, Any] | None = None,
+) -> Path:
     """Write labels to a file, which is absent, old or complete at any moment.
 
     Args:
@@ -83,11 +90,18 @@ def write_labels(
     assert entropy.shape == labels.shape
     file = io.BytesIO()
     np.savez(
-        file, format=FORMAT, labels=labels.astype(np.int32), indices=np.arange(len(labels)),
-        entropy=entropy.astype(np.float32), num_classes=num_classes, data_digest=data.digest(),
-        split=data.split, made_by=made_by, num_split=num_split,
+        file,
+        format=FORMAT,
+        labels=labels.astype(np.int32),
+        indices=np.arange(len(labels)),
+        entropy=entropy.astype(np.float32),
+        num_classes=num_classes,
+        data_digest=data.digest(),
+        split=data.split,
+        made_by=made_by,
+        num_split=num_split,
         configuration=json.dumps(dict(configuration or {}), sort_keys=True),
-    )  # fmt: skip
+    )
     with output_errors(path):
         write_atomically(path, file.getbuffer())
     return path

@@ -252,9 +252,17 @@ class IIC(Task):
     num_levels = 1
 
     def __init__(
-        self, num_clusters: int, *, size_px: int, crop_share: float, transforms: Transforms, num_copies: int,
-        num_sub_heads: int, second_clusters: int | None = None, seed: int = 0,
-    ):  # fmt: skip
+        self,
+        num_clusters: int,
+        *,
+        size_px: int,
+        crop_share: float,
+        transforms: Transforms,
+        num_copies: int,
+        num_sub_heads: int,
+        second_clusters: int | None = None,
+        seed: int = 0,
+    ):
         if not 0 < crop_share <= 1:
             raise ValueError(f"--crop-share {crop_share:g}: a share of the image's side, above 0 and up to 1")
         if num_copies < 1:
@@ -456,17 +464,26 @@ class ClusterHeads(nn.Module):
 
 def build_iic(options: IICOptions) -> Experiment:
     task = IIC(
-        options.num_clusters, size_px=options.size_px, crop_share=options.crop_share,
-        transforms=options.augment, num_copies=options.num_copies, num_sub_heads=options.num_sub_heads,
-        second_clusters=options.second_clusters if options.num_heads == 2 else None, seed=options.seed,
-    )  # fmt: skip
+        options.num_clusters,
+        size_px=options.size_px,
+        crop_share=options.crop_share,
+        transforms=options.augment,
+        num_copies=options.num_copies,
+        num_sub_heads=options.num_sub_heads,
+        second_clusters=options.second_clusters if options.num_heads == 2 else None,
+        seed=options.seed,
+    )
     channels = input_of(options.augment, options.size_px).num_channels
     backbone = make_backbone(options.backbone, num_channels=channels)
     return Experiment(
-        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, (1,)), optimiser=partial(adam, weight_decay=0.0),
-        frozen_batchnorm=options.frozen_batchnorm, finish=partial(leave_labels, task),
-    )  # fmt: skip
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=step_drops(options.lr, (1,)),
+        optimiser=partial(adam, weight_decay=0.0),
+        frozen_batchnorm=options.frozen_batchnorm,
+        finish=partial(leave_labels, task),
+    )
 
 
 def leave_labels(task: IIC, run: Run) -> Sequence[str]:

@@ -115,10 +115,14 @@ class LabelStore:
         labels = np.where(new >= 0, new, previous).astype(np.int32)
         self.set(labels, epoch)
         return EpochOfLabels(
-            num_written=int((new >= 0).sum()), num_not_drawn=self.num_samples - num_drawn,
-            num_repeated=num_draws - num_drawn, num_not_finite=num_not_finite, num_split=self.num_split,
-            made=labels, previous=previous,
-        )  # fmt: skip
+            num_written=int((new >= 0).sum()),
+            num_not_drawn=self.num_samples - num_drawn,
+            num_repeated=num_draws - num_drawn,
+            num_not_finite=num_not_finite,
+            num_split=self.num_split,
+            made=labels,
+            previous=previous,
+        )
 
     def _exchange(self) -> None:
         """Send to every rank, for each image, the label of the rank that had its latest position."""

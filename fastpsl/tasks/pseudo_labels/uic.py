@@ -61,10 +61,18 @@ class UIC(PseudoClassify):
     """
 
     def __init__(
-        self, num_classes: int, input: Input, size_px: int, *, seed: int, augmentation: Augmentation,
-        label_view: LabelView, fixed: bool = False, given: np.ndarray | None = None,
+        self,
+        num_classes: int,
+        input: Input,
+        size_px: int,
+        *,
+        seed: int,
+        augmentation: Augmentation,
+        label_view: LabelView,
+        fixed: bool = False,
+        given: np.ndarray | None = None,
         classifier: Mapping[str, Tensor] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(
             num_classes, uic_view(input, size_px, augmentation), center_view(input, size_px), seed=seed
         )
@@ -165,16 +173,26 @@ def build_uic(options: UICOptions) -> Experiment:
         labels = file.labels
         science["labels"] = sha256_of_file(options.pseudo_labels)
     task = UIC(
-        options.num_clusters, input, options.size_px, seed=options.seed, augmentation=options.augment,
-        label_view=options.label_view, fixed=options.fine_tune is not None, given=labels,
+        options.num_clusters,
+        input,
+        options.size_px,
+        seed=options.seed,
+        augmentation=options.augment,
+        label_view=options.label_view,
+        fixed=options.fine_tune is not None,
+        given=labels,
         classifier=classifier,
-    )  # fmt: skip
+    )
     return Experiment(
-        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=linear_decay(options.lr),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
-        science=science, frozen_batchnorm=options.frozen_batchnorm, finish=partial(leave_labels, task),
-    )  # fmt: skip
+        science=science,
+        frozen_batchnorm=options.frozen_batchnorm,
+        finish=partial(leave_labels, task),
+    )
 
 
 def leave_labels(task: PseudoClassify, run: Run) -> Sequence[str]:

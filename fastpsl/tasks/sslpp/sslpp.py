@@ -129,9 +129,17 @@ class SSLPlusPlus(Task):
     """
 
     def __init__(
-        self, proxy: Proxy, plain: ViewSpec, *, learn_proxy: bool = True, weight: float, num_classes: int = 0,
-        labels: np.ndarray | None = None, center: ViewSpec | None = None, seed: int = 0,
-    ):  # fmt: skip
+        self,
+        proxy: Proxy,
+        plain: ViewSpec,
+        *,
+        learn_proxy: bool = True,
+        weight: float,
+        num_classes: int = 0,
+        labels: np.ndarray | None = None,
+        center: ViewSpec | None = None,
+        seed: int = 0,
+    ):
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"--semantic-weight {weight:g}: it must be 0 or more")
         if not learn_proxy and not num_classes:
@@ -321,17 +329,25 @@ def build_sslpp(
         record = dict(file.configuration) | {"num_classes": file.num_classes, "digest": file.digest()}
     coupled = options.pseudo_labels == COUPLED
     task = SSLPlusPlus(
-        proxy, train_view(rgb, options.size_px, options.crop), learn_proxy=options.proxy,
-        weight=options.semantic_weight, num_classes=record.get("num_classes", 0), labels=labels,
+        proxy,
+        train_view(rgb, options.size_px, options.crop),
+        learn_proxy=options.proxy,
+        weight=options.semantic_weight,
+        num_classes=record.get("num_classes", 0),
+        labels=labels,
         center=center_view(network_input, options.size_px, whole=True) if coupled else None,
         seed=options.seed,
-    )  # fmt: skip
+    )
     backbone = make_backbone(options.backbone, num_channels=network_input.num_channels)
     return Experiment(
-        task=task, backbone=backbone, stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, options.intervals, factor), optimiser=optimiser,
-        science={"pseudo_labels": record}, frozen_batchnorm=options.frozen_batchnorm,
-    )  # fmt: skip
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=step_drops(options.lr, options.intervals, factor),
+        optimiser=optimiser,
+        science={"pseudo_labels": record},
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
 
 
 def _labels(path: Path, options: SSLPlusPlusOptions) -> Labels:
