@@ -163,7 +163,7 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch
         ("{jigsaw} --batch-size 0", "--batch-size 0"),
         ("{jigsaw} --batch-size 999", "fewer than one batch of 999"),
         ("{jigsaw} --data /nowhere.beton", "/nowhere.beton: no such file or folder"),
-        ("{jigsaw} --decoder ffvc", "decoder 'ffvc'"),
+        ("{jigsaw} --decoder ffvc", "--decoder ffvc"),
         ("{root}/recipes/linear_probe.py --data x.beton", "linear_probe.py: an evaluation"),
     ],
 )

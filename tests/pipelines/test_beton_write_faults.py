@@ -559,7 +559,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10)
         ended = cli("data", "write", photos, out, *options)
-    expected = f"fastpsl data write '{photos}' {out} --max-side 45 --workers 1 --resume"
+    expected = f"fastpsl data write '{photos}' {out} --workers 1 --max-side 45 --resume"
     assert ended.code == 130
     assert ended.err.splitlines()[-1] == f"fastpsl: interrupted; go on with: {expected}"
     told = cli("data", "write", photos, out, *options, "--resume").out
