@@ -37,7 +37,7 @@ from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.training import RECIPES, find, option_names
 from tests.engine.exact_signals import before_asking
 from tests.pipelines.forked import in_a_forked_process
-from tests.programs import ENVIRONMENT, torchrun
+from tests.programs import ENVIRONMENT
 from tests.warm import Running
 
 TINY = {"backbone": "resnet18", "size_px": 32, "batch_size": 16, "max_steps_per_stage": 2}
@@ -560,9 +560,10 @@ open(f"{out}/{os.environ['RANK']}.txt", "w").write(repr(numbers))
 
 @pytest.mark.slow
 def test_ranks_may_call_several_functions_one_after_the_other(tmp_path: Path) -> None:
+    """Without torchrun, rank 0 serves the store of each start."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    code, _, errors = Running(torchrun(2, path, tmp_path), ENVIRONMENT, tmp_path).wait(240)
+    code, _, errors = Running([str(path), str(tmp_path)], ENVIRONMENT, tmp_path, ranks=2).wait(240)
     assert code == 0, errors
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second == repr(json.loads((tmp_path / "knn" / "result.json").read_text())["numbers"])

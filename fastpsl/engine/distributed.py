@@ -48,6 +48,7 @@ def own_commit() -> str | None:
 
 
 _LOOK_AGAIN_S = 0.5
+_stores: dict[tuple[str | None, str | None], dist.Store] = {}  # by the address of rank 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,12 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        # Kept until the process ends: one that joins again might reach the store of rank 0's former start.
+        place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        if place not in _stores:
+            _stores[place] = next(rendezvous("env://", timeout=timeout))[0]
+        store = _stores[place]
+        store.set_timeout(timeout)
         own = dist.PrefixStore(_new_name(store, rank, size, timeout_s), store)
         dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
     if device.type == "cuda":

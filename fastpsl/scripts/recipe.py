@@ -31,7 +31,7 @@ MAX_BATCH_SHARE = 0.1  # of the images
 def small_values(paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int) -> dict[str, Any]:
     """Return the values of --preset small that differ from the paper's.
 
-    The batch becomes a power of two of at most a tenth of the images, and the learning rate shrinks in
+    The batch becomes a power of two of at most a tenth of the images, and `lr`, if there is one, shrinks in
     proportion. The stages become so long that each has 2,000 steps. Other sizes become powers of two.
     """
     values = dict[str, Any]()
@@ -40,7 +40,7 @@ def small_values(paper: Mapping[str, Any], at_most: Mapping[str, float], num_ima
         if paper[name] > limit:
             values[name] = 1 << max(1, limit.bit_length() - 1)
     batch_size = values.get("batch_size", paper["batch_size"])
-    if batch_size != paper["batch_size"]:
+    if batch_size != paper["batch_size"] and "lr" in paper:
         values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
     epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
     longer = tuple(max(given, epochs) for given in paper["epochs"])

@@ -182,6 +182,7 @@ def test_ranks_wait_for_each_other_as_long_as_is_asked(monkeypatch: pytest.Monke
         joined.append((backend, rank, world_size))
 
     monkeypatch.setattr(distributed, "rendezvous", rendezvous)
+    monkeypatch.setattr(distributed, "_stores", {})
     monkeypatch.setattr(distributed, "_new_name", lambda *_: "world")  # the other rank is not here
     monkeypatch.setattr("torch.distributed.init_process_group", join)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):

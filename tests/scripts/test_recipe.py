@@ -92,6 +92,12 @@ def test_a_batch_of_exactly_a_tenth_stays() -> None:
     assert small_values(paper, {}, 1919)["batch_size"] == 128
 
 
+def test_a_recipe_without_a_rate_has_small_values_too() -> None:
+    assert small_values({"batch_size": 256, "epochs": (30, 300)}, {}, 480) == {
+        "batch_size": 32, "epochs": (134, 300)
+    }  # fmt: skip
+
+
 WITH_PRESETS = [
     path.stem
     for path in sorted((ROOT / "recipes").glob("*.py"))
