@@ -106,12 +106,11 @@ def score(
     """
     labels, truth = train.labels(), val.labels()
     assert labels is not None and truth is not None
-    num_bank = len(labels) - len(train.record["bad"])
+    good, num_bank = val.good(), len(train.good())
     if max(ks) > num_bank:
         raise ValueError(
             f"--k {max(ks)}: only {num_bank:,} training images could be decoded; give a smaller k"
         )
-    good = np.setdiff1d(np.arange(len(truth)), val.record["bad"])
     queries = good[world.rank :: world.size]
     # The chart may show more neighbours than the largest k.
     k = min(max(*ks, NUM_NEIGHBOURS), num_bank)

@@ -29,6 +29,10 @@ IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
 LABEL_WORDS = ("labels", "label", "targets", "target", "y")
 _UNNAMED = {"arr_0": "images", "arr_1": "labels"}
 _CHUNK_BYTES = 1 << 22
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _SAVE = "save it with np.savez(file, images=..., labels=...)"
 
 
@@ -177,8 +181,7 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
         key = info.filename[: -len(".npy")]
         try:
             version = np.lib.format.read_magic(file)
-            number = {(1, 0): "1_0", (2, 0): "2_0"}[version]
-            shape, is_fortran, dtype = getattr(np.lib.format, f"read_array_header_{number}")(file)
+            shape, is_fortran, dtype = _HEADER_READERS[version](file)
         except (ValueError, KeyError, EOFError, SyntaxError, TypeError):
             raise ValueError(f"{path}: {key} is no array; copy the file again, or {_SAVE}") from None
         member = Member(key, shape, dtype, is_fortran, file.tell())
