@@ -24,12 +24,11 @@ from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augmen
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import SHORTER_OF_SIZE, ViewSpec
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_SHORTER_OF_SIZE = 256 / 224  # for evaluation: ImageNet's usual resize to 256 and centre crop of 224
 
 
 @final
@@ -282,7 +281,7 @@ def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:
         raise ValueError(f"loader: num_views is {num_views}; it must be 1 or more")
     if train:
         return [ViewSpec(RandomResizedCrop(size_px), (Flip(),))] * num_views
-    return [ViewSpec(ShorterSideCrop(round(size_px * _SHORTER_OF_SIZE), size_px, where="center"))] * num_views
+    return [ViewSpec(ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, where="center"))] * num_views
 
 
 def _share(batch_size: int, world: int) -> int:

@@ -91,7 +91,6 @@ def build(options: Options) -> engine.Experiment:
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=optim.step_drops(options.lr, (1,)),
         optimiser=partial(tasks.two_sgds, make=options.sgd(), weight_decay=options.weight_decay),
-        frozen_batchnorm=options.frozen_batchnorm,
         finish=partial(tasks.leave_labels, task),
     )
 

@@ -84,7 +84,6 @@ def build(options: Options) -> engine.Experiment:
         schedule=optim.step_drops(options.lr, options.intervals),
         optimiser=options.sgd(),
         science={"permutations": tasks.permutations_digest(permutations)},
-        frozen_batchnorm=options.frozen_batchnorm,
     )
 
 

@@ -84,7 +84,6 @@ def build(options: Options) -> engine.Experiment:
         schedule=optim.cosine(options.lr),
         # Momentum .9 and decay 1e-4 of all parameters, as in MoCo's code.
         optimiser=partial(options.sgd(), decay_biases=True),
-        frozen_batchnorm=options.frozen_batchnorm,
     )
 
 

@@ -78,7 +78,6 @@ def build(options: Options) -> engine.Experiment:
         # Momentum .9 and decay 1e-4 without biases, as for the jigsaw; the paper states none for the
         # rotation.
         optimiser=options.sgd(),
-        frozen_batchnorm=options.frozen_batchnorm,
     )
 
 

@@ -88,7 +88,6 @@ def build(options: Options) -> engine.Experiment:
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=optim.cosine(options.lr, options.warmup_epochs),
         optimiser=partial(optim.lars, weight_decay=options.weight_decay, eeta=options.trust),
-        frozen_batchnorm=options.frozen_batchnorm,
     )
 
 

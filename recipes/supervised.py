@@ -79,7 +79,6 @@ def build(options: Options) -> engine.Experiment:
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=optim.step_drops(options.lr * options.batch_size / 256, options.intervals),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
-        frozen_batchnorm=options.frozen_batchnorm,
         finish=partial(finish, task),
     )
 

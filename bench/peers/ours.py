@@ -24,15 +24,12 @@ def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
 
 def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
     """Return the reason why our Loader cannot run with a decoder, or None if it can."""
-    from fastpsl.pipelines.decoders import dali
     from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
 
     if name == "auto":
         return None
     if name not in NAMES:
         raise ValueError(f"--decoders {name}: there are {', '.join(NAMES)}")
-    if name == "dali":
-        return dali.why_missing(device) or None
     if name == "synthetic":
         return None
     try:

@@ -35,7 +35,6 @@ class Experiment:
         schedule: The learning rate over the steps.
         optimiser: Builds the optimizer from named parameters.
         science: What must not change on resume besides options, such as digests of files.
-        frozen_batchnorm: How BatchNorms of frozen blocks normalise, "eval" or "train".
         part: Selects the part of --data to train on (such as `Subset`); None for all of it.
         open: Opens the training and validation data, if --data and --val are not images.
         batchnorm: The BatchNorms of learning blocks: "train"; "eval", which normalises by fixed running
@@ -53,7 +52,6 @@ class Experiment:
     schedule: Schedule
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
     science: Mapping[str, Any] = field(default_factory=dict)
-    frozen_batchnorm: str = "eval"
     part: Callable[[Dataset], Dataset] | None = None
     open: OpenData = open_both
     batchnorm: Literal["train", "eval", "fixed"] = "train"
@@ -113,7 +111,7 @@ class Experiment:
             choose_augment(options.augment_backend, (*views, *others, *pass_views), world.device)
             self.choose_step(stage, options, world)
             if options.fold_frozen:
-                check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
+                check_foldable(self.backbone.blocks()[: stage.first_learning - 1], _frozen_batchnorm(options))
 
     def choose_step(
         self, stage: Stage, options: TrainingOptions, world: World
@@ -156,6 +154,11 @@ class Experiment:
         return ""
 
 
+def _frozen_batchnorm(options: TrainingOptions) -> str:
+    """Return how BatchNorms of frozen blocks normalise, "eval" or "train"."""
+    return getattr(options, "frozen_batchnorm", "eval")
+
+
 def _is_probed(data: RunData) -> bool:
     """Return whether the online monitor compares the classes of validation and of training images."""
     probes = getattr(data.options, "probe_every", 0) > 0
@@ -179,7 +182,7 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     head = task.head(stage.level, experiment.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    blocks = StageBlocks(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
+    blocks = StageBlocks(experiment.backbone, stage, _frozen_batchnorm(options), experiment.batchnorm)
     module = StageModule(blocks, head.to(world.device), task)
     task.start_stage(stage, blocks, head)
     if not task.fixed_sizes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import secrets
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from fastpsl.console.progress import clock
 from fastpsl.console.screen import Numbers, Screen
@@ -257,12 +257,14 @@ class Reporter:
         config: dict[str, Any],
     ):
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
-        self._bad_names: set[str] = set()
+        self._bad_names, self._bad_read = set[str](), 0
         self.screen = Screen() if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.epochs = EpochLog(folder / "epochs.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
         if world.rank == 0 and tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes half a second
+
             self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
         if world.rank == 0 and wandb:
             self.wandb = start_wandb(folder, config)
@@ -349,15 +351,25 @@ class Reporter:
             yield batch
 
     def _note_bad(self, bad: list[BadSample]) -> None:
-        """Report each skipped sample once, on this rank's terminal and in bad-samples.csv."""
-        new = [sample for sample in bad if sample.name not in self._bad_names]
-        for sample in new:
-            self._bad_names.add(sample.name)
-            print(escaped(f"skipped {' '.join(str(sample).split())}"), file=sys.stderr, flush=True)
-            # Names may hold any bytes. Ranks may share the file, so each line is one write.
-            path = self.folder / "bad-samples.csv"
-            with open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerow([sample.index, sample.name, sample.reason])
+        """Report each skipped sample once, on this rank's terminal and in bad-samples.csv.
+
+        The ranks share the file, and a resumed run goes on with it. What it lists has been reported.
+        """
+        if not any(sample.name not in self._bad_names for sample in bad):
+            return
+        path = self.folder / "bad-samples.csv"
+        # Names may hold any bytes.
+        with open(path, "a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            file.seek(self._bad_read)
+            for row in csv.reader(io.StringIO(file.read(), newline="")):
+                self._bad_names.update(row[1:2])
+            for sample in bad:
+                if sample.name not in self._bad_names:
+                    self._bad_names.add(sample.name)
+                    print(escaped(f"skipped {' '.join(str(sample).split())}"), file=sys.stderr, flush=True)
+                    csv.writer(file).writerow([sample.index, sample.name, sample.reason])
+                    file.flush()  # a line is one write
+            self._bad_read = file.tell()
 
     def step(self, step: int, run_step: int, lr: float, metrics: StepMetrics) -> None:
         """Note one step."""

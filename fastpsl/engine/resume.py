@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -177,9 +178,18 @@ def find_checkpoint(
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
     pairs = {name: (value, machine.get(name)) for name, value in state["machine"].items()}
-    changed = [f"{name} {was} → {now}" for name, (was, now) in pairs.items() if was != now]
+    changed = {name: f"{name} {was} → {now}" for name, (was, now) in pairs.items() if was != now}
     if changed:
-        notes.append(f"changed since then (allowed): {', '.join(changed)}")
+        notes.append(f"changed since then (allowed): {', '.join(changed.values())}")
+    if "max_steps_per_stage" in changed:
+        notes += [
+            f"{name} has ended after {steps:,} of {planned:,} steps and stays so; give another --out to "
+            "train it longer"
+            for name, steps, planned in map(
+                itemgetter("stage", "num_steps", "num_steps_planned"), where["summaries"]
+            )
+            if steps < planned
+        ]
     wait_for_all(world)  # every rank must have read it before files are renamed
     if world.rank == 0:
         notes += _abandon_later_checkpoints(checkpoints, Path(chosen), where["run_step"])

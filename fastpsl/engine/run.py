@@ -96,13 +96,15 @@ class RunData:
             )
 
     def check_views(self, views: Sequence[ViewSpec], val_views: Sequence[ViewSpec]) -> None:
-        """Check that the smallest images can be cropped.
+        """Check that --decoder reads the data, and that the smallest images can be cropped.
 
         Raises:
-            ValueError: An image is too small for a crop.
+            ValueError: It cannot, or an image is too small for a crop.
         """
         for data, data_views in ((self.train, views), (self.val, val_views)):
-            if data is not None:
+            if data is not None and data_views:
+                if self.options.decoder != "auto":
+                    choose_decoder(self.options.decoder, data, self.world.device)
                 min_height, min_width, _, _ = data.image_sizes()
                 for view in data_views:
                     view.crop.check(min_height, min_width)
@@ -379,11 +381,8 @@ def _choice(run: Run, num_views: int, kept: str | None) -> tuple[str, str] | Non
 
     def check(options: TrainingOptions) -> None:
         choose_decoder(options.decoder, data, device)
-        if options.decoder == "dali":
-            from fastpsl.pipelines.decoders import dali
-
-            if why := "dali is for GPUs" if device.type == "cpu" else dali.why_missing(device):
-                raise ValueError(why)
+        if options.decoder == "dali" and device.type == "cpu":
+            raise ValueError("dali is for GPUs")
 
     if is_kept_on_device(data, device):
         return None

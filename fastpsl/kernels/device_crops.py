@@ -89,7 +89,7 @@ def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
     `images` is uint8 [B, H, W, 3]. A smaller image may stand at the top left, because a window never sees
     what lies around it. `boxes` are integers [B, 5]: top, left, side, side, in source pixels, and ISOTROPIC
-    or DIAGONAL; `fits_isotropic` must hold for them. The result is uint8 [B, size_px, size_px, 3].
+    or DIAGONAL, inside with `margin_px`. The result is uint8 [B, size_px, size_px, 3].
     """
     fused = fused_form(images.device)
     return crop_densely(images, boxes, size_px) if fused is None else fused.crop(images, boxes, size_px)

@@ -16,21 +16,12 @@ from fastpsl.kernels.isotropic import (
     REACH_SIGMAS,
     RED,
     SHRINK_SIGMA,
-    margin_px,
 )
 
 # Called by compiled functions only. Those with fastmath are inlined: the process that compiles the caller
 # would otherwise call what was compiled alone, and processes that load the caller from numba's cache the
 # copies in it. Their optimisations differ, and so would the sums' last bits.
 _CALLED: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
-_margin_px = numba.njit(margin_px)
-
-
-@numba.njit(nogil=True)
-def isotropic_margin_px(side: int, size_px: int) -> int:
-    """Return `margin_px` of one square, in compiled code."""
-    return int(_margin_px(side, size_px))
 
 
 @numba.njit(**_CALLED)
@@ -124,7 +115,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
     ) -> None:
         """Resample one window.
 
-        `fits_isotropic` must hold for the box; it is not checked here.
+        The box must lie inside with `margin_px`; it is not checked here.
 
         `pixels` is uint8, RGB, of at least rows * columns * 3 values. `top`, `left` and `side` are those of
         the upright square in source pixels; the window has the same centre. If `diagonal`, the image is
@@ -195,19 +186,3 @@ def _compiled(stamp: int) -> Callable[..., None]:
 # The constants stand in another file, whose edits numba's cache would not notice.
 _CONSTANTS = (LUMA_SIGMA_PX, COLOUR_SIGMA_PX, SHRINK_SIGMA, REACH_SIGMAS, RED, GREEN, BLUE, HALF)
 isotropic_resize = _compiled(zlib.crc32(repr(_CONSTANTS).encode()))
-
-
-@numba.njit(nogil=True)
-def fits_isotropic(
-    rows: int, columns: int, top: int, left: int, height: int, width: int, size_px: int
-) -> bool:
-    """Return whether a box is a square around which both windows lie in the image with the kernel's reach."""
-    if height != width or height < 1:
-        return False
-    margin = isotropic_margin_px(height, size_px)
-    return (
-        top >= margin
-        and left >= margin
-        and top + height + margin <= rows
-        and left + width + margin <= columns
-    )

@@ -323,16 +323,28 @@ def test_figures_of_an_epoch_go_everywhere(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_skipped_sample_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = reporter(tmp_path)
-    first, second = BadSample(7, "a, b.jpg", "no JPEG"), BadSample(9, "c.jpg", "cut\nshort")
-    batches = [SimpleNamespace(bad=bad) for bad in ([first], [], [first, second], [second])]
-    assert len(list(report.watched(iter(batches)))) == 4  # type: ignore[arg-type]
-    report.close()
+    """Whether it is met again in the run, on another rank or after a resume."""
+    first, second, third = (
+        BadSample(7, "a, b.jpg", "no JPEG"), BadSample(9, "c.jpg", "cut\nshort"),
+        BadSample(2, "é \u2028.jpg", "ends early"),
+    )  # fmt: skip
+    here, there, resumed = reporter(tmp_path), reporter(tmp_path), reporter(tmp_path)
+    for report, *bad in (
+        (here, [first], [], [first, second], [second]),
+        (there, [second, first], [third, third]),
+        (here, [third]),
+        (resumed, [third, second]),
+    ):
+        batches: Any = [SimpleNamespace(bad=each) for each in bad]
+        assert len(list(report.watched(iter(batches)))) == len(bad)
     with open(tmp_path / "bad-samples.csv", newline="") as file:
-        assert list(csv.reader(file)) == [["7", "a, b.jpg", "no JPEG"], ["9", "c.jpg", "cut\nshort"]]
-    assert capsys.readouterr().err.splitlines() == [
-        "skipped a, b.jpg: no JPEG", "skipped c.jpg: cut short",
-    ]  # fmt: skip
+        assert list(csv.reader(file)) == [
+            [str(sample.index), sample.name, sample.reason] for sample in (first, second, third)
+        ]
+    for report in (here, there, resumed):
+        report.close()
+    told = capsys.readouterr().err.splitlines()
+    assert told[:2] == ["skipped a, b.jpg: no JPEG", "skipped c.jpg: cut short"] and len(told) == 3
 
 
 def test_curves_of_steps_that_a_resume_repeats_are_replaced(
@@ -345,7 +357,7 @@ def test_curves_of_steps_that_a_resume_repeats_are_replaced(
         purged.append(purge_step)
         return Board()
 
-    monkeypatch.setattr(reporter_module, "SummaryWriter", open_board)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", open_board)
     for resumed in (0, 12):
         reporter(tmp_path, resumed=resumed).close()
     assert purged == [1, 13]

@@ -21,7 +21,7 @@ from fastpsl.engine import experiment as experiment_module
 from fastpsl.engine.distributed import gathered
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.step_modes import OFF, StepChoice
@@ -344,6 +344,15 @@ def test_blocks_that_cannot_be_folded_are_refused_before_the_first_step(tmp_path
         refused.check(run.data)
     replace(refused, stages=refused.stages[:1]).check(run.data)
     run.close()
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_frozen_batchnorms_normalise_as_asked(mode: Any) -> None:
+    """Any recipe's, because the engine reads the option."""
+    options = PretrainOptions(batch_size=16, frozen_batchnorm=mode)
+    staged = replace(experiment(Asking()), stages=make_plan("psl", (1, 1, 1)))
+    blocks = make_train_step(staged, 1, options, one_process()).module.blocks.train()
+    assert [part.training for part in blocks.frozen] == [mode == "train"]
 
 
 def test_batchnorms_of_backbone_and_head_are_synchronised_if_asked() -> None:

@@ -393,11 +393,13 @@ def test_a_resumed_run_says_where_it_is_and_what_is_other(
     capsys.readouterr()
     copied = tmp_path / "copy.beton"
     copied.write_bytes(sample_paths().train_32.read_bytes())
-    tiny_run(tmp_path, **{**options, "log_steps": 7, "timeout_s": 60.0, "data": str(copied)}).close()
+    changes = {"log_steps": 7, "timeout_s": 60.0, "max_steps_per_stage": 3, "data": str(copied)}
+    tiny_run(tmp_path, **{**options, **changes}).close()
     chosen = tmp_path / "checkpoints" / "step-00000003.pt"
-    assert capsys.readouterr().err.splitlines()[:2] == [
+    assert capsys.readouterr().err.splitlines()[:3] == [
         f"resuming {chosen}: stage 2, step 1",
-        "changed since then (allowed): log_steps 10 → 7, timeout_s 120.0 → 60.0",
+        "changed since then (allowed): log_steps 10 → 7, max_steps_per_stage 2 → 3, timeout_s 120.0 → 60.0",
+        "S1 has ended after 2 of 30 steps and stays so; give another --out to train it longer",
     ]
     machine = read_checkpoint(chosen)["machine"]
     assert (machine["world_size"], machine["device"]) == (1, "cpu") and "data" not in machine

@@ -25,8 +25,9 @@ from fastpsl.kernels.geometry import (
     warp,
 )
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
-from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.pipelines.decoders.decoder import cannot
 
 
 def frequency(p):
@@ -346,9 +347,8 @@ def test_windows_lie_inside_at_any_angle(size_px: int, share: float) -> None:
     for random in (True, False):
         boxes = RotationCrop(size_px, share, random).boxes(keys(), heights, widths)
         assert boxes.dtype == np.int32 and (boxes[:, 2] == boxes[:, 3]).all()
-        for height, width, box in zip(heights.tolist(), widths.tolist(), boxes.tolist(), strict=True):
-            top, left, side, _ = box
-            assert fits_isotropic(height, width, top, left, side, side, size_px)
+        kinds = np.full((len(boxes), 1), ISOTROPIC, np.int32)
+        assert not cannot(np.hstack([boxes, kinds]), size_px, heights, widths).any()
     # The central window is in the middle, to within a pixel.
     off = boxes[:, :2] + boxes[:, 2:] / 2 - np.stack([heights, widths], 1) / 2
     assert -0.5 <= off.min() and off.max() <= 0  # half a pixel up or left where it cannot be exact

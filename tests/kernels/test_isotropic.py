@@ -12,7 +12,6 @@ from torch import Tensor
 from fastpsl.kernels import device_crops
 from fastpsl.kernels.device_crops import crop_densely, crop_isotropic
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
-from fastpsl.kernels.isotropic_loops import fits_isotropic
 from tests.fake_cuda import fake_cuda
 from tests.kernels.tf32 import RoundedProducts
 from tests.kernels.windows import noise, plain, window
@@ -174,23 +173,6 @@ def test_the_margin_holds_all_that_the_kernel_reaches(side: int, size: int) -> N
     reach = 4.25 * max(3.0, 0.5 * side / size)
     corner = np.sqrt(0.5) * side * (size - 1) / size  # the outermost point's distance from the centre
     assert 0 <= margin + side / 2 - (corner + reach) < 2 + np.sqrt(0.5) * side / size
-
-
-def test_what_fits() -> None:
-    margin = int(margin_px(20, 16))
-    length = 20 + 2 * margin
-    assert fits_isotropic(length, length, margin, margin, 20, 20, 16)
-    for wrong in [
-        (length - 1, length, margin, margin, 20, 20),
-        (length, length - 1, margin, margin, 20, 20),
-        (length, length, margin - 1, margin, 20, 20),
-        (length, length, margin, margin - 1, 20, 20),
-        (length, length, margin + 1, margin, 20, 20),
-        (length, length, margin, margin, 19, 20),
-        (length, length, margin, margin, 0, 0),
-        (length, length, -5, margin, 20, 20),
-    ]:
-        assert not fits_isotropic(*wrong, 16)
 
 
 def test_the_largest_side_fits_and_wastes_little() -> None:

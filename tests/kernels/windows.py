@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.isotropic import DIAGONAL, REACH_SIGMAS
-from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
+from fastpsl.kernels.isotropic_loops import isotropic_resize
+from fastpsl.pipelines.decoders.decoder import cannot
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -17,7 +18,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def window(image: np.ndarray, top: int, left: int, side: int, resampling: int, size: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
     height, width = image.shape[:2]
-    assert fits_isotropic(height, width, top, left, side, side, size)
+    assert not cannot(np.array([[top, left, side, side, resampling]]), size, height, width)
     isotropic_resize(image.reshape(-1), height, width, top, left, side, resampling == DIAGONAL, out)
     return out
 

@@ -190,11 +190,9 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says) as excinfo:
             folded(block, torch.float32)
         assert "leave it out" in str(excinfo.value) and "\n" not in str(excinfo.value)
-    run = tiny_run(tmp_path, fold_frozen=True)
-    experiment = tiny_experiment()
-    object.__setattr__(experiment, "frozen_batchnorm", "train")
+    run = tiny_run(tmp_path, fold_frozen=True, frozen_batchnorm="train")
     with pytest.raises(ValueError, match="--fold-frozen with --frozen-batchnorm train"):
-        experiment.check(run.data)
+        tiny_experiment().check(run.data)
     run.close()
 
 

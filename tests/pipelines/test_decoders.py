@@ -20,12 +20,13 @@ from PIL import Image
 from fastpsl.engine.options import DecoderName
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
-from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import choose, codes, dali, ffcv, libffcv
 from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, open_decoder, reason_of
+from fastpsl.pipelines.decoders.decoder import cannot
 from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.area import area_resize
@@ -339,6 +340,25 @@ def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
     assert (status[::2] != codes.GOOD).sum() > 100
     assert set(status.tolist()) <= {codes.GOOD, *codes.REASONS}
     assert all(reason_of(int(status[i]), samples.rows, i) for i in np.flatnonzero(status).tolist())
+
+
+def test_which_boxes_lie_inside_with_their_margin() -> None:
+    margin = int(margin_px(20, 16))
+    length = 20 + 2 * margin
+    for height, width, is_inside, *box in [
+        (length, length, True, margin, margin, 20, 20),
+        (length - 1, length, False, margin, margin, 20, 20),
+        (length, length - 1, False, margin, margin, 20, 20),
+        (length, length, False, margin - 1, margin, 20, 20),
+        (length, length, False, margin, margin - 1, 20, 20),
+        (length, length, False, margin + 1, margin, 20, 20),
+        (length, length, False, margin, margin, 19, 20),
+        (length, length, False, margin, margin, 0, 0),
+        (length, length, False, -5, margin, 20, 20),
+    ]:
+        for kind in (ISOTROPIC, DIAGONAL):
+            boxes = np.array([[*box, kind]], np.int32)
+            assert cannot(boxes, 16, height, width).tolist() == [not is_inside], (height, width, box)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -485,15 +485,6 @@ def test_optimiser_of_iic() -> None:
     assert asked == ((0.9, 0.999), 0.0, 1e-8, False)
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *VALUES])
-def test_frozen_batchnorm_is_as_asked(name: str) -> None:
-    assert build(name).frozen_batchnorm == "eval"
-    small: dict[str, Any] = {"backbone": "resnet18"} if name in RECIPES else {}
-    small |= {"counts": (2, 3, 4)} if name == "jigsaw_r50" else {}
-    for mode in ("eval", "train"):
-        assert build(name, frozen_batchnorm=mode, **small).frozen_batchnorm == mode
-
-
 @pytest.mark.parametrize("name", ["uic_alexnet", "deepcluster_alexnet"])
 @pytest.mark.parametrize(("values", "p"), [({}, 0.5), ({"dropout": 0.25}, 0.25), ({"dropout": 0.0}, 0.0)])
 def test_dropout_of_alexnet(name: str, values: dict[str, Any], p: float) -> None:

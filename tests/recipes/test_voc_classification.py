@@ -118,7 +118,7 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     for name, value in experiment.backbone.state_dict().items():
         assert torch.equal(value, weights[name]) == (name.startswith("features") or not is_new), name
     (stage,) = experiment.stages
-    blocks = StageBlocks(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
+    blocks = StageBlocks(experiment.backbone, stage, batchnorm=experiment.batchnorm)
     learning = {name for name, parameter in experiment.backbone.named_parameters() if parameter.requires_grad}
     assert learning == {f"classifier.{n}.{kind}" for n in (1, 4) for kind in ("weight", "bias")}
     assert (len(blocks.frozen), len(blocks.learning), experiment.clip_norm) == (5, 2, 10.0)

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
 from fastpsl.files.workers import default_num_threads
@@ -29,8 +29,6 @@ from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.jpeg import jpeg_header
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import torch
 
 # CPU time per image: `turbo` with 16 threads made 22,987 images/s with one view (15.6 cores), and 17,030
@@ -155,19 +153,25 @@ def choose_decoder(
         )
     if name == "synthetic" and data.kind != "synthetic":
         return name, "asked for: images are noise, whatever the data holds"
-    library = _library(name)
-    if library and library.why_missing():
-        raise ValueError(f"decoder {name!r}: {library.why_missing()}: {library.INSTALL}; or use pillow")
+    if missing := _why_missing(name, device):
+        raise ValueError(f"decoder {name!r}: {missing}")
     return name, "asked for"
 
 
-def _library(name: str) -> "ModuleType | None":
-    """Return the bindings of the library that a decoder needs, if any."""
-    if name == "ffcv":
-        from fastpsl.pipelines.decoders import libffcv  # imports numba, which takes 0.7 s
+def _why_missing(name: str, device: "torch.device") -> str:
+    """Return why the library that a decoder needs cannot be used, with the remedy; empty if it can."""
+    if name == "dali":
+        from fastpsl.pipelines.decoders import dali
 
-        return libffcv
-    return libturbo if name == "turbo" else None
+        why = dali.why_missing(device)
+        return why and f"{why}; or use turbo or pillow"
+    if name not in ("turbo", "ffcv"):
+        return ""
+    library: Any = libturbo
+    if name == "ffcv":
+        from fastpsl.pipelines.decoders import libffcv as library  # imports numba, which takes 0.7 s
+    why = library.why_missing()
+    return why and f"{why}: {library.INSTALL}; or use pillow"
 
 
 def _automatic(

@@ -185,9 +185,7 @@ class DaliDecoder(BatchDecoder):
     ) -> None:
         if not 0 <= hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
-        why = why_missing(device)
-        if why:
-            raise ValueError(f"decoder 'dali': {why}; or use turbo or pillow")
+        assert not why_missing(device)  # `choose_decoder` refuses it
         assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"

@@ -31,6 +31,12 @@ class Request:
     codes: np.ndarray  # int8 [n], written; READING while a thread reads the sample, where the decoder tells
     native: Any = None  # what a decoder keeps for the batch
 
+    def outside(self, part: slice) -> np.ndarray:
+        """Return whether a box of each of the part's m samples leaves its image: bool [m]."""
+        heights, widths = self.rows.height[part], self.rows.width[part]
+        views = zip(self.boxes, self.outs, strict=True)
+        return np.any([cannot(box[part], out.shape[1], heights, widths) for box, out in views], axis=0)
+
 
 class Decoder(Uncopyable, ABC):
     """A decoder of samples, part by part (turbo, ffcv, pillow, synthetic)."""

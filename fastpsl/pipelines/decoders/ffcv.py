@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fastpsl.kernels import isotropic, isotropic_loops
 from fastpsl.kernels.isotropic import DIAGONAL
-from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data import dataset
 from fastpsl.pipelines.data.dataset import MODE_RAW
 from fastpsl.pipelines.decoders import codes, libffcv, read_samples
@@ -49,22 +49,6 @@ def _denominator(boxes: np.ndarray, sizes: np.ndarray, i: int) -> int:
 
 
 @njit(nogil=True)
-def _are_inside(boxes: np.ndarray, sizes: np.ndarray, i: int, height: int, width: int) -> bool:
-    """Return whether all boxes of sample i lie in its image, with their kernels' margins."""
-    for k in range(boxes.shape[0]):
-        top, left, box_height, box_width = boxes[k, i, 0], boxes[k, i, 1], boxes[k, i, 2], boxes[k, i, 3]
-        if top < 0 or left < 0 or box_height < 1 or box_width < 1:
-            return False
-        if box_height > height - top or box_width > width - left:
-            return False
-        if boxes[k, i, 4] != AREA and not fits_isotropic(
-            height, width, top, left, box_height, box_width, sizes[k]
-        ):
-            return False
-    return True
-
-
-@njit(nogil=True)
 def _decode_one(
     fd: int,
     offset: int,
@@ -80,8 +64,6 @@ def _decode_one(
     handle: int,
 ) -> tuple[int, int]:
     """Decode a sample into `pixels`, and return its code and denominator."""
-    if not _are_inside(boxes, sizes, i, height, width):
-        return BAD_BOX, 1
     sample = pixels if mode == MODE_RAW else encoded[_ROOM:]
     code, lacks_codes = read_checked(fd, offset, num_bytes, height, width, mode, sample)
     if code != GOOD or mode == MODE_RAW:
@@ -122,6 +104,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
         heights: np.ndarray,
         widths: np.ndarray,
         modes: np.ndarray,
+        outside: np.ndarray,
         boxes: np.ndarray,
         sizes: np.ndarray,
         outs: tuple[np.ndarray, ...],
@@ -134,6 +117,9 @@ def _compiled(stamp: int) -> Callable[..., None]:
             return
         # outs is a tuple of arrays, so numba compiles and caches this short loop for each number of views.
         for i in range(len(codes)):
+            if outside[i]:
+                codes[i] = BAD_BOX
+                continue
             codes[i], denominator = _decode_one(
                 fds[i],
                 offsets[i],
@@ -179,8 +165,8 @@ class FfcvDecoder(Decoder):
         encoded = self._memory("encoded", _ROOM + int(rows.num_bytes.max()))
         pixels = self._memory("pixels", 3 * int((heights * widths).max()))
         _decode_chunk(
-            rows.fd, rows.offset, rows.num_bytes, heights, widths, rows.mode, boxes, sizes, tuple(outs),
-            encoded, pixels, request.codes[part], self._handle(),
+            rows.fd, rows.offset, rows.num_bytes, heights, widths, rows.mode, request.outside(part), boxes,
+            sizes, tuple(outs), encoded, pixels, request.codes[part], self._handle(),
         )  # fmt: skip
 
     def _handle(self) -> int:

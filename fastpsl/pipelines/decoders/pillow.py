@@ -6,7 +6,7 @@ from typing_extensions import override
 from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders import codes
-from fastpsl.pipelines.decoders.decoder import Decoder, Request, cannot
+from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.image.area import area_resize
 
@@ -18,9 +18,7 @@ class PillowDecoder(Decoder):
 
     @override
     def decode_part(self, request: Request, part: slice) -> None:
-        rows, outside = request.rows, np.zeros(part.stop - part.start, bool)
-        for box, out in zip(request.boxes, request.outs, strict=True):
-            outside |= cannot(box[part], out.shape[1], rows.height[part], rows.width[part])
+        rows, outside = request.rows, request.outside(part)
         for i in range(part.start, part.stop):
             request.codes[i] = codes.READING
             code, image = decode_whole(rows, i)

@@ -481,7 +481,6 @@ def build_iic(options: IICOptions) -> Experiment:
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, (1,)),
         optimiser=partial(adam, weight_decay=0.0),
-        frozen_batchnorm=options.frozen_batchnorm,
         finish=partial(leave_labels, task),
     )
 

@@ -190,7 +190,6 @@ def build_uic(options: UICOptions) -> Experiment:
         schedule=linear_decay(options.lr),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         science=science,
-        frozen_batchnorm=options.frozen_batchnorm,
         finish=partial(leave_labels, task),
     )
 

@@ -346,7 +346,6 @@ def build_sslpp(
         schedule=step_drops(options.lr, options.intervals, factor),
         optimiser=optimiser,
         science={"pseudo_labels": record},
-        frozen_batchnorm=options.frozen_batchnorm,
     )
 
 
