@@ -36,7 +36,7 @@ from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.training import RECIPES, find, option_names
 from tests.engine.exact_signals import before_asking
-from tests.pipelines.forked import in_a_forked_process
+from tests.pipelines.threads import in_a_forked_process
 from tests.programs import ENVIRONMENT
 from tests.warm import Running
 

@@ -21,7 +21,7 @@ from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.inline import png_bytes
 from fastpsl.training import Trained
-from tests.pipelines.folders import photo_tree
+from tests.pipelines.written import photo_tree
 
 # views
 

@@ -23,8 +23,8 @@ from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
+from tests.pipelines.written import tree
 
 NUM = 13
 

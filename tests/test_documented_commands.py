@@ -19,9 +19,8 @@ from fastpsl.commands.train import Eval, Train
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 from tests.pipelines import published_files as published
-from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.tars import make_tar, tar_bytes
+from tests.pipelines.written import make_tar, photo_tree, tar_bytes, tree
 from tests.programs import ROOT
 
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.py"))

@@ -34,6 +34,7 @@ from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, poole
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.pipelines.loader.loader import Loader
@@ -72,7 +73,10 @@ class Extraction:
         dtype: str,
         pool: Pool | None = None,
     ) -> "Extraction":
-        """Return the extraction that options describe; ValueError if the backbone lacks block or size."""
+        """Return the extraction that options describe.
+
+        Raises ValueError if the backbone lacks block or size, or if --decoder cannot read the data.
+        """
         backbone = pretrained.backbone
         number = block_number(block, backbone.num_blocks, backbone.block_names)
         if options.size_px < backbone.min_px:
@@ -80,6 +84,8 @@ class Extraction:
                 f"--size-px {options.size_px}: this backbone reads images of {backbone.min_px} px or more; "
                 "give a larger --size-px"
             )
+        if options.decoder != "auto":
+            choose_decoder(options.decoder, data, world.device)
         names = ("decoder", "hw_decoder_load", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),

@@ -25,8 +25,8 @@ from fastpsl.tables.results import index_runs
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
 from tests.cli import Cli, refused
-from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import write_labelled
 from tests.plots.png_pixels import pixels
 
 NUM_CLASSES = 20

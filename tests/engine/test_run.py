@@ -30,7 +30,7 @@ from fastpsl.tasks.pseudo_labels.scores import label_figures
 from tests.engine.test_step_modes import stopped_in_mid_stage
 from tests.engine.test_trainer import fit, tiny_experiment
 from tests.engine.tiny import tiny_run
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import write_labelled
 from tests.programs import ROOT, newest_checkpoint
 from tests.test_api import pretrain as pretrain_by_api
 

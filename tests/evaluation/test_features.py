@@ -39,7 +39,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view
 from tests.cli import Cli
 from tests.engine.tiny import TinyNet, one_process
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import write_labelled
 from tests.slow import slow
 from tests.warm import CONTEXT
 

@@ -16,8 +16,8 @@ from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tree, write_folder
 
 
 def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:

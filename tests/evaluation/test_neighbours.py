@@ -40,9 +40,9 @@ from fastpsl.plots.neighbours import draw_neighbours
 from fastpsl.tables.results import index_runs
 from tests.cli import Cli
 from tests.engine.tiny import one_process
-from tests.pipelines.labelled import write_labelled
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import write_labelled
 from tests.plots.png_pixels import pixels
 
 NUM_CLASSES = 5

@@ -21,8 +21,8 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import Classes, classes_of
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
-from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tree, write_folder
 from tests.recipes.in_process import refused, start
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.sources import published
-from tests.pipelines.tars import tar_bytes
+from tests.pipelines.written import tar_bytes
 
 
 def old_pickle(value: Any) -> bytes:

@@ -21,9 +21,9 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, read_sidecar
 from fastpsl.pipelines.beton.verify import betons_to_verify, verify
 from tests.cli import Cli
-from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, needs_ffcv, photo
 from tests.pipelines.test_beton import refused
+from tests.pipelines.written import photo_tree, tree, write_folder
 
 
 @pytest.fixture

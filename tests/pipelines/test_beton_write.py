@@ -39,11 +39,10 @@ from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.cli import Cli, Outcome, refused
 from tests.pipelines.decoding import batches_of
-from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.interrupted import interrupt_at
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import DECODERS, FAR_BYTES, jpeg, photo, photo_samples, write
-from tests.pipelines.tars import make_tar
+from tests.pipelines.written import make_tar, photo_tree, tree, write_folder
 
 
 @pytest.fixture

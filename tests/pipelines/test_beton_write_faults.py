@@ -34,10 +34,9 @@ from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.image import image_file
 from fastpsl.pipelines.sources.folder import image_folder
 from tests.cli import Cli
-from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.interrupted import NUM, RAW, files, interrupt_at, samples, write
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.tars import make_tar
+from tests.pipelines.written import make_tar, photo_tree, tree, write_folder
 from tests.warm import spawn
 
 

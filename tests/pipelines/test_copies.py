@@ -40,8 +40,8 @@ from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import loader_of
-from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
+from tests.pipelines.threads import in_a_forked_process
 from tests.slow import slow
 from tests.warm import CONTEXT
 

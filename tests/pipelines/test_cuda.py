@@ -19,8 +19,8 @@ from fastpsl.pipelines.loader.batch import ALIGNMENT
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import batches_of, loader_of
-from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, photo_samples, write
+from tests.pipelines.written import tree
 
 pytestmark = pytest.mark.gpu
 

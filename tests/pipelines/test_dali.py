@@ -9,6 +9,7 @@ import time
 import types
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,7 +318,7 @@ def test_no_dali_is_said_with_the_install_line(
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # type: ignore[arg-type]
     use_cuda(monkeypatch, cuda)
     with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
-        DaliDecoder("beton", 1, 1, CPU)
+        open_decoder("dali", SimpleNamespace(kind="beton"))  # type: ignore[arg-type]
     assert f'pip install "fastpsl-vision[{extra}]"' in str(error.value) and "\n" not in str(error.value)
     assert "turbo or pillow" in str(error.value)
 

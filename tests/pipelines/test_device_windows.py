@@ -35,8 +35,8 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
 from tests.pipelines.decoding import Samples, make, samples_are_closed, whole, with_resampling  # noqa: F401
-from tests.pipelines.folders import tree
 from tests.pipelines.photos import JPG, RAW, jpeg, photo, pil_decode, write
+from tests.pipelines.written import tree
 
 pytestmark = [pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")]
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -37,10 +37,10 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import decode, make
-from tests.pipelines.folders import headers_read, tree, write_folder
 from tests.pipelines.photos import DECODERS, area_mean, exif, jpeg, photo, pil_decode
 from tests.pipelines.sources import refused
 from tests.pipelines.test_image_files import file_of
+from tests.pipelines.written import headers_read, tree, write_folder
 
 # The decoders that read folders.
 READERS = [decoder for decoder in DECODERS if decoder in READS["folder"]]

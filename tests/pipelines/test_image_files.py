@@ -43,10 +43,10 @@ from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_p
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.memory import own_memory
 from tests.pipelines.photos import COMPILED, DECODERS, exif, jpeg, needs_ffcv, photo, pil_decode
 from tests.pipelines.sources import refused
+from tests.pipelines.written import tree, write_folder
 
 PHOTO = photo(1, 90, 121)
 FINE = Target(quality=98)

@@ -21,8 +21,8 @@ from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.folders import headers_read, tree
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import headers_read, tree
 
 NAMES = [f"{kind}/{i}.jpg" for kind in ("ant", "bee", "cow") for i in range(3)]
 

@@ -31,9 +31,9 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import loader_of
-from tests.pipelines.folders import tree
 from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, photo, photo_samples, write
 from tests.pipelines.threads import loader_threads, wait_for_the_end_of_loader_threads
+from tests.pipelines.written import tree
 
 NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))

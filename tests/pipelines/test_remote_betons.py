@@ -33,12 +33,11 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.runs import beton as write_beton_of_photos
-from tests.pipelines.folders import photo_tree
-from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
-from tests.pipelines.tars import make_tar, tar_bytes
+from tests.pipelines.threads import in_a_forked_process
+from tests.pipelines.written import make_tar, photo_tree, tar_bytes
 from tests.slow import nightly, slow
 
 pytest.importorskip("s3fs")

@@ -17,9 +17,9 @@ from fastpsl.pipelines.data.source import is_image
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import check_form, open_data
 from fastpsl.pipelines.sources.folder import folder_classes, image_folder
-from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.sources import refused
+from tests.pipelines.written import tree, write_folder
 
 
 def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources import tar
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.sources import refused, samples
-from tests.pipelines.tars import make_tar, tar_bytes
+from tests.pipelines.written import make_tar, tar_bytes
 
 PHOTOS = [jpeg(photo(i, 40 + i, 60 - i)) for i in range(8)]
 

@@ -18,9 +18,9 @@ from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 from fastpsl.pipelines.loader import order as order_module
 from fastpsl.pipelines.loader.loader import ORDERS, Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, write
 from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
+from tests.pipelines.written import photo_tree, write_folder
 
 pytestmark = pytest.mark.usefixtures("cache")
 VIEW = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]

@@ -24,7 +24,7 @@ from fastpsl.pipelines.decoders.memory import Arenas, ViewMemory
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import ALIGNMENT, Batch, pack, unpack
 from fastpsl.pipelines.views import Op, ViewSpec
-from tests.pipelines.forked import in_a_forked_process
+from tests.pipelines.threads import in_a_forked_process
 
 SHAPE = (6, 3, 40, 30)
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.contact_sheet import captions, draw_filters, save_contact_sheet
 from fastpsl.plots.detections import class_colours, draw_detections
-from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg
+from tests.pipelines.written import tree
 from tests.plots.png_pixels import pixels
 
 BACKGROUND = 64

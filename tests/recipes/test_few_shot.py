@@ -14,8 +14,8 @@ from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
-from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import write_labelled
 from tests.recipes.in_process import ran, refused, start, words
 
 RECIPE = "few_shot"

@@ -19,7 +19,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.neighbours import draw_neighbours
 from tests.engine.tiny import one_process
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import write_labelled
 from tests.recipes.in_process import refused, start
 
 RECIPE = "knn"

@@ -16,8 +16,8 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.pipelines.folders import tree
 from tests.pipelines.photos import RAW, jpeg, photo, write
+from tests.pipelines.written import tree
 from tests.programs import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
 from tests.recipes.in_process import Outcome, ran, refused, start, words
 from tests.slow import slow

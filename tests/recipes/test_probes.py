@@ -22,7 +22,7 @@ from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import write_labelled
 from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import built, goes_on, ran, refused, start, words
 

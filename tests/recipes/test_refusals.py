@@ -9,7 +9,7 @@ import pytest
 
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sample.voc import draw_voc
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import photo_tree, write_labelled
 from tests.recipes.in_process import refused, start
 
 DATA = "--data {train} --val {val}"
@@ -73,6 +73,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         "",
         [
             ("--decoder jpegturbo", "jpegturbo", "ffcv", "pillow"),
+            ("--decoder ffcv --data {photos} --batch-size 8", "'ffcv' cannot read a folder", "turbo"),
             ("--device cuda", "--device cuda", "--device cpu"),
             ("--batch-size 32 --accumulate 5", "does not divide", "multiple of 5"),
             ("--batch-size 1000", "480", "1000"),
@@ -91,6 +92,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         "--size-px 32 --workers 1",
         [
             (f"{DATA} {RANDOM} --k 481", "--k 481", "480"),
+            (f"--data {{photos}} --val {{photos}} {RANDOM} --k 5 --decoder ffcv", "'ffcv' cannot read"),
             (f"{DATA} {RANDOM} --k 0", "--k 0"),
             (f"{DATA} {RANDOM} --temperature 0", "--temperature"),
             (f"{DATA} {RANDOM} --k 5 --block B6", "B6", "B1 to B5"),
@@ -283,6 +285,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "val": sample.test_32,
         "voc": draw_voc(folder / "VOCdevkit", 20, 39, side_px=48, num_train_masks=9, num_test_masks=5),
         "three": write_labelled(folder / "three.beton", [0, 1, 2] * 4, ["boat", "house", "tree"], side_px=84),
+        "photos": photo_tree(folder / "photos"),
         "empty": tmp_path_factory.mktemp("empty"),
         "a_file": folder / "a.mat",
     }

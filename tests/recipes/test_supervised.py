@@ -13,7 +13,7 @@ from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import write_labelled
 from tests.programs import newest_checkpoint
 from tests.recipes.in_process import built, refused, start, words
 

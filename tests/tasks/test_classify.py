@@ -20,7 +20,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.classify import Classify
 from tests.engine.tiny import TinyNet, part_of, tiny_run
-from tests.pipelines.labelled import write_labelled
+from tests.pipelines.written import write_labelled
 from tests.programs import digests, newest_checkpoint
 
 WHOLE = Stage("E", 1, 1, 5, 4)
