@@ -382,7 +382,7 @@ def _choice(run: Run, num_views: int, kept: str | None) -> tuple[str, str] | Non
     def check(options: TrainingOptions) -> None:
         choose_decoder(options.decoder, data, device)
         if options.decoder == "dali" and device.type == "cpu":
-            raise ValueError("dali is for GPUs")
+            raise ValueError("decoder 'dali': it is for GPUs; or use auto")
 
     if is_kept_on_device(data, device):
         return None

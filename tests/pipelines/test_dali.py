@@ -320,7 +320,7 @@ def test_no_dali_is_said_with_the_install_line(
     with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
         open_decoder("dali", SimpleNamespace(kind="beton"))  # type: ignore[arg-type]
     assert f'pip install "fastpsl-vision[{extra}]"' in str(error.value) and "\n" not in str(error.value)
-    assert "turbo or pillow" in str(error.value)
+    assert "or use auto" in str(error.value)
 
 
 ANOTHER_CUDA = r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst"

@@ -247,7 +247,7 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
     assert (decoder.name, len(caught)) == ("pillow", 1)
     assert why == "no faster one can read this here"  # not the advice a second time
-    missing = r"ffcv is not installed: pip install 'fastpsl-vision\[ffcv\]' .*; or use pillow"
+    missing = r"ffcv is not installed: pip install 'fastpsl-vision\[ffcv\]' .*; or use auto"
     with pytest.raises(ValueError, match=missing):
         open_decoder("ffcv", beton)  # type: ignore[arg-type]
     with warnings.catch_warnings():

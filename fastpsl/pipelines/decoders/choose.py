@@ -154,7 +154,7 @@ def choose_decoder(
     if name == "synthetic" and data.kind != "synthetic":
         return name, "asked for: images are noise, whatever the data holds"
     if missing := _why_missing(name, device):
-        raise ValueError(f"decoder {name!r}: {missing}")
+        raise ValueError(f"decoder {name!r}: {missing}; or use auto")
     return name, "asked for"
 
 
@@ -163,15 +163,14 @@ def _why_missing(name: str, device: "torch.device") -> str:
     if name == "dali":
         from fastpsl.pipelines.decoders import dali
 
-        why = dali.why_missing(device)
-        return why and f"{why}; or use turbo or pillow"
+        return dali.why_missing(device)
     if name not in ("turbo", "ffcv"):
         return ""
     library: Any = libturbo
     if name == "ffcv":
         from fastpsl.pipelines.decoders import libffcv as library  # imports numba, which takes 0.7 s
     why = library.why_missing()
-    return why and f"{why}: {library.INSTALL}; or use pillow"
+    return why and f"{why}: {library.INSTALL}"
 
 
 def _automatic(
