@@ -46,11 +46,17 @@ STAGE = make_plan("psl", (1, 1, 1))[0]
 
 
 def reporter(
-    folder: Path, log_steps: int = 3, resumed: int = 0, *, rank: int = 0, local_rank: int = 0
+    folder: Path,
+    log_steps: int = 3,
+    resumed: int = 0,
+    *,
+    rank: int = 0,
+    local_rank: int = 0,
+    wandb: bool = False,
 ) -> Reporter:
     return Reporter(
         folder, replace(one_process(), rank=rank, local_rank=local_rank), batch_size=4, log_steps=log_steps,
-        resumed_run_step=resumed, tensorboard=True, wandb=False, config={},
+        resumed_run_step=resumed, tensorboard=True, wandb=wandb, config={"lr": 0.1},
     )  # fmt: skip
 
 
@@ -320,6 +326,41 @@ def test_figures_of_an_epoch_go_everywhere(tmp_path: Path, monkeypatch: pytest.M
     }  # fmt: skip
     assert logged[1:] == ["after epoch 2.35: label_accuracy 50.0 %, entropy 1.235"]
     assert board.values == {("epoch/label_accuracy", 17): 0.5, ("epoch/entropy", 17): 1.23456}
+
+
+def test_rank_0_sends_curves_to_wandb_and_a_resume_goes_on_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    begun, sent = list[dict[str, Any]](), list[tuple[int, dict[str, float]] | str]()
+    run = SimpleNamespace(
+        log=lambda values, step: sent.append((step, values)), finish=lambda: sent.append("finished")
+    )
+
+    def init(**options: Any) -> Any:
+        begun.append(options)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    for resumed, rank in ((0, 1), (0, 0), (2, 0)):
+        report = reporter(tmp_path, 1, resumed, rank=rank, wandb=True)
+        report.stage_begins(STAGE, resumed, 4, 2)
+        step(report, resumed + 1, 0.5)
+        report.close()
+    first, second = begun
+    assert first == second and first["id"] == (tmp_path / "wandb-id.txt").read_text()
+    assert (first["dir"], first["name"], first["resume"]) == (tmp_path, tmp_path.name, "allow")
+    assert first["config"] == {"lr": 0.1}
+    assert [each if isinstance(each, str) else (each[0], each[1]["loss"]) for each in sent] == [
+        (1, 0.5), "finished", (3, 0.5), "finished",
+    ]  # fmt: skip
+
+    def refused(**options: Any) -> None:
+        raise wandb.Error("api_key not configured")
+
+    monkeypatch.setattr(wandb, "init", refused)
+    with pytest.raises(ValueError, match="^--wandb: api_key not configured; log in"):
+        reporter(tmp_path, wandb=True)
 
 
 def test_a_skipped_sample_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -410,6 +410,7 @@ def test_validation_scores_are_those_of_ten_crops() -> None:
         right = sum(k in row.argsort()[-5:] for k, row in enumerate(mean))
         assert [float(v) for v in metrics[f"top5_{name}"]] == [right, 5]
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    assert [float(v) for v in metrics["loss"]] == pytest.approx([5 * total, 5], rel=1e-5)
     # Ten equal crops give the result of one.
     torch.testing.assert_close(module(images[:1] * 10, batch)[0], module(images[:1], batch)[0])
 

@@ -163,6 +163,20 @@ def test_broken_samples_end_no_run_where_memory_is_short(
     assert len(runs.crops_of(GOOD[:3])[0]) == 3
 
 
+@needs_dali("errors")
+def test_short_memory_is_the_reason_where_no_pipeline_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first images are black, so that no sample can be at fault."""
+    little = lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all)
+
+    def build(*_: object) -> None:
+        raise RuntimeError(FRAMED.format(UNDECODED))
+
+    monkeypatch.setattr(dali_pipeline, "user_error", little)
+    monkeypatch.setattr(dali_pipeline, "build", build)
+    with pytest.raises(ValueError, match="out of GPU memory while decoding on cpu"):
+        Runs().crops_of(GOOD[:3])
+
+
 @needs_dali("construction")
 def test_a_share_that_is_none_is_refused() -> None:
     for share in (-0.1, 1.5):

@@ -59,6 +59,14 @@ def test_wide_tables_have_panels_in_lines(tmp_path: Path) -> None:
     assert len([axis for axis in figure.axes if axis.get_visible()]) == 7
 
 
+def test_a_chart_names_the_papers_images_but_for_evaluations_of_other_data(tmp_path: Path) -> None:
+    from fastpsl.tables.chart import chart
+
+    for name, words in (("sslpp/6", "paper, CIFAR-10"), ("psl/8", "paper")):
+        (legend,) = chart(report(tmp_path, name, PAPER)).legends
+        assert legend.get_texts()[0].get_text() == words
+
+
 def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("crop", "grey", None):
         weights = replace(IIC, variant=name)
