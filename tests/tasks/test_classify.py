@@ -50,6 +50,7 @@ def test_loss_and_scores_are_torchs() -> None:
     logits = module.head(module.blocks(images).mean((2, 3), keepdim=True))
     loss, metrics = module([images], batch_of(labels))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
+    torch.testing.assert_close(metrics["loss"][0], 90 * loss.detach())
     assert metrics["top1"][0] == (logits.argmax(1) == labels).sum()
     order = logits.argsort(1, descending=True)[:, :5].tolist()
     assert metrics["top5"][0] == sum(i % 9 in row for i, row in enumerate(order))
