@@ -27,8 +27,9 @@ install:
 demo: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} .venv/bin/torchrun --standalone --nproc-per-node=1 recipes/jigsaw_r50.py $(ARGS)
 
-# As many processes as cores; one that is done takes half of what the other has left.
-PYTEST := $(PYTHON_IN_VENV) -m pytest -n auto --dist worksteal
+# A worker more than there are cores, because ranks and programs that tests start wait for each other. One that is done takes half of what
+# another has left.
+PYTEST := $(PYTHON_IN_VENV) -m pytest -n $(shell expr $$(nproc) + 1) --dist worksteal
 
 test: install
 	$(PYTEST) $(ARGS)
