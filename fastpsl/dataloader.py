@@ -16,15 +16,13 @@ from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
-from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import SHORTER_OF_SIZE, ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224
@@ -279,9 +277,7 @@ def loader(
 def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:
     if num_views < 1:
         raise ValueError(f"loader: num_views is {num_views}; it must be 1 or more")
-    if train:
-        return [ViewSpec(RandomResizedCrop(size_px), (Flip(),))] * num_views
-    return [ViewSpec(ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, where="center"))] * num_views
+    return [(train_view if train else center_view)(Input(), size_px)] * num_views
 
 
 def _share(batch_size: int, world: int) -> int:

@@ -331,7 +331,8 @@ def test_figures_of_an_epoch_go_everywhere(tmp_path: Path, monkeypatch: pytest.M
 def test_rank_0_sends_curves_to_wandb_and_a_resume_goes_on_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     begun, sent = list[dict[str, Any]](), list[tuple[int, dict[str, float]] | str]()
     run = SimpleNamespace(
         log=lambda values, step: sent.append((step, values)), finish=lambda: sent.append("finished")

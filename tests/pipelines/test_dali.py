@@ -146,13 +146,17 @@ def test_short_memory_is_no_fault_of_samples(monkeypatch: pytest.MonkeyPatch) ->
     assert_crops((runs.crops_of(GOOD[:3]), {}), expected)
 
 
-@needs_dali("errors")
-@pytest.mark.parametrize("bad", [{3: CUT}, {0: CUT, 4: HEADLESS}])
-def test_broken_samples_end_no_run_where_memory_is_short(
-    bad: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge errors as on a device with 16 MiB left."""
     little = lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all)
     monkeypatch.setattr(dali_pipeline, "user_error", little)
+
+
+@needs_dali("errors")
+@pytest.mark.usefixtures("short_memory")
+@pytest.mark.parametrize("bad", [{3: CUT}, {0: CUT, 4: HEADLESS}])
+def test_broken_samples_end_no_run_where_memory_is_short(bad: dict[int, bytes]) -> None:
     runs = Runs()
     runs.submit([bad.get(i, GOOD[i]) for i in range(6)])
     crops, failed = runs.collect()
@@ -164,14 +168,13 @@ def test_broken_samples_end_no_run_where_memory_is_short(
 
 
 @needs_dali("errors")
+@pytest.mark.usefixtures("short_memory")
 def test_short_memory_is_the_reason_where_no_pipeline_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first images are black, so that no sample can be at fault."""
-    little = lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all)
 
     def build(*_: object) -> None:
         raise RuntimeError(FRAMED.format(UNDECODED))
 
-    monkeypatch.setattr(dali_pipeline, "user_error", little)
     monkeypatch.setattr(dali_pipeline, "build", build)
     with pytest.raises(ValueError, match="out of GPU memory while decoding on cpu"):
         Runs().crops_of(GOOD[:3])
