@@ -121,10 +121,10 @@ def monitor(folder: Path, world: World) -> None:
         looks: list[Any] = []
         features_of_data: Callable[..., Any] = OnlineProbe._features
         OnlineProbe._features = lambda *arguments: looks.append(arguments) or features_of_data(*arguments)  # type: ignore
-        stop_at(run, lambda: world.rank == 1 and bool(looks))
+        stop_at(run, lambda: world.rank == 1 and bool(looks) and run.position.run_step > 0)
         run.stop_signal.ask_every_s = 0.0
         assert not pretrain(experiment, run)
-        assert run.position.run_step == STEPS_PER_EPOCH and not (run.folder / "probe.jsonl").read_text()
+        assert run.position.run_step == STEPS_PER_EPOCH and not probes(run.folder)
 
 
 @pytest.fixture(scope="module")
