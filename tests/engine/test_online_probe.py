@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastpsl.engine import online_probe as online
+from fastpsl.engine import trainer
 from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.online_probe import (
@@ -536,7 +537,7 @@ def test_each_stage_is_looked_at_through_its_own_input(
     """Two of three stages have one input, for which one pass is enough."""
     net, seen = TinyNet(), list[str]()
     stages = [Stage(f"S{i}", 1, 1, i + 2, 1) for i in (1, 2, 3)]
-    views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(),)), VIEW()]
+    views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(1.0),)), VIEW()]
     inputs = OnlineProbe._inputs
 
     def note(monitor: OnlineProbe, what: str, *arguments: Any) -> Any:
@@ -565,6 +566,16 @@ class Blocks(nn.ModuleList):
 
     def blocks(self) -> list[nn.Module]:
         return list(self)
+
+
+def test_by_default_stages_ends_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "is_probed", is_probed)  # tests.cheaper has another
+    fit(tmp_path, probe_every=None)
+    assert [line["epoch"] for line in all_lines(tmp_path)] == [0, 0, 0, 2, 4, 6]
+    said = capsys.readouterr().err
+    assert said.count("untrained: kNN B3 ") == 1 and "probe after epoch" not in said
 
 
 def test_a_cut_run_looks_at_no_more_images_than_a_stage_sees(tmp_path: Path) -> None:

@@ -58,7 +58,6 @@ def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
     values: dict[str, Any] = {
         "data": str(paths.train_32), "val": str(paths.test_32), "out": out, "batch_size": 32,
         "epochs": (2, 2, 2), "checkpoint_minutes": 0.0, "tensorboard": False, "workers": 1,
-        "probe_every": 0,
     }  # fmt: skip
     return Run("tiny", RunData(PretrainOptions(**{**values, **options}), world or one_process()))
 

@@ -37,6 +37,12 @@ class Outcome(NamedTuple):
     out: str
     err: str
 
+    @property
+    def results(self) -> list[str]:
+        """The lines of standard output before the last ones, which name what to do next."""
+        lines = self.out.splitlines()
+        return lines[: next(i for i, line in enumerate(lines) if line.startswith("done: "))]
+
     def ok(self) -> "Outcome":
         """Check that the recipe ended well."""
         assert self.code == 0, self

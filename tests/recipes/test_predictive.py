@@ -41,7 +41,12 @@ def test_smallest_run_ends_with_lines_and_figures(
     outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone).ok()
     told_decoders = "decoder turbo: it decodes what the crops need", "decoder pillow: "
     assert any(words in outcome.err for words in told_decoders)
-    lines = outcome.out.splitlines()
+    lines, run = outcome.results, "runs/jigsaw_r50-001"
+    assert outcome.out.splitlines()[len(lines) + 1 :] == [
+        f"next: fastpsl eval knn {run}",
+        f"      fastpsl tsne {run}",
+        f"      fastpsl export {run} --to timm {backbone[-1] if backbone else 'resnet50'}.pth",
+    ]
     assert lines[0].startswith(f"the embedded sample: {told}") and "(paper 256)" in lines[0]
     assert [line[:2] for line in lines[1:4]] == ["S1", "S2", "S3"]
     assert all("validation accuracy" in line and "chance" in line for line in lines[1:4])

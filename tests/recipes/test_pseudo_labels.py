@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smallest_run_of_the_papers_network(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
-    lines = done.out.splitlines()
+    lines = done.results
     assert lines[0].startswith("the embedded sample: epochs 12 (paper 500)")
     assert "num_clusters 16 (paper 3000)" in lines[0]
     assert "after epoch 0: non_empty" in done.err
