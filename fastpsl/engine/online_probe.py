@@ -10,7 +10,7 @@ the training images.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -72,11 +72,10 @@ def is_probed(run: Run, task: Task) -> bool:
     every = getattr(run.options, "probe_every", 0)
     if every == 0 or (every is None and task.needs_labels):
         return False
-    if reason := why_no_knn(run.data):
-        instead = (
-            "loss alone shows how the training goes" if every is None else "probes show signs of collapse"
-        )
-        run.reporter.log_once("no kNN", f"no kNN: {reason}; the {instead}")
+    reason = why_no_knn(run.data)
+    if reason:
+        shown = "loss alone shows how the training goes" if every is None else "probes show signs of collapse"
+        run.reporter.log_once("no kNN", f"no kNN: {reason}; the {shown}")
     return every is not None or not reason
 
 
@@ -194,7 +193,7 @@ class OnlineProbe:
 
     @contextlib.contextmanager
     def _apart(self, module: nn.Module) -> Iterator["_Apart"]:
-        """Leave `module`, the clock and the random numbers as they are; a signal ends the context early."""
+        """Leave the module and the clock as they are; a signal (`PassStopped`) ends the context."""
         run, apart = self.run, _Apart(time.perf_counter())
         with run.reporter.off_the_clock(), contextlib.suppress(PassStopped):
             run.stop_signal.other_pace()
@@ -212,12 +211,12 @@ class OnlineProbe:
         if self.val is not None:
             val = self._features(self.val, forward)
         lines, position = [], self.run.position
-        for stage, *parts in zip(stages, train, val, strict=True):
+        for stage, of_train, of_val in zip(stages, train, val, strict=True):
             line: dict[str, Any] = {"run_step": position.run_step, "stage": stage.name, "level": stage.level}
             line |= {"step": position.step, "epoch": round(epochs, 3), "block": f"B{stage.last_block}"}
             if self.run.world.rank == 0:
                 with operation("probe: kNN, linear classifier and signs of collapse"):
-                    line |= figures(*parts)
+                    line |= figures(of_train, of_val)
             lines.append(line)
         return lines
 
@@ -264,7 +263,9 @@ class OnlineProbe:
         with torch.autocast(self.run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return forward(images)
 
-    def _inputs(self, what: str, data: Subset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _inputs(
+        self, what: str, data: Subset, batch_size: int
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield this rank's inputs, [B, C, H, W], and indices [B]; raise PassStopped after a signal."""
         run, dtype = self.run, DTYPES[self.run.precision]
         augment = choose_augment("torch", [self.view], run.world.device)

@@ -562,7 +562,7 @@ def test_each_stage_is_looked_at_through_its_own_input(
 
 
 class Blocks(nn.ModuleList):
-    """Blocks of a network without BatchNorm."""
+    """A network without BatchNorm."""
 
     def blocks(self) -> list[nn.Module]:
         return list(self)
