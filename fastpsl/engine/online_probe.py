@@ -5,7 +5,7 @@ are a fixed part of the training images and of the validation images. The traini
 
 The accuracy after a stage stands beside that of the same block of the untrained network, because blocks
 differ before any training. "Untrained" has the initial weights, and BatchNorm's statistics from one pass over
-the training images.
+training images, as the views of the last stage show them. So it is what the recipe gives at a rate of 0.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -49,12 +49,17 @@ def find_neighbours(
 
 
 MAX_TRAIN, MAX_VAL = 5_000, 10_000
+# For BatchNorm's statistics. In training, a momentum of 0.1 averages about 20 batches.
+MAX_STATISTICS = 1_000
 K, TEMPERATURE = 20, 0.07
 # A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
-_TRAIN, _VAL = 1, 2  # parts of the seed
+_TRAIN, _VAL, _ORDER = 1, 2, 3  # parts of the seed
+
+
+Output = TypeVar("Output")
 
 
 class Features(NamedTuple):
@@ -163,18 +168,21 @@ class OnlineProbe:
                     self.run.reporter.log(f"{probe_line(line)}; {apart.seconds:.1f} s")
         return apart.is_done
 
-    def look_untrained(self, backbone: Backbone, stages: Sequence[Stage], views: Sequence[ViewSpec]) -> bool:
+    def look_untrained(self, backbone: Backbone, stages: Sequence[Stage], task: Task) -> bool:
         """Probe the last block of each stage before the first step. Return False if a signal stopped it.
 
-        `views` are those of the stages. One pass serves all stages whose input is the same.
+        One pass serves all stages whose input is the same.
         """
-        middles, lines = list(map(_middle, views)), dict[str, dict[str, Any]]()
+        middles, lines = (
+            [_middle(task.views(stage.level)[0]) for stage in stages],
+            dict[str, dict[str, Any]](),
+        )
         with self._apart(backbone) as apart:
             for view in dict.fromkeys(middles):
                 alike = [stage for stage, other in zip(stages, middles, strict=True) if other == view]
                 pooled = partial(_pooled, backbone, [stage.last_block for stage in alike])
                 self.view = view
-                self._estimate_statistics(backbone, pooled)
+                self._estimate_statistics(backbone, pooled, task.views(alike[-1].level))
                 lines |= {line["stage"]: line for line in self._measured(pooled, alike, 0.0)}
             if self.run.world.rank == 0:
                 in_order = [lines[stage.name] for stage in stages]
@@ -223,7 +231,8 @@ class OnlineProbe:
     def _features(self, data: Subset, forward: Callable[[Tensor], list[Tensor]]) -> list[Features]:
         """Return the features of each tensor that `forward` returns, from all ranks, on every rank."""
         indices, parts = list[Tensor](), list[list[Tensor]]()
-        for images, own_indices in self._inputs("probe: features", data, self.run.data.batch_size):
+        batch_size = self.run.data.batch_size
+        for (images,), own_indices in self._inputs("probe: features", data, [self.view], batch_size):
             parts.append(self._computed(forward, images))
             indices.append(own_indices)
         places = gathered(torch.cat(indices))
@@ -231,54 +240,64 @@ class OnlineProbe:
         labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
         return [Features(gathered(torch.cat(each))[order], labels) for each in zip(*parts, strict=True)]
 
-    def _estimate_statistics(self, backbone: Backbone, forward: Callable[[Tensor], list[Tensor]]) -> None:
-        """Set BatchNorms' running statistics to the mean of those of whole batches of the training images.
+    def _estimate_statistics(
+        self, backbone: Backbone, forward: Callable[[Tensor], object], views: Sequence[ViewSpec]
+    ) -> None:
+        """Set BatchNorms' running statistics to the mean of those of whole batches of training images.
 
-        Each rank takes equally many batches, and the mean is over those of all ranks. All else is in eval
-        mode, so that no dropout draws a mask.
+        The batches have a random order, and each rank takes equally many. The mean is over those of all
+        ranks. All else is in eval mode, so that no dropout draws a mask.
         """
         norms = [part for part in backbone.modules() if isinstance(part, _BatchNorm)]
         norms = [norm for norm in norms if norm.running_mean is not None]
         if not norms:
             return
         world, momenta = self.run.world, [norm.momentum for norm in norms]
-        of_rank = self.train.num_samples // world.size
+        data = self.in_random_order()
+        of_rank = data.num_samples // world.size
         batch_size = min(max(2, self.run.data.batch_size), of_rank)
-        inputs = self._inputs("untrained: BatchNorm's statistics", self.train, batch_size)
+        batches = self._inputs("untrained: BatchNorm's statistics", data, views, batch_size)
+        number = 0
         try:
-            with contextlib.closing(inputs):
-                for number, (images, _) in enumerate(islice(inputs, of_rank // batch_size), start=1):
-                    for norm in norms:
-                        norm.train()
-                        norm.momentum = 1 / number  # the first batch replaces what was there
-                    self._computed(forward, images)
+            with contextlib.closing(batches):
+                for inputs, _ in islice(batches, of_rank // batch_size):
+                    for images in inputs:
+                        number += 1
+                        for norm in norms:
+                            norm.train()
+                            norm.momentum = 1 / number  # the first input replaces what was there
+                        self._computed(forward, images)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
         _average(norms, world)
 
-    def _computed(self, forward: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
+    def in_random_order(self) -> Subset:
+        """Return the training images for BatchNorm's statistics: a sorted folder has batches of one class."""
+        order = np.random.default_rng((self.run.options.seed, _ORDER)).permutation(self.train.num_samples)
+        return Subset(self.run.data.train, self.train.indices[order[:MAX_STATISTICS]])
+
+    def _computed(self, forward: Callable[[Tensor], Output], images: Tensor) -> Output:
         dtype = DTYPES[self.run.precision]
         with torch.autocast(self.run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return forward(images)
 
     def _inputs(
-        self, what: str, data: Subset, batch_size: int
-    ) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Yield this rank's inputs, [B, C, H, W], and indices [B]; raise PassStopped after a signal."""
+        self, what: str, data: Subset, views: Sequence[ViewSpec], batch_size: int
+    ) -> Generator[tuple[list[Tensor], Tensor], None, None]:
+        """Yield this rank's inputs of each view, [N, C, H, W], and indices [B], until a signal."""
         run, dtype = self.run, DTYPES[self.run.precision]
-        augment = choose_augment("torch", [self.view], run.world.device)
+        augment = choose_augment(run.options.augment_backend, views, run.world.device)
         with (
             operation(what, "images", data.num_samples) as progress,
-            run.data.loader(data, [self.view], train=False, batch_size=batch_size) as loader,
+            run.data.loader(data, views, train=False, batch_size=batch_size) as loader,
             contextlib.closing(loader.epoch(0)) as batches,
         ):
             for batch in progress.track(batches, batch_size * run.world.size):
                 if run.stop_signal.after_step().stop:
                     raise PassStopped
-                (images,) = augment.inputs(batch, loader.views, dtype)
-                yield images, batch.indices
+                yield augment.inputs(batch, loader.views, dtype), batch.indices
 
     def _untrained(self, line: dict[str, Any]) -> float | None:
         """Return the untrained network's accuracy of the same block on the same images; None if unknown."""

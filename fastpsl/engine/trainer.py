@@ -165,9 +165,8 @@ class StageTrainer:
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
             if self.online_probe.is_on and position.run_step == 0 and not run.resumed:
-                stages = self.experiment.stages
-                views = [task.views(stage.level)[0] for stage in stages]
-                if not self.online_probe.look_untrained(self.experiment.backbone, stages, views):
+                backbone, stages = self.experiment.backbone, self.experiment.stages
+                if not self.online_probe.look_untrained(backbone, stages, task):
                     return False
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):

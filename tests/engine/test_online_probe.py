@@ -7,7 +7,8 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,6 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.filters import Sobel
-from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -439,11 +439,15 @@ def test_a_look_is_recorded_with_its_place_and_drawn_at_the_runs_step(tmp_path: 
 # The untrained network.
 
 
-def by_hand(net: Backbone, view: Any, train: Dataset, val: Dataset, batch_size: int) -> list[dict[str, Any]]:
+def by_hand(run: Run, batch_size: int) -> list[dict[str, Any]]:
     """Return the figures of B3, B4 and B5 of a network whose BatchNorms are measured by a plain loop."""
-    net, norms = copy.deepcopy(net), []
-    loader = partial(Loader, views=[view], train=False, num_threads=1)
-    with torch.no_grad(), loader(train, batch_size_per_rank=batch_size) as batches:
+    train, val = run.data.train, run.data.val
+    assert val is not None
+    monitor, norms = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW()), []
+    shuffled, net = monitor.in_random_order(), tiny_experiment().backbone
+    assert sorted(shuffled.indices) == list(range(480)) != shuffled.indices.tolist()
+    loader = partial(Loader, views=[monitor.view], train=False, num_threads=1)
+    with torch.no_grad(), loader(shuffled, views=[VIEW()], batch_size_per_rank=batch_size) as batches:
         for batch in batches.epoch(0):
             (images,), sums = batch.inputs(batches.views, torch.float32), list[Tensor]()
             for block in net.blocks():
@@ -470,9 +474,7 @@ def by_hand(net: Backbone, view: Any, train: Dataset, val: Dataset, batch_size: 
 def test_untrained_is_the_first_network_with_measured_statistics(whole: Path) -> None:
     """The statistics are means over whole batches; a stage stands beside its own last block."""
     with closing(probed_run(whole)) as run:
-        assert run.data.val is not None
-        view = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW()).view
-        expected = by_hand(tiny_experiment().backbone, view, run.data.train, run.data.val, 96)
+        expected = by_hand(run, 96)
     lines = untrained(whole)
     places = [(line["run_step"], line["step"], line["epoch"]) for line in lines]
     assert places == [(0, 0, 0)] * 3 and [line["block"] for line in lines] == ["B3", "B4", "B5"]
@@ -513,7 +515,7 @@ def test_untrained_is_within_two_points_of_a_rate_of_zero(tmp_path: Path) -> Non
 
 
 def test_a_look_at_the_untrained_network_changes_nothing(tmp_path: Path) -> None:
-    net, views = TinyNet(), [VIEW()]
+    net = TinyNet()
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum, part.num_batches_tracked = 0.3, torch.tensor(7)
@@ -521,10 +523,10 @@ def test_a_look_at_the_untrained_network_changes_nothing(tmp_path: Path) -> None
     net.parts[0].eval()
     modes, state = [part.training for part in net.modules()], copy.deepcopy(net.state_dict())
     with closing(probed_run(tmp_path)) as run:
-        monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, views[0])
+        monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, VIEW())
         net.parts[0].eval()
         modes, before = [part.training for part in net.modules()], torch.get_rng_state()
-        assert monitor.look_untrained(net, [STAGE], views)
+        assert monitor.look_untrained(net, [STAGE], tiny_experiment().task)
         assert torch.equal(torch.get_rng_state(), before)
     assert [part.training for part in net.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
@@ -536,8 +538,9 @@ def test_each_stage_is_looked_at_through_its_own_input(
 ) -> None:
     """Two of three stages have one input, for which one pass is enough."""
     net, seen = TinyNet(), list[str]()
-    stages = [Stage(f"S{i}", 1, 1, i + 2, 1) for i in (1, 2, 3)]
+    stages = [Stage(f"S{i}", i, 1, i + 2, 1) for i in (1, 2, 3)]
     views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(1.0),)), VIEW()]
+    task: Any = SimpleNamespace(views=lambda level: [views[level - 1]])
     inputs = OnlineProbe._inputs
 
     def note(monitor: OnlineProbe, what: str, *arguments: Any) -> Any:
@@ -547,17 +550,17 @@ def test_each_stage_is_looked_at_through_its_own_input(
     monkeypatch.setattr(OnlineProbe, "_inputs", note)
     with closing(probed_run(tmp_path)) as run:
         monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, views[0])
-        assert monitor.look_untrained(net, stages, views)
+        assert monitor.look_untrained(net, stages, task)
         seen_together, together = seen.copy(), untrained(tmp_path)
-        for stage, view in zip(stages, views, strict=True):
-            assert monitor.look_untrained(net, [stage], [view])
+        for stage in stages:
+            assert monitor.look_untrained(net, [stage], task)
         assert together == untrained(tmp_path)[-3:] and len(together) == 3
         seen.clear()
-        bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-        assert monitor.look_untrained(cast(Any, Blocks([bare] * 1)), [replace(STAGE, last_block=1)], [VIEW()])
-    assert seen_together == ["untrained RGB", "probe RGB", "probe RGB"] + [
-        "untrained Sobel", "probe Sobel", "probe Sobel",
-    ]  # fmt: skip
+        bare: Any = Blocks([nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
+        assert monitor.look_untrained(bare, [replace(STAGE, last_block=1)], task)
+    assert seen_together == [
+        f"{what} {channels}" for channels in ("RGB", "Sobel") for what in ("untrained", "probe", "probe")
+    ]
     assert seen == ["probe RGB", "probe RGB"]
 
 
