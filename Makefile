@@ -25,7 +25,7 @@ install:
 	@bash toolchain/install.sh
 
 demo: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} .venv/bin/torchrun --standalone --nproc-per-node=1 recipes/jigsaw_r50.py $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} .venv/bin/torchrun --standalone --nproc-per-node=1 recipes/simclr_r50.py $(ARGS)
 
 # A worker more than there are cores, because ranks and programs that tests start wait for each other. One that is done takes half of what
 # another has left.

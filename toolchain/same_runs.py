@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parents[1]
 NUM_SHOWN = 5
 _SMALL = "--workers 1 --no-tensorboard --log-steps 2"
 _PX_32 = (
-    "--data cache/fastpsl/sample-v1/train_32.beton --val cache/fastpsl/sample-v1/test_32.beton --size-px 32"
+    "--data cache/fastpsl/sample-v2/train_32.beton --val cache/fastpsl/sample-v2/test_32.beton --size-px 32"
 )
 _JIGSAW = (
     f"{_SMALL} --backbone nin3 --batch-size 4 --grid 2 --short-side 40 --cell-px 18 --tile-px 16 "

@@ -243,7 +243,7 @@ class PretrainOptions(TrainingOptions):
         ),
     ] = field(default=(), metadata=PLAN)
     levels: tuple[int, ...] = field(default=(), metadata=PLAN)
-    """Difficulty of the task in each stage; by default from the easiest to the hardest."""
+    """Difficulty of the task in each stage, or one for all; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = field(default="eval", metadata=PLAN)
     """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
     probe_every: int | None = field(default=None, metadata=MACHINE | MONITORING)

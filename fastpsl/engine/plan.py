@@ -83,8 +83,8 @@ def make_plan(
         partition: The blocks that learn in each stage, such as "1-3". By default, each of n stages learns
             num_blocks - n + 1 blocks and starts one block later than the last. For three stages, these are
             the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5.
-        levels: The level of each stage. By default, they rise in even steps from the easiest to the hardest.
-            The paper has one partition and one choice of levels.
+        levels: The level of each stage, or one for all. By default, they rise in even steps from the easiest
+            to the hardest. The paper has one partition and one choice of levels.
 
     Returns:
         The stages, in order.
@@ -108,9 +108,11 @@ def make_plan(
         # The last level is set apart, so that a single stage has the hardest.
         rising = (1 + round(i * (num_levels - 1) / (num_stages - 1)) for i in range(num_stages - 1))
         levels = (*rising, num_levels)
+    if len(levels) == 1:
+        levels = (*levels,) * num_stages
     if len(levels) != num_stages:
         raise ValueError(
-            f"--levels {_words(levels)} for {num_stages} stages: give a level for each of --epochs"
+            f"--levels {_words(levels)} for {num_stages} stages: give one level, or one for each of --epochs"
         )
     unknown = [level for level in levels if not 1 <= level <= num_levels]
     if unknown:

@@ -33,6 +33,7 @@ def test_partitions_and_levels_are_free() -> None:
     both = rows("psl", (5, 6), partition=("1-4", "5"), levels=(2, 2))
     assert both == [("S1", 2, 1, 4, 5), ("S2", 2, 5, 5, 6)]
     assert rows("sl", (5, 6, 7), levels=(1, 2, 2)) == [(f"S{i}", 2, i, i + 2, i + 4) for i in (1, 2, 3)]
+    assert [level for _, level, *_ in rows("psl", (1, 1, 1), levels=(2,))] == [2, 2, 2]  # one for all
     assert rows("psl", (1, 1, 1), levels=(3, 2, 1))[0] == ("S1", 3, 1, 3, 1)
     assert [level for _, level, *_ in rows("sl", (1, 1, 1), levels=(1, 3, 2))] == [3, 3, 3]  # the hardest
     assert rows("end_to_end", (5, 6), levels=(1, 1)) == [("E", 1, 1, 5, 11)]
@@ -55,7 +56,7 @@ def test_partitions_and_levels_are_free() -> None:
         ("psl", (1, 1), {"partition": ("3-1", "2-5")}, "3-1 is no range"),
         ("psl", (1, 1), {"partition": ("a", "2-5")}, "range of blocks for each stage"),
         ("psl", (1, 1), {"partition": ("1-5",)}, "has 1 parts for 2"),
-        ("psl", (1, 1, 1), {"levels": (1, 2)}, "a level for each"),
+        ("psl", (1, 1, 1), {"levels": (1, 2)}, "one for each of --epochs"),
         ("psl", (1, 1, 1), {"levels": (1, 2, 4)}, "level 4 is not within the task's 1 to 3"),
         ("end_to_end", (1, 1, 1), {"levels": (0, 2, 3)}, "level 0"),
     ],

@@ -14,7 +14,7 @@ from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, draw_part, sample_paths
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
+from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES as SHAPE_NAMES
 from fastpsl.pipelines.sample.shapes import draw_scene
 from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
@@ -96,13 +96,38 @@ def fit(train: np.ndarray, targets: np.ndarray, test: np.ndarray, test_targets: 
     return float((((test - mean) @ weights + y.mean(0)).argmax(1) == test_targets).mean())
 
 
-@pytest.mark.slow
-def test_there_is_something_to_learn_and_it_is_not_trivial() -> None:
-    """A linear model on raw pixels predicts kind, turn and place above chance and below certainty."""
+def nearest(train: np.ndarray, targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray) -> float:
+    """Return the accuracy of the nearest training image by cosine."""
+    train, test = (x - train.mean(0) for x in (train, test))
+    found = ((test @ train.T) / np.linalg.norm(train, axis=1)).argmax(1)
+    return float((targets[found] == test_targets).mean())
+
+
+def test_neither_pixels_nor_colours_tell_the_class() -> None:
     paths = sample_paths()
-    (train, labels), (test, test_targets) = small(paths.train_32), small(paths.test_32)
-    kind = fit(train.reshape(len(train), -1), labels, test.reshape(len(test), -1), test_targets)
-    assert 0.25 < kind < 0.95, kind  # chance 0.125
+    (train, labels), (test, test_labels) = small(paths.train_32), small(paths.test_32)
+
+    def colours(images: np.ndarray) -> np.ndarray:
+        """Return each image's shares of the 64 colours that two bits a channel tell apart."""
+        bits = (images * 255).astype(int) // 64 @ np.array([16, 4, 1])
+        return np.stack([np.bincount(row.ravel(), minlength=64) for row in bits]) / (32.0 * 32)
+
+    for near in (nearest, fit):
+        assert near(train.reshape(len(train), -1), labels, test.reshape(len(test), -1), test_labels) < 0.35
+        assert near(colours(train), labels, colours(test), test_labels) < 0.35  # chance 0.125
+
+
+def test_images_are_alike_in_brightness_and_contrast_and_lit_from_above() -> None:
+    images = np.stack([draw_image(5, index, 97, 131).astype(float).mean(2) for index in range(24)])
+    assert images.mean((1, 2)).std() < 5 and images.std((1, 2)).std() < 3
+    assert (images[:, :48].mean((1, 2)) > images[:, 49:].mean((1, 2)) + 5).all()
+
+
+@pytest.mark.slow
+def test_turn_and_place_can_be_learned() -> None:
+    """A linear model on raw pixels predicts turn and place above chance and below certainty."""
+    paths = sample_paths()
+    (train, _), (test, _) = small(paths.train_32), small(paths.test_32)
 
     def turned(images: np.ndarray) -> np.ndarray:
         return np.concatenate([np.rot90(images, turn, (1, 2)).reshape(len(images), -1) for turn in range(4)])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sample.patterns import CLASS_NAMES
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.written import write_labelled
-from tests.programs import ROOT, newest_checkpoint
+from tests.programs import newest_checkpoint
 from tests.recipes.in_process import built, goes_on, ran, refused, start, words
 
 LINEAR = "linear_probe"
@@ -318,8 +318,7 @@ def test_values_are_the_papers_and_rotnets() -> None:
 
 def unlabelled(tmp_path: Path) -> Path:
     """Return a beton with an unlabelled last image, as STL-10 has them."""
-    names = runpy.run_path(str(ROOT / "fastpsl" / "pipelines" / "sample" / "landscapes.py"))["CLASS_NAMES"]
-    return write_labelled(tmp_path / "some.beton", [*(i % 8 for i in range(31)), -1], names)
+    return write_labelled(tmp_path / "some.beton", [*(i % 8 for i in range(31)), -1], CLASS_NAMES)
 
 
 def test_an_image_without_a_label_is_refused(tmp_path: Path) -> None:

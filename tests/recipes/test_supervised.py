@@ -181,4 +181,4 @@ def test_lists_and_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         refused(start("semi_supervised", *SMALL_SEMI, *arguments, "--out", tmp_path / "out"), *texts)
         assert not (tmp_path / "out").exists()
     val = ("--data", sample_paths().train_32, "--val", dogs, "--percent 50 --out", tmp_path / "val")
-    refused(start("semi_supervised", *SMALL_SEMI, *val), "class 0 is 'cat', in the training data 'balloon'")
+    refused(start("semi_supervised", *SMALL_SEMI, *val), "class 0 is 'cat', in the training data 'bricks'")

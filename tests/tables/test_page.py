@@ -19,7 +19,7 @@ from markdown_it.tree import SyntaxTreeNode
 from PIL import Image
 from typing_extensions import override
 
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
+from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
 from fastpsl.tables.page import _embedded
 from fastpsl.tables.paper_file import TABLES

@@ -20,7 +20,7 @@ from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
+from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
 
 SEED = 20240
 _PAGE_BYTES = 1 << 21
@@ -60,7 +60,7 @@ def _samples(images: list[np.ndarray], first: int) -> Iterator[Sample]:
         yield Sample(f"{CLASS_NAMES[label]}/{first + position:04}", image, label)
 
 
-VERSION = "sample-v1"  # a new name whenever the images change
+VERSION = "sample-v2"  # a new name whenever the images change
 NUM_TRAIN, NUM_TEST = 480, 160
 
 
@@ -79,7 +79,7 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
     They are equal on every machine but for the version of the JPEG encoder.
 
     Args:
-        cache: The folder for them; by default $XDG_CACHE_HOME or ~/.cache, there fastpsl/sample-v1.
+        cache: The folder for them; by default $XDG_CACHE_HOME or ~/.cache, there fastpsl/sample-v2.
 
     Raises:
         ValueError: The folder cannot be written.
