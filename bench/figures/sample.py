@@ -21,7 +21,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.jigsaw import Jigsaw
 
 RECIPE, LEVEL = "simclr_r50", 3
-# An image of scales, and an epoch whose two crops lie apart.
+# An image of scales, and an epoch whose two crops overlap.
 IMAGE, EPOCH, BATCH_SIZE = 46, 10, 4
 # Images are stored as small as they are shown, because an SVG has all of their pixels.
 SHOWN_PX, IMAGE_PX = 112, (160, 121)
@@ -91,8 +91,8 @@ def _small(pixels: Tensor) -> str:
 
 
 PUZZLE_RECIPE = "jigsaw_r50"
-# An image of scales, which show the way up, in the first batch of epoch 0.
-PUZZLE_IMAGE, PUZZLE_BATCH_SIZE = 46, 16
+# An image of rings, which show where each tile belongs, in the first batch of epoch 0.
+PUZZLE_IMAGE, PUZZLE_BATCH_SIZE = 293, 32
 LEARNS, FROZEN, NOT_RUN = "learns", "frozen", "not run"
 
 
