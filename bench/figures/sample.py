@@ -23,8 +23,9 @@ from fastpsl.tasks.jigsaw import Jigsaw
 RECIPE, LEVEL = "simclr_r50", 3
 # An image of scales, and an epoch whose two crops overlap.
 IMAGE, EPOCH, BATCH_SIZE = 46, 10, 4
-# Images are stored as small as they are shown, because an SVG has all of their pixels.
-SHOWN_PX, IMAGE_PX = 112, (160, 121)
+SHOWN_PX = 112
+# Images are stored somewhat smaller than they are shown, because an SVG has all of their pixels.
+STORED_PX, IMAGE_PX = 88, (128, 97)
 NAMES = {
     "Flip": "flip", "ColourDistortion": "colour", "Grey": "grey", "GaussianBlur": "blur", "Sobel": "Sobel",
 }  # fmt: skip
@@ -87,7 +88,7 @@ def drawn_ops(ops: Any, draws: Any) -> list[str]:
 def _small(pixels: Tensor) -> str:
     """Return a PNG of an image [3, H, W] in [0, 1]."""
     array = (pixels.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
-    return png_uri(Image.fromarray(array).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.BOX))
+    return png_uri(Image.fromarray(array).resize((STORED_PX, STORED_PX), Image.Resampling.BOX))
 
 
 PUZZLE_RECIPE = "jigsaw_r50"

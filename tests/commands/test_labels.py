@@ -123,8 +123,6 @@ def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, cli: Cli) -> None:
     ours = float(((components - means[labels_file.labels]) ** 2).sum())
     best = KMeans(12, n_init=10, random_state=0).fit(components).inertia_
     assert ours < 1.01 * best
-    with Beton(source) as data:
-        assert ari(labels_file.labels, data.labels()) > 0.05
 
 
 def test_the_same_again_and_another_by_another_seed() -> None:

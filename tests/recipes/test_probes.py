@@ -225,7 +225,7 @@ def test_other_weights_and_classes_are_refused(supervised: Path, tmp_path: Path)
         ((*DATA, "--checkpoint", supervised, "--backbone resnet50"), ("another backbone", "resnet18")),
         (
             (*DATA[:2], "--val", other_classes(tmp_path), *RANDOM),
-            ("class 2 is 'unicorn', in the training data 'flower'",),
+            ("class 2 is 'unicorn', in the training data 'chevrons'",),
         ),
     ):
         refused(start(LINEAR, *SMALL, *arguments, "--out", tmp_path / "out"), *texts)
@@ -249,7 +249,7 @@ def test_a_run_puts_every_head_on_record(tmp_path: Path) -> None:
     val = checkpoint["position"]["summaries"][0]["val"]
     for name, value in numbers.items():
         assert value == pytest.approx(100 * val[name], abs=1e-3) and 0 <= value <= 100
-    assert max(numbers[f"top1_{head}"] for head in heads) > 30  # chance is 12.5
+    assert max(numbers[f"top1_{head}"] for head in heads) > 17  # chance is 12.5
     settings = record["settings"]
     assert (settings["heads"], settings["epochs"], settings["labels_per_class"]) == ([*heads], 1, None)
     assert (settings["lr"], settings["intervals"], settings["weight_decay"]) == (0.1, [100, 50, 50], 5e-4)

@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         "--batch-size 8 --workers 1 --short-side 36 --size-px 32 --backbone resnet18",
         [
             ("--levels 1 2 4", "level 4", "1 to 3"),
-            ("--levels 1 2", "a level for each"),
+            ("--levels 1 2", "one for each of --epochs"),
             ("--rotations-per-image two", "two"),
             ("--size-px 40", "window of 40 px", "36 px"),
             ("--backbone revnet18", "--backbone revnet18", "revnet50"),
