@@ -37,7 +37,10 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.filters import Sobel
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -501,6 +504,17 @@ def test_stages_have_both_accuracies_also_after_a_resume(whole: Path, tmp_path: 
     assert summary_line(run.position.summaries[-1]).endswith(f", {beside}")
 
 
+def coloured(path: Path, num: int) -> str:
+    """Write images of noise around one of eight colours, the class, and return their path."""
+    random, labels = np.random.default_rng(num), np.arange(num) % 8
+    colours = 80 * (labels[:, None] >> np.arange(3) & 1)
+    noise = random.integers(0, 176, (num, 32, 32, 3)) + colours[:, None, None]
+    samples = (Sample(f"{i}", noise[i].astype(np.uint8), int(labels[i])) for i in range(num))
+    names = [f"colour {i}" for i in range(8)]
+    write_beton(samples, path, num_samples=num, class_names=names, target=Target(mode="raw"))
+    return str(path)
+
+
 def test_untrained_is_within_two_points_of_a_rate_of_zero(tmp_path: Path) -> None:
     """The steps of rate 0 change BatchNorm's running statistics alone. They see what the monitor sees."""
     torch.manual_seed(0)
@@ -508,7 +522,8 @@ def test_untrained_is_within_two_points_of_a_rate_of_zero(tmp_path: Path) -> Non
     stages = (Stage("E", 1, 1, 5, 4),)
     still = Experiment(Classify(view, view), TinyNet(), stages, lambda moment: 0.0)
     before = {name: value.clone() for name, value in still.backbone.named_parameters()}
-    fit(tmp_path, still, batch_size=32, probe_every=4)
+    data, val = coloured(tmp_path / "train.beton", 480), coloured(tmp_path / "val.beton", 160)
+    fit(tmp_path, still, data=data, val=val, batch_size=32, probe_every=4)
     assert all(torch.equal(value, before[name]) for name, value in still.backbone.named_parameters())
     (first,), (last,) = untrained(tmp_path), probes(tmp_path)
     assert abs(first["knn_accuracy"] - last["knn_accuracy"]) <= 0.02 and first["knn_accuracy"] > 0.2
