@@ -142,7 +142,7 @@ def fit(out: Path, steps: int | None = None, **options: Any) -> dict[str, Any]:
 def test_it_learns_scores_the_middle_and_resumes(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole")
     assert whole["loss_end"] < 0.9 * whole["loss_start"]
-    assert whole["val"]["top1"] > 2 * whole["chance"] and whole["val"]["top5"] > whole["val"]["top1"]
+    assert whole["val"]["top1"] > 1.5 * whole["chance"] and whole["val"]["top5"] > whole["val"]["top1"]
     fit(tmp_path / "stopped", 17)
     max((tmp_path / "stopped" / "checkpoints").iterdir()).unlink()
     assert fit(tmp_path / "stopped")["val"] == whole["val"]
