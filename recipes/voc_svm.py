@@ -9,7 +9,7 @@ source's costs give --costs fsb. Here: not yet run on VOC2007.
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
 converge slowly, in --workers processes of 1.5 GB. See
-https://fastpsl.github.io/fastpsl/reference/protocols/svm.html. The same command with --out continues an
+https://fastpsl.github.io/fastpsl/evaluate/svm.html. The same command with --out continues an
 interrupted run.
 """
 

@@ -137,7 +137,7 @@ class TSNE:
 
     OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are),
     result.json and the features, which serve again. See
-    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/evaluate/retrieval.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
@@ -174,7 +174,7 @@ class Retrieve:
 
     OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl
     table`) and the features, which serve again. See
-    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/evaluate/retrieval.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 

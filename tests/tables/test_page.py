@@ -147,7 +147,7 @@ def test_small_experiments_stand_beside_the_table(
     (tmp_path / "runs").mkdir()
     rows = [["psl", ["20.1 ± 0.3 (3)", "19.9 ± 0.2 (3)"]], ["random weights", ["10.0", "9.0"]]]
     words = {"title": "PSL on few images", "number": "Top-1 accuracy by linear in %"}
-    small = words | {"page": "docs/evidence/psl.md", "columns": ["B3", "B4"], "rows": rows}
+    small = words | {"page": "docs/methods/psl.md", "columns": ["B3", "B4"], "rows": rows}
     monkeypatch.setattr(page_words, "_small_scale", lambda: {"psl/5": [small]})
     _, markdown, page = rendered(cli, tmp_path / "runs", tmp_path / "out")
     part = markdown.partition("## Ours, small scale\n\n")[2]
@@ -155,7 +155,7 @@ def test_small_experiments_stand_beside_the_table(
         "PSL on few images. Top-1 accuracy by linear in %: mean ± standard deviation (seeds)."
     )
     assert "|  | B3 | B4 |\n| --- | --: | --: |\n| psl | 20.1 ± 0.3 (3) | 19.9 ± 0.2 (3) |\n" in part
-    assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/evidence/psl.md has protocol" in part
+    assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/methods/psl.md has protocol" in part
     assert "Ours, small scale" in page.text and "19.9 ± 0.2 (3)" in page.text and not page.open
 
 

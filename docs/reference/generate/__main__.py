@@ -1,7 +1,8 @@
-"""Write the reference pages of recipes and commands from what --help shows.
+"""Write the pages of commands, and the options on the pages of methods and evaluations, from what --help shows.
 
 Start it by `python -m docs.reference.generate`. The pages are committed. With --check nothing is written, and
-the exit code is 1 if a page would change.
+the exit code is 1 if a page would change. Options stand between <!-- options of NAME ... --> and
+<!-- end of options -->; the rest of such a page is people's.
 """
 
 import argparse
@@ -10,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from docs.reference.generate.command_pages import all_commands, command_page, commands_index
-from docs.reference.generate.recipe_pages import common_page, recipe_page, recipes_index
-from fastpsl.commands.train import Eval, Train
+from docs.reference.generate.recipe_pages import common_page, pages_of_recipes, with_options
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "docs" / "reference"
@@ -20,25 +20,19 @@ NOTICE = "<!-- Generated from the code by `python -m docs.reference.generate`. D
 
 def pages() -> dict[Path, str]:
     """Return the text of each generated page by its path."""
-    names = [("train", short, stem) for short, stem in Train.names.items()]
-    names += [("eval", short, stem) for short, stem in Eval.names.items()]
-    out = {
-        FOLDER / "recipes" / f"{stem}.md": recipe_page(command, short, stem) for command, short, stem in names
-    }
-    out[FOLDER / "recipes" / "common_options.md"] = common_page()
-    out[FOLDER / "recipes" / "index.md"] = recipes_index(names)
+    out = {ROOT / "docs" / "methods" / "common_options.md": common_page()}
     commands = dict(all_commands())
     for words, kind in commands.items():
         out[FOLDER / "commands" / f"{words.replace(' ', '_')}.md"] = command_page(words, kind)
     out[FOLDER / "commands" / "index.md"] = commands_index(commands)
-    return {path: f"{NOTICE}\n\n{text.strip()}\n" for path, text in out.items()}
+    made = {path: f"{NOTICE}\n\n{text.strip()}\n" for path, text in out.items()}
+    return made | {path: with_options(path) for path in pages_of_recipes().values()}
 
 
 def stale(wanted: Mapping[Path, str]) -> tuple[list[Path], list[Path]]:
     """Return the pages whose text is to be another, and those that are not to be there."""
-    present = {path for name in ("recipes", "commands") for path in (FOLDER / name).glob("*.md")}
-    changed = [path for path, text in wanted.items() if path not in present or path.read_text() != text]
-    return changed, sorted(present - wanted.keys())
+    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    return changed, sorted({*(FOLDER / "commands").glob("*.md")} - wanted.keys())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

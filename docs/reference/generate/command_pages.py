@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from docs.reference.generate.markdown import described_in_markdown, table, toctree
 from docs.reference.generate.options import Row, option_tables, rows_of
+from docs.reference.generate.recipe_pages import pages_of_recipes
 from docs.reference.generate.see_also import SEE, links
 from fastpsl.cli import Fastpsl
 from fastpsl.commands.train import Eval, Train
@@ -60,8 +61,12 @@ def command_page(words: str, kind: type) -> str:
     else:
         parts.append(option_tables(boxes_of_command(kind), "##"))
     if kind in (Train, Eval):
-        rows = [(f"`{name}`", f"[{stem}](../recipes/{stem}.md)") for name, stem in kind.names.items()]  # type: ignore[attr-defined]
-        parts += ["## Names", table(("NAME", "page of its options"), rows)]
+        pages = pages_of_recipes()
+        rows = [
+            (f"`{name}`", f"[{pages[name].stem}](../../{pages[name].parent.name}/{pages[name].name})")
+            for name in kind.names  # type: ignore[attr-defined]
+        ]
+        parts += ["## Names", table(("NAME", "its page"), rows)]
     parts += ["## See also", links([*SEE.get(words, ()), "reference/exit_codes.md"])]
     return "\n\n".join(part for part in parts if part)
 
