@@ -11,7 +11,8 @@ from docs.images import make_training_screen as screen
 from docs.reference.generate import __main__ as script
 from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import words_of
-from fastpsl.commands.train import Train
+from docs.reference.generate.recipe_pages import NAMES, options_of_recipes, pages_of_recipes
+from fastpsl.commands.train import Eval, Train
 from fastpsl.console.screen import Numbers
 from fastpsl.scripts.command_line import options_of
 from fastpsl.scripts.recipe_files import find_recipe
@@ -29,17 +30,28 @@ def test_the_committed_pages_are_the_generated_ones(pages: dict[Path, str]) -> N
 
 
 def test_each_recipe_and_each_command_has_a_page(pages: dict[Path, str]) -> None:
-    names = {str(path.relative_to(script.FOLDER)) for path in pages}
-    assert {f"recipes/{path.stem}.md" for path in (ROOT / "recipes").glob("*.py")} <= names
+    assert pages_of_recipes().keys() == {*Train.names, *Eval.names}
+    names = {str(path.relative_to(script.FOLDER)) for path in pages if path.is_relative_to(script.FOLDER)}
     assert {"commands/train.md", "commands/data_write.md", "commands/recipes_copy.md"} <= names
 
 
-def test_each_option_stands_on_the_page_of_its_recipe(pages: dict[Path, str]) -> None:
-    for path in (ROOT / "recipes").glob("*.py"):
-        recipe, page = find_recipe(path.stem), pages[script.FOLDER / "recipes" / f"{path.stem}.md"]
+def test_each_option_stands_on_the_page_of_its_recipe_or_on_the_common_one(pages: dict[Path, str]) -> None:
+    common = pages[ROOT / "docs" / "methods" / "common_options.md"]
+    for name, path in pages_of_recipes().items():
+        recipe = find_recipe(NAMES[name])
         for option in options_of(recipe.options):
-            is_listed = f"`{option.usage.split()[0]}`" in page
-            assert is_listed or option.name in recipe.options.without, (path.stem, option.name)
+            words = f"`{option.usage.split()[0]}`"
+            is_listed = words in pages[path] or f"| {words} |" in common
+            assert is_listed or option.name in recipe.options.without, (name, option.name)
+
+
+def test_defaults_stand_in_a_column_for_each_recipe() -> None:
+    lines = options_of_recipes(["sslpp-rotation", "sslpp-aet"]).splitlines()
+    assert lines[0] == "| option | `sslpp-rotation` | `sslpp-aet` | meaning |"
+    cells = {words[0]: words[1:3] for words in (line.strip("| ").split(" | ") for line in lines[2:])}
+    assert cells["`--epochs`"] == ["`200`", "`1500`"] and cells["`--batch-size`"] == ["`128`", "`512`"]
+    assert cells["`--transform`"] == ["–", "`projective`"]
+    assert "`--seed`" not in cells  # a shared one, with the shared default
 
 
 def test_text_becomes_markdown() -> None:
@@ -55,7 +67,7 @@ def test_text_becomes_markdown() -> None:
 
 
 def test_check_tells_whether_a_page_would_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "recipes" / "a.md"
+    page = tmp_path / "methods" / "a.md"
     monkeypatch.setattr(script, "FOLDER", tmp_path)
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "pages", lambda: {page: "text\n"})

@@ -1,4 +1,4 @@
-"""Write the experiments' numbers into the pages of methods and fastpsl's tables: `python -m bench.evidence.page`.
+"""Write the experiments' numbers into methods' pages and fastpsl's tables: `python -m bench.evidence.page`.
 
 docs/runs/NAME/results.json of an experiment fills what stands between <!-- NAME begin --> and
 <!-- NAME end --> of the page that has these marks. --check changes nothing and exits
@@ -50,7 +50,7 @@ def texts() -> dict[Path, str]:
 
 
 def part(name: str, result: Mapping[str, Any], *, times: bool = False) -> str:
-    """Return the figure, the tables and the origin of an experiment as Markdown; `times`: it has times.json."""
+    """Return an experiment's figure, tables and files as Markdown; `times`: it has times.json."""
     columns, arms = _cells(result)
     return _TEMPLATES.get_template("experiment.md.jinja").render(
         result,

@@ -1,4 +1,4 @@
-"""Write the pages of commands, and the options on the pages of methods and evaluations, from what --help shows.
+"""Write the pages of commands, and the options on pages of methods and evaluations, from what --help shows.
 
 Start it by `python -m docs.reference.generate`. The pages are committed. With --check nothing is written, and
 the exit code is 1 if a page would change. Options stand between <!-- options of NAME ... --> and

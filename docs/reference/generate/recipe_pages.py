@@ -1,4 +1,4 @@
-"""Write the tables of recipes' options: their own ones into the recipes' pages, the shared ones into one page."""
+"""Write the tables of recipes' options: their own into the recipes' pages, the shared ones into one page."""
 
 import io
 import re
@@ -43,7 +43,8 @@ def options_of_recipes(names: Sequence[str]) -> str:
     lines = []
     for key in dict.fromkeys(key for rows in found for key in rows if is_own(rows[key])):
         row = next(rows[key] for rows in found if key in rows and is_own(rows[key]))
-        text = BACKBONE if key == "backbone" else f"{row.values}: {row.text}" if "`" in row.values else row.text
+        text = f"{row.values}: {row.text}" if "`" in row.values else row.text
+        text = BACKBONE if key == "backbone" else text
         said = dict.fromkeys(comments[key] for _, comments in sources if key in comments)
         defaults = [rows[key].default if key in rows else "" for rows in found]
         lines.append((f"`{row.usage}`", *defaults, " ".join([text, *(f"({prose(one)})" for one in said)])))
