@@ -50,7 +50,7 @@ def texts() -> dict[Path, str]:
 
 
 def part(name: str, result: Mapping[str, Any], *, times: bool = False) -> str:
-    """Return an experiment's figure, tables and files as Markdown; `times`: it has times.json."""
+    """Return an experiment's tables and files as Markdown; `times`: it has times.json."""
     columns, arms = _cells(result)
     return _TEMPLATES.get_template("experiment.md.jinja").render(
         result,
