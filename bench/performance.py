@@ -59,7 +59,11 @@ def marks(text: str) -> list[str]:
 
 def pages_of(root: Path) -> list[Path]:
     """Return README.md, the pages of docs/ and the list of results."""
-    pages = [root / "README.md", root / "bench" / "results" / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    pages = [
+        root / "README.md",
+        root / "bench" / "results" / "README.md",
+        *sorted((root / "docs").rglob("*.md")),
+    ]
     return [page for page in pages if page.exists()]
 
 

@@ -138,7 +138,7 @@ def headline(result: Result, decoders: Sequence[str] = JPEG_DECODERS) -> dict[st
 
 
 def machines(results: Results) -> str:
-    """Return a table with one line per file: what it measures, command, machine, versions, load and repeats."""
+    """Return a table with a line per file: what it measures, its command, machine, versions and load."""
     rows = []
     for name, result in results.items():
         machine, versions = result["environment"], result["environment"]["versions"]
@@ -154,7 +154,19 @@ def machines(results: Results) -> str:
             f"{machine['load_average_before']:g}", str(result["settings"]["repeats"]),
         ])  # fmt: skip
     return table(
-        ("file", "what it measures", "command", "machine", "cores", "driver", "versions", "commit", "load before", "repeats"), rows
+        (
+            "file",
+            "what it measures",
+            "command",
+            "machine",
+            "cores",
+            "driver",
+            "versions",
+            "commit",
+            "load before",
+            "repeats",
+        ),
+        rows,
     )
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from docs.images import make_training_screen as screen
 from docs.reference.generate import __main__ as script
+from docs.reference.generate.command_pages import all_commands, boxes_of_command
 from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import words_of
+from docs.reference.generate.parts import expanded
 from fastpsl.commands.train import Train
 from fastpsl.console.screen import Numbers
 from fastpsl.scripts.command_line import options_of
@@ -28,10 +30,14 @@ def test_the_committed_pages_are_the_generated_ones(pages: dict[Path, str]) -> N
     assert not changed + surplus, "write them anew: python -m docs.reference.generate"
 
 
-def test_each_recipe_and_each_command_has_a_page(pages: dict[Path, str]) -> None:
+def test_each_recipe_has_a_page_and_each_command_a_section(pages: dict[Path, str]) -> None:
     names = {str(path.relative_to(script.FOLDER)) for path in pages}
     assert {f"recipes/{path.stem}.md" for path in (ROOT / "recipes").glob("*.py")} <= names
-    assert {"commands/train.md", "commands/data_write.md", "commands/recipes_copy.md"} <= names
+    page = expanded((script.FOLDER / "commands.md").read_text())
+    for words, kind in all_commands():
+        section = page.partition(f"\n## fastpsl {words}\n")[2].partition("\n## ")[0]
+        flags = [row.usage for rows in boxes_of_command(kind).values() for row in rows]
+        assert section and all(f"`{flag}`" in section for flag in flags), words
 
 
 def test_each_option_stands_on_the_page_of_its_recipe(pages: dict[Path, str]) -> None:
@@ -62,10 +68,9 @@ def test_check_tells_whether_a_page_would_change(tmp_path: Path, monkeypatch: py
     assert script.main(["--check"]) == 1 and not page.exists()
     assert script.main([]) == 0 and page.read_text() == "text\n"
     assert script.main(["--check"]) == 0
-    (surplus := tmp_path / "commands").mkdir()
-    (surplus / "b.md").write_text("old")
+    (surplus := tmp_path / "recipes" / "b.md").write_text("old")
     assert script.main(["--check"]) == 1
-    assert script.main([]) == 0 and not (surplus / "b.md").exists()
+    assert script.main([]) == 0 and not surplus.exists()
 
 
 ZOO = (ROOT / "docs" / "project" / "model_zoo.md").read_text()

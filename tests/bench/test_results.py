@@ -18,7 +18,6 @@ from bench.evidence.page import EXPERIMENTS
 from bench.evidence.page import texts as evidence_texts
 from bench.figures.__main__ import chart_parts
 from bench.performance import (
-    DOCS,
     PARTS,
     RESULTS,
     ROOT,

@@ -1,4 +1,4 @@
-"""Write the reference pages of recipes and commands from what --help shows.
+"""Write the reference pages of recipes from what --help shows.
 
 Start it by `python -m docs.reference.generate`. The pages are committed. With --check nothing is written, and
 the exit code is 1 if a page would change.
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from docs.reference.generate.command_pages import all_commands, command_page, commands_index
 from docs.reference.generate.recipe_pages import common_page, recipe_page, recipes_index
 from fastpsl.commands.train import Eval, Train
 
@@ -27,16 +26,12 @@ def pages() -> dict[Path, str]:
     }
     out[FOLDER / "recipes" / "common_options.md"] = common_page()
     out[FOLDER / "recipes" / "index.md"] = recipes_index(names)
-    commands = dict(all_commands())
-    for words, kind in commands.items():
-        out[FOLDER / "commands" / f"{words.replace(' ', '_')}.md"] = command_page(words, kind)
-    out[FOLDER / "commands" / "index.md"] = commands_index(commands)
     return {path: f"{NOTICE}\n\n{text.strip()}\n" for path, text in out.items()}
 
 
 def stale(wanted: Mapping[Path, str]) -> tuple[list[Path], list[Path]]:
     """Return the pages whose text is to be another, and those that are not to be there."""
-    present = {path for name in ("recipes", "commands") for path in (FOLDER / name).glob("*.md")}
+    present = set((FOLDER / "recipes").glob("*.md"))
     changed = [path for path, text in wanted.items() if path not in present or path.read_text() != text]
     return changed, sorted(present - wanted.keys())
 

@@ -21,7 +21,6 @@ TITLES = {
 PSL = ("explanation/psl.md", "reference/pretext_tasks.md", "reference/backbones.md")
 UIC = ("explanation/uic.md", "reference/backbones.md")
 SSLPP = ("explanation/sslpp.md", "reference/backbones.md")
-FEATURES = ("how_to/evaluate/index.md",)
 # Further reading, by the words behind `fastpsl`.
 SEE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("train jigsaw", "train rotation", "train simclr", "train mocov2"), PSL),
@@ -47,24 +46,6 @@ SEE: dict[str, tuple[str, ...]] = {
             strict=True,
         )
     },
-    "train": ("get_started/choosing_a_recipe.md", "how_to/several_gpus.md"),
-    "eval": FEATURES,
-    "launch": ("how_to/slurm.md",),
-    "launch slurm": ("how_to/slurm.md",),
-    "recipes copy": ("how_to/add_a_task.md",),
-    "data write": ("how_to/pack_a_dataset.md", "how_to/pack_imagenet.md", "reference/file_formats.md"),
-    "data append": ("how_to/pack_a_dataset.md",),
-    "data verify": ("how_to/bad_images.md",),
-    "data info": ("reference/file_formats.md",),
-    "features": ("how_to/evaluate/retrieval.md", "how_to/evaluate/knn.md"),
-    "retrieve": ("how_to/evaluate/retrieval.md",),
-    "tsne": ("how_to/evaluate/retrieval.md",),
-    "clusters": ("how_to/evaluate/clusters.md",),
-    "labels": ("how_to/evaluate/clusters.md", "explanation/sslpp.md"),
-    "export": ("how_to/export.md", "how_to/others_weights.md"),
-    "table": ("how_to/reproduce_a_table.md", "reference/tables.md"),
-    "doctor": ("how_to/bottleneck.md",),
-    "permutations": ("reference/pretext_tasks.md",),
 }
 
 
