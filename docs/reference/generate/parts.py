@@ -1,4 +1,4 @@
-"""Make the parts of pages that Sphinx adds when it builds the site: <!-- messages --> and <!-- commands -->."""
+"""Make the parts of pages that Sphinx adds to the site: <!-- messages --> and <!-- commands -->."""
 
 import re
 
