@@ -17,7 +17,7 @@ class Table:
     Those result.json files under RUNS count that were measured whole, on one data set, with the values of
     the scale. The others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something
     missing is no error. See
-    https://fastpsl.github.io/fastpsl/how_to/reproduce_a_table.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/reference/tables.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 

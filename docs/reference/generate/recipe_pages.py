@@ -217,7 +217,7 @@ fastpsl train jigsaw --data photos/train --val photos/val --gpus 8
 `fastpsl recipes` prints the same list. `fastpsl train NAME --help` shows a recipe's options in the terminal.
 Each recipe is also a script of at most 120 lines in [recipes/](../../../recipes), which
 `fastpsl recipes copy NAME FILE` copies for you to change. From Python, call
-[`fastpsl.pretrain`](../api/pretrain.md) and [`fastpsl.evaluate`](../api/evaluate.md).
+[`fastpsl.pretrain`](../api/training.md) and `fastpsl.evaluate`.
 
 A recipe has up to three sets of values:
 
