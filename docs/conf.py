@@ -45,6 +45,7 @@ html_title = f"fastpsl {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["messages.js"]
+html_extra_path = ["llms.txt"]
 html_show_sphinx = False
 html_domain_indices = False
 html_theme_options = {

@@ -10,6 +10,7 @@ import pytest
 from docs.images import make_training_screen as screen
 from docs.reference.generate import __main__ as script
 from docs.reference.generate.command_pages import all_commands, boxes_of_command
+from docs.reference.generate.llms import SITE, llms_text
 from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import words_of
 from docs.reference.generate.parts import expanded
@@ -46,6 +47,18 @@ def test_each_option_stands_on_the_page_of_its_recipe(pages: dict[Path, str]) ->
         for option in options_of(recipe.options):
             is_listed = f"`{option.usage.split()[0]}`" in page
             assert is_listed or option.name in recipe.options.without, (path.stem, option.name)
+
+
+def test_the_list_for_language_models_has_each_page_once() -> None:
+    text = llms_text()
+    assert text.startswith("# fastpsl\n\n> ")
+    listed = re.findall(rf"^- \[.+\]\({SITE}/(.+)\.html\): [A-Z`].*$", text, re.MULTILINE)
+    docs = ROOT / "docs"
+    sources = [
+        path for kind in ("md", "ipynb") for path in docs.rglob(f"*.{kind}") if "runs" not in path.parts
+    ]
+    names = {str(path.relative_to(docs).with_suffix("")) for path in sources} - {"index"}
+    assert len(listed) == len(set(listed)) and set(listed) == names
 
 
 def test_text_becomes_markdown() -> None:

@@ -1,4 +1,4 @@
-"""Write the reference pages of recipes from what --help shows.
+"""Write the reference pages of recipes from what --help shows, and docs/llms.txt from the pages.
 
 Start it by `python -m docs.reference.generate`. The pages are committed. With --check nothing is written, and
 the exit code is 1 if a page would change.
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from docs.reference.generate.llms import llms_text
 from docs.reference.generate.recipe_pages import common_page, recipe_page, recipes_index
 from fastpsl.commands.train import Eval, Train
 
@@ -26,13 +27,15 @@ def pages() -> dict[Path, str]:
     }
     out[FOLDER / "recipes" / "common_options.md"] = common_page()
     out[FOLDER / "recipes" / "index.md"] = recipes_index(names)
-    return {path: f"{NOTICE}\n\n{text.strip()}\n" for path, text in out.items()}
+    return {path: f"{NOTICE}\n\n{text.strip()}\n" for path, text in out.items()} | {
+        ROOT / "docs" / "llms.txt": llms_text()
+    }
 
 
 def stale(wanted: Mapping[Path, str]) -> tuple[list[Path], list[Path]]:
     """Return the pages whose text is to be another, and those that are not to be there."""
     present = set((FOLDER / "recipes").glob("*.md"))
-    changed = [path for path, text in wanted.items() if path not in present or path.read_text() != text]
+    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     return changed, sorted(present - wanted.keys())
 
 
