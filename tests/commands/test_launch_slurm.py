@@ -245,7 +245,7 @@ def test_a_refused_job_and_a_job_without_fastpsl_are_one_line(cli: Cli, programs
 
 
 def test_the_page_has_the_script_of_its_command(cli: Cli) -> None:
-    blocks = (ROOT / "docs" / "how_to" / "slurm.md").read_text().split("```bash\n")
+    blocks = (ROOT / "docs" / "how_to" / "clusters.md").read_text().split("```bash\n")
     command, script = (block.partition("```")[0] for block in blocks[1:3])
     words = shlex.split(command.replace("\\\n", " "))
     assert cli(*words[1:], "--print") == (0, script, "")

@@ -1,4 +1,4 @@
-"""Write the tables of recipes' options: their own into the recipes' pages, the shared ones into one page."""
+"""Describe the options of recipes: their own for their pages, and the shared ones for one page."""
 
 import io
 import re
@@ -17,7 +17,6 @@ from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 
 DOCS = Path(__file__).resolve().parents[2]
 NAMES = {**Train.names, **Eval.names}  # what one types -> the recipe's file
-MARKED = re.compile(r"(<!-- options of (.+?) -->\n).*?(?=<!-- end of options -->)", re.DOTALL)
 BACKBONE = "A name of [Backbones](../reference/backbones.md), `timm/NAME` or `FILE.py:CLASS`."
 
 
@@ -28,11 +27,6 @@ def pages_of_recipes() -> dict[str, Path]:
         for names in re.findall("<!-- options of (.+?) -->", path.read_text()):
             found |= dict.fromkeys(names.split(), path)
     return found
-
-
-def with_options(path: Path) -> str:
-    """Return a page's text with the tables between its marks made anew."""
-    return MARKED.sub(lambda mark: f"{mark[1]}\n{options_of_recipes(mark[2].split())}\n\n", path.read_text())
 
 
 def options_of_recipes(names: Sequence[str]) -> str:
@@ -114,39 +108,12 @@ def comments_of_values(stem: str) -> tuple[str, dict[str, str]]:
     return whole, reasons
 
 
-def common_page() -> str:
-    """Return the page of the options that recipes share."""
+def common_part() -> str:
+    """Return the options that recipes share, with a section for each group."""
     groups = dict[str, list[tuple[str, ...]]]()
     for row, takers in shared_rows().values():
-        groups.setdefault("weights and views" if row.group == UNGROUPED else row.group, []).append(
-            (*row.cells(), takers)
-        )
-    parts = [COMMON_START.strip(), table((*HEADER, "recipes"), COMMON_ROWS)]
-    parts += [
-        f"## {title.capitalize()}\n\n{table((*HEADER, 'recipes'), lines)}" for title, lines in groups.items()
-    ]
-    return "\n\n".join(parts)
-
-
-COMMON_START = """
-# Options that recipes share
-
-These options mean the same in every recipe that has them. The page of a method or an evaluation lists the
-others, and shared ones with another default.
-
-```bash
-fastpsl train jigsaw --data photos/train --gpus 8 --out runs/jigsaw --seed 1 --precision bf16
-```
-
-The last column tells which recipes have an option. An evaluation trains if it fits something on the features,
-such as a linear classifier. `fastpsl train NAME --help` prints a recipe's options and its values without
-`--data`.
-
-## Help and GPUs
-
-`--gpus` may stand anywhere behind `fastpsl train` or `fastpsl eval`.
-"""
-COMMON_ROWS = (
-    ("`--gpus`", "integer", "one GPU", "GPUs of this machine to use, with a process for each.", "all"),
-    ("`--help`", "switch", "off", "Show the options.", "all"),
-)
+        title = "weights and views" if row.group == UNGROUPED else row.group
+        groups.setdefault(title, []).append((*row.cells(), takers))
+    return "\n\n".join(
+        f"## {title.capitalize()}\n\n{table((*HEADER, 'recipes'), rows)}" for title, rows in groups.items()
+    )
