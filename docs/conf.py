@@ -44,7 +44,7 @@ html_theme = "furo"
 html_title = f"fastpsl {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["messages.js"]
+html_js_files = ["narrow.js", "messages.js"]
 html_extra_path = ["llms.txt"]
 html_show_sphinx = False
 html_domain_indices = False
@@ -89,7 +89,10 @@ def _lead_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
 
 def _add_parts(app: Sphinx, name: str, source: list[str]) -> None:
     """Put the lists of messages and commands onto their pages."""
-    source[0] = expanded(source[0])
+    text = expanded(source[0])
+    if text != source[0]:
+        app.env.note_reread()  # what they are made of is no file that Sphinx knows
+    source[0] = text
 
 
 def setup(app: Sphinx) -> None:

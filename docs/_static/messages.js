@@ -4,8 +4,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const list = document.querySelector("section#find-a-message");
   if (!list) return;
   const items = [...list.querySelectorAll("li")].map((item) => {
-    const code = item.querySelector("code");
-    const parts = code.textContent.split("…").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+    const message = item.querySelector("code") ?? item;
+    const parts = message.textContent.split("…").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
     return { item, text: item.textContent.toLowerCase(), line: new RegExp(parts.join(".*"), "i") };
   });
   const box = Object.assign(document.createElement("input"), {
