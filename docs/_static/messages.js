@@ -1,12 +1,13 @@
 // A box that filters the list of messages on the page of troubleshooting. It takes a line as the program
-// printed it, or some words.
+// printed it, a part of such a line, or some words.
 document.addEventListener("DOMContentLoaded", () => {
   const list = document.querySelector("section#find-a-message");
   if (!list) return;
+  const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   const items = [...list.querySelectorAll("li")].map((item) => {
-    const message = item.querySelector("code") ?? item;
-    const parts = message.textContent.split("…").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-    return { item, text: item.textContent.toLowerCase(), line: new RegExp(parts.join(".*"), "i") };
+    const parts = (item.querySelector("code") ?? item).textContent.split("…");
+    const longest = parts.reduce((long, part) => part.length > long.length ? part : long).trim().toLowerCase();
+    return { item, longest, text: item.textContent.toLowerCase(), line: new RegExp(parts.map(escaped).join(".*"), "i") };
   });
   const box = Object.assign(document.createElement("input"), {
     type: "search", id: "message", placeholder: "Paste a line, or type some words",
@@ -14,9 +15,13 @@ document.addEventListener("DOMContentLoaded", () => {
   box.setAttribute("aria-label", "Search the messages");
   list.querySelector("p").after(box);
   box.addEventListener("input", () => {
-    const query = box.value.trim(), words = query.toLowerCase().split(/\s+/);
-    for (const { item, text, line } of items)
-      item.hidden = Boolean(query) && !words.every((word) => text.includes(word)) && !line.test(query);
+    const query = box.value.trim().toLowerCase(), words = query.split(/\s+/);
+    const ways = [
+      ({ text, line }) => words.every((word) => text.includes(word)) || line.test(query),
+      ({ longest }) => longest.length > 7 && query.includes(longest),
+    ];
+    const shown = new Set(ways.map((way) => items.filter(way)).find((found) => found.length) ?? []);
+    for (const each of items) each.item.hidden = Boolean(query) && !shown.has(each);
     for (const section of [...list.querySelectorAll("section")].reverse())
       section.hidden = Boolean(query) && !section.querySelector("li:not([hidden])");
   });

@@ -4,7 +4,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("article table.docutils")) {
     const titles = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
     for (const row of table.querySelectorAll("tbody tr"))
-      [...row.cells].forEach((cell, column) => { {
+      [...row.cells].forEach((cell, column) => {
         if (titles[column] && cell.textContent.trim()) cell.dataset.title = titles[column];
       });
   }
