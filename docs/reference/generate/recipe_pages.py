@@ -22,7 +22,7 @@ BACKBONE = "A name of [Backbones](../reference/backbones.md), `timm/NAME` or `FI
 
 def pages_of_recipes() -> dict[str, Path]:
     """Return the page that has a recipe's options, by what one types."""
-    found = {}
+    found = dict[str, Path]()
     for path in (*DOCS.glob("methods/*.md"), *DOCS.glob("evaluate/*.md")):
         for names in re.findall("<!-- options of (.+?) -->", path.read_text()):
             found |= dict.fromkeys(names.split(), path)
@@ -43,8 +43,8 @@ def options_of_recipes(names: Sequence[str]) -> str:
         defaults = [rows[key].default if key in rows else "" for rows in found]
         lines.append((f"`{row.usage}`", *defaults, " ".join([text, *(f"({prose(one)})" for one in said)])))
     header = ["option", *(["default"] if len(names) == 1 else [f"`{name}`" for name in names]), "meaning"]
-    rest = [f"- Source of the values: {prose(whole)}." for whole, _ in sources if whole]
-    rest = "\n".join(dict.fromkeys(rest + [line for recipe in recipes for line in notes(recipe)]))
+    said_of_all = [f"- Source of the values: {prose(whole)}." for whole, _ in sources if whole]
+    rest = "\n".join(dict.fromkeys([*said_of_all, *(line for recipe in recipes for line in notes(recipe))]))
     return "\n\n".join(part for part in (table(header, lines), rest) if part)
 
 
