@@ -270,7 +270,7 @@ def test_every_file_is_named(folder: Path) -> None:
     files = {EXAMPLES.get(name, name) for name in files if not name.startswith("events.out.tfevents")}
     features = {f"{name}{end}" for name in ("train", "val") for end in (".json", "-labels.npy")}
     assert files - features <= NAMED, files - features - NAMED
-    assert {"tensorboard/", "B4.json", "B4-labels.npy"} <= NAMED and features <= files
+    assert {"tensorboard/", "F.json", "F-labels.npy"} <= NAMED and features <= files
 
 
 def test_every_field_of_a_json_file_is_named(folder: Path) -> None:
