@@ -4,7 +4,8 @@
         progress.update(num_done)
 
 Operations nest, and rank 0 reports the innermost one. An operation that ends within ten seconds is not
-reported. A display that is redrawn in place shows the lines instead (`redraw_with`).
+reported. A line's time is that of its operation alone: "S2: step 6 of 45: began 0:00:12 ago". While a package
+is imported, the line names it. A display that is redrawn in place shows the lines instead (`redraw_with`).
 """
 
 import contextlib
@@ -70,7 +71,8 @@ class operation:
         """Return the line that reports the operation and its progress."""
         elapsed_s = now - self.started
         if not self.unit:
-            return f"{self.what}: {clock(elapsed_s)} so far" if elapsed_s >= 1 else self.what
+            what = f"{self.what}: loading {package}" if (package := _package_in_import()) else self.what
+            return f"{what}: {_began(elapsed_s)}" if elapsed_s >= 1 else what
         prefix, of_total = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
         return f"{prefix}{self.num_done:,}{of_total} {self.unit}, {self.pace(elapsed_s)}"
 
@@ -78,7 +80,7 @@ class operation:
         """Return the speed, the time left and the number of bad units as text."""
         num_new = self.num_done - self.num_before
         if not num_new:
-            return f"{clock(elapsed_s)} so far"
+            return _began(elapsed_s)
         speed = num_new / max(elapsed_s, 1e-9)
         pace = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self.unit}/s"
         if self.total:
@@ -92,6 +94,20 @@ class operation:
 
     def __exit__(self, *error: object) -> None:
         _heartbeat.end(self)
+
+
+def _began(elapsed_s: float) -> str:
+    return f"began {clock(elapsed_s)} ago"
+
+
+def _package_in_import() -> str | None:
+    """Return the package that the main thread imports just now, such as "torch", which takes seconds."""
+    frame, package = sys._current_frames().get(threading.main_thread().ident or 0), None
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("fastpsl"):
+        if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
+            package = str(frame.f_locals["name"]).partition(".")[0]
+        frame = frame.f_back
+    return package
 
 
 def note_output() -> None:

@@ -101,7 +101,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
             name = experiment.stages[position.stage].name
             with operation(f"{name}: building the network"):
                 stage_trainer = StageTrainer(experiment, run, state, last_step)
-            with operation(name) as progress:
+            with operation(f"{name}: between two steps") as progress:
                 if not stage_trainer.run_to_end(progress):
                     return False
     return True
