@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -120,11 +121,25 @@ def report_to(log: Callable[[str], None] | None) -> None:
     _heartbeat.log = log or _to_stderr
 
 
+def print_in_handler(line: str) -> None:
+    """Print a line in a signal's handler, where no lock may be taken: its holder may be what was interrupted.
+
+    Over a display that is redrawn, the thread prints it within a second: the display would not know of a line
+    that the handler writes, and leave a second copy of itself.
+    """
+    if _heartbeat.redraw is not None:
+        _heartbeat.lines_above.append(line)
+        return
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
+
+
 Redraw = Callable[[str | None], None]
 
 
 def redraw_with(redraw: Redraw | None) -> Redraw | None:
     """Call a function every second instead of printing lines, for a display that is redrawn in place."""
+    _heartbeat.print_lines_above()
     before, _heartbeat.redraw = _heartbeat.redraw, redraw
     return before
 
@@ -143,6 +158,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self.log: Callable[[str], None] = _to_stderr
         self.redraw: Redraw | None = None
+        self.lines_above = deque[str]()
         self.last_output = 0.0
         self._operations: list[operation] = []
         self._changed = threading.Condition()
@@ -180,6 +196,11 @@ class Heartbeat:
             return None
         return innermost.line(now)
 
+    def print_lines_above(self) -> None:
+        """Print what `print_in_handler` was given; the display puts what goes to stderr above itself."""
+        while self.lines_above:
+            _to_stderr(self.lines_above.popleft())
+
     def _report(self) -> None:
         while True:
             with self._changed:
@@ -194,6 +215,7 @@ class Heartbeat:
                         due_s = self.last_output + SILENCE_S - time.monotonic()
                         self._changed.wait(min(max(due_s, 0.01), _POLL_EVERY_S))  # `rename` does not notify
             if redraw is not None:
+                self.print_lines_above()
                 redraw(line)
                 time.sleep(_POLL_EVERY_S)
             elif line is not None and int(os.environ.get("RANK", "0")) == 0:

@@ -1,6 +1,5 @@
 """The process group under torchrun, its machine, and how ranks agree: on values, and when to stop."""
 
-import contextlib
 import gc
 import hashlib
 import os
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from fastpsl.console.progress import operation
+from fastpsl.console.progress import operation, print_in_handler
 from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark, unused_gpu, why_no_cuda
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
@@ -279,9 +278,7 @@ class StopSignal:
 
     def _request_stop(self, *_: object) -> None:
         if self.world.rank == 0 and not self.stop_requested:  # under torchrun, Ctrl-C arrives twice
-            # A print might be interrupted by this very signal, and stderr's lock is not reentrant.
-            with contextlib.suppress(OSError):
-                os.write(2, b"\ninterrupted: stopping after this step\n")
+            print_in_handler("interrupted: stopping after this step")
         self.stop_requested = True
 
     def after_step(self) -> Decision:

@@ -73,6 +73,21 @@ def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     assert "began" not in newest(stream) and progress._heartbeat.redraw is None
 
 
+def test_a_handlers_line_stands_above_the_only_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal writes ^C behind the block. In a file, the handler writes its line itself."""
+    screen, stream = on_terminal()
+    monkeypatch.setattr(progress.os, "write", lambda number, text: stream.write(text.decode()))
+    screen.show(NUMBERS)
+    stream.write("^C")
+    progress.print_in_handler("interrupted")
+    screen.show(replace(NUMBERS, step=4))
+    screen.close()
+    progress.print_in_handler("again")
+    first, place, *block, last = rows(stream.getvalue())
+    assert (first, last) == ("interrupted", "again") and "step 4 of 90" in place
+    assert not any("step" in line for line in block)
+
+
 def test_a_stage_leaves_its_summary_alone_and_a_stopped_one_its_last_numbers() -> None:
     screen, stream = on_terminal()
     screen.begin(replace(NUMBERS, step=0))
