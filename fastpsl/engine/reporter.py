@@ -155,7 +155,7 @@ def summary_line(summary: dict[str, Any]) -> str:
     if summary["loss_start"] is not None:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
     chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
-    if val := val_words(summary["val"], chance):
+    if val := val_words(summary["val"], chance, summary.get("accuracy_name", "accuracy")):
         text += f", validation {val}"
     if "peak_allocated_bytes" in summary:
         peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
@@ -210,6 +210,7 @@ class Reporter:
         self._pending_copy: tuple[list[dict[str, Any]], list[str], AsyncCopy] | None = None
         self._is_timed = False
         self._pace = Pace()
+        self.accuracy_name = "accuracy"  # for people; in files, the metric is "accuracy"
         self._last_logged: dict[str, str] = {}
         self._causes = set[str]()
         self._has_told_length = False
@@ -413,8 +414,13 @@ class Reporter:
         eta_s, run_eta_s = self._pace.time_left(num_steps - step, self._ahead, num_epochs)
         return Numbers(
             self._stage.name, self._stage.level, self._ahead.number, self._ahead.num_stages,
-            self._steps_per_epoch, step, num_steps, metrics or {}, lr, eta_s=eta_s, run_eta_s=run_eta_s,
+            self._steps_per_epoch, step, num_steps, self._named(metrics or {}), lr,
+            eta_s=eta_s, run_eta_s=run_eta_s,
         )  # fmt: skip
+
+    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics by the names that people see."""
+        return {self.accuracy_name if name == "accuracy" else name: value for name, value in metrics.items()}
 
     def stage_summary(
         self,
@@ -438,6 +444,8 @@ class Reporter:
             "loss_start": sum(head) / len(head) if head else None,
             "loss_end": sum(tail) / len(tail) if tail else None, "val": val, "chance": chance,
         } | dict(memory or {})  # fmt: skip
+        if self.accuracy_name != "accuracy":
+            summary["accuracy_name"] = self.accuracy_name
         if self.screen:
             self.screen.end_stage()
         self.log(summary_line(summary))

@@ -40,8 +40,8 @@ class Pace:
     def __init__(self, before: "Pace | None" = None) -> None:
         """Begin a stage; what the stage before has measured of a start and of images replaces guesses."""
         self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)
-        self._start_s = before._start_s if before else 0.0
-        self._image_factor = before._image_factor if before else 1.0
+        self._start_s: float = before._start_s if before else 0.0
+        self._image_factor: float = before._image_factor if before else 1.0
         self._images_left: int | None = None
         self._image_s: float | None = None
         self._between_s, self._num_epochs = 0.0, 0

@@ -161,6 +161,7 @@ class StageTrainer:
                 task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
                 lambda level: self._end_images(level, val_loader), run.options.batch_size,
             )  # fmt: skip
+            run.reporter.accuracy_name = task.accuracy_name
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
