@@ -86,7 +86,7 @@ def _main(arguments: list[str]) -> None:
         command = parse(kind, rest, prog=prog)
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
-        with warnings.catch_warnings(), operation(prog):
+        with warnings.catch_warnings(), operation(f"{prog}: at work"):
             # PIL warns about single images, which are judged by their pixels.
             warnings.filterwarnings("ignore", module="PIL")
             print_warnings_once("fastpsl", kind=Warning)

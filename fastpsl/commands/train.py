@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar
 
 import tyro
 
+from fastpsl.console.progress import operation
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -115,7 +117,9 @@ class _Start:
                 raise ValueError(f"fastpsl {command} has no {self.recipe}; did you mean `{hint}`?")
         path = named_path(self.recipe, self.names)
         if (self.gpus or 1) == 1 or HELP.intersection(options):
-            launch(load_recipe(path), options, f"fastpsl {command} {self.recipe}")
+            with operation(f"fastpsl {command} {self.recipe}: starting"):
+                recipe = load_recipe(path)
+            launch(recipe, options, f"fastpsl {command} {self.recipe}")
         return run_ranks([str(path), *options], self.gpus or 1)
 
 

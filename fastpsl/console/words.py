@@ -30,7 +30,7 @@ def gibibytes(number: float) -> str:
     return f"{number / 2**30:.1f} GiB"
 
 
-_SHARES = {"accuracy": "accuracy", "agreement": "agreement of two views", "top1": "top-1", "top5": "top-5"}
+_SHARES = {"accuracy": "accuracy", "agreement": "same class for two crops", "top1": "top-1", "top5": "top-5"}
 
 
 def metric_words(name: str, value: float, form: str = ".4g") -> str:
@@ -39,17 +39,19 @@ def metric_words(name: str, value: float, form: str = ".4g") -> str:
     return percent(value) if is_share else f"{value:{form}}"
 
 
-def val_words(val: dict[str, float], chance: str) -> str:
+def val_words(val: dict[str, float], chance: str, accuracy: str = "accuracy") -> str:
     """Return the metrics of the validation pass as one line; `chance` follows the first share.
 
-    Shares are the accuracy, the agreement of two views (UIC), top-1 and top-5, or the top-1 of several
+    `accuracy` says what the accuracy counts, such as "permutation accuracy".
+
+    Shares are the accuracy, that two crops have one class (UIC), top-1 and top-5, or the top-1 of several
     classifiers ("top1_B4"). A loss is added if there is its value for a constant answer ("loss_constant"),
     or if there is no share (IIC).
     """
     words = []
     for name, label in _SHARES.items():
         if name in val:
-            words.append(f"{label} {percent(val[name])}")
+            words.append(f"{accuracy if name == 'accuracy' else label} {percent(val[name])}")
     parts = [f"{n[5:]} {100 * value:.1f}" for n, value in val.items() if n.startswith("top1_")]
     words += [f"top-1 {', '.join(parts)} %"] if parts else []
     words = [words[0] + chance, *words[1:]] if words else []

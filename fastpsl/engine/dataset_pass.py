@@ -274,7 +274,7 @@ class EpochContext:
             progress = None
             if run.reporter.screen is not None:
                 stack.enter_context(run.reporter.screen.aside())
-                progress = stack.enter_context(Progress(what, num, "a pass"))
+                progress = stack.enter_context(Progress(what, num, "passing through the network"))
 
             def after(done: int) -> bool:
                 if progress:

@@ -85,6 +85,12 @@ class OnlineProbe:
                 "collapse alone"
             )
 
+    @property
+    def num_images(self) -> int:
+        """The number of images of a probe; 0 if there are no probes."""
+        parts = (vars(self).get(name) for name in ("train", "val"))
+        return sum(part.num_samples for part in parts if part is not None)
+
     def probe(self, steps_per_epoch: int, last_step: int, release: Callable[[], None]) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps."""
         position = self.run.position

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import StopSignal, World, environment, share
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.reporter import Reporter, summary_line
@@ -78,7 +79,8 @@ class RunData:
         self.options, self.world = options, world
         self.decoder, self.decoder_reason = options.decoder, ""
         self.batch_size = options.rank_batch(world.size)
-        self.train, self.val = (open or open_both)(options)
+        with operation("opening the data"):
+            self.train, self.val = (open or open_both)(options)
         if part is not None:
             try:
                 self.train = part(self.train)
@@ -159,7 +161,8 @@ def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
     train: str | Path | None = options.data
     val: str | Path | None = options.val
     if train is None:
-        train, val = sample_paths()[:2]
+        with operation("making the embedded sample ready"):
+            train, val = sample_paths()[:2]
     opened = open_given(options, train)
     try:
         return opened, open_given(options, val) if val else None

@@ -20,11 +20,11 @@ from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import work_ahead
 from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice
 from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
+from fastpsl.engine.time_left import work_ahead
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
@@ -101,7 +101,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
             name = experiment.stages[position.stage].name
             with operation(f"{name}: building the network"):
                 stage_trainer = StageTrainer(experiment, run, state, last_step)
-            with operation(name) as progress:
+            with operation(f"{name}: between two steps") as progress:
                 if not stage_trainer.run_to_end(progress):
                     return False
     return True
@@ -159,7 +159,9 @@ class StageTrainer:
             ahead = work_ahead(
                 self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
                 task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
+                lambda level: self._end_images(level, val_loader), run.options.batch_size,
             )  # fmt: skip
+            run.reporter.accuracy_name = task.accuracy_name
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
@@ -194,8 +196,13 @@ class StageTrainer:
         run.stop_signal.other_pace()
         what, batch_size = f"{self.stage.name}: validation pass", loader.batch_size_per_rank * run.world.size
         with operation(what, "images", loader.num_samples) as progress:
-            batches = progress.track(run.reporter.watched(loader.epoch(0)), batch_size)
-            return self.train_step.evaluate(batches, self.val_views, stopped)
+            batches = run.reporter.at_the_end(loader.epoch(0), batch_size, loader.num_samples)
+            return self.train_step.evaluate(progress.track(batches, batch_size), self.val_views, stopped)
+
+    def _end_images(self, level: int, val_loader: Loader | None) -> int:
+        """Return how many images pass forward at the end of a stage: for the validation, and for a probe."""
+        validated = val_loader.num_samples if val_loader and self.experiment.task.val_views(level) else 0
+        return validated + self.online_probe.num_images
 
     def _warm_up(self, loader: BatchSource) -> bool:
         """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""

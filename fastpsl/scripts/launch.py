@@ -34,13 +34,14 @@ def launch(
         try:
             require_address_space()
             print_warnings_once(script.name, own_rank())
-            with operation(script.name):
+            with operation(f"{script.name}: reading its options"):
                 lines = list[str]()
                 options = script.parse(given, prog=prog, log=lines.append)
                 require_paths(options)
                 for line in lines:
                     print_now(line)
-            from fastpsl.scripts.recipe_process import run
+            with operation(f"{script.name}: starting"):
+                from fastpsl.scripts.recipe_process import run
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+from fastpsl.console.progress import operation
 from fastpsl.console.terminal import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
 from fastpsl.files.workers import usable_cores
 
@@ -23,11 +24,11 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
     Signals are passed on to the processes, which stop by themselves. The launcher's own log is silent: the
     processes say why they stop.
     """
-    # These imports load torch.
-    import torch
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with operation(f"starting {num_ranks} processes"):
+        import torch
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _require_places(num_ranks, torch.cuda.device_count())
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)

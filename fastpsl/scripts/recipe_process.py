@@ -130,7 +130,7 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
     recipe, opened = script.name, list[Run]()
     rank = own_rank()
     try:
-        with operation(recipe):
+        with operation(f"{recipe}: at work"):
             code = _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
@@ -203,7 +203,8 @@ def train(
     """Train, print the results, and return whether the training finished; False after a signal."""
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
-    experiment = recipe.build(options)
+    with operation("building the network"):
+        experiment = recipe.build(options)
     data = experiment.open_data(options, world)
     run = Run(recipe.name, data, experiment.science, owns_process=owns_process)
     opened.append(run)

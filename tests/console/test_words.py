@@ -19,8 +19,10 @@ def test_names_tell_which_metrics_are_shares() -> None:
 def test_chance_follows_the_first_accuracy() -> None:
     chance = " (chance 10.0 %)"
     assert val_words({"loss": 1.5, "accuracy": 0.5}, chance) == "accuracy 50.0 % (chance 10.0 %)"
+    named = val_words({"accuracy": 0.5, "top1": 0.25}, chance, "permutation accuracy")
+    assert named == "permutation accuracy 50.0 % (chance 10.0 %), top-1 25.0 %"
     agreement = val_words({"loss": 1.5, "agreement": 0.5}, chance)
-    assert agreement == "agreement of two views 50.0 % (chance 10.0 %)"
+    assert agreement == "same class for two crops 50.0 % (chance 10.0 %)"
     assert val_words({"top5": 0.75, "top1": 0.5}, chance) == "top-1 50.0 % (chance 10.0 %), top-5 75.0 %"
     blocks = {"top1_B2": 0.12345, "top1_B4": 0.5}
     assert val_words(blocks, chance) == "top-1 B2 12.3, B4 50.0 % (chance 10.0 %)"

@@ -233,6 +233,7 @@ class MoCo(Task):
 
     num_levels = NUM_LEVELS
     fixed_exchange = False  # of images between the ranks that hold and that encode them
+    accuracy_name = "accuracy in finding the other view"
 
     def __init__(
         self,
