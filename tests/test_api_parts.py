@@ -1,7 +1,9 @@
 """`fastpsl.views`, `losses`, `optim`, `ops`, `backbones` and `plot` alone, against plain definitions."""
 
+import importlib
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,60 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.inline import png_bytes
 from fastpsl.training import Trained
 from tests.pipelines.written import photo_tree
+
+# what there is
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["backbones", "engine", "evaluate", "losses", "ops", "optim", "plot", "tasks", "training", "views"],
+)
+def test_a_public_module_shows_what_it_offers_alone(name: str) -> None:
+    module = importlib.import_module(f"fastpsl.{name}")
+    assert dir(module) == sorted(module.__all__) and all(hasattr(module, each) for each in module.__all__)
+    longest = max(module.__all__, key=len)
+    with pytest.raises(
+        AttributeError, match=f"fastpsl.{name} has no {longest}x; perhaps you meant {longest}"
+    ):
+        getattr(module, f"{longest}x")
+    assert not hasattr(module, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "meant"),
+    [
+        (lambda: fastpsl.pretrian, "pretrian", "pretrain"),  # type: ignore[attr-defined]
+        (lambda: fastpsl.losses.ntxent, "ntxent", "NTXent"),  # type: ignore[attr-defined]
+        (lambda: fastpsl.loader(None, batch=3), "batch", "batch_size"),  # type: ignore[call-arg]
+        (lambda: fastpsl.loader(None, batch_size=3, num_workers=3), "num_workers", "num_threads"),  # type: ignore[call-arg]
+        (lambda: fastpsl.load("runs", arch="nin3"), "arch", "backbone"),  # type: ignore[call-arg]
+        (lambda: fastpsl.embed("runs", image_size=3), "image_size", "size_px"),  # type: ignore[call-arg]
+        (lambda: fastpsl.plot.tsne(np.zeros((9, 2)), titel=""), "titel", "title"),  # type: ignore[call-arg]
+        (lambda: fastpsl.views.byol(size=96), "size", "size_px"),  # type: ignore[call-arg]
+        (lambda: fastpsl.pretrain("simclr", learning_rate=0.1), "learning_rate", "lr"),
+        (lambda: fastpsl.evaluate.knn(None, resolution=32), "resolution", "size_px"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_comes_with_the_one_that_was_meant(
+    call: Callable[[], object], wrong: str, meant: str
+) -> None:
+    with pytest.raises((AttributeError, ValueError), match=rf"{wrong}.*; perhaps you meant {meant}$"):
+        call()
+
+
+def test_what_ends_a_cell_says_what_it_is() -> None:
+    views, paths = fastpsl.views.simclr(32), sample_paths()
+    with fastpsl.loader(paths.train_32, views, batch_size=30, decoder="turbo", rank=1, world=2) as batches:
+        data, steps = batches.dataset, batches.num_samples // 30
+        size = f"{data.num_samples} images in {data.num_classes} classes"
+        text = f"Loader({size}, {steps} batches of 15 on rank 1 of 2, 2 views, decoder turbo)"
+        assert repr(batches) == repr(batches.loader) == text and repr(data) == f"Beton({size})"
+        assert repr(Subset(data, np.arange(1))) == f"Subset(1 image in {data.num_classes} classes)"
+    with fastpsl.loader(paths.test_32, batch_size=10**6, train=False, decoder="turbo") as batches:
+        assert ", 1 batch of 1,000,000, 1 view, decoder turbo)" in repr(batches)
+    model = repr(fastpsl.Model(random_weights("nin3", 0)))
+    assert model.startswith("Model(nin3, random weights; ") and "\n" not in model
+
 
 # views
 

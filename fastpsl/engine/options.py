@@ -286,6 +286,6 @@ def flag(name: str) -> str:
 
 def plain_value(value: Any) -> Any:
     """Return paths as text, tuples as lists and other values unchanged, as in JSON."""
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | str):
+        return str(value)  # a backbone's name may be more than text
     return list(value) if isinstance(value, tuple) else value

@@ -79,6 +79,9 @@ def apply_kept_choices(
     return options
 
 
+# In a run's science: the digest of the weights that it began with, if a program gave them with a module.
+INITIAL_WEIGHTS = "initial_weights"
+
 # The required keys of a checkpoint. Other keys are optional.
 _KEYS: dict[str, Any] = dict.fromkeys(
     ("science", "machine", "position", "backbone", "train_step", "choices", "task"), dict
@@ -175,6 +178,11 @@ def find_checkpoint(
         state = read_checkpoint(Path(chosen))
         refuse_incomplete(Path(chosen), state)
     refuse_other_science(state["science"], science, chosen)
+    began = state["science"].get(INITIAL_WEIGHTS)
+    if science.get(INITIAL_WEIGHTS) not in (None, began):
+        notes.append(
+            "the weights of the module given now are not used: the run goes on with the checkpoint's"
+        )
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
     pairs = {name: (value, machine.get(name)) for name, value in state["machine"].items()}
@@ -249,7 +257,7 @@ def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str
     different = [
         f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, "
         f"{asked.get(name)} now)"
-        for name in sorted(saved.keys() | asked.keys())
+        for name in sorted((saved.keys() | asked.keys()) - {INITIAL_WEIGHTS})
         if saved.get(name) != asked.get(name)
     ]
     if saved.get("recipe") != asked.get("recipe"):

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
@@ -208,7 +208,14 @@ class Script(Generic[Options]):
             if value is not None and isinstance(value, bool) != (kinds[name] is bool):
                 allowed = "a value other than True and False" if isinstance(value, bool) else "True or False"
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
-        return self.parse(list(_arguments(values)), prog=self.name, log=log)
+        module = values.get("backbone")
+        if module is None or type(module) is str:
+            return self.parse(list(_arguments(values)), prog=self.name, log=log)
+        from fastpsl.models.given import given  # imports torch, as who gives a module has
+
+        name = given(module)
+        options = self.parse(list(_arguments({**values, "backbone": name})), prog=self.name, log=log)
+        return replace(options, backbone=name)  # type: ignore[call-arg]  # it has one, as its names say
 
 
 @dataclass(frozen=True)
