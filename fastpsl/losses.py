@@ -299,11 +299,10 @@ class SwAV(nn.Module):
             )
         with _float32(views[0]):
             logs = [F.log_softmax(_zeroed(scores, valid) / self.temperature, 1) for scores in views]
-            loss_sum = views[0].new_zeros((), dtype=torch.float32)
+            every, loss_sum = sum(logs[1:], logs[0]), logs[0].new_zeros(())
             for number, scores in enumerate(large):
                 codes = self._codes(scores, valid, None if queued is None else queued[number])
-                others = (log for other, log in enumerate(logs) if other != number)
-                loss_sum = loss_sum - sum((codes * log).sum() for log in others)
+                loss_sum = loss_sum - (codes * (every - logs[number])).sum()
             return _mean(loss_sum, valid) / (len(large) * (len(views) - 1))
 
     @torch.no_grad()
@@ -391,11 +390,11 @@ class DINO(nn.Module):
         with _float32(students[0]):
             logs = [F.log_softmax(_zeroed(each, valid) / self.student_temperature, 1) for each in students]
             outputs = [_zeroed(each.detach(), valid) for each in teachers]
-            loss_sum = students[0].new_zeros((), dtype=torch.float32)
+            every, loss_sum = sum(logs[1:], logs[0]), logs[0].new_zeros(())
             for number, output in enumerate(outputs):
                 target = F.softmax((output - self.center) / self.teacher_temperature, 1) * valid[:, None]
-                others = (log for other, log in enumerate(logs) if other != number)
-                loss_sum = loss_sum - sum((target * log).sum() for log in others)
+                others = every - logs[number] if number < len(logs) else every
+                loss_sum = loss_sum - (target * others).sum()
             if self.training:
                 self._move_center(outputs, valid)
             return _mean(loss_sum, valid) / num_pairs

@@ -46,7 +46,7 @@ def normalised_scores(inputs: list[Tensor]) -> list[Tensor]:
 
 
 def lightlys() -> dict[str, Called]:
-    """Return lightly's losses of the same views; lightly is slow to import for the ranks, which do without."""
+    """Return lightly's losses of the same views. The ranks do without lightly, whose import is slow."""
     from lightly import loss
 
     def queue(first: Tensor, second: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
+# In a run's science: the digest of the weights that it began with, if a program gave them with a module.
+INITIAL_WEIGHTS = "initial_weights"
 # The group of --help in which a field stands; those without one come first.
 DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
     {"group": name} for name in ("data", "plan", "optimisation", "output", "monitoring", "speed")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastpsl.engine.distributed import World, share, wait_for_all
-from fastpsl.engine.options import RunOptions, TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import output_errors
@@ -78,9 +78,6 @@ def apply_kept_choices(
             log(f"the stage began with {name} {value} and goes on with {option}, as this command has it")
     return options
 
-
-# In a run's science: the digest of the weights that it began with, if a program gave them with a module.
-INITIAL_WEIGHTS = "initial_weights"
 
 # The required keys of a checkpoint. Other keys are optional.
 _KEYS: dict[str, Any] = dict.fromkeys(

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from fastpsl.engine.distributed import StopSignal, World, environment, share
-from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.reporter import Reporter, summary_line
-from fastpsl.engine.resume import INITIAL_WEIGHTS, apply_kept_choices, find_checkpoint, open_folder
+from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset

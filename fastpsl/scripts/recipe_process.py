@@ -28,9 +28,8 @@ from fastpsl.engine.distributed import World, join_world, leave_world, take_tens
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
-from fastpsl.engine.options import PretrainOptions, TrainingOptions, flag
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions, flag
 from fastpsl.engine.reporter import summary_line
-from fastpsl.engine.resume import INITIAL_WEIGHTS
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.atomic import output_errors, write_atomically
