@@ -202,8 +202,8 @@ def load(
         weights: A run's folder (its newest checkpoint), the result of `fastpsl.pretrain`, a checkpoint, a
             file of `fastpsl export`, or another project's weights.
         backbone: The backbone's name or a module, for another project's weights. fastpsl's own files record
-            it. But a file of Python code in them ("my_net.py:MyNet") runs only if you name it here as well,
-            and a module of your program must be given again.
+            it. A file of Python code in them ("my_net.py:MyNet") runs only if you name it here as well. A
+            module of your program must be given again.
         size_px: Side of the images of `Model.transform`, in pixels. By default, that of the weights' record.
         input_channels: What another project's weights were trained on: "RGB", "L" (lightness), "Sobel" or
             "SobelXY". Give it together with `input_mean` and `input_std`, or give none of the three.

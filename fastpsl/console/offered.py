@@ -18,10 +18,13 @@ Answer = TypeVar("Answer")
 class _Offering(ModuleType):
     """A module that shows the names of its `__all__`. The others remain for code that knows them."""
 
+    __all__: list[str]
+
     @override
     def __dir__(self) -> list[str]:
         return sorted(self.__all__)
 
+    @override
     def __getattr__(self, name: str) -> object:
         """Raise AttributeError in one line for a name that is neither here nor loaded on demand."""
         problem = f"{self.__name__} has no {name}"

@@ -37,7 +37,7 @@ def given(module: object) -> Given:
         module = module.module
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     of_model = getattr(module, "backbone", None)  # of a fastpsl.Model
-    backbone = of_model if isinstance(of_model, Backbone) else module
+    backbone: nn.Module = of_model if isinstance(of_model, Backbone) else module  # type: ignore[assignment]
     name = f"{MODULE}{type(module).__module__}.{type(module).__qualname__}"
     if isinstance(backbone, Backbone):
         name = getattr(backbone, "name", name)
@@ -166,9 +166,9 @@ def _weights_for(ours: Backbone, network: nn.Module) -> dict[str, Tensor] | None
     inside = {layer for block in ours.blocks() for layer in block.modules()}
     for path, layer in target.named_modules():
         other = layers.get(of_theirs(path))
-        if other is None and isinstance(layer, nn.Sequential | nn.Identity):
-            continue  # it computes nothing
-        if layer in inside and (type(other) is not type(layer) or other.extra_repr() != layer.extra_repr()):
+        if layer not in inside or (other is None and isinstance(layer, nn.Sequential | nn.Identity)):
+            continue  # no layer of a block, or one that computes nothing
+        if other is None or type(other) is not type(layer) or other.extra_repr() != layer.extra_repr():
             return None
     used = {tensor for block in ours.blocks() for tensor in (*block.parameters(), *block.buffers())}
     found = dict[str, Tensor]()

@@ -30,15 +30,15 @@ def is_module(name: str) -> bool:
 
 
 def not_given(source: object, name: str) -> ValueError:
-    """Return the error for a file whose backbone only the user has: a Python file's, or a program's module.
-
-    A Python file would run, so the user must name it as well.
-    """
-    if is_module(name):
-        return ValueError(
-            f"{source} has a module of a program as its backbone, {name.removeprefix(MODULE)}; in Python, "
-            "give backbone= the module again, or else --backbone FILE.py:CLASS, which makes it"
-        )
+    """Return the error for a file that names a Python file, which runs only if the user names it as well."""
     return ValueError(
         f"{source} names {name}, which would run; give --backbone {shlex.quote(name)} if you trust it"
+    )
+
+
+def module_not_given(source: object, name: str) -> ValueError:
+    """Return the error for a file that names a program's module, which only the program can make."""
+    return ValueError(
+        f"{source} has a module of a program as its backbone, {name.removeprefix(MODULE)}; in Python, give "
+        "backbone= the module again, or else --backbone FILE.py:CLASS, which makes it"
     )

@@ -110,7 +110,7 @@ class TimmBackbone(Wrapped):
         if network is None:
             network, self.sizes = _made(timm, name, num_channels)
         elif hasattr(network, "reset_classifier"):
-            network.reset_classifier(0)
+            network.reset_classifier(0)  # type: ignore[operator]
         super().__init__(name, network)
         if first_convolution(network) is None:
             raise self._refusal("it has no convolution that reads images")

@@ -24,7 +24,7 @@ from fastpsl.models.foreign_weights import (
     sha256_of_file,
 )
 from fastpsl.models.given import Given
-from fastpsl.models.names import is_module, is_own, is_timm, not_given
+from fastpsl.models.names import is_module, is_own, is_timm, module_not_given, not_given
 from fastpsl.pipelines.views import Input
 
 
@@ -221,7 +221,7 @@ def _checked_name(
         raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
     if name is not None and (is_own(name) or is_module(name)):
         if argument is None or not (is_own(argument) or isinstance(argument, Given)):
-            raise not_given(path, name)
+            raise module_not_given(path, name) if is_module(name) else not_given(path, name)
         name = argument
     if name is not None and argument is not None and name != argument:
         raise ValueError(

@@ -62,7 +62,7 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 64).mul(99).sin().reshape(2, 3, 64, 
 def test_a_model_of_timm_has_its_name_where_that_makes_the_same_network(
     name: str, arguments: dict[str, Any], found: str
 ) -> None:
-    model = timm.create_model(name, **arguments).eval()
+    model: Any = timm.create_model(name, **arguments).eval()
     before = copy.deepcopy(model.state_dict())
     backbone: Any = make_backbone(model)
     assert backbone.name == found and not model.training
@@ -72,7 +72,7 @@ def test_a_model_of_timm_has_its_name_where_that_makes_the_same_network(
         if "features_only" in arguments:
             expected = model(IMAGES)[-1]
         elif "vit" in name or "deit" in name:
-            network = timm.create_model(name, **{**arguments, "dynamic_img_size": True}).eval()
+            network: Any = timm.create_model(name, **{**arguments, "dynamic_img_size": True}).eval()
             network.load_state_dict(model.state_dict())
             tokens = network.forward_features(IMAGES)
             expected, maps = tokens[:, 1:].mean(1), maps.mean((2, 3))[:, : tokens.shape[2]]
@@ -89,7 +89,8 @@ def test_a_module_with_blocks_and_what_holds_one() -> None:
     backbone = make_backbone(net)
     assert isinstance(backbone, Wrapped) and backbone.name == NET and backbone.network is not net
     assert torch.equal(backbone.network.stem.weight, net.stem.weight)  # type: ignore[arg-type, union-attr]
-    assert make_backbone(nn.DataParallel(net)).name == make_backbone(torch.compile(net)).name == NET
+    compiled: Any = torch.compile(net)
+    assert make_backbone(nn.DataParallel(net)).name == make_backbone(compiled).name == NET
     pretrained = random_weights("nin3", 3)
     for module in (pretrained.backbone, fastpsl.Model(pretrained)):
         again = make_backbone(module)
@@ -151,7 +152,13 @@ def test_what_a_module_lacks_is_one_line_without_its_layers(module: Any, words: 
 
 def pretrain(out: Path, backbone: Any, **options: Any) -> fastpsl.Trained:
     paths = sample_paths()
-    values = {"size_px": 32, "batch_size": 16, "epochs": 1, "workers": 1, "tensorboard": False}
+    values: dict[str, Any] = {
+        "size_px": 32,
+        "batch_size": 16,
+        "epochs": 1,
+        "workers": 1,
+        "tensorboard": False,
+    }
     values |= {"max_steps_per_stage": 4, "checkpoint_steps": 2, "warmup_epochs": 0, "data": paths.train_32}
     return fastpsl.pretrain("simclr", out=out, backbone=backbone, **{**values, **options})
 
