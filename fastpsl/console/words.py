@@ -84,7 +84,7 @@ _SYNONYMS = tuple(
         "epochs numepochs nepochs maxepochs",
         "maxstepsperstage maxsteps numsteps steps",
         "workers numthreads numworkers nworkers threads jobs njobs",
-        "sizepx tilepx imagesize imgsize cropsize inputsize resolution size",
+        "sizepx shortside imagesize imgsize cropsize inputsize resolution size",
         "embeddingwidth width outdim projdim projectiondim embeddingdim",
         "temperature temp tau",
         "weightdecay wd decay",

@@ -44,7 +44,8 @@ def test_the_nearest_name_may_be_what_others_call_it() -> None:
     }
     meant |= {"steps": "max_steps_per_stage", "validation": "val", "worker": "workers", "lr": "lr"}
     assert {name: nearest(name, options) for name in meant} == meant
-    assert nearest("image_size", ("short_side", "num_threads")) is None
+    assert nearest("image_size", ("short_side", "tile_px")) == "short_side"
+    assert nearest("learning_rate", ("short_side", "num_threads")) is None
     assert nearest("--num-workers", ("--data", "--workers")) == "--workers"
     assert nearest("ntxent", ("SwAV", "NTXent")) == "NTXent"
 
