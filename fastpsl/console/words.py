@@ -77,9 +77,43 @@ def hint(given: str, allowed: Iterable[str]) -> str:
     return f"did you mean {near}? " if near else ""
 
 
+# Names that others give the same thing. Of a wrong one, the first of its row that is allowed is meant.
+_SYNONYMS = tuple(
+    row.split()
+    for row in (
+        "lr learningrate baselr initiallr maxlr",
+        "batchsize batchsizeperrank batch bs",
+        "epochs numepochs nepochs maxepochs",
+        "maxstepsperstage maxsteps numsteps steps",
+        "workers numthreads numworkers nworkers threads jobs njobs",
+        "sizepx shortside imagesize imgsize cropsize inputsize resolution size",
+        "embeddingwidth width outdim projdim projectiondim embeddingdim",
+        "temperature temp tau",
+        "weightdecay wd decay",
+        "data train traindir datadir dataset root",
+        "val valdata valdir validation test",
+        "out output outputdir outdir savedir logdir",
+        "backbone model arch architecture network encoder",
+        "checkpoint weights ckpt pretrained",
+        "prefetchbatches prefetchfactor prefetch",
+        "precision amp mixedprecision",
+        "seed randomstate randomseed",
+        "numviews nviews views",
+    )
+)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).casefold()
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """Return the most similar of the allowed names; None if none is similar."""
-    return next(iter(difflib.get_close_matches(given, list(allowed), n=1)), None)
+    """Return the allowed name that means the same or is most similar; None if none is similar."""
+    names, plain = {_plain(name): name for name in allowed}, _plain(given)
+    meant = (name for row in _SYNONYMS if plain in row for name in row if name in names)
+    similar = difflib.get_close_matches(plain, names, n=1)
+    name = next(iter((*[plain] * (plain in names), *meant, *similar)), None)
+    return None if name is None else names[name]
 
 
 _HELP = re.compile(r"; see [^;]*--help$")

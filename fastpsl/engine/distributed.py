@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
@@ -221,11 +222,13 @@ def place_among_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def take_buffers_of_rank_0(module: torch.nn.Module, world: World) -> None:
-    """Copy rank 0's running statistics to all ranks, which have different ones. Every rank calls it."""
+def take_tensors_of_rank_0(tensors: Iterable[torch.Tensor], world: World) -> None:
+    """Copy rank 0's values to all ranks, which have different ones. Every rank calls it."""
     if world.size > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        for tensor in tensors:
+            values = tensor.detach().contiguous()  # itself, unless it is in channels-last memory
+            dist.broadcast(values, src=0)
+            tensor.detach().copy_(values)
 
 
 def environment(world: World) -> dict[str, Any]:

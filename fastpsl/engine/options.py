@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
+# In a run's science: the digest of the weights that it began with, if a program gave them with a module.
+INITIAL_WEIGHTS = "initial_weights"
 # The group of --help in which a field stands; those without one come first.
 DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
     {"group": name} for name in ("data", "plan", "optimisation", "output", "monitoring", "speed")
@@ -286,6 +288,6 @@ def flag(name: str) -> str:
 
 def plain_value(value: Any) -> Any:
     """Return paths as text, tuples as lists and other values unchanged, as in JSON."""
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | str):
+        return str(value)  # a backbone's name may be more than text
     return list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import StopSignal, World, environment, share
-from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
@@ -264,6 +264,8 @@ class Run:
             options, world, self.folder, self.science, self._machine()
         )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
+        if self.resume_state:
+            self._keep_origin(self.resume_state["science"])
         self.resumed = self.resume_state is not None
         with output_errors(self.folder):
             self.reporter = Reporter(
@@ -276,6 +278,11 @@ class Run:
         self.stop_signal = StopSignal(world, options.checkpoint_minutes)
         for line in (*notes, *map(summary_line, self.position.summaries)):
             self.reporter.log(line)
+
+    def _keep_origin(self, begun: Mapping[str, Any]) -> None:
+        """Keep in the record which weights the run began with, whatever a resume is given."""
+        self.science.pop(INITIAL_WEIGHTS, None)
+        self.science |= {name: begun[name] for name in (INITIAL_WEIGHTS,) if name in begun}
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}

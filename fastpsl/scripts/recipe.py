@@ -7,16 +7,24 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from fastpsl.console.terminal import own_rank, plain
 from fastpsl.console.words import unknown, worded
-from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
+from fastpsl.engine.options import (
+    INITIAL_WEIGHTS,
+    PretrainOptions,
+    RunOptions,
+    TrainingOptions,
+    flag,
+    plain_value,
+)
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.models.names import is_own, not_given
 from fastpsl.scripts.command_line import HELP, parse
@@ -56,12 +64,19 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
         raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
     try:
         config = json.loads(path.read_text())
-        given, made_by = dict(config["options"]), config["science"]["recipe"]
+        given, science = dict(config["options"]), config["science"]
+        made_by, has_own_weights = science["recipe"], INITIAL_WEIGHTS in science
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
     kinds = {field.name: str(field.type) for field in fields(options)}
+    if has_own_weights:
+        warnings.warn(
+            f"--config {path}: its run began from the weights of a module; only the module as backbone=, in "
+            "Python, begins so again",
+            stacklevel=2,
+        )
     if unknown := given.keys() - kinds.keys():
         raise ValueError(f"--config {path}: {recipe} has no option {', '.join(sorted(unknown))}")
 
@@ -208,7 +223,14 @@ class Script(Generic[Options]):
             if value is not None and isinstance(value, bool) != (kinds[name] is bool):
                 allowed = "a value other than True and False" if isinstance(value, bool) else "True or False"
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
-        return self.parse(list(_arguments(values)), prog=self.name, log=log)
+        module = values.get("backbone")
+        if module is None or type(module) is str:
+            return self.parse(list(_arguments(values)), prog=self.name, log=log)
+        from fastpsl.models.given import given  # imports torch, as who gives a module has
+
+        name = given(module)
+        options = self.parse(list(_arguments({**values, "backbone": name})), prog=self.name, log=log)
+        return replace(options, backbone=name)  # type: ignore[call-arg]  # it has one, as its names say
 
 
 @dataclass(frozen=True)

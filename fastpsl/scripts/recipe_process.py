@@ -24,15 +24,18 @@ from fastpsl.console.terminal import (
     same_place,
 )
 from fastpsl.console.words import number_of, worded
-from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
+from fastpsl.engine.distributed import World, join_world, leave_world, take_tensors_of_rank_0, wait_for_all
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
-from fastpsl.engine.options import PretrainOptions, flag
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions, flag
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.given import Given, module_record
+from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.scripts.recipe import MAX_BATCH_SHARE, MIN_STEPS, Evaluation, Recipe, Training
 
@@ -205,10 +208,13 @@ def train(
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     with operation("building the network"):
         experiment = recipe.build(options)
+    origin = _origin(options, experiment.backbone, world)
     data = experiment.open_data(options, world)
-    run = Run(recipe.name, data, experiment.science, owns_process=owns_process)
+    run = Run(recipe.name, data, {**experiment.science, **origin}, owns_process=owns_process)
     opened.append(run)
     if world.rank == 0 and not run.resumed:
+        if origin:
+            run.reporter.log("the backbone begins from the weights of the module that was given")
         run.reporter.log(data_line(run.data))
         run.reporter.log(length_line(experiment, run.data))
         if options.data is not None and isinstance(options, PretrainOptions):
@@ -225,6 +231,15 @@ def train(
     if not finished:
         wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished
+
+
+def _origin(options: TrainingOptions, backbone: Backbone, world: World) -> dict[str, str]:
+    """Return the record of a module that a program gave as the backbone; all ranks take rank 0's weights."""
+    name = getattr(options, "backbone", None)
+    if not isinstance(options, PretrainOptions) or not isinstance(name, Given):
+        return {}
+    take_tensors_of_rank_0(backbone.state_dict().values(), world)
+    return module_record(name) | {INITIAL_WEIGHTS: sha256_of_tensors(backbone.state_dict())}
 
 
 def _print_results(run: Run, finished: bool) -> None:

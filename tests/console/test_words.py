@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from fastpsl.console.words import metric_words, val_words, worded, words_of_python
+from fastpsl.console.words import metric_words, nearest, val_words, worded, words_of_python
 
 SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
 
@@ -34,6 +34,22 @@ def test_a_loss_is_told_beside_that_of_a_constant_answer() -> None:
     assert val_words(several, "") == "accuracy 50.0 %, task loss 1.500 (a constant answer 2.000)"
     assert val_words({"loss": -1.25}, " (chance 10.0 %)") == "loss -1.250"
     assert val_words({}, " (chance 10.0 %)") == ""
+
+
+def test_the_nearest_name_may_be_what_others_call_it() -> None:
+    options = ("lr", "batch_size", "workers", "size_px", "max_steps_per_stage", "val")
+    meant = {
+        "learning_rate": "lr",
+        "batchsize": "batch_size",
+        "num_workers": "workers",
+        "Image-Size": "size_px",
+    }
+    meant |= {"steps": "max_steps_per_stage", "validation": "val", "worker": "workers", "lr": "lr"}
+    assert {name: nearest(name, options) for name in meant} == meant
+    assert nearest("image_size", ("short_side", "tile_px")) == "short_side"
+    assert nearest("learning_rate", ("short_side", "num_threads")) is None
+    assert nearest("--num-workers", ("--data", "--workers")) == "--workers"
+    assert nearest("ntxent", ("SwAV", "NTXent")) == "NTXent"
 
 
 MESSAGES = (

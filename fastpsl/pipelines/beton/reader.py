@@ -32,7 +32,7 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import SampleTable, checked
+from fastpsl.pipelines.data.dataset import SampleTable, checked, size_in_words
 
 
 @final
@@ -136,6 +136,11 @@ class Beton:
             )
         self.class_names = self.class_names or names
         return sidecar.written if sidecar else {}
+
+    @override
+    def __repr__(self) -> str:
+        files = f" from {len(self.shards):,} files" if len(self.shards) > 1 else ""
+        return f"Beton({size_in_words(self)}{files})"
 
     def __len__(self) -> int:
         return self.num_samples

@@ -9,6 +9,9 @@ from shlex import quote
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import override
+
+from fastpsl.console.words import number_of
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
 MAX_PIXELS = 178_956_970  # Pillow's limit for suspected decompression bombs
@@ -143,6 +146,12 @@ class Dataset(Protocol):
     def close(self) -> None: ...
 
 
+def size_in_words(data: Dataset) -> str:
+    """Return the numbers of images and classes, such as "3,781 images in 10 classes"."""
+    images, num_classes = number_of(data.num_samples, "image"), data.num_classes
+    return f"{images} in {number_of(num_classes, 'class', 'classes')}" if num_classes else images
+
+
 Opened = TypeVar("Opened", bound="Local")
 
 
@@ -156,6 +165,10 @@ class Local:
 
     def close(self) -> None:
         """Do nothing, because no file stays open."""
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({size_in_words(self)})"  # type: ignore[arg-type]  # its subclasses are
 
     def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
         return self
