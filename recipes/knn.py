@@ -33,7 +33,7 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Evaluation
 
-PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
+PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256}
 SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size": 32, "size_px": 96}
 
 

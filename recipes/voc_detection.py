@@ -38,6 +38,7 @@ SAMPLE: dict[str, Any] = {"protocol": "small", "batch_size": 8}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions, TrainedEvaluationOptions):
+    size_from_run = False
     without: ClassVar[dict[str, str]] = (
         dict.fromkeys(
             ("whole", "size_px"), "it is for square views; detection sees whole images: give --short-side"

@@ -36,6 +36,7 @@ SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "l
 
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions, TrainedEvaluationOptions):
+    size_from_run = False
     without: ClassVar[dict[str, str]] = WHOLE_IMAGES | {"whole": "images are always seen whole; leave it out"}
     protocol: Literal["sslpp", "fcn_alexnet", "mmseg"]
     """sslpp: 50 epochs of 2 images; with SBD fcn_alexnet: 150,000 steps of 20, mmseg: 20,000 of 16 crops."""

@@ -185,6 +185,7 @@ def parse(
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_help = not HELP.isdisjoint(given)
     options = list(options_of(kind, default))
+    _refuse_flags_of_arguments(given, options, prog)
     groups = dict[str, list[Any]]()
     for option in options:
         # Without help, tyro requires nothing, so that mistyped options are found before missing ones. Options
@@ -232,6 +233,16 @@ def parse(
         problem = _unknown(rest, options) if rest else _missing(missing)
         raise ValueError(f"{problem}; {see}")
     return _built(kind, values)
+
+
+def _refuse_flags_of_arguments(given: Sequence[str], options: Sequence[Option], prog: str | None) -> None:
+    """Check that no argument is given with a flag, such as --checkpoint RUN."""
+    arguments = [option for option in options if option.is_argument]
+    names = {word.partition("=")[0] for word in given}
+    for place, argument in enumerate(arguments, 1):
+        if (name := flag(argument.name)) in names:
+            words = [prog or Path(sys.argv[0]).name, *(each.called for each in arguments[:place])]
+            raise ValueError(f"{name}: give it without a flag, as in `{' '.join(words)}`")
 
 
 def _built(kind: Any, values: Mapping[str, Any]) -> Any:
