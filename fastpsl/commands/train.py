@@ -114,9 +114,10 @@ class _Start:
                 hint = f"fastpsl {other.__name__.lower()} {self.recipe}"
                 raise ValueError(f"fastpsl {command} has no {self.recipe}; did you mean `{hint}`?")
         path = named_path(self.recipe, self.names)
+        prog = f"fastpsl {command} {self.recipe}"
         if (self.gpus or 1) == 1 or HELP.intersection(options):
-            launch(load_recipe(path), options, f"fastpsl {command} {self.recipe}")
-        return run_ranks([str(path), *options], self.gpus or 1)
+            launch(load_recipe(path), options, prog)
+        return run_ranks([str(path), *options], self.gpus or 1, prog)
 
 
 @dataclass(frozen=True)
