@@ -1,5 +1,6 @@
 """`fastpsl train` and `fastpsl eval`: recipes by their short names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,10 @@ class List:
         from rich.console import Console
         from rich.table import Table
 
-        from fastpsl.scripts.recipe_files import find_recipe
-
         table = Table.grid(padding=(0, 2))
         for command in (Train, Eval):
-            for name, stem in command.names.items():
-                about = (find_recipe(stem).description or "").strip().split("\n\n")[0]
-                table.add_row(f"fastpsl {command.__name__.lower()} {name}", " ".join(about.split()))
+            for name, about in command.about_names().items():
+                table.add_row(f"fastpsl {command.__name__.lower()} {name}", about)
         Console(highlight=False, markup=False).print(table)
 
 
@@ -99,6 +97,19 @@ class _Start:
         """Return whether this is a recipe's short name, or its script's name without .py."""
         return name in cls.names or name in cls.names.values()
 
+    @classmethod
+    def about_names(cls) -> dict[str, str]:
+        """Return the first sentence of each recipe by its name, without what stands in brackets."""
+        from fastpsl.scripts.recipe_files import find_recipe
+
+        paragraphs = {
+            name: (find_recipe(stem).description or "").strip().split("\n\n")[0]
+            for name, stem in cls.names.items()
+        }
+        return {
+            name: re.sub(r" \([^)]*\)", "", " ".join(text.split())) for name, text in paragraphs.items()
+        }
+
     def run(self, *options: str) -> int:
         """Run the recipe in this process, or in one for each of --gpus."""
         from fastpsl.scripts.command_line import HELP
@@ -112,7 +123,7 @@ class _Start:
         for other in (Train, Eval):
             if other.__name__.lower() != command and other.knows(self.recipe):
                 hint = f"fastpsl {other.__name__.lower()} {self.recipe}"
-                raise ValueError(f"fastpsl {command} has no {self.recipe}; did you mean `{hint}`?")
+                raise ValueError(f"there is no such recipe here; did you mean `{hint}`?")
         path = named_path(self.recipe, self.names)
         prog = f"fastpsl {command} {self.recipe}"
         if (self.gpus or 1) == 1 or HELP.intersection(options):
@@ -139,9 +150,10 @@ class Train(_Start):
 
 @dataclass(frozen=True)
 class Eval(_Start):
-    """Evaluate a backbone: fastpsl eval NAME --checkpoint RUN [--gpus N] [the recipe's options].
+    """Evaluate a backbone: fastpsl eval NAME RUN [--gpus N] [the recipe's options].
 
-    The options of an evaluation: fastpsl eval NAME --help.
+    RUN is a run's folder. Its data and the size of its images are used where the options give none. The options
+    of an evaluation: fastpsl eval NAME --help.
     """
 
     names: ClassVar[dict[str, str]] = {

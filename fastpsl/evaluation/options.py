@@ -12,8 +12,9 @@ from tyro.conf import Positional, arg
 from fastpsl.console.terminal import own_rank
 from fastpsl.engine.options import DATA, MACHINE, RunOptions, TrainingOptions
 from fastpsl.evaluation.trained_run import TrainedRun
-from fastpsl.files.paths import FORMS, WEIGHTS, require_existing
+from fastpsl.files.paths import FORMS
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.scripts.recipe import require_paths
 
 if TYPE_CHECKING:
     from fastpsl.models.weights import Pretrained
@@ -86,7 +87,7 @@ class EvaluationOptions(RunOptions):
     def of_run(self) -> dict[str, Any]:
         if self.checkpoint is None:
             return {}
-        require_existing(self.checkpoint, WEIGHTS)
+        require_paths(self)
         values = dict[str, Any]()
         if self.data is None and (run := TrainedRun.of(self.checkpoint)):
             values |= self._data_of(run)

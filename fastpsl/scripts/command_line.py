@@ -266,13 +266,18 @@ def _print_help(text: str) -> None:
 
 def show_commands(prog: str, kind: type, commands: Mapping[str, type]) -> None:
     """Print the help of a command that has commands of its own."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for name, each in commands.items():
-        about = inspect.cleandoc(each.__doc__ or "").split("\n\n")[0]
-        table.add_row(name, " ".join(about.split()))
     _print_help(f"usage: {prog} COMMAND\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\n")
+    abouts = {name: inspect.cleandoc(each.__doc__ or "").split("\n\n")[0] for name, each in commands.items()}
+    show_list("commands", abouts)
+
+
+def show_list(title: str, abouts: Mapping[str, str]) -> None:
+    """Print a box of names with a line about each."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, about in abouts.items():
+        table.add_row(name, " ".join(about.split()))
     console = Console(width=min(shutil.get_terminal_size().columns, 100), highlight=False, markup=False)
-    console.print(Panel(table, title="commands", title_align="left"))
+    console.print(Panel(table, title=title, title_align="left"))
 
 
 def _text(value: Any) -> str:

@@ -46,6 +46,8 @@ def launch(
                 for line in lines:
                     print_now(line)
             from fastpsl.scripts.recipe_process import run
+        except BrokenPipeError:  # `fastpsl train jigsaw --help | head`
+            sys.exit(0)
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:

@@ -395,7 +395,7 @@ def test_what_cannot_be_is_one_line(
     out = () if "--out" in arguments else ("--out", "F.npy")
     code, _, error = cli("features", checkpoint, sample_paths().test_32, *arguments, *out, "--workers", 1)
     (line,) = error.splitlines()
-    assert code == 2 and line.startswith("fastpsl: ") and all(word in line for word in words), line
+    assert code == 2 and line.startswith("fastpsl ") and all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
 
 

@@ -313,7 +313,7 @@ def cli(cli: Cli) -> Iterator[Cli]:
 def refused(cli: Cli, out: Path, words: tuple[str, ...], command: str, *arguments: object) -> None:
     """Check for one line with the words, and no folder."""
     code, _, errors = cli(command, *SMALL, *arguments, "--out", out)
-    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl "), (arguments, errors)
     assert all(word in errors for word in words) and not out.exists(), errors
 
 

@@ -136,5 +136,5 @@ def test_the_launcher_ends_as_its_processes_do(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(local_ranks, "_require_places", lambda *_: None)
     (tmp_path / "script.py").write_text(f"import os, sys\nif os.environ['RANK'] == '1': {of_rank_1}\n")
-    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2) == code
+    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2, "fastpsl") == code
     assert capsys.readouterr().err == told
