@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar
 
 import tyro
 
+from fastpsl.scripts.recipe_files import EVAL, TRAIN
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -139,13 +141,7 @@ class Train(_Start):
     package generates.
     """
 
-    names: ClassVar[dict[str, str]] = {
-        "jigsaw": "jigsaw_r50", "rotation": "rotation_rv50", "simclr": "simclr_r50", "mocov2": "mocov2_r50",
-        "uic": "uic_r50", "uic-alexnet": "uic_alexnet", "uic-cifar10": "uic_cifar10",
-        "deepcluster": "deepcluster_alexnet", "iic": "sslpp_iic", "sslpp-colorization": "sslpp_colorization",
-        "sslpp-context": "sslpp_context", "sslpp-rotation": "sslpp_rotation", "sslpp-aet": "sslpp_aet",
-        "supervised": "supervised",
-    }  # fmt: skip
+    names: ClassVar[dict[str, str]] = TRAIN
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,4 @@ class Eval(_Start):
     of an evaluation: fastpsl eval NAME --help.
     """
 
-    names: ClassVar[dict[str, str]] = {
-        "linear": "linear_probe", "blocks": "block_probe", "few-labels": "semi_supervised", "knn": "knn",
-        "svm": "voc_svm", "few-shot": "few_shot", "detect": "voc_detection", "segment": "voc_segmentation",
-        "multilabel": "voc_classification",
-    }  # fmt: skip
+    names: ClassVar[dict[str, str]] = EVAL
