@@ -237,7 +237,8 @@ class Retrieve:
         elif (gallery is None) != (queries is None):
             raise ValueError("--gallery and --queries: give both, or neither for the embedded sample")
         if gallery or queries:  # one of them may be the sample's, which the run learned from
-            gallery, queries = (given or str(own) for given, own in zip((gallery, queries), sample_paths()))
+            sample = sample_paths()
+            gallery, queries = gallery or str(sample.train), queries or str(sample.test)
         with self.extraction.joined(
             self.checkpoint, data=gallery, val=queries, out=self.out, seed=self.seed,
             random_weights=self.random_weights,

@@ -15,8 +15,8 @@ class Table:
     ones; without a name, the list of tables.
 
     Those result.json files under RUNS count that were measured whole, on one data set, with the values of
-    the scale. The others are listed with the reason. With --out, OUT gets NAME.md, NAME.png and NAME.html. Something
-    missing is no error. See
+    the scale. The others are listed with the reason. With --out, OUT gets NAME.md, NAME.png and NAME.html.
+    Something missing is no error. See
     https://fastpsl.github.io/fastpsl/how_to/reproduce_a_table.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """

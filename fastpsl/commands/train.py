@@ -108,9 +108,7 @@ class _Start:
             name: (find_recipe(stem).description or "").strip().split("\n\n")[0]
             for name, stem in cls.names.items()
         }
-        return {
-            name: re.sub(r" \([^)]*\)", "", " ".join(text.split())) for name, text in paragraphs.items()
-        }
+        return {name: re.sub(r" \([^)]*\)", "", " ".join(text.split())) for name, text in paragraphs.items()}
 
     def run(self, *options: str) -> int:
         """Run the recipe in this process, or in one for each of --gpus."""
@@ -148,8 +146,8 @@ class Train(_Start):
 class Eval(_Start):
     """Evaluate a backbone: fastpsl eval NAME RUN [--gpus N] [the recipe's options].
 
-    RUN is a run's folder. Its data and the size of its images are used where the options give none. The options
-    of an evaluation: fastpsl eval NAME --help.
+    RUN is a run's folder. Its data and the size of its images are used where the options give none.
+    The options of an evaluation: fastpsl eval NAME --help.
     """
 
     names: ClassVar[dict[str, str]] = EVAL

@@ -164,7 +164,7 @@ class Search:
 def retrieve(
     options: EvaluationOptions, world: World, *, block: str, k: int, num: int, indices: tuple[int, ...]
 ) -> list[str]:
-    """Search --val's images, the queries, in --data's, the gallery; write to the folder and return lines to print.
+    """Search --val's images, the queries, in --data's, the gallery; and return lines to print.
 
     The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
     The precision is that of all queries. Lines are returned on rank 0 alone.

@@ -41,9 +41,7 @@ class EvaluationOptions(RunOptions):
     size_from_run: ClassVar[bool] = True
     """Whether the side of the images is that of the run, where the command gives none."""
 
-    checkpoint: Positional[Annotated[Path | None, arg(metavar="RUN")]] = field(
-        default=None, metadata=MACHINE
-    )
+    checkpoint: Positional[Annotated[Path | None, arg(metavar="RUN")]] = field(default=None, metadata=MACHINE)
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights
     (the documentation has them under Use weights of other projects).
     """

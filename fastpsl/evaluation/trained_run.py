@@ -32,8 +32,8 @@ class TrainedRun:
         path = folder / "config.json"
         try:
             options = json.loads(path.read_text())["options"]
-            data, val = options["data"], options["val"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            data, val = options["data"], options.get("val")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{path} does not say what the run learned from: give --data") from None
         return cls(folder, data, val)
 

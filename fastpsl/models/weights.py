@@ -101,14 +101,17 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
 
 
 def recorded_input(path: Path) -> Input | None:
-    """Return the input that a checkpoint or an exported file records; None for other projects' files."""
-    path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
+    """Return the input that a checkpoint or an exported file records.
+
+    It is None for other projects' files, and for those that `load_pretrained` refuses with a reason.
+    """
     try:
+        path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
         if isinstance(state.get("backbone"), dict) and "science" in state:
             return _input(state["input"])
         record = read_weights_sidecar(path)
         return None if record is None else _input(record["input"])
-    except (KeyError, TypeError, AttributeError):  # `load_pretrained` says what is wrong
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -382,7 +382,7 @@ class _Writer:
         self, recipe: str, run: Iterable[Path], options: Values, out: Path, data: Values,
         max_processes: int | None = None,
     ) -> str:  # fmt: skip
-        """Return the command of a recipe with the options that differ from its own, on so many GPUs at most."""
+        """Return the command of a recipe with what differs from its own values, on at most so many GPUs."""
         num = min(self.place.num_processes, max_processes or self.place.num_processes)
         verb, name = next(
             (verb, name)

@@ -169,8 +169,8 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
     assert classes == f"{photos}: 3 classes: cat, dog, empty"
     warnings = process.stderr.splitlines()
     assert warnings[0] == (
-        f"fastpsl data write: warning: {photos}: left out: 1 file of another kind (1 .txt), 1 class without an image, "
-        "which keeps its label (empty)"
+        f"fastpsl data write: warning: {photos}: left out: 1 file of another kind (1 .txt), "
+        "1 class without an image, which keeps its label (empty)"
     )
     missing_ffcv = [f"fastpsl data write: warning: {reason}: Pillow" for reason in [why_missing()] if reason]
     assert [line.split(" check")[0] for line in warnings[1:]] == missing_ffcv
