@@ -11,9 +11,9 @@ from fastpsl.tables.paper_file import NAMES
 
 @dataclass(frozen=True)
 class Table:
-    """Print a table of PSL's, UIC's or SSL++'s paper beside our own results, and the commands of the missing
-    ones; without a name, the list of tables.
+    """Print a table of PSL's, UIC's or SSL++'s paper beside our own results, or the list of tables.
 
+    Below the table stand the commands of the results that are missing.
     Those result.json files under RUNS count that were measured whole, on one data set, with the values of
     the scale. The others are listed with the reason. With --out, OUT gets NAME.md, NAME.png and NAME.html.
     Something missing is no error. See
@@ -63,16 +63,16 @@ class Table:
 
     def run(self) -> None:
         """Print the table, or the list of tables; write its pages."""
-        if self.name is None:
-            from fastpsl.tables.terminal import print_tables
+        from fastpsl.tables.terminal import print_table, print_tables
 
+        if self.name is None:
             print_tables()
             return
         from fastpsl.tables.data_sets import OTHER_DATA
         from fastpsl.tables.page import make_table
 
         paths = {name: getattr(self, name) for name in OTHER_DATA}
-        lines = make_table(
+        report, lines = make_table(
             self.name,
             self.runs,
             self.out,
@@ -83,4 +83,5 @@ class Table:
             others={name: (path,) if isinstance(path, str) else path for name, path in paths.items() if path},
             num_processes=self.gpus,
         )
+        print_table(report)
         print("\n".join(lines))

@@ -270,8 +270,8 @@ def make_table(
     pretrain_data: str | None = None,
     others: data_sets.Paths,
     num_processes: int | None = None,
-) -> list[str]:
-    """Print a table, write OUT/NAME.md, .png and .html if there is OUT, and return the lines to print.
+) -> tuple[Report, list[str]]:
+    """Write OUT/NAME.md, .png and .html if there is OUT; return the table and the lines to print below it.
 
     The lines say which results are there and give the commands of those that are missing. Without `runs` it
     is runs/, which need not exist.
@@ -304,9 +304,6 @@ def make_table(
     named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
     place = Place(folder, *named, num_processes or values.num_processes[table.paper], others)
     report = make_report(table, values, index, asked, place)
-    from fastpsl.tables.terminal import print_table
-
-    print_table(report)
     files = [] if out is None else _write(report, out)
     given = {"data": data, "val": val, "pretrain_data": pretrain_data}
     given |= {other: " ".join(paths) for other, paths in others.items()}
@@ -317,7 +314,8 @@ def make_table(
     ]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
-    return [*_lines(report, folder), *(["", *(f"written: {path}" for path in files)] if files else [])]
+    written = ["", *(f"written: {path}" for path in files)] if files else []
+    return report, [*_lines(report, folder), *written]
 
 
 def _write(report: Report, out: Path) -> list[Path]:

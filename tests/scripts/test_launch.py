@@ -126,7 +126,7 @@ def test_every_process_gets_a_signal_of_the_first() -> None:
     [
         ("pass", 0, ""),
         ("sys.exit(75)", 75, ""),
-        ("os.kill(os.getpid(), 9)", 1, "fastpsl: a process was killed by SIGKILL\n"),
+        ("os.kill(os.getpid(), 9)", 1, "fastpsl train x: a process was killed by SIGKILL\n"),
     ],
 )
 def test_the_launcher_ends_as_its_processes_do(
@@ -135,6 +135,9 @@ def test_the_launcher_ends_as_its_processes_do(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(local_ranks, "_require_places", lambda *_: None)
-    (tmp_path / "script.py").write_text(f"import os, sys\nif os.environ['RANK'] == '1': {of_rank_1}\n")
-    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2, "fastpsl") == code
+    asserted = "assert os.environ['FASTPSL_COMMAND'] == 'fastpsl train x'"
+    (tmp_path / "script.py").write_text(
+        f"import os, sys\n{asserted}\nif os.environ['RANK'] == '1': {of_rank_1}\n"
+    )
+    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2, "fastpsl train x") == code
     assert capsys.readouterr().err == told
