@@ -177,13 +177,12 @@ def _paths(
             f"{run} has no {NAME}: it made no pseudo-labels or has not finished; "
             "give another run, or --labels FILE"
         )
-    source = data
-    if source is None:
+    if data is None:
         if (trained := TrainedRun.of(run)) is None:
             raise ValueError(f"{run} has no config.json, which says what the run learned from: give --data")
-        source = trained.train_images()
-    place = source if source is not None else sample_paths().train
-    return path, place, out if out is not None else run / "clusters"
+        data = trained.train_images()
+    source = data if data is not None else sample_paths().train
+    return path, source, out if out is not None else run / "clusters"
 
 
 def _numbers_line(numbers: Mapping[str, float], num_labelled: int, num: int) -> str:

@@ -197,7 +197,7 @@ class Script(Generic[Options]):
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
         usual = "the paper's" if self.source == "paper" else "those with --data"
         description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
-        description += f" Without --data they are {small}." if small else ""
+        description += f" For the embedded sample they are {small}." if small else ""
         if prog is not None and prog.startswith("fastpsl "):
             description += " --gpus N runs it on N GPUs of this machine."
         defaults = SimpleNamespace(**self.paper)
