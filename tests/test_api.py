@@ -525,7 +525,9 @@ def test_other_evaluations_return_their_numbers(model: fastpsl.Model, tmp_path: 
         model, out=tmp_path / "heads", heads=("fc1_B2",), epochs=1, intervals=(1,), **few
     )
     assert "top1_fc1_B2" in heads
-    shots = fastpsl.evaluate.few_shot(model, out=tmp_path / "shots", block=("B3",), episodes=20, size_px=84)
+    shots = fastpsl.evaluate.few_shot(
+        model, out=tmp_path / "shots", block=("B3",), episodes=20, source_px=32, size_px=84
+    )
     assert {*shots} == {"accuracy_B3", "interval_B3"}
     assert fastpsl.plot.blocks(linear, chance=12.5).get_axes()
 

@@ -18,7 +18,7 @@ class Export:
     config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/export.html.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell
     (https://fastpsl.github.io/fastpsl/how_to/others_weights.html)."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]

@@ -128,6 +128,10 @@ class RunOptions:
         chosen = (f.name for f in fields(self) if not f.metadata.get("machine"))
         return {name: plain_value(getattr(self, name)) for name in chosen}
 
+    def of_run(self) -> dict[str, Any]:
+        """Return the defaults that a trained run brings to its evaluation. Evaluations override it."""
+        return {}
+
     def completed(self) -> Self:
         """Return these options with derived values filled in. Subclasses override it."""
         return self

@@ -1,6 +1,5 @@
 """Report what pseudo-labels are worth: numbers in a result.json, and charts beside it."""
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.datasets.open import open_data
@@ -177,17 +177,12 @@ def _paths(
             f"{run} has no {NAME}: it made no pseudo-labels or has not finished; "
             "give another run, or --labels FILE"
         )
-    return path, data if data is not None else _data_of(run), out if out is not None else run / "clusters"
-
-
-def _data_of(run: Path) -> str | Path:
-    """Return the data in the run's configuration."""
-    path = run / "config.json"
-    try:
-        source = json.loads(path.read_text())["options"]["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} does not say what the run learned from: give --data") from None
-    return sample_paths().train if source is None else str(source)
+    if data is None:
+        if (trained := TrainedRun.of(run)) is None:
+            raise ValueError(f"{run} has no config.json, which says what the run learned from: give --data")
+        data = trained.train_images()
+    source = data if data is not None else sample_paths().train
+    return path, source, out if out is not None else run / "clusters"
 
 
 def _numbers_line(numbers: Mapping[str, float], num_labelled: int, num: int) -> str:

@@ -124,6 +124,16 @@ class TimmBackbone(Wrapped):
             self._measure()
         network.train()
 
+    def pooled_by_timm(self) -> str:
+        """Return what of timm's `model` and images `x` equals our features, averaged over all positions."""
+        if not self._tokens:
+            return f"model.forward_features(x).mean({(1, 2) if self._channels_last else (2, 3)})"
+        num_prefix: int = self.network.num_prefix_tokens  # type: ignore[assignment]
+        if not num_prefix:
+            return "model.forward_features(x).mean(1)"
+        tokens = f"t = model.forward_features(x), as torch.cat((t[:, {num_prefix}:].mean(1), "
+        return f"{tokens}t[:, :{num_prefix}].flatten(1)), 1)"
+
     @override
     def blocks(self) -> list[nn.Module]:
         network = self.network

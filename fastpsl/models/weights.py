@@ -101,6 +101,21 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     return _from_other_project(path, state, backbone, input)
 
 
+def recorded_input(path: Path) -> Input | None:
+    """Return the input that a checkpoint or an exported file records.
+
+    It is None for other projects' files, and for those that `load_pretrained` refuses with a reason.
+    """
+    try:
+        path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
+        if isinstance(state.get("backbone"), dict) and "science" in state:
+            return _input(state["input"])
+        record = read_weights_sidecar(path)
+        return None if record is None else _input(record["input"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
     """Build a backbone with weights that depend on `seed` alone.
 

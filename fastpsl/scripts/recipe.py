@@ -27,7 +27,7 @@ from fastpsl.engine.options import (
 )
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.models.names import is_own, not_given
-from fastpsl.scripts.command_line import HELP, parse
+from fastpsl.scripts.command_line import HELP, options_of, parse
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -91,7 +91,7 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val and --checkpoint name what they may, and that --out can be made."""
+    """Check that --data, --val and a run name what they may, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val):
@@ -201,14 +201,18 @@ class Script(Generic[Options]):
         preset = options.preset if isinstance(options, PretrainOptions) else "auto"
         if preset == "small":
             return small_values(paper, self.at_most, _num_images(options))
-        is_sample = options.data is None if preset == "auto" else preset == "sample"
-        return self.sample if is_sample else {}
+        of_run = options.of_run()
+        if "size_px" in of_run.keys() & paper.keys():  # a published protocol's, which smaller images lower
+            of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
+        data = of_run.get("data", options.data)
+        is_sample = data is None if preset == "auto" else preset == "sample"
+        return {**(self.sample if is_sample else {}), **of_run}
 
     def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
         usual = "the paper's" if self.source == "paper" else "those with --data"
         description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
-        description += f" Without --data they are {small}." if small else ""
+        description += f" For the embedded sample they are {small}." if small else ""
         if prog is not None and prog.startswith("fastpsl "):
             description += " --gpus N runs it on N GPUs of this machine."
         defaults = SimpleNamespace(**self.paper)
@@ -225,11 +229,12 @@ class Script(Generic[Options]):
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
         module = values.get("backbone")
         if module is None or type(module) is str:
-            return self.parse(list(_arguments(values)), prog=self.name, log=log)
+            return self.parse(list(_arguments(values, self.options)), prog=self.name, log=log)
         from fastpsl.models.given import given  # imports torch, as who gives a module has
 
         name = given(module)
-        options = self.parse(list(_arguments({**values, "backbone": name})), prog=self.name, log=log)
+        arguments = list(_arguments({**values, "backbone": name}, self.options))
+        options = self.parse(arguments, prog=self.name, log=log)
         return replace(options, backbone=name)  # type: ignore[call-arg]  # it has one, as its names say
 
 
@@ -271,9 +276,15 @@ def _num_images(options: RunOptions) -> int:
         return data.num_samples
 
 
-def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the command line that gives options these values."""
+def _arguments(values: Mapping[str, Any], options: type[RunOptions]) -> Iterator[str]:
+    """Yield the command line that gives options these values, arguments first."""
+    arguments = {option.name for option in options_of(options) if option.is_argument}
+    for name in arguments & values.keys():
+        text = _text(values[name])
+        yield f"./{text}" if text.startswith("-") else text
     for name, value in values.items():
+        if name in arguments:
+            continue
         if isinstance(value, bool):
             yield flag(name if value else f"no_{name}")
         elif isinstance(value, tuple | list):

@@ -123,36 +123,35 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
         )
 
 
-def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
-    """Run a script and exit, as described in `launch`.
+def run(script: Recipe[Any] | Evaluation[Any], options: Any, name: str) -> NoReturn:
+    """Run a script and exit, as described in `launch`; errors begin with `name`.
 
     ValueError, OSError and failures of the GPU (`gpu_failures`) are the user's: they are printed in one line
     without a traceback. A rank that lost another one prints a line and exits as crashed. All other errors are
     bugs and are printed with their traceback.
     """
-    recipe, opened = script.name, list[Run]()
-    rank = own_rank()
+    opened, rank = list[Run](), own_rank()
     try:
-        with operation(f"{recipe}: at work"):
+        with operation(f"{name}: at work"):
             code = _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
         reason = error_line(error, opened)
-        _report_failure(opened, rank, f"{recipe}: {reason}", reason)
+        _report_failure(opened, rank, f"{name}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
         if rank == 0 or opened:
-            _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted")
+            _report_failure(opened, rank, f"{name}: {INTERRUPTED}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
-            _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted", "preempted")
+            _report_failure(opened, rank, f"{name}: {INTERRUPTED}", "interrupted", "preempted")
             _exit_now(EXIT_PREEMPTED)
         explanation = explained(error, opened)
         code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED
         reason = explanation or f"{type(error).__name__}: {error}"
         _report_failure(
-            opened, rank, f"{recipe}: {explanation}" if explanation else traceback.format_exc(), reason
+            opened, rank, f"{name}: {explanation}" if explanation else traceback.format_exc(), reason
         )
     sys.stdout.flush()
     sys.stderr.flush()

@@ -235,9 +235,9 @@ def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFix
     )
     assert "--max-bad N|N%" in command_help("data write", capsys)
     text = command_help("features", capsys)
-    assert re.match(r"usage: fastpsl features .*CKPT DATA\n", text)
+    assert re.match(r"usage: fastpsl features .*RUN\n", text)
     assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["positional arguments", "options", "extraction options"]
-    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[224]" in text
+    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[256]" in text
 
 
 def test_help_does_not_import_torch() -> None:

@@ -45,7 +45,10 @@ def test_paper_values_with_data_and_sample_values_without(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="0"):
         parse("--help")
     output = capsys.readouterr().out
-    assert "Defaults in brackets are the paper's. Without --data they are --batch-size 16." in output
+    assert (
+        "Defaults in brackets are the paper's. For the embedded sample they are --batch-size 16."
+        in " ".join(output.split())
+    )
     assert "[256]" in output and "[0.01]" in output
 
 

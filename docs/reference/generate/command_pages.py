@@ -14,7 +14,7 @@ from fastpsl.commands.train import Eval, Train
 
 EXAMPLES = {
     "train": "fastpsl train jigsaw --data photos/train --val photos/val --gpus 8 --out runs/jigsaw",
-    "eval": "fastpsl eval knn --checkpoint runs/jigsaw --data photos/train --val photos/val",
+    "eval": "fastpsl eval knn runs/jigsaw --data photos/train --val photos/val",
     "launch": "fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --data 'train-*.beton' --out runs/jigsaw",
     "launch slurm": "fastpsl launch slurm jigsaw --data 'train-*.beton' --out runs/jigsaw --print",
     "recipes": "fastpsl recipes",
@@ -27,7 +27,7 @@ EXAMPLES = {
     "data info": "fastpsl data info train.beton",
     "data show": "fastpsl data show train.beton --task jigsaw --level 3 --out jigsaw.png",
     "show": "fastpsl show train.beton --task jigsaw --level 3 --out jigsaw.png",
-    "features": "fastpsl features runs/jigsaw train.beton --out train.npy --block B4",
+    "features": "fastpsl features runs/jigsaw --data train.beton --out train.npy --block B4",
     "retrieve": "fastpsl retrieve runs/jigsaw --gallery train.beton --queries val.beton --out retrieval",
     "tsne": "fastpsl tsne runs/jigsaw --data val.beton --out tsne",
     "clusters": "fastpsl clusters runs/uic --data train.beton",
