@@ -13,8 +13,9 @@ import functools
 import importlib
 import io
 import os
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +66,7 @@ FORMATS = tuple(
 )
 _WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # in TIFF
 _BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 16  # by which Pillow tells formats apart
 # The pixels converted to RGB at a time, because a whole converted copy would take more memory.
 _BAND_PIXELS = 1 << 20
 
@@ -107,7 +109,16 @@ def _open(file: BinaryIO) -> Image.Image:
         image: Image.Image = importlib.import_module("pi_heif").HeifImageFile(file)
         return image
     file.seek(0)
-    return Image.open(file, formats=FORMATS)
+    head = file.read(_HEAD_BYTES)
+    for name in FORMATS:
+        # Not Image.open, which refuses more than 179 megapixels, or as many as the user's program says.
+        opens, accepts = Image.OPEN[name]
+        answer = accepts is None or accepts(head)
+        if answer and not isinstance(answer, str):  # a text says what is missing
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format, after all
+                return opens(file, "")
+    raise Image.UnidentifiedImageError
 
 
 def _orientation_in(file: BinaryIO, image: Image.Image) -> int | None:
@@ -133,7 +144,9 @@ def _mentions_exif(path: str) -> bool:
 def check_pixels(height: int, width: int) -> None:
     """Raise BadImage for more pixels than are allowed."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+        raise BadImage(
+            f"{width} x {height} px are more than {MAX_PIXELS:,} pixels; shrink it, or cut it into tiles"
+        )
 
 
 @contextmanager
