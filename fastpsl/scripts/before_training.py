@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import resource
 from collections.abc import Iterator
 from itertools import islice
 from time import perf_counter
@@ -117,8 +118,7 @@ def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
 def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     """Yield a line for each value that does not suit the data, with the options to use instead."""
     options, num_images = data.options, data.train.num_samples
-    is_small = getattr(options, "preset", "") == "small"
-    or_small = "" if is_small else ", or --preset small"
+    or_small = "" if getattr(options, "preset", "") == "small" else ", or --preset small"
     few = [
         f"{stage.name} has {num:,}"
         for stage, num in zip(experiment.stages, stage_steps(experiment, data), strict=True)
@@ -126,8 +126,8 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     ]
     if few:
         yield (
-            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more "
-            f"--epochs, a smaller --batch-size{or_small}"
+            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs or a "
+            f"smaller --batch-size{or_small}"
         )
     warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
     if 0 < epochs <= warmup:
@@ -210,6 +210,7 @@ def _measured(experiment: Experiment, number: int, data: RunData) -> tuple[float
             evaluate(islice(itertools.chain(batches, loader.epoch(1)), num_batches))
             val_s = (perf_counter() - started) / (num_batches * loader.batch_size_per_rank * world.size)
     memory = peak_memory(world.device)
-    if not memory:
-        return step_s, val_s, ""
-    return step_s, val_s, f", GPU memory {gibibytes(memory['peak_allocated_bytes'])}"
+    if memory:
+        return step_s, val_s, f", GPU memory {gibibytes(memory['peak_allocated_bytes'])}"
+    most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return step_s, val_s, f", memory {gibibytes(1024 * most_kib)}"

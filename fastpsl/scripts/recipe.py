@@ -213,27 +213,24 @@ class Evaluation(Script[Options]):
     run: Callable[[Options], int]
 
 
-def differences(
-    options: RunOptions, paper: Mapping[str, Any], source: str = "paper"
-) -> dict[str, dict[str, Any]]:
-    """Return the values in which `options` differ from the usual ones, each beside the usual one."""
+def differences(options: RunOptions, paper: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values in which `options` differ from the usual ones, each with the usual one."""
     values = options.as_dict()
-    usual = {name: (value, source) for name, value in paper.items()}
     names = {*options.science(), "max_steps_per_stage"} - paper.keys()
-    usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
+    usual = {**paper} | {f.name: f.default for f in fields(options) if f.name in names}
     return {
-        name: {"value": values[name], where: plain_value(value)}
-        for name, (value, where) in usual.items()
+        name: (values[name], plain_value(value))
+        for name, value in usual.items()
         if values[name] != plain_value(value)
     }
 
 
 def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str = "paper") -> str:
     """Return a line with the values in which `options` differ from the usual ones."""
-    changed = list[str]()
-    for name, pair in differences(options, paper, source).items():
-        (_, value), (where, usual) = pair.items()
-        changed.append(f"{name} {_words(value)} ({where} {_words(usual)})")
+    changed = [
+        f"{name} {_words(value)} ({source if name in paper else 'default'} {_words(usual)})"
+        for name, (value, usual) in differences(options, paper).items()
+    ]
     data = options.data or "the embedded sample"
     same = "all values as in the paper" if source == "paper" else "all values are the defaults"
     return f"{data}: " + (", ".join(changed) if changed else same)

@@ -127,7 +127,7 @@ def train(
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     experiment = recipe.build(options)
     data = experiment.open_data(options, world)
-    changed = differences(options, recipe.usual(options), recipe.source)
+    changed = differences(options, recipe.usual(options))
     run = Run(recipe.name, data, experiment.science, owns_process=owns_process, differences=changed)
     opened.append(run)
     if world.rank == 0 and not run.resumed:
