@@ -126,8 +126,8 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     ]
     if few:
         yield (
-            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs or a "
-            f"smaller --batch-size{or_small}"
+            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs "
+            f"or a smaller --batch-size{or_small}"
         )
     warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
     if 0 < epochs <= warmup:

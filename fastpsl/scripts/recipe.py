@@ -118,6 +118,8 @@ class Script(Generic[Options]):
     source: str = field(default="paper", kw_only=True)
     # Returns defaults that depend on the given options, on top of `paper`.
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
+    # Whether `build` scales the rate with the batch, so that --preset small leaves it.
+    scales_rate: bool = field(default=False, kw_only=True)
     # Sizes that --preset small limits to a share of the images, besides the batch.
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
@@ -175,7 +177,8 @@ class Script(Generic[Options]):
             return values_of_config(options.config, self.name, self.options)
         if not isinstance(options, PretrainOptions):
             return self.sample if options.data is None else {}
-        return preset_values(options, self.name, paper, self.sample, self.at_most)
+        values = preset_values(options, self.name, paper, self.sample, self.at_most)
+        return values | {"lr": paper["lr"]} if self.scales_rate and values["preset"] == "small" else values
 
     def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())

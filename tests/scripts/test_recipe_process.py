@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.engine.distributed import World, leave_world
+from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts import recipe_process
+from fastpsl.scripts.recipe_process import error_line
 from tests.warm import on_ranks
 
 
@@ -69,3 +71,12 @@ def test_no_rank_leaves_a_stopped_run_before_rank_0_has_written(tmp_path: Path) 
     """When the first process has gone, srun ends the others after a while."""
     on_ranks(leave_a_stopped_run, (tmp_path,), 2)
     assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
+def test_a_bad_image_comes_with_the_way_to_go_on() -> None:
+    error = BadSampleError("a.jpg: no image that can be read")
+    line = error_line(error, [])
+    assert line.startswith("a.jpg: no image that can be read; repair ") and "--on-bad-sample skip" in line
+    run: Any = SimpleNamespace(folder=Path("out"), options=SimpleNamespace(without={"on_bad_sample": "no"}))
+    assert error_line(error, [run]) == str(error)  # of a script that has no such option
+    assert error_line(ValueError("b\nc"), []) == "b c"

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -201,6 +201,8 @@ def convert_pillow(image: Image.Image) -> np.ndarray:
 def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) -> np.ndarray:
     check_pixels(image.height, image.width)
     transparency = _transparency(image)
+    if image.format == "TIFF":
+        _make_room(image)
     image.load()
     if transparency is not None:
         image.info["transparency"] = transparency
@@ -211,6 +213,12 @@ def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) ->
         bottom = min(top + num_rows, height)
         rgb[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
     return np.ascontiguousarray(turn(rgb, orientation_of(image)))
+
+
+def _make_room(image: Any) -> None:
+    """Make the memory for a TIFF, as Pillow would, but without its limit of pixels."""
+    if image.tile and image._im is None:
+        image.im = Image.core.new(image.mode, image._tile_size)
 
 
 def _transparency(image: Image.Image) -> "int | tuple[int, ...] | None":
