@@ -90,10 +90,11 @@ class RunData:
     def check_batch(self) -> None:
         """Raise ValueError if there are fewer training images than one batch."""
         if self.train.num_samples < self.options.batch_size:
+            without = ", give --val none" if share_of(self.options.val) else ""
             preset = "give --preset small, " if getattr(self.options, "preset", "small") != "small" else ""
             raise ValueError(
                 f"{self.train.num_samples} training images are fewer than one batch of "
-                f"{self.options.batch_size}: lower --batch-size, {preset}or give more data"
+                f"{self.options.batch_size}: lower --batch-size{without}, {preset}or give more data"
             )
 
     def check_views(self, views: Sequence[ViewSpec], val_views: Sequence[ViewSpec]) -> None:

@@ -191,7 +191,16 @@ SMALL_IIC = words(
 
 def few() -> tuple[str, ...]:
     """Return options for a third of the sample's images."""
-    return "--data", str(sample_paths().test_32), "--backbone", "resnet18", "--num-clusters", "16"
+    return (
+        "--data",
+        str(sample_paths().test_32),
+        "--val",
+        "none",
+        "--backbone",
+        "resnet18",
+        "--num-clusters",
+        "16",
+    )
 
 
 @pytest.fixture(scope="module")

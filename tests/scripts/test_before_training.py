@@ -67,7 +67,7 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     text = capfd.readouterr().err
     assert f"{photos}: 6 training images without labels, no validation images\n" in text
     assert "network: nin3, " in text and "images of 48 px, in fp32 on the CPU\n" in text
-    steps = "2 steps of 4 images (S1 1, S2 1); --preset paper; network inputs per step: S1 16, S2 32; "
+    steps = "2 steps of 4 images (S1 1, S2 1); --preset paper; network inputs per step: S1 8, S2 32; "
     assert f"{steps}--max-steps-per-stage cuts each at 1" in text
     assert "stages of fewer than 2,000 steps learn little: S1 has 1, S2 has 1" in text
     assert "a step has 67% of the 6 images: give --batch-size 2 or less, or --preset small" in text
