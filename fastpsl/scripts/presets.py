@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,8 @@ def preset_values(
         ValueError: There are too few images for `auto`, or the data cannot be read.
     """
     preset, val, found = options.preset, options.val, None
+    defaults = {each.name: each.default for each in fields(options) if each.name in ("batch_size", "epochs")}
+    paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
     earlier = _earlier_options(options, recipe)
     val = earlier.get("val") if val is None else val

@@ -73,7 +73,7 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     assert "a step has 67% of the 6 images: give --batch-size 2 or less, or --preset small" in text
     assert "a side of 60 px or less and are enlarged to 64 px: give smaller --short-side, --size-px" in text
     config = json.loads((out / "config.json").read_text())
-    assert config["differences"]["batch_size"] == [4, 192]
+    assert config["differences"]["batch_size"] == [4, 32]
     assert config["images"] == {"train": 6, "val": 0} and "lr" not in config["differences"]
 
 

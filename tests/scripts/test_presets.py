@@ -12,6 +12,7 @@ from fastpsl.pipelines.datasets.subset import held_back
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts import presets
 from fastpsl.scripts.presets import MIN_STEPS, small_values
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.written import tree
 from tests.programs import ROOT
@@ -86,6 +87,13 @@ def test_every_preset_of_every_recipe_gives_options(recipe: str) -> None:
     assert small.batch_size <= 48 and small.epochs[0] * (num_train // small.batch_size) >= MIN_STEPS
     given = parsed(*data, "--preset", "small", "--batch-size", 8, recipe=recipe)
     assert given.batch_size == 8 and given.epochs[0] * (num_train // 8) >= MIN_STEPS
+
+
+def test_a_recipe_need_not_set_what_all_have(tmp_path: Path) -> None:
+    recipe: Any = Recipe("mine", "", PretrainOptions, {}, {}, lambda options: pytest.fail("built"))
+    options = recipe.parse(["--data", str(folder(tmp_path, 60))], log=print)
+    assert (options.preset, options.batch_size, options.epochs) == ("small", 4, (154,) * 3)
+    assert recipe.parse(["--data", str(tmp_path), "--preset", "paper"], log=print).batch_size == 256
 
 
 def folder(root: Path, num: int, classes: tuple[str, ...] = ("a", "b")) -> Path:
