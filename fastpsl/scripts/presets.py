@@ -61,7 +61,7 @@ def preset_values(
     """Return the preset, --val and the values by which the preset replaces the paper's.
 
     A run that goes on keeps the preset and --val of its start. Data that are not there give the paper's
-    values, because whoever opens them says so.
+    values, because an error follows when they are opened.
 
     Raises:
         ValueError: There are too few images for `auto`, or the data cannot be read.

@@ -68,7 +68,7 @@ def classes_of(source: str | Path, cache_dir: Path | None = None, cache_gb: floa
 
 
 class Glance(NamedTuple):
-    """What a user's data hold, as their names and tables tell."""
+    """The contents of data, as far as names and tables tell."""
 
     num_samples: int
     names: Sequence[str]  # as `Dataset.names` has them; none if the samples reach the given number
