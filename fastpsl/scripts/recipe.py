@@ -83,7 +83,7 @@ def require_given_classes(options: RunOptions) -> None:
     from fastpsl.pipelines.data.dataset import require_same_classes
     from fastpsl.pipelines.datasets.open import classes_of
 
-    if options.data is not None and names_val(options):
+    if options.data is not None and options.val is not None and names_val(options):
         train, val = (
             classes_of(source, options.cache_dir, options.cache_gb) for source in (options.data, options.val)
         )

@@ -130,8 +130,8 @@ def test_few_images_are_refused_with_what_was_found(tmp_path: Path) -> None:
     words = f"{few}: holds 49 images \\(49 .jpg\\) in 2 folders \\(a, b\\), and .* 50 or more: give"
     with pytest.raises(ValueError, match=words):
         parsed("--data", few)
-    for words in (("--preset", "small"), ("--batch-size", "4"), ("--preset", "paper")):
-        assert parsed("--data", few, *words).data == str(few)
+    for more in (("--preset", "small"), ("--batch-size", "4"), ("--preset", "paper")):
+        assert parsed("--data", few, *more).data == str(few)
     assert parsed("--data", folder(few, 50)).preset == "small"
     nothing = tree(tmp_path / "nothing", {"a/x.mp4": b"x", "a/y.mp4": b"x", "b/z.txt": b"x"})
     with pytest.raises(ValueError, match=r"2 \.mp4, 1 \.txt\), in 2 folders \(a, b\)"):

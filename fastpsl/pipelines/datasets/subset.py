@@ -42,9 +42,10 @@ class Subset(Local):
         values, counts = np.unique(selection, return_counts=True)
         if counts.max() > 1:
             raise ValueError(f"sample {values[counts > 1][0]} is in the subset twice; give each index once")
+        self.data: Dataset = data
+        self.indices: np.ndarray = selection
         if isinstance(data, Subset):
-            data, selection = data.data, data.indices[selection]
-        self.data, self.indices = data, selection
+            self.data, self.indices = data.data, data.indices[selection]
         self.kind = data.kind
         self.num_samples, self.num_classes = len(selection), data.num_classes
         self.class_names, self.split = data.class_names, data.split

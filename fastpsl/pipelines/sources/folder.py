@@ -241,8 +241,8 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
     num_tree = sum(counts.values())
     kinds = ", ".join(EXTENSIONS)
     if not num_flat and not num_tree:
-        shown = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
-        folders = f", in {number_of(len(classes), 'folder')} ({shown})" if classes else ""
+        some = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+        folders = f", in {number_of(len(classes), 'folder')} ({some})" if classes else ""
         raise ValueError(
             f"{root}: holds no images ({kinds}) but {left_out.line() or 'nothing'}{folders}; "
             "give a folder of images, or one with a folder per class"
