@@ -126,10 +126,11 @@ def pretrain(
         recipe: One of `fastpsl.training.RECIPES`, such as "jigsaw", or a recipe file's name, such as
             "jigsaw_r50".
         data: Training images: the path of a folder, a dataset file (.beton), a glob of such files, or a
-            list of images. The other defaults are then the paper's. None means the generated sample, with
-            small values.
-        val: Validation images, in the same forms, for the score at each stage's end. The generated sample has
-            its own.
+            list of images. The other defaults then follow from the number of images: see the option preset.
+            None means the generated sample, with small values.
+        val: Validation images, in the same forms, for the score at each stage's end. Or a share of `data`,
+            such as "10%", which is held back by the images' names; "none" for no validation. The generated
+            sample has its own, and with fewer than 100,000 images in classes the default is "10%".
         out: The run's folder. By default, a new numbered folder under runs/.
         backbone: The backbone's name or a module, as in `fastpsl.backbones.make_backbone`. By default, the
             recipe's, with random weights. The training begins with a copy of the module and its weights, and

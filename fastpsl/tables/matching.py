@@ -328,7 +328,8 @@ class _Writer:
         return run.folder if run else self._free(f"{weights.name}-s{seed}", None)
 
     def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
-        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
+        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "preset": "paper"}
+        options["seed"] = seed
         if weights.base:
             options["fine_tune"] = self._folder(weights.base, seed)
         if isinstance(weights.labels, Weights):

@@ -8,7 +8,7 @@ import torch
 
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import newest_checkpoint
-from tests.recipes.in_process import goes_on, ran, start, words
+from tests.recipes.in_process import differences, goes_on, ran, start, words
 from tests.slow import slow
 
 SIMCLR = "simclr_r50"
@@ -27,7 +27,8 @@ def test_smallest_run_ends_with_lines_and_figures(tmp_path: Path, backbone: str,
     arguments = (*SMALL_SIMCLR, "--max-steps-per-stage 1 --backbone", backbone, "--out", out)
     _, _, printed, err = start(SIMCLR, *arguments).ok()
     lines = printed.splitlines()
-    assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
+    assert differences(out)["batch_size"] == [8, 256]
+    assert err.startswith("the embedded sample: 480 training images")
     ends = [line for line in err.splitlines() if "validation accuracy" in line]
     assert [line[:13] for line in ends] == ["S1 (level G1)", "S2 (level G2)", "S3 (level G3)"]
     assert all("(chance 6.7 %)" in line for line in ends)

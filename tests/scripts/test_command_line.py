@@ -199,7 +199,7 @@ def test_usages_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     lines = " ".join(line.strip("│ ") for line in text.splitlines())
     for words in (
         "the one before. [500 1000 2000] ", "Cells on a side of a puzzle. [3] ", "(0: none by steps). [0] ",
-        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "has its own. --",
+        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "10%, else none. --",
     ):  # fmt: skip
         assert words in re.sub(" +", " ", lines)
 

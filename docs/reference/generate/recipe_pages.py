@@ -12,7 +12,8 @@ from docs.reference.generate.options import HEADER, Row, option_tables, rows_of,
 from docs.reference.generate.see_also import SEE, links
 from fastpsl.engine.options import PretrainOptions, RunOptions, flag
 from fastpsl.scripts.command_line import UNGROUPED
-from fastpsl.scripts.recipe import Evaluation, Recipe, small_values
+from fastpsl.scripts.presets import small_values
+from fastpsl.scripts.recipe import Evaluation, Recipe
 from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 
 SMALL_IMAGES = 5000  # the data set whose values of --preset small are shown
@@ -221,11 +222,11 @@ Each recipe is also a script of at most 120 lines in [recipes/](../../../recipes
 
 A recipe has up to three sets of values:
 
-- **Paper.** With `--data`, the defaults are the paper's. The first line of the output lists every value in
-  which your command differs.
+- **Paper.** The defaults with `--data` of 100,000 images or more, or with `--preset paper`. A run's
+  `config.json` lists the `differences`: every value that is another one than the paper's.
 - **Sample.** Without `--data`, the recipe runs on a small sample that the package generates. The values are
   small, so that a CPU needs minutes.
-- **Small.** `--preset small` is for your own data if you have few images. The batch becomes a power of two of
-  at most a tenth of the images, and the learning rate shrinks in proportion. Each stage becomes as long as
-  2,000 steps need. The pages show the result for {SMALL_IMAGES:,} images.
+- **Small.** The defaults with `--data` of fewer images, or with `--preset small`. The batch becomes a power
+  of two of at most a tenth of the images, and the learning rate shrinks in proportion. Each stage becomes as
+  long as 2,000 steps need. The pages show the result for {SMALL_IMAGES:,} images.
 """

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
@@ -14,7 +15,7 @@ from typing_extensions import override
 from fastpsl.console.words import number_of
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
-MAX_PIXELS = 178_956_970  # Pillow's limit for suspected decompression bombs
+MAX_PIXELS = 1 << 29  # so the bytes of an image as RGB, 1.6 GB, are a number of 32 bits
 MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
 UPRIGHT = 1
 
@@ -139,6 +140,13 @@ class Dataset(Protocol):
         """Return a sample in words, for messages."""
         ...
 
+    def names(self) -> Iterator[str]:
+        """Yield each sample's name within the data set, or its number where it has none.
+
+        A folder that moves keeps its names, and so does a dataset file that is written from it.
+        """
+        ...
+
     def digest(self) -> str:
         """Return a text that is equal for equal data sets."""
         ...
@@ -159,6 +167,11 @@ class Local:
     """The common part of data sets whose files lie on this machine, none of them open."""
 
     split = ""
+    num_samples: int
+
+    def names(self) -> Iterator[str]:
+        """Yield the numbers of samples that have no names."""
+        yield from map(str, range(self.num_samples))
 
     def wait(self, indices: np.ndarray) -> None:
         """Do nothing, since all is on this machine."""
