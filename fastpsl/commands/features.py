@@ -182,11 +182,16 @@ class TSNE:
         """Write the map and print the figures; under torchrun every rank does its share."""
         from fastpsl.evaluation.tsne import make_map
 
-        data = self.data
+        data, val = self.data, None
         if data is None and (run := run_of(self.checkpoint)):
-            data = run.val_images()
+            data, val = run.scored()
         with self.extraction.joined(
-            self.checkpoint, data=data, out=self.out, seed=self.seed, random_weights=self.random_weights
+            self.checkpoint,
+            data=data,
+            val=val,
+            out=self.out,
+            seed=self.seed,
+            random_weights=self.random_weights,
         ) as (options, world):
             for line in make_map(options, world, block=self.block, num=self.num, perplexity=self.perplexity):
                 print(line)
@@ -232,6 +237,10 @@ class Retrieve:
 
         gallery, queries = self.gallery, self.queries
         if run := run_of(self.checkpoint):
+            if run.held_back and gallery and not queries:
+                raise ValueError(
+                    f"{run.folder} was scored on {run.val} of its training images: give --queries, too"
+                )
             gallery = gallery or run.train_images("give --gallery")
             queries = queries or run.val_images("give --queries")
         elif (gallery is None) != (queries is None):

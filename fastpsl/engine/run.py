@@ -197,24 +197,6 @@ def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
         raise
 
 
-def data_of(folder: Path) -> tuple[str | None, str | None]:
-    """Return --data and --val of a run from its record; with them `open_both` opens the run's data again.
-
-    The first is None for the embedded sample.
-
-    Raises:
-        ValueError: The folder has no record of a run.
-    """
-    path = folder / "config.json"
-    try:
-        options = json.loads(path.read_text())["options"]
-        return options["data"], options["val"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: it is no config.json of a run ({error}); give a run's folder, or --data and --val"
-        ) from None
-
-
 def open_given(options: RunOptions, source: str | Path) -> Dataset:
     """Open data, with the cache that the options give for data that live elsewhere."""
     return open_data(source, options.cache_dir, options.cache_gb)

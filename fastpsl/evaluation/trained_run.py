@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastpsl.engine.options import NO_VAL, share_of
 from fastpsl.files.paths import FORMS, require_existing
 from fastpsl.files.remote.address import is_remote
 
@@ -15,7 +16,7 @@ class TrainedRun:
     Attributes:
         folder: The run's folder.
         data: Its --data; None for the embedded sample.
-        val: Its --val.
+        val: Its --val: data, a share of `data` such as 10%, or none.
     """
 
     folder: Path
@@ -46,17 +47,28 @@ class TrainedRun:
         return self._there(self.data, "training", remedy)
 
     def val_images(self, remedy: str = "give --data") -> str | None:
-        """Return what the run was scored on; None for the embedded sample.
+        """Return --val with which `open_both` opens what the run was scored on; None for the embedded sample.
 
         Raises:
             ValueError: The run had none, or they are no longer there.
         """
-        if self.data is not None and self.val is None:
+        if self.val == NO_VAL or (self.data is not None and self.val is None):
             raise ValueError(f"{self.folder} was trained without validation images: {remedy}")
         return self._there(self.val, "validation", remedy)
 
+    @property
+    def held_back(self) -> float | None:
+        """The share of `data` that was held back for validation, from 0 to 1; None if `val` names data."""
+        return share_of(self.val)
+
+    def scored(self) -> tuple[str | None, str | None]:
+        """Return --data and --val of the images to score: a share is one of the training images."""
+        if self.held_back:
+            return self.train_images(), self.val
+        return self.val_images(), None
+
     def _there(self, source: str | None, part: str, remedy: str) -> str | None:
-        if source is not None and not is_remote(source):
+        if source is not None and not is_remote(source) and share_of(source) is None:
             try:
                 require_existing(source, FORMS)
             except ValueError:

@@ -13,7 +13,7 @@ import numpy as np
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World
 from fastpsl.engine.resume import open_folder
-from fastpsl.engine.run import open_given
+from fastpsl.engine.run import open_both, open_given
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
@@ -39,7 +39,11 @@ def make_map(
         raise ValueError(f"--seed {options.seed}: scikit-learn takes seeds from 0 to {MAX_SEED}")
     weights = options.pretrained()
     with ExitStack() as stack:
-        data = stack.enter_context(closing(open_given(options, options.data or sample_paths().test)))
+        if options.val is None:
+            data = open_given(options, options.data or sample_paths().test)
+        else:  # a share of --data that a run held back
+            data = [stack.enter_context(closing(part)) for part in open_both(options) if part][-1]
+        stack.enter_context(closing(data))
         num = min(num, data.num_samples)
         if not 0 < perplexity < num:
             raise ValueError(

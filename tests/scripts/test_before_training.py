@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import data_of, open_both
+from fastpsl.engine.run import open_both
+from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.datasets.subset import held_back
 from fastpsl.scripts.before_training import data_line, stage_steps, unsuitable
 from fastpsl.scripts.launch import launch
@@ -97,7 +98,8 @@ def test_a_share_is_held_back_and_a_cut_run_validates_as_little_as_it_trains(
     assert names[0] | names[1] == {*files} and not names[0] & names[1]
     train.close()
     val.close()
-    assert data_of(out) == (str(photos), "20%")
+    run = TrainedRun.of(out)
+    assert run is not None and run.scored() == (str(photos), "20%") and run.held_back == 0.2
 
 
 def test_a_dry_run_tells_each_stage_and_writes_nothing(
