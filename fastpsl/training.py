@@ -39,7 +39,8 @@ class Trained(os.PathLike[str]):
         checkpoint: The newest checkpoint in it, an absolute path.
         summaries: One dict per stage. Its keys include "stage", "level", "num_steps", "seconds",
             "loss_start", "loss_end", "chance" (a fraction, or None), and "val", the scores on the
-            validation images.
+            validation images. Where these have classes, "knn_accuracy" is that of the features, and
+            "knn_untrained" that of the same block before the training.
         backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`. That of a module which was
             given begins with "module:" if nothing else makes the same network.
     """
@@ -87,6 +88,7 @@ class Trained(os.PathLike[str]):
     def _repr_html_(self) -> str:
         """Return a table of the stages above the curve, for notebooks."""
         names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._val_names()]
+        names += [name for name in ("knn_accuracy", "knn_untrained") if name in self.summaries[-1]]
         rows = ["".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)]
         for summary in self.summaries:
             values = {**summary, **{f"val_{name}": v for name, v in summary["val"].items()}}

@@ -262,14 +262,14 @@ class PretrainOptions(TrainingOptions):
     """Difficulty of the task in each stage; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = field(default="eval", metadata=PLAN)
     """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
-    probe_every: int = field(default=0, metadata=MACHINE | MONITORING)
-    """Epochs between tests of the features on the validation images (0: never)."""
+    probe_every: int | None = field(default=None, metadata=MACHINE | MONITORING)
+    """Epochs between further tests of the features by kNN, which each stage's end has anyway (0: no test)."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probe_every < 0:
-            raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
+        if self.probe_every is not None and self.probe_every < 0:
+            raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (no test) or more epochs")
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""

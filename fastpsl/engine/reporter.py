@@ -153,14 +153,38 @@ def summary_line(summary: dict[str, Any]) -> str:
     steps += f" in {clock(summary['seconds'])}"
     text = f"{summary['stage']} (level G{summary['level']}): {steps}"
     if summary["loss_start"] is not None:
-        text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+        text += f", {_loss_words(summary)}"
     chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
     if val := val_words(summary["val"], chance, summary.get("accuracy_name", "accuracy")):
         text += f", validation {val}"
+    if knn := knn_words(summary):
+        text += f", {knn}"
     if "peak_allocated_bytes" in summary:
         peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
         text += f", GPU memory {peak} at most ({used} with all else)"
     return text
+
+
+def result_words(summary: Mapping[str, Any]) -> str:
+    """Return what the last stage of a run has come to: its accuracy for the images' classes, or its loss."""
+    accuracy = val_words(summary["val"], "") if "top1" in summary["val"] else ""
+    return knn_words(summary) or accuracy or _loss_words(summary)
+
+
+def _loss_words(summary: Mapping[str, Any]) -> str:
+    if summary["loss_start"] is None:
+        return "no loss"
+    return f"loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+
+
+def knn_words(figures: Mapping[str, Any]) -> str:
+    """Return the monitor's accuracy beside that of the untrained network, if they are known."""
+    if figures.get("knn_accuracy") is None:
+        return ""
+    untrained = figures.get("knn_untrained")
+    return f"kNN {percent(figures['knn_accuracy'])}" + (
+        f" (untrained {percent(untrained)})" if untrained is not None else ""
+    )
 
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
@@ -429,11 +453,12 @@ class Reporter:
         seconds: float,
         val: dict[str, float],
         chance: float | None,
-        memory: Mapping[str, int] | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Return and print a stage's summary, which is complete on rank 0 only.
 
-        `num_steps` are the numbers of steps made and planned, and `memory` is `gpu.peak_memory`'s result.
+        `num_steps` are the numbers of steps made and planned. `figures` are the results of `OnlineProbe` and
+        of `gpu.peak_memory`.
         """
         losses = self.file.losses(stage.name) if self.file else []
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
@@ -443,7 +468,7 @@ class Reporter:
             "num_steps_planned": num_steps[1], "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
             "loss_end": sum(tail) / len(tail) if tail else None, "val": val, "chance": chance,
-        } | dict(memory or {})  # fmt: skip
+        } | dict(figures or {})  # fmt: skip
         if self.accuracy_name != "accuracy":
             summary["accuracy_name"] = self.accuracy_name
         if self.screen:

@@ -16,7 +16,7 @@ from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
-from fastpsl.engine.online_probe import OnlineProbe
+from fastpsl.engine.online_probe import OnlineProbe, is_probed
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
@@ -126,8 +126,9 @@ class StageTrainer:
         reset_peak_memory(run.world.device)
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
         self.views, blocks = self.train_step.views, self.train_step.module.blocks
-        every = getattr(run.options, "probe_every", 0)
-        self.online_probe = OnlineProbe(run, blocks, stage, self.views[0] if every else None, every)
+        probed_view = self.views[0] if is_probed(run, experiment.task) else None
+        every = getattr(run.options, "probe_every", None)
+        self.online_probe = OnlineProbe(run, blocks, stage, probed_view, every)
         if state:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["train_step"])
@@ -166,6 +167,10 @@ class StageTrainer:
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
+            if self.online_probe.is_on and position.run_step == 0 and not run.resumed:
+                backbone, stages = self.experiment.backbone, self.experiment.stages
+                if not self.online_probe.look_untrained(backbone, stages, task):
+                    return False
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False
@@ -182,9 +187,10 @@ class StageTrainer:
                     task.end_stage(self._context(self.stage.max_epochs))
                 except PassStopped:
                     return False
-                num_steps, memory = (position.step, self.num_steps), peak_memory(run.world.device)
+                num_steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
+                figures = {**self.online_probe.result(), **peak_memory(run.world.device)}
                 summary = run.reporter.stage_summary(
-                    self.stage, num_steps, position.seconds, val, task.chance(self.stage.level), memory
+                    self.stage, num_steps, position.seconds, val, chance, figures
                 )
                 if val_loader is not None and part is not run.data.val:
                     summary["num_val_images"] = val_loader.num_samples
@@ -298,7 +304,7 @@ class StageTrainer:
 
     def _probe(self) -> bool:
         """Probe the features, if it is time to. Return False if a signal stopped it."""
-        if self.position.step and self.online_probe.every:
+        if self.position.step and self.online_probe.is_on:
             self.safepoint.keep()
         return self.online_probe.probe(self.steps_per_epoch, self.end_step, self.train_step.release)
 

@@ -165,7 +165,7 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
 def _paths(
     run: Path, data: str | None, labels: Path | None, out: Path | None
 ) -> tuple[Path, str | Path, float | None, Path]:
-    """Return the file of labels, the data, the share of them that has no labels, and the folder to write to."""
+    """Return the file of labels, the data, the share of these without labels, and the folder to write to."""
     if run.is_file():
         if labels is not None:
             raise ValueError(f"--labels {labels}: {run} is a file of labels itself; give one of the two")

@@ -81,11 +81,13 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def result_line(path: Path) -> str:
-    """Return the line that names a result, with a warning if it was cut short."""
-    cut = read_result(path)["cut"]
-    return f"result {path}" + (
-        ", which is not comparable: the training or the evaluation was cut short" if cut else ""
-    )
+    """Return the line that names a result, with a remark if the evaluation itself was cut short.
+
+    The line of the weights tells that their training was.
+    """
+    record = read_result(path)
+    cut = record["cut"] and not record["checkpoint"].get("cut")
+    return f"result {path}" + (", not comparable: --max-steps-per-stage cut the evaluation" if cut else "")
 
 
 def require_val(options: RunOptions) -> None:

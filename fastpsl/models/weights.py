@@ -62,7 +62,7 @@ class Pretrained:
         text = f"{record['path']}: {record['backbone']} ({record['kind']}"
         if record["run_step"] is not None:
             text += f", {number_of(record['run_step'], 'step')}"
-        text += ", its training was cut short)" if record["cut"] else ")"
+        text += ", its training was cut short, so no result is comparable)" if record["cut"] else ")"
         left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
         return f"{text}; input {input_text}{left_out}"
 

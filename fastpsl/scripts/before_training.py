@@ -19,7 +19,7 @@ from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.options import PretrainOptions, TrainingOptions, flag, share_of
 from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.pipelines.data.dataset import Dataset, all_labelled, spread_indices
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW
 from fastpsl.scripts.recipe import Recipe
 
@@ -66,9 +66,7 @@ def _why_without_val(data: RunData) -> str:
         return text
     if options.order != "random":
         return f"{text}: --order {options.order} reads whole pages, so none are held back"
-    if data.train.num_classes < 2 or not all_labelled(data.train):
-        return f"{text}: kNN needs a folder per class, so the screen shows the loss alone"
-    return text
+    return text  # the monitor tells why there is no kNN
 
 
 def network_line(experiment: Experiment, data: RunData) -> str:

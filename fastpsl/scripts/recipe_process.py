@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 import torch
@@ -26,13 +27,16 @@ from fastpsl.console.words import worded
 from fastpsl.engine.distributed import World, join_world, leave_world, take_tensors_of_rank_0, wait_for_all
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
+from fastpsl.engine.online_probe import why_no_knn
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
-from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.reporter import result_words, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.given import Given, module_record
+from fastpsl.models.names import BACKBONES, TIMM, is_timm
+from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import dry_run, lines_before
@@ -152,6 +156,9 @@ def train(
             run.write_status("finished", "")
         for line in lines:
             print(line)
+        if finished and isinstance(options, PretrainOptions):
+            print(worded(f"done: {result_words(run.position.summaries[-1])}"))
+            print("\n".join(next_lines(run, options)))
     if not finished:
         wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished
@@ -190,6 +197,25 @@ def _print_results(run: Run, finished: bool) -> None:
         print(f"probes {probes}")
     for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
         print(f"contact sheet {sheet}")
+
+
+def next_lines(run: Run, options: PretrainOptions) -> list[str]:
+    """Return what to do with a finished run: commands, or calls if a Python program has trained it."""
+    has_classes, backbone = not why_no_knn(run.data), str(getattr(options, "backbone", ""))
+    own_data = "" if run.data.val is not None else options.data
+    if not run.owns_process:
+        folder, data = repr(str(run.folder)), f", {options.data!r}" if options.data else ""
+        steps = [f"fastpsl.evaluate.knn({folder})"] if has_classes else []
+        steps += [f"features, labels = fastpsl.embed({folder}{data})", f"model = fastpsl.load({folder})"]
+    else:
+        folder = quote(str(run.folder))
+        steps = [f"fastpsl eval knn {folder}"] if has_classes else []
+        steps.append(f"fastpsl tsne {folder}" + (f" --data {quote(own_data)}" if own_data else ""))
+        if backbone in TARGETS["timm"].backbones or is_timm(backbone):
+            steps.append(f"fastpsl export {folder} --to timm {backbone.removeprefix(TIMM)}.pth")
+        elif backbone in BACKBONES:
+            steps.append(f"fastpsl export {folder} --to safetensors {backbone}.safetensors")
+    return [f"{'next:' if step is steps[0] else '     '} {step}" for step in steps]
 
 
 def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, state: str = "failed") -> None:

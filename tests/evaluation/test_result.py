@@ -46,6 +46,8 @@ def test_a_record_has_its_numbers_to_four_decimals(tmp_path: Path) -> None:
     }  # fmt: skip
     assert result_line(path) == f"result {path}"
     assert "not comparable" in result_line(written(tmp_path, cut=True))
+    of_cut = {"kind": "fastpsl", "cut": True}  # which the line of the weights has told
+    assert result_line(written(tmp_path, cut=True, checkpoint=of_cut)) == f"result {path}"
     path.write_text(json.dumps(record | {"format": 2}))
     with pytest.raises(ValueError, match="no result of format 1"):
         read_result(path)

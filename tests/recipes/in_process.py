@@ -38,6 +38,12 @@ class Outcome(NamedTuple):
     out: str
     err: str
 
+    @property
+    def results(self) -> list[str]:
+        """The lines of standard output before the last ones, which name what to do next."""
+        lines = self.out.splitlines()
+        return lines[: next(i for i, line in enumerate(lines) if line.startswith("done: "))]
+
     def ok(self) -> "Outcome":
         """Check that the recipe ended well."""
         assert self.code == 0, self
@@ -64,6 +70,7 @@ def start(name: Any, *arguments: object) -> Outcome:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
             patch.setattr(charts, "curve", lambda folder: Figure(figsize=(1, 1)))  # it takes a second
+            patch.setattr(charts, "draw_probes", lambda lines, path: path)  # it takes another
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), runs_closed(patch):
                 launch(find_recipe(name), texts)
         code: object = 0

@@ -39,7 +39,12 @@ def test_smallest_run_ends_with_lines_and_figures(
     outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone).ok()
     told_decoders = "decoder turbo: it decodes what the crops need", "decoder pillow: "
     assert any(words in outcome.err for words in told_decoders)
-    lines = outcome.out.splitlines()
+    lines, run = outcome.results, "runs/jigsaw_r50-001"
+    assert outcome.out.splitlines()[len(lines) + 1 :] == [
+        f"next: fastpsl eval knn {run}",
+        f"      fastpsl tsne {run}",
+        f"      fastpsl export {run} --to timm {backbone[-1] if backbone else 'resnet50'}.pth",
+    ]
     changed = differences(Path("runs/jigsaw_r50-001"))
     assert changed["batch_size"] == [8, 256] and changed.get("backbone") == told
     assert [line[:2] for line in lines[:3]] == ["S1", "S2", "S3"]

@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smallest_run_of_the_papers_network(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
-    lines = done.out.splitlines()
+    lines = done.results
     changed = differences(out)
     assert (changed["epochs"], changed["num_clusters"]) == ([[12], [500]], [16, 3000])
     assert "after epoch 0: non_empty" in done.err

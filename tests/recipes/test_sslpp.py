@@ -208,7 +208,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("iic") / "out"
     done = start(IIC, *SMALL_IIC, *few(), "--checkpoint-steps 1 --keep-checkpoints 9 --out", out).ok()
-    (out / "said.txt").write_text(done.out)
+    (out / "said.txt").write_text("\n".join(done.results))
     return out
 
 

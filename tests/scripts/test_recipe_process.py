@@ -80,3 +80,26 @@ def test_a_bad_image_comes_with_the_way_to_go_on() -> None:
     run: Any = SimpleNamespace(folder=Path("out"), options=SimpleNamespace(without={"on_bad_sample": "no"}))
     assert error_line(error, [run]) == str(error)  # of a script that has no such option
     assert error_line(ValueError("b\nc"), []) == "b c"
+
+
+def test_the_next_commands_fit_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_process, "why_no_knn", lambda data: "" if data.val else "no images")
+
+    def following(backbone: str, val: object = None, *, by_command: bool = True) -> list[str]:
+        data = SimpleNamespace(val=val)
+        run: Any = SimpleNamespace(data=data, folder=Path("runs/my run"), owns_process=by_command)
+        options: Any = SimpleNamespace(data="my photos", backbone=backbone)
+        return [line.removeprefix("next:").strip() for line in recipe_process.next_lines(run, options)]
+
+    folder, tsne = "'runs/my run'", "fastpsl tsne 'runs/my run'"
+    assert following("timm/convnext_tiny", "val") == [
+        f"fastpsl eval knn {folder}", tsne, f"fastpsl export {folder} --to timm convnext_tiny.pth",
+    ]  # fmt: skip
+    own_data = f"{tsne} --data 'my photos'"
+    alexnet = f"fastpsl export {folder} --to safetensors alexnet.safetensors"
+    assert following("alexnet") == [own_data, alexnet] and following("net.py:Net") == [own_data]
+    assert following("alexnet", "val", by_command=False) == [
+        f"fastpsl.evaluate.knn({folder})",
+        f"features, labels = fastpsl.embed({folder}, 'my photos')",
+        f"model = fastpsl.load({folder})",
+    ]
