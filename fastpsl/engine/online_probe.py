@@ -86,13 +86,14 @@ def is_probed(run: Run, task: Task) -> bool:
 
 def why_no_knn(data: RunData) -> str:
     """Return why features cannot be scored by the classes of the images; empty if they can."""
-    if data.val is None:
-        return "there are no validation images"
-    for part, what in ((data.train, "training"), (data.val, "validation")):
-        if not all_labelled(part):
-            return f"the {what} images have no classes"
+    if not all_labelled(data.train):
+        return "the training images have no classes"
     if data.train.num_classes < 2:
         return "all images have one class"
+    if data.val is None:
+        return "there are no validation images"
+    if not all_labelled(data.val):
+        return "the validation images have no classes"
     try:
         require_same_classes(data.train, data.val)
     except ValueError:
