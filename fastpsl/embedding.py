@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fastpsl.console.offered import named_arguments
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.features import Extraction, feature_batches
@@ -22,6 +23,7 @@ from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def embed(

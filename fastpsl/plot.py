@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fastpsl.console.offered import named_arguments, offer_only_all
 from fastpsl.embedding import embed
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.neighbours import nearest_others, why_no_precision
@@ -25,9 +26,11 @@ from fastpsl.plots.neighbours import neighbour_sheet
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 __all__ = ["blocks", "curve", "neighbours", "tsne", "views"]
+offer_only_all(__name__)
 Place = str | os.PathLike[str]
 
 
+@named_arguments()
 @user_errors()
 def curve(run: Place) -> Figure:
     """Draw each number of a run over its steps."""
@@ -36,6 +39,7 @@ def curve(run: Place) -> Figure:
     return charts.curve(Path(run))
 
 
+@named_arguments()
 @user_errors()
 def tsne(
     features: np.ndarray,
@@ -67,6 +71,7 @@ def tsne(
     return map_figure(points, every[good], class_names, words)
 
 
+@named_arguments()
 def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str = "") -> Figure:
     """Draw the accuracies of `fastpsl.evaluate.linear` or `fastpsl.evaluate.block_probe` as bars."""
     if not any(name.startswith("top1_") for name in numbers):
@@ -74,6 +79,7 @@ def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str
     return charts.block_figure(numbers, title, chance)
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def views(
@@ -131,6 +137,7 @@ def views(
     return figure_of(contact_sheet.contact_sheet(strips, names, len(names)))
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def neighbours(

@@ -51,6 +51,7 @@ def names(kind: Any) -> set[str]:
 def test_printed_commands_exist(page: Path) -> None:
     for words in commands(page):
         kind: Any = Fastpsl
+        words = words[words[0] == "help" :]
         while words and (known := getattr(kind, "commands", None)):
             if words[0] not in known:
                 break

@@ -18,7 +18,7 @@ class Export:
     config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/weights.html#export-a-backbone.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell
     (https://fastpsl.github.io/fastpsl/how_to/weights.html#use-weights-of-other-projects)."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]

@@ -120,7 +120,7 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(path: Path) -> None
     texts += [one.command for one in plan.beside.values() if one.command.startswith("recipes/")]
     texts += [text for text in plan.first.values() if text.startswith("recipes/")]
     texts += list(plan.evaluations.values())
-    all_weights = (plan.random, f"--checkpoint missing{plan.own_backbone}")
+    all_weights = (plan.random, f"missing{plan.own_backbone}")
     for command in {text.format(**values, weights=weights) for text in texts for weights in all_weights}:
         script, *words = command.split()
         with pytest.raises(ValueError, match="missing"):
@@ -155,9 +155,7 @@ def test_an_experiment_runs_and_says_what_its_numbers_are_of(
     assert arms == [(arm, seed) for seed in (0, 1) for arm in ("good", "plain one", UNTRAINED, RANDOM)]
     first = results["scores"][0]
     assert first["numbers"] == {"top1_B1": 20.0, "top1_B2": 21.0} and first["data"]["val"] == "linear"
-    assert first["command"].endswith(
-        "linear --checkpoint RUNS/good-lr0.2-s0 --seed 0 --out RUNS/good-lr0.2-s0-linear"
-    )
+    assert first["command"].endswith("linear RUNS/good-lr0.2-s0 --seed 0 --out RUNS/good-lr0.2-s0-linear")
     assert str(experiment.with_name("data")) not in json.dumps(results) and len(results["training"]) == 6
     untrained = next(record for record in results["training"] if record["arm"] == UNTRAINED)
     assert f"--lr {1e-12:g}" in untrained["command"] and untrained["command"].endswith("--gain 0.5")

@@ -313,7 +313,7 @@ def cli(cli: Cli) -> Iterator[Cli]:
 def refused(cli: Cli, out: Path, words: tuple[str, ...], command: str, *arguments: object) -> None:
     """Check for one line with the words, and no folder."""
     code, _, errors = cli(command, *SMALL, *arguments, "--out", out)
-    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl "), (arguments, errors)
     assert all(word in errors for word in words) and not out.exists(), errors
 
 
@@ -526,8 +526,8 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, cli: Cli) -> None:
         ((*RANDOM, *sets, "--query-indices", -1), ("--query-indices -1",)),
         ((*RANDOM, *sets, "--seed", -1), ("--seed -1",)),
         ((*RANDOM, *sets, "--workers", 0), ("--workers 0",)),
-        ((*sets,), ("CKPT", "--random-weights")),
-        ((foreign, *RANDOM, *sets), ("CKPT", "--random-weights")),
+        ((*sets,), ("RUN", "--random-weights")),
+        ((foreign, *RANDOM, *sets), ("RUN", "--random-weights")),
         (("--random-weights", *sets), ("--backbone",)),
         ((foreign, *sets), ("foreign.pth", "--input-channels", "--input-mean")),
         ((foreign, "--backbone", "nin3", *sets), ("foreign.pth", "--input-channels")),
@@ -693,7 +693,7 @@ def test_maps_that_cannot_be_are_one_line(tmp_path: Path, cli: Cli) -> None:
         ((*NIN3, "--num", 50, "--block", "B4"), ("--block B4", "B1 to B3")),
         ((*NIN3, "--num", 50, "--seed", -2), ("--seed -2",)),
         ((*NIN3, "--num", 50, "--seed", 2**32), ("--seed 4294967296",)),
-        (("--num", 50), ("CKPT", "--random-weights")),
+        (("--num", 50), ("RUN", "--random-weights")),
         ((tmp_path / "none.pt", "--num", 50), ("none.pt",)),
     ]
     for arguments, words in cases:

@@ -199,7 +199,7 @@ def test_usages_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     lines = " ".join(line.strip("│ ") for line in text.splitlines())
     for words in (
         "the one before. [500 1000 2000] ", "Cells on a side of a puzzle. [3] ", "(0: none by steps). [0] ",
-        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "has its own. --",
+        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "10%, else none. --",
     ):  # fmt: skip
         assert words in re.sub(" +", " ", lines)
 
@@ -235,9 +235,9 @@ def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFix
     )
     assert "--max-bad N|N%" in command_help("data write", capsys)
     text = command_help("features", capsys)
-    assert re.match(r"usage: fastpsl features .*CKPT DATA\n", text)
+    assert re.match(r"usage: fastpsl features .*RUN\n", text)
     assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["positional arguments", "options", "extraction options"]
-    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[224]" in text
+    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[256]" in text
 
 
 def test_help_does_not_import_torch() -> None:
