@@ -90,8 +90,7 @@ def linked(text: str, page: Path, root: Path) -> str:
 # Name of a part → the function that makes it of all results.
 PARTS: dict[str, Callable[[Results], str]] = {
     "how fast": how_fast_table, "losses": losses_table, "loader sizes": all_size_tables,
-    "loaders": best_table, "folder loaders": lambda results: best_table(results, "folder"),
-    "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
+    "loaders": best_table, "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
 }  # fmt: skip
 
 
