@@ -221,12 +221,12 @@ class Reporter:
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.epochs = EpochLog(folder / "epochs.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
+        if world.rank == 0 and wandb:
+            self.wandb = start_wandb(folder, config)  # may be refused, before the board has a thread
         if world.rank == 0 and tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
             self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
-        if world.rank == 0 and wandb:
-            self.wandb = start_wandb(folder, config)
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self._names: list[str] = []
         self._wait_s = 0.0
