@@ -233,6 +233,7 @@ class Reporter:
         self._window_started = time.perf_counter()
         self._pending_copy: tuple[list[dict[str, Any]], list[str], AsyncCopy] | None = None
         self._is_timed = False
+        self._began = time.perf_counter()  # of the stage
         self._pace = Pace()
         self.accuracy_name = "accuracy"  # for people; in files, the metric is "accuracy"
         self._last_logged: dict[str, str] = {}
