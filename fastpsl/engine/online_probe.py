@@ -283,7 +283,7 @@ class OnlineProbe:
     def in_random_order(self) -> Subset:
         """Return the training images for BatchNorm's statistics: a sorted folder has batches of one class."""
         order = np.random.default_rng((self.run.options.seed, _ORDER)).permutation(self.train.num_samples)
-        return Subset(self.run.data.train, self.train.indices[order[:MAX_STATISTICS]])
+        return Subset(self.train, order[:MAX_STATISTICS])
 
     def _computed(self, forward: Callable[[Tensor], Output], images: Tensor) -> Output:
         dtype = DTYPES[self.run.precision]

@@ -66,6 +66,8 @@ def _why_without_val(data: RunData) -> str:
         return text
     if options.order != "random":
         return f"{text}: --order {options.order} reads whole pages, so none are held back"
+    if getattr(options, "pseudo_labels", None) is not None:
+        return f"{text}: --pseudo-labels are of all images, so none are held back"
     return text  # the monitor tells why there is no kNN
 
 

@@ -85,8 +85,9 @@ def preset_values(
     if preset == "small" and (is_there or options.data is None):
         found = found or _found(options, None)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
-        # The quasi-random order reads whole pages, and no part of the data.
-        if may_hold_back and val is None and found.num_classes > 1 and options.order == "random":
+        # The quasi-random order reads whole pages, and no part of the data. Pseudo-labels are of all images.
+        takes_part = options.order == "random" and getattr(options, "pseudo_labels", None) is None
+        if may_hold_back and val is None and found.num_classes > 1 and takes_part:
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
         small = small_values(paper, at_most, _num_training(found, share_of(val)), batch_size)

@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
     "deepcluster_alexnet": (
         CLUSTERED,
         [
-            ("--num-clusters 481", "--num-clusters 481", "480 training images"),
+            ("--num-clusters 481 --val none", "--num-clusters 481", "480 training images"),
             ("--pca-width 0", "--pca-width 0", "1 or more"),
             ("--k-means-iterations 0", "--k-means-iterations 0"),
             ("--num-clusters 1", "--num-clusters 1"),
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         f"{MOCO} --data {{train}}",
         [
             ("--queue-size 20", "--queue-size 20", "--batch-size 8", "16"),
-            ("--queue-size 488", "--queue-size 488", "480"),
+            ("--queue-size 488 --val none", "--queue-size 488", "480"),
             ("--queue-size 4", "give 8"),
             ("--key-group 3", "--key-group 3", "divisor of 8"),
             ("--key-group 4 --accumulate 4", "--key-group 4", "divisor of 2"),

@@ -39,9 +39,6 @@ def test_a_run_says_how_many_images_of_how_many_classes_were_read() -> None:
     assert "10 classes; 7 more are held back for validation" in line((63, 10), (7, 10), val="10%")
     assert "no validation images: --val 1% holds none back" in line((63, 10), None, val="1%")
     small = {"preset": "small"}
-    assert line((63, 0), None, **small).endswith(
-        "needs a folder per class, so the screen shows the loss alone"
-    )
     assert "--order quasi_random reads" in line((63, 9), None, order="quasi_random", **small)
     assert line((63, 9), None, val="none", **small).endswith("no validation images")
 

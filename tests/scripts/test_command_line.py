@@ -62,7 +62,7 @@ CASES = (
     ((*GIVEN, "--workers", "1.5"), "--workers 1.5: give a whole number"),
     ((*GIVEN, "--epochs", "1", "x"), "--epochs 1 x: give whole numbers"),
     ((*GIVEN, "--mean", "x", "1"), "--mean x 1: give numbers"),
-    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L"),
+    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L; perhaps you meant RGB"),
     ((*GIVEN, "--num-heads", "3"), "--num-heads 3: allowed are 1, 2"),
     ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, blocks; perhaps you meant head"),
     (("kmeans", *GIVEN[1:]), "SOURCE kmeans: allowed are k-means, random; perhaps you meant k-means"),

@@ -58,7 +58,7 @@ def leave_a_stopped_run(rank: int, folder: Path) -> None:
     steps.Run = lambda *_, **__: SimpleNamespace(resumed=True)
     steps.pretrain = lambda *_: False
     steps._print_results = write
-    experiment = SimpleNamespace(open_data=lambda *_: None, science={})
+    experiment = SimpleNamespace(open_data=lambda *_: None, science={}, backbone=None)
     recipe: Any = SimpleNamespace(name="", build=lambda _: experiment, usual=lambda _: {}, source="")
     steps.differences = lambda *_: {}
     options: Any = SimpleNamespace(device="cpu", timeout_s=60, seed=0, dry_run=False)
