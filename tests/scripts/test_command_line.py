@@ -46,10 +46,11 @@ class Show:
 
 
 SEE = "see fastpsl show --help"
+LIKE = "as in `fastpsl show SOURCE FILE --out NAME`"
 GIVEN = ("random", "a", "--out", "b")
 CASES = (
-    ((), f"SOURCE, FILE and --out are missing; {SEE}"),
-    (GIVEN[:2], f"--out is missing; {SEE}"),
+    ((), f"SOURCE, FILE and --out are missing, {LIKE}; {SEE}"),
+    (GIVEN[:2], f"--out is missing, {LIKE}; {SEE}"),
     ((*GIVEN[:2], "--oout", "b"), f"--oout: there is no such option; perhaps you meant --out; {SEE}"),
     ((*GIVEN, "--wrkers=1"), f"--wrkers: there is no such option; perhaps you meant --workers; {SEE}"),
     ((*GIVEN, "--no-fas"), f"--no-fas: there is no such option; perhaps you meant --no-fast; {SEE}"),
@@ -62,7 +63,7 @@ CASES = (
     ((*GIVEN, "--workers", "1.5"), "--workers 1.5: give a whole number"),
     ((*GIVEN, "--epochs", "1", "x"), "--epochs 1 x: give whole numbers"),
     ((*GIVEN, "--mean", "x", "1"), "--mean x 1: give numbers"),
-    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L"),
+    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L; perhaps you meant RGB"),
     ((*GIVEN, "--num-heads", "3"), "--num-heads 3: allowed are 1, 2"),
     ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, blocks; perhaps you meant head"),
     (("kmeans", *GIVEN[1:]), "SOURCE kmeans: allowed are k-means, random; perhaps you meant k-means"),
