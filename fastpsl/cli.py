@@ -89,7 +89,7 @@ def _main(arguments: list[str]) -> None:
                 unknown = f"{rest[0]}: there is no such option; " if rest else ""
                 _exit(EXIT_USER_ERROR, prog, f"{unknown}name a command")
             return
-        if kind in (Train, Eval) and not rest:
+        if kind in (Train, Eval) and not wants_help and (not rest or rest[0].startswith("-")):
             show_list("names", kind.about_names())
             _exit(EXIT_USER_ERROR, prog, "name one of these")
         try:

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from fastpsl.console.offered import named_arguments, offer_only_all
-from fastpsl.embedding import embed
+from fastpsl.embedding import embed, training_images
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.neighbours import nearest_others, why_no_precision
-from fastpsl.model import Model
+from fastpsl.model import Model, load
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
@@ -151,11 +151,14 @@ def neighbours(
 ) -> Figure:
     """Draw images and their nearest images in a gallery, framed by class.
 
-    Nearness is the cosine of features.
+    Nearness is the cosine of features. Without a gallery it is the images that the model's run learned from,
+    or the generated sample. Without queries they are images of the gallery.
     """
+    if not isinstance(model, Model):
+        model = load(model)
     require_data("gallery", gallery)
     require_data("queries", queries)
-    place = os.fspath(gallery) if gallery is not None else str(sample_paths().train)
+    place = training_images(model, "give gallery") if gallery is None else os.fspath(gallery)
     with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
         numbers = np.asarray(indices, np.int64)
         if not len(numbers) or numbers.min() < 0 or numbers.max() >= asked.num_samples:

@@ -5,6 +5,7 @@ Each error is one line that says what to do.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -474,6 +475,26 @@ def test_bad_images_have_rows_of_nan(model: fastpsl.Model, images: Path) -> None
     features, labels = fastpsl.embed(model, images, size_px=16, on_bad_sample="skip")
     assert np.isnan(features).all(1).tolist() == [True, False, False, False]
     assert labels.tolist() == [0, 0, 1, 1]
+
+
+def test_without_data_there_are_the_images_that_the_run_learned_from(
+    run: fastpsl.Trained, images: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    config["options"]["data"] = str(images)
+    (folder / "config.json").write_text(json.dumps(config))
+    features, labels = fastpsl.embed(folder, size_px=16)
+    assert len(features) == 4 and labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(features, fastpsl.embed(run, images, size_px=16)[0])
+    with pytest.raises(ValueError, match="give some of 0 to 3$"):
+        fastpsl.plot.neighbours(folder, indices=[4])
+    images.rename(tmp_path / "moved")
+    for function, remedy in ((fastpsl.embed, "data"), (fastpsl.plot.neighbours, "gallery")):
+        with pytest.raises(ValueError, match=f"copy are not here: {images}; give {remedy}$"):
+            function(folder)  # type: ignore[operator]
+    unknown = fastpsl.Model(random_weights("nin3", 0))
+    assert len(fastpsl.embed(unknown, size_px=16)[0]) == 480
 
 
 # evaluate

@@ -230,7 +230,7 @@ def parse(
         values |= vars(values.pop(name))
     missing = [each for each in options if each.default is MISSING and values[each.name] is None]
     if rest or missing:
-        problem = _unknown(rest, options) if rest else _missing(missing)
+        problem = _unknown(rest, options) if rest else _missing(missing, options, prog)
         raise ValueError(f"{problem}; {see}")
     return _built(kind, values)
 
@@ -299,10 +299,13 @@ def _unknown(words: Sequence[str], options: Sequence[Option]) -> str:
     return f"{given}: there is no such option" + (f"; perhaps you meant {near}" if near else "")
 
 
-def _missing(options: Sequence[Option]) -> str:
-    """Return a line about options that were not given."""
-    *others, last = [option.called for option in options]
-    return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+def _missing(missing: Sequence[Option], options: Sequence[Option], prog: str | None) -> str:
+    """Return a line about options that were not given, with the shortest command that has all of them."""
+    *others, last = [option.called for option in missing]
+    fault = f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+    needed = [each for each in options if each.default is MISSING]
+    words = [each.called if each.is_argument else each.usage.partition("|")[0] for each in needed]
+    return f"{fault}, as in `{' '.join([prog or Path(sys.argv[0]).name, *words])}`"
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
-from fastpsl.engine.options import PretrainOptions, share_of
+from fastpsl.engine.options import PretrainOptions, names_val, share_of
 from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def preset_values(
         preset = earlier.get("preset", "auto")
     if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
         preset = "sample" if options.data is None else "paper"
-    is_there = options.data is not None and (is_remote(options.data) or _is_there(options.data))
+    named = (options.data, options.val if names_val(options) else None)
+    is_there = options.data is not None and all(map(_is_there, filter(None, named)))
     if preset == "auto" and is_there:
         found = _found(options, SMALL_BELOW)
         preset = "small" if found.num_samples < SMALL_BELOW else "paper"
@@ -96,9 +97,11 @@ def preset_values(
 
 
 def _is_there(source: str) -> bool:
-    """Return whether a path or a glob names anything."""
+    """Return whether a path or a glob names anything; an address elsewhere is taken to."""
     from fastpsl.files.paths import require_existing
 
+    if is_remote(source):
+        return True
     try:
         require_existing(source, "")
     except ValueError:

@@ -46,10 +46,11 @@ class Show:
 
 
 SEE = "see fastpsl show --help"
+LIKE = "as in `fastpsl show SOURCE FILE --out NAME`"
 GIVEN = ("random", "a", "--out", "b")
 CASES = (
-    ((), f"SOURCE, FILE and --out are missing; {SEE}"),
-    (GIVEN[:2], f"--out is missing; {SEE}"),
+    ((), f"SOURCE, FILE and --out are missing, {LIKE}; {SEE}"),
+    (GIVEN[:2], f"--out is missing, {LIKE}; {SEE}"),
     ((*GIVEN[:2], "--oout", "b"), f"--oout: there is no such option; perhaps you meant --out; {SEE}"),
     ((*GIVEN, "--wrkers=1"), f"--wrkers: there is no such option; perhaps you meant --workers; {SEE}"),
     ((*GIVEN, "--no-fas"), f"--no-fas: there is no such option; perhaps you meant --no-fast; {SEE}"),
