@@ -534,7 +534,7 @@ def test_changed_weights_are_evaluated_as_they_are(run: fastpsl.Trained, tmp_pat
 def test_a_fine_tuning_leaves_the_model_as_it_is(model: fastpsl.Model, tmp_path: Path) -> None:
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     numbers = fastpsl.evaluate.semi_supervised(
-        model, out=tmp_path, percent=10, epochs=1, max_steps_per_stage=1, **SMALL
+        model, out=tmp_path, percent=10, epochs=1, max_steps_per_stage=1, **SMALL | {"batch_size": 16}
     )
     assert numbers == json.loads((tmp_path / "result.json").read_text())["numbers"] and "top1" in numbers
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

@@ -20,7 +20,7 @@ from fastpsl.engine.options import PretrainOptions, TrainingOptions, flag, share
 from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW
+from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, has_label_file
 from fastpsl.scripts.recipe import Recipe
 
 _SAMPLED = 1000  # images whose sizes are looked at
@@ -66,7 +66,7 @@ def _why_without_val(data: RunData) -> str:
         return text
     if options.order != "random":
         return f"{text}: --order {options.order} reads whole pages, so none are held back"
-    if getattr(options, "pseudo_labels", None) is not None:
+    if has_label_file(options):
         return f"{text}: --pseudo-labels are of all images, so none are held back"
     return text  # the monitor tells why there is no kNN
 

@@ -87,13 +87,18 @@ def preset_values(
         found = found or _found(options, None)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
         # The quasi-random order reads whole pages, and no part of the data. Pseudo-labels are of all images.
-        takes_part = options.order == "random" and getattr(options, "pseudo_labels", None) is None
+        takes_part = options.order == "random" and not has_label_file(options)
         if may_hold_back and val is None and found.num_classes > 1 and takes_part:
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
         small = small_values(paper, at_most, _num_training(found, share_of(val)), batch_size)
         return {**small, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
+
+
+def has_label_file(options: PretrainOptions) -> bool:
+    """Return whether --pseudo-labels is a file, which has a label for each image of --data."""
+    return os.path.isfile(getattr(options, "pseudo_labels", None) or "")
 
 
 def _is_there(source: str) -> bool:

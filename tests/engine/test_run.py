@@ -256,7 +256,7 @@ def keys(value: Any) -> Iterator[str]:
         yield from keys(each)
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield key
-        if key not in ("options", "science", "settings", "numbers", "val"):
+        if key not in ("options", "science", "settings", "numbers", "val", "differences"):
             yield from keys(inner)
 
 

@@ -89,6 +89,13 @@ def test_every_preset_of_every_recipe_gives_options(recipe: str) -> None:
     assert given.batch_size == 8 and given.epochs[0] * (num_train // 8) >= MIN_STEPS
 
 
+def test_a_file_of_pseudo_labels_has_all_images_learn(tmp_path: Path) -> None:
+    data = ("--data", sample_paths().train, "--pseudo-labels")
+    (tmp_path / "labels.npz").touch()
+    kept = [parsed(*data, name, recipe="sslpp_rotation").val for name in (tmp_path / "labels.npz", "none")]
+    assert kept == [None, "10%"]
+
+
 def test_a_recipe_need_not_set_what_all_have(tmp_path: Path) -> None:
     recipe: Any = Recipe("mine", "", PretrainOptions, {}, {}, lambda options: pytest.fail("built"))
     options = recipe.parse(["--data", str(folder(tmp_path, 60))], log=print)
