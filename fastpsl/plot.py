@@ -46,13 +46,14 @@ def tsne(
     labels: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
     *,
-    perplexity: float = 30.0,
+    perplexity: float | None = None,
     seed: int = 0,
     title: str | None = None,
 ) -> Figure:
     """Map features [N, C] to the plane by t-SNE, and draw a point per row in the colour of its class.
 
-    Labels are integers [N], -1 for none; without any, all points are grey. Rows with NaN are left out.
+    Labels are integers [N], -1 for none; without any, all points are grey. Rows with NaN are left out. The
+    perplexity is 30, or for few rows a third of their number.
     """
     features = np.asarray(features)
     every = np.full(len(features), -1) if labels is None else np.asarray(labels)
@@ -62,6 +63,8 @@ def tsne(
         )
     good = np.isfinite(features).all(1)
     num = int(good.sum())
+    if perplexity is None:
+        perplexity = t_sne.usual_perplexity(num)
     if not 0 < perplexity < num:
         raise ValueError(
             f"perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"

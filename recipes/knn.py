@@ -69,7 +69,7 @@ def run(options: Options) -> int:
         assert val is not None
         for data in (train, val):
             stack.enter_context(closing(data))
-        evaluation.require_neighbours(train, val, options.k)
+        ks = evaluation.fitting_neighbours(train, val, options.k, PAPER["k"])
         works = {
             name: evaluation.Extraction.for_blocks(options, weights, data, options.block, world, "float16")
             for name, data in (("train", train), ("val", val))
@@ -84,7 +84,7 @@ def run(options: Options) -> int:
             for name, extractions in works.items()
         )
         pairs = zip(banks, queries, strict=True)
-        scores = [evaluation.score(*pair, options.k, options.temperature, world) for pair in pairs]
+        scores = [evaluation.score(*pair, ks, options.temperature, world) for pair in pairs]
         if world.rank == 0:
             by_end, record = dict(zip(ends, scores, strict=True)), weights.record
             print("\n".join(evaluation.score_lines(scores, blocks, options.vote, record["backbone"])))
@@ -98,7 +98,7 @@ def run(options: Options) -> int:
                     for name, value in block_score.numbers(options.vote).items()
                 },
                 settings=options.as_dict()
-                | {"similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
+                | {"k": ks, "similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
                 checkpoint=record,
                 data=evaluation.data_record(train, val),
                 seconds=time.monotonic() - started,

@@ -170,8 +170,9 @@ class TSNE:
     block: Block = "final"
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 1000
     """Images, drawn by --seed; all where there are fewer."""
-    perplexity: Annotated[float, tyro.conf.arg(metavar="NUM")] = 30.0
-    """About how many neighbours each point has; less than NUM."""
+    perplexity: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
+    """About how many neighbours each point has; less than the images.
+    [30, or a third of the images]"""
     seed: int = 0
     """Of the images that are drawn, of t-SNE, and of random weights."""
     random_weights: RandomWeights = False

@@ -82,16 +82,31 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
     return lines
 
 
-def require_neighbours(train: Dataset, val: Dataset, ks: Sequence[int]) -> None:
-    """Raise ValueError if the data have no labels, different classes or fewer images than the largest k."""
+def fitting_neighbours(
+    train: Dataset, val: Dataset, ks: Sequence[int], usual: Sequence[int]
+) -> tuple[int, ...]:
+    """Return `ks`, or of the usual ones those for which there are images.
+
+    Args:
+        train: The images that are neighbours.
+        val: The images to score, with the same classes.
+        ks: Numbers of neighbours, each 1 or more.
+        usual: The values of `ks` that nobody chose. Those above the number of `train` are left out.
+
+    Raises:
+        ValueError: The data have no labels or different classes, or fewer images than the largest k.
+    """
     for data in (train, val):
         require_labels(data, "kNN")
     require_same_classes(train, val)
+    if tuple(ks) == tuple(usual) and min(ks) <= train.num_samples:
+        ks = [k for k in ks if k <= train.num_samples]
     if max(ks) > train.num_samples:
         raise ValueError(
             f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; "
             "give a smaller k"
         )
+    return tuple(ks)
 
 
 def score(

@@ -25,8 +25,13 @@ from fastpsl.plots.charts import draw_map
 MAX_SEED = 2**32 - 1
 
 
+def usual_perplexity(num: int) -> float:
+    """Return 30, or for few images a third of their number."""
+    return min(30.0, num / 3)
+
+
 def make_map(
-    options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float
+    options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float | None = None
 ) -> list[str]:
     """Map the features of `num` images of --data, drawn by --seed, and return lines to print.
 
@@ -45,6 +50,8 @@ def make_map(
             data = [stack.enter_context(closing(part)) for part in open_both(options) if part][-1]
         stack.enter_context(closing(data))
         num = min(num, data.num_samples)
+        if perplexity is None:
+            perplexity = usual_perplexity(num)
         if not 0 < perplexity < num:
             raise ValueError(
                 f"--perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"

@@ -96,7 +96,7 @@ def preset_values(
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
 
 
-def has_label_file(options: PretrainOptions) -> bool:
+def has_label_file(options: TrainingOptions) -> bool:
     """Return whether --pseudo-labels is a file, which has a label for each image of --data."""
     return os.path.isfile(getattr(options, "pseudo_labels", None) or "")
 

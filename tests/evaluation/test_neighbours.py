@@ -17,13 +17,13 @@ from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import (
     Scores,
     Search,
+    fitting_neighbours,
     nearest_others,
-    require_neighbours,
     score,
     score_lines,
 )
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.tsne import same_class
+from fastpsl.evaluation.tsne import same_class, usual_perplexity
 from fastpsl.kernels.nearest import (
     Neighbours,
     count_correct,
@@ -276,9 +276,10 @@ def test_images_that_could_not_be_decoded_are_in_no_count(tmp_path: Path) -> Non
 
 def test_all_training_images_may_be_neighbours() -> None:
     with Beton(sample_paths().train_32) as train, Beton(sample_paths().test_32) as val:
-        require_neighbours(train, val, (5, 480))
+        assert fitting_neighbours(train, val, (5, 480), (1,)) == (5, 480)
+        assert fitting_neighbours(train, val, (5, 481), (5, 481)) == (5,)
         with pytest.raises(ValueError, match="--k 481: the training data has 480 images"):
-            require_neighbours(train, val, (481, 5))
+            fitting_neighbours(train, val, (481, 5), (1,))
 
 
 def test_a_table_has_means_over_blocks_and_over_ks() -> None:
@@ -567,6 +568,10 @@ def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
     return right / len(points)
 
 
+def test_few_images_have_a_low_perplexity() -> None:
+    assert [usual_perplexity(num) for num in (3, 60, 90, 1000)] == [1, 20, 30, 30]
+
+
 def test_the_map_is_scikit_learns(tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "out"
     options = (*NIN3, *SMALL, *f"--data {data} --num 60 --block B2 --seed 3 --out {out}".split())
@@ -684,8 +689,8 @@ def test_maps_that_cannot_be_are_one_line(tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "out"
     cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
         ((*NIN3, "--perplexity", 160), ("--perplexity 160 of 160 images: ",)),
-        ((*NIN3, "--num", 30), ("--perplexity 30 of 30 images: ",)),
-        ((*NIN3, "--num", 20), ("--perplexity 30 of 20 images: ",)),
+        ((*NIN3, "--num", 30, "--perplexity", 30), ("--perplexity 30 of 30 images: ",)),
+        ((*NIN3, "--num", 20, "--perplexity", 30), ("--perplexity 30 of 20 images: ",)),
         ((*NIN3, "--num", 1, "--perplexity", 0.5), ("--num 1: ", "2 images or more")),
         ((*NIN3, "--num", 0), ("--num 0",)),
         ((*NIN3, "--num", 50, "--perplexity", 0), ("--perplexity 0",)),
