@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
-from fastpsl.engine.options import PretrainOptions, names_val, share_of
+from fastpsl.engine.options import PretrainOptions, TrainingOptions, names_val, share_of
 from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
