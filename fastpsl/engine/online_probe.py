@@ -86,13 +86,14 @@ def is_probed(run: Run, task: Task) -> bool:
 
 def why_no_knn(data: RunData) -> str:
     """Return why features cannot be scored by the classes of the images; empty if they can."""
-    if data.val is None:
-        return "there are no validation images"
-    for part, what in ((data.train, "training"), (data.val, "validation")):
-        if not all_labelled(part):
-            return f"the {what} images have no classes"
+    if not all_labelled(data.train):
+        return "the training images have no classes"
     if data.train.num_classes < 2:
         return "all images have one class"
+    if data.val is None:
+        return "there are no validation images"
+    if not all_labelled(data.val):
+        return "the validation images have no classes"
     try:
         require_same_classes(data.train, data.val)
     except ValueError:
@@ -141,6 +142,12 @@ class OnlineProbe:
             self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step if known else -1)
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
+
+    @property
+    def num_images(self) -> int:
+        """The number of images of a probe; 0 if there are no probes."""
+        parts = (vars(self).get(name) for name in ("train", "val"))
+        return sum(part.num_samples for part in parts if part is not None)
 
     def probe(self, steps_per_epoch: int, last_step: int, release: Callable[[], None]) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps."""
@@ -276,7 +283,7 @@ class OnlineProbe:
     def in_random_order(self) -> Subset:
         """Return the training images for BatchNorm's statistics: a sorted folder has batches of one class."""
         order = np.random.default_rng((self.run.options.seed, _ORDER)).permutation(self.train.num_samples)
-        return Subset(self.run.data.train, self.train.indices[order[:MAX_STATISTICS]])
+        return Subset(self.train, order[:MAX_STATISTICS])
 
     def _computed(self, forward: Callable[[Tensor], Output], images: Tensor) -> Output:
         dtype = DTYPES[self.run.precision]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.distributed import own_commit, package_versions
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import NO_VAL, RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task
 from fastpsl.files.atomic import write_atomically
@@ -92,7 +92,7 @@ def result_line(path: Path) -> str:
 
 def require_val(options: RunOptions) -> None:
     """Raise ValueError if there are no validation images, or their classes are not the training's."""
-    if options.data is not None and options.val is None:
+    if (options.data is not None and options.val is None) or options.val == NO_VAL:
         raise ValueError("an evaluation scores validation images: give --val besides --data")
     require_given_classes(options)
 

@@ -474,6 +474,12 @@ def by_hand(run: Run, batch_size: int) -> list[dict[str, Any]]:
     return [figures(*pair) for pair in parts]
 
 
+def test_statistics_are_of_training_images_alone_where_others_are_held_back(tmp_path: Path) -> None:
+    with closing(probed_run(tmp_path, val="10%")) as run:
+        monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW())
+        assert sorted(monitor.in_random_order().names()) == sorted(run.data.train.names())
+
+
 def test_untrained_is_the_first_network_with_measured_statistics(whole: Path) -> None:
     """The statistics are means over whole batches; a stage stands beside its own last block."""
     with closing(probed_run(whole)) as run:

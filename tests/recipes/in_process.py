@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,12 @@ class Outcome(NamedTuple):
         """Check that the recipe ended well."""
         assert self.code == 0, self
         return self
+
+
+def differences(folder: Path) -> dict[str, Any]:
+    """Return the values of a run that are not the usual ones, each with the usual one."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())["differences"]
+    return found
 
 
 def words(*parts: object) -> tuple[str, ...]:
