@@ -297,8 +297,10 @@ def test_a_map_has_a_point_per_row_that_can_be_placed() -> None:
     assert axis.get_title() == "t-SNE of 19 images, perplexity 4"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
     assert not fastpsl.plot.tsne(features, perplexity=4).legends
+    with pytest.raises(ValueError, match="perplexity 30 of 19 images"):
+        fastpsl.plot.tsne(features, perplexity=30)
     for wrong, labels, words in (
-        (features, None, "perplexity 30 of 19 images"),
+        (features[:0], None, "perplexity 0 of 0 images"),
         (features[:, 0], None, r"give features \[N, C\]"),
         (features, np.zeros(3), r"labels \[N\]"),
         (features[:0], None, "of 0 images"),

@@ -187,13 +187,9 @@ class TSNE:
         if data is None and (run := run_of(self.checkpoint)):
             data, val = run.scored()
         with self.extraction.joined(
-            self.checkpoint,
-            data=data,
-            val=val,
-            out=self.out,
-            seed=self.seed,
+            self.checkpoint, data=data, val=val, out=self.out, seed=self.seed,
             random_weights=self.random_weights,
-        ) as (options, world):
+        ) as (options, world):  # fmt: skip
             for line in make_map(options, world, block=self.block, num=self.num, perplexity=self.perplexity):
                 print(line)
 
@@ -238,12 +234,9 @@ class Retrieve:
 
         gallery, queries = self.gallery, self.queries
         if run := run_of(self.checkpoint):
-            if run.held_back and gallery and not queries:
-                raise ValueError(
-                    f"{run.folder} was scored on {run.val} of its training images: give --queries, too"
-                )
+            if queries is None:  # a share is one of the run's own gallery
+                queries = (run.val_data if gallery else run.val_images)("give --queries")
             gallery = gallery or run.train_images("give --gallery")
-            queries = queries or run.val_images("give --queries")
         elif (gallery is None) != (queries is None):
             raise ValueError("--gallery and --queries: give both, or neither for the embedded sample")
         if gallery or queries:  # one of them may be the sample's, which the run learned from

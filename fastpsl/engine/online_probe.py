@@ -180,10 +180,8 @@ class OnlineProbe:
 
         One pass serves all stages whose input is the same.
         """
-        middles, lines = (
-            [_middle(task.views(stage.level)[0]) for stage in stages],
-            dict[str, dict[str, Any]](),
-        )
+        middles = [_middle(task.views(stage.level)[0]) for stage in stages]
+        lines = dict[str, dict[str, Any]]()
         with self._apart(backbone) as apart:
             for view in dict.fromkeys(middles):
                 alike = [stage for stage, other in zip(stages, middles, strict=True) if other == view]

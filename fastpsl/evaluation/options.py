@@ -103,9 +103,7 @@ class EvaluationOptions(RunOptions):
         if self.forms != FORMS:
             return {}
         if "val" in self.without:  # nothing is learned
-            if run.held_back:
-                raise ValueError(f"{run.folder} was scored on {run.val} of its training images: give --data")
-            return {"data": run.val_images()}
+            return {"data": run.val_data()}
         remedy = "give --data and --val"
         return {"data": run.train_images(remedy), "val": run.val_images(remedy)}
 

@@ -61,6 +61,16 @@ class TrainedRun:
         """The share of `data` that was held back for validation, from 0 to 1; None if `val` names data."""
         return share_of(self.val)
 
+    def val_data(self, remedy: str = "give --data") -> str | None:
+        """Return the validation images where they are data of their own; None for the embedded sample.
+
+        Raises:
+            ValueError: They are a share of the training images, or `val_images` raises it.
+        """
+        if self.held_back:
+            raise ValueError(f"{self.folder} was scored on {self.val} of its training images: {remedy}")
+        return self.val_images(remedy)
+
     def scored(self) -> tuple[str | None, str | None]:
         """Return --data and --val of the images to score: a share is one of the training images."""
         if self.held_back:

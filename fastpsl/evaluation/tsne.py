@@ -45,10 +45,10 @@ def make_map(
     weights = options.pretrained()
     with ExitStack() as stack:
         if options.val is None:
-            data = open_given(options, options.data or sample_paths().test)
+            parts = [open_given(options, options.data or sample_paths().test)]
         else:  # a share of --data that a run held back
-            data = [stack.enter_context(closing(part)) for part in open_both(options) if part][-1]
-        stack.enter_context(closing(data))
+            parts = [part for part in open_both(options) if part is not None]
+        data = [stack.enter_context(closing(part)) for part in parts][-1]
         num = min(num, data.num_samples)
         if perplexity is None:
             perplexity = usual_perplexity(num)

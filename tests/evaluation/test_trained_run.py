@@ -137,3 +137,15 @@ def test_ranks_say_the_command_that_was_typed(
     with pytest.raises(SystemExit, match="^2$"):
         launch(find_recipe("knn"), ["--k", "0"])
     assert capsys.readouterr().err.startswith("knn: --k 0: ")
+
+
+def test_a_share_that_was_held_back_is_scored_within_the_runs_own_images(photos: Path) -> None:
+    found = TrainedRun.of(run_of(photos / "run", data="train", val="20%"))
+    assert found is not None and found.held_back == 0.2
+    assert (found.train_images(), found.val_images(), found.scored()) == ("train", "20%", ("train", "20%"))
+    with pytest.raises(ValueError, match="run was scored on 20% of its training images: give --queries$"):
+        found.val_data("give --queries")
+    of_data = TrainedRun(photos, "train", "val")
+    assert (of_data.held_back, of_data.val_data(), of_data.scored()) == (None, "val", ("val", None))
+    with pytest.raises(ValueError, match="without validation images"):
+        TrainedRun(photos, "train", "none").scored()
