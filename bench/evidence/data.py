@@ -5,6 +5,7 @@
                         (images, labels); -small takes 10,000
     sslpp_cifar10-gpu   the same
     sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
+    simclr_sample-small SOURCE is -: the embedded sample, and for the search the next 160 images of its kind
 
 Each set has three parts: `train`; `search`, by which rates are chosen; and `held-out`, the validation
 images, by which all is scored.
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.program import run_program
+from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, draw_part
 from fastpsl.pipelines.sources.published import published
 
 TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
@@ -100,17 +102,28 @@ def digits(folder: Path, out: Path) -> None:
         np.savez(out / f"{part}.npz", images=images[places], labels=labels[places])
 
 
+def drawn(folder: Path, out: Path) -> None:
+    """Draw the embedded sample, and 160 images more for the search."""
+    for part, first, num in (
+        (TRAIN, 0, NUM_TRAIN), (HELD_OUT, NUM_TRAIN, NUM_TEST), (SEARCH, NUM_TRAIN + NUM_TEST, NUM_TEST),
+    ):  # fmt: skip
+        draw_part(out / f"{part}.beton", out / f"{part}-32.beton", first, num, VERSION)
+
+
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "psl_jigsaw-small": tiny_imagenet_50, "psl_jigsaw-gpu": tiny_imagenet,
     "uic_cifar10-small": partial(_cifar10, num=1000), "uic_cifar10-gpu": partial(_cifar10, num=4800),
     "sslpp_cifar10-gpu": partial(_cifar10, num=4800), "sslpp_digits-small": digits,
+    "simclr_sample-small": drawn,
 }  # fmt: skip
 
 
 def write_betons(folder: Path) -> None:
-    """Write a raw dataset file of each part, which `--decoder resident` keeps on the device."""
+    """Write a raw dataset file of each part that has none, which `--decoder resident` keeps on the device."""
     fastpsl = Path(sys.executable).with_name("fastpsl")
     for part in (TRAIN, SEARCH, HELD_OUT):
+        if (folder / f"{part}.beton").exists():
+            continue
         source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())
         command: list[str | Path] = [fastpsl, "data", "write", source, folder / f"{part}.beton"]
         command += ["--mode", "raw", "--overwrite"]

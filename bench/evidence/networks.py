@@ -50,16 +50,45 @@ class SmallResNet(nn.Module):
 class Pixels(nn.Module):
     """An image of 8 px itself, as 192 channels of one position. Larger images are averaged to 8 px."""
 
-    channels: Sequence[int] = (192,)
+    side_px = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: Sequence[int] = (3 * self.side_px**2,)
+        self.same = nn.Conv2d(3, 3, 1, bias=False)  # because a backbone must have parameters
+        nn.init.dirac_(self.same.weight)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the one block."""
+        averaged = nn.AdaptiveAvgPool2d(self.side_px)
+        return [nn.Sequential(self.same, averaged, nn.Flatten(), nn.Unflatten(1, (-1, 1, 1)))]
+
+
+class Pixels32(Pixels):
+    """The same with images of 32 px, as 3,072 channels."""
+
+    side_px = 32
+
+
+class Colours(nn.Module):
+    """The shares of 64 colours in an image: two bits of each channel of values in [0, 1]."""
+
+    channels: Sequence[int] = (64,)
 
     def __init__(self) -> None:
         super().__init__()
         self.same = nn.Conv2d(3, 3, 1, bias=False)  # because a backbone must have parameters
         nn.init.dirac_(self.same.weight)
 
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        bits = (self.same(images).clamp(0, 1) * 3.999).long()
+        colours = 16 * bits[:, 0] + 4 * bits[:, 1] + bits[:, 2]
+        return functional.one_hot(colours, 64).float().mean((1, 2))[:, :, None, None]
+
     def blocks(self) -> list[nn.Module]:
         """Return the one block."""
-        return [nn.Sequential(self.same, nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Unflatten(1, (192, 1, 1)))]
+        return [self]
 
 
 class SmallNIN(nn.Module):
