@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from bench.figures.results import augmentations_words, determinism_words, sizes_words, throughput_words
+from bench.figures.results import (
+    augmentations_words,
+    determinism_words,
+    sizes_words,
+    throughput_words,
+    training_words,
+)
 from bench.figures.sample import sslpp_words, stages_words, views_words
 from bench.figures.svg import THEMES, render
 from bench.performance import DOCS, RESULTS, ROOT, read_results, written
@@ -23,6 +29,7 @@ from bench.program import run_program
 # Figure → what it shows. Where there is `dict`, all words are in the template.
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "throughput": lambda: throughput_words(read_results(RESULTS)),
+    "training": lambda: training_words(read_results(RESULTS)),
     "throughput-folder": lambda: throughput_words(read_results(RESULTS), "folder"),
     "sizes": lambda: sizes_words(read_results(RESULTS)),
     "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
