@@ -4,6 +4,7 @@
     python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first
     python bench/performance.py --check            says whether the pages are what the files say; exit 1 where
                                                    not
+    python bench/performance.py --show sizes.json  prints all rows and ratios of a file
 
 What stands between <!-- NAME begin --> and <!-- NAME end --> is written, on every page that has these marks.
 The rest of a page is people's. PARTS has the names. Links in a part begin with a slash at the repository's
@@ -29,7 +30,7 @@ from bench.charts import draw
 from bench.program import run_program
 from bench.schema import REHEARSAL, Results, validate, write_result
 from bench.speed_ups import how_fast_table, losses_table, targets_table
-from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, sections
+from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, show
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 
@@ -56,10 +57,20 @@ def marks(text: str) -> list[str]:
     return re.findall(r"^<!-- (.+?) begin\b[^>]*-->$", text, re.MULTILINE)
 
 
+def pages_of(root: Path) -> list[Path]:
+    """Return README.md, the pages of docs/ and the list of results."""
+    pages = [
+        root / "README.md",
+        root / "bench" / "results" / "README.md",
+        *sorted((root / "docs").rglob("*.md")),
+    ]
+    return [page for page in pages if page.exists()]
+
+
 def written(root: Path, parts: Mapping[str, str]) -> dict[Path, str]:
-    """Return page → its text with its parts, of README.md and of all pages of docs/ that have some."""
+    """Return page → its text with its parts, of all pages that have some."""
     texts, found = {}, set[str]()
-    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+    for page in pages_of(root):
         text = page.read_text()
         here = {name: linked(parts[name], page, root) for name in marks(text) if name in parts}
         if here:
@@ -67,7 +78,7 @@ def written(root: Path, parts: Mapping[str, str]) -> dict[Path, str]:
             found.update(here)
     for name in parts:
         if name not in found:
-            raise ValueError(f"no page of docs/ has the marks <!-- {name} begin --> and <!-- {name} end -->")
+            raise ValueError(f"no page has the marks <!-- {name} begin --> and <!-- {name} end -->")
     return texts
 
 
@@ -79,10 +90,7 @@ def linked(text: str, page: Path, root: Path) -> str:
 # Name of a part → the function that makes it of all results.
 PARTS: dict[str, Callable[[Results], str]] = {
     "how fast": how_fast_table, "losses": losses_table, "loader sizes": all_size_tables,
-    "loaders": best_table, "folder loaders": lambda results: best_table(results, "folder"),
-    "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
-    "results": lambda results: sections(of_gpus(results, False)),
-    "gpu results": lambda results: sections(of_gpus(results)),
+    "loaders": best_table, "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
 }  # fmt: skip
 
 
@@ -165,13 +173,21 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where a page is not what the files say"
     )
+    parser.add_argument("--show", metavar="FILE", help="print a file of bench/results/, and write nothing")
     parser.add_argument(
         "archives", nargs="*", type=Path, help="results-PART.tgz of bench/gpu_day/: read whole before "
         "anything is written"
     )  # fmt: skip
     options = parser.parse_args()
-    if options.check and options.archives:
-        raise ValueError("--check writes nothing: give it no archives")
+    if (options.check or options.show) and options.archives:
+        raise ValueError("--check and --show write nothing: give them no archives")
+    if options.show:
+        path = RESULTS / options.show
+        if not path.exists():
+            there = ", ".join(sorted(each.name for each in RESULTS.glob("*.json")))
+            raise ValueError(f"--show {options.show}: no such file in bench/results/; there are {there}")
+        show(json.loads(path.read_bytes()))
+        return 0
     for name, result in read_archives(options.archives).items():
         write_result(RESULTS / name, result)
     results = read_results(RESULTS)

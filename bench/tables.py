@@ -138,7 +138,7 @@ def headline(result: Result, decoders: Sequence[str] = JPEG_DECODERS) -> dict[st
 
 
 def machines(results: Results) -> str:
-    """Return a table with one line per file: machine, versions, load and repeats."""
+    """Return a table with a line per file: what it measures, its command, machine, versions and load."""
     rows = []
     for name, result in results.items():
         machine, versions = result["environment"], result["environment"]["versions"]
@@ -147,14 +147,26 @@ def machines(results: Results) -> str:
             f"{each} {versions[each]}" for each in ("torch", "triton", "kornia", "ffcv") if each in versions
         ]
         rows.append([
-            f"[{name}](/bench/results/{name})", result["bench"],
+            f"[{name}](/bench/results/{name})", WHAT[result["bench"]].rstrip("."), f"`{result['command']}`",
             machine["gpu"] or f"{machine['cpu']}, no GPU",
             plain(machine["num_cores"]), plain(machine["driver"]),
             ", ".join(packages + ([f"dali {dali}"] if dali else [])), plain(machine["commit"]),
             f"{machine['load_average_before']:g}", str(result["settings"]["repeats"]),
         ])  # fmt: skip
     return table(
-        ("file", "bench", "machine", "cores", "driver", "versions", "commit", "load before", "repeats"), rows
+        (
+            "file",
+            "what it measures",
+            "command",
+            "machine",
+            "cores",
+            "driver",
+            "versions",
+            "commit",
+            "load before",
+            "repeats",
+        ),
+        rows,
     )
 
 
@@ -208,35 +220,6 @@ def _measured(row: Row) -> str:
     return names.get(row["measured"], str(row["measured"]))
 
 
-def section(name: str, result: Result) -> str:
-    """Return a file's section: what it measures, and folded its command, data, ratios, rows and gaps."""
-    data, (rows, ratios) = result["data"], with_names(result)
-    counts = [counted(len(rows), "row")] + ([counted(len(ratios), "ratio")] if ratios else [])
-    notes = " ".join(f"Note: {note}." for note in result["notes"])
-    folded = [
-        f"Command: `{result['command']}`",
-        f"Data: `{data.get('name', 'no name')}`, {data['num_samples']:,} samples. {notes}",
-    ]
-    if result["bench"] in HAVE_CHARTS:
-        folded.append(f"![Bars of the medians in {name}](/bench/results/{Path(name).with_suffix('.png')})")
-    folded += [table(*spreads(ratios, "what"))] if ratios else []
-    folded.append(table(*spreads(rows, "measured")))
-    folded.append(
-        "\n".join(f"- not measured: {each['what']}: {each['reason']}" for each in result["not_measured"])
-    )
-    return "\n\n".join([
-        f"### {name}",
-        f"{WHAT[result['bench']]} The file: [{name}](/bench/results/{name}).",
-        f"<details><summary>{' and '.join(counts)}, measured on {device_of(result)}</summary>",
-        *(part.strip() for part in folded if part.strip()),
-        "</details>",
-    ])  # fmt: skip
-
-
-def sections(results: Results) -> str:
-    return "\n\n".join(section(name, result) for name, result in results.items())
-
-
 def publish(out: Path, bench: str, machine: dict[str, Any], columns: str, **parts: Any) -> None:
     """Write this program's result, show it with these columns, and print its path and its chart's."""
     result = save_result(out, bench, machine, **parts)
@@ -249,11 +232,11 @@ def publish(out: Path, bench: str, machine: dict[str, Any], columns: str, **part
 
 
 def show(result: Result, *labels: str) -> None:
-    """Print rows and ratios with these labels, what was not measured, and the notes."""
+    """Print rows and ratios with these labels, or with all; what was not measured; and the notes."""
     console = wide_console()
     for rows, first in zip(with_names(result), ("measured", "what"), strict=True):
         if rows:
-            kept = {first, "unit", *_SPREAD, *labels}
+            kept = {first, "unit", *_SPREAD, *(labels or (key for row in rows for key in row))}
             titles, cells = spreads([{k: v for k, v in row.items() if k in kept} for row in rows], first)
             grid = Table(*titles)
             for each in cells:

@@ -19,8 +19,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
@@ -91,18 +92,24 @@ class Options:
 def clock_of_looks(device: torch.device) -> Iterator[list[dict[str, float]]]:
     """Yield the seconds and CPU seconds of training before each look of the monitor, which does not count."""
     at_looks: list[dict[str, float]] = []
-    start, look = _now(), OnlineProbe.look
+    start, look, look_untrained = _now(), OnlineProbe.look, OnlineProbe.look_untrained
 
-    def look_off_the_clock(monitor: OnlineProbe, epochs: float) -> bool:
+    def off_the_clock(look: Callable[..., bool], *arguments: Any) -> bool:
         nonlocal start
         synchronise(device)
         began = _now()
-        at_looks.append(dict(zip(("seconds", "cpu_seconds"), (began - start).tolist(), strict=True)))
-        has_looked = look(monitor, epochs)
+        if look is not look_untrained:
+            at_looks.append(dict(zip(("seconds", "cpu_seconds"), (began - start).tolist(), strict=True)))
+        has_looked = look(*arguments)
         start += _now() - began
         return has_looked
 
-    with mock.patch.object(OnlineProbe, "look", look_off_the_clock):
+    with (
+        mock.patch.object(OnlineProbe, "look", partialmethod(partial(off_the_clock, look))),
+        mock.patch.object(
+            OnlineProbe, "look_untrained", partialmethod(partial(off_the_clock, look_untrained))
+        ),
+    ):
         yield at_looks
 
 
@@ -131,14 +138,14 @@ def timed(name: str, options: PretrainOptions, world: World) -> Trained | None:
     finally:
         run.close()
     assert options.out is not None
-    lines = (options.out / "probe.jsonl").read_text().splitlines()
-    looks = [read_line(line) | at for line, at in zip(lines, at_looks, strict=True)]
+    lines = map(json.loads, (options.out / "probe.jsonl").read_text().splitlines())
+    trained = [line for line in lines if line["run_step"]]  # the others are of the untrained network
+    looks = [look_of(line) | at for line, at in zip(trained, at_looks, strict=True)]
     return Trained(looks, time.perf_counter() - started, run.position.run_step)
 
 
-def read_line(text: str) -> dict[str, Any]:
+def look_of(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return stage, epoch and accuracy of a line of probe.jsonl; 0 if its features are not finite."""
-    line = json.loads(text)
     return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": line["knn_accuracy"] or 0.0}
 
 

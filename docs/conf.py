@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
+from docs.reference.generate.parts import expanded
 from fastpsl import __version__
 
 REPOSITORY = "https://github.com/fastpsl/fastpsl"
@@ -43,6 +44,8 @@ html_theme = "furo"
 html_title = f"fastpsl {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["narrow.js", "messages.js"]
+html_extra_path = ["llms.txt"]
 html_show_sphinx = False
 html_domain_indices = False
 html_theme_options = {
@@ -84,6 +87,15 @@ def _lead_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = LINK.sub(address, source[0])
 
 
+def _add_parts(app: Sphinx, name: str, source: list[str]) -> None:
+    """Put the lists of messages and commands onto their pages."""
+    text = expanded(source[0])
+    if text != source[0]:
+        app.env.note_reread()  # what they are made of is no file that Sphinx knows
+    source[0] = text
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
+    app.connect("source-read", _add_parts)
     app.connect("source-read", _lead_to_repository)

@@ -5,6 +5,7 @@ import sys
 import lazy_loader
 
 from fastpsl.console.interrupts import GuardedImports
+from fastpsl.console.offered import offer_only_all
 from fastpsl.console.terminal import warn_about_low_limit
 from fastpsl.files.caches import choose_caches
 
@@ -16,3 +17,4 @@ sys.meta_path.insert(0, GuardedImports(__name__))
 
 # import fastpsl must not wait for torch
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+offer_only_all(__name__)

@@ -25,7 +25,7 @@ from fastpsl.console.terminal import (
     safe_output,
 )
 from fastpsl.console.words import hint
-from fastpsl.scripts.command_line import HELP, parse, show_commands
+from fastpsl.scripts.command_line import HELP, parse, show_commands, show_list
 from fastpsl.scripts.distribution import REMEDY, stranger, version_line
 from fastpsl.scripts.launch import goes_on, print_warnings_once
 
@@ -33,10 +33,11 @@ from fastpsl.scripts.launch import goes_on, print_warnings_once
 class Fastpsl:
     """A toolbox for self-supervised pre-training of vision backbones.
 
-        fastpsl train jigsaw --data photos/train --val photos/val --gpus 8 --out runs/jigsaw
-        fastpsl eval knn --checkpoint runs/jigsaw --data photos/train --val photos/val
+        fastpsl train simclr --out runs/first       # on a small sample, in minutes
+        fastpsl eval knn runs/first                 # what its features are worth
+        fastpsl tsne runs/first                     # a map of the images
 
-    Without --data, `fastpsl train jigsaw` trains on a small sample that the package generates.
+    With your own images: fastpsl train simclr --data photos --out runs/photos
     """
 
     commands: ClassVar[dict[str, type]] = {
@@ -66,30 +67,43 @@ def _lose(name: str, error: OSError) -> None:
 
 
 def _main(arguments: list[str]) -> None:
+    prog = "fastpsl"
     try:
         require_address_space()
         if arguments[:1] == ["--version"]:
             print(version_line())
             if other := stranger():
-                _exit(EXIT_USER_ERROR, f"{other}: {REMEDY}")
+                _exit(EXIT_USER_ERROR, prog, f"{other}: {REMEDY}")
             return
+        if arguments[:1] == ["help"]:
+            arguments = [*arguments[1:], "--help"]
         arguments, recipe_options = _split(arguments)
         prog, kind, rest = _named(arguments)
         commands = getattr(kind, "commands", {})
-        if commands and HELP.intersection(rest):
-            show_commands(prog, kind, commands)
-            return
-        if kind is Recipes:
+        wants_help = not HELP.isdisjoint(rest)
+        if kind is Recipes and not wants_help:
             kind = commands["list"]
         elif commands:
-            raise ValueError(f"name a command: {', '.join(commands)}; see {prog} --help")
-        command = parse(kind, rest, prog=prog)
+            show_commands(prog, kind, commands)
+            if not wants_help:
+                unknown = f"{rest[0]}: there is no such option; " if rest else ""
+                _exit(EXIT_USER_ERROR, prog, f"{unknown}name a command")
+            return
+        if kind in (Train, Eval) and not wants_help and (not rest or rest[0].startswith("-")):
+            show_list("names", kind.about_names())
+            _exit(EXIT_USER_ERROR, prog, "name one of these")
+        try:
+            command = parse(kind, rest, prog=prog)
+        finally:
+            if kind in (Train, Eval) and wants_help:
+                show_list("names", kind.about_names())
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
+            prog = f"{prog} {command.recipe}"
             sys.exit(command.run(*recipe_options))
-        with warnings.catch_warnings(), operation(prog):
+        with warnings.catch_warnings(), operation(f"{prog}: at work"):
             # PIL warns about single images, which are judged by their pixels.
             warnings.filterwarnings("ignore", module="PIL")
-            print_warnings_once("fastpsl", kind=Warning)
+            print_warnings_once(prog, kind=Warning)
             exit_code = command.run(*recipe_options)  # recipe_options is empty but for doctor and launch
         sys.stdout.flush()
         if exit_code:
@@ -97,14 +111,15 @@ def _main(arguments: list[str]) -> None:
     except BrokenPipeError:  # `fastpsl data info x | head`
         sys.exit(0)
     except (ValueError, OSError) as error:
-        _exit(EXIT_USER_ERROR, str(error))
+        _exit(EXIT_USER_ERROR, prog, str(error))
     except MemoryError as error:
         cause = f" ({str(error).strip()})" if str(error).strip() else ""
-        _exit(EXIT_USER_ERROR, f"out of memory{cause}: free some, or give fewer --workers or a smaller batch")
+        remedy = "free some, or give fewer --workers or a smaller batch"
+        _exit(EXIT_USER_ERROR, prog, f"out of memory{cause}: {remedy}")
     except KeyboardInterrupt as error:
         if arguments[:1] in (["train"], ["eval"]):  # before the recipe has begun
-            _exit(EXIT_PREEMPTED, INTERRUPTED)
-        _exit(EXIT_INTERRUPTED, str(error) or "interrupted")
+            _exit(EXIT_PREEMPTED, prog, INTERRUPTED)
+        _exit(EXIT_INTERRUPTED, prog, str(error) or "interrupted")
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -131,8 +146,9 @@ def _named(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
     return " ".join(names), kind, words
 
 
-def _exit(code: int, message: str) -> NoReturn:
-    print(f"fastpsl: {' '.join(message.split())}", file=sys.stderr)
+def _exit(code: int, prog: str, message: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -10,9 +10,10 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import TypedDict, Unpack, override
 
 from fastpsl.console.interrupts import imports_undisturbed
+from fastpsl.console.offered import named_arguments
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
@@ -90,6 +91,10 @@ class EpochLoader(Uncopyable):
     def sampler(self) -> "EpochLoader":
         """This object, because loops for DistributedSampler call `loader.sampler.set_epoch(epoch)`."""
         return self
+
+    @override
+    def __repr__(self) -> str:
+        return self.loader.in_words(len(self))
 
     def __len__(self) -> int:
         """Return the number of this rank's batches in an epoch."""
@@ -172,6 +177,7 @@ class LoaderOptions(TypedDict, total=False):
     hw_decoder_load: float | None
 
 
+@named_arguments(*LoaderOptions.__annotations__)
 @imports_undisturbed()
 @words_of_python()
 def loader(

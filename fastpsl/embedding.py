@@ -2,15 +2,18 @@
 
 import os
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
+from fastpsl.console.offered import named_arguments
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.features import Extraction, feature_batches
 from fastpsl.evaluation.protocols import block_number
+from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.data.dataset import Dataset
@@ -22,6 +25,7 @@ from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def embed(
@@ -44,8 +48,8 @@ def embed(
     Args:
         model: A model, or whatever `fastpsl.load` takes.
         data: The path of a folder of images, a list of images, a dataset file (.beton) or a glob of such
-            files. Or an open data set, such as `fastpsl.Beton`. None means the training part of the generated
-            sample.
+            files. Or an open data set, such as `fastpsl.Beton`. None means the images that the model's run
+            learned from; for a model that belongs to no run, the training part of the generated sample.
         block: "final" (the last block), "B1", "B2", …, or the network's own name, such as "conv5".
         size_px: Side of the images, in pixels. By default, that of the model's `transform`.
         whole: Whether to show the whole middle square of an image, instead of the middle 224/256 of it.
@@ -64,7 +68,7 @@ def embed(
     if not isinstance(model, Model):
         model = load(model)
     if data is None:
-        data = sample_paths().train
+        data = training_images(model, "give data")
     if not hasattr(data, "image_sizes"):  # no open data set
         require_data("data", data)
     weights, backbone = model.pretrained(), model.backbone
@@ -98,3 +102,14 @@ def embed(
                 first += len(rows)
                 progress.update(first)
         return features, data.labels().astype(np.int64)
+
+
+def training_images(model: Model, remedy: str) -> str:
+    """Return the images of the model's run; without a run, and of a run without data, the generated sample's.
+
+    Raises:
+        ValueError: They are no longer there; the message ends with the remedy.
+    """
+    path = model.record["path"]
+    run = None if path is None else TrainedRun.of(Path(path))
+    return (run and run.train_images(remedy)) or os.fspath(sample_paths().train)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fastpsl.console.offered import offer_only_all
 from fastpsl.engine.distributed import World, place_among_ranks, share
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Run
@@ -29,6 +30,7 @@ __all__ = [
     "block_probe", "classification", "detection", "few_shot", "knn", "linear", "segmentation",
     "semi_supervised", "svm",
 ]  # fmt: skip
+offer_only_all(__name__)
 Place = str | os.PathLike[str] | None
 Weights = Model | Place
 Scores = dict[str, float]

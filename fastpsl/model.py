@@ -11,11 +11,14 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.offered import named_arguments
+from fastpsl.console.words import number_of
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import block_number
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
+from fastpsl.models.given import given
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, read_image_file
@@ -90,6 +93,13 @@ class Model(nn.Module):
         self.transform = Transform(self.input, size_px)
         self._digest = sha256_of_tensors(self.backbone.state_dict())
         self.eval()
+
+    @override
+    def __repr__(self) -> str:
+        backbone, millions = self.backbone, sum(each.numel() for each in self.parameters()) / 1e6
+        blocks = number_of(backbone.num_blocks, "block")
+        numbers = f"{blocks}, {backbone.channels[-1]:,} features, {millions:.3g} million parameters"
+        return f"Model({Pretrained(backbone, self.input, self.record)}; {numbers})"
 
     @override
     def forward(self, images: Tensor) -> Tensor:
@@ -174,11 +184,12 @@ class Model(nn.Module):
         check_size(min(images.shape[2:]), self.backbone.min_px)
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def load(
     weights: str | os.PathLike[str],
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     *,
     size_px: int | None = None,
     input_channels: Channels | None = None,
@@ -190,8 +201,9 @@ def load(
     Args:
         weights: A run's folder (its newest checkpoint), the result of `fastpsl.pretrain`, a checkpoint, a
             file of `fastpsl export`, or another project's weights.
-        backbone: The backbone's name, for another project's weights. fastpsl's own files record it, but a
-            file of Python code in them ("my_net.py:MyNet") runs only if you name it here as well.
+        backbone: The backbone's name or a module, for another project's weights. fastpsl's own files record
+            it. A file of Python code in them ("my_net.py:MyNet") runs only if you name it here as well. A
+            module of your program must be given again.
         size_px: Side of the images of `Model.transform`, in pixels. By default, that of the weights' record.
         input_channels: What another project's weights were trained on: "RGB", "L" (lightness), "Sobel" or
             "SobelXY". Give it together with `input_mean` and `input_std`, or give none of the three.
@@ -208,6 +220,8 @@ def load(
     path = Path(weights)
     if backbone is None:
         backbone = getattr(weights, "backbone", None)  # of the result of `fastpsl.pretrain`
+    elif not isinstance(backbone, str):
+        backbone = given(backbone)
     if size_px is not None and size_px < 1:
         raise ValueError(f"size_px is {size_px}; it must be 1 or more")
     input = given_input(input_channels, input_mean, input_std, size_px or Input.size_px)

@@ -1,5 +1,6 @@
 """The crops and operations of views, in British and American spelling."""
 
+from fastpsl.console.offered import offer_only_all
 from fastpsl.kernels.colour import ColourDistortion, Grey, Solarise
 from fastpsl.kernels.colour import ColourDistortion as ColorDistortion
 from fastpsl.kernels.colour import Grey as Gray
@@ -17,3 +18,4 @@ __all__ = [
     "Grey", "Hole", "JigsawTiles", "Lightness", "RandomResizedCrop", "Rotate45", "Rotate90", "RotationCrop",
     "Shift", "ShorterSideCrop", "Sobel", "SobelXY", "Solarise", "Solarize", "Squashed", "WarpPair",
 ]  # fmt: skip
+offer_only_all(__name__)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fastpsl.embedding import embed
+from fastpsl.console.offered import named_arguments, offer_only_all
+from fastpsl.embedding import embed, training_images
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.neighbours import nearest_others, why_no_precision
-from fastpsl.model import Model
+from fastpsl.model import Model, load
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
@@ -25,9 +26,11 @@ from fastpsl.plots.neighbours import neighbour_sheet
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 __all__ = ["blocks", "curve", "neighbours", "tsne", "views"]
+offer_only_all(__name__)
 Place = str | os.PathLike[str]
 
 
+@named_arguments()
 @user_errors()
 def curve(run: Place) -> Figure:
     """Draw each number of a run over its steps."""
@@ -36,19 +39,21 @@ def curve(run: Place) -> Figure:
     return charts.curve(Path(run))
 
 
+@named_arguments()
 @user_errors()
 def tsne(
     features: np.ndarray,
     labels: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
     *,
-    perplexity: float = 30.0,
+    perplexity: float | None = None,
     seed: int = 0,
     title: str | None = None,
 ) -> Figure:
     """Map features [N, C] to the plane by t-SNE, and draw a point per row in the colour of its class.
 
-    Labels are integers [N], -1 for none; without any, all points are grey. Rows with NaN are left out.
+    Labels are integers [N], -1 for none; without any, all points are grey. Rows with NaN are left out. The
+    perplexity is 30, or for few rows a third of their number.
     """
     features = np.asarray(features)
     every = np.full(len(features), -1) if labels is None else np.asarray(labels)
@@ -58,6 +63,8 @@ def tsne(
         )
     good = np.isfinite(features).all(1)
     num = int(good.sum())
+    if perplexity is None:
+        perplexity = t_sne.usual_perplexity(num)
     if not 0 < perplexity < num:
         raise ValueError(
             f"perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
@@ -67,6 +74,7 @@ def tsne(
     return map_figure(points, every[good], class_names, words)
 
 
+@named_arguments()
 def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str = "") -> Figure:
     """Draw the accuracies of `fastpsl.evaluate.linear` or `fastpsl.evaluate.block_probe` as bars."""
     if not any(name.startswith("top1_") for name in numbers):
@@ -74,6 +82,7 @@ def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str
     return charts.block_figure(numbers, title, chance)
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def views(
@@ -131,6 +140,7 @@ def views(
     return figure_of(contact_sheet.contact_sheet(strips, names, len(names)))
 
 
+@named_arguments()
 @user_errors()
 @tensors_on_cpu()
 def neighbours(
@@ -144,11 +154,14 @@ def neighbours(
 ) -> Figure:
     """Draw images and their nearest images in a gallery, framed by class.
 
-    Nearness is the cosine of features.
+    Nearness is the cosine of features. Without a gallery it is the images that the model's run learned from,
+    or the generated sample. Without queries they are images of the gallery.
     """
+    if not isinstance(model, Model):
+        model = load(model)
     require_data("gallery", gallery)
     require_data("queries", queries)
-    place = os.fspath(gallery) if gallery is not None else str(sample_paths().train)
+    place = training_images(model, "give gallery") if gallery is None else os.fspath(gallery)
     with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
         numbers = np.asarray(indices, np.int64)
         if not len(numbers) or numbers.min() < 0 or numbers.max() >= asked.num_samples:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from typing_extensions import override
 
 from fastpsl.commands.train import Train
+from fastpsl.console.offered import offer_only_all
 from fastpsl.console.words import unknown
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
@@ -23,6 +25,8 @@ from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import train
 
+__all__ = ["RECIPES", "Trained", "option_names", "pretrain"]
+offer_only_all(__name__)
 RECIPES = Train.names
 
 
@@ -35,8 +39,10 @@ class Trained(os.PathLike[str]):
         checkpoint: The newest checkpoint in it, an absolute path.
         summaries: One dict per stage. Its keys include "stage", "level", "num_steps", "seconds",
             "loss_start", "loss_end", "chance" (a fraction, or None), and "val", the scores on the
-            validation images.
-        backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`.
+            validation images. Where these have classes, "knn_accuracy" is that of the features, and
+            "knn_untrained" that of the same block before the training.
+        backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`. That of a module which was
+            given begins with "module:" if nothing else makes the same network.
     """
 
     folder: Path
@@ -82,6 +88,7 @@ class Trained(os.PathLike[str]):
     def _repr_html_(self) -> str:
         """Return a table of the stages above the curve, for notebooks."""
         names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._val_names()]
+        names += [name for name in ("knn_accuracy", "knn_untrained") if name in self.summaries[-1]]
         rows = ["".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)]
         for summary in self.summaries:
             values = {**summary, **{f"val_{name}": v for name, v in summary["val"].items()}}
@@ -103,7 +110,7 @@ def pretrain(
     *,
     val: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     epochs: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Trained:
@@ -121,12 +128,15 @@ def pretrain(
         recipe: One of `fastpsl.training.RECIPES`, such as "jigsaw", or a recipe file's name, such as
             "jigsaw_r50".
         data: Training images: the path of a folder, a dataset file (.beton), a glob of such files, or a
-            list of images. The other defaults are then the paper's. None means the generated sample, with
-            small values.
-        val: Validation images, in the same forms, for the score at each stage's end. The generated sample has
-            its own.
+            list of images. The other defaults then follow from the number of images: see the option preset.
+            None means the generated sample, with small values.
+        val: Validation images, in the same forms, for the score at each stage's end. Or a share of `data`,
+            such as "10%", which is held back by the images' names; "none" for no validation. The generated
+            sample has its own, and with fewer than 100,000 images in classes the default is "10%".
         out: The run's folder. By default, a new numbered folder under runs/.
-        backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`. By default, the recipe's.
+        backbone: The backbone's name or a module, as in `fastpsl.backbones.make_backbone`. By default, the
+            recipe's, with random weights. The training begins with a copy of the module and its weights, and
+            the module itself stays as it is. If the run resumes, the checkpoint has the weights.
         epochs: Epochs of each stage, one number or one per stage. By default, the recipe's.
         **options: The recipe's other options, with `_` for `-`, such as lr, seed, max_steps_per_stage or
             batch_size (images per step over all ranks). `fastpsl.training.option_names` lists them.

@@ -5,7 +5,7 @@ yet run on ImageNet.
 
     fastpsl train deepcluster --gpus 8 --data 'imagenet/train-*.beton' \\
         --out runs/deepcluster
-    fastpsl eval linear --gpus 8 --checkpoint runs/deepcluster \\
+    fastpsl eval linear runs/deepcluster --gpus 8 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     fastpsl train deepcluster       # the embedded sample, small values, minutes on two cores
 

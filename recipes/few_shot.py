@@ -7,7 +7,7 @@ miniImageNet.
 Give the 20 test classes of 600 images as --data: test.csv beside images/, a folder per class, or a .beton
 file. Larger images are first resized to 84 x 84.
 
-    fastpsl eval few-shot --gpus 8 --checkpoint runs/uic_alexnet-001 \\
+    fastpsl eval few-shot runs/uic_alexnet-001 --gpus 8 \\
         --data miniImageNet/test.csv        # and with --size-px 84
     fastpsl eval few-shot        # random weights, the sample's validation images, seconds on two cores
 

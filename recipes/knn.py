@@ -5,14 +5,14 @@ class. K and T are MMSelfSup's; VISSL has k 200 and T 0.1. Majority vote: each h
 classes the nearer one wins. The search is exact for any number of images. PSL has no such table. Here: not
 yet run on ImageNet.
 
-    fastpsl eval knn --gpus 8 --checkpoint runs/jigsaw_r50-001 \\
+    fastpsl eval knn runs/jigsaw_r50-001 --gpus 8 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     fastpsl eval knn            # random weights on the embedded sample, seconds on two cores
 
 SSL++ (Tables V and VI) reports majority votes on NIN's blocks for CIFAR-10. It does not state the
 distance; here it is the cosine. One pass over the images serves all blocks. Here: not yet run.
 
-    fastpsl eval knn --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton \\
+    fastpsl eval knn runs/sslpp_rotation-001 --data cifar10-train.beton \\
         --val cifar10-test.beton --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
 
 The features stay in the run's folder and are used again for other k.
@@ -33,7 +33,7 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Evaluation
 
-PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
+PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256}
 SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size": 32, "size_px": 96}
 
 
@@ -69,7 +69,7 @@ def run(options: Options) -> int:
         assert val is not None
         for data in (train, val):
             stack.enter_context(closing(data))
-        evaluation.require_neighbours(train, val, options.k)
+        ks = evaluation.fitting_neighbours(train, val, options.k, PAPER["k"])
         works = {
             name: evaluation.Extraction.for_blocks(options, weights, data, options.block, world, "float16")
             for name, data in (("train", train), ("val", val))
@@ -84,7 +84,7 @@ def run(options: Options) -> int:
             for name, extractions in works.items()
         )
         pairs = zip(banks, queries, strict=True)
-        scores = [evaluation.score(*pair, options.k, options.temperature, world) for pair in pairs]
+        scores = [evaluation.score(*pair, ks, options.temperature, world) for pair in pairs]
         if world.rank == 0:
             by_end, record = dict(zip(ends, scores, strict=True)), weights.record
             print("\n".join(evaluation.score_lines(scores, blocks, options.vote, record["backbone"])))
@@ -98,7 +98,7 @@ def run(options: Options) -> int:
                     for name, value in block_score.numbers(options.vote).items()
                 },
                 settings=options.as_dict()
-                | {"similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
+                | {"k": ks, "similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
                 checkpoint=record,
                 data=evaluation.data_record(train, val),
                 seconds=time.monotonic() - started,

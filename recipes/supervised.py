@@ -94,7 +94,7 @@ def finish(task: tasks.Classify, run: engine.Run) -> Sequence[str]:
     return [evaluation.result_line(path)]
 
 
-RECIPE = Recipe("supervised", __doc__, Options, PAPER, SAMPLE, build, source="default")
+RECIPE = Recipe("supervised", __doc__, Options, PAPER, SAMPLE, build, source="default", scales_rate=True)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -2,7 +2,7 @@
 
 The paper has ImageNet alone, so all values here are our choice: a ResNet-18 with a 3x3 stem, Sobel gradients
 and strong augmentation (UIC, section 5.1), and more classes than CIFAR has. Here: not yet run on the
-whole of it. On a fifth it is compared with fixed random labels in docs/evidence/uic.md.
+whole of it. On a fifth it is compared with fixed random labels in docs/methods/uic.md.
 
     fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train
     fastpsl train uic-cifar10 --data cifar-train.beton --val cifar-test.beton --decoder resident \\

@@ -6,11 +6,11 @@ table. SSL++ only plots its numbers. AlexNet and VGG16 become FCN-32s; others ar
 torchvision's FCN head. What each protocol leaves open is stated in
 fastpsl/transfer/segmentation/task.py. Here: not yet run on VOC.
 
-    fastpsl eval segment --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 \\
+    fastpsl eval segment runs/uic_alexnet-001 --protocol fcn_alexnet \\
         --data VOCdevkit --sbd benchmark_RELEASE
-    fastpsl eval segment --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
-    fastpsl eval segment --gpus 4 --protocol mmseg --sync-batchnorm \\
-        --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --sbd benchmark_RELEASE
+    fastpsl eval segment runs/sslpp_rotation-001 --data VOCdevkit
+    fastpsl eval segment runs/jigsaw_r50-001 --gpus 4 --protocol mmseg --sync-batchnorm \\
+        --data VOCdevkit --sbd benchmark_RELEASE
     fastpsl eval segment        # random weights on synthetic images, a minute on two cores
 """
 
@@ -36,6 +36,7 @@ SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "l
 
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions, TrainedEvaluationOptions):
+    size_from_run = False
     without: ClassVar[dict[str, str]] = WHOLE_IMAGES | {"whole": "images are always seen whole; leave it out"}
     protocol: Literal["sslpp", "fcn_alexnet", "mmseg"]
     """sslpp: 50 epochs of 2 images; with SBD fcn_alexnet: 150,000 steps of 20, mmseg: 20,000 of 16 crops."""

@@ -4,12 +4,12 @@ Paper, mAP of the best of ResNet-50's five blocks: ImageNet labels 87.5 %, Jigsa
 Rotation 63.5 %, with PSL 65.9 %. The protocol is VISSL's, which succeeds that of PSL's source [23]; for the
 source's costs give --costs fsb. Here: not yet run on VOC2007.
 
-    fastpsl eval svm --checkpoint runs/jigsaw_r50-001 --data VOCdevkit      # and with --low-shot
+    fastpsl eval svm runs/jigsaw_r50-001 --data VOCdevkit      # and with --low-shot
     fastpsl eval svm            # random weights on synthetic images, a minute on two cores
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
 converge slowly, in --workers processes of 1.5 GB. See
-https://fastpsl.github.io/fastpsl/reference/protocols/svm.html. The same command with --out continues an
+https://fastpsl.github.io/fastpsl/evaluate/svm.html. The same command with --out continues an
 interrupted run.
 """
 

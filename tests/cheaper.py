@@ -1,4 +1,6 @@
-"""Cheaper networks and a cheaper Triton interpreter for all tests that do not depend on them.
+"""Cheaper networks, runs and a cheaper Triton interpreter for all tests that do not depend on them.
+
+The monitor looks at features in runs with --probe-every alone.
 
 They apply to the tests' process and to ranks that it starts. Processes of `tests.warm` take `for_good`.
 """
@@ -15,6 +17,10 @@ import pytest
 from torch import nn
 from torchvision.models.resnet import ResNet
 
+from fastpsl.engine import trainer
+from fastpsl.engine.online_probe import is_probed
+from fastpsl.engine.run import Run
+from fastpsl.engine.task import Task
 from fastpsl.models.convolutional import VGG, AlexNet
 from fastpsl.models.resnet import VARIANTS
 
@@ -32,6 +38,7 @@ def make_cheaper(patch: pytest.MonkeyPatch) -> None:
     for name, variant in VARIANTS.items():
         first, second, *others = variant.channels
         patch.setitem(VARIANTS, name, variant._replace(channels=(first, second, *[second] * len(others))))
+    patch.setattr(trainer, "is_probed", _is_probed)
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
         remember_tritons_builtins(patch)
 
@@ -60,6 +67,10 @@ def publish_resnets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ResNet, "_make_layer", _make_layer)
     for name, channels in PUBLISHED.items():
         patch.setitem(VARIANTS, name, VARIANTS[name]._replace(channels=channels))
+
+
+def _is_probed(run: Run, task: Task) -> bool:
+    return bool(getattr(run.options, "probe_every", 0)) and is_probed(run, task)
 
 
 def _set_fc_width(patch: pytest.MonkeyPatch, width: int) -> None:

@@ -36,6 +36,6 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 def refused(outcome: Outcome, *words: str) -> str:
     """Check that a command has ended with exit code 2 and one line that has the words; return the line."""
     assert outcome.code == 2 and not outcome.out, outcome
-    assert outcome.err.startswith("fastpsl: ") and outcome.err.count("\n") == 1, outcome.err
+    assert outcome.err.startswith("fastpsl") and outcome.err.count("\n") == 1, outcome.err
     assert all(word in outcome.err for word in words), outcome.err
     return outcome.err

@@ -5,6 +5,7 @@ test is imported. With several workers of pytest-xdist, each computes with one t
 the other cores.
 """
 
+import atexit
 import ctypes
 import gc
 import os
@@ -42,14 +43,19 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude imported objects from garbage collection, which would take seconds."""
+    """Exclude imported objects from garbage collection, which would take seconds, also pytest's at its end.
+
+    Libraries report unfreed objects at the interpreter's end, so the freeze ends there.
+    """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
-def pytest_sessionfinish() -> None:
-    """Undo the freeze, because libraries report unfreed objects at the interpreter's end."""
-    gc.unfreeze()
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a worker of pytest-xdist end in peace: one that takes more than 5 s sends itself a Ctrl-C."""
+    if hasattr(session.config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 KEPT_BYTES = 1 << 29  # the growth that triggers a garbage collection, which takes an eighth of a second

@@ -1,7 +1,9 @@
 """`fastpsl.views`, `losses`, `optim`, `ops`, `backbones` and `plot` alone, against plain definitions."""
 
+import importlib
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,60 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.inline import png_bytes
 from fastpsl.training import Trained
 from tests.pipelines.written import photo_tree
+
+# what there is
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["backbones", "engine", "evaluate", "losses", "ops", "optim", "plot", "tasks", "training", "views"],
+)
+def test_a_public_module_shows_what_it_offers_alone(name: str) -> None:
+    module = importlib.import_module(f"fastpsl.{name}")
+    assert dir(module) == sorted(module.__all__) and all(hasattr(module, each) for each in module.__all__)
+    longest = max(module.__all__, key=len)
+    with pytest.raises(
+        AttributeError, match=f"fastpsl.{name} has no {longest}x; perhaps you meant {longest}"
+    ):
+        getattr(module, f"{longest}x")
+    assert not hasattr(module, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "meant"),
+    [
+        (lambda: fastpsl.pretrian, "pretrian", "pretrain"),  # type: ignore[attr-defined]
+        (lambda: fastpsl.losses.ntxent, "ntxent", "NTXent"),  # type: ignore[attr-defined]
+        (lambda: fastpsl.loader(None, batch=3), "batch", "batch_size"),  # type: ignore[call-arg]
+        (lambda: fastpsl.loader(None, batch_size=3, num_workers=3), "num_workers", "num_threads"),  # type: ignore[call-arg]
+        (lambda: fastpsl.load("runs", arch="nin3"), "arch", "backbone"),  # type: ignore[call-arg]
+        (lambda: fastpsl.embed("runs", image_size=3), "image_size", "size_px"),  # type: ignore[call-arg]
+        (lambda: fastpsl.plot.tsne(np.zeros((9, 2)), titel=""), "titel", "title"),  # type: ignore[call-arg]
+        (lambda: fastpsl.views.byol(size=96), "size", "size_px"),  # type: ignore[call-arg]
+        (lambda: fastpsl.pretrain("simclr", learning_rate=0.1), "learning_rate", "lr"),
+        (lambda: fastpsl.evaluate.knn(None, resolution=32), "resolution", "size_px"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_comes_with_the_one_that_was_meant(
+    call: Callable[[], object], wrong: str, meant: str
+) -> None:
+    with pytest.raises((AttributeError, ValueError), match=rf"{wrong}.*; perhaps you meant {meant}$"):
+        call()
+
+
+def test_what_ends_a_cell_says_what_it_is() -> None:
+    views, paths = fastpsl.views.simclr(32), sample_paths()
+    with fastpsl.loader(paths.train_32, views, batch_size=30, decoder="turbo", rank=1, world=2) as batches:
+        data, steps = batches.dataset, batches.num_samples // 30
+        size = f"{data.num_samples} images in {data.num_classes} classes"
+        text = f"Loader({size}, {steps} batches of 15 on rank 1 of 2, 2 views, decoder turbo)"
+        assert repr(batches) == repr(batches.loader) == text and repr(data) == f"Beton({size})"
+        assert repr(Subset(data, np.arange(1))) == f"Subset(1 image in {data.num_classes} classes)"
+    with fastpsl.loader(paths.test_32, batch_size=10**6, train=False, decoder="turbo") as batches:
+        assert ", 1 batch of 1,000,000, 1 view, decoder turbo)" in repr(batches)
+    model = repr(fastpsl.Model(random_weights("nin3", 0)))
+    assert model.startswith("Model(nin3, random weights; ") and "\n" not in model
+
 
 # views
 
@@ -48,6 +104,13 @@ def areas(view: fastpsl.ViewSpec, num: int = 4000) -> np.ndarray:
         (fastpsl.views.mocov2()[0], 224, (0.2, 1), (0.4, 0.4, 0.4), 0.1, 0.5, 23, None),
         (fastpsl.views.byol()[0], 224, (0.08, 1), (0.4, 0.4, 0.2), 0.1, 1.0, 23, None),
         (fastpsl.views.byol()[1], 224, (0.08, 1), (0.4, 0.4, 0.2), 0.1, 0.1, 23, 0.2),
+        (fastpsl.views.barlow_twins()[0], 224, (0.08, 1), (0.4, 0.4, 0.2), 0.1, 1.0, 23, None),
+        (fastpsl.views.barlow_twins(96)[1], 96, (0.08, 1), (0.4, 0.4, 0.2), 0.1, 0.1, 11, 0.2),
+        (fastpsl.views.vicreg()[1], 224, (0.08, 1), (0.4, 0.4, 0.2), 0.1, 0.5, 23, 0.1),
+        (fastpsl.views.dino()[0], 224, (0.4, 1), (0.4, 0.4, 0.2), 0.1, 1.0, 23, None),
+        (fastpsl.views.dino()[1], 224, (0.4, 1), (0.4, 0.4, 0.2), 0.1, 0.1, 23, 0.2),
+        (fastpsl.views.dino()[9], 96, (0.05, 0.4), (0.4, 0.4, 0.2), 0.1, 0.5, 11, None),
+        (fastpsl.views.swav()[7], 96, (0.05, 0.14), (0.8, 0.8, 0.8), 0.2, 0.5, 9, None),
         (fastpsl.views.multicrop()[1], 224, (0.14, 1), (0.8, 0.8, 0.8), 0.2, 0.5, 23, None),
         (fastpsl.views.multicrop()[7], 96, (0.05, 0.14), (0.8, 0.8, 0.8), 0.2, 0.5, 9, None),
     ],
@@ -79,10 +142,15 @@ def test_presets_draw_what_their_papers_say(
     assert next(op.kernel_px for op in view.ops if isinstance(op, ops.Blur)) == sigma_px
 
 
+TWO_VIEWS = ("simclr", "mocov2", "byol", "barlow_twins", "vicreg")
+
+
 def test_presets_have_the_numbers_of_views_of_their_papers() -> None:
-    assert [len(preset()) for preset in (fastpsl.views.simclr, fastpsl.views.mocov2, fastpsl.views.byol)] == [
-        2
-    ] * 3
+    assert [len(getattr(fastpsl.views, name)()) for name in TWO_VIEWS] == [2] * len(TWO_VIEWS)
+    assert fastpsl.views.swav() == fastpsl.views.multicrop()
+    assert [view.side_px for view in fastpsl.views.dino(64, 32, 1)] == [64, 64, 32]
+    with pytest.raises(ValueError, match="-1 small views; give 0 or more"):
+        fastpsl.views.dino(num_small=-1)
     assert [view.side_px for view in fastpsl.views.multicrop()] == [224] * 2 + [96] * 6
     assert [view.side_px for view in fastpsl.views.multicrop(64, 32, 1, 0)] == [64]
     for wrong in ((-1, 2), (0, 0), (2, -1)):
@@ -92,14 +160,14 @@ def test_presets_have_the_numbers_of_views_of_their_papers() -> None:
         fastpsl.views.simclr(0)
 
 
-@pytest.mark.parametrize("preset", ["simclr", "mocov2", "byol"])
+@pytest.mark.parametrize("preset", TWO_VIEWS)
 def test_presets_run_in_the_loader(preset: str) -> None:
     views = getattr(fastpsl.views, preset)(32)
     with fastpsl.loader(sample_paths().train_32, views, batch_size=8, device="cpu", num_threads=1) as batches:
         (first, second), _ = next(iter(batches))
         assert first.shape == second.shape == (8, 3, 32, 32) and not torch.equal(first, second)
         assert torch.isfinite(first).all() and torch.isfinite(second).all()
-        assert batches.augment.path == ("torch" if preset == "byol" else "fused")
+        assert batches.augment.path == ("fused" if preset in ("simclr", "mocov2") else "torch")
     views = fastpsl.views.multicrop(32, 16)
     with fastpsl.loader(sample_paths().train_32, views, batch_size=4, device="cpu", num_threads=1) as batches:
         inputs, _ = next(iter(batches))
@@ -151,15 +219,6 @@ def test_ntxent_has_the_gradient_of_cross_entropy() -> None:
     nn.functional.cross_entropy(logits, torch.arange(10).roll(5)).backward()
     for gradient, expected in zip(found, (first.grad, second.grad), strict=True):
         torch.testing.assert_close(gradient, expected)
-
-
-def test_ntxent_refuses_what_cannot_be() -> None:
-    for temperature in (0, -1):
-        with pytest.raises(ValueError, match="must be above 0"):
-            fastpsl.losses.NTXent(temperature)
-    for shapes in (((2, 3), (2, 4)), ((2, 3, 4), (2, 3, 4)), ((3, 2), (2, 2))):
-        with pytest.raises(ValueError, match=r"give two of one shape \[B, D\]"):
-            fastpsl.losses.NTXent()(*(torch.zeros(shape) for shape in shapes))
 
 
 def test_lars_alone_equals_a_plain_loop_and_takes_torchs_schedulers() -> None:
@@ -238,8 +297,10 @@ def test_a_map_has_a_point_per_row_that_can_be_placed() -> None:
     assert axis.get_title() == "t-SNE of 19 images, perplexity 4"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
     assert not fastpsl.plot.tsne(features, perplexity=4).legends
+    with pytest.raises(ValueError, match="perplexity 30 of 19 images"):
+        fastpsl.plot.tsne(features, perplexity=30)
     for wrong, labels, words in (
-        (features, None, "perplexity 30 of 19 images"),
+        (features[:0], None, "perplexity 0 of 0 images"),
         (features[:, 0], None, r"give features \[N, C\]"),
         (features, np.zeros(3), r"labels \[N\]"),
         (features[:0], None, "of 0 images"),

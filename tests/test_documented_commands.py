@@ -1,4 +1,4 @@
-"""The commands that pages and recipes print exist, and those of two pages run as printed."""
+"""The commands that pages and recipes print exist, and those of one page run as printed."""
 
 import json
 import re
@@ -51,6 +51,7 @@ def names(kind: Any) -> set[str]:
 def test_printed_commands_exist(page: Path) -> None:
     for words in commands(page):
         kind: Any = Fastpsl
+        words = words[words[0] == "help" :]
         while words and (known := getattr(kind, "commands", None)):
             if words[0] not in known:
                 break
@@ -76,8 +77,7 @@ def test_printed_commands_exist(page: Path) -> None:
                 assert option in options or option.removeprefix("no_") in options, (page.name, words)
 
 
-HOW_TO = Path(__file__).resolve().parents[1] / "docs" / "how_to"
-TEXT = "".join((HOW_TO / name).read_text() for name in ("pack_a_dataset.md", "pack_imagenet.md"))
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "how_to" / "pack_a_dataset.md").read_text()
 DATA_COMMANDS = re.findall(
     r"^fastpsl (data .*)$",
     "\n".join(re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)),
@@ -165,7 +165,7 @@ def test_each_command_runs(
 ) -> None:
     if find_spec("datasets"):
         data_sets(here, monkeypatch)
-    assert len(DATA_COMMANDS) == 33
+    assert len(DATA_COMMANDS) == 29
     for command in DATA_COMMANDS:
         arguments = [argument.strip("'") for argument in command.split()]
         if arguments[2] in ("pets/", "saved/", "hf:me/pets") and not find_spec("datasets"):

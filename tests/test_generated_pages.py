@@ -9,37 +9,61 @@ import pytest
 
 from docs.images import make_training_screen as screen
 from docs.reference.generate import __main__ as script
+from docs.reference.generate.command_pages import all_commands, boxes_of_command
+from docs.reference.generate.llms import SITE, llms_text
 from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import words_of
-from fastpsl.commands.train import Train
+from docs.reference.generate.parts import expanded
+from docs.reference.generate.recipe_pages import NAMES, options_of_recipes, pages_of_recipes
+from fastpsl.commands.train import Eval, Train
 from fastpsl.console.screen import Numbers
 from fastpsl.scripts.command_line import options_of
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.test_architecture import ROOT
 
 
-@pytest.fixture(scope="module")
-def pages() -> dict[Path, str]:
-    return script.pages()
+def test_the_committed_list_is_the_generated_one() -> None:
+    assert script.FILE.read_text() == llms_text(), "write it anew: python -m docs.reference.generate"
 
 
-def test_the_committed_pages_are_the_generated_ones(pages: dict[Path, str]) -> None:
-    changed, surplus = script.stale(pages)
-    assert not changed + surplus, "write them anew: python -m docs.reference.generate"
+def test_each_recipe_has_a_page_and_each_command_a_section() -> None:
+    assert pages_of_recipes().keys() == {*Train.names, *Eval.names}
+    page = expanded((ROOT / "docs" / "reference" / "commands.md").read_text())
+    for words, kind in all_commands():
+        section = page.partition(f"\n## fastpsl {words}\n")[2].partition("\n## ")[0]
+        flags = [row.usage for rows in boxes_of_command(kind).values() for row in rows]
+        assert section and all(f"`{flag}`" in section for flag in flags), words
 
 
-def test_each_recipe_and_each_command_has_a_page(pages: dict[Path, str]) -> None:
-    names = {str(path.relative_to(script.FOLDER)) for path in pages}
-    assert {f"recipes/{path.stem}.md" for path in (ROOT / "recipes").glob("*.py")} <= names
-    assert {"commands/train.md", "commands/data_write.md", "commands/recipes_copy.md"} <= names
-
-
-def test_each_option_stands_on_the_page_of_its_recipe(pages: dict[Path, str]) -> None:
-    for path in (ROOT / "recipes").glob("*.py"):
-        recipe, page = find_recipe(path.stem), pages[script.FOLDER / "recipes" / f"{path.stem}.md"]
+def test_each_option_stands_on_the_page_of_its_recipe_or_on_the_common_one() -> None:
+    common = expanded((ROOT / "docs" / "methods" / "common_options.md").read_text())
+    for name, path in pages_of_recipes().items():
+        recipe, page = find_recipe(NAMES[name]), expanded(path.read_text())
         for option in options_of(recipe.options):
-            is_listed = f"`{option.usage.split()[0]}`" in page
-            assert is_listed or option.name in recipe.options.without, (path.stem, option.name)
+            words = f"`{option.usage.split()[0]}`"
+            is_listed = words in page or f"| {words} |" in common
+            assert is_listed or option.name in recipe.options.without, (name, option.name)
+
+
+def test_defaults_stand_in_a_column_for_each_recipe() -> None:
+    lines = options_of_recipes(["sslpp-rotation", "sslpp-aet"]).splitlines()
+    assert lines[0] == "| option | `sslpp-rotation` | `sslpp-aet` | meaning |"
+    cells = {words[0]: words[1:3] for words in (line.strip("| ").split(" | ") for line in lines[2:])}
+    assert cells["`--epochs`"] == ["`200`", "`1500`"] and cells["`--batch-size`"] == ["`128`", "`512`"]
+    assert cells["`--transform`"] == ["–", "`projective`"]
+    assert "`--seed`" not in cells  # a shared one, with the shared default
+
+
+def test_the_list_for_language_models_has_each_page_once() -> None:
+    text = llms_text()
+    assert text.startswith("# fastpsl\n\n> ")
+    listed = re.findall(rf"^- \[.+\]\({SITE}/(.+)\.html\): \S.*$", text, re.MULTILINE)
+    docs = ROOT / "docs"
+    sources = [
+        path for kind in ("md", "ipynb") for path in docs.rglob(f"*.{kind}") if "runs" not in path.parts
+    ]
+    names = {str(path.relative_to(docs).with_suffix("")) for path in sources} - {"index"}
+    assert len(listed) == len(set(listed)) and set(listed) == names
 
 
 def test_text_becomes_markdown() -> None:
@@ -54,18 +78,12 @@ def test_text_becomes_markdown() -> None:
     assert rest == "It.\n\nPaper: 1 %.\n\n```bash\n# why\nfastpsl a \\\n    --b 1\n```"
 
 
-def test_check_tells_whether_a_page_would_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "recipes" / "a.md"
-    monkeypatch.setattr(script, "FOLDER", tmp_path)
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    monkeypatch.setattr(script, "pages", lambda: {page: "text\n"})
-    assert script.main(["--check"]) == 1 and not page.exists()
-    assert script.main([]) == 0 and page.read_text() == "text\n"
+def test_check_tells_whether_the_list_would_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "FILE", tmp_path / "llms.txt")
+    monkeypatch.setattr(script, "llms_text", lambda: "text\n")
+    assert script.main(["--check"]) == 1 and not script.FILE.exists()
+    assert script.main([]) == 0 and script.FILE.read_text() == "text\n"
     assert script.main(["--check"]) == 0
-    (surplus := tmp_path / "commands").mkdir()
-    (surplus / "b.md").write_text("old")
-    assert script.main(["--check"]) == 1
-    assert script.main([]) == 0 and not (surplus / "b.md").exists()
 
 
 ZOO = (ROOT / "docs" / "project" / "model_zoo.md").read_text()

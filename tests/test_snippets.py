@@ -5,12 +5,14 @@ import os
 import re
 import runpy
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from docs.reference.generate.parts import expanded
 from tests.warm import on_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,11 +64,11 @@ def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:
         assert text.count("<!-- test -->") == len(BLOCK.findall(text)), page
 
 
+@cache
 def anchors(page: Path) -> set[str]:
     """Return the fragments of a page's headings, as GitHub builds them."""
-    headings = re.findall(
-        r"^#+ +(.*)$", FENCED.sub(lambda m: m[0].strip("`"), page.read_text()), re.MULTILINE
-    )
+    text = FENCED.sub(lambda m: m[0].strip("`"), expanded(page.read_text()))
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

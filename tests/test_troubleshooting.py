@@ -1,16 +1,15 @@
-"""The pages on troubleshooting have a row for each error and warning in the source, and no other row."""
+"""docs/how_to/messages.json has a row for each error and warning in the source, and no other row."""
 
 import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
-from markdown_it import MarkdownIt
-from markdown_it.tree import SyntaxTreeNode
-
+from docs.reference.generate.messages import FILE, messages_part, sections
 from tests.test_architecture import ROOT, python_files
+from tests.test_prose import faults
+from tests.test_snippets import LINK, anchors
 
 GAP = "…"
 
@@ -119,13 +118,9 @@ def _text(node: ast.expr | None, values: dict[str, ast.expr]) -> str:
     return GAP
 
 
-FOLDER = ROOT / "docs" / "how_to" / "troubleshooting"
-HEADER = ["Message", "Cause", "Remedy"]
-
-
 @dataclass(frozen=True)
 class Row:
-    page: str
+    section: str
     message: str
     cause: str
     remedy: str
@@ -144,28 +139,14 @@ class Row:
         return could_be and bool(self.pattern.fullmatch(text))
 
 
-def rows_of(page: Path) -> list[Row]:
-    """Return the rows of a page's tables of messages: those whose header is HEADER."""
-    found = []
-    for table in SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(page.read_text())).walk():
-        if table.type == "table":
-            rows = [
-                [cell.children[0] for cell in row.children]
-                for part in table.children
-                for row in part.children
-            ]
-            if [cell.content for cell in rows[0]] == HEADER:
-                for message, cause, remedy in rows[1:]:
-                    (code,) = message.children
-                    found.append(
-                        Row(page.name, " ".join(code.content.split()), cause.content, remedy.content)
-                    )
-    return found
-
-
 @cache
 def rows() -> list[Row]:
-    return [row for page in sorted(FOLDER.glob("*.md")) for row in rows_of(page)]
+    return [
+        Row(section["title"], row["says"], row["cause"], row["remedy"])
+        for section in sections()
+        for row in section["rows"]
+        if "says" in row
+    ]
 
 
 @cache
@@ -184,15 +165,27 @@ def test_each_message_has_a_row() -> None:
 
 def test_each_row_is_of_a_message() -> None:
     unknown = [row for row in rows() if not any(row.is_of(message.text) for message in said())]
-    assert not unknown, "\n".join(f"{row.page}: {row.message}" for row in unknown)
+    assert not unknown, "\n".join(f"{row.section}: {row.message}" for row in unknown)
 
 
 def test_a_row_is_once_and_says_something() -> None:
     found = [row.message for row in rows()]
     assert len(set(found)) == len(found), {message for message in found if found.count(message) > 1}
     for row in rows():
-        assert row.cause and row.remedy, row
+        assert row.cause, row
         assert len(re.findall(r"\w+", row.message)) >= 2, f"{row} matches too much"
+
+
+def test_links_lead_somewhere_and_sentences_are_plain() -> None:
+    part = messages_part()
+    here = anchors(FILE.with_name("troubleshooting.md"))
+    for link in LINK.findall(part):
+        path, _, fragment = link.partition("#")
+        target = (FILE.parent / path).resolve()
+        if not link.startswith("https:"):
+            assert target.exists(), link
+            assert not fragment or fragment in (anchors(target) if path else here), link
+    assert not faults(part)
 
 
 def test_what_a_row_is_about() -> None:

@@ -50,7 +50,7 @@ fi
 
 missing=$(missing_packages)
 if [ -n "$missing" ] && ! is_done system "$missing"; then
-    say "system packages to install: $missing"
+    say "installing system packages: $missing"
     apt_log=$(mktemp)
     # shellcheck disable=SC2086  # one word a package
     install_packages $missing >"$apt_log" 2>&1 </dev/null || true
@@ -70,9 +70,12 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 # pyproject.toml's [tool.*] tables come last and install nothing
 inputs=$({ sed '/^\[tool\./,$d' pyproject.toml && cat setup.py constraints.txt && .venv/bin/python --version && echo "$root"; } | sha256sum)
 if ! is_done packages "$inputs"; then
-    say "Python packages into .venv: about 7 GB, some minutes the first time"
+    say "Python packages into .venv: about 7 GB, 2 to 4 minutes the first time; torch and NVIDIA's libraries are most of it"
     pip uninstall -qq -y fastpsl # another project's, or ours by its former name: either would leave files of its own behind
-    pip install -q --no-compile -c constraints.txt -e ".[dali-cu13,datasets,heic,wandb,bench,transfer,export,onnx,timm,hub,remote,docs,dev]"
+    # pip's own progress is for somebody who looks; a log gets warnings and errors alone.
+    if [ -t 1 ]; then quiet=(); else quiet=(-q); fi
+    pip install "${quiet[@]}" --no-compile -c constraints.txt -e ".[dali-cu13,datasets,heic,wandb,bench,transfer,export,onnx,timm,hub,remote,docs,dev]"
+    say "compiling the Python packages with all cores"
     # pip would compile with one core. A few files are written for newer Pythons: they stay as they are.
     .venv/bin/python -m compileall -qq -j 0 .venv/lib/python3.*/site-packages || true
     set_done packages "$inputs"
@@ -82,7 +85,7 @@ fi
 source=$(cat fastpsl/kernels/*.c fastpsl/pipelines/beton/*.c fastpsl/pipelines/decoders/*.[ch] setup.py | sha256sum)
 built=(fastpsl/pipelines/decoders/_turbo.*.so)
 if ! is_done turbo "$source $missing" || [ ! -e "${built[0]}" ]; then
-    say "C libraries"
+    say "compiling our C libraries: the turbo decoder and the kernels, half a minute"
     .venv/bin/python setup.py -q build_ext --inplace --force >.venv/.done/turbo.log 2>&1 || true
     built=(fastpsl/pipelines/decoders/_turbo.*.so)
     set_done turbo "$source $missing"
@@ -91,7 +94,7 @@ fi
 
 ffcv_works() { .venv/bin/python -c "import ffcv.libffcv" >>.venv/.done/ffcv.log 2>&1; }
 if ! is_done ffcv "yes $inputs" && ! is_done ffcv "no $missing $inputs"; then
-    say "ffcv"
+    say "compiling ffcv, a minute or two; its log is .venv/.done/ffcv.log"
     if PKG_CONFIG_PATH="$root/toolchain/ffcv-shim${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}" \
         pip install -c constraints.txt ffcv >.venv/.done/ffcv.log 2>&1 && ffcv_works; then
         set_done ffcv "yes $inputs"

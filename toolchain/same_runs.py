@@ -47,8 +47,8 @@ RUNS = {  # each one's folder has its name; the first run draws the sample
     "--pseudo-labels iic/labels.npz",
     "deepcluster": f"train deepcluster {_SMALL} {_PX_32} --backbone resnet18_cifar --input-channels SobelXY "
     "--num-clusters 16 --pca-width 32 --batch-size 60 --epochs 2 --max-steps-per-stage 1",
-    "linear": f"eval linear {_SMALL} {_PX_32} --checkpoint rotation --batch-size 96 --epochs 1",
-    "knn": f"eval knn {_PX_32} --workers 1 --checkpoint moco --block B1 B2 final",
+    "linear": f"eval linear rotation {_SMALL} {_PX_32} --batch-size 96 --epochs 1",
+    "knn": f"eval knn moco {_PX_32} --workers 1 --block B1 B2 final",
 }  # fmt: skip
 CODES = (
     "--help",
@@ -61,7 +61,7 @@ CODES = (
     "train jigsaw --data missing",
     "train rotation --resume missing.pt",
     "train uic-cifar10 --backbone resnet19",
-    "eval knn --checkpoint missing",
+    "eval knn missing",
     "data info missing.beton",
     "show missing",
     "export missing --out x.pt",

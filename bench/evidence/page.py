@@ -1,7 +1,7 @@
-"""Write the experiments' numbers into docs/evidence and fastpsl's tables: `python -m bench.evidence.page`.
+"""Write the experiments' numbers into methods' pages and fastpsl's tables: `python -m bench.evidence.page`.
 
-docs/runs/NAME/results.json of an experiment, and times.json if it is there, fill what stands between
-<!-- NAME begin --> and <!-- NAME end --> of the page that has these marks. --check changes nothing and exits
+docs/runs/NAME/results.json of an experiment fills what stands between <!-- NAME begin --> and
+<!-- NAME end --> of the page that has these marks. --check changes nothing and exits
 with 1 where a file would be another.
 """
 
@@ -39,9 +39,8 @@ def texts() -> dict[Path, str]:
             continue
         if result["plan_commit"] is None:
             raise ValueError(f"docs/runs/{name}: its plan was not committed before it was run")
-        times = path.with_name("times.json")
         found[name] = result
-        parts[name] = part(name, result, json.loads(times.read_text()) if times.exists() else None)
+        parts[name] = part(name, result, times=path.with_name("times.json").exists())
     made = written(ROOT, parts)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, result in found.items():
@@ -50,52 +49,18 @@ def texts() -> dict[Path, str]:
     return {**made, ROWS: json.dumps(rows, indent=1, ensure_ascii=False) + "\n"}
 
 
-def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None = None) -> str:
-    """Return the figure, the tables and the origin of an experiment as Markdown, with its times if given."""
+def part(name: str, result: Mapping[str, Any], *, times: bool = False) -> str:
+    """Return an experiment's tables and files as Markdown; `times`: it has times.json."""
     columns, arms = _cells(result)
-    scores, earlier = result["scores"], result.get("earlier", [])
-    stages = [stage for training in result["training"] for stage in training["stages"]]
     return _TEMPLATES.get_template("experiment.md.jinja").render(
         result,
         name=name,
         columns=columns,
         arms=arms,
-        changes={arm: of["change"] for arm, of in result["curves"].items() if "change" in of},
-        seeds=sorted({score["seed"] for score in scores}),
-        search_seeds=sorted({score["seed"] for score in result["search"]}),
-        code=_code(scores),
-        machines=[one["environment"] | {"plan_commit": one["plan_commit"]} for one in (*earlier, result)],
-        earlier=earlier,
-        beside=_beside(result.get("beside", [])),
         p=_p_values([one["values"] for one in result["differences"]]),
-        train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
         times=times,
         evaluation=in_words(result["endpoint"]["evaluation"]),
-        percent=f"{100 * times['accuracy']:g}" if times else "",
-        hours=sum(stage["seconds"] for stage in stages) / 3600,
     )
-
-
-def _code(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each commit of the code with the days on which it ran, and the arms that it scored."""
-    commits = list(dict.fromkeys(score["commit"] for score in scores))
-    return [
-        {
-            "commit": commit[:10],
-            # Early records have no dates.
-            "dates": sorted({s["date"][:10] for s in scores if s["commit"] == commit and "date" in s}),
-            "rows": list(dict.fromkeys(score["arm"] for score in scores if score["commit"] == commit)),
-        }
-        for commit in commits
-    ]
-
-
-def _beside(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[float]]]:
-    """Return each number to compare with: its name, what it is, and the values of the seeds."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for one in records:
-        values.setdefault((one["name"], one["number"]), []).append(one["numbers"][one["number"]])
-    return [(name, number, found) for (name, number), found in values.items()]
 
 
 def _p_values(differences: Sequence[Sequence[float]]) -> list[str]:
@@ -130,9 +95,6 @@ def _cells(result: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 _TEMPLATES = templates(Path(__file__).parent)
-_TEMPLATES.filters["signed"] = "{:+.1f}".format
-_TEMPLATES.filters["tenths"] = "{:.1f}".format
-_TEMPLATES.filters["seconds"] = lambda seconds: "never" if seconds is None else f"{seconds:.0f}"
 
 
 _COLOURS = (

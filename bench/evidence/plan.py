@@ -14,7 +14,7 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
                      the seed counts nowhere else
     seeds            the seeds that count
     evaluations      by name: commands that score a training's features; those of the search are not counted
-    random           what an evaluation gets as {weights} for random weights; else --checkpoint FOLDER,
+    random           what an evaluation gets as {weights} for random weights; else FOLDER,
                      and --backbone as in the training if that is FILE.py:CLASS
     beside           by name: a command whose number is to be compared with, and which of its numbers
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
@@ -133,7 +133,7 @@ class Plan:
 
     def evaluation_of(self, run: "Run", name: str) -> Step:
         """Return an evaluation of a run."""
-        weights = self.random if run.arm == RANDOM else f"--checkpoint {{runs}}/{run.name}{self.own_backbone}"
+        weights = self.random if run.arm == RANDOM else f"{{runs}}/{run.name}{self.own_backbone}"
         return Step(f"{run.name}-{name}", self.evaluations[name].replace("{weights}", weights), run.values)
 
     @property

@@ -40,7 +40,15 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "evaluation": dict, "run-folder": dict,
 }  # fmt: skip
 # NAME of the marks <!-- NAME chart begin -->.
-CHARTS = ("throughput", "sizes", "sizes-float32", "sizes-folder", "augmentations", "determinism")
+CHARTS = (
+    "throughput",
+    "throughput-folder",
+    "sizes",
+    "sizes-float32",
+    "sizes-folder",
+    "augmentations",
+    "determinism",
+)
 IMAGES = DOCS / "images"
 
 

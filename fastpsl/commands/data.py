@@ -31,7 +31,7 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
 
         def show(done: int, total: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(Progress("MB", total, "counting")))
+                bars.append(stack.enter_context(Progress("MB", total, "counting what there is to write")))
             bars[0].update(done, 0)
 
         yield show

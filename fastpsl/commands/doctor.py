@@ -68,7 +68,7 @@ class Doctor:
                 num_ranks=self.gpus,
             )
         except KeyboardInterrupt:
-            print("fastpsl: interrupted; nothing was changed", file=sys.stderr)
+            print("fastpsl doctor: interrupted; nothing was changed", file=sys.stderr)
             return EXIT_INTERRUPTED
         except (ValueError, BrokenPipeError):
             raise

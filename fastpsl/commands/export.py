@@ -15,12 +15,12 @@ class Export:
     """Write a checkpoint's backbone alone, under the names and in the file of another library.
 
     What the weights expect to see goes along in OUT.json (safetensors, onnx: in the file's metadata; hf: in
-    config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/export.html.
+    config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/weights.html#export-a-backbone.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell
-    (https://fastpsl.github.io/fastpsl/how_to/others_weights.html)."""
+    (https://fastpsl.github.io/fastpsl/how_to/weights.html#use-weights-of-other-projects)."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors, .onnx; of hf, a new folder."""
     to: Annotated[str, tyro.conf.arg(metavar="|".join(EXPORTS))]

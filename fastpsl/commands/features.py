@@ -6,7 +6,7 @@ which is slow.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,14 +18,15 @@ from fastpsl.models.names import ANY_BACKBONE
 if TYPE_CHECKING:
     from fastpsl.engine.distributed import World
     from fastpsl.evaluation.options import EvaluationOptions
+    from fastpsl.evaluation.trained_run import TrainedRun
 
-_CHECKPOINT = tyro.conf.arg(
-    metavar="CKPT",
+_RUN = tyro.conf.arg(
+    metavar="RUN",
     help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
     "others' weights.",
 )
-Checkpoint = tyro.conf.Positional[Annotated[Path, _CHECKPOINT]]
-OptionalCheckpoint = tyro.conf.Positional[Annotated[Path | None, _CHECKPOINT]]
+Run = tyro.conf.Positional[Annotated[Path, _RUN]]
+OptionalRun = tyro.conf.Positional[Annotated[Path | None, _RUN]]
 Block = Annotated[
     str,
     tyro.conf.arg(
@@ -34,16 +35,20 @@ Block = Annotated[
         "well.",
     ),
 ]
-OutFolder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="The folder to write to.")]
-RandomWeights = Annotated[bool, tyro.conf.arg(help="Random weights of --backbone instead of CKPT.")]
+OutFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(metavar="DIR", help="The folder to write to; by default a new numbered one under runs/."),
+]
+RandomWeights = Annotated[bool, tyro.conf.arg(help="Random weights of --backbone instead of RUN.")]
 
 
 @dataclass(frozen=True)
 class ExtractionOptions:
     """The options of the weights and the extraction of features."""
 
-    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
-    """Side of the middle that is cut from each image, whose shorter side becomes PX * 256 / 224."""
+    size_px: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
+    """Side of the middle that is cut from each image, whose shorter side becomes PX * 256 / 224. [that of
+    the run's images; of others' weights 224]"""
     whole: bool = False
     """The shorter side becomes PX, so that small images are seen whole."""
     backbone: Annotated[
@@ -73,17 +78,23 @@ class ExtractionOptions:
 
     @contextmanager
     def joined(self, checkpoint: Path | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
-        """Join torchrun's ranks and yield the evaluation's options, with `more` fields such as seed."""
+        """Join torchrun's ranks and yield the evaluation's options, with `more` fields such as seed.
+
+        Data that is None is the embedded sample's.
+        """
         from fastpsl.engine.distributed import join_world, leave_world
         from fastpsl.evaluation.options import EvaluationOptions
         from fastpsl.scripts.recipe import require_paths
 
         if (checkpoint is not None) == more.get("random_weights", False):
-            raise ValueError("give either CKPT, or --random-weights and --backbone")
+            raise ValueError("give either RUN, or --random-weights and --backbone")
         if more.get("seed", 0) < 0:
             raise ValueError(f"--seed {more['seed']}: it must be 0 or more")
-        options = EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)
+        given = {name: value for name, value in {**vars(self), **more}.items() if value is not None}
+        options = EvaluationOptions(checkpoint=checkpoint, **given)
         require_paths(options)
+        size = {} if self.size_px is not None else options.recorded_size()
+        options = replace(options, **size)
         world = join_world(options.device, timeout_s=10 * options.timeout_s)
         try:
             yield options, world
@@ -91,7 +102,14 @@ class ExtractionOptions:
             leave_world()
 
 
-@dataclass(frozen=True)
+def run_of(weights: Path | None) -> "TrainedRun | None":
+    """Return the run that weights belong to, or None."""
+    from fastpsl.evaluation.trained_run import TrainedRun
+
+    return None if weights is None else TrainedRun.of(weights)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features:
     """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is
     sample i.
@@ -100,10 +118,10 @@ class Features:
     it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
     """
 
-    checkpoint: Checkpoint
-    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+    checkpoint: Run
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """A dataset file, a quoted glob of shards, a folder or list of images
-    (https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html)."""
+    (https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html). [the run's training images]"""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
     """The file to write."""
     block: Block = "final"
@@ -118,12 +136,16 @@ class Features:
         """Write the file and print what it holds; under torchrun every rank does its share."""
         from fastpsl.evaluation.features import Extraction
         from fastpsl.pipelines.datasets.open import open_data
+        from fastpsl.pipelines.sample.betons import sample_paths
 
         if self.out.suffix != ".npy":
             raise ValueError(f"--out {self.out}: give a name that ends in .npy")
-        with self.extraction.joined(self.checkpoint, data=self.data) as (options, world):
+        source = self.data
+        if source is None and (run := run_of(self.checkpoint)):
+            source = run.train_images()
+        with self.extraction.joined(self.checkpoint, data=source) as (options, world):
             pretrained = options.pretrained()
-            with closing(open_data(self.data)) as data:
+            with closing(open_data(sample_paths().train if source is None else source)) as data:
                 extraction = Extraction.of(options, pretrained, data, self.block, world, self.dtype)
                 written = extraction.to_file(self.out, world, overwrite=self.overwrite)
                 if world.rank == 0:
@@ -137,19 +159,20 @@ class TSNE:
 
     OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are),
     result.json and the features, which serve again. See
-    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/evaluate/retrieval.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    checkpoint: OptionalCheckpoint = None
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """A dataset file, a quoted glob of shards, a folder or a list of images."""
-    out: OutFolder
+    checkpoint: OptionalRun = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """A dataset file, a quoted glob of shards, a folder or a list of images. [the run's validation images]"""
+    out: OutFolder = None
     block: Block = "final"
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 1000
     """Images, drawn by --seed; all where there are fewer."""
-    perplexity: Annotated[float, tyro.conf.arg(metavar="NUM")] = 30.0
-    """About how many neighbours each point has; less than NUM."""
+    perplexity: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
+    """About how many neighbours each point has; less than the images.
+    [30, or a third of the images]"""
     seed: int = 0
     """Of the images that are drawn, of t-SNE, and of random weights."""
     random_weights: RandomWeights = False
@@ -160,9 +183,13 @@ class TSNE:
         """Write the map and print the figures; under torchrun every rank does its share."""
         from fastpsl.evaluation.tsne import make_map
 
+        data, val = self.data, None
+        if data is None and (run := run_of(self.checkpoint)):
+            data, val = run.scored()
         with self.extraction.joined(
-            self.checkpoint, data=self.data, out=self.out, seed=self.seed, random_weights=self.random_weights
-        ) as (options, world):
+            self.checkpoint, data=data, val=val, out=self.out, seed=self.seed,
+            random_weights=self.random_weights,
+        ) as (options, world):  # fmt: skip
             for line in make_map(options, world, block=self.block, num=self.num, perplexity=self.perplexity):
                 print(line)
 
@@ -174,17 +201,18 @@ class Retrieve:
 
     OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl
     table`) and the features, which serve again. See
-    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/evaluate/retrieval.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    checkpoint: OptionalCheckpoint = None
-    gallery: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    checkpoint: OptionalRun = None
+    gallery: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Where neighbours are looked for: a dataset file, a quoted glob of shards, a folder of images or a list
-    of them."""
-    queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """The query images, in the same forms. An image of the same data does not find itself."""
-    out: OutFolder
+    of them. [the run's training images]"""
+    queries: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """The query images, in the same forms. An image of the same data does not find itself. [the run's
+    validation images]"""
+    out: OutFolder = None
     block: Block = "final"
     k: Annotated[int, tyro.conf.arg(metavar="NUM")] = 8
     """Neighbours of each query."""
@@ -202,9 +230,20 @@ class Retrieve:
     def run(self) -> None:
         """Write the neighbours and print the figures; under torchrun every rank does its share."""
         from fastpsl.evaluation.neighbours import retrieve
+        from fastpsl.pipelines.sample.betons import sample_paths
 
+        gallery, queries = self.gallery, self.queries
+        if run := run_of(self.checkpoint):
+            if queries is None:  # a share is one of the run's own gallery
+                queries = (run.val_data if gallery else run.val_images)("give --queries")
+            gallery = gallery or run.train_images("give --gallery")
+        elif (gallery is None) != (queries is None):
+            raise ValueError("--gallery and --queries: give both, or neither for the embedded sample")
+        if gallery or queries:  # one of them may be the sample's, which the run learned from
+            sample = sample_paths()
+            gallery, queries = gallery or str(sample.train), queries or str(sample.test)
         with self.extraction.joined(
-            self.checkpoint, data=self.gallery, val=self.queries, out=self.out, seed=self.seed,
+            self.checkpoint, data=gallery, val=queries, out=self.out, seed=self.seed,
             random_weights=self.random_weights,
         ) as (options, world):  # fmt: skip
             for line in retrieve(

@@ -17,7 +17,7 @@ class MakeLabels:
     learned ones are compared with.
 
     k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:
-    what learns from them is supervised. See https://fastpsl.github.io/fastpsl/how_to/evaluate/clusters.html.
+    what learns from them is supervised. See https://fastpsl.github.io/fastpsl/evaluate/clusters.html.
     """
 
     source: tyro.conf.Positional[Literal["k-means", "random", "true"]]
@@ -84,7 +84,7 @@ class Clusters:
 
     OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png.
     See
-    https://fastpsl.github.io/fastpsl/how_to/evaluate/clusters.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/evaluate/clusters.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 

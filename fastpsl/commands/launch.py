@@ -73,7 +73,7 @@ def follow(job: str, out: Path) -> int:
     """Print a job's log as it grows, and its state beside the run's status.json, until it has ended."""
     log, position, line, asked = out / f"slurm-{job}.log", 0, "", float("-inf")
     try:
-        with operation(f"job {job}") as progress:
+        with operation(f"job {job}: asking for its state") as progress:
             while True:
                 if time.monotonic() - asked >= ASK_EVERY_S:
                     state, asked = state_of(job), time.monotonic()
@@ -81,7 +81,7 @@ def follow(job: str, out: Path) -> int:
                 if (now := f"job {job}: {state.words}; {_status(out)}") != line:
                     line = now
                     print(line, flush=True)
-                    progress.rename(line)
+                    progress.rename(f"{line}; waiting for news of it")
                     note_output()
                 if state.has_ended:
                     return 0 if _status(out).startswith("status.json finished") else 1

@@ -11,17 +11,17 @@ from fastpsl.tables.paper_file import NAMES
 
 @dataclass(frozen=True)
 class Table:
-    """Render a table of PSL's, UIC's or SSL++'s paper beside our own results, and print the commands of the
-    missing ones.
+    """Print a table of PSL's, UIC's or SSL++'s paper beside our own results, or the list of tables.
 
+    Below the table stand the commands of the results that are missing.
     Those result.json files under RUNS count that were measured whole, on one data set, with the values of
-    the scale. The others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something
-    missing is no error. See
-    https://fastpsl.github.io/fastpsl/how_to/reproduce_a_table.html; for the forms of DATA,
+    the scale. The others are listed with the reason. With --out, OUT gets NAME.md, NAME.png and NAME.html.
+    Something missing is no error. See
+    https://fastpsl.github.io/fastpsl/evaluate/tables.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
-    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="|".join(NAMES))]]
+    name: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="|".join(NAMES))]] = None
     """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels;
     8: detection; 9: SVMs and linear classifiers on other data; ablations: jigsaw with other orders, lengths
     and partitions, which are not in the paper. uic/1: number of classes; 2: fine-tuning; 3: the view that
@@ -31,10 +31,10 @@ class Table:
     pseudo-labels come from; 11: without the task; 12: coupled; 13, 14: clusters and transformations; fig3:
     fine-tuned on Pascal VOC; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10; -yfcc: from
     Tiny-YFCC100M."""
-    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """The folder that holds the runs, at any depth; the commands write there too."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """The folder to write to."""
+    runs: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder that holds the runs, at any depth; the commands write there too. [runs]"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder to write to. [nothing is written]"""
     scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
     """tiny: small sizes for any folder of images of 64 px or more (sslpp: 32), three seeds; two cores do a
     row in less than an hour."""
@@ -62,12 +62,17 @@ class Table:
     """GPUs, for the commands. [8; tiny: 1]"""
 
     def run(self) -> None:
-        """Write the table and print its lines."""
+        """Print the table, or the list of tables; write its pages."""
+        from fastpsl.tables.terminal import print_table, print_tables
+
+        if self.name is None:
+            print_tables()
+            return
         from fastpsl.tables.data_sets import OTHER_DATA
         from fastpsl.tables.page import make_table
 
         paths = {name: getattr(self, name) for name in OTHER_DATA}
-        lines = make_table(
+        report, lines = make_table(
             self.name,
             self.runs,
             self.out,
@@ -78,4 +83,5 @@ class Table:
             others={name: (path,) if isinstance(path, str) else path for name, path in paths.items() if path},
             num_processes=self.gpus,
         )
+        print_table(report)
         print("\n".join(lines))

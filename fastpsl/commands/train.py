@@ -1,11 +1,15 @@
 """`fastpsl train` and `fastpsl eval`: recipes by their short names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import tyro
+
+from fastpsl.console.progress import operation
+from fastpsl.scripts.recipe_files import EVAL, TRAIN
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,10 @@ class List:
         from rich.console import Console
         from rich.table import Table
 
-        from fastpsl.scripts.recipe_files import find_recipe
-
         table = Table.grid(padding=(0, 2))
         for command in (Train, Eval):
-            for name, stem in command.names.items():
-                about = (find_recipe(stem).description or "").strip().split("\n\n")[0]
-                table.add_row(f"fastpsl {command.__name__.lower()} {name}", " ".join(about.split()))
+            for name, about in command.about_names().items():
+                table.add_row(f"fastpsl {command.__name__.lower()} {name}", about)
         Console(highlight=False, markup=False).print(table)
 
 
@@ -99,6 +100,17 @@ class _Start:
         """Return whether this is a recipe's short name, or its script's name without .py."""
         return name in cls.names or name in cls.names.values()
 
+    @classmethod
+    def about_names(cls) -> dict[str, str]:
+        """Return the first sentence of each recipe by its name, without what stands in brackets."""
+        from fastpsl.scripts.recipe_files import find_recipe
+
+        paragraphs = {
+            name: (find_recipe(stem).description or "").strip().split("\n\n")[0]
+            for name, stem in cls.names.items()
+        }
+        return {name: re.sub(r" \([^)]*\)", "", " ".join(text.split())) for name, text in paragraphs.items()}
+
     def run(self, *options: str) -> int:
         """Run the recipe in this process, or in one for each of --gpus."""
         from fastpsl.scripts.command_line import HELP
@@ -112,11 +124,14 @@ class _Start:
         for other in (Train, Eval):
             if other.__name__.lower() != command and other.knows(self.recipe):
                 hint = f"fastpsl {other.__name__.lower()} {self.recipe}"
-                raise ValueError(f"fastpsl {command} has no {self.recipe}; did you mean `{hint}`?")
+                raise ValueError(f"there is no such recipe here; did you mean `{hint}`?")
         path = named_path(self.recipe, self.names)
+        prog = f"fastpsl {command} {self.recipe}"
         if (self.gpus or 1) == 1 or HELP.intersection(options):
-            launch(load_recipe(path), options, f"fastpsl {command} {self.recipe}")
-        return run_ranks([str(path), *options], self.gpus or 1)
+            with operation(f"{prog}: starting"):
+                recipe = load_recipe(path)
+            launch(recipe, options, prog)
+        return run_ranks([str(path), *options], self.gpus or 1, prog)
 
 
 @dataclass(frozen=True)
@@ -127,24 +142,15 @@ class Train(_Start):
     package generates.
     """
 
-    names: ClassVar[dict[str, str]] = {
-        "jigsaw": "jigsaw_r50", "rotation": "rotation_rv50", "simclr": "simclr_r50", "mocov2": "mocov2_r50",
-        "uic": "uic_r50", "uic-alexnet": "uic_alexnet", "uic-cifar10": "uic_cifar10",
-        "deepcluster": "deepcluster_alexnet", "iic": "sslpp_iic", "sslpp-colorization": "sslpp_colorization",
-        "sslpp-context": "sslpp_context", "sslpp-rotation": "sslpp_rotation", "sslpp-aet": "sslpp_aet",
-        "supervised": "supervised",
-    }  # fmt: skip
+    names: ClassVar[dict[str, str]] = TRAIN
 
 
 @dataclass(frozen=True)
 class Eval(_Start):
-    """Evaluate a backbone: fastpsl eval NAME --checkpoint RUN [--gpus N] [the recipe's options].
+    """Evaluate a backbone: fastpsl eval NAME RUN [--gpus N] [the recipe's options].
 
+    RUN is a run's folder. Its data and the size of its images are used where the options give none.
     The options of an evaluation: fastpsl eval NAME --help.
     """
 
-    names: ClassVar[dict[str, str]] = {
-        "linear": "linear_probe", "blocks": "block_probe", "few-labels": "semi_supervised", "knn": "knn",
-        "svm": "voc_svm", "few-shot": "few_shot", "detect": "voc_detection", "segment": "voc_segmentation",
-        "multilabel": "voc_classification",
-    }  # fmt: skip
+    names: ClassVar[dict[str, str]] = EVAL

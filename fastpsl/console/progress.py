@@ -4,7 +4,8 @@
         progress.update(num_done)
 
 Operations nest, and rank 0 reports the innermost one. An operation that ends within ten seconds is not
-reported. A display that is redrawn in place shows the lines instead (`redraw_with`).
+reported. A line's time is that of its operation alone: "S2: step 6 of 45: began 0:00:12 ago". While a package
+is imported, the line names it. A display that is redrawn in place shows the lines instead (`redraw_with`).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -70,7 +72,8 @@ class operation:
         """Return the line that reports the operation and its progress."""
         elapsed_s = now - self.started
         if not self.unit:
-            return f"{self.what}: {clock(elapsed_s)} so far" if elapsed_s >= 1 else self.what
+            what = f"{self.what}: loading {package}" if (package := _package_in_import()) else self.what
+            return f"{what}: {_began(elapsed_s)}" if elapsed_s >= 1 else what
         prefix, of_total = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
         return f"{prefix}{self.num_done:,}{of_total} {self.unit}, {self.pace(elapsed_s)}"
 
@@ -78,7 +81,7 @@ class operation:
         """Return the speed, the time left and the number of bad units as text."""
         num_new = self.num_done - self.num_before
         if not num_new:
-            return f"{clock(elapsed_s)} so far"
+            return _began(elapsed_s)
         speed = num_new / max(elapsed_s, 1e-9)
         pace = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self.unit}/s"
         if self.total:
@@ -94,6 +97,20 @@ class operation:
         _heartbeat.end(self)
 
 
+def _began(elapsed_s: float) -> str:
+    return f"began {clock(elapsed_s)} ago"
+
+
+def _package_in_import() -> str | None:
+    """Return the package that the main thread imports just now, such as "torch", which takes seconds."""
+    frame, package = sys._current_frames().get(threading.main_thread().ident or 0), None
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("fastpsl"):
+        if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
+            package = str(frame.f_locals["name"]).partition(".")[0]
+        frame = frame.f_back
+    return package
+
+
 def note_output() -> None:
     """Start the ten seconds anew, because a line was printed or a screen was redrawn."""
     _heartbeat.last_output = time.monotonic()
@@ -104,11 +121,25 @@ def report_to(log: Callable[[str], None] | None) -> None:
     _heartbeat.log = log or _to_stderr
 
 
+def print_in_handler(line: str) -> None:
+    """Print a line in a signal's handler, where no lock may be taken: its holder may be what was interrupted.
+
+    Over a display that is redrawn, the thread prints it within a second: the display would not know of a line
+    that the handler writes, and leave a second copy of itself.
+    """
+    if _heartbeat.redraw is not None:
+        _heartbeat.lines_above.append(line)
+        return
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
+
+
 Redraw = Callable[[str | None], None]
 
 
 def redraw_with(redraw: Redraw | None) -> Redraw | None:
     """Call a function every second instead of printing lines, for a display that is redrawn in place."""
+    _heartbeat.print_lines_above()
     before, _heartbeat.redraw = _heartbeat.redraw, redraw
     return before
 
@@ -127,6 +158,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self.log: Callable[[str], None] = _to_stderr
         self.redraw: Redraw | None = None
+        self.lines_above = deque[str]()
         self.last_output = 0.0
         self._operations: list[operation] = []
         self._changed = threading.Condition()
@@ -164,6 +196,11 @@ class Heartbeat:
             return None
         return innermost.line(now)
 
+    def print_lines_above(self) -> None:
+        """Print what `print_in_handler` was given; the display puts what goes to stderr above itself."""
+        while self.lines_above:
+            _to_stderr(self.lines_above.popleft())
+
     def _report(self) -> None:
         while True:
             with self._changed:
@@ -178,6 +215,7 @@ class Heartbeat:
                         due_s = self.last_output + SILENCE_S - time.monotonic()
                         self._changed.wait(min(max(due_s, 0.01), _POLL_EVERY_S))  # `rename` does not notify
             if redraw is not None:
+                self.print_lines_above()
                 redraw(line)
                 time.sleep(_POLL_EVERY_S)
             elif line is not None and int(os.environ.get("RANK", "0")) == 0:

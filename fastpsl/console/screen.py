@@ -276,6 +276,11 @@ class Screen:
         if self._numbers is not None:
             self._numbers = replace(self._numbers, step=step)
 
+    def expect(self, eta_s: float | None, run_eta_s: float | None) -> None:
+        """Note the time that is left while no step is made. It is drawn within a second."""
+        if self._numbers is not None:
+            self._numbers = replace(self._numbers, eta_s=eta_s, run_eta_s=run_eta_s)
+
     def log(self, text: str) -> None:
         """Print a line that stays."""
         self._caption = None  # the work that it reported is over

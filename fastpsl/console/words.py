@@ -30,7 +30,7 @@ def gibibytes(number: float) -> str:
     return f"{number / 2**30:.1f} GiB"
 
 
-_SHARES = {"accuracy": "accuracy", "agreement": "agreement of two views", "top1": "top-1", "top5": "top-5"}
+_SHARES = {"accuracy": "accuracy", "agreement": "same class for two crops", "top1": "top-1", "top5": "top-5"}
 
 
 def metric_words(name: str, value: float, form: str = ".4g") -> str:
@@ -39,17 +39,19 @@ def metric_words(name: str, value: float, form: str = ".4g") -> str:
     return percent(value) if is_share else f"{value:{form}}"
 
 
-def val_words(val: dict[str, float], chance: str) -> str:
+def val_words(val: dict[str, float], chance: str, accuracy: str = "accuracy") -> str:
     """Return the metrics of the validation pass as one line; `chance` follows the first share.
 
-    Shares are the accuracy, the agreement of two views (UIC), top-1 and top-5, or the top-1 of several
+    `accuracy` says what the accuracy counts, such as "permutation accuracy".
+
+    Shares are the accuracy, that two crops have one class (UIC), top-1 and top-5, or the top-1 of several
     classifiers ("top1_B4"). A loss is added if there is its value for a constant answer ("loss_constant"),
     or if there is no share (IIC).
     """
     words = []
     for name, label in _SHARES.items():
         if name in val:
-            words.append(f"{label} {percent(val[name])}")
+            words.append(f"{accuracy if name == 'accuracy' else label} {percent(val[name])}")
     parts = [f"{n[5:]} {100 * value:.1f}" for n, value in val.items() if n.startswith("top1_")]
     words += [f"top-1 {', '.join(parts)} %"] if parts else []
     words = [words[0] + chance, *words[1:]] if words else []
@@ -75,9 +77,43 @@ def hint(given: str, allowed: Iterable[str]) -> str:
     return f"did you mean {near}? " if near else ""
 
 
+# Names that others give the same thing. Of a wrong one, the first of its row that is allowed is meant.
+_SYNONYMS = tuple(
+    row.split()
+    for row in (
+        "lr learningrate baselr initiallr maxlr",
+        "batchsize batchsizeperrank batch bs",
+        "epochs numepochs nepochs maxepochs",
+        "maxstepsperstage maxsteps numsteps steps",
+        "workers numthreads numworkers nworkers threads jobs njobs",
+        "sizepx shortside imagesize imgsize cropsize inputsize resolution size",
+        "embeddingwidth width outdim projdim projectiondim embeddingdim",
+        "temperature temp tau",
+        "weightdecay wd decay",
+        "data train traindir datadir dataset root",
+        "val valdata valdir validation test",
+        "out output outputdir outdir savedir logdir",
+        "backbone model arch architecture network encoder",
+        "checkpoint weights ckpt pretrained",
+        "prefetchbatches prefetchfactor prefetch",
+        "precision amp mixedprecision",
+        "seed randomstate randomseed",
+        "numviews nviews views",
+    )
+)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).casefold()
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """Return the most similar of the allowed names; None if none is similar."""
-    return next(iter(difflib.get_close_matches(given, list(allowed), n=1)), None)
+    """Return the allowed name that means the same or is most similar; None if none is similar."""
+    names, plain = {_plain(name): name for name in allowed}, _plain(given)
+    meant = (name for row in _SYNONYMS if plain in row for name in row if name in names)
+    similar = difflib.get_close_matches(plain, names, n=1)
+    name = next(iter((*[plain] * (plain in names), *meant, *similar)), None)
+    return None if name is None else names[name]
 
 
 _HELP = re.compile(r"; see [^;]*--help$")

@@ -14,7 +14,7 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
-from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.options import NO_VAL, TrainingOptions, share_of
 from fastpsl.engine.run import RunData
 from fastpsl.files.workers import default_num_threads
 from fastpsl.scripts.recipe import Evaluation, Recipe
@@ -71,6 +71,8 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
     with one_line(path, "parsing its options"):
         options = recipe.parse(arguments, prog=str(path), log=lambda line: None)
+        if share_of(options.val):  # all images are looked at
+            options = replace(options, val=NO_VAL)
     return LoadedRecipe(path, tuple(arguments), options, recipe)
 
 

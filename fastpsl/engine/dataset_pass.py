@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
-from fastpsl.engine.distributed import World, share, take_buffers_of_rank_0, wait_for_all
+from fastpsl.engine.distributed import World, share, take_tensors_of_rank_0, wait_for_all
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import run_blocks
@@ -274,7 +274,7 @@ class EpochContext:
             progress = None
             if run.reporter.screen is not None:
                 stack.enter_context(run.reporter.screen.aside())
-                progress = stack.enter_context(Progress(what, num, "a pass"))
+                progress = stack.enter_context(Progress(what, num, "passing through the network"))
 
             def after(done: int) -> bool:
                 if progress:
@@ -308,7 +308,7 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
     buffers: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
     module.train(training)
     try:
-        take_buffers_of_rank_0(module, world)
+        take_tensors_of_rank_0(module.buffers(), world)
         yield
     finally:
         for buffer, value in buffers:

@@ -1,6 +1,5 @@
 """The process group under torchrun, its machine, and how ranks agree: on values, and when to stop."""
 
-import contextlib
 import gc
 import hashlib
 import os
@@ -12,6 +11,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from fastpsl.console.progress import operation, print_in_handler
 from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark, unused_gpu, why_no_cuda
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
@@ -108,14 +109,16 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
-        # Kept until the process ends: one that joins again might reach the store of rank 0's former start.
-        place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-        if place not in _stores:
-            _stores[place] = next(rendezvous("env://", timeout=timeout))[0]
-        store = _stores[place]
-        store.set_timeout(timeout)
-        own = dist.PrefixStore(_new_name(store, rank, size, timeout_s), store)
-        dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
+        with operation(f"waiting for all {size} processes"):
+            # Kept until the process ends: one that joins again might reach the store of rank 0's former
+            # start.
+            place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+            if place not in _stores:
+                _stores[place] = next(rendezvous("env://", timeout=timeout))[0]
+            store = _stores[place]
+            store.set_timeout(timeout)
+            own = dist.PrefixStore(_new_name(store, rank, size, timeout_s), store)
+            dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
     if device.type == "cuda":
         set_cudnn_benchmark(True)  # shapes are fixed within a stage
         allow_tf32()
@@ -219,11 +222,13 @@ def place_among_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def take_buffers_of_rank_0(module: torch.nn.Module, world: World) -> None:
-    """Copy rank 0's running statistics to all ranks, which have different ones. Every rank calls it."""
+def take_tensors_of_rank_0(tensors: Iterable[torch.Tensor], world: World) -> None:
+    """Copy rank 0's values to all ranks, which have different ones. Every rank calls it."""
     if world.size > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        for tensor in tensors:
+            values = tensor.detach().contiguous()  # itself, unless it is in channels-last memory
+            dist.broadcast(values, src=0)
+            tensor.detach().copy_(values)
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -276,9 +281,7 @@ class StopSignal:
 
     def _request_stop(self, *_: object) -> None:
         if self.world.rank == 0 and not self.stop_requested:  # under torchrun, Ctrl-C arrives twice
-            # A print might be interrupted by this very signal, and stderr's lock is not reentrant.
-            with contextlib.suppress(OSError):
-                os.write(2, b"\ninterrupted: stopping after this step\n")
+            print_in_handler("interrupted: stopping after this step")
         self.stop_requested = True
 
     def after_step(self) -> Decision:

@@ -160,9 +160,10 @@ def _frozen_batchnorm(options: TrainingOptions) -> str:
 
 
 def _is_probed(data: RunData) -> bool:
-    """Return whether the online monitor compares the classes of validation and of training images."""
-    probes = getattr(data.options, "probe_every", 0) > 0
-    return probes and all(each is not None and all_labelled(each) for each in (data.train, data.val))
+    """Return whether --probe-every asks for a comparison of validation and training images by classes."""
+    return bool(getattr(data.options, "probe_every", 0)) and all(
+        each is not None and all_labelled(each) for each in (data.train, data.val)
+    )
 
 
 def place_backbone(experiment: Experiment, options: TrainingOptions, world: World) -> None:

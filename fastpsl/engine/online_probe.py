@@ -1,30 +1,40 @@
-"""The online monitor (`--probe-every`), which measures the quality and collapse of features during training.
+"""The online monitor: what features are worth before the training, at the end of each stage, and in between.
 
-At the end of an epoch, it takes average-pooled features of the last block that runs, in eval mode and from
-center crops. The images are a fixed part of the training images and of the validation images. The training is
-not affected.
+It takes average-pooled features of the last block that runs, in eval mode and from center crops. The images
+are a fixed part of the training images and of the validation images. The training is not affected.
+
+The accuracy after a stage stands beside that of the same block of the untrained network, because blocks
+differ before any training. "Untrained" has the initial weights, and BatchNorm's statistics from one pass over
+training images, as the views of the last stage show them. So it is what the recipe gives at a rate of 0.
 """
 
 import contextlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpsl.console.progress import operation
-from fastpsl.engine.dataset_pass import undisturbed
-from fastpsl.engine.distributed import gathered, share
+from fastpsl.console.words import percent
+from fastpsl.engine.dataset_pass import PassStopped, undisturbed
+from fastpsl.engine.distributed import World, gathered, share, sum_over_ranks
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import MetricsFile
-from fastpsl.engine.run import Run
+from fastpsl.engine.reporter import MetricsFile, knn_words
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.files.paths import read_lines
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
-from fastpsl.pipelines.data.dataset import Dataset, all_labelled
+from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_same_classes
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec, center_view
@@ -39,12 +49,17 @@ def find_neighbours(
 
 
 MAX_TRAIN, MAX_VAL = 5_000, 10_000
+# For BatchNorm's statistics. In training, a momentum of 0.1 averages about 20 batches.
+MAX_STATISTICS = 1_000
 K, TEMPERATURE = 20, 0.07
 # A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
-_TRAIN, _VAL = 1, 2  # parts of the seed
+_TRAIN, _VAL, _ORDER = 1, 2, 3  # parts of the seed
+
+
+Output = TypeVar("Output")
 
 
 class Features(NamedTuple):
@@ -54,100 +69,294 @@ class Features(NamedTuple):
     labels: Tensor  # int64 [n], on the CPU; -1 = none
 
 
+def is_probed(run: Run, task: Task) -> bool:
+    """Return whether the features of a run are probed, and log why there is no kNN if there can be none.
+
+    Without --probe-every they are, where there are classes and the task does not learn these itself.
+    """
+    every = getattr(run.options, "probe_every", 0)
+    if every == 0 or (every is None and task.needs_labels):
+        return False
+    reason = why_no_knn(run.data)
+    if reason:
+        shown = "loss alone shows how the training goes" if every is None else "probes show signs of collapse"
+        run.reporter.log_once("no kNN", f"no kNN: {reason}; the {shown}")
+    return every is not None or not reason
+
+
+def why_no_knn(data: RunData) -> str:
+    """Return why features cannot be scored by the classes of the images; empty if they can."""
+    if not all_labelled(data.train):
+        return "the training images have no classes"
+    if data.train.num_classes < 2:
+        return "all images have one class"
+    if data.val is None:
+        return "there are no validation images"
+    if not all_labelled(data.val):
+        return "the validation images have no classes"
+    try:
+        require_same_classes(data.train, data.val)
+    except ValueError:
+        return "the validation images have other classes than the training images"
+    return ""
+
+
 class OnlineProbe:
     """The monitor of one stage, which writes a line per probe to probe.jsonl.
 
     Like metrics.jsonl, the file is cut back to the checkpoint on resume. The end of each stage is probed too.
+    The lines of the untrained network, one for each stage, have `run_step` 0.
     """
 
-    def __init__(self, run: Run, blocks: StageBlocks, stage: Stage, view: ViewSpec | None, every: int):
+    def __init__(
+        self, run: Run, blocks: StageBlocks, stage: Stage, view: ViewSpec | None, every: int | None = None
+    ):
+        """Prepare the monitor.
+
+        Args:
+            run: The run.
+            blocks: The blocks that the stage runs.
+            stage: The stage.
+            view: The view whose input the network reads; None for no probes.
+            every: Epochs between probes within the stage; None for none.
+        """
         self.run, self.blocks, self.stage, self.every = run, blocks, stage, every
-        if not every:
+        self.is_on = view is not None
+        if view is None:
             return
-        assert view is not None
-        input_spec = view.input()
-        self.view = center_view(input_spec, input_spec.size_px)
-        self.train = _some(run.data.train, MAX_TRAIN, (run.options.seed, _TRAIN))
+        options = run.options
+        # A run that is cut short for a trial does not wait for more images than it trains on.
+        most = (options.max_steps_per_stage or MAX_VAL) * options.batch_size
+        self.view = _middle(view)
+        self.train = _some(run.data.train, min(MAX_TRAIN, most), (options.seed, _TRAIN))
         self.val: Subset | None = None
-        if run.data.val is not None and all_labelled(run.data.train) and all_labelled(run.data.val):
-            self.val = _some(run.data.val, MAX_VAL, (run.options.seed, _VAL))
+        if run.data.val is not None and not why_no_knn(run.data):
+            self.val = _some(run.data.val, min(MAX_VAL, most), (options.seed, _VAL))
         for part in (self.train, self.val):
             if part is not None:
                 self.view.crop.check(*part.image_sizes()[:2])
         self._last_look = -1
         if run.world.rank == 0:
-            self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step)
+            # A run that starts anew may find the lines of one that had no checkpoint yet.
+            known = run.resumed or run.position.run_step > 0
+            self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step if known else -1)
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
-        if self.val is None:
-            run.reporter.log(
-                "probe: training and validation images with labels are not both given; it shows signs of "
-                "collapse alone"
-            )
+
+    @property
+    def num_images(self) -> int:
+        """The number of images of a probe; 0 if there are no probes."""
+        parts = (vars(self).get(name) for name in ("train", "val"))
+        return sum(part.num_samples for part in parts if part is not None)
 
     def probe(self, steps_per_epoch: int, last_step: int, release: Callable[[], None]) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps."""
         position = self.run.position
-        if not self.every or position.step == 0 or position.run_step <= self._last_look:
+        if not self.is_on or position.step == 0 or position.run_step <= self._last_look:
             return True
         epochs = position.first_epoch + position.step / steps_per_epoch
-        if position.step != last_step and epochs % self.every:
+        if position.step != last_step and (not self.every or epochs % self.every):
             return True
         release()
         return self.look(epochs)
 
     def look(self, epochs: float) -> bool:
-        """Probe the features now."""
-        position = self.run.position
-        with self.run.reporter.off_the_clock():
-            started = time.perf_counter()
-            self.run.stop_signal.other_pace()
-            with torch.no_grad(), undisturbed(self.blocks, self.run.world):
-                train = self._features(self.train)
-                val = self._features(self.val) if self.val and train else None
-            if train is None or (self.val and val is None):
-                return False
+        """Probe the features now. Return False if a signal stopped it."""
+        whole = lambda images: [self.blocks(images).float().mean((2, 3))]
+        with self._apart(self.blocks) as apart:
+            (line,) = self._measured(whole, [self.stage], epochs)
             if self.run.world.rank == 0:
-                where = {"run_step": position.run_step, "stage": self.stage.name, "level": self.stage.level}
-                where |= {"step": position.step, "epoch": round(epochs, 3)}
-                where |= {"block": f"B{self.stage.last_block}"}
-                with operation("probe: kNN, linear classifier and signs of collapse"):
-                    self._report(where | figures(train, val), time.perf_counter() - started)
-            self._last_look = position.run_step
-        return True
+                line |= {"knn_untrained": self._untrained(line)}
+                self._write([line])
+                from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
 
-    def _features(self, data: Subset) -> Features | None:
-        """Return the features from all ranks, on every rank; None if a signal stopped the pass."""
-        run, dtype = self.run, DTYPES[self.run.precision]
-        augment = choose_augment("torch", [self.view], run.world.device)
-        features, indices, num_of_all_ranks = [], [], self.run.data.batch_size * run.world.size
-        with (
-            operation("probe: features", "images", data.num_samples) as progress,
-            run.data.loader(data, [self.view], train=False) as loader,
-            contextlib.closing(loader.epoch(0)) as batches,
-        ):
-            for batch in progress.track(batches, num_of_all_ranks):
-                if run.stop_signal.after_step().stop:
-                    return None
-                (images,) = augment.inputs(batch, loader.views, dtype)
-                with torch.autocast(run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    features.append(self.blocks(images).float().mean((2, 3)))
-                indices.append(batch.indices)
-        places, values = gathered(torch.cat(indices)), gathered(torch.cat(features))
+                draw_probes(read_probes(self.file), self.run.folder / "probe.png")
+                if self.every:
+                    self.run.reporter.log(f"{probe_line(line)}; {apart.seconds:.1f} s")
+        return apart.is_done
+
+    def look_untrained(self, backbone: Backbone, stages: Sequence[Stage], task: Task) -> bool:
+        """Probe the last block of each stage before the first step. Return False if a signal stopped it.
+
+        One pass serves all stages whose input is the same.
+        """
+        middles = [_middle(task.views(stage.level)[0]) for stage in stages]
+        lines = dict[str, dict[str, Any]]()
+        with self._apart(backbone) as apart:
+            for view in dict.fromkeys(middles):
+                alike = [stage for stage, other in zip(stages, middles, strict=True) if other == view]
+                pooled = partial(_pooled, backbone, [stage.last_block for stage in alike])
+                self.view = view
+                self._estimate_statistics(backbone, pooled, task.views(alike[-1].level))
+                lines |= {line["stage"]: line for line in self._measured(pooled, alike, 0.0)}
+            if self.run.world.rank == 0:
+                in_order = [lines[stage.name] for stage in stages]
+                self._write(in_order)
+                self.run.reporter.log(f"{untrained_line(in_order)}; {apart.seconds:.1f} s")
+        self.view = middles[0]
+        return apart.is_done
+
+    def result(self) -> dict[str, float]:
+        """Return the kNN accuracy at the run's present step and untrained, for the stage's summary."""
+        if not self.is_on or self.run.world.rank:
+            return {}
+        lines = [line for line in read_probes(self.file) if line["run_step"] == self.run.position.run_step]
+        names = ("knn_accuracy", "knn_untrained")
+        return {name: line[name] for line in lines for name in names if line.get(name) is not None}
+
+    @contextlib.contextmanager
+    def _apart(self, module: nn.Module) -> Iterator["_Apart"]:
+        """Leave the module and the clock as they are; a signal (`PassStopped`) ends the context."""
+        run, apart = self.run, _Apart(time.perf_counter())
+        with run.reporter.off_the_clock(), contextlib.suppress(PassStopped):
+            run.stop_signal.other_pace()
+            with torch.no_grad(), undisturbed(module, run.world):
+                yield apart
+            self._last_look = run.position.run_step
+            apart.is_done = True
+
+    def _measured(
+        self, forward: Callable[[Tensor], list[Tensor]], stages: Sequence[Stage], epochs: float
+    ) -> list[dict[str, Any]]:
+        """Return a line of probe.jsonl for each stage, of which `forward` makes the features [B, C]."""
+        train = self._features(self.train, forward)
+        val: Sequence[Features | None] = [None] * len(stages)
+        if self.val is not None:
+            val = self._features(self.val, forward)
+        lines, position = [], self.run.position
+        for stage, of_train, of_val in zip(stages, train, val, strict=True):
+            line: dict[str, Any] = {"run_step": position.run_step, "stage": stage.name, "level": stage.level}
+            line |= {"step": position.step, "epoch": round(epochs, 3), "block": f"B{stage.last_block}"}
+            if self.run.world.rank == 0:
+                with operation("probe: kNN, linear classifier and signs of collapse"):
+                    line |= figures(of_train, of_val)
+            lines.append(line)
+        return lines
+
+    def _features(self, data: Subset, forward: Callable[[Tensor], list[Tensor]]) -> list[Features]:
+        """Return the features of each tensor that `forward` returns, from all ranks, on every rank."""
+        indices, parts = list[Tensor](), list[list[Tensor]]()
+        batch_size = self.run.data.batch_size
+        for (images,), own_indices in self._inputs("probe: features", data, [self.view], batch_size):
+            parts.append(self._computed(forward, images))
+            indices.append(own_indices)
+        places = gathered(torch.cat(indices))
         order = places.argsort()[int((places < 0).sum()) :]  # padding and bad samples come first
         labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
-        return Features(values[order], labels)
+        return [Features(gathered(torch.cat(each))[order], labels) for each in zip(*parts, strict=True)]
 
-    def _report(self, line: dict[str, Any], seconds: float) -> None:
-        reporter = self.run.reporter
-        self.file.append([line])
+    def _estimate_statistics(
+        self, backbone: Backbone, forward: Callable[[Tensor], object], views: Sequence[ViewSpec]
+    ) -> None:
+        """Set BatchNorms' running statistics to the mean of those of whole batches of training images.
+
+        The batches have a random order, and each rank takes equally many. The mean is over those of all
+        ranks. All else is in eval mode, so that no dropout draws a mask.
+        """
+        norms = [part for part in backbone.modules() if isinstance(part, _BatchNorm)]
+        norms = [norm for norm in norms if norm.running_mean is not None]
+        if not norms:
+            return
+        world, momenta = self.run.world, [norm.momentum for norm in norms]
+        data = self.in_random_order()
+        of_rank = data.num_samples // world.size
+        batch_size = min(max(2, self.run.data.batch_size), of_rank)
+        batches = self._inputs("untrained: BatchNorm's statistics", data, views, batch_size)
+        number = 0
+        try:
+            with contextlib.closing(batches):
+                for inputs, _ in islice(batches, of_rank // batch_size):
+                    for images in inputs:
+                        number += 1
+                        for norm in norms:
+                            norm.train()
+                            norm.momentum = 1 / number  # the first input replaces what was there
+                        self._computed(forward, images)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+        _average(norms, world)
+
+    def in_random_order(self) -> Subset:
+        """Return the training images for BatchNorm's statistics: a sorted folder has batches of one class."""
+        order = np.random.default_rng((self.run.options.seed, _ORDER)).permutation(self.train.num_samples)
+        return Subset(self.train, order[:MAX_STATISTICS])
+
+    def _computed(self, forward: Callable[[Tensor], Output], images: Tensor) -> Output:
+        dtype = DTYPES[self.run.precision]
+        with torch.autocast(self.run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return forward(images)
+
+    def _inputs(
+        self, what: str, data: Subset, views: Sequence[ViewSpec], batch_size: int
+    ) -> Generator[tuple[list[Tensor], Tensor], None, None]:
+        """Yield this rank's inputs of each view, [N, C, H, W], and indices [B], until a signal."""
+        run, dtype = self.run, DTYPES[self.run.precision]
+        augment = choose_augment(run.options.augment_backend, views, run.world.device)
+        with (
+            operation(what, "images", data.num_samples) as progress,
+            run.data.loader(data, views, train=False, batch_size=batch_size) as loader,
+            contextlib.closing(loader.epoch(0)) as batches,
+        ):
+            for batch in progress.track(batches, batch_size * run.world.size):
+                if run.stop_signal.after_step().stop:
+                    raise PassStopped
+                yield augment.inputs(batch, loader.views, dtype), batch.indices
+
+    def _untrained(self, line: dict[str, Any]) -> float | None:
+        """Return the untrained network's accuracy of the same block on the same images; None if unknown."""
+        same = ("stage", "block", "num_train", "num_val")
+        for other in read_probes(self.file):
+            if other["run_step"] == 0 and all(other[name] == line[name] for name in same):
+                accuracy: float | None = other["knn_accuracy"]
+                return accuracy
+        return None
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        """Append lines to probe.jsonl, and send the first one's figures to TensorBoard and W&B."""
+        self.file.append(lines)
         self.file.sync()
-        from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
+        line = lines[0]
+        names = [name for name in (*FIGURES, "knn_untrained") if line.get(name) is not None]
+        self.run.reporter.scalars({f"probe/{name}": line[name] for name in names}, line["run_step"])
 
-        draw_probes(read_probes(self.file), self.run.folder / "probe.png")
-        reporter.log(f"{probe_line(line)}; {seconds:.1f} s")
-        scalars = {f"probe/{name}": line[name] for name in FIGURES if line[name] is not None}
-        reporter.scalars(scalars, line["run_step"])
+
+@dataclass
+class _Apart:
+    """A measurement beside the training."""
+
+    started: float
+    is_done: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def _middle(view: ViewSpec) -> ViewSpec:
+    """Return the view of the middle of an image, with the input that the network has from `view`."""
+    input_spec = view.input()
+    return center_view(input_spec, input_spec.size_px)
+
+
+def _pooled(backbone: Backbone, last_blocks: Sequence[int], images: Tensor) -> list[Tensor]:
+    """Return the average-pooled features [B, C] of some blocks, which are counted from 1."""
+    pooled = dict[int, Tensor]()
+    for number, block in enumerate(backbone.blocks()[: max(last_blocks)], start=1):
+        images = block(images)
+        if number in last_blocks:  # pooled now, since the next block may work in place
+            pooled[number] = images.float().mean((2, 3))
+    return [pooled[number] for number in last_blocks]
+
+
+def _average(norms: Sequence[_BatchNorm], world: World) -> None:
+    """Give the BatchNorms of all ranks the mean of their running statistics."""
+    if world.size > 1:
+        for norm in norms:
+            for buffer in (norm.running_mean, norm.running_var):
+                assert buffer is not None
+                sum_over_ranks(world, buffer).div_(world.size)
 
 
 def figures(train: Features, val: Features | None) -> dict[str, Any]:
@@ -219,11 +428,25 @@ def probe_line(line: dict[str, Any]) -> str:
         return text + "features are not finite"
     if line["num_val"]:
         text += (
-            f"kNN {100 * line['knn_accuracy']:.1f} %, linear {100 * line['linear_accuracy']:.1f} % of "
-            f"{line['num_val']:,} validation images (chance {100 / line['num_classes']:.1f} %), "
+            f"{knn_words(line)}, linear {percent(line['linear_accuracy'])} of "
+            f"{line['num_val']:,} validation images (chance {percent(1 / line['num_classes'])}), "
         )
     full_rank = min(line["num_train"], line["channels"])
     return text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {full_rank}"
+
+
+def untrained_line(lines: Sequence[dict[str, Any]]) -> str:
+    """Return what the blocks of the untrained network are worth, as one line for people."""
+    if any(line["feature_std"] is None for line in lines):
+        return "untrained: features are not finite"
+    line = lines[0]
+    if not line["num_val"]:
+        return f"untrained: std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f}"
+    blocks = {line["block"]: f"{line['block']} {percent(line['knn_accuracy'])}" for line in lines}
+    return (
+        f"untrained: kNN {', '.join(blocks.values())} of {line['num_val']:,} validation images "
+        f"(chance {percent(1 / line['num_classes'])})"
+    )
 
 
 def read_probes(file: MetricsFile) -> list[dict[str, Any]]:

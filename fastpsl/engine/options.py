@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
+# In a run's science: the digest of the weights that it began with, if a program gave them with a module.
+INITIAL_WEIGHTS = "initial_weights"
 # The group of --help in which a field stands; those without one come first.
 DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
     {"group": name} for name in ("data", "plan", "optimisation", "output", "monitoring", "speed")
@@ -27,6 +29,8 @@ DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
 # How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
+# What --val may be besides data; see `share_of` for the other.
+NO_VAL = "none"
 AnyBackbone = Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
 DecoderName = Literal["auto", "turbo", "ffcv", "dali", "pillow", "resident", "synthetic"]
 
@@ -48,8 +52,13 @@ class RunOptions:
             "https://. Without it: a small sample that the package generates."
         ),
     ] = field(default=None, metadata=MACHINE | DATA)
-    val: str | None = field(default=None, metadata=MACHINE | DATA)
-    """Validation images, in the same forms. The generated sample has its own."""
+    val: Annotated[
+        str | None,
+        arg(
+            help="Validation images, in the same forms; or a share of --data, such as 10%, held back by the "
+            "images' names; or none. By default the sample's own, with --preset small 10%, else none."
+        ),
+    ] = field(default=None, metadata=MACHINE | DATA)
     cache_dir: Path | None = field(default=None, metadata=MACHINE | DATA)
     """For data that live elsewhere: a folder on a local disk for what is in use; by default in $TMPDIR."""
     cache_gb: float | None = field(default=None, metadata=MACHINE | DATA)
@@ -92,7 +101,8 @@ class RunOptions:
             if option.name in self.without and value != option.default:
                 given = flag(option.name) if value is True else f"{flag(option.name)} {value}"
                 raise ValueError(f"{given}: {self.without[option.name]}")
-        if self.val is not None and self.data is None:
+        share_of(self.val)
+        if self.val not in (None, NO_VAL) and self.data is None:
             raise ValueError(
                 f"--val {self.val} without --data: give both, or neither for the embedded sample"
             )
@@ -125,6 +135,10 @@ class RunOptions:
         """Return the fields that must be equal on resume, as plain values."""
         chosen = (f.name for f in fields(self) if not f.metadata.get("machine"))
         return {name: plain_value(getattr(self, name)) for name in chosen}
+
+    def of_run(self) -> dict[str, Any]:
+        """Return the defaults that a trained run brings to its evaluation. Evaluations override it."""
+        return {}
 
     def completed(self) -> Self:
         """Return these options with derived values filled in. Subclasses override it."""
@@ -175,6 +189,8 @@ class TrainingOptions(RunOptions):
     """Batches whose gradients make one step. It reaches the paper's batch on fewer GPUs."""
     max_steps_per_stage: int | None = field(default=None, metadata=MACHINE | OUTPUT)
     """Cut each stage short after this many steps. Its learning rates stay those of the whole stage."""
+    dry_run: bool = field(default=False, metadata=MACHINE | OUTPUT)
+    """Tell the steps, the memory and the stages' ends from a few steps of each, and write nothing."""
     checkpoint_minutes: float = field(default=20.0, metadata=MACHINE | OUTPUT)
     """Minutes between checkpoints (0: none by the clock). Stages' ends and interruptions have one too."""
     checkpoint_steps: int = field(default=0, metadata=MACHINE | OUTPUT)
@@ -228,7 +244,7 @@ class PretrainOptions(TrainingOptions):
         Literal["auto", "paper", "small", "sample"],
         arg(
             help="The defaults: the paper's; small, a batch and a length for few images; sample, a minute's "
-            "values; auto, the paper's with --data, and sample without."
+            "values; auto, small for fewer than 100,000 images of --data, else paper, and sample without it."
         ),
     ] = field(default="auto", metadata=MACHINE | PLAN)
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = field(default="psl", metadata=PLAN)
@@ -246,14 +262,14 @@ class PretrainOptions(TrainingOptions):
     """Difficulty of the task in each stage; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = field(default="eval", metadata=PLAN)
     """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
-    probe_every: int = field(default=0, metadata=MACHINE | MONITORING)
-    """Epochs between tests of the features on the validation images (0: never)."""
+    probe_every: int | None = field(default=None, metadata=MACHINE | MONITORING)
+    """Epochs between further tests of the features by kNN, which each stage's end has anyway (0: no test)."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probe_every < 0:
-            raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
+        if self.probe_every is not None and self.probe_every < 0:
+            raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (no test) or more epochs")
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
@@ -279,6 +295,28 @@ class SGDOptions(PretrainOptions):
         return fused_sgd
 
 
+def share_of(val: str | None) -> float | None:
+    """Return the share of --data that --val holds back, such as 0.1 for 10%; None if it names data or none.
+
+    Raises:
+        ValueError: It is no share between 0 and 100 %.
+    """
+    if val is None or not str(val).endswith("%"):
+        return None
+    try:
+        share = float(str(val)[:-1]) / 100
+    except ValueError:
+        return None  # a path
+    if not 0 < share < 1:
+        raise ValueError(f"--val {val}: give a share above 0% and below 100%, such as 10%, or --val {NO_VAL}")
+    return share
+
+
+def names_val(options: RunOptions) -> bool:
+    """Return whether --val names data, and not a part of --data or none."""
+    return options.val not in (None, NO_VAL) and share_of(options.val) is None
+
+
 def flag(name: str) -> str:
     """Return the flag of a field, such as --batch-size."""
     return f"--{name.replace('_', '-')}"
@@ -286,6 +324,6 @@ def flag(name: str) -> str:
 
 def plain_value(value: Any) -> Any:
     """Return paths as text, tuples as lists and other values unchanged, as in JSON."""
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | str):
+        return str(value)  # a backbone's name may be more than text
     return list(value) if isinstance(value, tuple) else value

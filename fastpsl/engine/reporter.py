@@ -10,13 +10,13 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastpsl.console.progress import clock
 from fastpsl.console.screen import Numbers, Screen
@@ -26,6 +26,7 @@ from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.gpu import AsyncCopy, memory_held
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StepMetrics
+from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.paths import read_lines
 from fastpsl.pipelines.loader.batch import BadSample, Batch
@@ -98,72 +99,6 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
         raise ValueError(f"--wandb: {error}; log in (wandb login), or set WANDB_MODE=offline") from error
 
 
-# The pace is a mean over at most this many log intervals.
-PACE_INTERVALS = 20
-
-
-class WorkAhead(NamedTuple):
-    """A stage's place in the run, and what comes after it."""
-
-    number: int = 1  # of the stage
-    num_stages: int = 1  # of the run
-    later_steps: float = 0.0  # the work of later stages, in steps of this one
-
-
-ONLY_STAGE = WorkAhead()
-
-
-class Pace:
-    """A running mean of the seconds per step. `time_left` is None before the first measurement."""
-
-    def __init__(self) -> None:
-        self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)
-
-    def add(self, num_steps: int, seconds: float) -> None:
-        """Add a measurement."""
-        self._intervals.append((num_steps, seconds))
-
-    def time_left(self, num_steps: int, ahead: WorkAhead) -> tuple[float | None, float | None]:
-        """Return the seconds left in the stage and in the run."""
-        if not self._intervals:
-            return None, None
-        step_s = sum(seconds for _, seconds in self._intervals) / sum(num for num, _ in self._intervals)
-        in_run = (num_steps + ahead.later_steps) * step_s
-        return num_steps * step_s, in_run if ahead.number < ahead.num_stages else None
-
-
-def work_ahead(
-    stages: Sequence[Stage],
-    position: int,
-    blocks: Sequence[nn.Module],
-    inputs_per_image: Callable[[int], int],
-    steps_per_epoch: int,
-    max_steps_per_stage: int | None,
-) -> WorkAhead:
-    """Estimate the work of the stages after the one at `position`.
-
-    The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
-    task makes of an image. Passes between steps, such as the validation pass, are not counted.
-    """
-    here, later_steps = stages[position], 0.0
-    for stage in stages[position + 1 :]:
-        share = inputs_per_image(stage.level) / inputs_per_image(here.level)
-        num_steps = stage.num_steps or stage.epochs * steps_per_epoch
-        num_steps = min(num_steps, max_steps_per_stage or num_steps)
-        later_steps += num_steps * share * step_cost(blocks, stage) / step_cost(blocks, here)
-    return WorkAhead(position + 1, len(stages), later_steps)
-
-
-def step_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:
-    """Count how often a step passes a layer: once forward, and twice more, backward, where it learns.
-
-    Layers are those with weights of two dimensions or more: convolutions and linear ones. The head counts as
-    one that learns.
-    """
-    sizes = [sum(weights.dim() > 1 for weights in block.parameters()) for block in blocks[: stage.last_block]]
-    return sum(sizes) + 2 * sum(sizes[stage.first_learning - 1 :]) + 3
-
-
 # In fp16, the first steps of a stage search for the scale, which takes about twenty.
 FIRST_STEPS = 100
 # The run ends if more than half of so many later steps are skipped, or half as many in a row.
@@ -218,14 +153,38 @@ def summary_line(summary: dict[str, Any]) -> str:
     steps += f" in {clock(summary['seconds'])}"
     text = f"{summary['stage']} (level G{summary['level']}): {steps}"
     if summary["loss_start"] is not None:
-        text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+        text += f", {_loss_words(summary)}"
     chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
-    if val := val_words(summary["val"], chance):
+    if val := val_words(summary["val"], chance, summary.get("accuracy_name", "accuracy")):
         text += f", validation {val}"
+    if knn := knn_words(summary):
+        text += f", {knn}"
     if "peak_allocated_bytes" in summary:
         peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
         text += f", GPU memory {peak} at most ({used} with all else)"
     return text
+
+
+def result_words(summary: Mapping[str, Any]) -> str:
+    """Return what the last stage of a run has come to: its accuracy for the images' classes, or its loss."""
+    accuracy = val_words(summary["val"], "") if "top1" in summary["val"] else ""
+    return knn_words(summary) or accuracy or _loss_words(summary)
+
+
+def _loss_words(summary: Mapping[str, Any]) -> str:
+    if summary["loss_start"] is None:
+        return "no loss"
+    return f"loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+
+
+def knn_words(figures: Mapping[str, Any]) -> str:
+    """Return the monitor's accuracy beside that of the untrained network, if they are known."""
+    if figures.get("knn_accuracy") is None:
+        return ""
+    untrained = figures.get("knn_untrained")
+    return f"kNN {percent(figures['knn_accuracy'])}" + (
+        f" (untrained {percent(untrained)})" if untrained is not None else ""
+    )
 
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
@@ -262,18 +221,21 @@ class Reporter:
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.epochs = EpochLog(folder / "epochs.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
+        if world.rank == 0 and wandb:
+            self.wandb = start_wandb(folder, config)  # may be refused, before the board has a thread
         if world.rank == 0 and tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
             self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
-        if world.rank == 0 and wandb:
-            self.wandb = start_wandb(folder, config)
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self._names: list[str] = []
         self._wait_s = 0.0
         self._window_started = time.perf_counter()
         self._pending_copy: tuple[list[dict[str, Any]], list[str], AsyncCopy] | None = None
         self._is_timed = False
+        self._began = time.perf_counter()  # of the stage
+        self._pace = Pace()
+        self.accuracy_name = "accuracy"  # for people; in files, the metric is "accuracy"
         self._last_logged: dict[str, str] = {}
         self._causes = set[str]()
         self._has_told_length = False
@@ -304,7 +266,8 @@ class Reporter:
         """Begin a stage of `num_steps` steps after `step` of them."""
         self._stage, self._num_steps, self._skipped_steps = stage, num_steps, SkippedSteps()
         self._steps_per_epoch, self._ahead = steps_per_epoch, ahead
-        self._wait_s, self._is_timed, self._pace = 0.0, False, Pace()
+        self._wait_s, self._is_timed, self._pace = 0.0, False, Pace(self._pace)
+        self._began = time.perf_counter()
         per_epoch = number_of(steps_per_epoch, "step")
         length = " of" if stage.num_steps is None else ", epochs of"
         self.log(f"{stage}{length} {per_epoch}; steps {step} to {num_steps}")
@@ -334,8 +297,28 @@ class Reporter:
     def off_the_clock(self) -> Iterator[None]:
         """Exclude work between two steps from the logged speed. All ranks call it at the same step."""
         self.flush()
+        started = time.perf_counter()
         yield
         self._window_started, self._wait_s = time.perf_counter(), 0.0
+        if self._is_timed:
+            self._pace.add_between(self._window_started - started)
+        else:
+            self._began += self._window_started - started  # it is no part of the stage's start
+
+    def at_the_end(self, batches: Iterator[Batch], batch_size: int, num_images: int) -> Iterator[Batch]:
+        """Yield the `batches` of `num_images` images that pass forward after a stage's steps, and time them.
+
+        The time left is that of the images from here on. `batch_size` is that of all ranks.
+        """
+        started = time.perf_counter()
+        for number, batch in enumerate(self.watched(batches), start=1):
+            yield batch
+            done = min(number * batch_size, num_images)
+            seconds = time.perf_counter() - started
+            self._pace.add_images(done, seconds, num_images - done, self._ahead.image_steps)
+            if self.screen:
+                eta_s, run_eta_s = self._pace.time_left(0, self._ahead)
+                self.screen.expect(eta_s, run_eta_s)
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield `batches`, add the time of waiting for them to "data wait", and note skipped samples."""
@@ -377,6 +360,8 @@ class Reporter:
         self._names = list(metrics.names)
         stage = {"stage": self._stage.name, "level": self._stage.level}
         self._pending.append(({"run_step": run_step, **stage, "step": step, "lr": lr}, metrics.values))
+        if self._is_timed and (step - 1) % self._steps_per_epoch == 0:
+            self._pace.add_epoch()
         if self.screen:
             self.screen.reach(step)
         if step == self._num_steps:
@@ -419,6 +404,8 @@ class Reporter:
         skipped = [round(total / count) for *_, (total, count) in rows]
         if text := self._skipped_steps.line(skipped, lines[0]["step"]):
             self.log(text)
+        if not self._is_timed:
+            self._pace.add_start(now - self._began)
         self._is_timed = True
         self._window_started, self._wait_s = time.perf_counter(), 0.0
         self._skipped_steps.require_effect()
@@ -447,12 +434,18 @@ class Reporter:
         self, step: int, metrics: Mapping[str, float] | None = None, lr: float | None = None
     ) -> Numbers:
         """Return where the stage is after `step`, and the time left once its pace is known."""
-        eta_s, run_eta_s = self._pace.time_left(self._num_steps - step, self._ahead)
         num_steps = max(self._num_steps, step)  # a resumed stage may have passed a lower limit
+        num_epochs = (num_steps - 1) // self._steps_per_epoch - max(step - 1, 0) // self._steps_per_epoch
+        eta_s, run_eta_s = self._pace.time_left(num_steps - step, self._ahead, num_epochs)
         return Numbers(
             self._stage.name, self._stage.level, self._ahead.number, self._ahead.num_stages,
-            self._steps_per_epoch, step, num_steps, metrics or {}, lr, eta_s=eta_s, run_eta_s=run_eta_s,
+            self._steps_per_epoch, step, num_steps, self._named(metrics or {}), lr,
+            eta_s=eta_s, run_eta_s=run_eta_s,
         )  # fmt: skip
+
+    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics by the names that people see."""
+        return {self.accuracy_name if name == "accuracy" else name: value for name, value in metrics.items()}
 
     def stage_summary(
         self,
@@ -461,11 +454,12 @@ class Reporter:
         seconds: float,
         val: dict[str, float],
         chance: float | None,
-        memory: Mapping[str, int] | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """Return and print a stage's summary, which is complete on rank 0 only.
 
-        `num_steps` are the numbers of steps made and planned, and `memory` is `gpu.peak_memory`'s result.
+        `num_steps` are the numbers of steps made and planned. `figures` are the results of `OnlineProbe` and
+        of `gpu.peak_memory`.
         """
         losses = self.file.losses(stage.name) if self.file else []
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
@@ -475,7 +469,9 @@ class Reporter:
             "num_steps_planned": num_steps[1], "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
             "loss_end": sum(tail) / len(tail) if tail else None, "val": val, "chance": chance,
-        } | dict(memory or {})  # fmt: skip
+        } | dict(figures or {})  # fmt: skip
+        if self.accuracy_name != "accuracy":
+            summary["accuracy_name"] = self.accuracy_name
         if self.screen:
             self.screen.end_stage()
         self.log(summary_line(summary))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastpsl.engine.distributed import World, share, wait_for_all
-from fastpsl.engine.options import RunOptions, TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import output_errors
@@ -175,6 +175,11 @@ def find_checkpoint(
         state = read_checkpoint(Path(chosen))
         refuse_incomplete(Path(chosen), state)
     refuse_other_science(state["science"], science, chosen)
+    began = state["science"].get(INITIAL_WEIGHTS)
+    if science.get(INITIAL_WEIGHTS) not in (None, began):
+        notes.append(
+            "the weights of the module given now are not used: the run goes on with the checkpoint's"
+        )
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
     pairs = {name: (value, machine.get(name)) for name, value in state["machine"].items()}
@@ -249,7 +254,7 @@ def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str
     different = [
         f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, "
         f"{asked.get(name)} now)"
-        for name in sorted(saved.keys() | asked.keys())
+        for name in sorted((saved.keys() | asked.keys()) - {INITIAL_WEIGHTS})
         if saved.get(name) != asked.get(name)
     ]
     if saved.get("recipe") != asked.get("recipe"):

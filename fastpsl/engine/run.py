@@ -11,14 +11,22 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import StopSignal, World, environment, share
-from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
+from fastpsl.engine.options import (
+    INITIAL_WEIGHTS,
+    NO_VAL,
+    RunOptions,
+    TrainingOptions,
+    share_of,
+)
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.subset import Subset, split_by_name
 from fastpsl.pipelines.decoders.choose import NAMES, READS, choose_decoder, is_kept_on_device
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
@@ -78,7 +86,8 @@ class RunData:
         self.options, self.world = options, world
         self.decoder, self.decoder_reason = options.decoder, ""
         self.batch_size = options.rank_batch(world.size)
-        self.train, self.val = (open or open_both)(options)
+        with operation("opening the data"):
+            self.train, self.val = (open or open_both)(options)
         if part is not None:
             try:
                 self.train = part(self.train)
@@ -89,10 +98,11 @@ class RunData:
     def check_batch(self) -> None:
         """Raise ValueError if there are fewer training images than one batch."""
         if self.train.num_samples < self.options.batch_size:
-            preset = "give --preset small, " if isinstance(self.options, PretrainOptions) else ""
+            without = ", give --val none" if share_of(self.options.val) else ""
+            preset = "give --preset small, " if getattr(self.options, "preset", "small") != "small" else ""
             raise ValueError(
                 f"{self.train.num_samples} training images are fewer than one batch of "
-                f"{self.options.batch_size}: lower --batch-size, {preset}or give more data"
+                f"{self.options.batch_size}: lower --batch-size{without}, {preset}or give more data"
             )
 
     def check_views(self, views: Sequence[ViewSpec], val_views: Sequence[ViewSpec]) -> None:
@@ -147,6 +157,10 @@ class RunData:
             prefetch_batches=options.prefetch_batches, timeout_s=options.timeout_s,
         )  # fmt: skip
 
+    def numbers(self) -> dict[str, int]:
+        """Return the numbers of images to train on and for validation."""
+        return {"train": self.train.num_samples, "val": 0 if self.val is None else self.val.num_samples}
+
     def close(self) -> None:
         """Close both data sets."""
         self.train.close()
@@ -154,15 +168,30 @@ class RunData:
             self.val.close()
 
 
+def val_part(data: RunData, num_steps: int, num_planned: int) -> Dataset | None:
+    """Return the validation images for the end of a stage: all, or as many as a stage that was cut has seen.
+
+    They are spread over the data, and at least a batch.
+    """
+    num = num_steps * data.options.batch_size
+    if data.val is None or num_steps >= num_planned or num >= data.val.num_samples:
+        return data.val
+    return Subset(data.val, spread_indices(data.val.num_samples, num))
+
+
 def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
     """Open training and validation data: --data and --val, or the embedded sample."""
     train: str | Path | None = options.data
     val: str | Path | None = options.val
     if train is None:
-        train, val = sample_paths()[:2]
+        with operation("making the embedded sample ready"):
+            train, its_val = sample_paths()[:2]
+        val = val or its_val
     opened = open_given(options, train)
     try:
-        return opened, open_given(options, val) if val else None
+        if share := share_of(options.val):
+            return split_by_name(opened, share)
+        return opened, open_given(options, val) if val and val != NO_VAL else None
     except BaseException:
         opened.close()
         raise
@@ -223,6 +252,7 @@ class Run:
         science: Mapping[str, Any] | None = None,
         *,
         owns_process: bool = True,
+        differences: Mapping[str, Any] | None = None,
     ):
         """Open the run. It owns `data` from here on.
 
@@ -231,12 +261,13 @@ class Run:
             data: The data, which `close` closes.
             science: What else must not change on resume, besides the options' science and the data.
             owns_process: Whether the process is the run's own, which may end it (`LastStep`).
+            differences: What differs from the usual values, for the record.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
         """
         self.data, self.options, self.world = data, data.options, data.world
-        self.owns_process = owns_process
+        self.owns_process, self.differences = owns_process, dict(differences or {})
         self.precision = self.options.resolved_precision(self.world.device)
         self._folder = ExitStack()
         self._never_finite = set[str]()
@@ -261,6 +292,8 @@ class Run:
             options, world, self.folder, self.science, self._machine()
         )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
+        if self.resume_state:
+            self._keep_origin(self.resume_state["science"])
         self.resumed = self.resume_state is not None
         with output_errors(self.folder):
             self.reporter = Reporter(
@@ -274,6 +307,11 @@ class Run:
         for line in (*notes, *map(summary_line, self.position.summaries)):
             self.reporter.log(line)
 
+    def _keep_origin(self, begun: Mapping[str, Any]) -> None:
+        """Keep in the record which weights the run began with, whatever a resume is given."""
+        self.science.pop(INITIAL_WEIGHTS, None)
+        self.science |= {name: begun[name] for name in (INITIAL_WEIGHTS,) if name in begun}
+
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}
         values = {name: self.options.as_dict()[name] for name in sorted(names)}
@@ -284,6 +322,7 @@ class Run:
         remove_leftovers(self.folder, beginning=_RECORDS)
         self.write_status("running", "")
         config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
+        config |= {"differences": self.differences, "images": self.data.numbers()}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()

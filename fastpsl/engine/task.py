@@ -26,6 +26,8 @@ class Task:
     """The number of difficulties. Levels are counted from 1."""
     needs_labels: bool = False
     """Whether data without labels, and validation data with other classes, are rejected."""
+    accuracy_name: str = "accuracy"
+    """The name by which people see the metric "accuracy": what it counts, such as "permutation accuracy"."""
     has_own_order: bool = False
     """Whether `epoch_order` defines the order of every epoch, so that --order cannot be chosen."""
 

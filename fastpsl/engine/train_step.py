@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World, sum_over_ranks, take_buffers_of_rank_0
+from fastpsl.engine.distributed import World, sum_over_ranks, take_tensors_of_rank_0
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
 from fastpsl.engine.step_modes import (
     LAUNCHED,
@@ -251,7 +251,7 @@ class TrainStep:
             stopped.
         """
         totals: dict[str, Tensor] = {}
-        take_buffers_of_rank_0(self.module, self.world)
+        take_tensors_of_rank_0(self.module.buffers(), self.world)
         self.module.eval()
         for batch in batches:
             if stopped():

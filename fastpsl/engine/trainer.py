@@ -16,17 +16,17 @@ from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
-from fastpsl.engine.online_probe import OnlineProbe
+from fastpsl.engine.online_probe import OnlineProbe, is_probed
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import work_ahead
 from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
-from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice
+from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice, val_part
 from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
+from fastpsl.engine.time_left import work_ahead
 from fastpsl.pipelines.loader.augment import choose_augment
-from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
@@ -67,9 +67,10 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
         failure = error
     if not on_any_rank(world, failure is not None):
         return batch
-    texts = gather_objects(world, None if failure is None else str(failure))
+    text = f"{failure}; {failure.remedy}" if isinstance(failure, BadSampleError) else str(failure)
+    texts = gather_objects(world, None if failure is None else text)
     others = (f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
-    message = next(others) if failure is None else str(failure)
+    message = next(others) if failure is None else text
     where = save()
     if where is not None:
         message += f"; a checkpoint was written, and the same command goes on from {where}"
@@ -101,7 +102,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
             name = experiment.stages[position.stage].name
             with operation(f"{name}: building the network"):
                 stage_trainer = StageTrainer(experiment, run, state, last_step)
-            with operation(name) as progress:
+            with operation(f"{name}: between two steps") as progress:
                 if not stage_trainer.run_to_end(progress):
                     return False
     return True
@@ -125,8 +126,9 @@ class StageTrainer:
         reset_peak_memory(run.world.device)
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
         self.views, blocks = self.train_step.views, self.train_step.module.blocks
-        every = getattr(run.options, "probe_every", 0)
-        self.online_probe = OnlineProbe(run, blocks, stage, self.views[0] if every else None, every)
+        probed_view = self.views[0] if is_probed(run, experiment.task) else None
+        every = getattr(run.options, "probe_every", None)
+        self.online_probe = OnlineProbe(run, blocks, stage, probed_view, every)
         if state:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["train_step"])
@@ -148,21 +150,27 @@ class StageTrainer:
                 loader = stack.enter_context(
                     own_loader or run.data.loader(run.data.train, self.views, train=True)
                 )
-                val_loader = None
+                self.steps_per_epoch = loader.num_steps // run.options.accumulate
+                self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
+                self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
+                val_loader, part = None, val_part(run.data, self.end_step, self.num_steps)
                 # It is opened now, so that data that cannot be evaluated are rejected before the training.
-                if run.data.val is not None and self.val_views:
-                    val_loader = run.data.loader(run.data.val, self.val_views, train=False)
+                if part is not None and self.val_views:
+                    val_loader = run.data.loader(part, self.val_views, train=False)
                     stack.enter_context(val_loader)
-            self.steps_per_epoch = loader.num_steps // run.options.accumulate
-            self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
-            self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             ahead = work_ahead(
                 self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
                 task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
+                lambda level: self._end_images(level, val_loader), run.options.batch_size,
             )  # fmt: skip
+            run.reporter.accuracy_name = task.accuracy_name
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
+            if self.online_probe.is_on and position.run_step == 0 and not run.resumed:
+                backbone, stages = self.experiment.backbone, self.experiment.stages
+                if not self.online_probe.look_untrained(backbone, stages, task):
+                    return False
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False
@@ -179,10 +187,13 @@ class StageTrainer:
                     task.end_stage(self._context(self.stage.max_epochs))
                 except PassStopped:
                     return False
-                num_steps, memory = (position.step, self.num_steps), peak_memory(run.world.device)
+                num_steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
+                figures = {**self.online_probe.result(), **peak_memory(run.world.device)}
                 summary = run.reporter.stage_summary(
-                    self.stage, num_steps, position.seconds, val, task.chance(self.stage.level), memory
+                    self.stage, num_steps, position.seconds, val, chance, figures
                 )
+                if val_loader is not None and part is not run.data.val:
+                    summary["num_val_images"] = val_loader.num_samples
                 position.summaries.append(summary)
                 self.safepoint.save()
         return True
@@ -192,10 +203,20 @@ class StageTrainer:
         run = self.run
         stopped = lambda: run.stop_signal.after_step().stop
         run.stop_signal.other_pace()
+        if run.data.val is not None and loader.num_samples < run.data.val.num_samples:
+            run.reporter.log(
+                f"{self.stage.name} was cut by --max-steps-per-stage, and so is its validation: "
+                f"{loader.num_samples:,} of {run.data.val.num_samples:,} images"
+            )
         what, batch_size = f"{self.stage.name}: validation pass", loader.batch_size_per_rank * run.world.size
         with operation(what, "images", loader.num_samples) as progress:
-            batches = progress.track(run.reporter.watched(loader.epoch(0)), batch_size)
-            return self.train_step.evaluate(batches, self.val_views, stopped)
+            batches = run.reporter.at_the_end(loader.epoch(0), batch_size, loader.num_samples)
+            return self.train_step.evaluate(progress.track(batches, batch_size), self.val_views, stopped)
+
+    def _end_images(self, level: int, val_loader: Loader | None) -> int:
+        """Return how many images pass forward at the end of a stage: for the validation, and for a probe."""
+        validated = val_loader.num_samples if val_loader and self.experiment.task.val_views(level) else 0
+        return validated + self.online_probe.num_images
 
     def _warm_up(self, loader: BatchSource) -> bool:
         """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""
@@ -283,7 +304,7 @@ class StageTrainer:
 
     def _probe(self) -> bool:
         """Probe the features, if it is time to. Return False if a signal stopped it."""
-        if self.position.step and self.online_probe.every:
+        if self.position.step and self.online_probe.is_on:
             self.safepoint.keep()
         return self.online_probe.probe(self.steps_per_epoch, self.end_step, self.train_step.release)
 

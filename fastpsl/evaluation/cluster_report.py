@@ -1,6 +1,5 @@
 """Report what pseudo-labels are worth: numbers in a result.json, and charts beside it."""
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -11,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.subset import split_by_name
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.contact_sheet import draw_filters
@@ -69,9 +70,10 @@ def report(
 ) -> list[str]:
     """Measure a run's or a file's pseudo-labels, draw charts of them and return the lines to print."""
     started = time.monotonic()
-    path, source, out = _paths(run, data, labels, out)
+    path, source, held_back, out = _paths(run, data, labels, out)
     pretrained = load_pretrained(run, backbone) if run.is_dir() else None
-    with closing(open_data(source)) as opened:
+    whole = open_data(source)
+    with closing(split_by_name(whole, held_back)[0] if held_back else whole) as opened:
         pseudo_labels, true = read_labels(path, opened), opened.labels()
         if require_labels and not (true >= 0).any():
             raise ValueError(
@@ -162,13 +164,13 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
 
 def _paths(
     run: Path, data: str | None, labels: Path | None, out: Path | None
-) -> tuple[Path, str | Path, Path]:
-    """Return the file of labels, the data, and the folder to write to."""
+) -> tuple[Path, str | Path, float | None, Path]:
+    """Return the file of labels, the data, the share of these without labels, and the folder to write to."""
     if run.is_file():
         if labels is not None:
             raise ValueError(f"--labels {labels}: {run} is a file of labels itself; give one of the two")
         source = data if data is not None else sample_paths().train
-        return run, source, out if out is not None else run.with_name(f"{run.stem}-clusters")
+        return run, source, None, out if out is not None else run.with_name(f"{run.stem}-clusters")
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; give the folder of a run, or a file of labels")
     path = labels if labels is not None else run / NAME
@@ -177,17 +179,13 @@ def _paths(
             f"{run} has no {NAME}: it made no pseudo-labels or has not finished; "
             "give another run, or --labels FILE"
         )
-    return path, data if data is not None else _data_of(run), out if out is not None else run / "clusters"
-
-
-def _data_of(run: Path) -> str | Path:
-    """Return the data in the run's configuration."""
-    path = run / "config.json"
-    try:
-        source = json.loads(path.read_text())["options"]["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} does not say what the run learned from: give --data") from None
-    return sample_paths().train if source is None else str(source)
+    held_back = None
+    if data is None:
+        if (trained := TrainedRun.of(run)) is None:
+            raise ValueError(f"{run} has no config.json, which says what the run learned from: give --data")
+        data, held_back = trained.train_images(), trained.held_back
+    source = data if data is not None else sample_paths().train
+    return path, source, held_back, out if out is not None else run / "clusters"
 
 
 def _numbers_line(numbers: Mapping[str, float], num_labelled: int, num: int) -> str:

@@ -15,12 +15,12 @@ import torch
 
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.online_probe import find_neighbours
+from fastpsl.engine.resume import open_folder
 from fastpsl.engine.run import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.files.atomic import output_errors
 from fastpsl.kernels.nearest import Neighbours, count_correct
 from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.plots.neighbours import NUM_NEIGHBOURS, draw_neighbours
@@ -82,16 +82,31 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
     return lines
 
 
-def require_neighbours(train: Dataset, val: Dataset, ks: Sequence[int]) -> None:
-    """Raise ValueError if the data have no labels, different classes or fewer images than the largest k."""
+def fitting_neighbours(
+    train: Dataset, val: Dataset, ks: Sequence[int], usual: Sequence[int]
+) -> tuple[int, ...]:
+    """Return `ks`, or of the usual ones those for which there are images.
+
+    Args:
+        train: The images that are neighbours.
+        val: The images to score, with the same classes.
+        ks: Numbers of neighbours, each 1 or more.
+        usual: The values of `ks` that nobody chose. Those above the number of `train` are left out.
+
+    Raises:
+        ValueError: The data have no labels or different classes, or fewer images than the largest k.
+    """
     for data in (train, val):
         require_labels(data, "kNN")
     require_same_classes(train, val)
+    if tuple(ks) == tuple(usual) and min(ks) <= train.num_samples:
+        ks = [k for k in ks if k <= train.num_samples]
     if max(ks) > train.num_samples:
         raise ValueError(
             f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; "
             "give a smaller k"
         )
+    return tuple(ks)
 
 
 def score(
@@ -164,7 +179,7 @@ class Search:
 def retrieve(
     options: EvaluationOptions, world: World, *, block: str, k: int, num: int, indices: tuple[int, ...]
 ) -> list[str]:
-    """Search --val's images, the queries, in --data's, the gallery; write to --out and return lines to print.
+    """Search --val's images, the queries, in --data's, the gallery; and return lines to print.
 
     The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
     The precision is that of all queries. Lines are returned on rank 0 alone.
@@ -181,7 +196,7 @@ def retrieve(
     weights = options.pretrained()
     with ExitStack() as stack:
         gallery, queries = open_both(options)
-        assert queries is not None and options.out is not None
+        assert queries is not None
         for data in (gallery, queries):
             stack.enter_context(closing(data))
         same = gallery.digest() == queries.digest()
@@ -192,10 +207,9 @@ def retrieve(
         works = [
             Extraction.of(options, weights, data, block, world, "float16") for data in (gallery, queries)
         ]
-        with output_errors(options.out):
-            options.out.mkdir(parents=True, exist_ok=True)
+        folder = stack.enter_context(open_folder("retrieval", options, world))
         bank, query_features = (
-            work.to_file(options.out / f"{name}.npy", world, overwrite=True)
+            work.to_file(folder / f"{name}.npy", world, overwrite=True)
             for work, name in zip(works, ("gallery", "gallery" if same else "queries"), strict=True)
         )
         search = Search(bank, query_features, k, same, world.device)
@@ -214,7 +228,7 @@ def retrieve(
         neighbours = search(chart_queries)
         rows, similarities = (column.numpy() for column in (neighbours.rows, neighbours.similarities))
         sheet = draw_neighbours(
-            options.out / "retrieval.png", queries, gallery, chart_queries, rows[:, :MAX_COLUMNS],
+            folder / "retrieval.png", queries, gallery, chart_queries, rows[:, :MAX_COLUMNS],
             similarities[:, :MAX_COLUMNS], works[0].loader, called="query", judged=not reason,
             whole=options.whole,
         )  # fmt: skip
@@ -230,7 +244,7 @@ def retrieve(
             ],
         }  # fmt: skip
         path = write_result(
-            options.out, recipe="retrieve", protocol="retrieval",
+            folder, recipe="retrieve", protocol="retrieval",
             numbers={} if precision is None else {f"precision_top{k}": precision}, settings=settings,
             checkpoint=weights.record, data=data_record(gallery, queries), seconds=time.monotonic() - started,
             cut=bool(weights.record["cut"]),

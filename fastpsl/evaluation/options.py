@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import Self, override
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from fastpsl.console.terminal import own_rank
 from fastpsl.engine.options import DATA, MACHINE, RunOptions, TrainingOptions
+from fastpsl.evaluation.trained_run import TrainedRun
+from fastpsl.files.paths import FORMS
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.scripts.recipe import require_paths
 
 if TYPE_CHECKING:
     from fastpsl.models.weights import Pretrained
@@ -35,14 +38,15 @@ class EvaluationOptions(RunOptions):
     """
 
     sample_backbone: ClassVar[str] = "resnet18"
+    size_from_run: ClassVar[bool] = True
+    """Whether the side of the images is that of the run, where the command gives none."""
 
-    checkpoint: Path | None = field(default=None, metadata=MACHINE)
+    checkpoint: Positional[Annotated[Path | None, arg(metavar="RUN")]] = field(default=None, metadata=MACHINE)
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights
     (the documentation has them under Use weights of other projects).
     """
     random_weights: bool = field(default=False, metadata=MACHINE)
-    """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning.
-    """
+    """Random weights, of --seed, instead of a RUN: what the features are worth before any learning."""
     backbone: Annotated[
         str | None,
         arg(
@@ -58,7 +62,7 @@ class EvaluationOptions(RunOptions):
     input_std: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
     """Standard deviation that was divided by, one value per channel."""
     size_px: int = 224
-    """Side of the evaluation's images, whatever the size in pre-training."""
+    """Side of the evaluation's images. Without it: of RUN's images, at most a published protocol's side."""
     whole: bool = False
     """Show an image's whole middle square, and not the 224/256 of it that are usual: for small images, such
     as CIFAR's.
@@ -72,17 +76,43 @@ class EvaluationOptions(RunOptions):
 
     @override
     def completed(self) -> Self:
-        """Choose random weights of `sample_backbone` where neither --data nor --checkpoint was given."""
+        """Choose random weights of `sample_backbone` where neither RUN nor --data was given."""
         if self.data is not None or self.checkpoint is not None:
             return self
         return replace(self, random_weights=True, backbone=self.backbone or self.sample_backbone)
+
+    @override
+    def of_run(self) -> dict[str, Any]:
+        if self.checkpoint is None:
+            return {}
+        require_paths(self)
+        values = dict[str, Any]()
+        if self.data is None and (run := TrainedRun.of(self.checkpoint)):
+            values |= self._data_of(run)
+        return values | (self.recorded_size() if self.size_from_run else {})
+
+    def recorded_size(self) -> dict[str, Any]:
+        """Return the side of RUN's images as `size_px`; nothing for random and for others' weights."""
+        from fastpsl.models.weights import recorded_input
+
+        input = None if self.checkpoint is None else recorded_input(self.checkpoint)
+        return {} if input is None else {"size_px": input.size_px}
+
+    def _data_of(self, run: TrainedRun) -> dict[str, str | None]:
+        """Return the images of a run that are --data and --val where the command gives neither."""
+        if self.forms != FORMS:
+            return {}
+        if "val" in self.without:  # nothing is learned
+            return {"data": run.val_data()}
+        remedy = "give --data and --val"
+        return {"data": run.train_images(remedy), "val": run.val_images(remedy)}
 
     def pretrained(self) -> Pretrained:
         """Return the weights that the options name; rank 0 prints which they are."""
         from fastpsl.models.weights import load_pretrained, random_weights
 
         if self.random_weights == (self.checkpoint is not None):
-            raise ValueError("give either --checkpoint PATH or --random-weights")
+            raise ValueError("give either RUN or --random-weights")
         if self.checkpoint is not None:
             weights = load_pretrained(self.checkpoint, self.backbone, self.given_input())
         elif self.backbone is None:
@@ -90,7 +120,8 @@ class EvaluationOptions(RunOptions):
         else:
             weights = random_weights(self.backbone, self.seed, self.given_input())
         if own_rank() == 0:
-            print(f"weights: {weights}", flush=True)
+            size = f"; images of {self.size_px} px" if self.size_from_run else ""
+            print(f"weights: {weights}{size}", flush=True)
         return weights
 
     def given_input(self) -> Input | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.distributed import own_commit, package_versions
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import NO_VAL, RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task
 from fastpsl.files.atomic import write_atomically
@@ -81,16 +81,18 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def result_line(path: Path) -> str:
-    """Return the line that names a result, with a warning if it was cut short."""
-    cut = read_result(path)["cut"]
-    return f"result {path}" + (
-        ", which is not comparable: the training or the evaluation was cut short" if cut else ""
-    )
+    """Return the line that names a result, with a remark if the evaluation itself was cut short.
+
+    The line of the weights tells that their training was.
+    """
+    record = read_result(path)
+    cut = record["cut"] and not record["checkpoint"].get("cut")
+    return f"result {path}" + (", not comparable: --max-steps-per-stage cut the evaluation" if cut else "")
 
 
 def require_val(options: RunOptions) -> None:
     """Raise ValueError if there are no validation images, or their classes are not the training's."""
-    if options.data is not None and options.val is None:
+    if (options.data is not None and options.val is None) or options.val == NO_VAL:
         raise ValueError("an evaluation scores validation images: give --val besides --data")
     require_given_classes(options)
 

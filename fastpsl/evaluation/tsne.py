@@ -6,27 +6,34 @@ features. scikit-learn computes the map.
 
 import io
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World
+from fastpsl.engine.resume import open_folder
+from fastpsl.engine.run import open_both, open_given
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.files.atomic import output_errors, write_atomically
-from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.charts import draw_map
 
 MAX_SEED = 2**32 - 1
 
 
+def usual_perplexity(num: int) -> float:
+    """Return 30, or for few images a third of their number."""
+    return min(30.0, num / 3)
+
+
 def make_map(
-    options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float
+    options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float | None = None
 ) -> list[str]:
-    """Map the features of `num` images of --data, drawn by --seed, write to --out and return lines to print.
+    """Map the features of `num` images of --data, drawn by --seed, and return lines to print.
 
     All images are mapped where there are fewer. Lines are returned on rank 0 alone.
     """
@@ -36,9 +43,15 @@ def make_map(
     if options.seed > MAX_SEED:
         raise ValueError(f"--seed {options.seed}: scikit-learn takes seeds from 0 to {MAX_SEED}")
     weights = options.pretrained()
-    assert options.data is not None and options.out is not None
-    with closing(open_data(options.data)) as data:
+    with ExitStack() as stack:
+        if options.val is None:
+            parts = [open_given(options, options.data or sample_paths().test)]
+        else:  # a share of --data that a run held back
+            parts = [part for part in open_both(options) if part is not None]
+        data = [stack.enter_context(closing(part)) for part in parts][-1]
         num = min(num, data.num_samples)
+        if perplexity is None:
+            perplexity = usual_perplexity(num)
         if not 0 < perplexity < num:
             raise ValueError(
                 f"--perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
@@ -46,9 +59,8 @@ def make_map(
         indices = np.sort(np.random.default_rng(options.seed).choice(data.num_samples, num, replace=False))
         subset = Subset(data, indices)
         work = Extraction.of(options, weights, subset, block, world, "float32")
-        with output_errors(options.out):
-            options.out.mkdir(parents=True, exist_ok=True)
-        file = work.to_file(options.out / "features.npy", world, overwrite=True)
+        folder = stack.enter_context(open_folder("tsne", options, world))
+        file = work.to_file(folder / "features.npy", world, overwrite=True)
         if world.rank != 0:
             return []
         good = file.good()
@@ -61,13 +73,13 @@ def make_map(
         labelled = bool((labels >= 0).all())
         numbers = {"same_class_2d": 100 * same_class(points, labels)} if labelled else {}
         block, title = file.record["block"], f"{file.record['block']} of {file.record['backbone']}"
-        with output_errors(options.out):
+        with output_errors(folder):
             for name, values in (("tsne.npy", points), ("tsne-indices.npy", indices[good])):
                 content = io.BytesIO()
                 np.save(content, values)
-                write_atomically(options.out / name, content.getbuffer())
+                write_atomically(folder / name, content.getbuffer())
             chart = draw_map(
-                options.out / "tsne.png", points, labels, data.class_names,
+                folder / "tsne.png", points, labels, data.class_names,
                 f"{title}: t-SNE of {len(good):,} images, perplexity {perplexity:g}",
             )  # fmt: skip
         settings = options.as_dict() | {
@@ -75,7 +87,7 @@ def make_map(
             "kl_divergence": round(divergence, 4), "features": file.record["digest"],
         }  # fmt: skip
         path = write_result(
-            options.out, recipe="tsne", protocol="tsne", numbers=numbers, settings=settings,
+            folder, recipe="tsne", protocol="tsne", numbers=numbers, settings=settings,
             checkpoint=weights.record, data=data_record(data, None), seconds=time.monotonic() - started,
             cut=bool(weights.record["cut"]),
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """The operations by Kornia's functions, as `--augment-backend kornia` runs them.
 
 The operations define the values. Each function here has those of its operation within 1e-5, from the same
-draws. docs/explanation/fused_augmentation.md has a table of the differences, which
+draws. docs/explanation/one_decode.md has a table of the differences, which
 tests/kernels/test_by_kornia.py measures. No function here makes the host wait for a GPU. Kornia's
 `spatial_gradient` and `gaussian_blur2d` do, so their filter is called with weights of the device.
 

@@ -357,6 +357,8 @@ def export(
         lines = _write_state_dict(to, out, tensors, record) + _how_to_load(to, out, pretrained, record)
     if tensors.left_out:
         lines.insert(1, f"  left out: {', '.join(tensors.left_out)}, which {to} has not")
+    if pooled := _pooled(to, pretrained, record):
+        lines.append(f"  our pooled features: {pooled}")
     table = key_table(list(zip(tensors.names, tensors.tensors, strict=True)))
     return "\n".join([str(pretrained), *lines, *table])
 
@@ -391,6 +393,18 @@ def _how_to_load(to: str, out: Path, pretrained: Pretrained, record: Mapping[str
         made = f'timm.create_model("{library_name}", pretrained=True, num_classes=10{more}'
         return [f"  {made}, pretrained_cfg_overlay=dict({overlay}))"]
     return []
+
+
+def _pooled(to: str, pretrained: Pretrained, record: Mapping[str, Any]) -> str:
+    """Return what of the library's `model` equals our pooled features; empty where nothing is known."""
+    name = record["backbone"]
+    if to in ("timm", "hf"):
+        backbone: Any = pretrained.backbone
+        whole = "model(x), with num_classes=0"
+        return backbone.pooled_by_timm() if is_timm(name) else whole
+    if to == "torchvision" and "model" not in record:
+        return f"model(x), with model.{'classifier[6]' if name == 'vgg16' else 'fc'} = torch.nn.Identity()"
+    return ""
 
 
 def _size(out: Path, data: bytes, what: str = "") -> str:

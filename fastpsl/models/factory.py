@@ -1,19 +1,24 @@
 """Construction of backbones by name."""
 
+from torch import nn
+
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import NIN, VGG, AlexNet, read_channels
-from fastpsl.models.names import ANY_BACKBONE, BACKBONES, is_own, is_timm
+from fastpsl.models.given import Given, backbone_of, given, take_weights
+from fastpsl.models.names import ANY_BACKBONE, BACKBONES, is_module, is_own, is_timm, module_not_given
 
 WITH_DROPOUT = ("alexnet", "vgg16")
 # The last blocks of these backbones are fully-connected and return vectors, not maps.
 OF_VECTORS = ("alexnet", "alexnet_rotnet", "resnet50_mlp", "vgg16")
 
 
-def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = None) -> Backbone:
-    """Build a backbone with random weights.
+def make_backbone(name: str | nn.Module, *, num_channels: int = 3, dropout: float | None = None) -> Backbone:
+    """Build a backbone with random weights, or with those of a module.
 
     Args:
         name: One of `BACKBONES`, "timm/NAME" for a model of timm, or "FILE.py:CLASS" for your own module.
+            Or a module: a model that timm made, a backbone, or your own with `blocks()` and `channels`. Its
+            copy begins with its weights, and the module itself stays as it is.
         num_channels: The number of channels of the images.
         dropout: The probability of dropout, in [0, 1), for alexnet and vgg16. None means the network's
             default.
@@ -23,8 +28,20 @@ def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = N
 
     Raises:
         ValueError: The name is unknown, the backbone has no dropout, or `dropout` is out of range. Or the
-            network of timm or of your file cannot be used.
+            network of timm or of your own cannot be used.
     """
+    if not isinstance(name, str):
+        name = given(name)
+    if isinstance(name, Given) and (is_module(name) or is_own(name)):
+        if dropout is not None:
+            raise ValueError(f"--dropout {dropout:g}: it is not for a module of your own; leave it out")
+        return backbone_of(name, num_channels)
+    if isinstance(name, Given):
+        backbone = make_backbone(str(name), num_channels=num_channels, dropout=dropout)
+        take_weights(backbone, name)
+        return backbone
+    if is_module(name):
+        raise module_not_given("the run", name)
     if name not in BACKBONES and not is_timm(name) and not is_own(name):
         raise ValueError(f"--backbone {name}: allowed are {ANY_BACKBONE}")
     if dropout is not None and name not in WITH_DROPOUT:

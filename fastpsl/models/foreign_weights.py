@@ -1,6 +1,6 @@
 """Recognition of other projects' checkpoints: their backbones, tensor names and heads.
 
-docs/how_to/others_weights.md lists them.
+docs/how_to/weights.md lists them.
 """
 
 import hashlib
@@ -174,7 +174,7 @@ def _timms(name: str) -> str:
 _HEADS = r"(projection_head|prediction_head|online_classifier|prototypes)\."
 _SOLO = r"(projector|predictor|classifier|momentum_backbone|queue|prototypes|head)\b"
 
-# Tried in order; the first match wins. docs/how_to/others_weights.md has where projects define their names.
+# Tried in order; the first match wins. docs/how_to/weights.md has where projects define their names.
 NAMINGS = (
     Naming("rotnet", "_feature_blocks.", only_with=r"_feature_blocks\.\d\.\d\.\w+$", ours=_rotnets),
     Naming("vissl", "_feature_blocks."),

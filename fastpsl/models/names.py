@@ -10,6 +10,7 @@ BACKBONES = (
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")
 TIMM = "timm/"
+MODULE = "module:"  # of a module that a program gave
 ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"
 
 
@@ -23,8 +24,21 @@ def is_own(name: str) -> bool:
     return name.endswith(".py") or ".py:" in name
 
 
+def is_module(name: str) -> bool:
+    """Return whether the name is of a module that a program gave, which nobody can make by this name."""
+    return name.startswith(MODULE)
+
+
 def not_given(source: object, name: str) -> ValueError:
     """Return the error for a file that names a Python file, which runs only if the user names it as well."""
     return ValueError(
         f"{source} names {name}, which would run; give --backbone {shlex.quote(name)} if you trust it"
+    )
+
+
+def module_not_given(source: object, name: str) -> ValueError:
+    """Return the error for a file that names a program's module, which only the program can make."""
+    return ValueError(
+        f"{source} has a module of a program as its backbone, {name.removeprefix(MODULE)}; in Python, give "
+        "backbone= the module again, or else --backbone FILE.py:CLASS, which makes it"
     )

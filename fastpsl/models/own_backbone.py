@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
+# What a layer raises for an image that it cannot read.
+UNREADABLE = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+def image_of(network: nn.Module, height: int, width: int) -> Tensor:
+    """Return an image whose pixels differ, without a random draw."""
+    found = first_convolution(network)
+    assert found is not None
+    _, convolution = found
+    size = (1, convolution.in_channels, height, width)
+    return torch.linspace(-1, 1, prod(size), device=convolution.weight.device).mul(99).sin().reshape(size)
+
+
 _GUIDE = "https://fastpsl.github.io/fastpsl/how_to/own_backbone.html"
 # The side of the images of the first pass, unless the network needs larger ones.
 CHECK_PX = 64
@@ -53,11 +67,12 @@ class OwnBackbone(Wrapped):
 
     why_uncapturable = "an own backbone may decide by values of Python, which a graph keeps; try --graph on"
 
-    def __init__(self, name: str, num_channels: int = 3):
-        """Run the file, build the module and check it with one forward pass."""
-        network = _made(name)
+    def __init__(self, name: str, num_channels: int = 3, network: nn.Module | None = None):
+        """Take the module, or run the file and build it; and check it with one forward pass."""
+        is_given = network is not None
+        network = network or _made(name)
         super().__init__(name, network)
-        if num_channels != 3:
+        if num_channels != 3 and not is_given:
             if first_convolution(network) is None:
                 raise self._wrong(
                     f"it has no convolution that could read {num_channels} channels; let it begin with a "

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,7 @@ from typing_extensions import override
 
 from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.names import TIMM
-from fastpsl.models.own_backbone import Wrapped, reason_of
+from fastpsl.models.own_backbone import UNREADABLE, Wrapped, image_of, reason_of
 
 
 def maps_of(tokens: Tensor, height: int, width: int, num_prefix: int) -> Tensor:
@@ -90,8 +89,6 @@ _ANY_SIZE: dict[str, dict[str, Any]] = {
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
 }
-# What a layer raises for an image that it cannot read.
-_UNREADABLE = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 class TimmBackbone(Wrapped):
@@ -106,25 +103,17 @@ class TimmBackbone(Wrapped):
     `head.norm`, belong to no block and keep their values.
     """
 
-    def __init__(self, name: str, num_channels: int = 3):
-        """Build the model with random weights."""
+    def __init__(self, name: str, num_channels: int = 3, network: nn.Module | None = None):
+        """Build the model with random weights, or take one that timm made with other arguments."""
         timm = _timm(name)
-        _check_name(timm, name)
-        model = name.removeprefix(TIMM)
-        family = timm.models.model_entrypoint(model).__module__.rpartition(".")[2]
-        sizes = _ANY_SIZE.get(family, {})
-        try:
-            network = timm.create_model(
-                model, pretrained=False, num_classes=0, in_chans=num_channels, **sizes
-            )
-        except _UNREADABLE as error:
-            raise ValueError(
-                f"--backbone {name}: timm cannot build it ({reason_of(error)}); give another model"
-            ) from error
+        self.sizes: dict[str, Any] = {}
+        if network is None:
+            network, self.sizes = _made(timm, name, num_channels)
+        elif hasattr(network, "reset_classifier"):
+            network.reset_classifier(0)  # type: ignore[operator]
         super().__init__(name, network)
         if first_convolution(network) is None:
             raise self._refusal("it has no convolution that reads images")
-        self.sizes = sizes
         self._tokens = _is_vision_transformer(timm, network)
         # Whether the layers read and return [B, h, w, C].
         self._channels_last = getattr(network, "output_fmt", "") == "NHWC" and not self._tokens
@@ -134,6 +123,16 @@ class TimmBackbone(Wrapped):
             self.block_names = tuple(self._groups)
             self._measure()
         network.train()
+
+    def pooled_by_timm(self) -> str:
+        """Return what of timm's `model` and images `x` equals our features, averaged over all positions."""
+        if not self._tokens:
+            return f"model.forward_features(x).mean({(1, 2) if self._channels_last else (2, 3)})"
+        num_prefix: int = self.network.num_prefix_tokens  # type: ignore[assignment]
+        if not num_prefix:
+            return "model.forward_features(x).mean(1)"
+        tokens = f"t = model.forward_features(x), as torch.cat((t[:, {num_prefix}:].mean(1), "
+        return f"{tokens}t[:, :{num_prefix}].flatten(1)), 1)"
 
     @override
     def blocks(self) -> list[nn.Module]:
@@ -163,11 +162,11 @@ class TimmBackbone(Wrapped):
         short, long = max(64, self.min_px), 3 * max(64, self.min_px) // 2
         shapes = []
         for height, width in ((short, long), (long, short)):
-            image = _image(self.network, height, width)
+            image = image_of(self.network, height, width)
             try:
                 outputs = self._outputs(image)
                 expected = self.network.forward_features(image)  # type: ignore[operator]
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 raise self._refusal(f"it cannot read {height} x {width} px: {reason_of(error)}") from error
             if self._tokens:
                 num_prefix: int = self.network.num_prefix_tokens  # type: ignore[assignment]
@@ -186,7 +185,9 @@ class TimmBackbone(Wrapped):
         """Find the smallest side that all blocks read, by halving between powers of two."""
         enough = next((2**power for power in range(9) if self._reads(2**power)), 0)
         if not enough:
-            raise self._refusal("its layers in sequence read no size of images")
+            fixed = getattr(self.network, "dynamic_img_size", True) is False
+            remedy = ", or a fixed one: make it with dynamic_img_size=True" if fixed else ""
+            raise self._refusal(f"its layers in sequence read no size of images{remedy}")
         too_small = enough // 2
         while enough - too_small > 1:
             middle = (too_small + enough) // 2
@@ -195,8 +196,8 @@ class TimmBackbone(Wrapped):
 
     def _reads(self, side_px: int) -> bool:
         try:
-            return self._outputs(_image(self.network, side_px, side_px))[-1].numel() > 0
-        except _UNREADABLE:
+            return self._outputs(image_of(self.network, side_px, side_px))[-1].numel() > 0
+        except UNREADABLE:
             return False
 
     def _outputs(self, image: Tensor) -> list[Tensor]:
@@ -222,6 +223,21 @@ def _timm(name: str) -> ModuleType:
             f'--backbone {name}: timm is not installed; pip install "fastpsl-vision[timm]"'
         ) from None
     return timm
+
+
+def _made(timm: ModuleType, name: str, num_channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a model with random weights, and the arguments with which it reads images of any size."""
+    _check_name(timm, name)
+    model = name.removeprefix(TIMM)
+    family = timm.models.model_entrypoint(model).__module__.rpartition(".")[2]
+    sizes = _ANY_SIZE.get(family, {})
+    try:
+        network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=num_channels, **sizes)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"--backbone {name}: timm cannot build it ({reason_of(error)}); give another model"
+        ) from error
+    return network, sizes
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
@@ -277,15 +293,6 @@ def _stage_groups(network: nn.Module) -> dict[str, list[str]]:
     return groups
 
 
-def _image(network: nn.Module, height: int, width: int) -> Tensor:
-    """Return an image whose pixels differ, without a random draw."""
-    found = first_convolution(network)
-    assert found is not None
-    _, convolution = found
-    size = (1, convolution.in_channels, height, width)
-    return torch.linspace(-1, 1, prod(size), device=convolution.weight.device).mul(99).sin().reshape(size)
-
-
 def _called(network: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     """Return the paths of the layers that `forward_features` calls, in the order of the calls."""
     called: list[str] = []
@@ -296,9 +303,9 @@ def _called(network: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     for side_px in (64, 256):
         called.clear()
         try:
-            network.forward_features(_image(network, side_px, side_px))  # type: ignore[operator]
+            network.forward_features(image_of(network, side_px, side_px))  # type: ignore[operator]
             break
-        except _UNREADABLE:
+        except UNREADABLE:
             continue
     for hook in hooks:
         hook.remove()

@@ -23,7 +23,8 @@ from fastpsl.models.foreign_weights import (
     recognise,
     sha256_of_file,
 )
-from fastpsl.models.names import is_own, is_timm, not_given
+from fastpsl.models.given import Given
+from fastpsl.models.names import is_module, is_own, is_timm, module_not_given, not_given
 from fastpsl.pipelines.views import Input
 
 
@@ -61,7 +62,7 @@ class Pretrained:
         text = f"{record['path']}: {record['backbone']} ({record['kind']}"
         if record["run_step"] is not None:
             text += f", {number_of(record['run_step'], 'step')}"
-        text += ", its training was cut short)" if record["cut"] else ")"
+        text += ", its training was cut short, so no result is comparable)" if record["cut"] else ")"
         left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
         return f"{text}; input {input_text}{left_out}"
 
@@ -100,6 +101,21 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     return _from_other_project(path, state, backbone, input)
 
 
+def recorded_input(path: Path) -> Input | None:
+    """Return the input that a checkpoint or an exported file records.
+
+    It is None for other projects' files, and for those that `load_pretrained` refuses with a reason.
+    """
+    try:
+        path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
+        if isinstance(state.get("backbone"), dict) and "science" in state:
+            return _input(state["input"])
+        record = read_weights_sidecar(path)
+        return None if record is None else _input(record["input"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
     """Build a backbone with weights that depend on `seed` alone.
 
@@ -109,6 +125,11 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
     torch's random state does not change.
     """
     input = input or Input()
+    if is_module(backbone):
+        raise ValueError(
+            "--random-weights with a module, whose weights are its own: give --backbone NAME or FILE.py:CLASS"
+        )
+    backbone = str(backbone)  # without the weights of a module
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = make_backbone(backbone, num_channels=input.num_channels)
@@ -209,13 +230,13 @@ def _checked_name(
     """Return the backbone's name.
 
     A Python file is always that of the argument, because the path in a file may be a stranger's, or an old
-    one. Its tensors' names and shapes are checked later.
+    one. So is a program's module. The names and shapes of their tensors are checked later.
     """
     if name is None and argument is None:
         raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
-    if name is not None and is_own(name):
-        if argument is None or not is_own(argument):
-            raise not_given(path, name)
+    if name is not None and (is_own(name) or is_module(name)):
+        if argument is None or not (is_own(argument) or isinstance(argument, Given)):
+            raise module_not_given(path, name) if is_module(name) else not_given(path, name)
         name = argument
     if name is not None and argument is not None and name != argument:
         raise ValueError(
@@ -286,6 +307,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _record(path: Path | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
     return {
-        "path": None if path is None else str(path), "sha256": sha256, "kind": kind, "backbone": backbone,
-        "input": input.as_dict(), "run_step": None, "science": None, "cut": False, "left_out": [],
+        "path": None if path is None else str(path), "sha256": sha256, "kind": kind,
+        "backbone": str(backbone), "input": input.as_dict(), "run_step": None, "science": None,
+        "cut": False, "left_out": [],
     }  # fmt: skip

@@ -227,17 +227,21 @@ def running_mean(values: list[float]) -> list[float]:
 def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     """Draw the lines of probe.jsonl, with a new curve per stage, because its features are another block's.
 
-    Lines with a feature_std of None were not finite and are left out.
+    Each begins with the untrained network, at the stage's place in the run. Lines with a feature_std of None
+    were not finite and are left out.
     """
     scored = any(line["knn_accuracy"] is not None for line in lines)
     names = ["accuracy, %", "std", "effective rank"] if scored else ["std", "effective rank"]
     figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)
-    for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
-        rows = [row for row in group if row["feature_std"] is not None]
+    begin = 0.0
+    for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
+        of_stage = [line for line in lines if line["stage"] == stage]
+        rows = [row for row in of_stage if row["feature_std"] is not None]
         if not rows:
             continue
-        epochs = [row["epoch"] for row in rows]
+        epochs = [row["epoch"] if row["run_step"] else begin for row in rows]
+        begin = epochs[-1]
         name = f"{stage}, {rows[0]['block']}"
         if scored:
             for kind, style in (("linear", "o-"), ("knn", "s--")):

@@ -70,7 +70,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         stack.callback(close)
         try:
             require_address_space()
-            with operation(name):
+            with operation(f"{name}: at work"):
                 return work(opened)
         except (ValueError, OSError) as error:
             reason = error_line(error, opened)

@@ -185,6 +185,7 @@ def parse(
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_help = not HELP.isdisjoint(given)
     options = list(options_of(kind, default))
+    _refuse_flags_of_arguments(given, options, prog)
     groups = dict[str, list[Any]]()
     for option in options:
         # Without help, tyro requires nothing, so that mistyped options are found before missing ones. Options
@@ -229,9 +230,19 @@ def parse(
         values |= vars(values.pop(name))
     missing = [each for each in options if each.default is MISSING and values[each.name] is None]
     if rest or missing:
-        problem = _unknown(rest, options) if rest else _missing(missing)
+        problem = _unknown(rest, options) if rest else _missing(missing, options, prog)
         raise ValueError(f"{problem}; {see}")
     return _built(kind, values)
+
+
+def _refuse_flags_of_arguments(given: Sequence[str], options: Sequence[Option], prog: str | None) -> None:
+    """Check that no argument is given with a flag, such as --checkpoint RUN."""
+    arguments = [option for option in options if option.is_argument]
+    names = {word.partition("=")[0] for word in given}
+    for place, argument in enumerate(arguments, 1):
+        if (name := flag(argument.name)) in names:
+            words = [prog or Path(sys.argv[0]).name, *(each.called for each in arguments[:place])]
+            raise ValueError(f"{name}: give it without a flag, as in `{' '.join(words)}`")
 
 
 def _built(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -255,13 +266,18 @@ def _print_help(text: str) -> None:
 
 def show_commands(prog: str, kind: type, commands: Mapping[str, type]) -> None:
     """Print the help of a command that has commands of its own."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for name, each in commands.items():
-        about = inspect.cleandoc(each.__doc__ or "").split("\n\n")[0]
-        table.add_row(name, " ".join(about.split()))
     _print_help(f"usage: {prog} COMMAND\n\n{inspect.cleandoc(kind.__doc__ or '')}\n\n")
+    abouts = {name: inspect.cleandoc(each.__doc__ or "").split("\n\n")[0] for name, each in commands.items()}
+    show_list("commands", abouts)
+
+
+def show_list(title: str, abouts: Mapping[str, str]) -> None:
+    """Print a box of names with a line about each."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, about in abouts.items():
+        table.add_row(name, " ".join(about.split()))
     console = Console(width=min(shutil.get_terminal_size().columns, 100), highlight=False, markup=False)
-    console.print(Panel(table, title="commands", title_align="left"))
+    console.print(Panel(table, title=title, title_align="left"))
 
 
 def _text(value: Any) -> str:
@@ -283,10 +299,13 @@ def _unknown(words: Sequence[str], options: Sequence[Option]) -> str:
     return f"{given}: there is no such option" + (f"; perhaps you meant {near}" if near else "")
 
 
-def _missing(options: Sequence[Option]) -> str:
-    """Return a line about options that were not given."""
-    *others, last = [option.called for option in options]
-    return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+def _missing(missing: Sequence[Option], options: Sequence[Option], prog: str | None) -> str:
+    """Return a line about options that were not given, with the shortest command that has all of them."""
+    *others, last = [option.called for option in missing]
+    fault = f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
+    needed = [each for each in options if each.default is MISSING]
+    words = [each.called if each.is_argument else each.usage.partition("|")[0] for each in needed]
+    return f"{fault}, as in `{' '.join([prog or Path(sys.argv[0]).name, *words])}`"
 
 
 @cache

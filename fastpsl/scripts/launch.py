@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -21,31 +22,38 @@ from fastpsl.console.terminal import (
 from fastpsl.scripts.command_line import HELP
 from fastpsl.scripts.recipe import Evaluation, Recipe, print_now, require_paths
 
+COMMAND = "FASTPSL_COMMAND"  # in the environment of the processes that `fastpsl` starts: what was typed
+
 
 def launch(
     script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> NoReturn:
-    """Run a script and exit.
+    """Run a script and exit. Errors begin with `prog`, the command that was typed, or the script's name.
 
     The exit code is 0 (finished), 2 (user error), 75 (preempted; the same command resumes) or 1 (crashed).
     """
     given = sys.argv[1:] if arguments is None else arguments
-    with safe_output(goes_on(script.name, given)):
+    prog = prog or os.environ.get(COMMAND)
+    name = prog or script.name
+    with safe_output(goes_on(name, given)):
         try:
             require_address_space()
-            print_warnings_once(script.name, own_rank())
-            with operation(script.name):
+            print_warnings_once(name, own_rank())
+            with operation(f"{name}: reading its options"):
                 lines = list[str]()
                 options = script.parse(given, prog=prog, log=lines.append)
                 require_paths(options)
                 for line in lines:
                     print_now(line)
-            from fastpsl.scripts.recipe_process import run
+            with operation(f"{name}: starting"):
+                from fastpsl.scripts.recipe_process import run
+        except BrokenPipeError:  # `fastpsl train jigsaw --help | head`
+            sys.exit(0)
         except (ValueError, OSError) as error:
-            _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
+            _end(EXIT_USER_ERROR, f"{name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
-            _end(EXIT_PREEMPTED, f"{script.name}: {INTERRUPTED}")
-        run(script, options)
+            _end(EXIT_PREEMPTED, f"{name}: {INTERRUPTED}")
+        run(script, options, name)
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:

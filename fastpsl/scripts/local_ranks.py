@@ -10,26 +10,28 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+from fastpsl.console.progress import operation
 from fastpsl.console.terminal import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
 from fastpsl.files.workers import usable_cores
+from fastpsl.scripts.launch import COMMAND
 
 # Ranks stop at a step's end upon these, as a recipe of one process does.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run_ranks(command: Sequence[str], num_ranks: int) -> int:
-    """Run a Python script in several processes, as `torchrun --standalone` does.
+def run_ranks(command: Sequence[str], num_ranks: int, name: str) -> int:
+    """Run a Python script in several processes, as `torchrun --standalone` does; messages begin with `name`.
 
     Signals are passed on to the processes, which stop by themselves. The launcher's own log is silent: the
     processes say why they stop.
     """
-    # These imports load torch.
-    import torch
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with operation(f"starting {num_ranks} processes"):
+        import torch
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _require_places(num_ranks, torch.cuda.device_count())
+    _require_places(num_ranks, torch.cuda.device_count(), name)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     if num_ranks > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
@@ -40,21 +42,21 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
     if "signals_to_handle" in {field.name for field in fields(config)}:  # since torch 2.9
         config.signals_to_handle = "SIGQUIT"
     try:
-        with _forwarding():
+        with _forwarding(), _environment(COMMAND, name):
             elastic_launch(config, sys.executable)("-u", *command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         if own := [code for code in codes if code > 0]:
             return own[0]
         killer = signal.Signals(-codes[0]).name  # a code below 0 is a signal's number
-        print(f"fastpsl: a process was killed by {killer}", file=sys.stderr, flush=True)
+        print(f"{name}: a process was killed by {killer}", file=sys.stderr, flush=True)
         return EXIT_CRASHED
     except SignalException:  # an older torch has stopped the processes itself
         return EXIT_PREEMPTED
     return EXIT_FINISHED
 
 
-def _require_places(num_ranks: int, num_gpus: int) -> None:
+def _require_places(num_ranks: int, num_gpus: int, name: str) -> None:
     """Check that each process has a GPU, or a core where there is no GPU, which is told."""
     num_cores = usable_cores()
     if num_ranks > (num_gpus or num_cores):
@@ -63,10 +65,24 @@ def _require_places(num_ranks: int, num_gpus: int) -> None:
         raise ValueError(f"--gpus {num_ranks}: this machine has {found}; give {most} or less")
     if not num_gpus:
         print(
-            f"fastpsl: no GPU that torch can use is here; {num_ranks} processes run on the CPU",
+            f"{name}: no GPU that torch can use is here; {num_ranks} processes run on the CPU",
             file=sys.stderr,
             flush=True,
         )
+
+
+@contextlib.contextmanager
+def _environment(variable: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment, which processes that are started get."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 @contextlib.contextmanager

@@ -7,46 +7,31 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from fastpsl.console.terminal import own_rank, plain
 from fastpsl.console.words import unknown, worded
-from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
+from fastpsl.engine.options import (
+    INITIAL_WEIGHTS,
+    PretrainOptions,
+    RunOptions,
+    TrainingOptions,
+    flag,
+    names_val,
+    plain_value,
+)
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.models.names import is_own, not_given
-from fastpsl.scripts.command_line import HELP, parse
+from fastpsl.scripts.command_line import HELP, options_of, parse
+from fastpsl.scripts.presets import preset_values
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
-
-MIN_STEPS = 2000  # of a stage; with fewer, features hardly change
-MAX_BATCH_SHARE = 0.1  # of the images
-
-
-def small_values(paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int) -> dict[str, Any]:
-    """Return the values of --preset small that differ from the paper's.
-
-    The batch becomes a power of two of at most a tenth of the images, and `lr`, if there is one, shrinks in
-    proportion. The stages become so long that each has 2,000 steps. Other sizes become powers of two.
-    """
-    values = dict[str, Any]()
-    for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
-        limit = int(share * num_images)
-        if paper[name] > limit:
-            values[name] = 1 << max(1, limit.bit_length() - 1)
-    batch_size = values.get("batch_size", paper["batch_size"])
-    if batch_size != paper["batch_size"] and "lr" in paper:
-        values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
-    epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
-    longer = tuple(max(given, epochs) for given in paper["epochs"])
-    if longer != tuple(paper["epochs"]):
-        values["epochs"] = longer
-    return values
 
 
 def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict[str, Any]:
@@ -56,12 +41,19 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
         raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
     try:
         config = json.loads(path.read_text())
-        given, made_by = dict(config["options"]), config["science"]["recipe"]
+        given, science = dict(config["options"]), config["science"]
+        made_by, has_own_weights = science["recipe"], INITIAL_WEIGHTS in science
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
     kinds = {field.name: str(field.type) for field in fields(options)}
+    if has_own_weights:
+        warnings.warn(
+            f"--config {path}: its run began from the weights of a module; only the module as backbone=, in "
+            "Python, begins so again",
+            stacklevel=2,
+        )
     if unknown := given.keys() - kinds.keys():
         raise ValueError(f"--config {path}: {recipe} has no option {', '.join(sorted(unknown))}")
 
@@ -76,10 +68,10 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val and --checkpoint name what they may, and that --out can be made."""
+    """Check that --data, --val and a run name what they may, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
-    for source in (options.data, options.val):
+    for source in (options.data, options.val if names_val(options) else None):
         if source is not None and options.forms == FORMS:
             check_form(source)
         elif source is not None:
@@ -100,7 +92,7 @@ def require_given_classes(options: RunOptions) -> None:
     from fastpsl.pipelines.data.dataset import require_same_classes
     from fastpsl.pipelines.datasets.open import classes_of
 
-    if options.data is not None and options.val is not None:
+    if options.data is not None and options.val is not None and names_val(options):
         train, val = (
             classes_of(source, options.cache_dir, options.cache_gb) for source in (options.data, options.val)
         )
@@ -135,12 +127,18 @@ class Script(Generic[Options]):
     source: str = field(default="paper", kw_only=True)
     # Returns defaults that depend on the given options, on top of `paper`.
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
+    # Whether `build` scales the rate with the batch, so that --preset small leaves it.
+    scales_rate: bool = field(default=False, kw_only=True)
     # Sizes that --preset small limits to a share of the images, besides the batch.
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
         """Return options with `paper`'s values, overridden by `values`."""
         return self.options(**{**self.paper, **values})
+
+    def usual(self, options: Options) -> dict[str, Any]:
+        """Return the defaults with --data, as they depend on the given options."""
+        return {**self.paper, **self.variant(options)}
 
     def parse(
         self,
@@ -162,15 +160,18 @@ class Script(Generic[Options]):
             return options
 
         first = parsed(self.paper)
-        paper = {**self.paper, **self.variant(first)}
+        paper = self.usual(first)
         values = {**paper, **self.defaults(first, paper)}
         options = first if values == self.paper else parsed(values)
+        if isinstance(options, PretrainOptions) and options.preset == "auto":
+            options = replace(options, preset=values["preset"])
         backbone = getattr(options, "backbone", None)
         if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
             raise not_given(f"--config {options.config}", backbone)
         if is_rank_0:
-            log(describe_choice(options, paper, self.source))
-            if isinstance(options, PretrainOptions) and options.plan == "psl" and len(options.epochs) == 1:
+            if not isinstance(options, PretrainOptions):  # a training tells it in its config.json
+                log(describe_choice(options, paper, self.source))
+            elif options.plan == "psl" and len(options.epochs) == 1:
                 num = len(paper["epochs"])
                 if num > 1 and options.epochs[0] >= 1:
                     log(
@@ -183,17 +184,19 @@ class Script(Generic[Options]):
         """Return the values that replace `paper`'s where the command does not give them."""
         if options.config is not None:
             return values_of_config(options.config, self.name, self.options)
-        preset = options.preset if isinstance(options, PretrainOptions) else "auto"
-        if preset == "small":
-            return small_values(paper, self.at_most, _num_images(options))
-        is_sample = options.data is None if preset == "auto" else preset == "sample"
-        return self.sample if is_sample else {}
+        if not isinstance(options, PretrainOptions):
+            of_run = options.of_run()
+            if "size_px" in of_run.keys() & paper.keys():  # a protocol's, which smaller images lower
+                of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
+            return {**(self.sample if of_run.get("data", options.data) is None else {}), **of_run}
+        values = preset_values(options, self.name, paper, self.sample, self.at_most)
+        return values | {"lr": paper["lr"]} if self.scales_rate and values["preset"] == "small" else values
 
     def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
         usual = "the paper's" if self.source == "paper" else "those with --data"
         description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
-        description += f" Without --data they are {small}." if small else ""
+        description += f" For the embedded sample they are {small}." if small else ""
         if prog is not None and prog.startswith("fastpsl "):
             description += " --gpus N runs it on N GPUs of this machine."
         defaults = SimpleNamespace(**self.paper)
@@ -208,7 +211,15 @@ class Script(Generic[Options]):
             if value is not None and isinstance(value, bool) != (kinds[name] is bool):
                 allowed = "a value other than True and False" if isinstance(value, bool) else "True or False"
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
-        return self.parse(list(_arguments(values)), prog=self.name, log=log)
+        module = values.get("backbone")
+        if module is None or type(module) is str:
+            return self.parse(list(_arguments(values, self.options)), prog=self.name, log=log)
+        from fastpsl.models.given import given  # imports torch, as who gives a module has
+
+        name = given(module)
+        arguments = list(_arguments({**values, "backbone": name}, self.options))
+        options = self.parse(arguments, prog=self.name, log=log)
+        return replace(options, backbone=name)  # type: ignore[call-arg]  # it has one, as its names say
 
 
 @dataclass(frozen=True)
@@ -225,33 +236,38 @@ class Evaluation(Script[Options]):
     run: Callable[[Options], int]
 
 
+def differences(options: RunOptions, paper: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values in which `options` differ from the usual ones, each with the usual one."""
+    values = options.as_dict()
+    names = {*options.science(), "max_steps_per_stage"} - paper.keys()
+    usual = {**paper} | {f.name: f.default for f in fields(options) if f.name in names}
+    return {
+        name: (values[name], plain_value(value))
+        for name, value in usual.items()
+        if values[name] != plain_value(value)
+    }
+
+
 def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str = "paper") -> str:
     """Return a line with the values in which `options` differ from the usual ones."""
-    values = options.as_dict()
-    usual = {name: (value, source) for name, value in paper.items()}
-    names = {*options.science(), "max_steps_per_stage"} - paper.keys()
-    usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
     changed = [
-        f"{name} {_words(values[name])} ({where} {_words(value)})"
-        for name, (value, where) in usual.items()
-        if values[name] != plain_value(value)
+        f"{name} {_words(value)} ({source if name in paper else 'default'} {_words(usual)})"
+        for name, (value, usual) in differences(options, paper).items()
     ]
     data = options.data or "the embedded sample"
     same = "all values as in the paper" if source == "paper" else "all values are the defaults"
     return f"{data}: " + (", ".join(changed) if changed else same)
 
 
-def _num_images(options: RunOptions) -> int:
-    from fastpsl.engine.run import open_given
-    from fastpsl.pipelines.sample.betons import sample_paths
-
-    with closing(open_given(options, options.data or sample_paths().train)) as data:
-        return data.num_samples
-
-
-def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the command line that gives options these values."""
+def _arguments(values: Mapping[str, Any], options: type[RunOptions]) -> Iterator[str]:
+    """Yield the command line that gives options these values, arguments first."""
+    arguments = {option.name for option in options_of(options) if option.is_argument}
+    for name in arguments & values.keys():
+        text = _text(values[name])
+        yield f"./{text}" if text.startswith("-") else text
     for name, value in values.items():
+        if name in arguments:
+            continue
         if isinstance(value, bool):
             yield flag(name if value else f"no_{name}")
         elif isinstance(value, tuple | list):

@@ -13,6 +13,19 @@ from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import hint
 from fastpsl.scripts.recipe import Evaluation, Recipe
 
+# The recipes of `fastpsl train` and of `fastpsl eval`: their names, and their scripts' names without .py.
+TRAIN: dict[str, str] = {
+    "jigsaw": "jigsaw_r50", "rotation": "rotation_rv50", "simclr": "simclr_r50", "mocov2": "mocov2_r50",
+    "uic": "uic_r50", "uic-alexnet": "uic_alexnet", "uic-cifar10": "uic_cifar10",
+    "deepcluster": "deepcluster_alexnet", "iic": "sslpp_iic", "sslpp-colorization": "sslpp_colorization",
+    "sslpp-context": "sslpp_context", "sslpp-rotation": "sslpp_rotation", "sslpp-aet": "sslpp_aet",
+    "supervised": "supervised",
+}  # fmt: skip
+EVAL: dict[str, str] = {
+    "linear": "linear_probe", "blocks": "block_probe", "few-labels": "semi_supervised", "knn": "knn",
+    "svm": "voc_svm", "few-shot": "few_shot", "detect": "voc_detection", "segment": "voc_segmentation",
+    "multilabel": "voc_classification",
+}  # fmt: skip
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
 
 

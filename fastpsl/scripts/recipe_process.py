@@ -6,11 +6,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from fastpsl.console.progress import operation
@@ -23,133 +23,55 @@ from fastpsl.console.terminal import (
     own_rank,
     same_place,
 )
-from fastpsl.console.words import number_of, worded
-from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
-from fastpsl.engine.experiment import Experiment
+from fastpsl.console.words import worded
+from fastpsl.engine.distributed import World, join_world, leave_world, take_tensors_of_rank_0, wait_for_all
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
-from fastpsl.engine.options import PretrainOptions, flag
-from fastpsl.engine.reporter import summary_line
-from fastpsl.engine.run import Run, RunData
+from fastpsl.engine.online_probe import why_no_knn
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
+from fastpsl.engine.reporter import result_words, summary_line
+from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.atomic import output_errors, write_atomically
-from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.scripts.recipe import MAX_BATCH_SHARE, MIN_STEPS, Evaluation, Recipe, Training
-
-_SAMPLED = 1000  # images whose sizes are looked at
-_SIZES = ("short_side", "cell_px", "tile_px", "size_px")
-
-
-def data_line(data: RunData) -> str:
-    """Return the numbers of images and classes, for training and for validation, in words."""
-    parts = [(data.train, "training"), (data.val, "validation")]
-    return ", ".join(_size(part, what) if part else f"no {what} images" for part, what in parts)
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.given import Given, module_record
+from fastpsl.models.names import BACKBONES, TIMM, is_timm
+from fastpsl.models.state_dict_files import TARGETS
+from fastpsl.models.weights import sha256_of_tensors
+from fastpsl.pipelines.loader.batch import BadSampleError
+from fastpsl.scripts.before_training import dry_run, lines_before
+from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
 
 
-def _size(data: Dataset, what: str) -> str:
-    classes = (
-        f"in {number_of(data.num_classes, 'class', 'classes')}" if data.num_classes else "without labels"
-    )
-    return f"{number_of(data.num_samples, f'{what} image')} {classes}"
-
-
-def length_line(experiment: Experiment, data: RunData) -> str:
-    """Return the number of steps of each stage and of all, in words.
-
-    Where a task makes several network inputs of an image, it has their number per step, too.
-    """
-    steps = stage_steps(experiment, data)
-    names = [f"{stage.name} {num:,}" for stage, num in zip(experiment.stages, steps, strict=True)]
-    parts = f" ({', '.join(names)})" if len(names) > 1 else ""
-    limit = data.options.max_steps_per_stage
-    cut = f"; --max-steps-per-stage cuts each at {limit:,}" if limit is not None else ""
-    inputs = [
-        f"{name} {data.options.batch_size * number:,}"
-        for name, number in experiment.inputs_per_image().items()
-    ]
-    made = f"; network inputs per step: {', '.join(inputs)}" if inputs else ""
-    return f"{number_of(sum(steps), 'step')}{parts}{made}{cut}"
-
-
-def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
-    """Return the number of steps of each stage."""
-    per_epoch = data.train.num_samples // data.options.batch_size
-    return [stage.num_steps or stage.epochs * per_epoch for stage in experiment.stages]
-
-
-def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
-    """Yield a line for each value that does not suit the data, with the options to use instead."""
-    options, num_images = data.options, data.train.num_samples
-    few = [
-        f"{stage.name} has {num:,}"
-        for stage, num in zip(experiment.stages, stage_steps(experiment, data), strict=True)
-        if num < MIN_STEPS
-    ]
-    if few:
-        yield (
-            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs, a "
-            "smaller --batch-size, or --preset small"
-        )
-    warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
-    if 0 < epochs <= warmup:
-        yield (
-            f"the rate rises for {warmup:g} epochs, and the run has {epochs}, so it never reaches --lr: give "
-            "a smaller --warmup-epochs"
-        )
-    if options.batch_size > MAX_BATCH_SHARE * num_images:
-        limit = max(2, int(MAX_BATCH_SHARE * num_images))
-        yield (
-            f"a step has {options.batch_size / num_images:.0%} of the {num_images:,} images: give "
-            f"--batch-size {limit} or less, or --preset small"
-        )
-    needed = max(
-        (
-            getattr(view.crop, "shorter_px", view.crop.size_px)
-            for stage in experiment.stages
-            for view in experiment.task.views(stage.level)
-        ),
-        default=0,
-    )
-    rows = data.train.rows(spread_indices(num_images, _SAMPLED))
-    side = int(np.median(np.minimum(rows.height, rows.width)))
-    if side < needed:
-        flags = [flag(name) for name in _SIZES if hasattr(options, name)]
-        yield (
-            f"half of the images have a side of {side} px or less and are enlarged to {needed} px: "
-            f"give smaller {', '.join(flags)}"
-        )
-
-
-def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
-    """Run a script and exit, as described in `launch`.
+def run(script: Recipe[Any] | Evaluation[Any], options: Any, name: str) -> NoReturn:
+    """Run a script and exit, as described in `launch`; errors begin with `name`.
 
     ValueError, OSError and failures of the GPU (`gpu_failures`) are the user's: they are printed in one line
     without a traceback. A rank that lost another one prints a line and exits as crashed. All other errors are
     bugs and are printed with their traceback.
     """
-    recipe, opened = script.name, list[Run]()
-    rank = own_rank()
+    opened, rank = list[Run](), own_rank()
     try:
-        with operation(recipe):
+        with operation(f"{name}: at work"):
             code = _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
         reason = error_line(error, opened)
-        _report_failure(opened, rank, f"{recipe}: {reason}", reason)
+        _report_failure(opened, rank, f"{name}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
         if rank == 0 or opened:
-            _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted")
+            _report_failure(opened, rank, f"{name}: {INTERRUPTED}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
-            _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted", "preempted")
+            _report_failure(opened, rank, f"{name}: {INTERRUPTED}", "interrupted", "preempted")
             _exit_now(EXIT_PREEMPTED)
         explanation = explained(error, opened)
         code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED
         reason = explanation or f"{type(error).__name__}: {error}"
         _report_failure(
-            opened, rank, f"{recipe}: {explanation}" if explanation else traceback.format_exc(), reason
+            opened, rank, f"{name}: {explanation}" if explanation else traceback.format_exc(), reason
         )
     sys.stdout.flush()
     sys.stderr.flush()
@@ -169,7 +91,9 @@ def error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
                 raise error
         except ValueError as output_error:
             return f"{output_error}{resume_hint(opened)}"
-    return " ".join(str(error).split())
+    has_option = not opened or "on_bad_sample" not in opened[-1].options.without
+    remedy = f"; {error.remedy}" if isinstance(error, BadSampleError) and has_option else ""
+    return " ".join(f"{error}{remedy}".split())
 
 
 def _is_output_error(error: OSError, folders: Sequence[Path]) -> bool:
@@ -191,6 +115,9 @@ def _exit_now(code: int) -> NoReturn:
 
 
 def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
+    if options.dry_run:
+        dry_run(recipe, options)
+        return EXIT_FINISHED
     finished = train(recipe, options, opened)
     opened[-1].stop_signal.ignore()  # srun sends SIGTERM when the first rank has left
     opened[-1].close()
@@ -201,18 +128,26 @@ def train(
     recipe: Recipe[Training], options: Training, opened: list[Run], *, owns_process: bool = True
 ) -> bool:
     """Train, print the results, and return whether the training finished; False after a signal."""
+    if options.dry_run:
+        raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
-    experiment = recipe.build(options)
+    with operation("building the network"):
+        experiment = recipe.build(options)
+    origin = _origin(options, experiment.backbone, world)
     data = experiment.open_data(options, world)
-    run = Run(recipe.name, data, experiment.science, owns_process=owns_process)
+    changed = differences(options, recipe.usual(options))
+    science = {**experiment.science, **origin}
+    run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed)
     opened.append(run)
     if world.rank == 0 and not run.resumed:
-        run.reporter.log(data_line(run.data))
-        run.reporter.log(length_line(experiment, run.data))
-        if options.data is not None and isinstance(options, PretrainOptions):
-            for line in unsuitable(experiment, run.data):
-                run.reporter.log(f"warning: {line}")
+        if origin:
+            run.reporter.log("the backbone begins from the weights of the module that was given")
+        for line in lines_before(experiment, run.data):
+            run.reporter.log(line)
+        run.reporter.log(
+            f"all values, and where they differ from the {recipe.source}'s: {run.folder / 'config.json'}"
+        )
     finished = pretrain(experiment, run)
     if world.rank == 0:
         _print_results(run, finished)
@@ -221,9 +156,21 @@ def train(
             run.write_status("finished", "")
         for line in lines:
             print(line)
+        if finished and isinstance(options, PretrainOptions):
+            print(worded(f"done: {result_words(run.position.summaries[-1])}"))
+            print("\n".join(next_lines(run, options)))
     if not finished:
         wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished
+
+
+def _origin(options: TrainingOptions, backbone: Backbone, world: World) -> dict[str, str]:
+    """Return the record of a module that a program gave as the backbone; all ranks take rank 0's weights."""
+    name = getattr(options, "backbone", None)
+    if not isinstance(options, PretrainOptions) or not isinstance(name, Given):
+        return {}
+    take_tensors_of_rank_0(backbone.state_dict().values(), world)
+    return module_record(name) | {INITIAL_WEIGHTS: sha256_of_tensors(backbone.state_dict())}
 
 
 def _print_results(run: Run, finished: bool) -> None:
@@ -250,6 +197,25 @@ def _print_results(run: Run, finished: bool) -> None:
         print(f"probes {probes}")
     for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
         print(f"contact sheet {sheet}")
+
+
+def next_lines(run: Run, options: PretrainOptions) -> list[str]:
+    """Return what to do with a finished run: commands, or calls if a Python program has trained it."""
+    has_classes, backbone = not why_no_knn(run.data), str(getattr(options, "backbone", ""))
+    own_data = "" if run.data.val is not None else options.data
+    if not run.owns_process:
+        folder, data = repr(str(run.folder)), f", {options.data!r}" if options.data else ""
+        steps = [f"fastpsl.evaluate.knn({folder})"] if has_classes else []
+        steps += [f"features, labels = fastpsl.embed({folder}{data})", f"model = fastpsl.load({folder})"]
+    else:
+        folder = quote(str(run.folder))
+        steps = [f"fastpsl eval knn {folder}"] if has_classes else []
+        steps.append(f"fastpsl tsne {folder}" + (f" --data {quote(own_data)}" if own_data else ""))
+        if backbone in TARGETS["timm"].backbones or is_timm(backbone):
+            steps.append(f"fastpsl export {folder} --to timm {backbone.removeprefix(TIMM)}.pth")
+        elif backbone in BACKBONES:
+            steps.append(f"fastpsl export {folder} --to safetensors {backbone}.safetensors")
+    return [f"{'next:' if step is steps[0] else '     '} {step}" for step in steps]
 
 
 def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, state: str = "failed") -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.views import Input
-from fastpsl.scripts.recipe_files import recipe_path
+from fastpsl.scripts.recipe_files import EVAL, TRAIN
 from fastpsl.tables import data_sets
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.results import Result, RunIndex, TrainingRun
 from fastpsl.tables.rows import CLUSTERS, COUPLED, NO_LABELS, RETRIEVAL, Evaluation, Table, Weights
-from fastpsl.tables.scales import Scale, Values
+from fastpsl.tables.scales import Scale, Values, usual_values
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 
 
@@ -234,7 +234,7 @@ def runs_for(
 
 @dataclass(frozen=True)
 class Place:
-    """The folder of runs, the data that commands name, and the number of processes that torchrun starts.
+    """The folder of runs, the data that commands name, and the number of GPUs.
 
     Trainings without labels learn from `pretrain` in tables that have a set for that. `others` has the paths
     of the data that evaluations read instead of these, by the name in OTHER_DATA.
@@ -314,7 +314,8 @@ class _Writer:
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
             commands += self._labels(weights, seed)
             data_flags: dict[str, Any] = {"data": self._learns_from(weights), "val": self.place.val}
-            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, data_flags))
+            options = {"preset": "paper", **self._training(weights, seed)}
+            commands.append(self._recipe(weights.recipe, (), options, folder, data_flags))
         for evaluation in evaluations:
             name = f"{weights.name}-s{seed}-{evaluation.name.replace('/', '-')}"
             out = self._free(name, str(folder) if folder else None)
@@ -327,7 +328,8 @@ class _Writer:
         return run.folder if run else self._free(f"{weights.name}-s{seed}", None)
 
     def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
-        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
+        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "preset": "paper"}
+        options["seed"] = seed
         if weights.base:
             options["fine_tune"] = self._folder(weights.base, seed)
         if isinstance(weights.labels, Weights):
@@ -343,20 +345,21 @@ class _Writer:
     ) -> str:
         if evaluation == CLUSTERS:
             return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
-        spelled = {"seed": seed} | self.scale.evaluation_flags(evaluation)
+        values, spelled = self.scale.evaluation_values(evaluation), {"seed": seed}
+        if "size_px" in values:  # otherwise it would be the run's
+            spelled["size_px"] = values["size_px"]
+        spelled |= self.scale.evaluation_flags(evaluation)
         data, val = self.place.data, self.place.val
-        source = {} if folder else _random(weights)
+        run, source = ([folder], {}) if folder else ([], _random(weights))
         if evaluation.command:
             data_flags = {"gallery": data, "queries": val} if evaluation == RETRIEVAL else {"data": val}
             options = data_flags | source | spelled | {"out": out}
-            return _command(evaluation.recipe, [folder] if folder else [], options)
-        source = source or {"checkpoint": folder}
+            return _command(evaluation.recipe, run, options)
         data_flags = {"data": data, "val": val}
         if evaluation.reads:
             data_flags = data_sets.inputs(evaluation, self.place.others)
-        values = self.scale.evaluation_values(evaluation)
         batch_size = values["batch_size"] // values.get("accumulate", 1)
-        return self._torchrun(evaluation.recipe, source | spelled, out, data_flags, batch_size)
+        return self._recipe(evaluation.recipe, run, source | spelled, out, data_flags, batch_size)
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
         """Return the command that writes the pseudo-labels, if one is needed."""
@@ -376,13 +379,26 @@ class _Writer:
         elsewhere = self.table.pretrains_elsewhere and not weights.with_labels
         return self.place.pretrain if elsewhere else self.place.data
 
-    def _torchrun(
-        self, recipe: str, options: Values, out: Path, data: Values, max_processes: int | None = None
-    ) -> str:
-        """Return the command of a recipe, with at most so many processes."""
+    def _recipe(
+        self, recipe: str, run: Iterable[Path], options: Values, out: Path, data: Values,
+        max_processes: int | None = None,
+    ) -> str:  # fmt: skip
+        """Return the command of a recipe with what differs from its own values, on at most so many GPUs."""
         num = min(self.place.num_processes, max_processes or self.place.num_processes)
-        start = ["torchrun", f"--nproc-per-node={num}", str(recipe_path(recipe))]
-        return shlex.join([*start, *_flags({**data, **options, "out": out})])
+        verb, name = next(
+            (verb, name)
+            for verb, names in (("train", TRAIN), ("eval", EVAL))
+            for name, stem in names.items()
+            if stem == recipe
+        )
+        usual = usual_values(recipe, options)
+        changed = {
+            key: value
+            for key, value in options.items()
+            if key in ("seed", "size_px") or key not in usual or value != usual[key]
+        }
+        gpus = {"gpus": num} if num > 1 else {}
+        return _command(f"{verb} {name}", run, {**gpus, **data, **changed, "out": out})
 
     @property
     def _folder_name(self) -> str:
@@ -426,7 +442,7 @@ def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
 
 def _command(name: str, arguments: Iterable[Any], options: Mapping[str, Any]) -> str:
     """Return a command of `fastpsl`."""
-    return shlex.join(["fastpsl", name, *map(str, arguments), *_flags(options)])
+    return shlex.join(["fastpsl", *name.split(), *map(str, arguments), *_flags(options)])
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:

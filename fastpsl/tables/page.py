@@ -29,7 +29,7 @@ from fastpsl.tables import data_sets
 from fastpsl.tables.matching import Place, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
-from fastpsl.tables.results import index_runs
+from fastpsl.tables.results import RunIndex, index_runs
 from fastpsl.tables.rows import Measure, Row, Table
 from fastpsl.tables.scales import SCALES, Scale
 
@@ -228,9 +228,9 @@ def missing_lines(report: Report) -> list[str]:
 
 
 def _path_line() -> list[str]:
-    """Return what tells the shell where torchrun is, if it would find none, or another environment's."""
-    folder, torchrun = Path(sys.executable).parent, shutil.which("torchrun")
-    if torchrun is not None and Path(torchrun).parent == folder:
+    """Return what tells the shell where fastpsl is, if it would find none, or another environment's."""
+    folder, program = Path(sys.executable).parent, shutil.which("fastpsl")
+    if program is not None and Path(program).parent == folder:
         return []
     with contextlib.suppress(ValueError):
         folder = Path("$PWD") / folder.relative_to(Path.cwd())
@@ -261,8 +261,8 @@ def _words(value: Any) -> str:
 
 def make_table(
     name: str,
-    runs: Path,
-    out: Path,
+    runs: Path | None,
+    out: Path | None,
     *,
     scale: str = "paper",
     data: str | None = None,
@@ -270,10 +270,11 @@ def make_table(
     pretrain_data: str | None = None,
     others: data_sets.Paths,
     num_processes: int | None = None,
-) -> list[str]:
-    """Write OUT/NAME.md, .png and .html, and return the lines to print.
+) -> tuple[Report, list[str]]:
+    """Write OUT/NAME.md, .png and .html if there is OUT; return the table and the lines to print below it.
 
-    The lines say which results are there and give the commands of those that are missing.
+    The lines say which results are there and give the commands of those that are missing. Without `runs` it
+    is runs/, which need not exist.
 
     `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that
     can be opened, only results on them count. Without `num_processes` the scale has the number.
@@ -295,22 +296,15 @@ def make_table(
                 f"{data_sets.flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
                 f"{data_sets.OTHER_DATA[other].title}; leave it out"
             )
-    values, index = SCALES[scale], index_runs(runs)
+    values, folder = SCALES[scale], runs or Path("runs")
+    index = index_runs(folder) if runs is not None or folder.exists() else RunIndex()
     existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
     asked = data_sets.digests_of(_digest(data), _digest(val), _digest(pretrain_data))
     asked |= data_sets.digests_of_other_data(table, existing)
     named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
-    place = Place(runs, *named, num_processes or values.num_processes[table.paper], others)
+    place = Place(folder, *named, num_processes or values.num_processes[table.paper], others)
     report = make_report(table, values, index, asked, place)
-    stem = out / name.replace("/", "-")
-    page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
-    with output_errors(stem):
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(page, markdown(report).encode())
-        from fastpsl.tables.chart import save_chart  # imports matplotlib, which scripts of Slurm do without
-
-        save_chart(report, chart)
-        write_atomically(web_page, html(report, chart).encode())
+    files = [] if out is None else _write(report, out)
     given = {"data": data, "val": val, "pretrain_data": pretrain_data}
     given |= {other: " ".join(paths) for other, paths in others.items()}
     absent = [
@@ -320,7 +314,22 @@ def make_table(
     ]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
-    return [*_lines(report, runs), "", *(f"written: {path}" for path in files)]
+    written = ["", *(f"written: {path}" for path in files)] if files else []
+    return report, [*_lines(report, folder), *written]
+
+
+def _write(report: Report, out: Path) -> list[Path]:
+    """Write OUT/NAME.md, .png and .html, and return their paths."""
+    stem = out / report.table.name.replace("/", "-")
+    page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
+    with output_errors(stem):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, markdown(report).encode())
+        from fastpsl.tables.chart import save_chart  # imports matplotlib, which scripts of Slurm do without
+
+        save_chart(report, chart)
+        write_atomically(web_page, html(report, chart).encode())
+    return files
 
 
 def _digest(data: str | None) -> str | None:
@@ -336,8 +345,7 @@ def _is_there(data: str) -> bool:
 
 
 def _lines(report: Report, runs: Path) -> list[str]:
-    there = f"{len(report.used)} of {report.num_needed} results in {runs}"
-    lines = [f"{report.table.title}, {report.scale.name} scale: {there}"]
+    lines = [f"{len(report.used)} of {report.num_needed} results in {runs}, {report.scale.name} scale"]
     lines += [
         f"  there    {method}, seed {result.seed}, {evaluation.name}: {result.path}"
         for method, evaluation, result in report.used

@@ -51,6 +51,16 @@ def options_of(recipe: str, /, **given: Any) -> RunOptions:
     return options
 
 
+def usual_values(recipe: str, given: Values) -> dict[str, Any]:
+    """Return what the options of a recipe with data are where a command does not give them.
+
+    Some depend on `given`.
+    """
+    script = find_recipe(recipe)
+    defaults = {each.name: each.default for each in dataclasses.fields(script.options)}
+    return {**defaults, **script.paper, **script.variant(script.with_paper(**given))}
+
+
 def values_of(recipe: str, given: Values) -> dict[str, Any]:
     """Return the values of a recipe, by option.
 

@@ -131,6 +131,8 @@ class Jigsaw(Task):
             into the image.
     """
 
+    accuracy_name = "permutation accuracy"
+
     def __init__(
         self,
         permutations: np.ndarray,

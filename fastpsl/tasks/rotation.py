@@ -51,6 +51,7 @@ class Rotation(Task):
     """
 
     num_levels = len(NUM_ROTATIONS)
+    accuracy_name = "rotation accuracy"
 
     def __init__(
         self,

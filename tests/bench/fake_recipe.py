@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 kind, words = sys.argv[1], sys.argv[2:]
+checkpoint = words.pop(0) if words and not words[0].startswith("--") else None
 flags = dict(zip(words[::2], words[1::2], strict=True))
 out = Path(flags["--out"])
 out.mkdir(exist_ok=True)
@@ -31,7 +32,6 @@ if kind == "train":
     lines = [json.dumps({"epoch": epoch, "knn_accuracy": 0.1 * epoch}) for epoch in (1, 2)]
     (out / "probe.jsonl").write_text("\n".join(lines))
 else:
-    checkpoint = flags.get("--checkpoint")
     score = json.loads(Path(checkpoint, "score.json").read_text()) if checkpoint else 1.5
     seen = {"channels": flags.get("--input", "RGB"), "mean": [0.5], "std": [0.25], "size_px": 8}
     write("result.json", {

@@ -17,7 +17,7 @@ from bench.step import CAPTURE, COST, FLOOR, GAIN, MEMORY, Key, Timed
 from bench.step import ratios_of as step_ratios
 from bench.tables import CPU, RATE, Batches, best_table, size_tables
 from bench.time_to_accuracy import Options as TimesOptions
-from bench.time_to_accuracy import Trained, read_line, seconds_to, tabulate
+from bench.time_to_accuracy import Trained, look_of, seconds_to, tabulate
 from fastpsl.pipelines.decoders import choose, dali, libffcv
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -196,7 +196,7 @@ def trained(*pairs: tuple[float, float]) -> Trained:
 def test_an_accuracy_is_reached_at_the_first_look_that_shows_it() -> None:
     runs = [trained((2.0, 0.2), (4.0, 0.52), (6.0, 0.49)), trained((3.0, 0.31), (5.0, 0.45), (7.0, 0.58))]
     assert [seconds_to(runs[0].looks, accuracy) for accuracy in (0.5, 0.55)] == [4.0, None]
-    assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}')["accuracy"] == 0
+    assert look_of({"stage": "S1", "epoch": 1.0, "knn_accuracy": None})["accuracy"] == 0
     rows = {
         (row["measured"], row["accuracy"]): row for row in tabulate(runs, TimesOptions(accuracy=0.5))["rows"]
     }

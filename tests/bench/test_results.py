@@ -18,12 +18,12 @@ from bench.evidence.page import EXPERIMENTS
 from bench.evidence.page import texts as evidence_texts
 from bench.figures.__main__ import chart_parts
 from bench.performance import (
-    DOCS,
     PARTS,
     RESULTS,
     ROOT,
     marks,
     pages,
+    pages_of,
     read_archive,
     read_archives,
     read_results,
@@ -72,7 +72,7 @@ def test_pages_are_what_the_files_make() -> None:
 
 def test_every_mark_has_a_writer_and_every_bench_its_words() -> None:
     known = {*PARTS, *chart_parts(), *EXPERIMENTS, *faults_page.pages(faults_page.RESULTS)}
-    found = [name for page in [ROOT / "README.md", *DOCS.rglob("*.md")] for name in marks(page.read_text())]
+    found = [name for page in pages_of(ROOT) for name in marks(page.read_text())]
     assert {*found} <= known and known - {*found} <= EXPERIMENTS
     assert WHAT.keys() == LABELS.keys()
 
@@ -287,7 +287,7 @@ def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads((root / "bench" / "results" / GPU_FILE).read_text()) == gpu_result()
     page = root / "docs" / "project" / "benchmarks.md"
     assert f"on a GPU | 123x | Kornia's modules | [{GPU_FILE}]" in page.read_text()
-    assert "0123456789ab" in (root / "docs" / "project" / "benchmark_tables.md").read_text()
+    assert "0123456789ab" in (root / "bench" / "results" / "README.md").read_text()
     monkeypatch.setattr(sys, "argv", ["performance", "--check"])
     assert performance.main() == 0
     page.write_text(page.read_text().replace("123x", "124x"))

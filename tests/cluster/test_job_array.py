@@ -1,4 +1,4 @@
-"""The job array of docs/how_to/slurm.md, one of whose tasks is killed."""
+"""The job array of docs/how_to/clusters.md, one of whose tasks is killed."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ NUM = 2400
 def script() -> str:
     """Return the array's script as the page has it, with 4 parts, and a core for each."""
     (text,) = (
-        part for part in (ROOT / "docs/how_to/slurm.md").read_text().split("```") if "--array=0-63" in part
+        part for part in (ROOT / "docs/how_to/clusters.md").read_text().split("```") if "--array=0-63" in part
     )
     for old, new in (("0-63", "0-3"), ("/64", "/4"), ("--cpus-per-task=8", "--cpus-per-task=1")):
         assert old in text

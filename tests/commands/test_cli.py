@@ -36,7 +36,7 @@ def test_out_of_memory_is_one_line(
 
     monkeypatch.setattr("fastpsl.commands.data.Write.run", fails)
     outcome = cli("data", "write", photos, tmp_path / "a.beton")
-    refused(outcome, "fastpsl: out of memory (Unable to allocate 384. KiB): free some")
+    refused(outcome, "fastpsl data write: out of memory (Unable to allocate 384. KiB): free some")
 
 
 def test_write_verify_info(photos: Path, tmp_path: Path, cli: Cli) -> None:
@@ -68,7 +68,7 @@ def test_small_images_are_left_out(photos: Path, tmp_path: Path, cli: Cli) -> No
         f"{out}.small.csv: 1 was left out as smaller than 60 px, the first is cat/b.jpg: 50 x 90 px"
     )
     outcome = cli("data", "write", photos, tmp_path / "b.beton", "--min-px", -1)
-    refused(outcome, "fastpsl: --min-px -1: give a number from 0")
+    refused(outcome, "fastpsl data write: --min-px -1: give a number from 0")
 
 
 def test_names_of_any_kind(tmp_path: Path, cli: Cli) -> None:
@@ -131,19 +131,20 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, cli: Cli) -> Non
         ("data write {photos} {tmp}/a.beton --workers 0", "--workers 0"),
         ("data write {photos} {tmp}/a.beton --short-sied 5", "short-sied"),
         ("data write {photos} {tmp}/a.beton --short-side five", "five"),
-        ("data write {photos}", "OUT is missing; see fastpsl data write --help"),
+        (
+            "data write {photos}",
+            "OUT is missing, as in `fastpsl data write SRC OUT`; see fastpsl data write --help",
+        ),
         ("data verify", "no dataset file given"),
         ("data verify {tmp}/none.beton", "no such file or folder; give a .beton file or"),
         ("data verify {tmp}/none-*.beton", "no file matches"),
         ("data info {tmp}/none.beton", "no such file or folder; give a .beton file or"),
         ("data info {photos}/cat/a.jpg", "is no dataset file of FFCV's format 2, as its first bytes show"),
-        ("data", "fastpsl: name a command: write, append, verify, info, show; see fastpsl data --help"),
         ("betn", "betn"),
         ("data check", "there is no command data check; allowed are write, append, verify, info, show"),
         ("recipes lst", "there is no command recipes lst; did you mean list? allowed are list, copy"),
         ("trian --help", "there is no command trian; did you mean train?"),
-        ("--nope", "fastpsl: name a command: train, eval, "),
-        ("recipes copy", "NAME and FILE are missing; see fastpsl recipes copy --help"),
+        ("recipes copy", "NAME and FILE are missing, as in `fastpsl recipes copy NAME FILE`; see "),
         ("permutations --out {tmp}/none/p.npy --counts 5", "cannot be written"),
         ("permutations --out {tmp}/p.npy --num-pieces 3 --counts 7", "7"),
         ("permutations --out {tmp}/p.npy --counts 0", "0"),
@@ -171,10 +172,10 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
     assert classes == f"{photos}: 3 classes: cat, dog, empty"
     warnings = process.stderr.splitlines()
     assert warnings[0] == (
-        f"fastpsl: warning: {photos}: left out: 1 file of another kind (1 .txt), 1 class without an image, "
-        "which keeps its label (empty)"
+        f"fastpsl data write: warning: {photos}: left out: 1 file of another kind (1 .txt), "
+        "1 class without an image, which keeps its label (empty)"
     )
-    missing_ffcv = [f"fastpsl: warning: {reason}: Pillow" for reason in [why_missing()] if reason]
+    missing_ffcv = [f"fastpsl data write: warning: {reason}: Pillow" for reason in [why_missing()] if reason]
     assert [line.split(" check")[0] for line in warnings[1:]] == missing_ffcv
     again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert again.returncode == 2 and again.stderr.count("exists already") == 1

@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_the_job_alone(cli: Cli, programs: Path, monkeypatch: pyte
     code, _, err = cli(*JIGSAW)
     assert code == 130 and not Path("cancelled").exists()
     assert err == (
-        "fastpsl: job 7 goes on; `tail -f -- runs/j/slurm-7.log` and `squeue --jobs 7` show it, "
+        "fastpsl launch slurm: job 7 goes on; `tail -f -- runs/j/slurm-7.log` and `squeue --jobs 7` show it, "
         "`scancel 7` ends it\n"
     )
 
@@ -224,16 +224,15 @@ def test_ctrl_c_leaves_the_job_alone(cli: Cli, programs: Path, monkeypatch: pyte
         ("slurm jigsaw --out x --sbatch=--comment='a", "--sbatch --comment='a: No closing quotation; c"),
         ("slurm jigsaw --out x --signal-s 0", "--signal-s 0: give 1 or more"),
         ("slurm jigsw --out x", "there is no recipe jigsw; did you mean jigsaw?"),
-        ("slurm knn --out x --checkpoint y", "knn: it does not train, so nothing of it continues"),
+        ("slurm knn y --out x", "knn: it does not train, so nothing of it continues"),
         ("slurm", "NAME is missing"),
-        ("", "name a command: slurm"),
     ],
 )
 def test_user_errors_are_one_line(
     cli: Cli, programs: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     monkeypatch.setenv("PATH", str(programs))  # a Slurm of this machine must not be found
-    refused(cli("launch", *arguments.split()), f"fastpsl: {message}")
+    refused(cli("launch", *arguments.split()), f"fastpsl launch slurm: {message}")
     assert not Path("runs").exists()
 
 
@@ -245,7 +244,7 @@ def test_a_refused_job_and_a_job_without_fastpsl_are_one_line(cli: Cli, programs
 
 
 def test_the_page_has_the_script_of_its_command(cli: Cli) -> None:
-    blocks = (ROOT / "docs" / "how_to" / "slurm.md").read_text().split("```bash\n")
+    blocks = (ROOT / "docs" / "how_to" / "clusters.md").read_text().split("```bash\n")
     command, script = (block.partition("```")[0] for block in blocks[1:3])
     words = shlex.split(command.replace("\\\n", " "))
     assert cli(*words[1:], "--print") == (0, script, "")

@@ -4,9 +4,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fastpsl.cli import Fastpsl
 from fastpsl.commands.train import Eval, Train, split
 from fastpsl.scripts.recipe_files import recipe_path
 from tests.cli import Cli, refused
@@ -52,7 +54,6 @@ def test_gpus_are_the_commands_and_the_rest_is_the_recipes(arguments: str, own: 
         ("train jigsaw --gpus 4000", "--gpus 4000: this machine has "),
         ("train jigsaw --gpu 2", "there is no option --gpu; perhaps you meant --gpus"),
         ("train jigsaw --lr 1 --num-gpus=2", "perhaps you meant --gpus"),
-        ("train", "NAME"),
         ("shwo", "there is no command shwo; did you mean show?"),
         ("recipes copy jigsaw {tmp}/a.txt", "give a name that ends in .py"),
         ("recipes copy jigsaw {tmp}/empty.py", "exists already"),
@@ -68,24 +69,24 @@ def test_user_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: str, word
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train jigsaw --data nothere", "jigsaw_r50: nothere: no such file or folder; give a folder of im"),
-        ("train jigsaw --data nothere --preset small", "jigsaw_r50: nothere: no such file or folder; give "),
+        ("train jigsaw --data nothere", "nothere: no such file or folder; give a folder of im"),
+        ("train jigsaw --data nothere --preset small", "nothere: no such file or folder; give "),
         ("train jigsaw --data photos/train --val photos/vall",
-         "jigsaw_r50: photos/vall: no such file or folder; did you mean photos/val? give a folder of images"),
+         "photos/vall: no such file or folder; did you mean photos/val? give a folder of images"),
         ("train jigsaw --data photos --val photos/val",
-         "jigsaw_r50: photos: holds parts of a data set (train, val), not classes: write each alone"),
+         "photos: holds parts of a data set (train, val), not classes: write each alone"),
         ("train jigsaw --data w.pt",
-         "jigsaw_r50: w.pt: is no dataset file, and by its name no list of images"),
-        ("train jigsaw --out w.pt", "jigsaw_r50: --out w.pt is a file: give a folder, or a path that does"),
-        ("eval knn --data photos/train --val photos/val --checkpoint w.pt --out w.pt/a/b",
-         "knn: --out w.pt/a/b: {here}/w.pt is a file: give a folder"),
-        ("eval knn --data nothere --checkpoint w.pt", "knn: nothere: no such file or folder; give a folder"),
-        ("eval knn --data photos/train --val photos/val --checkpoint nothere",
-         "knn: nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights"),
-        ("eval svm --data nothere --checkpoint w.pt", "voc_svm: nothere: no such file or folder; give VOCd"),
-        ("features w.pt nothere --out f.npy", "fastpsl: nothere: no such file or folder; give a folder of"),
-        ("tsne w.pt --data nothere --out o", "fastpsl: nothere: no such file or folder; give a folder of"),
-        ("retrieve w.pt --gallery photos/train --queries nothere --out o", "fastpsl: nothere: no such file"),
+         "w.pt: is no dataset file, and by its name no list of images"),
+        ("train jigsaw --out w.pt", "--out w.pt is a file: give a folder, or a path that does"),
+        ("eval knn w.pt --data photos/train --val photos/val --out w.pt/a/b",
+         "--out w.pt/a/b: {here}/w.pt is a file: give a folder"),
+        ("eval knn w.pt --data nothere", "nothere: no such file or folder; give a folder"),
+        ("eval knn nothere --data photos/train --val photos/val",
+         "nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights"),
+        ("eval svm w.pt --data nothere", "nothere: no such file or folder; give VOCd"),
+        ("features w.pt --data nothere --out f.npy", "nothere: no such file or folder; give a folder of"),
+        ("tsne w.pt --data nothere --out o", "nothere: no such file or folder; give a folder of"),
+        ("retrieve w.pt --gallery photos/train --queries nothere --out o", "nothere: no such file"),
     ],
 )  # fmt: skip
 def test_paths_that_are_not_there_are_said_first(
@@ -96,7 +97,9 @@ def test_paths_that_are_not_there_are_said_first(
         (tmp_path / "photos" / part).mkdir(parents=True)
     (tmp_path / "w.pt").touch()
     code, out, err = cli(*arguments.split())
-    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(message.format(here=tmp_path))
+    words = arguments.split()[: 2 if arguments.startswith(("train", "eval")) else 1]
+    start = f"fastpsl {' '.join(words)}: {message.format(here=tmp_path)}"
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(start)
     assert not (tmp_path / "runs").exists()
 
 
@@ -121,7 +124,23 @@ def test_help_and_version(cli: Cli) -> None:
     assert "usage: fastpsl train jigsaw [-h] [OPTIONS]" in cli("train", "jigsaw", "--help")[1]
     assert cli("--version")[1].startswith("fastpsl-vision ")
     code, out, _ = cli()
-    assert code == 0 and "fastpsl train jigsaw --data" in out
+    assert code == 0 and out.index("fastpsl train simclr") < out.index("commands")
+    assert cli("help")[:2] == (0, out)
+    assert cli("help", "eval", "knn")[:2] == (0, cli("eval", "knn", "--help")[1])
+    assert cli("help", "data")[:2] == (0, cli("data", "--help")[1])
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "data", "launch"])
+def test_without_a_name_there_is_the_list(cli: Cli, command: str) -> None:
+    kind: Any = Fastpsl.commands[command]
+    code, out, err = cli(command)
+    assert code == 2 and err.startswith(f"fastpsl {command}: name ") and err.count("\n") == 1
+    if command in ("train", "eval"):
+        assert cli(command, "--gpus", "2") == (code, out, err)
+    code, of_help, err = cli("help", command)
+    assert (code, err) == (0, "")
+    for name in getattr(kind, "names", None) or kind.commands:
+        assert f"│ {name} " in out and f"│ {name} " in of_help
 
 
 ROTATION = ROOT / "recipes" / "rotation_rv50.py"
@@ -174,4 +193,8 @@ def test_an_interruption_before_the_ranks_are_there_is_one_line(
 
     monkeypatch.setattr("fastpsl.scripts.local_ranks.run_ranks", interrupt)
     code, _, err = cli("train", "jigsaw", "--gpus", "2")
-    assert code == 75 and err.startswith("fastpsl: interrupted; the same command ") and err.count("\n") == 1
+    assert (
+        code == 75
+        and err.startswith("fastpsl train jigsaw: interrupted; the same command ")
+        and err.count("\n") == 1
+    )

@@ -56,21 +56,36 @@ def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     screen.show(NUMBERS)
     redraw = progress._heartbeat.redraw
     assert redraw is not None
-    redraw("S1: step 4 of 90, [the first]: 0:00:06 so far")
+    redraw("S1: step 4 of 90, [the first]: began 0:00:06 ago")
     output = newest(stream)
-    assert "S1: step 4 of 90, [the first]: 0:00:06 so far" in output and "stage ETA 0:01:01" in output
+    assert "S1: step 4 of 90, [the first]: began 0:00:06 ago" in output and "stage ETA 0:01:01" in output
     screen.show(replace(NUMBERS, step=4))
     output = newest(stream)
-    assert "step 4 of 90" in output and "so far" not in output
-    redraw("S1: validation pass: 0:00:10 so far")
+    assert "step 4 of 90" in output and "began" not in output
+    redraw("S1: validation pass: began 0:00:10 ago")
     newest(stream)
     screen.log("a [line] for good")
     output = newest(stream)
-    assert "a [line] for good" in output and "so far" not in output
-    redraw("S1: ending the stage: 0:00:10 so far")
+    assert "a [line] for good" in output and "began" not in output
+    redraw("S1: ending the stage: began 0:00:10 ago")
     newest(stream)
     screen.close()
-    assert "so far" not in newest(stream) and progress._heartbeat.redraw is None
+    assert "began" not in newest(stream) and progress._heartbeat.redraw is None
+
+
+def test_a_handlers_line_stands_above_the_only_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal writes ^C behind the block. In a file, the handler writes its line itself."""
+    screen, stream = on_terminal()
+    monkeypatch.setattr(progress.os, "write", lambda number, text: stream.write(text.decode()))
+    screen.show(NUMBERS)
+    stream.write("^C")
+    progress.print_in_handler("interrupted")
+    screen.show(replace(NUMBERS, step=4))
+    screen.close()
+    progress.print_in_handler("again")
+    first, place, *block, last = rows(stream.getvalue())
+    assert (first, last) == ("interrupted", "again") and "step 4 of 90" in place
+    assert not any("step" in line for line in block)
 
 
 def test_a_stage_leaves_its_summary_alone_and_a_stopped_one_its_last_numbers() -> None:
@@ -186,7 +201,7 @@ def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.Monk
         assert stream.getvalue().count("loss 2.5") == 7  # in a minute
         now[0] += 9.9
         line = voice.line(now[0])
-    assert line is not None and line.startswith("S1: step 4 of 90: 0:01:")
+    assert line is not None and line.startswith("S1: step 4 of 90: began 0:01:")
 
 
 class Handle:
@@ -297,7 +312,7 @@ def test_a_run_of_one_stage_on_the_cpu_before_its_speed_is_known() -> None:
 
 
 def test_what_is_being_done_is_wrapped_and_not_cut() -> None:
-    caption = "S1: step 1 of 90, the first: torch.compile builds the step, for a minute or so: 0:00:15 so far"
+    caption = "S1: step 1 of 90, the first: torch.compile builds it, for a minute or so: began 0:00:15 ago"
     lines = shown(USUAL, 40, caption)[len(shown(USUAL, 40)) :]
     assert " ".join(lines) == caption and max(map(len, lines)) <= 40
     assert shown(USUAL, 40, "a [bold]path[/bold]")[-1:] == ["a [bold]path[/bold]"]
@@ -361,10 +376,10 @@ def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int
         now[0] += 10
         shown_bar.update(640_000)
         assert progress._heartbeat.redraw is not None
-        progress._heartbeat.redraw("reading headers: 0:00:06 so far")
+        progress._heartbeat.redraw("reading headers: began 0:00:06 ago")
     assert progress._heartbeat.redraw is None
     text = without_styles(stream)
-    assert "…" not in text and "reading headers: 0:00:06 so far" in text
+    assert "…" not in text and "reading headers: began 0:00:06 ago" in text
     lines = re.split(r"[\r\n]|\x1b\[[\d?]*[A-Za-z]", text)
     assert max(map(len, lines)) <= width
     for words in ("640,000 of 1,281,167 images", "64,000 images/s, ETA 0:00:10", "training on features"):

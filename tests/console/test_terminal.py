@@ -184,7 +184,9 @@ def test_a_command_whose_stdout_is_full_ends_in_one_line(
     monkeypatch.setattr(sys, "stdout", Dead(0, errno.ENOSPC))
     with pytest.raises(SystemExit, match="2"):
         cli.main(["data", "verify", beton])
-    assert capsys.readouterr().err == "fastpsl: stdout cannot be written (No space left on device)\n"
+    assert (
+        capsys.readouterr().err == "fastpsl data verify: stdout cannot be written (No space left on device)\n"
+    )
     monkeypatch.setattr(sys, "stdout", Dead(0))
     with pytest.raises(SystemExit, match="0"):
         cli.main(["data", "verify", beton])
@@ -229,7 +231,7 @@ for stdout, stderr in ((None, 2), ("/dev/full", 2), (1, None)):
 """
     process = python("unlimited", "-c", child)
     assert process.stdout.split("\n")[:2] == ["code 0", "code 2"] and process.stdout.endswith("code 0\n")
-    assert process.stderr == "fastpsl: stdout cannot be written (No space left on device)\n"
+    assert process.stderr == "fastpsl data verify: stdout cannot be written (No space left on device)\n"
 
 
 @pytest.mark.parametrize(("left", "told"), [(None, None), (2 << 30, None), (500 << 20, "0.5"), (-1, "0.0")])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from fastpsl.console.words import metric_words, val_words, worded, words_of_python
+from fastpsl.console.words import metric_words, nearest, val_words, worded, words_of_python
 
 SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
 
@@ -19,8 +19,10 @@ def test_names_tell_which_metrics_are_shares() -> None:
 def test_chance_follows_the_first_accuracy() -> None:
     chance = " (chance 10.0 %)"
     assert val_words({"loss": 1.5, "accuracy": 0.5}, chance) == "accuracy 50.0 % (chance 10.0 %)"
+    named = val_words({"accuracy": 0.5, "top1": 0.25}, chance, "permutation accuracy")
+    assert named == "permutation accuracy 50.0 % (chance 10.0 %), top-1 25.0 %"
     agreement = val_words({"loss": 1.5, "agreement": 0.5}, chance)
-    assert agreement == "agreement of two views 50.0 % (chance 10.0 %)"
+    assert agreement == "same class for two crops 50.0 % (chance 10.0 %)"
     assert val_words({"top5": 0.75, "top1": 0.5}, chance) == "top-1 50.0 % (chance 10.0 %), top-5 75.0 %"
     blocks = {"top1_B2": 0.12345, "top1_B4": 0.5}
     assert val_words(blocks, chance) == "top-1 B2 12.3, B4 50.0 % (chance 10.0 %)"
@@ -32,6 +34,22 @@ def test_a_loss_is_told_beside_that_of_a_constant_answer() -> None:
     assert val_words(several, "") == "accuracy 50.0 %, task loss 1.500 (a constant answer 2.000)"
     assert val_words({"loss": -1.25}, " (chance 10.0 %)") == "loss -1.250"
     assert val_words({}, " (chance 10.0 %)") == ""
+
+
+def test_the_nearest_name_may_be_what_others_call_it() -> None:
+    options = ("lr", "batch_size", "workers", "size_px", "max_steps_per_stage", "val")
+    meant = {
+        "learning_rate": "lr",
+        "batchsize": "batch_size",
+        "num_workers": "workers",
+        "Image-Size": "size_px",
+    }
+    meant |= {"steps": "max_steps_per_stage", "validation": "val", "worker": "workers", "lr": "lr"}
+    assert {name: nearest(name, options) for name in meant} == meant
+    assert nearest("image_size", ("short_side", "tile_px")) == "short_side"
+    assert nearest("learning_rate", ("short_side", "num_threads")) is None
+    assert nearest("--num-workers", ("--data", "--workers")) == "--workers"
+    assert nearest("ntxent", ("SwAV", "NTXent")) == "NTXent"
 
 
 MESSAGES = (

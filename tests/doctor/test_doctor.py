@@ -193,7 +193,7 @@ RECIPE = Recipe("mine", "Words.", TrainingOptions, {}, {}, build)
 def test_a_recipe_that_cannot_be_used(doctor: Cli, tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text.replace("{options}", "print('words')") + MADE * ("{options}" in text))
-    refused(doctor(path), f"fastpsl: {path}: ", words)
+    refused(doctor(path), f"fastpsl doctor: {path}: ", words)
 
 
 def test_what_nobody_expected_is_one_line(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
 def test_interrupted(doctor: Cli, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("raise KeyboardInterrupt")
-    assert doctor(path) == (130, "", "fastpsl: interrupted; nothing was changed\n")
+    assert doctor(path) == (130, "", "fastpsl doctor: interrupted; nothing was changed\n")
 
 
 def test_help_of_doctor_and_of_the_recipe(doctor: Cli) -> None:

@@ -362,7 +362,7 @@ def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:
 
 
 RECIPE = ROOT / "tests" / "tasks" / "nearest_key_recipe.py"
-ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0", "--probe-every", "0")
 LONG = ("--epochs", "6", "6", "6")
 
 

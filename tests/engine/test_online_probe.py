@@ -1,10 +1,13 @@
 """The online monitor: its figures, no effect on training, stops and resumes."""
 
+import copy
 import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastpsl.engine import online_probe as online
+from fastpsl.engine import trainer
+from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.online_probe import (
     Features,
@@ -21,19 +26,25 @@ from fastpsl.engine.online_probe import (
     effective_rank,
     feature_std,
     figures,
+    is_probed,
     probe_line,
     ridge_classes,
 )
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.filters import Sobel
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.plots import charts
 from fastpsl.plots.charts import draw_probes
+from fastpsl.tasks.classify import Classify
 from tests.engine.exact_signals import before_asking
 from tests.engine.test_reporter import Board
 from tests.engine.test_trainer import tiny_experiment
@@ -170,8 +181,17 @@ def fit(out: Path, experiment: Experiment | None = None, **options: Any) -> Run:
     return run
 
 
-def probes(out: Path) -> list[dict[str, Any]]:
+def all_lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "probe.jsonl").read_text().splitlines()]
+
+
+def probes(out: Path) -> list[dict[str, Any]]:
+    """Return the lines of probes during the training."""
+    return [line for line in all_lines(out) if line["run_step"]]
+
+
+def untrained(out: Path) -> list[dict[str, Any]]:
+    return [line for line in all_lines(out) if not line["run_step"]]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +200,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("probed")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            charts, "draw_probes", lambda lines, path: len(lines) == 6 and draw_probes(lines, path)
+            charts, "draw_probes", lambda lines, path: len(lines) == 9 and draw_probes(lines, path)
         )
         fit(out)
     return out
@@ -188,9 +208,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
     assert (whole / "probe.png").stat().st_size > 0
-    lines = probes(whole)
-    lines[3] |= dict.fromkeys(online.FIGURES)  # not finite
-    for name, some in (("all", lines), ("bare", [line | {"knn_accuracy": None} for line in lines[:1]])):
+    lines = all_lines(whole)
+    lines[5] |= dict.fromkeys(online.FIGURES)  # not finite
+    for name, some in (("all", lines), ("bare", [line | {"knn_accuracy": None} for line in lines[3:4]])):
         draw_probes(some, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.size[0] == 960 and np.asarray(image).std() > 10
@@ -199,7 +219,10 @@ def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
 def test_training_is_what_it_would_have_been(whole: Path, tmp_path: Path) -> None:
     fit(tmp_path, probe_every=0)
     assert not (tmp_path / "probe.jsonl").exists()
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    values = digests(newest_checkpoint(whole))
+    own = {name for name in values if "/knn_" in name}  # in the summaries of the three stages
+    assert len(own) == 6
+    assert digests(newest_checkpoint(tmp_path)) == {n: values[n] for n in values.keys() - own}
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
@@ -265,9 +288,9 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     run, looking = probed_run(tmp_path), []
     features = OnlineProbe._features
 
-    def note(monitor: OnlineProbe, data: Any) -> Any:
+    def note(monitor: OnlineProbe, *arguments: Any) -> Any:
         looking.append(run.position.run_step)
-        return features(monitor, data)
+        return features(monitor, *arguments)
 
     monkeypatch.setattr(OnlineProbe, "_features", note)
     stop_at(run, lambda: step in looking)
@@ -282,10 +305,20 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
 
 
+def stopped(monitor: OnlineProbe, forward: Any, stages: Any, epochs: float) -> Any:
+    """Stand for `_measured` where a signal comes after the first step."""
+    if monitor.run.position.run_step:
+        raise PassStopped
+    return [{"stage": stage.name, "run_step": 0, "num_val": 0} | SIGNS for stage in stages]
+
+
+SIGNS = {"knn_accuracy": None, "linear_accuracy": None, "feature_std": 1.0, "effective_rank": 1.0}
+
+
 def test_without_validation_images_a_stopped_look_leaves_the_stage_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OnlineProbe, "_features", lambda monitor, data: None)  # as after a signal
+    monkeypatch.setattr(OnlineProbe, "_measured", stopped)
     with closing(probed_run(tmp_path, val=None)) as run:
         assert not pretrain(tiny_experiment(), run)
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == STEPS_PER_EPOCH
@@ -296,7 +329,9 @@ def test_a_look_is_on_disk_before_it_is_drawn(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(online.MetricsFile, "sync", lambda file: done.append(file.path.name))
     monkeypatch.setattr(charts, "draw_probes", lambda lines, path: done.append(path.name))
     fit(tmp_path, val=None, max_steps_per_stage=1)
-    assert [name for name in done if name.startswith("probe")] == ["probe.jsonl", "probe.png"] * 3
+    assert [name for name in done if name.startswith("probe")] == [
+        "probe.jsonl", *["probe.jsonl", "probe.png"] * 3,
+    ]  # fmt: skip
 
 
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
@@ -378,6 +413,8 @@ def test_a_line_for_people_has_chance_and_full_rank() -> None:
         "probe after epoch 2.6 (S2, B4): kNN 50.0 %, linear 62.5 % of 1,160 validation images "
         f"(chance 12.5 %), {signs}"
     )
+    beside = "kNN 50.0 % (untrained 37.5 %), linear"
+    assert beside in probe_line(line | {"knn_untrained": 0.375})
     assert probe_line(line | {"num_val": 0}) == f"probe after epoch 2.6 (S2, B4): {signs}"
     assert probe_line(line | {"num_train": 14}).endswith("rank 12.3 of 14")
 
@@ -394,5 +431,195 @@ def test_a_look_is_recorded_with_its_place_and_drawn_at_the_runs_step(tmp_path: 
         (3, "S1", 1, 3, 0.6, "B3"), (6, "S2", 2, 3, 2.6, "B4"), (9, "S3", 3, 3, 4.6, "B5"),
     ]  # fmt: skip
     for line in lines:
-        for name in online.FIGURES:
+        for name in (*online.FIGURES, "knn_untrained"):
             assert board.values[f"probe/{name}", line["run_step"]] == line[name]
+    assert board.values["probe/knn_accuracy", 0] == untrained(tmp_path)[0]["knn_accuracy"]
+
+
+# The untrained network.
+
+
+def by_hand(run: Run, batch_size: int) -> list[dict[str, Any]]:
+    """Return the figures of B3, B4 and B5 of a network whose BatchNorms are measured by a plain loop."""
+    train, val = run.data.train, run.data.val
+    assert val is not None
+    monitor, norms = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW()), []
+    shuffled, net = monitor.in_random_order(), tiny_experiment().backbone
+    assert sorted(shuffled.indices) == list(range(480)) != shuffled.indices.tolist()
+    loader = partial(Loader, views=[monitor.view], train=False, num_threads=1)
+    with torch.no_grad(), loader(shuffled, views=[VIEW()], batch_size_per_rank=batch_size) as batches:
+        for batch in batches.epoch(0):
+            (images,), sums = batch.inputs(batches.views, torch.float32), list[Tensor]()
+            for block in net.blocks():
+                images = block[0](images)  # type: ignore[index]
+                sums += [images.mean((0, 2, 3)), images.var((0, 2, 3))]
+                images = block[1:](images)  # type: ignore[index]
+            norms.append(sums)
+    means = [torch.stack(each).mean(0) for each in zip(*norms, strict=True)]
+    for i, block in enumerate(net.eval().blocks()):
+        block[1].running_mean, block[1].running_var = means[2 * i : 2 * i + 2]  # type: ignore[index]
+    parts: list[list[Features]] = [[], [], []]
+    for data in (train, val):
+        with torch.no_grad(), loader(data, batch_size_per_rank=data.num_samples) as batches:
+            (batch,) = batches.epoch(0)
+            (images,) = batch.inputs(batches.views, torch.float32)
+            for number, block in enumerate(net.blocks(), start=1):
+                images = block(images)
+                if number >= 3:
+                    labels = torch.from_numpy(data.labels().astype(np.int64))
+                    parts[number - 3].append(Features(images.mean((2, 3)), labels))
+    return [figures(*pair) for pair in parts]
+
+
+def test_statistics_are_of_training_images_alone_where_others_are_held_back(tmp_path: Path) -> None:
+    with closing(probed_run(tmp_path, val="10%")) as run:
+        monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW())
+        assert sorted(monitor.in_random_order().names()) == sorted(run.data.train.names())
+
+
+def test_untrained_is_the_first_network_with_measured_statistics(whole: Path) -> None:
+    """The statistics are means over whole batches; a stage stands beside its own last block."""
+    with closing(probed_run(whole)) as run:
+        expected = by_hand(run, 96)
+    lines = untrained(whole)
+    places = [(line["run_step"], line["step"], line["epoch"]) for line in lines]
+    assert places == [(0, 0, 0)] * 3 and [line["block"] for line in lines] == ["B3", "B4", "B5"]
+    for line, values in zip(lines, expected, strict=True):
+        assert values == {name: pytest.approx(line[name], rel=1e-3) for name in values}
+    accuracies = {line["stage"]: line["knn_accuracy"] for line in lines}
+    assert all(line["knn_untrained"] == accuracies[line["stage"]] for line in probes(whole))
+
+
+def test_stages_have_both_accuracies_also_after_a_resume(whole: Path, tmp_path: Path) -> None:
+    for out, steps in ((whole, ()), (tmp_path, (7, 17))):
+        for step in steps:
+            run = probed_run(out)
+            stop_at(run, lambda run=run, step=step: run.position.run_step >= step)  # type: ignore[misc]
+            assert not pretrain(tiny_experiment(), run)
+            run.close()
+        run = fit(out)
+        ends = [line for line in probes(out) if line["step"] == 2 * STEPS_PER_EPOCH]
+        for name in ("knn_accuracy", "knn_untrained"):
+            values = [summary[name] for summary in run.position.summaries]
+            assert values == [line[name] for line in ends]
+    assert all_lines(tmp_path) == all_lines(whole)
+    beside = "kNN {knn_accuracy:.1%} (untrained {knn_untrained:.1%})".format(**ends[-1]).replace("%", " %")
+    assert summary_line(run.position.summaries[-1]).endswith(f", {beside}")
+
+
+def test_untrained_is_within_two_points_of_a_rate_of_zero(tmp_path: Path) -> None:
+    """The steps of rate 0 change BatchNorm's running statistics alone. They see what the monitor sees."""
+    torch.manual_seed(0)
+    view = center_view(Input(size_px=32), 32)
+    stages = (Stage("E", 1, 1, 5, 4),)
+    still = Experiment(Classify(view, view), TinyNet(), stages, lambda moment: 0.0)
+    before = {name: value.clone() for name, value in still.backbone.named_parameters()}
+    fit(tmp_path, still, batch_size=32, probe_every=4)
+    assert all(torch.equal(value, before[name]) for name, value in still.backbone.named_parameters())
+    (first,), (last,) = untrained(tmp_path), probes(tmp_path)
+    assert abs(first["knn_accuracy"] - last["knn_accuracy"]) <= 0.02 and first["knn_accuracy"] > 0.2
+
+
+def test_a_look_at_the_untrained_network_changes_nothing(tmp_path: Path) -> None:
+    net = TinyNet()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum, part.num_batches_tracked = 0.3, torch.tensor(7)
+            part.running_mean = torch.randn(part.num_features)
+    net.parts[0].eval()
+    modes, state = [part.training for part in net.modules()], copy.deepcopy(net.state_dict())
+    with closing(probed_run(tmp_path)) as run:
+        monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, VIEW())
+        net.parts[0].eval()
+        modes, before = [part.training for part in net.modules()], torch.get_rng_state()
+        assert monitor.look_untrained(net, [STAGE], tiny_experiment().task)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert [part.training for part in net.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert {part.momentum for part in net.modules() if isinstance(part, nn.BatchNorm2d)} == {0.3}
+
+
+def test_each_stage_is_looked_at_through_its_own_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three stages have one input, for which one pass is enough."""
+    net, seen = TinyNet(), list[str]()
+    stages = [Stage(f"S{i}", i, 1, i + 2, 1) for i in (1, 2, 3)]
+    views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(1.0),)), VIEW()]
+    task: Any = SimpleNamespace(views=lambda level: [views[level - 1]])
+    inputs = OnlineProbe._inputs
+
+    def note(monitor: OnlineProbe, what: str, *arguments: Any) -> Any:
+        seen.append(f"{what.split(':')[0]} {monitor.view.input().channels}")
+        return inputs(monitor, what, *arguments)
+
+    monkeypatch.setattr(OnlineProbe, "_inputs", note)
+    with closing(probed_run(tmp_path)) as run:
+        monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, views[0])
+        assert monitor.look_untrained(net, stages, task)
+        seen_together, together = seen.copy(), untrained(tmp_path)
+        for stage in stages:
+            assert monitor.look_untrained(net, [stage], task)
+        assert together == untrained(tmp_path)[-3:] and len(together) == 3
+        seen.clear()
+        bare: Any = Blocks([nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
+        assert monitor.look_untrained(bare, [replace(STAGE, last_block=1)], task)
+    assert seen_together == [
+        f"{what} {channels}" for channels in ("RGB", "Sobel") for what in ("untrained", "probe", "probe")
+    ]
+    assert seen == ["probe RGB", "probe RGB"]
+
+
+class Blocks(nn.ModuleList):
+    """A network without BatchNorm."""
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self)
+
+
+def test_by_default_stages_ends_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "is_probed", is_probed)  # tests.cheaper has another
+    fit(tmp_path, probe_every=None)
+    assert [line["epoch"] for line in all_lines(tmp_path)] == [0, 0, 0, 2, 4, 6]
+    said = capsys.readouterr().err
+    assert said.count("untrained: kNN B3 ") == 1 and "probe after epoch" not in said
+
+
+def test_a_cut_run_looks_at_no_more_images_than_a_stage_sees(tmp_path: Path) -> None:
+    fit(tmp_path, batch_size=32, max_steps_per_stage=3, epochs=(1, 1, 1))
+    assert {(line["num_train"], line["num_val"]) for line in all_lines(tmp_path)} == {(96, 96)}
+
+
+def test_what_is_untrained_is_measured_again_by_a_run_that_starts_anew(tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint has left its lines."""
+    (tmp_path / "probe.jsonl").write_text(json.dumps({"run_step": 0, "stage": "old"}) + "\n")
+    fit(tmp_path, max_steps_per_stage=1)
+    assert [line["stage"] for line in untrained(tmp_path)] == ["S1", "S2", "S3"]
+
+
+def test_features_are_looked_at_where_there_are_classes_to_tell_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probed(task: Any = None, **options: Any) -> tuple[bool, str]:
+        with closing(probed_run(tmp_path, **options)) as run:
+            if run.data.val is not None and names:
+                run.data.val.class_names = names
+            capsys.readouterr()
+            is_on = [is_probed(run, task or tiny_experiment().task) for _ in range(2)]
+            assert is_on[0] == is_on[1]
+            return is_on[0], capsys.readouterr().err.strip()
+
+    names: list[str] | None = None
+    classify = Classify(VIEW(), VIEW())
+    assert probed(probe_every=None) == probed(probe_every=2) == (True, "")
+    assert probed(probe_every=0) == probed(classify, probe_every=None) == (False, "")
+    assert probed(classify, probe_every=1) == (True, "")
+    for every, is_on in ((None, False), (1, True)):
+        found, line = probed(probe_every=every, val=None)
+        assert found == is_on and line.startswith("no kNN: there are no validation images; ")
+        assert "\n" not in line
+    names = ["tree house"] * 8
+    found, line = probed(probe_every=None)
+    assert not found and "other classes" in line

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +15,10 @@ import torch
 import fastpsl
 from fastpsl.engine import run as run_module
 from fastpsl.engine.distributed import World
-from fastpsl.engine.options import PretrainOptions, SGDOptions
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.run import RunData, choose_run_decoder, decoder_choice
 from fastpsl.engine.trainer import pretrain
-from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.pipelines.decoders import libffcv, resident
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -232,11 +230,10 @@ def test_a_checkpoint_has_it_and_a_resume_keeps_it(
     assert newest_checkpoint(tmp_path)["choices"]["decoder"] == "pillow"
 
 
-PAGE = (ROOT / "docs" / "reference" / "run_folder.md").read_text()
+PAGE = "".join((ROOT / "docs/reference" / name).read_text() for name in ("run_folder.md", "file_formats.md"))
 NAMED = {word for code in re.findall(r"`([^`\n]+)`", PAGE) for word in re.split(r"[\s,:]+", code)}
 # The numbers in names of files: steps, levels and blocks.
 EXAMPLES = {"step-00000002.pt": "step-00000090.pt", "contact-sheet-G3.png": "contact-sheet-G1.png"}
-SHARED = {field.name for field in (*fields(SGDOptions), *fields(EvaluationOptions))}
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +256,7 @@ def keys(value: Any) -> Iterator[str]:
         yield from keys(each)
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield key
-        if key not in ("options", "science", "settings", "numbers", "val"):
+        if key not in ("options", "science", "settings", "numbers", "val", "differences"):
             yield from keys(inner)
 
 
@@ -273,7 +270,7 @@ def test_every_file_is_named(folder: Path) -> None:
     files = {EXAMPLES.get(name, name) for name in files if not name.startswith("events.out.tfevents")}
     features = {f"{name}{end}" for name in ("train", "val") for end in (".json", "-labels.npy")}
     assert files - features <= NAMED, files - features - NAMED
-    assert {"tensorboard/", "B4.json", "B4-labels.npy"} <= NAMED and features <= files
+    assert {"tensorboard/", "F.json", "F-labels.npy"} <= NAMED and features <= files
 
 
 def test_every_field_of_a_json_file_is_named(folder: Path) -> None:
@@ -283,7 +280,6 @@ def test_every_field_of_a_json_file_is_named(folder: Path) -> None:
     for path in paths:
         found = {key for each in objects(path) for key in keys(each)}
         assert found <= NAMED, (path.name, found - NAMED)
-    assert SHARED <= NAMED, SHARED - NAMED
     config = json.loads((folder / "config.json").read_text())
     assert set(config["science"]) - set(config["options"]) <= NAMED
 

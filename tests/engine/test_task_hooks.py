@@ -156,7 +156,8 @@ def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert fit(tmp_path, Slow(), max_steps_per_stage=3, val=None)
     assert len(told) == 6 and None not in told
-    assert str(told[1]).startswith("S1: step 2 of 3: 0:02:00") and str(told[5]).startswith("S2: step 3 of 3")
+    assert str(told[1]).startswith("S1: step 2 of 3: ") and "0:02:00" in str(told[1])
+    assert str(told[5]).startswith("S2: step 3 of 3")
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import charts
 from fastpsl.scripts.recipe import Evaluation
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.engine.test_online_probe import probes, stop_at
+from tests.engine.test_online_probe import by_hand, probes, stop_at, untrained
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
@@ -120,11 +120,12 @@ def monitor(folder: Path, world: World) -> None:
     with opened("stopped", 1) as (experiment, run):
         looks: list[Any] = []
         features_of_data: Callable[..., Any] = OnlineProbe._features
-        OnlineProbe._features = lambda *arguments: looks.append(arguments) or features_of_data(*arguments)  # type: ignore
-        stop_at(run, lambda: world.rank == 1 and bool(looks))
+        note = lambda: looks.append(run.position.run_step)  # 0: of the untrained network
+        OnlineProbe._features = lambda *arguments: note() or features_of_data(*arguments)  # type: ignore
+        stop_at(run, lambda: world.rank == 1 and any(looks))
         run.stop_signal.ask_every_s = 0.0
         assert not pretrain(experiment, run)
-        assert run.position.run_step == STEPS_PER_EPOCH and not (run.folder / "probe.jsonl").read_text()
+        assert run.position.run_step == STEPS_PER_EPOCH and not probes(run.folder)
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +180,23 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     net.load_state_dict(newest_checkpoint(folder / "probed")["backbone"])
     run = tiny_run(tmp_path)
     alone = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, tiny_experiment().task.views(3)[0], 1)
+    pooled = lambda images: [alone.blocks(images).mean((2, 3))]
     with torch.no_grad(), undisturbed(net, run.world):
-        train, val = (alone._features(data) for data in (alone.train, alone.val))  # type: ignore[arg-type]
+        (train,), (val,) = (alone._features(data, pooled) for data in (alone.train, alone.val))  # type: ignore[arg-type]
     run.close()
-    assert train is not None
     expected = figures(train, val)
     assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}
     assert (expected["num_train"], expected["num_val"]) == (480, 160)
+
+
+def test_untrained_statistics_are_means_over_the_batches_of_both_ranks(folder: Path, tmp_path: Path) -> None:
+    """Each rank has half of each batch of 96."""
+    (line,) = untrained(folder / "probed")
+    with closing(tiny_run(tmp_path)) as run:
+        expected = by_hand(run, 48)[-1]
+    assert expected == {name: pytest.approx(line[name], rel=1e-3) for name in expected}
+    lines = probes(folder / "probed")
+    assert [each["knn_untrained"] for each in lines] == [line["knn_accuracy"]] * 2
 
 
 def test_a_signal_to_one_rank_stops_the_look_of_both(folder: Path) -> None:

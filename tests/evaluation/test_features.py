@@ -363,7 +363,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "F.npy"
     small = ("--size-px", "32", "--workers", "1")
-    code, said, _ = cli("features", checkpoint, data, "--block", "B3", "--out", out, *small)
+    code, said, _ = cli("features", checkpoint, "--data", data, "--block", "B3", "--out", out, *small)
     lines = said.splitlines()
     assert code == 0
     assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 step")
@@ -372,7 +372,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"
     assert "whole" not in file.record
     options = ("--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small)
-    assert cli("features", checkpoint, data, *options).code == 0
+    assert cli("features", checkpoint, "--data", data, *options).code == 0
     whole = read_features(tmp_path / "W.npy")
     assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
     assert not np.array_equal(whole.features(), file.features())
@@ -393,9 +393,11 @@ def test_what_cannot_be_is_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     out = () if "--out" in arguments else ("--out", "F.npy")
-    code, _, error = cli("features", checkpoint, sample_paths().test_32, *arguments, *out, "--workers", 1)
+    code, _, error = cli(
+        "features", checkpoint, "--data", sample_paths().test_32, *arguments, *out, "--workers", 1
+    )
     (line,) = error.splitlines()
-    assert code == 2 and line.startswith("fastpsl: ") and all(word in line for word in words), line
+    assert code == 2 and line.startswith("fastpsl ") and all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
 
 

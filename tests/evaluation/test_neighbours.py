@@ -17,13 +17,13 @@ from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import (
     Scores,
     Search,
+    fitting_neighbours,
     nearest_others,
-    require_neighbours,
     score,
     score_lines,
 )
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.tsne import same_class
+from fastpsl.evaluation.tsne import same_class, usual_perplexity
 from fastpsl.kernels.nearest import (
     Neighbours,
     count_correct,
@@ -276,9 +276,10 @@ def test_images_that_could_not_be_decoded_are_in_no_count(tmp_path: Path) -> Non
 
 def test_all_training_images_may_be_neighbours() -> None:
     with Beton(sample_paths().train_32) as train, Beton(sample_paths().test_32) as val:
-        require_neighbours(train, val, (5, 480))
+        assert fitting_neighbours(train, val, (5, 480), (1,)) == (5, 480)
+        assert fitting_neighbours(train, val, (5, 481), (5, 481)) == (5,)
         with pytest.raises(ValueError, match="--k 481: the training data has 480 images"):
-            require_neighbours(train, val, (481, 5))
+            fitting_neighbours(train, val, (481, 5), (1,))
 
 
 def test_a_table_has_means_over_blocks_and_over_ks() -> None:
@@ -313,7 +314,7 @@ def cli(cli: Cli) -> Iterator[Cli]:
 def refused(cli: Cli, out: Path, words: tuple[str, ...], command: str, *arguments: object) -> None:
     """Check for one line with the words, and no folder."""
     code, _, errors = cli(command, *SMALL, *arguments, "--out", out)
-    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl "), (arguments, errors)
     assert all(word in errors for word in words) and not out.exists(), errors
 
 
@@ -526,8 +527,8 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, cli: Cli) -> None:
         ((*RANDOM, *sets, "--query-indices", -1), ("--query-indices -1",)),
         ((*RANDOM, *sets, "--seed", -1), ("--seed -1",)),
         ((*RANDOM, *sets, "--workers", 0), ("--workers 0",)),
-        ((*sets,), ("CKPT", "--random-weights")),
-        ((foreign, *RANDOM, *sets), ("CKPT", "--random-weights")),
+        ((*sets,), ("RUN", "--random-weights")),
+        ((foreign, *RANDOM, *sets), ("RUN", "--random-weights")),
         (("--random-weights", *sets), ("--backbone",)),
         ((foreign, *sets), ("foreign.pth", "--input-channels", "--input-mean")),
         ((foreign, "--backbone", "nin3", *sets), ("foreign.pth", "--input-channels")),
@@ -565,6 +566,10 @@ def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
         distances[i] = np.inf
         right += labels[distances.argmin()] == labels[i]
     return right / len(points)
+
+
+def test_few_images_have_a_low_perplexity() -> None:
+    assert [usual_perplexity(num) for num in (3, 60, 90, 1000)] == [1, 20, 30, 30]
 
 
 def test_the_map_is_scikit_learns(tmp_path: Path, cli: Cli) -> None:
@@ -684,8 +689,8 @@ def test_maps_that_cannot_be_are_one_line(tmp_path: Path, cli: Cli) -> None:
     data, out = sample_paths().test_32, tmp_path / "out"
     cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
         ((*NIN3, "--perplexity", 160), ("--perplexity 160 of 160 images: ",)),
-        ((*NIN3, "--num", 30), ("--perplexity 30 of 30 images: ",)),
-        ((*NIN3, "--num", 20), ("--perplexity 30 of 20 images: ",)),
+        ((*NIN3, "--num", 30, "--perplexity", 30), ("--perplexity 30 of 30 images: ",)),
+        ((*NIN3, "--num", 20, "--perplexity", 30), ("--perplexity 30 of 20 images: ",)),
         ((*NIN3, "--num", 1, "--perplexity", 0.5), ("--num 1: ", "2 images or more")),
         ((*NIN3, "--num", 0), ("--num 0",)),
         ((*NIN3, "--num", 50, "--perplexity", 0), ("--perplexity 0",)),
@@ -693,7 +698,7 @@ def test_maps_that_cannot_be_are_one_line(tmp_path: Path, cli: Cli) -> None:
         ((*NIN3, "--num", 50, "--block", "B4"), ("--block B4", "B1 to B3")),
         ((*NIN3, "--num", 50, "--seed", -2), ("--seed -2",)),
         ((*NIN3, "--num", 50, "--seed", 2**32), ("--seed 4294967296",)),
-        (("--num", 50), ("CKPT", "--random-weights")),
+        (("--num", 50), ("RUN", "--random-weights")),
         ((tmp_path / "none.pt", "--num", 50), ("none.pt",)),
     ]
     for arguments, words in cases:

@@ -46,6 +46,8 @@ def test_a_record_has_its_numbers_to_four_decimals(tmp_path: Path) -> None:
     }  # fmt: skip
     assert result_line(path) == f"result {path}"
     assert "not comparable" in result_line(written(tmp_path, cut=True))
+    of_cut = {"kind": "fastpsl", "cut": True}  # which the line of the weights has told
+    assert result_line(written(tmp_path, cut=True, checkpoint=of_cut)) == f"result {path}"
     path.write_text(json.dumps(record | {"format": 2}))
     with pytest.raises(ValueError, match="no result of format 1"):
         read_result(path)
@@ -123,10 +125,11 @@ def test_the_side_of_the_pictures_is_part_of_a_given_input() -> None:
 @pytest.mark.parametrize("recipe", ["knn", "linear_probe", "semi_supervised", "block_probe", "supervised"])
 def test_other_classes_are_refused_first(recipe: str, tmp_path: Path) -> None:
     """Neither the weights nor any image here could be read."""
-    weights = () if recipe == "supervised" else ("--checkpoint", tree(tmp_path, {"w.pt": b"x"}) / "w.pt")
+    weights = () if recipe == "supervised" else (tree(tmp_path, {"w.pt": b"x"}) / "w.pt",)
     train = tree(tmp_path / "train", {"cat/0.jpg": b"x", "dog/0.jpg": b"x"})
     val = tree(tmp_path, {"0.jpg": b"x", "1.jpg": b"x", "val.txt": b"0.jpg cat\n1.jpg fox\n"}) / "val.txt"
-    outcome = start(recipe, "--data", train, "--val", val, *weights)
+    few = ("--preset small",) if recipe == "supervised" else ()
+    outcome = start(recipe, "--data", train, "--val", val, *weights, *few)
     line = (
         f"{recipe}: {val}: other classes than in training (2 classes, {train} 2; class 1 is 'fox', in the "
         "training data 'dog'); give validation images of the same ones, numbered by `fastpsl data write SRC "

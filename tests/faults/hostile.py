@@ -117,7 +117,7 @@ def _open(gate: Gate, path: Path) -> tuple[str, str, str]:
         text = gate.open(path)
     except Refused as error:
         text = str(error)
-        last = [line for line in text.splitlines() if line.startswith("fastpsl: ")][-1]
+        last = [line for line in text.splitlines() if line.startswith("fastpsl")][-1]
         is_named = any(name in last for name in (*names, "listed on stdout"))
         return "refused" if is_named else "unclear", last, text
     except Exception as error:  # noqa: BLE001 - any exception is a finding

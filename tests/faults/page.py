@@ -12,8 +12,6 @@ from bench.tables import table
 from tests.faults.report import FAILURES, ROOT
 
 RESULTS = ROOT / "docs" / "runs" / "faults"
-# Categories that show every case in a row of its own, with its first detail.
-IN_FULL = ("surroundings", "ranks", "openings", "training")
 _LONGEST = 320
 _Newest = dict[str, tuple[str, dict[str, Any], dict[str, Any]]]
 
@@ -37,19 +35,10 @@ def pages(folder: Path) -> dict[str, str]:
         for name, (_, _, category) in latest.items()
         for failure in category["failures"]
     ]
-    cases = [
-        [name, _cell(case), outcome + f" ({what['count']})" * (what["count"] > 1), _cell(what["first"])]
-        for name in IN_FULL
-        if name in latest
-        for case, outcomes in latest[name][2]["cases"].items()
-        for outcome, what in outcomes.items()
-    ]
     counts = ["category", "cases", "ended well", "failures", "minutes", "machine", "commit"]
-    said = "what was said or measured first"
     return {
         "counts": table(counts, [_counts(name, *results) for name, results in latest.items()]),
         "failures": table(["category", "case", "outcome", "detail"], failures) if failures else "None.",
-        "cases": table(["category", "case", "outcome", said], cases) if cases else "Not run.",
     }
 
 

@@ -23,7 +23,7 @@ from fastpsl.kernels.lab import Lightness, lab, lightness
 from fastpsl.kernels.normalise import normalise
 from tests.fake_cuda import fake_cuda
 
-PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "fused_augmentation.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "one_decode.md"
 SIDE = 33
 OPS: dict[str, Any] = {
     "Flip": Flip(),

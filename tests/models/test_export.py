@@ -93,6 +93,7 @@ def test_torchvision_computes_our_features(run: tuple[Path, nn.Module], tmp_path
     assert len(state) == 120 and all(isinstance(value, Tensor) for value in state.values())
     size = sum(value.nbytes for value in state.values()) / 1e6
     assert f"{out}: 120 tensors, {size:.1f} MB, for torchvision" in output
+    assert "our pooled features: model(x), with model.fc = torch.nn.Identity()" in output
     assert "      40  layer1-4.0-1.bn1.*" in output
 
 
@@ -102,6 +103,7 @@ def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path,
         output = export(folder, to, tmp_path / name)
         if to == "timm":
             assert_same_features(network, with_ten_classes(output, "timm.create", timm=timm))
+            assert "our pooled features: model(x), with num_classes=0" in output
         # With num_classes=0, timm loads strictly.
         model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(tmp_path / name))
         assert_same_features(network, model)

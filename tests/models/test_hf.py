@@ -32,7 +32,7 @@ from fastpsl.pipelines.views import Input
 from tests.models.test_export import SEEN, assert_same_features, checkpoint
 from tests.slow import slow
 
-EXPORT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "export.md"
+EXPORT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "weights.md"
 FILES = ["README.md", "config.json", "model.safetensors"]
 
 

@@ -88,7 +88,7 @@ def test_the_documented_code_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(exported("nin3")[0], "resnet18.onnx")
-    page = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "export.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "weights.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     (code,) = [block for block in blocks if "import onnxruntime\n" in block]
     Path("snippet.py").write_text(code)

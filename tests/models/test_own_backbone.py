@@ -211,7 +211,7 @@ def test_weights_that_name_code_run_it_only_if_the_user_does(
         fastpsl.load(path)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["export", str(path), "out.safetensors", "--to", "safetensors"])
-    assert capsys.readouterr().err == f"fastpsl: {line}\n"
+    assert capsys.readouterr().err == f"fastpsl export: {line}\n"
     assert not Path("ran").exists()
     assert load_pretrained(path, "net.py:Net").record["backbone"] == "net.py:Net" and Path("ran").exists()
     own = fastpsl.Trained(path, path, [], "net.py:Net")  # as from a call that named it

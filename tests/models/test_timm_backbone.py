@@ -184,12 +184,17 @@ def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
 def test_timm_loads_what_is_exported(name: str, tmp_path: Path) -> None:
     side = side_of(timms_own(name))
     network, path = checkpoint(tmp_path, f"timm/{name}"), tmp_path / "weights.pth"
-    export(tmp_path, "timm", path)
+    said = export(tmp_path, "timm", path)
     theirs = timms_own(name).eval()
     theirs.load_state_dict(torch.load(path, weights_only=True))
     images = torch.randn(1, 3, side, side)
     expected = as_maps(theirs, theirs.forward_features(images))
     torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-5)
+    (words,) = (line.partition(": ")[2] for line in said.splitlines() if "our pooled features: " in line)
+    *before, pooled = words.split(", as ")
+    names = {"model": theirs, "x": images, "torch": torch}
+    exec("; ".join([*before, f"pooled = {pooled}"]), names)  # noqa: S102  (as it is printed)
+    torch.testing.assert_close(names["pooled"], network(images).mean((2, 3)), rtol=1e-5, atol=1e-5)
     loaded = load_pretrained(path)
     assert loaded.record["backbone"] == f"timm/{name}" and loaded.input == SEEN
     assert torch.equal(loaded.backbone.eval()(images), network(images))

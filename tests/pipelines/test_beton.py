@@ -226,7 +226,7 @@ def test_unfinished_and_absurd_headers(five: Path) -> None:
         ("data_ptr", 2**64 - 1, "allocation table"),
         ("data_ptr", 0, "allocation table"),
         ("height", 0, "side of 0 px"),
-        ("sides", 13_378, "more than 178,956,970 pixels"),
+        ("sides", 23_171, "more than 536,870,912 pixels"),
         ("mode", 7, "mode"),
         ("mode", RAW, "height * width * 3"),
         ("label", -2, "below -1"),

@@ -427,7 +427,10 @@ def test_a_full_disk_is_refused_before_writing(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     code, _, errors = data("write", tmp_path / "a.npz", out)
     assert code == 2 and errors.count("\n") == 1 and not out.exists() and not partial_path(out).exists()
-    assert errors.startswith(f"fastpsl: {out}: takes about 8.46 MB") and "4 MB are free there" in errors
+    assert (
+        errors.startswith(f"fastpsl data write: {out}: takes about 8.46 MB")
+        and "4 MB are free there" in errors
+    )
     assert data("write", tmp_path / "a.npz", out, "--dry-run").code == 0
     partial_path(out).write_bytes(bytes(20_000_000))  # of a run that was killed, which this one takes over
     assert free_bytes(out) >= 24_000_000

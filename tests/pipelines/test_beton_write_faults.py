@@ -234,7 +234,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     out.parent.mkdir()
     # The data start at 8 MiB, so the disk is full after 600 kB.
     assert code_of(photos, out, 9_000_000, signal.SIG_IGN, tmp_path / "log") == 2
-    others = "fastpsl: warning: ffcv is"
+    others = "fastpsl data write: warning: ffcv is"
     (error,) = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith(others)]
     assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in error
     assert list(out.parent.iterdir()) == []
@@ -560,7 +560,7 @@ def test_ctrl_c_tells_the_command_that_goes_on(
         ended = cli("data", "write", photos, out, *options)
     expected = f"fastpsl data write '{photos}' {out} --workers 1 --max-side 45 --resume"
     assert ended.code == 130
-    assert ended.err.splitlines()[-1] == f"fastpsl: interrupted; go on with: {expected}"
+    assert ended.err.splitlines()[-1] == f"fastpsl data write: interrupted; go on with: {expected}"
     told = cli("data", "write", photos, out, *options, "--resume").out
     assert "18 samples, 9 of them before the interruption" in told
     assert files(out.parent) == files(whole.parent)

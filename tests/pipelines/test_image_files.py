@@ -324,6 +324,22 @@ def test_sizes_are_checked_before_any_pixel_is_decoded(
             read(data)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in image_file.FORMATS if kind != "WEBP"])
+def test_the_limit_of_pixels_is_ours_and_not_pillows(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow checks a WebP's size against its own limit, which no WebP can reach."""
+    data = file_of(Image.fromarray(PHOTO), kind)
+    expected = decode_any(data)
+    (tmp_path / "x").write_bytes(data)
+    monkeypatch.setattr(image_file, "_BAND_PIXELS", 121)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 121)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(decode_any(data), expected)
+        assert num_pixels(data) == 90 * 121 and upright_size(str(tmp_path / "x")) == (90, 121)
+
+
 def test_a_jpeg_2000_whose_boxes_lie_about_its_size_is_refused() -> None:
     data = bytearray(file_of(Image.fromarray(PHOTO), "JPEG2000"))
     at = data.index(b"\xff\x4f\xff\x51") + 8  # the size of the codestream, not that in the boxes

@@ -1,10 +1,12 @@
 """Progress lines of long work, by the test's own clock, and once by the real thread."""
 
+import importlib
 import io
 import queue
 import re
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typing_extensions import override
@@ -37,7 +39,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
             clock[0] += 3.9
             assert voice.line(clock[0]) is None
             clock[0] += 0.1
-            assert voice.line(clock[0]) == "DATA: listing: 0 of 1,200 files, 0:00:04 so far"
+            assert voice.line(clock[0]) == "DATA: listing: 0 of 1,200 files, began 0:00:04 ago"
             progress.update(400)
             clock[0] += 9.9
             assert voice.line(clock[0]) is None
@@ -47,7 +49,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
                 "DATA: listing: 700 of 1,200 files, 50 files/s, ETA 0:00:10, 3 bad"
             )
         clock[0] += 10
-        assert voice.line(clock[0]) == "opening the data: 0:00:30 so far"
+        assert voice.line(clock[0]) == "opening the data: began 0:00:30 ago"
         progress = operation("a step")
         with progress:
             clock[0] += 9
@@ -57,7 +59,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
             progress.rename("the next step")
             assert progress.line(clock[0]) == "the next step"
             clock[0] += 1
-            assert voice.line(clock[0]) == "the next step: 0:00:01 so far"
+            assert voice.line(clock[0]) == "the next step: began 0:00:01 ago"
         with operation("its own bar", quiet=True):
             clock[0] += 100
             assert voice.line(clock[0]) is None
@@ -73,11 +75,11 @@ def test_an_early_operation_is_named_after_five_seconds_and_then_every_ten(
         clock[0] += 4.9
         assert voice.line(clock[0]) is None
         clock[0] += 0.1
-        assert voice.line(clock[0]) == "S1: step 1 of 90: 0:00:05 so far"
+        assert voice.line(clock[0]) == "S1: step 1 of 90: began 0:00:05 ago"
         clock[0] += 9.9
         assert voice.line(clock[0]) is None
         clock[0] += 0.1
-        assert voice.line(clock[0]) == "S1: step 1 of 90: 0:00:15 so far"
+        assert voice.line(clock[0]) == "S1: step 1 of 90: began 0:00:15 ago"
         progress.rename("S1: step 2 of 90")
         clock[0] += 9.9
         assert voice.line(clock[0]) is None
@@ -89,7 +91,7 @@ def test_a_display_names_what_lasts_five_seconds(voice: Heartbeat, clock: list[f
         clock[0] += 4.9
         assert voice.caption(clock[0]) is None
         clock[0] += 0.1
-        assert voice.caption(clock[0]) == "outer: 0:00:05 so far"
+        assert voice.caption(clock[0]) == "outer: began 0:00:05 ago"
         with operation("its own bar", quiet=True):
             clock[0] += 100
             assert voice.caption(clock[0]) is None
@@ -153,7 +155,7 @@ def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
         assert lines.empty()
         monkeypatch.setenv("RANK", "0")
         with operation("compiling"):
-            assert re.fullmatch(r"compiling(: 0:0\d:\d\d so far)?", lines.get(timeout=60))
+            assert re.fullmatch(r"compiling(: began 0:0\d:\d\d ago)?", lines.get(timeout=60))
     finally:
         report_to(None)
 
@@ -172,11 +174,26 @@ def test_without_a_reader_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         module._to_stderr("line")
 
 
+def test_a_package_that_is_being_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line is asked for in a thread, as the heartbeat does, while the main thread imports."""
+    (tmp_path / "slow_package").mkdir()
+    (tmp_path / "slow_package" / "__init__.py").write_text("from slow_package import part\n")
+    (tmp_path / "slow_package" / "part.py").write_text(
+        "import threading\nfrom fastpsl.console.progress import operation\nlines = []\n"
+        "def ask(): lines.append(operation('train').line(0.0))\n"
+        "thread = threading.Thread(target=ask)\nthread.start()\nthread.join()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    slow = importlib.import_module("slow_package.part")
+    slow.ask()
+    assert slow.lines == ["train: loading slow_package", "train"]
+
+
 def test_units_of_an_earlier_run_count_for_no_speed(voice: Heartbeat, clock: list[float]) -> None:
     with operation("a.beton: writing", "images", 1000) as progress:
         clock[0] += 60  # reads what is there
         progress.begin_at(600)
-        assert progress.line(clock[0]) == "a.beton: writing: 600 of 1,000 images, 0:00:00 so far"
+        assert progress.line(clock[0]) == "a.beton: writing: 600 of 1,000 images, began 0:00:00 ago"
         clock[0] += 10
         progress.update(800, 1, "80 of about 100 MB")
         assert progress.line(clock[0]) == (

@@ -1,5 +1,6 @@
 """Subsets, and data sets of many samples, whose memory does not grow with them."""
 
+import hashlib
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import CHUNK
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.folder import Folder
-from fastpsl.pipelines.datasets.subset import Subset, Synthetic
+from fastpsl.pipelines.datasets.open import glance
+from fastpsl.pipelines.datasets.subset import Subset, Synthetic, held_back, split_by_name
 from fastpsl.pipelines.loader import order as order_module
 from fastpsl.pipelines.loader.loader import ORDERS, Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, write
+from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, jpeg, photo, write
 from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
 from tests.pipelines.written import photo_tree, write_folder
 
@@ -204,3 +206,56 @@ def test_a_batch_from_the_middle_is_that_of_the_epoch(
         batches.close()
         batch = next(loader.epoch(3, middle))
         assert batch.labels.tolist() == data.labels()[batch.indices.numpy()].tolist()
+
+
+def test_a_share_is_held_back_by_the_names_alone(folder: Path, beton: Path, tmp_path: Path) -> None:
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.jpg"))]
+
+    def is_held(name: str) -> bool:
+        key = hashlib.blake2b(name.encode(), digest_size=8, key=b"fastpsl validation").digest()
+        return int.from_bytes(key, "little") < 0.25 * 2**64
+
+    expected = [is_held(name) for name in names]
+    assert 1 < sum(expected) < len(names)
+    listed = tmp_path / "list.txt"
+    moved = photo_tree(tmp_path / "moved" / "photos")
+    listed.write_text("".join(f"moved/photos/{name} {name.split('/')[0]}\n" for name in names))
+    for data in (Folder(folder), Folder(moved), Beton(beton)):
+        assert list(data.names()) == names
+        assert held_back(data.names(), 0.25).tolist() == expected
+        train, val = split_by_name(data, 0.25)
+        assert val is not None
+        parts = [*train.names()], [*val.names()]
+        assert parts[1] == [name for name, held in zip(names, expected, strict=True) if held]
+        assert parts[0] == [name for name, held in zip(names, expected, strict=True) if not held]
+        assert train.class_names == val.class_names == ["ant", "cat", "dog"]
+        train.close()
+        assert len(val.rows(np.arange(val.num_samples)).label) == sum(expected)
+        val.close()
+    for source in (folder, beton, listed):
+        found = glance(source, None)
+        prefix = "moved/photos/" if source == listed else ""
+        assert [*found.names] == [prefix + name for name in names] and found[::2] == (18, 3)
+    assert glance(folder, 5)[:1] == glance(beton, 5)[:1] == (5,)
+
+
+def test_samples_without_names_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    shards = [write(tmp_path / f"{i}.beton", [(jpeg(photo(i, 30, 30)), 30, 30, JPG)] * 3) for i in range(2)]
+    with Beton(shards) as data:
+        assert [*data.names()] == [*map(str, range(6))] == [*Synthetic(6).names()]
+        held = held_back(data.names(), 0.5)
+        _, val = split_by_name(data, 0.5)
+        assert val is not None and [*val.names()] == [str(i) for i in np.flatnonzero(held)]
+        val.close()
+        none, nothing = split_by_name(data, 1e-9)
+        assert none is data and nothing is None
+        with pytest.raises(ValueError, match="holds all of them back"):
+            split_by_name(data, 1 - 1e-12)
+    assert held_back([], 0.5).tolist() == []
+
+
+def test_a_part_of_a_part_is_a_part_of_the_whole(beton: Path) -> None:
+    with Beton(beton) as whole:
+        part = Subset(Subset(whole, CHOSEN), np.array([5, 0]))
+        assert part.data is whole and part.indices.tolist() == [7, 11]
+        assert part.digest() == Subset(whole, np.array([7, 11])).digest()

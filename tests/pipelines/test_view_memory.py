@@ -331,6 +331,11 @@ def test_a_batch_finds_an_ops_draw_by_its_type() -> None:
     draws = [({"flip": flips}, {"turns": turns}), ({"flip": ~flips},)]
     ops = [(Flip(), Rotate90()), (Flip(),)]
     batch = Batch([], draws, torch.arange(2), torch.arange(2), 0, 0, ops=ops)  # type: ignore[arg-type]
+    assert repr(batch) == "Batch(2 samples)"
+    shown = Batch(
+        [torch.zeros(1, 3, 5, 4, dtype=torch.uint8)] * 2, [], torch.arange(1), torch.arange(1), 3, 4
+    )
+    assert repr(shown.of_step()) == "Batch(1 sample, uint8 [1, 3, 5, 4], uint8 [1, 3, 5, 4])"
     for same in (batch, batch.first(2)):
         assert torch.equal(same.draw(Rotate90)["turns"], turns)
     with pytest.raises(AssertionError, match=r"Flip stands 2 times, not once, in .*'Flip', 'Rotate90'"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -37,10 +38,22 @@ class Outcome(NamedTuple):
     out: str
     err: str
 
+    @property
+    def results(self) -> list[str]:
+        """The lines of standard output before the last ones, which name what to do next."""
+        lines = self.out.splitlines()
+        return lines[: next(i for i, line in enumerate(lines) if line.startswith("done: "))]
+
     def ok(self) -> "Outcome":
         """Check that the recipe ended well."""
         assert self.code == 0, self
         return self
+
+
+def differences(folder: Path) -> dict[str, Any]:
+    """Return the values of a run that are not the usual ones, each with the usual one."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())["differences"]
+    return found
 
 
 def words(*parts: object) -> tuple[str, ...]:
@@ -57,6 +70,7 @@ def start(name: Any, *arguments: object) -> Outcome:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
             patch.setattr(charts, "curve", lambda folder: Figure(figsize=(1, 1)))  # it takes a second
+            patch.setattr(charts, "draw_probes", lambda lines, path: path)  # it takes another
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), runs_closed(patch):
                 launch(find_recipe(name), texts)
         code: object = 0

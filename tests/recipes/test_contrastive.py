@@ -8,7 +8,7 @@ import torch
 
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import newest_checkpoint
-from tests.recipes.in_process import goes_on, ran, start, words
+from tests.recipes.in_process import differences, goes_on, ran, start, words
 from tests.slow import slow
 
 SIMCLR = "simclr_r50"
@@ -24,10 +24,14 @@ def images_of_32_px() -> tuple[object, ...]:
 def test_smallest_run_ends_with_lines_and_figures(tmp_path: Path, backbone: str, width: int) -> None:
     """Check that the head is as wide as the last block of each stage."""
     out = tmp_path / "out"
-    arguments = (*SMALL_SIMCLR, "--max-steps-per-stage 1 --backbone", backbone, "--out", out)
+    arguments = (*SMALL_SIMCLR, "--max-steps-per-stage 1 --probe-every 1 --backbone", backbone, "--out", out)
     _, _, printed, err = start(SIMCLR, *arguments).ok()
     lines = printed.splitlines()
-    assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
+    assert err.index("untrained: kNN B3 ") < err.index("S1 (level G1): ")
+    (end,), (done,) = ([line for line in lines if line.startswith(word)] for word in ("S3 ", "done: kNN "))
+    assert "(untrained " in done and end.endswith(f", {done.removeprefix('done: ')}")
+    assert differences(out)["batch_size"] == [8, 256]
+    assert err.startswith("the embedded sample: 480 training images")
     ends = [line for line in err.splitlines() if "validation accuracy" in line]
     assert [line[:13] for line in ends] == ["S1 (level G1)", "S2 (level G2)", "S3 (level G3)"]
     assert all("(chance 6.7 %)" in line for line in ends)

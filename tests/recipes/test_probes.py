@@ -54,7 +54,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_puts_every_block_on_record(supervised: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    outcome = start(LINEAR, "--checkpoint", supervised, *DATA, *SMALL, "--out", whole).ok()
+    outcome = start(LINEAR, supervised, *DATA, *SMALL, "--out", whole).ok()
     record = read_result(whole / "result.json")
     assert (record["protocol"], record["recipe"]) == ("linear/vissl", "linear_probe")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
@@ -82,7 +82,7 @@ def test_a_run_puts_every_block_on_record(supervised: Path, tmp_path: Path) -> N
     with Image.open(whole / "result.png") as chart:
         assert chart.size[0] > 600
     assert f"result {whole / 'result.json'}" in outcome.out and "result.png" in outcome.out
-    weights = ("--checkpoint", supervised)
+    weights = (supervised,)
     goes_on(LINEAR, *weights, *DATA, *SMALL, whole=whole, steps=(2,))
     outcome = start(LINEAR, *weights, *DATA, *SMALL, "--protocol moco --out", whole)
     refused(outcome, "protocol (vissl there, moco now)")
@@ -221,8 +221,8 @@ def other_classes(tmp_path: Path) -> Path:
 
 def test_other_weights_and_classes_are_refused(supervised: Path, tmp_path: Path) -> None:
     for arguments, texts in (
-        ((*DATA, *RANDOM, "--checkpoint", supervised), ("either",)),
-        ((*DATA, "--checkpoint", supervised, "--backbone resnet50"), ("another backbone", "resnet18")),
+        ((*DATA, *RANDOM, supervised), ("either",)),
+        ((*DATA, supervised, "--backbone resnet50"), ("another backbone", "resnet18")),
         (
             (*DATA[:2], "--val", other_classes(tmp_path), *RANDOM),
             ("class 2 is 'unicorn', in the training data 'flower'",),

@@ -2,6 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
 from tests.programs import epoch_records, newest_checkpoint
-from tests.recipes.in_process import Outcome, cut_back, goes_on, ran, refused, start, words
+from tests.recipes.in_process import Outcome, cut_back, differences, goes_on, ran, refused, start, words
 
 UIC = "uic_alexnet"
 QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
@@ -29,9 +31,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smallest_run_of_the_papers_network(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = start(UIC, *QUICK, "--max-steps-per-stage 1 --out", out).ok()
-    lines = done.out.splitlines()
-    assert lines[0].startswith("the embedded sample: epochs 12 (paper 500)")
-    assert "num_clusters 16 (paper 3000)" in lines[0]
+    lines = done.results
+    changed = differences(out)
+    assert (changed["epochs"], changed["num_clusters"]) == ([[12], [500]], [16, 3000])
     assert "after epoch 0: non_empty" in done.err
     names = ("labels.npz", "labels.png", "curve.png", "contact-sheet-G1.png")
     assert all((out / name).stat().st_size > 0 for name in names)
@@ -97,12 +99,10 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(trained: Path, tmp_pat
     refused(start(UIC, *SMALL_UIC, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "none")
 
 
-@pytest.mark.slow
 def test_the_papers_fine_tuning_has_its_own_length(tmp_path: Path) -> None:
-    data = sample_paths().train
-    arguments = ("--data", data, "--fine-tune", tmp_path, "--out", tmp_path / "out")
-    assert start(UIC, *arguments).out.splitlines()[0].endswith(f"{data.name}: all values as in the paper")
-    assert "epochs 500 (paper 30)" in start(UIC, *arguments, "--epochs 500").out.splitlines()[0]
+    arguments = ["--data", str(sample_paths().train), "--fine-tune", str(tmp_path), "--preset", "paper"]
+    parsed: Any = lambda *more: find_recipe(UIC).parse([*arguments, *more], log=print)
+    assert parsed().epochs == (30,) and parsed("--epochs", "500").epochs == (500,)
 
 
 def test_a_file_of_labels_must_be_the_datas(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
     "deepcluster_alexnet": (
         CLUSTERED,
         [
-            ("--num-clusters 481", "--num-clusters 481", "480 training images"),
+            ("--num-clusters 481 --val none", "--num-clusters 481", "480 training images"),
             ("--pca-width 0", "--pca-width 0", "1 or more"),
             ("--k-means-iterations 0", "--k-means-iterations 0"),
             ("--num-clusters 1", "--num-clusters 1"),
@@ -64,8 +64,8 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             (f"{ALEXNET} --shots 0", "--shots 0"),
             (f"{ALEXNET} --queries 0", "--queries 0"),
             (f"{ALEXNET} --episodes 1", "--episodes 1: it must be 2 or more"),
-            (FIVE, "--checkpoint", "--random-weights"),
-            (f"{FIVE} --checkpoint absent.pt", "absent.pt"),
+            (FIVE, "either RUN", "--random-weights"),
+            (f"absent.pt {FIVE}", "absent.pt"),
             (f"{ALEXNET} {FIVE} --data none.csv", "none.csv: no such file or folder"),
         ],
     ),
@@ -99,17 +99,17 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             (f"{DATA} {ALEXNET} --k 5 --block B8", "--block B8", "B1 to B7", "fc7"),
             (f"{DATA} {RANDOM} --k 5 --block B2 B5 final", "B2 B5 final", "each once"),
             (f"{DATA} {ALEXNET} --k 5", "--size-px 32", "63 px or more"),
-            (f"{DATA} --k 5", "--checkpoint", "--random-weights"),
-            (f"{DATA} --k 5 --checkpoint absent.pt", "absent.pt"),
+            (f"{DATA} --k 5", "either RUN", "--random-weights"),
+            (f"absent.pt {DATA} --k 5", "absent.pt"),
             (f"--data {{train}} {RANDOM} --k 5", "--val"),
         ],
     ),
     "linear_probe": (
         LINEAR,
         [
-            (DATA, "--checkpoint", "--random-weights"),
+            (DATA, "either RUN", "--random-weights"),
             (f"--data {{train}} {RANDOM}", "give --val"),
-            (f"{DATA} --checkpoint {{empty}}", "holds no checkpoint"),
+            (f"{{empty}} {DATA}", "holds no checkpoint"),
             (f"{DATA} {RANDOM} --lr 0 --protocol deepcluster", "above 0"),
             (f"{DATA} {ALEXNET}", "32 px", "63 px and more"),
             (f"{DATA} {RANDOM} --lr 0", "above 0"),
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         f"{MOCO} --data {{train}}",
         [
             ("--queue-size 20", "--queue-size 20", "--batch-size 8", "16"),
-            ("--queue-size 488", "--queue-size 488", "480"),
+            ("--queue-size 488 --val none", "--queue-size 488", "480"),
             ("--queue-size 4", "give 8"),
             ("--key-group 3", "--key-group 3", "divisor of 8"),
             ("--key-group 4 --accumulate 4", "--key-group 4", "divisor of 2"),
@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
     "voc_classification": (
         "--size-px 32 --batch-size 4 --workers 1 --decoder pillow --device cpu",
         [
-            ("--data {voc}", "--checkpoint", "--random-weights"),
+            ("--data {voc}", "either RUN", "--random-weights"),
             (f"{RANDOM} --data {{voc}} --val {{voc}}", "--val {voc}", "leave it out"),
             (f"{RANDOM} --data {{voc}} --whole", "--whole", "random crops"),
             (f"{RANDOM} --data {{voc}} --layers fc6_8", "resnet18 has no fc6", "--layers all"),
@@ -255,7 +255,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--random-weights --backbone nin4 --data {voc}", "nin4", "B5", "B1 to B4"),
             (f"{RANDOM} --data {{voc}} --compile on", "--compile on", "leave it out"),
             (f"{RANDOM} --data {{empty}}", "{empty}", "VOC"),
-            ("--data {voc}", "--checkpoint PATH or --random-weights"),
+            ("--data {voc}", "either RUN or --random-weights"),
         ],
     ),
     "voc_svm": (

@@ -24,7 +24,7 @@ from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
 from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy
 from tests.programs import epoch_records, newest_checkpoint
-from tests.recipes.in_process import built, goes_on, ran, refused, start, words
+from tests.recipes.in_process import built, differences, goes_on, ran, refused, start, words
 
 TASKS = ("colorization", "context", "rotation", "aet")
 SMALL_SSLPP = words("--backbone resnet18 --workers 1 --no-tensorboard --size-px 32")
@@ -191,7 +191,16 @@ SMALL_IIC = words(
 
 def few() -> tuple[str, ...]:
     """Return options for a third of the sample's images."""
-    return "--data", str(sample_paths().test_32), "--backbone", "resnet18", "--num-clusters", "16"
+    return (
+        "--data",
+        str(sample_paths().test_32),
+        "--val",
+        "none",
+        "--backbone",
+        "resnet18",
+        "--num-clusters",
+        "16",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +208,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("iic") / "out"
     done = start(IIC, *SMALL_IIC, *few(), "--checkpoint-steps 1 --keep-checkpoints 9 --out", out).ok()
-    (out / "said.txt").write_text(done.out)
+    (out / "said.txt").write_text("\n".join(done.results))
     return out
 
 
 def test_a_run_leaves_its_labels_and_says_what_they_are_worth(trained: Path) -> None:
     lines = (trained / "said.txt").read_text().splitlines()
-    assert lines[0].startswith(f"{sample_paths().test_32}: backbone resnet18 (paper resnet34_iic)")
-    assert "num_clusters 16 (paper 70)" in lines[0] and "num_heads 2 (paper 1)" in lines[0]
+    changed = differences(trained)
+    assert changed["backbone"] == ["resnet18", "resnet34_iic"]
+    assert (changed["num_clusters"], changed["num_heads"]) == ([16, 70], [2, 1])
     record = newest_checkpoint(trained)["task"]
     num = len(np.unique(record["labels"].numpy()))
     assert lines[-3].startswith(

@@ -46,10 +46,11 @@ class Show:
 
 
 SEE = "see fastpsl show --help"
+LIKE = "as in `fastpsl show SOURCE FILE --out NAME`"
 GIVEN = ("random", "a", "--out", "b")
 CASES = (
-    ((), f"SOURCE, FILE and --out are missing; {SEE}"),
-    (GIVEN[:2], f"--out is missing; {SEE}"),
+    ((), f"SOURCE, FILE and --out are missing, {LIKE}; {SEE}"),
+    (GIVEN[:2], f"--out is missing, {LIKE}; {SEE}"),
     ((*GIVEN[:2], "--oout", "b"), f"--oout: there is no such option; perhaps you meant --out; {SEE}"),
     ((*GIVEN, "--wrkers=1"), f"--wrkers: there is no such option; perhaps you meant --workers; {SEE}"),
     ((*GIVEN, "--no-fas"), f"--no-fas: there is no such option; perhaps you meant --no-fast; {SEE}"),
@@ -62,7 +63,7 @@ CASES = (
     ((*GIVEN, "--workers", "1.5"), "--workers 1.5: give a whole number"),
     ((*GIVEN, "--epochs", "1", "x"), "--epochs 1 x: give whole numbers"),
     ((*GIVEN, "--mean", "x", "1"), "--mean x 1: give numbers"),
-    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L"),
+    ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L; perhaps you meant RGB"),
     ((*GIVEN, "--num-heads", "3"), "--num-heads 3: allowed are 1, 2"),
     ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, blocks; perhaps you meant head"),
     (("kmeans", *GIVEN[1:]), "SOURCE kmeans: allowed are k-means, random; perhaps you meant k-means"),
@@ -199,7 +200,7 @@ def test_usages_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     lines = " ".join(line.strip("│ ") for line in text.splitlines())
     for words in (
         "the one before. [500 1000 2000] ", "Cells on a side of a puzzle. [3] ", "(0: none by steps). [0] ",
-        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "has its own. --",
+        "to the run's folder. [yes] ", "curves to Weights & Biases. --", "10%, else none. --",
     ):  # fmt: skip
         assert words in re.sub(" +", " ", lines)
 
@@ -235,9 +236,9 @@ def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFix
     )
     assert "--max-bad N|N%" in command_help("data write", capsys)
     text = command_help("features", capsys)
-    assert re.match(r"usage: fastpsl features .*CKPT DATA\n", text)
+    assert re.match(r"usage: fastpsl features .*RUN\n", text)
     assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["positional arguments", "options", "extraction options"]
-    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[224]" in text
+    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[256]" in text
 
 
 def test_help_does_not_import_torch() -> None:

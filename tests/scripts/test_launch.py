@@ -91,11 +91,11 @@ def test_each_process_has_a_gpu_or_a_core(
     num_gpus: int, most: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(local_ranks.os, "sched_getaffinity", lambda _: {0, 1, 2})
-    local_ranks._require_places(most, num_gpus)
-    told = "fastpsl: no GPU that torch can use is here; 3 processes run on the CPU\n"
+    local_ranks._require_places(most, num_gpus, "fastpsl train simclr")
+    told = "fastpsl train simclr: no GPU that torch can use is here; 3 processes run on the CPU\n"
     assert capsys.readouterr().err == ("" if num_gpus else told)
     with pytest.raises(ValueError, match=f"--gpus {most + 1}: .*; give {most} or less"):
-        local_ranks._require_places(most + 1, num_gpus)
+        local_ranks._require_places(most + 1, num_gpus, "fastpsl")
 
 
 # A process of its own: a test's process has other children, and may have been told to ignore the signal.
@@ -126,7 +126,7 @@ def test_every_process_gets_a_signal_of_the_first() -> None:
     [
         ("pass", 0, ""),
         ("sys.exit(75)", 75, ""),
-        ("os.kill(os.getpid(), 9)", 1, "fastpsl: a process was killed by SIGKILL\n"),
+        ("os.kill(os.getpid(), 9)", 1, "fastpsl train x: a process was killed by SIGKILL\n"),
     ],
 )
 def test_the_launcher_ends_as_its_processes_do(
@@ -135,6 +135,9 @@ def test_the_launcher_ends_as_its_processes_do(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(local_ranks, "_require_places", lambda *_: None)
-    (tmp_path / "script.py").write_text(f"import os, sys\nif os.environ['RANK'] == '1': {of_rank_1}\n")
-    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2) == code
+    asserted = "assert os.environ['FASTPSL_COMMAND'] == 'fastpsl train x'"
+    (tmp_path / "script.py").write_text(
+        f"import os, sys\n{asserted}\nif os.environ['RANK'] == '1': {of_rank_1}\n"
+    )
+    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2, "fastpsl train x") == code
     assert capsys.readouterr().err == told

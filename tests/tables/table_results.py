@@ -10,10 +10,11 @@ from typing import Any
 
 from fastpsl.commands.features import TSNE, Retrieve
 from fastpsl.commands.labels import Clusters, MakeLabels
+from fastpsl.commands.train import split
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.scripts.command_line import parse
-from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
 from fastpsl.tables.data_sets import Digests
 from fastpsl.tables.matching import Missing, Place
 from fastpsl.tables.paper_file import TABLES
@@ -119,16 +120,15 @@ def parsed(command: str) -> tuple[str, Any]:
 
     Commands that differ in folders alone are parsed once.
     """
-    launcher, ranks, script, *flags = shlex.split(command)
-    assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
-    assert Path(script) == Path("recipes") / Path(script).name
-    name, folders = Path(script).stem, dict[str, Path]()
-    for flag in {"--out", "--checkpoint"}.intersection(flags):
-        place = flags.index(flag) + 1
-        folders[flag[2:]], flags[place] = Path(flags[place]), "folder"
-    options = _parsed(name, *flags)
-    assert all(getattr(options, name) == Path("folder") for name in folders)
-    return name, replace(options, **folders)
+    program, *words = shlex.split(command)
+    (verb, short, *_), flags = split(words)  # without --gpus
+    assert program == "fastpsl" and verb in ("train", "eval")
+    name, folders = {**TRAIN, **EVAL}[short], dict[str, Path]()
+    if not flags[0].startswith("--"):
+        folders["checkpoint"] = Path(flags.pop(0))
+    place = flags.index("--out") + 1
+    folders["out"], flags[place] = Path(flags[place]), "folder"
+    return name, replace(_parsed(name, *flags), **folders)
 
 
 @cache

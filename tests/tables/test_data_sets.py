@@ -1,6 +1,7 @@
 """Tables with evaluations that read other data: which results count, and what commands name."""
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def test_a_run_of_other_images_is_not_evaluated(tmp_path: Path) -> None:
     assert len(missing_of(tmp_path, PSL, "psl/8")[0].commands) == 2
     put_run(tmp_path, "mine", **science_of(PSL, TINY, 0, DIGESTS["train"]))
     (command,) = missing_of(tmp_path, PSL, "psl/8")[0].commands
-    assert f"--checkpoint {tmp_path}/mine" in command and "--data VOCdevkit --checkpoint" in command
+    assert f"fastpsl eval detect {tmp_path}/mine --data VOCdevkit " in command
 
 
 def table(cli: Cli, name: str, runs: Path, *words: object) -> Outcome:
@@ -163,28 +164,21 @@ def table(cli: Cli, name: str, runs: Path, *words: object) -> Outcome:
 def test_commands_name_the_data_that_is_given(tmp_path: Path, cli: Cli) -> None:
     given = ("--voc", "my VOC", "--proposals", "a.mat", "b.mat", "--data", "T", "--val", "V")
     _, said, warned = table(cli, "uic/5", tmp_path, *given)
-    lines = [line for line in said.splitlines() if "recipes/voc_" in line]
+    lines = [
+        line for line in said.splitlines() if re.match("fastpsl eval (multilabel|detect|segment) ", line)
+    ]
     assert len(lines) == 5 * 4 and all("--data 'my VOC'" in line and "--val" not in line for line in lines)
     assert sum("--proposals a.mat b.mat" in line for line in lines) == 5
     assert sum("--sbd SBD" in line for line in lines) == 5  # not given
     assert "--voc my VOC" in warned and "not here, so results are not compared" in warned
-    ranks = {
-        (name, word)
-        for line in lines
-        for name in ("class", "detec", "segm")
-        if f"voc_{name}" in line
-        for word in line.split()
-        if "nproc" in word
-    }
+    gpus = {(line.split()[2], (re.findall("--gpus (.)", line) or [1])[0]) for line in lines}
     # Batches are of 16, of 2, and of 20 that are 20 times one.
-    assert ranks == {
-        ("class", "--nproc-per-node=8"), ("detec", "--nproc-per-node=2"), ("segm", "--nproc-per-node=1"),
-    }  # fmt: skip
+    assert gpus == {("multilabel", "8"), ("detect", "2"), ("segment", 1)}
     others = "--places205 p.csv q.csv --inat18 i.json j.json"
     said = table(cli, "psl/9", tmp_path, *others.split()).out
     assert said.count("--data p.csv --val q.csv") == said.count("--data i.json --val j.json") == 5
     said = table(cli, "uic/6", tmp_path, "--mini-imagenet", "test.csv").out
-    assert said.count("recipes/few_shot.py --data test.csv --checkpoint") == 4
+    assert len(re.findall("^fastpsl eval few-shot .*--data test.csv ", said, re.MULTILINE)) == 4
 
 
 @pytest.mark.parametrize(
@@ -272,10 +266,10 @@ def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
 def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
     made = report(tmp_path, "sslpp/7", PAPER)
     train, evaluate = commands_of(made, "Ours+Rot.")
-    assert "sslpp_rotation.py --data P.beton" in train and "--backbone alexnet_rotnet" in train
+    assert "train sslpp-rotation --data P.beton" in train and "--backbone alexnet_rotnet" in train
     assert "--size-px 224 --crop random_resized --epochs 50 --intervals 15 20 10 5" in train
-    assert "linear_probe.py --data T.beton --val V.beton" in evaluate
+    assert "--data T.beton --val V.beton" in evaluate and evaluate.startswith("fastpsl eval linear ")
     assert "--protocol sslpp --batch-size 64" in evaluate
     (iic,) = (one for one in made.missing if one.weights == IIC)
     assert "--data P.beton" in iic.commands[0] and "--backbone resnet34" in iic.commands[0]
-    assert "supervised.py --data T.beton" in commands_of(made, "Supervised")[0]
+    assert "train supervised --data T.beton" in commands_of(made, "Supervised")[0]

@@ -191,8 +191,10 @@ def test_every_value_that_an_evaluation_knows_is_compared(
 def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:
     folder = put_run(tmp_path, "deep/my jigsaw")
     first, second, third = missing_of(tmp_path, PSL)
-    assert first.seed == 0 and len(first.commands) == 1 and "recipes/linear_probe.py" in first.commands[0]
-    assert f"--checkpoint {shlex.quote(str(folder))}" in first.commands[0]
+    assert (
+        first.seed == 0 and len(first.commands) == 1 and first.commands[0].startswith("fastpsl eval linear ")
+    )
+    assert f"eval linear {shlex.quote(str(folder))} --" in first.commands[0]
     assert [len(one.commands) for one in (second, third)] == [2, 2]
 
 
@@ -218,7 +220,7 @@ def test_an_unfit_run_is_not_used_and_not_overwritten(tmp_path: Path, change: di
     first = next(one for one in missing_of(tmp_path, PSL) if one.seed == 0)
     assert len(first.commands) == 2
     assert f"--out {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[0]
-    assert f"--checkpoint {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[1]
+    assert f"eval linear {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[1]
 
 
 def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from markdown_it import MarkdownIt
@@ -22,7 +23,7 @@ from typing_extensions import override
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
 from fastpsl.tables.page import _embedded
-from fastpsl.tables.paper_file import TABLES
+from fastpsl.tables.paper_file import NAMES, TABLES
 from fastpsl.tables.scales import SCALES
 from tests.cli import Cli, refused
 from tests.programs import ENVIRONMENT, ROOT
@@ -94,7 +95,7 @@ def test_the_pages_hold_the_table_and_what_is_missing(
     assert "| ours | – | – | – | – | – |" in markdown  # the others: nothing is made up
     assert "ours − paper" not in markdown  # tiny numbers and ImageNet's have no difference
     assert "3 of 15 results" in said and f"not used {unused}: cut short" in said
-    commands = [line for line in said.splitlines() if line.startswith("torchrun")]
+    commands = [line for line in said.splitlines() if line.startswith(("fastpsl train", "fastpsl eval"))]
     assert len(commands) == 4 * 3 * 2 and all("--data 'no such.beton'" in command for command in commands)
     for command in commands:
         assert command in markdown and command in page.text
@@ -147,7 +148,7 @@ def test_small_experiments_stand_beside_the_table(
     (tmp_path / "runs").mkdir()
     rows = [["psl", ["20.1 ± 0.3 (3)", "19.9 ± 0.2 (3)"]], ["random weights", ["10.0", "9.0"]]]
     words = {"title": "PSL on few images", "number": "Top-1 accuracy by linear in %"}
-    small = words | {"page": "docs/evidence/psl.md", "columns": ["B3", "B4"], "rows": rows}
+    small = words | {"page": "docs/methods/psl.md", "columns": ["B3", "B4"], "rows": rows}
     monkeypatch.setattr(page_words, "_small_scale", lambda: {"psl/5": [small]})
     _, markdown, page = rendered(cli, tmp_path / "runs", tmp_path / "out")
     part = markdown.partition("## Ours, small scale\n\n")[2]
@@ -155,7 +156,7 @@ def test_small_experiments_stand_beside_the_table(
         "PSL on few images. Top-1 accuracy by linear in %: mean ± standard deviation (seeds)."
     )
     assert "|  | B3 | B4 |\n| --- | --: | --: |\n| psl | 20.1 ± 0.3 (3) | 19.9 ± 0.2 (3) |\n" in part
-    assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/evidence/psl.md has protocol" in part
+    assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/methods/psl.md has protocol" in part
     assert "Ours, small scale" in page.text and "19.9 ± 0.2 (3)" in page.text and not page.open
 
 
@@ -178,7 +179,6 @@ def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:
         ("psl/5 --runs {tmp}/none --out {tmp}/o", "none: no such folder"),
         ("psl/5 --runs {tmp} --out {tmp}/o --scale big", "unknown scale 'big': allowed are paper, tiny"),
         ("psl/5 --runs {tmp} --out {tmp}/o --gpus 0", "--gpus 0"),
-        ("psl/5 --runs {tmp}", "--out"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(arguments: str, words: str, tmp_path: Path, cli: Cli) -> None:
@@ -223,7 +223,12 @@ def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, cli: Cli) -> None:
     def commands_of(*methods: str) -> list[str]:
         said = rendered(cli, runs, out, *words)[0]
         blocks = [block for block in re.split(r"^# ", said, flags=re.MULTILINE) if block.startswith(methods)]
-        return [line for block in blocks for line in block.splitlines() if line.startswith("torchrun")]
+        return [
+            line
+            for block in blocks
+            for line in block.splitlines()
+            if line.startswith(("fastpsl train", "fastpsl eval"))
+        ]
 
     def paste(command: str) -> None:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -260,10 +265,59 @@ def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, cli: Cli) -> None:
     lost = next(path for path, record in psl.items() if record["settings"]["seed"] == 0)
     lost.unlink()
     (command,) = commands_of("PSL, ")  # its pre-training is there, so the evaluation alone
-    assert "recipes/linear_probe.py" in command and "--seed 0" in command
+    assert command.startswith("fastpsl eval linear ") and "--seed 0" in command
     left = [record["numbers"]["top1_B4"] for path, record in psl.items() if path != lost]
     page = rendered(cli, runs, out, *words)[1]
     assert f"{statistics.mean(left):.1f} ± {statistics.stdev(left):.1f} (2)" in page
     paste(command)
     again = rendered(cli, runs, out, *words)[1]
     assert told in again and not commands_of("PSL, ")
+
+
+def shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: int, *arguments: object) -> list[str]:
+    """Return the lines of `fastpsl table` in a terminal of so many columns, or not in a terminal for 0."""
+    monkeypatch.setenv("COLUMNS", str(columns or 80))
+    monkeypatch.setattr(
+        "fastpsl.tables.terminal.plain", lambda _: SimpleNamespace(isatty=lambda: columns > 0)
+    )
+    code, out, _ = cli("table", *arguments)
+    assert code == 0
+    return out.splitlines()
+
+
+def test_the_table_stands_in_the_terminal(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --runs and runs/ it is the paper's alone; with results ours stand below the paper's."""
+    monkeypatch.chdir(tmp_path)
+    lines = shown(cli, monkeypatch, 80, "psl/5")
+    assert " PSL         R50   10.9  27.0  43.2  50.9  38.5" in lines and "0 of 5 results in runs" in "".join(
+        lines
+    )
+    assert not list(tmp_path.iterdir())
+    put(tmp_path / "runs")
+    lines = shown(cli, monkeypatch, 0, "psl/5", "--scale", "tiny")
+    place = next(i for i, line in enumerate(lines) if line.split()[:1] == ["PSL"])
+    assert lines[place].split() == ["PSL", "R50", "paper", "10.9", "27.0", "43.2", "50.9", "38.5"]
+    assert lines[place + 1].split() == ["ours", "10.0", "20.0", "30.0", "40.0", "35.0"]
+    assert sum(line.split()[:1] == ["ours"] for line in lines) == 1
+    for command in (line for line in lines if line.startswith("fastpsl train")):
+        assert "/" not in command.replace("runs/psl-tiny/", "")
+
+
+@pytest.mark.parametrize("name", ["sslpp/8", "uic/8", "psl/4"])
+def test_a_wide_table_is_parted(name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns no number is lost or wrapped."""
+    monkeypatch.chdir(tmp_path)
+    end = next(i for i, line in enumerate(shown(cli, monkeypatch, 80, name)) if "results in runs" in line)
+    lines = shown(cli, monkeypatch, 80, name)[:end]
+    assert max(map(len, lines)) <= 80
+    words = " ".join(lines).split()
+    numbers = [
+        number for row in TABLES[name].rows if row.printed for number in row.numbers if number is not None
+    ]
+    for number in numbers:
+        assert f"{number:.2f}".removesuffix("0") in words, number
+
+
+def test_without_a_name_the_tables_are_listed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(cli, monkeypatch, 0)
+    assert [line.split()[0] for line in lines] == [*NAMES]

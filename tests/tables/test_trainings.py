@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fastpsl.scripts.recipe_files import EVAL, TRAIN
 from fastpsl.tables.matching import training_differences
 from fastpsl.tables.page import markdown
 from fastpsl.tables.paper_file import TABLES
@@ -105,10 +106,8 @@ def test_fine_tuned_weights_count_where_their_base_does(
 def command_names(runs: Path, table: str) -> list[str]:
     """Return the recipe and the name of the folder of each command that seed 0 needs."""
     lines = [line for one in report(runs, table).missing if one.seed == 0 for line in one.commands]
-    return [
-        f"{Path(line.split()[2]).stem if 'torchrun' in line else 'clusters'} {Path(line.split()[-1]).name}"
-        for line in lines
-    ]
+    names = {**TRAIN, **EVAL}
+    return [f"{names.get(line.split()[2], 'clusters')} {Path(line.split()[-1]).name}" for line in lines]
 
 
 def test_what_is_fine_tuned_is_trained_first(tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_a_base_is_not_trained_again_for_a_network_that_is_fine_tuned_already(tm
     made = report(tmp_path, "uic/4")
     assert [one.seed for one in made.missing if one.weights == RAW] == [1, 2]
     (first,) = [one for one in made.missing if one.weights == TUNED and one.seed == 0]
-    assert len(first.commands) == 1 and "linear_probe.py" in first.commands[0]
+    assert len(first.commands) == 1 and first.commands[0].startswith("fastpsl eval linear ")
 
 
 def test_a_begun_base_is_finished_first(tmp_path: Path) -> None:
@@ -309,7 +308,7 @@ def test_what_makes_labels_is_run_first_and_once(tmp_path: Path) -> None:
     assert order.count(("iic", False)) == 1
     assert order.index(("iic", False)) + 1 == order.index(("colorization", True))
     page = markdown(made)
-    assert "# Ours+Color., seed 0: the pseudo-labels that it learns\ntorchrun" in page
+    assert "# Ours+Color., seed 0: the pseudo-labels that it learns\nfastpsl train iic" in page
     (iic,) = [one for one in made.missing if one.weights == IIC and one.seed == 2]
     assert iic.evaluations == ()
     folder = iic.commands[0].rpartition(" ")[2]
@@ -330,7 +329,7 @@ def test_labels_of_a_finished_run_are_learned_where_they_lie(tmp_path: Path) -> 
 def test_a_trained_network_needs_its_labels_no_more(tmp_path: Path) -> None:
     folder = put_run(tmp_path, "rotation", **science_of(OURS, TINY, 0, DIGESTS["train"]))
     (evaluate,) = commands_of(report(tmp_path, "sslpp/3"), "Ours+Rot.")
-    assert f"--checkpoint {folder} " in evaluate and "block_probe.py" in evaluate
+    assert f"fastpsl eval blocks {folder} " in evaluate
     trained = [one for one in report(tmp_path, "sslpp/14").missing if one.weights == OURS and one.seed == 0]
     assert len(trained[0].commands) == 1
 

@@ -361,7 +361,7 @@ def test_it_learns_what_is_in_the_images(tmp_path: Path) -> None:
     """Check a training on three shapes that are in half of the images each; crops often miss the shapes.
 
     A network of a few thousand weights had 69 to 80 % for four seeds, and 44 to 56 % with labels of other
-    images (the recipe's ResNet-18: docs/reference/protocols/multilabel.md). Adam needs fewer steps than SGD.
+    images (the recipe's ResNet-18: docs/evaluate/multilabel.md). Adam needs fewer steps than SGD.
     """
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
     assert learned(root, tmp_path / "true", 400, False) >= 65

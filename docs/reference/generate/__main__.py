@@ -1,63 +1,31 @@
-"""Write the reference pages of recipes and commands from what --help shows.
+"""Write docs/llms.txt from the pages.
 
-Start it by `python -m docs.reference.generate`. The pages are committed. With --check nothing is written, and
-the exit code is 1 if a page would change.
+Start it by `python -m docs.reference.generate`. The file is committed. With --check nothing is written, and
+the exit code is 1 if it would change.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from docs.reference.generate.command_pages import all_commands, command_page, commands_index
-from docs.reference.generate.recipe_pages import common_page, recipe_page, recipes_index
-from fastpsl.commands.train import Eval, Train
+from docs.reference.generate.llms import llms_text
 
-ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "docs" / "reference"
-NOTICE = "<!-- Generated from the code by `python -m docs.reference.generate`. Do not edit. -->"
-
-
-def pages() -> dict[Path, str]:
-    """Return the text of each generated page by its path."""
-    names = [("train", short, stem) for short, stem in Train.names.items()]
-    names += [("eval", short, stem) for short, stem in Eval.names.items()]
-    out = {
-        FOLDER / "recipes" / f"{stem}.md": recipe_page(command, short, stem) for command, short, stem in names
-    }
-    out[FOLDER / "recipes" / "common_options.md"] = common_page()
-    out[FOLDER / "recipes" / "index.md"] = recipes_index(names)
-    commands = dict(all_commands())
-    for words, kind in commands.items():
-        out[FOLDER / "commands" / f"{words.replace(' ', '_')}.md"] = command_page(words, kind)
-    out[FOLDER / "commands" / "index.md"] = commands_index(commands)
-    return {path: f"{NOTICE}\n\n{text.strip()}\n" for path, text in out.items()}
-
-
-def stale(wanted: Mapping[Path, str]) -> tuple[list[Path], list[Path]]:
-    """Return the pages whose text is to be another, and those that are not to be there."""
-    present = {path for name in ("recipes", "commands") for path in (FOLDER / name).glob("*.md")}
-    changed = [path for path, text in wanted.items() if path not in present or path.read_text() != text]
-    return changed, sorted(present - wanted.keys())
+FILE = Path(__file__).resolve().parents[2] / "llms.txt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the pages, or check them; return the exit code."""
+    """Write the file, or check it; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file would change")
     check = parser.parse_args(arguments).check
-    wanted = pages()
-    changed, surplus = stale(wanted)
-    for path in [*changed, *surplus]:
-        print(path.relative_to(ROOT))
-    if check:
-        return int(bool(changed or surplus))
-    for path in changed:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(wanted[path])
-    for path in surplus:
-        path.unlink()
-    return 0
+    text = llms_text()
+    if FILE.exists() and FILE.read_text() == text:
+        return 0
+    print("docs/llms.txt")
+    if not check:
+        FILE.write_text(text)
+    return int(check)
 
 
 if __name__ == "__main__":

@@ -116,12 +116,17 @@ def values_of(hint: Any, metavar: str) -> str:
 
 
 def option_tables(boxes: Mapping[str, Sequence[Row]], level: str = "###") -> str:
-    parts = []
-    for title, rows in boxes.items():
-        parts += [f"{level} {title.capitalize()}", table(HEADER, [row.cells() for row in rows])]
-        for row in rows:
-            if row.choices:
-                parts += [f"Values of `{row.usage}`:", by_family(row.choices)]
+    return "\n\n".join(
+        f"{level} {title.capitalize()}\n\n{option_table(rows)}" for title, rows in boxes.items()
+    )
+
+
+def option_table(rows: Sequence[Row]) -> str:
+    """Return a table of options, and below it the choices that are too many for a cell."""
+    parts = [table(HEADER, [row.cells() for row in rows])]
+    for row in rows:
+        if row.choices:
+            parts += [f"Values of `{row.usage}`:", by_family(row.choices)]
     return "\n\n".join(parts)
 
 

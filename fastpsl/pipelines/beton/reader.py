@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -32,7 +32,7 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import SampleTable, checked
+from fastpsl.pipelines.data.dataset import SampleTable, checked, size_in_words
 
 
 @final
@@ -136,6 +136,11 @@ class Beton:
             )
         self.class_names = self.class_names or names
         return sidecar.written if sidecar else {}
+
+    @override
+    def __repr__(self) -> str:
+        files = f" from {len(self.shards):,} files" if len(self.shards) > 1 else ""
+        return f"Beton({size_in_words(self)}{files})"
 
     def __len__(self) -> int:
         return self.num_samples
@@ -250,6 +255,19 @@ class Beton:
         except ValueError:
             source = ""
         return f"{shard.name} sample {local}" + (f" ({source})" if source else "")
+
+    def names(self) -> Iterator[str]:
+        """Yield each sample's path in its source, or its number where no JSON tells it.
+
+        Yields:
+            A name per sample, in their order.
+        """
+        for start, shard in zip(self._starts.tolist(), self.shards, strict=False):
+            sidecar = read_sidecar(shard.path)
+            if sidecar is not None and sidecar.packed_paths:
+                yield from sidecar.source_paths()
+            else:
+                yield from map(str, range(start, start + shard.num_samples))
 
     def digest(self) -> str:
         """Return a hexadecimal digest of headers and tables, without the data. It takes 30 ms for a million

@@ -3,15 +3,19 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import override
+
+from fastpsl.console.words import number_of
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
-MAX_PIXELS = 178_956_970  # Pillow's limit for suspected decompression bombs
+MAX_PIXELS = 1 << 29  # so the bytes of an image as RGB, 1.6 GB, are a number of 32 bits
 MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
 UPRIGHT = 1
 
@@ -136,11 +140,24 @@ class Dataset(Protocol):
         """Return a sample in words, for messages."""
         ...
 
+    def names(self) -> Iterator[str]:
+        """Yield each sample's name within the data set, or its number where it has none.
+
+        A folder that moves keeps its names, and so does a dataset file that is written from it.
+        """
+        ...
+
     def digest(self) -> str:
         """Return a text that is equal for equal data sets."""
         ...
 
     def close(self) -> None: ...
+
+
+def size_in_words(data: Dataset) -> str:
+    """Return the numbers of images and classes, such as "3,781 images in 10 classes"."""
+    images, num_classes = number_of(data.num_samples, "image"), data.num_classes
+    return f"{images} in {number_of(num_classes, 'class', 'classes')}" if num_classes else images
 
 
 Opened = TypeVar("Opened", bound="Local")
@@ -150,12 +167,21 @@ class Local:
     """The common part of data sets whose files lie on this machine, none of them open."""
 
     split = ""
+    num_samples: int
+
+    def names(self) -> Iterator[str]:
+        """Yield the numbers of samples that have no names."""
+        yield from map(str, range(self.num_samples))
 
     def wait(self, indices: np.ndarray) -> None:
         """Do nothing, since all is on this machine."""
 
     def close(self) -> None:
         """Do nothing, because no file stays open."""
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({size_in_words(self)})"  # type: ignore[arg-type]  # its subclasses are
 
     def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
         return self

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
@@ -315,6 +315,11 @@ class ImageFiles(Local):
     def name(self, index: int) -> str:
         """Return the file's path."""
         return os.path.join(self.root, self._name(self._index.records[index]))
+
+    @override
+    def names(self) -> Iterator[str]:
+        """Yield each file's path below the root."""
+        yield from map(self._name, self._index.records)
 
     def digest(self) -> str:
         """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
-from fastpsl.files.remote.address import check_address, is_remote
+from fastpsl.files.remote.address import check_address, is_remote, remote_objects
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.shard import VERSION
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.beton.shard import HEADER, VERSION
+from fastpsl.pipelines.beton.sidecar import shard_paths
+from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.data.source import Relabelled, Source, renumbered
 from fastpsl.pipelines.sources.arrays import arrays
-from fastpsl.pipelines.sources.folder import SourceFile, folder_classes, image_folder, source_files
+from fastpsl.pipelines.sources.folder import (
+    SourceFile,
+    folder_classes,
+    image_folder,
+    image_names,
+    open_file,
+    source_files,
+)
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder, read_list
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name
@@ -54,6 +65,60 @@ def classes_of(source: str | Path, cache_dir: Path | None = None, cache_gb: floa
             return Classes(names, len(names) if names else max(listed.labels) + 1)
     with Beton(source, cache) as beton:
         return Classes(beton.class_names, beton.num_classes)
+
+
+class Glance(NamedTuple):
+    """The contents of data, as far as names and tables tell."""
+
+    num_samples: int
+    names: Sequence[str]  # as `Dataset.names` has them; none if the samples reach the given number
+    num_classes: int  # 0 without labels
+
+
+def glance(
+    source: str | Path, at_most: int | None, cache_dir: Path | None = None, cache_gb: float | None = None
+) -> Glance:
+    """Count the samples that `open_data` would open, up to a number, without looking at an image.
+
+    Args:
+        source: The data, as in `open_data`.
+        at_most: Where to stop, because listing millions of files takes long; None to count all.
+        cache_dir: As in `open_data`.
+        cache_gb: As in `open_data`.
+
+    Raises:
+        ValueError: The data cannot be read, or there are none.
+    """
+    check_form(source)
+    path = Path(source)
+    if not is_remote(source) and path.is_dir():
+        names = list(islice(image_names(path), at_most))
+        if not names:
+            image_folder(path)  # says what is there instead
+        return Glance(len(names), names, len(folder_classes(path) or ()))
+    if not is_remote(source) and _is_list(source):
+        listed = read_list(path)
+        num_classes = 0 if min(listed.labels) < 0 else max(listed.labels) + 1
+        return Glance(len(listed.paths), listed.paths, num_classes)
+    if at_most is not None and num_in_headers(source, at_most) >= at_most:
+        return Glance(at_most, (), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `open_data` gives them
+        with Beton(source, Cache(cache_dir, cache_gb) if is_remote(source) else None) as beton:
+            num_classes = beton.num_classes if all_labelled(beton) else 0
+            return Glance(beton.num_samples, list(beton.names()), num_classes)
+
+
+def num_in_headers(source: str | Path, at_most: int) -> int:
+    """Return the number of samples of dataset files by their headers, up to about `at_most`."""
+    num = 0
+    for file in remote_objects(str(source)) if is_remote(source) else shard_paths(source):
+        with open_file(file) as opened:
+            head = opened.read(HEADER.itemsize)
+        num += int(np.frombuffer(head, HEADER)[0]["num_samples"]) if len(head) == HEADER.itemsize else 0
+        if num >= at_most:
+            break
+    return num
 
 
 def named_classes(source: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 import numpy as np
@@ -10,6 +12,7 @@ from typing_extensions import override
 from fastpsl.pipelines.data.dataset import Dataset, Local, SampleTable, checked
 
 _CHUNK = 65_536  # rows per read
+_SPLIT_KEY = b"fastpsl validation"  # another key would be another split of everybody's data
 
 
 @final
@@ -39,7 +42,10 @@ class Subset(Local):
         values, counts = np.unique(selection, return_counts=True)
         if counts.max() > 1:
             raise ValueError(f"sample {values[counts > 1][0]} is in the subset twice; give each index once")
-        self.data, self.indices = data, selection
+        self.data: Dataset = data
+        self.indices: np.ndarray = selection
+        if isinstance(data, Subset):
+            self.data, self.indices = data.data, data.indices[selection]
         self.kind = data.kind
         self.num_samples, self.num_classes = len(selection), data.num_classes
         self.class_names, self.split = data.class_names, data.split
@@ -86,6 +92,12 @@ class Subset(Local):
         """Return the sample's name in the whole data set."""
         return self.data.name(int(self.indices[index]))
 
+    @override
+    def names(self) -> Iterator[str]:
+        """Yield each sample's name within the whole data set."""
+        names = list(self.data.names())
+        yield from (names[i] for i in self.indices.tolist())
+
     def digest(self) -> str:
         """Return a text that is equal for the same samples, in the same order, of equal data sets."""
         digest = hashlib.blake2b(self.data.digest().encode(), digest_size=16)
@@ -96,6 +108,32 @@ class Subset(Local):
     def close(self) -> None:
         """Close the whole data set."""
         self.data.close()
+
+
+def held_back(names: Iterable[str], share: float) -> np.ndarray:
+    """Return which samples a split of `share` holds back for validation, bool [n].
+
+    It depends on each name alone, so no sample changes its part when others come or the folder moves.
+    """
+    hashes = (hashlib.blake2b(os.fsencode(name), digest_size=8, key=_SPLIT_KEY).digest() for name in names)
+    return np.frombuffer(b"".join(hashes), "<u8") < np.uint64(share * 2**64)
+
+
+def split_by_name(data: Dataset, share: float) -> tuple[Dataset, Dataset | None]:
+    """Return the part of a data set to train on and the part that is held back; None for none.
+
+    Each part closes what it reads.
+    """
+    is_held_back = held_back(data.names(), share)
+    if is_held_back.all():
+        raise ValueError(
+            f"--val {100 * share:g}% of {data.num_samples:,} images holds all of them back: give a smaller "
+            "share, or --val none"
+        )
+    if not is_held_back.any():
+        return data, None
+    other = copy.copy(data)
+    return Subset(data, np.flatnonzero(~is_held_back)), Subset(other, np.flatnonzero(is_held_back))
 
 
 @final

@@ -13,10 +13,11 @@ import functools
 import importlib
 import io
 import os
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -65,6 +66,7 @@ FORMATS = tuple(
 )
 _WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # in TIFF
 _BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 16  # by which Pillow tells formats apart
 # The pixels converted to RGB at a time, because a whole converted copy would take more memory.
 _BAND_PIXELS = 1 << 20
 
@@ -107,7 +109,16 @@ def _open(file: BinaryIO) -> Image.Image:
         image: Image.Image = importlib.import_module("pi_heif").HeifImageFile(file)
         return image
     file.seek(0)
-    return Image.open(file, formats=FORMATS)
+    head = file.read(_HEAD_BYTES)
+    for name in FORMATS:
+        # Not Image.open, which refuses more than 179 megapixels, or as many as the user's program says.
+        opens, accepts = Image.OPEN[name]
+        answer = accepts is None or accepts(head)
+        if answer and not isinstance(answer, str):  # a text says what is missing
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format, after all
+                return opens(file, "")
+    raise Image.UnidentifiedImageError
 
 
 def _orientation_in(file: BinaryIO, image: Image.Image) -> int | None:
@@ -133,7 +144,9 @@ def _mentions_exif(path: str) -> bool:
 def check_pixels(height: int, width: int) -> None:
     """Raise BadImage for more pixels than are allowed."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+        raise BadImage(
+            f"{width} x {height} px are more than {MAX_PIXELS:,} pixels; shrink it, or cut it into tiles"
+        )
 
 
 @contextmanager
@@ -188,6 +201,8 @@ def convert_pillow(image: Image.Image) -> np.ndarray:
 def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) -> np.ndarray:
     check_pixels(image.height, image.width)
     transparency = _transparency(image)
+    if image.format == "TIFF":
+        _make_room(image)
     image.load()
     if transparency is not None:
         image.info["transparency"] = transparency
@@ -198,6 +213,12 @@ def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) ->
         bottom = min(top + num_rows, height)
         rgb[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
     return np.ascontiguousarray(turn(rgb, orientation_of(image)))
+
+
+def _make_room(image: Any) -> None:
+    """Make the memory for a TIFF, as Pillow would, but without its limit of pixels."""
+    if image.tile and image._im is None:
+        image.im = Image.core.new(image.mode, image._tile_size)
 
 
 def _transparency(image: Image.Image) -> "int | tuple[int, ...] | None":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastpsl.console.words import number_of
 from fastpsl.pipelines.decoders.memory import pinned_empty, to_device
 from fastpsl.pipelines.views import Op, ViewSpec
 
@@ -19,6 +20,8 @@ ALIGNMENT = 16  # bytes; enough for vectorised loads and for every dtype
 
 class BadSampleError(ValueError):
     """A sample that cannot be decoded; the message names it."""
+
+    remedy = "repair or remove the image, or give --on-bad-sample skip, which takes another in its place"
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ class Batch:
 
     @override
     def __repr__(self) -> str:
-        """Return the fields that this batch has."""
-        return f"Batch({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        """Return one line: the number of samples, and each view's images by dtype and shape."""
+        images = [f"{str(each.dtype).removeprefix('torch.')} {list(each.shape)}" for each in self.images]
+        return f"Batch({', '.join([number_of(len(self.indices), 'sample'), *images])})"
 
     def clone(self) -> "Batch":
         """Return a batch of copies of the tensors, in the same memory formats."""

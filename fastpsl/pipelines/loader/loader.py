@@ -17,11 +17,13 @@ from typing import final
 
 import numpy as np
 import torch
+from typing_extensions import override
 
+from fastpsl.console.words import number_of
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import FetchAhead
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.dataset import Dataset, size_in_words
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.batch import Batch, checked_device
@@ -154,6 +156,17 @@ class Loader(Uncopyable):
             self._engine = ThreadEngine(self.decoder, num_threads, on_device)
         else:
             self._engine = QueueEngine(self.decoder, num_threads)
+
+    @override
+    def __repr__(self) -> str:
+        return self.in_words(self.num_steps)
+
+    def in_words(self, num_batches: int) -> str:
+        """Return what it loads in one line, for a number of batches in an epoch."""
+        batches = f"{number_of(num_batches, 'batch', 'batches')} of {self.batch_size_per_rank:,}"
+        rank = f" on rank {self.rank} of {self.world}" if self.world > 1 else ""
+        parts = [size_in_words(self.data), batches + rank, number_of(len(self.views), "view")]
+        return f"Loader({', '.join(parts)}, decoder {self.decoder_name})"
 
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None

@@ -20,6 +20,7 @@ from shlex import quote
 from typing import IO
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import require_existing
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
@@ -165,6 +166,17 @@ def image_folder(
         return _count(root, shard, are_classes)
 
 
+def image_names(root: Path) -> Iterator[str]:
+    """Yield the names of the samples of `image_folder`, and list no more folders than need be."""
+    with _listing_errors(root):
+        start = len(os.path.join(root, ""))
+        for path in _images(root, True):
+            yield path[start:]
+        for name in _class_folders(root):
+            for path in _images(root / name, False):
+                yield path[start:]
+
+
 def folder_classes(root: Path) -> list[str] | None:
     """Return the names of a folder's classes, without counting its images; None of a folder without."""
     with _listing_errors(root):
@@ -229,8 +241,11 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
     num_tree = sum(counts.values())
     kinds = ", ".join(EXTENSIONS)
     if not num_flat and not num_tree:
+        some = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+        folders = f", in {number_of(len(classes), 'folder')} ({some})" if classes else ""
         raise ValueError(
-            f"{root}: holds no images ({kinds}); give a folder of images, or one with a folder per class"
+            f"{root}: holds no images ({kinds}) but {left_out.line() or 'nothing'}{folders}; "
+            "give a folder of images, or one with a folder per class"
         )
     if num_flat and num_tree:
         first = os.path.basename(next(_images(root, True)))

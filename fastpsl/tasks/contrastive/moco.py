@@ -33,6 +33,7 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.memory import to_device
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.contrastive.info_nce import enqueue, info_nce
 from fastpsl.tasks.contrastive.simclr import NUM_LEVELS, SOBEL_P, contrastive_view, drawn, side_by_side
 
 
@@ -233,6 +234,7 @@ class MoCo(Task):
 
     num_levels = NUM_LEVELS
     fixed_exchange = False  # of images between the ranks that hold and that encode them
+    accuracy_name = "accuracy in finding the other view"
 
     def __init__(
         self,
@@ -315,7 +317,7 @@ class MoCo(Task):
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         keys = self._keys(inputs[1], batch, gathered(batch.indices) >= 0)
-        self._enqueue(keys)
+        enqueue(self.queue, self.slot, keys)
         self.num_filled = min(self.num_filled + len(keys), self.queue_size)
 
     @override
@@ -342,15 +344,11 @@ class MoCo(Task):
         batch.extra["keys"] = keys
         size, (rank, world) = len(batch.indices), place_among_ranks()
         features = head(blocks(inputs[0]))
-        with torch.autocast(features.device.type, enabled=False):
-            queries = F.normalize(features.float())
-            positive = (queries * keys[rank * size : (rank + 1) * size]).sum(1, keepdim=True)
-            logits = torch.cat([positive, queries @ self.queue.T], 1) / self.temperature
-            losses = F.cross_entropy(logits, logits.new_zeros(size, dtype=torch.long), reduction="none")
-        valid = all_valid[rank * size : (rank + 1) * size].float()
-        total = (losses * valid).sum()
-        right = ((logits.argmax(1) == 0) * valid).sum()
-        metrics = {"loss": (total.detach(), valid.sum()), "accuracy": (right, valid.sum())}
+        valid = all_valid[rank * size : (rank + 1) * size]
+        own_keys = keys[rank * size : (rank + 1) * size]
+        total, right = info_nce(features, own_keys, self.queue, valid, self.temperature)
+        num = valid.sum().float()
+        metrics = {"loss": (total.detach(), num), "accuracy": (right, num)}
         # DDP takes the mean over the ranks, and ranks may have skipped different numbers of samples.
         return total * world / all_valid.sum().clamp(min=1), metrics
 
@@ -358,7 +356,7 @@ class MoCo(Task):
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         """Update the key encoder and enqueue the keys of all accumulated batches, once per step."""
         self.key_encoder.follow()
-        self._enqueue(torch.cat([extra["keys"] for extra in extras]))
+        enqueue(self.queue, self.slot, torch.cat([extra["keys"] for extra in extras]))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -389,13 +387,3 @@ class MoCo(Task):
         return encode_shuffled(
             self.key_encoder, images, all_valid, batch.extra["order"], self.key_group, self.host_order
         )
-
-    def _enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest keys, in order, so that the queue is the same for any number of ranks.
-
-        A key that is not finite leaves the old one in its place.
-        """
-        places = (self.slot + torch.arange(len(keys), device=keys.device)) % self.queue_size
-        finite = keys.isfinite().all(1, keepdim=True)
-        self.queue.index_copy_(0, places, torch.where(finite, keys, self.queue[places]))
-        self.slot.add_(len(keys)).remainder_(self.queue_size)

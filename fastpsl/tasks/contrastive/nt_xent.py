@@ -122,7 +122,7 @@ class _NTXent(torch.autograd.Function):
                 local = slice(block.start - ctx.start, block.stop - ctx.start)
                 weights.scatter_(1, positive, at_positive[local, None])
                 parts.append((weights @ columns) * counts[block, None])
-        views = torch.cat(parts).view(-1, 2, columns.shape[1])
+        views = torch.cat(parts or [columns[:0]]).view(-1, 2, columns.shape[1])
         return views * (gradient * factor / ctx.temperature), None, None, None
 
 

@@ -112,6 +112,7 @@ class SimCLR(Task):
     """
 
     num_levels = NUM_LEVELS
+    accuracy_name = "accuracy in finding the other view"
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ def _pixels(data: Dataset, size_px: int) -> Tensor:
     view = ViewSpec(ShorterSideCrop(size_px, size_px, "center"))
     with (
         Loader(data, [view], batch_size_per_rank=min(512, data.num_samples), train=False) as loader,
-        Progress("images", data.num_samples) as progress,
+        Progress("images", data.num_samples, "reading pixels") as progress,
     ):
         for batch in loader.epoch(0):
             valid = batch.indices >= 0

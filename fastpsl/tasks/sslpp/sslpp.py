@@ -81,7 +81,7 @@ class LabelLoss:
                     f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
                     f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
                     "cluster by its frequency; more epochs or a higher --semantic-weight may help: "
-                    "https://fastpsl.github.io/fastpsl/explanation/sslpp.html"
+                    "https://fastpsl.github.io/fastpsl/methods/sslpp.html"
                 ),
                 stacklevel=2,
             )

@@ -3,7 +3,7 @@
 VOC's evaluation is written out here, because no maintained package matches boxes as the devkit (VOCevaldet.m)
 does. COCO's is that of pycocotools. Areas are plain products of sides. The devkit counts pixels from the
 first to the last and adds 1 to each side. That is the same for boxes that are 0-based and half-open (x1 =
-xmin - 1, x2 = xmax). docs/reference/protocols/detection.md lists where other evaluators differ.
+xmin - 1, x2 = xmax). docs/evaluate/detection.md lists where other evaluators differ.
 """
 
 import contextlib

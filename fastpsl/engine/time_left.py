@@ -1,0 +1,154 @@
+"""Estimates of how long a training takes from here: its steps, the images that pass forward, its starts.
+
+A stage's steps are measured in the stage itself. What is not measured yet is guessed: the steps of later
+stages by the layers that they pass, and an image that only passes forward by the steps. A measurement
+replaces the guess.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from fastpsl.engine.plan import Stage
+
+# The pace is a mean over at most this many log intervals.
+PACE_INTERVALS = 20
+
+
+class WorkAhead(NamedTuple):
+    """A stage's place in the run, and what comes after its steps."""
+
+    number: int = 1  # of the stage
+    num_stages: int = 1  # of the run
+    later_steps: float = 0.0  # the steps of later stages, in steps of this one
+    images: int = 0  # which pass forward at the end of this stage
+    later_images: float = 0.0  # at the ends of later stages, in images of this one
+    image_steps: float = 0.0  # a guess of what such an image takes, in steps of this stage
+
+
+ONLY_STAGE = WorkAhead()
+
+
+class Pace:
+    """The pace of a stage: seconds per step, as a running mean, and what else takes time.
+
+    `time_left` is None before the first measurement.
+    """
+
+    def __init__(self, before: "Pace | None" = None) -> None:
+        """Begin a stage; what the stage before has measured of a start and of images replaces guesses."""
+        self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)
+        self._start_s: float = before._start_s if before else 0.0
+        self._image_factor: float = before._image_factor if before else 1.0
+        self._images_left: int | None = None
+        self._image_s: float | None = None
+        self._between_s, self._num_epochs = 0.0, 0
+
+    def add(self, num_steps: int, seconds: float) -> None:
+        """Add a measurement of steps."""
+        self._intervals.append((num_steps, seconds))
+
+    def add_start(self, seconds: float) -> None:
+        """Set what the stage took up to its first step's end, which later stages take, too."""
+        self._start_s = seconds
+
+    def add_between(self, seconds: float) -> None:
+        """Add work between two steps, such as a pass before an epoch."""
+        self._between_s += seconds
+
+    def add_epoch(self) -> None:
+        """Note that an epoch has begun after a measured one."""
+        self._num_epochs += 1
+
+    def add_images(self, num: int, seconds: float, num_left: int, image_steps: float) -> None:
+        """Set what `num` images took that passed forward at the stage's end, where `num_left` follow."""
+        self._image_s, self._images_left = seconds / num, num_left
+        if self._intervals and image_steps:
+            self._image_factor = self._image_s / (self._step_s * image_steps)
+
+    @property
+    def _step_s(self) -> float:
+        return sum(seconds for _, seconds in self._intervals) / sum(num for num, _ in self._intervals)
+
+    def time_left(
+        self, num_steps: int, ahead: WorkAhead, num_epochs: int = 0
+    ) -> tuple[float | None, float | None]:
+        """Return the seconds left in the stage and in the run; None for the run in its last stage.
+
+        Args:
+            num_steps: The steps that are left in the stage.
+            ahead: What follows them.
+            num_epochs: The epochs that begin before the stage ends.
+        """
+        if not self._intervals:
+            return None, None
+        step_s = self._step_s
+        image_s = self._image_s or step_s * ahead.image_steps * self._image_factor
+        images = ahead.images if self._images_left is None else self._images_left
+        in_stage = num_steps * step_s + images * image_s
+        if self._num_epochs:
+            in_stage += num_epochs * self._between_s / self._num_epochs
+        if ahead.number == ahead.num_stages:
+            return in_stage, None
+        starts = (ahead.num_stages - ahead.number) * max(self._start_s - step_s, 0.0)
+        return in_stage, in_stage + ahead.later_steps * step_s + ahead.later_images * image_s + starts
+
+
+def work_ahead(
+    stages: Sequence[Stage],
+    position: int,
+    blocks: Sequence[nn.Module],
+    inputs_per_image: Callable[[int], int],
+    steps_per_epoch: int,
+    max_steps_per_stage: int | None,
+    end_images: Callable[[int], int] = lambda level: 0,
+    batch_size: int = 1,
+) -> WorkAhead:
+    """Estimate the work after the steps of the stage at `position`.
+
+    The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
+    task makes of an image. An image that only passes forward takes its share of that.
+
+    Args:
+        stages: The stages of the plan.
+        position: The place of the present one.
+        blocks: The backbone's blocks.
+        inputs_per_image: Returns the network inputs of an image at a level.
+        steps_per_epoch: The steps of an epoch.
+        max_steps_per_stage: The limit of a stage's steps, if there is one.
+        end_images: Returns the number of images that pass forward at the end of a stage of a level.
+        batch_size: The images of a step, over all ranks.
+    """
+    here, later_steps, later_images = stages[position], 0.0, 0.0
+    for stage in stages[position + 1 :]:
+        share = inputs_per_image(stage.level) / inputs_per_image(here.level)
+        num_steps = stage.num_steps or stage.epochs * steps_per_epoch
+        num_steps = min(num_steps, max_steps_per_stage or num_steps)
+        later_steps += num_steps * share * step_cost(blocks, stage) / step_cost(blocks, here)
+        longer = share * forward_cost(blocks, stage) / forward_cost(blocks, here)
+        later_images += end_images(stage.level) * longer
+    image_steps = forward_cost(blocks, here) / step_cost(blocks, here) / batch_size
+    return WorkAhead(
+        position + 1, len(stages), later_steps, end_images(here.level), later_images, image_steps
+    )
+
+
+def step_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:
+    """Count how often a step passes a layer: once forward, and twice more, backward, where it learns.
+
+    Layers are those with weights of two dimensions or more: convolutions and linear ones. The head counts as
+    one that learns.
+    """
+    learning = blocks[stage.first_learning - 1 : stage.last_block]
+    return forward_cost(blocks, stage) + 2 * (_num_layers(learning) + 1)
+
+
+def forward_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:
+    """Count the layers that an image passes forward."""
+    return _num_layers(blocks[: stage.last_block]) + 1
+
+
+def _num_layers(blocks: Sequence[nn.Module]) -> int:
+    return sum(weights.dim() > 1 for block in blocks for weights in block.parameters())

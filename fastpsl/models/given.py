@@ -1,0 +1,182 @@
+"""A module that a program gives as a backbone, instead of a name: what records call it, and its weights."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import first_convolution
+from fastpsl.models.names import MODULE, TIMM
+from fastpsl.models.own_backbone import UNREADABLE, OwnBackbone, Wrapped, image_of, reason_of
+
+
+class Given(str):
+    """The name of a backbone, together with a copy of the module that a program gave.
+
+    Records, messages and command lines have the name alone. It is that of the same network, such as
+    "timm/resnet18", if there is one. Otherwise it begins with "module:", and whoever reads the run gives the
+    module again.
+    """
+
+    module: nn.Module
+
+
+def given(module: object) -> Given:
+    """Return the name of a module, which carries a copy of it; ValueError for what is no module."""
+    if isinstance(module, Given):
+        return module
+    if not isinstance(module, nn.Module):
+        raise ValueError(  # noqa: TRY004 - a user error
+            f"--backbone is of type {type(module).__name__}: give a name, or a torch.nn.Module"
+        )
+    if isinstance(module, nn.DataParallel | DistributedDataParallel):
+        module = module.module
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    of_model = getattr(module, "backbone", None)  # of a fastpsl.Model
+    backbone: nn.Module = of_model if isinstance(of_model, Backbone) else module  # type: ignore[assignment]
+    name = f"{MODULE}{type(module).__module__}.{type(module).__qualname__}"
+    if isinstance(backbone, Backbone):
+        name = getattr(backbone, "name", name)
+    network = _copied(name, backbone.network if isinstance(backbone, Wrapped) else backbone)
+    if not isinstance(backbone, Backbone):
+        name = _name_in_timm(network) or name
+    found = Given(name)
+    found.module = network
+    return found
+
+
+def backbone_of(name: Given, num_channels: int) -> Backbone:
+    """Return a backbone of a copy of the module, if its network has no other name."""
+    network = copy.deepcopy(name.module)
+    first = first_convolution(network)
+    if first is not None and first[1].in_channels != num_channels:
+        raise _other_channels(name, first[1].in_channels, num_channels)
+    if _is_of_timm(network) and not hasattr(type(network), "blocks"):
+        from fastpsl.models.timm_backbone import TimmBackbone
+
+        return TimmBackbone(name, num_channels, network)
+    return OwnBackbone(name, num_channels, network)
+
+
+def take_weights(backbone: Backbone, name: Given) -> None:
+    """Copy the module's weights to a backbone of the same network."""
+    weights = _weights_for(backbone, name.module)
+    if weights is None:
+        ours, theirs = (first_convolution(each) for each in (backbone, name.module))
+        if ours and theirs and ours[1].in_channels != theirs[1].in_channels:
+            raise _other_channels(name, theirs[1].in_channels, ours[1].in_channels)
+        raise ValueError(f"--backbone {name}: its layers are not those of {name}; give it as it was made")
+    backbone.load_state_dict({**backbone.state_dict(), **weights})
+
+
+def module_record(name: Given) -> dict[str, str]:
+    """Return what must be equal on resume: of a network without another name, its class and its shapes."""
+    if not name.startswith(MODULE):
+        return {}
+    tensors = name.module.state_dict()
+    shapes = "; ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in tensors.items())
+    architecture = _architecture(name.module)
+    made = f", {architecture} of timm with other arguments" if architecture else ""
+    digest = hashlib.sha256(shapes.encode()).hexdigest()[:16]
+    return {"module": f"{name.removeprefix(MODULE)}{made}, {len(tensors)} tensors, shapes {digest}"}
+
+
+def _other_channels(name: str, num: int, wanted: int) -> ValueError:
+    return ValueError(
+        f"--backbone {name}: it reads images of {num} channels, and this recipe's have {wanted}; give a "
+        f"module that reads {wanted}"
+    )
+
+
+def _copied(name: str, module: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in float32, in train mode and without gradients' history."""
+    try:
+        network = copy.deepcopy(module)
+    except Exception as error:
+        raise ValueError(
+            f"--backbone {name}: it cannot be copied ({reason_of(error)}); give it before it has computed"
+        ) from error
+    if any(tensor.is_meta for tensor in network.state_dict().values()):
+        raise ValueError(f"--backbone {name}: its weights are on the device meta; give it with weights")
+    return network.cpu().float().train()
+
+
+def _architecture(network: nn.Module) -> str:
+    """Return the name of a model of timm, or "" for other networks."""
+    config = getattr(network, "pretrained_cfg", None)
+    return str(config.get("architecture") or "") if isinstance(config, Mapping) else ""
+
+
+def _is_of_timm(network: nn.Module) -> bool:
+    return hasattr(network, "forward_features") and hasattr(network, "feature_info")
+
+
+@torch.no_grad()
+def _name_in_timm(network: nn.Module) -> str:
+    """Return timm/NAME if timm makes the same network by this name alone, else "".
+
+    Its layers must be the same, and compute the same from the same weights.
+    """
+    architecture = _architecture(network)
+    if not architecture:
+        return ""
+    from fastpsl.models.timm_backbone import TimmBackbone
+
+    name, is_whole = TIMM + architecture, _is_of_timm(network)
+    first = first_convolution(network)
+    with torch.random.fork_rng(devices=[]):
+        ours = TimmBackbone(name, first[1].in_channels if first else 3)
+    weights = _weights_for(ours, network)
+    if weights is not None:
+        ours.load_state_dict({**ours.state_dict(), **weights})
+        image = image_of(network, *network.pretrained_cfg["input_size"][1:])  # type: ignore[index, operator]
+        try:
+            mine = ours.eval().network.forward_features(image) if is_whole else ours.eval()(image)  # type: ignore[operator]
+            network.eval()
+            theirs = network.forward_features(image) if is_whole else network(image)[-1]  # type: ignore[operator]
+            if torch.equal(mine, theirs):
+                return name
+        except UNREADABLE:  # by a network for images of another size
+            pass
+        finally:
+            network.train()
+    if not is_whole:
+        raise ValueError(
+            f"--backbone {name}: with features_only it lacks layers, or it was made with other arguments; "
+            f"give timm.create_model({architecture!r})"
+        )
+    return ""
+
+
+def _weights_for(ours: Backbone, network: nn.Module) -> dict[str, Tensor] | None:
+    """Return the tensors of the blocks of `ours`, from another module; None if its layers are others.
+
+    timm's features_only has `stages_0` for `stages.0`.
+    """
+    target = ours.network if isinstance(ours, Wrapped) else ours
+    layers, theirs = dict(network.named_modules()), network.state_dict()
+
+    def of_theirs(path: str) -> str:
+        return path if path in layers else path.replace(".", "_", 1)
+
+    inside = {layer for block in ours.blocks() for layer in block.modules()}
+    for path, layer in target.named_modules():
+        other = layers.get(of_theirs(path))
+        if layer not in inside or (other is None and isinstance(layer, nn.Sequential | nn.Identity)):
+            continue  # no layer of a block, or one that computes nothing
+        if other is None or type(other) is not type(layer) or other.extra_repr() != layer.extra_repr():
+            return None
+    used = {tensor for block in ours.blocks() for tensor in (*block.parameters(), *block.buffers())}
+    found = dict[str, Tensor]()
+    for key, tensor in target.state_dict(keep_vars=True).items():
+        path, dot, leaf = key.rpartition(".")
+        other = theirs.get(of_theirs(path) + dot + leaf)
+        if tensor in used:
+            if other is None or other.shape != tensor.shape:
+                return None
+            found[key] = other
+    return found

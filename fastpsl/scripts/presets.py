@@ -1,0 +1,158 @@
+"""The presets: defaults that suit the number of images, and the share of them that is held back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastpsl.console.words import number_of
+from fastpsl.engine.options import PretrainOptions, TrainingOptions, names_val, share_of
+from fastpsl.files.remote.address import is_remote
+
+if TYPE_CHECKING:
+    from fastpsl.pipelines.datasets.open import Glance
+
+MIN_STEPS = 2000  # of a stage; with fewer, features hardly change
+MAX_BATCH_SHARE = 0.1  # of the images
+SMALL_BELOW = 100_000  # images, for which `auto` takes `small`
+MIN_IMAGES = 50  # fewer are mostly another folder than the one that was meant
+HELD_BACK = "10%"
+_SHOWN = 3  # folders and endings of a data set that is refused
+
+
+def small_values(
+    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Return the values of --preset small that differ from the paper's.
+
+    The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
+    one, shrinks in proportion. The stages become so long that each has 2,000 steps. Other sizes become powers
+    of two.
+    """
+    values = dict[str, Any]()
+    for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
+        limit = int(share * num_images)
+        if paper[name] > limit:
+            values[name] = 1 << max(1, limit.bit_length() - 1)
+    if batch_size is not None:
+        values["batch_size"] = batch_size
+    batch_size = values.get("batch_size", paper["batch_size"])
+    if batch_size != paper["batch_size"] and "lr" in paper:
+        values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
+    epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
+    longer = tuple(max(given, epochs) for given in paper["epochs"])
+    if longer != tuple(paper["epochs"]):
+        values["epochs"] = longer
+    return values
+
+
+def preset_values(
+    options: PretrainOptions,
+    recipe: str,
+    paper: Mapping[str, Any],
+    sample: Mapping[str, Any],
+    at_most: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the preset, --val and the values by which the preset replaces the paper's.
+
+    A run that goes on keeps the preset and --val of its start. Data that are not there give the paper's
+    values, because an error follows when they are opened.
+
+    Raises:
+        ValueError: There are too few images for `auto`, or the data cannot be read.
+    """
+    preset, val, found = options.preset, options.val, None
+    defaults = {each.name: each.default for each in fields(options) if each.name in ("batch_size", "epochs")}
+    paper = defaults | {**paper}  # a recipe need not set them
+    given = {"data": options.data}  # options refuse a share of no data
+    earlier = _earlier_options(options, recipe)
+    val = earlier.get("val") if val is None else val
+    if preset == "auto":
+        preset = earlier.get("preset", "auto")
+    if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
+        preset = "sample" if options.data is None else "paper"
+    named = (options.data, options.val if names_val(options) else None)
+    is_there = options.data is not None and all(map(_is_there, filter(None, named)))
+    if preset == "auto" and is_there:
+        found = _found(options, SMALL_BELOW)
+        preset = "small" if found.num_samples < SMALL_BELOW else "paper"
+        if found.num_samples < MIN_IMAGES and options.batch_size == paper["batch_size"]:
+            raise _too_few(str(options.data), found)
+    if preset == "small" and (is_there or options.data is None):
+        found = found or _found(options, None)
+        may_hold_back = options.data is not None and not earlier and "val" not in options.without
+        # The quasi-random order reads whole pages, and no part of the data. Pseudo-labels are of all images.
+        takes_part = options.order == "random" and not has_label_file(options)
+        if may_hold_back and val is None and found.num_classes > 1 and takes_part:
+            val = HELD_BACK
+        batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
+        small = small_values(paper, at_most, _num_training(found, share_of(val)), batch_size)
+        return {**small, **given, "preset": preset, "val": val}
+    return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
+
+
+def has_label_file(options: TrainingOptions) -> bool:
+    """Return whether --pseudo-labels is a file, which has a label for each image of --data."""
+    return os.path.isfile(getattr(options, "pseudo_labels", None) or "")
+
+
+def _is_there(source: str) -> bool:
+    """Return whether a path or a glob names anything; an address elsewhere is taken to."""
+    from fastpsl.files.paths import require_existing
+
+    if is_remote(source):
+        return True
+    try:
+        require_existing(source, "")
+    except ValueError:
+        return False
+    return True
+
+
+def _found(options: PretrainOptions, at_most: int | None) -> Glance:
+    from fastpsl.pipelines.datasets.open import glance  # imports numba, which --help does without
+    from fastpsl.pipelines.sample.betons import sample_paths
+
+    return glance(options.data or sample_paths().train, at_most, options.cache_dir, options.cache_gb)
+
+
+def _num_training(found: Glance, share: float | None) -> int:
+    """Return the number of images that are left where a share is held back."""
+    if share is None:
+        return found.num_samples
+    from fastpsl.pipelines.datasets.subset import held_back
+
+    return int((~held_back(found.names, share)).sum())
+
+
+def _too_few(source: str, found: Glance) -> ValueError:
+    """Build the error of a few images, which tells what they are."""
+    endings = Counter(os.path.splitext(name)[1].lower() for name in found.names)
+    kinds = ", ".join(f"{num:,} {ending or 'other'}" for ending, num in endings.most_common(_SHOWN))
+    folders = sorted({name.partition("/")[0] for name in found.names if "/" in name})
+    names = ", ".join(folders[:_SHOWN]) + ", ..." * (len(folders) > _SHOWN)
+    places = f" in {number_of(len(folders), 'folder')} ({names})" if folders else ""
+    images = number_of(found.num_samples, "image") + (f" ({kinds})" if any(endings) else "")
+    return ValueError(
+        f"{source}: holds {images}{places}, and training takes {MIN_IMAGES} or more: give the folder "
+        "that has all your images, or, to train on so few, --preset small"
+    )
+
+
+def _earlier_options(options: PretrainOptions, recipe: str) -> dict[str, Any]:
+    """Return the options that the run to go on with was started with; none if there is no such run."""
+    folder = options.out
+    if options.resume == "never":
+        return {}
+    if folder is None and options.resume != "auto":
+        folder = Path(options.resume).resolve().parent.parent
+    try:
+        config = json.loads((folder / "config.json").read_text()) if folder else {}
+        return dict(config["options"]) if config["science"]["recipe"] == recipe else {}
+    except (OSError, ValueError, KeyError, TypeError):  # whoever resumes it says what is wrong
+        return {}

@@ -1,0 +1,45 @@
+"""Compute InfoNCE, MoCo's contrastive loss against a queue of keys (arXiv 1911.05722, equation 1)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class InfoNCE(NamedTuple):
+    """The sums over this rank's valid queries.
+
+    Attributes:
+        loss_sum: The sum of the losses, a float32 scalar with a gradient.
+        num_correct: Number of queries whose own key is nearer than all keys of the queue.
+    """
+
+    loss_sum: Tensor
+    num_correct: Tensor
+
+
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, valid: Tensor, temperature: float) -> InfoNCE:
+    """Compare queries with their own keys and with those of the queue, in float32, even under autocast.
+
+    Queries and keys are [B, D], `valid` is bool [B], and the queue is float32 [K, D]. Queries may have any
+    length. The keys and the queue have length 1.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries = F.normalize(queries.float())
+        positive = (queries * keys).sum(1, keepdim=True)
+        logits = torch.cat([positive, queries @ queue.T], 1) / temperature
+        losses = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
+        weights = valid.float()
+        return InfoNCE((losses * weights).sum(), ((logits.argmax(1) == 0) * weights).sum())
+
+
+def enqueue(queue: Tensor, slot: Tensor, keys: Tensor) -> None:
+    """Replace the oldest keys, from `slot` on, which moves behind them.
+
+    `slot` is an int64 scalar. A key that is not finite leaves the old one in its place.
+    """
+    places = (slot + torch.arange(len(keys), device=keys.device)) % len(queue)
+    finite = keys.isfinite().all(1, keepdim=True)
+    queue.index_copy_(0, places, torch.where(finite, keys, queue[places]))
+    slot.add_(len(keys)).remainder_(len(queue))
