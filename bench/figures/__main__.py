@@ -30,7 +30,6 @@ from bench.program import run_program
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "throughput": lambda: throughput_words(read_results(RESULTS)),
     "training": lambda: training_words(read_results(RESULTS)),
-    "throughput-folder": lambda: throughput_words(read_results(RESULTS), "folder"),
     "sizes": lambda: sizes_words(read_results(RESULTS)),
     "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
     "sizes-folder": lambda: sizes_words(read_results(RESULTS), "folder"),
@@ -42,7 +41,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
 # NAME of the marks <!-- NAME chart begin -->.
 CHARTS = (
     "throughput",
-    "throughput-folder",
+    "training",
     "sizes",
     "sizes-float32",
     "sizes-folder",

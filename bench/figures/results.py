@@ -88,7 +88,7 @@ def training_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for row in sorted(result["rows"], key=lambda row: -row["median"])
         if row["recipe"] in ("simclr", None)
     ]
-    spoken = ", ".join(f"{name} {rate:,.0f}" for name, (rate,) in rows)
+    spoken = "; ".join(f"{name}: {rate:,.0f}" for name, (rate,) in rows)
     reads = "a folder of JPEGs" if settings.get("folder") else "a dataset file"
     return {
         "title": f"Training SimCLR: images per second on {device}",
