@@ -84,8 +84,9 @@ _PEER = {
     "torchvision with DataLoader": "torchvision + DataLoader",
 }
 _T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
-_SIMCLR = {"peer": "lightly", "recipe": "simclr"}
 _WRITE, _TRAINED = "fastpsl data write / ffcv DatasetWriter", "ours / the peer's"
+_SIMCLR = {"peer": "lightly", "recipe": "simclr"}
+_SIMCLR_STAGES = ratios(_TRAINED, *(_SIMCLR | {"stage": stage} for stage in ("E", "S1")))
 _COST, _ROTATION = "PSL's cost per epoch / end to end's", {"recipe": "rotation", "backbone": "resnet50"}
 LINES = (
     *_by_size(
@@ -101,6 +102,10 @@ LINES = (
     *_by_size(
         "the same from a folder of JPEGs", "sizes-float32.json", "SPDL", "DALI's reader",
         "torchvision + DataLoader", batches="folder",
+    ),
+    Line(
+        "training SimCLR from a folder of JPEGs: end to end / PSL's S1", "lightly's SimCLR, end to end",
+        "training-*.json", _SIMCLR_STAGES,
     ),
     Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-cpu.json", _T3),
     Line(
@@ -136,7 +141,7 @@ LINES = (
     ),
     Line(
         "training SimCLR from JPEGs: end to end / PSL's S1", "lightly's SimCLR, end to end",
-        "training-*.json", ratios(_TRAINED, *(_SIMCLR | {"stage": stage} for stage in ("E", "S1"))), True,
+        "training-*.json", _SIMCLR_STAGES, True,
     ),
     Line(
         "supervised training from JPEGs", "DALI's example of ResNet-50", "training-*.json",

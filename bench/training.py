@@ -1,6 +1,7 @@
 """Training from JPEGs beside others' examples: ours, lightly's SimCLR and DALI's ResNet-50.
 
     python bench/training.py --data photos.beton               SimCLR end to end and in S1, beside lightly's
+    python bench/training.py --data photos.beton --folder      ours reads a folder of JPEGs, as lightly
     python bench/training.py --data photos.beton --peers dali_resnet50 --stages supervised:E
 
 Each trains in a process of its own, from the same photos, in turn. Peers are as their users write them
@@ -38,10 +39,11 @@ class Options:
     stages: tuple[str, ...] = ("simclr:E", "simclr:S1")
     """Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL."""
     peers: tuple[PeerName, ...] = ("lightly",)  # None, written as --peers, for ours alone.
+    folder: bool = False  # Ours reads the JPEGs of the data from a folder, as lightly does.
     decoder: str = "auto"  # Ours.
     backbone: str | None = None  # Everybody's. Default: resnet50, and resnet18 for the sample.
     size_px: int | None = None
-    """Side of the peers' images; ours have the recipe's. Default: 224, and 96 for the sample."""
+    """Side of the crops; jigsaw's tiles have the recipe's. Default: 224, and 96 for the sample."""
     batch_size: int | None = None  # Default: 256 on CUDA, else 8.
     workers: int | None = None  # Decoding threads or processes. Default: the cores.
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -66,7 +68,9 @@ def works_of(options: Options, work: peers.Work) -> tuple[dict[str, peers.Work],
     works, missing = {}, []
     for text in options.stages:
         recipe, _, stage = text.partition(":")
-        works[f"fastpsl, {recipe} {stage}"] = replace(work, kind="training", recipe=recipe, stage=stage)
+        works[f"fastpsl, {recipe} {stage}"] = replace(
+            work, kind="training", recipe=recipe, stage=stage, from_folder=options.folder
+        )
     for kind in options.peers:
         title = peers.TRAINING[kind].title
         if reason := peers.why_missing(kind, work.data):
@@ -128,6 +132,7 @@ def main() -> None:
         settings={
             "repeats": repeats, "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
             "size_px": size_px, "backbone": backbone, "decoder": options.decoder, "device": device.type,
+            "folder": options.folder,
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip

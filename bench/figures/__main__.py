@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from bench.figures.results import augmentations_words, determinism_words, sizes_words, throughput_words
+from bench.figures.results import (
+    augmentations_words,
+    determinism_words,
+    sizes_words,
+    throughput_words,
+    training_words,
+)
 from bench.figures.sample import sslpp_words, stages_words, views_words
 from bench.figures.svg import THEMES, render
 from bench.performance import DOCS, RESULTS, ROOT, read_results, written
@@ -23,7 +29,7 @@ from bench.program import run_program
 # Figure → what it shows. Where there is `dict`, all words are in the template.
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "throughput": lambda: throughput_words(read_results(RESULTS)),
-    "throughput-folder": lambda: throughput_words(read_results(RESULTS), "folder"),
+    "training": lambda: training_words(read_results(RESULTS)),
     "sizes": lambda: sizes_words(read_results(RESULTS)),
     "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
     "sizes-folder": lambda: sizes_words(read_results(RESULTS), "folder"),
@@ -35,7 +41,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
 # NAME of the marks <!-- NAME chart begin -->.
 CHARTS = (
     "throughput",
-    "throughput-folder",
+    "training",
     "sizes",
     "sizes-float32",
     "sizes-folder",

@@ -73,6 +73,33 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
     }  # fmt: skip
 
 
+def training_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the words of the figure of training: our SimCLR end to end and by stage, and lightly's."""
+    beside = {
+        name: result
+        for name, result in results.items()
+        if result["bench"] == "training" and any(row["trained_by"] == "lightly" for row in result["rows"])
+    }
+    file, result = newest(beside, "training")
+    settings, device = result["settings"], _device(result)
+    names = {"E": f"{OURS}, end to end", None: "lightly"}
+    rows = [
+        (names.get(row["stage"], f"{OURS}, stage {str(row['stage'])[-1]}"), [row["median"]])
+        for row in sorted(result["rows"], key=lambda row: -row["median"])
+        if row["recipe"] in ("simclr", None)
+    ]
+    spoken = "; ".join(f"{name}: {rate:,.0f}" for name, (rate,) in rows)
+    reads = "a folder of JPEGs" if settings.get("folder") else "a dataset file"
+    return {
+        "title": f"Training SimCLR: images per second on {device}",
+        "description": f"Training SimCLR: images per second on {device}, higher is better. {spoken}.",
+        "about": f"Higher is better. {settings['backbone']}, crops of {settings['size_px']} px, "
+        f"batches of {settings['batch_size']}, from {reads}.",
+        "source": _medians(file, result), "crops": ["images of two crops each"], "rows": rows, "ours": OURS,
+        "longest": max(rate for _, (rate,) in rows),
+    }  # fmt: skip
+
+
 def loader_rates(result: Mapping[str, Any], batches: Batches) -> dict[str, dict[int, float]]:
     """Return decoder or peer → number of views → median images per second, of loaders alone."""
     rates: dict[str, dict[int, float]] = {}

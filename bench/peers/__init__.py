@@ -43,9 +43,9 @@ def why_missing(kind: str, data: str) -> str | None:
 
 def reads(work: Work) -> Reads:
     """Return what a loader reads."""
-    if work.kind in EVERY:
-        return EVERY[work.kind].reads
-    return "folder" if work.from_folder else "dataset file"
+    if work.from_folder:
+        return "folder"
+    return EVERY[work.kind].reads if work.kind in EVERY else "dataset file"
 
 
 __all__ = ["ALL", "EVERY", "FLOATS", "PEERS", "TITLES", "TRAINING", "Peer", "Work", "reads", "why_missing"]

@@ -91,17 +91,18 @@ def training_batches(work: Work, num_views: int) -> Iterator[int]:
     """Train a stage, and yield each step's number of samples. The recipe has its own views."""
     import torch
 
-    from bench.recipe_stages import LongEpochs, recipe_options, stage_experiment
+    from bench.recipe_stages import LongEpochs, recipe_of, recipe_options, stage_experiment
     from fastpsl.engine.distributed import World
-    from fastpsl.pipelines.beton.reader import Beton
+    from fastpsl.pipelines.datasets.open import open_data
 
     world = World(0, 1, 0, 1, torch.device(work.device))
     options = recipe_options(
         work.recipe, is_sample=work.size_px < 224, batch_size=work.batch_size, backbone=work.backbone,
         device=world.device.type, decoder=work.decoder, workers=work.num_threads,
+        size_px=work.size_px if "size_px" in recipe_of(work.recipe).paper else None,
     )  # fmt: skip
     experiment, number = stage_experiment(work.recipe, work.stage, options, world)
-    with Beton(work.data) as data:
+    with closing(open_data(Path(work.files) / "images" if work.from_folder else work.data)) as data:
         bench = LongEpochs(experiment, number, options, data, world)
         with bench.loader() as loader:
             training = bench.batches(loader)

@@ -16,7 +16,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
 from bench.figures.__main__ import FIGURES, figure_path
-from bench.figures.results import augmentations_words, throughput_words
+from bench.figures.results import augmentations_words, throughput_words, training_words
 from bench.figures.svg import THEMES, WIDTH_PX, render
 from bench.performance import RESULTS, ROOT, read_results
 
@@ -181,6 +181,31 @@ def test_bars_are_as_long_as_the_results_say() -> None:
     np.testing.assert_allclose(lengths / lengths.max(), shown / shown.max(), atol=2e-3)
     scales = np.array([length / float(words.partition("×")[0]) for _, _, length, words in bars("sizes")])
     np.testing.assert_allclose(scales, scales[0], rtol=5e-3)
+
+
+def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
+    def result(gpu: str | None, peer: str | None, *rates: float, folder: bool = False) -> dict[str, Any]:
+        rows = [
+            {"recipe": "simclr", "stage": stage, "trained_by": "training", "median": rate}
+            for stage, rate in zip(("E", "S1"), rates, strict=False)
+        ] + [{"recipe": None, "stage": None, "trained_by": peer, "median": 5.0}]
+        settings = {"backbone": "resnet18", "size_px": 64, "batch_size": 8, "repeats": 3, "folder": folder}
+        machine = {"gpu": gpu, "num_cores": 2}
+        return {"bench": "training", "rows": rows, "settings": settings, "environment": machine}
+
+    words = training_words({
+        "training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0),
+        "training-b.json": result(None, "lightly", 10.0, 20.0, folder=True),
+    })  # fmt: skip
+    assert words["rows"] == [
+        ("fastpsl, stage 1", [20.0]),
+        ("fastpsl, end to end", [10.0]),
+        ("lightly", [5.0]),
+    ]
+    assert words["longest"] == 20 and words["title"].endswith("2 CPU cores")
+    assert words["about"].endswith("a folder of JPEGs.") and words["source"].endswith("/training-b.json")
+    with pytest.raises(ValueError, match="no file in bench/results/"):
+        training_words({"training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0)})
 
 
 def test_a_gpus_file_is_taken_as_soon_as_it_is_there() -> None:
