@@ -98,7 +98,7 @@ def measure(
                 rates += [Rates(name, work, num, process.first_batch_s) for num in views]
         # Loaders that are compared run one after another, because load from other work comes in waves.
         rates.sort(key=lambda each: each.num_views)
-        for each in in_turn(rates[::-1], repeats, log, "loaders alone, ", deadline):
+        for each in in_turn(rates[::-1], repeats, log, "all in turn, ", deadline):
             with watch() if watch else nullcontext([]) as readings:
                 answer = running[each.name].measure(each.num_views, seconds)
             each.highest += [max(readings)] if readings else []

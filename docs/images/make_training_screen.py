@@ -1,7 +1,7 @@
 """Draw the training screen of a real run as SVG, once on white and once on black.
 
-It trains as recipes/jigsaw_r50.py does with ResNet-18, on the embedded sample or with the arguments given. It
-keeps what the screen shows in the middle of the second stage, and stops there as after Ctrl-C:
+It trains as `fastpsl train simclr` does, on the embedded sample or with the arguments given. It keeps what the
+screen shows in the middle of the last stage, and stops there as after Ctrl-C:
 
     PYTHONPATH=. python docs/images/make_training_screen.py --out /tmp/run
 """
@@ -19,12 +19,11 @@ from typing_extensions import override
 from fastpsl.console.screen import Numbers, Screen, TrainingLines
 from fastpsl.engine import reporter
 from fastpsl.scripts.launch import launch
-from recipes.jigsaw_r50 import RECIPE
+from recipes.simclr_r50 import RECIPE
 
 FOLDER = Path(__file__).parent
 WIDTH = 100
-OPTIONS = ("--backbone", "resnet18")  # minutes on two cores
-TITLE = " ".join(("fastpsl train jigsaw", *OPTIONS))
+TITLE = "fastpsl train simclr"
 ON_WHITE = TerminalTheme(
     (255, 255, 255),
     (36, 41, 47),
@@ -67,7 +66,7 @@ class KeptScreen(Screen):
     def show(self, numbers: Numbers) -> None:
         """Keep the numbers of the first log step past the middle."""
         super().show(numbers)
-        if self.kept is None and numbers.number == 2 and 2 * numbers.step > numbers.num_steps:
+        if self.kept is None and numbers.number == 3 and 2 * numbers.step > numbers.num_steps:
             type(self).kept = [*self.lines], numbers
             signal.raise_signal(signal.SIGINT)
 
@@ -76,7 +75,7 @@ def main() -> None:
     """Train, and write the images."""
     reporter.Screen = KeptScreen  # type: ignore[misc, assignment]
     try:
-        launch(RECIPE, [*OPTIONS, *sys.argv[1:]])
+        launch(RECIPE, sys.argv[1:])
     finally:
         if KeptScreen.kept is not None:
             for name, theme in THEMES.items():
