@@ -132,5 +132,5 @@ def test_the_committed_pictures_show_one_run() -> None:
         words_in((screen.FOLDER / f"training-screen-{name}.svg").read_text()) for name in screen.THEMES
     )
     assert light == dark and screen.TITLE in light
-    for expected in ("stage 2 of 3 (S2, level G2)", "stage ETA", "run ETA", "images/s", "data wait", "loss"):
+    for expected in ("stage 3 of 3 (S3, level G1)", "kNN", "ETA", "images/s", "data wait", "loss"):
         assert expected in light
