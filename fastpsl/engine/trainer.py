@@ -126,9 +126,7 @@ class StageTrainer:
         reset_peak_memory(run.world.device)
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
         self.views, blocks = self.train_step.views, self.train_step.module.blocks
-        probed_view = self.views[0] if is_probed(run, experiment.task) else None
-        every = getattr(run.options, "probe_every", None)
-        self.online_probe = OnlineProbe(run, blocks, stage, probed_view, every)
+        self.online_probe = OnlineProbe(run, experiment, stage, blocks, is_probed(run, experiment.task))
         if state:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["train_step"])
@@ -167,10 +165,8 @@ class StageTrainer:
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
-            if self.online_probe.is_on and position.run_step == 0 and not run.resumed:
-                backbone, stages = self.experiment.backbone, self.experiment.stages
-                if not self.online_probe.look_untrained(backbone, stages, task):
-                    return False
+            if position.run_step == 0 and not run.resumed and not self.online_probe.look_untrained():
+                return False
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False
