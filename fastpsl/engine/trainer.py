@@ -210,9 +210,13 @@ class StageTrainer:
             return self.train_step.evaluate(progress.track(batches, batch_size), self.val_views, stopped)
 
     def _end_images(self, level: int, val_loader: Loader | None) -> int:
-        """Return how many images pass forward at the end of a stage: for the validation, and for a probe."""
-        validated = val_loader.num_samples if val_loader and self.experiment.task.val_views(level) else 0
-        return validated + self.online_probe.num_images
+        """Return how many images pass forward at the end of a stage: for the validation, and for a probe.
+
+        An image of a probe is one network input.
+        """
+        task = self.experiment.task
+        validated = val_loader.num_samples if val_loader and task.val_views(level) else 0
+        return validated + self.online_probe.num_images // task.inputs_per_image(level)
 
     def _warm_up(self, loader: BatchSource) -> bool:
         """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""
