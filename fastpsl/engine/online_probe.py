@@ -11,7 +11,6 @@ training images, as the views of the last stage show them. So it is what the rec
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -186,7 +185,7 @@ class OnlineProbe:
     def look(self, epochs: float) -> bool:
         """Probe the features now. Return False if a signal stopped it."""
         whole: Forward = lambda images: [self.blocks(images).float().mean((2, 3))]
-        with self._apart(self.blocks) as apart:
+        with self._apart(self.blocks) as taken:
             (line,) = self._measured(whole, [self.stage], epochs)
             if self.run.world.rank == 0:
                 line |= {"knn_untrained": self._untrained(line)}
@@ -195,8 +194,8 @@ class OnlineProbe:
 
                 draw_probes(read_probes(self.file), self.run.folder / "probe.png")
                 if self.every:
-                    self.run.reporter.log(f"{probe_line(line)}; {apart.seconds:.1f} s")
-        return apart.is_done
+                    self.run.reporter.log(f"{probe_line(line)}; {taken()}")
+        return self._last_look == self.run.position.run_step
 
     def look_untrained(self) -> bool:
         """Probe the last block of each stage before the first step. Return False if a signal stopped it.
@@ -207,7 +206,7 @@ class OnlineProbe:
             return True
         backbone, stages = self.experiment.backbone, self.experiment.stages
         lines = dict[str, dict[str, Any]]()
-        with self._apart(backbone) as apart:
+        with self._apart(backbone) as taken:
             for view in dict.fromkeys(map(self._view, stages)):
                 alike = [stage for stage in stages if self._view(stage) == view]
                 pooled = partial(_pooled, backbone, [stage.last_block for stage in alike])
@@ -216,8 +215,8 @@ class OnlineProbe:
             if self.run.world.rank == 0:
                 in_order = [lines[stage.name] for stage in stages]
                 self._write(in_order)
-                self.run.reporter.log(f"{untrained_line(in_order)}; {apart.seconds:.1f} s")
-        return apart.is_done
+                self.run.reporter.log(f"{untrained_line(in_order)}; {taken()}")
+        return self._last_look == self.run.position.run_step
 
     def result(self) -> dict[str, float]:
         """Return the kNN accuracy at the run's present step and untrained, for the stage's summary."""
@@ -228,15 +227,17 @@ class OnlineProbe:
         return {name: line[name] for line in lines for name in names if line.get(name) is not None}
 
     @contextlib.contextmanager
-    def _apart(self, module: nn.Module) -> Iterator["_Apart"]:
-        """Leave the module and the clock as they are; a signal (`PassStopped`) ends the context."""
-        run, apart = self.run, _Apart(time.perf_counter())
+    def _apart(self, module: nn.Module) -> Iterator[Callable[[], str]]:
+        """Leave the module and the clock as they are, and yield what tells the time that was taken.
+
+        A signal (`PassStopped`) ends the context, and then the last look is none of the present step.
+        """
+        run, started = self.run, time.perf_counter()
         with run.reporter.off_the_clock(), contextlib.suppress(PassStopped):
             run.stop_signal.other_pace()
             with torch.no_grad(), undisturbed(module, run.world):
-                yield apart
+                yield lambda: f"{time.perf_counter() - started:.1f} s"
             self._last_look = run.position.run_step
-            apart.is_done = True
 
     def _measured(self, forward: Forward, stages: Sequence[Stage], epochs: float) -> list[dict[str, Any]]:
         """Return a line of probe.jsonl for each stage, of whose last block `forward` makes the features."""
@@ -339,18 +340,6 @@ class OnlineProbe:
         line = lines[0]
         names = [name for name in (*FIGURES, "knn_untrained") if line.get(name) is not None]
         self.run.reporter.scalars({f"probe/{name}": line[name] for name in names}, line["run_step"])
-
-
-@dataclass
-class _Apart:
-    """A measurement beside the training."""
-
-    started: float
-    is_done: bool = False
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def _pooled(backbone: Backbone, last_blocks: Sequence[int], images: Tensor) -> list[Tensor]:
