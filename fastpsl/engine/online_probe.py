@@ -11,20 +11,21 @@ training images, as the views of the last stage show them. So it is what the rec
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import percent
 from fastpsl.engine.dataset_pass import PassStopped, undisturbed
 from fastpsl.engine.distributed import World, gathered, share, sum_over_ranks
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import MetricsFile, knn_words
 from fastpsl.engine.run import Run, RunData
@@ -49,8 +50,12 @@ def find_neighbours(
 
 
 MAX_TRAIN, MAX_VAL = 5_000, 10_000
-# For BatchNorm's statistics. In training, a momentum of 0.1 averages about 20 batches.
-MAX_STATISTICS = 1_000
+# A look takes at most a hundredth of the training's time, or for short trainings so many operations, which
+# are 3 to 4 s of a CPU core. Of the sample presets, those with a ResNet-50 see fewer images by this.
+LOOK_OPERATIONS = 140_000_000_000
+# Network inputs for BatchNorm's statistics. With a ResNet-18 and 64 to 960 inputs, the kNN accuracy varies no
+# more than with the order of the images.
+NUM_STATISTICS = 250
 K, TEMPERATURE = 20, 0.07
 # A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
@@ -58,8 +63,8 @@ RIDGE = 0.1
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
 _TRAIN, _VAL, _ORDER = 1, 2, 3  # parts of the seed
 
-
-Output = TypeVar("Output")
+Forward = Callable[[Tensor], list[Tensor]]
+"""Images [B, C, H, W] → pooled features [B, C] of each wanted block."""
 
 
 class Features(NamedTuple):
@@ -108,33 +113,21 @@ class OnlineProbe:
     The lines of the untrained network, one for each stage, have `run_step` 0.
     """
 
-    def __init__(
-        self, run: Run, blocks: StageBlocks, stage: Stage, view: ViewSpec | None, every: int | None = None
-    ):
-        """Prepare the monitor.
-
-        Args:
-            run: The run.
-            blocks: The blocks that the stage runs.
-            stage: The stage.
-            view: The view whose input the network reads; None for no probes.
-            every: Epochs between probes within the stage; None for none.
-        """
-        self.run, self.blocks, self.stage, self.every = run, blocks, stage, every
-        self.is_on = view is not None
-        if view is None:
-            return
-        options = run.options
-        # A run that is cut short for a trial does not wait for more images than it trains on.
-        most = (options.max_steps_per_stage or MAX_VAL) * options.batch_size
-        self.view = _middle(view)
-        self.train = _some(run.data.train, min(MAX_TRAIN, most), (options.seed, _TRAIN))
+    def __init__(self, run: Run, experiment: Experiment, stage: Stage, blocks: StageBlocks, is_on: bool):
+        """Prepare the monitor of a stage, which runs `blocks`; without `is_on`, it never looks."""
+        self.run, self.experiment, self.stage, self.blocks = run, experiment, stage, blocks
+        self.is_on = is_on
+        self.every: int | None = getattr(run.options, "probe_every", None)
+        self.train: Subset | None = None
         self.val: Subset | None = None
+        if not is_on:
+            return
+        seed, most = run.options.seed, self._most_images()
+        self.train = _some(run.data.train, min(MAX_TRAIN, most), (seed, _TRAIN))
         if run.data.val is not None and not why_no_knn(run.data):
-            self.val = _some(run.data.val, min(MAX_VAL, most), (options.seed, _VAL))
-        for part in (self.train, self.val):
-            if part is not None:
-                self.view.crop.check(*part.image_sizes()[:2])
+            self.val = _some(run.data.val, min(MAX_VAL, most), (seed, _VAL))
+        for part in self._parts():
+            self._view(stage).crop.check(*part.image_sizes()[:2])
         self._last_look = -1
         if run.world.rank == 0:
             # A run that starts anew may find the lines of one that had no checkpoint yet.
@@ -143,11 +136,40 @@ class OnlineProbe:
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
 
+    def _most_images(self) -> int:
+        """Return how many training images a look has at most in any stage, and how many for validation."""
+        run, num_train = self.run, self.run.data.train.num_samples
+        batch_size = run.options.batch_size
+        learned = sum(
+            stage.epochs * num_train + (stage.num_steps or 0) * batch_size for stage in self.experiment.stages
+        )
+        passed = 3 * learned // 100  # a learned image passes forward once, and backward for two
+        if passed < min(MAX_TRAIN, num_train) + MAX_VAL:
+            passed = max(passed, LOOK_OPERATIONS // self._num_operations())
+        # A run that is cut short for a trial does not wait for more images than it trains on.
+        return min(max(passed // 2, batch_size), (run.options.max_steps_per_stage or MAX_VAL) * batch_size)
+
+    def _num_operations(self) -> int:
+        """Return the operations of an image, as the first stage has it, in the whole network."""
+        spec, backbone = self._view(self.experiment.stages[0]).input(), self.experiment.backbone
+        image = torch.zeros(1, spec.num_channels, spec.size_px, spec.size_px, device=self.run.world.device)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), undisturbed(backbone, self.run.world), counter:
+            _pooled(backbone, [backbone.num_blocks], image)
+        return max(counter.get_total_flops(), 1)
+
+    def _parts(self) -> list[Subset]:
+        return [part for part in (self.train, self.val) if part is not None]
+
+    def _view(self, stage: Stage) -> ViewSpec:
+        """Return the view of the middle of an image, with the input that the network has in a stage."""
+        input_spec = self.experiment.task.views(stage.level)[0].input()
+        return center_view(input_spec, input_spec.size_px)
+
     @property
     def num_images(self) -> int:
         """The number of images of a probe; 0 if there are no probes."""
-        parts = (vars(self).get(name) for name in ("train", "val"))
-        return sum(part.num_samples for part in parts if part is not None)
+        return sum(part.num_samples for part in self._parts())
 
     def probe(self, steps_per_epoch: int, last_step: int, release: Callable[[], None]) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps."""
@@ -162,8 +184,8 @@ class OnlineProbe:
 
     def look(self, epochs: float) -> bool:
         """Probe the features now. Return False if a signal stopped it."""
-        whole = lambda images: [self.blocks(images).float().mean((2, 3))]
-        with self._apart(self.blocks) as apart:
+        whole: Forward = lambda images: [self.blocks(images).float().mean((2, 3))]
+        with self._apart(self.blocks) as taken:
             (line,) = self._measured(whole, [self.stage], epochs)
             if self.run.world.rank == 0:
                 line |= {"knn_untrained": self._untrained(line)}
@@ -172,29 +194,29 @@ class OnlineProbe:
 
                 draw_probes(read_probes(self.file), self.run.folder / "probe.png")
                 if self.every:
-                    self.run.reporter.log(f"{probe_line(line)}; {apart.seconds:.1f} s")
-        return apart.is_done
+                    self.run.reporter.log(f"{probe_line(line)}; {taken()}")
+        return self._last_look == self.run.position.run_step
 
-    def look_untrained(self, backbone: Backbone, stages: Sequence[Stage], task: Task) -> bool:
+    def look_untrained(self) -> bool:
         """Probe the last block of each stage before the first step. Return False if a signal stopped it.
 
         One pass serves all stages whose input is the same.
         """
-        middles = [_middle(task.views(stage.level)[0]) for stage in stages]
+        if not self.is_on:
+            return True
+        backbone, stages = self.experiment.backbone, self.experiment.stages
         lines = dict[str, dict[str, Any]]()
-        with self._apart(backbone) as apart:
-            for view in dict.fromkeys(middles):
-                alike = [stage for stage, other in zip(stages, middles, strict=True) if other == view]
+        with self._apart(backbone) as taken:
+            for view in dict.fromkeys(map(self._view, stages)):
+                alike = [stage for stage in stages if self._view(stage) == view]
                 pooled = partial(_pooled, backbone, [stage.last_block for stage in alike])
-                self.view = view
-                self._estimate_statistics(backbone, pooled, task.views(alike[-1].level))
+                self._estimate_statistics(pooled, alike[-1])
                 lines |= {line["stage"]: line for line in self._measured(pooled, alike, 0.0)}
             if self.run.world.rank == 0:
                 in_order = [lines[stage.name] for stage in stages]
                 self._write(in_order)
-                self.run.reporter.log(f"{untrained_line(in_order)}; {apart.seconds:.1f} s")
-        self.view = middles[0]
-        return apart.is_done
+                self.run.reporter.log(f"{untrained_line(in_order)}; {taken()}")
+        return self._last_look == self.run.position.run_step
 
     def result(self) -> dict[str, float]:
         """Return the kNN accuracy at the run's present step and untrained, for the stage's summary."""
@@ -205,39 +227,37 @@ class OnlineProbe:
         return {name: line[name] for line in lines for name in names if line.get(name) is not None}
 
     @contextlib.contextmanager
-    def _apart(self, module: nn.Module) -> Iterator["_Apart"]:
-        """Leave the module and the clock as they are; a signal (`PassStopped`) ends the context."""
-        run, apart = self.run, _Apart(time.perf_counter())
+    def _apart(self, module: nn.Module) -> Iterator[Callable[[], str]]:
+        """Leave the module and the clock as they are, and yield what tells the time that was taken.
+
+        A signal (`PassStopped`) ends the context, and then the last look is none of the present step.
+        """
+        run, started = self.run, time.perf_counter()
         with run.reporter.off_the_clock(), contextlib.suppress(PassStopped):
             run.stop_signal.other_pace()
             with torch.no_grad(), undisturbed(module, run.world):
-                yield apart
+                yield lambda: f"{time.perf_counter() - started:.1f} s"
             self._last_look = run.position.run_step
-            apart.is_done = True
 
-    def _measured(
-        self, forward: Callable[[Tensor], list[Tensor]], stages: Sequence[Stage], epochs: float
-    ) -> list[dict[str, Any]]:
-        """Return a line of probe.jsonl for each stage, of which `forward` makes the features [B, C]."""
-        train = self._features(self.train, forward)
-        val: Sequence[Features | None] = [None] * len(stages)
-        if self.val is not None:
-            val = self._features(self.val, forward)
+    def _measured(self, forward: Forward, stages: Sequence[Stage], epochs: float) -> list[dict[str, Any]]:
+        """Return a line of probe.jsonl for each stage, of whose last block `forward` makes the features."""
+        parts, view = self._parts(), self._view(stages[0])
+        features = [self._features(part, view, forward) for part in parts]
         lines, position = [], self.run.position
-        for stage, of_train, of_val in zip(stages, train, val, strict=True):
+        for stage, (train, *val) in zip(stages, zip(*features, strict=True), strict=True):
             line: dict[str, Any] = {"run_step": position.run_step, "stage": stage.name, "level": stage.level}
             line |= {"step": position.step, "epoch": round(epochs, 3), "block": f"B{stage.last_block}"}
             if self.run.world.rank == 0:
                 with operation("probe: kNN, linear classifier and signs of collapse"):
-                    line |= figures(of_train, of_val)
+                    line |= figures(train, *val)
             lines.append(line)
         return lines
 
-    def _features(self, data: Subset, forward: Callable[[Tensor], list[Tensor]]) -> list[Features]:
+    def _features(self, data: Subset, view: ViewSpec, forward: Forward) -> list[Features]:
         """Return the features of each tensor that `forward` returns, from all ranks, on every rank."""
         indices, parts = list[Tensor](), list[list[Tensor]]()
         batch_size = self.run.data.batch_size
-        for (images,), own_indices in self._inputs("probe: features", data, [self.view], batch_size):
+        for (images,), own_indices in self._inputs("probe: features", data, [view], batch_size):
             parts.append(self._computed(forward, images))
             indices.append(own_indices)
         places = gathered(torch.cat(indices))
@@ -245,33 +265,34 @@ class OnlineProbe:
         labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
         return [Features(gathered(torch.cat(each))[order], labels) for each in zip(*parts, strict=True)]
 
-    def _estimate_statistics(
-        self, backbone: Backbone, forward: Callable[[Tensor], object], views: Sequence[ViewSpec]
-    ) -> None:
-        """Set BatchNorms' running statistics to the mean of those of whole batches of training images.
+    def _estimate_statistics(self, forward: Forward, stage: Stage) -> None:
+        """Set BatchNorms' running statistics to the mean of those of batches, as the stage's steps see them.
 
-        The batches have a random order, and each rank takes equally many. The mean is over those of all
-        ranks. All else is in eval mode, so that no dropout draws a mask.
+        Batches of training images in random order pass until `NUM_STATISTICS` inputs have, equally many on
+        each rank. The mean is over those of all ranks. All else is in eval mode, so that no dropout draws a
+        mask.
         """
-        norms = [part for part in backbone.modules() if isinstance(part, _BatchNorm)]
+        norms = [part for part in self.experiment.backbone.modules() if isinstance(part, _BatchNorm)]
         norms = [norm for norm in norms if norm.running_mean is not None]
         if not norms:
             return
-        world, momenta = self.run.world, [norm.momentum for norm in norms]
-        data = self.in_random_order()
+        world, momenta, data = self.run.world, [norm.momentum for norm in norms], self.in_random_order()
         of_rank = data.num_samples // world.size
         batch_size = min(max(2, self.run.data.batch_size), of_rank)
+        views = self.experiment.task.views(stage.level)
         batches = self._inputs("untrained: BatchNorm's statistics", data, views, batch_size)
-        number = 0
+        number = num_inputs = 0
         try:
             with contextlib.closing(batches):
                 for inputs, _ in islice(batches, of_rank // batch_size):
                     for images in inputs:
-                        number += 1
+                        number, num_inputs = number + 1, num_inputs + len(images) * world.size
                         for norm in norms:
                             norm.train()
                             norm.momentum = 1 / number  # the first input replaces what was there
                         self._computed(forward, images)
+                    if num_inputs >= NUM_STATISTICS:
+                        break
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -280,10 +301,11 @@ class OnlineProbe:
 
     def in_random_order(self) -> Subset:
         """Return the training images for BatchNorm's statistics: a sorted folder has batches of one class."""
+        assert self.train is not None
         order = np.random.default_rng((self.run.options.seed, _ORDER)).permutation(self.train.num_samples)
-        return Subset(self.train, order[:MAX_STATISTICS])
+        return Subset(self.train, order)
 
-    def _computed(self, forward: Callable[[Tensor], Output], images: Tensor) -> Output:
+    def _computed(self, forward: Forward, images: Tensor) -> list[Tensor]:
         dtype = DTYPES[self.run.precision]
         with torch.autocast(self.run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return forward(images)
@@ -306,12 +328,10 @@ class OnlineProbe:
 
     def _untrained(self, line: dict[str, Any]) -> float | None:
         """Return the untrained network's accuracy of the same block on the same images; None if unknown."""
-        same = ("stage", "block", "num_train", "num_val")
-        for other in read_probes(self.file):
-            if other["run_step"] == 0 and all(other[name] == line[name] for name in same):
-                accuracy: float | None = other["knn_accuracy"]
-                return accuracy
-        return None
+        same = ("run_step", "stage", "block", "num_train", "num_val")
+        wanted = [0, *(line[name] for name in same[1:])]
+        found = [each for each in read_probes(self.file) if [each.get(name) for name in same] == wanted]
+        return found[0]["knn_accuracy"] if found else None
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         """Append lines to probe.jsonl, and send the first one's figures to TensorBoard and W&B."""
@@ -320,24 +340,6 @@ class OnlineProbe:
         line = lines[0]
         names = [name for name in (*FIGURES, "knn_untrained") if line.get(name) is not None]
         self.run.reporter.scalars({f"probe/{name}": line[name] for name in names}, line["run_step"])
-
-
-@dataclass
-class _Apart:
-    """A measurement beside the training."""
-
-    started: float
-    is_done: bool = False
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-
-def _middle(view: ViewSpec) -> ViewSpec:
-    """Return the view of the middle of an image, with the input that the network has from `view`."""
-    input_spec = view.input()
-    return center_view(input_spec, input_spec.size_px)
 
 
 def _pooled(backbone: Backbone, last_blocks: Sequence[int], images: Tensor) -> list[Tensor]:
@@ -359,7 +361,7 @@ def _average(norms: Sequence[_BatchNorm], world: World) -> None:
                 sum_over_ranks(world, buffer).div_(world.size)
 
 
-def figures(train: Features, val: Features | None) -> dict[str, Any]:
+def figures(train: Features, val: Features | None = None) -> dict[str, Any]:
     """Compute the figures of probe.jsonl from the features of training and of validation images, if any.
 
     Accuracies are in [0, 1], and None without labels. If a feature is not finite, all `FIGURES` are None.

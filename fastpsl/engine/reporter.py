@@ -310,12 +310,13 @@ class Reporter:
 
         The time left is that of the images from here on. `batch_size` is that of all ranks.
         """
-        started = time.perf_counter()
+        first, started = 0, 0.0
         for number, batch in enumerate(self.watched(batches), start=1):
             yield batch
-            done = min(number * batch_size, num_images)
-            seconds = time.perf_counter() - started
-            self._pace.add_images(done, seconds, num_images - done, self._ahead.image_steps)
+            done, now = min(number * batch_size, num_images), time.perf_counter()
+            if number == 1:  # it has taken the loader's start, too
+                first, started = done, now
+            self._pace.add_images(done - first, now - started, num_images - done, self._ahead.image_steps)
             if self.screen:
                 eta_s, run_eta_s = self._pace.time_left(0, self._ahead)
                 self.screen.expect(eta_s, run_eta_s)

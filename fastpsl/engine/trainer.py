@@ -126,9 +126,7 @@ class StageTrainer:
         reset_peak_memory(run.world.device)
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
         self.views, blocks = self.train_step.views, self.train_step.module.blocks
-        probed_view = self.views[0] if is_probed(run, experiment.task) else None
-        every = getattr(run.options, "probe_every", None)
-        self.online_probe = OnlineProbe(run, blocks, stage, probed_view, every)
+        self.online_probe = OnlineProbe(run, experiment, stage, blocks, is_probed(run, experiment.task))
         if state:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["train_step"])
@@ -167,10 +165,8 @@ class StageTrainer:
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             warm_up_loader(run, task, self.stage, loader)
-            if self.online_probe.is_on and position.run_step == 0 and not run.resumed:
-                backbone, stages = self.experiment.backbone, self.experiment.stages
-                if not self.online_probe.look_untrained(backbone, stages, task):
-                    return False
+            if position.run_step == 0 and not run.resumed and not self.online_probe.look_untrained():
+                return False
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False
@@ -214,9 +210,13 @@ class StageTrainer:
             return self.train_step.evaluate(progress.track(batches, batch_size), self.val_views, stopped)
 
     def _end_images(self, level: int, val_loader: Loader | None) -> int:
-        """Return how many images pass forward at the end of a stage: for the validation, and for a probe."""
-        validated = val_loader.num_samples if val_loader and self.experiment.task.val_views(level) else 0
-        return validated + self.online_probe.num_images
+        """Return how many images pass forward at the end of a stage: for the validation, and for a probe.
+
+        An image of a probe is one network input.
+        """
+        task = self.experiment.task
+        validated = val_loader.num_samples if val_loader and task.val_views(level) else 0
+        return validated + self.online_probe.num_images // task.inputs_per_image(level)
 
     def _warm_up(self, loader: BatchSource) -> bool:
         """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""

@@ -1,11 +1,12 @@
-"""The online monitor: its figures, no effect on training, stops and resumes."""
+"""The online monitor: what it looks at and when, no effect on training, stops and resumes."""
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,18 +19,8 @@ from torch import Tensor, nn
 
 from fastpsl.engine import online_probe as online
 from fastpsl.engine import trainer
-from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.online_probe import (
-    Features,
-    OnlineProbe,
-    effective_rank,
-    feature_std,
-    figures,
-    is_probed,
-    probe_line,
-    ridge_classes,
-)
+from fastpsl.engine.online_probe import Features, OnlineProbe, figures, is_probed, probe_line
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
@@ -39,7 +30,6 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.filters import Sobel
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -59,61 +49,14 @@ STEPS_PER_EPOCH = 5  # 480 images in batches of 96
 STAGE = Stage("S3", 3, 3, 5, 2)
 
 
-def noise(num: int, channels: int, seed: int = 0) -> Tensor:
-    return torch.randn(num, channels, generator=torch.Generator().manual_seed(seed))
+def monitor_of(run: Run, net: Any = None, stages: Sequence[Stage] = (STAGE,), **more: Any) -> OnlineProbe:
+    """Return the monitor of the last of some stages of Jigsaw."""
+    experiment = replace(tiny_experiment(), backbone=net or TinyNet(), stages=tuple(stages), **more)
+    return OnlineProbe(run, experiment, stages[-1], StageBlocks(TinyNet(), STAGE), is_on=True)
 
 
-def test_std_is_1_for_even_directions_and_0_for_one() -> None:
-    assert feature_std(noise(4000, 64)) == pytest.approx(1, abs=0.02)
-    assert feature_std(noise(1, 64).expand(100, 64) * torch.rand(100, 1)) == pytest.approx(0, abs=1e-6)
-    rows = noise(50, 8).double().numpy()
-    rows /= np.sqrt((rows**2).sum(1, keepdims=True))
-    assert feature_std(noise(50, 8)) == pytest.approx(rows.std(0).mean() * 8**0.5)
-
-
-@pytest.mark.parametrize("shape", [(60, 16), (16, 60)])
-def test_the_rank_is_exp_of_the_entropy_of_singular_values(shape: tuple[int, int]) -> None:
-    features = noise(*shape) @ torch.diag(torch.linspace(0.1, 2, shape[1]))
-    values = np.linalg.svd(features.double().numpy(), compute_uv=False)
-    shares = values / values.sum()
-    assert effective_rank(features) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
-
-
-def test_the_rank_counts_directions() -> None:
-    basis = torch.linalg.qr(noise(40, 40))[0]
-    assert effective_rank(basis[:, :7].repeat(1, 2)) == pytest.approx(7, rel=1e-4)
-    assert effective_rank(noise(1, 9).expand(30, 9)) == pytest.approx(1, rel=1e-3)
-    assert effective_rank(torch.zeros(30, 9)) == pytest.approx(1)
-
-
-def test_ridge_is_the_solution_of_its_normal_equations() -> None:
-    """Compares to numpy's least squares on the stacked problem, including a constant channel."""
-    features, others = noise(80, 10) * 7 + 3, noise(40, 10, 1) * 7 + 3
-    labels = torch.randint(0, 4, (80,), generator=torch.Generator().manual_seed(2))
-    features[:, 4] = 5.0
-    others[:, 4] = 1e6  # ignored, because the channel is constant in training
-    x, queries = features.double().numpy(), others.double().numpy()
-    mean, deviation = x.mean(0), x.std(0)
-    deviation[4] = np.inf
-    x, queries = (x - mean) / deviation, (queries - mean) / deviation
-    y = np.eye(4)[labels.numpy()]
-    stacked = np.vstack([x, np.sqrt(online.RIDGE * 80) * np.eye(10)])
-    targets = np.vstack([y - y.mean(0), np.zeros((10, 4))])
-    scores = queries @ np.linalg.lstsq(stacked, targets, rcond=None)[0] + y.mean(0)
-    result = ridge_classes(features, labels, others, 4)
-    assert result.tolist() == scores.argmax(1).tolist() and len(set(result.tolist())) > 2
-
-
-def test_ridge_standardises_by_the_deviation_that_has_n_below() -> None:
-    """Of few images n - 1 would show.
-
-    Images at 0, 2 and 2 are standardised to x = -√2, 1/√2 and 1/√2 by 4/3 and 2√2/3. The classes' scores are
-    2/3 + W x and 1/3 - W x with W = √2/3 / (1 + 1/10). They are equal where x is -1/(6 W), which is at
-    4/3 - 1.1/3. With n - 1, it would be at 4/3 - 1.15/3.
-    """
-    features, labels = torch.tensor([[0.0], [2.0], [2.0]]), torch.tensor([0, 1, 1])
-    others = 4 / 3 - 1.1 / 3 + torch.tensor([[-0.01], [0.01]])
-    assert ridge_classes(features, labels, others, 2).tolist() == [0, 1]
+def VIEW() -> Any:
+    return tiny_experiment().task.views(3)[0]
 
 
 def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,50 +65,17 @@ def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch:
     parts, data = [], str(sample_paths().train_32)
     for number, seed in enumerate((0, 1, 0)):
         with closing(probed_run(tmp_path / str(number), seed=seed, data=data, val=data)) as run:
-            monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW(), 1)
-        assert monitor.val is not None
-        parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.val)]
+            monitor = monitor_of(run)
+        parts += [tuple(part.indices.tolist()) for part in monitor._parts()]
     assert [len(set(part)) for part in parts] == [30] * 6 and parts == [tuple(sorted(p)) for p in parts]
     assert len(set(parts)) == 4 and parts[:2] == parts[-2:]
 
 
-def test_neighbours_vote_by_the_usual_weights() -> None:
-    """Each of the 20 nearest weighs exp(cosine / 0.07), as in kNN evaluations; the ridge is a tenth."""
-    assert online.RIDGE == 0.1
-    labels, truth = torch.arange(90) % 3, torch.arange(60) % 3
-    features, others = noise(90, 4, 2) + 0.7 * labels[:, None], noise(60, 4, 52) + 0.7 * truth[:, None]
-    rows, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.numpy(), others.numpy()))
-    accuracies = []
-    for k, temperature in ((20, 0.07), (20, 0.7), (10, 0.07)):
-        right = 0
-        for query, label in zip(queries, truth.tolist(), strict=True):
-            cosines, votes = rows @ query, [0.0, 0.0, 0.0]
-            for row in np.argsort(-cosines)[:k]:
-                votes[int(labels[row])] += float(np.exp(cosines[row] / temperature))
-            right += votes.index(max(votes)) == label
-        accuracies.append(right / 60)
-    found = figures(Features(features, labels), Features(others, truth))["knn_accuracy"]
-    assert found == pytest.approx(accuracies[0]) and accuracies[0] not in accuracies[1:]
-
-
-def test_fewer_images_than_neighbours_all_vote() -> None:
-    """A query is next to one image of class 0, but the two of class 1 are hardly farther."""
-    train = Features(torch.tensor([[1.0, 0], [0.99, 0.1], [0.99, 0.1]]), torch.tensor([0, 1, 1]))
-    found = figures(train, Features(torch.tensor([[1.0, 0.0], [1.0, 0.1]]), torch.tensor([0, 1])))
-    assert found["knn_accuracy"] == 0.5
-
-
-def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
-    labels = torch.arange(40) % 4
-    clear = nn.functional.one_hot(labels, 4).float() + 0.01 * noise(40, 4)
-    whole = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
-    assert whole["knn_accuracy"] == whole["linear_accuracy"] == 1 and whole["num_val"] == 12
-    bare = figures(Features(clear, torch.full((40,), -1)), None)
-    assert bare["knn_accuracy"] is None and bare["effective_rank"] == whole["effective_rank"]
-    clear[3, 1] = float("inf")
-    not_finite = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
-    assert all(not_finite[name] is None for name in online.FIGURES)
-    assert "not finite" in probe_line(not_finite | {"epoch": 1.0, "stage": "S1", "block": "B3"})
+@pytest.fixture(autouse=True, scope="module")
+def _three_batches_for_statistics() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(online, "NUM_STATISTICS", 2 * 96 * 9 + 1)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +160,7 @@ def test_the_numbers_are_those_of_the_blocks_as_it_is_saved(whole: Path) -> None
     parts = []
     for data in (run.data.train, run.data.val):
         assert data is not None
-        view, rows = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW(), 1).view, []
+        view, rows = monitor_of(run)._view(STAGE), []
         loader = Loader(data, [view], batch_size_per_rank=1, train=False, num_threads=1)
         with loader, torch.no_grad():
             for batch in loader.epoch(0):
@@ -260,10 +170,6 @@ def test_the_numbers_are_those_of_the_blocks_as_it_is_saved(whole: Path) -> None
     run.close()
     expected, line = figures(*parts), probes(whole)[-1]
     assert expected == {name: pytest.approx(line[name], rel=1e-3) for name in expected}
-
-
-def VIEW() -> Any:
-    return tiny_experiment().task.views(3)[0]
 
 
 def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> None:
@@ -284,7 +190,7 @@ def stop_at(run: Run, when: Callable[[], bool]) -> None:
     before_asking(run, request)
 
 
-@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, slow(2 * STEPS_PER_EPOCH)])
+@pytest.mark.parametrize("step", [slow(STEPS_PER_EPOCH), 2 * STEPS_PER_EPOCH])
 def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -306,25 +212,6 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     fit(tmp_path)
     assert probes(tmp_path) == probes(whole)
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
-
-
-def stopped(monitor: OnlineProbe, forward: Any, stages: Any, epochs: float) -> Any:
-    """Stand for `_measured` where a signal comes after the first step."""
-    if monitor.run.position.run_step:
-        raise PassStopped
-    return [{"stage": stage.name, "run_step": 0, "num_val": 0} | SIGNS for stage in stages]
-
-
-SIGNS = {"knn_accuracy": None, "linear_accuracy": None, "feature_std": 1.0, "effective_rank": 1.0}
-
-
-def test_without_validation_images_a_stopped_look_leaves_the_stage_unfinished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OnlineProbe, "_measured", stopped)
-    with closing(probed_run(tmp_path, val=None)) as run:
-        assert not pretrain(tiny_experiment(), run)
-    assert newest_checkpoint(tmp_path)["position"]["run_step"] == STEPS_PER_EPOCH
 
 
 def test_a_look_is_on_disk_before_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,56 +257,32 @@ def test_validation_data_of_other_classes_is_refused_before_training(tmp_path: P
     assert not (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = probed_run(tmp_path)
-
-    def chosen(seed: int, part: int = 1, data: Dataset = run.data.train) -> list[int]:
-        return online._some(data, 100, (seed, part)).indices.tolist()
-
-    assert chosen(0) == chosen(0) == sorted(set(chosen(0))) and len(chosen(0)) == 100
-    assert chosen(0) != chosen(1) != chosen(1, 2) and max(chosen(0)) > 400
-    run.close()
-
-
 def test_at_most_5_000_training_and_10_000_validation_images_are_looked_at(tmp_path: Path) -> None:
     with closing(probed_run(tmp_path)) as run:
         run.data.train, run.data.val = Synthetic(12_000, 8), Synthetic(12_001, 8)
-        monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW(), 1)
-        assert monitor.val is not None
-        assert (monitor.train.num_samples, monitor.val.num_samples) == (5_000, 10_000)
+        assert [part.num_samples for part in monitor_of(run)._parts()] == [5_000, 10_000]
 
 
-@pytest.mark.parametrize(("deviation", "is_used"), [(1e-3, True), (1e-5, False)])
-def test_a_channel_that_hardly_varies_is_left_out_of_the_ridge(deviation: float, is_used: bool) -> None:
-    """Only the last channel tells the classes apart."""
-    labels = torch.arange(200) % 2
-    features = torch.cat([noise(200, 3), deviation * (2.0 * labels[:, None] - 1)], 1)
-    right = (ridge_classes(features, labels, features, 2) == labels).float().mean()
-    assert (float(right) == 1) == is_used
-
-
-def test_classes_are_those_of_both_parts() -> None:
-    features = nn.functional.one_hot(torch.arange(30) % 3, 3).float()
-    train, val = Features(features, torch.arange(30) % 3), Features(features, torch.arange(30) % 3 + 2)
-    for parts, num_classes in (((train, val), 5), ((val, train), 5), ((train, train), 3)):
-        assert figures(*parts)["num_classes"] == num_classes
-
-
-def test_a_line_for_people_has_chance_and_full_rank() -> None:
-    line = {
-        "epoch": 2.6, "stage": "S2", "block": "B4", "knn_accuracy": 0.5, "linear_accuracy": 0.625,
-        "feature_std": 0.75, "effective_rank": 12.34, "num_train": 480, "num_val": 1160,
-        "num_classes": 8, "channels": 16,
-    }  # fmt: skip
-    signs = "std 0.750 of 1, rank 12.3 of 16"
-    assert probe_line(line) == (
-        "probe after epoch 2.6 (S2, B4): kNN 50.0 %, linear 62.5 % of 1,160 validation images "
-        f"(chance 12.5 %), {signs}"
-    )
-    beside = "kNN 50.0 % (untrained 37.5 %), linear"
-    assert beside in probe_line(line | {"knn_untrained": 0.375})
-    assert probe_line(line | {"num_val": 0}) == f"probe after epoch 2.6 (S2, B4): {signs}"
-    assert probe_line(line | {"num_train": 14}).endswith("rank 12.3 of 14")
+@pytest.mark.parametrize(
+    ("operations", "epochs", "numbers"),
+    [
+        (2 * 130, 2, [130, 130]),  # as many images as take so long
+        (1, 20, [288, 160]),  # half of 3 % of the images that are learned
+        (1, 2, [96, 96]),  # at least a batch
+    ],
+)
+def test_a_short_training_looks_at_fewer_images_the_same_in_each_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: int, epochs: int, numbers: list[int]
+) -> None:
+    """A multiplication and an addition per weight and place. Images of 30 px become 15, 8, 4, 2 and 2."""
+    widths, places = (3, *TinyNet.channels), (15, 8, 4, 2, 2)
+    of_image = sum(2 * 9 * widths[i] * widths[i + 1] * places[i] ** 2 for i in range(5))
+    monkeypatch.setattr(online, "LOOK_OPERATIONS", operations * of_image)
+    stages = [Stage("S1", 1, 1, 3, epochs), Stage("S2", 2, 2, 4, 0, num_steps=5 * epochs)]
+    with closing(probed_run(tmp_path)) as run:
+        looked_at = [monitor_of(run, stages=order)._parts() for order in (stages, stages[::-1])]
+    assert [[part.num_samples for part in parts] for parts in looked_at] == [numbers, numbers]
+    assert looked_at[0][0].indices.tolist() == looked_at[1][0].indices.tolist()
 
 
 def test_a_look_is_recorded_with_its_place_and_drawn_at_the_runs_step(tmp_path: Path) -> None:
@@ -442,16 +305,16 @@ def test_a_look_is_recorded_with_its_place_and_drawn_at_the_runs_step(tmp_path: 
 # The untrained network.
 
 
-def by_hand(run: Run, batch_size: int) -> list[dict[str, Any]]:
+def by_hand(run: Run, batch_size: int, num_batches: int) -> list[dict[str, Any]]:
     """Return the figures of B3, B4 and B5 of a network whose BatchNorms are measured by a plain loop."""
     train, val = run.data.train, run.data.val
     assert val is not None
-    monitor, norms = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW()), []
+    monitor, norms = monitor_of(run), []
     shuffled, net = monitor.in_random_order(), tiny_experiment().backbone
     assert sorted(shuffled.indices) == list(range(480)) != shuffled.indices.tolist()
-    loader = partial(Loader, views=[monitor.view], train=False, num_threads=1)
+    loader = partial(Loader, views=[monitor._view(STAGE)], train=False, num_threads=1)
     with torch.no_grad(), loader(shuffled, views=[VIEW()], batch_size_per_rank=batch_size) as batches:
-        for batch in batches.epoch(0):
+        for batch in islice(batches.epoch(0), num_batches):
             (images,), sums = batch.inputs(batches.views, torch.float32), list[Tensor]()
             for block in net.blocks():
                 images = block[0](images)  # type: ignore[index]
@@ -476,14 +339,14 @@ def by_hand(run: Run, batch_size: int) -> list[dict[str, Any]]:
 
 def test_statistics_are_of_training_images_alone_where_others_are_held_back(tmp_path: Path) -> None:
     with closing(probed_run(tmp_path, val="10%")) as run:
-        monitor = OnlineProbe(run, StageBlocks(TinyNet(), STAGE), STAGE, VIEW())
+        monitor = monitor_of(run)
         assert sorted(monitor.in_random_order().names()) == sorted(run.data.train.names())
 
 
 def test_untrained_is_the_first_network_with_measured_statistics(whole: Path) -> None:
     """The statistics are means over whole batches; a stage stands beside its own last block."""
     with closing(probed_run(whole)) as run:
-        expected = by_hand(run, 96)
+        expected = by_hand(run, 96, 3)
     lines = untrained(whole)
     places = [(line["run_step"], line["step"], line["epoch"]) for line in lines]
     assert places == [(0, 0, 0)] * 3 and [line["block"] for line in lines] == ["B3", "B4", "B5"]
@@ -544,11 +407,8 @@ def test_a_look_at_the_untrained_network_changes_nothing(tmp_path: Path) -> None
     net.parts[0].eval()
     modes, state = [part.training for part in net.modules()], copy.deepcopy(net.state_dict())
     with closing(probed_run(tmp_path)) as run:
-        monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, VIEW())
-        net.parts[0].eval()
-        modes, before = [part.training for part in net.modules()], torch.get_rng_state()
-        assert monitor.look_untrained(net, [STAGE], tiny_experiment().task)
-        assert torch.equal(torch.get_rng_state(), before)
+        monitor, before = monitor_of(run, net), torch.get_rng_state()
+        assert monitor.look_untrained() and torch.equal(torch.get_rng_state(), before)
     assert [part.training for part in net.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert {part.momentum for part in net.modules() if isinstance(part, nn.BatchNorm2d)} == {0.3}
@@ -559,26 +419,26 @@ def test_each_stage_is_looked_at_through_its_own_input(
 ) -> None:
     """Two of three stages have one input, for which one pass is enough."""
     net, seen = TinyNet(), list[str]()
-    stages = [Stage(f"S{i}", i, 1, i + 2, 1) for i in (1, 2, 3)]
+    stages = tuple(Stage(f"S{i}", i, 1, i + 2, 1) for i in (1, 2, 3))
     views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(1.0),)), VIEW()]
-    task: Any = SimpleNamespace(views=lambda level: [views[level - 1]])
+    task: Any = SimpleNamespace(views=lambda level: [views[level - 1]], num_levels=3)
     inputs = OnlineProbe._inputs
 
-    def note(monitor: OnlineProbe, what: str, *arguments: Any) -> Any:
-        seen.append(f"{what.split(':')[0]} {monitor.view.input().channels}")
-        return inputs(monitor, what, *arguments)
+    def note(monitor: OnlineProbe, what: str, data: Any, views: Any, batch_size: int) -> Any:
+        seen.append(f"{what.split(':')[0]} {views[0].input().channels}")
+        return inputs(monitor, what, data, views, batch_size)
 
     monkeypatch.setattr(OnlineProbe, "_inputs", note)
     with closing(probed_run(tmp_path)) as run:
-        monitor = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, views[0])
-        assert monitor.look_untrained(net, stages, task)
-        seen_together, together = seen.copy(), untrained(tmp_path)
-        for stage in stages:
-            assert monitor.look_untrained(net, [stage], task)
-        assert together == untrained(tmp_path)[-3:] and len(together) == 3
-        seen.clear()
-        bare: Any = Blocks([nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
-        assert monitor.look_untrained(bare, [replace(STAGE, last_block=1)], task)
+
+        def looked(net: Any, *stages: Stage) -> list[dict[str, Any]]:
+            seen.clear()
+            assert monitor_of(run, net, stages, task=task).look_untrained()
+            return untrained(tmp_path)
+
+        together, seen_together = looked(net, *stages), seen.copy()
+        assert together == [line for stage in stages for line in looked(net, stage)] and len(together) == 3
+        looked(Blocks([nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())]), replace(STAGE, last_block=1))
     assert seen_together == [
         f"{what} {channels}" for channels in ("RGB", "Sobel") for what in ("untrained", "probe", "probe")
     ]
@@ -587,6 +447,8 @@ def test_each_stage_is_looked_at_through_its_own_input(
 
 class Blocks(nn.ModuleList):
     """A network without BatchNorm."""
+
+    num_blocks = 1
 
     def blocks(self) -> list[nn.Module]:
         return list(self)

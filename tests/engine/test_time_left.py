@@ -79,6 +79,8 @@ def test_what_was_measured_replaces_the_guess_also_in_the_next_stage() -> None:
     pace.add_start(11.0)
     pace.add(10, 10.0)
     assert pace.time_left(5, ahead) == (5 + 20, 5 + 20 + 50 + 40 + 10)
+    pace.add_images(0, 0.0, 9, 2.0)  # the first batch tells what is left
+    assert pace.time_left(0, ahead) == (18, 18 + 50 + 40 + 10)
     pace.add_images(4, 12.0, 6, 2.0)
     assert pace.time_left(0, ahead) == (18, 18 + 50 + 60 + 10)
     pace = Pace(pace)
@@ -95,6 +97,7 @@ class Simulation:
     """A run on a clock of its own, whose reporter tells at each moment how long it takes from there."""
 
     spe, num_steps, batch_size = 20, 60, 32
+    loader_start = 6  # the time of the first validated batch, in those of others
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.told = 0.0, list[tuple[float, float]]()
@@ -138,8 +141,9 @@ class Simulation:
                 values = StepMetrics(("loss",), torch.tensor([(1.0, 1.0), (0.0, 1.0)]))
                 self.reporter.step(number, number, 0.1, values)
             batches = (SimpleNamespace(bad=[]) for _ in range(-(-num_images // self.batch_size)))
-            for _ in self.reporter.at_the_end(batches, self.batch_size, num_images):  # type: ignore[arg-type]
-                self.now += image_s[position] * self.batch_size
+            images = self.reporter.at_the_end(batches, self.batch_size, num_images)  # type: ignore[arg-type]
+            for number, _ in enumerate(images):
+                self.now += image_s[position] * self.batch_size * (1 if number else self.loader_start)
         self.reporter.close()
         return [left_s / (self.now - at) for at, left_s in self.told if self.now > at]
 

@@ -21,7 +21,6 @@ from fastpsl.engine.online_probe import OnlineProbe, figures
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
-from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import extract
@@ -33,7 +32,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import charts
 from fastpsl.scripts.recipe import Evaluation
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.engine.test_online_probe import by_hand, probes, stop_at, untrained
+from tests.engine.test_online_probe import by_hand, monitor_of, probes, stop_at, untrained
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
@@ -179,10 +178,10 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(folder / "probed")["backbone"])
     run = tiny_run(tmp_path)
-    alone = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, tiny_experiment().task.views(3)[0], 1)
-    pooled = lambda images: [alone.blocks(images).mean((2, 3))]
+    alone = monitor_of(run)
+    pooled = lambda images: [torch.nn.Sequential(*net.blocks())(images).mean((2, 3))]
     with torch.no_grad(), undisturbed(net, run.world):
-        (train,), (val,) = (alone._features(data, pooled) for data in (alone.train, alone.val))  # type: ignore[arg-type]
+        (train,), (val,) = (alone._features(data, alone._view(STAGE), pooled) for data in alone._parts())
     run.close()
     expected = figures(train, val)
     assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}
@@ -190,10 +189,10 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
 
 
 def test_untrained_statistics_are_means_over_the_batches_of_both_ranks(folder: Path, tmp_path: Path) -> None:
-    """Each rank has half of each batch of 96."""
+    """Each rank has half of the batch of 96, which are inputs enough."""
     (line,) = untrained(folder / "probed")
     with closing(tiny_run(tmp_path)) as run:
-        expected = by_hand(run, 48)[-1]
+        expected = by_hand(run, 48, 2)[-1]
     assert expected == {name: pytest.approx(line[name], rel=1e-3) for name in expected}
     lines = probes(folder / "probed")
     assert [each["knn_untrained"] for each in lines] == [line["knn_accuracy"]] * 2

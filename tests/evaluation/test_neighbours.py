@@ -1,16 +1,13 @@
-"""Test nearest neighbours, kNN scores, `fastpsl retrieve` and `fastpsl tsne` against plain code."""
+"""Test kNN scores and `fastpsl retrieve` against plain code."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import Tensor
 
 from fastpsl.evaluation import neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
@@ -23,229 +20,19 @@ from fastpsl.evaluation.neighbours import (
     score_lines,
 )
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.tsne import same_class, usual_perplexity
 from fastpsl.kernels.nearest import (
     Neighbours,
-    count_correct,
-    majority_scores,
-    nearest,
-    places,
-    weighted_scores,
 )
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots.charts import MAX_NAMED, draw_map
 from fastpsl.plots.neighbours import draw_neighbours
 from fastpsl.tables.results import index_runs
 from tests.cli import Cli
 from tests.engine.tiny import one_process
-from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import write_labelled
 from tests.plots.png_pixels import pixels
-
-NUM_CLASSES = 5
-
-
-def signs(num: int, seed: int, channels: int = 16) -> Tensor:
-    """Return rows of ±1 whose norm is a power of two: their cosines are exact, and many are equal."""
-    return torch.randint(0, 2, (num, channels), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
-
-
-def noise(num: int, seed: int, channels: int = 12) -> Tensor:
-    return torch.randn(num, channels, generator=torch.Generator().manual_seed(seed))
-
-
-def plain(queries: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return float64 similarities in falling order, equal ones by row."""
-    a, b = queries.double().numpy(), bank.double().numpy()
-    a /= np.linalg.norm(a, axis=1, keepdims=True)
-    b /= np.linalg.norm(b, axis=1, keepdims=True)
-    similarities = a @ b.T
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(similarities, order, 1), order
-
-
-@pytest.mark.parametrize(
-    "chunks",
-    [
-        {},
-        {"query_chunk": 1, "bank_chunk": 1},
-        {"query_chunk": 7, "bank_chunk": 13, "query_part": 20},
-        {"query_chunk": 64, "bank_chunk": 3, "query_part": 64},
-    ],
-)
-def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks: dict[str, Any]) -> None:
-    queries, bank = signs(50, 1), signs(101, 2)
-    similarities, rows = plain(queries, bank, 17)
-    assert (np.diff(similarities) == 0).mean() > 0.5  # because the test is about ties
-    neighbours = nearest(queries, bank, 17, **chunks)
-    assert np.array_equal(neighbours.rows.numpy(), rows)
-    assert np.array_equal(neighbours.similarities.numpy(), similarities)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_neighbours_are_those_of_the_whole_matrix(dtype: torch.dtype) -> None:
-    """Cosines have any size and sign, some queries' are all negative, and half is computed in float32."""
-    queries, bank = noise(40, 3).to(dtype), (noise(90, 4) * torch.rand(90, 1) * 50).to(dtype)
-    bank[:, 0] = 3 * bank[:, 0].abs()
-    queries[:5, 1:], queries[:5, 0] = 0, -1
-    similarities, rows = plain(queries, bank, 90)
-    assert (similarities[:5] < 0).all()
-    neighbours = nearest(queries, bank, 90, bank_chunk=32, query_chunk=16)
-    assert np.allclose(neighbours.similarities.numpy(), similarities, atol=3e-7)
-    by_row = np.take_along_axis(similarities, rows.argsort(1), 1)
-    # Rows with nearly equal cosines may swap places.
-    assert np.array_equal(np.sort(neighbours.rows.numpy(), 1), np.sort(rows, 1))
-    assert np.allclose(np.take_along_axis(by_row, neighbours.rows.numpy(), 1), similarities, atol=6e-7)
-
-
-def test_memory_maps_serve_as_well(tmp_path: Any) -> None:
-    queries, bank = noise(20, 5), noise(70, 6)
-    np.save(tmp_path / "bank.npy", bank.numpy())
-    neighbours = nearest(queries.numpy(), np.load(tmp_path / "bank.npy", mmap_mode="r"), 9, bank_chunk=16)
-    expected = nearest(queries, bank, 9)
-    assert torch.equal(neighbours.rows, expected.rows)
-    assert np.array_equal(neighbours.rows.numpy(), plain(queries, bank, 9)[1])
-
-
-def test_rows_that_are_not_finite_are_nobodys_neighbours() -> None:
-    queries, bank = noise(10, 7), noise(30, 8)
-    expected = plain(queries, bank[2:], 28)[1] + 2
-    bank[0], bank[1, 3] = float("nan"), float("inf")
-    assert np.array_equal(nearest(queries, bank, 28, bank_chunk=8).rows.numpy(), expected)
-
-
-def test_the_precision_of_others_is_left_as_it_was() -> None:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        nearest(noise(2, 1), noise(3, 2), 1)
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@pytest.mark.parametrize("k", [0, 31])
-def test_a_k_that_the_bank_has_not_is_refused(k: int) -> None:
-    with pytest.raises(ValueError, match=rf"k {k}: there are 30 features"):
-        nearest(noise(2, 1), noise(30, 2), k)
-
-
-def test_no_queries_have_no_neighbours() -> None:
-    assert nearest(noise(0, 1), noise(30, 2), 4).rows.shape == (0, 4)
-
-
-def labelled(seed: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return queries and a bank of overlapping clusters, with their labels."""
-    random = torch.Generator().manual_seed(seed)
-    centres = torch.randn(NUM_CLASSES, 12, generator=random)
-    bank_labels = torch.randint(0, NUM_CLASSES, (120,), generator=random)
-    labels = torch.randint(0, NUM_CLASSES, (60,), generator=random)
-    noises = (1.2 * torch.randn(num, 12, generator=random) for num in (60, 120))
-    return centres[labels] + next(noises), labels, centres[bank_labels] + next(noises), bank_labels
-
-
-@pytest.mark.parametrize("temperature", [0.07, 0.1])
-def test_weighted_votes_are_those_of_a_plain_loop(temperature: float) -> None:
-    queries, truth, bank, labels = labelled()
-    similarities, rows = plain(queries, bank, 20)
-    expected = np.zeros((60, NUM_CLASSES))
-    for query in range(60):
-        for similarity, row in zip(similarities[query], rows[query], strict=True):
-            expected[query, labels[row]] += np.exp(similarity / temperature)
-    neighbours = nearest(queries, bank, 20)
-    scores = weighted_scores(neighbours, labels, NUM_CLASSES, 20, temperature)
-    shares = (scores / scores.sum(1, keepdim=True)).numpy()
-    assert np.allclose(shares, expected / expected.sum(1, keepdims=True), rtol=1e-4, atol=1e-9)
-    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (20,), temperature)
-    right = int((expected.argmax(1) == truth.numpy()).sum())
-    assert counted["top1_k20"] == right and 24 < right < 60
-
-
-def test_a_small_temperature_does_not_overflow() -> None:
-    neighbours = Neighbours(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]))
-    scores = weighted_scores(neighbours, torch.tensor([1, 0, 0]), 2, 3, temperature=1e-4)
-    assert scores.isfinite().all() and int(scores.argmax()) == 1
-
-
-def majority_by_hand(votes: list[int]) -> int:
-    """Return the class with the most votes; of equal classes the one with the nearest vote."""
-    most = max(votes.count(label) for label in votes)
-    return next(label for label in votes if votes.count(label) == most)
-
-
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 10, 15, 20])
-def test_majority_goes_to_the_nearer_of_equal_classes(k: int) -> None:
-    queries, truth, bank, labels = labelled()
-    neighbours = nearest(queries, bank, 20)
-    predicted = majority_scores(neighbours, labels, NUM_CLASSES, k).argmax(1)
-    votes = labels[neighbours.rows[:, :k]].tolist()
-    assert predicted.tolist() == [majority_by_hand(row) for row in votes]
-    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (k,), 0.07)
-    assert counted[f"top1_k{k}_majority"] == int((predicted == truth).sum())
-
-
-@pytest.mark.parametrize(
-    ("votes", "winner"),
-    [
-        ([2, 0, 1], 2),
-        ([0, 2, 1], 0),
-        ([1, 2, 0], 1),
-        ([3, 0, 0, 3], 3),  # by the nearest member, and not by the farthest
-        ([0, 3, 3, 0], 0),
-        ([4, 1, 2, 2, 1], 1),
-        ([4, 2, 1, 1, 2], 2),
-        ([0, 1, 1, 1, 2, 3, 4, 0, 0], 0),  # by one member, and not by the mean of all
-        ([3, 0, 0], 0),  # no tie: two votes outweigh the nearest
-    ],
-)
-def test_the_nearest_neighbour_decides_a_tie(votes: list[int], winner: int) -> None:
-    k = len(votes)
-    neighbours = Neighbours(torch.linspace(0.9, 0.1, k)[None], torch.arange(k)[None])
-    labels = torch.tensor(votes)
-    assert int(majority_scores(neighbours, labels, NUM_CLASSES, k).argmax()) == winner
-    for truth in range(NUM_CLASSES):
-        counted = count_correct(neighbours, labels, torch.tensor([truth]), NUM_CLASSES, (k,), 0.07)
-        assert counted[f"top1_k{k}_majority"] == (truth == winner)
-
-
-def test_places_count_classes_ahead() -> None:
-    scores = torch.tensor([[0.0, 2.0, 2.0, 1.0, 0.0, 3.0]]).double().expand(6, 6)
-    # Class 5 leads. Of the equal 1 and 2 the lower is first. 0 and 4 have no vote and come last.
-    assert places(scores, torch.arange(6)).tolist() == [6, 1, 2, 3, 6, 0]
-
-
-def test_top_5_and_several_k_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, truth, bank, labels = labelled()
-    neighbours = nearest(queries, bank, 30)
-    scores = weighted_scores(neighbours, labels, NUM_CLASSES, 30, 0.07)
-    voted = (scores.gather(1, truth[:, None]) > 0).sum()
-    monkeypatch.setattr("fastpsl.kernels.nearest._VOTE_CHUNK", 7)
-    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (1, 30), 0.07)
-    assert counted["top5_k30"] == int(voted)  # five classes, so a class with a vote is in the top five
-    assert counted["top1_k30"] == int((scores.argmax(1) == truth).sum())
-    assert counted["top1_k1"] == counted["top1_k1_majority"] == counted["top5_k1"]
-    nothing = Neighbours(neighbours.similarities[:0], neighbours.rows[:0])
-    assert count_correct(nothing, labels, truth[:0], NUM_CLASSES, (1, 30), 0.07) == dict.fromkeys(counted, 0)
-
-
-@pytest.mark.slow
-def test_the_matrix_of_similarities_is_never_made() -> None:
-    """6,000 x 24,000 similarities would take 550 MiB in float32, and twice that again as keys."""
-    script = """
-import torch
-from fastpsl.kernels.nearest import nearest
-torch.set_num_threads(1)
-queries, bank = torch.randn(6000, 8), torch.randn(24000, 8)
-nearest(queries[:600], bank[:600], 5, bank_chunk=512, query_chunk=256)
-before = peak_mib()
-nearest(queries, bank, 5, bank_chunk=4096, query_chunk=512)
-print(peak_mib() - before)
-"""
-    (grown,) = printed_by(script)
-    assert grown < 300  # 512 x 4,096 x 16 B are 32 MiB, and the allocator holds more
 
 
 def features(path: Path, rows: list[list[float]], labels: list[int], bad: Sequence[int] = ()) -> FeatureFile:
@@ -302,13 +89,6 @@ def test_a_table_has_means_over_blocks_and_over_ks() -> None:
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = ("--size-px", "32", "--whole", "--workers", "1", "--batch-size", "40")
-
-
-@pytest.fixture
-def cli(cli: Cli) -> Iterator[Cli]:
-    """Compute with one thread, because sums in another order give another map."""
-    with threadpool_limits(1):
-        yield cli
 
 
 def refused(cli: Cli, out: Path, words: tuple[str, ...], command: str, *arguments: object) -> None:
@@ -553,153 +333,3 @@ def test_classes_by_number_alone(tmp_path: Path, cli: Cli) -> None:
         assert cli("retrieve", *RANDOM, *SMALL, *sets, "--k", 7, "--out", out)[0] == 0
         expected = {"precision_top7": pytest.approx(100 * (3 + 4 + 4) / 21, abs=1e-4)} if judged else {}
         assert read_result(out / "result.json")["numbers"] == expected
-
-
-NIN3 = ("--random-weights", "--backbone", "nin3")
-
-
-def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the share point by point."""
-    right = 0
-    for i in range(len(points)):
-        distances = ((points.astype(np.float64) - points[i]) ** 2).sum(1)
-        distances[i] = np.inf
-        right += labels[distances.argmin()] == labels[i]
-    return right / len(points)
-
-
-def test_few_images_have_a_low_perplexity() -> None:
-    assert [usual_perplexity(num) for num in (3, 60, 90, 1000)] == [1, 20, 30, 30]
-
-
-def test_the_map_is_scikit_learns(tmp_path: Path, cli: Cli) -> None:
-    data, out = sample_paths().test_32, tmp_path / "out"
-    options = (*NIN3, *SMALL, *f"--data {data} --num 60 --block B2 --seed 3 --out {out}".split())
-    code, lines, _ = cli("tsne", *options, "--perplexity", 7.5)
-    assert code == 0, lines
-    indices, points, features = (
-        np.load(out / f"{name}.npy") for name in ("tsne-indices", "tsne", "features")
-    )
-    assert len(set(indices.tolist())) == 60 and indices.min() >= 0 and indices.max() < 160
-    assert features.dtype == np.float32 and features.shape == (60, 192)
-    scikit = TSNE(perplexity=7.5, init="pca", random_state=3)
-    expected = scikit.fit_transform(features)
-    assert points.dtype == np.float32 and np.array_equal(points, expected)
-    with Beton(data) as opened:
-        labels, digest = opened.labels()[indices], opened.digest()
-    assert np.array_equal(np.load(out / "features-labels.npy"), labels)
-    record = read_result(out / "result.json")
-    assert (record["recipe"], record["protocol"], record["cut"]) == ("tsne", "tsne", False)
-    share = 100 * share_by_hand(points, labels)
-    assert record["numbers"] == {"same_class_2d": pytest.approx(share, abs=1e-4)} and 15 < share < 100
-    settings = record["settings"]
-    assert settings | {"num": 60, "perplexity": 7.5, "init": "pca", "block": "B2", "seed": 3} == settings
-    assert settings["kl_divergence"] == pytest.approx(scikit.kl_divergence_, abs=1e-4)
-    assert record["data"]["train"] == digest
-    counts = np.bincount(labels)
-    chance = 100 * sum(count * (count - 1) for count in counts) / (60 * 59)
-    assert f"{share:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)" in lines
-    assert lines.splitlines()[-2:] == [f"map {out / 'tsne.png'}", f"result {out / 'result.json'}"]
-    assert [result.record["protocol"] for result in index_runs(out).results] == ["tsne"]
-
-    before = (out / "features.npy").stat().st_mtime_ns
-    assert cli("tsne", *options, "--perplexity", 5)[0] == 0
-    assert (out / "features.npy").stat().st_mtime_ns == before
-    assert not np.array_equal(np.load(out / "tsne.npy"), points)
-
-
-def test_the_seed_draws_images(tmp_path: Path, cli: Cli) -> None:
-    indices = []
-    for name, seed, num in (("a", 0, 20), ("b", 2**32 - 1, 20), ("c", 0, 20), ("all", 0, 1000)):
-        options = (*NIN3, *SMALL, "--data", sample_paths().test_32, "--num", num, "--perplexity", 4)
-        assert cli("tsne", *options, "--seed", seed, "--out", tmp_path / name)[0] == 0
-        indices.append(np.load(tmp_path / name / "tsne-indices.npy").tolist())
-    assert indices[0] == indices[2] != indices[1] and indices[3] == list(range(160))
-    maps = [(tmp_path / name / "tsne.npy").read_bytes() for name in ("a", "b", "c")]
-    assert maps[0] == maps[2] != maps[1]
-
-
-@pytest.mark.parametrize("some", [False, True])
-def test_nothing_is_counted_unless_all_have_labels(tmp_path: Path, cli: Cli, some: bool) -> None:
-    """Without any label, all points are grey."""
-    if some:
-        data = write_labelled(tmp_path / "some.beton", [-1 if i == 7 else i % 2 for i in range(12)])
-    else:
-        data = folder(tmp_path / "data", 12)
-    out = tmp_path / "out"
-    words = f"--data {data} --num 12 --perplexity 3 --out {out}".split()
-    code, lines, _ = cli("tsne", *NIN3, *SMALL, *words)
-    assert code == 0 and "not every image has a label, so nothing is counted" in lines
-    assert read_result(out / "result.json")["numbers"] == {}
-    chart = pixels(out / "tsne.png")
-    assert some or ((chart.max(2) - chart.min(2)).max() == 0 and (chart == 0).any())  # the title is black
-
-
-def test_a_broken_image_is_no_point(tmp_path: Path, cli: Cli) -> None:
-    data, out = folder(tmp_path / "data", 12), tmp_path / "out"
-    broken = data / "05.jpg"
-    broken.write_bytes(b"\0" * broken.stat().st_size)
-    options = (*NIN3, *SMALL, "--data", data, "--num", 12, "--on-bad-sample", "skip", "--out", out)
-    code, lines, _ = cli("tsne", *options, "--perplexity", 3)
-    assert code == 0 and "11 images; " in lines
-    assert np.load(out / "tsne.npy").shape == (11, 2)
-    assert np.load(out / "tsne-indices.npy").tolist() == [i for i in range(12) if i != 5]
-    code, _, errors = cli("tsne", *options, "--perplexity", 11)
-    assert code == 2 and "11 images could be decoded" in errors.splitlines()[-1]
-
-
-def test_shares_by_hand_also_where_points_are_equal() -> None:
-    random = np.random.default_rng(0)
-    points, labels = random.normal(size=(80, 2)).astype(np.float32), random.integers(0, 3, 80)
-    assert same_class(points, labels) == pytest.approx(share_by_hand(points, labels))
-    twice = np.array([[0, 0], [0, 0], [5, 0], [5, 0]], np.float32)
-    assert same_class(twice, np.array([1, 1, 2, 2])) == 1
-    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # a point is not its own neighbour
-
-
-def near(chart: np.ndarray, colour: tuple[int, int, int]) -> int:
-    return int((np.abs(chart - colour).max(2) < 40).sum())
-
-
-def test_colours_and_legend(tmp_path: Path) -> None:
-    """Two classes are blue and orange with a legend, unlabelled points grey; many classes have no legend."""
-    random = np.random.default_rng(0)
-    points = random.normal(size=(90, 2)).astype(np.float32)
-    labels = np.repeat([0, 4, -1], 30)
-    names = ["ant", "bee", "cat", "dog", "eel"]
-    chart = pixels(draw_map(tmp_path / "named.png", points, labels, names, "title"))
-    plain = pixels(draw_map(tmp_path / "plain.png", points, np.full(90, -1), names, "title"))
-    assert near(chart, (31, 119, 180)) > 300 and near(chart, (255, 127, 14)) > 300
-    assert near(plain, (31, 119, 180)) == near(plain, (255, 127, 14)) == 0
-    assert chart.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # the legend's column
-    for num, legend in ((MAX_NAMED, True), (MAX_NAMED + 1, False)):
-        labels = np.arange(90) % num
-        width = pixels(draw_map(tmp_path / "many.png", points, labels, None, "title")).shape[1]
-        assert (width > plain.shape[1] + 100) == legend
-
-
-@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (0, 0)])
-def test_maps_of_any_shape_are_drawn(tmp_path: Path, shape: tuple[float, float]) -> None:
-    points = (np.random.default_rng(0).random((25, 2)) * shape).astype(np.float32)
-    chart = pixels(draw_map(tmp_path / "map.png", points, np.arange(25), None, "title"))
-    assert min(chart.shape[:2]) >= 3.5 * 120
-
-
-def test_maps_that_cannot_be_are_one_line(tmp_path: Path, cli: Cli) -> None:
-    data, out = sample_paths().test_32, tmp_path / "out"
-    cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
-        ((*NIN3, "--perplexity", 160), ("--perplexity 160 of 160 images: ",)),
-        ((*NIN3, "--num", 30, "--perplexity", 30), ("--perplexity 30 of 30 images: ",)),
-        ((*NIN3, "--num", 20, "--perplexity", 30), ("--perplexity 30 of 20 images: ",)),
-        ((*NIN3, "--num", 1, "--perplexity", 0.5), ("--num 1: ", "2 images or more")),
-        ((*NIN3, "--num", 0), ("--num 0",)),
-        ((*NIN3, "--num", 50, "--perplexity", 0), ("--perplexity 0",)),
-        ((*NIN3, "--num", 50, "--perplexity", "nan"), ("--perplexity nan",)),
-        ((*NIN3, "--num", 50, "--block", "B4"), ("--block B4", "B1 to B3")),
-        ((*NIN3, "--num", 50, "--seed", -2), ("--seed -2",)),
-        ((*NIN3, "--num", 50, "--seed", 2**32), ("--seed 4294967296",)),
-        (("--num", 50), ("RUN", "--random-weights")),
-        ((tmp_path / "none.pt", "--num", 50), ("none.pt",)),
-    ]
-    for arguments, words in cases:
-        refused(cli, out, words, "tsne", *arguments, "--data", data)
