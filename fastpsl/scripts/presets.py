@@ -26,13 +26,14 @@ _SHOWN = 3  # folders and endings of a data set that is refused
 
 
 def small_values(
-    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: int | None = None
-) -> dict[str, Any]:
+    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: int | None = None,
+    *, scales_rate: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return the values of --preset small that differ from the paper's.
 
     The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
-    one, shrinks in proportion. The stages become so long that each has 2,000 steps. Other sizes become powers
-    of two.
+    one that the recipe does not scale itself, shrinks in proportion. The stages become so long that each has
+    2,000 steps. Other sizes become powers of two.
     """
     values = dict[str, Any]()
     for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
@@ -42,7 +43,7 @@ def small_values(
     if batch_size is not None:
         values["batch_size"] = batch_size
     batch_size = values.get("batch_size", paper["batch_size"])
-    if batch_size != paper["batch_size"] and "lr" in paper:
+    if batch_size != paper["batch_size"] and "lr" in paper and not scales_rate:
         values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
     epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
     longer = tuple(max(given, epochs) for given in paper["epochs"])
@@ -57,6 +58,8 @@ def preset_values(
     paper: Mapping[str, Any],
     sample: Mapping[str, Any],
     at_most: Mapping[str, float],
+    *,
+    scales_rate: bool,
 ) -> dict[str, Any]:
     """Return the preset, --val and the values by which the preset replaces the paper's.
 
@@ -91,7 +94,8 @@ def preset_values(
         if may_hold_back and val is None and found.num_classes > 1 and takes_part:
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
-        small = small_values(paper, at_most, _num_training(found, share_of(val)), batch_size)
+        num = _num_training(found, share_of(val))
+        small = small_values(paper, at_most, num, batch_size, scales_rate=scales_rate)
         return {**small, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
 

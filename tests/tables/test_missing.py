@@ -1,5 +1,6 @@
 """The commands of what a table misses: each can be parsed, and makes what is missing."""
 
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -9,20 +10,25 @@ from typing import Any
 
 import pytest
 
+from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.matching import _flags, needs_of
+from fastpsl.tables.matching import Missing, Place, _flags, _name, needs_of
 from fastpsl.tables.paper_file import TABLES
+from fastpsl.tables.report import make_report
+from fastpsl.tables.results import index_runs
 from fastpsl.tables.rows import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
 from tests.programs import ROOT
 from tests.slow import nightly
 from tests.tables.table_results import (
     END_TO_END,
+    GIVEN,
     PAPER,
     PSL,
     TINY,
+    commands_of,
     effective,
     missing_of,
     of_made_permutations,
@@ -30,6 +36,7 @@ from tests.tables.table_results import (
     parsed_command,
     put,
     put_run,
+    put_trained,
     report,
 )
 
@@ -58,6 +65,8 @@ def test_every_command_parses_and_makes_what_is_missing(
     table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("fastpsl.evaluation.trained_run.require_existing", lambda *_: None)
+    monkeypatch.setattr("fastpsl.evaluation.options.require_paths", lambda _: None)  # no data is here
     scale = replace(scale, seeds=scale.seeds[:2][-1:])  # the commands of other seeds are the same
     runs = tmp_path / "my runs"
     runs.mkdir()
@@ -96,18 +105,19 @@ def test_every_command_parses_and_makes_what_is_missing(
             else:
                 assert given in (weights.labels, "none")
             folder = folders[weights, missing.seed] = options.out
+            put_trained(folder, options.data, options.val, scale.input_of(weights))
             outs.append(options.out)
         for command, evaluation in zip(commands, missing.evaluations, strict=True):
-            outs.append(check_evaluation(command, evaluation, weights, folder, scale))
-            assert f"--seed {missing.seed}" in command or evaluation == CLUSTERS
+            outs.append(check_evaluation(command, evaluation, missing, folder, scale))
     assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
 
 
 def check_evaluation(
-    command: str, evaluation: Evaluation, weights: Weights, folder: Path | None, scale: Scale
+    command: str, evaluation: Evaluation, missing: Missing, folder: Path | None, scale: Scale
 ) -> Path:
     """Check that a command makes this evaluation, and return the folder that it writes to."""
-    wanted = scale.evaluation_settings(evaluation)
+    wanted, weights = scale.evaluation_settings(evaluation), missing.weights
+    run = None if folder is None else TrainedRun.of(folder)
     options: Any
     if not evaluation.command:
         name, options = parsed(command)
@@ -123,17 +133,22 @@ def check_evaluation(
         options = parsed_command(command)
         assert command.startswith(f"fastpsl {evaluation.recipe} ")
         if evaluation == CLUSTERS:
-            assert (options.run_or_file, options.data, options.labels) == (folder, "T.beton", None)
-            assert options.out
-            return Path(options.out)
+            assert run and (options.run_or_file, options.labels) == (folder, None)
+            assert options.data is options.out is None and run.train_images() == "T.beton"
+            return run.folder / "clusters"
         values = vars(options) | vars(options.extraction)
+        if values["size_px"] is None:
+            values["size_px"] = scale.input_of(weights)["size_px"] if folder else 224
         assert {key: values[key] for key in wanted} == wanted
         if evaluation == RETRIEVAL:
-            assert (options.gallery, options.queries) == ("T.beton", "V.beton")
+            gallery = options.gallery or (run and run.train_images())
+            assert (gallery, options.queries or (run and run.val_images())) == ("T.beton", "V.beton")
         else:
-            assert evaluation == TSNE and options.data == "V.beton"
+            data = options.data or (run and run.scored()[0])
+            assert evaluation == TSNE and data == "V.beton"
         input_record = None
         options = SimpleNamespace(**values)
+    assert options.seed == missing.seed
     assert (options.checkpoint, options.random_weights) == (folder, folder is None)
     if folder is None:
         assert options.backbone == weights.backbone
@@ -188,6 +203,59 @@ def test_every_value_that_an_evaluation_knows_is_compared(
         assert values[name] == value, name
 
 
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_folders_of_different_weights_have_different_names(scale: Scale) -> None:
+    of_folders: dict[str, set[Weights]] = {}
+    for table in TABLES.values():
+        weights = [one for need in needs_of(table) for one in (need[0], need[0].before) if one]
+        of_folders.setdefault(table.folder, set()).update(weights)
+    for weights in of_folders.values():
+        assert len({_name(one, 0) for one in weights}) == len(weights)
+
+
+def test_the_commands_of_table_5_fit_into_100_columns(tmp_path: Path) -> None:
+    place = Place(Path("runs"), 8)
+    made = make_report(TABLES["psl/5"], PAPER, index_runs(tmp_path), {}, place)
+    commands = [command for one in made.missing for command in one.commands]
+    assert len(commands) == 10 and max(map(len, commands)) <= 100
+    assert commands[:2] == [
+        "fastpsl train supervised --gpus 8 --data TRAIN --val VAL --out runs/psl/supervised",
+        "fastpsl eval linear runs/psl/supervised --gpus 8 --out runs/psl/supervised-linear",
+    ]
+
+
+def test_a_preset_is_given_where_the_number_of_images_would_choose_another(tmp_path: Path) -> None:
+    def presets(table: str, scale: Scale = PAPER, **num_images: int) -> set[str]:
+        commands = [one.commands[0] for one in report(tmp_path, table, scale, **num_images).missing]
+        return {"".join(re.findall("--preset [a-z]+", line)) for line in commands if " train " in line}
+
+    assert presets("psl/5") == presets("psl/5", train=100_000) == {""}
+    assert presets("psl/5", train=99_999) == presets("sslpp/3") == {"--preset paper"}
+    assert presets("psl/5", TINY) == {"--preset sample"}
+    # The supervised network learns from STL-10's few, the others from many.
+    assert presets("sslpp/3-stl") == {"", "--preset paper"}
+
+
+@pytest.mark.parametrize(
+    ("val", "given", "is_spelled"),
+    [
+        ("V.beton", GIVEN, False),
+        ("V.beton", {}, False),
+        ("V.beton", {"train": "other.beton"}, True),
+        ("V.beton", {"val": "other.beton"}, True),
+        ("10%", {}, True),
+        (None, {}, True),
+    ],
+)
+def test_data_are_given_where_the_run_has_others(
+    val: str | None, given: dict[str, str], is_spelled: bool, tmp_path: Path
+) -> None:
+    put_run(tmp_path, "x", options={"data": "T.beton", "val": val})
+    (command,) = commands_of(report(tmp_path, given=given), "PSL")
+    words = f"--data {given.get('train', 'TRAIN')} --val {given.get('val', 'VAL')} "
+    assert (words in command) == is_spelled == ("--data" in command)
+
+
 def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:
     folder = put_run(tmp_path, "deep/my jigsaw")
     first, second, third = missing_of(tmp_path, PSL)
@@ -216,11 +284,11 @@ def test_a_run_of_another_seed_serves_where_one_is_wanted(tmp_path: Path) -> Non
     ],
 )
 def test_an_unfit_run_is_not_used_and_not_overwritten(tmp_path: Path, change: dict[str, Any]) -> None:
-    put_run(tmp_path, "psl-tiny/jigsaw-psl-resnet50-s0", **change)
+    put_run(tmp_path, "psl-tiny/jigsaw", **change)
     first = next(one for one in missing_of(tmp_path, PSL) if one.seed == 0)
     assert len(first.commands) == 2
-    assert f"--out {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[0]
-    assert f"eval linear {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[1]
+    assert f"--out {tmp_path}/psl-tiny/jigsaw-2" in first.commands[0]
+    assert f"eval linear {tmp_path}/psl-tiny/jigsaw-2" in first.commands[1]
 
 
 def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
