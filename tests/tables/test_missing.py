@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastpsl.commands.labels import NUM_CLASSES
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
@@ -84,7 +85,8 @@ def test_every_command_parses_and_makes_what_is_missing(
             labels[made_labels.out] = made_labels.source, made_labels.seed
             assert made_labels.data == learned and runs == made_labels.out.parent  # a folder that is there
             wanted = scale.label_science(made_labels.source)
-            assert {key: getattr(made_labels, key) for key in wanted} == wanted
+            values = {"num_clusters": NUM_CLASSES} | {k: v for k, v in vars(made_labels).items() if v}
+            assert {key: values[key] for key in wanted} == wanted
         if weights.recipe:
             name, options = parsed(commands.pop(0))
             wanted = scale.training_science(weights)
@@ -136,9 +138,9 @@ def check_evaluation(
             assert run and (options.run_or_file, options.labels) == (folder, None)
             assert options.data is options.out is None and run.train_images() == "T.beton"
             return run.folder / "clusters"
-        values = vars(options) | vars(options.extraction)
-        if values["size_px"] is None:
-            values["size_px"] = scale.input_of(weights)["size_px"] if folder else 224
+        usual = {"size_px": scale.input_of(weights)["size_px"] if folder else 224, "perplexity": 30.0}
+        given = {name: value for name, value in vars(options.extraction).items() if value is not None}
+        values = {**vars(options), **usual, **given}
         assert {key: values[key] for key in wanted} == wanted
         if evaluation == RETRIEVAL:
             gallery = options.gallery or (run and run.train_images())
