@@ -89,9 +89,7 @@ def preset_values(
     if preset == "small" and (is_there or options.data is None):
         found = found or _found(options, None)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
-        # The quasi-random order reads whole pages, and no part of the data. Pseudo-labels are of all images.
-        takes_part = options.order == "random" and not has_label_file(options)
-        if may_hold_back and val is None and found.num_classes > 1 and takes_part:
+        if may_hold_back and val is None and found.num_classes > 1 and not why_none_held_back(options):
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
         num = _num_training(found, share_of(val))
@@ -100,9 +98,13 @@ def preset_values(
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
 
 
-def has_label_file(options: TrainingOptions) -> bool:
-    """Return whether --pseudo-labels is a file, which has a label for each image of --data."""
-    return os.path.isfile(getattr(options, "pseudo_labels", None) or "")
+def why_none_held_back(options: TrainingOptions) -> str:
+    """Return why --preset small trains on all images, though they have classes; "" where it does not."""
+    if options.order != "random":
+        return f"--order {options.order} reads whole pages, so none are held back"
+    if os.path.isfile(getattr(options, "pseudo_labels", None) or ""):
+        return "--pseudo-labels are of all images, so none are held back"
+    return ""
 
 
 def _is_there(source: str) -> bool:
