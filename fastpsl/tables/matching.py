@@ -327,7 +327,8 @@ class _Writer:
             data = {"data": self.place.data(self._learns_from(weights)), "val": self.place.data("val")}
             options = self._training(weights, seed)
             changed = _changed(options, usual_values(weights.recipe, options))
-            commands.append(self._recipe(weights.recipe, (), data | changed | {"out": folder}))
+            gpus = self._gpus(self.place.num_processes)
+            commands.append(_command(_COMMANDS[weights.recipe], [], gpus | data | changed | {"out": folder}))
         commands += [self._evaluation(weights, seed, evaluation, folder) for evaluation in evaluations]
         return tuple(commands)
 
@@ -381,8 +382,12 @@ class _Writer:
             data = self._data(weights, seed, data="train", val="val")
         if evaluation.command:
             return _command(evaluation.recipe, run, data | rest)
-        batch_size = values["batch_size"] // values.get("accumulate", 1)
-        return self._recipe(evaluation.recipe, run, data | rest, batch_size)
+        gpus = self._gpus(values["batch_size"] // values.get("accumulate", 1))
+        return _command(_COMMANDS[evaluation.recipe], run, gpus | data | rest)
+
+    def _gpus(self, at_most: int) -> dict[str, Any]:
+        num = min(self.place.num_processes, at_most)
+        return {"gpus": num} if num > 1 else {}
 
     def _data(self, weights: Weights, seed: int, **parts: str) -> dict[str, str]:
         """Return the options of an evaluation's data; none where the run itself names what is wanted."""
@@ -415,13 +420,6 @@ class _Writer:
 
     def _learns_from(self, weights: Weights) -> str:
         return "pretrain" if self.table.pretrains_elsewhere and not weights.with_labels else "train"
-
-    def _recipe(
-        self, recipe: str, run: Iterable[Path], options: Values, max_processes: int | None = None
-    ) -> str:
-        """Return the command of a recipe, on at most so many GPUs."""
-        num = min(self.place.num_processes, max_processes or self.place.num_processes)
-        return _command(_COMMANDS[recipe], run, {"gpus": num if num > 1 else None, **options})
 
     @property
     def _folder_name(self) -> str:
