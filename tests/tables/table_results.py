@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fastpsl.commands.features import TSNE, Retrieve
@@ -117,7 +118,7 @@ def report(
     scale: Scale = TINY,
     asked: Digests | None = None,
     given: Mapping[str, str] = GIVEN,
-    **num_images: int,
+    num_images: Mapping[str, int] = MappingProxyType({}),
 ) -> Report:
     place = Place(runs, 1, given, num_images)
     return make_report(TABLES[table], scale, index_runs(runs), asked or {}, place)

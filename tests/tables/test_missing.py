@@ -197,12 +197,11 @@ def test_every_value_that_an_evaluation_knows_is_compared(
         assert values[name] == value, name
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_folders_of_different_weights_have_different_names(scale: Scale) -> None:
+def test_folders_of_different_weights_have_different_names() -> None:
     of_folders: dict[str, set[Weights]] = {}
     for table in TABLES.values():
-        weights = [one for need in needs_of(table) for one in (need[0], need[0].before) if one]
-        of_folders.setdefault(table.folder, set()).update(weights)
+        needed = [one for need in needs_of(table) for one in (need[0], need[0].before) if one]
+        of_folders.setdefault(table.folder, set()).update(needed)
     for weights in of_folders.values():
         assert len({_name(one, 0) for one in weights}) == len(weights)
 
@@ -220,7 +219,8 @@ def test_the_commands_of_table_5_fit_into_100_columns(tmp_path: Path) -> None:
 
 def test_a_preset_is_given_where_the_number_of_images_would_choose_another(tmp_path: Path) -> None:
     def presets(table: str, scale: Scale = PAPER, **num_images: int) -> set[str]:
-        commands = [one.commands[0] for one in report(tmp_path, table, scale, **num_images).missing]
+        made = report(tmp_path, table, scale, num_images=num_images)
+        commands = [one.commands[0] for one in made.missing]
         return {"".join(re.findall("--preset [a-z]+", line)) for line in commands if " train " in line}
 
     assert presets("psl/5") == presets("psl/5", train=100_000) == {""}
@@ -287,7 +287,7 @@ def test_an_unfit_run_is_not_used_and_not_overwritten(tmp_path: Path, change: di
 
 def test_a_run_that_was_begun_goes_on_with_what_it_has_chosen(tmp_path: Path) -> None:
     """Between results these options are free, but a run with others would not be resumed."""
-    chosen = {"precision": "bf16", "order": "quasi_random", "lanes": 8}
+    chosen: dict[str, Any] = {"precision": "bf16", "order": "quasi_random", "lanes": 8}
     folder = put_run(tmp_path, "begun", state="preempted", **chosen)
     (command, _) = missing_of(tmp_path, PSL)[0].commands
     assert command.endswith(f"--precision bf16 --order quasi_random --lanes 8 --out {folder}")
