@@ -69,14 +69,12 @@ def preset_values(
     Raises:
         ValueError: There are too few images for `auto`, or the data cannot be read.
     """
-    preset, val, found = options.preset, options.val, None
+    found, earlier = None, _earlier_options(options, recipe)
+    preset = earlier.get("preset", "auto") if options.preset == "auto" else options.preset
+    val = earlier.get("val") if options.val is None else options.val
     defaults = {each.name: each.default for each in fields(options) if each.name in ("batch_size", "epochs")}
     paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
-    earlier = _earlier_options(options, recipe)
-    val = earlier.get("val") if val is None else val
-    if preset == "auto":
-        preset = earlier.get("preset", "auto")
     if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
         preset = "sample" if options.data is None else "paper"
     named = (options.data, options.val if names_val(options) else None)

@@ -339,10 +339,12 @@ class _Writer:
 
     def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
         options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
+        images, part = self.table.images, self._learns_from(weights)
+        of_paper = images.num_pretrain if part == "pretrain" else images.num_train
         if self.scale.of_sample:
             options["preset"] = "sample"
-        elif self._num_images(self._learns_from(weights)) < SMALL_BELOW:
-            options["preset"] = "paper"
+        elif self.place.num_images.get(part, of_paper or 0) < SMALL_BELOW:
+            options["preset"] = "paper"  # which so few images would not choose
         if weights.base:
             options["fine_tune"] = self._folder(weights.base, seed)
         if isinstance(weights.labels, Weights):
@@ -352,12 +354,6 @@ class _Writer:
         elif weights.labels:
             options["pseudo_labels"] = COUPLED
         return options | self.scale.training_flags(weights) | _of_begun(self.runs[weights].get(seed))
-
-    def _num_images(self, part: str) -> int:
-        """Return the number of images to learn from; of those that are not here, the paper's."""
-        images = self.table.images
-        of_paper = images.num_pretrain if part == "pretrain" else images.num_train
-        return self.place.num_images.get(part, of_paper or 0)
 
     def _evaluation(self, weights: Weights, seed: int, evaluation: Evaluation, folder: Path | None) -> str:
         run, source = ([folder], {}) if folder else ([], _random(weights))
@@ -415,7 +411,7 @@ class _Writer:
         return [_command("labels", [source], {"data": data, "out": path, **changed})]
 
     def _label_file(self, source: str, seed: int) -> Path:
-        name = "-".join([self._folder_name, "labels", source] + [f"s{seed}"] * (seed != 0))
+        name = f"{self._folder_name}-labels-{source}" + (f"-s{seed}" if seed else "")
         return self.place.runs / f"{name}.npz"
 
     def _learns_from(self, weights: Weights) -> str:
@@ -444,25 +440,24 @@ class _Writer:
 
 
 def _name(weights: Weights, seed: int, evaluation: Evaluation | None = None) -> str:
-    """Return the name of a folder: what its command gives that is not usual."""
-    usual: Mapping[str, Any] = {}
-    words: list[str | None] = ["random"]
-    if weights.recipe:
-        usual = usual_values(weights.recipe, {})
-        words = [_COMMANDS[weights.recipe].split()[1].removeprefix("sslpp-")]
-    if weights.plan != usual.get("plan"):
-        words.append("e2e" if weights.plan == "end_to_end" else weights.plan)
+    """Return the name of a folder: the words of its command that are not usual."""
+    usual = usual_values(weights.recipe, {}) if weights.recipe else {"plan": None}
     labels = weights.labels
     if isinstance(labels, Weights):
         labels = "_".join(filter(None, (labels.kind, labels.variant)))
-    words += [weights.variant, labels]
-    words += [weights.channels] * (weights.channels != "RGB")
-    words += [weights.backbone] * (weights.backbone != usual.get("backbone"))
-    words += [f"s{seed}"] * (seed != 0)
+    words = [
+        _COMMANDS[weights.recipe].split()[1].removeprefix("sslpp-") if weights.recipe else "random",
+        "" if weights.plan == usual["plan"] else str(weights.plan).replace("end_to_end", "e2e"),
+        weights.variant,
+        labels,
+        "" if weights.channels == "RGB" else weights.channels,
+        "" if weights.backbone == usual.get("backbone") else weights.backbone,
+        f"s{seed}" if seed else "",
+    ]
     if evaluation is not None:
         kind, _, protocol = evaluation.name.partition("/")
         is_usual = not evaluation.command and protocol == find_recipe(evaluation.recipe).paper.get("protocol")
-        words += [kind, None if is_usual else protocol]
+        words += [kind, "" if is_usual else protocol]
     return "-".join(dict.fromkeys(filter(None, words)))
 
 
