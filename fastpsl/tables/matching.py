@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import PretrainOptions, flag
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.presets import SMALL_BELOW
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
@@ -493,7 +493,7 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         if isinstance(value, bool):
-            words.append(data_sets.flag_of(name if value else f"no_{name}"))
+            words.append(flag(name if value else f"no_{name}"))
         elif value is not None:
-            words += [data_sets.flag_of(name), *map(str, value if isinstance(value, tuple) else [value])]
+            words += [flag(name), *map(str, value if isinstance(value, tuple) else [value])]
     return words

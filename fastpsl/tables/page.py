@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
+from fastpsl.engine.options import flag
 from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
@@ -293,7 +294,7 @@ def make_table(
     for other, paths in others.items():
         if other not in table.reads:
             raise ValueError(
-                f"{data_sets.flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
+                f"{flag(other)} {' '.join(paths)}: the evaluations of {name} do not read "
                 f"{data_sets.OTHER_DATA[other].title}; leave it out"
             )
     values, folder = SCALES[scale], runs or Path("runs")
@@ -307,11 +308,7 @@ def make_table(
             with contextlib.closing(open_data(path)) as opened:
                 asked[part], num_images[part] = opened.digest(), opened.num_samples
     absent = [f"{data_sets.FLAGS[part]} {path}" for part, path in given.items() if part not in asked]
-    absent += [
-        f"{data_sets.flag_of(other)} {' '.join(paths)}"
-        for other, paths in others.items()
-        if other not in existing
-    ]
+    absent += [f"{flag(other)} {' '.join(paths)}" for other, paths in others.items() if other not in existing]
     asked |= data_sets.digests_of_other_data(table, existing)
     place = Place(folder, num_processes or values.num_processes[table.paper], given, num_images, others)
     report = make_report(table, values, index, asked, place)
