@@ -40,12 +40,12 @@ class Table:
     row in less than an hour."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Training images, for the commands: a dataset file, a quoted glob of shards, a folder of images or a
-    list of them. If it is given, results of other images do not count. [TRAIN.beton]"""
+    list of them. If it is given, results of other images do not count. [TRAIN]"""
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Validation images, in the same forms. [VAL.beton]"""
+    """Validation images, in the same forms. [VAL]"""
     pretrain_data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, in the same forms.
-    [PRETRAIN.beton]"""
+    [PRETRAIN]"""
     voc: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder VOCdevkit, for what is evaluated on Pascal VOC. [VOCdevkit]"""
     proposals: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN TEST")] = None

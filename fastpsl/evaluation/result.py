@@ -97,14 +97,6 @@ def require_val(options: RunOptions) -> None:
     require_given_classes(options)
 
 
-def refuse_val(options: RunOptions) -> None:
-    """Raise ValueError if --val is given to a protocol that scores a part of --data."""
-    if options.val is not None:
-        raise ValueError(
-            f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
-        )
-
-
 def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) -> dict[str, Any]:
     """Return a protocol's `values`, with --epochs and --lr in their place where given.
 

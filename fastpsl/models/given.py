@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +37,15 @@ def given(module: object) -> Given:
     if isinstance(module, nn.DataParallel | DistributedDataParallel):
         module = module.module
     module = getattr(module, "_orig_mod", module)  # of torch.compile
-    of_model = getattr(module, "backbone", None)  # of a fastpsl.Model
-    backbone: nn.Module = of_model if isinstance(of_model, Backbone) else module  # type: ignore[assignment]
+    if isinstance(held := getattr(module, "backbone", None), Backbone):  # by a fastpsl.Model
+        module = held
+    assert isinstance(module, nn.Module)
     name = f"{MODULE}{type(module).__module__}.{type(module).__qualname__}"
-    if isinstance(backbone, Backbone):
-        name = getattr(backbone, "name", name)
-    network = _copied(name, backbone.network if isinstance(backbone, Wrapped) else backbone)
-    if not isinstance(backbone, Backbone):
+    if isinstance(module, Backbone):
+        name = getattr(module, "name", name)
+        network = _copied(name, module.network if isinstance(module, Wrapped) else module)
+    else:
+        network = _copied(name, module)
         name = _name_in_timm(network) or name
     found = Given(name)
     found.module = network
@@ -52,10 +55,10 @@ def given(module: object) -> Given:
 def backbone_of(name: Given, num_channels: int) -> Backbone:
     """Return a backbone of a copy of the module, if its network has no other name."""
     network = copy.deepcopy(name.module)
-    first = first_convolution(network)
-    if first is not None and first[1].in_channels != num_channels:
-        raise _other_channels(name, first[1].in_channels, num_channels)
-    if _is_of_timm(network) and not hasattr(type(network), "blocks"):
+    num = _num_channels(network)
+    if num is not None and num != num_channels:
+        raise _other_channels(name, num, num_channels)
+    if _is_whole_model_of_timm(network) and not hasattr(type(network), "blocks"):
         from fastpsl.models.timm_backbone import TimmBackbone
 
         return TimmBackbone(name, num_channels, network)
@@ -66,9 +69,9 @@ def take_weights(backbone: Backbone, name: Given) -> None:
     """Copy the module's weights to a backbone of the same network."""
     weights = _weights_for(backbone, name.module)
     if weights is None:
-        ours, theirs = (first_convolution(each) for each in (backbone, name.module))
-        if ours and theirs and ours[1].in_channels != theirs[1].in_channels:
-            raise _other_channels(name, theirs[1].in_channels, ours[1].in_channels)
+        num, wanted = _num_channels(name.module), _num_channels(backbone)
+        if num and wanted and num != wanted:
+            raise _other_channels(name, num, wanted)
         raise ValueError(f"--backbone {name}: its layers are not those of {name}; give it as it was made")
     backbone.load_state_dict({**backbone.state_dict(), **weights})
 
@@ -83,6 +86,12 @@ def module_record(name: Given) -> dict[str, str]:
     made = f", {architecture} of timm with other arguments" if architecture else ""
     digest = hashlib.sha256(shapes.encode()).hexdigest()[:16]
     return {"module": f"{name.removeprefix(MODULE)}{made}, {len(tensors)} tensors, shapes {digest}"}
+
+
+def _num_channels(network: nn.Module) -> int | None:
+    """Return the number of channels that the first convolution reads; None without one."""
+    first = first_convolution(network)
+    return None if first is None else first[1].in_channels
 
 
 def _other_channels(name: str, num: int, wanted: int) -> ValueError:
@@ -111,7 +120,8 @@ def _architecture(network: nn.Module) -> str:
     return str(config.get("architecture") or "") if isinstance(config, Mapping) else ""
 
 
-def _is_of_timm(network: nn.Module) -> bool:
+def _is_whole_model_of_timm(network: nn.Module) -> bool:
+    """Return whether timm made it, and not as the features_only of a model."""
     return hasattr(network, "forward_features") and hasattr(network, "feature_info")
 
 
@@ -126,24 +136,25 @@ def _name_in_timm(network: nn.Module) -> str:
         return ""
     from fastpsl.models.timm_backbone import TimmBackbone
 
-    name, is_whole = TIMM + architecture, _is_of_timm(network)
-    first = first_convolution(network)
+    theirs: Any = network
+    name, is_whole = TIMM + architecture, _is_whole_model_of_timm(network)
     with torch.random.fork_rng(devices=[]):
-        ours = TimmBackbone(name, first[1].in_channels if first else 3)
+        ours: Any = TimmBackbone(name, _num_channels(network) or 3).eval()
     weights = _weights_for(ours, network)
     if weights is not None:
         ours.load_state_dict({**ours.state_dict(), **weights})
-        image = image_of(network, *network.pretrained_cfg["input_size"][1:])  # type: ignore[index, operator]
+        image = image_of(network, *theirs.pretrained_cfg["input_size"][1:])
+        theirs.eval()
         try:
-            mine = ours.eval().network.forward_features(image) if is_whole else ours.eval()(image)  # type: ignore[operator]
-            network.eval()
-            theirs = network.forward_features(image) if is_whole else network(image)[-1]  # type: ignore[operator]
-            if torch.equal(mine, theirs):
-                return name
+            if is_whole:
+                is_same = torch.equal(ours.network.forward_features(image), theirs.forward_features(image))
+            else:
+                is_same = torch.equal(ours(image), theirs(image)[-1])
         except UNREADABLE:  # by a network for images of another size
-            pass
-        finally:
-            network.train()
+            is_same = False
+        theirs.train()
+        if is_same:
+            return name
     if not is_whole:
         raise ValueError(
             f"--backbone {name}: with features_only it lacks layers, or it was made with other arguments; "

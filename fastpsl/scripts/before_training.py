@@ -20,7 +20,8 @@ from fastpsl.engine.options import PretrainOptions, TrainingOptions, flag, share
 from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, has_label_file
+from fastpsl.pipelines.views import Crop
+from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, why_none_held_back
 from fastpsl.scripts.recipe import Recipe
 
 _SAMPLED = 1000  # images whose sizes are looked at
@@ -43,7 +44,7 @@ def data_line(data: RunData) -> str:
     options = data.options
     text = f"{options.data or 'the embedded sample'}: {_size(data.train, 'training image')}"
     if data.val is None:
-        return f"{text}, {_why_without_val(data)}"
+        return f"{text}, no validation images{_why_without_val(data)}"
     if share_of(options.val):
         held = number_of(data.val.num_samples, "more is", "more are")
         return f"{text}; {held} held back for validation, by name (--val {options.val}; none: --val none)"
@@ -58,17 +59,13 @@ def _size(data: Dataset, what: str) -> str:
 
 
 def _why_without_val(data: RunData) -> str:
-    """Return that there are no validation images; with --preset small, why none were held back."""
-    options, text = data.options, "no validation images"
+    """Return why none were held back, if a share was asked for or with --preset small; else ""."""
+    options, reason = data.options, ""
     if share_of(options.val):
-        return f"{text}: --val {options.val} holds none back"
-    if options.val is not None or getattr(options, "preset", "") != "small" or options.data is None:
-        return text
-    if options.order != "random":
-        return f"{text}: --order {options.order} reads whole pages, so none are held back"
-    if has_label_file(options):
-        return f"{text}: --pseudo-labels are of all images, so none are held back"
-    return text  # the monitor tells why there is no kNN
+        reason = f"--val {options.val} holds none back"
+    elif options.val is None and options.data is not None and getattr(options, "preset", "") == "small":
+        reason = why_none_held_back(options)
+    return f": {reason}" if reason else ""  # the monitor tells why there is no kNN
 
 
 def network_line(experiment: Experiment, data: RunData) -> str:
@@ -76,15 +73,22 @@ def network_line(experiment: Experiment, data: RunData) -> str:
     options, device = data.options, data.world.device
     num = sum(weights.numel() for weights in experiment.backbone.parameters())
     name = getattr(options, "backbone", type(experiment.backbone).__name__)
-    sizes = {
-        view.crop.size_px
-        for stage in experiment.stages
-        for view in experiment.task.views(stage.level)
-    }  # fmt: skip
-    of_px = f", images of {' and '.join(map(str, sorted(sizes)))} px" if sizes else ""
+    sizes = sorted({crop.size_px for crop in _crops(experiment)})
+    of_px = f", images of {' and '.join(map(str, sizes))} px" if sizes else ""
     where = number_of(data.world.size, "GPU") if device.type == "cuda" else "the CPU"
     precision = options.resolved_precision(device)
-    return f"network: {name}, {num / 1e6:.3g} million weights{of_px}, in {precision} on {where}"
+    return f"network: {name}, {_num_weights(num)}{of_px}, in {precision} on {where}"
+
+
+def _num_weights(num: int) -> str:
+    """Return three digits of a number: "11.2 million weights", or below a million "23,600 weights"."""
+    rounded = float(f"{num:.3g}")
+    return f"{rounded / 1e6:,g} million weights" if rounded >= 1e6 else number_of(int(rounded), "weight")
+
+
+def _crops(experiment: Experiment) -> list[Crop]:
+    """Return how each view of each stage is cut from its image."""
+    return [view.crop for stage in experiment.stages for view in experiment.task.views(stage.level)]
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:
@@ -136,19 +140,13 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             "a smaller --warmup-epochs"
         )
     limit = max(2, int(MAX_BATCH_SHARE * num_images))
-    if options.batch_size > max(limit, MAX_BATCH_SHARE * num_images):
+    if options.batch_size > limit:
         yield (
             f"a step has {options.batch_size / num_images:.0%} of the {num_images:,} images: give "
             f"--batch-size {limit} or less{or_small}"
         )
-    needed = max(
-        (
-            getattr(view.crop, "shorter_px", view.crop.size_px)
-            for stage in experiment.stages
-            for view in experiment.task.views(stage.level)
-        ),
-        default=0,
-    )
+    sides = (getattr(crop, "shorter_px", crop.size_px) for crop in _crops(experiment))
+    needed = max(sides, default=0)
     rows = data.train.rows(spread_indices(num_images, _SAMPLED))
     side = int(np.median(np.minimum(rows.height, rows.width)))
     if side < needed:
@@ -171,9 +169,9 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         lines = [*lines_before(experiment, data)]
         place_backbone(experiment, options, world)
         total_s = 0.0
-        for number, num_steps in enumerate(stage_steps(experiment, data)):
+        for number, num_planned in enumerate(stage_steps(experiment, data)):
             stage = experiment.stages[number]
-            num_planned, num_steps = num_steps, min(num_steps, options.max_steps_per_stage or num_steps)
+            num_steps = min(num_planned, options.max_steps_per_stage or num_planned)
             with operation(f"{stage.name}: measuring some steps"):
                 step_s, val_s, memory = _measured(experiment, number, data)
             part = val_part(data, num_steps, num_planned)

@@ -112,8 +112,10 @@ class Option:
             return []
         return [flag(self.name)] + [flag(f"no_{self.name}")] * (self.kind is bool)
 
-    def read(self, words: list[str]) -> Any:
+    def read(self, words: list[Any]) -> Any:
         """Return the value that the words of a command line give."""
+        if words == [[]]:  # what tyro has for an argument that is missing beside an unknown option
+            return None if self.default is MISSING else self.default
         try:
             values = [self._choices[word] if self._choices else self._item(word) for word in words]
         except (KeyError, ValueError):
@@ -185,7 +187,6 @@ def parse(
     given = list(sys.argv[1:] if arguments is None else arguments)
     wants_help = not HELP.isdisjoint(given)
     options = list(options_of(kind, default))
-    _refuse_flags_of_arguments(given, options, prog)
     groups = dict[str, list[Any]]()
     for option in options:
         # Without help, tyro requires nothing, so that mistyped options are found before missing ones. Options
@@ -230,19 +231,9 @@ def parse(
         values |= vars(values.pop(name))
     missing = [each for each in options if each.default is MISSING and values[each.name] is None]
     if rest or missing:
-        problem = _unknown(rest, options) if rest else _missing(missing, options, prog)
+        problem = _unknown(rest, options, prog) if rest else _missing(missing, options, prog)
         raise ValueError(f"{problem}; {see}")
     return _built(kind, values)
-
-
-def _refuse_flags_of_arguments(given: Sequence[str], options: Sequence[Option], prog: str | None) -> None:
-    """Check that no argument is given with a flag, such as --checkpoint RUN."""
-    arguments = [option for option in options if option.is_argument]
-    names = {word.partition("=")[0] for word in given}
-    for place, argument in enumerate(arguments, 1):
-        if (name := flag(argument.name)) in names:
-            words = [prog or Path(sys.argv[0]).name, *(each.called for each in arguments[:place])]
-            raise ValueError(f"{name}: give it without a flag, as in `{' '.join(words)}`")
 
 
 def _built(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -289,12 +280,17 @@ def _text(value: Any) -> str:
     )
 
 
-def _unknown(words: Sequence[str], options: Sequence[Option]) -> str:
+def _unknown(words: Sequence[str], options: Sequence[Option], prog: str | None) -> str:
     """Return a line about the first word that is no option, or else the first that no option takes."""
     word = next((word for word in words if word.startswith("-")), words[0])
     if not word.startswith("-"):
         return f"{word}: there is no such argument"
     given = word.partition("=")[0]
+    arguments = [option for option in options if option.is_argument]
+    for place, argument in enumerate(arguments, 1):
+        if given == flag(argument.name):  # such as --checkpoint RUN
+            command = [prog or Path(sys.argv[0]).name, *(each.called for each in arguments[:place])]
+            return f"{given}: give it without a flag, as in `{' '.join(command)}`"
     near = nearest(given, [each for option in options for each in option.flags])
     return f"{given}: there is no such option" + (f"; perhaps you meant {near}" if near else "")
 

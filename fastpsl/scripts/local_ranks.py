@@ -58,10 +58,9 @@ def run_ranks(command: Sequence[str], num_ranks: int, name: str) -> int:
 
 def _require_places(num_ranks: int, num_gpus: int, name: str) -> None:
     """Check that each process has a GPU, or a core where there is no GPU, which is told."""
-    num_cores = usable_cores()
-    if num_ranks > (num_gpus or num_cores):
-        found = f"{num_gpus} GPUs" if num_gpus else f"no GPU that torch can use, and {num_cores} cores"
-        most = num_gpus or num_cores
+    most = num_gpus or usable_cores()
+    if num_ranks > most:
+        found = f"{num_gpus} GPUs" if num_gpus else f"no GPU that torch can use, and {most} cores"
         raise ValueError(f"--gpus {num_ranks}: this machine has {found}; give {most} or less")
     if not num_gpus:
         print(

@@ -26,13 +26,14 @@ _SHOWN = 3  # folders and endings of a data set that is refused
 
 
 def small_values(
-    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: int | None = None
-) -> dict[str, Any]:
+    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: int | None = None,
+    *, scales_rate: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return the values of --preset small that differ from the paper's.
 
     The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
-    one, shrinks in proportion. The stages become so long that each has 2,000 steps. Other sizes become powers
-    of two.
+    one that the recipe does not scale itself, shrinks in proportion. The stages become so long that each has
+    2,000 steps. Other sizes become powers of two.
     """
     values = dict[str, Any]()
     for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
@@ -42,7 +43,7 @@ def small_values(
     if batch_size is not None:
         values["batch_size"] = batch_size
     batch_size = values.get("batch_size", paper["batch_size"])
-    if batch_size != paper["batch_size"] and "lr" in paper:
+    if batch_size != paper["batch_size"] and "lr" in paper and not scales_rate:
         values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
     epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
     longer = tuple(max(given, epochs) for given in paper["epochs"])
@@ -57,6 +58,8 @@ def preset_values(
     paper: Mapping[str, Any],
     sample: Mapping[str, Any],
     at_most: Mapping[str, float],
+    *,
+    scales_rate: bool,
 ) -> dict[str, Any]:
     """Return the preset, --val and the values by which the preset replaces the paper's.
 
@@ -66,14 +69,12 @@ def preset_values(
     Raises:
         ValueError: There are too few images for `auto`, or the data cannot be read.
     """
-    preset, val, found = options.preset, options.val, None
+    found, earlier = None, _earlier_options(options, recipe)
+    preset = earlier.get("preset", "auto") if options.preset == "auto" else options.preset
+    val = earlier.get("val") if options.val is None else options.val
     defaults = {each.name: each.default for each in fields(options) if each.name in ("batch_size", "epochs")}
     paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
-    earlier = _earlier_options(options, recipe)
-    val = earlier.get("val") if val is None else val
-    if preset == "auto":
-        preset = earlier.get("preset", "auto")
     if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
         preset = "sample" if options.data is None else "paper"
     named = (options.data, options.val if names_val(options) else None)
@@ -86,19 +87,22 @@ def preset_values(
     if preset == "small" and (is_there or options.data is None):
         found = found or _found(options, None)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
-        # The quasi-random order reads whole pages, and no part of the data. Pseudo-labels are of all images.
-        takes_part = options.order == "random" and not has_label_file(options)
-        if may_hold_back and val is None and found.num_classes > 1 and takes_part:
+        if may_hold_back and val is None and found.num_classes > 1 and not why_none_held_back(options):
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
-        small = small_values(paper, at_most, _num_training(found, share_of(val)), batch_size)
+        num = _num_training(found, share_of(val))
+        small = small_values(paper, at_most, num, batch_size, scales_rate=scales_rate)
         return {**small, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
 
 
-def has_label_file(options: TrainingOptions) -> bool:
-    """Return whether --pseudo-labels is a file, which has a label for each image of --data."""
-    return os.path.isfile(getattr(options, "pseudo_labels", None) or "")
+def why_none_held_back(options: TrainingOptions) -> str:
+    """Return why --preset small trains on all images, though they have classes; "" where it does not."""
+    if options.order != "random":
+        return f"--order {options.order} reads whole pages, so none are held back"
+    if os.path.isfile(getattr(options, "pseudo_labels", None) or ""):
+        return "--pseudo-labels are of all images, so none are held back"
+    return ""
 
 
 def _is_there(source: str) -> bool:

@@ -189,8 +189,9 @@ class Script(Generic[Options]):
             if "size_px" in of_run.keys() & paper.keys():  # a protocol's, which smaller images lower
                 of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
             return {**(self.sample if of_run.get("data", options.data) is None else {}), **of_run}
-        values = preset_values(options, self.name, paper, self.sample, self.at_most)
-        return values | {"lr": paper["lr"]} if self.scales_rate and values["preset"] == "small" else values
+        return preset_values(
+            options, self.name, paper, self.sample, self.at_most, scales_rate=self.scales_rate
+        )
 
     def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastpsl.engine.options import flag
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.tables.results import Result
@@ -14,7 +15,7 @@ from fastpsl.transfer.detection import protocols as detection_protocols
 from fastpsl.transfer.segmentation import task as segmentation_protocols
 
 # The part that a digest is of, and the flag that names the data.
-_FLAGS = {"train": "--data", "val": "--val", "pretrain": "--pretrain-data"}
+FLAGS = {"train": "--data", "val": "--val", "pretrain": "--pretrain-data"}
 
 
 # The known digests of the images that numbers are of, by part: "train", "val" and, where trainings without
@@ -38,14 +39,9 @@ def agree(first: Digests, second: Digests) -> bool:
 
 def in_words(digests: Digests) -> str:
     """Return the first eight digits of all digests."""
-    own = [digests.get(part, "unknown")[:8] for part in _FLAGS if part != "pretrain" or part in digests]
-    others = sorted(f"{part} {digest[:8]}" for part, digest in digests.items() if part not in _FLAGS)
+    own = [digests.get(part, "unknown")[:8] for part in FLAGS if part != "pretrain" or part in digests]
+    others = sorted(f"{part} {digest[:8]}" for part, digest in digests.items() if part not in FLAGS)
     return ", ".join(["/".join(own), *others])
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of an option, or of `fastpsl table` for a name of OTHER_DATA."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -> dict[str, str]:
@@ -93,10 +89,10 @@ def one_data_set(
 
 def _mixed(words: str, part: str, paths: dict[str, Path]) -> str:
     digests = ", ".join(f"{digest[:8]} (such as {path})" for digest, path in paths.items())
-    flag = _FLAGS.get(part) or flag_of(part.split()[0])
+    named = FLAGS.get(part) or flag(part.split()[0])
     return (
         f"{words} {len(paths)} data sets must not be mixed (digests of {part}: {digests}): "
-        f"give {flag} of one of them, or --runs with one alone"
+        f"give {named} of one of them, or --runs with one alone"
     )
 
 

@@ -11,14 +11,15 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import PretrainOptions, flag
 from fastpsl.pipelines.views import Input
-from fastpsl.scripts.recipe_files import EVAL, TRAIN
+from fastpsl.scripts.presets import SMALL_BELOW
+from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
 from fastpsl.tables import data_sets
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.results import Result, RunIndex, TrainingRun
 from fastpsl.tables.rows import CLUSTERS, COUPLED, NO_LABELS, RETRIEVAL, Evaluation, Table, Weights
-from fastpsl.tables.scales import Scale, Values, usual_values
+from fastpsl.tables.scales import COMMANDS, Scale, Values, usual_values
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 
 
@@ -81,6 +82,12 @@ def _words(value: Any) -> str:
 
 
 Need = tuple[Weights, Evaluation]
+# The commands of the recipes, such as "train jigsaw".
+_COMMANDS = {
+    stem: f"{verb} {name}"
+    for verb, names in (("train", TRAIN), ("eval", EVAL))
+    for name, stem in names.items()
+}  # fmt: skip
 # Settings of older evaluations that do not record them.
 _UNSAID = {"whole": False}
 
@@ -234,18 +241,22 @@ def runs_for(
 
 @dataclass(frozen=True)
 class Place:
-    """The folder of runs, the data that commands name, and the number of GPUs.
+    """The folder of runs, the number of GPUs, and the data that commands name.
 
-    Trainings without labels learn from `pretrain` in tables that have a set for that. `others` has the paths
-    of the data that evaluations read instead of these, by the name in OTHER_DATA.
+    `given` has the user's data, and `num_images` the number of those that are here, by part: "train", "val"
+    and "pretrain", from which trainings without labels learn in tables that have a set for that. `others` has
+    the paths of the data that evaluations read instead of these, by the name in OTHER_DATA.
     """
 
     runs: Path
-    data: str
-    val: str
-    pretrain: str
     num_processes: int
+    given: Mapping[str, str] = field(default_factory=dict)
+    num_images: Mapping[str, int] = field(default_factory=dict)
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def data(self, part: str) -> str:
+        """Return the path of a part, or the word that stands for it."""
+        return self.given.get(part, part.upper())
 
 
 @dataclass(frozen=True)
@@ -313,23 +324,27 @@ class _Writer:
         commands = []
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
             commands += self._labels(weights, seed)
-            data_flags: dict[str, Any] = {"data": self._learns_from(weights), "val": self.place.val}
-            options = {"preset": "paper", **self._training(weights, seed)}
-            commands.append(self._recipe(weights.recipe, (), options, folder, data_flags))
-        for evaluation in evaluations:
-            name = f"{weights.name}-s{seed}-{evaluation.name.replace('/', '-')}"
-            out = self._free(name, str(folder) if folder else None)
-            commands.append(self._evaluation(weights, seed, evaluation, folder, out))
+            data = {"data": self.place.data(self._learns_from(weights)), "val": self.place.data("val")}
+            options = self._training(weights, seed)
+            changed = _changed(options, usual_values(weights.recipe, options))
+            gpus = self._gpus(self.place.num_processes)
+            commands.append(_command(_COMMANDS[weights.recipe], [], gpus | data | changed | {"out": folder}))
+        commands += [self._evaluation(weights, seed, evaluation, folder) for evaluation in evaluations]
         return tuple(commands)
 
     def _folder(self, weights: Weights, seed: int) -> Path:
         """Return the folder of the training's run, which may not exist yet."""
         run = self.runs[weights].get(seed)
-        return run.folder if run else self._free(f"{weights.name}-s{seed}", None)
+        return run.folder if run else self._free(_name(weights, seed), None)
 
     def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
-        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "preset": "paper"}
-        options["seed"] = seed
+        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
+        images, part = self.table.images, self._learns_from(weights)
+        of_paper = images.num_pretrain if part == "pretrain" else images.num_train
+        if self.scale.of_sample:
+            options["preset"] = "sample"
+        elif self.place.num_images.get(part, of_paper or 0) < SMALL_BELOW:
+            options["preset"] = "paper"  # which so few images would not choose
         if weights.base:
             options["fine_tune"] = self._folder(weights.base, seed)
         if isinstance(weights.labels, Weights):
@@ -340,26 +355,47 @@ class _Writer:
             options["pseudo_labels"] = COUPLED
         return options | self.scale.training_flags(weights) | _of_begun(self.runs[weights].get(seed))
 
-    def _evaluation(
-        self, weights: Weights, seed: int, evaluation: Evaluation, folder: Path | None, out: Path
-    ) -> str:
-        if evaluation == CLUSTERS:
-            return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
-        values, spelled = self.scale.evaluation_values(evaluation), {"seed": seed}
-        if "size_px" in values:  # otherwise it would be the run's
-            spelled["size_px"] = values["size_px"]
-        spelled |= self.scale.evaluation_flags(evaluation)
-        data, val = self.place.data, self.place.val
+    def _evaluation(self, weights: Weights, seed: int, evaluation: Evaluation, folder: Path | None) -> str:
         run, source = ([folder], {}) if folder else ([], _random(weights))
+        out = self._free(_name(weights, seed, evaluation), str(folder) if folder else None)
+        if evaluation == CLUSTERS:
+            assert folder
+            data = self._data(weights, seed, data=self._learns_from(weights))
+            is_free = self._is_free(folder / evaluation.name, None)  # where it goes by itself
+            return _command("clusters", run, {**data, "out": None if is_free else out})
+        values = self.scale.evaluation_values(evaluation)
+        options = source | {"seed": seed} | self.scale.evaluation_flags(evaluation)
+        if "size_px" in values:  # the run may have another
+            options["size_px"] = values["size_px"]
+        rest = _changed(options, self.scale.usual_values_on(weights, evaluation)) | {"out": out}
+        if evaluation == RETRIEVAL:
+            data = self._data(weights, seed, gallery="train", queries="val")
+        elif evaluation.command:
+            data = self._data(weights, seed, data="val")
+        elif evaluation.reads:
+            data = data_sets.inputs(evaluation, self.place.others)
+        else:
+            data = self._data(weights, seed, data="train", val="val")
         if evaluation.command:
-            data_flags = {"gallery": data, "queries": val} if evaluation == RETRIEVAL else {"data": val}
-            options = data_flags | source | spelled | {"out": out}
-            return _command(evaluation.recipe, run, options)
-        data_flags = {"data": data, "val": val}
-        if evaluation.reads:
-            data_flags = data_sets.inputs(evaluation, self.place.others)
-        batch_size = values["batch_size"] // values.get("accumulate", 1)
-        return self._recipe(evaluation.recipe, run, source | spelled, out, data_flags, batch_size)
+            return _command(evaluation.recipe, run, data | rest)
+        gpus = self._gpus(values["batch_size"] // values.get("accumulate", 1))
+        return _command(_COMMANDS[evaluation.recipe], run, gpus | data | rest)
+
+    def _gpus(self, at_most: int) -> dict[str, Any]:
+        num = min(self.place.num_processes, at_most)
+        return {"gpus": num} if num > 1 else {}
+
+    def _data(self, weights: Weights, seed: int, **parts: str) -> dict[str, str]:
+        """Return the options of an evaluation's data; none where the run itself names what is wanted."""
+        learned, given, of_run = self._learns_from(weights), self.place.given, dict[str, str]()
+        if weights.recipe and _is_done(self.runs[weights], seed):
+            of_run = self.runs[weights][seed].data(learned)
+        elif weights.recipe:
+            of_run = {part: self.place.data(part) for part in (learned, "val")}
+        same = {part for part, path in of_run.items() if given.get(part, path) == path}
+        if same.issuperset(parts.values()):
+            return {}
+        return {name: self.place.data(part) for name, part in parts.items()}
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
         """Return the command that writes the pseudo-labels, if one is needed."""
@@ -369,40 +405,21 @@ class _Writer:
         if path in self.label_files or path.exists():
             return []
         self.label_files.add(path)
-        options = {"data": self._learns_from(weights), "out": path, "seed": seed}
-        return [_command("labels", [source], {**options, **self.scale.label_flags(source)})]
+        options = {"seed": seed, **self.scale.label_flags(source)}
+        changed = _changed(options, {"seed": 0, **COMMANDS[f"labels/{source}"]})
+        data = self.place.data(self._learns_from(weights))
+        return [_command("labels", [source], {"data": data, "out": path, **changed})]
 
     def _label_file(self, source: str, seed: int) -> Path:
-        return self.place.runs / f"{self._folder_name}-labels-{source}-s{seed}.npz"
+        name = f"{self._folder_name}-labels-{source}" + (f"-s{seed}" if seed else "")
+        return self.place.runs / f"{name}.npz"
 
     def _learns_from(self, weights: Weights) -> str:
-        elsewhere = self.table.pretrains_elsewhere and not weights.with_labels
-        return self.place.pretrain if elsewhere else self.place.data
-
-    def _recipe(
-        self, recipe: str, run: Iterable[Path], options: Values, out: Path, data: Values,
-        max_processes: int | None = None,
-    ) -> str:  # fmt: skip
-        """Return the command of a recipe with what differs from its own values, on at most so many GPUs."""
-        num = min(self.place.num_processes, max_processes or self.place.num_processes)
-        verb, name = next(
-            (verb, name)
-            for verb, names in (("train", TRAIN), ("eval", EVAL))
-            for name, stem in names.items()
-            if stem == recipe
-        )
-        usual = usual_values(recipe, options)
-        changed = {
-            key: value
-            for key, value in options.items()
-            if key in ("seed", "size_px") or key not in usual or value != usual[key]
-        }
-        gpus = {"gpus": num} if num > 1 else {}
-        return _command(f"{verb} {name}", run, {**gpus, **data, **changed, "out": out})
+        return "pretrain" if self.table.pretrains_elsewhere and not weights.with_labels else "train"
 
     @property
     def _folder_name(self) -> str:
-        return f"{self.table.folder}-{self.scale.name}"
+        return f"{self.table.folder}-{self.scale.name}" if self.scale.of_sample else self.table.folder
 
     def _free(self, name: str, checkpoint: str | None) -> Path:
         """Return a folder with this name, and with a number if something else is there.
@@ -420,6 +437,33 @@ class _Writer:
             run for run in self.index.runs if run.folder == folder and run.state != "finished" and not run.cut
         ]
         return bool(checkpoint) and any(run.options.get("checkpoint") == checkpoint for run in unfinished)
+
+
+def _name(weights: Weights, seed: int, evaluation: Evaluation | None = None) -> str:
+    """Return the name of a folder: the words of its command that are not usual."""
+    usual = usual_values(weights.recipe, {}) if weights.recipe else {"plan": None}
+    labels = weights.labels
+    if isinstance(labels, Weights):
+        labels = "_".join(filter(None, (labels.kind, labels.variant)))
+    words = [
+        _COMMANDS[weights.recipe].split()[1].removeprefix("sslpp-") if weights.recipe else "random",
+        "" if weights.plan == usual["plan"] else str(weights.plan).replace("end_to_end", "e2e"),
+        weights.variant,
+        labels,
+        "" if weights.channels == "RGB" else weights.channels,
+        "" if weights.backbone == usual.get("backbone") else weights.backbone,
+        f"s{seed}" if seed else "",
+    ]
+    if evaluation is not None:
+        kind, _, protocol = evaluation.name.partition("/")
+        is_usual = not evaluation.command and protocol == find_recipe(evaluation.recipe).paper.get("protocol")
+        words += [kind, "" if is_usual else protocol]
+    return "-".join(dict.fromkeys(filter(None, words)))
+
+
+def _changed(options: Values, usual: Values) -> dict[str, Any]:
+    """Return the options that a command must give."""
+    return {name: value for name, value in options.items() if name not in usual or value != usual[name]}
 
 
 def _random(weights: Weights) -> dict[str, Any]:
@@ -449,7 +493,7 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         if isinstance(value, bool):
-            words.append(data_sets.flag_of(name if value else f"no_{name}"))
+            words.append(flag(name if value else f"no_{name}"))
         elif value is not None:
-            words += [data_sets.flag_of(name), *map(str, value if isinstance(value, tuple) else [value])]
+            words += [flag(name), *map(str, value if isinstance(value, tuple) else [value])]
     return words

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
+from fastpsl.engine.options import flag
 from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
@@ -293,25 +294,25 @@ def make_table(
     for other, paths in others.items():
         if other not in table.reads:
             raise ValueError(
-                f"{data_sets.flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
+                f"{flag(other)} {' '.join(paths)}: the evaluations of {name} do not read "
                 f"{data_sets.OTHER_DATA[other].title}; leave it out"
             )
     values, folder = SCALES[scale], runs or Path("runs")
     index = index_runs(folder) if runs is not None or folder.exists() else RunIndex()
     existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    asked = data_sets.digests_of(_digest(data), _digest(val), _digest(pretrain_data))
+    parts = {"train": data, "val": val, "pretrain": pretrain_data}
+    given = {part: path for part, path in parts.items() if path is not None}
+    asked, num_images = dict[str, str](), dict[str, int]()
+    for part, path in given.items():
+        if _is_there(path):
+            with contextlib.closing(open_data(path)) as opened:
+                asked[part], num_images[part] = opened.digest(), opened.num_samples
+    absent = [f"{data_sets.FLAGS[part]} {path}" for part, path in given.items() if part not in asked]
+    absent += [f"{flag(other)} {' '.join(paths)}" for other, paths in others.items() if other not in existing]
     asked |= data_sets.digests_of_other_data(table, existing)
-    named = data or "TRAIN.beton", val or "VAL.beton", pretrain_data or "PRETRAIN.beton"
-    place = Place(folder, *named, num_processes or values.num_processes[table.paper], others)
+    place = Place(folder, num_processes or values.num_processes[table.paper], given, num_images, others)
     report = make_report(table, values, index, asked, place)
     files = [] if out is None else _write(report, out)
-    given = {"data": data, "val": val, "pretrain_data": pretrain_data}
-    given |= {other: " ".join(paths) for other, paths in others.items()}
-    absent = [
-        f"{data_sets.flag_of(name)} {path}"
-        for name, path in given.items()
-        if path and name not in existing and not _is_there(path)
-    ]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
     written = ["", *(f"written: {path}" for path in files)] if files else []
@@ -330,14 +331,6 @@ def _write(report: Report, out: Path) -> list[Path]:
         save_chart(report, chart)
         write_atomically(web_page, html(report, chart).encode())
     return files
-
-
-def _digest(data: str | None) -> str | None:
-    """Return the digest of a data set; None if it is not here: commands may name one of another machine."""
-    if data is None or not _is_there(data):
-        return None
-    with contextlib.closing(open_data(data)) as opened:
-        return opened.digest()
 
 
 def _is_there(data: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastpsl.engine.options import NO_VAL, share_of
 from fastpsl.evaluation.result import NAME, read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.tables.rows import FEW_SHOT, TSNE
@@ -80,6 +81,15 @@ class TrainingRun:
     def seed(self) -> int:
         """The seed of the training."""
         return int(self.science.get("seed", 0))
+
+    def data(self, learned: str) -> dict[str, str]:
+        """Return its --data as the part `learned`, and --val as "val", where they name data."""
+        named = {learned: self.options.get("data"), "val": self.options.get("val")}
+        return {
+            part: path
+            for part, path in named.items()
+            if path not in (None, NO_VAL) and share_of(path) is None
+        }  # fmt: skip
 
     @property
     def can_be_evaluated(self) -> bool:

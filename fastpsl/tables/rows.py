@@ -51,15 +51,6 @@ class Weights:
         """The recipe's first word: jigsaw, rotation, uic, random…"""
         return self.recipe.removeprefix("sslpp_").split("_")[0] if self.recipe else "random"
 
-    @property
-    def name(self) -> str:
-        """The name in the names of folders."""
-        labels = self.labels
-        if isinstance(labels, Weights):
-            labels = "_".join(filter(None, (labels.kind, labels.variant)))
-        channels = self.channels if self.channels != "RGB" else None
-        return "-".join(filter(None, (self.kind, self.plan, self.variant, labels, channels, self.backbone)))
-
 
 @dataclass(frozen=True)
 class Evaluation:

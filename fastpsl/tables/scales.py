@@ -58,7 +58,8 @@ def usual_values(recipe: str, given: Values) -> dict[str, Any]:
     """
     script = find_recipe(recipe)
     defaults = {each.name: each.default for each in dataclasses.fields(script.options)}
-    return {**defaults, **script.paper, **script.variant(script.with_paper(**given))}
+    sample = script.sample if given.get("preset") == "sample" else {}
+    return {**defaults, **script.paper, **script.variant(script.with_paper(**given)), **sample}
 
 
 def values_of(recipe: str, given: Values) -> dict[str, Any]:
@@ -153,14 +154,17 @@ class Scale:
             science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
         return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})
 
-    @cache  # noqa: B019 - there are two scales
     def channels(self, weights: Weights) -> str:
         """Return the channels that the network sees, such as RGB."""
-        if weights.recipe is None:
-            return weights.channels
+        return str(self.input_of(weights)["channels"]) if weights.recipe else weights.channels
+
+    @cache  # noqa: B019 - there are two scales
+    def input_of(self, weights: Weights) -> dict[str, Any]:
+        """Return the input that the run of a training records: its channels, its size and so on."""
+        assert weights.recipe
         labels = {"pseudo_labels": COUPLED} if weights.labels else {}  # because it may learn nothing else
         task = experiment_of(weights.recipe, self.training_flags(weights) | labels).task
-        return str(task.input_record(task.num_levels)["channels"])
+        return task.input_record(task.num_levels)
 
     def label_flags(self, source: str) -> Values:
         """Return the options that a command of `fastpsl labels` gives."""
@@ -192,6 +196,19 @@ class Scale:
         if evaluation.command:
             return {**COMMANDS[evaluation.name], **flags}
         return values_of(evaluation.recipe, flags)
+
+    def usual_values_on(self, weights: Weights, evaluation: Evaluation) -> dict[str, Any]:
+        """Return what the options of an evaluation are where its command does not give them."""
+        script = None if evaluation.command else find_recipe(evaluation.recipe)
+        usual = {"seed": 0, **COMMANDS.get(evaluation.name, {})}
+        if script is not None:
+            usual = usual_values(evaluation.recipe, self.evaluation_flags(evaluation))
+        if weights.recipe and (script is None or script.options.size_from_run):
+            size_px = self.input_of(weights)["size_px"]
+            usual["size_px"] = min(
+                size_px, size_px if script is None else script.paper.get("size_px", size_px)
+            )
+        return usual
 
     @cache  # noqa: B019 - there are two scales
     def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:

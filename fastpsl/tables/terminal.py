@@ -29,16 +29,15 @@ def print_table(report: Report) -> None:
     console, words = _console(), words_of(report)
     _print(console, report.table.title)
     _print(console, words["intro"])
-    *head, _ = words["head"]
     groups: list[Group] = words["rows"]
     is_ours = any(cell.ours for cells in report.cells.values() for cell in cells)
-    names = [*head, ""] if is_ours else head
-    rows = list[tuple[list[str], list[str]]]()
+    names: Sequence[str] = words["head"] if is_ours else words["head"][:-1]  # the last says whose line it is
+    rows = list[tuple[list[str], Sequence[str]]]()
     for group in groups:
         before = [group.name, *group.head]
         for whose, numbers in _shown(group):
-            rows.append(([*before, whose] if is_ours else before, list(numbers)))
-            before = [""] * len(head)
+            rows.append(([*before, whose][: len(names)], numbers))
+            before = [""] * len(before)
     for part in _parts(console.width, names, report.table.columns, rows):
         grid = Grid(
             *(Column(name, max_width=_METHOD_WIDTH) for name in names),
@@ -74,7 +73,7 @@ def _shown(group: Group) -> Iterator[tuple[str, Sequence[str]]]:
 
 
 def _parts(
-    width: int, names: Sequence[str], columns: Sequence[str], rows: Sequence[tuple[list[str], list[str]]]
+    width: int, names: Sequence[str], columns: Sequence[str], rows: Sequence[tuple[list[str], Sequence[str]]]
 ) -> Iterator[list[int]]:
     """Yield the places of the columns of numbers that stand beside each other."""
 

@@ -6,24 +6,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from fastpsl.engine.options import RunOptions
 from fastpsl.evaluation.protocols import applied
-from fastpsl.evaluation.result import refuse_val
 from fastpsl.pipelines.views import Input, center_view
 
 
-def check_options(options: RunOptions) -> None:
-    """Raise ValueError for options that do not hold for whole images.
-
-    Whole images come from a folder in VOC's layout with the test set in it, one at a time.
-    """
-    refuse_val(options)
-    for name, allowed in {"order": "random", "decoder": "auto or pillow", "on_bad_sample": "raise"}.items():
-        value = getattr(options, name)
-        if value not in allowed.split(" or "):
-            raise ValueError(
-                f"--{name.replace('_', '-')} {value}: whole images are read with {allowed}; leave it out"
-            )
+def check_decoder(name: str) -> None:
+    """Raise ValueError for a --decoder that does not read whole images, one at a time."""
+    if name not in ("auto", "pillow"):
+        raise ValueError(f"--decoder {name}: whole images are read with auto or pillow; leave it out")
 
 
 def resized_sides(height: int, width: int, short_px: int, max_long_px: int) -> tuple[int, int]:

@@ -117,15 +117,6 @@ def test_the_commands_take_what_the_run_has(photos: Path, monkeypatch: pytest.Mo
     ]  # fmt: skip
 
 
-def test_the_option_of_old_is_explained(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["eval", "knn", "--checkpoint", "run"], ["tsne", "--checkpoint=run"]):
-        with pytest.raises(SystemExit, match="^2$"):
-            main(words)
-        name = " ".join(words[: words.index(next(w for w in words if w.startswith("--")))])
-        said = f"fastpsl {name}: --checkpoint: give it without a flag, as in `fastpsl {name} RUN`\n"
-        assert capsys.readouterr().err == said
-
-
 def test_ranks_say_the_command_that_was_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

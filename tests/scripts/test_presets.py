@@ -46,10 +46,10 @@ def test_a_batch_of_exactly_a_tenth_stays() -> None:
     assert small_values(paper, {}, 1919)["batch_size"] == 128
 
 
-def test_a_recipe_without_a_rate_has_small_values_too() -> None:
-    assert small_values({"batch_size": 256, "epochs": (30, 300)}, {}, 480) == {
-        "batch_size": 32, "epochs": (134, 300)
-    }  # fmt: skip
+def test_the_rate_stays_where_there_is_none_or_the_recipe_scales_it() -> None:
+    without, expected = {"batch_size": 256, "epochs": (30, 300)}, {"batch_size": 32, "epochs": (134, 300)}
+    assert small_values(without, {}, 480) == expected
+    assert small_values(without | {"lr": 0.4}, {}, 480, scales_rate=True) == expected
 
 
 def test_a_given_batch_makes_the_length() -> None:

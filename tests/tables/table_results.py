@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fastpsl.commands.features import TSNE, Retrieve
@@ -13,6 +15,7 @@ from fastpsl.commands.labels import Clusters, MakeLabels
 from fastpsl.commands.train import split
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.scripts.command_line import parse
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
 from fastpsl.tables.data_sets import Digests
@@ -106,8 +109,18 @@ def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[s
     return science
 
 
-def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: Digests | None = None) -> Report:
-    place = Place(runs, "T.beton", "V.beton", "P.beton", 1)
+GIVEN = {"train": "T.beton", "val": "V.beton", "pretrain": "P.beton"}
+
+
+def report(
+    runs: Path,
+    table: str = "psl/5",
+    scale: Scale = TINY,
+    asked: Digests | None = None,
+    given: Mapping[str, str] = GIVEN,
+    num_images: Mapping[str, int] = MappingProxyType({}),
+) -> Report:
+    place = Place(runs, 1, given, num_images)
     return make_report(TABLES[table], scale, index_runs(runs), asked or {}, place)
 
 
@@ -118,22 +131,26 @@ def ours(made: Report, method: str) -> list[str]:
 def parsed(command: str) -> tuple[str, Any]:
     """Return the recipe and the options of a printed command, by the recipe's own parser.
 
-    Commands that differ in folders alone are parsed once.
+    An evaluation takes what its command lacks from its run. Trainings that differ in folders alone are parsed
+    once.
     """
     program, *words = shlex.split(command)
     (verb, short, *_), flags = split(words)  # without --gpus
     assert program == "fastpsl" and verb in ("train", "eval")
-    name, folders = {**TRAIN, **EVAL}[short], dict[str, Path]()
-    if not flags[0].startswith("--"):
-        folders["checkpoint"] = Path(flags.pop(0))
-    place = flags.index("--out") + 1
-    folders["out"], flags[place] = Path(flags[place]), "folder"
-    return name, replace(_parsed(name, *flags), **folders)
+    place, name = flags.index("--out") + 1, {**TRAIN, **EVAL}[short]
+    out, flags[place] = Path(flags[place]), "folder"
+    return name, replace(_parsed(name, *flags), out=out)
 
 
 @cache
 def _parsed(name: str, *flags: str) -> Any:
     return find_recipe(name).parse(flags)
+
+
+def put_trained(folder: Path, data: str, val: str, input: dict[str, Any]) -> None:
+    """Write what evaluations read of a run: its data and the input of its network."""
+    CheckpointManager(folder / "checkpoints").save(1, {"backbone": {}, "science": {}, "input": input})
+    (folder / "config.json").write_text(json.dumps({"options": {"data": data, "val": val}}))
 
 
 COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}
@@ -183,13 +200,14 @@ def put_run(
     state: str = "finished",
     checkpoint: bool = True,
     cut: bool = False,
+    options: dict[str, Any] | None = None,
     **science: Any,
 ) -> Path:
     """Write the folder of a training run, and return it."""
     folder = runs / name
     (folder / "checkpoints").mkdir(parents=True)
     of_run = TINY.training_science(PSL) | {"seed": 0, "data_digest": DIGESTS["train"]} | science
-    (folder / "config.json").write_text(json.dumps({"options": {}, "science": of_run}))
+    (folder / "config.json").write_text(json.dumps({"options": options or {}, "science": of_run}))
     (folder / "status.json").write_text(json.dumps({"state": state}))
     steps = {"num_steps": 1 if cut else 5, "num_steps_planned": 5}
     if state == "finished":

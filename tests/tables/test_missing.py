@@ -1,5 +1,6 @@
 """The commands of what a table misses: each can be parsed, and makes what is missing."""
 
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -9,20 +10,26 @@ from typing import Any
 
 import pytest
 
+from fastpsl.commands.labels import NUM_CLASSES
+from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.matching import _flags, needs_of
+from fastpsl.tables.matching import Missing, Place, _flags, _name, needs_of
 from fastpsl.tables.paper_file import TABLES
+from fastpsl.tables.report import make_report
+from fastpsl.tables.results import index_runs
 from fastpsl.tables.rows import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
 from tests.programs import ROOT
 from tests.slow import nightly
 from tests.tables.table_results import (
     END_TO_END,
+    GIVEN,
     PAPER,
     PSL,
     TINY,
+    commands_of,
     effective,
     missing_of,
     of_made_permutations,
@@ -30,6 +37,7 @@ from tests.tables.table_results import (
     parsed_command,
     put,
     put_run,
+    put_trained,
     report,
 )
 
@@ -58,6 +66,8 @@ def test_every_command_parses_and_makes_what_is_missing(
     table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("fastpsl.evaluation.trained_run.require_existing", lambda *_: None)
+    monkeypatch.setattr("fastpsl.evaluation.options.require_paths", lambda _: None)  # no data is here
     scale = replace(scale, seeds=scale.seeds[:2][-1:])  # the commands of other seeds are the same
     runs = tmp_path / "my runs"
     runs.mkdir()
@@ -75,7 +85,8 @@ def test_every_command_parses_and_makes_what_is_missing(
             labels[made_labels.out] = made_labels.source, made_labels.seed
             assert made_labels.data == learned and runs == made_labels.out.parent  # a folder that is there
             wanted = scale.label_science(made_labels.source)
-            assert {key: getattr(made_labels, key) for key in wanted} == wanted
+            values = {"num_clusters": NUM_CLASSES} | {k: v for k, v in vars(made_labels).items() if v}
+            assert {key: values[key] for key in wanted} == wanted
         if weights.recipe:
             name, options = parsed(commands.pop(0))
             wanted = scale.training_science(weights)
@@ -96,18 +107,19 @@ def test_every_command_parses_and_makes_what_is_missing(
             else:
                 assert given in (weights.labels, "none")
             folder = folders[weights, missing.seed] = options.out
+            put_trained(folder, options.data, options.val, scale.input_of(weights))
             outs.append(options.out)
         for command, evaluation in zip(commands, missing.evaluations, strict=True):
-            outs.append(check_evaluation(command, evaluation, weights, folder, scale))
-            assert f"--seed {missing.seed}" in command or evaluation == CLUSTERS
+            outs.append(check_evaluation(command, evaluation, missing, folder, scale))
     assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
 
 
 def check_evaluation(
-    command: str, evaluation: Evaluation, weights: Weights, folder: Path | None, scale: Scale
+    command: str, evaluation: Evaluation, missing: Missing, folder: Path | None, scale: Scale
 ) -> Path:
     """Check that a command makes this evaluation, and return the folder that it writes to."""
-    wanted = scale.evaluation_settings(evaluation)
+    wanted, weights = scale.evaluation_settings(evaluation), missing.weights
+    run = None if folder is None else TrainedRun.of(folder)
     options: Any
     if not evaluation.command:
         name, options = parsed(command)
@@ -123,17 +135,22 @@ def check_evaluation(
         options = parsed_command(command)
         assert command.startswith(f"fastpsl {evaluation.recipe} ")
         if evaluation == CLUSTERS:
-            assert (options.run_or_file, options.data, options.labels) == (folder, "T.beton", None)
-            assert options.out
-            return Path(options.out)
-        values = vars(options) | vars(options.extraction)
+            assert run and (options.run_or_file, options.labels) == (folder, None)
+            assert options.data is options.out is None and run.train_images() == "T.beton"
+            return run.folder / "clusters"
+        usual = {"size_px": scale.input_of(weights)["size_px"] if folder else 224, "perplexity": 30.0}
+        given = {name: value for name, value in vars(options.extraction).items() if value is not None}
+        values = {**vars(options), **usual, **given}
         assert {key: values[key] for key in wanted} == wanted
         if evaluation == RETRIEVAL:
-            assert (options.gallery, options.queries) == ("T.beton", "V.beton")
+            gallery = options.gallery or (run and run.train_images())
+            assert (gallery, options.queries or (run and run.val_images())) == ("T.beton", "V.beton")
         else:
-            assert evaluation == TSNE and options.data == "V.beton"
+            data = options.data or (run and run.scored()[0])
+            assert evaluation == TSNE and data == "V.beton"
         input_record = None
         options = SimpleNamespace(**values)
+    assert options.seed == missing.seed
     assert (options.checkpoint, options.random_weights) == (folder, folder is None)
     if folder is None:
         assert options.backbone == weights.backbone
@@ -145,19 +162,11 @@ def paths(given: Any) -> list[str]:
     return [str(path) for path in (given if isinstance(given, tuple) else [given]) if path]
 
 
-RECIPES = """
-    jigsaw_r50 rotation_rv50 simclr_r50 mocov2_r50 supervised uic_alexnet uic_r50 deepcluster_alexnet
-    sslpp_colorization sslpp_context sslpp_rotation sslpp_aet sslpp_iic
-"""
+NEEDED = [need[0] for table in TABLES.values() for need in needs_of(table)]
+RECIPES = {one.recipe for weights in NEEDED for one in (weights, weights.before) if one and one.recipe}
 
 
-def test_all_recipes_of_the_tables_are_tested() -> None:
-    needed = [need[0] for table in TABLES.values() for need in needs_of(table)]
-    recipes = {one.recipe for weights in needed for one in (weights, weights.before) if one}
-    assert recipes == {*RECIPES.split(), None}
-
-
-@pytest.mark.parametrize("name", RECIPES.split())
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new option of a recipe is compared, too; otherwise results that differ in it would be averaged."""
     monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
@@ -188,6 +197,59 @@ def test_every_value_that_an_evaluation_knows_is_compared(
         assert values[name] == value, name
 
 
+def test_folders_of_different_weights_have_different_names() -> None:
+    of_folders: dict[str, set[Weights]] = {}
+    for table in TABLES.values():
+        needed = [one for need in needs_of(table) for one in (need[0], need[0].before) if one]
+        of_folders.setdefault(table.folder, set()).update(needed)
+    for weights in of_folders.values():
+        assert len({_name(one, 0) for one in weights}) == len(weights)
+
+
+def test_the_commands_of_table_5_fit_into_100_columns(tmp_path: Path) -> None:
+    place = Place(Path("runs"), 8)
+    made = make_report(TABLES["psl/5"], PAPER, index_runs(tmp_path), {}, place)
+    commands = [command for one in made.missing for command in one.commands]
+    assert len(commands) == 10 and max(map(len, commands)) <= 100
+    assert commands[:2] == [
+        "fastpsl train supervised --gpus 8 --data TRAIN --val VAL --out runs/psl/supervised",
+        "fastpsl eval linear runs/psl/supervised --gpus 8 --out runs/psl/supervised-linear",
+    ]
+
+
+def test_a_preset_is_given_where_the_number_of_images_would_choose_another(tmp_path: Path) -> None:
+    def presets(table: str, scale: Scale = PAPER, **num_images: int) -> set[str]:
+        made = report(tmp_path, table, scale, num_images=num_images)
+        commands = [one.commands[0] for one in made.missing]
+        return {"".join(re.findall("--preset [a-z]+", line)) for line in commands if " train " in line}
+
+    assert presets("psl/5") == presets("psl/5", train=100_000) == {""}
+    assert presets("psl/5", train=99_999) == presets("sslpp/3") == {"--preset paper"}
+    assert presets("psl/5", TINY) == {"--preset sample"}
+    # The supervised network learns from STL-10's few, the others from many.
+    assert presets("sslpp/3-stl") == {"", "--preset paper"}
+
+
+@pytest.mark.parametrize(
+    ("val", "given", "is_spelled"),
+    [
+        ("V.beton", GIVEN, False),
+        ("V.beton", {}, False),
+        ("V.beton", {"train": "other.beton"}, True),
+        ("V.beton", {"val": "other.beton"}, True),
+        ("10%", {}, True),
+        (None, {}, True),
+    ],
+)
+def test_data_are_given_where_the_run_has_others(
+    val: str | None, given: dict[str, str], is_spelled: bool, tmp_path: Path
+) -> None:
+    put_run(tmp_path, "x", options={"data": "T.beton", "val": val})
+    (command,) = commands_of(report(tmp_path, given=given), "PSL")
+    words = f"--data {given.get('train', 'TRAIN')} --val {given.get('val', 'VAL')} "
+    assert (words in command) == is_spelled == ("--data" in command)
+
+
 def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:
     folder = put_run(tmp_path, "deep/my jigsaw")
     first, second, third = missing_of(tmp_path, PSL)
@@ -216,24 +278,20 @@ def test_a_run_of_another_seed_serves_where_one_is_wanted(tmp_path: Path) -> Non
     ],
 )
 def test_an_unfit_run_is_not_used_and_not_overwritten(tmp_path: Path, change: dict[str, Any]) -> None:
-    put_run(tmp_path, "psl-tiny/jigsaw-psl-resnet50-s0", **change)
+    put_run(tmp_path, "psl-tiny/jigsaw", **change)
     first = next(one for one in missing_of(tmp_path, PSL) if one.seed == 0)
     assert len(first.commands) == 2
-    assert f"--out {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[0]
-    assert f"eval linear {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[1]
+    assert f"--out {tmp_path}/psl-tiny/jigsaw-2" in first.commands[0]
+    assert f"eval linear {tmp_path}/psl-tiny/jigsaw-2" in first.commands[1]
 
 
-def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
-    folder = put_run(tmp_path, "begun", state="preempted")
-    first = missing_of(tmp_path, PSL)[0]
-    assert len(first.commands) == 2 and first.commands[0].endswith(f"--out {folder}")
-
-
-def test_what_a_begun_run_has_chosen_is_repeated(tmp_path: Path) -> None:
+def test_a_run_that_was_begun_goes_on_with_what_it_has_chosen(tmp_path: Path) -> None:
     """Between results these options are free, but a run with others would not be resumed."""
-    put_run(tmp_path, "begun", state="preempted", precision="bf16", order="quasi_random", lanes=8)
+    chosen: dict[str, Any] = {"precision": "bf16", "order": "quasi_random", "lanes": 8}
+    folder = put_run(tmp_path, "begun", state="preempted", **chosen)
     (command, _) = missing_of(tmp_path, PSL)[0].commands
-    assert "--precision bf16 --order quasi_random --lanes 8 --out" in command and "--apex" not in command
+    assert command.endswith(f"--precision bf16 --order quasi_random --lanes 8 --out {folder}")
+    assert "--apex" not in command
 
 
 def test_a_deleted_result_is_missing_again(tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ def test_large_images_are_averaged_on_a_contact_sheet(devkit: Path) -> None:
 # Errors
 
 
-def test_val_is_refused(devkit: Path) -> None:
+def test_decoders_of_squares_are_refused(devkit: Path) -> None:
     task = Detection(SMALL, TinyNet(), Input(), 0)
-    with pytest.raises(ValueError, match="--val .* leave it out"):
-        task.open(devkit, TrainingOptions(data="a", val="b"))
+    with pytest.raises(ValueError, match="--decoder turbo: .* auto or pillow"):
+        task.open(devkit, TrainingOptions(data="a", decoder="turbo"))
 
 
 def test_proposals_belong_to_fast_r_cnn_alone() -> None:

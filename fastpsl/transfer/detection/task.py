@@ -33,7 +33,7 @@ from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
 from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.image_input import (
-    check_options,
+    check_decoder,
     denormalised,
     normalised,
     padded,
@@ -89,7 +89,7 @@ class Detection(Task):
 
     def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
         """Open the training and test sets in VOC's layout at `root`, as `Experiment.open`."""
-        check_options(options)
+        check_decoder(options.decoder)
         protocol = self.protocol
         self.train, self.test = open_train_and_test(root, protocol.train_sets, protocol.test_sets, "boxes")
         if protocol.boxes_from == "published":

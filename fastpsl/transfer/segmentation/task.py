@@ -29,8 +29,14 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec
-from fastpsl.transfer import image_input as whole_input
-from fastpsl.transfer.image_input import denormalised, normalised, padded, resized, resized_sides
+from fastpsl.transfer.image_input import (
+    check_decoder,
+    denormalised,
+    normalised,
+    padded,
+    resized,
+    resized_sides,
+)
 from fastpsl.transfer.segmentation.fcn import Network
 
 BatchNorm = Literal["train", "eval", "fixed"]
@@ -104,12 +110,10 @@ def check_options(options: Any) -> None:
     """Raise for options of recipes/voc_segmentation.py that do not hold.
 
     Raises:
-        ValueError: For options of other evaluations, and if the protocol learns from SBD and --data comes
+        ValueError: The decoder reads no whole images, or the protocol learns from SBD and --data comes
             without --sbd.
     """
-    whole_input.check_options(options)
-    if options.whole:
-        raise ValueError("--whole: images are not cut to squares here; leave it out")
+    check_decoder(options.decoder)
     if PROTOCOLS[options.protocol].needs_sbd and options.data is not None and options.sbd is None:
         raise ValueError(
             f"--protocol {options.protocol} learns from SBD's masks too: give its folder, "
