@@ -128,7 +128,7 @@ def test_neighbours_precision_and_figure(tmp_path: Path, cli: Cli, same: bool) -
     (precision,) = record["numbers"].values()
     # Nearly equal cosines may swap places. If each query found itself, 20 % would differ.
     assert list(record["numbers"]) == ["precision_top5"] and abs(precision - 100 * right.mean()) < 0.3
-    assert 15 < precision < 95
+    assert 5 < precision < 95
     assert (record["data"]["train"], record["data"]["val"]) == digests
     settings = record["settings"]
     written = [out / f"{name}.json" for name in ("gallery", "gallery" if same else "queries")]
