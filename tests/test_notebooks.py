@@ -29,15 +29,15 @@ needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not i
 # Numbers that the tests replace, by notebook: widths of narrow networks, and shorter loops.
 REPLACED = {
     "add_a_task": {"512": "64", "--out runs/same_image": "--out runs/same_image --max-steps-per-stage 4"},
-    "cifar10_sslpp": {'"epochs": 6': '"epochs": 1', '"epochs": 1}': '"epochs": 1, "max_steps_per_stage": 4}'},
+    "cifar10_sslpp": {'"resnet18"}': '"resnet18", "epochs": 1}'},
     "finetune_timm": {
-        "(2, 2, 1)": "(1, 1, 1), max_steps_per_stage=2",
+        "(6, 6, 8)": "(1, 1, 1), max_steps_per_stage=2",
         "num_steps=30": "num_steps=5",
         "(5, 31, 5)": "(5, 6)",
     },
-    "jigsaw_psl": {"max_steps_per_stage=20": "max_steps_per_stage=4", "size_px=96": "size_px=48"},
-    "retrieval_tsne": {"(1, 1, 1)": "(1, 1, 1), max_steps_per_stage=4", "size_px=96": "size_px=48"},
-    "simclr_own_loop": {"EPOCHS = 32, 48, 6": "EPOCHS = 32, 48, 2", "512": "64"},
+    "jigsaw_psl": {"epochs=(4, 4, 4)": "max_steps_per_stage=4", "size_px=96": "size_px=48"},
+    "retrieval_tsne": {'"simclr", ': '"simclr", max_steps_per_stage=4, '},
+    "simclr_own_loop": {"EPOCHS = 32, 32, 12": "EPOCHS = 32, 32, 2", "512": "64"},
 }
 
 
