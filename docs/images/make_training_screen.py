@@ -1,7 +1,7 @@
 """Draw the training screen of a real run as SVG, once on white and once on black.
 
-It trains as `fastpsl train simclr` does, on the embedded sample or with the arguments given. It keeps what the
-screen shows in the middle of the last stage, and stops there as after Ctrl-C:
+It trains as `fastpsl train simclr` does, on the embedded sample or with the arguments given. It keeps what
+the screen shows in the middle of the last stage, and stops there as after Ctrl-C:
 
     PYTHONPATH=. python docs/images/make_training_screen.py --out /tmp/run
 """
