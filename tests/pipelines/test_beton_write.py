@@ -484,10 +484,10 @@ def make(path: Path, num: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["tar", "npz"])
 def test_memory_does_not_grow_with_the_source(ending: str, tmp_path: Path) -> None:
-    """27 times the data take at most 25 MiB more."""
+    """130 MB more of data take at most a quarter of them more."""
     sources = [make(tmp_path / f"{num}.{ending}", num) for num in (SMALL, LARGE)]
     small, large = printed_by(WRITE, tmp_path / "out", *sources)
-    assert large - small < 25
+    assert large - small < 32
 
 
 @pytest.mark.slow

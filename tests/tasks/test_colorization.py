@@ -412,9 +412,12 @@ def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_small_network_beats_the_constant_answer_on_validation_images(tmp_path: Path) -> None:
-    assert fit(tmp_path, epochs=4)
+def test_a_small_network_beats_the_constant_answer_on_validation_images(
+    tmp_path: Path, landscapes: tuple[Path, Path]
+) -> None:
+    train, val = map(str, landscapes)
+    assert fit(tmp_path, epochs=4, data=train, val=val)
     (summary,) = newest_checkpoint(tmp_path)["position"]["summaries"]
-    val = summary["val"]
-    assert val["loss"] < 0.92 * val["loss_constant"]
-    assert val["accuracy"] > summary["chance"] > 1 / 313
+    metrics = summary["val"]
+    assert metrics["loss"] < 0.92 * metrics["loss_constant"]
+    assert metrics["accuracy"] > summary["chance"] > 1 / 313

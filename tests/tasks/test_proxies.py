@@ -16,13 +16,9 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Kind, Shift, WarpPair
 from fastpsl.kernels.normalise import normalise
 from fastpsl.models.factory import BACKBONES, OF_VECTORS, make_backbone
-from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.landscapes import landscape
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.aet import AET, AETHead
 from fastpsl.tasks.sslpp.colorization import Colorization
@@ -37,20 +33,6 @@ def small_modules(proxy: Proxy) -> tuple[StageBlocks, nn.Module]:
     torch.manual_seed(0)
     backbone = TinyNet()
     return StageBlocks(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(1, backbone.channels[-1])
-
-
-@pytest.fixture(scope="module", name="landscapes")
-def _landscapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Draw 480 and 160 landscapes of 32 px. What is hidden in one can be guessed from the rest."""
-    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("landscapes")
-    for name, num in (("train", 480), ("val", 160)):
-        images = [
-            landscape(random, 32, 32, int(random.integers(12, 20)), i % 2 == 0, random.random()).clip(0, 255)
-            for i in range(num)
-        ]
-        samples = (Sample(f"{i}", image.astype(np.uint8), 0) for i, image in enumerate(images))
-        write_beton(samples, folder / name, num_samples=num, target=Target(mode="raw"))
-    return folder / "train", folder / "val"
 
 
 def learned(proxy: Proxy, data: Path, num_epochs: int = 12) -> tuple[StageBlocks, nn.Module]:
