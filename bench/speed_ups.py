@@ -105,7 +105,7 @@ LINES = (
     ),
     Line(
         "training SimCLR from a folder of JPEGs: end to end / PSL's S1", "lightly's SimCLR, end to end",
-        "training-*.json", _SIMCLR_STAGES,
+        "training-cpu-folder.json", _SIMCLR_STAGES,
     ),
     Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-cpu.json", _T3),
     Line(

@@ -47,6 +47,13 @@ class SmallResNet(nn.Module):
         return [self.conv1, *self.units]
 
 
+def _unchanged() -> nn.Conv2d:
+    """Build a convolution that changes nothing, because a backbone must have parameters."""
+    layer = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(layer.weight)
+    return layer
+
+
 class Pixels(nn.Module):
     """An image of 8 px itself, as 192 channels of one position. Larger images are averaged to 8 px."""
 
@@ -55,8 +62,7 @@ class Pixels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.channels: Sequence[int] = (3 * self.side_px**2,)
-        self.same = nn.Conv2d(3, 3, 1, bias=False)  # because a backbone must have parameters
-        nn.init.dirac_(self.same.weight)
+        self.same = _unchanged()
 
     def blocks(self) -> list[nn.Module]:
         """Return the one block."""
@@ -77,8 +83,7 @@ class Colours(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.same = nn.Conv2d(3, 3, 1, bias=False)  # because a backbone must have parameters
-        nn.init.dirac_(self.same.weight)
+        self.same = _unchanged()
 
     @override
     def forward(self, images: Tensor) -> Tensor:

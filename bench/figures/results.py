@@ -13,12 +13,11 @@ NAMES = {
     "turboloader_antialias": "TurboLoader (tar)",
 }  # fmt: skip
 OURS = "fastpsl"
-DECODERS = (*JPEG_DECODERS, "auto")
 SIZE = "500"  # of those in a result of bench/sizes.py
 _SAMPLE = "the embedded sample"
 
 
-def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches = "uint8") -> dict[str, Any]:
+def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the words of the figure of throughput: of SIZE in a file of bench/sizes.py, or of throughput.py.
 
     The file is that of a GPU if there is one, with the most peers, with the fastest of ours. The sample's
@@ -28,7 +27,7 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
         name: rates
         for name, result in results.items()
         if result["bench"] in ("sizes", "throughput") and result["data"]["name"] != _SAMPLE
-        if fastest(rates := loader_rates(result, batches), DECODERS) and fastest(rates, NAMES)
+        if fastest(rates := loader_rates(result), JPEG_DECODERS) and fastest(rates, NAMES)
     }
     if not found:
         raise ValueError(
@@ -38,14 +37,14 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
 
     def merit(name: str) -> tuple[bool, int, float]:
         rates = found[name]
-        ours = rates[fastest(rates, DECODERS)[0]]
+        ours = rates[fastest(rates, JPEG_DECODERS)[0]]
         peers = {NAMES[peer] for peer in rates if peer in NAMES}
         return results[name]["environment"]["gpu"] is not None, len(peers), max(ours.values())
 
     file = max(sorted(found), key=merit)
     rates, machine = found[file], results[file]["environment"]
     data, repeats = results[file]["data"], results[file]["settings"]["repeats"]
-    decoder = fastest(rates, DECODERS)[0]
+    decoder = fastest(rates, JPEG_DECODERS)[0]
     views = sorted(rates[decoder])
     names = {OURS: decoder}
     for peer in fastest(rates, NAMES):
@@ -63,13 +62,12 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches 
     else:
         images = f"images of up to {max(data['max_height_px'], data['max_width_px'])} px"
     title = f"Images per second on {machine['gpu'] or cores}"
-    what = {"uint8": "Loaders alone", "float32": "float32 batches", "folder": "float32 batches of a folder"}
-    ours = "fastpsl.loader with its defaults" if decoder == "auto" else f"fastpsl's decoder: {decoder}"
     return {
         "title": title, "description": f"{title}, higher is better. {'. '.join(spoken)}.",
-        "about": f"Higher is better. {what[batches]}, {images}{beside_gpu}.",
-        "source": f"{ours}. Medians of {repeats} repeats: bench/results/{file}", "crops": crops, "rows": rows,
-        "ours": OURS, "longest": max(value for _, values in rows for value in values if value),
+        "about": f"Higher is better. Loaders alone, {images}{beside_gpu}.",
+        "source": f"fastpsl's decoder: {decoder}. Medians of {repeats} repeats: bench/results/{file}",
+        "crops": crops, "rows": rows, "ours": OURS,
+        "longest": max(value for _, values in rows for value in values if value),
     }  # fmt: skip
 
 
@@ -100,12 +98,12 @@ def training_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def loader_rates(result: Mapping[str, Any], batches: Batches) -> dict[str, dict[int, float]]:
-    """Return decoder or peer → number of views → median images per second, of loaders alone."""
+def loader_rates(result: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """Return decoder or peer → number of views → median uint8 images per second, of loaders alone."""
     rates: dict[str, dict[int, float]] = {}
     for row in result["rows"]:
         is_shown = row.get("stage") is None and row.get("size", SIZE) == SIZE
-        if row["measured"] in ("loader", "peer") and is_shown and is_of(row, batches):
+        if row["measured"] in ("loader", "peer") and is_shown and is_of(row, "uint8"):
             rates.setdefault(row["decoder"], {})[row["num_views"]] = row["median"]
     return rates
 

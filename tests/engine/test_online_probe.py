@@ -28,9 +28,6 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.filters import Sobel
-from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -42,6 +39,7 @@ from tests.engine.exact_signals import before_asking
 from tests.engine.test_reporter import Board
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run
+from tests.pipelines.written import write_raw
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
 
@@ -378,10 +376,8 @@ def coloured(path: Path, num: int) -> str:
     random, labels = np.random.default_rng(num), np.arange(num) % 8
     colours = 80 * (labels[:, None] >> np.arange(3) & 1)
     noise = random.integers(0, 176, (num, 32, 32, 3)) + colours[:, None, None]
-    samples = (Sample(f"{i}", noise[i].astype(np.uint8), int(labels[i])) for i in range(num))
     names = [f"colour {i}" for i in range(8)]
-    write_beton(samples, path, num_samples=num, class_names=names, target=Target(mode="raw"))
-    return str(path)
+    return str(write_raw(path, noise.astype(np.uint8), labels.tolist(), names))
 
 
 def test_untrained_is_within_two_points_of_a_rate_of_zero(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import io
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,13 @@ def write_labelled(
         side_px: The images' side.
     """
     images = np.random.default_rng(0).integers(0, 256, (len(labels), side_px, side_px, 3), dtype=np.uint8)
+    return write_raw(path, images, labels, class_names)
+
+
+def write_raw(
+    path: Path, images: Iterable[np.ndarray], labels: Sequence[int], class_names: list[str] | None = None
+) -> Path:
+    """Write a beton of raw images, uint8 [H, W, 3], named p0, p1, p2, ..., and return its path."""
     samples = [Sample(f"p{i}", *of_one) for i, of_one in enumerate(zip(images, labels, strict=True))]
     write_beton(samples, path, num_samples=len(labels), class_names=class_names, target=Target(mode="raw"))
     return path

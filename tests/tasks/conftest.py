@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.sample.landscapes import landscape
+from tests.pipelines.written import write_raw
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +18,5 @@ def landscapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             landscape(random, 32, 32, int(random.integers(12, 20)), i % 2 == 0, random.random()).clip(0, 255)
             for i in range(num)
         ]
-        samples = (Sample(f"{i}", image.astype(np.uint8), 0) for i, image in enumerate(images))
-        write_beton(samples, folder / name, num_samples=num, target=Target(mode="raw"))
+        write_raw(folder / name, np.stack(images).astype(np.uint8), [0] * num)
     return folder / "train", folder / "val"

@@ -19,14 +19,12 @@ from fastpsl.kernels.filters import SobelXY
 from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input
 from fastpsl.transfer import few_shot
 from tests.engine.tiny import one_process
+from tests.pipelines.written import write_raw
 
 CPU = torch.device("cpu")
 
@@ -180,9 +178,7 @@ def test_classes_and_what_is_too_few() -> None:
 
 
 def beton(path: Path, images: list[np.ndarray]) -> Beton:
-    samples = [Sample(str(i), image, i % 2) for i, image in enumerate(images)]
-    write_beton(samples, path, num_samples=len(samples), class_names=["a", "b"], target=Target(mode="raw"))
-    return Beton(path)
+    return Beton(write_raw(path, images, [i % 2 for i in range(len(images))], ["a", "b"]))
 
 
 @pytest.fixture
