@@ -6,10 +6,9 @@ from PIL import Image
 Random = np.random.Generator
 
 
-def vary(random: Random, colour: tuple[int, int, int], spread: int = 18) -> tuple[int, int, int]:
-    """Return a random colour near `colour`."""
-    red, green, blue = np.clip(np.array(colour) + random.integers(-spread, spread + 1, 3), 0, 255)
-    return int(red), int(green), int(blue)
+def _vary(random: Random, colour: tuple[int, int, int]) -> np.ndarray:
+    """Return a random colour near `colour`, float32 [3]."""
+    return np.clip(np.array(colour) + random.integers(-12, 13, 3), 0, 255).astype(np.float32)
 
 
 # Colours: sky at the top, sky at the horizon, far ground, near ground.
@@ -37,12 +36,9 @@ def landscape(
     random: Random, height: int, width: int, horizon: int, on_water: bool, light: float
 ) -> np.ndarray:
     """Return sky, clouds and ground, float32 [height, width, 3]."""
-    palette = [
-        np.array(vary(random, colour, 12), np.float32)
-        for colour in _PALETTES[random.integers(len(_PALETTES))]
-    ]
+    palette = [_vary(random, colour) for colour in _PALETTES[random.integers(len(_PALETTES))]]
     if on_water:
-        palette[2:] = [np.array(vary(random, colour, 12), np.float32) for colour in _WATER]
+        palette[2:] = [_vary(random, colour) for colour in _WATER]
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     sky = _blend(palette[0], palette[1], np.clip(rows / horizon, 0, 1) ** 1.4)
     sun = np.hypot(columns - light * width, rows - horizon * random.uniform(0.1, 0.6)) / width
