@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fastpsl.engine.blockwise import Blockwise
 from fastpsl.engine.distributed import World
 from fastpsl.engine.gpu import set_cudnn_benchmark, torch_seed
 from fastpsl.engine.optim.optimisers import sgd
@@ -59,7 +60,10 @@ class Experiment:
     finish: Callable[[Run], Sequence[str]] = lambda run: ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for views that cannot be built, before any data is opened."""
+        """Divide the task for a plan in parts, and build all views, before any data is opened."""
+        (parts,) = {stage.parts for stage in self.stages if stage.parts} or [()]
+        if parts and not isinstance(self.task, Blockwise):
+            object.__setattr__(self, "task", Blockwise(self.task, parts, self.backbone.channels))
         for stage in self.stages:
             assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)

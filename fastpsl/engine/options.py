@@ -247,8 +247,9 @@ class PretrainOptions(TrainingOptions):
             "values; auto, small for fewer than 100,000 images of --data, else paper, and sample without it."
         ),
     ] = field(default="auto", metadata=MACHINE | PLAN)
-    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = field(default="psl", metadata=PLAN)
-    """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them."""
+    plan: Literal["psl", "sl", "psl_f", "end_to_end", "blockwise"] = field(default="psl", metadata=PLAN)
+    """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them; blockwise: all
+    at once, each stage's by a loss of their own."""
     epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
     """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
     partition: Annotated[

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from fastpsl.console.words import number_of
 
-PLANS = ("psl", "sl", "psl_f", "end_to_end")
+PLANS = ("psl", "sl", "psl_f", "end_to_end", "blockwise")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Stage:
         last_block: The last block that runs.
         epochs: The length in epochs; 0 if `num_steps` is given.
         num_steps: The length in steps, or None.
+        parts: For "blockwise": what learns at the same time, as a stage each. Otherwise empty.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     last_block: int
     epochs: int
     num_steps: int | None = None
+    parts: "tuple[Stage, ...]" = ()
 
     def __post_init__(self) -> None:
         assert (self.epochs == 0) == (self.num_steps is not None), self
@@ -53,6 +55,12 @@ class Stage:
         )
         if self.first_learning > self.last_block:
             return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {length}"
+        if self.parts:
+            parts = (
+                f"{part.name} B{part.first_learning}-B{part.last_block} (level G{part.level})"
+                for part in self.parts
+            )
+            return f"{self.name}: {', '.join(parts)}, all at once, {length}"
         learning = f"B{self.first_learning}-B{self.last_block}"
         before = f", {self.first_learning - 1} before it frozen" if self.first_learning > 1 else ""
         return f"{self.name}: level G{self.level}, learns {learning}{before}, {length}"
@@ -74,15 +82,18 @@ def make_plan(
     - psl_f: As psl, but all blocks that run learn ("full gradient", PSL, section 4.5).
     - end_to_end: One stage over all blocks at the hardest level. The paper does not state the length of its
       end-to-end baselines; here it is the sum of all stages.
+    - blockwise: One stage in which all blocks learn, each in a part of its own: no gradient passes between
+      parts. Part i has the blocks that stage i of psl adds, its level and its place for the head. The length
+      is the sum of all stages (`fastpsl.engine.blockwise`).
 
     Args:
-        name: One of "psl", "sl", "psl_f" and "end_to_end".
+        name: One of "psl", "sl", "psl_f", "end_to_end" and "blockwise".
         stage_epochs: The number of epochs of each stage.
         num_levels: The number of the task's levels.
         num_blocks: The number of the backbone's blocks.
         partition: The blocks that learn in each stage, such as "1-3". By default, each of n stages learns
             num_blocks - n + 1 blocks and starts one block later than the last. For three stages, these are
-            the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5.
+            the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5. Blockwise parts do not overlap: B1-B3, B4, B5.
         levels: The level of each stage, or one for all. By default, they rise in even steps from the easiest
             to the hardest. The paper has one partition and one choice of levels.
 
@@ -104,6 +115,13 @@ def make_plan(
         )
     overlapping = [f"{i + 1}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
     parts = _parts(partition or overlapping, num_stages, num_blocks)
+    if name == "blockwise":
+        before = (0, *(last for _, last in parts))
+        if partition and any(first <= last for (first, _), last in zip(parts, before, strict=False)):
+            raise ValueError(
+                f"--partition {_words(partition)}: with --plan blockwise, parts do not overlap, as in 1-3 4 5"
+            )
+        parts = [(max(first, end + 1), last) for (first, last), end in zip(parts, before, strict=False)]
     if not levels:
         # The last level is set apart, so that a single stage has the hardest.
         rising = (1 + round(i * (num_levels - 1) / (num_stages - 1)) for i in range(num_stages - 1))
@@ -123,6 +141,11 @@ def make_plan(
         return (Stage("E", max(levels), 1, num_blocks, sum(stage_epochs)),)
     rows = enumerate(zip(stage_epochs, levels, parts, strict=True), start=1)
     hardest, from_first = max(levels), name == "psl_f"
+    if name == "blockwise":
+        all_at_once = tuple(
+            Stage(f"S{i}", level, first, last, sum(stage_epochs)) for i, (_, level, (first, last)) in rows
+        )
+        return (Stage("B", max(levels), 1, num_blocks, sum(stage_epochs), parts=all_at_once),)
     return tuple(
         Stage(f"S{i}", hardest if name == "sl" else level, 1 if from_first else first, last, epochs)
         for i, (epochs, level, (first, last)) in rows

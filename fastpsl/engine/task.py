@@ -31,6 +31,8 @@ class Task:
     has_own_order: bool = False
     """Whether `epoch_order` defines the order of every epoch, so that --order cannot be chosen."""
 
+    why_not_blockwise: str = ""
+    """Why `--plan blockwise` cannot have a task for each part; empty if it can."""
     fixed_exchange: bool = True
     """Whether ranks exchange equally many numbers in every step. If not, several ranks capture no step."""
 

@@ -119,9 +119,9 @@ class KeyEncoder:
     Its BatchNorm always uses the statistics of the images of the call, in training and in validation passes.
     So a key does not depend on a rank's history. Frozen blocks are the backbone's own, because they are equal
     in both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they
-    copied, because keys would otherwise change their running statistics. The encoder is not part of the
-    stage's module, so DDP and the optimiser do not see it. Its blocks run as the backbone's do, folded and
-    compiled where those are.
+    copied, because keys would otherwise change their running statistics. Below a part of `--plan blockwise`,
+    all blocks learn, and the copy has them all. The encoder is not part of the stage's module, so DDP and the
+    optimiser do not see it. Its blocks run as the backbone's do, folded and compiled where those are.
 
     Under autocast, copies with weights of its type run. Autocast would cast weights without gradients in
     every call, and there is a call per group: 424 casts per step for ResNet-50 and 8 groups instead of 53.
@@ -129,11 +129,14 @@ class KeyEncoder:
 
     def __init__(self, blocks: StageBlocks, head: nn.Module, momentum: float):
         self.blocks = blocks
+        frozen, learning = blocks.frozen, blocks.learning
+        if any(weights.requires_grad for weights in frozen.parameters()):
+            frozen, learning = frozen[:0], nn.ModuleList([*frozen, *learning])
         shared = blocks.frozen_batchnorm == "eval"
-        self.frozen = blocks.frozen if shared else _by_batch_statistics(blocks.frozen)
-        self.learning, self.head = _by_batch_statistics(blocks.learning), _by_batch_statistics(head)
+        self.frozen = frozen if shared else _by_batch_statistics(frozen)
+        self.learning, self.head = _by_batch_statistics(learning), _by_batch_statistics(head)
         self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
-        self._theirs = [*blocks.learning.parameters(), *head.parameters()]
+        self._theirs = [*learning.parameters(), *head.parameters()]
         self._update = get_ema_multi_avg_fn(momentum)
 
         self._cast: tuple[nn.ModuleList, nn.Module] | None = None

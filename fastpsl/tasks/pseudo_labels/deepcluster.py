@@ -51,6 +51,8 @@ class DeepCluster(PseudoClassify):
         ValueError: A value is out of range.
     """
 
+    why_not_blockwise = "DeepCluster clusters the features of the last block alone"
+
     def __init__(
         self,
         num_classes: int,

@@ -249,6 +249,7 @@ class IIC(Task):
         ValueError: A value is out of range.
     """
 
+    why_not_blockwise = "IIC makes labels on the last block alone"
     num_levels = 1
 
     def __init__(

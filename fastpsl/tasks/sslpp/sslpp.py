@@ -128,6 +128,8 @@ class SSLPlusPlus(Task):
         ValueError: A value is out of range, or there is nothing to learn.
     """
 
+    why_not_blockwise = "SSL++ learns its two targets on the last block alone"
+
     def __init__(
         self,
         proxy: Proxy,
