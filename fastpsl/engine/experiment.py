@@ -100,6 +100,8 @@ class Experiment:
                 require_labels(data.val, "this recipe")
         if data.val is not None and (task.needs_labels or _is_probed(data)):
             require_same_classes(data.train, data.val, options.data, options.val)
+        if getattr(options, "freeze_when", "never") == "knn" and (why_not := why_no_knn(data)):
+            raise ValueError(f"--freeze-when knn: {why_not}; use --freeze-when similarity, or leave it out")
         task.check_data(data.train, options.batch_size)
         if task.has_own_order and options.order != "random":
             raise ValueError(
@@ -161,6 +163,23 @@ class Experiment:
 def _frozen_batchnorm(options: TrainingOptions) -> str:
     """Return how BatchNorms of frozen blocks normalise, "eval" or "train"."""
     return getattr(options, "frozen_batchnorm", "eval")
+
+
+def why_no_knn(data: RunData) -> str:
+    """Return why features cannot be scored by the classes of the images; empty if they can."""
+    if not all_labelled(data.train):
+        return "the training images have no classes"
+    if data.train.num_classes < 2:
+        return "all images have one class"
+    if data.val is None:
+        return "there are no validation images"
+    if not all_labelled(data.val):
+        return "the validation images have no classes"
+    try:
+        require_same_classes(data.train, data.val)
+    except ValueError:
+        return "the validation images have other classes than the training images"
+    return ""
 
 
 def _is_probed(data: RunData) -> bool:

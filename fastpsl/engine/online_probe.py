@@ -25,17 +25,17 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import percent
 from fastpsl.engine.dataset_pass import PassStopped, undisturbed
 from fastpsl.engine.distributed import World, gathered, share, sum_over_ranks
-from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.plan import Stage
+from fastpsl.engine.experiment import Experiment, why_no_knn
+from fastpsl.engine.plan import FreezeRule, Stage
 from fastpsl.engine.reporter import MetricsFile, knn_words
-from fastpsl.engine.run import Run, RunData
+from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.files.paths import read_lines
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec, center_view
@@ -57,6 +57,8 @@ LOOK_OPERATIONS = 140_000_000_000
 # more than with the order of the images.
 NUM_STATISTICS = 250
 K, TEMPERATURE = 20, 0.07
+# Images whose features are compared from look to look: 8 MB of a checkpoint for 2,048 features.
+NUM_COMPARED = 2_000
 # A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
@@ -89,23 +91,6 @@ def is_probed(run: Run, task: Task) -> bool:
     return every is not None or not reason
 
 
-def why_no_knn(data: RunData) -> str:
-    """Return why features cannot be scored by the classes of the images; empty if they can."""
-    if not all_labelled(data.train):
-        return "the training images have no classes"
-    if data.train.num_classes < 2:
-        return "all images have one class"
-    if data.val is None:
-        return "there are no validation images"
-    if not all_labelled(data.val):
-        return "the validation images have no classes"
-    try:
-        require_same_classes(data.train, data.val)
-    except ValueError:
-        return "the validation images have other classes than the training images"
-    return ""
-
-
 class OnlineProbe:
     """The monitor of one stage, which writes a line per probe to probe.jsonl.
 
@@ -117,6 +102,10 @@ class OnlineProbe:
         """Prepare the monitor of a stage, which runs `blocks`; without `is_on`, it never looks."""
         self.run, self.experiment, self.stage, self.blocks = run, experiment, stage, blocks
         self.is_on = is_on
+        self.rule: FreezeRule = getattr(run.options, "freeze_rule", FreezeRule())
+        self.settled = False  # by the rule, at the run's present step
+        # The step and the features of the last look, float16 [n, C], for the next one to compare with.
+        self.compared: tuple[int, Tensor] | None = None
         self.every: int | None = getattr(run.options, "probe_every", None)
         self.train: Subset | None = None
         self.val: Subset | None = None
@@ -135,6 +124,53 @@ class OnlineProbe:
             self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step if known else -1)
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
+        self._settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs besides probe.jsonl: the features that the next look compares with."""
+        return {} if self.compared is None else {"run_step": self.compared[0], "features": self.compared[1]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the features to compare with. A look that was made after the checkpoint is made again."""
+        if state:
+            self.compared = state["run_step"], state["features"]
+        looks, kept = self._looks(), self.compared[0] if self.compared else 0
+        again = self.rule.by == "similarity" and bool(looks) and looks[-1]["run_step"] > kept
+        if again:
+            self.file = MetricsFile(self.file.path, looks[-1]["run_step"] - 1)
+        if share(self.run.world, again):
+            self._last_look, self.settled = -1, False
+
+    def _looks(self) -> list[dict[str, Any]]:
+        """Return the lines of the stage's looks since its first step, on rank 0."""
+        if not self.is_on or self.run.world.rank:
+            return []
+        return [
+            each for each in read_probes(self.file) if each["stage"] == self.stage.name and each["run_step"]
+        ]
+
+    def _settle(self) -> None:
+        """Decide, by the looks on record, whether the stage ends at the present step; alike on all ranks."""
+        last = self._looks()[-1:] if self.rule.by != "never" else []
+        settled = any(line["settled"] and line["run_step"] == self.run.position.run_step for line in last)
+        self.settled = share(self.run.world, settled)
+
+    def _decide(self, line: dict[str, Any], epochs: float) -> str:
+        """Add the rule and its decision to a look's line. Return why the stage ends, or nothing."""
+        name = "similarity" if self.rule.by == "similarity" else "knn_accuracy"
+        values = [each.get(name) for each in (*self._looks(), line)]
+        long_enough = epochs - self.run.position.first_epoch >= self.rule.min_epochs
+        settled = long_enough and self.rule.is_settled(values)
+        line |= {"rule": self.rule._asdict(), "settled": settled}
+        return f"{self.stage.name} ends here: {self.rule.words(values)}" if settled else ""
+
+    def _similarity(self, features: Tensor) -> float | None:
+        """Return the similarity of features [n, C] to those of the stage's last look, and keep them."""
+        step, kept = self.run.position.run_step, features[:NUM_COMPARED].to("cpu", torch.float16)
+        before, self.compared = self.compared, (step, kept)
+        if before is None or not (kept.isfinite().all() and before[1].isfinite().all()):
+            return None
+        return linear_cka(kept, before[1])
 
     def _most_images(self) -> int:
         """Return how many training images a look has at most in any stage, and how many for validation."""
@@ -189,12 +225,16 @@ class OnlineProbe:
             (line,) = self._measured(whole, [self.stage], epochs)
             if self.run.world.rank == 0:
                 line |= {"knn_untrained": self._untrained(line)}
+                reason = "" if self.rule.by == "never" else self._decide(line, epochs)
                 self._write([line])
                 from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
 
                 draw_probes(read_probes(self.file), self.run.folder / "probe.png")
                 if self.every:
                     self.run.reporter.log(f"{probe_line(line)}; {taken()}")
+                if reason:
+                    self.run.reporter.log(reason)
+        self._settle()
         return self._last_look == self.run.position.run_step
 
     def look_untrained(self) -> bool:
@@ -250,6 +290,8 @@ class OnlineProbe:
             if self.run.world.rank == 0:
                 with operation("probe: kNN, linear classifier and signs of collapse"):
                     line |= figures(train, *val)
+                if self.rule.by == "similarity" and position.run_step:
+                    line |= {"similarity": self._similarity(train.features)}
             lines.append(line)
         return lines
 
@@ -403,6 +445,16 @@ def effective_rank(features: Tensor) -> float:
     shares = torch.linalg.eigvalsh(matrix.T @ matrix).clamp(min=0).sqrt()
     shares = shares / shares.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return float(torch.special.entr(shares).sum().exp())
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """Return the similarity of two matrices of features [n, C] of the same images, from 0 to 1.
+
+    It is linear CKA (Kornblith et al., "Similarity of neural network representations revisited", 2019).
+    """
+    first, second = (each.double() - each.double().mean(0) for each in (first, second))
+    norms = torch.linalg.matrix_norm(first.T @ first) * torch.linalg.matrix_norm(second.T @ second)
+    return float(torch.linalg.matrix_norm(first.T @ second).square() / norms)
 
 
 def ridge_classes(features: Tensor, labels: Tensor, others: Tensor, num_classes: int) -> Tensor:

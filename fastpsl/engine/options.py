@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import Self, override
 from tyro.conf import arg
 
-from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.plan import FreezeRule, Stage, make_plan
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
 from fastpsl.models.names import ANY_BACKBONE
@@ -265,12 +265,47 @@ class PretrainOptions(TrainingOptions):
     """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
     probe_every: int | None = field(default=None, metadata=MACHINE | MONITORING)
     """Epochs between further tests of the features by kNN, which each stage's end has anyway (0: no test)."""
+    freeze_when: Literal["never", "knn", "similarity"] = field(default="never", metadata=PLAN)
+    """End a stage once its features have settled: their kNN accuracy, or they themselves, test by test."""
+    freeze_looks: int = field(default=3, metadata=PLAN)
+    """For --freeze-when: tests in a row in which they do not move. The tests are those of --probe-every."""
+    freeze_within: float = field(default=0.01, metadata=PLAN)
+    """For --freeze-when: the largest gain of the accuracy, or change of the similarity, that is no move."""
+    freeze_min_epochs: int = field(default=1, metadata=PLAN)
+    """For --freeze-when: epochs that a stage has at least."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.probe_every is not None and self.probe_every < 0:
             raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (no test) or more epochs")
+        self._require_positive("freeze_looks", "freeze_min_epochs")
+        if not 0 <= self.freeze_within < 1:
+            raise ValueError(f"--freeze-within {self.freeze_within:g}: it must be 0 or more, and below 1")
+        if self.freeze_when != "never" and self.probe_every == 0:
+            raise ValueError(
+                f"--freeze-when {self.freeze_when} with --probe-every 0: it needs tests; give 1 or more"
+            )
+
+    @override
+    def completed(self) -> Self:
+        """Test the features after each epoch where a stage ends by them, unless told otherwise."""
+        if self.freeze_when == "never" or self.probe_every is not None:
+            return self
+        return replace(self, probe_every=1)
+
+    @override
+    def science(self) -> dict[str, Any]:
+        """Return what must not change on resume. Without --freeze-when, its rule has no part in it."""
+        science = super().science()
+        if self.freeze_when == "never":
+            return {name: value for name, value in science.items() if not name.startswith("freeze_")}
+        return science | {"probe_every": self.probe_every}
+
+    @property
+    def freeze_rule(self) -> FreezeRule:
+        """The rule by which stages end early."""
+        return FreezeRule(self.freeze_when, self.freeze_looks, self.freeze_within, self.freeze_min_epochs)
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""

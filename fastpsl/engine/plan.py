@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 from typing_extensions import override
 
-from fastpsl.console.words import number_of
+from fastpsl.console.words import number_of, percent
 
 PLANS = ("psl", "sl", "psl_f", "end_to_end", "blockwise")
 
@@ -178,3 +179,43 @@ def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[t
 
 def _words(values: Sequence[object]) -> str:
     return " ".join(map(str, values))
+
+
+class FreezeRule(NamedTuple):
+    """A rule that ends a stage after `looks` looks at its features in which these have not moved.
+
+    It is the idea of LayerLock (arXiv 2509.10156), that layers settle from below, for the stages of a plan.
+
+    - knn: The best accuracy of the last looks is at most `within` above the best of those before.
+    - similarity: At each of the last looks, the features' similarity to those of the look before is at least
+      1 - `within`.
+    """
+
+    by: Literal["never", "knn", "similarity"] = "never"
+    looks: int = 1
+    within: float = 0.0
+    min_epochs: int = 1
+
+    def is_settled(self, values: Sequence[float | None]) -> bool:
+        """Return whether a stage ends after looks with these values, None for those without one.
+
+        A value is an accuracy, or a similarity to the look before.
+        """
+        last = [value for value in values[-self.looks :] if value is not None]
+        before = [value for value in values[: -self.looks] if value is not None]
+        if self.by == "never" or len(last) < self.looks:
+            return False
+        if self.by == "similarity":
+            return min(last) >= 1 - self.within
+        return bool(before) and max(last) - max(before) <= self.within
+
+    def words(self, values: Sequence[float | None]) -> str:
+        """Return the last looks' values with the rule that they meet, for people."""
+        shown = [value for value in values if value is not None][-self.looks - 1 :]
+        if self.by == "similarity":
+            similarities = ", ".join(f"{value:.4f}" for value in shown[-self.looks :])
+            return f"similarities {similarities} are at least {1 - self.within:g}"
+        accuracies = ", ".join(map(percent, shown))
+        return (
+            f"kNN {accuracies} has gained at most {percent(self.within)} in {number_of(self.looks, 'look')}"
+        )

@@ -131,6 +131,7 @@ class StageTrainer:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["train_step"])
                 experiment.task.load_state_dict(state["task"])
+                self.online_probe.load_state_dict(state.get("probe", {}))
         run.begin_stage(experiment.backbone.state_dict(), self.train_step.module.head.state_dict())
 
     def _check(self, options: TrainingOptions) -> None:
@@ -244,6 +245,8 @@ class StageTrainer:
         tell = lambda waits: run.reporter.log_once(*line_of(name, waits, loader))
         data_waits = DataWaits(run.world.device, run.options.prefetch_batches, tell)
         is_first = True
+        if not self._probe():  # after a resume, the look may be missing
+            return False
         while position.step < self.end_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             with progress.span(f"{name}: before epoch {epoch + 1}"):
@@ -260,7 +263,9 @@ class StageTrainer:
                     if self.safepoint.after_step(is_first=is_first, is_last=position.step == self.end_step):
                         return False
                     is_first = False
-        return self._probe()
+            if not self._probe():
+                return False
+        return True
 
     def _step(self, batches: Iterator[Batch], progress: operation, is_first: bool) -> None:
         """Make the next step: its seed, its rate, its batches, the update and the report."""
@@ -286,12 +291,10 @@ class StageTrainer:
         position.seconds += time.perf_counter() - started  # the reporter has waited for the device
 
     def _begin_epoch(self, epoch: int, step_in_epoch: int) -> bool:
-        """Probe the features and call the task, if it is time to. Return False if a signal stopped it."""
+        """Call the task, if an epoch begins. Return False if a signal stopped it."""
         position, task = self.position, self.experiment.task
         if position.step and task.pass_views(self.stage.level):
             self.safepoint.keep()
-        if not self._probe():
-            return False
         if step_in_epoch == 0:
             try:
                 figures = task.start_epoch(self._context(epoch))
@@ -303,10 +306,17 @@ class StageTrainer:
         return True
 
     def _probe(self) -> bool:
-        """Probe the features, if it is time to. Return False if a signal stopped it."""
+        """Probe the features, if it is time to, and end the stage if they have settled (`FreezeRule`).
+
+        Return False if a signal stopped it.
+        """
         if self.position.step and self.online_probe.is_on:
             self.safepoint.keep()
-        return self.online_probe.probe(self.steps_per_epoch, self.end_step, self.train_step.release)
+        if not self.online_probe.probe(self.steps_per_epoch, self.end_step, self.train_step.release):
+            return False
+        if self.online_probe.settled:
+            self.end_step = self.num_steps = self.position.step
+        return True
 
     def _end_epoch(self) -> None:
         """Call the task after an epoch's last step, or where the epoch is cut short."""
@@ -342,5 +352,6 @@ class StageTrainer:
             "train_step": self.train_step.state_dict(),
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": dict(self.experiment.task.state_dict()),
+            "probe": self.online_probe.state_dict(),
             "input": self.experiment.task.input_record(self.stage.level),
         }

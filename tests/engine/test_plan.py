@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.engine.plan import make_plan
+from fastpsl.engine.plan import FreezeRule, make_plan
 
 
 def rows(
@@ -66,3 +66,23 @@ def test_impossible_plans_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(name, epochs, **settings)
+
+
+@pytest.mark.parametrize(
+    ("by", "values", "settled"),
+    [
+        ("knn", [0.3, 0.5, 0.5], False),  # two looks, and none before the last three
+        ("knn", [0.5, 0.505, 0.4, 0.509], True),
+        ("knn", [0.5, 0.505, 0.4, 0.52], False),
+        ("knn", [0.1, 0.5, 0.5, 0.5], False),  # the gain is within the last three
+        ("knn", [0.1, 0.5, 0.5, 0.5, 0.5], True),
+        ("knn", [0.5, 0.5, None, 0.5], False),  # features that were not finite
+        ("similarity", [None, 0.99, 0.995, 0.999], True),
+        ("similarity", [None, 0.98, 0.995, 0.999], False),
+        ("similarity", [None, 0.5, 0.99, 0.99, 0.99], True),
+        ("similarity", [None, 0.99, 0.99], False),
+        ("never", [0.5, 0.5, 0.5, 0.5, 0.5], False),
+    ],
+)
+def test_a_stage_has_settled_after_looks_without_a_move(by: Any, values: list[Any], settled: bool) -> None:
+    assert FreezeRule(by, 3, 0.01).is_settled(values) == settled
