@@ -28,7 +28,7 @@ Recipe = Literal[
     "sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic", "uic_cifar10",
     "supervised",
 ]  # fmt: skip
-StageName = Literal["S1", "S2", "S3", "E"]
+StageName = Literal["S1", "S2", "S3", "E", "B"]
 DATA = arg(
     help="A dataset file, or a quoted glob of shards. "
     "Without it: the embedded sample, with the recipes' small values."
@@ -60,16 +60,16 @@ def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: A
 
 
 def stage_names(options: PretrainOptions) -> Sequence[str]:
-    """Return the names of the stages of PSL's plan with these options, and E for end to end."""
-    return [*(f"S{number + 1}" for number in range(len(options.epochs))), "E"]
+    """Return the names of PSL's stages with these options, E for end to end, and B for all parts at once."""
+    return [*(f"S{number + 1}" for number in range(len(options.epochs))), "E", "B"]
 
 
 def stage_experiment(
     recipe: str, stage: str, options: PretrainOptions, world: World
 ) -> tuple[Experiment, int]:
     """Return a new experiment with fresh weights on the device, and the index of `stage` in it."""
-    if stage == "E":
-        options = replace(options, plan="end_to_end")
+    if stage in ("E", "B"):
+        options = replace(options, plan="end_to_end" if stage == "E" else "blockwise")
     torch.manual_seed(torch_seed(options.seed))
     experiment = recipe_of(recipe).build(options)
     names = [each.name for each in experiment.stages]

@@ -5,7 +5,7 @@
                         (images, labels); -small takes 10,000
     sslpp_cifar10-gpu   the same
     sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
-    simclr_sample-small SOURCE is -: the embedded sample, and for the search the next 160 images of its kind
+    simclr_*-small      SOURCE is -: the embedded sample, and for the search the next 160 images of its kind
 
 Each set has three parts: `train`; `search`, by which rates are chosen; and `held-out`, the validation
 images, by which all is scored.
@@ -115,6 +115,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "uic_cifar10-small": partial(_cifar10, num=1000), "uic_cifar10-gpu": partial(_cifar10, num=4800),
     "sslpp_cifar10-gpu": partial(_cifar10, num=4800), "sslpp_digits-small": digits,
     "simclr_sample-small": drawn,
+    "simclr_plans-small": drawn,
 }  # fmt: skip
 
 

@@ -44,8 +44,9 @@ class PartBlocks(StageBlocks):
         self._folded = []
         self.known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
-    @property  # type: ignore[override]
-    def runner(self) -> Runner:
+    @property
+    @override
+    def runner(self) -> Runner:  # type: ignore[override]
         """How blocks run in training, for all parts."""
         return self._whole[0].runner
 

@@ -485,6 +485,8 @@ def probe_line(line: dict[str, Any]) -> str:
             f"{knn_words(line)}, linear {percent(line['linear_accuracy'])} of "
             f"{line['num_val']:,} validation images (chance {percent(1 / line['num_classes'])}), "
         )
+    if line.get("similarity") is not None:
+        text += f"similarity to the last look {line['similarity']:.3f}, "
     full_rank = min(line["num_train"], line["channels"])
     return text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {full_rank}"
 
