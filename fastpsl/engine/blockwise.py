@@ -44,8 +44,7 @@ class PartBlocks(StageBlocks):
         self._folded = []
         self.known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
-    @property
-    @override
+    @property  # type: ignore[explicit-override]
     def runner(self) -> Runner:  # type: ignore[override]
         """How blocks run in training, for all parts."""
         return self._whole[0].runner
