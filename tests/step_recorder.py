@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from fastpsl.engine.blockwise import Blockwise
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.loader.batch import Batch
@@ -58,8 +59,8 @@ def own_line() -> str:
 class Recorder(TorchDispatchMode):
     """A mode that records a step's operations. Tensors are named by their storage.
 
-    "new 7" is the step's seventh, "batch 2" is of a static batch, and "kept 3" was there before the step. A
-    kept tensor that was replaced since the last step has another number.
+    "new 7" is the step's seventh, "batch 0.2" is of the first static batch, and "kept 3" was there before the
+    step. A kept tensor that was replaced since the last step has another number.
     """
 
     def __init__(self) -> None:
@@ -74,9 +75,10 @@ class Recorder(TorchDispatchMode):
     def record(self, batches: Iterable[Batch], **roots: Any) -> Iterator[Step]:
         """Record what runs within the context, in which the Python values of `roots` must not change."""
         self.step, self.new, self.num_new = Step(), {}, 0
-        for number, tensor in enumerate(tensor for batch in batches for tensor in batch.tensors()):
-            key, storage = _storage(tensor)
-            self.new.setdefault(key, (f"batch {number}", storage))
+        for place, batch in enumerate(batches):
+            for number, tensor in enumerate(batch.tensors()):  # what `loss` has added comes last
+                key, storage = _storage(tensor)
+                self.new.setdefault(key, (f"batch {place}.{number}", storage))
         before = host_state(roots)
         self.is_recording = True
         try:
@@ -223,8 +225,10 @@ def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
 
 def not_restored(train_step: TrainStep, recorder: Recorder, step: Step) -> list[str]:
     """Return the lines that write a tensor which a skipped step would leave changed."""
-    encoder = getattr(train_step.module.task, "key_encoder", None)
-    cast = [p for part in getattr(encoder, "_cast", None) or () for p in part.parameters()]  # written anew
+    task = train_step.module.task
+    tasks = [own for _, own in task.tasks] if isinstance(task, Blockwise) else [task]
+    casts = [getattr(getattr(each, "key_encoder", None), "_cast", None) or () for each in tasks]
+    cast = [p for parts in casts for part in parts for p in part.parameters()]  # written anew
     scaler, state = train_step.scaler, train_step._state
     kept = [
         *train_step.module.parameters(), *tree_leaves(dict(train_step.optimiser.state)), scaler._scale,

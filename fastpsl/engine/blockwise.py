@@ -17,7 +17,7 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
-from fastpsl.engine.stage_blocks import Metrics, Runner, StageBlocks
+from fastpsl.engine.stage_blocks import Metrics, Runner, StageBlocks, run_blocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule
 from fastpsl.kernels.normalise import joined
@@ -46,8 +46,9 @@ class PartBlocks(StageBlocks):
 
     @property  # type: ignore[explicit-override]
     def runner(self) -> Runner:  # type: ignore[override]
-        """How blocks run in training, for all parts."""
-        return self._whole[0].runner
+        """How blocks run: as the whole backbone's, of which this is no submodule."""
+        whole = self._whole[0]
+        return whole.runner if whole.training else run_blocks
 
     @runner.setter
     def runner(self, runner: Runner) -> None:
@@ -57,7 +58,8 @@ class PartBlocks(StageBlocks):
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of the part's last block, with gradients of the part alone."""
         check_size(min(images.shape[-2:]), self.min_px)
-        place = (images.data_ptr(), images.shape, images.stride(), images.dtype)
+        storage = images.untyped_storage()._cdata
+        place = (storage, images.storage_offset(), images.shape, images.stride(), images.dtype)
         below = self._below[0].known.get(place) if self._below[0] else None
         if below is None:
             with torch.no_grad():
@@ -166,7 +168,6 @@ class Blockwise(Task):
             # Now, so that every task that joins its views reads the same memory.
             inputs = joined(inputs).split([len(each) for each in inputs])
         for part, own in zip(self.parts, places, strict=True):
-            part.blocks.training = blocks.training
             own_batch = self._batch_of(part, own, batch)
             if not inputs[own]:
                 continue  # its task has no validation views

@@ -138,7 +138,7 @@ SMALL = {"backbone": "resnet18"}
 PLANNED: list[Row] = [
     (recipe, *words.split(), SMALL)  # type: ignore[misc]
     for recipe in ("jigsaw", "rotation", "simclr", "moco")
-    for words in ("S1 fp16 fused", "S2 bf16 kornia", "S3 fp32 fused", "E fp16 kornia")
+    for words in ("S1 fp16 fused", "S2 bf16 kornia", "S3 fp32 fused", "E fp16 kornia", "B fp16 fused")
 ]
 SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
 END_TO_END: list[Row] = [
@@ -158,6 +158,8 @@ OTHERS: list[Row] = [
     ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
     ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
     ("moco", "S3", "fp16", "fused", SMALL | {"frozen_batchnorm": "train", "accumulate": 2}),
+    ("moco", "B", "fp16", "kornia", SMALL | {"accumulate": 2, "levels": (3,)}),
+    ("uic", "B", "fp16", "fused", {"epochs": (1, 1, 1)}),
     ("uic_r50", "E", "fp16", "fused", {}),
     ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augment": "strong"}),
     ("uic", "E", "fp16", "kornia", {"backbone": "vgg16", "label_view": "center", "augment": "strong"}),
