@@ -117,7 +117,9 @@ def choose_step(
     if choice.mode == "fused":
         why_not = _why_not_fused(backbone, stage, device)
     else:
-        why_not = _why_not_compiled(backbone, device, sync_batchnorm)
+        # torch keeps eight variants of a runner, and parts need two each.
+        why_not = "it was not tried on parts that learn at once" if stage.parts else ""
+        why_not = why_not or _why_not_compiled(backbone, device, sync_batchnorm)
         choice = choice._replace(reason=f"{choice.reason}; the stage's first step takes a minute or so")
     if why_not and asked == "auto":
         return StepChoice("off", why_not)
@@ -135,7 +137,9 @@ def _fastest(
     if stage.first_learning > stage.last_block:
         return StepChoice("off", "no block learns")
     blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block} on {side_px} px in {precision}"
-    measured = (CAPTURED if captured else GAINS) if precision in MEASURED_PRECISIONS else {}
+    blocks += " in parts" if stage.parts else ""
+    is_measured = precision in MEASURED_PRECISIONS and not stage.parts
+    measured = (CAPTURED if captured else GAINS) if is_measured else {}
     gain = measured.get((backbone.name, stage.first_learning, stage.last_block, side_px))
     if captured and gain is None:
         return StepChoice("fused", f"faster for ResNet-50 in captured steps; not measured for {blocks}")

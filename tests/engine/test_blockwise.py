@@ -180,6 +180,11 @@ def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
         assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-5), name
 
 
+def test_parts_are_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--compile on: it was not tried on parts"):
+        fit(tmp_path, "rotation", compile="on")
+
+
 @pytest.mark.parametrize("name", ["iic", "deepcluster", "sslpp-rotation"])
 def test_tasks_of_one_head_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plan blockwise: .* the last block alone; use another"):
