@@ -182,7 +182,7 @@ def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
 
 def test_parts_are_not_compiled(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--compile on: it was not tried on parts"):
-        fit(tmp_path, "rotation", compile="on")
+        fit(tmp_path, "simclr", compile="on")
 
 
 @pytest.mark.parametrize("name", ["iic", "deepcluster", "sslpp-rotation"])
