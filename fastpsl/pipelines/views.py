@@ -1,8 +1,8 @@
 """Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -228,6 +228,25 @@ class ViewSpec:
         """The side of the image that the network reads: of the crop, or of what an operation makes of it."""
         return self._shape[-1]
 
+    def resized(self, share: float) -> "ViewSpec":
+        """Return the view whose lengths are `share` of this one's: of the crop, and of each operation.
+
+        They are the fields whose names end in `_px`, of dataclasses. The shares of the image that they show
+        stay, and so do all draws of places and shares. A blur keeps its sigma, and its taps stay odd.
+
+        Args:
+            share: The new side divided by this view's, above 0.
+
+        Raises:
+            ValueError: The crop does not tell its lengths in this way, or a length does not suit.
+        """
+        crop = _resized(self.crop, share)
+        if crop.size_px != round(share * self.crop.size_px):
+            raise ValueError(
+                f"{type(crop).__name__} has one size: crops of several are dataclasses with size_px"
+            )
+        return replace(self, crop=crop, ops=tuple(_resized(op, share) for op in self.ops))
+
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
         """Draw every random number of this view's operations.
 
@@ -302,6 +321,23 @@ class ViewSpec:
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""
         return self.input().as_dict()
+
+
+_Part = TypeVar("_Part")
+
+
+def _resized(part: _Part, share: float) -> _Part:
+    """Return a crop or an operation with all its lengths in pixels times `share`."""
+    if not is_dataclass(part) or isinstance(part, type) or share == 1:
+        return part
+    lengths = {
+        each.name: getattr(part, each.name)
+        for each in fields(part)
+        if each.init and each.name.endswith("_px")
+    }
+    if "kernel_px" in lengths:  # the nearest odd number
+        return replace(part, kernel_px=2 * round((share * lengths["kernel_px"] - 1) / 2) + 1)
+    return replace(part, **{name: round(share * length) for name, length in lengths.items()})
 
 
 TrainCrop = Where | Literal["random_resized", "padded"]
