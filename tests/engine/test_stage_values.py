@@ -39,7 +39,7 @@ from tests.programs import digests, newest_checkpoint
 from tests.recipes.in_process import built
 from tests.warm import results_of_ranks
 
-SIZES, BATCHES = (16, 24, 32), (32, 16, 8)
+SIZES, BATCHES = (16, 24, 32), (96, 48, 24)
 
 
 class Looking(SimCLR):
@@ -167,7 +167,7 @@ def test_killed_in_the_second_stage_and_resumed_equals_never_stopped(tmp_path: P
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)
         task = MoCo(
-            seed=0, batch_size=16, queue_size=64, momentum=0.9, temperature=0.2, key_group=4, width=4,
+            seed=0, batch_size=24, queue_size=96, momentum=0.9, temperature=0.2, key_group=4, width=4,
             size_px=SIZES[-1],
         )  # fmt: skip
         with closing(tiny_run(out, batch_size=BATCHES, probe_every=0)) as run:
@@ -176,16 +176,16 @@ def test_killed_in_the_second_stage_and_resumed_equals_never_stopped(tmp_path: P
 
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     assert fit(whole)
-    assert not fit(out, stop_at=30 + 30 + 7)
+    assert not fit(out, stop_at=10 + 10 + 4)
     assert newest_checkpoint(out)["position"]["stage"] == 1
     assert fit(out)
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
     rows = [(folder / "metrics.jsonl").read_text() for folder in (whole, out)]
-    assert rows[0] == rows[1] and rows[0].count("\n") == 30 + 60 + 120
+    assert rows[0] == rows[1] and rows[0].count("\n") == 10 + 20 + 40
 
 
 def weights(rank: int, world_size: int, folder: str) -> dict[str, Tensor]:
-    """Return the blocks after four steps of each stage; BatchNorm in eval mode, so that ranks are alike."""
+    """Return the blocks after two steps of each stage; BatchNorm in eval mode, so that ranks are alike."""
     task = SimCLR(min(BATCHES), size_px=SIZES[-1], temperature=0.2, embedding_width=4)
     task.head = lambda level, channels: nn.Sequential(  # type: ignore[method-assign]
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)
@@ -193,7 +193,7 @@ def weights(rank: int, world_size: int, folder: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     out = Path(folder) / str(world_size)
-    options = {"batch_size": BATCHES, "probe_every": 0, "max_steps_per_stage": 4, "val": "none"}
+    options = {"batch_size": BATCHES, "probe_every": 0, "max_steps_per_stage": 2, "val": "none"}
     with closing(tiny_run(out, world, **options)) as run:
         assert pretrain(experiment_of(task, staged(), batchnorm="eval"), run)
         assert run.data.batch_size == BATCHES[-1] // world_size
