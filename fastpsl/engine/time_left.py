@@ -114,9 +114,9 @@ def work_ahead(
 ) -> WorkAhead:
     """Estimate the work after the steps of the stage at `position`.
 
-    The rule: a step's time grows with the layers that it passes (`step_cost`), with its images, with their
-    pixels, and with the inputs that the task makes of an image. An image that only passes forward takes its
-    share of that.
+    The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
+    task makes of an image. It grows with its images and their pixels, too. An image that only passes forward
+    takes its share of that.
 
     Args:
         stages: The stages of the plan.
