@@ -112,7 +112,7 @@ def length_line(experiment: Experiment, data: RunData) -> str:
     preset = getattr(data.options, "preset", None)
     reason = f", for fewer than {SMALL_BELOW:,} images" if preset == "small" else ""
     values = f"; --preset {preset}{reason}" if preset else ""
-    several = f"{' and '.join(map(str, sizes))} images"
+    several = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]} images"
     images = number_of(sizes[0], "image") if len(set(sizes)) == 1 else several
     return f"{number_of(sum(steps), 'step')} of {images}{parts}{values}{made}{cut}"
 

@@ -43,7 +43,7 @@ SIZES, BATCHES = (16, 24, 32), (96, 48, 24)
 
 
 class Looking(SimCLR):
-    """SimCLR that notes each training batch, and compares its loss with plain loops."""
+    """A SimCLR that notes each training batch, and compares its loss with plain loops."""
 
     def __init__(self) -> None:
         super().__init__(min(BATCHES), size_px=SIZES[-1], temperature=0.2, embedding_width=4)
@@ -222,7 +222,7 @@ class OnRanks:
 
 
 def test_a_rate_that_scales_with_the_batch_is_each_stage_s() -> None:
-    values = {"plan": "psl", "epochs": (3, 3, 3), "lr": 0.1, "intervals": (1,)}
+    values: dict[str, Any] = {"plan": "psl", "epochs": (3, 3, 3), "lr": 0.1, "intervals": (1,)}
     _, experiment = built("supervised", batch_size=(512, 256, 96), size_px=(112, 160, 224), **values)
     rates = [experiment.schedule(Moment(0, 9, 3 * i, 3, 9, i)) for i in range(3)]
     assert rates == [0.1 * size / 256 for size in (512, 256, 96)]
