@@ -66,7 +66,8 @@ class Options:
 
 def speeds(options: Options, log: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return the rows of loaders and steps, of all sizes in turn."""
-    world, data = join_world(options.device, timeout_s=600.0), Beton(options.data or str(sample_paths().train))
+    world = join_world(options.device, timeout_s=600.0)
+    data = Beton(options.data or str(sample_paths().train))
     work = dict[tuple[str, int], Callable[[], float]]()
     for size_px in options.sizes:
         of_size = recipe_options(
