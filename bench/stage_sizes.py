@@ -153,6 +153,7 @@ def main() -> None:
     save_result(options.out, "stage_sizes", machine, data=data, settings=settings, rows=rows)
     for row in rows:
         print(f"{row['measured']} {row['sizes']} px: {row['median']:.4g} {row['unit']} {row['values']}")
+    print(options.out)
 
 
 if __name__ == "__main__":
