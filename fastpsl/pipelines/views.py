@@ -229,16 +229,19 @@ class ViewSpec:
         return self._shape[-1]
 
     def resized(self, share: float) -> "ViewSpec":
-        """Return the view whose lengths are `share` of this one's: of the crop, and of each operation.
+        """Return this view at another size: all lengths of its crop and its operations times `share`.
 
-        They are the fields whose names end in `_px`, of dataclasses. The shares of the image that they show
-        stay, and so do all draws of places and shares. A blur keeps its sigma, and its taps stay odd.
+        Lengths are the fields of dataclasses whose names end in `_px`. What a crop shows of an image stays,
+        as its draws do. A blur keeps its sigma, and its number of taps stays odd.
 
         Args:
             share: The new side divided by this view's, above 0.
 
+        Returns:
+            The view; an equal one if `share` is 1.
+
         Raises:
-            ValueError: The crop does not tell its lengths in this way, or a length does not suit.
+            ValueError: The crop is no such dataclass, or does not allow the new lengths.
         """
         crop = _resized(self.crop, share)
         if crop.size_px != round(share * self.crop.size_px):
