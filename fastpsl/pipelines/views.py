@@ -231,8 +231,8 @@ class ViewSpec:
     def resized(self, share: float) -> "ViewSpec":
         """Return this view at another size: all lengths of its crop and its operations times `share`.
 
-        Lengths are the fields of dataclasses whose names end in `_px`. What a crop shows of an image stays,
-        as its draws do. A blur keeps its sigma, and its number of taps stays odd.
+        Lengths are whole pixels: the fields of dataclasses whose names end in `_px`. What a crop shows of an
+        image stays, as its draws do. A blur keeps its sigma, and its number of taps stays odd.
 
         Args:
             share: The new side divided by this view's, above 0.
@@ -333,14 +333,11 @@ def _resized(part: _Part, share: float) -> _Part:
     """Return a crop or an operation with all its lengths in pixels times `share`."""
     if not is_dataclass(part) or isinstance(part, type) or share == 1:
         return part
-    lengths = {
-        each.name: getattr(part, each.name)
-        for each in fields(part)
-        if each.init and each.name.endswith("_px")
-    }
+    names = (each.name for each in fields(part) if each.init and each.name.endswith("_px"))
+    lengths = {name: share * getattr(part, name) for name in names}
     if "kernel_px" in lengths:  # the nearest odd number
-        return replace(part, kernel_px=2 * round((share * lengths["kernel_px"] - 1) / 2) + 1)
-    return replace(part, **{name: round(share * length) for name, length in lengths.items()})
+        return replace(part, kernel_px=2 * round((lengths["kernel_px"] - 1) / 2) + 1)
+    return replace(part, **{name: round(length) for name, length in lengths.items()})
 
 
 TrainCrop = Where | Literal["random_resized", "padded"]
