@@ -15,7 +15,7 @@ from tyro.conf import arg
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import PerStage, PretrainOptions, per_stage
 from fastpsl.engine.stage_bench import StageBench, endless
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
@@ -47,14 +47,15 @@ def recipe_of(name: str) -> TrainingRecipe[Any]:
     return recipe
 
 
-def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: Any) -> PretrainOptions:
+def recipe_options(recipe: str, *, is_sample: bool, batch_size: PerStage, **values: Any) -> PretrainOptions:
     """Return the options of a recipe, for the paper's values or for the embedded sample."""
     training_recipe = recipe_of(recipe)
     overrides = (dict(training_recipe.sample) if is_sample else {}) | {"batch_size": batch_size}
     overrides |= {name: value for name, value in values.items() if value is not None}
     # MoCo's; a group must be smaller than the batch.
-    if {**training_recipe.paper, **overrides}.get("key_group", 0) >= batch_size:
-        overrides["key_group"] = max(1, batch_size // 2)
+    smallest = min(per_stage(batch_size))
+    if {**training_recipe.paper, **overrides}.get("key_group", 0) >= smallest:
+        overrides["key_group"] = max(1, smallest // 2)
     options: PretrainOptions = training_recipe.with_paper(**overrides)
     return options
 

@@ -93,6 +93,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "simulated_world": {"part": str, "num_ranks": int},
     "sizes": {"decoder": str, "num_views": int, "size": str, "size_px": int},
     "small": {"recipe": str, **THROUGHPUT},
+    "stage_sizes": {"sizes": str},
     "start": {"cache": str | None, "cpu_s": float},
     "step": {
         "recipe": str, "stage": str, "backbone": str, "mode": str, "samples_per_s": float,

@@ -55,6 +55,7 @@ WHAT = {
     "simulated_world": "What one rank of 1 to 256 exchanges, holds and computes.",
     "sizes": "Loaders alone, by image size, beside all others: uint8 crops or float32 batches.",
     "small": "Training and evaluation on 32 px images that stay on the device.",
+    "stage_sizes": "Loader and step by the size of the crops, and trainings with sizes by stage.",
     "start": "Seconds from a command to its first batch and its first training step.",
     "step": "The training step by recipe, stage and mode.",
     "throughput": "The loader alone, the step alone and both as they train, and loaders beside others.",

@@ -139,7 +139,8 @@ def pretrain(
             the module itself stays as it is. If the run resumes, the checkpoint has the weights.
         epochs: Epochs of each stage, one number or one per stage. By default, the recipe's.
         **options: The recipe's other options, with `_` for `-`, such as lr, seed, max_steps_per_stage or
-            batch_size (images per step over all ranks). `fastpsl.training.option_names` lists them.
+            batch_size (images per step over all ranks). `fastpsl.training.option_names` lists them. size_px
+            and batch_size take a tuple with a value for each stage, too.
 
     Returns:
         The run's folder, its newest checkpoint and a summary of each stage.

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 from fastpsl import engine, models, pipelines, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import SGDOptions
+from fastpsl.engine.options import PerStage, SGDOptions, at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import OWN_ORDER
@@ -68,19 +68,19 @@ class Options(SGDOptions):
     """Decay of weights, biases and BatchNorm."""
     dropout: float | None = None
     """Share of the inputs of fc6 and fc7 that is dropped; by default the backbone's own."""
-    size_px: int
-    """Side of the crops."""
+    size_px: PerStage
+    """Side of the crops: one value, or one for each stage."""
 
 
 def build(options: Options) -> engine.Experiment:
-    input = pipelines.Input.usual(options.input_channels, options.size_px)
+    input = pipelines.Input.usual(options.input_channels, at_end(options.size_px))
     backbone = models.make_backbone(
         options.backbone, num_channels=input.num_channels, dropout=options.dropout
     )
     task = tasks.DeepCluster(
         options.num_clusters,
         input,
-        options.size_px,
+        at_end(options.size_px),
         seed=options.seed,
         pca_width=options.pca_width,
         k_means_iterations=options.k_means_iterations,

@@ -14,7 +14,7 @@ from functools import partial
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import AnyBackbone, SGDOptions
+from fastpsl.engine.options import AnyBackbone, PerStage, SGDOptions, at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -56,8 +56,8 @@ class Options(SGDOptions):
     """Temperature that similarities are divided by."""
     key_group: int
     """Images that share a key's BatchNorm; a divisor of a rank's batch, smaller than --batch-size."""
-    size_px: int
-    """Side of the crops."""
+    size_px: PerStage
+    """Side of the crops: one value, or one for each stage."""
     embedding_width: int
     """Width of a key."""
     sobel_p: float
@@ -67,13 +67,14 @@ class Options(SGDOptions):
 def build(options: Options) -> engine.Experiment:
     task = tasks.MoCo(
         seed=options.seed,
-        batch_size=options.batch_size // options.accumulate,
+        batch_size=at_end(options.batch_size),
+        accumulate=options.accumulate,
         queue_size=options.queue_size,
         momentum=options.momentum,
         temperature=options.temperature,
         key_group=options.key_group,
         width=options.embedding_width,
-        size_px=options.size_px,
+        size_px=at_end(options.size_px),
         sobel_p=options.sobel_p,
     )
     backbone = models.make_backbone(options.backbone)

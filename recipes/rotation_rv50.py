@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import AnyBackbone, SGDOptions
+from fastpsl.engine.options import AnyBackbone, PerStage, SGDOptions, at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -50,9 +50,9 @@ class Options(SGDOptions):
     same_window: bool = False
     """Give levels 1 and 2 the windows and the blur of level 3, so that they differ in the angles alone."""
     short_side: int
-    """Shorter side of the image, before the window is cropped."""
-    size_px: int
-    """Side of the random window that the network sees."""
+    """Shorter side of the image in the last stage, before the window is cropped."""
+    size_px: PerStage
+    """Side of the random window that the network sees: one value, or one for each stage."""
 
 
 def variant(options: Options) -> Mapping[str, Any]:
@@ -65,7 +65,7 @@ def variant(options: Options) -> Mapping[str, Any]:
 def build(options: Options) -> engine.Experiment:
     task = tasks.Rotation(
         shorter_px=options.short_side,
-        size_px=options.size_px,
+        size_px=at_end(options.size_px),
         rotations_per_image=options.rotations_per_image,
         same_window=options.same_window,
     )

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import AnyBackbone, PretrainOptions
+from fastpsl.engine.options import AnyBackbone, PerStage, PretrainOptions, at_end, per_stage
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -66,8 +66,8 @@ class Options(PretrainOptions):
     """Decay of all weights except biases and BatchNorm's."""
     temperature: float
     """Temperature of NT-Xent, which similarities are divided by."""
-    size_px: int
-    """Side of the crops."""
+    size_px: PerStage
+    """Side of the crops: one value, or one for each stage."""
     embedding_width: int
     """Width of the head's output for a view."""
     sobel_p: float
@@ -77,8 +77,8 @@ class Options(PretrainOptions):
 def build(options: Options) -> engine.Experiment:
     backbone = models.make_backbone(options.backbone)
     task = tasks.SimCLR(
-        options.batch_size,
-        size_px=options.size_px,
+        min(per_stage(options.batch_size)),
+        size_px=at_end(options.size_px),
         temperature=options.temperature,
         embedding_width=options.embedding_width,
         sobel_p=options.sobel_p,

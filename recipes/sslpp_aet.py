@@ -22,6 +22,7 @@ from functools import partial
 from typing import Literal
 
 from fastpsl import engine, tasks
+from fastpsl.engine.options import at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
@@ -44,7 +45,7 @@ class Options(SSLPlusPlusSGDOptions):
 def build(options: Options) -> engine.Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
     return tasks.build_sslpp(
-        options, tasks.AET(options.transform, options.size_px, options.crop), optimiser, FACTOR
+        options, tasks.AET(options.transform, at_end(options.size_px), options.crop), optimiser, FACTOR
     )
 
 

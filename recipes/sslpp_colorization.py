@@ -22,6 +22,7 @@ from functools import partial
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
+from fastpsl.engine.options import at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusOptions
@@ -34,7 +35,7 @@ SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.001}
 
 
 def build(options: SSLPlusPlusOptions) -> engine.Experiment:
-    proxy = tasks.Colorization(options.size_px, options.crop, options.backbone in models.OF_VECTORS)
+    proxy = tasks.Colorization(at_end(options.size_px), options.crop, options.backbone in models.OF_VECTORS)
     return tasks.build_sslpp(options, proxy, partial(optim.adam, weight_decay=options.weight_decay))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastpsl import engine, models, tasks
+from fastpsl.engine.options import at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
@@ -37,7 +38,7 @@ class Options(SSLPlusPlusSGDOptions):
 def build(options: Options) -> engine.Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True)
     of_vectors = options.backbone in models.OF_VECTORS
-    proxy = tasks.Context(options.hole_share, options.size_px, options.crop, of_vectors)
+    proxy = tasks.Context(options.hole_share, at_end(options.size_px), options.crop, of_vectors)
     return tasks.build_sslpp(options, proxy, optimiser)
 
 

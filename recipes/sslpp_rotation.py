@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from fastpsl import engine, tasks
+from fastpsl.engine.options import at_end
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
@@ -38,7 +39,7 @@ def variant(options: SSLPlusPlusSGDOptions) -> Mapping[str, Any]:
 
 def build(options: SSLPlusPlusSGDOptions) -> engine.Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
-    return tasks.build_sslpp(options, tasks.RotNet(options.size_px, options.crop), optimiser)
+    return tasks.build_sslpp(options, tasks.RotNet(at_end(options.size_px), options.crop), optimiser)
 
 
 RECIPE = Recipe("sslpp_rotation", __doc__, SSLPlusPlusSGDOptions, PAPER, SAMPLE, build, variant=variant)

@@ -27,7 +27,7 @@ from typing import Literal
 
 from fastpsl import engine, evaluation, models, pipelines, scripts, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.options import AnyBackbone, SGDOptions
+from fastpsl.engine.options import AnyBackbone, PerStage, SGDOptions, at_end, per_stage
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -54,8 +54,8 @@ class Options(SGDOptions):
     """Shares of the training between tenfold drops of the rate."""
     weight_decay: float
     """Decay of weights, biases and BatchNorm."""
-    size_px: int
-    """Side of the images."""
+    size_px: PerStage
+    """Side of the images: one value, or one for each stage."""
     crop: Literal["random_resized", "padded"] = "random_resized"
     """padded, for small images: the middle square, shifted by up to an eighth of it, and scored whole."""
     labels_per_class: int | None = None
@@ -64,20 +64,22 @@ class Options(SGDOptions):
 
 def build(options: Options) -> engine.Experiment:
     scripts.require_given_classes(options)
-    input, padded = pipelines.Input(size_px=options.size_px), options.crop == "padded"
+    size_px, padded = at_end(options.size_px), options.crop == "padded"
+    input = pipelines.Input(size_px=size_px)
     views = (
-        pipelines.train_view(input, options.size_px, options.crop),
-        pipelines.center_view(input, options.size_px, padded),
+        pipelines.train_view(input, size_px, options.crop),
+        pipelines.center_view(input, size_px, padded),
     )
     task = tasks.Classify(*views)
     if options.labels_per_class is not None:
         task = evaluation.FewLabels(*views, labels_per_class=options.labels_per_class, seed=options.seed)
     backbone = models.make_backbone(options.backbone)
+    rates = [options.lr * size / 256 for size in per_stage(options.batch_size)]
     return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=optim.step_drops(options.lr * options.batch_size / 256, options.intervals),
+        schedule=optim.by_stage([optim.step_drops(lr, options.intervals) for lr in rates]),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         finish=partial(finish, task),
     )

@@ -75,7 +75,7 @@ Log = Callable[[str], None]
 def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Measurements:
     """Measure all stages of the setup."""
     experiment, data, device = setup.experiment, setup.opened.train, setup.world.device
-    views = {i: experiment.task.views(experiment.stages[i].level) for i in setup.stages} if experiment else {}
+    views = {i: experiment.views(experiment.stages[i]) for i in setup.stages} if experiment else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
     batch_size = setup.opened.batch_size
 
@@ -87,7 +87,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
-    runs_first_views = experiment.task.views(experiment.stages[0].level) if experiment else first_views
+    runs_first_views = experiment.views(experiment.stages[0]) if experiment else first_views
     threads_and_views = {
         "num_threads": setup.num_threads, "num_views": len(runs_first_views), "num_cores": num_cores,
     }  # fmt: skip
@@ -99,18 +99,18 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
             auto, reason = choose_decoder("auto", data, device, **threads_and_views)
     # Once for all stages, as in a run.
     setup = replace(setup, options=replace(setup.options, decoder=decoder))  # type: ignore[arg-type]
-    feeds: dict[tuple[Crop, ...], Feed] = {}
+    feeds: dict[tuple[int, tuple[Crop, ...]], Feed] = {}
 
     def feed_of(views: Sequence[ViewSpec], batch_size: int) -> Feed:
-        """Return the views' loader with its rates, shared by stages with the same crops."""
-        crops = tuple(view.crop for view in views)
-        if crops not in feeds:
+        """Return the views' loader with its rates, shared by stages with the same crops and batch."""
+        key = batch_size, tuple(view.crop for view in views)
+        if key not in feeds:
             log(f"decode by {decoder}")
-            feeds[crops] = feed = Feed(setup, views, batch_size, warm, seconds)
+            feeds[key] = feed = Feed(setup, views, batch_size, warm, seconds)
             with one_line("decoding", when_too_large="lower --batch-size or --prefetch-batches"):
                 feed.decode = feed.rate(warm)
                 feed.loader = feed.rate(data) if from_storage else feed.decode
-        return feeds[crops]
+        return feeds[key]
 
     feed = feed_of(first_views, batch_size)
     alternatives, untried = feed.other_decoders(decoder, log)
@@ -344,7 +344,7 @@ def _plain(setup: DoctorSetup, num_cores: int) -> dict[str, Any]:
         name = torch.cuda.get_device_name(device)
     return {
         "recipe": str(recipe.path) if recipe else None, "arguments": list(recipe.arguments) if recipe else [],
-        "data": options.data or "the embedded sample", "batch_size": options.batch_size * setup.num_ranks,
+        "data": options.data or "the embedded sample", "batch_size": options.batch_of() * setup.num_ranks,
         "num_ranks": setup.num_ranks, "cores": num_cores, "device": device.type, "device_name": name,
         "precision": options.resolved_precision(device),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
-from fastpsl.engine.options import NO_VAL, TrainingOptions, share_of
+from fastpsl.engine.options import NO_VAL, TrainingOptions, per_stage, share_of
 from fastpsl.engine.run import RunData
 from fastpsl.files.workers import default_num_threads
 from fastpsl.scripts.recipe import Evaluation, Recipe
@@ -134,9 +134,12 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     stage_indices = _stage_indices(whole_experiment, stages)
     num_ranks = _num_ranks(num_ranks, options, world)
     # One rank's share of batch, lanes and cores, as under torchrun.
+    shares = [
+        options.rank_batch(num_ranks, size) * options.accumulate for size in per_stage(options.batch_size)
+    ]
     options = replace(
         options,
-        batch_size=options.rank_batch(num_ranks) * options.accumulate,
+        batch_size=shares[0] if len(shares) == 1 else tuple(shares),  # type: ignore[arg-type]
         lanes=max(1, options.lanes // num_ranks),
         workers=options.workers or max(1, default_num_threads() // num_ranks),
     )
@@ -152,7 +155,7 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     except ValueError as error:
         if num_ranks == 1:
             raise
-        images = number_of(options.batch_size, "image")  # the whole batch may be valid
+        images = number_of(options.batch_of(), "image")  # the whole batch may be valid
         raise ValueError(
             f"one of {num_ranks} ranks, measured by itself with its {images} of a step: {error}"
         ) from error
@@ -181,8 +184,10 @@ def _num_ranks(given: int | None, options: TrainingOptions, world: World) -> int
     if given is not None:
         if given < 1:
             raise ValueError(f"--gpus {given}: it must be 1 or more")
-        options.rank_batch(given)
+        for size in per_stage(options.batch_size):
+            options.rank_batch(given, size)
         return given
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
     parts = {number: number * options.accumulate for number in range(num_gpus, 1, -1)}
-    return next((number for number, part in parts.items() if options.batch_size % part == 0), 1)
+    sizes = per_stage(options.batch_size)
+    return next((number for number, part in parts.items() if all(size % part == 0 for size in sizes)), 1)

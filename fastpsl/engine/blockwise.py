@@ -108,7 +108,7 @@ class Blockwise(Task):
         self.channels = [channels[part.last_block - 1] for part in parts]
         self.num_levels, self.needs_labels = task.num_levels, task.needs_labels
         self.accuracy_name, self.has_own_order = task.accuracy_name, task.has_own_order
-        self.fixed_exchange = task.fixed_exchange
+        self.fixed_exchange, self.one_size = task.fixed_exchange, task.one_size
         self._last_stage, self._last = self.tasks[-1]
 
     @property

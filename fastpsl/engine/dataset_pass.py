@@ -158,6 +158,7 @@ class EpochContext:
         epoch: The number of the epoch, counted over all stages.
         first: Whether it is the stage's first epoch.
         draws_epoch: The epoch number that seeds the random numbers of passes. No epoch of training has it.
+        in_stage: Returns views of the task as the stage shows them (`Experiment.in_stage`).
     """
 
     run: Run
@@ -165,6 +166,7 @@ class EpochContext:
     epoch: int
     first: bool
     draws_epoch: int
+    in_stage: Callable[[Sequence[ViewSpec]], Sequence[ViewSpec]] = lambda views: views
 
     @property
     def data(self) -> Dataset:
@@ -194,7 +196,7 @@ class EpochContext:
         Gradients are off. Weights, running statistics and modes are unchanged afterwards.
 
         Args:
-            view: The view of each sample that the network reads.
+            view: The view of each sample that the network reads, at the task's own size.
             function: Maps features of the stage's last block, [B, C, h, w], to [B, ...].
             training: Whether to use the dropout and batch statistics of a training step. Otherwise, the pass
                 runs in eval mode with rank 0's running statistics.
@@ -207,6 +209,7 @@ class EpochContext:
             PassStopped: A signal arrived.
         """
         run, train_step, blocks = self.run, self.train_step, self.train_step.module.blocks
+        (view,) = self.in_stage([view])
         augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
         train_step.release()  # the pass has the memory of the captured steps
         with (

@@ -1,7 +1,8 @@
 """The learning problem that a recipe defines, and the training step of each of its stages."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,10 +20,12 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import GraphChoice, StepChoice, choose_graph, choose_step
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
+from fastpsl.pipelines.views import ViewSpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,46 @@ class Experiment:
             object.__setattr__(self, "task", Blockwise(self.task, parts, self.backbone.channels))
         for stage in self.stages:
             assert 1 <= stage.level <= self.task.num_levels, stage
-            self.task.views(stage.level)
+            with _of_stage(stage):
+                self.views(stage)
+
+    def views(self, stage: Stage) -> tuple[ViewSpec, ...]:
+        """Return the task's views of each sample in a stage, at the stage's size."""
+        views = self.task.views(stage.level)
+        if stage.crop_scale is not None and not any(isinstance(v.crop, RandomResizedCrop) for v in views):
+            raise ValueError(
+                f"--crop-scale {stage.crop_scale:g}: this recipe has no random resized crops; leave it out"
+            )
+        return self.in_stage(stage, views)
+
+    def val_views(self, stage: Stage) -> tuple[ViewSpec, ...]:
+        """Return the task's views of the validation data in a stage, at the stage's size."""
+        return self.in_stage(stage, self.task.val_views(stage.level))
+
+    def pass_views(self, stage: Stage) -> tuple[ViewSpec, ...]:
+        """Return the views of the task's passes over the data in a stage, at the stage's size."""
+        return self.in_stage(stage, self.task.pass_views(stage.level))
+
+    def in_stage(self, stage: Stage, views: Sequence[ViewSpec]) -> tuple[ViewSpec, ...]:
+        """Return views of the task as a stage shows them: at its size, with its scale of random crops."""
+        if stage.size_px is not None and views:
+            if self.task.one_size:
+                raise ValueError(f"--size-px with several values: {self.task.one_size}; give one value")
+            share = stage.size_px / self.task.views(stage.level)[0].crop.size_px
+            views = [view.resized(share) for view in views]
+        if (least := stage.crop_scale) is not None:
+            views = [
+                replace(view, crop=replace(crop, scale=(least, crop.scale[1])))
+                if isinstance(crop := view.crop, RandomResizedCrop)
+                else view
+                for view in views
+            ]
+        return tuple(views)
+
+    def input_record(self, stage: Stage) -> dict[str, Any]:
+        """Return the task's input record for the checkpoints of a stage."""
+        record = self.task.input_record(stage.level)
+        return record | ({} if stage.size_px is None else {"size_px": stage.size_px})
 
     def inputs_per_image(self) -> dict[str, int]:
         """Return the task's inputs per image, by stage, for the stages in which they are more than one."""
@@ -102,18 +144,19 @@ class Experiment:
             require_same_classes(data.train, data.val, options.data, options.val)
         if getattr(options, "freeze_when", "never") == "knn" and (why_not := why_no_knn(data)):
             raise ValueError(f"--freeze-when knn: {why_not}; use --freeze-when similarity, or leave it out")
-        task.check_data(data.train, options.batch_size)
+        for batch_size in dict.fromkeys(map(options.batch_of, self.stages)):
+            task.check_data(data.train, batch_size)
         if task.has_own_order and options.order != "random":
             raise ValueError(
                 f"--order {options.order}: this recipe's own order comes from its labels; leave it out"
             )
         data.check_batch()
         for stage in self.stages:
-            views, others = task.views(stage.level), task.val_views(stage.level)
-            pass_views = task.pass_views(stage.level)
-            data.check_views((*views, *pass_views), others)
-            sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
-            check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
+            views, others, pass_views = self.views(stage), self.val_views(stage), self.pass_views(stage)
+            with _of_stage(stage):
+                data.check_views((*views, *pass_views), others)
+                sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
+                check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
             choose_augment(options.augment_backend, (*views, *others, *pass_views), world.device)
             self.choose_step(stage, options, world)
             if options.fold_frozen:
@@ -130,7 +173,7 @@ class Experiment:
         graph = choose_graph(
             options.graph, world.device, world.size, self._why_not_captured(stage, options, world)
         )
-        if not self.task.views(stage.level):
+        if not self.views(stage):
             if options.compile not in ("auto", "off"):
                 raise ValueError(
                     f"--compile {options.compile}: it needs images of one size, and this recipe's have "
@@ -138,7 +181,7 @@ class Experiment:
                 )
             return StepChoice("off", "images of many sizes"), graph
         precision = options.resolved_precision(world.device)
-        side_px = max(view.side_px for view in self.task.views(stage.level))
+        side_px = max(view.side_px for view in self.views(stage))
         step = choose_step(
             options.compile, self.backbone, stage, world.device, precision, side_px,
             captured=graph.captures, num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
@@ -151,13 +194,22 @@ class Experiment:
             return "images of many sizes"
         if world.size > 1 and not self.task.fixed_exchange:
             return "its ranks send each other other numbers of images in each step"
-        if not self.task.views(stage.level):
+        if not self.views(stage):
             return "its batches are not views of images"
         if getattr(options, "apex", False):
             return "apex's optimiser takes its rate from the host"
         if self.backbone.why_uncapturable and options.graph == "auto":
             return self.backbone.why_uncapturable
         return ""
+
+
+@contextlib.contextmanager
+def _of_stage(stage: Stage) -> Iterator[None]:
+    """Name the stage in an error about views of its own size."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{stage.name}: {error}" if stage.size_px is not None else str(error)) from error
 
 
 def _frozen_batchnorm(options: TrainingOptions) -> str:
@@ -212,8 +264,8 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     if not task.fixed_sizes:
         set_cudnn_benchmark(False)
     optimiser = experiment.optimiser(module.learning_parameters())
-    views = task.views(stage.level)
-    augment = choose_augment(options.augment_backend, (*views, *task.val_views(stage.level)), world.device)
+    views = experiment.views(stage)
+    augment = choose_augment(options.augment_backend, (*views, *experiment.val_views(stage)), world.device)
     precision = options.resolved_precision(world.device)
     step, graph = experiment.choose_step(stage, options, world)
     return TrainStep(

@@ -10,7 +10,7 @@ import torch
 from fastpsl.console.terminal import own_rank
 from fastpsl.console.words import gibibytes
 from fastpsl.engine.gpu import DRIVER_TOO_OLD, UPDATE_DRIVER, without_advice
-from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.options import TrainingOptions, per_stage
 from fastpsl.engine.run import Run
 from fastpsl.models.names import LESS_MEMORY
 
@@ -122,7 +122,7 @@ def _out_of_memory(run: Run | None) -> str:
     return (
         f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with "
         f"{run.data.batch_size} images per pass on each GPU in {run.precision}{_in_use(device)}; what takes "
-        f"less: {', '.join(_less(options, run.precision, run.world.size))}"
+        f"less: {', '.join(_less(options, run.precision, run.world.size, run.data.step_size))}"
     )
 
 
@@ -141,13 +141,15 @@ def _in_use(device: torch.device) -> str:
     )
 
 
-def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[str]:
+def _less(
+    options: TrainingOptions, precision: str, num_ranks: int, step_size: int | None = None
+) -> Iterator[str]:
     """Yield options that need less memory, first those that do not change the experiment."""
     if options.graph == "on" or (options.graph == "auto" and num_ranks == 1):
         yield "--graph off"
     try:
         parts = replace(options, accumulate=2 * options.accumulate)
-        images = parts.rank_batch(num_ranks)
+        images = parts.rank_batch(num_ranks, step_size)
         yield f"--accumulate {parts.accumulate} (the same batch, {images} images per pass)"
     except ValueError:
         pass  # the task needs the whole batch, or the batch is not divisible
@@ -155,4 +157,5 @@ def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[
         yield "--precision fp16"
     if lighter := LESS_MEMORY.get(getattr(options, "backbone", "")):
         yield "--backbone {} ({})".format(*lighter)
-    yield f"or --batch-size {max(options.batch_size // 2, 1)} with the learning rate in proportion"
+    halves = " ".join(str(max(size // 2, 1)) for size in per_stage(options.batch_size))
+    yield f"or --batch-size {halves} with the learning rate in proportion"

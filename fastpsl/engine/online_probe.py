@@ -175,7 +175,7 @@ class OnlineProbe:
     def _most_images(self) -> int:
         """Return how many training images a look has at most in any stage, and how many for validation."""
         run, num_train = self.run, self.run.data.train.num_samples
-        batch_size = run.options.batch_size
+        batch_size = run.options.batch_of()
         learned = sum(
             stage.epochs * num_train + (stage.num_steps or 0) * batch_size for stage in self.experiment.stages
         )
@@ -198,9 +198,12 @@ class OnlineProbe:
         return [part for part in (self.train, self.val) if part is not None]
 
     def _view(self, stage: Stage) -> ViewSpec:
-        """Return the view of the middle of an image, with the input that the network has in a stage."""
-        input_spec = self.experiment.task.views(stage.level)[0].input()
-        return center_view(input_spec, input_spec.size_px)
+        """Return the view of the middle of an image, with the input that the network has in a stage.
+
+        All stages are looked at in the last one's size, so that their figures can be compared.
+        """
+        input_spec = self.experiment.views(stage)[0].input()
+        return center_view(input_spec, self.experiment.stages[-1].size_px or input_spec.size_px)
 
     @property
     def num_images(self) -> int:
@@ -321,7 +324,7 @@ class OnlineProbe:
         world, momenta, data = self.run.world, [norm.momentum for norm in norms], self.in_random_order()
         of_rank = data.num_samples // world.size
         batch_size = min(max(2, self.run.data.batch_size), of_rank)
-        views = self.experiment.task.views(stage.level)
+        views = self.experiment.views(stage)
         batches = self._inputs("untrained: BatchNorm's statistics", data, views, batch_size)
         number = num_inputs = 0
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from typing_extensions import Self, override
 from tyro.conf import arg
 
-from fastpsl.engine.plan import FreezeRule, Stage, make_plan
+from fastpsl.engine.plan import FreezeRule, Stage, make_plan, with_values
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
 from fastpsl.models.names import ANY_BACKBONE
@@ -31,6 +31,8 @@ CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
 # What --val may be besides data; see `share_of` for the other.
 NO_VAL = "none"
+PerStage = int | tuple[int, ...]
+"""One value for all stages, or one for each."""
 AnyBackbone = Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
 DecoderName = Literal["auto", "turbo", "ffcv", "dali", "pillow", "resident", "synthetic"]
 
@@ -122,8 +124,10 @@ class RunOptions:
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{flag(name)} {getattr(self, name)}: it must be above 0")
+            values = per_stage(getattr(self, name))
+            if not values or min(values) <= 0:
+                given = " ".join(map(str, values))
+                raise ValueError(f"{flag(name)} {given}: it must be above 0")
 
     def _require_positive_or_none(self, *names: str) -> None:
         for name in names:
@@ -153,18 +157,23 @@ class RunOptions:
         """The number of batches whose gradients make one step."""
         return 1
 
-    def rank_batch(self, world_size: int) -> int:
-        """Return the number of images that a rank decodes at a time.
+    def batch_of(self, stage: Stage | None = None) -> int:
+        """Return the images of a step over all GPUs and accumulated batches: a stage's, or else the most."""
+        own = stage.batch_size if stage is not None else None
+        return own or max(per_stage(self.batch_size))
+
+    def rank_batch(self, world_size: int, batch_size: int | None = None) -> int:
+        """Return the images that a rank decodes at a time, of a step of `batch_size` or else of the largest.
 
         Raises:
             ValueError: The batch is not divisible by the ranks and --accumulate.
         """
-        parts = world_size * self.passes_per_step
-        share, rest = divmod(self.batch_size, parts)
+        parts, batch_size = world_size * self.passes_per_step, batch_size or self.batch_of()
+        share, rest = divmod(batch_size, parts)
         if rest or not share:
             accumulated = f" with --accumulate {self.passes_per_step}" if self.passes_per_step > 1 else ""
             raise ValueError(
-                f"--batch-size {self.batch_size} over {world_size} ranks{accumulated} does not divide: "
+                f"--batch-size {batch_size} over {world_size} ranks{accumulated} does not divide: "
                 f"choose a batch that is a multiple of {parts}"
             )
         return share
@@ -252,6 +261,15 @@ class PretrainOptions(TrainingOptions):
     at once, each stage's by a loss of their own."""
     epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
     """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
+    batch_size: PerStage = field(default=256, metadata=OPTIMISATION)  # type: ignore[assignment]
+    """Images per step, over all GPUs and accumulated batches: one value, or one for each stage."""
+    crop_scale: Annotated[
+        tuple[float, ...] | None,
+        arg(
+            help="The least share of an image's area in a random resized crop: one value, or one for each "
+            "stage; by default the method's own."
+        ),
+    ] = field(default=None, metadata=PLAN)
     partition: Annotated[
         tuple[str, ...],
         arg(
@@ -277,6 +295,9 @@ class PretrainOptions(TrainingOptions):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        for scale in self.crop_scale or ():
+            if not 0 < scale <= 1:
+                raise ValueError(f"--crop-scale {scale:g}: it is a share of the area, above 0 and up to 1")
         if self.probe_every is not None and self.probe_every < 0:
             raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (no test) or more epochs")
         self._require_positive("freeze_looks", "freeze_min_epochs")
@@ -310,7 +331,9 @@ class PretrainOptions(TrainingOptions):
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
         numbers = {"num_levels": num_levels, "num_blocks": num_blocks}
-        return make_plan(self.plan, self.epochs, partition=self.partition, levels=self.levels, **numbers)
+        stages = make_plan(self.plan, self.epochs, partition=self.partition, levels=self.levels, **numbers)
+        values = {name: getattr(self, name, None) for name in ("size_px", "crop_scale", "batch_size")}
+        return with_values(stages, {name: own for name, own in values.items() if isinstance(own, tuple)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +352,16 @@ class SGDOptions(PretrainOptions):
             return sgd
         require_apex(choose_device(self.device, 0))
         return fused_sgd
+
+
+def per_stage(value: Any) -> tuple[Any, ...]:
+    """Return the values of an option: one for each stage, or a single one for all."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def at_end(value: PerStage) -> int:
+    """Return the last stage's value of an option."""
+    return int(per_stage(value)[-1])
 
 
 def share_of(val: str | None) -> float | None:

@@ -4,10 +4,10 @@ PSL (section 3.2 and Algorithm 1) is one of them.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from typing_extensions import override
 
@@ -31,6 +31,9 @@ class Stage:
         epochs: The length in epochs; 0 if `num_steps` is given.
         num_steps: The length in steps, or None.
         parts: For "blockwise": what learns at the same time, as a stage each. Otherwise empty.
+        size_px: The side of the task's first view, which the other views follow; None for the task's own.
+        crop_scale: The least share of an image's area in a random resized crop, or None for the task's own.
+        batch_size: The images of a step over all ranks, or None where all stages have the options' number.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Stage:
     epochs: int
     num_steps: int | None = None
     parts: "tuple[Stage, ...]" = ()
+    size_px: int | None = None
+    crop_scale: float | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         assert (self.epochs == 0) == (self.num_steps is not None), self
@@ -56,15 +62,18 @@ class Stage:
         )
         if self.first_learning > self.last_block:
             return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {length}"
+        own = f", {self.size_px} px" if self.size_px else ""
+        own += f", crops of {self.crop_scale:g} to 1" if self.crop_scale else ""
+        own += f", batches of {self.batch_size}" if self.batch_size else ""
         if self.parts:
             parts = (
                 f"{part.name} B{part.first_learning}-B{part.last_block} (level G{part.level})"
                 for part in self.parts
             )
-            return f"{self.name}: {', '.join(parts)}, all at once, {length}"
+            return f"{self.name}: {', '.join(parts)}, all at once{own}, {length}"
         learning = f"B{self.first_learning}-B{self.last_block}"
         before = f", {self.first_learning - 1} before it frozen" if self.first_learning > 1 else ""
-        return f"{self.name}: level G{self.level}, learns {learning}{before}, {length}"
+        return f"{self.name}: level G{self.level}{own}, learns {learning}{before}, {length}"
 
 
 def make_plan(
@@ -151,6 +160,23 @@ def make_plan(
         Stage(f"S{i}", hardest if name == "sl" else level, 1 if from_first else first, last, epochs)
         for i, (epochs, level, (first, last)) in rows
     )
+
+
+def with_values(stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]) -> tuple[Stage, ...]:
+    """Return the stages with values of their own: each field's has one value for all stages, or one for each.
+
+    Raises:
+        ValueError: The values are as many as neither.
+    """
+    for name, given in values.items():
+        if len(given) not in (1, len(stages)):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {_words(given)}: {len(given)} values for "
+                f"{number_of(len(stages), 'stage')}; give one value, or one for each stage"
+            )
+        own = given if len(given) > 1 else [*given] * len(stages)
+        stages = [replace(stage, **{name: value}) for stage, value in zip(stages, own, strict=True)]
+    return tuple(stages)
 
 
 def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[tuple[int, int]]:

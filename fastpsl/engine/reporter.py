@@ -264,6 +264,7 @@ class Reporter:
         self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int, ahead: WorkAhead = ONLY_STAGE
     ) -> None:
         """Begin a stage of `num_steps` steps after `step` of them."""
+        self.batch_size = stage.batch_size or self.batch_size
         self._stage, self._num_steps, self._skipped_steps = stage, num_steps, SkippedSteps()
         self._steps_per_epoch, self._ahead = steps_per_epoch, ahead
         self._wait_s, self._is_timed, self._pace = 0.0, False, Pace(self._pace)

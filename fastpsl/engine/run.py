@@ -18,8 +18,10 @@ from fastpsl.engine.options import (
     NO_VAL,
     RunOptions,
     TrainingOptions,
+    per_stage,
     share_of,
 )
+from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
@@ -60,7 +62,7 @@ class RunData:
     Attributes:
         train: The training data.
         val: The validation data, or None.
-        batch_size: The number of images that this rank takes at a time.
+        batch_size: The number of images that this rank takes at a time, in the present stage.
         decoder: The decoder of all loaders: that of --decoder, or what `auto` chose for the run.
         decoder_reason: The reason for that choice.
     """
@@ -85,7 +87,7 @@ class RunData:
         """
         self.options, self.world = options, world
         self.decoder, self.decoder_reason = options.decoder, ""
-        self.batch_size = options.rank_batch(world.size)
+        self.batch_size = max(options.rank_batch(world.size, size) for size in per_stage(options.batch_size))
         with operation("opening the data"):
             self.train, self.val = (open or open_both)(options)
         if part is not None:
@@ -95,14 +97,23 @@ class RunData:
                 self.close()
                 raise
 
+    def begin_stage(self, stage: Stage) -> None:
+        """Take as many images at a time as a step of the stage has."""
+        self.batch_size = self.options.rank_batch(self.world.size, self.options.batch_of(stage))
+
+    @property
+    def step_size(self) -> int:
+        """The images of a step in the present stage, over all ranks and accumulated batches."""
+        return self.batch_size * self.world.size * self.options.passes_per_step
+
     def check_batch(self) -> None:
         """Raise ValueError if there are fewer training images than one batch."""
-        if self.train.num_samples < self.options.batch_size:
+        if self.train.num_samples < self.options.batch_of():
             without = ", give --val none" if share_of(self.options.val) else ""
             preset = "give --preset small, " if getattr(self.options, "preset", "small") != "small" else ""
             raise ValueError(
                 f"{self.train.num_samples} training images are fewer than one batch of "
-                f"{self.options.batch_size}: lower --batch-size{without}, {preset}or give more data"
+                f"{self.options.batch_of()}: lower --batch-size{without}, {preset}or give more data"
             )
 
     def check_views(self, views: Sequence[ViewSpec], val_views: Sequence[ViewSpec]) -> None:
@@ -128,7 +139,7 @@ class RunData:
             data: Data of the run.
             views: The views of each image.
             train: Whether it is for training.
-            batch_size: The images that this rank takes at a time; None for `batch_size` of the run.
+            batch_size: The images that this rank takes at a time; None for `batch_size` of the stage.
         """
         size = batch_size or self.batch_size
         options = replace(self.options, decoder=self.decoder_of(data))  # type: ignore[arg-type]
@@ -173,7 +184,7 @@ def val_part(data: RunData, num_steps: int, num_planned: int) -> Dataset | None:
 
     They are spread over the data, and at least a batch.
     """
-    num = num_steps * data.options.batch_size
+    num = num_steps * data.step_size
     if data.val is None or num_steps >= num_planned or num >= data.val.num_samples:
         return data.val
     return Subset(data.val, spread_indices(data.val.num_samples, num))
@@ -297,7 +308,7 @@ class Run:
         self.resumed = self.resume_state is not None
         with output_errors(self.folder):
             self.reporter = Reporter(
-                self.folder, world, batch_size=options.batch_size, log_steps=options.log_steps,
+                self.folder, world, batch_size=options.batch_of(), log_steps=options.log_steps,
                 resumed_run_step=self.position.run_step, tensorboard=options.tensorboard,
                 wandb=options.wandb, config=options.as_dict(),
             )  # fmt: skip

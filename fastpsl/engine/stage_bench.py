@@ -80,12 +80,12 @@ class StageBench:
         self.cores_used = 0.0
         """CPU seconds per second in the last timed region, over all threads of this process."""
         self.stage = experiment.stages[number]
-        experiment.task.check_data(data, options.batch_size)
+        experiment.task.check_data(data, options.batch_of(self.stage))
         self.train_step = make_train_step(experiment, number, options, world)
         self.views = tuple(self.train_step.views if views is None else views)
         self.train_step.views = self.views
-        self.batch_size = options.rank_batch(world.size)
-        self.lr = experiment.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
+        self.batch_size = options.rank_batch(world.size, options.batch_of(self.stage))
+        self.lr = experiment.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs, number))
         self._epochs = itertools.count()
         self._synthetic: Batch | None = None
         self._warmed_up = False

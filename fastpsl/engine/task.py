@@ -36,6 +36,9 @@ class Task:
     fixed_exchange: bool = True
     """Whether ranks exchange equally many numbers in every step. If not, several ranks capture no step."""
 
+    one_size: str = ""
+    """Why its views have one size in all stages; empty if `ViewSpec.resized` may make others of them."""
+
     @property
     def fixed_sizes(self) -> bool:
         """Whether all images have one size. If not, no step is captured, and cuDNN's benchmark is off."""

@@ -107,38 +107,43 @@ def work_ahead(
     position: int,
     blocks: Sequence[nn.Module],
     inputs_per_image: Callable[[int], int],
-    steps_per_epoch: int,
+    num_images: int,
     max_steps_per_stage: int | None,
-    end_images: Callable[[int], int] = lambda level: 0,
-    batch_size: int = 1,
+    end_images: Callable[[Stage], int] = lambda stage: 0,
+    batch_of: Callable[[Stage], int] = lambda stage: 1,
 ) -> WorkAhead:
     """Estimate the work after the steps of the stage at `position`.
 
     The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
-    task makes of an image. An image that only passes forward takes its share of that.
+    task makes of an image. It grows with its images and their pixels, too. An image that only passes forward
+    takes its share of that.
 
     Args:
         stages: The stages of the plan.
         position: The place of the present one.
         blocks: The backbone's blocks.
         inputs_per_image: Returns the network inputs of an image at a level.
-        steps_per_epoch: The steps of an epoch.
+        num_images: The training images.
         max_steps_per_stage: The limit of a stage's steps, if there is one.
-        end_images: Returns the number of images that pass forward at the end of a stage of a level.
-        batch_size: The images of a step, over all ranks.
+        end_images: Returns the number of images that pass forward at the end of a stage.
+        batch_of: Returns the images of a stage's step, over all ranks.
     """
     here, later_steps, later_images = stages[position], 0.0, 0.0
     for stage in stages[position + 1 :]:
-        share = inputs_per_image(stage.level) / inputs_per_image(here.level)
-        num_steps = stage.num_steps or stage.epochs * steps_per_epoch
+        share = inputs_per_image(stage.level) / inputs_per_image(here.level) * pixels(stage) / pixels(here)
+        num_steps = stage.num_steps or stage.epochs * (num_images // batch_of(stage))
         num_steps = min(num_steps, max_steps_per_stage or num_steps)
-        later_steps += num_steps * share * step_cost(blocks, stage) / step_cost(blocks, here)
+        larger = share * batch_of(stage) / batch_of(here)
+        later_steps += num_steps * larger * step_cost(blocks, stage) / step_cost(blocks, here)
         longer = share * forward_cost(blocks, stage) / forward_cost(blocks, here)
-        later_images += end_images(stage.level) * longer
-    image_steps = forward_cost(blocks, here) / step_cost(blocks, here) / batch_size
-    return WorkAhead(
-        position + 1, len(stages), later_steps, end_images(here.level), later_images, image_steps
-    )
+        later_images += end_images(stage) * longer
+    image_steps = forward_cost(blocks, here) / step_cost(blocks, here) / batch_of(here)
+    return WorkAhead(position + 1, len(stages), later_steps, end_images(here), later_images, image_steps)
+
+
+def pixels(stage: Stage) -> int:
+    """Return the pixels of a stage's view, or 1 where all stages have the same."""
+    return (stage.size_px or 1) ** 2
 
 
 def step_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loa
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice, val_part
 from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
-from fastpsl.engine.time_left import work_ahead
+from fastpsl.engine.time_left import pixels, work_ahead
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
@@ -90,7 +91,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
     if state:
         with loading(run.resumed_from):
             experiment.backbone.load_state_dict(state["backbone"])
-    if views := experiment.task.views(experiment.stages[0].level):  # else whole images are read
+    if views := experiment.views(experiment.stages[0]):  # else whole images are read
         kept = state["choices"].pop("decoder", None) if state else None
         with operation("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
@@ -117,7 +118,8 @@ class StageTrainer:
         self.stage = stage = experiment.stages[run.position.stage]
         self.all_epochs = sum(each.max_epochs for each in experiment.stages)
         self.fresh = state is None
-        self.val_views = experiment.task.val_views(stage.level)
+        self.val_views = experiment.val_views(stage)
+        run.data.begin_stage(stage)
         options = run.options
         if state:  # within a stage, the choices of its start apply
             options = apply_kept_choices(options, state["choices"], self._check, run.reporter.log)
@@ -136,7 +138,7 @@ class StageTrainer:
 
     def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
-        views = (*self.experiment.task.views(self.stage.level), *self.val_views)
+        views = (*self.experiment.views(self.stage), *self.val_views)
         choose_augment(options.augment_backend, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
@@ -159,8 +161,8 @@ class StageTrainer:
                     stack.enter_context(val_loader)
             ahead = work_ahead(
                 self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
-                task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
-                lambda level: self._end_images(level, val_loader), run.options.batch_size,
+                task.inputs_per_image, loader.num_samples, run.options.max_steps_per_stage,
+                lambda stage: self._end_images(stage, val_loader), run.options.batch_of,
             )  # fmt: skip
             run.reporter.accuracy_name = task.accuracy_name
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
@@ -210,14 +212,15 @@ class StageTrainer:
             batches = run.reporter.at_the_end(loader.epoch(0), batch_size, loader.num_samples)
             return self.train_step.evaluate(progress.track(batches, batch_size), self.val_views, stopped)
 
-    def _end_images(self, level: int, val_loader: Loader | None) -> int:
+    def _end_images(self, stage: Stage, val_loader: Loader | None) -> int:
         """Return how many images pass forward at the end of a stage: for the validation, and for a probe.
 
-        An image of a probe is one network input.
+        An image of a probe is one network input, of the last stage's size.
         """
-        task = self.experiment.task
-        validated = val_loader.num_samples if val_loader and task.val_views(level) else 0
-        return validated + self.online_probe.num_images // task.inputs_per_image(level)
+        task, last = self.experiment.task, self.experiment.stages[-1]
+        validated = val_loader.num_samples if val_loader and task.val_views(stage.level) else 0
+        larger = pixels(last) / pixels(stage)
+        return validated + int(self.online_probe.num_images * larger) // task.inputs_per_image(stage.level)
 
     def _warm_up(self, loader: BatchSource) -> bool:
         """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""
@@ -274,9 +277,9 @@ class StageTrainer:
         waiting = "waiting for its batch" + (" on every rank" if run.world.size > 1 else "")
         building = f", the first: {what_is_built(self.train_step.step_choice.mode)}" if is_first else ""
         torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
-        epochs = (position.first_epoch, self.stage.max_epochs, self.all_epochs)
+        place = (position.first_epoch, self.stage.max_epochs, self.all_epochs, position.stage)
         started = time.perf_counter()
-        lr = self.experiment.schedule(Moment(position.step, self.num_steps, *epochs))
+        lr = self.experiment.schedule(Moment(position.step, self.num_steps, *place))
         with progress.span(f"{step_words}: {waiting}", early=is_first):
             first = next_on_all_ranks(batches, run.world, self._save_last_step)
         with progress.span(f"{step_words}{building}", early=is_first):
@@ -330,7 +333,9 @@ class StageTrainer:
     def _context(self, epoch: int) -> EpochContext:
         """Return the argument of the task's hooks around the stage's epoch `epoch`."""
         unused = self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2 + epoch
-        return EpochContext(self.run, self.train_step, self.position.first_epoch + epoch, epoch == 0, unused)
+        in_stage = partial(self.experiment.in_stage, self.stage)
+        number = self.position.first_epoch + epoch
+        return EpochContext(self.run, self.train_step, number, epoch == 0, unused, in_stage)
 
     def _save_last_step(self) -> str | None:
         """Save the last complete step and return its place; None if there is none or it cannot be saved."""
@@ -353,5 +358,5 @@ class StageTrainer:
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": dict(self.experiment.task.state_dict()),
             "probe": self.online_probe.state_dict(),
-            "input": self.experiment.task.input_record(self.stage.level),
+            "input": self.experiment.input_record(self.stage),
         }

@@ -1,8 +1,8 @@
 """Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -228,6 +228,28 @@ class ViewSpec:
         """The side of the image that the network reads: of the crop, or of what an operation makes of it."""
         return self._shape[-1]
 
+    def resized(self, share: float) -> "ViewSpec":
+        """Return this view at another size: all lengths of its crop and its operations times `share`.
+
+        Lengths are whole pixels: the fields of dataclasses whose names end in `_px`. What a crop shows of an
+        image stays, as its draws do. A blur keeps its sigma, and its number of taps stays odd.
+
+        Args:
+            share: The new side divided by this view's, above 0.
+
+        Returns:
+            The view; an equal one if `share` is 1.
+
+        Raises:
+            ValueError: The crop is no such dataclass, or does not allow the new lengths.
+        """
+        crop = _resized(self.crop, share)
+        if crop.size_px != round(share * self.crop.size_px):
+            raise ValueError(
+                f"{type(crop).__name__} has one size: crops of several are dataclasses with size_px"
+            )
+        return replace(self, crop=crop, ops=tuple(_resized(op, share) for op in self.ops))
+
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
         """Draw every random number of this view's operations.
 
@@ -302,6 +324,20 @@ class ViewSpec:
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""
         return self.input().as_dict()
+
+
+_Part = TypeVar("_Part")
+
+
+def _resized(part: _Part, share: float) -> _Part:
+    """Return a crop or an operation with all its lengths in pixels times `share`."""
+    if not is_dataclass(part) or isinstance(part, type) or share == 1:
+        return part
+    names = (each.name for each in fields(part) if each.init and each.name.endswith("_px"))
+    lengths = {name: share * getattr(part, name) for name in names}
+    if "kernel_px" in lengths:  # the nearest odd number
+        return replace(part, kernel_px=2 * round((lengths["kernel_px"] - 1) / 2) + 1)
+    return replace(part, **{name: round(length) for name, length in lengths.items()})
 
 
 TrainCrop = Where | Literal["random_resized", "padded"]

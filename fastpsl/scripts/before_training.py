@@ -88,7 +88,7 @@ def _num_weights(num: int) -> str:
 
 def _crops(experiment: Experiment) -> list[Crop]:
     """Return how each view of each stage is cut from its image."""
-    return [view.crop for stage in experiment.stages for view in experiment.task.views(stage.level)]
+    return [view.crop for stage in experiment.stages for view in experiment.views(stage)]
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:
@@ -101,22 +101,26 @@ def length_line(experiment: Experiment, data: RunData) -> str:
     parts = f" ({', '.join(names)})" if len(names) > 1 else ""
     limit = data.options.max_steps_per_stage
     cut = f"; --max-steps-per-stage cuts each at {limit:,}" if limit is not None else ""
+    sizes = [data.options.batch_of(stage) for stage in experiment.stages]
+    numbers = experiment.inputs_per_image()
     inputs = [
-        f"{name} {data.options.batch_size * number:,}"
-        for name, number in experiment.inputs_per_image().items()
+        f"{stage.name} {size * numbers[stage.name]:,}"
+        for stage, size in zip(experiment.stages, sizes, strict=True)
+        if stage.name in numbers
     ]
     made = f"; network inputs per step: {', '.join(inputs)}" if inputs else ""
     preset = getattr(data.options, "preset", None)
     reason = f", for fewer than {SMALL_BELOW:,} images" if preset == "small" else ""
     values = f"; --preset {preset}{reason}" if preset else ""
-    images = number_of(data.options.batch_size, "image")
+    several = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]} images"
+    images = number_of(sizes[0], "image") if len(set(sizes)) == 1 else several
     return f"{number_of(sum(steps), 'step')} of {images}{parts}{values}{made}{cut}"
 
 
 def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
     """Return the number of steps of each stage."""
-    per_epoch = data.train.num_samples // data.options.batch_size
-    return [stage.num_steps or stage.epochs * per_epoch for stage in experiment.stages]
+    num, batch_of = data.train.num_samples, data.options.batch_of
+    return [stage.num_steps or stage.epochs * (num // batch_of(stage)) for stage in experiment.stages]
 
 
 def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
@@ -140,9 +144,9 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             "a smaller --warmup-epochs"
         )
     limit = max(2, int(MAX_BATCH_SHARE * num_images))
-    if options.batch_size > limit:
+    if options.batch_of() > limit:
         yield (
-            f"a step has {options.batch_size / num_images:.0%} of the {num_images:,} images: give "
+            f"a step has {options.batch_of() / num_images:.0%} of the {num_images:,} images: give "
             f"--batch-size {limit} or less{or_small}"
         )
     sides = (getattr(crop, "shorter_px", crop.size_px) for crop in _crops(experiment))
@@ -171,6 +175,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         total_s = 0.0
         for number, num_planned in enumerate(stage_steps(experiment, data)):
             stage = experiment.stages[number]
+            data.begin_stage(stage)
             num_steps = min(num_planned, options.max_steps_per_stage or num_planned)
             with operation(f"{stage.name}: measuring some steps"):
                 step_s, val_s, memory = _measured(experiment, number, data)
@@ -193,8 +198,8 @@ def _measured(experiment: Experiment, number: int, data: RunData) -> tuple[float
     options, world, stage = data.options, data.world, experiment.stages[number]
     reset_peak_memory(world.device)
     bench = StageBench(experiment, number, options, data.train, world, seconds=0, min_steps=_MEASURED)
-    step_s = options.batch_size / (bench.both() * world.size)
-    val_s, views = 0.0, experiment.task.val_views(stage.level)
+    step_s = data.step_size / (bench.both() * world.size)
+    val_s, views = 0.0, experiment.val_views(stage)
     if data.val is not None and views:
         evaluate = lambda some: bench.train_step.evaluate(some, views, lambda: False)
         with (

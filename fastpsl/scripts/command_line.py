@@ -62,11 +62,14 @@ class Option:
 
     @cached_property
     def kind(self) -> Any:
-        """The type of the value; `T` of `T | None`."""
+        """The type of the value; `T` of `T | None`, and the list of `T | tuple[T, ...]`."""
+        return self._kinds[-1]
+
+    @cached_property
+    def _kinds(self) -> list[Any]:
         kind = get_args(self.hint)[0] if self._marks else self.hint
-        if get_origin(kind) in (Union, UnionType):
-            (kind,) = (part for part in get_args(kind) if part is not NoneType)
-        return kind
+        is_union = get_origin(kind) in (Union, UnionType)
+        return [part for part in get_args(kind) if part is not NoneType] if is_union else [kind]
 
     @property
     def is_argument(self) -> bool:
@@ -76,6 +79,11 @@ class Option:
     @property
     def _is_list(self) -> bool:
         return get_origin(self.kind) in (tuple, list)
+
+    @property
+    def _may_be_one(self) -> bool:
+        """Whether a single word is a value and not a list of one."""
+        return len(self._kinds) > 1
 
     @property
     def _item(self) -> Any:
@@ -116,15 +124,19 @@ class Option:
         """Return the value that the words of a command line give."""
         if words == [[]]:  # what tyro has for an argument that is missing beside an unknown option
             return None if self.default is MISSING else self.default
+        if not words and self._may_be_one:
+            raise _Refused(f"{self.called}: {_WORDS[self._item][1]}")
         try:
             values = [self._choices[word] if self._choices else self._item(word) for word in words]
         except (KeyError, ValueError):
             allowed = f"allowed are {', '.join(self._choices)}"
-            wanted = allowed if self._choices else _WORDS[self._item][1 + self._is_list]
+            several = self._is_list and not (len(words) == 1 and self._may_be_one)
+            wanted = allowed if self._choices else _WORDS[self._item][1 + several]
             near = next(filter(None, (nearest(word, self._choices) for word in words)), None)
             hint = f"; perhaps you meant {near}" if near else ""
             raise _Refused(f"{self.called} {' '.join(words)}: {wanted}{hint}") from None
-        return get_origin(self.kind)(values) if self._is_list else values[0]
+        is_one = not self._is_list or (len(values) == 1 and self._may_be_one)
+        return values[0] if is_one else get_origin(self.kind)(values)
 
     def for_tyro(self, *, is_required: bool, is_hidden: bool) -> tuple[Any, ...]:
         """Return its name, type and default for `make_dataclass`."""

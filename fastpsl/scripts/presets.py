@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
-from fastpsl.engine.options import PretrainOptions, TrainingOptions, names_val, share_of
+from fastpsl.engine.options import PerStage, PretrainOptions, TrainingOptions, names_val, per_stage, share_of
 from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ _SHOWN = 3  # folders and endings of a data set that is refused
 
 
 def small_values(
-    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: int | None = None,
-    *, scales_rate: bool = False,
+    paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int,
+    batch_size: PerStage | None = None, *, scales_rate: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the values of --preset small that differ from the paper's.
 
     The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
-    one that the recipe does not scale itself, shrinks in proportion. The stages become so long that each has
-    2,000 steps. Other sizes become powers of two.
+    one that the recipe does not scale itself, shrinks in proportion to the last stage's batch. The stages
+    become so long that each has 2,000 steps. Other sizes become powers of two.
     """
     values = dict[str, Any]()
     for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
@@ -42,11 +42,13 @@ def small_values(
             values[name] = 1 << max(1, limit.bit_length() - 1)
     if batch_size is not None:
         values["batch_size"] = batch_size
-    batch_size = values.get("batch_size", paper["batch_size"])
-    if batch_size != paper["batch_size"] and "lr" in paper and not scales_rate:
-        values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
-    epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
-    longer = tuple(max(given, epochs) for given in paper["epochs"])
+    sizes = per_stage(values.get("batch_size", paper["batch_size"]))
+    if sizes[-1] != paper["batch_size"] and "lr" in paper and not scales_rate:
+        values["lr"] = paper["lr"] * sizes[-1] / paper["batch_size"]
+    epochs = [-(-MIN_STEPS // max(1, num_images // size)) for size in sizes]
+    if len(epochs) != len(paper["epochs"]):
+        epochs = [max(epochs)] * len(paper["epochs"])
+    longer = tuple(map(max, paper["epochs"], epochs))
     if longer != tuple(paper["epochs"]):
         values["epochs"] = longer
     return values

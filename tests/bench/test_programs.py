@@ -53,6 +53,7 @@ RUNS = {
         f"--sizes originals --data FOLDER --crops 1 --num 2 --decoders pillow --peers image_folder {TINY}",
         {"loader", "peer", "cpu"},
     ),
+    "stage_sizes": (f"--sizes 32 48 --seconds 0.001 {TINY}", {"loader", "step"}),
     "time_to_accuracy": (
         "--seeds 0 --device cpu", {"training", "training and looks", "accuracy"}
     ),
@@ -125,6 +126,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("sizes", {"peers": ("nobody",)}, "--peers nobody"),
     ("sizes", {"data": "a", "sizes": ("64",)}, "--data a"),
     ("sizes", {"num": 3, "batch_size": 4}, "--num 3"),
+    ("stage_sizes", {"sizes": ()}, "--sizes and --seeds"),
     ("time_to_accuracy", {"accuracy": 1.0}, "--accuracy 1"),
 ]
 

@@ -63,7 +63,7 @@ def recipe_train_step(
 
 
 def train_step_of(experiment: Experiment, number: int, options: TrainingOptions, data: Dataset) -> TrainStep:
-    experiment.task.check_data(data, options.batch_size)
+    experiment.task.check_data(data, options.batch_of(experiment.stages[number]))
     return make_train_step(experiment, number, options, WORLD)
 
 
@@ -81,8 +81,8 @@ def some_steps(
     Return the host's waits and launches of kernels, and a record of each replay.
     """
     task, stage = experiment.task, experiment.stages[number]
-    size = options.rank_batch(1)
-    val = task.val_views(stage.level)
+    size = options.rank_batch(1, options.batch_of(stage))
+    val = experiment.val_views(stage)
     val_batch = noise_batch(val, size).to(cuda.device)
     with_gradient: list[bool] = []
     train_step.optimiser.register_step_pre_hook(
@@ -148,6 +148,7 @@ END_TO_END: list[Row] = [
 ]
 # Other options, and the papers' networks, once each.
 COUPLED = {"pseudo_labels": "coupled"}
+PER_STAGE = {"size_px": (32, 48, 64), "batch_size": (16, 32, 64), "crop_scale": (0.2, 0.3, 0.4)}
 OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
     ("rotation", "S1", "fp16", "fused", {"backbone": "resnet50", "compile": "fused"}),
@@ -160,6 +161,7 @@ OTHERS: list[Row] = [
     ("moco", "S3", "fp16", "fused", SMALL | {"frozen_batchnorm": "train", "accumulate": 2}),
     ("moco", "B", "fp16", "kornia", SMALL | {"accumulate": 2, "levels": (3,)}),
     ("uic", "B", "fp16", "fused", {"epochs": (1, 1, 1)}),
+    ("moco", "S2", "fp16", "fused", SMALL | PER_STAGE),
     ("uic_r50", "E", "fp16", "fused", {}),
     ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augment": "strong"}),
     ("uic", "E", "fp16", "kornia", {"backbone": "vgg16", "label_view": "center", "augment": "strong"}),
@@ -200,7 +202,7 @@ def name_of(row: Row) -> str:
 QUICK = (
     [row for row in PLANNED if row[1] == "S2" and row[0] != "simclr"]
     + END_TO_END[::3]
-    + [row for row in OTHERS if "fold_frozen" in row[4]]
+    + [row for row in OTHERS if row[4].keys() & {"fold_frozen", "crop_scale"}]
 )
 ROWS = [
     pytest.param(row, id=name_of(row), marks=() if row in QUICK else pytest.mark.nightly)

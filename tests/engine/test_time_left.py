@@ -1,6 +1,7 @@
 """How long a training takes from here: the rule for what is not measured, and a whole run on a fake clock."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +46,14 @@ def test_later_stages_count_in_steps_of_this_one() -> None:
     ahead = work_ahead(PLAN, 1, blocks(), {2: 2, 3: 8}.__getitem__, 10, None)
     assert ahead[:3] == (2, 3, pytest.approx(160 * costs[2] / costs[1]))
     assert work_ahead(PLAN, 2, blocks(), lambda level: 1, 10, None)[:5] == (3, 3, 0, 0, 0)
+    # 80 images are 10 steps of 8, and 5 of 16 that take twice as long; 4 times the pixels, 4 times as long.
+    sized = (replace(PLAN[0], size_px=16, batch_size=8), replace(PLAN[1], size_px=32, batch_size=16))
+    batch_of = lambda stage: stage.batch_size
+    ahead = work_ahead(sized, 0, blocks(), lambda level: 1, 80, None, lambda stage: 3, batch_of)
+    assert ahead.later_steps == pytest.approx(2 * 5 * 2 * 4 * costs[1] / costs[0])
+    assert ahead.later_images == pytest.approx(3 * 4 * 44 / 25) and ahead.image_steps == pytest.approx(
+        25 / 75 / 8
+    )
     in_steps = (PLAN[0], Stage("S2", 2, 2, 4, 0, num_steps=7))
     assert work_ahead(in_steps, 0, blocks(), lambda level: 1, 10, None).later_steps == pytest.approx(
         7 * costs[1] / costs[0]
@@ -53,8 +62,10 @@ def test_later_stages_count_in_steps_of_this_one() -> None:
 
 def test_images_that_pass_forward_count_by_the_layers_that_they_pass() -> None:
     """A stage of level 2 validates 50 images of four inputs each, others 100 of one."""
-    inputs, images = {1: 1, 2: 4, 3: 1}.__getitem__, {1: 100, 2: 50, 3: 100}.__getitem__
-    ahead = work_ahead(PLAN, 0, blocks(), inputs, 10, None, images, 8)
+    inputs, images = {1: 1, 2: 4, 3: 1}.__getitem__, {1: 100, 2: 50, 3: 100}
+    ahead = work_ahead(
+        PLAN, 0, blocks(), inputs, 80, None, lambda stage: images[stage.level], lambda stage: 8
+    )
     assert (ahead.images, ahead.later_images) == (100, pytest.approx((4 * 50 * 44 + 100 * 54) / 25))
     assert ahead.image_steps == pytest.approx(25 / (25 + 2 * 25) / 8)
 
@@ -128,8 +139,8 @@ class Simulation:
         for position in range(begin[0], len(PLAN)):
             first = begin[1] if position == begin[0] else 0
             ahead = work_ahead(
-                PLAN, position, blocks(), lambda level: 1, self.spe, self.num_steps, lambda level: num_images,
-                self.batch_size,
+                PLAN, position, blocks(), lambda level: 1, self.spe * self.batch_size, self.num_steps,
+                lambda stage: num_images, lambda stage: self.batch_size,
             )  # fmt: skip
             self.reporter.stage_begins(PLAN[position], first, self.num_steps, self.spe, ahead)
             self.now += start_s

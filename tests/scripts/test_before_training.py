@@ -135,9 +135,10 @@ def told(
     train = SimpleNamespace(
         num_samples=100, rows=lambda which: SimpleNamespace(height=heights[which], width=widths[which])
     )
-    data: Any = SimpleNamespace(train=train, options=SimpleNamespace(batch_size=batch_size, **options))
+    given = SimpleNamespace(batch_size=batch_size, batch_of=lambda stage=None: batch_size, **options)
+    data: Any = SimpleNamespace(train=train, options=given)
     view = SimpleNamespace(crop=crop or SimpleNamespace(size_px=8))
-    experiment: Any = SimpleNamespace(stages=stages, task=SimpleNamespace(views=lambda level: (view,)))
+    experiment: Any = SimpleNamespace(stages=stages, views=lambda stage: (view,))
     return stage_steps(experiment, data), list(unsuitable(experiment, data))
 
 

@@ -4,6 +4,7 @@ from .optimisers import lars as lars
 from .optimisers import lars_groups as lars_groups
 from .optimisers import sgd as sgd
 from .schedules import Moment as Moment
+from .schedules import by_stage as by_stage
 from .schedules import cosine as cosine
 from .schedules import inverse_root as inverse_root
 from .schedules import linear_decay as linear_decay

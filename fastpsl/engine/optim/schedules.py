@@ -15,6 +15,7 @@ class Moment(NamedTuple):
         epochs: The number of the stage's epochs; of a stage whose length is in steps, its steps
             (`Stage.max_epochs`).
         all_epochs: The sum of `epochs` over all stages.
+        stage: The stage, from 0.
     """
 
     step: int
@@ -22,6 +23,7 @@ class Moment(NamedTuple):
     first_epoch: int
     epochs: int
     all_epochs: int
+    stage: int = 0
 
     @property
     def epoch(self) -> float:
@@ -58,6 +60,11 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
         return lr * factor ** sum(moment.step * total >= end * moment.num_steps for end in ends)
 
     return rate
+
+
+def by_stage(schedules: Sequence[Schedule]) -> Schedule:
+    """Return the schedule that has each of `schedules` in its stage, or the only one in all stages."""
+    return schedules[0] if len(schedules) == 1 else lambda moment: schedules[moment.stage](moment)
 
 
 def warmed_up(schedule: Schedule, num_steps: int, factor: float = 1 / 1000) -> Schedule:

@@ -222,7 +222,7 @@ class MoCo(Task):
 
     Args:
         seed: Seed of the shuffled order.
-        batch_size: Images of one batch over all ranks. A step has this number times the accumulated batches.
+        batch_size: Images of a step over all ranks, where a stage has no number of its own.
         queue_size: Number of keys in the queue, a multiple of the images of a step.
         momentum: Momentum of the key encoder, in [0, 1].
         temperature: Divisor of the similarities, above 0.
@@ -230,6 +230,7 @@ class MoCo(Task):
         width: Length of a key.
         size_px: Side of a view, in pixels.
         sobel_p: Probability of Sobel at level T3; 0 for MoCo v2 as published.
+        accumulate: Batches of a step.
 
     Raises:
         ValueError: A value is out of range.
@@ -251,6 +252,7 @@ class MoCo(Task):
         width: int,
         size_px: int,
         sobel_p: float = SOBEL_P,
+        accumulate: int = 1,
     ):
         if key_group < 2:
             raise ValueError(f"--key-group {key_group}: statistics need 2 images; give 2 or more")
@@ -262,7 +264,7 @@ class MoCo(Task):
             raise ValueError(f"--momentum {momentum}: it must be 0 to 1")
         self.seed, self.batch_size, self.queue_size, self.key_group = seed, batch_size, queue_size, key_group
         self.momentum, self.temperature, self.width, self.size_px = momentum, temperature, width, size_px
-        self.sobel_p = sobel_p
+        self.sobel_p, self.accumulate = sobel_p, accumulate
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -297,7 +299,7 @@ class MoCo(Task):
                 f"--queue-size {size} for {data.num_samples} training images, so an image would meet "
                 f"its own key as a negative: give at most {most}"
             )
-        share = self.batch_size // place_among_ranks()[1]
+        share = batch_size // self.accumulate // place_among_ranks()[1]
         if share % self.key_group:
             raise ValueError(
                 f"--key-group {self.key_group} does not divide the {share} images of a rank's batch: give "
@@ -307,6 +309,7 @@ class MoCo(Task):
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Copy the query encoder to the key encoder, and empty the queue."""
+        self.batch_size = stage.batch_size or self.batch_size
         self.key_encoder = KeyEncoder(blocks, head, self.momentum)
         device = next(head.parameters()).device
         self.queue = torch.zeros(self.queue_size, self.width, device=device)
@@ -315,7 +318,7 @@ class MoCo(Task):
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
-        return self.queue_size // self.batch_size
+        return self.queue_size * self.accumulate // (stage.batch_size or self.batch_size)
 
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:

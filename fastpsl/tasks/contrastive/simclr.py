@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.colour import ColourDistortion, Grey
@@ -15,7 +16,6 @@ from fastpsl.kernels.filters import GaussianBlur, Sobel
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.normalise import joined
 from fastpsl.models.convolutional import mean_of_positions
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
@@ -101,7 +101,7 @@ class SimCLR(Task):
     code for ImageNet.
 
     Args:
-        batch_size: Images of a step over all ranks, 2 or more. `chance` depends on it.
+        batch_size: Images of a step over all ranks, 2 or more, where a stage has no number of its own.
         size_px: Side of the crops, in pixels.
         temperature: Divisor of the similarities, above 0.
         embedding_width: Length of the embeddings.
@@ -143,13 +143,12 @@ class SimCLR(Task):
         return (view, view)
 
     @override
-    def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Check that the trainer's batch is the one that chance depends on."""
-        assert batch_size == self.batch_size, (batch_size, self.batch_size)
-
-    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return ProjectionHead(channels, self.embedding_width)
+
+    @override
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
+        self.batch_size = stage.batch_size or self.batch_size
 
     @override
     def loss(
@@ -163,7 +162,7 @@ class SimCLR(Task):
         """
         whole = len(batch.indices) * place_among_ranks()[1] == self.batch_size
         assert whole or not head.training, (
-            "part of the batch: gradient accumulation would leave out negatives"
+            "part of the batch or another one: negatives would be left out, and chance would be wrong"
         )
         first, second = head(blocks(joined(inputs))).chunk(2)
         result = nt_xent(first, second, batch.indices >= 0, self.temperature)

@@ -24,6 +24,7 @@ from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.optimisers import adam
 from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import at_end
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
@@ -466,7 +467,7 @@ class ClusterHeads(nn.Module):
 def build_iic(options: IICOptions) -> Experiment:
     task = IIC(
         options.num_clusters,
-        size_px=options.size_px,
+        size_px=at_end(options.size_px),
         crop_share=options.crop_share,
         transforms=options.augment,
         num_copies=options.num_copies,
@@ -474,7 +475,7 @@ def build_iic(options: IICOptions) -> Experiment:
         second_clusters=options.second_clusters if options.num_heads == 2 else None,
         seed=options.seed,
     )
-    channels = input_of(options.augment, options.size_px).num_channels
+    channels = input_of(options.augment, at_end(options.size_px)).num_channels
     backbone = make_backbone(options.backbone, num_channels=channels)
     return Experiment(
         task=task,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from fastpsl.engine.options import MACHINE, PretrainOptions, SGDOptions
+from fastpsl.engine.options import MACHINE, PerStage, PretrainOptions, SGDOptions
 
 OWN_ORDER = dict.fromkeys(
     ("order", "lanes"), "the order of the images comes from their pseudo-labels; leave it out"
@@ -49,8 +49,8 @@ class UICOptions(SGDOptions):
     """On weights, biases and BatchNorm."""
     dropout: float | None = None
     """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
-    size_px: int
-    """Side of the crops."""
+    size_px: PerStage
+    """Side of the crops: one value, or one for each stage."""
     # The content of the file is science (see `build`), its path is not.
     fine_tune: Annotated[
         Path | None,
@@ -98,7 +98,7 @@ class IICOptions(PretrainOptions):
     ]
     crop_share: float
     """Side of the crops, as a share of the image's shorter side."""
-    size_px: int
-    """Side to which the crops are resized."""
+    size_px: PerStage
+    """Side to which the crops are resized: one value, or one for each stage."""
     lr: float
     """Adam's, constant."""

@@ -14,6 +14,7 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import linear_decay
+from fastpsl.engine.options import at_end
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
@@ -147,7 +148,7 @@ def build_uic(options: UICOptions) -> Experiment:
     Raises:
         ValueError: A file in the options cannot serve.
     """
-    input, science = Input.usual(options.input_channels, options.size_px), dict[str, Any]()
+    input, science = Input.usual(options.input_channels, at_end(options.size_px)), dict[str, Any]()
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
     classifier: dict[str, Tensor] | None = None
     labels: np.ndarray | None = None
@@ -175,7 +176,7 @@ def build_uic(options: UICOptions) -> Experiment:
     task = UIC(
         options.num_clusters,
         input,
-        options.size_px,
+        at_end(options.size_px),
         seed=options.seed,
         augmentation=options.augment,
         label_view=options.label_view,

@@ -36,6 +36,8 @@ class AET(Proxy):
         crop: "padded", "random_resized" or a place of `fastpsl.ops.ShorterSideCrop`.
     """
 
+    one_size = "AET's targets are lengths in the pixels of one size"
+
     def __init__(self, transform: Kind, size_px: int, crop: TrainCrop = "padded"):
         self.warp = WarpPair(size_px, transform)
         plain = train_view(Input.usual("RGB", size_px), size_px, crop)

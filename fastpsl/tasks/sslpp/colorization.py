@@ -51,6 +51,8 @@ class Colorization(Proxy):
         of_vectors: Whether the backbone ends in fully-connected layers.
     """
 
+    one_size = "colorization learns the colours of a feature map of one size"
+
     def __init__(self, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):
         self._view, self.of_vectors = train_view(Input.usual("L", size_px), size_px, crop), of_vectors
 
@@ -67,8 +69,8 @@ class Colorization(Proxy):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Store the number of batches that p is estimated on; accumulated batches have fewer images."""
-        self.num_to_look_at = -(-min(data.num_samples, NUM_LOOKED_AT) // batch_size)
+        """Store how many images p is estimated on, in batches of how many; accumulated ones have fewer."""
+        self.num_to_look_at, self.batch_size = min(data.num_samples, NUM_LOOKED_AT), batch_size
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
@@ -89,8 +91,8 @@ class Colorization(Proxy):
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
-        self.num_to_come = self.num_to_look_at
-        return self.num_to_look_at
+        self.num_to_come = -(-self.num_to_look_at // (stage.batch_size or self.batch_size))
+        return self.num_to_come
 
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:

@@ -65,6 +65,8 @@ class Context(Proxy):
         of_vectors: Whether the backbone ends in fully-connected layers.
     """
 
+    one_size = "the context encoder restores images of one size"
+
     def __init__(self, hole_share: float, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):
         input = Input.usual("RGB", size_px)
         hole, self.size_px = Hole(hole_share, input.mean), size_px

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastpsl.engine.options import MACHINE, PretrainOptions, SGDOptions
+from fastpsl.engine.options import MACHINE, PerStage, PretrainOptions, SGDOptions
 
 NONE, COUPLED = "none", "coupled"
 
@@ -43,8 +43,8 @@ class SSLPlusPlusOptions(PretrainOptions):
     """Shares of the training; after each the rate drops."""
     weight_decay: float
     """On weights, biases and BatchNorm."""
-    size_px: int
-    """Side of the images that the network sees."""
+    size_px: PerStage
+    """Side of the images that the network sees: one value, or one for each stage."""
     crop: Annotated[
         Literal["padded", "random_resized"],
         arg(

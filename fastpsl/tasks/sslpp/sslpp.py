@@ -18,6 +18,7 @@ from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import at_end
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
@@ -151,6 +152,7 @@ class SSLPlusPlus(Task):
         assert bool(num_classes) == (labels is not None or center is not None)
         self.proxy, self.plain, self.learn_proxy, self.weight = proxy, plain, learn_proxy, weight
         self._learned: Task = proxy if learn_proxy else Task()  # because a plain Task's hooks do nothing
+        self.one_size = self._learned.one_size
         self.num_classes, self.center, self.seed = num_classes, center, seed
         self.given = labels
         self.true_labels: np.ndarray | None = None
@@ -318,7 +320,8 @@ def build_sslpp(
     Raises:
         ValueError: The pseudo-labels do not fit the data.
     """
-    rgb = Input.usual("RGB", options.size_px)
+    size_px = at_end(options.size_px)
+    rgb = Input.usual("RGB", size_px)
     network_input = proxy.view().input() if options.proxy else rgb
     labels, record = None, dict[str, Any](source=options.pseudo_labels)
     if options.pseudo_labels == COUPLED:
@@ -332,12 +335,12 @@ def build_sslpp(
     coupled = options.pseudo_labels == COUPLED
     task = SSLPlusPlus(
         proxy,
-        train_view(rgb, options.size_px, options.crop),
+        train_view(rgb, size_px, options.crop),
         learn_proxy=options.proxy,
         weight=options.semantic_weight,
         num_classes=record.get("num_classes", 0),
         labels=labels,
-        center=center_view(network_input, options.size_px, whole=True) if coupled else None,
+        center=center_view(network_input, size_px, whole=True) if coupled else None,
         seed=options.seed,
     )
     backbone = make_backbone(options.backbone, num_channels=network_input.num_channels)
