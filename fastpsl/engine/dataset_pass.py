@@ -158,6 +158,7 @@ class EpochContext:
         epoch: The number of the epoch, counted over all stages.
         first: Whether it is the stage's first epoch.
         draws_epoch: The epoch number that seeds the random numbers of passes. No epoch of training has it.
+        seen: Returns a view as the run's network sees it (`Experiment.seen`).
     """
 
     run: Run
@@ -165,6 +166,7 @@ class EpochContext:
     epoch: int
     first: bool
     draws_epoch: int
+    seen: Callable[[ViewSpec], ViewSpec] = lambda view: view
 
     @property
     def data(self) -> Dataset:
@@ -207,6 +209,7 @@ class EpochContext:
             PassStopped: A signal arrived.
         """
         run, train_step, blocks = self.run, self.train_step, self.train_step.module.blocks
+        view = self.seen(view)
         augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
         train_step.release()  # the pass has the memory of the captured steps
         with (

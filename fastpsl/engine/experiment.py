@@ -22,6 +22,7 @@ from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
+from fastpsl.pipelines.views import Input, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Experiment:
             statistics; or "fixed", which is "eval" with scales and shifts that do not learn.
         clip_norm: The largest norm of all gradients together, or None.
         finish: Called on rank 0 after a complete run. It returns lines to print.
+        input: The input of the weights that the backbone began with, whose mean and std the views get; None
+            for the task's own.
 
     Raises:
         ValueError: A stage's views cannot be built.
@@ -57,12 +60,36 @@ class Experiment:
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None
     finish: Callable[[Run], Sequence[str]] = lambda run: ()
+    input: Input | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for views that cannot be built, before any data is opened."""
         for stage in self.stages:
             assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)
+
+    def views(self, stage: Stage) -> tuple[ViewSpec, ...]:
+        """Return the views of each sample in a stage."""
+        return tuple(map(self.seen, self.task.views(stage.level)))
+
+    def val_views(self, stage: Stage) -> tuple[ViewSpec, ...]:
+        """Return the views of the stage's pass over the validation data."""
+        return tuple(map(self.seen, self.task.val_views(stage.level)))
+
+    def pass_views(self, stage: Stage) -> tuple[ViewSpec, ...]:
+        """Return the views of the task's passes over the data in a stage."""
+        return tuple(map(self.seen, self.task.pass_views(stage.level)))
+
+    def seen(self, view: ViewSpec) -> ViewSpec:
+        """Return a task's view as the backbone sees it: `ViewSpec.seen_by` its `input`."""
+        return view if self.input is None else view.seen_by(self.input)
+
+    def input_record(self, stage: Stage) -> dict[str, Any]:
+        """Return the input of the network in a stage, as checkpoints store it."""
+        record = self.task.input_record(stage.level)
+        if self.input is None or record["channels"] != self.input.channels:
+            return record
+        return record | {"mean": list(self.input.mean), "std": list(self.input.std)}
 
     def inputs_per_image(self) -> dict[str, int]:
         """Return the task's inputs per image, by stage, for the stages in which they are more than one."""
@@ -103,8 +130,7 @@ class Experiment:
             )
         data.check_batch()
         for stage in self.stages:
-            views, others = task.views(stage.level), task.val_views(stage.level)
-            pass_views = task.pass_views(stage.level)
+            views, others, pass_views = self.views(stage), self.val_views(stage), self.pass_views(stage)
             data.check_views((*views, *pass_views), others)
             sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
             check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
@@ -124,7 +150,7 @@ class Experiment:
         graph = choose_graph(
             options.graph, world.device, world.size, self._why_not_captured(stage, options, world)
         )
-        if not self.task.views(stage.level):
+        if not self.views(stage):
             if options.compile not in ("auto", "off"):
                 raise ValueError(
                     f"--compile {options.compile}: it needs images of one size, and this recipe's have "
@@ -132,7 +158,7 @@ class Experiment:
                 )
             return StepChoice("off", "images of many sizes"), graph
         precision = options.resolved_precision(world.device)
-        side_px = max(view.side_px for view in self.task.views(stage.level))
+        side_px = max(view.side_px for view in self.views(stage))
         step = choose_step(
             options.compile, self.backbone, stage, world.device, precision, side_px,
             captured=graph.captures, num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
@@ -145,7 +171,7 @@ class Experiment:
             return "images of many sizes"
         if world.size > 1 and not self.task.fixed_exchange:
             return "its ranks send each other other numbers of images in each step"
-        if not self.task.views(stage.level):
+        if not self.views(stage):
             return "its batches are not views of images"
         if getattr(options, "apex", False):
             return "apex's optimiser takes its rate from the host"
@@ -189,8 +215,8 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     if not task.fixed_sizes:
         set_cudnn_benchmark(False)
     optimiser = experiment.optimiser(module.learning_parameters())
-    views = task.views(stage.level)
-    augment = choose_augment(options.augment_backend, (*views, *task.val_views(stage.level)), world.device)
+    views = experiment.views(stage)
+    augment = choose_augment(options.augment_backend, (*views, *experiment.val_views(stage)), world.device)
     precision = options.resolved_precision(world.device)
     step, graph = experiment.choose_step(stage, options, world)
     return TrainStep(

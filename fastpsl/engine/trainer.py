@@ -49,7 +49,9 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return
     batch = batch.first(NUM_IMAGES)
-    images = task.contact_sheet(batch.inputs(loader.views, torch.float32), batch)
+    # The task's own statistics, because by these it makes images of its inputs.
+    views = task.views(stage.level) or loader.views
+    images = task.contact_sheet(batch.inputs(views, torch.float32), batch)
     if images is not None:
         texts = captions(batch, run.data.train.class_names, task.captions(batch))
         save_contact_sheet(images, run.folder / f"contact-sheet-G{stage.level}.png", texts)
@@ -90,7 +92,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
     if state:
         with loading(run.resumed_from):
             experiment.backbone.load_state_dict(state["backbone"])
-    if views := experiment.task.views(experiment.stages[0].level):  # else whole images are read
+    if views := experiment.views(experiment.stages[0]):  # else whole images are read
         kept = state["choices"].pop("decoder", None) if state else None
         with operation("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
@@ -117,7 +119,7 @@ class StageTrainer:
         self.stage = stage = experiment.stages[run.position.stage]
         self.all_epochs = sum(each.max_epochs for each in experiment.stages)
         self.fresh = state is None
-        self.val_views = experiment.task.val_views(stage.level)
+        self.val_views = experiment.val_views(stage)
         options = run.options
         if state:  # within a stage, the choices of its start apply
             options = apply_kept_choices(options, state["choices"], self._check, run.reporter.log)
@@ -135,7 +137,7 @@ class StageTrainer:
 
     def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
-        views = (*self.experiment.task.views(self.stage.level), *self.val_views)
+        views = (*self.experiment.views(self.stage), *self.val_views)
         choose_augment(options.augment_backend, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
@@ -320,7 +322,8 @@ class StageTrainer:
     def _context(self, epoch: int) -> EpochContext:
         """Return the argument of the task's hooks around the stage's epoch `epoch`."""
         unused = self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2 + epoch
-        return EpochContext(self.run, self.train_step, self.position.first_epoch + epoch, epoch == 0, unused)
+        numbers = (self.position.first_epoch + epoch, epoch == 0, unused)
+        return EpochContext(self.run, self.train_step, *numbers, self.experiment.seen)
 
     def _save_last_step(self) -> str | None:
         """Save the last complete step and return its place; None if there is none or it cannot be saved."""
@@ -342,5 +345,5 @@ class StageTrainer:
             "train_step": self.train_step.state_dict(),
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": dict(self.experiment.task.state_dict()),
-            "input": self.experiment.task.input_record(self.stage.level),
+            "input": self.experiment.input_record(self.stage),
         }

@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         ) from None
 
 
-_COUNT = ".num_batches_tracked"
+COUNT = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,10 @@ HEADS = re.compile(
 )
 
 
+class Misfit(ValueError):
+    """Tensors that are missing, left over or of another shape."""
+
+
 @dataclass(frozen=True)
 class RecognisedWeights:
     """The tensors of a backbone found in another project's file, under our names."""
@@ -219,12 +223,16 @@ class RecognisedWeights:
     kind: str  # the project
     tensors: dict[str, Tensor]
     left_out: list[str]  # patterns of tensors, such as "fc.*"
+    unknown: list[str]  # tensors that are neither of the backbone nor of a head
 
 
-def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> RecognisedWeights:
+def recognise(
+    path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor], partial: bool = False
+) -> RecognisedWeights:
     """Recognise the project that wrote a file, and extract the backbone's tensors.
 
-    It does not check that all tensors of the backbone are present.
+    With `partial`, it has a list of the tensors that are neither of the backbone nor of a head, and they are
+    no error. It does not check that all tensors of the backbone are present.
     """
     for _ in WRAPPERS:  # a dict may hold itself
         state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
@@ -244,9 +252,9 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         and any(name.startswith(naming.prefix) for name in tensors)
     )
     backbone: dict[str, Tensor] = {}
-    if not any(name.endswith(_COUNT) for name in tensors):
+    if not any(name.endswith(COUNT) for name in tensors):
         # Files from before PyTorch 0.4.1 have no count of batches, and fastpsl does not use it.
-        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(_COUNT)}
+        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(COUNT)}
     rest = []
     for name, tensor in tensors.items():
         # A name of the backbone's own needs no translation: `--backbone timm/vgg16` has timm's.
@@ -261,15 +269,18 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         else:
             rest.append(name)
     unknown = [name for name in rest if not HEADS.match(name)]
-    if unknown and len(rest) < len(tensors):
-        raise ValueError(
+    if len(rest) == len(tensors):
+        unknown = []  # `fill` misses all tensors of the backbone
+    if unknown and not partial:
+        raise Misfit(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
             f"backbone nor of a head ({first_three(unknown)}): give the --backbone that it holds"
         )
     if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))
         backbone[FIRST] = -backbone[FIRST]
-    return RecognisedWeights(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}))
+    rest = [name for name in rest if name not in unknown]
+    return RecognisedWeights(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}), unknown)
 
 
 def _tensors_of(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -298,6 +298,12 @@ class ViewSpec:
         names = [getattr(op, "channels", None) for op in self.ops]
         channels = next(filter(None, reversed(names)), "RGB")
         return Input(channels, self.mean, self.std, self.crop.size_px)
+
+    def seen_by(self, input: Input) -> "ViewSpec":
+        """Return the view with the mean and std of a network's input, if it shows the same channels."""
+        return (
+            replace(self, mean=input.mean, std=input.std) if self.input().channels == input.channels else self
+        )
 
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""

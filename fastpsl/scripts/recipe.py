@@ -28,7 +28,7 @@ from fastpsl.engine.options import (
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.models.names import is_own, not_given
 from fastpsl.scripts.command_line import HELP, options_of, parse
-from fastpsl.scripts.presets import preset_values
+from fastpsl.scripts.presets import backbone_of_init, preset_values
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -36,19 +36,12 @@ if TYPE_CHECKING:
 
 def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict[str, Any]:
     """Return the values of a run's config.json, but for --out, --resume and --config."""
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
-    try:
-        config = json.loads(path.read_text())
-        given, science = dict(config["options"]), config["science"]
-        made_by, has_own_weights = science["recipe"], INITIAL_WEIGHTS in science
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
+    given, science = _read_config(path)
+    made_by, origin = science["recipe"], science.get(INITIAL_WEIGHTS)
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
     kinds = {field.name: str(field.type) for field in fields(options)}
-    if has_own_weights:
+    if origin and "path" not in origin:
         warnings.warn(
             f"--config {path}: its run began from the weights of a module; only the module as backbone=, in "
             "Python, begins so again",
@@ -63,8 +56,29 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
             return tuple(value)
         return Path(value) if isinstance(value, str) and "Path" in kind else value
 
+    if origin and "path" in origin:
+        given["init"] = origin["path"]  # a resume may have been given another, which was not read
     names = given.keys() - {"out", "resume", "config"}
     return {name: typed(given[name], kinds[name]) for name in names}
+
+
+def origin_of_config(path: Path) -> dict[str, Any]:
+    """Return the record of the weights that a run began with, by its config.json; {} if they were random."""
+    return _read_config(path)[1].get(INITIAL_WEIGHTS) or {}
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options and the science of a run, by its folder or config.json."""
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
+    try:
+        config = json.loads(path.read_text())
+        options, science = dict(config["options"]), dict(config["science"])
+        science["recipe"]
+        return options, science
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
 
 
 def require_paths(options: RunOptions) -> None:
@@ -160,8 +174,11 @@ class Script(Generic[Options]):
             return options
 
         first = parsed(self.paper)
+        begun = backbone_of_init(first, self.name)
+        if begun:
+            first = parsed({**self.paper, **begun})
         paper = self.usual(first)
-        values = {**paper, **self.defaults(first, paper)}
+        values = {**paper, **self.defaults(first, paper), **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions) and options.preset == "auto":
             options = replace(options, preset=values["preset"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastpsl.engine import online_probe as online
 from fastpsl.engine import trainer
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.online_probe import Features, OnlineProbe, figures, is_probed, probe_line
+from fastpsl.engine.online_probe import Features, OnlineProbe, figures, is_probed, look_view, probe_line
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
@@ -158,7 +158,7 @@ def test_the_numbers_are_those_of_the_blocks_as_it_is_saved(whole: Path) -> None
     parts = []
     for data in (run.data.train, run.data.val):
         assert data is not None
-        view, rows = monitor_of(run)._view(STAGE), []
+        view, rows = look_view(monitor_of(run).experiment, STAGE), []
         loader = Loader(data, [view], batch_size_per_rank=1, train=False, num_threads=1)
         with loader, torch.no_grad():
             for batch in loader.epoch(0):
@@ -310,7 +310,7 @@ def by_hand(run: Run, batch_size: int, num_batches: int) -> list[dict[str, Any]]
     monitor, norms = monitor_of(run), []
     shuffled, net = monitor.in_random_order(), tiny_experiment().backbone
     assert sorted(shuffled.indices) == list(range(480)) != shuffled.indices.tolist()
-    loader = partial(Loader, views=[monitor._view(STAGE)], train=False, num_threads=1)
+    loader = partial(Loader, views=[look_view(monitor.experiment, STAGE)], train=False, num_threads=1)
     with torch.no_grad(), loader(shuffled, views=[VIEW()], batch_size_per_rank=batch_size) as batches:
         for batch in islice(batches.epoch(0), num_batches):
             (images,), sums = batch.inputs(batches.views, torch.float32), list[Tensor]()

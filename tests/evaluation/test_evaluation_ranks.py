@@ -17,7 +17,7 @@ import torch
 
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.online_probe import OnlineProbe, figures
+from fastpsl.engine.online_probe import OnlineProbe, features_of, figures, look_view
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
@@ -181,7 +181,10 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     alone = monitor_of(run)
     pooled = lambda images: [torch.nn.Sequential(*net.blocks())(images).mean((2, 3))]
     with torch.no_grad(), undisturbed(net, run.world):
-        (train,), (val,) = (alone._features(data, alone._view(STAGE), pooled) for data in alone._parts())
+        view = look_view(alone.experiment, STAGE)
+        (train,), (val,) = (
+            features_of(run.data, part, view, pooled, lambda: False) for part in alone._parts()
+        )
     run.close()
     expected = figures(train, val)
     assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}
