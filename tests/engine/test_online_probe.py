@@ -193,13 +193,13 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     run, looking = probed_run(tmp_path), []
-    features = OnlineProbe._features
+    features = online.features_of
 
-    def note(monitor: OnlineProbe, *arguments: Any) -> Any:
+    def note(*arguments: Any) -> Any:
         looking.append(run.position.run_step)
-        return features(monitor, *arguments)
+        return features(*arguments)
 
-    monkeypatch.setattr(OnlineProbe, "_features", note)
+    monkeypatch.setattr(online, "features_of", note)
     stop_at(run, lambda: step in looking)
     assert not pretrain(tiny_experiment(), run)
     run.close()
@@ -418,13 +418,13 @@ def test_each_stage_is_looked_at_through_its_own_input(
     stages = tuple(Stage(f"S{i}", i, 1, i + 2, 1) for i in (1, 2, 3))
     views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(1.0),)), VIEW()]
     task: Any = SimpleNamespace(views=lambda level: [views[level - 1]], num_levels=3)
-    inputs = OnlineProbe._inputs
+    inputs = online._inputs
 
-    def note(monitor: OnlineProbe, what: str, data: Any, views: Any, batch_size: int) -> Any:
+    def note(what: str, data: Any, part: Any, views: Any, *more: Any) -> Any:
         seen.append(f"{what.split(':')[0]} {views[0].input().channels}")
-        return inputs(monitor, what, data, views, batch_size)
+        return inputs(what, data, part, views, *more)
 
-    monkeypatch.setattr(OnlineProbe, "_inputs", note)
+    monkeypatch.setattr(online, "_inputs", note)
     with closing(probed_run(tmp_path)) as run:
 
         def looked(net: Any, *stages: Stage) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ def told(
     )
     data: Any = SimpleNamespace(train=train, options=SimpleNamespace(batch_size=batch_size, **options))
     view = SimpleNamespace(crop=crop or SimpleNamespace(size_px=8))
-    experiment: Any = SimpleNamespace(stages=stages, task=SimpleNamespace(views=lambda level: (view,)))
+    experiment: Any = SimpleNamespace(stages=stages, views=lambda stage: (view,))
     return stage_steps(experiment, data), list(unsuitable(experiment, data))
 
 
