@@ -11,10 +11,12 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.files.paths import WEIGHTS, require_existing
 from fastpsl.files.untrusted import check_zip
@@ -40,6 +42,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     require_existing(path, WEIGHTS)
     if path.suffix == ".safetensors":
         return dict(_read_safetensors(path)[0])
+    if path.suffix == ".pkl" and (arrays := _read_arrays(path)) is not None:
+        return arrays
     try:
         if zipfile.is_zipfile(path):
             check_zip(path, path.stat().st_size)
@@ -68,6 +72,32 @@ def read_weights(path: Path) -> dict[str, Any]:
     raise ValueError(
         f"{path} holds a {type(state).__name__}, not a dict of tensors: save a model's state_dict()"
     )
+
+
+class _Arrays(pickle.Unpickler):
+    """A reader of NumPy arrays and plain values, which are all that Detectron2's files of weights hold."""
+
+    _ALLOWED: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "numpy": ("ndarray", "dtype"),
+        "numpy.core.multiarray": ("_reconstruct", "scalar"),
+        "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    }
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self._ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def _read_arrays(path: Path) -> dict[str, Any] | None:
+    """Read a pickle of NumPy arrays, as Detectron2 writes its weights; None for any other file."""
+    try:
+        with open(path, "rb") as file:
+            model = _Arrays(file, encoding="latin1").load()["model"]
+        return {name: torch.from_numpy(np.array(array)) for name, array in model.items()}
+    except Exception:  # noqa: BLE001  (of pickle and NumPy; torch tells what is wrong)
+        return None
 
 
 def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
@@ -167,6 +197,13 @@ def _rotnets(name: str) -> str | None:
     return f"features.{ROTNET[block] + int(layer)}.{part}" if block in ROTNET else None
 
 
+def _detectron2s(name: str) -> str:
+    """Return torchvision's name of a ResNet's tensor by Detectron2's: the inverse of `detectron2_name`."""
+    name = re.sub(r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}.", name.removeprefix("stem."))
+    name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+    return re.sub(r"\bconv(\d)\.norm\b", r"bn\1", name)
+
+
 def _timms(name: str) -> str:
     return name.replace("pre_logits.fc1.", "classifier.0.").replace("pre_logits.fc2.", "classifier.3.")
 
@@ -192,6 +229,8 @@ NAMINGS = (
     Naming("simsiam", "encoder.", only_with=r"predictor\."),
     Naming("simclr-pytorch", "encoder."),
     Naming("deepcluster", "", r"features\.module\.|top_layer\.", lambda name: name.replace(".module.", ".")),
+    # With another prefix they are a detector's, which often reads BGR and has its strides elsewhere.
+    Naming("detectron2", "", only_with=r"stem\.conv1\.norm\.", ours=_detectron2s),
     Naming("timm", "", only_with=r"pre_logits\.fc1\.", ours=_timms),
     Naming("torchvision", ""),
 )

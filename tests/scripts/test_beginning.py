@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,7 @@ from fastpsl.engine.first_learning import knn_of_blocks
 from fastpsl.engine.online_probe import TEMPERATURE, K, look_images
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.models.initial_weights import open_initial
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
@@ -28,6 +32,7 @@ from fastpsl.pipelines.views import center_view
 from fastpsl.scripts.beginning import begun, data_of
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import one_process
+from tests.files.test_remote_http import serving
 from tests.programs import digests, newest_checkpoint
 from tests.threaded_world import results_of_threads
 
@@ -283,3 +288,67 @@ def test_all_ranks_begin_with_equal_weights(source: Path, tmp_path: Path, weight
         return tensors
 
     assert all(same(each, weights) for each in results_of_threads(first_weights, 2))
+
+
+# Published weights, by a server of this machine.
+
+
+def test_weights_of_timm_bring_their_statistics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    create = timm.create_model
+
+    def create_from_file(name: str, **arguments: Any) -> Any:
+        overlay = {"file": str(tmp_path / "theirs.pth"), "num_classes": 3, "mean": (0.1, 0.2, 0.3)}
+        if arguments.get("pretrained"):
+            arguments["pretrained_cfg_overlay"] = overlay
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", create_from_file)
+    experiment, origin, (line,) = start(init="timm/test_resnet.r160_in1k")
+    assert experiment.backbone.name == "timm/test_resnet" and "mean 0.1 0.2 0.3" in line
+    assert same(
+        network.state_dict(), experiment.backbone.state_dict(), list(experiment.backbone.state_dict())
+    )
+    assert origin["initial_weights"]["path"] == "timm/test_resnet.r160_in1k"
+    for name in ("timm/test_resnet.absent", "timm/test_resnet51", "timm/vit_tiny_patch16_384.absent"):
+        with pytest.raises(ValueError, match="has no (such weights|model)"):
+            start(init=name)
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="--init timm/resnet18.a1_in1k: timm could not fetch it"):
+        open_initial("timm/resnet18.a1_in1k")
+
+
+def test_weights_from_elsewhere(
+    source: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fastpsl.load(source).export(tmp_path / "ours", to="hf")
+    ours = [(tmp_path / "ours" / name).read_bytes() for name in ("model.safetensors", "config.json")]
+    theirs, config = safetensors.torch.save(dict(weights)), json.loads(ours[1])
+    config["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    files = {
+        "a/ours/model.safetensors": ours[0], "a/theirs/model.safetensors": theirs, 
+        "a/theirs/config.json": json.dumps(config).encode(), "a/bad/model.safetensors": theirs,
+        "a/bad/config.json": b"{}",
+    }  # fmt: skip
+    with serving({name: (data, len(data)) for name, data in files.items()}) as server:
+        for place, name, mean in (
+            ("a/ours", "resnet34", [0.485, 0.456, 0.406]),
+            ("a/ours/model.safetensors", "resnet34", [0.485, 0.456, 0.406]),
+            ("a/theirs", "timm/resnet34", [0.1, 0.2, 0.3]),
+        ):
+            address = f"{server.address}/{place}"
+            experiment, origin, _ = start(init=address)
+            assert same(experiment.backbone.state_dict(), weights), place
+            about = origin["initial_weights"]
+            assert (about["path"], about["backbone"], about["input"]["mean"]) == (address, name, mean)
+        num_sent = server.num_sent
+        start(init=f"{server.address}/a/ours")
+        assert server.num_sent - num_sent < len(ours[0])  # it has been fetched before
+        for place, words in (
+            ("a/bad", "does not say which model of timm it is"), ("absent.pth", "no such file"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=words):
+                start(init=f"{server.address}/{place}")
