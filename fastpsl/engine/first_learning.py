@@ -1,6 +1,7 @@
 """The proposal of the first block that learns, for `--plan continue` without `--first-learning`."""
 
 from functools import partial
+from typing import NoReturn
 
 import torch
 
@@ -20,23 +21,23 @@ from fastpsl.engine.online_probe import (
 from fastpsl.engine.run import RunData
 
 
-def no_first_learning(experiment: Experiment, data: RunData) -> ValueError:
-    """Return the error of a plan without its first block, which proposes one if the images have classes.
+def propose_first_learning(experiment: Experiment, data: RunData) -> NoReturn:
+    """Refuse a plan without its first block, and propose one if the images have classes.
 
     The blocks up to the one with the best kNN stay, and at least one learns. Every rank calls this.
     """
     num_blocks = experiment.backbone.num_blocks
-    missing = "--plan continue without --first-learning"
     if reason := why_no_knn(data):
-        return ValueError(
-            f"{missing}: no block is proposed, because {reason}; give one of B2 to B{num_blocks}"
+        raise ValueError(
+            f"--plan continue without --first-learning: no block is proposed, because {reason}; give one of "
+            f"B2 to B{num_blocks}"
         )
     accuracies = knn_of_blocks(experiment, data)
     told = ", ".join(f"B{number} {percent(each)}" for number, each in enumerate(accuracies, start=1))
     best = 1 + accuracies.index(max(accuracies))
-    return ValueError(
-        f"{missing}: kNN of the blocks is {told}; those up to the best, B{best}, may stay: give "
-        f"--first-learning B{min(best + 1, num_blocks)}"
+    raise ValueError(
+        f"--plan continue without --first-learning: kNN of the blocks is {told}; those up to the best, "
+        f"B{best}, may stay: give --first-learning B{min(best + 1, num_blocks)}"
     )
 
 

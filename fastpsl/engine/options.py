@@ -303,6 +303,13 @@ class PretrainOptions(TrainingOptions):
                 f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
             )
 
+    @override
+    def science(self) -> dict[str, Any]:
+        values = super().science()
+        if self.first_learning is None:  # as in the runs from before there was this option
+            del values["first_learning"]
+        return values
+
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
         return make_plan(

@@ -251,7 +251,7 @@ HEADS = re.compile(
 )
 
 
-class Misfit(ValueError):
+class MisfitError(ValueError):
     """Tensors that are missing, left over or of another shape."""
 
 
@@ -311,7 +311,7 @@ def recognise(
     if len(rest) == len(tensors):
         unknown = []  # `fill` misses all tensors of the backbone
     if unknown and not partial:
-        raise Misfit(
+        raise MisfitError(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
             f"backbone nor of a head ({first_three(unknown)}): give the --backbone that it holds"
         )

@@ -14,7 +14,7 @@ from fastpsl.files.atomic import atomic_file, output_errors
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.remote.address import is_remote, open_stream, read_whole, remote_objects
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.foreign_weights import Misfit, first_three, sha256_of_bytes
+from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
 from fastpsl.models.names import TIMM, is_module, is_own, is_timm
 from fastpsl.models.weights import WeightsFile, open_weights, sha256_of_tensors, words_of_input
 from fastpsl.pipelines.views import Input
@@ -125,7 +125,7 @@ def begin_with(source: str, backbone: Backbone, name: str, input: Input, *, part
         )
     try:
         loaded = weights.load(name, recorded or input, backbone, partial=partial)
-    except Misfit as error:
+    except MisfitError as error:
         raise ValueError(f"--init: {error}; or --init-partial, which takes the tensors that fit") from None
     record = loaded.record
     return {

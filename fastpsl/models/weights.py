@@ -19,7 +19,7 @@ from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import (
     COUNT,
-    Misfit,
+    MisfitError,
     first_three,
     read_weights,
     read_weights_sidecar,
@@ -139,7 +139,7 @@ class WeightsFile:
             partial: Whether to take the tensors that fit. The record lists the others as "not_taken".
 
         Raises:
-            Misfit: Not all tensors fit. The network may have some of them.
+            MisfitError: Not all tensors fit. The network may have some of them.
         """
         input = self._checked_input(input)
         name = backbone if partial and network is not None else self._checked_name(backbone)
@@ -337,13 +337,13 @@ def fill(
     extra = [key for key in tensors if key not in wanted]
     fitting = [key for key in wanted if key in tensors and key not in mismatches]
     if missing and not partial:
-        raise Misfit(
+        raise MisfitError(
             f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({first_three(missing)}): "
             f"give the --backbone that it holds, or another file"
         )
     if mismatches and not partial:
         shapes = [f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}" for key in mismatches]
-        raise Misfit(
+        raise MisfitError(
             f"{source} has {number_of(len(mismatches), 'tensor')} of other shapes than {name} "
             f"({first_three(shapes)}): give the --backbone and --input-channels that it holds"
         )
@@ -359,7 +359,7 @@ def fill(
             "tensor of real numbers"
         )
     if extra and not partial:
-        raise Misfit(
+        raise MisfitError(
             f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the "
             "--backbone that it holds"
         )

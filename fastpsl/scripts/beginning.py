@@ -65,10 +65,10 @@ def data_of(experiment: Experiment, options: TrainingOptions, world: World) -> R
     data = experiment.open_data(options, world)
     is_open = getattr(options, "plan", "") == "continue" and getattr(options, "first_learning", None) is None
     if is_open and not options.goes_on():
-        from fastpsl.engine.first_learning import no_first_learning
+        from fastpsl.engine.first_learning import propose_first_learning
 
         with contextlib.closing(data):
-            raise no_first_learning(experiment, data)
+            propose_first_learning(experiment, data)
     return data
 
 

@@ -98,7 +98,7 @@ def test_values_that_no_option_gives_stay() -> None:
     assert PretrainOptions().science() == {
         "batch_size": 256, "seed": 0, "precision": "auto", "order": "random", "lanes": 64,
         "sync_batchnorm": False, "plan": "psl", "epochs": [60, 60, 60], "partition": [], "levels": [],
-        "first_learning": None, "frozen_batchnorm": "eval",
+        "frozen_batchnorm": "eval",
     }  # fmt: skip
 
 

@@ -324,31 +324,30 @@ def test_weights_from_elsewhere(
     source: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    fastpsl.load(source).export(tmp_path / "ours", to="hf")
-    ours = [(tmp_path / "ours" / name).read_bytes() for name in ("model.safetensors", "config.json")]
-    theirs, config = safetensors.torch.save(dict(weights)), json.loads(ours[1])
-    config["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    fastpsl.load(source).export(tmp_path / "ours.safetensors", to="safetensors")
+    network = timm.create_model("test_resnet", num_classes=0).state_dict()
+    ours, theirs = (tmp_path / "ours.safetensors").read_bytes(), safetensors.torch.save(network)
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "input_size": [3, 160, 160]}
+    config = {"architecture": "test_resnet", "pretrained_cfg": given}
     files = {
-        "a/ours/model.safetensors": ours[0], "a/theirs/model.safetensors": theirs, 
-        "a/theirs/config.json": json.dumps(config).encode(), "a/bad/model.safetensors": theirs,
+        "a/ours/model.safetensors": ours, "a/theirs/model.safetensors": theirs,
+        "a/bad/model.safetensors": theirs, "a/theirs/config.json": json.dumps(config).encode(),
         "a/bad/config.json": b"{}",
     }  # fmt: skip
+    usual = [0.485, 0.456, 0.406]
     with serving({name: (data, len(data)) for name, data in files.items()}) as server:
-        for place, name, mean in (
-            ("a/ours", "resnet34", [0.485, 0.456, 0.406]),
-            ("a/ours/model.safetensors", "resnet34", [0.485, 0.456, 0.406]),
-            ("a/theirs", "timm/resnet34", [0.1, 0.2, 0.3]),
+        for place, name, mean, tensors in (
+            ("a/ours", "resnet34", usual, weights),
+            ("a/ours/model.safetensors", "resnet34", usual, weights),
+            ("a/theirs", "timm/test_resnet", [0.1, 0.2, 0.3], network),
         ):
-            address = f"{server.address}/{place}"
-            experiment, origin, _ = start(init=address)
-            assert same(experiment.backbone.state_dict(), weights), place
+            experiment, origin, _ = start(init=(address := f"{server.address}/{place}"))
+            assert same(experiment.backbone.state_dict(), tensors), place
             about = origin["initial_weights"]
             assert (about["path"], about["backbone"], about["input"]["mean"]) == (address, name, mean)
         num_sent = server.num_sent
         start(init=f"{server.address}/a/ours")
-        assert server.num_sent - num_sent < len(ours[0])  # it has been fetched before
-        for place, words in (
-            ("a/bad", "does not say which model of timm it is"), ("absent.pth", "no such file"),
-        ):  # fmt: skip
+        assert server.num_sent - num_sent < len(ours)  # it has been fetched before
+        for place, words in (("a/bad", "does not say which model of timm"), ("absent.pth", "no such file")):
             with pytest.raises(ValueError, match=words):
                 start(init=f"{server.address}/{place}")
