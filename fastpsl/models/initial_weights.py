@@ -34,14 +34,15 @@ def open_initial(source: str) -> WeightsFile:
         from fastpsl.models.timm_backbone import published
 
         name, tensors, config = published(source)
-        return WeightsFile(source, tensors, "timm", sha256_of_tensors(tensors), name, _input_of(config))
+        digest = sha256_of_tensors(tensors)
+        return WeightsFile(source, tensors, "timm", name, _input_of(config), digest=digest)
     if not is_remote(source):
         return open_weights(Path(source))
-    if Path(source).suffix:
-        return replace(open_weights(_fetched(source)), source=source)
-    weights = replace(open_weights(_fetched(f"{source}/model.safetensors")), source=source)
-    if weights.kind:
-        return weights  # it has our record
+    is_file = bool(Path(source).suffix)
+    weights = open_weights(_fetched(source if is_file else f"{source}/model.safetensors"))
+    weights = replace(weights, source=source, digest=weights.sha256)
+    if is_file or weights.kind:  # with our record, a folder's file says all
+        return weights
     try:
         config = json.loads(read_whole(f"{source}/config.json", _MAX_CONFIG) or b"{}")
         name, input = TIMM + config["architecture"], _input_of(config["pretrained_cfg"])

@@ -108,19 +108,24 @@ class WeightsFile:
         state: The tensors by name; of another project, what its file holds.
         kind: "fastpsl" for a checkpoint, "export", "timm" for weights that timm publishes, and "" for another
             project's file.
-        sha256: The file's digest, or that of the tensors.
         backbone: The recorded backbone, or None.
         input: The recorded input, or None.
         more: Further entries of `Pretrained.record`.
+        digest: The SHA-256 of weights that are no file of this machine.
     """
 
     source: Path | str
     state: Mapping[str, Any]
     kind: str
-    sha256: str
     backbone: str | None = None
     input: Input | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file, or of the tensors."""
+        return self.digest or sha256_of_file(Path(self.source))
 
     def load(
         self,
@@ -225,12 +230,11 @@ def open_weights(path: Path) -> WeightsFile:
         if isinstance(state.get("backbone"), dict) and "science" in state:
             return _checkpoint(path, state)
         record = read_weights_sidecar(path)
-        digest = sha256_of_file(path)
         if record is None:
-            return WeightsFile(path, state, "", digest)
+            return WeightsFile(path, state, "")
         more = {key: record.get(key) for key in ("run_step", "science", "cut")}
         more["left_out"] = record.get("left_out", [])
-        return WeightsFile(path, state, "export", digest, record["backbone"], _input(record["input"]), more)
+        return WeightsFile(path, state, "export", record["backbone"], _input(record["input"]), more)
 
 
 def _checkpoint(path: Path, state: dict[str, Any]) -> WeightsFile:
@@ -246,7 +250,7 @@ def _checkpoint(path: Path, state: dict[str, Any]) -> WeightsFile:
     science = state["science"]
     name, input = science.get("backbone"), _input(state["input"])
     more = {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut_short(state)}
-    return WeightsFile(path, state["backbone"], "fastpsl", sha256_of_file(path), name, input, more)
+    return WeightsFile(path, state["backbone"], "fastpsl", name, input, more)
 
 
 @contextlib.contextmanager

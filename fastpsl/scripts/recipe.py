@@ -26,7 +26,8 @@ from fastpsl.engine.options import (
     plain_value,
 )
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
-from fastpsl.models.names import is_own, not_given
+from fastpsl.files.remote.address import is_remote
+from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.scripts.command_line import HELP, options_of, parse
 from fastpsl.scripts.presets import backbone_of_init, preset_values
 
@@ -82,7 +83,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val and a run name what they may, and that --out can be made."""
+    """Check that --data, --val, --init and a run name what they may, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val if names_val(options) else None):
@@ -93,6 +94,9 @@ def require_paths(options: RunOptions) -> None:
     checkpoint: Path | None = getattr(options, "checkpoint", None)
     if checkpoint is not None:
         require_existing(checkpoint, WEIGHTS)
+    init: str | None = getattr(options, "init", None)
+    if init is not None and not (is_timm(init) or is_remote(init) or options.goes_on()):
+        require_existing(Path(init), WEIGHTS)
     if options.out is not None:
         require_folder(options.out)
 

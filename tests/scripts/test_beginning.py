@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import fastpsl
@@ -103,6 +104,9 @@ def test_a_run_begins_with_the_tensors_and_statistics_of_its_source(
     assert about.items() <= state["science"]["initial_weights"].items()
     assert (state["input"]["mean"], state["input"]["std"]) == (list(mean), list(std))
     assert fastpsl.load(run).input.mean == mean and run.backbone == "resnet34"
+    other = pretrain(tmp_path / "usual", init=source, max_steps_per_stage=1, plan="end_to_end")
+    sheets = [np.asarray(Image.open(each.folder / "contact-sheet-G3.png"), int) for each in (run, other)]
+    assert abs(sheets[0] - sheets[1]).max() <= 1  # people see the image, whatever the network sees
 
     config_of = ["--config", str(run.folder), "--out", str(tmp_path / "again")]
     again = RECIPE.parse(config_of, log=lambda line: None)
@@ -197,7 +201,7 @@ def test_what_fits_in_part_is_taken_if_that_is_asked_for(
     theirs["layer9.weight"] = theirs.pop("layer4.0.bn1.weight")
     torch.save(theirs, tmp_path / "theirs.pth")
     torch.save(dict(weights), tmp_path / "fits.pth")
-    foreign = {"init": tmp_path / "fits.pth", "backbone": "resnet34"}
+    foreign: dict[str, Any] = {"init": tmp_path / "fits.pth", "backbone": "resnet34"}
     experiment, origin, lines = start(**foreign)
     assert same(experiment.backbone.state_dict(), weights) and "the file does not tell" in lines[0]
     assert origin["initial_weights"]["kind"] == "torchvision"
