@@ -139,9 +139,9 @@ def pretrain(
             recipe's, with random weights. The training begins with a copy of the module and its weights, and
             the module itself stays as it is. If the run resumes, the checkpoint has the weights.
         epochs: Epochs of each stage, one number or one per stage. By default, the recipe's.
-        **options: The recipe's other options, with `_` for `-`, such as lr, seed, max_steps_per_stage,
-            batch_size (images per step over all ranks) or init (a run or a file whose weights the backbone
-            begins with). `fastpsl.training.option_names` lists them.
+        **options: The recipe's other options, with `_` for `-`, such as lr, seed, max_steps_per_stage or
+            batch_size (images per step over all ranks). With init, the backbone begins with the weights of a
+            run or a file. `fastpsl.training.option_names` lists them.
 
     Returns:
         The run's folder, its newest checkpoint and a summary of each stage.

@@ -252,7 +252,7 @@ HEADS = re.compile(
 
 
 class MisfitError(ValueError):
-    """Tensors that are missing, left over or of another shape."""
+    """An error of tensors that are missing, left over or of another shape."""
 
 
 @dataclass(frozen=True)

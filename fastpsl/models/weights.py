@@ -101,7 +101,7 @@ def recorded_input(path: Path) -> Input | None:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Weights that have been read, and what they record.
+    """A file of weights that has been read, and what it records.
 
     Attributes:
         source: The file, or the name of the weights.
