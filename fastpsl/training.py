@@ -14,7 +14,7 @@ from typing_extensions import override
 from fastpsl.commands.train import Train
 from fastpsl.console.offered import offer_only_all
 from fastpsl.console.words import unknown
-from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.reporter import BEFORE, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.files.paths import read_lines
 from fastpsl.model import Model, load
@@ -39,8 +39,9 @@ class Trained(os.PathLike[str]):
         checkpoint: The newest checkpoint in it, an absolute path.
         summaries: One dict per stage. Its keys include "stage", "level", "num_steps", "seconds",
             "loss_start", "loss_end", "chance" (a fraction, or None), and "val", the scores on the
-            validation images. Where these have classes, "knn_accuracy" is that of the features, and
-            "knn_untrained" that of the same block before the training.
+            validation images. Where these have classes, "knn_accuracy" is that of the features.
+            "knn_untrained" is that of the same block before the training, called "knn_at_start" if it began
+            with weights (`init`).
         backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`. That of a module which was
             given begins with "module:" if nothing else makes the same network.
     """
@@ -88,7 +89,7 @@ class Trained(os.PathLike[str]):
     def _repr_html_(self) -> str:
         """Return a table of the stages above the curve, for notebooks."""
         names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._val_names()]
-        names += [name for name in ("knn_accuracy", "knn_untrained") if name in self.summaries[-1]]
+        names += [name for name in ("knn_accuracy", *BEFORE) if name in self.summaries[-1]]
         rows = ["".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)]
         for summary in self.summaries:
             values = {**summary, **{f"val_{name}": v for name, v in summary["val"].items()}}
@@ -139,8 +140,9 @@ def pretrain(
             the module itself stays as it is. If the run resumes, the checkpoint has the weights.
         epochs: Epochs of each stage, one number or one per stage. By default, the recipe's.
         **options: The recipe's other options, with `_` for `-`, such as lr, seed, max_steps_per_stage or
-            batch_size (images per step over all ranks). `fastpsl.training.option_names` lists them. size_px
-            and batch_size take a tuple with a value for each stage, too.
+            batch_size (images per step over all ranks). size_px and batch_size take a tuple with a value for
+            each stage, too. With init, the backbone begins with the weights of a run or a file.
+            `fastpsl.training.option_names` lists them.
 
     Returns:
         The run's folder, its newest checkpoint and a summary of each stage.

@@ -25,7 +25,7 @@ from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Experiment:
             statistics; or "fixed", which is "eval" with scales and shifts that do not learn.
         clip_norm: The largest norm of all gradients together, or None.
         finish: Called on rank 0 after a complete run. It returns lines to print.
+        input: The input of the weights that the backbone began with, whose mean and std the views get; None
+            for the task's own.
 
     Raises:
         ValueError: A stage's views cannot be built.
@@ -61,6 +63,7 @@ class Experiment:
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None
     finish: Callable[[Run], Sequence[str]] = lambda run: ()
+    input: Input | None = None
 
     def __post_init__(self) -> None:
         """Divide the task for a plan in parts, and build all views, before any data is opened."""
@@ -90,7 +93,10 @@ class Experiment:
         return self.in_stage(stage, self.task.pass_views(stage.level))
 
     def in_stage(self, stage: Stage, views: Sequence[ViewSpec]) -> tuple[ViewSpec, ...]:
-        """Return views of the task as a stage shows them: at its size, with its scale of random crops."""
+        """Return views of the task as a stage shows them: at its size, with its scale of random crops.
+
+        Their mean and standard deviation are those that the backbone's `input` expects.
+        """
         if stage.size_px is not None and views:
             if self.task.one_size:
                 raise ValueError(f"--size-px with several values: {self.task.one_size}; give one value")
@@ -103,12 +109,16 @@ class Experiment:
                 else view
                 for view in views
             ]
-        return tuple(views)
+        return tuple(view if self.input is None else view.seen_by(self.input) for view in views)
 
     def input_record(self, stage: Stage) -> dict[str, Any]:
-        """Return the task's input record for the checkpoints of a stage."""
+        """Return the input of the network in a stage, as checkpoints store it."""
         record = self.task.input_record(stage.level)
-        return record | ({} if stage.size_px is None else {"size_px": stage.size_px})
+        if stage.size_px is not None:
+            record |= {"size_px": stage.size_px}
+        if self.input is not None and record["channels"] == self.input.channels:
+            record |= {"mean": list(self.input.mean), "std": list(self.input.std)}
+        return record
 
     def inputs_per_image(self) -> dict[str, int]:
         """Return the task's inputs per image, by stage, for the stages in which they are more than one."""

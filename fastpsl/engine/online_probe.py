@@ -5,7 +5,8 @@ are a fixed part of the training images and of the validation images. The traini
 
 The accuracy after a stage stands beside that of the same block of the untrained network, because blocks
 differ before any training. "Untrained" has the initial weights, and BatchNorm's statistics from one pass over
-training images, as the views of the last stage show them. So it is what the recipe gives at a rate of 0.
+training images, as the views of the last stage show them. So it is what the recipe gives at a rate of 0. With
+weights of --init it is called "at the start", and BatchNorm's statistics are theirs.
 """
 
 import contextlib
@@ -26,9 +27,10 @@ from fastpsl.console.words import percent
 from fastpsl.engine.dataset_pass import PassStopped, undisturbed
 from fastpsl.engine.distributed import World, gathered, share, sum_over_ranks
 from fastpsl.engine.experiment import Experiment, why_no_knn
+from fastpsl.engine.options import INITIAL_WEIGHTS
 from fastpsl.engine.plan import FreezeRule, Stage
-from fastpsl.engine.reporter import MetricsFile, knn_words
-from fastpsl.engine.run import Run
+from fastpsl.engine.reporter import BEFORE, MetricsFile, knn_words
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES
@@ -91,6 +93,91 @@ def is_probed(run: Run, task: Task) -> bool:
     return every is not None or not reason
 
 
+def look_images(experiment: Experiment, data: RunData) -> tuple[Subset, Subset | None]:
+    """Return the training images of a look, and those for validation, if there is a kNN."""
+    seed, most = data.options.seed, _most_images(experiment, data)
+    train = _some(data.train, min(MAX_TRAIN, most), (seed, _TRAIN))
+    if data.val is None or why_no_knn(data):
+        return train, None
+    return train, _some(data.val, min(MAX_VAL, most), (seed, _VAL))
+
+
+def _most_images(experiment: Experiment, data: RunData) -> int:
+    """Return how many training images a look has at most in any stage, and how many for validation."""
+    options, num_train, batch_size = data.options, data.train.num_samples, data.options.batch_of()
+    learned = sum(
+        stage.epochs * num_train + (stage.num_steps or 0) * batch_size for stage in experiment.stages
+    )
+    passed = 3 * learned // 100  # a learned image passes forward once, and backward for two
+    if passed < min(MAX_TRAIN, num_train) + MAX_VAL:
+        passed = max(passed, LOOK_OPERATIONS // _num_operations(experiment, data.world))
+    # A run that is cut short for a trial does not wait for more images than it trains on.
+    return min(max(passed // 2, batch_size), (options.max_steps_per_stage or MAX_VAL) * batch_size)
+
+
+def _num_operations(experiment: Experiment, world: World) -> int:
+    """Return the operations of an image, as the first stage has it, in the whole network."""
+    spec, backbone = look_view(experiment, experiment.stages[0]).input(), experiment.backbone
+    image = torch.zeros(1, spec.num_channels, spec.size_px, spec.size_px, device=world.device)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), undisturbed(backbone, world), counter:
+        pooled_blocks(backbone, [backbone.num_blocks], image)
+    return max(counter.get_total_flops(), 1)
+
+
+def look_view(experiment: Experiment, stage: Stage) -> ViewSpec:
+    """Return the view of the middle of an image, with the input that the network has in a stage.
+
+    All stages are looked at in the last one's size, so that their figures can be compared.
+    """
+    input_spec = experiment.views(stage)[0].input()
+    return center_view(input_spec, experiment.stages[-1].size_px or input_spec.size_px)
+
+
+def features_of(
+    data: RunData, part: Subset, view: ViewSpec, forward: Forward, stopped: Callable[[], bool]
+) -> list[Features]:
+    """Return the features of each tensor that `forward` returns, from all ranks, on every rank."""
+    indices, parts = list[Tensor](), list[list[Tensor]]()
+    for (images,), own_indices in _inputs("probe: features", data, part, [view], data.batch_size, stopped):
+        parts.append(_computed(data, forward, images))
+        indices.append(own_indices)
+    places = gathered(torch.cat(indices))
+    order = places.argsort()[int((places < 0).sum()) :]  # padding and bad samples come first
+    labels = torch.from_numpy(part.labels().astype(np.int64))[places[order].cpu()]
+    return [Features(gathered(torch.cat(each))[order], labels) for each in zip(*parts, strict=True)]
+
+
+def _computed(data: RunData, forward: Forward, images: Tensor) -> list[Tensor]:
+    device = data.world.device
+    dtype = DTYPES[data.options.resolved_precision(device)]
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return forward(images)
+
+
+def _inputs(
+    what: str,
+    data: RunData,
+    part: Subset,
+    views: Sequence[ViewSpec],
+    batch_size: int,
+    stopped: Callable[[], bool],
+) -> Generator[tuple[list[Tensor], Tensor], None, None]:
+    """Yield this rank's inputs of each view, [N, C, H, W], and indices [B]; raise PassStopped if stopped."""
+    device = data.world.device
+    dtype = DTYPES[data.options.resolved_precision(device)]
+    augment = choose_augment(data.options.augment_backend, views, device)
+    with (
+        operation(what, "images", part.num_samples) as progress,
+        data.loader(part, views, train=False, batch_size=batch_size) as loader,
+        contextlib.closing(loader.epoch(0)) as batches,
+    ):
+        for batch in progress.track(batches, batch_size * data.world.size):
+            if stopped():
+                raise PassStopped
+            yield augment.inputs(batch, loader.views, dtype), batch.indices
+
+
 class OnlineProbe:
     """The monitor of one stage, which writes a line per probe to probe.jsonl.
 
@@ -106,17 +193,17 @@ class OnlineProbe:
         self.settled = False  # by the rule, at the run's present step
         # The step and the features of the last look, float16 [n, C], for the next one to compare with.
         self.compared: tuple[int, Tensor] | None = None
+        origin = run.science.get(INITIAL_WEIGHTS) or {}
+        self.before = "knn_at_start" if "path" in origin else "knn_untrained"
+        self.has_statistics = "path" in origin and not origin["not_taken"]
         self.every: int | None = getattr(run.options, "probe_every", None)
         self.train: Subset | None = None
         self.val: Subset | None = None
         if not is_on:
             return
-        seed, most = run.options.seed, self._most_images()
-        self.train = _some(run.data.train, min(MAX_TRAIN, most), (seed, _TRAIN))
-        if run.data.val is not None and not why_no_knn(run.data):
-            self.val = _some(run.data.val, min(MAX_VAL, most), (seed, _VAL))
+        self.train, self.val = look_images(experiment, run.data)
         for part in self._parts():
-            self._view(stage).crop.check(*part.image_sizes()[:2])
+            look_view(experiment, stage).crop.check(*part.image_sizes()[:2])
         self._last_look = -1
         if run.world.rank == 0:
             # A run that starts anew may find the lines of one that had no checkpoint yet.
@@ -172,38 +259,8 @@ class OnlineProbe:
             return None
         return linear_cka(kept, before[1])
 
-    def _most_images(self) -> int:
-        """Return how many training images a look has at most in any stage, and how many for validation."""
-        run, num_train = self.run, self.run.data.train.num_samples
-        batch_size = run.options.batch_of()
-        learned = sum(
-            stage.epochs * num_train + (stage.num_steps or 0) * batch_size for stage in self.experiment.stages
-        )
-        passed = 3 * learned // 100  # a learned image passes forward once, and backward for two
-        if passed < min(MAX_TRAIN, num_train) + MAX_VAL:
-            passed = max(passed, LOOK_OPERATIONS // self._num_operations())
-        # A run that is cut short for a trial does not wait for more images than it trains on.
-        return min(max(passed // 2, batch_size), (run.options.max_steps_per_stage or MAX_VAL) * batch_size)
-
-    def _num_operations(self) -> int:
-        """Return the operations of an image, as the first stage has it, in the whole network."""
-        spec, backbone = self._view(self.experiment.stages[0]).input(), self.experiment.backbone
-        image = torch.zeros(1, spec.num_channels, spec.size_px, spec.size_px, device=self.run.world.device)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), undisturbed(backbone, self.run.world), counter:
-            _pooled(backbone, [backbone.num_blocks], image)
-        return max(counter.get_total_flops(), 1)
-
     def _parts(self) -> list[Subset]:
         return [part for part in (self.train, self.val) if part is not None]
-
-    def _view(self, stage: Stage) -> ViewSpec:
-        """Return the view of the middle of an image, with the input that the network has in a stage.
-
-        All stages are looked at in the last one's size, so that their figures can be compared.
-        """
-        input_spec = self.experiment.views(stage)[0].input()
-        return center_view(input_spec, self.experiment.stages[-1].size_px or input_spec.size_px)
 
     @property
     def num_images(self) -> int:
@@ -227,7 +284,7 @@ class OnlineProbe:
         with self._apart(self.blocks) as taken:
             (line,) = self._measured(whole, [self.stage], epochs)
             if self.run.world.rank == 0:
-                line |= {"knn_untrained": self._untrained(line)}
+                line |= {self.before: self._untrained(line)}
                 reason = "" if self.rule.by == "never" else self._decide(line, epochs)
                 self._write([line])
                 from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
@@ -250,15 +307,17 @@ class OnlineProbe:
         backbone, stages = self.experiment.backbone, self.experiment.stages
         lines = dict[str, dict[str, Any]]()
         with self._apart(backbone) as taken:
-            for view in dict.fromkeys(map(self._view, stages)):
-                alike = [stage for stage in stages if self._view(stage) == view]
-                pooled = partial(_pooled, backbone, [stage.last_block for stage in alike])
-                self._estimate_statistics(pooled, alike[-1])
+            views = [look_view(self.experiment, stage) for stage in stages]
+            for view in dict.fromkeys(views):
+                alike = [stage for stage, its in zip(stages, views, strict=True) if its == view]
+                pooled = partial(pooled_blocks, backbone, [stage.last_block for stage in alike])
+                if not self.has_statistics:
+                    self._estimate_statistics(pooled, alike[-1])
                 lines |= {line["stage"]: line for line in self._measured(pooled, alike, 0.0)}
             if self.run.world.rank == 0:
                 in_order = [lines[stage.name] for stage in stages]
                 self._write(in_order)
-                self.run.reporter.log(f"{untrained_line(in_order)}; {taken()}")
+                self.run.reporter.log(f"{untrained_line(in_order, BEFORE[self.before])}; {taken()}")
         return self._last_look == self.run.position.run_step
 
     def result(self) -> dict[str, float]:
@@ -266,7 +325,7 @@ class OnlineProbe:
         if not self.is_on or self.run.world.rank:
             return {}
         lines = [line for line in read_probes(self.file) if line["run_step"] == self.run.position.run_step]
-        names = ("knn_accuracy", "knn_untrained")
+        names = ("knn_accuracy", self.before)
         return {name: line[name] for line in lines for name in names if line.get(name) is not None}
 
     @contextlib.contextmanager
@@ -284,8 +343,8 @@ class OnlineProbe:
 
     def _measured(self, forward: Forward, stages: Sequence[Stage], epochs: float) -> list[dict[str, Any]]:
         """Return a line of probe.jsonl for each stage, of whose last block `forward` makes the features."""
-        parts, view = self._parts(), self._view(stages[0])
-        features = [self._features(part, view, forward) for part in parts]
+        parts, view = self._parts(), look_view(self.experiment, stages[0])
+        features = [features_of(self.run.data, part, view, forward, self._stopped) for part in parts]
         lines, position = [], self.run.position
         for stage, (train, *val) in zip(stages, zip(*features, strict=True), strict=True):
             line: dict[str, Any] = {"run_step": position.run_step, "stage": stage.name, "level": stage.level}
@@ -297,18 +356,6 @@ class OnlineProbe:
                     line |= {"similarity": self._similarity(train.features)}
             lines.append(line)
         return lines
-
-    def _features(self, data: Subset, view: ViewSpec, forward: Forward) -> list[Features]:
-        """Return the features of each tensor that `forward` returns, from all ranks, on every rank."""
-        indices, parts = list[Tensor](), list[list[Tensor]]()
-        batch_size = self.run.data.batch_size
-        for (images,), own_indices in self._inputs("probe: features", data, [view], batch_size):
-            parts.append(self._computed(forward, images))
-            indices.append(own_indices)
-        places = gathered(torch.cat(indices))
-        order = places.argsort()[int((places < 0).sum()) :]  # padding and bad samples come first
-        labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
-        return [Features(gathered(torch.cat(each))[order], labels) for each in zip(*parts, strict=True)]
 
     def _estimate_statistics(self, forward: Forward, stage: Stage) -> None:
         """Set BatchNorms' running statistics to the mean of those of batches, as the stage's steps see them.
@@ -325,7 +372,8 @@ class OnlineProbe:
         of_rank = data.num_samples // world.size
         batch_size = min(max(2, self.run.data.batch_size), of_rank)
         views = self.experiment.views(stage)
-        batches = self._inputs("untrained: BatchNorm's statistics", data, views, batch_size)
+        what = "untrained: BatchNorm's statistics"
+        batches = _inputs(what, self.run.data, data, views, batch_size, self._stopped)
         number = num_inputs = 0
         try:
             with contextlib.closing(batches):
@@ -335,7 +383,7 @@ class OnlineProbe:
                         for norm in norms:
                             norm.train()
                             norm.momentum = 1 / number  # the first input replaces what was there
-                        self._computed(forward, images)
+                        _computed(self.run.data, forward, images)
                     if num_inputs >= NUM_STATISTICS:
                         break
         finally:
@@ -350,26 +398,8 @@ class OnlineProbe:
         order = np.random.default_rng((self.run.options.seed, _ORDER)).permutation(self.train.num_samples)
         return Subset(self.train, order)
 
-    def _computed(self, forward: Forward, images: Tensor) -> list[Tensor]:
-        dtype = DTYPES[self.run.precision]
-        with torch.autocast(self.run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return forward(images)
-
-    def _inputs(
-        self, what: str, data: Subset, views: Sequence[ViewSpec], batch_size: int
-    ) -> Generator[tuple[list[Tensor], Tensor], None, None]:
-        """Yield this rank's inputs of each view, [N, C, H, W], and indices [B], until a signal."""
-        run, dtype = self.run, DTYPES[self.run.precision]
-        augment = choose_augment(run.options.augment_backend, views, run.world.device)
-        with (
-            operation(what, "images", data.num_samples) as progress,
-            run.data.loader(data, views, train=False, batch_size=batch_size) as loader,
-            contextlib.closing(loader.epoch(0)) as batches,
-        ):
-            for batch in progress.track(batches, batch_size * run.world.size):
-                if run.stop_signal.after_step().stop:
-                    raise PassStopped
-                yield augment.inputs(batch, loader.views, dtype), batch.indices
+    def _stopped(self) -> bool:
+        return self.run.stop_signal.after_step().stop
 
     def _untrained(self, line: dict[str, Any]) -> float | None:
         """Return the untrained network's accuracy of the same block on the same images; None if unknown."""
@@ -383,11 +413,11 @@ class OnlineProbe:
         self.file.append(lines)
         self.file.sync()
         line = lines[0]
-        names = [name for name in (*FIGURES, "knn_untrained") if line.get(name) is not None]
+        names = [name for name in (*FIGURES, self.before) if line.get(name) is not None]
         self.run.reporter.scalars({f"probe/{name}": line[name] for name in names}, line["run_step"])
 
 
-def _pooled(backbone: Backbone, last_blocks: Sequence[int], images: Tensor) -> list[Tensor]:
+def pooled_blocks(backbone: Backbone, last_blocks: Sequence[int], images: Tensor) -> list[Tensor]:
     """Return the average-pooled features [B, C] of some blocks, which are counted from 1."""
     pooled = dict[int, Tensor]()
     for number, block in enumerate(backbone.blocks()[: max(last_blocks)], start=1):
@@ -406,6 +436,14 @@ def _average(norms: Sequence[_BatchNorm], world: World) -> None:
                 sum_over_ranks(world, buffer).div_(world.size)
 
 
+def knn_accuracy(train: Features, val: Features) -> float:
+    """Return the share of images in `val` whose class their nearest neighbours in `train` vote for."""
+    k, num_classes = min(K, len(train.labels)), int(max(train.labels.max(), val.labels.max())) + 1
+    neighbours = find_neighbours(val.features, train.features, k, train.features.device)
+    counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
+    return float(counts[f"top1_k{k}"] / len(val.labels))
+
+
 def figures(train: Features, val: Features | None = None) -> dict[str, Any]:
     """Compute the figures of probe.jsonl from the features of training and of validation images, if any.
 
@@ -416,12 +454,10 @@ def figures(train: Features, val: Features | None = None) -> dict[str, Any]:
     if not all(part.features.isfinite().all() for part in (train, val) if part is not None):
         return record  # do not raise, because the loss shows it as well
     if val is not None:
-        num, k = len(val.labels), min(K, len(train.labels))
         num_classes = int(max(train.labels.max(), val.labels.max())) + 1
-        neighbours = find_neighbours(val.features, train.features, k, train.features.device)
-        counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
         is_correct = ridge_classes(train.features, train.labels, val.features, num_classes) == val.labels
-        record |= {"num_val": num, "num_classes": num_classes, "knn_accuracy": counts[f"top1_k{k}"] / num}
+        record |= {"num_val": len(val.labels), "num_classes": num_classes}
+        record["knn_accuracy"] = knn_accuracy(train, val)
         record["linear_accuracy"] = float(is_correct.float().mean())
     rows = train.features
     return record | {"feature_std": feature_std(rows), "effective_rank": effective_rank(rows)}
@@ -494,16 +530,16 @@ def probe_line(line: dict[str, Any]) -> str:
     return text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {full_rank}"
 
 
-def untrained_line(lines: Sequence[dict[str, Any]]) -> str:
-    """Return what the blocks of the untrained network are worth, as one line for people."""
+def untrained_line(lines: Sequence[dict[str, Any]], before: str = "untrained") -> str:
+    """Return what the blocks are worth before the first step, as one line for people."""
     if any(line["feature_std"] is None for line in lines):
-        return "untrained: features are not finite"
+        return f"{before}: features are not finite"
     line = lines[0]
     if not line["num_val"]:
-        return f"untrained: std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f}"
+        return f"{before}: std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f}"
     blocks = {line["block"]: f"{line['block']} {percent(line['knn_accuracy'])}" for line in lines}
     return (
-        f"untrained: kNN {', '.join(blocks.values())} of {line['num_val']:,} validation images "
+        f"{before}: kNN {', '.join(blocks.values())} of {line['num_val']:,} validation images "
         f"(chance {percent(1 / line['num_classes'])})"
     )
 

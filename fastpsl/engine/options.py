@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
-# In a run's science: the digest of the weights that it began with, if a program gave them with a module.
+# In a run's science: where the weights that it began with are from, if they were not random. It may differ on
+# resume, since a checkpoint has weights of its own.
 INITIAL_WEIGHTS = "initial_weights"
 # The group of --help in which a field stands; those without one come first.
 DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
@@ -144,6 +145,12 @@ class RunOptions:
         """Return the defaults that a trained run brings to its evaluation. Evaluations override it."""
         return {}
 
+    def goes_on(self) -> bool:
+        """Return whether the run resumes from a checkpoint, which has its weights."""
+        if self.resume == "auto":
+            return self.out is not None and any(self.out.glob("checkpoints/step-*.pt"))
+        return self.resume != "never"
+
     def completed(self) -> Self:
         """Return these options with derived values filled in. Subclasses override it."""
         return self
@@ -256,9 +263,25 @@ class PretrainOptions(TrainingOptions):
             "values; auto, small for fewer than 100,000 images of --data, else paper, and sample without it."
         ),
     ] = field(default="auto", metadata=MACHINE | PLAN)
-    plan: Literal["psl", "sl", "psl_f", "end_to_end", "blockwise"] = field(default="psl", metadata=PLAN)
+    init: Annotated[
+        str | None,
+        arg(
+            help="Begin with these weights: a run's folder, a checkpoint, a file of `fastpsl export` or of "
+            "another project; or published ones: timm/NAME[.TAG], or an address such as "
+            "hf://ORG/NAME/model.safetensors."
+        ),
+    ] = field(default=None, metadata=MACHINE | PLAN)
+    init_partial: bool = field(default=False, metadata=MACHINE | PLAN)
+    """Let --init take the tensors that fit by name and shape. A line lists the others."""
+    plan: Literal["psl", "sl", "psl_f", "end_to_end", "blockwise", "continue"] = field(
+        default="psl", metadata=PLAN
+    )
     """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them; blockwise: all
-    at once, each stage's by a loss of their own."""
+    at once, each stage's by a loss of their own; continue: those from --first-learning, the others stay as
+    --init has them.
+    """
+    first_learning: str | None = field(default=None, metadata=PLAN)
+    """For --plan continue: the first block that learns, such as B3. Without it, a line proposes one."""
     epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
     """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
     batch_size: PerStage = field(default=256, metadata=OPTIMISATION)  # type: ignore[assignment]
@@ -308,6 +331,18 @@ class PretrainOptions(TrainingOptions):
                 f"--freeze-when {self.freeze_when} with --probe-every 0: it needs tests; give 1 or more"
             )
 
+        if self.init_partial and self.init is None:
+            raise ValueError("--init-partial without --init: give the weights, or leave it out")
+        if self.plan == "continue" and self.frozen_batchnorm != "eval":
+            raise ValueError(
+                f"--frozen-batchnorm {self.frozen_batchnorm} with --plan continue, whose lower blocks keep "
+                "their statistics: leave it out"
+            )
+        if self.plan != "continue" and self.first_learning is not None:
+            raise ValueError(
+                f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
+            )
+
     @override
     def completed(self) -> Self:
         """Test the features after each epoch where a stage ends by them, unless told otherwise."""
@@ -317,8 +352,10 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def science(self) -> dict[str, Any]:
-        """Return what must not change on resume. Without --freeze-when, its rule has no part in it."""
+        """Return what must not change on resume, of --freeze-when and --plan continue only what is in use."""
         science = super().science()
+        if self.first_learning is None:
+            del science["first_learning"]
         if self.freeze_when == "never":
             return {name: value for name, value in science.items() if not name.startswith("freeze_")}
         return science | {"probe_every": self.probe_every}
@@ -330,8 +367,10 @@ class PretrainOptions(TrainingOptions):
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
-        numbers = {"num_levels": num_levels, "num_blocks": num_blocks}
-        stages = make_plan(self.plan, self.epochs, partition=self.partition, levels=self.levels, **numbers)
+        stages = make_plan(
+            self.plan, self.epochs, num_levels=num_levels, num_blocks=num_blocks, partition=self.partition,
+            levels=self.levels, first_learning=self.first_learning,
+        )  # fmt: skip
         values = {name: getattr(self, name, None) for name in ("size_px", "crop_scale", "batch_size")}
         return with_values(stages, {name: own for name, own in values.items() if isinstance(own, tuple)})
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fastpsl.console.words import number_of, percent
 
-PLANS = ("psl", "sl", "psl_f", "end_to_end", "blockwise")
+PLANS = ("psl", "sl", "psl_f", "end_to_end", "blockwise", "continue")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def make_plan(
     num_blocks: int = 5,
     partition: Sequence[str] = (),
     levels: Sequence[int] = (),
+    first_learning: str | None = None,
 ) -> tuple[Stage, ...]:
     """Return the stages of a plan.
 
@@ -95,17 +96,20 @@ def make_plan(
     - blockwise: One stage in which all blocks learn, each in a part of its own: no gradient passes between
       parts. Part i has the blocks that stage i of psl adds, its level and its place for the head. The length
       is the sum of all stages (`fastpsl.engine.blockwise`).
+    - continue: As psl, over the blocks from `first_learning` alone. Those below have weights already.
 
     Args:
-        name: One of "psl", "sl", "psl_f", "end_to_end" and "blockwise".
+        name: One of `PLANS`.
         stage_epochs: The number of epochs of each stage.
         num_levels: The number of the task's levels.
         num_blocks: The number of the backbone's blocks.
         partition: The blocks that learn in each stage, such as "1-3". By default, each of n stages learns
             num_blocks - n + 1 blocks and starts one block later than the last. For three stages, these are
             the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5. Blockwise parts do not overlap: B1-B3, B4, B5.
+            "continue" counts the blocks that learn.
         levels: The level of each stage, or one for all. By default, they rise in even steps from the easiest
             to the hardest. The paper has one partition and one choice of levels.
+        first_learning: For "continue": the first block that learns, such as "B3"; None for the first of all.
 
     Returns:
         The stages, in order.
@@ -118,13 +122,15 @@ def make_plan(
     num_stages = len(stage_epochs)
     if not stage_epochs or min(stage_epochs) < 1:
         raise ValueError(f"stage lengths {tuple(stage_epochs)}: give one or more, each of at least 1 epoch")
-    if not partition and num_stages > num_blocks:
+    first = _first_block(first_learning, num_blocks)
+    num_learning = num_blocks - first + 1
+    if not partition and num_stages > num_learning:
         raise ValueError(
-            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most "
-            f"{num_blocks}, or the --partition"
+            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_learning} blocks: give at most "
+            f"{num_learning} --epochs, or the --partition"
         )
-    overlapping = [f"{i + 1}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
-    parts = _parts(partition or overlapping, num_stages, num_blocks)
+    overlapping = [f"{i + first}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
+    parts = _parts(partition or overlapping, num_stages, first, num_blocks)
     if name == "blockwise":
         before = (0, *(last for _, last in parts))
         if partition and any(first <= last for (first, _), last in zip(parts, before, strict=False)):
@@ -179,7 +185,17 @@ def with_values(stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]) ->
     return tuple(stages)
 
 
-def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[tuple[int, int]]:
+def _first_block(name: str | None, num_blocks: int) -> int:
+    """Return the number of a block by its name, such as "B3"; 1 for None."""
+    match = re.fullmatch(r"B?(\d+)", name or "B1")
+    if match is None or not 1 <= int(match[1]) <= num_blocks:
+        raise ValueError(f"--first-learning {name}: give one of B1 to B{num_blocks}")
+    return int(match[1])
+
+
+def _parts(
+    partition: Sequence[str], num_stages: int, first_block: int, num_blocks: int
+) -> list[tuple[int, int]]:
     """Return the first and last block of each stage, or raise ValueError unless they rise without holes."""
     option = f"--partition {_words(partition)}"
     matches = [re.fullmatch(r"B?(\d+)(?:-B?(\d+))?", part) for part in partition]
@@ -189,16 +205,18 @@ def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[t
     if len(parts) != num_stages:
         raise ValueError(f"{option} has {len(parts)} parts for {num_stages} stage lengths: give one for each")
     for (first, last), part in zip(parts, partition, strict=True):
-        if not 1 <= first <= last <= num_blocks:
-            raise ValueError(f"{option}: {part} is no range of blocks within 1 to {num_blocks}")
+        if not first_block <= first <= last <= num_blocks:
+            raise ValueError(f"{option}: {part} is no range of blocks within {first_block} to {num_blocks}")
     for part_before, part_after in pairwise(parts):
         if not (part_before[0] < part_after[0] and part_before[1] < part_after[1]):
             raise ValueError(f"{option}: each stage must begin and end above the one before it")
-    holes = set(range(1, num_blocks + 1)).difference(*(range(first, last + 1) for first, last in parts))
+    holes = set(range(first_block, num_blocks + 1)).difference(
+        *(range(first, last + 1) for first, last in parts)
+    )
     if holes:
         raise ValueError(
-            f"{option} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in "
-            "a stage"
+            f"{option} has a hole: B{min(holes)} would never learn; let each of B{first_block} to "
+            f"B{num_blocks} be in a stage"
         )
     return parts
 

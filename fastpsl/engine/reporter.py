@@ -177,14 +177,16 @@ def _loss_words(summary: Mapping[str, Any]) -> str:
     return f"loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
 
 
+# What the network before the first step is called, by the name of its kNN accuracy in probe.jsonl.
+BEFORE = {"knn_untrained": "untrained", "knn_at_start": "at the start"}
+
+
 def knn_words(figures: Mapping[str, Any]) -> str:
-    """Return the monitor's accuracy beside that of the untrained network, if they are known."""
+    """Return the monitor's accuracy beside that before the first step, if they are known."""
     if figures.get("knn_accuracy") is None:
         return ""
-    untrained = figures.get("knn_untrained")
-    return f"kNN {percent(figures['knn_accuracy'])}" + (
-        f" (untrained {percent(untrained)})" if untrained is not None else ""
-    )
+    before = (f" ({BEFORE[n]} {percent(figures[n])})" for n in BEFORE if figures.get(n) is not None)
+    return f"kNN {percent(figures['knn_accuracy'])}" + "".join(before)
 
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter

@@ -180,6 +180,8 @@ def find_checkpoint(
         notes.append(
             "the weights of the module given now are not used: the run goes on with the checkpoint's"
         )
+    if (init := getattr(options, "init", None)) is not None:
+        notes.append(f"--init {init} is not read: the run goes on with the checkpoint's weights")
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
     pairs = {name: (value, machine.get(name)) for name, value in state["machine"].items()}

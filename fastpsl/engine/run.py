@@ -324,7 +324,8 @@ class Run:
         self.science |= {name: begun[name] for name in (INITIAL_WEIGHTS,) if name in begun}
 
     def _machine(self) -> dict[str, Any]:
-        names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}
+        names = set(self.options.as_dict()) - set(self.options.science())
+        names -= {"data", "val", "out", "resume", "init"}
         values = {name: self.options.as_dict()[name] for name in sorted(names)}
         return values | {"world_size": self.world.size, "device": self.world.device.type}
 

@@ -50,7 +50,10 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return
     batch = batch.first(NUM_IMAGES)
-    images = task.contact_sheet(batch.inputs(loader.views, torch.float32), batch)
+    # With the task's own mean and std, by which it makes images of its inputs.
+    own = task.views(stage.level)
+    views = [view.seen_by(its.input()) for view, its in zip(loader.views, own, strict=True)]
+    images = task.contact_sheet(batch.inputs(views, torch.float32), batch)
     if images is not None:
         texts = captions(batch, run.data.train.class_names, task.captions(batch))
         save_contact_sheet(images, run.folder / f"contact-sheet-G{stage.level}.png", texts)

@@ -13,6 +13,7 @@ from fastpsl.engine.task import Task
 from fastpsl.files.atomic import write_atomically
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe import require_given_classes
 
 FORMAT = 1
@@ -130,7 +131,10 @@ def write_val(
     """
     level = run.position.summaries[-1]["level"]
     views = {"train_view": task.views(level), "val_view": task.val_views(level)}
-    settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
+    input = Input.from_dict(checkpoint["input"])
+    settings = {
+        name: " and ".join(repr(spec.seen_by(input)) for spec in specs) for name, specs in views.items()
+    } | dict(constants)
     return write_run(
         run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint
     )

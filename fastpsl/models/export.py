@@ -444,6 +444,9 @@ def _record(pretrained: Pretrained, to: str) -> dict[str, Any]:
         **{name: record[name] for name in ("run_step", "science", "cut")},
         "left_out": [],
     }
+    if "path" in (origin := (record["science"] or {}).get("initial_weights") or {}):
+        origin = origin | {"path": without_folders(origin["path"])}
+        details["science"] = record["science"] | {"initial_weights": origin}
     if to == "torchvision" and record["backbone"] == "resnet18_cifar":
         details["model"] = (
             f"torchvision.models.resnet18() with conv1 = torch.nn.Conv2d({pretrained.input.num_channels}, "

@@ -11,10 +11,12 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.files.paths import WEIGHTS, require_existing
 from fastpsl.files.untrusted import check_zip
@@ -40,6 +42,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     require_existing(path, WEIGHTS)
     if path.suffix == ".safetensors":
         return dict(_read_safetensors(path)[0])
+    if path.suffix == ".pkl" and (arrays := _read_arrays(path)) is not None:
+        return arrays
     try:
         if zipfile.is_zipfile(path):
             check_zip(path, path.stat().st_size)
@@ -68,6 +72,32 @@ def read_weights(path: Path) -> dict[str, Any]:
     raise ValueError(
         f"{path} holds a {type(state).__name__}, not a dict of tensors: save a model's state_dict()"
     )
+
+
+class _Arrays(pickle.Unpickler):
+    """A reader of NumPy arrays and plain values, which are all that Detectron2's files of weights hold."""
+
+    _ALLOWED: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "numpy": ("ndarray", "dtype"),
+        "numpy.core.multiarray": ("_reconstruct", "scalar"),
+        "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    }
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self._ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def _read_arrays(path: Path) -> dict[str, Any] | None:
+    """Read a pickle of NumPy arrays, as Detectron2 writes its weights; None for any other file."""
+    try:
+        with open(path, "rb") as file:
+            model = _Arrays(file, encoding="latin1").load()["model"]
+        return {name: torch.from_numpy(np.array(array)) for name, array in model.items()}
+    except Exception:  # noqa: BLE001  (of pickle and NumPy; torch tells what is wrong)
+        return None
 
 
 def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
@@ -133,7 +163,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         ) from None
 
 
-_COUNT = ".num_batches_tracked"
+COUNT = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -167,6 +197,13 @@ def _rotnets(name: str) -> str | None:
     return f"features.{ROTNET[block] + int(layer)}.{part}" if block in ROTNET else None
 
 
+def _detectron2s(name: str) -> str:
+    """Return torchvision's name of a ResNet's tensor by Detectron2's: the inverse of `detectron2_name`."""
+    name = re.sub(r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}.", name.removeprefix("stem."))
+    name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+    return re.sub(r"\bconv(\d)\.norm\b", r"bn\1", name)
+
+
 def _timms(name: str) -> str:
     return name.replace("pre_logits.fc1.", "classifier.0.").replace("pre_logits.fc2.", "classifier.3.")
 
@@ -192,6 +229,8 @@ NAMINGS = (
     Naming("simsiam", "encoder.", only_with=r"predictor\."),
     Naming("simclr-pytorch", "encoder."),
     Naming("deepcluster", "", r"features\.module\.|top_layer\.", lambda name: name.replace(".module.", ".")),
+    # With another prefix they are a detector's, which often reads BGR and has its strides elsewhere.
+    Naming("detectron2", "", only_with=r"stem\.conv1\.norm\.", ours=_detectron2s),
     Naming("timm", "", only_with=r"pre_logits\.fc1\.", ours=_timms),
     Naming("torchvision", ""),
 )
@@ -212,6 +251,10 @@ HEADS = re.compile(
 )
 
 
+class MisfitError(ValueError):
+    """An error of tensors that are missing, left over or of another shape."""
+
+
 @dataclass(frozen=True)
 class RecognisedWeights:
     """The tensors of a backbone found in another project's file, under our names."""
@@ -219,12 +262,16 @@ class RecognisedWeights:
     kind: str  # the project
     tensors: dict[str, Tensor]
     left_out: list[str]  # patterns of tensors, such as "fc.*"
+    unknown: list[str]  # tensors that are neither of the backbone nor of a head
 
 
-def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> RecognisedWeights:
+def recognise(
+    path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor], partial: bool = False
+) -> RecognisedWeights:
     """Recognise the project that wrote a file, and extract the backbone's tensors.
 
-    It does not check that all tensors of the backbone are present.
+    With `partial`, it has a list of the tensors that are neither of the backbone nor of a head, and they are
+    no error. It does not check that all tensors of the backbone are present.
     """
     for _ in WRAPPERS:  # a dict may hold itself
         state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), state)
@@ -244,9 +291,9 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         and any(name.startswith(naming.prefix) for name in tensors)
     )
     backbone: dict[str, Tensor] = {}
-    if not any(name.endswith(_COUNT) for name in tensors):
+    if not any(name.endswith(COUNT) for name in tensors):
         # Files from before PyTorch 0.4.1 have no count of batches, and fastpsl does not use it.
-        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(_COUNT)}
+        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(COUNT)}
     rest = []
     for name, tensor in tensors.items():
         # A name of the backbone's own needs no translation: `--backbone timm/vgg16` has timm's.
@@ -261,15 +308,18 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         else:
             rest.append(name)
     unknown = [name for name in rest if not HEADS.match(name)]
-    if unknown and len(rest) < len(tensors):
-        raise ValueError(
+    if len(rest) == len(tensors):
+        unknown = []  # `fill` misses all tensors of the backbone
+    if unknown and not partial:
+        raise MisfitError(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
             f"backbone nor of a head ({first_three(unknown)}): give the --backbone that it holds"
         )
     if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))
         backbone[FIRST] = -backbone[FIRST]
-    return RecognisedWeights(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}))
+    rest = [name for name in rest if name not in unknown]
+    return RecognisedWeights(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}), unknown)
 
 
 def _tensors_of(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torchvision.ops import Permute
 from typing_extensions import override
 
 from fastpsl.models.convolutional import first_convolution
+from fastpsl.models.foreign_weights import first_three
 from fastpsl.models.names import TIMM
 from fastpsl.models.own_backbone import UNREADABLE, Wrapped, image_of, reason_of
 
@@ -223,6 +224,35 @@ def _timm(name: str) -> ModuleType:
             f'--backbone {name}: timm is not installed; pip install "fastpsl-vision[timm]"'
         ) from None
     return timm
+
+
+def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Download weights by timm, into its cache.
+
+    Args:
+        name: The name, such as timm/resnet50 or timm/resnet50.a1_in1k.
+
+    Returns:
+        The backbone's name, the tensors by timm's names, and timm's `pretrained_cfg`.
+
+    Raises:
+        ValueError: timm has no such weights, or they cannot be downloaded.
+    """
+    timm, backbone = _timm(name), name.partition(".")[0]
+    _check_name(timm, backbone)
+    model = name.removeprefix(TIMM)
+    known = timm.list_pretrained(f"{backbone.removeprefix(TIMM)}.*")
+    if not known or (model not in known and backbone != name):
+        theirs = f"it has {first_three(known)}" if known else "it has none of this model"
+        raise ValueError(f"--init {name}: timm {timm.__version__} has no such weights; {theirs}")
+    try:
+        network = timm.create_model(model, pretrained=True, num_classes=0)
+    except Exception as error:  # of the network, the server or the file, by several libraries
+        raise ValueError(
+            f"--init {name}: timm could not fetch it ({reason_of(error)}); look at the network, or give a "
+            "file"
+        ) from error
+    return backbone, network.state_dict(), network.pretrained_cfg
 
 
 def _made(timm: ModuleType, name: str, num_channels: int) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,10 +1,11 @@
 """Backbones with weights: from checkpoints, exported files and other projects' files, or random."""
 
+import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import (
+    COUNT,
+    MisfitError,
     first_three,
     read_weights,
     read_weights_sidecar,
@@ -54,9 +57,7 @@ class Pretrained:
     @override
     def __str__(self) -> str:
         record = self.record
-        input_text = (
-            f"{self.input.channels}, mean {_numbers(self.input.mean)}, std {_numbers(self.input.std)}"
-        )
+        input_text = words_of_input(self.input)
         if record["kind"] == "random":
             return f"{record['backbone']}, random weights; input {input_text}"
         text = f"{record['path']}: {record['backbone']} ({record['kind']}"
@@ -84,21 +85,7 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
         ValueError: The file is unreadable, lacks a tensor of the backbone, or holds another backbone or
             tensors that belong to no head. Or it names a Python file, and `backbone` does not.
     """
-    path = Path(path)
-    path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
-    try:
-        if isinstance(state.get("backbone"), dict) and "science" in state:
-            return _from_checkpoint(path, state, backbone, input)
-        record = read_weights_sidecar(path)
-        if record is not None:
-            return _from_export(path, state, record, backbone, input)
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{path} does not say what it holds ({' '.join(reason.split())[:200]}): make it again (a "
-            "recipe, fastpsl export), or give its tensors alone, with --backbone and the --input flags"
-        ) from error
-    return _from_other_project(path, state, backbone, input)
+    return open_weights(Path(path)).load(backbone, input)
 
 
 def recorded_input(path: Path) -> Input | None:
@@ -107,13 +94,178 @@ def recorded_input(path: Path) -> Input | None:
     It is None for other projects' files, and for those that `load_pretrained` refuses with a reason.
     """
     try:
-        path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
-        if isinstance(state.get("backbone"), dict) and "science" in state:
-            return _input(state["input"])
-        record = read_weights_sidecar(path)
-        return None if record is None else _input(record["input"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return open_weights(path).input
+    except ValueError:
         return None
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights that has been read, and what it records.
+
+    Attributes:
+        source: The file, or the name of the weights.
+        state: The tensors by name; of another project, what its file holds.
+        kind: "fastpsl" for a checkpoint, "export", "timm" for weights that timm publishes, and "" for another
+            project's file.
+        backbone: The recorded backbone, or None.
+        input: The recorded input, or None.
+        more: Further entries of `Pretrained.record`.
+        digest: The SHA-256 of weights that are no file of this machine.
+    """
+
+    source: Path | str
+    state: Mapping[str, Any]
+    kind: str
+    backbone: str | None = None
+    input: Input | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file, or of the tensors."""
+        return self.digest or sha256_of_file(Path(self.source))
+
+    def load(
+        self,
+        backbone: str | None,
+        input: Input | None,
+        network: Backbone | None = None,
+        *,
+        partial: bool = False,
+    ) -> Pretrained:
+        """Return a backbone with these weights, as `load_pretrained` describes it.
+
+        Args:
+            backbone: The backbone's name.
+            input: The input that the weights expect.
+            network: The backbone to fill; None for a new one.
+            partial: Whether to take the tensors that fit. The record lists the others as "not_taken".
+
+        Raises:
+            MisfitError: Not all tensors fit. The network may have some of them.
+        """
+        input = self._checked_input(input)
+        name = backbone if partial and network is not None else self._checked_name(backbone)
+        if name is None or input is None:
+            raise ValueError(
+                f"{self.source} is no checkpoint of fastpsl, so what it is must be told: give --backbone, "
+                "--input-channels, --input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 "
+                "0.406, 0.229 0.224 0.225)"
+            )
+        network = network or make_backbone(name, num_channels=input.num_channels)
+        with _telling(self.source, self.kind):
+            kind, left_out, not_taken = self._fill(network, name, partial)
+        record = _record(self.source, self.sha256, kind, name, input) | dict(self.more)
+        if left_out is not None:
+            record["left_out"] = left_out
+        if partial:
+            record["not_taken"] = not_taken
+        return Pretrained(network, input, record)
+
+    def _fill(self, network: Backbone, name: str, partial: bool) -> tuple[str, list[str] | None, list[str]]:
+        """Fill the network; return the kind, what was left out if it is no checkpoint, and what misfits."""
+        if self.kind == "fastpsl":
+            recipe = self.more["science"].get("recipe", "fastpsl")
+            said = f"{self.source}, a checkpoint of {recipe},"
+            return self.kind, None, fill(network, self.state, name, said, partial)
+        # `recognise` translates the names, because timm names VGG's tensors differently.
+        found = recognise(Path(self.source), self.state, network.state_dict(), partial)
+        said = (
+            f"{self.source}, exported by fastpsl,"
+            if self.kind == "export"
+            else f"{self.source}, read as {self.kind or found.kind}'s,"
+        )
+        not_taken = fill(network, found.tensors, name, said, partial) + found.unknown
+        if self.kind == "export":
+            return self.kind, None, not_taken
+        # timm and torchvision have the same names for a ResNet, but torchvision publishes no safetensors.
+        of_timm = found.kind == "torchvision" and (
+            str(self.source).endswith(".safetensors") or is_timm(name) or self.kind == "timm"
+        )
+        return "timm" if of_timm else found.kind, found.left_out, not_taken
+
+    def _checked_name(self, argument: str | None) -> str | None:
+        """Return the backbone's name.
+
+        A Python file is always that of the argument, because the path in a file may be a stranger's, or an
+        old one. So is a program's module. The names and shapes of their tensors are checked later.
+        """
+        path, name = self.source, self.backbone
+        if name is None and argument is None and self.kind:
+            raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
+        if name is not None and (is_own(name) or is_module(name)):
+            if argument is None or not (is_own(argument) or isinstance(argument, Given)):
+                raise module_not_given(path, name) if is_module(name) else not_given(path, name)
+            name = argument
+        if self.kind != "timm" and name is not None and argument is not None and name != argument:
+            raise ValueError(
+                f"{path} is a checkpoint of another backbone: {name}, not {argument}; leave out --backbone"
+            )
+        return argument or name
+
+    def _checked_input(self, argument: Input | None) -> Input | None:
+        """Return the recorded input, or else the argument, which must agree with it."""
+        if self.input is None or argument is None:
+            return self.input or argument
+        for name in ("channels", "mean", "std"):
+            expected, value = getattr(self.input, name), getattr(argument, name)
+            if value != expected:
+                raise ValueError(
+                    f"{self.source} was trained on input {name} {expected}, not {value}: leave out "
+                    f"--input-{name}, the checkpoint brings its own"
+                )
+        return self.input
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Read a checkpoint, a run's newest one, a file of `fastpsl export` or another project's file.
+
+    Raises:
+        ValueError: There is none, or it cannot be read.
+    """
+    path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
+    with _telling(path, "fastpsl"):
+        if isinstance(state.get("backbone"), dict) and "science" in state:
+            return _checkpoint(path, state)
+        record = read_weights_sidecar(path)
+        if record is None:
+            return WeightsFile(path, state, "")
+        more = {key: record.get(key) for key in ("run_step", "science", "cut")}
+        more["left_out"] = record.get("left_out", [])
+        return WeightsFile(path, state, "export", record["backbone"], _input(record["input"]), more)
+
+
+def _checkpoint(path: Path, state: dict[str, Any]) -> WeightsFile:
+    try:
+        json.dumps([state.get(key) for key in ("format", "science", "input", "position", "num_stages")])
+    except (ValueError, RecursionError) as error:  # an entry holds itself
+        raise TypeError(error) from None
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}; use "
+            "the version of fastpsl that wrote it"
+        )
+    science = state["science"]
+    name, input = science.get("backbone"), _input(state["input"])
+    more = {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut_short(state)}
+    return WeightsFile(path, state["backbone"], "fastpsl", name, input, more)
+
+
+@contextlib.contextmanager
+def _telling(path: Path | str, kind: str) -> Iterator[None]:
+    """Turn errors of a record that does not say what the file holds into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        if kind not in ("fastpsl", "export"):
+            raise
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} does not say what it holds ({' '.join(reason.split())[:200]}): make it again (a "
+            "recipe, fastpsl export), or give its tensors alone, with --backbone and the --input flags"
+        ) from error
 
 
 def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
@@ -162,60 +314,6 @@ def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _from_checkpoint(
-    path: Path, state: dict[str, Any], backbone: str | None, input: Input | None
-) -> Pretrained:
-    try:
-        json.dumps([state.get(key) for key in ("format", "science", "input", "position", "num_stages")])
-    except (ValueError, RecursionError) as error:  # an entry holds itself
-        raise TypeError(error) from None
-    if state.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}; use "
-            "the version of fastpsl that wrote it"
-        )
-    science = state["science"]
-    input_record = _input(state["input"])
-    name = _checked_name(path, science.get("backbone"), backbone, input_record, input)
-    network = make_backbone(name, num_channels=input_record.num_channels)
-    fill(network, state["backbone"], name, f"{path}, a checkpoint of {science.get('recipe', 'fastpsl')},")
-    record = _record(path, sha256_of_file(path), "fastpsl", name, input_record)
-    record |= {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut_short(state)}
-    return Pretrained(network, input_record, record)
-
-
-def _from_export(
-    path: Path, state: dict[str, Any], sidecar: dict[str, Any], backbone: str | None, input: Input | None
-) -> Pretrained:
-    input_record = _input(sidecar["input"])
-    name = _checked_name(path, sidecar["backbone"], backbone, input_record, input)
-    network = make_backbone(name, num_channels=input_record.num_channels)
-    # `recognise` translates the names, because timm names VGG's tensors differently.
-    fill(network, recognise(path, state, network.state_dict()).tensors, name, f"{path}, exported by fastpsl,")
-    record = _record(path, sha256_of_file(path), "export", name, input_record)
-    record |= {key: sidecar.get(key) for key in ("run_step", "science", "cut")}
-    record["left_out"] = sidecar.get("left_out", [])
-    return Pretrained(network, input_record, record)
-
-
-def _from_other_project(
-    path: Path, state: dict[str, Any], backbone: str | None, input: Input | None
-) -> Pretrained:
-    if backbone is None or input is None:
-        raise ValueError(
-            f"{path} is no checkpoint of fastpsl, so what it is must be told: give --backbone, "
-            "--input-channels, --input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 "
-            "0.406, 0.229 0.224 0.225)"
-        )
-    network = make_backbone(backbone, num_channels=input.num_channels)
-    recognised = recognise(path, state, network.state_dict())
-    fill(network, recognised.tensors, backbone, f"{path}, read as {recognised.kind}'s,")
-    # timm and torchvision have the same names for a ResNet, but torchvision publishes no safetensors.
-    of_timm = recognised.kind == "torchvision" and (path.suffix == ".safetensors" or is_timm(backbone))
-    record = _record(path, sha256_of_file(path), "timm" if of_timm else recognised.kind, backbone, input)
-    return Pretrained(network, input, record | {"left_out": recognised.left_out})
-
-
 def _input(record: Any) -> Input:
     """Parse an input record, and raise TypeError with one line if it is invalid."""
     try:
@@ -224,59 +322,38 @@ def _input(record: Any) -> Input:
         raise TypeError(error) from None
 
 
-def _checked_name(
-    path: Path, name: str | None, argument: str | None, file_input: Input, argument_input: Input | None
-) -> str:
-    """Return the backbone's name.
-
-    A Python file is always that of the argument, because the path in a file may be a stranger's, or an old
-    one. So is a program's module. The names and shapes of their tensors are checked later.
-    """
-    if name is None and argument is None:
-        raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
-    if name is not None and (is_own(name) or is_module(name)):
-        if argument is None or not (is_own(argument) or isinstance(argument, Given)):
-            raise module_not_given(path, name) if is_module(name) else not_given(path, name)
-        name = argument
-    if name is not None and argument is not None and name != argument:
-        raise ValueError(
-            f"{path} is a checkpoint of another backbone: {name}, not {argument}; leave out --backbone"
-        )
-    if argument_input is not None:
-        for field in ("channels", "mean", "std"):
-            expected, value = getattr(file_input, field), getattr(argument_input, field)
-            if value != expected:
-                raise ValueError(
-                    f"{path} was trained on input {field} {expected}, not {value}: leave out "
-                    f"--input-{field}, the checkpoint brings its own"
-                )
-    chosen = name if name is not None else argument
-    assert chosen is not None
-    return chosen
-
-
-def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str) -> None:
+def fill(
+    backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str, partial: bool = False
+) -> list[str]:
     """Load all tensors of a backbone's state dict, which must have exactly its names and shapes.
 
-    `source` is the subject of error messages, such as "FILE, exported by fastpsl,".
+    With `partial`, load those that fit. `source` is the subject of error messages, such as "FILE, exported by
+    fastpsl,".
+
+    Returns:
+        The names that are missing, of another shape or left over; none without `partial`.
     """
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in tensors]
-    if missing:
-        raise ValueError(
+    mismatches = [
+        key for key in wanted if key in tensors and tuple(tensors[key].shape) != tuple(wanted[key].shape)
+    ]
+    extra = [key for key in tensors if key not in wanted]
+    fitting = [key for key in wanted if key in tensors and key not in mismatches]
+    if missing and not partial:
+        raise MisfitError(
             f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({first_three(missing)}): "
             f"give the --backbone that it holds, or another file"
         )
-    mismatches = [key for key in wanted if tuple(tensors[key].shape) != tuple(wanted[key].shape)]
-    if mismatches:
-        raise ValueError(
-            f"{source} has {mismatches[0]} of shape {tuple(tensors[mismatches[0]].shape)}, and {name} "
-            f"needs {tuple(wanted[mismatches[0]].shape)} ({len(mismatches)} differ): give the --backbone "
-            "and --input-channels that it holds"
+    if mismatches and not partial:
+        shapes = [f"{key} {tuple(tensors[key].shape)} for {tuple(wanted[key].shape)}" for key in mismatches]
+        raise MisfitError(
+            f"{source} has {number_of(len(mismatches), 'tensor')} of other shapes than {name} "
+            f"({first_three(shapes)}): give the --backbone and --input-channels that it holds"
         )
     unfit = [
         key
-        for key in wanted
+        for key in fitting
         if (tensor := tensors[key]).layout != torch.strided
         or (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
     ]
@@ -285,13 +362,15 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
             f"{source} has {unfit[0]} as a sparse, quantized, complex or meta tensor: save it as a dense "
             "tensor of real numbers"
         )
-    extra = [key for key in tensors if key not in wanted]
-    if extra:
-        raise ValueError(
+    if extra and not partial:
+        raise MisfitError(
             f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the "
             "--backbone that it holds"
         )
-    backbone.float().load_state_dict(dict(tensors))  # whatever torch's default dtype made it
+    if all(key.endswith(COUNT) for key in fitting):
+        raise ValueError(f"{source} has no tensor that fits {name}: give weights of such a network")
+    backbone.float().load_state_dict({**wanted, **{key: tensors[key] for key in fitting}})
+    return missing + mismatches + extra
 
 
 def was_cut_short(state: Mapping[str, Any]) -> bool:
@@ -301,11 +380,13 @@ def was_cut_short(state: Mapping[str, Any]) -> bool:
     return short or len(summaries) < state["num_stages"]
 
 
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
+def words_of_input(input: Input) -> str:
+    """Return the channels of an input and their statistics, for people."""
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (input.mean, input.std))
+    return f"{input.channels}, mean {mean}, std {std}"
 
 
-def _record(path: Path | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
+def _record(path: Path | str | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
     return {
         "path": None if path is None else str(path), "sha256": sha256, "kind": kind,
         "backbone": str(backbone), "input": input.as_dict(), "run_step": None, "science": None,

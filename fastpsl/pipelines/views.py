@@ -321,6 +321,12 @@ class ViewSpec:
         channels = next(filter(None, reversed(names)), "RGB")
         return Input(channels, self.mean, self.std, self.crop.size_px)
 
+    def seen_by(self, input: Input) -> "ViewSpec":
+        """Return the view with the mean and std of a network's input, if it shows the same channels."""
+        return (
+            replace(self, mean=input.mean, std=input.std) if self.input().channels == input.channels else self
+        )
+
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""
         return self.input().as_dict()

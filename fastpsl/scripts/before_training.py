@@ -9,18 +9,18 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastpsl.console.progress import clock, operation
 from fastpsl.console.words import gibibytes, number_of
 from fastpsl.engine.distributed import join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
-from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
+from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.options import PretrainOptions, TrainingOptions, flag, share_of
 from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.views import Crop
+from fastpsl.scripts.beginning import begun, data_of
 from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, why_none_held_back
 from fastpsl.scripts.recipe import Recipe
 
@@ -167,10 +167,9 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
     Nothing is written. Passes over the data between epochs, which some tasks make, are not measured.
     """
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    torch.manual_seed(torch_seed(options.seed))
-    experiment = recipe.build(options)
-    with contextlib.closing(experiment.open_data(options, world)) as data:
-        lines = [*lines_before(experiment, data)]
+    experiment, _, lines = begun(recipe, options, world)
+    with contextlib.closing(data_of(experiment, options, world)) as data:
+        lines += lines_before(experiment, data)
         place_backbone(experiment, options, world)
         total_s = 0.0
         for number, num_planned in enumerate(stage_steps(experiment, data)):

@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
-from fastpsl.engine.options import PerStage, PretrainOptions, TrainingOptions, names_val, per_stage, share_of
+from fastpsl.engine.options import (
+    PerStage,
+    PretrainOptions,
+    RunOptions,
+    TrainingOptions,
+    names_val,
+    per_stage,
+    share_of,
+)
 from fastpsl.files.remote.address import is_remote
+from fastpsl.models.names import is_module, is_own
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.datasets.open import Glance
@@ -96,6 +105,22 @@ def preset_values(
         small = small_values(paper, at_most, num, batch_size, scales_rate=scales_rate)
         return {**small, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
+
+
+def backbone_of_init(options: RunOptions, recipe: str) -> dict[str, str]:
+    """Return the backbone that the weights of --init record, as a default; {} if they record none.
+
+    A run that goes on does not read them and has its own.
+    """
+    if not isinstance(options, PretrainOptions) or options.init is None or not hasattr(options, "backbone"):
+        return {}
+    if options.goes_on():
+        name = _earlier_options(options, recipe).get("backbone")
+        return {} if name is None or is_own(name) or is_module(name) else {"backbone": name}
+    from fastpsl.models.initial_weights import recorded_backbone  # imports torch, which --help does without
+
+    name = recorded_backbone(options.init)
+    return {} if name is None else {"backbone": name}
 
 
 def why_none_held_back(options: TrainingOptions) -> str:

@@ -26,9 +26,10 @@ from fastpsl.engine.options import (
     plain_value,
 )
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
-from fastpsl.models.names import is_own, not_given
+from fastpsl.files.remote.address import is_remote
+from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.scripts.command_line import HELP, options_of, parse
-from fastpsl.scripts.presets import preset_values
+from fastpsl.scripts.presets import backbone_of_init, preset_values
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -36,19 +37,12 @@ if TYPE_CHECKING:
 
 def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict[str, Any]:
     """Return the values of a run's config.json, but for --out, --resume and --config."""
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
-    try:
-        config = json.loads(path.read_text())
-        given, science = dict(config["options"]), config["science"]
-        made_by, has_own_weights = science["recipe"], INITIAL_WEIGHTS in science
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
+    given, science = _read_config(path)
+    made_by, origin = science["recipe"], science.get(INITIAL_WEIGHTS)
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
     kinds = {field.name: str(field.type) for field in fields(options)}
-    if has_own_weights:
+    if origin and "path" not in origin:
         warnings.warn(
             f"--config {path}: its run began from the weights of a module; only the module as backbone=, in "
             "Python, begins so again",
@@ -63,12 +57,33 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
             return tuple(value)
         return Path(value) if isinstance(value, str) and "Path" in kind else value
 
+    if origin and "path" in origin:
+        given["init"] = origin["path"]  # a resume may have been given another, which was not read
     names = given.keys() - {"out", "resume", "config"}
     return {name: typed(given[name], kinds[name]) for name in names}
 
 
+def origin_of_config(path: Path) -> dict[str, Any]:
+    """Return the record of the weights that a run began with, by its config.json; {} if they were random."""
+    return _read_config(path)[1].get(INITIAL_WEIGHTS) or {}
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options and the science of a run, by its folder or config.json."""
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
+    try:
+        config = json.loads(path.read_text())
+        options, science = dict(config["options"]), dict(config["science"])
+        science["recipe"]
+        return options, science
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
+
+
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val and a run name what they may, and that --out can be made."""
+    """Check that --data, --val, --init and a run name what they may, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val if names_val(options) else None):
@@ -79,6 +94,9 @@ def require_paths(options: RunOptions) -> None:
     checkpoint: Path | None = getattr(options, "checkpoint", None)
     if checkpoint is not None:
         require_existing(checkpoint, WEIGHTS)
+    init: str | None = getattr(options, "init", None)
+    if init is not None and not (is_timm(init) or is_remote(init) or options.goes_on()):
+        require_existing(Path(init), WEIGHTS)
     if options.out is not None:
         require_folder(options.out)
 
@@ -160,8 +178,11 @@ class Script(Generic[Options]):
             return options
 
         first = parsed(self.paper)
+        begun = backbone_of_init(first, self.name)
+        if begun:
+            first = parsed({**self.paper, **begun})
         paper = self.usual(first)
-        values = {**paper, **self.defaults(first, paper)}
+        values = {**paper, **self.defaults(first, paper), **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions) and options.preset == "auto":
             options = replace(options, preset=values["preset"])

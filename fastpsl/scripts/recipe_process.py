@@ -11,8 +11,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NoReturn
 
-import torch
-
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import (
     EXIT_CRASHED,
@@ -24,22 +22,19 @@ from fastpsl.console.terminal import (
     same_place,
 )
 from fastpsl.console.words import worded
-from fastpsl.engine.distributed import World, join_world, leave_world, take_tensors_of_rank_0, wait_for_all
-from fastpsl.engine.gpu import torch_seed
+from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.online_probe import why_no_knn
-from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
 from fastpsl.engine.reporter import result_words, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.atomic import output_errors, write_atomically
-from fastpsl.models.backbone import Backbone
-from fastpsl.models.given import Given, module_record
 from fastpsl.models.names import BACKBONES, TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS
-from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import dry_run, lines_before
+from fastpsl.scripts.beginning import begun, data_of, seeing
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
 
 
@@ -131,19 +126,15 @@ def train(
     if options.dry_run:
         raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    torch.manual_seed(torch_seed(options.seed))  # initial weights
-    with operation("building the network"):
-        experiment = recipe.build(options)
-    origin = _origin(options, experiment.backbone, world)
-    data = experiment.open_data(options, world)
+    experiment, origin, lines = begun(recipe, options, world)
+    data = data_of(experiment, options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
     run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed)
     opened.append(run)
+    experiment = seeing(experiment, run.science.get(INITIAL_WEIGHTS))
     if world.rank == 0 and not run.resumed:
-        if origin:
-            run.reporter.log("the backbone begins from the weights of the module that was given")
-        for line in lines_before(experiment, run.data):
+        for line in (*lines, *lines_before(experiment, run.data)):
             run.reporter.log(line)
         run.reporter.log(
             f"all values, and where they differ from the {recipe.source}'s: {run.folder / 'config.json'}"
@@ -151,10 +142,10 @@ def train(
     finished = pretrain(experiment, run)
     if world.rank == 0:
         _print_results(run, finished)
-        lines = experiment.finish(run) if finished else ()
+        results = experiment.finish(run) if finished else ()
         if finished:
             run.write_status("finished", "")
-        for line in lines:
+        for line in results:
             print(line)
         if finished and isinstance(options, PretrainOptions):
             print(worded(f"done: {result_words(run.position.summaries[-1])}"))
@@ -162,15 +153,6 @@ def train(
     if not finished:
         wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished
-
-
-def _origin(options: TrainingOptions, backbone: Backbone, world: World) -> dict[str, str]:
-    """Return the record of a module that a program gave as the backbone; all ranks take rank 0's weights."""
-    name = getattr(options, "backbone", None)
-    if not isinstance(options, PretrainOptions) or not isinstance(name, Given):
-        return {}
-    take_tensors_of_rank_0(backbone.state_dict().values(), world)
-    return module_record(name) | {INITIAL_WEIGHTS: sha256_of_tensors(backbone.state_dict())}
 
 
 def _print_results(run: Run, finished: bool) -> None:

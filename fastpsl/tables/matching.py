@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.options import PretrainOptions, flag
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, flag
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.presets import SMALL_BELOW
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
@@ -32,6 +32,8 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
     reasons = differences("pre-trained", science, wanted)
     if "labels" in science:
         reasons.append("pre-trained on labels of a file")
+    if INITIAL_WEIGHTS in science:
+        reasons.append("pre-trained from weights that were given")
     reasons += _label_differences(science, weights, scale)
     if weights.base is None:
         return [*reasons, "fine-tuned"] if "fine_tune" in science else reasons

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastpsl.engine import online_probe as online
 from fastpsl.engine import trainer
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.online_probe import Features, OnlineProbe, figures, is_probed, probe_line
+from fastpsl.engine.online_probe import Features, OnlineProbe, figures, is_probed, look_view, probe_line
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
@@ -158,7 +158,7 @@ def test_the_numbers_are_those_of_the_blocks_as_it_is_saved(whole: Path) -> None
     parts = []
     for data in (run.data.train, run.data.val):
         assert data is not None
-        view, rows = monitor_of(run)._view(STAGE), []
+        view, rows = look_view(monitor_of(run).experiment, STAGE), []
         loader = Loader(data, [view], batch_size_per_rank=1, train=False, num_threads=1)
         with loader, torch.no_grad():
             for batch in loader.epoch(0):
@@ -193,13 +193,13 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     run, looking = probed_run(tmp_path), []
-    features = OnlineProbe._features
+    features = online.features_of
 
-    def note(monitor: OnlineProbe, *arguments: Any) -> Any:
+    def note(*arguments: Any) -> Any:
         looking.append(run.position.run_step)
-        return features(monitor, *arguments)
+        return features(*arguments)
 
-    monkeypatch.setattr(OnlineProbe, "_features", note)
+    monkeypatch.setattr(online, "features_of", note)
     stop_at(run, lambda: step in looking)
     assert not pretrain(tiny_experiment(), run)
     run.close()
@@ -310,7 +310,7 @@ def by_hand(run: Run, batch_size: int, num_batches: int) -> list[dict[str, Any]]
     monitor, norms = monitor_of(run), []
     shuffled, net = monitor.in_random_order(), tiny_experiment().backbone
     assert sorted(shuffled.indices) == list(range(480)) != shuffled.indices.tolist()
-    loader = partial(Loader, views=[monitor._view(STAGE)], train=False, num_threads=1)
+    loader = partial(Loader, views=[look_view(monitor.experiment, STAGE)], train=False, num_threads=1)
     with torch.no_grad(), loader(shuffled, views=[VIEW()], batch_size_per_rank=batch_size) as batches:
         for batch in islice(batches.epoch(0), num_batches):
             (images,), sums = batch.inputs(batches.views, torch.float32), list[Tensor]()
@@ -418,13 +418,13 @@ def test_each_stage_is_looked_at_through_its_own_input(
     stages = tuple(Stage(f"S{i}", i, 1, i + 2, 1) for i in (1, 2, 3))
     views = [VIEW(), ViewSpec(RandomResizedCrop(32), (Sobel(1.0),)), VIEW()]
     task: Any = SimpleNamespace(views=lambda level: [views[level - 1]], num_levels=3)
-    inputs = OnlineProbe._inputs
+    inputs = online._inputs
 
-    def note(monitor: OnlineProbe, what: str, data: Any, views: Any, batch_size: int) -> Any:
+    def note(what: str, data: Any, part: Any, views: Any, *more: Any) -> Any:
         seen.append(f"{what.split(':')[0]} {views[0].input().channels}")
-        return inputs(monitor, what, data, views, batch_size)
+        return inputs(what, data, part, views, *more)
 
-    monkeypatch.setattr(OnlineProbe, "_inputs", note)
+    monkeypatch.setattr(online, "_inputs", note)
     with closing(probed_run(tmp_path)) as run:
 
         def looked(net: Any, *stages: Stage) -> list[dict[str, Any]]:

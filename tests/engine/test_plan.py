@@ -40,9 +40,26 @@ def test_partitions_and_levels_are_free() -> None:
     assert rows("end_to_end", (5, 6, 7), levels=(1, 3, 2)) == [("E", 3, 1, 5, 18)]  # the hardest
 
 
+def test_a_plan_goes_on_from_a_block() -> None:
+    third: dict[str, Any] = {"first_learning": "B3"}
+    assert rows("continue", **third) == [("S1", 1, 3, 3, 60), ("S2", 2, 4, 4, 70), ("S3", 3, 5, 5, 80)]
+    assert rows("continue", (5, 6), **third) == [("S1", 1, 3, 4, 5), ("S2", 3, 4, 5, 6)]
+    assert rows("continue", (5,), first_learning="5") == [("S1", 3, 5, 5, 5)]
+    assert rows("continue", (5,), num_blocks=4, **third) == [("S1", 3, 3, 4, 5)]
+    given = rows("continue", (5, 6), partition=("3-5", "4-6"), levels=(2,), num_blocks=6, **third)
+    assert given == [("S1", 2, 3, 5, 5), ("S2", 2, 4, 6, 6)]
+    assert rows("continue") == rows("psl")
+
+
 @pytest.mark.parametrize(
     ("name", "epochs", "settings", "message"),
     [
+        ("continue", (1,), {"first_learning": "B6"}, "give one of B1 to B5"),
+        ("continue", (1,), {"first_learning": "B0"}, "give one of B1 to B5"),
+        ("continue", (1,), {"first_learning": "layer3"}, "give one of B1 to B5"),
+        ("continue", (1, 1), {"first_learning": "B5"}, "for 1 blocks: give at most 1"),
+        ("continue", (1,), {"first_learning": "B3", "partition": ("2-5",)}, "within 3 to 5"),
+        ("continue", (1,), {"first_learning": "B3", "partition": ("4-5",)}, "B3 would never learn"),
         ("psi", (1, 1, 1), {}, "allowed are psl"),
         ("psl", (), {}, "one or more"),
         ("psl", (1, 0, 1), {}, "at least 1 epoch"),

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.online_probe import OnlineProbe
+from fastpsl.engine.online_probe import look_view
 from fastpsl.engine.optim.schedules import Moment, cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
@@ -151,13 +151,10 @@ def test_another_stage_s_crops_have_other_scales_of_the_same_places(tmp_path: Pa
     assert experiment.views(experiment.stages[0]) == experiment.task.views(1)
 
 
-def test_all_stages_are_looked_at_in_the_last_one_s_size(tmp_path: Path) -> None:
+def test_all_stages_are_looked_at_in_the_last_one_s_size() -> None:
     experiment = experiment_of(SimCLR(8, size_px=32, temperature=0.1, embedding_width=4), staged())
-    with closing(tiny_run(tmp_path, batch_size=BATCHES)) as run:
-        blocks = StageBlocks(experiment.backbone, experiment.stages[0])
-        probe = OnlineProbe(run, experiment, experiment.stages[0], blocks, True)
-        views = {probe._view(stage).crop.size_px for stage in experiment.stages}
-        assert views == {SIZES[-1]}
+    views = {look_view(experiment, stage).crop.size_px for stage in experiment.stages}
+    assert views == {SIZES[-1]}
     assert experiment.input_record(experiment.stages[0])["size_px"] == SIZES[0]
 
 

@@ -6,7 +6,6 @@ One pair of processes does all the work.
 import json
 import os
 import socket
-from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine import online_probe
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.online_probe import OnlineProbe, figures
+from fastpsl.engine.online_probe import features_of, figures, look_view
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
@@ -118,9 +118,8 @@ def monitor(folder: Path, world: World) -> None:
             assert pretrain(experiment, run)
     with opened("stopped", 1) as (experiment, run):
         looks: list[Any] = []
-        features_of_data: Callable[..., Any] = OnlineProbe._features
         note = lambda: looks.append(run.position.run_step)  # 0: of the untrained network
-        OnlineProbe._features = lambda *arguments: note() or features_of_data(*arguments)  # type: ignore
+        online_probe.features_of = lambda *arguments: note() or features_of(*arguments)  # type: ignore
         stop_at(run, lambda: world.rank == 1 and any(looks))
         run.stop_signal.ask_every_s = 0.0
         assert not pretrain(experiment, run)
@@ -181,7 +180,10 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     alone = monitor_of(run)
     pooled = lambda images: [torch.nn.Sequential(*net.blocks())(images).mean((2, 3))]
     with torch.no_grad(), undisturbed(net, run.world):
-        (train,), (val,) = (alone._features(data, alone._view(STAGE), pooled) for data in alone._parts())
+        view = look_view(alone.experiment, STAGE)
+        (train,), (val,) = (
+            features_of(run.data, part, view, pooled, lambda: False) for part in alone._parts()
+        )
     run.close()
     expected = figures(train, val)
     assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}

@@ -119,6 +119,11 @@ def test_resnets_in_all_three(tmp_path: Path, timm: Any, name: str, num_convs: i
     assert_same_features(network, reference)
     export(tmp_path, "detectron2", tmp_path / "r.pkl")
     assert_detectron2s(tmp_path / "r.pkl", network, num_convs, units=(3, 4, 6, 3))
+    (tmp_path / "r.pkl").with_name("theirs.pkl").write_bytes((tmp_path / "r.pkl").read_bytes())
+    read = load_pretrained(tmp_path / "r.pkl"), load_pretrained(tmp_path / "theirs.pkl", name, Input())
+    assert [each.record["kind"] for each in read] == ["export", "detectron2"]
+    for key, tensor in network.state_dict().items():
+        assert all(torch.equal(each.backbone.state_dict()[key], tensor) for each in read), key
     record = json.loads((tmp_path / "r.pkl.json").read_text())["detectron2"]
     depth = int(name.removeprefix("resnet"))
     assert (record["MODEL.RESNETS.DEPTH"], record["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (depth, res2)

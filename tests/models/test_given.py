@@ -20,8 +20,8 @@ from fastpsl.models.given import given
 from fastpsl.models.own_backbone import Wrapped
 from fastpsl.models.weights import load_pretrained, random_weights, sha256_of_tensors
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.beginning import _of_module
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.scripts.recipe_process import _origin
 from tests.programs import digests, newest_checkpoint
 from tests.threaded_world import results_of_threads
 
@@ -175,7 +175,7 @@ def test_a_training_begins_from_the_weights_and_resumes_exactly(
     assert sha256_of_tensors(net.state_dict()) == sha256_of_tensors(before.state_dict())
     config = json.loads((run.folder / "config.json").read_text())
     assert run.backbone == config["options"]["backbone"] == NET
-    assert config["science"]["initial_weights"] == sha256_of_tensors(net.state_dict())
+    assert config["science"]["initial_weights"]["sha256"] == sha256_of_tensors(net.state_dict())
     assert config["science"]["module"].startswith(f"{__name__}.Net, 6 tensors, shapes ")
     whole, early = newest_checkpoint(run.folder), run.folder / "checkpoints" / "step-00000002.pt"
 
@@ -206,7 +206,7 @@ def test_a_run_of_a_model_of_timm_is_read_by_its_name(tmp_path: Path) -> None:
     run = pretrain(tmp_path / "run", model, max_steps_per_stage=1)
     science = newest_checkpoint(run.folder)["science"]
     assert science["backbone"] == "timm/resnet10t" and "module" not in science
-    assert science["initial_weights"] != ""
+    assert science["initial_weights"]["kind"] == "module"
     pretrained = load_pretrained(run.folder)
     assert pretrained.record["backbone"] == "timm/resnet10t"
     by_name = pretrain(tmp_path / "run", "timm/resnet10t", max_steps_per_stage=1)  # nothing is left to train
@@ -219,13 +219,14 @@ def test_all_ranks_begin_from_the_weights_of_rank_0() -> None:
     nets = [Net(), Net()]
     script: Any = find_recipe("simclr_r50")
 
-    def begun(rank: int, num_ranks: int) -> tuple[dict[str, str], str]:
+    def begun(rank: int, num_ranks: int) -> tuple[dict[str, Any], str]:
         options = script.from_values({"backbone": nets[rank]}, lambda line: None)
         backbone = make_backbone(options.backbone).to(memory_format=torch.channels_last)
-        origin = _origin(options, backbone, World(rank, num_ranks, rank, num_ranks, torch.device("cpu")))
+        world = World(rank, num_ranks, rank, num_ranks, torch.device("cpu"))
+        origin, _ = _of_module(backbone, options.backbone, {}, world)
         return origin, sha256_of_tensors(backbone.state_dict())
 
     results = results_of_threads(begun, 2)
     weights = sha256_of_tensors(nets[0].state_dict())
-    assert [origin["initial_weights"] for origin, _ in results] == [weights] * 2
+    assert [origin["initial_weights"]["sha256"] for origin, _ in results] == [weights] * 2
     assert [digest for _, digest in results] == [weights] * 2

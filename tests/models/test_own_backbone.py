@@ -179,7 +179,7 @@ def test_weights_of_a_file_that_has_moved(here: Path) -> None:
     status = (here / "other.py").stat()
     (here / "other.py").write_text(SOUND.replace("(4, 6, 8)", "(4, 6, 9)").replace("(6, 8", "(6, 9"))
     os.utime(here / "other.py", ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(ValueError, match=r"has last.weight of shape \(8, 6, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"of other shapes than .* \(last.weight \(8, 6, 3, 3\)"):
         load_pretrained(here / "out", "other.py:Net")
 
 

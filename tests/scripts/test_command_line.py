@@ -190,7 +190,11 @@ def test_options_without_effect_are_not_listed(
 
 def test_usages_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     options, text = shown("jigsaw_r50"), help_of("jigsaw_r50", capsys)
-    usages = {"counts": "--counts N ...", "plan": "--plan psl|sl|psl_f|end_to_end", "wandb": "--wandb"}
+    usages = {
+        "counts": "--counts N ...",
+        "plan": "--plan psl|sl|psl_f|end_to_end|continue",
+        "wandb": "--wandb",
+    }
     usages |= {"tensorboard": "--[no-]tensorboard", "workers": "--workers N", "data": "--data NAME"}
     assert {name: options[name].usage for name in usages} == usages
     assert options["val"].text.startswith("Validation images")

@@ -55,7 +55,7 @@ def leave_a_stopped_run(rank: int, folder: Path) -> None:
 
     steps: Any = recipe_process
     steps.join_world = lambda *_, **__: World(rank, 2, rank, 2, torch.device("cpu"))
-    steps.Run = lambda *_, **__: SimpleNamespace(resumed=True)
+    steps.Run = lambda *_, **__: SimpleNamespace(resumed=True, science={})
     steps.pretrain = lambda *_: False
     steps._print_results = write
     experiment = SimpleNamespace(open_data=lambda *_: None, science={}, backbone=None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from typing_extensions import override
 from tyro.conf import arg
 
 from fastpsl.engine.options import MACHINE, PerStage, PretrainOptions, SGDOptions
@@ -61,6 +62,14 @@ class UICOptions(SGDOptions):
     ] = field(default=None, metadata=MACHINE)
     pseudo_labels: Path | None = field(default=None, metadata=MACHINE)
     """Learn from the labels in this file, and make none, also with --fine-tune (labels.npz of a run)."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fine_tune is not None and self.init is not None:
+            raise ValueError(
+                f"--init {self.init} with --fine-tune, whose run brings its weights: leave one of them out"
+            )
 
 
 def fine_tuning(options: UICOptions) -> Mapping[str, Any]:

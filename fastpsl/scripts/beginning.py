@@ -1,0 +1,91 @@
+"""The experiment of a recipe with the weights that it begins with."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fastpsl.console.progress import operation
+from fastpsl.engine.distributed import World, take_tensors_of_rank_0
+from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.gpu import torch_seed
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
+from fastpsl.engine.run import RunData
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.given import Given, module_record
+from fastpsl.models.initial_weights import begin_with, lines_of
+from fastpsl.models.weights import sha256_of_tensors
+from fastpsl.pipelines.views import Input
+from fastpsl.scripts.recipe import Recipe, origin_of_config
+
+
+def begun(
+    recipe: Recipe[Any], options: TrainingOptions, world: World
+) -> tuple[Experiment, dict[str, Any], list[str]]:
+    """Return the experiment, the part of its science that tells its first weights, and lines about these.
+
+    A run that goes on has its weights in the checkpoint, so --init is not read.
+    """
+    given = isinstance(getattr(options, "backbone", None), Given)
+    plan, init = getattr(options, "plan", ""), getattr(options, "init", None)
+    if plan == "continue" and not (init or options.goes_on() or given):
+        raise ValueError(
+            "--plan continue without --init: no block has weights that could stay; give --init WEIGHTS"
+        )
+    torch.manual_seed(torch_seed(options.seed))  # initial weights
+    with operation("building the network"):
+        experiment = recipe.build(options)
+    if not isinstance(options, PretrainOptions):
+        return experiment, {}, []
+    name = getattr(options, "backbone", experiment.backbone.name)
+    science = module_record(name) if isinstance(name, Given) else {}
+    if options.init is None or options.goes_on():
+        return experiment, *_of_module(experiment.backbone, name, science, world)
+    input = Input.from_dict(experiment.task.input_record(experiment.stages[0].level))
+    with operation(f"{options.init}: reading it"):
+        origin = begin_with(options.init, experiment.backbone, name, input, partial=options.init_partial)
+    take_tensors_of_rank_0(experiment.backbone.state_dict().values(), world)
+    lines = lines_of(origin)
+    before = origin_of_config(options.config) if options.config else {}
+    if before.get("path") == origin["path"] and before["sha256"] != origin["sha256"]:
+        lines.append(
+            f"warning: {options.init} is not what --config {options.config} began with: its sha256 was "
+            f"{before['sha256'][:8]}…"
+        )
+    return seeing(experiment, origin), science | {INITIAL_WEIGHTS: origin}, lines
+
+
+def data_of(experiment: Experiment, options: TrainingOptions, world: World) -> RunData:
+    """Open the data, and check that a plan that goes on from weights says where.
+
+    Raises:
+        ValueError: The data cannot be opened or does not fit, or --first-learning is missing.
+    """
+    data = experiment.open_data(options, world)
+    is_open = getattr(options, "plan", "") == "continue" and getattr(options, "first_learning", None) is None
+    if is_open and not options.goes_on():
+        from fastpsl.engine.first_learning import propose_first_learning
+
+        with contextlib.closing(data):
+            propose_first_learning(experiment, data)
+    return data
+
+
+def seeing(experiment: Experiment, origin: dict[str, Any] | None) -> Experiment:
+    """Return the experiment whose views have the statistics of its first weights, if these are known."""
+    if origin is None or "input" not in origin:
+        return experiment
+    return replace(experiment, input=Input.from_dict(origin["input"]))
+
+
+def _of_module(
+    backbone: Backbone, name: str, science: dict[str, Any], world: World
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the record of a module that a program gave as the backbone; all ranks take rank 0's weights."""
+    if not isinstance(name, Given):
+        return {}, []
+    take_tensors_of_rank_0(backbone.state_dict().values(), world)
+    origin = {"kind": "module", "sha256": sha256_of_tensors(backbone.state_dict())}
+    line = "the backbone begins from the weights of the module that was given"
+    return science | {INITIAL_WEIGHTS: origin}, [line]

@@ -1,0 +1,357 @@
+"""A training that begins with weights: --init and --plan continue."""
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import fastpsl
+from fastpsl import cli
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.first_learning import knn_of_blocks
+from fastpsl.engine.online_probe import TEMPERATURE, K, look_images
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.models.initial_weights import open_initial
+from fastpsl.models.weights import sha256_of_tensors
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import center_view
+from fastpsl.scripts.beginning import begun, data_of
+from fastpsl.scripts.recipe_files import find_recipe
+from tests.engine.tiny import one_process
+from tests.files.test_remote_http import serving
+from tests.programs import digests, newest_checkpoint
+from tests.threaded_world import results_of_threads
+
+RECIPE: Any = find_recipe("simclr_r50")
+VALUES = {
+    "data": sample_paths().train_32, "size_px": 32, "batch_size": 16, "workers": 1, "tensorboard": False,
+    "warmup_epochs": 0, "max_steps_per_stage": 2, "checkpoint_steps": 1,
+}  # fmt: skip
+
+
+def pretrain(out: Path, recipe: str = "simclr", **options: Any) -> fastpsl.Trained:
+    return fastpsl.pretrain(recipe, out=out, **{**VALUES, **options})
+
+
+def start(world: World | None = None, **values: Any) -> tuple[Experiment, dict[str, Any], list[str]]:
+    options = RECIPE.from_values({**VALUES, **values}, lambda line: None)
+    return begun(RECIPE, options, world or one_process())
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a ResNet-34 (the recipe has a ResNet-50), whose BatchNorms have seen images."""
+    return pretrain(tmp_path_factory.mktemp("source") / "run", backbone="resnet34", epochs=1).folder
+
+
+@pytest.fixture(scope="module")
+def weights(source: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = newest_checkpoint(source)["backbone"]
+    return tensors
+
+
+def same(one: Any, other: Any, names: Sequence[str] | None = None) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in names or other)
+
+
+def other_input(source: Path, path: Path, **values: Any) -> Path:
+    """Write a checkpoint of the run whose network was shown other images."""
+    state = newest_checkpoint(source)
+    torch.save(state | {"input": state["input"] | values}, path)
+    return path
+
+
+def test_a_run_begins_with_the_tensors_and_statistics_of_its_source(
+    source: Path, weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean, std = (0.25, 0.5, 0.75), (0.5, 0.25, 0.125)
+    file = other_input(source, tmp_path / "other.pt", mean=list(mean), std=list(std))
+    experiment, origin, (line,) = start(init=file)
+    assert experiment.backbone.name == "resnet34" and same(experiment.backbone.state_dict(), weights)
+    views, data = experiment.views(experiment.stages[0]), open_data(sample_paths().train_32)
+    with Loader(data, views, batch_size_per_rank=3, train=True) as loader:
+        batch = next(batches := loader.epoch(0))
+        batches.close()
+    plain = batch.inputs(experiment.task.views(1), torch.float32)
+    for view, images, usual in zip(views, batch.inputs(views, torch.float32), plain, strict=True):
+        for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+            pixels = usual[:, channel] * (0.229, 0.224, 0.225)[channel] + (0.485, 0.456, 0.406)[channel]
+            torch.testing.assert_close(images[:, channel], (pixels - m) / s, rtol=1e-4, atol=1e-4)
+        assert (view.mean, view.std) == (mean, std)
+    data.close()
+
+    run = pretrain(tmp_path / "run", init=file, max_steps_per_stage=1, plan="end_to_end")
+    told = capsys.readouterr().err
+    assert line in told and "begins with" in line and sha256_of_file(file)[:8] in line and "2 steps" in line
+    config, state = json.loads((run.folder / "config.json").read_text()), newest_checkpoint(run.folder)
+    assert config["science"]["initial_weights"] == origin["initial_weights"]
+    about = {"path": str(file), "sha256": sha256_of_file(file), "kind": "fastpsl", "backbone": "resnet34"}
+    assert about.items() <= state["science"]["initial_weights"].items()
+    assert (state["input"]["mean"], state["input"]["std"]) == (list(mean), list(std))
+    assert fastpsl.load(run).input.mean == mean and run.backbone == "resnet34"
+    other = pretrain(tmp_path / "usual", init=source, max_steps_per_stage=1, plan="end_to_end")
+    sheets = [np.asarray(Image.open(each.folder / "contact-sheet-G3.png"), int) for each in (run, other)]
+    assert abs(sheets[0] - sheets[1]).max() <= 1  # people see the image, whatever the network sees
+
+    config_of = ["--config", str(run.folder), "--out", str(tmp_path / "again")]
+    again = RECIPE.parse(config_of, log=lambda line: None)
+    assert (again.init, again.backbone) == (str(file), "resnet34")
+    assert not any("sha256 was" in line for line in begun(RECIPE, again, one_process())[2])
+    other_input(source, file, mean=[0.0, 0.0, 0.0])
+    assert sum("sha256 was" in line for line in begun(RECIPE, again, one_process())[2]) == 1
+
+
+def test_the_run_wins_where_it_resumes(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = other_input(source, tmp_path / "a.pt", mean=[0.1, 0.2, 0.3])
+    whole = pretrain(tmp_path / "whole", init=file, epochs=1)
+    shutil.copytree(whole.folder, tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints" / "step-00000002.pt").unlink()
+    begun_with = newest_checkpoint(whole.folder)["science"]["initial_weights"]
+    capsys.readouterr()
+    for absent in (file, tmp_path / "absent.pt"):
+        file.unlink(missing_ok=True)
+        again = pretrain(tmp_path / "cut", init=absent, epochs=1)
+        assert f"init {absent} is not read" in capsys.readouterr().err
+        state = newest_checkpoint(again.folder)
+        assert state["science"]["initial_weights"] == begun_with and state["input"]["mean"] == [0.1, 0.2, 0.3]
+        assert digests(state["backbone"]) == digests(newest_checkpoint(whole.folder)["backbone"])
+    assert RECIPE.parse(["--config", str(tmp_path / "cut")], log=lambda line: None).init == str(file)
+
+
+def test_blocks_below_stay_as_they_came(source: Path, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    run = pretrain(tmp_path / "run", init=source, plan="continue", first_learning="B3", epochs=(1, 1), lr=0.1)
+    state = newest_checkpoint(run.folder)["backbone"]
+    backbone = make_backbone("resnet34")
+    changed = [name for name in weights if not torch.equal(weights[name], state[name])]
+    below = {
+        id(each) for block in backbone.blocks()[:2] for each in block.state_dict(keep_vars=True).values()
+    }
+    names = [name for name, each in backbone.state_dict(keep_vars=True).items() if id(each) in below]
+    assert len(names) > 20 and same(state, weights, names) and any("running_mean" in name for name in names)
+    assert len(changed) > 0.9 * (len(weights) - len(names))
+    config = json.loads((run.folder / "config.json").read_text())
+    assert (config["options"]["plan"], config["science"]["first_learning"]) == ("continue", "B3")
+    assert [summary["level"] for summary in run.summaries] == [1, 3]
+    given = pretrain(tmp_path / "module", backbone=fastpsl.load(source), plan="continue", first_learning="5",
+                     epochs=1, max_steps_per_stage=1)  # fmt: skip
+    assert same(newest_checkpoint(given.folder)["backbone"], weights, names)
+
+
+def test_a_block_is_proposed_by_the_knn_of_each(source: Path) -> None:
+    """Of the features of each block, computed one image at a time, and votes counted by a loop."""
+    paths = sample_paths()
+    values = {**VALUES, "data": paths.train_32, "val": paths.test_32, "max_steps_per_stage": 4}
+    values |= {"init": source, "plan": "continue"}
+    options = RECIPE.from_values(values, lambda line: None)
+    experiment, _, _ = begun(RECIPE, options, one_process())
+    data = experiment.open_data(options, one_process())
+    before = sha256_of_tensors(experiment.backbone.state_dict())
+    found = knn_of_blocks(experiment, data)
+    assert sha256_of_tensors(experiment.backbone.state_dict()) == before
+    network, features = copy.deepcopy(experiment.backbone).eval(), list[list[list[np.ndarray]]]()
+    labels = []
+    for part in look_images(experiment, data):
+        assert part is not None
+        labels.append(part.labels())
+        features.append([[] for _ in network.blocks()])
+        view = center_view(experiment.views(experiment.stages[0])[0].input(), 32)
+        with Loader(part, [view], batch_size_per_rank=1, train=False) as loader, torch.no_grad():
+            for batch in loader.epoch(0):
+                (image,) = batch.inputs([view], torch.float32)
+                for rows, block in zip(features[-1], network.blocks(), strict=True):
+                    image = block(image)
+                    vector = image.mean((2, 3))[0]
+                    rows.append((vector / vector.norm()).numpy())
+    data.close()
+    for accuracy, train, val in zip(found, *features, strict=True):
+        right = 0
+        for vector, label in zip(val, labels[1], strict=True):
+            similar = np.array([vector @ other for other in train], np.float64)
+            votes = np.zeros(8)
+            for place in np.argsort(-similar, kind="stable")[:K]:
+                votes[labels[0][place]] += np.exp(similar[place] / TEMPERATURE)
+            right += int(votes.argmax() == label)
+        assert accuracy == pytest.approx(right / len(val), abs=1.5 / len(val))  # a tie may go either way
+    best = found.index(max(found))
+    with pytest.raises(ValueError, match=rf"B1 .*: give --first-learning B{min(best + 2, 5)}$"):
+        data_of(experiment, options, one_process())
+
+
+def test_what_fits_in_part_is_taken_if_that_is_asked_for(
+    weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {**weights, "fc.weight": torch.zeros(2, 2), "conv1.weight": torch.zeros(64, 3, 3, 3)}
+    theirs["layer9.weight"] = theirs.pop("layer4.0.bn1.weight")
+    torch.save(theirs, tmp_path / "theirs.pth")
+    torch.save(dict(weights), tmp_path / "fits.pth")
+    foreign: dict[str, Any] = {"init": tmp_path / "fits.pth", "backbone": "resnet34"}
+    experiment, origin, lines = start(**foreign)
+    assert same(experiment.backbone.state_dict(), weights) and "the file does not tell" in lines[0]
+    assert origin["initial_weights"]["kind"] == "torchvision"
+    foreign["init"] = tmp_path / "theirs.pth"
+    with pytest.raises(ValueError, match=r"1 tensors .*\(layer9.weight\).* or --init-partial"):
+        start(**foreign)
+    experiment, origin, lines = start(**foreign, init_partial=True)
+    missed = ["layer4.0.bn1.weight", "conv1.weight", "layer9.weight"]
+    assert origin["initial_weights"]["not_taken"] == missed and "3 tensors not taken" in lines[1]
+    assert origin["initial_weights"]["left_out"] == ["fc.*"]
+    state, fresh = experiment.backbone.state_dict(), start(backbone="resnet34")[0].backbone.state_dict()
+    assert same(state, weights, [name for name in weights if name not in missed])
+    assert same(state, fresh, missed[:2])
+    with pytest.raises(ValueError, match="has no tensor that fits alexnet"):
+        start(init=tmp_path / "theirs.pth", backbone="alexnet", init_partial=True)
+
+
+def test_what_cannot_be_begun_with_is_one_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = tmp_path / "net.py"
+    network.write_text(
+        "import torch.nn as nn\nclass Net(nn.Module):\n    channels = (4, 8)\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3)\n"
+        "    def blocks(self):\n        return [self.a, self.b]\n"
+    )
+    own = pretrain(tmp_path / "own", backbone=f"{network}:Net", epochs=1, max_steps_per_stage=1).folder
+    grey = other_input(source, tmp_path / "grey.pt", channels="L", mean=[0.5], std=[0.5])
+    common = "train simclr --no-tensorboard --size-px 32 --batch-size 16 --workers 1 --dry-run --val none"
+    refused = {
+        f"--init {tmp_path}/absent": "no such file",
+        f"--init {source} --backbone resnet18": "resnet34, not resnet18",
+        f"--init {grey}": "its weights read L, and the recipe shows RGB",
+        f"--init {own}": "which would run; give --backbone",
+        "--init-partial": "--init-partial without --init",
+        "--plan continue --first-learning B3": "--plan continue without --init",
+        f"--init {source} --first-learning B3": "it is for --plan continue",
+        f"--init {source} --plan continue": "no block is proposed, because there are no validation images",
+        f"--init {source} --plan continue --first-learning B6": "give one of B1 to B5",
+        f"--init {source} --plan continue --first-learning B4 --epochs 1 1 1": "for 2 blocks: give at most 2",
+        f"--init {source} --plan continue --first-learning B4 --epochs 1 --partition 3-5": "within 4 to 5",
+        f"--init {source} --plan continue --frozen-batchnorm train": "--frozen-batchnorm train with --plan",
+    }
+    capsys.readouterr()
+    for words, message in refused.items():
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*common.split(), *words.split(), "--data", str(sample_paths().train_32)])
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error, (words, error)
+    experiment, _, _ = start(init=own, backbone=f"{network}:Net", epochs=1)
+    assert same(experiment.backbone.state_dict(), newest_checkpoint(own)["backbone"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "plan", "name"),
+    [
+        ("jigsaw_r50", "psl", "resnet50"),
+        ("rotation_rv50", "continue", "revnet50"),
+        ("deepcluster_alexnet", "end_to_end", "alexnet"),
+        ("sslpp_context", "psl_f", "nin4"),
+        ("mocov2_r50", "sl", "timm/resnet10t"),
+    ],
+)
+def test_plans_and_backbones_begin_with_weights(recipe: str, plan: str, name: str, tmp_path: Path) -> None:
+    script: Any = find_recipe(recipe)
+    network = make_backbone(name, num_channels=2 if recipe == "deepcluster_alexnet" else 3)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            torch.nn.init.normal_(part.running_mean)  # type: ignore[arg-type]
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    values = {"data": sample_paths().train_32, "init": tmp_path / "x.pth", "plan": plan, "epochs": 2}
+    values |= {"backbone": name, "first_learning": "B2" if plan == "continue" else None}
+    experiment, origin, _ = begun(script, script.from_values(values, print), one_process())
+    assert same(experiment.backbone.state_dict(), network.state_dict())
+    assert experiment.stages[0].first_learning == (2 if plan == "continue" else 1)
+    assert origin["initial_weights"]["backbone"] == name
+
+
+def test_all_ranks_begin_with_equal_weights(source: Path, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Whatever a rank finds under the name: the weights are rank 0's."""
+    files = [other_input(source, tmp_path / "0.pt"), tmp_path / "1.pt"]
+    state = newest_checkpoint(source)
+    torch.save(state | {"backbone": {name: tensor + 1 for name, tensor in weights.items()}}, files[1])
+
+    def first_weights(rank: int, num_ranks: int) -> dict[str, Tensor]:
+        world = World(rank, num_ranks, rank, num_ranks, torch.device("cpu"))
+        tensors: dict[str, Tensor] = start(world, init=files[rank])[0].backbone.state_dict()
+        return tensors
+
+    assert all(same(each, weights) for each in results_of_threads(first_weights, 2))
+
+
+# Published weights, by a server of this machine.
+
+
+def test_weights_of_timm_bring_their_statistics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    create = timm.create_model
+
+    def create_from_file(name: str, **arguments: Any) -> Any:
+        overlay = {"file": str(tmp_path / "theirs.pth"), "num_classes": 3, "mean": (0.1, 0.2, 0.3)}
+        if arguments.get("pretrained"):
+            arguments["pretrained_cfg_overlay"] = overlay
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", create_from_file)
+    experiment, origin, (line,) = start(init="timm/test_resnet.r160_in1k")
+    assert experiment.backbone.name == "timm/test_resnet" and "mean 0.1 0.2 0.3" in line
+    assert same(
+        network.state_dict(), experiment.backbone.state_dict(), list(experiment.backbone.state_dict())
+    )
+    assert origin["initial_weights"]["path"] == "timm/test_resnet.r160_in1k"
+    for name in ("timm/test_resnet.absent", "timm/test_resnet51", "timm/vit_tiny_patch16_384.absent"):
+        with pytest.raises(ValueError, match="has no (such weights|model)"):
+            start(init=name)
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="--init timm/resnet18.a1_in1k: timm could not fetch it"):
+        open_initial("timm/resnet18.a1_in1k")
+
+
+def test_weights_from_elsewhere(
+    source: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fastpsl.load(source).export(tmp_path / "ours.safetensors", to="safetensors")
+    network = timm.create_model("test_resnet", num_classes=0).state_dict()
+    ours, theirs = (tmp_path / "ours.safetensors").read_bytes(), safetensors.torch.save(network)
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "input_size": [3, 160, 160]}
+    config = {"architecture": "test_resnet", "pretrained_cfg": given}
+    files = {
+        "a/ours/model.safetensors": ours, "a/theirs/model.safetensors": theirs,
+        "a/bad/model.safetensors": theirs, "a/theirs/config.json": json.dumps(config).encode(),
+        "a/bad/config.json": b"{}",
+    }  # fmt: skip
+    usual = [0.485, 0.456, 0.406]
+    with serving({name: (data, len(data)) for name, data in files.items()}) as server:
+        for place, name, mean, tensors in (
+            ("a/ours", "resnet34", usual, weights),
+            ("a/ours/model.safetensors", "resnet34", usual, weights),
+            ("a/theirs", "timm/test_resnet", [0.1, 0.2, 0.3], network),
+        ):
+            experiment, origin, _ = start(init=(address := f"{server.address}/{place}"))
+            assert same(experiment.backbone.state_dict(), tensors), place
+            about = origin["initial_weights"]
+            assert (about["path"], about["backbone"], about["input"]["mean"]) == (address, name, mean)
+        num_sent = server.num_sent
+        start(init=f"{server.address}/a/ours")
+        assert server.num_sent - num_sent < len(ours)  # it has been fetched before
+        for place, words in (("a/bad", "does not say which model of timm"), ("absent.pth", "no such file")):
+            with pytest.raises(ValueError, match=words):
+                start(init=f"{server.address}/{place}")
