@@ -210,32 +210,34 @@ class Run:
         values = [number(summary.get(name)) for summary in self.summaries]
         return None if not values or None in values else sum(value or 0.0 for value in values)
 
-    def _most(self, name: str, of_look: str = "") -> float | None:
-        """Return the highest value in the stages' summaries and in the looks; None if it is 0 or unknown."""
-        values = [_or_0(summary.get(name)) for summary in self.summaries]
-        values += [getattr(look, of_look) or 0.0 for look in self._lines if of_look]
+    def _most(self, name: str) -> float | None:
+        """Return seconds, images or joules at the last stage's end or look; None if it is 0 or unknown."""
+        ends = [s["so_far"] for s in self.summaries if isinstance(s.get("so_far"), dict)]
+        values = [_or_0(end.get(name)) for end in ends]
+        values += [getattr(look, name) or 0.0 for look in self._lines]
         return max(values, default=0.0) or None
 
     @property
     def seconds(self) -> float | None:
         """The seconds of the training, without the monitor's looks; as of the last look or finished stage."""
-        return self._most("run_seconds", "seconds") or self._sum("seconds")
+        return self._most("seconds") or self._sum("seconds")
 
     @property
     def images(self) -> float | None:
         """The images that were learned from, each epoch anew; as of the last look or finished stage."""
-        return max([self._images_in_stages, *(look.images or 0.0 for look in self._lines)]) or None
+        return max(self._images_in_stages, self._most("images") or 0.0) or None
 
     @property
     def _images_in_stages(self) -> float:
         """The images of the finished stages' steps; 0 if unknown."""
+        last = self.summaries[-1].get("so_far") if self.summaries else None
         by_steps = _or_0(self._sum("num_steps")) * _or_0(self.options.get("batch_size"))
-        return self._sum("num_images") or by_steps
+        return (_or_0(last.get("images")) if isinstance(last, dict) else 0.0) or by_steps
 
     @property
     def joules(self) -> float | None:
         """The energy of the GPUs, as `seconds`; None where it was not measured."""
-        return self._most("run_joules", "joules")
+        return self._most("joules")
 
     @property
     def images_per_s(self) -> float | None:
@@ -247,7 +249,7 @@ class Run:
     @property
     def peak_bytes(self) -> float | None:
         """The most that torch's tensors took on the GPU."""
-        return self._most("peak_allocated_bytes")
+        return max((_or_0(s.get("peak_allocated_bytes")) for s in self.summaries), default=0.0) or None
 
     @property
     def num_images(self) -> int | None:
