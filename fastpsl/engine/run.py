@@ -254,7 +254,7 @@ class Run:
         *,
         owns_process: bool = True,
         differences: Mapping[str, Any] | None = None,
-        steps: Mapping[str, int] | None = None,
+        steps: int | None = None,
     ):
         """Open the run. It owns `data` from here on.
 
@@ -264,14 +264,14 @@ class Run:
             science: What else must not change on resume, besides the options' science and the data.
             owns_process: Whether the process is the run's own, which may end it (`LastStep`).
             differences: What differs from the usual values, for the record.
-            steps: The planned steps of each stage by its name, for the record.
+            steps: The plan's number of steps, for the record.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
         """
         self.data, self.options, self.world = data, data.options, data.world
         self.owns_process, self.differences = owns_process, dict(differences or {})
-        self.steps = dict(steps or {})
+        self.steps = steps
         self.precision = self.options.resolved_precision(self.world.device)
         self._folder = ExitStack()
         self._never_finite = set[str]()

@@ -137,8 +137,7 @@ def train(
     data = experiment.open_data(options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
-    names = [stage.name for stage in experiment.stages]
-    steps = dict(zip(names, stage_steps(experiment, data), strict=True))
+    steps = sum(stage_steps(experiment, data))
     run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed, steps=steps)
     opened.append(run)
     if world.rank == 0 and not run.resumed:

@@ -200,8 +200,8 @@ class Run:
     @property
     def steps_planned(self) -> int | None:
         """The steps of the plan, without the limit of --max-steps-per-stage; None if no file tells."""
-        if steps := self._of_config("steps"):
-            return int(sum(map(_or_0, steps.values())))
+        if steps := number(self.config.get("steps")):
+            return int(steps)
         if self.written_state == "finished" and self.summaries:
             return int(sum(_or_0(summary.get("num_steps_planned")) for summary in self.summaries))
         return None
