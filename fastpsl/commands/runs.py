@@ -1,4 +1,4 @@
-"""`fastpsl runs`: what there is below a folder of runs."""
+"""`fastpsl runs` and `fastpsl compare`: what there is below a folder of runs, and runs beside each other."""
 
 import json
 import time
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from fastpsl.console.grid import GAP
 from fastpsl.console.progress import clock
 
 if TYPE_CHECKING:
+    from fastpsl.tables.comparison import Comparison
     from fastpsl.tables.runs import Run
 
 # Pairs of columns: where the terminal is narrow, the second stands below the first.
@@ -21,6 +23,7 @@ _HEADS = (
 )  # fmt: skip
 _NUMBERS_FROM = 4  # these columns and those behind them stay whole
 _NOTHING = "–"
+_WIDEST = 28  # characters of a run's column in a comparison; longer cells are wrapped
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,65 @@ class Runs:
             print(json.dumps([run.as_dict() for run in runs], indent=1))
             return
         print_runs(runs, self.folder)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put runs beside each other: kNN accuracy against time, images and energy, and how they differ.
+
+    The tables stand in the terminal. DIR gets comparison.html, one page that needs no network, and
+    comparison.png, the charts. See https://fastpsl.github.io/fastpsl/how_to/compare_runs.html.
+    """
+
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Folders of runs, quoted globs of them, or folders that hold several."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("comparison")
+    """The folder to write to."""
+
+    def run(self) -> None:
+        """Print the tables, and write the page and the chart."""
+        from fastpsl.files.paths import require_folder
+        from fastpsl.tables.comparison import compare
+
+        if not self.runs:
+            raise ValueError("name a run, as in `fastpsl compare runs/first runs/second`")
+        comparison = compare(self.runs)
+        require_folder(self.out)
+        print_comparison(comparison)
+        for note in comparison.notes:
+            print(note)
+        from fastpsl.tables.comparison_page import write_page  # imports matplotlib
+
+        print("\n".join(f"written: {path}" for path in write_page(comparison, self.out)))
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """Print the tables of a comparison; beside each other as many runs as the terminal has room for."""
+    from rich.table import Column
+    from rich.table import Table as Grid
+
+    from fastpsl.console.grid import console, needed, parts, show
+
+    terminal, names = console(), comparison.names
+    tables = {"": comparison.figures} | comparison.differences
+    lines = [line for table in tables.values() for line in table]
+    titles = [*tables, *(line.title for line in lines)]
+    cells = [[name, *(line.cells[place] for line in lines)] for place, name in enumerate(names)]
+    widest = [min(_WIDEST, needed(each)) * " " for each in cells]
+    for part in parts(terminal.width - needed(titles), [[text[GAP:]] for text in widest]):
+        grid = Grid(
+            Column(width=needed(titles) - GAP),
+            *(Column(names[place], max_width=_WIDEST, overflow="fold") for place in part),
+            box=None, padding=(0, GAP, 0, 0), pad_edge=False,
+        )  # fmt: skip
+        for title, table in tables.items():
+            if title:
+                grid.add_row("")
+                grid.add_row(title)
+            for line in table:
+                grid.add_row(line.title, *(line.cells[place] for place in part))
+        show(terminal, grid)
+        print()
 
 
 def print_runs(runs: Sequence["Run"], folder: Path) -> None:
