@@ -72,7 +72,7 @@ class Compare:
         from fastpsl.tables.comparison import compare
 
         if not self.runs:
-            raise ValueError("name a run, as in `fastpsl compare runs/first runs/second`")
+            raise ValueError("name the folder of a run or more, as in `fastpsl compare runs/a runs/b`")
         comparison = compare(self.runs)
         require_folder(self.out)
         print_comparison(comparison)
@@ -95,8 +95,8 @@ def print_comparison(comparison: "Comparison") -> None:
     lines = [line for table in tables.values() for line in table]
     titles = [*tables, *(line.title for line in lines)]
     cells = [[name, *(line.cells[place] for line in lines)] for place, name in enumerate(names)]
-    widest = [min(_WIDEST, needed(each)) * " " for each in cells]
-    for part in parts(terminal.width - needed(titles), [[text[GAP:]] for text in widest]):
+    widths = [min(_WIDEST + GAP, needed(each)) for each in cells]
+    for part in parts(terminal.width - needed(titles), widths):
         grid = Grid(
             Column(width=needed(titles) - GAP),
             *(Column(names[place], max_width=_WIDEST, overflow="fold") for place in part),

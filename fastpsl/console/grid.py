@@ -29,11 +29,10 @@ def needed(cells: Iterable[str]) -> int:
     return max(len(line) for cell in cells for line in (cell.splitlines() or [""])) + GAP
 
 
-def parts(room: int, columns: Sequence[Sequence[str]]) -> Iterator[list[int]]:
-    """Yield the places of the columns of cells that stand beside each other in `room` characters."""
+def parts(room: int, widths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of the columns of these widths that stand beside each other in `room` characters."""
     part, left = list[int](), room
-    for place, cells in enumerate(columns):
-        width = needed(cells)
+    for place, width in enumerate(widths):
         if part and width > left:
             yield part
             part, left = [], room

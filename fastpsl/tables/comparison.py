@@ -33,16 +33,9 @@ class Line(NamedTuple):
     cells: tuple[str, ...]
 
 
-class Curve(NamedTuple):
-    """The monitor of a run: at each look the count on the axis, the kNN accuracy in [0, 1], the stage."""
-
-    name: str
-    points: tuple[tuple[float, float, str], ...]
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other.
+    """A comparison of runs.
 
     Attributes:
         runs: The runs, in the order that they were named.
@@ -110,22 +103,23 @@ class Comparison:
         made = {title: list(_different(records)) for title, records in tables.items()}
         return {title: lines for title, lines in made.items() if lines}
 
-    def curves(self, axis: str) -> list[Curve]:
-        """Return each run's monitor over one of `AXES`; without points where it is not known."""
-        curves = []
-        for name, run in zip(self.names, self.runs, strict=True):
-            first = run.looks[0] if run.looks else None
-            known = [(getattr(look, axis), look) for look in run.looks]
-            points = [(float(at), look.knn or 0.0, look.stage) for at, look in known if at is not None]
-            if points and first is not None and first.untrained is not None:
-                points.insert(0, (0.0, first.untrained, first.stage))
-            curves.append(Curve(name, tuple(points)))
-        return curves
+    def curve(self, run: Run, axis: str) -> list[tuple[float, float, str]]:
+        """Return a run's monitor over one of `AXES`: at each look the count, the kNN in [0, 1], the stage.
+
+        It begins with the untrained network; it is empty where the count is not known.
+        """
+        known = [(getattr(look, axis), look) for look in run.looks]
+        points = [(float(at), look.knn or 0.0, look.stage) for at, look in known if at is not None]
+        if points and (first := run.looks[0]).untrained is not None:
+            points.insert(0, (0.0, first.untrained, first.stage))
+        return points
 
     @property
-    def axes(self) -> list[str]:
-        """Those of `AXES` over which there is a curve."""
-        return [axis for axis in AXES if any(curve.points for curve in self.curves(axis))]
+    def panels(self) -> dict[str, dict[str, list[tuple[float, float, str]]]]:
+        """The curves of all runs by name, over each of `AXES` over which there is one."""
+        pairs = list(zip(self.names, self.runs, strict=True))
+        made = {axis: {name: self.curve(run, axis) for name, run in pairs} for axis in AXES}
+        return {axis: curves for axis, curves in made.items() if any(curves.values())}
 
 
 def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
@@ -142,15 +136,16 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
                 notes.append(f"{path}: left out, a file")
                 continue
             try:
-                runs = [Run.of(path)] if is_run(path, os.listdir(path)) else find_runs(path)
+                is_one = is_run(path, os.listdir(path))
+                runs = [Run.of(path)] if is_one else sorted(find_runs(path), key=lambda run: run.folder)
             except ValueError:
                 notes.append(f"{path}: left out, no run: it has no config.json of a training")
                 continue
             found |= {run.folder.resolve(): run for run in runs}
     if not found:
         raise ValueError(
-            f"{' '.join(map(str, places))}: no run: give folders with a config.json, which `fastpsl train "
-            "NAME` writes"
+            f"{' '.join(map(os.fspath, places))}: no run, a folder with the config.json of `fastpsl train "
+            "NAME`; give one or more"
         )
     runs = list(found.values())
     for run in runs:

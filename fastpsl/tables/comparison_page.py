@@ -21,15 +21,15 @@ def write_page(comparison: Comparison, out: Path) -> list[Path]:
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(page, html(comparison).encode(errors="replace"))
-        panels = {axis: _points(comparison, axis) for axis in comparison.axes}
+        panels = comparison.panels
         return [page, *([write_png(monitor_figure(panels), chart)] if panels else [])]
 
 
 def html(comparison: Comparison) -> str:
     """Return the page: the charts, the figures of the runs, and how their options differ."""
     charts = []
-    for axis in comparison.axes:
-        figure = monitor_figure({axis: _points(comparison, axis)}, has_legend=False)
+    for axis, curves in comparison.panels.items():
+        figure = monitor_figure({axis: curves}, has_legend=False)
         words = f"kNN accuracy of the runs against {AXES[axis]}"
         charts.append(inline_svg(figure, axis, words))
     drawn = [
@@ -41,7 +41,3 @@ def html(comparison: Comparison) -> str:
         charts=charts, drawn=drawn, comparison=comparison,
         tables={"Figures": comparison.figures} | comparison.differences,
     )  # fmt: skip
-
-
-def _points(comparison: Comparison, axis: str) -> dict[str, tuple[tuple[float, float, str], ...]]:
-    return {curve.name: curve.points for curve in comparison.curves(axis)}

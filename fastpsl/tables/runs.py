@@ -1,7 +1,7 @@
 """The training runs below a folder, from their JSON files alone. This module does not import torch.
 
-A run is a folder with a config.json that a training has written. What a file of it does not tell, because it
-is of an older version, damaged or not written yet, is None; `Run.damage` names damaged files.
+A run is a folder with a config.json that a training has written. What its files do not tell is None: they may
+be of an older version, damaged or not written yet. `Run.damage` names damaged files.
 """
 
 import fcntl
@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+from typing_extensions import override
 
 from fastpsl.engine.options import NO_VAL, share_of
 from fastpsl.files.paths import read_lines, require_existing
@@ -25,7 +27,6 @@ SILENT_S = 1800.0  # a run that writes nothing for longer is told as silent
 _LAST_BYTES = 1 << 16
 # Files that grow or are rewritten while a run is at work.
 _RECORDS = ("metrics.jsonl", "probe.jsonl", "epochs.jsonl", "status.json", "config.json", "results.json")
-Kind = TypeVar("Kind", bound=type)
 
 
 class Look(NamedTuple):
@@ -45,9 +46,9 @@ class Look(NamedTuple):
     joules: float | None
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run on the disk, with what its files say.
+@dataclass(frozen=True, repr=False)
+class Run(os.PathLike[str]):
+    """A run on the disk, with what its files say. It stands for its folder wherever a path is expected.
 
     Attributes:
         folder: The run's folder.
@@ -68,23 +69,26 @@ class Run:
     @classmethod
     def of(cls, folder: Path) -> "Run":
         """Read a folder's files; those that cannot be read count as empty, and as `damage`."""
-        damage = list[str]()
-        parts: list[Any] = []
-        for name in ("config", "status", "results", "environment"):
-            kind = list if name == "results" else dict
-            try:
-                part = _part(folder / f"{name}.json", kind)
-            except ValueError as error:
-                damage.append(f"{name}.json {error}")
-                part = None
-            parts.append(kind() if part is None else part)
-        config, status, summaries, environment = parts
+        kinds = {"config": dict, "status": dict, "results": list, "environment": dict}
+        parts = [_part(folder / f"{name}.json", kind) for name, kind in kinds.items()]
+        (config, _), (status, _), (summaries, _), (environment, _) = parts
+        damage = [f"{name}.json {why}" for name, (_, why) in zip(kinds, parts, strict=True) if why]
         if not damage and not all(isinstance(config.get(name), dict) for name in ("options", "science")):
             damage.append("config.json has no options or no science")
         if not all(isinstance(summary, dict) for summary in summaries):
             damage.append("results.json is no list of stages")
             summaries = []
         return cls(folder, config, status, summaries, environment, "; ".join(damage))
+
+    @override
+    def __fspath__(self) -> str:
+        """Return the folder."""
+        return str(self.folder)
+
+    @override
+    def __repr__(self) -> str:
+        """Return the folder, the recipe and the state."""
+        return f"Run({str(self.folder)!r}: {self.science.get('recipe')}, {self.state})"
 
     def _of_config(self, name: str) -> dict[str, Any]:
         part = self.config.get(name)
@@ -152,19 +156,19 @@ class Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what can be read counts; a resume warns and keeps the file
             lines = [line.row for line in read_lines(self.folder / "probe.jsonl")]
-        first = {row.get("block"): row.get("knn_accuracy") for row in lines if not row["run_step"]}
+        first = {str(row.get("block")): row.get("knn_accuracy") for row in lines if not row["run_step"]}
         batch, ends = number(self.options.get("batch_size")), self._seconds_at_ends
         looks = []
         for row in lines:
-            step, block = row["run_step"], row.get("block")
+            step, block = row["run_step"], str(row.get("block", ""))
             before = row.get("knn_untrained", first.get(block))
             if (seconds := number(row.get("seconds"))) is None:
                 seconds = ends.get(step)
             if (images := number(row.get("images"))) is None and batch is not None:
                 images = step * batch
             looks.append(Look(
-                step, row["stage"], number(row.get("epoch")), str(block or ""),
-                number(row.get("knn_accuracy")), number(before), seconds, images, number(row.get("joules")),
+                step, row["stage"], number(row.get("epoch")), block, number(row.get("knn_accuracy")),
+                number(before), seconds, images, number(row.get("joules")),
             ))  # fmt: skip
         return looks
 
@@ -299,21 +303,17 @@ def _or_0(value: Any) -> float:
     return number(value) or 0.0
 
 
-def _part(path: Path, kind: Kind) -> Any:
-    """Return what a JSON file holds, of type `kind`; None if there is no file."""
+def _part(path: Path, kind: type) -> tuple[Any, str]:
+    """Return what a JSON file holds, empty if there is none, and why it cannot be read as a `kind`."""
     try:
-        text = path.read_bytes()
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return None
+        return kind(), ""
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
-    try:
-        value = json.loads(text)
+        return kind(), f"cannot be read ({error.strerror})"
     except (ValueError, RecursionError):
-        raise ValueError("is no whole JSON file") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"holds no {kind.__name__}")  # noqa: TRY004  (of a file)
-    return value
+        return kind(), "is no whole JSON file"
+    return (value, "") if isinstance(value, kind) else (kind(), f"holds no {kind.__name__}")
 
 
 def _last_row(path: Path) -> Mapping[str, Any] | None:
@@ -357,11 +357,8 @@ def is_run(folder: str | Path, files: Sequence[str]) -> bool:
         return False
     if "status.json" in files:
         return True
-    try:
-        config = _part(Path(folder) / "config.json", dict)
-    except ValueError:
-        return False
-    return config is not None and {"options", "science"} <= config.keys()
+    config, _ = _part(Path(folder) / "config.json", dict)
+    return {"options", "science"} <= config.keys()
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -383,7 +380,7 @@ def find_runs(folder: Path) -> list[Run]:
     runs = [Run.of(path) for path, files in walk(folder) if is_run(path, files)]
     if not runs:
         raise ValueError(
-            f"{folder} holds no run: a run is a folder with a config.json, which `fastpsl train NAME` "
-            "writes; give the folder that your runs are written to"
+            f"{folder}: no run in it, a folder with the config.json of `fastpsl train NAME`; give the folder "
+            "that your runs are written to"
         )
     return sorted(runs, key=lambda run: (-run.changed, str(run.folder)))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from typing_extensions import override
 
+import fastpsl
 from fastpsl.plots.charts import RUN_COLOURS, monitor_figure, run_style
 from fastpsl.tables.comparison import Comparison, compare
 from fastpsl.tables.comparison_page import html
@@ -79,7 +80,8 @@ def test_the_environment_and_machine_options_are_told_apart(two: Path) -> None:
     config["options"] |= {"workers": None, "fused": True}
     (two / "second" / "config.json").write_text(json.dumps(config))
     made = compare([two])  # a folder of runs
-    first, second = (made.names.index(name) for name in ("first", "second"))
+    assert made.names == ("first", "second")
+    first, second = 0, 1
     others, environment = (table_of(made.differences[name]) for name in ("Other options", "Environment"))
     assert (others["workers"][first], others["workers"][second]) == ("2", "not given")
     assert (others["fused"][first], others["fused"][second]) == ("–", "yes")
@@ -200,7 +202,7 @@ def points_of(figure: Figure, colour: str) -> list[list[tuple[float, float]]]:
 
 def test_charts_show_each_look_from_the_untrained_network_on(two: Path) -> None:
     made = compare([two / "first", two / "second"])
-    figure = monitor_figure({axis: {c.name: c.points for c in made.curves(axis)} for axis in made.axes})
+    figure = monitor_figure(made.panels)
     accuracies = (12.5, 12.5, 75.0, 50.0)  # of the first block untrained, then of the looks
     seconds, images, watt_hours = points_of(figure, RUN_COLOURS[1])
     assert seconds == list(zip((0, 5.5, 11, 16.5), accuracies, strict=True))
@@ -233,9 +235,9 @@ def test_a_run_without_a_count_has_no_curve_over_it(two: Path) -> None:
     lines = [line | {"joules": None} for line in lines]
     (two / "first" / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = compare([two / "first", two / "second"])
-    assert [len(curve.points) for curve in made.curves("joules")] == [0, 4]
+    assert [len(curve) for curve in made.panels["joules"].values()] == [0, 4]
     assert table_of(made.figures)["energy"] == ("–", "0.0833 Wh")
-    assert compare([two / "first"]).axes == ["seconds", "images"]
+    assert list(compare([two / "first"]).panels) == ["seconds", "images"]
 
 
 def test_the_image_has_a_line_of_each_run(two: Path, cli: Cli) -> None:
@@ -245,6 +247,21 @@ def test_the_image_has_a_line_of_each_run(two: Path, cli: Cli) -> None:
     for colour in RUN_COLOURS[:2]:
         rgb = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
         assert (pixels == rgb).all(1).sum() > 100
+
+
+def test_the_calls_are_the_commands(two: Path) -> None:
+    found = fastpsl.runs(two)
+    assert sorted(run.folder.name for run in found) == ["first", "second"] and "finished" in repr(found[0])
+    made = fastpsl.compare(found[:1])
+    assert made.names == (found[0].folder.name,) and not made.differences
+    figure = fastpsl.plot.compare(two)
+    assert len(figure.axes) == 3 and [len(run) for run in points_of(figure, RUN_COLOURS[0])] == [4] * 3
+    for call in (lambda: fastpsl.runs(two / "gone"), lambda: fastpsl.compare(two / "gone")):
+        with pytest.raises(ValueError, match="gone: no such"):
+            call()
+    (two / "first" / "probe.jsonl").unlink()
+    with pytest.raises(ValueError, match="no curve: it has no kNN"):
+        fastpsl.plot.compare(two / "first")
 
 
 def test_a_run_named_twice_counts_once(two: Path) -> None:

@@ -144,7 +144,9 @@ def test_a_number_that_is_none(tmp_path: Path, cli: Cli, value: Any) -> None:
     folder = write_run(tmp_path / "run")
     for name in ("results.json", "config.json", "probe.jsonl"):
         text = (folder / name).read_text()
-        number = r'("(?:num_steps|seconds|batch_size|train|knn_accuracy|epoch|images|joules)": )[\d.]+'
+        number = (
+            r'("(?:num_steps|seconds|batch_size|train|knn_accuracy|epoch|images|joules|block)": )[\d."B]+'
+        )
         (folder / name).write_text(re.sub(number, lambda m: m[1] + json.dumps(value), text))
     assert cli("runs", tmp_path).code == 0
     assert json.loads(cli("runs", tmp_path, "--json").out)[0]["best"] is None
