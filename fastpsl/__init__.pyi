@@ -13,6 +13,8 @@ from .model import load as load
 from .pipelines.beton.reader import Beton as Beton
 from .pipelines.loader.loader import Loader as Loader
 from .pipelines.views import ViewSpec as ViewSpec
+from .records import compare as compare
+from .records import runs as runs
 from .training import Trained as Trained
 from .training import pretrain as pretrain
 

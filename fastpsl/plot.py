@@ -24,8 +24,9 @@ from fastpsl.plots.charts import map_figure
 from fastpsl.plots.inline import figure_of
 from fastpsl.plots.neighbours import neighbour_sheet
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
+from fastpsl.tables.comparison import compare as compare_places
 
-__all__ = ["blocks", "curve", "neighbours", "tsne", "views"]
+__all__ = ["blocks", "compare", "curve", "neighbours", "tsne", "views"]
 offer_only_all(__name__)
 Place = str | os.PathLike[str]
 
@@ -37,6 +38,19 @@ def curve(run: Place) -> Figure:
     if not (Path(run) / "metrics.jsonl").is_file():
         raise ValueError(f"{os.fspath(run)} has no metrics.jsonl: give the folder of a run")
     return charts.curve(Path(run))
+
+
+@named_arguments()
+@user_errors()
+def compare(runs: Place | Sequence[Place]) -> Figure:
+    """Draw the kNN accuracy of runs against wall clock, images, and energy where it was measured.
+
+    The argument is that of `fastpsl.compare`.
+    """
+    comparison = compare_places([runs] if isinstance(runs, str | os.PathLike) else runs)
+    if not comparison.panels:
+        raise ValueError(f"no run has a curve of its kNN accuracy: {'; '.join(comparison.notes)}")
+    return charts.monitor_figure(comparison.panels)
 
 
 @named_arguments()

@@ -153,6 +153,6 @@ def digests(state: Any, prefix: str = "") -> dict[str, str]:
         )
         return {prefix: hashlib.sha256(data).hexdigest()[:16]}
     for key, value in items:
-        if key not in ("seconds", "machine"):
+        if key not in ("seconds", "joules", "machine"):
             leaves |= digests(value, f"{prefix}/{key}")
     return leaves

@@ -68,7 +68,18 @@ CODES = (
 )
 # Of the clock, the machine and the place; and digests of checkpoints, which hold times.
 SKIPPED_FILES = ("environment.json", "error.txt")
-SKIPPED_KEYS = ("seconds", "machine", "command", "sha256", "weights", "features", "digest", "date", "commit")
+SKIPPED_KEYS = (
+    "seconds",
+    "joules",
+    "machine",
+    "command",
+    "sha256",
+    "weights",
+    "features",
+    "digest",
+    "date",
+    "commit",
+)
 
 
 def start(checkout: Path, folder: Path, words: Sequence[str], ranks: int = 1) -> tuple[int, str]:

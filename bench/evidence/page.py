@@ -21,7 +21,7 @@ from bench.evidence.results import block_means, holm
 from bench.performance import marks, written
 from bench.program import run_program
 from fastpsl.files.atomic import write_atomically
-from fastpsl.tables.page import templates
+from fastpsl.tables.templates import templates
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "docs" / "runs"

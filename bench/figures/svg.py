@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastpsl.tables.page import templates
+from fastpsl.tables.templates import templates
 
 WIDTH_PX = 838  # of a README on GitHub
 FONTS = "-apple-system, BlinkMacSystemFont, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"

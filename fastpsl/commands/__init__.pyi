@@ -8,6 +8,8 @@ from .labels import Clusters as Clusters
 from .labels import MakeLabels as MakeLabels
 from .labels import Permutations as Permutations
 from .launch import Launch as Launch
+from .runs import Compare as Compare
+from .runs import Runs as Runs
 from .show import Show as Show
 from .table import Table as Table
 from .train import Eval as Eval

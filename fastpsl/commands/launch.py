@@ -201,7 +201,7 @@ class Slurm:
 
     def script(self, recipe_options: Sequence[str]) -> tuple[str, Path]:
         """Return the text for sbatch, and the run's folder."""
-        from fastpsl.tables.page import templates
+        from fastpsl.tables.templates import templates
 
         for name, value, least in (
             ("--nodes", self.nodes, 1),

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import torch
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, JpegEngines, ReadRate
 from fastpsl.doctor.report import Check
 from fastpsl.doctor.setup import DoctorSetup
-from fastpsl.engine.gpu import milliseconds
+from fastpsl.engine.gpu import milliseconds, nvml
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader
 from fastpsl.engine.stage_bench import loader_rate
@@ -347,33 +346,9 @@ def check_engines(engines: JpegEngines | None, decoder: str) -> list[Check]:
 @contextlib.contextmanager
 def jpeg_utilisation(device: torch.device) -> Iterator[Callable[[], int | None]]:
     """Yield a function that reads how busy the engines are (NVML), in percent; None if it is not told."""
-    uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
-    library, handle = _nvml(), ctypes.c_void_p()
     percent, period_us = ctypes.c_uint(), ctypes.c_uint()
-
-    def read() -> int | None:
-        try:
-            ask = library.nvmlDeviceGetJpgUtilization
-            status = ask(handle, ctypes.byref(percent), ctypes.byref(period_us))
-        except AttributeError:  # an older driver
-            return None
-        return int(percent.value) if status == 0 else None
-
-    if library is None or library.nvmlInit_v2() != 0:
-        yield lambda: None
-        return
-    try:
-        is_found = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(handle)) == 0
-        yield read if is_found else lambda: None
-    finally:
-        library.nvmlShutdown()
-
-
-def _nvml() -> Any:
-    """Return the driver's NVML, or None."""
-    with contextlib.suppress(OSError):
-        return ctypes.CDLL("libnvidia-ml.so.1")
-    return None
+    with nvml(device) as ask:
+        yield lambda: percent.value if ask("nvmlDeviceGetJpgUtilization", percent, period_us) else None
 
 
 @contextlib.contextmanager

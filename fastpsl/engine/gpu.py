@@ -4,13 +4,14 @@ The settings belong to the process. A run sets them by these functions, and `res
 process's own values.
 """
 
+import ctypes
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -184,3 +185,34 @@ def memory_held(device: torch.device) -> int | None:
     It is torch's own count, for which the device is not asked. Decoders and libraries hold more.
     """
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def nvml(device: torch.device) -> Iterator[Callable[..., bool]]:
+    """Yield a function that asks NVML about a device.
+
+    `ask("nvmlDeviceGet…", *outputs)` fills the outputs, which are values of ctypes. It returns whether the
+    driver told them: it does not for a CPU, and for what is unknown to it or to the GPU.
+    """
+    library, handle = _nvml() if device.type == "cuda" else None, ctypes.c_void_p()
+
+    def ask(question: str, *outputs: Any) -> bool:
+        function = getattr(library, question, None)
+        return function is not None and function(handle, *map(ctypes.byref, outputs)) == 0
+
+    if library is None or library.nvmlInit_v2() != 0:
+        yield lambda *_: False
+        return
+    try:
+        uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", "")).removeprefix("GPU-")
+        is_found = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(handle)) == 0
+        yield ask if is_found else lambda *_: False
+    finally:
+        library.nvmlShutdown()
+
+
+def _nvml() -> Any:
+    """Return the driver's NVML, or None."""
+    with suppress(OSError):
+        return ctypes.CDLL("libnvidia-ml.so.1")
+    return None

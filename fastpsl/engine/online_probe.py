@@ -335,7 +335,7 @@ class OnlineProbe:
         A signal (`PassStopped`) ends the context, and then the last look is none of the present step.
         """
         run, started = self.run, time.perf_counter()
-        with run.reporter.off_the_clock(), contextlib.suppress(PassStopped):
+        with run.reporter.off_the_clock(), run.meter.stopped(), contextlib.suppress(PassStopped):
             run.stop_signal.other_pace()
             with torch.no_grad(), undisturbed(module, run.world):
                 yield lambda: f"{time.perf_counter() - started:.1f} s"
@@ -349,6 +349,7 @@ class OnlineProbe:
         for stage, (train, *val) in zip(stages, zip(*features, strict=True), strict=True):
             line: dict[str, Any] = {"run_step": position.run_step, "stage": stage.name, "level": stage.level}
             line |= {"step": position.step, "epoch": round(epochs, 3), "block": f"B{stage.last_block}"}
+            line |= self.run.so_far()
             if self.run.world.rank == 0:
                 with operation("probe: kNN, linear classifier and signs of collapse"):
                     line |= figures(train, *val)

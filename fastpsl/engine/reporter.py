@@ -458,12 +458,12 @@ class Reporter:
         seconds: float,
         val: dict[str, float],
         chance: float | None,
-        figures: Mapping[str, float] | None = None,
+        figures: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return and print a stage's summary, which is complete on rank 0 only.
 
-        `num_steps` are the numbers of steps made and planned. `figures` are the results of `OnlineProbe` and
-        of `gpu.peak_memory`.
+        `num_steps` are the numbers of steps made and planned. `figures` are the results of `OnlineProbe`,
+        of `gpu.peak_memory` and of `Run.so_far`.
         """
         losses = self.file.losses(stage.name) if self.file else []
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))

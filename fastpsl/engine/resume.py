@@ -9,6 +9,8 @@ import contextlib
 import fcntl
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -113,16 +115,28 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Lock a run's folder until the returned file is closed or the process ends."""
+    """Lock a run's folder until the returned file is closed or the process ends.
+
+    The file holds the machine's name, for those who ask whether the run is still at work.
+    """
     with output_errors(folder):
-        file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"another process trains in {folder}: wait for it, or give another --out") from None
-    except OSError:
-        pass  # the file system has no locks
+        file = open(folder / ".lock", "a+")  # noqa: SIM115  (held open by the caller)
+    for is_last in (False, True):  # `fastpsl runs` holds it for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if is_last:
+                file.close()
+                raise ValueError(
+                    f"another process trains in {folder}: wait for it, or give another --out"
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            break  # the file system has no locks
+    with output_errors(folder):
+        file.truncate(0)
+        print(socket.gethostname(), file=file, flush=True)
     return file
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import StopSignal, World, environment, share
+from fastpsl.engine.meter import Meter
 from fastpsl.engine.options import (
     INITIAL_WEIGHTS,
     NO_VAL,
@@ -264,6 +265,7 @@ class Run:
         *,
         owns_process: bool = True,
         differences: Mapping[str, Any] | None = None,
+        steps: int | None = None,
     ):
         """Open the run. It owns `data` from here on.
 
@@ -273,12 +275,14 @@ class Run:
             science: What else must not change on resume, besides the options' science and the data.
             owns_process: Whether the process is the run's own, which may end it (`LastStep`).
             differences: What differs from the usual values, for the record.
+            steps: The plan's number of steps, for the record.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
         """
         self.data, self.options, self.world = data, data.options, data.world
         self.owns_process, self.differences = owns_process, dict(differences or {})
+        self.steps = steps
         self.precision = self.options.resolved_precision(self.world.device)
         self._folder = ExitStack()
         self._never_finite = set[str]()
@@ -306,6 +310,8 @@ class Run:
         if self.resume_state:
             self._keep_origin(self.resume_state["science"])
         self.resumed = self.resume_state is not None
+        self.meter = Meter(world, self.resume_state.get("so_far", {}) if self.resume_state else None)
+        self._folder.callback(self.meter.close)
         with output_errors(self.folder):
             self.reporter = Reporter(
                 self.folder, world, batch_size=options.batch_of(), log_steps=options.log_steps,
@@ -333,12 +339,17 @@ class Run:
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
         remove_leftovers(self.folder, beginning=_RECORDS)
         self.write_status("running", "")
-        config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
+        config: dict[str, Any] = {
+            "options": self.options.as_dict(), "science": self.science, "command": sys.argv,
+        }  # fmt: skip
         config |= {"differences": self.differences, "images": self.data.numbers()}
+        config |= {"steps": self.steps} if self.steps else {}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
         )
+        if (self.folder / "results.json").exists():  # it may have stages of after the checkpoint
+            self.write_results()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the training's state as the checkpoint of `step`, after the metrics up to it.
@@ -385,6 +396,19 @@ class Run:
         where = {"stage": self.position.stage + 1, "step": self.position.step}
         text = json.dumps({"state": state, **where, "reason": reason}) + "\n"
         write_atomically(self.folder / "status.json", text.encode())
+
+    def write_results(self) -> None:
+        """Write results.json, the summaries of the finished stages."""
+        text = json.dumps(self.position.summaries, indent=1)
+        write_atomically(self.folder / "results.json", text.encode())
+
+    def so_far(self) -> dict[str, float | None]:
+        """Return the seconds, images and joules of the training up to now. Every rank calls it."""
+        position = self.position
+        before = position.summaries[position.stage - 1] if position.stage else {}
+        others = (position.run_step - position.step) * self.options.batch_of()
+        images = before.get("so_far", {}).get("images", others)
+        return self.meter.so_far() | {"images": images + position.step * self.data.step_size}
 
     def status(self) -> str | None:
         """Return the state in status.json, written by any rank; None if this start has not written it yet."""

@@ -90,6 +90,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if there is one. Return False after a signal."""
     experiment.check(run.data)  # the run may have been opened without `open_data`
     (state, run.resume_state), position = (run.resume_state, None), run.position
+    run.meter.start()
     place_backbone(experiment, run.options, run.world)
     if state:
         with loading(run.resumed_from):
@@ -190,13 +191,16 @@ class StageTrainer:
                 except PassStopped:
                     return False
                 num_steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
-                figures = {**self.online_probe.result(), **peak_memory(run.world.device)}
+                figures: dict[str, Any] = {**self.online_probe.result(), **peak_memory(run.world.device)}
+                figures["so_far"] = run.so_far()
                 summary = run.reporter.stage_summary(
                     self.stage, num_steps, position.seconds, val, chance, figures
                 )
                 if val_loader is not None and part is not run.data.val:
                     summary["num_val_images"] = val_loader.num_samples
                 position.summaries.append(summary)
+                if run.world.rank == 0:
+                    run.write_results()
                 self.safepoint.save()
         return True
 
@@ -355,6 +359,7 @@ class StageTrainer:
     def _state(self) -> dict[str, Any]:
         return {
             "position": asdict(self.position),
+            "so_far": self.run.so_far(),
             "num_stages": len(self.experiment.stages),
             "backbone": self.experiment.backbone.state_dict(),
             "train_step": self.train_step.state_dict(),

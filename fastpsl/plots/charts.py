@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, groupby, islice
+from itertools import accumulate, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from fastpsl.files.paths import read_lines
 from fastpsl.plots.inline import InlineFigure
@@ -261,6 +262,82 @@ def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return write_png(figure, path)
+
+
+# Okabe and Ito's, seen on white and on black. More runs have the same, dashed and dotted.
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888")
+_RUN_STYLES, _RUN_MARKERS = ("-", "--", ":"), "osD^vPX"
+_AXES = {"seconds": "wall clock", "images": "images", "joules": "energy of the GPUs, Wh"}
+_TIME_UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
+
+
+def monitor_figure(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, str]]]], has_legend: bool = True
+) -> InlineFigure:
+    """Draw the kNN accuracy of several runs, in a panel for each of seconds, images and joules.
+
+    Args:
+        panels: By the count, and then by the run's name: a point for each look, (count, accuracy in [0, 1],
+            stage). All panels have the same runs, some without points.
+        has_legend: Whether the figure names the runs.
+    """
+    num = len(panels)
+    figure = InlineFigure(figsize=(4.6 * num, 3.2 + 0.5 * has_legend), layout="constrained")
+    axes = figure.subplots(1, num, sharey=True, squeeze=False)[0]
+    for axis, (count, curves) in zip(axes, panels.items(), strict=True):
+        most = max((point[0] for points in curves.values() for point in points), default=0.0)
+        unit, scale = next((each for each in _TIME_UNITS if most >= 3 * each[1]), _TIME_UNITS[-1])
+        scale = {"seconds": scale, "joules": 3600.0}.get(count, 1.0)
+        for number, points in enumerate(curves.values()):
+            _draw_run(axis, number, [(at / scale, accuracy, stage) for at, accuracy, stage in points])
+        axis.set_xlabel(_AXES[count] + (f", {unit}" if count == "seconds" else ""))
+        if count == "images":
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("kNN accuracy, %")
+    if has_legend:
+        # Shown verbatim: neither parsed as a formula, nor refused if it is no UTF-8.
+        names = {
+            name.encode(errors="replace").decode(): place
+            for place, name in enumerate(next(iter(panels.values())))
+            if any(curves[name] for curves in panels.values())
+        }
+        handles = [Line2D([], [], label=name, **run_style(place)) for name, place in names.items()]
+        columns = max(1, min(len(names), int(15 * num / max(map(len, names), default=1))))
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def run_style(number: int) -> dict[str, Any]:
+    """Return the colour, the line and the mark of a run by its place."""
+    repeat, place = divmod(number, len(RUN_COLOURS))
+    line = _RUN_STYLES[repeat % len(_RUN_STYLES)]
+    marker = _RUN_MARKERS[place]
+    return {"color": RUN_COLOURS[place], "linestyle": line, "marker": marker, "markersize": 4}
+
+
+def _draw_run(axis: Axes, number: int, points: Sequence[tuple[float, float, str]]) -> None:
+    """Draw a line within each stage, and a thin one to the next, whose features are another block's."""
+    style = run_style(number)
+    groups = [list(group) for _, group in groupby(points, key=lambda point: point[2])]
+    for group in groups:
+        axis.plot(
+            [point[0] for point in group],
+            [100 * point[1] for point in group],
+            linewidth=1.8,
+            clip_on=False,
+            **style,
+        )
+    for before, after in pairwise(groups):
+        ends = (before[-1], after[0])
+        thin = {"color": style["color"], "linewidth": 0.6, "linestyle": style["linestyle"]}
+        axis.plot([point[0] for point in ends], [100 * point[1] for point in ends], **thin)
 
 
 MAX_NAMED = 40  # more classes are coloured, but have no legend

@@ -1,13 +1,15 @@
-"""What charts and sheets share: their font, the names of classes, and writing them as a PNG.
+"""What charts and sheets share: their font, the names of classes, and writing them as a PNG or SVG.
 
 Figures use matplotlib's object API, because pyplot would choose a backend for the whole process.
 """
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
@@ -38,3 +40,24 @@ def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = 120) -> Pa
         drawing.savefig(buffer, dpi=dpi, format="png")
     write_atomically(path, buffer.getbuffer())
     return path
+
+
+def inline_svg(figure: "Figure", name: str, description: str) -> str:
+    """Return a figure as an SVG element for a page of HTML, whose colour and font its words take.
+
+    Names of its parts begin with `name`, as several figures of a page must not share any.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg ") :].replace("#000000", "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' ?font-family: [^;"]*;?', "", svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return re.sub(
+        r'^<svg (.*?)width="[^"]*" height="[^"]*"',
+        rf'<svg role="img" aria-label="{description}" width="{width}" height="{height}" \1', svg, count=1,
+        flags=re.DOTALL,
+    )  # fmt: skip

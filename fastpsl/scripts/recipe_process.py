@@ -1,7 +1,6 @@
 """The life of a script's process once its options are known: exit codes, status.json, one-line errors."""
 
 import errno
-import json
 import os
 import sys
 import time
@@ -29,11 +28,11 @@ from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
 from fastpsl.engine.reporter import result_words, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
-from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import output_errors
 from fastpsl.models.names import BACKBONES, TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
-from fastpsl.scripts.before_training import dry_run, lines_before
+from fastpsl.scripts.before_training import dry_run, lines_before, stage_steps
 from fastpsl.scripts.beginning import begun, data_of, seeing
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
 
@@ -130,7 +129,8 @@ def train(
     data = data_of(experiment, options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
-    run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed)
+    steps = sum(stage_steps(experiment, data))
+    run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed, steps=steps)
     opened.append(run)
     experiment = seeing(experiment, run.science.get(INITIAL_WEIGHTS))
     if world.rank == 0 and not run.resumed:
@@ -160,7 +160,7 @@ def _print_results(run: Run, finished: bool) -> None:
     run.reporter.screen.close()
     if not finished:
         run.write_status("preempted", "interrupted")
-    write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
+    run.write_results()
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"

@@ -17,8 +17,9 @@ from fastpsl.scripts.presets import SMALL_BELOW
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
 from fastpsl.tables import data_sets
 from fastpsl.tables.paper_file import TABLES
-from fastpsl.tables.results import Result, RunIndex, TrainingRun
+from fastpsl.tables.results import Result, RunIndex
 from fastpsl.tables.rows import CLUSTERS, COUPLED, NO_LABELS, RETRIEVAL, Evaluation, Table, Weights
+from fastpsl.tables.runs import Run
 from fastpsl.tables.scales import COMMANDS, Scale, Values, usual_values
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 
@@ -216,17 +217,17 @@ def _wrong_images(result: Result, need: Need, table: Table) -> list[str]:
     return ["pre-trained on other images than it was evaluated on"] if learned != train else []
 
 
-def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
+def trains(run: Run, weights: Weights, scale: Scale) -> bool:
     """Return whether a run has made the weights, or makes them when it is resumed."""
-    if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
+    if weights.recipe is None or run.is_cut or (run.written_state == "finished" and not run.can_be_evaluated):
         return False
     has_backbone = run.science.get("backbone") == weights.backbone
     return has_backbone and not training_differences(run.science, weights, scale)
 
 
 def runs_for(
-    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: data_sets.Digests, table: Table
-) -> dict[int, TrainingRun]:
+    weights: Weights, scale: Scale, runs: Iterable[Run], data: data_sets.Digests, table: Table
+) -> dict[int, Run]:
     """Return the run that makes the weights, by seed.
 
     A finished run comes before one that has only begun; of several, the last by path counts.
@@ -237,7 +238,7 @@ def runs_for(
         if trains(run, weights, scale)
         and data_sets.agree(data_sets.learned_from(weights, table, str(run.science.get("data_digest"))), data)
     ]
-    fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
+    fitting.sort(key=lambda run: (run.written_state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))
 
 
@@ -272,7 +273,7 @@ class Missing:
     weights: Weights
     seed: int
     evaluations: tuple[Evaluation, ...]
-    run: TrainingRun | None
+    run: Run | None
     commands: tuple[str, ...]
 
 
@@ -284,7 +285,7 @@ def missing_runs(
     Each number needs as many seeds as the scale has. Seeds of runs that exist come first.
     """
     evaluations_of: dict[tuple[Weights, int], list[Evaluation]] = {}
-    runs: dict[Weights, dict[int, TrainingRun]] = defaultdict(dict)
+    runs: dict[Weights, dict[int, Run]] = defaultdict(dict)
     for weights, evaluation in needs_of(table):
         before = weights.before
         for training in (weights, before):
@@ -305,7 +306,7 @@ def missing_runs(
     ]
 
 
-def _is_done(runs: Mapping[int, TrainingRun], seed: int) -> bool:
+def _is_done(runs: Mapping[int, Run], seed: int) -> bool:
     return seed in runs and runs[seed].can_be_evaluated
 
 
@@ -315,7 +316,7 @@ class _Writer:
 
     table: Table
     scale: Scale
-    runs: Mapping[Weights, Mapping[int, TrainingRun]]
+    runs: Mapping[Weights, Mapping[int, Run]]
     index: RunIndex
     place: Place
     label_files: set[Path] = field(default_factory=set)  # that earlier commands write
@@ -436,7 +437,9 @@ class _Writer:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return True
         unfinished = [
-            run for run in self.index.runs if run.folder == folder and run.state != "finished" and not run.cut
+            run
+            for run in self.index.runs
+            if run.folder == folder and run.written_state != "finished" and not run.is_cut
         ]
         return bool(checkpoint) and any(run.options.get("checkpoint") == checkpoint for run in unfinished)
 
@@ -477,7 +480,7 @@ def _random(weights: Weights) -> dict[str, Any]:
     return options
 
 
-def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
+def _of_begun(run: Run | None) -> dict[str, Any]:
     """Return the options of a begun run that a table leaves open; it resumes with no others."""
     if run is None:
         return {}

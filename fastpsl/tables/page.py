@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from fastpsl.engine.options import flag
@@ -33,19 +32,7 @@ from fastpsl.tables.report import Cell, Report, make_report
 from fastpsl.tables.results import RunIndex, index_runs
 from fastpsl.tables.rows import Measure, Row, Table
 from fastpsl.tables.scales import SCALES, Scale
-
-
-def templates(folder: Path) -> Environment:
-    """Return the templates of a folder: HTML and SVG escape what they are given, Markdown does not."""
-    return Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-
+from fastpsl.tables.templates import templates
 
 MAX_WIDTH_PX = 1100
 

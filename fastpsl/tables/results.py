@@ -1,17 +1,12 @@
 """Find the results of evaluations and the training runs below a folder."""
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.options import NO_VAL, share_of
 from fastpsl.evaluation.result import NAME, read_result
-from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.tables.rows import FEW_SHOT, TSNE
-
-_NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
+from fastpsl.tables.runs import Run, walk
 
 
 @dataclass(frozen=True)
@@ -67,42 +62,12 @@ class Result:
         return None
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """A training run on the disk, with the options and the science of config.json."""
-
-    folder: Path
-    options: dict[str, Any]
-    science: dict[str, Any]
-    state: str  # as in status.json
-    cut: bool  # whether --max-steps-per-stage cut a stage short
-
-    @property
-    def seed(self) -> int:
-        """The seed of the training."""
-        return int(self.science.get("seed", 0))
-
-    def data(self, learned: str) -> dict[str, str]:
-        """Return its --data as the part `learned`, and --val as "val", where they name data."""
-        named = {learned: self.options.get("data"), "val": self.options.get("val")}
-        return {
-            part: path
-            for part, path in named.items()
-            if path not in (None, NO_VAL) and share_of(path) is None
-        }  # fmt: skip
-
-    @property
-    def can_be_evaluated(self) -> bool:
-        """Whether it has finished and its last checkpoint is still there."""
-        return self.state == "finished" and bool(CheckpointManager(self.folder / "checkpoints").paths())
-
-
 @dataclass
 class RunIndex:
     """The results and the runs below a folder, in the order of their paths, and why others cannot be read."""
 
     results: list[Result] = field(default_factory=list)
-    runs: list[TrainingRun] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
 
 
@@ -111,12 +76,15 @@ def index_runs(folder: Path) -> RunIndex:
     if not folder.is_dir():
         raise ValueError(f"--runs {folder}: no such folder; give the one that your runs are written to")
     index = RunIndex()
-    for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in _NOT_ENTERED)
+    for path, files in walk(folder):
         if NAME in files:
-            _add_result(index, Path(path) / NAME)
+            _add_result(index, path / NAME)
         if "config.json" in files and "status.json" in files:
-            _add_run(index, Path(path))
+            run = Run.of(path)
+            if run.damage:
+                index.unreadable[path / "config.json"] = f"it is no run's record ({run.damage})"
+            else:
+                index.runs.append(run)
     return index
 
 
@@ -131,15 +99,3 @@ def _add_result(index: RunIndex, path: Path) -> None:
         index.unreadable[path] = reason
         return
     index.results.append(result)
-
-
-def _add_run(index: RunIndex, folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        state = json.loads((folder / "status.json").read_text())["state"]
-        stages_file = folder / "results.json"
-        stages = json.loads(stages_file.read_text()) if stages_file.exists() else []
-        cut = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
-        index.runs.append(TrainingRun(folder, config["options"], config["science"], str(state), cut))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        index.unreadable[folder / "config.json"] = f"it is no run's record ({type(error).__name__}: {error})"

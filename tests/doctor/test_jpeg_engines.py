@@ -20,6 +20,7 @@ from fastpsl.doctor.loader_rates import (
     sampled,
 )
 from fastpsl.doctor.measurements import JpegEngines, Measurements, changes
+from fastpsl.engine import gpu
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.doctor.measured import measured, report_of, screen_of, waiting
@@ -59,7 +60,7 @@ class Nvml:
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
     library = Nvml()
-    monkeypatch.setattr(loader_rates, "_nvml", lambda: library)
+    monkeypatch.setattr(gpu, "_nvml", lambda: library)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=UUID))
     return library
 
@@ -80,7 +81,7 @@ def test_the_engines_are_read_and_nvml_is_closed(
 
 @pytest.mark.parametrize("library", [None, Nvml(is_known=False), SimpleNamespace(nvmlInit_v2=lambda: 9)])
 def test_without_an_answer_nothing_is_told(library: Any, nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_rates, "_nvml", lambda: library)
+    monkeypatch.setattr(gpu, "_nvml", lambda: library)
     with jpeg_utilisation(GPU) as read:
         assert read() is None
 

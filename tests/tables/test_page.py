@@ -275,9 +275,7 @@ def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, cli: Cli) -> None:
 def shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: int, *arguments: object) -> list[str]:
     """Return the lines of `fastpsl table` in a terminal of so many columns, or not in a terminal for 0."""
     monkeypatch.setenv("COLUMNS", str(columns or 80))
-    monkeypatch.setattr(
-        "fastpsl.tables.terminal.plain", lambda _: SimpleNamespace(isatty=lambda: columns > 0)
-    )
+    monkeypatch.setattr("fastpsl.console.grid.plain", lambda _: SimpleNamespace(isatty=lambda: columns > 0))
     code, out, _ = cli("table", *arguments)
     assert code == 0
     return out.splitlines()

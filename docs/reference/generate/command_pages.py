@@ -18,6 +18,8 @@ EXAMPLES = {
     "recipes": "fastpsl recipes",
     "recipes list": "fastpsl recipes",
     "recipes copy": "fastpsl recipes copy jigsaw my_jigsaw.py",
+    "runs": "fastpsl runs",
+    "compare": "fastpsl compare runs/simclr runs/low-lr",
     "data": "fastpsl data write photos/train train.beton --max-side 500",
     "data write": "fastpsl data write photos/train train.beton --max-side 500",
     "data append": "fastpsl data append new_photos train.beton",

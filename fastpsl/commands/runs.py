@@ -1,0 +1,179 @@
+"""`fastpsl runs` and `fastpsl compare`: what there is below a folder of runs, and runs beside each other."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from fastpsl.console.grid import GAP
+from fastpsl.console.progress import clock
+
+if TYPE_CHECKING:
+    from fastpsl.tables.comparison import Comparison
+    from fastpsl.tables.runs import Run
+
+# Pairs of columns: where the terminal is narrow, the second stands below the first.
+_HEADS = (
+    ("run", ""), ("state", "changed"), ("recipe", "network, plan"), ("data", "images"),
+    ("kNN, %", "at epoch"), ("steps", "planned"), ("time", "images/s"),
+)  # fmt: skip
+_NUMBERS_FROM = 4  # these columns and those behind them stay whole
+_NOTHING = "–"
+_WIDEST = 28  # characters of a run's column in a comparison; longer cells are wrapped
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List the runs below a folder, the newest first: state, data, best kNN accuracy, time and speed.
+
+    A run is a folder with a config.json that a training wrote. `killed` has no process any more, `silent` has
+    one that wrote nothing for half an hour, and `damaged` has a file that cannot be read. The kNN accuracy is
+    the best of the monitor's looks, beside that of the same block before the training. Time and images/s of a
+    run at work are those of its last look or finished stage. See
+    https://fastpsl.github.io/fastpsl/how_to/compare_runs.html.
+    """
+
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]] = Path("runs")
+    """The folder that your runs are written to; runs at any depth count."""
+    json: bool = False
+    """Print a list of JSON objects, for programs."""
+
+    def run(self) -> None:
+        """Print a row for each run."""
+        from fastpsl.tables.runs import find_runs
+
+        runs = find_runs(self.folder)
+        if self.json:
+            print(json.dumps([run.as_dict() for run in runs], indent=1))
+            return
+        print_runs(runs, self.folder)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put runs beside each other: kNN accuracy against time, images and energy, and how they differ.
+
+    The tables stand in the terminal. DIR gets comparison.html, one page that needs no network, and
+    comparison.png, the charts. See https://fastpsl.github.io/fastpsl/how_to/compare_runs.html.
+    """
+
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Folders of runs, quoted globs of them, or folders that hold several."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("comparison")
+    """The folder to write to."""
+
+    def run(self) -> None:
+        """Print the tables, and write the page and the chart."""
+        from fastpsl.files.paths import require_folder
+        from fastpsl.tables.comparison import compare
+
+        if not self.runs:
+            raise ValueError("name the folder of a run or more, as in `fastpsl compare runs/a runs/b`")
+        comparison = compare(self.runs)
+        require_folder(self.out)
+        print_comparison(comparison)
+        for note in comparison.notes:
+            print(note)
+        from fastpsl.tables.comparison_page import write_page  # imports matplotlib
+
+        print("\n".join(f"written: {path}" for path in write_page(comparison, self.out)))
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """Print the tables of a comparison; beside each other as many runs as the terminal has room for."""
+    from rich.table import Column
+    from rich.table import Table as Grid
+
+    from fastpsl.console.grid import console, needed, parts, show
+
+    terminal, names = console(), comparison.names
+    tables = {"": comparison.figures} | comparison.differences
+    lines = [line for table in tables.values() for line in table]
+    titles = [*tables, *(line.title for line in lines)]
+    cells = [[name, *(line.cells[place] for line in lines)] for place, name in enumerate(names)]
+    widths = [min(_WIDEST + GAP, needed(each)) for each in cells]
+    for part in parts(terminal.width - needed(titles), widths):
+        grid = Grid(
+            Column(width=needed(titles) - GAP),
+            *(Column(names[place], max_width=_WIDEST, overflow="fold") for place in part),
+            box=None, padding=(0, GAP, 0, 0), pad_edge=False,
+        )  # fmt: skip
+        for title, table in tables.items():
+            if title:
+                grid.add_row("")
+                grid.add_row(title)
+            for line in table:
+                grid.add_row(line.title, *(line.cells[place] for place in part))
+        show(terminal, grid)
+        print()
+
+
+def print_runs(runs: Sequence["Run"], folder: Path) -> None:
+    """Print a line for each run, or two where the terminal is narrow."""
+    from rich.table import Column
+    from rich.table import Table as Grid
+
+    from fastpsl.console.grid import console, needed, show
+
+    terminal, now = console(), time.time()
+    rows = [_cells(run, folder, now) for run in runs]
+    single = [[text for pair in cells for text in pair] for cells in (_HEADS, *rows)]
+    single = [[text for text, title in zip(cells, single[0], strict=True) if title] for cells in single]
+    if sum(map(needed, zip(*single, strict=True))) <= terminal.width:
+        first = 2 * _NUMBERS_FROM - 1
+    else:
+        single = [["\n".join(pair).rstrip() for pair in cells] for cells in (_HEADS, *rows)]
+        first = _NUMBERS_FROM
+    heads, *lines = single
+    columns = [
+        Column(head, justify="right" if place >= first else "left", no_wrap=place >= first, overflow="fold")
+        for place, head in enumerate(heads)
+    ]
+    grid = Grid(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for cells in lines:
+        grid.add_row(*cells)
+    show(terminal, grid)
+    for run in runs:
+        if run.damage:
+            print(f"{run.folder}: {run.damage}")
+
+
+def _cells(run: "Run", folder: Path, now: float) -> list[tuple[str, str]]:
+    """Return the words of a run, in the pairs of `_HEADS`."""
+    options, best = run.options, run.best
+    network = " ".join(str(options[name]) for name in ("backbone", "plan") if options.get(name))
+    data = str(options.get("data") or "sample").rstrip("/").rpartition("/")[2] if options else _NOTHING
+    knn, place = _NOTHING, ""
+    if best is not None and best.knn is not None:
+        before = "" if best.untrained is None else f" ({100 * best.untrained:.1f})"
+        knn = f"{100 * best.knn:.1f}{before}"
+        place = best.stage if best.epoch is None else f"{best.epoch:.3g}, {best.stage}"
+    elif run.top1 is not None:
+        knn, place = f"{100 * run.top1:.1f}", "top-1"
+    name = run.folder.name if run.folder == folder else str(run.folder.relative_to(folder))
+    seconds, rate = run.seconds, run.images_per_s
+    return [
+        (name, ""),
+        (run.state, age(now - run.changed)),
+        (str(run.science.get("recipe") or _NOTHING), network),
+        (data, _count(run.num_images)),
+        (knn, place),
+        (_count(run.steps), _count(run.steps_planned)),
+        (_NOTHING if seconds is None else clock(seconds), _count(rate)),
+    ]
+
+
+def _count(number: float | None) -> str:
+    return _NOTHING if number is None else f"{number:,.0f}"
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, in the largest unit of which it is two or more, such as "3 h"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "now"

@@ -1,0 +1,241 @@
+"""Runs beside each other: what they reached and took, and how their options differ.
+
+It reads JSON files alone. This module does not import torch.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastpsl.console.progress import clock
+from fastpsl.console.words import gibibytes
+from fastpsl.files.paths import require_existing
+from fastpsl.tables.runs import Look, Run, find_runs, is_run
+
+NOTHING = "–"
+# What may be on a chart's horizontal axis, each a count of `Look`.
+AXES = {"seconds": "wall clock", "images": "images", "joules": "energy"}
+# Options that say where a run is written and how it was started.
+_OF_THE_START = {"out", "resume", "config", "dry_run", "cache_dir"}
+_DIGITS, _LONGEST = 10, 100  # characters of a digest and of any value
+
+
+class Line(NamedTuple):
+    """A line of a table: its title, and a cell for each run."""
+
+    title: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of runs.
+
+    Attributes:
+        runs: The runs, in the order that they were named.
+        names: Their shortest names that differ.
+        notes: What was left out, and which runs have no curve, a line each.
+    """
+
+    runs: tuple[Run, ...]
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def target(self) -> float | None:
+        """The highest kNN accuracy, in [0, 1], that all runs with a monitor have reached."""
+        return min((run.best.knn or 0.0 for run in self.runs if run.best), default=None)
+
+    @cached_property
+    def figures(self) -> list[Line]:
+        """What each run reached and took. Lines of which nothing is known are left out."""
+        lines: dict[str, Callable[[Run], str | None]] = {
+            "state": lambda run: run.state,
+            "steps": _steps,
+            "kNN at the end, %": lambda run: _accuracy(run.looks[-1]) if run.looks else None,
+            "best kNN, %": lambda run: _accuracy(run.best) if run.best else None,
+            "of epoch, stage": lambda run: _place(run.best) if run.best else None,
+            "top-1, %": lambda run: None if run.top1 is None else f"{100 * run.top1:.1f}",
+            "time": lambda run: _seconds(run.seconds),
+            "images": lambda run: _count(run.images),
+            "images/s": lambda run: _count(run.images_per_s),
+            "energy": lambda run: _joules(run.joules),
+            "GPU memory": lambda run: None if run.peak_bytes is None else gibibytes(run.peak_bytes),
+        }
+        if self.target is not None:
+            to = f"to {100 * self.target:.1f} %"
+            lines |= {
+                f"time {to}": lambda run: _seconds(self._to_target(run, "seconds")),
+                f"images {to}": lambda run: _count(self._to_target(run, "images")),
+                f"energy {to}": lambda run: _joules(self._to_target(run, "joules")),
+            }
+        made = ((title, [words(run) for run in self.runs]) for title, words in lines.items())
+        return [Line(title, tuple(cell or NOTHING for cell in cells)) for title, cells in made if any(cells)]
+
+    def _to_target(self, run: Run, name: str) -> float | None:
+        """Return what a run took to the first look with the accuracy that all have reached."""
+        reached = (look for look in run.looks if (look.knn or 0.0) >= (self.target or 0.0))
+        look = next(reached, None)
+        return None if look is None else getattr(look, name)
+
+    @cached_property
+    def differences(self) -> dict[str, list[Line]]:
+        """The options and the parts of the environment in which the runs differ, by the table's title."""
+        first = ("recipe", "data_digest")
+        science = [{name: run.science[name] for name in (*first, *run.science) if name in run.science}
+                   for run in self.runs]  # fmt: skip
+        seen = {name for each in science for name in each}
+        others = [
+            {name: value for name, value in run.options.items() if name not in seen | _OF_THE_START}
+            for run in self.runs
+        ]
+        tables = {
+            "What is learned": science,
+            "Other options": others,
+            "Environment": [_flat(run.environment) for run in self.runs],
+        }
+        made = {title: list(_different(records)) for title, records in tables.items()}
+        return {title: lines for title, lines in made.items() if lines}
+
+    def curve(self, run: Run, axis: str) -> list[tuple[float, float, str]]:
+        """Return a run's monitor over one of `AXES`: at each look the count, the kNN in [0, 1], the stage.
+
+        It begins with the untrained network; it is empty where the count is not known.
+        """
+        known = [(getattr(look, axis), look) for look in run.looks]
+        points = [(float(at), look.knn or 0.0, look.stage) for at, look in known if at is not None]
+        if points and (first := run.looks[0]).untrained is not None:
+            points.insert(0, (0.0, first.untrained, first.stage))
+        return points
+
+    @property
+    def panels(self) -> dict[str, dict[str, list[tuple[float, float, str]]]]:
+        """The curves of all runs by name, over each of `AXES` over which there is one."""
+        pairs = list(zip(self.names, self.runs, strict=True))
+        made = {axis: {name: self.curve(run, axis) for name, run in pairs} for axis in AXES}
+        return {axis: curves for axis, curves in made.items() if any(curves.values())}
+
+
+def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
+    """Read the runs at some places: their folders, globs of them, or folders of several runs.
+
+    Raises:
+        ValueError: A place does not exist, or no place holds a run.
+    """
+    found, notes = dict[Path, Run](), list[str]()
+    for place in places:
+        paths = _matches(os.fspath(place))
+        for path in paths:
+            if not path.is_dir():
+                notes.append(f"{path}: left out, a file")
+                continue
+            try:
+                is_one = is_run(path, os.listdir(path))
+                runs = [Run.of(path)] if is_one else sorted(find_runs(path), key=lambda run: run.folder)
+            except ValueError:
+                notes.append(f"{path}: left out, no run: it has no config.json of a training")
+                continue
+            found |= {run.folder.resolve(): run for run in runs}
+    if not found:
+        raise ValueError(
+            f"{' '.join(map(str, places))}: no run, a folder with the config.json of `fastpsl train "
+            "NAME`; give one or more"
+        )
+    runs = list(found.values())
+    for run in runs:
+        if run.damage:
+            notes.append(f"{run.folder}: {run.damage}")
+        elif not run.looks:
+            notes.append(f"{run.folder}: no curve: {_why_no_curve(run)}")
+    return Comparison(tuple(runs), tuple(_names([run.folder for run in runs])), tuple(notes))
+
+
+def _matches(place: str) -> list[Path]:
+    """Return the paths that a glob matches, in order, or the path itself."""
+    require_existing(place, "the folder of a run, or a quoted glob of such folders")
+    return [Path(place)] if os.path.exists(place) else [Path(path) for path in sorted(glob.glob(place))]
+
+
+def _why_no_curve(run: Run) -> str:
+    if run.science.get("weights"):
+        return "it evaluates weights"
+    if run.options.get("val") == "none":
+        return "it has no validation images"
+    if run.state in ("running", "silent"):
+        return "it has not been looked at yet"
+    return "it has no kNN accuracy"
+
+
+def _names(folders: Sequence[Path]) -> Iterator[str]:
+    """Yield the folders' paths without what all of them begin with."""
+    whole = [Path(os.path.abspath(folder)) for folder in folders]
+    common = Path(os.path.commonpath([path.parent for path in whole]))
+    for path in whole:
+        yield str(path.relative_to(common))
+
+
+def _different(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    """Yield a line for each name whose values differ, and then for those that only some records have."""
+    missing, names = object(), list(dict.fromkeys(name for record in records for name in record))
+    for name in sorted(names, key=lambda name: sum(name not in record for record in records) > 0):
+        values = [record.get(name, missing) for record in records]
+        if any(value != values[0] for value in values):
+            yield Line(name, tuple(NOTHING if value is missing else _words(value) for value in values))
+
+
+def _words(value: Any) -> str:
+    """Return an option's value as a command has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "not given", True: "yes", False: "no"}[value]
+    if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
+        return " ".join(map(str, value)) or "not given"
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) >= 32 and re.fullmatch("[0-9a-f]+", text):  # a digest or a commit
+        return text[:_DIGITS]
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return environment.json with its packages among the others."""
+    packages = environment.get("packages")
+    flat = {name: value for name, value in environment.items() if name != "packages"}
+    return flat | (dict(packages) if isinstance(packages, dict) else {})
+
+
+def _accuracy(look: Look) -> str:
+    """Return a look's accuracy in percent, and in brackets that of the block before the training."""
+    before = "" if look.untrained is None else f" ({100 * look.untrained:.1f})"
+    return f"{100 * (look.knn or 0.0):.1f}{before}"
+
+
+def _place(look: Look) -> str:
+    return look.stage if look.epoch is None else f"{look.epoch:.3g}, {look.stage}"
+
+
+def _steps(run: Run) -> str | None:
+    if run.steps is None:
+        return None
+    planned = "" if run.steps_planned in (None, run.steps) else f" of {run.steps_planned:,}"
+    return f"{run.steps:,}{planned}"
+
+
+def _seconds(seconds: float | None) -> str | None:
+    return None if seconds is None else clock(seconds)
+
+
+def _count(number: float | None) -> str | None:
+    return None if number is None else f"{number:,.0f}"
+
+
+def _joules(joules: float | None) -> str | None:
+    """Return an energy as people pay for it: Wh, or kWh from 1000 of them on."""
+    if joules is None:
+        return None
+    number, unit = (joules / 3600, "Wh") if joules < 3.6e6 else (joules / 3.6e6, "kWh")
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
