@@ -12,6 +12,7 @@ from fastpsl.commands.export import Export
 from fastpsl.commands.features import TSNE, Features, Retrieve
 from fastpsl.commands.labels import Clusters, MakeLabels, Permutations
 from fastpsl.commands.launch import Launch
+from fastpsl.commands.replay import Replay
 from fastpsl.commands.show import Show
 from fastpsl.commands.table import Table
 from fastpsl.commands.train import Eval, Recipes, Train
@@ -42,6 +43,7 @@ class Fastpsl:
 
     commands: ClassVar[dict[str, type]] = {
         "train": Train, "eval": Eval, "launch": Launch, "recipes": Recipes, "data": Data, "show": Show,
+        "replay": Replay,
         "features": Features, "retrieve": Retrieve, "tsne": TSNE, "clusters": Clusters, "labels": MakeLabels,
         "export": Export, "table": Table, "doctor": Doctor, "permutations": Permutations,
     }  # fmt: skip

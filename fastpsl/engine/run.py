@@ -253,6 +253,7 @@ class Run:
         *,
         owns_process: bool = True,
         differences: Mapping[str, Any] | None = None,
+        quiet: bool = False,
     ):
         """Open the run. It owns `data` from here on.
 
@@ -262,6 +263,7 @@ class Run:
             science: What else must not change on resume, besides the options' science and the data.
             owns_process: Whether the process is the run's own, which may end it (`LastStep`).
             differences: What differs from the usual values, for the record.
+            quiet: Whether nothing is printed but warnings.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
@@ -269,7 +271,7 @@ class Run:
         self.data, self.options, self.world = data, data.options, data.world
         self.owns_process, self.differences = owns_process, dict(differences or {})
         self.precision = self.options.resolved_precision(self.world.device)
-        self._folder = ExitStack()
+        self._quiet, self._folder = quiet, ExitStack()
         self._never_finite = set[str]()
         try:
             if self.options.sync_batchnorm and self.world.device.type != "cuda":
@@ -299,7 +301,7 @@ class Run:
             self.reporter = Reporter(
                 self.folder, world, batch_size=options.batch_size, log_steps=options.log_steps,
                 resumed_run_step=self.position.run_step, tensorboard=options.tensorboard,
-                wandb=options.wandb, config=options.as_dict(),
+                wandb=options.wandb, config=options.as_dict(), quiet=self._quiet,
             )  # fmt: skip
             if world.rank == 0:
                 self._write_records()

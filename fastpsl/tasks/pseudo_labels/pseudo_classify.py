@@ -19,7 +19,7 @@ from fastpsl.engine.task import Task
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.classify import average_and_linear, scored
+from fastpsl.tasks.classify import average_and_linear, cross_entropies, scored
 from fastpsl.tasks.pseudo_labels.scores import Settling, watched_figures
 from fastpsl.tasks.pseudo_labels.store import LabelStore
 
@@ -99,6 +99,10 @@ class PseudoClassify(Task):
             labels = head(blocks(inputs[1])).float().argmax(1)
         valid = (batch.indices >= 0).float()
         return scored(logits, labels, valid, "agreement")
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return cross_entropies(head(blocks(inputs[0])).float(), self.store.labels_of(batch.indices))
 
     @override
     def step_state(self) -> list[Tensor]:
