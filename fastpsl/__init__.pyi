@@ -13,6 +13,7 @@ from .model import load as load
 from .pipelines.beton.reader import Beton as Beton
 from .pipelines.loader.loader import Loader as Loader
 from .pipelines.views import ViewSpec as ViewSpec
+from .replaying import replay as replay
 from .training import Trained as Trained
 from .training import pretrain as pretrain
 

@@ -57,16 +57,15 @@ class Replay:
     def run(self) -> None:
         """Write the sheet and the table, and print what they hold; under torchrun, rank 0 does."""
         from fastpsl.engine.distributed import join_world, leave_world
-        from fastpsl.evaluation.replay import PastRun, replay
+        from fastpsl.evaluation.replay import PastRun, replay_step
 
         for name, value, low, high in (
             ("num", self.num, 1, MAX_IMAGES),
             ("around", self.around, 0, 1000),
-            ("most-steps", self.most_steps, 0, None),
+            ("most-steps", self.most_steps, 0, 1_000_000_000),
         ):
-            if value < low or (high is not None and value > high):
-                up_to = f" to {high}" if high is not None else " or more"
-                raise ValueError(f"--{name} {value}: give {low}{up_to}")
+            if not low <= value <= high:
+                raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
         out = self.out or Path(f"replay-{self.folder.resolve().name}")
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"--out {out}: it is in the run's folder, which is only read; give another")
@@ -76,8 +75,8 @@ class Replay:
         )  # fmt: skip
         world = join_world(self.device, timeout_s=10 * past_run.options.timeout_s)
         try:
-            found = replay(
-                past_run, self.step, world, rank=self.rank, num_sheet=self.num, num_around=self.around,
+            found = replay_step(
+                past_run, self.step, world, rank=self.rank, num=self.num, num_around=self.around,
                 most_steps=self.most_steps, other_data=self.other_data,
             )  # fmt: skip
         finally:
@@ -89,11 +88,12 @@ class Replay:
     def _lines(self, found: "Replayed", out: Path) -> Iterator[str]:
         """Yield what to print, after the files are written."""
         past, row = found.past, found.past.row
-        sheet, table = found.save(out, self.num)
+        sheet, table = found.save(out)
         epoch, step = past.place(found.steps_per_epoch)
         yield (
             f"step {past.run_step:,} of the run: step {past.step:,} of {found.stage.name} (level "
-            f"G{found.stage.level}), in epoch {epoch + 1:,} step {step + 1:,} of {found.steps_per_epoch:,}"
+            f"G{found.stage.level}), step {step + 1:,} of {found.steps_per_epoch:,} in its epoch "
+            f"{epoch - past.first_epoch + 1:,}"
         )
         if self.around:
             yield from _around(past.around, past.run_step)
@@ -121,7 +121,7 @@ class Replay:
 
 def _comparison(recorded: Mapping[str, float], made: Mapping[str, Any]) -> str:
     """Return how near the step that was made again is to the recorded one."""
-    off = {name: made[name] for name, value in recorded.items() if made.get(name) != value}
+    off = {name: made.get(name) for name, value in recorded.items() if repr(made.get(name)) != repr(value)}
     if not off:
         return "made again: each of these numbers is the recorded one, to the last bit"
     words = [f"{name} {value!r}, recorded {recorded[name]!r}" for name, value in off.items()]

@@ -6,6 +6,7 @@ weights. The trainer goes on from there, in a folder of its own, as it does afte
 """
 
 import contextlib
+import copy
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -94,8 +95,7 @@ def find_step(folder: Path, text: str, stages: tuple[Stage, ...], num_around: in
         made = f"holds steps 1 to {last:,} of the run" if last else "holds no step"
         raise ValueError(f"--step {text}: {path} {made}; give one of its steps")
     names = [each.name for each in stages]
-    if row["stage"] not in names:
-        raise ValueError(f"{path} names the stage {row['stage']}, and the run has {', '.join(names)}")
+    assert row["stage"] in names, (path, row, names)
     place = names.index(row["stage"])
     first_epoch = sum(each.max_epochs for each in stages[:place])
     around = (*before, row, *after)
@@ -104,7 +104,7 @@ def find_step(folder: Path, text: str, stages: tuple[Stage, ...], num_around: in
 
 @dataclass(frozen=True)
 class Start:
-    """Where the trainer begins to come to a step: a checkpoint, or the seed's weights if there is no path.
+    """A state before a step: a checkpoint, or the seed's weights if there is no path.
 
     `step` is the number of the run's steps before it.
     """
@@ -147,14 +147,12 @@ class Made:
     """A step that the trainer has made again.
 
     Attributes:
-        losses: For each of this rank's batches the loss of each image, float32 [B] on the CPU; None where the
-            task's loss is no mean over images.
-        order: The order of the step's epoch, where the task has its own.
+        losses: For each of this rank's batches the losses of its images, float32 [B] on the CPU. None stands
+            for a task whose loss is no mean over images.
         row: The step's line of metrics.jsonl, on rank 0.
     """
 
     losses: list[Tensor | None]
-    order: np.ndarray | None
     row: Mapping[str, Any]
 
 
@@ -206,14 +204,16 @@ class _Replay(StageTrainer):
             return super()._step(batches, progress, is_first)
         first = next_on_all_ranks(batches, run.world, self._save_last_step)
         taken = [first, *islice(batches, run.options.accumulate - 1)]
-        order = self.experiment.task.epoch_order(first.epoch)
         losses = list(self._losses(taken))
+        task = self.experiment.task
+        labels = copy.deepcopy(dict(task.state_dict()))
         super()._step(iter(taken), progress, is_first)
+        task.load_state_dict(labels)  # an epoch's end has made others
         run.reporter.flush()
         rows = (
             [line.row for line in read_lines(run.folder / "metrics.jsonl")] if run.world.rank == 0 else [{}]
         )
-        raise _Reached(Made(losses, order, rows[-1]))
+        raise _Reached(Made(losses, rows[-1]))
 
     def _losses(self, batches: list[Batch]) -> Iterator[Tensor | None]:
         """Yield the losses of each batch's images, with the step's dropout and batch statistics.
@@ -255,6 +255,8 @@ def make_again(
         folder: An empty folder for the trainer's files. Nothing else is written.
         on_step: Called with the number of the run's steps before each step.
 
+    The task has the labels of the step's epoch afterwards.
+
     Raises:
         ValueError: The checkpoint or the data belong to another experiment.
         KeyboardInterrupt: A signal stopped it.
@@ -269,43 +271,43 @@ def make_again(
         (folder / "metrics.jsonl").touch()  # else those of the run would be copied
     run = Run(recipe, experiment.open_data(options, world), science, owns_process=False, quiet=True)
     try:
-        pretrain(experiment, run, partial(_Replay, past=past, on_step=on_step))
+        finished = pretrain(experiment, run, partial(_Replay, past=past, on_step=on_step))
     except _Reached as reached:
         return reached.made
     finally:
         run.close()
-    assert run.stop_signal.stop_requested
+    assert not finished
     raise KeyboardInterrupt
 
 
-def prepare_stage(experiment: Experiment, past: PastStep, options: TrainingOptions, world: World) -> None:
-    """Begin the step's stage, so that the task can show its images, without the weights of the run."""
+def prepare_stage(
+    folder: Path, experiment: Experiment, past: PastStep, data: RunData, options: TrainingOptions
+) -> None:
+    """Begin the step's stage without the weights of the run, so that the task can show its images.
+
+    Labels of the step's epoch are those of a checkpoint in this epoch.
+
+    Raises:
+        ValueError: The task orders images by labels, which no kept checkpoint holds.
+    """
+    task = experiment.task
     plain = replace(
         options, compile="off", graph="off", augment_backend="torch", sync_batchnorm=False, fold_frozen=False
     )
-    make_train_step(experiment, past.stage, plain, world)
-
-
-def stored_order(folder: Path, experiment: Experiment, past: PastStep, data: RunData) -> np.ndarray:
-    """Return the order of a step's epoch from labels that a checkpoint of this epoch holds.
-
-    Raises:
-        ValueError: No kept checkpoint holds them.
-    """
-    steps_per_epoch = data.train.num_samples // data.options.batch_size
-    epoch, step = past.place(steps_per_epoch)
-    begin = past.run_step - step - 1  # the run's steps before the epoch
+    make_train_step(experiment, past.stage, plain, World(0, 1, 0, 1, data.world.device))
+    if not task.pass_views(experiment.stages[past.stage].level):
+        return
+    steps_per_epoch = data.train.num_samples // options.batch_size
+    begin = past.run_step - 1 - past.place(steps_per_epoch)[1]  # the run's steps before the epoch
     for path in CheckpointManager(folder / "checkpoints").paths():
         if begin < int(path.stem[5:]) < begin + steps_per_epoch:
-            experiment.task.load_state_dict(read_checkpoint(path)["task"])
-            order = experiment.task.epoch_order(epoch)
-            assert order is not None
-            return order
-    raise ValueError(
-        f"the order of the images of step {past.run_step:,} came from its epoch's labels, which no "
-        f"kept checkpoint of steps {begin + 1:,} to {begin + steps_per_epoch - 1:,} holds: give a step after a kept "
-        "checkpoint, in its stage"
-    )
+            return task.load_state_dict(read_checkpoint(path)["task"])
+    if task.has_own_order:
+        raise ValueError(
+            f"the images of step {past.run_step:,} are known from its epoch's labels alone, and no "
+            f"checkpoint is kept of steps {begin + 1:,} to {begin + steps_per_epoch - 1:,}: give a step "
+            "after a kept one, in its stage"
+        )
 
 
 @dataclass(frozen=True)
@@ -314,8 +316,8 @@ class PastBatch:
 
     Attributes:
         batch: The batch, on the CPU.
-        boxes: For each view what was cut from each image, int32 [B, 4] as top, left, height and width; for a
-            sample that cannot be decoded, nothing that was used.
+        boxes: For each view the crops' boxes, int32 [B, 4], as top, left, height and width. That of a sample
+            that cannot be decoded was not used.
     """
 
     batch: Batch
@@ -323,20 +325,21 @@ class PastBatch:
 
 
 def batches_of(
-    experiment: Experiment, data: RunData, past: PastStep, rank: int, num_ranks: int, order: np.ndarray | None
+    experiment: Experiment, data: RunData, past: PastStep, rank: int, num_ranks: int
 ) -> tuple[list[PastBatch], int]:
     """Return the batches that a rank of `num_ranks` had in a past step, and the number of an epoch's steps.
 
-    `order` is that of the epoch, for a task that has its own.
+    The stage has begun, and the task has the labels of the epoch if it orders images by them.
     """
     options = replace(data.options, decoder=data.decoder, prefetch_batches=1)  # type: ignore[arg-type]
     world = World(rank, num_ranks, 0, 1, data.world.device)
     views = experiment.task.views(experiment.stages[past.stage].level)
     size, parts, found = options.rank_batch(num_ranks), options.accumulate, list[PastBatch]()
-    numbers = None if order is None else numbered(order)
     with open_loader(data.train, views, options, world, batch_size_per_rank=size, train=True) as loader:
         steps_per_epoch = loader.num_steps // parts
         epoch, step = past.place(steps_per_epoch)
+        order = experiment.task.epoch_order(epoch)
+        numbers = None if order is None else numbered(order)
         with contextlib.closing(loader.epoch(epoch, step * parts, order)) as batches:
             for batch in islice(batches, parts):
                 batch = batch.first(size)

@@ -4,8 +4,10 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +34,6 @@ from fastpsl.engine.replay import (
     find_step,
     make_again,
     prepare_stage,
-    stored_order,
 )
 from fastpsl.engine.run import RunData
 from fastpsl.evaluation.trained_run import TrainedRun
@@ -88,11 +89,14 @@ class PastRun:
             science, num_images = dict(config["science"]), int(config["images"]["train"])
             name = str(science["recipe"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder} is no folder of a training ({error}): give a run's folder") from None
+            reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else error
+            raise ValueError(f"{folder} is no folder of a training ({reason}): give a run's folder") from None
         script = load_recipe(named_path(recipe or name, TRAIN))
         if not isinstance(script, Recipe) or script.name != name:
             raise ValueError(f"--recipe {recipe}: it is {script.name}, and the run is of {name}")
-        values = values_of_config(path, name, script.options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a new run would begin with other weights
+            values = values_of_config(path, name, script.options)
         if is_own(values.get("backbone") or ""):
             if backbone is None:
                 raise not_given(path, values["backbone"])
@@ -188,16 +192,24 @@ class Replayed:
     class_names: Sequence[str] | None
     first: str
 
-    def save(self, folder: Path, num: int) -> tuple[Path, Path]:
-        """Write the sheet of the first `num` images and the table of all; return both paths."""
+    def save(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write a sheet of the first images as a PNG file, and a table of all as a CSV file.
+
+        Args:
+            folder: The folder to write to, which is made if it is not there.
+
+        Returns:
+            The paths of the sheet, which is not there if the task draws none, and of the table.
+        """
+        folder = Path(folder)
         stem = folder / f"step-{self.past.run_step:08d}"
         sheet, table = stem.with_suffix(".png"), stem.with_suffix(".csv")
-        shown = [image for image in self.images[:num] if image.pixels is not None]
+        shown = [image for image in self.images if image.pixels is not None]
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if shown:
                 texts = [self._caption(image) for image in shown]
-                save_contact_sheet(torch.stack([i.pixels for i in shown]), sheet, texts, num)  # type: ignore[misc]
+                save_contact_sheet(torch.stack([i.pixels for i in shown]), sheet, texts, len(shown))  # type: ignore[misc]
             text = io.StringIO(newline="")
             writer = csv.writer(text)
             writer.writerow(("rank", "sample", "class", "file", "loss", "drawn", "draws"))
@@ -210,16 +222,16 @@ class Replayed:
     def _caption(self, image: ShownImage) -> str:
         loss = "" if image.loss is None else f"  loss {image.loss:.3g}"
         lines = [f"#{image.sample} {class_name(self.class_names, image.label)}".rstrip() + loss]
-        return "\n".join([*lines, image.file, *filter(None, [image.caption])])
+        return "\n".join([*lines, image.file.rpartition("/")[2], *filter(None, [image.caption])])
 
 
-def replay(
+def replay_step(
     run: PastRun,
     text: str,
     world: World,
     *,
     rank: int | None = None,
-    num_sheet: int = 16,
+    num: int = 16,
     num_around: int = 0,
     most_steps: int = 1000,
     other_data: bool = False,
@@ -233,7 +245,7 @@ def replay(
         text: The step, as `find_step` takes it.
         world: The ranks. Losses need as many as the run had.
         rank: The run's rank whose images are wanted; None for all.
-        num_sheet: The images that are drawn.
+        num: The images that are drawn.
         num_around: The lines of metrics.jsonl before and after the step.
         most_steps: The most steps that are made again for the losses; 0 for no losses.
         other_data: Whether images of another digest are shown.
@@ -245,8 +257,8 @@ def replay(
         raise ValueError(f"--rank {rank}: the run had ranks 0 to {run.num_ranks - 1}")
     experiment = run.build()
     past = find_step(run.folder, text, experiment.stages, num_around)
-    stage, task = experiment.stages[past.stage], experiment.task
-    if not task.views(stage.level):
+    stage = experiment.stages[past.stage]
+    if not experiment.task.views(stage.level):
         raise ValueError(f"{run.folder}: {run.recipe.name} reads whole images; there are no views to replay")
     options = replace(run.options, out=None, resume="auto")
     with contextlib.closing(experiment.open_data(options, world)) as data:
@@ -255,17 +267,14 @@ def replay(
         if world.rank:
             return Replayed(past, stage, 0, made, notes, (), None, "")
         if made is None:
-            prepare_stage(experiment, past, options, World(0, 1, 0, 1, world.device))
-        order = made.order if made else None
-        if order is None and task.has_own_order:
-            order = stored_order(run.folder, experiment, past, data)
+            prepare_stage(run.folder, experiment, past, data, options)
         shown, steps_per_epoch = list[ShownImage](), 0
         for each in range(run.num_ranks) if rank is None else [rank]:
-            batches, steps_per_epoch = batches_of(experiment, data, past, each, run.num_ranks, order)
+            batches, steps_per_epoch = batches_of(experiment, data, past, each, run.num_ranks)
             losses = made.losses[each] if made else [None] * len(batches)
             for batch, of_batch in zip(batches, losses, strict=True):
                 shown += _images(experiment, past, data, each, batch, of_batch)
-            shown = _worst_first(shown, num_sheet)
+            shown = _worst_first(shown, num)
         files = _files(data, {image.sample for image in shown})
         shown = [replace(image, file=files[image.sample]) for image in shown]
         worst = data.train.name(shown[0].sample) if shown else ""
@@ -347,11 +356,11 @@ def _words(draws: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(words)
 
 
-def _worst_first(images: list[ShownImage], num_sheet: int) -> list[ShownImage]:
+def _worst_first(images: list[ShownImage], num: int) -> list[ShownImage]:
     """Sort images by their losses, those that are no number first, and drop the pixels of the last ones."""
     largest = lambda loss: np.inf if np.isnan(loss) else loss
     images = sorted(images, key=lambda i: 0.0 if i.loss is None else -largest(i.loss))
-    return images[:num_sheet] + [replace(image, pixels=None) for image in images[num_sheet:]]
+    return images[:num] + [replace(image, pixels=None) for image in images[num:]]
 
 
 def _files(data: RunData, samples: set[int]) -> dict[int, str]:

@@ -150,6 +150,14 @@ class PseudoClassify(Task):
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         return self.view.denormalise(inputs[0])
 
+    @override
+    def captions(self, batch: Batch) -> list[str]:
+        """Return each image's pseudo-label, once there are some."""
+        if self.store.current[0] < 0:
+            return []
+        labels = self.store.labels_of(batch.indices.to(self.store.device))
+        return [f"cluster {label}" for label in labels.tolist()]
+
 
 def gathered_labels(context: EpochContext, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the arg max of all ranks' outputs, int32 [N], on every rank; 0 for undecodable images."""
