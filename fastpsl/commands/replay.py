@@ -136,7 +136,7 @@ def _around(rows: Sequence[Mapping[str, Any]], run_step: int) -> Iterator[str]:
     yield f"{'step':>10}  {'stage':<6}{'step':>8}  {'lr':>9}  {'loss':>9}"
     for row in rows:
         loss = row.get("loss")
-        share = 1.0 if loss not in finite else (loss - low) / ((high - low) or 1.0)
+        share = (loss - low) / ((high - low) or 1.0) if loss is not None and isfinite(loss) else 1.0
         bar = "" if loss is None else "█" * max(1, round(_BAR * share))
         marks = [*(["<- this step"] if row["run_step"] == run_step else [])]
         marks += ["largest"] if loss is not None and loss == high else []

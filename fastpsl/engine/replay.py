@@ -27,7 +27,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
-from fastpsl.engine.options import INITIAL_WEIGHTS, TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData, open_loader
 from fastpsl.engine.trainer import StageTrainer, next_on_all_ranks, pretrain
@@ -147,12 +147,12 @@ class Made:
     """A step that the trainer has made again.
 
     Attributes:
-        losses: For each of this rank's batches the losses of its images, float32 [B] on the CPU. None stands
-            for a task whose loss is no mean over images.
+        losses: For each rank and each of its batches the losses of the images, float32 [B] on the CPU. None
+            stands for a task whose loss is no mean over images.
         row: The step's line of metrics.jsonl, on rank 0.
     """
 
-    losses: list[Tensor | None]
+    losses: list[list[Tensor | None]]
     row: Mapping[str, Any]
 
 
@@ -213,7 +213,7 @@ class _Replay(StageTrainer):
         rows = (
             [line.row for line in read_lines(run.folder / "metrics.jsonl")] if run.world.rank == 0 else [{}]
         )
-        raise _Reached(Made(losses, rows[-1]))
+        raise _Reached(Made([losses], rows[-1]))
 
     def _losses(self, batches: list[Batch]) -> Iterator[Tensor | None]:
         """Yield the losses of each batch's images, with the step's dropout and batch statistics.
@@ -242,7 +242,7 @@ def make_again(
     folder: Path,
     on_step: Callable[[int], object] = lambda run_step: None,
 ) -> Made:
-    """Make a past step again, from `start`, and return its losses. Every rank calls it.
+    """Make a past step again, from `start`, and return this rank's losses. Every rank calls it.
 
     Args:
         experiment: The run's, with the seed's first weights.
@@ -265,7 +265,7 @@ def make_again(
         options, out=folder, resume="never" if start.path is None else str(start.path), tensorboard=False,
         wandb=False, checkpoint_minutes=0.0, checkpoint_steps=0, max_steps_per_stage=None,
     )  # fmt: skip
-    if hasattr(options, "probe_every"):
+    if isinstance(options, PretrainOptions):
         options = replace(options, probe_every=0)
     if world.rank == 0:
         (folder / "metrics.jsonl").touch()  # else those of the run would be copied

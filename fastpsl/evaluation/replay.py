@@ -152,7 +152,7 @@ class ShownImage:
         file: Its name in the data.
         loss: Its loss, or None if it is not known.
         drawn: What was drawn for it, in words.
-        draws: Every drawn number, by view and operation.
+        draws: Every drawn number: for each view the crop's box, then those of each operation.
         caption: The task's words for it.
         pixels: What the network saw, as an image for people, [3, h, w]; None without a sheet.
     """
@@ -163,7 +163,7 @@ class ShownImage:
     file: str
     loss: float | None
     drawn: str
-    draws: Mapping[str, Any]
+    draws: Sequence[Mapping[str, Any]]
     caption: str
     pixels: Tensor | None = field(repr=False, compare=False)
 
@@ -271,7 +271,7 @@ def replay_step(
         shown, steps_per_epoch = list[ShownImage](), 0
         for each in range(run.num_ranks) if rank is None else [rank]:
             batches, steps_per_epoch = batches_of(experiment, data, past, each, run.num_ranks)
-            losses = made.losses[each] if made else [None] * len(batches)
+            losses: list[Tensor | None] = made.losses[each] if made else [None] * len(batches)
             for batch, of_batch in zip(batches, losses, strict=True):
                 shown += _images(experiment, past, data, each, batch, of_batch)
             shown = _worst_first(shown, num)
@@ -306,9 +306,10 @@ def _made(
     except ValueError as error:
         notes.append(f"no losses: {error}")
         return None
-    if None in made.losses:
+    (losses,) = made.losses
+    if any(of_batch is None for of_batch in losses):
         notes.append("no losses of images: this task's loss is of the whole batch")
-    return replace(made, losses=gather_objects(world, made.losses))
+    return replace(made, losses=gather_objects(world, losses))
 
 
 def _images(
