@@ -244,6 +244,8 @@ def make_again(
 ) -> Made:
     """Make a past step again, from `start`, and return this rank's losses. Every rank calls it.
 
+    The task has the labels of the step's epoch afterwards.
+
     Args:
         experiment: The run's, with the seed's first weights.
         recipe: The recipe's name.
@@ -254,8 +256,6 @@ def make_again(
         start: Where to begin.
         folder: An empty folder for the trainer's files. Nothing else is written.
         on_step: Called with the number of the run's steps before each step.
-
-    The task has the labels of the step's epoch afterwards.
 
     Raises:
         ValueError: The checkpoint or the data belong to another experiment.
@@ -269,7 +269,8 @@ def make_again(
         options = replace(options, probe_every=0)
     if world.rank == 0:
         (folder / "metrics.jsonl").touch()  # else those of the run would be copied
-    run = Run(recipe, experiment.open_data(options, world), science, owns_process=False, quiet=True)
+    data, science = experiment.open_data(options, world), {**science, **experiment.science}
+    run = Run(recipe, data, science, owns_process=False, quiet=True)
     try:
         finished = pretrain(experiment, run, partial(_Replay, past=past, on_step=on_step))
     except _Reached as reached:
