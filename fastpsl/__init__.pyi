@@ -15,6 +15,7 @@ from .pipelines.loader.loader import Loader as Loader
 from .pipelines.views import ViewSpec as ViewSpec
 from .records import compare as compare
 from .records import runs as runs
+from .replaying import replay as replay
 from .training import Trained as Trained
 from .training import pretrain as pretrain
 

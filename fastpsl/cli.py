@@ -12,6 +12,7 @@ from fastpsl.commands.export import Export
 from fastpsl.commands.features import TSNE, Features, Retrieve
 from fastpsl.commands.labels import Clusters, MakeLabels, Permutations
 from fastpsl.commands.launch import Launch
+from fastpsl.commands.replay import Replay
 from fastpsl.commands.runs import Compare, Runs
 from fastpsl.commands.show import Show
 from fastpsl.commands.table import Table
@@ -43,7 +44,7 @@ class Fastpsl:
 
     commands: ClassVar[dict[str, type]] = {
         "train": Train, "eval": Eval, "launch": Launch, "recipes": Recipes, "runs": Runs,
-        "compare": Compare,         "data": Data, "show": Show,
+        "compare": Compare, "replay": Replay, "data": Data, "show": Show,
         "features": Features, "retrieve": Retrieve, "tsne": TSNE, "clusters": Clusters, "labels": MakeLabels,
         "export": Export, "table": Table, "doctor": Doctor, "permutations": Permutations,
     }  # fmt: skip

@@ -118,7 +118,7 @@ class InfoNCE(nn.Module):
             keys = F.normalize(_zeroed(keys, valid))
         with no_tf32():
             queries = _zeroed(queries, valid)
-            loss_sum, _ = info_nce(queries, keys, self.queue.clone(), valid, self.temperature)
+            loss_sum = info_nce(queries, keys, self.queue.clone(), valid, self.temperature).loss_sum
         if self.training:
             enqueue(self.queue, self.slot, gathered(keys.masked_fill(~valid[:, None], torch.nan)))
         return _mean(loss_sum, valid)

@@ -29,7 +29,7 @@ ROOMS = (
 SUB_ROOMS = ("data", "image", "beton", "views", "decoders", "sources", "datasets", "loader", "sample")
 # The modules of fastpsl/ outside the rooms: the command, and what `import fastpsl` hands out.
 API = {"backbones", "dataloader", "embedding", "evaluate", "losses", "model", "ops", "optim", "plot",
-       "records", "training", "views"}  # fmt: skip
+       "records", "replaying", "training", "views"}  # fmt: skip
 FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 600}
 MIN_LINES = 60

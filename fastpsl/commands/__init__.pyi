@@ -8,6 +8,7 @@ from .labels import Clusters as Clusters
 from .labels import MakeLabels as MakeLabels
 from .labels import Permutations as Permutations
 from .launch import Launch as Launch
+from .replay import Replay as Replay
 from .runs import Compare as Compare
 from .runs import Runs as Runs
 from .show import Show as Show

@@ -31,13 +31,15 @@ from fastpsl.console.words import gibibytes, metric_words, worded
 _PAGE = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
 
 
-def make_console() -> Console:
+def make_console(quiet: bool = False) -> Console:
     """Return a console on stderr, or in the notebook that runs this process.
 
     Only a terminal gets escape sequences, whatever FORCE_COLOR says, because a log file cannot be redrawn.
-    Lines of a file are never wrapped, so that `grep` finds them whole.
+    Lines of a file are never wrapped, so that `grep` finds them whole. A `quiet` one shows nothing.
     """
     stream = plain(sys.stderr)
+    if quiet:
+        return Console(file=stream, quiet=True, force_terminal=False, force_jupyter=False)
     console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
     console.soft_wrap = not draws_in_place(console)
     return console

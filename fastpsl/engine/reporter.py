@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.console.progress import clock
-from fastpsl.console.screen import Numbers, Screen
+from fastpsl.console.screen import Numbers, Screen, make_console
 from fastpsl.console.terminal import escaped
 from fastpsl.console.words import gibibytes, metric_words, number_of, percent, val_words
 from fastpsl.engine.distributed import World, sum_over_ranks
@@ -216,10 +216,11 @@ class Reporter:
         tensorboard: bool,
         wandb: bool,
         config: dict[str, Any],
+        quiet: bool = False,
     ):
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
         self._bad_names, self._bad_read = set[str](), 0
-        self.screen = Screen() if world.rank == 0 else None
+        self.screen = Screen(make_console(quiet=quiet)) if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.epochs = EpochLog(folder / "epochs.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None

@@ -266,6 +266,7 @@ class Run:
         owns_process: bool = True,
         differences: Mapping[str, Any] | None = None,
         steps: int | None = None,
+        quiet: bool = False,
     ):
         """Open the run. It owns `data` from here on.
 
@@ -276,6 +277,7 @@ class Run:
             owns_process: Whether the process is the run's own, which may end it (`LastStep`).
             differences: What differs from the usual values, for the record.
             steps: The plan's number of steps, for the record.
+            quiet: Whether nothing is printed but warnings.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
@@ -284,7 +286,7 @@ class Run:
         self.owns_process, self.differences = owns_process, dict(differences or {})
         self.steps = steps
         self.precision = self.options.resolved_precision(self.world.device)
-        self._folder = ExitStack()
+        self._quiet, self._folder = quiet, ExitStack()
         self._never_finite = set[str]()
         try:
             if self.options.sync_batchnorm and self.world.device.type != "cuda":
@@ -316,7 +318,7 @@ class Run:
             self.reporter = Reporter(
                 self.folder, world, batch_size=options.batch_of(), log_steps=options.log_steps,
                 resumed_run_step=self.position.run_step, tensorboard=options.tensorboard,
-                wandb=options.wandb, config=options.as_dict(),
+                wandb=options.wandb, config=options.as_dict(), quiet=self._quiet,
             )  # fmt: skip
             if world.rank == 0:
                 self._write_records()

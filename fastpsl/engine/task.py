@@ -93,6 +93,25 @@ class Task:
         """
         raise NotImplementedError
 
+    def losses(
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> Tensor | None:
+        """Compute the loss of each image of a batch in training; only `fastpsl replay` calls it.
+
+        It writes nothing that `loss` writes.
+
+        Args:
+            blocks: As in `loss`.
+            head: As in `loss`.
+            inputs: As in `loss`.
+            batch: As in `loss`.
+
+        Returns:
+            float32 [B], whose mean over all ranks' samples with `batch.indices >= 0` is the loss; None if the
+            loss is no mean over images.
+        """
+        return None
+
     def val_views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return the views of the pass over the validation data; none to skip the pass.
 

@@ -86,8 +86,11 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
 MAX_WARM_UP_EPOCHS = 1_000_000
 
 
-def pretrain(experiment: Experiment, run: Run) -> bool:
-    """Train through the plan, from the run's checkpoint if there is one. Return False after a signal."""
+def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrainer] | None" = None) -> bool:
+    """Train through the plan, from the run's checkpoint if there is one. Return False after a signal.
+
+    `trainer` makes what trains a stage; None for `StageTrainer`.
+    """
     experiment.check(run.data)  # the run may have been opened without `open_data`
     (state, run.resume_state), position = (run.resume_state, None), run.position
     run.meter.start()
@@ -106,7 +109,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
                 state = None
             name = experiment.stages[position.stage].name
             with operation(f"{name}: building the network"):
-                stage_trainer = StageTrainer(experiment, run, state, last_step)
+                stage_trainer = (trainer or StageTrainer)(experiment, run, state, last_step)
             with operation(f"{name}: between two steps") as progress:
                 if not stage_trainer.run_to_end(progress):
                     return False

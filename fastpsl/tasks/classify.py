@@ -71,6 +71,10 @@ class Classify(Task):
         return loss, {"loss": (loss.detach() * num, num)} | top_correct(logits, batch.labels, valid)
 
     @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return cross_entropies(head(blocks(inputs[0])).float(), batch.labels)
+
+    @override
     def chance(self, level: int) -> float:
         return 1 / self.num_classes
 
@@ -93,12 +97,17 @@ def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.
     return layer
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each row of logits [B, classes], float32 [B]; -1 counts as label 0."""
+    return F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+
+
 def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     """Return the mean cross-entropy of float32 logits [B, classes] to int64 labels [B] of valid samples.
 
     `valid` is float [B], 1 for valid samples and else 0. The labels of others may be negative.
     """
-    losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    losses = cross_entropies(logits, labels)
     # where instead of a product, because padding may hold values that are not finite.
     return torch.where(valid > 0, losses, 0.0).sum() / valid.sum().clamp(min=1)
 

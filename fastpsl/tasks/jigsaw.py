@@ -19,7 +19,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.classify import scored
+from fastpsl.tasks.classify import cross_entropies, scored
 
 _NPY = b"\x93NUMPY"
 _HEADER_BYTES = 8
@@ -188,6 +188,12 @@ class Jigsaw(Task):
         logits = head(blocks(inputs[0]), labels).float()  # [B, k, N]
         valid = (batch.indices >= 0).float()[:, None].expand_as(labels)
         return scored(logits.flatten(0, 1), labels.flatten(), valid.flatten())
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        labels = batch.draw(JigsawTiles)["permutation"]
+        logits = head(blocks(inputs[0]), labels).float()
+        return cross_entropies(logits.flatten(0, 1), labels.flatten()).view(labels.shape).mean(1)
 
     @override
     def chance(self, level: int) -> float:

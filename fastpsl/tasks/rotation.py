@@ -17,7 +17,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.classify import scored
+from fastpsl.tasks.classify import cross_entropies, scored
 
 NUM_ROTATIONS = (2, 4, 8)
 _GAP_PX = 4
@@ -103,12 +103,14 @@ class Rotation(Task):
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the cross-entropy over the level's angles; accuracy is the share of correct angles."""
-        assert isinstance(head, RotationHead)
-        degrees = image_degrees(batch)
-        labels = (degrees * head.num_rotations // 360).flatten()
-        logits = head(blocks(joined(inputs))).float()  # [V * B * k, num_rotations], in this order
-        valid = (batch.indices >= 0).float()[:, None].expand_as(degrees).flatten()
-        return scored(logits, labels, valid)
+        logits, labels = _answers(blocks, head, inputs, batch)
+        valid = (batch.indices >= 0).float()[:, None].expand_as(labels).flatten()
+        return scored(logits, labels.flatten(), valid)
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        logits, labels = _answers(blocks, head, inputs, batch)
+        return cross_entropies(logits, labels.flatten()).view(labels.shape).mean((0, 2))
 
     @override
     def chance(self, level: int) -> float:
@@ -129,6 +131,15 @@ class Rotation(Task):
         """Return the angles of the contact sheet's images, counter-clockwise."""
         angles = _in_rows(image_degrees(batch)).tolist()
         return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in angles]
+
+
+def _answers(
+    blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Return logits [V * B * k, num_rotations], and their labels int64 [V, B, k] in this order."""
+    assert isinstance(head, RotationHead)
+    labels = image_degrees(batch) * head.num_rotations // 360
+    return head(blocks(joined(inputs))).float(), labels
 
 
 def image_degrees(batch: Batch) -> Tensor:

@@ -27,6 +27,7 @@ EXAMPLES = {
     "data info": "fastpsl data info train.beton",
     "data show": "fastpsl data show train.beton --task jigsaw --level 3 --out jigsaw.png",
     "show": "fastpsl show train.beton --task jigsaw --level 3 --out jigsaw.png",
+    "replay": "fastpsl replay runs/jigsaw --step 1200 --around 20",
     "features": "fastpsl features runs/jigsaw --data train.beton --out train.npy --block B4",
     "retrieve": "fastpsl retrieve runs/jigsaw --gallery train.beton --queries val.beton --out retrieval",
     "tsne": "fastpsl tsne runs/jigsaw --data val.beton --out tsne",

@@ -13,10 +13,12 @@ class InfoNCE(NamedTuple):
     Attributes:
         loss_sum: The sum of the losses, a float32 scalar with a gradient.
         num_correct: Number of queries whose own key is nearer than all keys of the queue.
+        losses: The losses of all queries, float32 [B], without a gradient.
     """
 
     loss_sum: Tensor
     num_correct: Tensor
+    losses: Tensor
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, valid: Tensor, temperature: float) -> InfoNCE:
@@ -31,7 +33,7 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, valid: Tensor, temper
         logits = torch.cat([positive, queries @ queue.T], 1) / temperature
         losses = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
         weights = valid.float()
-        return InfoNCE((losses * weights).sum(), ((logits.argmax(1) == 0) * weights).sum())
+        return InfoNCE((losses * weights).sum(), ((logits.argmax(1) == 0) * weights).sum(), losses.detach())
 
 
 def enqueue(queue: Tensor, slot: Tensor, keys: Tensor) -> None:

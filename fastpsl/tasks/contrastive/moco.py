@@ -33,7 +33,7 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.memory import to_device
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.contrastive.info_nce import enqueue, info_nce
+from fastpsl.tasks.contrastive.info_nce import InfoNCE, enqueue, info_nce
 from fastpsl.tasks.contrastive.simclr import NUM_LEVELS, SOBEL_P, contrastive_view, drawn, side_by_side
 
 
@@ -344,19 +344,28 @@ class MoCo(Task):
 
         Accuracy is the share of images whose own key is nearer than all keys of the queue.
         """
+        result, all_valid = self._compared(blocks, head, inputs, batch)
+        num, total = (batch.indices >= 0).sum().float(), result.loss_sum
+        metrics = {"loss": (total.detach(), num), "accuracy": (result.num_correct, num)}
+        # DDP takes the mean over the ranks, and ranks may have skipped different numbers of samples.
+        return total * place_among_ranks()[1] / all_valid.sum().clamp(min=1), metrics
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return self._compared(blocks, head, inputs, batch)[0].losses
+
+    def _compared(
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[InfoNCE, Tensor]:
+        """Compare this rank's queries with their keys and the queue; return which images of all are valid."""
         assert self.num_filled == self.queue_size, "the queue is not filled: call warm_up first"
         all_valid = gathered(batch.indices) >= 0
         keys = self._keys(inputs[1], batch, all_valid)
         batch.extra["keys"] = keys
-        size, (rank, world) = len(batch.indices), place_among_ranks()
+        size, rank = len(batch.indices), place_among_ranks()[0]
+        own = slice(rank * size, (rank + 1) * size)
         features = head(blocks(inputs[0]))
-        valid = all_valid[rank * size : (rank + 1) * size]
-        own_keys = keys[rank * size : (rank + 1) * size]
-        total, right = info_nce(features, own_keys, self.queue, valid, self.temperature)
-        num = valid.sum().float()
-        metrics = {"loss": (total.detach(), num), "accuracy": (right, num)}
-        # DDP takes the mean over the ranks, and ranks may have skipped different numbers of samples.
-        return total * world / all_valid.sum().clamp(min=1), metrics
+        return info_nce(features, keys[own], self.queue, all_valid[own], self.temperature), all_valid
 
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:

@@ -24,12 +24,14 @@ class NTXent(NamedTuple):
         loss_sum: The sum of the anchors' losses, without a gradient.
         num_correct: Number of anchors whose positive is nearer than all other embeddings.
         num_anchors: Number of anchors.
+        losses: The losses of both anchors of each sample, float32 [B, 2], without a gradient.
     """
 
     loss: Tensor
     loss_sum: Tensor
     num_correct: Tensor
     num_anchors: Tensor
+    losses: Tensor
 
 
 def nt_xent(
@@ -105,8 +107,9 @@ class _NTXent(torch.autograd.Function):
         at_positive = torch.expm1(-losses).view(-1, 2).sum(1).repeat_interleave(2)
         ctx.save_for_backward(columns, counts, gathered(log_sums), at_positive, factor)
         ctx.blocks, ctx.start, ctx.temperature = blocks, own_rows.start, temperature
-        ctx.mark_non_differentiable(loss_sum, num_correct, num_anchors)
-        return loss_sum * factor, loss_sum, num_correct, num_anchors
+        of_samples = losses.view(-1, 2)
+        ctx.mark_non_differentiable(loss_sum, num_correct, num_anchors, of_samples)
+        return loss_sum * factor, loss_sum, num_correct, num_anchors, of_samples
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

@@ -18,7 +18,7 @@ from fastpsl.kernels.normalise import joined
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
-from fastpsl.tasks.contrastive.nt_xent import nt_xent
+from fastpsl.tasks.contrastive.nt_xent import NTXent, nt_xent
 
 NUM_LEVELS = 3
 # PSL does not state it.
@@ -164,12 +164,21 @@ class SimCLR(Task):
         assert whole or not head.training, (
             "part of the batch or another one: negatives would be left out, and chance would be wrong"
         )
-        first, second = head(blocks(joined(inputs))).chunk(2)
-        result = nt_xent(first, second, batch.indices >= 0, self.temperature)
+        result = self._compared(blocks, head, inputs, batch)
         return result.loss, {
             "loss": (result.loss_sum, result.num_anchors),
             "accuracy": (result.num_correct, result.num_anchors),
         }
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return self._compared(blocks, head, inputs, batch).losses.mean(1)
+
+    def _compared(
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> NTXent:
+        first, second = head(blocks(joined(inputs))).chunk(2)
+        return nt_xent(first, second, batch.indices >= 0, self.temperature)
 
     @override
     def chance(self, level: int) -> float:

@@ -19,7 +19,7 @@ from fastpsl.engine.task import Task
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.classify import average_and_linear, scored
+from fastpsl.tasks.classify import average_and_linear, cross_entropies, scored
 from fastpsl.tasks.pseudo_labels.scores import Settling, watched_figures
 from fastpsl.tasks.pseudo_labels.store import LabelStore
 
@@ -101,6 +101,10 @@ class PseudoClassify(Task):
         return scored(logits, labels, valid, "agreement")
 
     @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return cross_entropies(head(blocks(inputs[0])).float(), self.store.labels_of(batch.indices))
+
+    @override
     def step_state(self) -> list[Tensor]:
         return self.store.written()
 
@@ -145,6 +149,14 @@ class PseudoClassify(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         return self.view.denormalise(inputs[0])
+
+    @override
+    def captions(self, batch: Batch) -> list[str]:
+        """Return each image's pseudo-label, once there are some."""
+        if self.store.current[0] < 0:
+            return []
+        labels = self.store.labels_of(batch.indices.to(self.store.device))
+        return [f"cluster {label}" for label in labels.tolist()]
 
 
 def gathered_labels(context: EpochContext, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

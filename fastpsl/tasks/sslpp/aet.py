@@ -55,19 +55,21 @@ class AET(Proxy):
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return the mean squared error over the targets from features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
-        targets = batch.draw(WarpPair)["target"]
         valid = batch.indices >= 0
         num = valid.sum().float()
 
         def total(answers: Tensor) -> Tensor:
-            errors = (answers - targets).square().mean(1)
-            return torch.where(valid, errors, 0.0).sum()
+            return torch.where(valid, _errors(answers, batch), 0.0).sum()
 
         loss = total(head(features).float())
         metrics = {"loss": (loss.detach(), num)}
         if not head.training:
             metrics["loss_constant"] = (total(head.mean_target), num)
         return loss / num.clamp(min=1), metrics
+
+    @override
+    def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+        return _errors(head(features).float(), batch)
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -79,6 +81,11 @@ class AET(Proxy):
     def captions(self, batch: Batch) -> list[str]:
         targets = batch.draw(WarpPair)["target"].unflatten(1, (2, -1)).tolist()
         return ["\n".join(" ".join(f"{value:+.1f}" for value in row) for row in rows) for rows in targets]
+
+
+def _errors(answers: Tensor, batch: Batch) -> Tensor:
+    """Return the mean squared error of each image's answers, [B] of [B, 8 or 6]."""
+    return (answers - batch.draw(WarpPair)["target"]).square().mean(1)
 
 
 class AETHead(nn.Module):

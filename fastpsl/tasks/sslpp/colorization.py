@@ -136,8 +136,7 @@ class Colorization(Proxy):
         weights, num = self.weights[indices[..., 0]], valid.float().sum()
 
         def total(log_probabilities: Tensor) -> Tensor:
-            losses = -(log_probabilities.gather(3, indices) * shares).sum(3)
-            return torch.where(counts, (losses * weights).mean((1, 2)), 0.0).sum()
+            return torch.where(counts, _losses(log_probabilities, indices, shares, weights), 0.0).sum()
 
         loss = total(logits.log_softmax(3))
         right = torch.where(counts, (logits.argmax(3) == indices[..., 0]).float().mean((1, 2)), 0.0).sum()
@@ -146,6 +145,14 @@ class Colorization(Proxy):
         if not head.training:
             metrics["loss_constant"] = (total(self.log_constant.expand_as(logits)), num_counted)
         return loss / num.clamp(min=1), metrics
+
+    @override
+    def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+        """Return the rebalanced cross-entropy of each image, 0 of a grey one."""
+        indices, shares, coloured = self._target(batch)
+        logs = head(features).float().movedim(1, 3).log_softmax(3)
+        losses = _losses(logs, indices, shares, self.weights[indices[..., 0]])
+        return torch.where(coloured, losses, 0.0)
 
     def _target(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return nearest bins int64 [B, h, w, 10], their shares, float32, and whether images have colours."""
@@ -197,6 +204,12 @@ class Colorization(Proxy):
     def captions(self, batch: Batch) -> list[str]:
         coloured = _has_colours(lab(self._coloured_images(batch))[:, 1:])
         return ["" if has_colours else "grey" for has_colours in coloured.tolist()]
+
+
+def _losses(log_probabilities: Tensor, indices: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of each image's weighted cross-entropies, [B], from logarithms [B, h, w, 313]."""
+    losses = -(log_probabilities.gather(3, indices) * shares).sum(3)
+    return (losses * weights).mean((1, 2))
 
 
 def _has_colours(ab: Tensor) -> Tensor:

@@ -91,17 +91,14 @@ class Context(Proxy):
         Pixels are in [-1, 1], as in Context-Encoder. loss_constant is the loss of the best single colour, the
         mean of what the batch hides.
         """
-        hidden = (..., self.hidden, self.hidden)
-        images = self._view.before_last_op(batch.images[0], batch.draws[0])
-        targets = 2 * to_float32(images[hidden]) - 1
+        targets = self._targets(batch)
         valid = batch.indices >= 0
         num = valid.sum().float()
 
         def total(answers: Tensor) -> Tensor:
-            errors = (answers - targets).square().mean((1, 2, 3))
-            return torch.where(valid, errors, 0.0).sum()
+            return torch.where(valid, _errors(answers, targets), 0.0).sum()
 
-        loss = total(head(features).float()[hidden])
+        loss = total(head(features).float()[..., self.hidden, self.hidden])
         metrics = {"loss": (loss.detach(), num)}
         if not head.training:
             colours = torch.where(valid[:, None], targets.mean((2, 3)), 0.0)
@@ -110,11 +107,25 @@ class Context(Proxy):
         return loss / num.clamp(min=1), metrics
 
     @override
+    def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+        return _errors(head(features).float()[..., self.hidden, self.hidden], self._targets(batch))
+
+    def _targets(self, batch: Batch) -> Tensor:
+        """Return the hidden pixels, float32 [B, 3, h, w] in [-1, 1]."""
+        images = self._view.before_last_op(batch.images[0], batch.draws[0])
+        return 2 * to_float32(images[..., self.hidden, self.hidden]) - 1
+
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the images with their holes, and beside them the whole ones."""
         masked = self._view.denormalise(inputs[0])
         whole = to_float32(self._view.before_last_op(batch.images[0], batch.draws[0])).cpu()
         return torch.cat([masked, masked.new_ones(*masked.shape[:3], 1), whole], 3)
+
+
+def _errors(answers: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared error of each image, [B]."""
+    return (answers - targets).square().mean((1, 2, 3))
 
 
 class ContextHead(nn.Module):

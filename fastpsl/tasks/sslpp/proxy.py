@@ -14,7 +14,7 @@ from fastpsl.pipelines.views import ViewSpec
 class Proxy(Task):
     """A task of one view with a loss on the backbone's features, so that another head can share them.
 
-    Override `view`, `head` (the paper's V1) and `features_loss`.
+    Override `view`, `head` (the paper's V1), `features_loss` and `features_losses`.
     """
 
     def view(self) -> ViewSpec:
@@ -28,6 +28,10 @@ class Proxy(Task):
         """Compute the loss of a batch from the features of all its images."""
         raise NotImplementedError
 
+    def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+        """Compute the loss of each image, float32 [B], from the features of all its images."""
+        raise NotImplementedError
+
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view(),)
@@ -37,3 +41,7 @@ class Proxy(Task):
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         return self.features_loss(blocks(inputs[0]), head, batch)
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return self.features_losses(blocks(inputs[0]), head, batch)

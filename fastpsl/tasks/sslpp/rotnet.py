@@ -12,7 +12,7 @@ from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.geometry import AllTurns
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
-from fastpsl.tasks.classify import scored
+from fastpsl.tasks.classify import cross_entropies, scored
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.proxy import Proxy
 
@@ -56,6 +56,11 @@ class RotNet(Proxy):
             num = valid.sum()
             metrics["loss_constant"] = (num * math.log(NUM_TURNS), num)
         return loss, metrics
+
+    @override
+    def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+        labels = batch.draw(AllTurns)["turns"]
+        return cross_entropies(head(features).float(), labels.flatten()).view(labels.shape).mean(1)
 
     @override
     def inputs_per_image(self, level: int) -> int:

@@ -27,7 +27,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
-from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
+from fastpsl.tasks.classify import average_and_linear, cross_entropies, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of
 from fastpsl.tasks.pseudo_labels.scores import class_entropy, collapse, label_figures, watched_figures
@@ -246,8 +246,7 @@ class SSLPlusPlus(Task):
         metrics = {name.replace("loss", "loss_proxy", 1): pair for name, pair in metrics.items()}
         if not head.training:
             return loss, metrics
-        num_views = len(features) // max(1, len(batch.indices))
-        labels = self.labels[batch.indices.clamp(min=0)].repeat_interleave(num_views)
+        labels, num_views = self._labels_of(features, batch)
         valid = (batch.indices >= 0).float().repeat_interleave(num_views)
         num = valid.sum()
         logits = head["labels"](features).float()
@@ -260,6 +259,24 @@ class SSLPlusPlus(Task):
             "loss_labels_constant": (self.label_loss.entropy * num, num),
             "accuracy_labels": (right, num),
         }
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        assert isinstance(head, nn.ModuleDict)
+        features = blocks(inputs[0])
+        losses = features.new_zeros(len(batch.indices), dtype=torch.float32)
+        if self.learn_proxy:
+            losses = self.proxy.features_losses(features, head["proxy"], batch)
+        if not self.num_classes:
+            return losses
+        labels, num_views = self._labels_of(features, batch)
+        of_labels = cross_entropies(head["labels"](features).float(), labels).view(-1, num_views).mean(1)
+        return losses + (self.weight if self.learn_proxy else 1.0) * of_labels
+
+    def _labels_of(self, features: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Return the pseudo-label of each of the features' images, and the number of these per sample."""
+        num_views = len(features) // max(1, len(batch.indices))
+        return self.labels[batch.indices.clamp(min=0)].repeat_interleave(num_views), num_views
 
     @override
     def step_state(self) -> list[Tensor]:
