@@ -170,6 +170,8 @@ class EpochLoader(Uncopyable):
         """This object, because loops for DistributedSampler call `loader.sampler.set_epoch(epoch)`."""
         return self
 
+    batch_sampler = None  # where there is a sampler, Lightning asks for this before it validates
+
     @override
     def __repr__(self) -> str:
         return self.loader.in_words(len(self))
@@ -340,8 +342,9 @@ def loader(
         parts = "inputs, labels, indices" if with_indices else "inputs, labels"
         raise ValueError(f"loader: as_batch is {as_batch!r}; it must be a function of ({parts})")
     implementation = choose_augment(augment, views, checked_device(device))
-    default_rank, default_world = _place()
-    rank, world = default_rank if rank is None else rank, default_world if world is None else world
+    if rank is None or world is None:
+        default_rank, default_world = _place()
+        rank, world = default_rank if rank is None else rank, default_world if world is None else world
     share = _share(batch_size, world)
     if data is None:
         paths = sample_paths()
@@ -402,4 +405,10 @@ def _share(batch_size: int, world: int) -> int:
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and "RANK" not in os.environ:  # as in processes that Lightning starts, before it joins them
+        raise ValueError(
+            f"loader: WORLD_SIZE is {world} and RANK is not set; start with torchrun, make the loader once "
+            "torch.distributed is initialised, or give rank and world"
+        )
+    return int(os.environ.get("RANK", "0")), world

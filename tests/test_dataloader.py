@@ -158,6 +158,54 @@ def test_a_state_is_that_of_the_last_loop_and_is_taken_up_once(beton: Path) -> N
         assert texts(batches) == texts(epoch_1)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_resumes_in_mid_epoch_and_at_an_epochs_end(beton: Path, tmp_path: Path) -> None:
+    """Its checkpoints hold the loader's state, and it validates with one of our loaders, too."""
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Recorder(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.seen: list[Any] = []
+
+        def train_dataloader(self) -> EpochLoader:
+            self.batches = two_views(beton, batch_size=4)
+            return self.batches
+
+        def val_dataloader(self) -> EpochLoader:
+            self.val_batches = two_views(beton, batch_size=4, train=False)
+            return self.val_batches
+
+        def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+            self.seen.append((self.current_epoch, batch_index, texts([batch])))
+            return self.weight * batch[0][0].mean()
+
+        def validation_step(self, batch: Any, batch_index: int) -> None:
+            self.val_shape = batch[0][1].shape
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def on_fit_end(self) -> None:
+            self.batches.close()
+            self.val_batches.close()
+
+    def fitted(folder: Path, checkpoint: Path | None = None) -> list[Any]:
+        kept = lightning.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", logger=False, callbacks=[kept])
+        model = Recorder()
+        trainer.fit(model, ckpt_path=checkpoint, weights_only=False)
+        assert model.val_shape == (1, 3, 8, 8)
+        return model.seen
+
+    seen = fitted(tmp_path / "whole")
+    assert [(epoch, step) for epoch, step, _ in seen] == [(i, j) for i in range(3) for j in range(3)]
+    for step in (2, 3, 4, 6):
+        assert fitted(tmp_path / "resumed", tmp_path / f"whole/step={step}.ckpt") == seen[step:]
+
+
 def test_a_state_of_other_batches_is_refused(beton: Path) -> None:
     other = write(beton.parent / "other.beton", photo_samples(NUM - 1))
     with two_views(beton) as batches:
@@ -257,6 +305,10 @@ def test_rank_and_world_are_torchruns_or_torch_distributeds(
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert place() == (2, 3)
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 3 and RANK is not set; start with torchrun, "):
+        place()
+    fastpsl.loader(beton, batch_size=6, device="cpu", rank=1, world=2).close()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         assert place() == (0, 1)
