@@ -121,8 +121,8 @@ class EpochLoader(Uncopyable):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next loop continue where a loader's `state_dict` was taken.
 
-        The views are not part of a state, nor is the number of ranks. Of a state from within a loop at the
-        epoch's last batch, the next loop has no batches, and the one after it is the next epoch.
+        The views are not part of a state, nor is the number of ranks. A state may be from within a loop, at
+        the epoch's last batch. Then the next loop has no batches, and the one after it is the next epoch.
 
         Args:
             state: What `state_dict` returned, on any number of ranks with the same `batch_size`.

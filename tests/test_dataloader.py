@@ -80,7 +80,13 @@ def texts(batches: Iterable[Any]) -> list[list[Any]]:
 def two_views(beton: Path, **options: Any) -> EpochLoader:
     """Open 6 batches an epoch, of 2 samples over all ranks, in two threads."""
     views = [ViewSpec(RandomResizedCrop(8), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8)))] * 2
-    defaults = {"batch_size": 2, "seed": 3, "with_indices": True, "device": "cpu", "num_threads": 2}
+    defaults: dict[str, Any] = {
+        "batch_size": 2,
+        "seed": 3,
+        "with_indices": True,
+        "device": "cpu",
+        "num_threads": 2,
+    }
     return fastpsl.loader(beton, views, **defaults | options)
 
 
@@ -156,6 +162,11 @@ def test_a_state_is_that_of_the_last_loop_and_is_taken_up_once(beton: Path) -> N
         batches.load_state_dict(state)
         batches.set_epoch(1)  # as Lightning does where a run was stopped at an epoch's end
         assert texts(batches) == texts(epoch_1)
+        older, newer = iter(batches), iter(batches)
+        next(older), next(newer)
+        assert len(list(older)) == 5
+        state = batches.state_dict()
+        assert (state["epoch"], state["batch"]) == (3, 1)
 
 
 @pytest.mark.slow

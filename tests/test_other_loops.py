@@ -19,7 +19,7 @@ BLOCK = re.compile(
 )
 BLOCKS = dict(BLOCK.findall((ROOT / "docs/how_to/drop_in_loaders.md").read_text()))
 SOLO_LEARN = "https://github.com/vturrisi/solo-learn@9187ea39c2c3f43c455ab06664d2b019a9802954"
-INSTALLS = {  # arguments of pip, and what the block prints
+INSTALLS: dict[str, tuple[list[tuple[str, ...]], str]] = {  # pip's arguments, and what the block prints
     "solo-learn": ([("setuptools<81",), ("--no-build-isolation", f"git+{SOLO_LEARN}")], "train_nce_loss"),
     "LightlyTrain": ([("lightly-train==0.18.0",)], "Model exported"),
     "stable-pretraining": ([("stable-pretraining==0.1.8",)], "tensor("),
