@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -38,6 +39,10 @@ class EpochLoader(Uncopyable):
     full. In evaluation, each sample comes once, in the order of the data and without padding. The last batch
     may be smaller, and some ranks may have one batch fewer. Sum over the ranks after the loop, not within it.
 
+    `state_dict` tells the place of the last loop. `load_state_dict` has the next loop go on there, with the
+    same order, crops and draws, and without decoding what lies before. Both behave as those of torchdata's
+    StatefulDataLoader.
+
     Attributes:
         loader: The `fastpsl.Loader` that it reads from.
         dataset: The open data set.
@@ -50,7 +55,7 @@ class EpochLoader(Uncopyable):
         std: The standard deviation of the first view's normalisation, one value per channel.
         device: The device of the batches.
         dtype: The dtype of the inputs.
-        with_indices: Whether batches have indices.
+        with_indices: Whether tuples have indices.
         augment: The implementation of the views' operations.
         epoch: The epoch of the next loop.
     """
@@ -71,7 +76,14 @@ class EpochLoader(Uncopyable):
     epoch: int
 
     def __init__(
-        self, loader: Loader, augment: Augment, *, dtype: torch.dtype, with_indices: bool, owns_data: bool
+        self,
+        loader: Loader,
+        augment: Augment,
+        *,
+        dtype: torch.dtype,
+        with_indices: bool,
+        as_batch: Callable[..., Any] | None,
+        owns_data: bool,
     ):
         self.loader, self.dataset, self.batch_size_per_rank = loader, loader.data, loader.batch_size_per_rank
         self.batch_size = loader.batch_size_per_rank * loader.world
@@ -79,38 +91,109 @@ class EpochLoader(Uncopyable):
         self.class_names = loader.data.class_names
         self.mean, self.std = loader.views[0].mean, loader.views[0].std
         self.device, self.dtype, self.with_indices = loader.device, dtype, with_indices
-        self.augment = augment
+        self.augment, self._as_batch = augment, as_batch
         self.epoch = 0
+        self._first_step = 0  # of the next loop
+        self._unfinished: list[int] | None = None  # a loop's epoch and the steps it has done
         self._owns_data = owns_data
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next loop, to resume or to repeat one."""
-        self.epoch = epoch
+        """Set the epoch of the next loop, to resume or to repeat one.
+
+        It begins at its first batch, unless `load_state_dict` has named another one of the same epoch.
+        """
+        if epoch != self.epoch:
+            self._first_step = 0
+        self.epoch, self._unfinished = epoch, None
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the place in the batches, to be saved beside the model.
+
+        Within a loop, the batch that the loop has counts as done. In training, all ranks have the same state.
+
+        Returns:
+            A dict of numbers and texts: "epoch"; "batch", the number of its batches that are done; and what
+            fixes the samples of each batch: "data" (a digest), "order", "seed" and "batch_size".
+        """
+        epoch, step = self._unfinished or (self.epoch, self._first_step)
+        return {"epoch": epoch, "batch": step, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next loop continue where a loader's `state_dict` was taken.
+
+        The views are not part of a state, nor is the number of ranks. A state may be from within a loop, at
+        the epoch's last batch. Then the next loop has no batches, and the one after it is the next epoch.
+
+        Args:
+            state: What `state_dict` returned, on any number of ranks with the same `batch_size`.
+
+        Raises:
+            ValueError: The state is not one of a loader of these batches.
+        """
+        expected = self.state_dict()
+        if not isinstance(state, Mapping) or state.keys() != expected.keys():
+            found = ", ".join(map(str, state)) if isinstance(state, Mapping) else repr(state)
+            raise ValueError(
+                f"loader: a state has {', '.join(expected)}, not {found}; give what state_dict() returned"
+            )
+        differences = [
+            f"{name} {state[name]!r} there, {value!r} here"
+            for name, value in self._identity.items()
+            if state[name] != value
+        ]
+        if differences:
+            raise ValueError(
+                f"loader: this is a state of other batches ({'; '.join(differences)}); "
+                f"make the loader with the data and arguments of the first one"
+            )
+        epoch, step = state["epoch"], state["batch"]
+        if not (type(epoch) is type(step) is int and epoch >= 0 and 0 <= step <= self.loader.num_steps):
+            raise ValueError(
+                f"loader: a state of epoch {epoch!r}, batch {step!r}; an epoch has batches 0 to "
+                f"{self.loader.num_steps}; give what state_dict() returned"
+            )
+        self.epoch, self._first_step, self._unfinished = epoch, step, None
+
+    @cached_property
+    def _identity(self) -> dict[str, int | str]:
+        """What fixes the samples of each step, the digest of the data among them."""
+        loader = self.loader
+        return {
+            "data": self.dataset.digest(),
+            "order": loader.order,
+            "seed": loader.seed,
+            "batch_size": self.batch_size,
+        }
 
     @property
     def sampler(self) -> "EpochLoader":
         """This object, because loops for DistributedSampler call `loader.sampler.set_epoch(epoch)`."""
         return self
 
+    batch_sampler = None  # where there is a sampler, Lightning asks for this before it validates
+
     @override
     def __repr__(self) -> str:
         return self.loader.in_words(len(self))
 
     def __len__(self) -> int:
-        """Return the number of this rank's batches in an epoch."""
+        """Return the number of this rank's batches in an epoch, also where the next loop has fewer."""
         loader = self.loader
         if loader.train:
             return loader.num_steps
         num_parts = -(-loader.num_samples // loader.batch_size_per_rank)
         return max(0, -(-(num_parts - loader.rank) // loader.world))
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Iterate over one epoch: tuples (inputs, labels) or (inputs, labels, indices), as of `loader`."""
-        epoch = self.epoch
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over one epoch: (inputs, labels) or (inputs, labels, indices), or `as_batch` of them."""
+        epoch, first_step = self.epoch, self._first_step
         if self.loader.train:
             self.epoch += 1
+        self._first_step = 0
+        place = self._unfinished = [epoch, first_step]
         around: Callable[[], AbstractContextManager[None]] = imports_undisturbed
-        for batch in self.loader.epoch(epoch):
+        for batch in self.loader.epoch(epoch, first_step):
+            place[1] = batch.step + 1
             for bad in batch.bad:
                 warnings.warn(f"skipped a bad sample: {bad}", stacklevel=2)
             if not self.loader.train:
@@ -122,7 +205,10 @@ class EpochLoader(Uncopyable):
             around = nullcontext
             if len(inputs) == 1:
                 inputs = inputs[0]
-            yield (inputs, batch.labels, batch.indices) if self.with_indices else (inputs, batch.labels)
+            parts = (inputs, batch.labels, batch.indices) if self.with_indices else (inputs, batch.labels)
+            yield parts if self._as_batch is None else self._as_batch(*parts)
+        if self._unfinished is place:
+            self._unfinished = None
 
     def _num_in(self, step: int) -> int:
         """Return the number of samples, without padding, in this rank's part of a step."""
@@ -189,6 +275,7 @@ def loader(
     num_views: int | None = None,
     size_px: int | None = None,
     with_indices: bool = False,
+    as_batch: Callable[..., Any] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "auto",
     augment: AugmentName = "auto",
@@ -214,6 +301,8 @@ def loader(
         num_views: The number of default views; 1 if it is not given.
         size_px: The side of the default views in pixels; 224 if it is not given.
         with_indices: Whether to yield indices, too.
+        as_batch: A function of the parts of a tuple, such as `lambda inputs, labels: {"image": inputs}`. What
+            it returns is yielded in the tuple's place.
         dtype: The floating dtype of the inputs.
         device: The device of the batches. "auto" is this process's CUDA device if there is one.
         augment: How the views' operations run: "kornia" or "torch" (one after the other), "fused" (few
@@ -229,12 +318,12 @@ def loader(
             num_threads, prefetch_batches, timeout_s and on_bad_sample.
 
     Returns:
-        An iterable that yields tuples on the device. The inputs are `dtype` [B, C, size_px, size_px],
-        normalised, in channels-last memory; for several views, a list of such tensors. The labels are int64
-        [B], -1 if the data has none. With `with_indices`, the data set's indices follow, int64 [B], -1 for a
-        skipped sample that another replaces. B is this rank's share, `batch_size` over the number of ranks.
-        Batches may be kept. On the CPU, a later batch takes an input's memory once nothing refers to it: no
-        part of it, no array and no graph of autograd.
+        An iterable that yields tuples on the device, or what `as_batch` makes of them. The inputs are `dtype`
+        [B, C, size_px, size_px], normalised, in channels-last memory; for several views, a list of such
+        tensors. The labels are int64 [B], -1 if the data has none. With `with_indices`, the data set's
+        indices follow, int64 [B], -1 for a skipped sample that another replaces. B is this rank's share,
+        `batch_size` over the number of ranks. Batches may be kept. On the CPU, a later batch takes an input's
+        memory once nothing refers to it: no part of it, no array and no graph of autograd.
 
     Raises:
         ValueError: An argument is out of range, or the arguments do not fit together.
@@ -249,9 +338,13 @@ def loader(
         device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
     if dtype not in _DTYPES:
         raise ValueError(f"loader: dtype is {dtype}; it must be {', '.join(map(str, _DTYPES))}")
+    if not (as_batch is None or callable(as_batch)):
+        parts = "inputs, labels, indices" if with_indices else "inputs, labels"
+        raise ValueError(f"loader: as_batch is {as_batch!r}; it must be a function of ({parts})")
     implementation = choose_augment(augment, views, checked_device(device))
-    default_rank, default_world = _place()
-    rank, world = default_rank if rank is None else rank, default_world if world is None else world
+    if rank is None or world is None:
+        default_rank, default_world = _place()
+        rank, world = default_rank if rank is None else rank, default_world if world is None else world
     share = _share(batch_size, world)
     if data is None:
         paths = sample_paths()
@@ -277,7 +370,14 @@ def loader(
         if owns_data:
             dataset.close()
         raise
-    return EpochLoader(batches, implementation, dtype=dtype, with_indices=with_indices, owns_data=owns_data)
+    return EpochLoader(
+        batches,
+        implementation,
+        dtype=dtype,
+        with_indices=with_indices,
+        as_batch=as_batch,
+        owns_data=owns_data,
+    )
 
 
 def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:
@@ -305,4 +405,10 @@ def _share(batch_size: int, world: int) -> int:
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and "RANK" not in os.environ:  # as in processes that Lightning starts, before it joins them
+        raise ValueError(
+            f"loader: WORLD_SIZE is {world} and RANK is not set; start with torchrun, make the loader once "
+            "torch.distributed is initialised, or give rank and world"
+        )
+    return int(os.environ.get("RANK", "0")), world

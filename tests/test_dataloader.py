@@ -1,11 +1,15 @@
 """`fastpsl.loader` compared with the underlying Loader: values, epochs, ranks, the last batch and errors."""
 
 import gc
+import json
 import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ import torch.distributed as dist
 
 import fastpsl
 from fastpsl.cli import main
+from fastpsl.dataloader import EpochLoader
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.geometry import Flip, WarpPair
@@ -62,6 +67,197 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
             assert view.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(labels, expected_labels) and torch.equal(indices, expected_indices)
         assert torch.equal(labels, indices)
+
+
+def texts(batches: Iterable[Any]) -> list[list[Any]]:
+    """Return comparable copies of batches of two views with indices."""
+    return [
+        [*map(torch.Tensor.tolist, inputs), labels.tolist(), indices.tolist()]
+        for inputs, labels, indices in batches
+    ]
+
+
+def two_views(beton: Path, **options: Any) -> EpochLoader:
+    """Open 6 batches an epoch, of 2 samples over all ranks, in two threads."""
+    views = [ViewSpec(RandomResizedCrop(8), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8)))] * 2
+    defaults: dict[str, Any] = {
+        "batch_size": 2,
+        "seed": 3,
+        "with_indices": True,
+        "device": "cpu",
+        "num_threads": 2,
+    }
+    return fastpsl.loader(beton, views, **defaults | options)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("prefetch_batches", [1, 4])
+def test_a_state_continues_anywhere_as_if_it_had_never_stopped(
+    beton: Path, train: bool, prefetch_batches: int
+) -> None:
+    """Before the first batch, after each, after the last, after the loop; and in the next epoch."""
+    options = {"train": train, "prefetch_batches": prefetch_batches}
+    with two_views(beton, **options) as batches:
+        states: list[dict[str, Any]] = [batches.state_dict()]
+        epochs: list[list[Any]] = []
+        for _ in range(3):
+            epochs.append([])
+            for batch in batches:
+                epochs[-1] += texts([batch])
+                states.append(batches.state_dict())
+            states.append(batches.state_dict())
+    num = len(epochs[0])
+    assert num == (6 if train else 7) and (epochs[0] != epochs[1]) == train
+    places = [(epoch * train, done) for epoch in range(3) for done in range(num + 1)]
+    assert [(state["epoch"], state["batch"]) for state in states] == [*places, (3 * train, 0)]
+    for state in states[: num + 3]:
+        with two_views(beton, **options) as resumed:
+            resumed.load_state_dict(json.loads(json.dumps(state)))
+            assert len(resumed) == num and resumed.state_dict() == state
+            resumed.sampler.set_epoch(state["epoch"])  # as loops for DistributedSampler do
+            assert texts(resumed) == epochs[state["epoch"]][state["batch"] :]
+            assert texts(resumed) == epochs[state["epoch"] + 1]
+
+
+def test_a_state_continues_on_another_number_of_ranks(beton: Path) -> None:
+    def joined(parts: Iterable[list[Any]]) -> list[Any]:
+        return [list(chain(*columns)) for columns in zip(*parts, strict=True)]
+
+    with two_views(beton, batch_size=4) as batches:
+        steps = texts(batches)
+        rest = texts(batches)
+    states = []
+    for rank in range(2):
+        with two_views(beton, batch_size=4, rank=rank, world=2) as batches:
+            next(iter(batches))
+            states.append(batches.state_dict())
+    assert states[0] == states[1]
+    with two_views(beton, batch_size=4) as batches:
+        batches.load_state_dict(states[1])
+        assert texts(batches) == steps[1:]
+        state = batches.state_dict()
+    of_ranks = []
+    for rank in range(4):
+        with two_views(beton, batch_size=4, rank=rank, world=4) as batches:
+            batches.load_state_dict(state)
+            of_ranks.append(texts(batches))
+    assert [joined(parts) for parts in zip(*of_ranks, strict=True)] == rest
+
+
+def test_a_state_is_that_of_the_last_loop_and_is_taken_up_once(beton: Path) -> None:
+    """As torchdata's StatefulDataLoader: a loop that was left stays the place, but the next loop is new."""
+    with two_views(beton) as batches:
+        for number, _ in enumerate(batches):
+            if number == 1:
+                break
+        state = batches.state_dict()
+        assert (state["epoch"], state["batch"], batches.epoch) == (0, 2, 1)
+        left = iter(batches)
+        epoch_1 = [next(left)]
+        batches.load_state_dict(state)
+        epoch_1 += left  # a loop under way goes on, and does not move the place
+        assert batches.state_dict() == state
+        assert [len(texts(batches)) for _ in range(2)] == [4, 6]
+        assert batches.state_dict()["epoch"] == 2
+        batches.load_state_dict(state)
+        batches.set_epoch(1)  # as Lightning does where a run was stopped at an epoch's end
+        assert texts(batches) == texts(epoch_1)
+        older, newer = iter(batches), iter(batches)
+        next(older), next(newer)
+        assert len(list(older)) == 5
+        state = batches.state_dict()
+        assert (state["epoch"], state["batch"]) == (3, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_resumes_in_mid_epoch_and_at_an_epochs_end(beton: Path, tmp_path: Path) -> None:
+    """Its checkpoints hold the loader's state, and it validates with one of our loaders, too."""
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Recorder(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.seen: list[Any] = []
+
+        def train_dataloader(self) -> EpochLoader:
+            self.batches = two_views(beton, batch_size=4)
+            return self.batches
+
+        def val_dataloader(self) -> EpochLoader:
+            self.val_batches = two_views(beton, batch_size=4, train=False)
+            return self.val_batches
+
+        def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+            self.seen.append((self.current_epoch, batch_index, texts([batch])))
+            return self.weight * batch[0][0].mean()
+
+        def validation_step(self, batch: Any, batch_index: int) -> None:
+            self.val_shape = batch[0][1].shape
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def on_fit_end(self) -> None:
+            self.batches.close()
+            self.val_batches.close()
+
+    def fitted(folder: Path, checkpoint: Path | None = None) -> list[Any]:
+        kept = lightning.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", logger=False, callbacks=[kept])
+        model = Recorder()
+        trainer.fit(model, ckpt_path=checkpoint, weights_only=False)
+        assert model.val_shape == (1, 3, 8, 8)
+        return model.seen
+
+    seen = fitted(tmp_path / "whole")
+    assert [(epoch, step) for epoch, step, _ in seen] == [(i, j) for i in range(3) for j in range(3)]
+    for step in (2, 3, 4, 6):
+        assert fitted(tmp_path / "resumed", tmp_path / f"whole/step={step}.ckpt") == seen[step:]
+
+
+def test_a_state_of_other_batches_is_refused(beton: Path) -> None:
+    other = write(beton.parent / "other.beton", photo_samples(NUM - 1))
+    with two_views(beton) as batches:
+        state = batches.state_dict()
+        digest = state["data"]
+        for given, says in (
+            (None, "a state has epoch, batch, data, order, seed, batch_size, not None"),
+            ({}, "a state has epoch, .*; give what"),
+            (state | {"views": 2}, "batch_size, not epoch, batch, .*views; give what"),
+            ({name: state[name] for name in ("epoch", "batch")}, "not epoch, batch;"),
+            (state | {"batch": 7}, "epoch 0, batch 7; an epoch has batches 0 to 6"),
+            (state | {"batch": -1}, "batch -1"),
+            (state | {"epoch": -1}, "epoch -1"),
+            (state | {"epoch": "3"}, "epoch '3'"),
+            (state | {"batch": 2.0}, "batch 2.0"),
+        ):
+            with pytest.raises(ValueError, match=says) as refusal:
+                batches.load_state_dict(given)  # type: ignore[arg-type]
+            assert "\n" not in str(refusal.value) and batches.state_dict() == state
+    for path, options, says in (
+        (other, {}, f"data '{digest}' there, '"),
+        (beton, {"seed": 4}, r"\(seed 3 there, 4 here\)"),
+        (beton, {"batch_size": 4, "seed": 4}, r"\(seed 3 there, 4 here; batch_size 2 there, 4 here\)"),
+        (beton, {"train": False}, "order 'random' there, 'in order' here"),
+        (beton, {"order": "quasi_random", "lanes": 1}, "order 'random' there, 'quasi_random, 1 lanes' here"),
+    ):
+        with two_views(path, **options) as batches, pytest.raises(ValueError, match=says):
+            batches.load_state_dict(state)
+
+
+def test_as_batch_makes_of_a_tuple_what_a_loop_takes(beton: Path) -> None:
+    with two_views(beton) as batches:
+        expected = texts(batches)
+    with two_views(beton, as_batch=lambda views, labels, indices: (indices, views, labels)) as batches:
+        assert texts((views, labels, indices) for indices, views, labels in batches) == expected
+    of_dicts = {"with_indices": False, "as_batch": lambda views, labels: {"views": views, "label": labels}}
+    with two_views(beton, **of_dicts) as batches:
+        for batch, (view_0, view_1, labels, _) in zip(batches, expected, strict=True):
+            assert isinstance(batch["views"], list)
+            assert [view.tolist() for view in batch["views"]] == [view_0, view_1]
+            assert batch["label"].tolist() == labels
 
 
 def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
@@ -120,6 +316,10 @@ def test_rank_and_world_are_torchruns_or_torch_distributeds(
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert place() == (2, 3)
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 3 and RANK is not set; start with torchrun, "):
+        place()
+    fastpsl.loader(beton, batch_size=6, device="cpu", rank=1, world=2).close()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         assert place() == (0, 1)
@@ -237,6 +437,8 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"data": ""}, "empty"),
         ({"rank": 2}, "rank is 2"),
         ({"dtype": torch.uint8}, "dtype is torch.uint8; it must be torch.float32, torch.float16, "),
+        ({"as_batch": "lightly"}, r"as_batch is 'lightly'; it must be a function of \(inputs, labels\)$"),
+        ({"as_batch": (), "with_indices": True}, r"it must be a function of \(inputs, labels, indices\)$"),
         ({"dtype": "float32"}, "dtype is float32; it must be torch.float32, "),
     ):
         with pytest.raises(ValueError, match=says):

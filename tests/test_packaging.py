@@ -3,8 +3,10 @@
 Recipes stand outside the package: a wheel ships them as fastpsl.recipes, and a checkout finds them by place.
 """
 
+import contextlib
 import email.message
 import email.policy
+import importlib.metadata
 import os
 import re
 import shutil
@@ -171,6 +173,18 @@ def test_metadata_for_pypi(built: Built) -> None:
     assert {"ffcv", "dali-cu12", "dali-cu13", "datasets", "wandb", "transfer", "export", "timm", "onnx",
             "remote", "heic", "hub", "bench", "docs", "dev"} == set(extras)  # fmt: skip
     assert metadata["Description-Content-Type"] == "text/markdown"
+
+
+def test_no_requirement_nor_extra_is_under_the_agpl(built: Built) -> None:
+    """LightlyTrain is, and so it stands in the documentation alone."""
+    names = [re.split(r"[^\w.-]", line)[0] for line in metadata_of(built.wheel).get_all("Requires-Dist", [])]
+    assert "lightly" in names and "lightly-train" not in [name.replace("_", "-") for name in names]
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            of_it = importlib.metadata.metadata(name)
+            fields = ("License", "License-Expression", "Classifier")
+            licences = [text.split("\n")[0] for field in fields for text in of_it.get_all(field, [])]
+            assert not re.search("AGPL|Affero", " ".join(licences)), name
 
 
 def test_a_wheel_with_libjpeg_turbo_carries_its_notices(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class Loader(Uncopyable):
     Attributes:
         num_steps: Steps of an epoch.
         num_samples: Samples of the data set.
+        order: The order of an epoch's samples, in words.
         decoder_name: The name of the decoder.
         decoder_reason: Why this decoder was chosen, in words.
 
@@ -131,12 +132,14 @@ class Loader(Uncopyable):
         self.num_threads, self.prefetch_batches, self.timeout_s = num_threads, prefetch_batches, timeout_s
         self.num_samples = data.num_samples
         self.num_steps = num_steps(data.num_samples, batch_size_per_rank * world, train)
+        self.order = "random" if train else "in order"
         self._quasi_random: QuasiRandom | None = None
         if train and order == "quasi_random":
             self._quasi_random = QuasiRandom(
                 data, lanes=lanes, batch_size_per_rank=batch_size_per_rank, seed=seed, rank=rank, world=world
             )
             self.num_steps = self._quasi_random.num_steps
+            self.order = f"quasi_random, {lanes} lanes"
         prepare_fetching(data, timeout_s, prefetch_batches, is_random=train and self._quasi_random is None)
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
