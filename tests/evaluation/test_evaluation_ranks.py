@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine import online_probe
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.online_probe import OnlineProbe, features_of, figures, look_view
+from fastpsl.engine.online_probe import features_of, figures, look_view
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
@@ -118,9 +119,9 @@ def monitor(folder: Path, world: World) -> None:
             assert pretrain(experiment, run)
     with opened("stopped", 1) as (experiment, run):
         looks: list[Any] = []
-        features_of_data: Callable[..., Any] = OnlineProbe._features
+        features_of_data: Callable[..., Any] = online_probe.features_of
         note = lambda: looks.append(run.position.run_step)  # 0: of the untrained network
-        OnlineProbe._features = lambda *arguments: note() or features_of_data(*arguments)  # type: ignore
+        online_probe.features_of = lambda *arguments: note() or features_of_data(*arguments)  # type: ignore
         stop_at(run, lambda: world.rank == 1 and any(looks))
         run.stop_signal.ask_every_s = 0.0
         assert not pretrain(experiment, run)

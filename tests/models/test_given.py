@@ -219,7 +219,7 @@ def test_all_ranks_begin_from_the_weights_of_rank_0() -> None:
     nets = [Net(), Net()]
     script: Any = find_recipe("simclr_r50")
 
-    def begun(rank: int, num_ranks: int) -> tuple[dict[str, str], str]:
+    def begun(rank: int, num_ranks: int) -> tuple[dict[str, Any], str]:
         options = script.from_values({"backbone": nets[rank]}, lambda line: None)
         backbone = make_backbone(options.backbone).to(memory_format=torch.channels_last)
         world = World(rank, num_ranks, rank, num_ranks, torch.device("cpu"))
