@@ -125,7 +125,7 @@ def train(
     if options.dry_run:
         raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    experiment, origin, lines = begun(recipe, options, world)
+    experiment, origin, told = begun(recipe, options, world)
     data = data_of(experiment, options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
@@ -134,7 +134,7 @@ def train(
     opened.append(run)
     experiment = seeing(experiment, run.science.get(INITIAL_WEIGHTS))
     if world.rank == 0 and not run.resumed:
-        for line in (*lines, *lines_before(experiment, run.data)):
+        for line in (*told, *lines_before(experiment, run.data)):
             run.reporter.log(line)
         run.reporter.log(
             f"all values, and where they differ from the {recipe.source}'s: {run.folder / 'config.json'}"
