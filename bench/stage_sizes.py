@@ -143,12 +143,13 @@ def main() -> None:
     with progress() as log:
         rows = trainings(options, options.trainings, log) if options.trainings else speeds(options, log)
     settings: dict[str, Any] = {
-        "repeats": len(options.seeds) if options.trainings else options.repeats,
-        "backbone": options.backbone, "batch_size": options.batch_size, "workers": options.workers,
-        "seconds": options.seconds, "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "workers": options.workers, "threads": os.environ.get("OMP_NUM_THREADS", "all")
     }  # fmt: skip
     if options.trainings:
-        settings |= {"seeds": list(options.seeds), "num_val": NUM_VAL}
+        settings |= {"repeats": len(options.seeds), "seeds": list(options.seeds), "num_val": NUM_VAL}
+    else:
+        settings |= {"repeats": options.repeats, "seconds": options.seconds}
+        settings |= {"backbone": options.backbone, "batch_size": options.batch_size}
     data = data_record(Beton(options.data or str(sample_paths().train)), options.data)
     save_result(options.out, "stage_sizes", machine, data=data, settings=settings, rows=rows)
     for row in rows:
