@@ -327,9 +327,14 @@ class Run:
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
         remove_leftovers(self.folder, beginning=_RECORDS)
         self.write_status("running", "")
-        config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
+        config: dict[str, Any] = {
+            "options": self.options.as_dict(),
+            "science": self.science,
+            "command": sys.argv,
+        }
         config |= {"differences": self.differences, "images": self.data.numbers()}
-        config |= {"steps": self.steps} if self.steps else {}
+        if self.steps is not None:
+            config["steps"] = self.steps
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()

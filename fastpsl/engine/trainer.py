@@ -185,7 +185,7 @@ class StageTrainer:
                 except PassStopped:
                     return False
                 num_steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
-                figures = {**self.online_probe.result(), **peak_memory(run.world.device)}
+                figures: dict[str, Any] = {**self.online_probe.result(), **peak_memory(run.world.device)}
                 figures["so_far"] = run.so_far()
                 summary = run.reporter.stage_summary(
                     self.stage, num_steps, position.seconds, val, chance, figures

@@ -195,7 +195,7 @@ def points_of(figure: Figure, colour: str) -> list[list[tuple[float, float]]]:
     """Return the points of a run's thick lines, panel by panel."""
     return [
         [tuple(point) for line in axis.lines if line.get_color() == colour and line.get_linewidth() > 1
-         for point in line.get_xydata().tolist()]
+         for point in np.asarray(line.get_xydata()).tolist()]
         for axis in figure.axes
     ]  # fmt: skip
 
