@@ -342,10 +342,13 @@ class Run:
         remove_leftovers(self.folder, beginning=_RECORDS)
         self.write_status("running", "")
         config: dict[str, Any] = {
-            "options": self.options.as_dict(), "science": self.science, "command": sys.argv,
-        }  # fmt: skip
+            "options": self.options.as_dict(),
+            "science": self.science,
+            "command": sys.argv,
+        }
         config |= {"differences": self.differences, "images": self.data.numbers()}
-        config |= {"steps": self.steps} if self.steps else {}
+        if self.steps is not None:
+            config["steps"] = self.steps
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()

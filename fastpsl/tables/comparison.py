@@ -143,9 +143,9 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
                 continue
             found |= {run.folder.resolve(): run for run in runs}
     if not found:
+        given = " ".join(os.fspath(place) for place in places)
         raise ValueError(
-            f"{' '.join(map(str, places))}: no run, a folder with the config.json of `fastpsl train "
-            "NAME`; give one or more"
+            f"{given}: no run, a folder with the config.json of `fastpsl train NAME`; give one or more"
         )
     runs = list(found.values())
     for run in runs:

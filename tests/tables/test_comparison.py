@@ -194,8 +194,8 @@ def test_the_page_is_whole_and_needs_nothing_else(two: Path) -> None:
 def points_of(figure: Figure, colour: str) -> list[list[tuple[float, float]]]:
     """Return the points of a run's thick lines, panel by panel."""
     return [
-        [(float(x), float(y)) for line in axis.lines
-         if line.get_color() == colour and line.get_linewidth() > 1 for x, y in np.asarray(line.get_xydata())]
+        [tuple(point) for line in axis.lines if line.get_color() == colour and line.get_linewidth() > 1
+         for point in np.asarray(line.get_xydata()).tolist()]
         for axis in figure.axes
     ]  # fmt: skip
 
