@@ -132,7 +132,7 @@ class EpochLoader(Uncopyable):
         """
         expected = self.state_dict()
         if not isinstance(state, Mapping) or state.keys() != expected.keys():
-            found = ", ".join(map(str, state)) if isinstance(state, Mapping) else repr(state)
+            found = (", ".join(map(str, state)) or "nothing") if isinstance(state, Mapping) else repr(state)
             raise ValueError(
                 f"loader: a state has {', '.join(expected)}, not {found}; give what state_dict() returned"
             )
@@ -147,7 +147,8 @@ class EpochLoader(Uncopyable):
                 f"make the loader with the data and arguments of the first one"
             )
         epoch, step = state["epoch"], state["batch"]
-        if not (type(epoch) is type(step) is int and epoch >= 0 and 0 <= step <= self.loader.num_steps):
+        are_numbers = type(epoch) is type(step) is int
+        if not (are_numbers and 0 <= epoch < 1 << 32 and 0 <= step <= self.loader.num_steps):
             raise ValueError(
                 f"loader: a state of epoch {epoch!r}, batch {step!r}; an epoch has batches 0 to "
                 f"{self.loader.num_steps}; give what state_dict() returned"

@@ -115,7 +115,7 @@ class Features:
     sample i.
 
     Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where
-    it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
+    it was. On several GPUs: torchrun --no-python --nproc-per-node 8 -- fastpsl features ...
     """
 
     checkpoint: Run

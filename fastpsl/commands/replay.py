@@ -14,7 +14,6 @@ from fastpsl.models.names import ANY_BACKBONE
 if TYPE_CHECKING:
     from fastpsl.evaluation.replay import Replayed
 
-MAX_IMAGES = 400
 _BAR = 24  # letters
 
 
@@ -59,13 +58,6 @@ class Replay:
         from fastpsl.engine.distributed import join_world, leave_world
         from fastpsl.evaluation.replay import PastRun, replay_step
 
-        for name, value, low, high in (
-            ("num", self.num, 1, MAX_IMAGES),
-            ("around", self.around, 0, 1000),
-            ("most-steps", self.most_steps, 0, 1_000_000_000),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
         out = self.out or Path(f"replay-{self.folder.resolve().name}")
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"--out {out}: it is in the run's folder, which is only read; give another")
@@ -110,9 +102,9 @@ class Replay:
             yield _comparison(metrics, found.made.row)
         yield from _table(found, self.num)
         shown = min(self.num, len(found.images))
-        kind = "images" if found.images[0].loss is None else "largest losses"
+        which = "" if found.images[0].loss is None else ", those of the largest losses"
         if sheet.exists():
-            yield f"{sheet}: {shown} {kind}"
+            yield f"{sheet}: {number_of(shown, 'image')}{which}"
         yield f"{table}: {number_of(len(found.images), 'image')} with all that was drawn"
         if found.images[0].loss is not None:
             worst = found.images[0]

@@ -74,6 +74,9 @@ class Compare:
         if not self.runs:
             raise ValueError("name the folder of a run or more, as in `fastpsl compare runs/a runs/b`")
         comparison = compare(self.runs)
+        for run in comparison.runs:
+            if self.out.resolve().is_relative_to(run.folder.resolve()):
+                raise ValueError(f"--out {self.out}: it is in the folder of a run; give another")
         require_folder(self.out)
         print_comparison(comparison)
         for note in comparison.notes:

@@ -148,7 +148,7 @@ class RunOptions:
     def goes_on(self) -> bool:
         """Return whether the run resumes from a checkpoint, which has its weights."""
         if self.resume == "auto":
-            return self.out is not None and any(self.out.glob("checkpoints/step-*.pt"))
+            return self.out is not None and any(self.out.glob(f"checkpoints/step-{8 * '[0-9]'}.pt"))
         return self.resume != "never"
 
     def completed(self) -> Self:
@@ -330,22 +330,27 @@ class PretrainOptions(TrainingOptions):
             raise ValueError(
                 f"--freeze-when {self.freeze_when} with --probe-every 0: it needs tests; give 1 or more"
             )
-
-        if self.init_partial and self.init is None:
-            raise ValueError("--init-partial without --init: give the weights, or leave it out")
+        if self.init == "":
+            raise ValueError("--init without a name: give the weights, or leave it out")
         if self.plan == "continue" and self.frozen_batchnorm != "eval":
             raise ValueError(
                 f"--frozen-batchnorm {self.frozen_batchnorm} with --plan continue, whose lower blocks keep "
                 "their statistics: leave it out"
             )
+
+    @override
+    def completed(self) -> Self:
+        """Test the features after each epoch where a stage ends by them, unless told otherwise.
+
+        Raises:
+            ValueError: An option lacks the one that it belongs to, which --config may have brought.
+        """
+        if self.init_partial and self.init is None:
+            raise ValueError("--init-partial without --init: give the weights, or leave it out")
         if self.plan != "continue" and self.first_learning is not None:
             raise ValueError(
                 f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
             )
-
-    @override
-    def completed(self) -> Self:
-        """Test the features after each epoch where a stage ends by them, unless told otherwise."""
         if self.freeze_when == "never" or self.probe_every is not None:
             return self
         return replace(self, probe_every=1)

@@ -126,8 +126,8 @@ def make_plan(
     num_learning = num_blocks - first + 1
     if not partition and num_stages > num_learning:
         raise ValueError(
-            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_learning} blocks: give at most "
-            f"{num_learning} --epochs, or the --partition"
+            f"{num_stages} stage lengths {tuple(stage_epochs)} for {number_of(num_learning, 'block')}: give "
+            f"at most {num_learning} --epochs, or the --partition"
         )
     overlapping = [f"{i + first}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
     parts = _parts(partition or overlapping, num_stages, first, num_blocks)
@@ -187,7 +187,7 @@ def with_values(stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]) ->
 
 def _first_block(name: str | None, num_blocks: int) -> int:
     """Return the number of a block by its name, such as "B3"; 1 for None."""
-    match = re.fullmatch(r"B?(\d+)", name or "B1")
+    match = re.fullmatch(r"B?(\d+)", "B1" if name is None else name)
     if match is None or not 1 <= int(match[1]) <= num_blocks:
         raise ValueError(f"--first-learning {name}: give one of B1 to B{num_blocks}")
     return int(match[1])

@@ -46,6 +46,8 @@ from fastpsl.scripts.beginning import seeing
 from fastpsl.scripts.recipe import Recipe, values_of_config
 from fastpsl.scripts.recipe_files import TRAIN, load_recipe, named_path
 
+MAX_IMAGES = 400  # of a sheet
+
 
 @dataclass(frozen=True)
 class PastRun:
@@ -90,7 +92,8 @@ class PastRun:
             science, num_images = dict(config["science"]), int(config["images"]["train"])
             name = str(science["recipe"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"no {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else error
+            is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            reason = f"no {Path(error.filename).name}" if is_missing else error  # type: ignore[union-attr]
             raise ValueError(f"{folder} is no folder of a training ({reason}): give a run's folder") from None
         script = load_recipe(named_path(recipe or name, TRAIN))
         if not isinstance(script, Recipe) or script.name != name:
@@ -102,6 +105,8 @@ class PastRun:
             if backbone is None:
                 raise not_given(path, values["backbone"])
             values["backbone"] = backbone
+        elif backbone not in (None, values.get("backbone")):
+            raise ValueError(f"--backbone {backbone}: the run has {values.get('backbone')}; leave it out")
         run = TrainedRun.of(folder)
         assert run is not None
         values["data"] = data or run.train_images()
@@ -254,8 +259,15 @@ def replay_step(
         other_data: Whether images of another digest are shown.
 
     Raises:
-        ValueError: The run has no such step or rank, or other images.
+        ValueError: The run has no such step or rank, or other images; or a number is out of range.
     """
+    for name, value, low, high in (
+        ("num", num, 1, MAX_IMAGES),
+        ("around", num_around, 0, 1000),
+        ("most-steps", most_steps, 0, 1_000_000_000),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
     if rank is not None and not 0 <= rank < run.num_ranks:
         raise ValueError(f"--rank {rank}: the run had ranks 0 to {run.num_ranks - 1}")
     experiment = run.build()
@@ -292,7 +304,7 @@ def _made(
         if world.size != run.num_ranks:
             raise ValueError(
                 f"the run had {number_of(run.num_ranks, 'rank')}, and its losses need as many: "
-                f"torchrun --no-python --nproc-per-node {run.num_ranks} fastpsl replay ..."
+                f"torchrun --no-python --nproc-per-node {run.num_ranks} -- fastpsl replay ..."
             )
         start = find_start(run.folder, past, run.science, most_steps)
         with contextlib.ExitStack() as stack:

@@ -282,7 +282,16 @@ def monitor_figure(
         has_legend: Whether the figure names the runs.
     """
     num = len(panels)
-    figure = InlineFigure(figsize=(4.6 * num, 3.2 + 0.5 * has_legend), layout="constrained")
+    names = {
+        name.encode(errors="replace").decode(): place
+        for place, name in enumerate(next(iter(panels.values()), {}))
+        if any(curves[name] for curves in panels.values())
+    }  # shown verbatim: neither parsed as a formula, nor refused if it is no UTF-8
+    columns = max(1, min(len(names), int(15 * num / max(map(len, names), default=1))))
+    legend_rows = -(-len(names) // columns) if has_legend else 0
+    figure = InlineFigure(
+        figsize=(4.6 * num, 3.2 + 0.3 * has_legend + 0.2 * legend_rows), layout="constrained"
+    )
     axes = figure.subplots(1, num, sharey=True, squeeze=False)[0]
     for axis, (count, curves) in zip(axes, panels.items(), strict=True):
         most = max((point[0] for points in curves.values() for point in points), default=0.0)
@@ -298,14 +307,10 @@ def monitor_figure(
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("kNN accuracy, %")
     if has_legend:
-        # Shown verbatim: neither parsed as a formula, nor refused if it is no UTF-8.
-        names = {
-            name.encode(errors="replace").decode(): place
-            for place, name in enumerate(next(iter(panels.values())))
-            if any(curves[name] for curves in panels.values())
-        }
-        handles = [Line2D([], [], label=name, **run_style(place)) for name, place in names.items()]
-        columns = max(1, min(len(names), int(15 * num / max(map(len, names), default=1))))
+        handles = [
+            Line2D([], [], label=name if len(name) <= 60 else f"…{name[-60:]}", **run_style(place))
+            for name, place in names.items()
+        ]
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World, take_tensors_of_rank_0
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
@@ -45,6 +46,11 @@ def begun(
     input = Input.from_dict(experiment.task.input_record(experiment.stages[0].level))
     with operation(f"{options.init}: reading it"):
         origin = begin_with(options.init, experiment.backbone, name, input, partial=options.init_partial)
+    if plan == "continue" and origin["not_taken"]:
+        raise ValueError(
+            f"--plan continue with --init-partial: {number_of(len(origin['not_taken']), 'tensor')} of "
+            f"{options.init} do not fit, and blocks that stay need all; use another plan"
+        )
     take_tensors_of_rank_0(experiment.backbone.state_dict().values(), world)
     lines = lines_of(origin)
     before = origin_of_config(options.config) if options.config else {}

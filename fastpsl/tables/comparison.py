@@ -88,8 +88,10 @@ class Comparison:
     def differences(self) -> dict[str, list[Line]]:
         """The options and the parts of the environment in which the runs differ, by the table's title."""
         first = ("recipe", "data_digest")
-        science = [{name: run.science[name] for name in (*first, *run.science) if name in run.science}
-                   for run in self.runs]  # fmt: skip
+        science = [
+            _flat({name: run.science[name] for name in (*first, *run.science) if name in run.science})
+            for run in self.runs
+        ]
         seen = {name for each in science for name in each}
         others = [
             {name: value for name, value in run.options.items() if name not in seen | _OF_THE_START}
@@ -98,7 +100,7 @@ class Comparison:
         tables = {
             "What is learned": science,
             "Other options": others,
-            "Environment": [_flat(run.environment) for run in self.runs],
+            "Environment": [_flat(run.environment, "packages") for run in self.runs],
         }
         made = {title: list(_different(records)) for title, records in tables.items()}
         return {title: lines for title, lines in made.items() if lines}
@@ -201,11 +203,17 @@ def _words(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _flat(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return environment.json with its packages among the others."""
-    packages = environment.get("packages")
-    flat = {name: value for name, value in environment.items() if name != "packages"}
-    return flat | (dict(packages) if isinstance(packages, dict) else {})
+def _flat(record: Mapping[str, Any], without_name: str = "") -> dict[str, Any]:
+    """Return a record with the values of its dicts, as "initial_weights.path", beside the others."""
+    flat = dict[str, Any]()
+    for name, value in record.items():
+        beginning = "" if name == without_name else f"{name}."
+        flat |= (
+            {f"{beginning}{key}": each for key, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat
 
 
 def _accuracy(look: Look) -> str:

@@ -4,6 +4,7 @@ A run is a folder with a config.json that a training has written. What its files
 be of an older version, damaged or not written yet. `Run.damage` names damaged files.
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -73,6 +74,12 @@ class Run(os.PathLike[str]):
         parts = [_part(folder / f"{name}.json", kind) for name, kind in kinds.items()]
         (config, _), (status, _), (summaries, _), (environment, _) = parts
         damage = [f"{name}.json {why}" for name, (_, why) in zip(kinds, parts, strict=True) if why]
+        try:
+            (folder / "probe.jsonl").open().close()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            damage.append(f"probe.jsonl cannot be read ({error.strerror})")
         if not damage and not all(isinstance(config.get(name), dict) for name in ("options", "science")):
             damage.append("config.json has no options or no science")
         if not all(isinstance(summary, dict) for summary in summaries):
@@ -153,15 +160,16 @@ class Run(os.PathLike[str]):
 
     @cached_property
     def _lines(self) -> list[Look]:
-        with warnings.catch_warnings():
+        lines = list[dict[str, Any]]()
+        with warnings.catch_warnings(), contextlib.suppress(OSError):  # `damage` names the file then
             warnings.simplefilter("ignore")  # what can be read counts; a resume warns and keeps the file
-            lines = [line.row for line in read_lines(self.folder / "probe.jsonl")]
+            lines += [line.row for line in read_lines(self.folder / "probe.jsonl")]
         first = {str(row.get("block")): row.get("knn_accuracy") for row in lines if not row["run_step"]}
         batch, ends = number(self.options.get("batch_size")), self._seconds_at_ends
         looks = []
         for row in lines:
             step, block = row["run_step"], str(row.get("block", ""))
-            before = row.get("knn_untrained", first.get(block))
+            before = row.get("knn_untrained", row.get("knn_at_start", first.get(block)))
             if (seconds := number(row.get("seconds"))) is None:
                 seconds = ends.get(step)
             if (images := number(row.get("images"))) is None and batch is not None:
@@ -295,8 +303,11 @@ class Run(os.PathLike[str]):
 
 def number(value: Any) -> float | None:
     """Return a finite number of a JSON file; None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _or_0(value: Any) -> float:

@@ -68,6 +68,14 @@ def test_impossible_values_name_their_flag(name: str, value: Any) -> None:
         PretrainOptions(**{name: value})
 
 
+def test_a_run_goes_on_from_checkpoints_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    options = PretrainOptions(out=tmp_path)
+    for name in ("step-best.pt", "step-00000009-copy.pt", "step-00000009.pt"):
+        (tmp_path / "checkpoints" / name).touch()
+        assert options.goes_on() == (name == "step-00000009.pt")
+
+
 def test_ranks_must_divide_the_batch() -> None:
     assert TrainingOptions(batch_size=24, accumulate=2).rank_batch(3) == 4
     with pytest.raises(ValueError, match="multiple of 10"):

@@ -57,7 +57,7 @@ def test_a_plan_goes_on_from_a_block() -> None:
         ("continue", (1,), {"first_learning": "B6"}, "give one of B1 to B5"),
         ("continue", (1,), {"first_learning": "B0"}, "give one of B1 to B5"),
         ("continue", (1,), {"first_learning": "layer3"}, "give one of B1 to B5"),
-        ("continue", (1, 1), {"first_learning": "B5"}, "for 1 blocks: give at most 1"),
+        ("continue", (1, 1), {"first_learning": "B5"}, "for 1 block: give at most 1"),
         ("continue", (1,), {"first_learning": "B3", "partition": ("2-5",)}, "within 3 to 5"),
         ("continue", (1,), {"first_learning": "B3", "partition": ("4-5",)}, "B3 would never learn"),
         ("psi", (1, 1, 1), {}, "allowed are psl"),

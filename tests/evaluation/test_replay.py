@@ -196,6 +196,7 @@ def test_bad_input_is_one_line(train: Train, tmp_path: Path, cli: Cli) -> None:
         (("--step", 2, "--num", 0), ("--num 0",)),
         (("--step", 2, "--out", folder / "out"), ("--out",)),
         (("--step", 2, "--recipe", "rotation"), ("--recipe rotation", "simclr_r50")),
+        (("--step", 2, "--backbone", "resnet50"), ("--backbone resnet50",)),
         (("--step", 2, "--data", tmp_path / "nothing"), ("nothing",)),
     ):
         refused(cli("replay", folder, *options), *said)
@@ -229,6 +230,8 @@ def test_from_python(train: Train, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     found = fastpsl.replay(folder, 9, num=3, device="cpu")
     assert torch.get_rng_state().equal(before)
+    with pytest.raises(ValueError, match="num -5"):
+        fastpsl.replay(folder, 9, num=-5, device="cpu")
     assert found.images == fastpsl.replay(folder, "S2:2", device="cpu").images
     losses = [image.loss for image in found.images if image.loss is not None]
     assert np.mean(losses) == pytest.approx(found.past.row["loss"], rel=1e-5)

@@ -237,6 +237,11 @@ def test_what_cannot_be_begun_with_is_one_line(
         f"--init {grey}": "its weights read L, and the recipe shows RGB",
         f"--init {own}": "which would run; give --backbone",
         "--init-partial": "--init-partial without --init",
+        "--init=": "--init without a name",
+        f"--init {source} --plan continue --first-learning=": "give one of B1 to B5",
+        f"--init {source} --backbone resnet18 --init-partial --plan continue --first-learning 4 --epochs 1": (
+            "blocks that stay need all"
+        ),
         "--plan continue --first-learning B3": "--plan continue without --init",
         f"--init {source} --first-learning B3": "it is for --plan continue",
         f"--init {source} --plan continue": "no block is proposed, because there are no validation images",

@@ -137,6 +137,8 @@ def test_what_cannot_be_compared_is_refused(
     refused(cli("compare", "empty"), "config.json")
     (tmp_path / "file").touch()
     refused(cli("compare", "run", "--out", "file"), "--out file is a file")
+    refused(cli("compare", "run", "--out", "run/page"), "--out run/page")
+    assert not (tmp_path / "run" / "page").exists()
 
 
 class Reader(HTMLParser):

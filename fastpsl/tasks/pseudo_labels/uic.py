@@ -156,6 +156,10 @@ def build_uic(options: UICOptions) -> Experiment:
         path, state = _trained(options.fine_tune, options)
         backbone.load_state_dict(state["backbone"])
         classifier = state["train_step"]["head"]
+        if "2.weight" not in classifier:
+            raise ValueError(
+                f"--fine-tune {path}: --plan blockwise gave it several heads; give a run of another plan"
+            )
         if (width := classifier["2.weight"].shape[1]) != backbone.channels[-1]:
             raise ValueError(
                 f"--fine-tune {path}: its classifier reads {width} channels, "
