@@ -1,5 +1,6 @@
 """`fastpsl.loader`, the data loader for a training loop of the user's own: tuples, epoch after epoch."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,8 +219,10 @@ class EpochLoader(Uncopyable):
         return min(max(loader.num_samples - num_before, 0), loader.batch_size_per_rank)
 
     def close(self) -> None:
-        """End the threads, and close the data that `loader` opened."""
+        """End the threads, and close the data that `loader` opened. A state can be had afterwards, too."""
         self.loader.close()
+        with contextlib.suppress(OSError):  # it was closed before
+            _ = self._identity
         if self._owns_data:
             self.dataset.close()
 

@@ -21,6 +21,7 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import Classes, classes_of
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
+from fastpsl.pipelines.views import Input
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree, write_folder
 from tests.recipes.in_process import refused, start
@@ -61,6 +62,13 @@ def test_the_data_of_both_sides_are_on_record() -> None:
     assert data_record(val, None) == {"train": val.digest(), "val": None, "num_train": 5, "num_val": None}
 
 
+class Seen(str):
+    """A stand-in for a view, which the network sees as it is."""
+
+    def seen_by(self, input: Input) -> "Seen":
+        return self
+
+
 @pytest.mark.parametrize(
     ("steps", "base_cut", "cut"),
     [(((4, 4), (2, 2)), False, False), (((3, 4), (2, 2)), False, True), (((4, 4), (2, 2)), True, True)],
@@ -93,8 +101,10 @@ def test_a_runs_record_is_of_all_its_stages(
     assert (record["settings"]["lr"], record["settings"]["seed"]) == (0.5, 4)
     assert (record["data"]["train"], record["data"]["whole_train"]) == (part.digest(), whole.digest())
     assert record["data"]["train"] != record["data"]["whole_train"] and record["data"]["num_train"] == 6
+    names["checkpoint"] |= {"input": Input().as_dict()}
     task: Any = SimpleNamespace(
-        views=lambda level: (f"crop {level}",), val_views=lambda level: (f"left {level}", f"right {level}")
+        views=lambda level: (Seen(f"crop {level}"),),
+        val_views=lambda level: (Seen(f"left {level}"), Seen(f"right {level}")),
     )
     write_val(task, run, constants={"lr": 0.5}, **names)
     again = read_result(tmp_path / "result.json")

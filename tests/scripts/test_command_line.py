@@ -192,7 +192,7 @@ def test_usages_texts_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     options, text = shown("jigsaw_r50"), help_of("jigsaw_r50", capsys)
     usages = {
         "counts": "--counts N ...",
-        "plan": "--plan psl|sl|psl_f|end_to_end|continue",
+        "plan": "--plan psl|sl|psl_f|end_to_end|blockwise|continue",
         "wandb": "--wandb",
     }
     usages |= {"tensorboard": "--[no-]tensorboard", "workers": "--workers N", "data": "--data NAME"}

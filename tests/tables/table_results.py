@@ -149,7 +149,9 @@ def _parsed(name: str, *flags: str) -> Any:
 
 def put_trained(folder: Path, data: str, val: str, input: dict[str, Any]) -> None:
     """Write what evaluations read of a run: its data and the input of its network."""
-    CheckpointManager(folder / "checkpoints").save(1, {"backbone": {}, "science": {}, "input": input})
+    position = {"run_step": 1, "summaries": []}
+    state = {"backbone": {}, "science": {}, "input": input, "position": position, "num_stages": 1}
+    CheckpointManager(folder / "checkpoints").save(1, state)
     (folder / "config.json").write_text(json.dumps({"options": {"data": data, "val": val}}))
 
 

@@ -153,7 +153,7 @@ class PseudoClassify(Task):
     @override
     def captions(self, batch: Batch) -> list[str]:
         """Return each image's pseudo-label, once there are some."""
-        if self.store.current[0] < 0:
+        if not hasattr(self, "store") or self.store.current[0] < 0:
             return []
         labels = self.store.labels_of(batch.indices.to(self.store.device))
         return [f"cluster {label}" for label in labels.tolist()]
