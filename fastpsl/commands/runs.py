@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from fastpsl.console.grid import GAP
-from fastpsl.console.progress import clock
 
 if TYPE_CHECKING:
     from fastpsl.tables.comparison import Comparison
@@ -22,7 +21,6 @@ _HEADS = (
     ("kNN, %", "at epoch"), ("steps", "planned"), ("time", "images/s"),
 )  # fmt: skip
 _NUMBERS_FROM = 4  # these columns and those behind them stay whole
-_NOTHING = "–"
 _WIDEST = 28  # characters of a run's column in a comparison; longer cells are wrapped
 
 
@@ -147,31 +145,26 @@ def print_runs(runs: Sequence["Run"], folder: Path) -> None:
 
 def _cells(run: "Run", folder: Path, now: float) -> list[tuple[str, str]]:
     """Return the words of a run, in the pairs of `_HEADS`."""
+    from fastpsl.tables.comparison import NOTHING, accuracy_of, count, place_of, time_of
+
     options, best = run.options, run.best
     network = " ".join(str(options[name]) for name in ("backbone", "plan") if options.get(name))
-    data = str(options.get("data") or "sample").rstrip("/").rpartition("/")[2] if options else _NOTHING
-    knn, place = _NOTHING, ""
-    if best is not None and best.knn is not None:
-        before = "" if best.untrained is None else f" ({100 * best.untrained:.1f})"
-        knn = f"{100 * best.knn:.1f}{before}"
-        place = best.stage if best.epoch is None else f"{best.epoch:.3g}, {best.stage}"
+    data = str(options.get("data") or "sample").rstrip("/").rpartition("/")[2] if options else NOTHING
+    knn, place = NOTHING, ""
+    if best is not None:
+        knn, place = accuracy_of(best), place_of(best)
     elif run.top1 is not None:
         knn, place = f"{100 * run.top1:.1f}", "top-1"
     name = run.folder.name if run.folder == folder else str(run.folder.relative_to(folder))
-    seconds, rate = run.seconds, run.images_per_s
     return [
         (name, ""),
         (run.state, age(now - run.changed)),
-        (str(run.science.get("recipe") or _NOTHING), network),
-        (data, _count(run.num_images)),
+        (str(run.science.get("recipe") or NOTHING), network),
+        (data, count(run.num_images) or NOTHING),
         (knn, place),
-        (_count(run.steps), _count(run.steps_planned)),
-        (_NOTHING if seconds is None else clock(seconds), _count(rate)),
+        (count(run.steps) or NOTHING, count(run.steps_planned) or NOTHING),
+        (time_of(run.seconds) or NOTHING, count(run.images_per_s) or NOTHING),
     ]
-
-
-def _count(number: float | None) -> str:
-    return _NOTHING if number is None else f"{number:,.0f}"
 
 
 def age(seconds: float) -> str:

@@ -118,15 +118,15 @@ class Blockwise(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        return self._slices(Task.views)[0]
+        return self._slices(lambda task, level: task.views(level))[0]
 
     @override
     def val_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return self._slices(Task.val_views)[0]
+        return self._slices(lambda task, level: task.val_views(level))[0]
 
     @override
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return self._slices(Task.pass_views)[0]
+        return self._slices(lambda task, level: task.pass_views(level))[0]
 
     @override
     def inputs_per_image(self, level: int) -> int:
@@ -150,10 +150,10 @@ class Blockwise(Task):
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         assert isinstance(head, nn.ModuleDict)
-        slices = zip(self._slices(Task.views)[1], self._slices(Task.val_views)[1], strict=True)
         self.parts: list[_Part] = []
-        below = None
-        for (part, task), (views, val_views) in zip(self.tasks, slices, strict=True):
+        below, slices = None, self._slices(lambda task, level: task.views(level))[1]
+        val_slices = self._slices(lambda task, level: task.val_views(level))[1]
+        for (part, task), views, val_views in zip(self.tasks, slices, val_slices, strict=True):
             below = PartBlocks(blocks, part, below)
             self.parts.append(_Part(part, task, views, val_views, below, head[part.name]))
             task.start_stage(part, below, head[part.name])
@@ -250,31 +250,29 @@ class Blockwise(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
-        own = self._slices(Task.views)[1][-1]
-        return self._last.contact_sheet(inputs[own], replace(batch, **_parts_of_views(batch, own)))
+        own = self._slices(lambda task, level: task.views(level))[1][-1]
+        return self._last.contact_sheet(inputs[own], _with_views(batch, own))
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        own = self._slices(Task.views)[1][-1]
-        return self._last.captions(replace(batch, **_parts_of_views(batch, own)))
+        return self._last.captions(
+            _with_views(batch, self._slices(lambda task, level: task.views(level))[1][-1])
+        )
 
     def _slices(
-        self, of_level: Callable[..., tuple[ViewSpec, ...]]
+        self, views_of: Callable[[Task, int], tuple[ViewSpec, ...]]
     ) -> tuple[tuple[ViewSpec, ...], list[slice]]:
         """Return the views of all levels, equal ones once, and the place of each part's."""
+        of_parts = [views_of(task, part.level) for part, task in self.tasks]
         views, places = list[ViewSpec](), dict[tuple[ViewSpec, ...], slice]()
-        for part, task in self.tasks:
-            own = getattr(task, of_level.__name__)(part.level)
-            if own not in places:
-                places[own] = slice(len(views), len(views) + len(own))
-                views += own
-        return tuple(views), [places[getattr(t, of_level.__name__)(p.level)] for p, t in self.tasks]
+        for own in dict.fromkeys(of_parts):
+            places[own] = slice(len(views), len(views) + len(own))
+            views += own
+        return tuple(views), [places[own] for own in of_parts]
 
     def _batch_of(self, part: _Part, own: slice, batch: Batch) -> Batch:
         """Return the batch as the part's task sees it: its views and its own `extra`."""
-        of_part = copy.copy(batch)  # which may lack the fields that a step has not
-        for name, value in _parts_of_views(batch, own).items():
-            setattr(of_part, name, value)
+        of_part = _with_views(batch, own)
         of_part.extra = _extra_of(part.stage, batch.extra)
         return of_part
 
@@ -294,9 +292,11 @@ class Blockwise(Task):
         }
 
 
-def _parts_of_views(batch: Batch, own: slice) -> dict[str, Any]:
-    """Return the fields of a batch that have an entry per view, for some of the views."""
-    return {"images": batch.images[own], "draws": batch.draws[own], "ops": batch.ops[own]}
+def _with_views(batch: Batch, own: slice) -> Batch:
+    """Return a batch with some of its views."""
+    part = copy.copy(batch)  # which may lack the fields that a step has not
+    part.images, part.draws, part.ops = batch.images[own], batch.draws[own], batch.ops[own]
+    return part
 
 
 def _extra_of(part: Stage, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -219,7 +219,9 @@ def _of_stage(stage: Stage) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{stage.name}: {error}" if stage.size_px is not None else str(error)) from error
+        if stage.size_px is None:
+            raise
+        raise ValueError(f"{stage.name}: {error}") from error
 
 
 def _frozen_batchnorm(options: TrainingOptions) -> str:

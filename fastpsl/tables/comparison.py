@@ -58,21 +58,21 @@ class Comparison:
         lines: dict[str, Callable[[Run], str | None]] = {
             "state": lambda run: run.state,
             "steps": _steps,
-            "kNN at the end, %": lambda run: _accuracy(run.looks[-1]) if run.looks else None,
-            "best kNN, %": lambda run: _accuracy(run.best) if run.best else None,
-            "of epoch, stage": lambda run: _place(run.best) if run.best else None,
+            "kNN at the end, %": lambda run: accuracy_of(run.looks[-1]) if run.looks else None,
+            "best kNN, %": lambda run: accuracy_of(run.best) if run.best else None,
+            "of epoch, stage": lambda run: place_of(run.best) if run.best else None,
             "top-1, %": lambda run: None if run.top1 is None else f"{100 * run.top1:.1f}",
-            "time": lambda run: _seconds(run.seconds),
-            "images": lambda run: _count(run.images),
-            "images/s": lambda run: _count(run.images_per_s),
+            "time": lambda run: time_of(run.seconds),
+            "images": lambda run: count(run.images),
+            "images/s": lambda run: count(run.images_per_s),
             "energy": lambda run: _joules(run.joules),
             "GPU memory": lambda run: None if run.peak_bytes is None else gibibytes(run.peak_bytes),
         }
         if self.target is not None:
             to = f"to {100 * self.target:.1f} %"
             lines |= {
-                f"time {to}": lambda run: _seconds(self._to_target(run, "seconds")),
-                f"images {to}": lambda run: _count(self._to_target(run, "images")),
+                f"time {to}": lambda run: time_of(self._to_target(run, "seconds")),
+                f"images {to}": lambda run: count(self._to_target(run, "images")),
                 f"energy {to}": lambda run: _joules(self._to_target(run, "joules")),
             }
         made = ((title, [words(run) for run in self.runs]) for title, words in lines.items())
@@ -216,13 +216,14 @@ def _flat(record: Mapping[str, Any], without_name: str = "") -> dict[str, Any]:
     return flat
 
 
-def _accuracy(look: Look) -> str:
+def accuracy_of(look: Look) -> str:
     """Return a look's accuracy in percent, and in brackets that of the block before the training."""
     before = "" if look.untrained is None else f" ({100 * look.untrained:.1f})"
     return f"{100 * (look.knn or 0.0):.1f}{before}"
 
 
-def _place(look: Look) -> str:
+def place_of(look: Look) -> str:
+    """Return the epoch and the stage of a look."""
     return look.stage if look.epoch is None else f"{look.epoch:.3g}, {look.stage}"
 
 
@@ -233,11 +234,13 @@ def _steps(run: Run) -> str | None:
     return f"{run.steps:,}{planned}"
 
 
-def _seconds(seconds: float | None) -> str | None:
+def time_of(seconds: float | None) -> str | None:
+    """Return seconds as a clock shows them."""
     return None if seconds is None else clock(seconds)
 
 
-def _count(number: float | None) -> str | None:
+def count(number: float | None) -> str | None:
+    """Return a whole number with its thousands apart."""
     return None if number is None else f"{number:,.0f}"
 
 

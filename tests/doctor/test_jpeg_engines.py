@@ -24,6 +24,7 @@ from fastpsl.engine import gpu
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.doctor.measured import measured, report_of, screen_of, waiting
+from tests.fake_nvml import Nvml
 from tests.pipelines.photos import RAW, photo, write
 
 GPU = torch.device("cuda", 0)
@@ -31,35 +32,21 @@ UUID = "8ab0c1de-0000-1111-2222-333344445555"
 RATES = {0.0: 9000.0, 0.5: 20_000.0, 0.65: 30_000.0, 0.9: 24_000.0, 1.0: 22_000.0}
 
 
-class Nvml:
-    """A fake of NVML's library, whose engines are busy by `percent`; `status` is of each reading."""
+class Engines(Nvml):
+    """A library whose GPU's JPEG engines are busy by `percent`."""
 
-    def __init__(self, percent: int = 67, status: int = 0, is_known: bool = True) -> None:
-        self.percent, self.status, self.is_known = percent, status, is_known
-        self.num_open = 0
-
-    def nvmlInit_v2(self) -> int:
-        self.num_open += 1
-        return 0
-
-    def nvmlShutdown(self) -> int:
-        self.num_open -= 1
-        return 0
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
-        assert uuid == f"GPU-{UUID}".encode()
-        handle._obj.value = 4711
-        return 0 if self.is_known else 6
+    uuid = UUID
+    percent = 67
 
     def nvmlDeviceGetJpgUtilization(self, handle: ctypes.c_void_p, percent: Any, period_us: Any) -> int:
-        assert handle.value == 4711 and self.num_open == 1
+        self.check(handle)
         percent._obj.value, period_us._obj.value = self.percent, 166_000
         return self.status
 
 
 @pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
-    library = Nvml()
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    library = Engines()
     monkeypatch.setattr(gpu, "_nvml", lambda: library)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=UUID))
     return library
@@ -67,7 +54,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
 
 @pytest.mark.parametrize("uuid", [UUID, f"GPU-{UUID}"])
 def test_the_engines_are_read_and_nvml_is_closed(
-    nvml: Nvml, uuid: str, monkeypatch: pytest.MonkeyPatch
+    nvml: Engines, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
     with jpeg_utilisation(GPU) as read:
@@ -79,15 +66,17 @@ def test_the_engines_are_read_and_nvml_is_closed(
     assert nvml.num_open == 0
 
 
-@pytest.mark.parametrize("library", [None, Nvml(is_known=False), SimpleNamespace(nvmlInit_v2=lambda: 9)])
-def test_without_an_answer_nothing_is_told(library: Any, nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", [None, Engines(is_known=False), SimpleNamespace(nvmlInit_v2=lambda: 9)])
+def test_without_an_answer_nothing_is_told(
+    library: Any, nvml: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu, "_nvml", lambda: library)
     with jpeg_utilisation(GPU) as read:
         assert read() is None
 
 
-def test_a_driver_without_the_reading_tells_nothing(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Nvml, "nvmlDeviceGetJpgUtilization")
+def test_a_driver_without_the_reading_tells_nothing(nvml: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Engines, "nvmlDeviceGetJpgUtilization")
     with jpeg_utilisation(GPU) as read:
         assert read() is None
     assert nvml.num_open == 0
@@ -147,7 +136,7 @@ class Feeds:
 
 @pytest.mark.parametrize(("given", "share"), [(None, 0.9), (0.3, 0.3)])
 def test_shares_are_timed_in_turn(
-    given: float | None, share: float, nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+    given: float | None, share: float, nvml: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Beton(sample_paths().train) as warm:
         feeds = Feeds(monkeypatch, warm, given)

@@ -23,6 +23,7 @@ from fastpsl.tables.runs import Run as Record
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_run
+from tests.fake_nvml import Nvml
 from tests.programs import newest_checkpoint
 from tests.threaded_world import results_of_threads
 
@@ -106,35 +107,19 @@ def test_joules_of_all_ranks_are_summed(now: Now) -> None:
     assert results_of_threads(of_rank, 2) == [{"seconds": 14.0, "joules": 5000 + 800 + 400}] * 2
 
 
-class Nvml:
-    """A fake of NVML's library."""
-
-    def __init__(self, status: int = 0) -> None:
-        self.status, self.num_open = status, 0
-
-    def nvmlInit_v2(self) -> int:
-        self.num_open += 1
-        return 0
-
-    def nvmlShutdown(self) -> int:
-        self.num_open -= 1
-        return 0
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
-        assert uuid == b"GPU-1234"
-        handle._obj.value = 4711
-        return 0
+class Energy(Nvml):
+    """A library whose GPU has used some energy."""
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: ctypes.c_void_p, energy: Any) -> int:
-        assert handle.value == 4711 and self.num_open == 1
+        self.check(handle)
         energy._obj.value = 123_456_789_012
         return self.status
 
 
 def test_the_counter_is_that_of_the_ranks_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Nvml()
+    library = Energy()
     monkeypatch.setattr(gpu, "_nvml", lambda: library)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=Nvml.uuid))
     with closing(Meter(world(), None)) as running:
         assert running._counter() == 123_456_789.012
         library.status = 3  # NVML_ERROR_NOT_SUPPORTED
