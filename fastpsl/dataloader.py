@@ -409,10 +409,13 @@ def _share(batch_size: int, world: int) -> int:
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and "RANK" not in os.environ:  # as in processes that Lightning starts, before it joins them
-        raise ValueError(
-            f"loader: WORLD_SIZE is {world} and RANK is not set; start with torchrun, make the loader once "
-            "torch.distributed is initialised, or give rank and world"
-        )
-    return int(os.environ.get("RANK", "0")), world
+    if "RANK" not in os.environ:
+        # Lightning sets the first in processes that it starts, before it joins them.
+        for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+            if (number := os.environ.get(name, "1")) != "1":
+                raise ValueError(
+                    f"loader: {name} is {number} and RANK is not set; start with torchrun, make the loader "
+                    "once torch.distributed is initialised, or give rank and world (0 and 1 for a program "
+                    "of its own)"
+                )
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -41,7 +41,7 @@ class Trained(os.PathLike[str]):
             "loss_start", "loss_end", "chance" (a fraction, or None), and "val", the scores on the
             validation images. Where these have classes, "knn_accuracy" is that of the features.
             "knn_untrained" is that of the same block before the training, called "knn_at_start" if it began
-            with weights (`init`).
+            with weights (`init`) or a module.
         backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`. That of a module which was
             given begins with "module:" if nothing else makes the same network.
     """

@@ -320,6 +320,10 @@ def test_rank_and_world_are_torchruns_or_torch_distributeds(
     with pytest.raises(ValueError, match="WORLD_SIZE is 3 and RANK is not set; start with torchrun, "):
         place()
     fastpsl.loader(beton, batch_size=6, device="cpu", rank=1, world=2).close()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")  # srun's, before torch.distributed is initialised
+    with pytest.raises(ValueError, match="SLURM_STEP_NUM_TASKS is 4 and RANK is not set"):
+        place()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         assert place() == (0, 1)

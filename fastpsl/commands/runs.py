@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,9 @@ _HEADS = (
     ("run", ""), ("state", "changed"), ("recipe", "network, plan"), ("data", "images"),
     ("kNN, %", "at epoch"), ("steps", "planned"), ("time", "images/s"),
 )  # fmt: skip
-_NUMBERS_FROM = 4  # these columns and those behind them stay whole
+_NUMBERS_FROM = 4  # these columns and those behind them are numbers
+_WRAPPED = 2  # this column may be wrapped between words
+_NAME = 16  # characters; longer names of runs may be folded
 _WIDEST = 28  # characters of a run's column in a comparison; longer cells are wrapped
 
 
@@ -114,27 +117,41 @@ def print_comparison(comparison: "Comparison") -> None:
 
 
 def print_runs(runs: Sequence["Run"], folder: Path) -> None:
-    """Print a line for each run, or two where the terminal is narrow."""
+    """Print a line for each run, or two where the terminal is narrow, or one for each pair of figures."""
     from rich.table import Column
     from rich.table import Table as Grid
 
-    from fastpsl.console.grid import console, needed, show
+    from fastpsl.console.grid import GAP, console, needed, show
 
     terminal, now = console(), time.time()
-    rows = [_cells(run, folder, now) for run in runs]
-    single = [[text for pair in cells for text in pair] for cells in (_HEADS, *rows)]
-    single = [[text for text, title in zip(cells, single[0], strict=True) if title] for cells in single]
+    rows = [_HEADS, *(_cells(run, folder, now) for run in runs)]
+    titled = [title != "" for pair in _HEADS for title in pair]
+    single = [list(compress((text for pair in cells for text in pair), titled)) for cells in rows]
+    stacked = [["\n".join(pair).rstrip() for pair in cells] for cells in rows]
+    widths = [needed(cells) for cells in zip(*stacked, strict=True)]
+    widths[0] = min(widths[0], _NAME + GAP)
+    widths[_WRAPPED] = needed(word for cells in stacked for word in cells[_WRAPPED].split())
     if sum(map(needed, zip(*single, strict=True))) <= terminal.width:
-        first = 2 * _NUMBERS_FROM - 1
-    else:
-        single = [["\n".join(pair).rstrip() for pair in cells] for cells in (_HEADS, *rows)]
-        first = _NUMBERS_FROM
-    heads, *lines = single
-    columns = [
-        Column(head, justify="right" if place >= first else "left", no_wrap=place >= first, overflow="fold")
-        for place, head in enumerate(heads)
-    ]
-    grid = Grid(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        (heads, *lines), first = single, 2 * _NUMBERS_FROM - 1
+    elif sum(widths) <= terminal.width:
+        (heads, *lines), first = stacked, _NUMBERS_FROM
+    else:  # a line for each pair, the titles on the left
+        titles = [", ".join(filter(None, pair)) for pair in _HEADS]
+        heads, first = ["", ""], len(titles)
+        lines = [
+            [title, ", ".join(filter(None, pair))]
+            for cells in rows[1:]
+            for title, pair in zip((*titles, ""), (*cells, ("", "")), strict=True)
+        ]
+    wrapped = (0, _WRAPPED) if len(heads) > 2 else (1,)
+    grid = Grid(
+        *(
+            Column(head, justify="right" if place >= first else "left", no_wrap=place not in wrapped,
+                   overflow="fold")
+            for place, head in enumerate(heads)
+        ),
+        box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=any(heads),
+    )  # fmt: skip
     for cells in lines:
         grid.add_row(*cells)
     show(terminal, grid)

@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from fastpsl.console.terminal import plain
@@ -26,7 +27,7 @@ def show(console: Console, what: RenderableType) -> None:
 
 def needed(cells: Iterable[str]) -> int:
     """Return the width of a column of these cells, with the gap beside it."""
-    return max(len(line) for cell in cells for line in (cell.splitlines() or [""])) + GAP
+    return max(cell_len(line) for cell in cells for line in (cell.splitlines() or [""])) + GAP
 
 
 def parts(room: int, widths: Sequence[int]) -> Iterator[list[int]]:

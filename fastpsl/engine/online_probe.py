@@ -193,9 +193,7 @@ class OnlineProbe:
         self.settled = False  # by the rule, at the run's present step
         # The step and the features of the last look, float16 [n, C], for the next one to compare with.
         self.compared: tuple[int, Tensor] | None = None
-        origin = run.science.get(INITIAL_WEIGHTS) or {}
-        self.before = "knn_at_start" if "path" in origin else "knn_untrained"
-        self.has_statistics = "path" in origin and not origin["not_taken"]
+        self.before = "knn_at_start" if run.science.get(INITIAL_WEIGHTS) else "knn_untrained"
         self.every: int | None = getattr(run.options, "probe_every", None)
         self.train: Subset | None = None
         self.val: Subset | None = None
@@ -311,7 +309,7 @@ class OnlineProbe:
             for view in dict.fromkeys(views):
                 alike = [stage for stage, its in zip(stages, views, strict=True) if its == view]
                 pooled = partial(pooled_blocks, backbone, [stage.last_block for stage in alike])
-                if not self.has_statistics:
+                if not self._has_statistics():
                     self._estimate_statistics(pooled, alike[-1])
                 lines |= {line["stage"]: line for line in self._measured(pooled, alike, 0.0)}
             if self.run.world.rank == 0:
@@ -357,6 +355,16 @@ class OnlineProbe:
                     line |= {"similarity": self._similarity(train.features)}
             lines.append(line)
         return lines
+
+    def _has_statistics(self) -> bool:
+        """Return whether the weights that the run began with brought their BatchNorms' statistics."""
+        origin = self.run.science.get(INITIAL_WEIGHTS) or {}
+        if "path" in origin:
+            return not origin["not_taken"]
+        if not origin or getattr(self.run.options, "plan", "") == "continue":
+            return bool(origin)
+        norms = [part for part in self.experiment.backbone.modules() if isinstance(part, _BatchNorm)]
+        return any(norm.num_batches_tracked for norm in norms)  # of a module, which may have been trained
 
     def _estimate_statistics(self, forward: Forward, stage: Stage) -> None:
         """Set BatchNorms' running statistics to the mean of those of batches, as the stage's steps see them.

@@ -318,6 +318,8 @@ class PretrainOptions(TrainingOptions):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.crop_scale == ():
+            raise ValueError("--crop-scale without a value: give shares of the area, above 0 and up to 1")
         for scale in self.crop_scale or ():
             if not 0 < scale <= 1:
                 raise ValueError(f"--crop-scale {scale:g}: it is a share of the area, above 0 and up to 1")
@@ -340,7 +342,7 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def completed(self) -> Self:
-        """Test the features after each epoch where a stage ends by them, unless told otherwise.
+        """Write blocks in one way, and test after each epoch where a stage ends by that, unless told otherwise.
 
         Raises:
             ValueError: An option lacks the one that it belongs to, which --config may have brought.
@@ -351,9 +353,14 @@ class PretrainOptions(TrainingOptions):
             raise ValueError(
                 f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
             )
-        if self.freeze_when == "never" or self.probe_every is not None:
-            return self
-        return replace(self, probe_every=1)
+        first = self.first_learning
+        named = {
+            "first_learning": f"B{first}" if first is not None and first.isdecimal() else first,
+            "partition": tuple(part.replace("B", "") for part in self.partition),
+        }
+        if self.freeze_when != "never" and self.probe_every is None:
+            return replace(self, **named, probe_every=1)
+        return replace(self, **named)
 
     @override
     def science(self) -> dict[str, Any]:
@@ -377,7 +384,8 @@ class PretrainOptions(TrainingOptions):
             levels=self.levels, first_learning=self.first_learning,
         )  # fmt: skip
         values = {name: getattr(self, name, None) for name in ("size_px", "crop_scale", "batch_size")}
-        return with_values(stages, {name: own for name, own in values.items() if isinstance(own, tuple)})
+        own = {name: value for name, value in values.items() if isinstance(value, tuple)}
+        return with_values(self.plan, stages, own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,8 +168,10 @@ def make_plan(
     )
 
 
-def with_values(stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]) -> tuple[Stage, ...]:
-    """Return the stages with values of their own: each field's has one value for all stages, or one for each.
+def with_values(
+    plan: str, stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]
+) -> tuple[Stage, ...]:
+    """Return a plan's stages with values of their own: of a field, one for all stages, or one for each.
 
     Raises:
         ValueError: The values are as many as neither.
@@ -177,8 +179,8 @@ def with_values(stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]) ->
     for name, given in values.items():
         if len(given) not in (1, len(stages)):
             raise ValueError(
-                f"--{name.replace('_', '-')} {_words(given)}: {len(given)} values for "
-                f"{number_of(len(stages), 'stage')}; give one value, or one for each stage"
+                f"--{name.replace('_', '-')} {_words(given)}: {number_of(len(given), 'value')}, and --plan "
+                f"{plan} has {number_of(len(stages), 'stage')} here; give one value, or one for each stage"
             )
         own = given if len(given) > 1 else [*given] * len(stages)
         stages = [replace(stage, **{name: value}) for stage, value in zip(stages, own, strict=True)]

@@ -216,12 +216,12 @@ class TimmBackbone(Wrapped):
         )
 
 
-def _timm(name: str) -> ModuleType:
+def _timm(name: str, option: str = "--backbone") -> ModuleType:
     try:
         import timm
     except ImportError:
         raise ValueError(
-            f'--backbone {name}: timm is not installed; pip install "fastpsl-vision[timm]"'
+            f'{option} {name}: timm is not installed; pip install "fastpsl-vision[timm]"'
         ) from None
     return timm
 
@@ -238,8 +238,8 @@ def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: timm has no such weights, or they cannot be downloaded.
     """
-    timm, backbone = _timm(name), name.partition(".")[0]
-    _check_name(timm, backbone)
+    timm, backbone = _timm(name, "--init"), name.partition(".")[0]
+    _check_name(timm, backbone, "--init")
     model = name.removeprefix(TIMM)
     known = timm.list_pretrained(f"{backbone.removeprefix(TIMM)}.*")
     if not known or (model not in known and backbone != name):
@@ -270,7 +270,7 @@ def _made(timm: ModuleType, name: str, num_channels: int) -> tuple[nn.Module, di
     return network, sizes
 
 
-def _check_name(timm: ModuleType, name: str) -> None:
+def _check_name(timm: ModuleType, name: str, option: str = "--backbone") -> None:
     model = name.removeprefix(TIMM)
     known = timm.list_models()
     if model in known:
@@ -281,7 +281,7 @@ def _check_name(timm: ModuleType, name: str) -> None:
     )
     if model.partition(".")[0] in known:
         nearest = f"give {TIMM}{model.partition('.')[0]}, because a tag is the name of weights"
-    raise ValueError(f"--backbone {name}: timm {timm.__version__} has no model {model!r}; {nearest}")
+    raise ValueError(f"{option} {name}: timm {timm.__version__} has no model {model!r}; {nearest}")
 
 
 def _is_vision_transformer(timm: ModuleType, network: nn.Module) -> bool:

@@ -3,9 +3,11 @@
 Figures use matplotlib's object API, because pyplot would choose a backend for the whole process.
 """
 
+import contextlib
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +39,23 @@ def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = 120) -> Pa
     if isinstance(drawing, Image.Image):
         drawing.save(buffer, format="PNG")
     else:
-        drawing.savefig(buffer, dpi=dpi, format="png")
+        with _as_boxes(str(path)):
+            drawing.savefig(buffer, dpi=dpi, format="png")
     write_atomically(path, buffer.getbuffer())
     return path
+
+
+@contextlib.contextmanager
+def _as_boxes(name: str = "") -> Iterator[None]:
+    """Tell once, for the picture of this name, that its font lacks letters; for none, let others draw them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    others = [each for each in caught if not str(each.message).startswith("Glyph ")]
+    for each in others:
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if name and len(others) < len(caught):
+        warnings.warn(f"{name}: its font lacks letters of some names, which stand as boxes", stacklevel=4)
 
 
 def inline_svg(figure: "Figure", name: str, description: str) -> str:
@@ -48,7 +64,7 @@ def inline_svg(figure: "Figure", name: str, description: str) -> str:
     Names of its parts begin with `name`, as several figures of a page must not share any.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _as_boxes():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg ") :].replace("#000000", "currentColor")

@@ -184,8 +184,11 @@ class Script(Generic[Options]):
         paper = self.usual(first)
         values = {**paper, **self.defaults(first, paper), **begun}
         options = first if values == self.paper else parsed(values)
-        if isinstance(options, PretrainOptions) and options.preset == "auto":
-            options = replace(options, preset=values["preset"])
+        if isinstance(options, PretrainOptions):
+            if options.preset == "auto":
+                options = replace(options, preset=values["preset"])
+            if options.plan != "continue" and getattr(first, "first_learning", None) is None:
+                options = replace(options, first_learning=None)  # that of --config, which had another plan
         backbone = getattr(options, "backbone", None)
         if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
             raise not_given(f"--config {options.config}", backbone)

@@ -149,9 +149,24 @@ def test_blocks_below_stay_as_they_came(source: Path, weights: dict[str, Tensor]
     config = json.loads((run.folder / "config.json").read_text())
     assert (config["options"]["plan"], config["science"]["first_learning"]) == ("continue", "B3")
     assert [summary["level"] for summary in run.summaries] == [1, 3]
-    given = pretrain(tmp_path / "module", backbone=fastpsl.load(source), plan="continue", first_learning="5",
-                     epochs=1, max_steps_per_stage=1)  # fmt: skip
-    assert same(newest_checkpoint(given.folder)["backbone"], weights, names)
+    assert RECIPE.parse(
+        ["--config", str(run.folder), "--plan", "sl"], log=lambda line: None
+    ).first_learning is None  # fmt: skip
+
+
+def test_a_module_s_look_at_the_start_is_that_of_its_weights(
+    source: Path, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {"first_learning": "5", "partition": ["B5"], "epochs": 1, "probe_every": 1}
+    by_name = pretrain(tmp_path / "name", init=source, plan="continue", **values)
+    (expected,) = (summary["knn_at_start"] for summary in by_name.summaries)
+    science = json.loads((by_name.folder / "config.json").read_text())["science"]
+    assert (science["first_learning"], science["partition"]) == ("B5", ["5"])
+    for plan, more in {"continue": values, "end_to_end": {"epochs": 1, "probe_every": 1}}.items():
+        given = pretrain(tmp_path / plan, backbone=fastpsl.load(source), plan=plan, **more)
+        assert [summary["knn_at_start"] for summary in given.summaries] == [expected]
+        if plan == "continue":
+            assert same(newest_checkpoint(given.folder)["backbone"], weights, ["layer3.5.bn2.running_mean"])
 
 
 def test_a_block_is_proposed_by_the_knn_of_each(source: Path) -> None:

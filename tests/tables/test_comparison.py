@@ -15,7 +15,7 @@ from typing_extensions import override
 import fastpsl
 from fastpsl.plots.charts import RUN_COLOURS, monitor_figure, run_style
 from fastpsl.tables.comparison import Comparison, compare
-from fastpsl.tables.comparison_page import html
+from fastpsl.tables.comparison_page import html, write_page
 from tests.cli import Cli, refused
 from tests.tables.test_runs import write_run
 
@@ -217,6 +217,16 @@ def test_charts_show_each_look_from_the_untrained_network_on(two: Path) -> None:
     ]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+
+
+def test_letters_that_the_font_lacks_are_told_once_and_stand_in_the_page(
+    two: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    shutil.copytree(two / "first", tmp_path / "実験")
+    page, chart = write_page(compare([tmp_path / "実験", two / "second"]), tmp_path / "out")
+    assert "実験" in page.read_text() and [str(each.message) for each in recwarn] == [
+        f"{chart}: its font lacks letters of some names, which stand as boxes"
+    ]
 
 
 @pytest.mark.parametrize(

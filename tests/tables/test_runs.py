@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from fastpsl.commands.runs import age
 from fastpsl.tables.runs import SILENT_S, Run, find_runs
@@ -196,6 +197,10 @@ def test_rows_have_the_figures_at_any_width(
     monkeypatch.setattr("fastpsl.console.grid.plain", lambda _: SimpleNamespace(isatty=lambda: True))
     narrow = cli("runs", tmp_path).out.splitlines()
     assert max(map(len, narrow)) <= 80 and all(word in "".join(narrow) for word in words[1:])
+    monkeypatch.setenv("COLUMNS", "60")
+    (tmp_path / "日本語の実験-001").symlink_to(tmp_path / "a-run-with-a-long-name[b]")
+    narrowest = cli("runs", tmp_path).out.splitlines()
+    assert max(map(cell_len, narrowest)) <= 60 and all(word in "\n".join(narrowest) for word in words)
 
 
 @pytest.mark.parametrize(
