@@ -2,11 +2,12 @@
 
     python bench/photos.py photos.beton --num 1200
     python bench/stage_sizes.py --data photos.beton                     two minutes on two cores
-    python bench/stage_sizes.py --trainings sizes --seeds 0 1 2         20 minutes of one core
+    python bench/stage_sizes.py --trainings sizes --seeds 0 1 2         half an hour of one core
 
 The first measures SimCLR's views and its step over the whole network, end to end. The trainings are those of
 SimCLR's sample preset, with one size, and with sizes that rise by stage and more epochs. They are scored by
-kNN on 1,000 further images of the sample's kind, at the last size. Their time is that of the CPU, over all
+kNN on 1,000 further images of the sample's kind, at the last size. Both are trained by PSL's plan, and by
+psl_f, in which blocks of earlier stages go on to learn. Their time is that of the CPU, over all
 threads, which other work on the machine changes least. What is in the folder of the trainings is kept, so a
 stopped command goes on with the next one.
 """
@@ -34,11 +35,13 @@ from fastpsl.engine.distributed import join_world
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import VERSION, draw_part, sample_paths
 
-# Arm → what a training adds to the preset. The epochs are those that take about the same time.
-ARMS: dict[str, dict[str, Any]] = {
-    "48": {"size_px": 48, "epochs": (6, 6, 6)},
-    "24 36 48": {"size_px": (24, 36, 48), "epochs": (12, 8, 8)},
-}
+# What a training adds to the preset. The epochs are those that take about the same time.
+ARMS: tuple[dict[str, Any], ...] = (
+    {"plan": "psl", "size_px": (48,), "epochs": (6, 6, 6)},
+    {"plan": "psl", "size_px": (24, 36, 48), "epochs": (12, 8, 8)},
+    {"plan": "psl_f", "size_px": (48,), "epochs": (5, 5, 4)},
+    {"plan": "psl_f", "size_px": (24, 36, 48), "epochs": (10, 7, 5)},
+)
 SIZE_PX = 48  # of all scores
 NUM_VAL, FIRST_VAL = 1000, 10_000  # the sample's own images come before
 
@@ -96,21 +99,23 @@ def trainings(options: Options, folder: Path, log: Callable[[str], None]) -> lis
     if not val.exists():
         folder.mkdir(parents=True, exist_ok=True)
         draw_part(val, folder / "val_32.beton", FIRST_VAL, NUM_VAL, VERSION)
-    done = {arm: list[dict[str, float]]() for arm in ARMS}
+    done = [list[dict[str, float]]() for _ in ARMS]
     for seed in options.seeds:
-        for arm in ARMS:
-            log(f"seed {seed}: {arm} px")
-            done[arm].append(training(options, folder / f"{arm.replace(' ', '-')}-s{seed}", val, arm, seed))
+        for arm, results in zip(ARMS, done, strict=True):
+            name = "-".join(map(str, (arm["plan"], *arm["size_px"])))
+            log(f"seed {seed}: {name}")
+            results.append(training(options, folder / f"{name}-s{seed}", val, arm, seed))
     return [
         {
-            "measured": "kNN on B5", "sizes": arm, "epochs": list(ARMS[arm]["epochs"]), "unit": "%",
-            "cpu_s": [each["cpu_s"] for each in done[arm]], **spread([each["knn"] for each in done[arm]]),
+            "measured": "kNN on B5", "plan": arm["plan"], "sizes": " ".join(map(str, arm["size_px"])),
+            "epochs": list(arm["epochs"]), "unit": "%", "cpu_s": [each["cpu_s"] for each in results],
+            **spread([each["knn"] for each in results]),
         }
-        for arm in ARMS
+        for arm, results in zip(ARMS, done, strict=True)
     ]  # fmt: skip
 
 
-def training(options: Options, out: Path, val: Path, arm: str, seed: int) -> dict[str, float]:
+def training(options: Options, out: Path, val: Path, arm: dict[str, Any], seed: int) -> dict[str, float]:
     """Return the accuracy of a training and its CPU seconds, which stay in its folder."""
     record = out / "done.json"
     if not record.exists():
@@ -119,7 +124,7 @@ def training(options: Options, out: Path, val: Path, arm: str, seed: int) -> dic
         train, started = sample_paths().train, time.process_time()
         trained = fastpsl.pretrain(
             "simclr", train, val="none", preset="sample", seed=seed, out=out, tensorboard=False, **common,
-            **ARMS[arm],
+            **arm,
         )  # fmt: skip
         cpu_s = time.process_time() - started
         result = fastpsl.evaluate.knn(
@@ -153,7 +158,8 @@ def main() -> None:
     data = data_record(Beton(options.data or str(sample_paths().train)), options.data)
     save_result(options.out, "stage_sizes", machine, data=data, settings=settings, rows=rows)
     for row in rows:
-        print(f"{row['measured']} {row['sizes']} px: {row['median']:.4g} {row['unit']} {row['values']}")
+        arm = f"{row['sizes']} px" + (f", {row['plan']}" if "plan" in row else "")
+        print(f"{row['measured']} {arm}: {row['median']:.4g} {row['unit']} {row['values']}")
     print(options.out)
 
 

@@ -342,7 +342,7 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def completed(self) -> Self:
-        """Write blocks in one way, and test after each epoch where a stage ends by that, unless told otherwise.
+        """Name blocks in one way; look after each epoch where a stage ends by looks, unless told otherwise.
 
         Raises:
             ValueError: An option lacks the one that it belongs to, which --config may have brought.
@@ -353,14 +353,13 @@ class PretrainOptions(TrainingOptions):
             raise ValueError(
                 f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
             )
-        first = self.first_learning
-        named = {
-            "first_learning": f"B{first}" if first is not None and first.isdecimal() else first,
-            "partition": tuple(part.replace("B", "") for part in self.partition),
-        }
-        if self.freeze_when != "never" and self.probe_every is None:
-            return replace(self, **named, probe_every=1)
-        return replace(self, **named)
+        first, every = self.first_learning, self.probe_every
+        return replace(
+            self,
+            first_learning=f"B{first}" if first is not None and first.isdecimal() else first,
+            partition=tuple(part.replace("B", "") for part in self.partition),
+            probe_every=1 if self.freeze_when != "never" and every is None else every,
+        )
 
     @override
     def science(self) -> dict[str, Any]:

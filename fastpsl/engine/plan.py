@@ -168,9 +168,7 @@ def make_plan(
     )
 
 
-def with_values(
-    plan: str, stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]
-) -> tuple[Stage, ...]:
+def with_values(plan: str, stages: Sequence[Stage], values: Mapping[str, Sequence[Any]]) -> tuple[Stage, ...]:
     """Return a plan's stages with values of their own: of a field, one for all stages, or one for each.
 
     Raises:

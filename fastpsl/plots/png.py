@@ -47,7 +47,7 @@ def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = 120) -> Pa
 
 @contextlib.contextmanager
 def _as_boxes(name: str = "") -> Iterator[None]:
-    """Tell once, for the picture of this name, that its font lacks letters; for none, let others draw them."""
+    """Tell once that the font of the picture of this name lacks letters; without a name, tell nothing."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

@@ -185,10 +185,12 @@ class Script(Generic[Options]):
         values = {**paper, **self.defaults(first, paper), **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions):
-            if options.preset == "auto":
-                options = replace(options, preset=values["preset"])
-            if options.plan != "continue" and getattr(first, "first_learning", None) is None:
-                options = replace(options, first_learning=None)  # that of --config, which had another plan
+            had_other_plan = options.plan != "continue" and getattr(first, "first_learning", None) is None
+            options = replace(
+                options,
+                preset=values["preset"] if options.preset == "auto" else options.preset,
+                first_learning=None if had_other_plan else options.first_learning,  # that of --config
+            )
         backbone = getattr(options, "backbone", None)
         if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
             raise not_given(f"--config {options.config}", backbone)
