@@ -38,9 +38,9 @@ from fastpsl.pipelines.sample.betons import VERSION, draw_part, sample_paths
 # What a training adds to the preset. The epochs are those that take about the same time.
 ARMS: tuple[dict[str, Any], ...] = (
     {"plan": "psl", "size_px": (48,), "epochs": (6, 6, 6)},
-    {"plan": "psl", "size_px": (24, 36, 48), "epochs": (12, 8, 8)},
-    {"plan": "psl_f", "size_px": (48,), "epochs": (5, 5, 4)},
-    {"plan": "psl_f", "size_px": (24, 36, 48), "epochs": (10, 7, 5)},
+    {"plan": "psl", "size_px": (24, 36, 48), "epochs": (12, 8, 7)},
+    {"plan": "psl_f", "size_px": (48,), "epochs": (6, 6, 5)},
+    {"plan": "psl_f", "size_px": (24, 36, 48), "epochs": (12, 8, 6)},
 )
 SIZE_PX = 48  # of all scores
 NUM_VAL, FIRST_VAL = 1000, 10_000  # the sample's own images come before
