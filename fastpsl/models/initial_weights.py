@@ -84,10 +84,12 @@ def recorded_backbone(source: str) -> str | None:
     It is None for weights that record none, and for those that `begin_with` refuses with a reason.
 
     Raises:
-        ValueError: They are elsewhere and cannot be fetched.
+        ValueError: They are elsewhere and cannot be fetched, or timm has no model of their name.
     """
     if is_timm(source):
-        return source.partition(".")[0]
+        from fastpsl.models.timm_backbone import model_of
+
+        return model_of(source)
     try:
         name = open_initial(source).backbone
     except ValueError:

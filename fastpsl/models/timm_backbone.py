@@ -226,6 +226,17 @@ def _timm(name: str, option: str = "--backbone") -> ModuleType:
     return timm
 
 
+def model_of(weights: str) -> str:
+    """Return the backbone of weights of `--init`, such as timm/resnet50 for timm/resnet50.a1_in1k.
+
+    Raises:
+        ValueError: timm has no such model.
+    """
+    backbone = weights.partition(".")[0]
+    _check_name(_timm(backbone, "--init"), backbone, "--init")
+    return backbone
+
+
 def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Download weights by timm, into its cache.
 
@@ -238,9 +249,7 @@ def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: timm has no such weights, or they cannot be downloaded.
     """
-    timm, backbone = _timm(name, "--init"), name.partition(".")[0]
-    _check_name(timm, backbone, "--init")
-    model = name.removeprefix(TIMM)
+    timm, backbone, model = _timm(name, "--init"), model_of(name), name.removeprefix(TIMM)
     known = timm.list_pretrained(f"{backbone.removeprefix(TIMM)}.*")
     if not known or (model not in known and backbone != name):
         theirs = f"it has {first_three(known)}" if known else "it has none of this model"
