@@ -1,6 +1,7 @@
 """The C library's parts of images are those of Pillow's whole decode bit for bit, and its means are exact."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,3 +283,16 @@ def test_damage_is_refused_and_the_next_image_is_good(share: float) -> None:
     assert codec.shrink_jpeg(data[:4] + b"x" * 50, 45, 60, quality=90) is None
     assert codec.shrink_jpeg(data, 45, 60, quality=90) == good
     assert pil_decode(codec.encode(pil_decode(data), 90) or b"").shape == (90, 120, 3)
+
+
+def test_a_source_folder_without_the_library_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(libturbo, "open_library", missing)
+    monkeypatch.setattr(libturbo, "_ROOT", tmp_path)
+    assert "installed without" in libturbo._load.__wrapped__()[1]
+    (tmp_path / "setup.py").touch()
+    assert f"the source folder {tmp_path}, " in libturbo._load.__wrapped__()[1]

@@ -2,10 +2,12 @@
 
 import ctypes
 import functools
+from pathlib import Path
 
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.c_library import open_library
 
+_ROOT = Path(__file__).parents[3]
 INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg-dev, pip install ."
 
 
@@ -15,6 +17,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = open_library("fastpsl.pipelines.decoders._turbo")
     except FileNotFoundError:
+        if (_ROOT / "setup.py").exists():  # Python begins with the folder in which it is started
+            return None, (
+                f"Python took fastpsl from the source folder {_ROOT}, which has no C library: start elsewhere, "
+                "or pip install -e . there"
+            )
         return None, "fastpsl was installed without its C library"
     except OSError as error:  # such as a libjpeg that is no longer installed
         return None, f"fastpsl's C library does not load ({error})"
