@@ -19,8 +19,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except FileNotFoundError:
         if (_ROOT / "setup.py").exists():  # Python begins with the folder in which it is started
             return None, (
-                f"Python took fastpsl from the source folder {_ROOT}, which has no C library: start elsewhere, "
-                "or pip install -e . there"
+                f"Python took fastpsl from the source folder {_ROOT}, which has no C library: start it "
+                "elsewhere, or pip install -e . there"
             )
         return None, "fastpsl was installed without its C library"
     except OSError as error:  # such as a libjpeg that is no longer installed
