@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache, cached_property
@@ -26,6 +27,7 @@ from fastpsl.console.words import nearest
 from fastpsl.engine.options import flag
 
 HELP = frozenset({"-h", "--help"})
+_alone = threading.Lock()  # tyro and what redirects stdout keep states of the whole process
 _MAX_METAVAR = 60  # columns; longer lists of values stand in the text
 UNGROUPED = "options"  # tyro's name for the box of options without a group
 # What --help and errors call a value of each type.
@@ -218,7 +220,7 @@ def parse(
     box = io.StringIO()
     parsed: Any
     try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(box):
+        with _alone, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(box):
             parsed, rest = tyro.cli(
                 make_dataclass("Options", members, kw_only=True),
                 prog=prog,

@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -256,3 +257,15 @@ def test_help_does_not_import_torch() -> None:
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     loaded = [line for line in run.stdout.splitlines() if line.startswith("loaded ")]
     assert loaded == ["loaded []"] * 3, run.stderr
+
+
+def test_threads_parse_at_once() -> None:
+    """tyro's state and the redirected stdout are those of the whole process."""
+    before, interval = sys.stdout, sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = pool.map(lambda epochs: parse(Show, [*GIVEN, f"--epochs={epochs}"]).epochs, range(1, 41))
+            assert list(read) == [(epochs,) for epochs in range(1, 41)] and sys.stdout is before
+    finally:
+        sys.setswitchinterval(interval)
