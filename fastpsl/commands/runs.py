@@ -121,7 +121,7 @@ def print_runs(runs: Sequence["Run"], folder: Path) -> None:
     from rich.table import Column
     from rich.table import Table as Grid
 
-    from fastpsl.console.grid import GAP, console, needed, show
+    from fastpsl.console.grid import console, needed, show
 
     terminal, now = console(), time.time()
     rows = [_HEADS, *(_cells(run, folder, now) for run in runs)]

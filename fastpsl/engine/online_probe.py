@@ -363,8 +363,12 @@ class OnlineProbe:
             return not origin["not_taken"]
         if not origin or getattr(self.run.options, "plan", "") == "continue":
             return bool(origin)
+        return any(norm.num_batches_tracked for norm in self._norms())  # a module may have been trained
+
+    def _norms(self) -> list[_BatchNorm]:
+        """Return the backbone's BatchNorms that have running statistics."""
         norms = [part for part in self.experiment.backbone.modules() if isinstance(part, _BatchNorm)]
-        return any(norm.num_batches_tracked for norm in norms)  # of a module, which may have been trained
+        return [norm for norm in norms if norm.running_mean is not None]
 
     def _estimate_statistics(self, forward: Forward, stage: Stage) -> None:
         """Set BatchNorms' running statistics to the mean of those of batches, as the stage's steps see them.
@@ -373,8 +377,7 @@ class OnlineProbe:
         each rank. The mean is over those of all ranks. All else is in eval mode, so that no dropout draws a
         mask.
         """
-        norms = [part for part in self.experiment.backbone.modules() if isinstance(part, _BatchNorm)]
-        norms = [norm for norm in norms if norm.running_mean is not None]
+        norms = self._norms()
         if not norms:
             return
         world, momenta, data = self.run.world, [norm.momentum for norm in norms], self.in_random_order()
