@@ -49,8 +49,8 @@ def pack(source: Path, out: Path, num: int | None) -> int:
     return len(images)
 
 
-def unpack(source: Path, out: Path) -> int:
-    """Write the .npz that `pack` has read, and return the number of images."""
+def unpacked(source: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 [N, H, W, 3], and the labels [N] that `pack` has read."""
     with np.load(source) as arrays:
         if "size" not in arrays.files:
             raise ValueError(f"{source}: is no file of `pack`")
@@ -60,7 +60,13 @@ def unpack(source: Path, out: Path) -> int:
             whole = np.asarray(Image.open(io.BytesIO(arrays[name].tobytes())).convert("RGB"))
             sheet = whole.reshape(_ROWS, height, _ROWS, width, 3).transpose(0, 2, 1, 3, 4)
             parts.append(sheet.reshape(_ROWS**2, height, width, 3))
-    np.savez(out, images=np.concatenate(parts)[: len(labels)], labels=labels)
+    return np.concatenate(parts)[: len(labels)], labels
+
+
+def unpack(source: Path, out: Path) -> int:
+    """Write the .npz that `pack` has read, and return the number of images."""
+    images, labels = unpacked(source)
+    np.savez(out, images=images, labels=labels)
     return len(labels)
 
 

@@ -133,7 +133,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name(device) if is_cuda else None,
         "driver": _output(*driver_query) if is_cuda else None,
@@ -319,7 +319,7 @@ def _check_three_rows(result: Mapping[str, Any]) -> None:
                 )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     with suppress(OSError), open("/proc/cpuinfo") as lines:
         for line in lines:
             if line.startswith("model name"):

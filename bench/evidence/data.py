@@ -1,11 +1,11 @@
-"""Write the images of an experiment as dataset files: `python -m bench.evidence.data PLAN SOURCE OUT`.
+"""Write the images of an experiment as dataset files.
 
-    psl_jigsaw-*        SOURCE is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
-    uic_cifar10-*       SOURCE is CIFAR-10 as published, or a folder with train.npz and test.npz
-                        (images, labels); -small takes 10,000
-    sslpp_cifar10-gpu   the same
-    sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
-    simclr_*-small      SOURCE is -: the embedded sample, and for the search the next 160 images of its kind
+    psl_jigsaw-*        the source is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
+    sslpp_digits-small  the source is -, as scikit-learn has them: 1,797 digits of 8 px
+    simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind
+    all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
+                        train.npz and test.npz, or the files of bench/pack_images.py, train*.packed and
+                        test*.packed; -cpu and -small take 10,000
 
 Each set has three parts: `train`; `search`, by which rates are chosen; and `held-out`, the validation
 images, by which all is scored.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.program import run_program
+from bench.pack_images import unpacked
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, draw_part
 from fastpsl.pipelines.sources.published import published
 
@@ -86,6 +86,9 @@ def _cifar10_arrays(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if arrays.exists():
         with np.load(arrays) as file:
             return file["images"], file["labels"]
+    if packed := sorted(source.glob(f"{split}*.packed")):
+        images, labels = zip(*map(unpacked, packed), strict=True)
+        return np.concatenate(images), np.concatenate(labels)
     samples = list(published(source, "cifar10", split).samples())
     labels = np.array([sample.label for sample in samples])
     return np.stack([np.asarray(sample.image) for sample in samples]), labels
@@ -111,40 +114,39 @@ def drawn(folder: Path, out: Path) -> None:
 
 
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
-    "psl_jigsaw-small": tiny_imagenet_50, "psl_jigsaw-gpu": tiny_imagenet,
+    **dict.fromkeys(
+        ("uic-cpu", "deepcluster-cpu", "iic-cpu", "sslpp-cpu", "psl_rotation-cpu", "psl_simclr-cpu"),
+        partial(_cifar10, num=1000),
+    ),
     "uic_cifar10-small": partial(_cifar10, num=1000), "uic_cifar10-gpu": partial(_cifar10, num=4800),
     "sslpp_cifar10-gpu": partial(_cifar10, num=4800), "sslpp_digits-small": digits,
-    "simclr_sample-small": drawn,
-    "simclr_plans-small": drawn,
+    "psl_jigsaw-small": tiny_imagenet_50, "psl_jigsaw-gpu": tiny_imagenet,
+    "simclr_sample-small": drawn, "simclr_plans-small": drawn,
 }  # fmt: skip
 
 
+def write(plan: str, source: Path | None, out: Path) -> None:
+    """Write the data of a plan into a new folder."""
+    if plan not in SETS:
+        raise ValueError(f"{plan}: plans with data are {', '.join(SETS)}")
+    if source is None:
+        raise ValueError(f"{out}: there is none yet; give --source, the images of {plan} (see data.py)")
+    partial_folder = out.with_name(f"{out.name}.partial")
+    partial_folder.mkdir(parents=True, exist_ok=True)
+    SETS[plan](source, partial_folder)
+    write_betons(partial_folder)
+    partial_folder.rename(out)
+
+
 def write_betons(folder: Path) -> None:
-    """Write a raw dataset file of each part that has none, which `--decoder resident` keeps on the device."""
-    fastpsl = Path(sys.executable).with_name("fastpsl")
+    """Write a raw dataset file of each part, which `--decoder resident` keeps on the device."""
     for part in (TRAIN, SEARCH, HELD_OUT):
         if (folder / f"{part}.beton").exists():
             continue
         source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())
-        command: list[str | Path] = [fastpsl, "data", "write", source, folder / f"{part}.beton"]
-        command += ["--mode", "raw", "--overwrite"]
+        words: list[str | Path] = ["data", "write", source, folder / f"{part}.beton"]
+        words += ["--mode", "raw", "--overwrite"]
         # A list numbers its classes by the names that it has.
         if source.suffix == ".txt" and part != TRAIN:
-            command += ["--classes", folder / f"{TRAIN}.beton"]
-        subprocess.run(command, check=True)
-
-
-def main() -> None:
-    """Write the data of the plan that the command line names, unless it is there."""
-    if len(sys.argv) != 4 or sys.argv[1] not in SETS:
-        raise ValueError(f"give PLAN SOURCE OUT; plans with data are {', '.join(SETS)}")
-    plan, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if all((out / f"{part}.beton").exists() for part in (TRAIN, SEARCH, HELD_OUT)):
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    SETS[plan](source, out)
-    write_betons(out)
-
-
-if __name__ == "__main__":
-    run_program(main)
+            words += ["--classes", folder / f"{TRAIN}.beton"]
+        subprocess.run([sys.executable, "-c", "from fastpsl.cli import main; main()", *words], check=True)

@@ -1,21 +1,25 @@
 """Read an experiment's plan: what is compared, by which commands, and by which numbers it is judged.
 
 A plan is a JSON file that is committed before anything is run. Its commands have places for {data} and {runs}
-(folders), {seed}, {rate}, {out} and {weights}.
+(folders), {seed}, {rate}, {epochs}, {out} and {weights}.
 
     title, claim     what is asked, in words
     paper            the paper's table, such as psl/5
     first            by name: commands that run once, such as those that write labels; {out} is RUNS/NAME
     training         the command of every training
-    arms             by name: what an arm adds to it
+    arms             by name: what an arm adds to it, or its whole command if that begins with "recipes/"
     untrained        what the row "no training" adds to it: the same training at a rate that moves no weight,
                      so that BatchNorm's statistics alone change
+    epochs           numbers of epochs, from the most to the fewest: the clock chooses the first by which all
+                     seeds end in time, before any score; none where the commands say them
     search           rates, and the seed, evaluation and numbers by whose mean the rate of an arm is chosen;
-                     the seed counts nowhere else
+                     the seed counts nowhere else. With "arm", that arm alone is searched, and all take its
+                     rate
     seeds            the seeds that count
     evaluations      by name: commands that score a training's features; those of the search are not counted
-    random           what an evaluation gets as {weights} for random weights; else FOLDER,
-                     and --backbone as in the training if that is FILE.py:CLASS
+    random           what an evaluation gets as {weights} for random weights, "" for no such row; for others
+                     it is FOLDER, and --backbone as in the training if that is FILE.py:CLASS
+    keep             files of a training's folder that are kept beside results.json, as ARM-sSEED-FILE
     beside           by name: a command whose number is to be compared with, and which of its numbers
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, to be drawn over
@@ -26,7 +30,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,7 @@ class Search:
     seed: int
     evaluation: str
     numbers: Sequence[str]
+    arm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,22 @@ class Plan:
     beside: Mapping[str, Beside]
     endpoint: Endpoint
     curve: Curve | None
+    epochs: Sequence[int] = ()
+    keep: Sequence[str] = ()
 
     @property
     def rows(self) -> list[str]:
-        """The names of all that is scored: the arms, and the two rows without training."""
-        return [*self.arms, UNTRAINED, RANDOM]
+        """The names of all that is scored: the arms, and the rows without training."""
+        return [*self.arms, UNTRAINED, *([RANDOM] if self.random else [])]
+
+    def with_epochs(self, num: int) -> "Plan":
+        """Return the plan with a number of epochs in its commands."""
+
+        def put(command: str) -> str:
+            return command.replace("{epochs}", str(num))
+
+        arms = {arm: put(flags) for arm, flags in self.arms.items()}
+        return replace(self, training=put(self.training), arms=arms, epochs=(num,))
 
     def first_of(self, seed: int) -> Iterator[Step]:
         """Yield what runs before a training of this seed; the name has the seed if it is used."""
@@ -129,12 +145,20 @@ class Plan:
     def training_of(self, run: "Run") -> Step:
         """Return the training of a run."""
         flags = self.untrained if run.arm == UNTRAINED else self.arms[run.arm]
-        return Step(run.name, f"{self.training} {flags}", run.values)
+        command = flags if flags.startswith("recipes/") else f"{self.training} {flags}"
+        return Step(run.name, command, run.values)
 
     def evaluation_of(self, run: "Run", name: str) -> Step:
         """Return an evaluation of a run."""
         weights = self.random if run.arm == RANDOM else f"{{runs}}/{run.name}{self.own_backbone}"
         return Step(f"{run.name}-{name}", self.evaluations[name].replace("{weights}", weights), run.values)
+
+    def steps_of(self, run: "Run") -> Iterator[Step]:
+        """Yield the commands of a run that leave records: its training if it counts, its evaluations."""
+        if run.counts and run.arm != RANDOM:
+            yield self.training_of(run)
+        for name in self.evaluations_of(run):
+            yield self.evaluation_of(run, name)
 
     @property
     def own_backbone(self) -> str:
@@ -145,18 +169,19 @@ class Plan:
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""
         if len(self.search.rates) > 1:
-            for arm in self.arms:
+            for arm in [self.search.arm] if self.search.arm else self.arms:
                 for rate in self.search.rates:
                     yield Run(arm, rate, self.search.seed, counts=False)
 
     def counted(self, rates: Mapping[str, float]) -> Iterator["Run"]:
-        """Yield what counts, seed by seed: the arms that have a rate, no training and random weights."""
+        """Yield what counts, seed by seed: the arms that have a rate, and the rows without training."""
         for seed in self.seeds:
             for arm in self.arms:
                 if arm in rates:
                     yield Run(arm, rates[arm], seed, counts=True)
             yield Run(UNTRAINED, UNTRAINED_RATE, seed, counts=True)
-            yield Run(RANDOM, None, seed, counts=True)
+            if self.random:
+                yield Run(RANDOM, None, seed, counts=True)
 
     def evaluations_of(self, run: "Run") -> list[str]:
         """Return the names of the evaluations of a training: the search's, or all others if it counts."""
@@ -198,6 +223,7 @@ def read_plan(path: Path) -> Plan:
         raise ValueError(f"{path}: {error}") from error
     evaluations = plan.evaluations
     unknown = {arm for pair in plan.endpoint.pairs for arm in pair} - {*plan.rows}
+    unknown |= {plan.search.arm or plan.rows[0]} - {*plan.arms}
     unknown |= {plan.search.evaluation, plan.endpoint.evaluation} - evaluations.keys()
     if unknown:
         raise ValueError(f"{path}: {', '.join(sorted(unknown))}: no such arm or evaluation")
@@ -215,6 +241,7 @@ def _of_seed(name: str, command: str, seed: int | None) -> Step:
 
 def _made(kind: type[Any], record: Mapping[str, Any]) -> Any:
     names = {field.name for field in fields(kind)}
-    if different := names ^ record.keys():
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if different := (record.keys() - names) | (needed - record.keys()):
         raise ValueError(f"keys that are unknown or missing: {', '.join(sorted(different))}")
     return kind(**record)

@@ -1,10 +1,11 @@
 """Collect an experiment's runs: scores with all that they came from, rates, means and paired differences."""
 
 import json
+import os
 import re
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,130 +13,176 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step
+from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, read_plan
 from bench.schema import environment
+from fastpsl.files.atomic import write_atomically
 from fastpsl.models.foreign_weights import sha256_of_file
 
 Record = dict[str, Any]
+CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Done:
-    """A record of what is done of a plan."""
+@dataclass
+class Results:
+    """An experiment's results.json, to which each run adds its records as soon as it is done."""
 
-    runs: Path  # the folder of the runs
+    path: Path
+    plan_path: Path
+    plan: Plan  # with the epochs that the clock has chosen, if it has
+    record: Record
 
-    def of(self, name: str) -> Record:
-        """Return command and date (UTC) of what is done in the folder; else nothing."""
-        path = self.runs / f"{name}.done.json"
-        return _read(path) if path.exists() else {}
+    @classmethod
+    def opened(cls, path: Path, plan_path: Path) -> "Results":
+        """Read results.json, or begin it where there is none; ValueError if it is of another plan."""
+        plan = read_plan(plan_path)
+        sha256 = sha256_of_file(plan_path)
+        if not path.exists():
+            return cls(path, plan_path, plan, {
+                "title": plan.title, "claim": plan.claim, "paper": plan.paper, "plan": plan_path.name,
+                "plan_sha256": sha256, "plan_commit": _commit_of(plan_path), "environment": environment(),
+                "endpoint": asdict(plan.endpoint), "curve": plan.curve and asdict(plan.curve),
+                "epochs": None, "calibration": {}, "first": [], "search": [], "training": [], "scores": [],
+                "beside": [],
+            })  # fmt: skip
+        record = _read(path)
+        if record["plan_sha256"] != sha256:
+            raise ValueError(f"{path}: is of another plan than {plan_path}: give another --out")
+        chosen = record.get("epochs")
+        return cls(path, plan_path, plan.with_epochs(chosen) if chosen else plan, record)
 
-    def score(self, step: Step) -> Record | None:
-        """Return what an evaluation found, with all that it came from; None if it is not done."""
-        if not (how := self.of(step.name)):
-            return None
-        folder = self.runs / step.name
-        result = _read(folder / "result.json")
-        if result["cut"]:
-            raise ValueError(f"{folder}: it was cut short, so it shows nothing: remove it")
-        weights = result["checkpoint"]
-        seen = weights.get("input")
-        return {
-            "protocol": result["protocol"], "numbers": result["numbers"], "data": result["data"],
-            "weights_sha256": weights.get("sha256"),
-            "input": seen and {key: seen[key] for key in ("channels", "mean", "std")},
-            "seconds": result.get("seconds"), "commit": result["commit"], **how,
+    def choose_epochs(self, num: int, calibration: Record) -> None:
+        """Note the number of epochs that the clock has chosen, and write it before there is any score."""
+        assert not self.record["scores"]
+        self.record |= {"epochs": num, "calibration": calibration}
+        self.plan = self.plan.with_epochs(num)
+        self.write()
+
+    def missing(self, runs: Iterable[Run]) -> list[Run]:
+        """Return the runs that have no records of all their commands yet."""
+        have = self._commands()
+        return [run for run in runs if not all(step.command in have for step in self.plan.steps_of(run))]
+
+    def missing_beside(self) -> list[tuple[str, int | None, Step]]:
+        """Return name, seed and command of the numbers to compare with that are not there yet."""
+        have = self._commands()
+        return [one for one in self.plan.compared() if one[2].command not in have]
+
+    def _commands(self) -> set[str]:
+        kinds = ("search", "training", "scores", "beside")
+        return {record["command"] for kind in kinds for record in self.record[kind]}
+
+    def add(self, run: Run, folder: Path) -> None:
+        """Add the records of a run that is done in `folder`, and write results.json."""
+        plan, of_run = self.plan, {"arm": run.arm, "rate": run.rate, "seed": run.seed}
+        have = self._commands()
+        self.record["first"] = list(dict.fromkeys([*self.record["first"], *(
+            step.command for step in plan.first_of(run.seed)
+        )]))  # fmt: skip
+        if run.counts and run.arm != RANDOM and (step := plan.training_of(run)).command not in have:
+            curve = plan.curve and _curve(plan.curve, folder / run.name)
+            kept = [_kept(self.path.parent, run, folder, file) for file in plan.keep]
+            self.record["training"].append(
+                of_run | _training(folder, step) | {"curve": curve} | ({"kept": kept} if kept else {})
+            )
+        for name in plan.evaluations_of(run):
+            if (step := plan.evaluation_of(run, name)).command not in have:
+                kind = "scores" if run.counts else "search"
+                self.record[kind].append(of_run | {"evaluation": name} | _score(folder, step))
+        self.write()
+
+    def add_beside(self, name: str, seed: int | None, step: Step, folder: Path) -> None:
+        """Add a number to compare with, and write results.json."""
+        of_step = {"name": name, "seed": seed, "number": self.plan.beside[name].number}
+        self.record["beside"].append(of_step | _score(folder, step))
+        self.write()
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates of the arms whose search is complete: the best by the mean of its numbers."""
+        plan = self.plan
+        if len(plan.search.rates) == 1:
+            return dict.fromkeys(plan.arms, plan.search.rates[0])
+        means: dict[str, dict[float, float]] = {arm: {} for arm in plan.arms}
+        for score in self.record["search"]:
+            numbers = [score["numbers"][name] for name in plan.search.numbers]
+            means[score["arm"]][score["rate"]] = statistics.fmean(numbers)
+        complete = {arm: found for arm, found in means.items() if len(found) == len(plan.search.rates)}
+        # The lower one of equal ones.
+        best = {arm: max(sorted(found), key=lambda rate: found[rate]) for arm, found in complete.items()}
+        if plan.search.arm is None:
+            return best
+        return dict.fromkeys(plan.arms, best[plan.search.arm]) if best else {}
+
+    def write(self) -> None:
+        """Write results.json, with means and differences of what is there."""
+        plan, record = self.plan, self.record
+        _check_data([*record["search"], *record["scores"]])
+        _check_inputs(record["scores"])
+        for kind in ("search", "training", "scores"):
+            record[kind].sort(key=lambda one: (one["seed"], plan.rows.index(one["arm"])))
+        record |= {
+            "rates": self.rates(), "means": list(_means(plan, record["scores"])),
+            "differences": list(_differences(plan, record["scores"])),
+            "curves": _curves(plan, record["training"]),
         }  # fmt: skip
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, (json.dumps(record, indent=1) + "\n").encode())
 
-    def training(self, run: Run) -> Record | None:
-        """Return the losses of a training by stages; None for random weights, or if it is not done."""
-        if run.arm == RANDOM or not (how := self.of(run.name)):
-            return None
-        folder = self.runs / run.name
-        stages = _read(folder / "results.json")
-        if any(stage["num_steps"] != stage["num_steps_planned"] for stage in stages):
-            raise ValueError(f"{folder}: it was cut short, so it shows nothing: remove it")
-        science, machine = _read(folder / "config.json")["science"], _read(folder / "environment.json")
-        return {
-            "arm": run.arm, "rate": run.rate, "seed": run.seed, "stages": stages,
-            "data_digest": science["data_digest"], "commit": machine["commit"], **how,
-        }  # fmt: skip
 
-    def curve(self, curve: Curve, run: Run) -> dict[int, float]:
-        """Return epoch → value in percent of a training; nothing if it is not done."""
-        if not self.of(run.name):
-            return {}
-        lines = (self.runs / run.name / curve.file).read_text().splitlines()
-        values = {line["epoch"]: line.get(curve.name) for line in map(json.loads, lines)}
-        return {epoch: round(100 * value, 2) for epoch, value in values.items() if value is not None}
+def _score(folder: Path, step: Step) -> Record:
+    """Return what an evaluation found, with all that it came from."""
+    result = _read(folder / step.name / "result.json")
+    if result["cut"]:
+        raise ValueError(f"{folder / step.name}: it was cut short, so it shows nothing: remove it")
+    weights = result["checkpoint"]
+    seen = weights.get("input")
+    return {
+        "protocol": result["protocol"], "numbers": result["numbers"], "data": result["data"],
+        "weights_sha256": weights.get("sha256"),
+        "input": seen and {key: seen[key] for key in ("channels", "mean", "std")},
+        "commit": result["commit"], **_done(folder, step),
+    }  # fmt: skip
+
+
+def _training(folder: Path, step: Step) -> Record:
+    """Return the losses of a training by stages, and its machine."""
+    of = folder / step.name
+    stages = _read(of / "results.json")
+    if any(stage["num_steps"] != stage["num_steps_planned"] for stage in stages):
+        raise ValueError(f"{of}: it was cut short, so it shows nothing: remove it")
+    machine = _read(of / "environment.json")
+    return {
+        "stages": stages, "data_digest": _read(of / "config.json")["science"]["data_digest"],
+        "machine": {name: machine[name] for name in ("gpu", "torch_threads", "python", "packages")},
+        "commit": machine["commit"], **_done(folder, step),
+    }  # fmt: skip
+
+
+def _done(folder: Path, step: Step) -> Record:
+    """Return command, end (UTC), seconds and processor of a command that is done."""
+    return dict(_read(done_file(folder, step)))
+
+
+def done_file(folder: Path, step: Step) -> Path:
+    """Return the file that a command leaves in the folder of the runs when it is done."""
+    return folder / f"{step.name}.done.json"
+
+
+def _kept(out: Path, run: Run, folder: Path, file: str) -> str:
+    """Copy a file of a training's folder to where results.json is, and return its name."""
+    name = f"{run.arm.replace(' ', '_')}-s{run.seed}-{file}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / name, (folder / run.name / file).read_bytes())
+    return name
+
+
+def _curve(curve: Curve, run: Path) -> dict[int, float]:
+    """Return epoch → value in percent of a training."""
+    values = {line["epoch"]: line.get(curve.name) for line in map(json.loads, (run / curve.file).open())}
+    return {int(epoch): round(100 * value, 2) for epoch, value in values.items() if value is not None}
 
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-CONFIDENCE = 0.95
-
-
-def collect(path: Path, plan: Plan, done: Done) -> Record:
-    """Return the results of a plan's runs so far, as plain values."""
-    rates = rates_so_far(plan, done)
-    search = [score for run in plan.searched() for score in _scores(plan, run, done)]
-    counted = list(plan.counted(rates))
-    scores = [score for run in counted for score in _scores(plan, run, done)]
-    training = [record for run in counted if (record := done.training(run)) is not None]
-    _check_data([*search, *scores])
-    _check_inputs(scores)
-    firsts = dict.fromkeys(
-        step.command
-        for seed in (plan.search.seed, *plan.seeds)
-        for step in plan.first_of(seed)
-        if done.of(step.name)
-    )
-    return {
-        "title": plan.title, "claim": plan.claim, "paper": plan.paper, "plan": path.name,
-        "plan_sha256": sha256_of_file(path), "plan_commit": _commit_of(path), "environment": environment(),
-        "endpoint": asdict(plan.endpoint), "curve": plan.curve and asdict(plan.curve), "first": list(firsts),
-        "search": search, "rates": rates, "training": training, "scores": scores,
-        "beside": list(_beside(plan, done)), "means": list(_means(plan, scores)),
-        "differences": list(_differences(plan, scores)), "curves": _curves(plan, counted, done),
-    }  # fmt: skip
-
-
-def chosen_rates(plan: Plan, done: Done) -> dict[str, float]:
-    """Return each arm's rate, by the best mean of the search's numbers; the lower one of equal ones."""
-    rates = rates_so_far(plan, done)
-    assert rates.keys() == plan.arms.keys(), rates
-    return rates
-
-
-def rates_so_far(plan: Plan, done: Done) -> dict[str, float]:
-    """Return the rates of the arms whose search is complete."""
-    if len(plan.search.rates) == 1:
-        return dict.fromkeys(plan.arms, plan.search.rates[0])
-    means: dict[str, dict[float, float]] = {arm: {} for arm in plan.arms}
-    for run in plan.searched():
-        for score in _scores(plan, run, done):
-            assert run.rate is not None
-            means[run.arm][run.rate] = statistics.fmean(
-                score["numbers"][name] for name in plan.search.numbers
-            )
-    complete = {arm: found for arm, found in means.items() if len(found) == len(plan.search.rates)}
-    return {arm: max(sorted(found), key=lambda rate: found[rate]) for arm, found in complete.items()}
-
-
-def _scores(plan: Plan, run: Run, done: Done) -> Iterator[Record]:
-    """Yield the results of a training's evaluations that are done."""
-    for name in plan.evaluations_of(run):
-        if score := done.score(plan.evaluation_of(run, name)):
-            yield {"arm": run.arm, "rate": run.rate, "seed": run.seed, "evaluation": name} | score
-
-
-def _beside(plan: Plan, done: Done) -> Iterator[Record]:
-    """Yield the numbers to compare with."""
-    for name, seed, step in plan.compared():
-        if score := done.score(step):
-            yield {"name": name, "seed": seed, "number": plan.beside[name].number} | score
 
 
 def _check_data(scores: Sequence[Record]) -> None:
@@ -144,7 +191,9 @@ def _check_data(scores: Sequence[Record]) -> None:
         ("val", [score for score in scores if score["evaluation"] == scores[-1]["evaluation"]]),
     ):
         if len({score["data"][part] for score in of}) > 1:
-            raise ValueError(f"the scores are of several {part} sets; give another --runs for other data")
+            raise ValueError(
+                f"the scores are of several {part} sets; give another --work and --out for other data"
+            )
 
 
 def _check_inputs(scores: Sequence[Record]) -> None:
@@ -219,16 +268,17 @@ def holm(differences: Sequence[Sequence[float]]) -> list[float]:
     return np.minimum(adjusted, 1).tolist()  # type: ignore[no-any-return]
 
 
-def _curves(plan: Plan, counted: Sequence[Run], done: Done) -> Record:
+def _curves(plan: Plan, trainings: Sequence[Record]) -> Record:
     """Return the curve's values in percent by arm, one list for each training, and their change."""
     curves = dict[str, Record]()
     if (curve := plan.curve) is None:
         return curves
-    for run in counted:
-        if run.arm not in plan.arms or not (values := done.curve(curve, run)):
+    for training in trainings:
+        if training["arm"] not in plan.arms or not (values := training["curve"]):
             continue
-        of_arm = curves.setdefault(run.arm, {"seeds": [], "epochs": list(values), "values": []})
-        of_arm["seeds"].append(run.seed)
+        epochs = [int(epoch) for epoch in values]
+        of_arm = curves.setdefault(training["arm"], {"seeds": [], "epochs": epochs, "values": []})
+        of_arm["seeds"].append(training["seed"])
         of_arm["values"].append(list(values.values()))
     for of_arm in curves.values():
         epochs = of_arm["epochs"]
@@ -239,7 +289,12 @@ def _curves(plan: Plan, counted: Sequence[Run], done: Done) -> Record:
 
 
 def _commit_of(path: Path) -> str | None:
-    """Return the commit that last changed the plan; None if it is not committed as it is."""
+    """Return the commit that last changed the plan; None if it is not committed as it is.
+
+    Without git it is FASTPSL_COMMIT, the commit of the whole tree.
+    """
+    if override := os.environ.get("FASTPSL_COMMIT"):
+        return None if " " in override else override
     git = ("git", "-C", str(path.resolve().parent))
     if subprocess.run(
         [*git, "diff", "--quiet", "HEAD", "--", path.name], check=False, stderr=subprocess.DEVNULL

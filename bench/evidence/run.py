@@ -1,69 +1,102 @@
-"""Run an experiment of bench/evidence by its plan, in pieces, and write results.json and a figure.
+"""Run what is missing of an experiment of bench/evidence, and add it to the experiment's results.json.
 
-    python -m bench.evidence.run bench/evidence/psl_jigsaw-small.json --data DATA --runs RUNS --minutes 9
+    python -m bench.evidence.run bench/evidence/uic-cpu.json --source CIFAR10 --work runs/uic --seconds 600
 
-The same command goes on where it was stopped: it ends by itself after --minutes (exit 75), trainings keep
-their place, and what is done is not done again. Each number comes with its command, seed, data and commit.
+An arm's training with its scores is one entry of results.json, which is written as soon as it is there. The
+same command begins only entries that are missing, also on another machine. It ends by itself after --seconds
+(exit 75). What was stopped keeps its place in --work. Where the plan leaves the number of epochs to the
+clock, short runs of all arms are timed first, and the number is written before any score.
 """
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
+import resource
+import runpy
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from heapq import heapreplace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
-from bench.evidence.page import draw_figure
-from bench.evidence.plan import RANDOM, Plan, Run, Step, read_plan
-from bench.evidence.results import Done, chosen_rates, collect
+from bench.evidence.data import write as write_data
+from bench.evidence.plan import RANDOM, Plan, Run, Step
+from bench.evidence.results import Results, done_file
 from bench.program import run_program
+from bench.schema import cpu_name
 from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAY_EVERY_S = 10.0
-_END_S = 120.0  # for a training to write its checkpoint
+_END_S = 60.0  # for a training to write its checkpoint
+_TIMED_EPOCHS = (1, 2)  # the first compiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     plan: Positional[Annotated[Path, arg(metavar="PLAN")]]  # The plan, a JSON file.
-    data: Path  # The folder of its data (see the script beside the plan).
-    runs: Path  # The folder of its runs.
+    work: Path  # The folder of its data and runs.
+    source: Path | None = None
+    """The images as they are published (see data.py). [none: WORK has the data]"""
     out: Path | None = None
-    """Where results.json and figure.png go. [RUNS]"""
-    minutes: float = 9.0  # After so long everything is stopped, to be gone on with.
-    jobs: int = 1  # Trainings at a time; each has its part of the cores.
+    """The folder of results.json; docs/runs/PLAN adds to what is published. [WORK]"""
+    seconds: float = 540.0  # After so long everything is stopped, to be gone on with.
+    jobs: int = 1  # Entries at a time; each has its part of the cores.
 
 
 class OutOfTime(Exception):
     """The time is over; the same command goes on."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Runner:
     """Runs the commands of a plan that are not done yet."""
 
-    plan: Plan
-    options: Options
+    data: Path  # the folder of the data
+    runs: Path  # the folder of the runs
+    jobs: int  # entries at a time
+    results: Results
     deadline: float  # when to stop, by time.monotonic()
-    stopping: threading.Event  # set when something failed or the time is over
+    stopping: threading.Event = field(default_factory=threading.Event)  # something failed or the time is over
     lock: threading.Lock = field(default_factory=threading.Lock)
+    needed_s: dict[str, float] = field(default_factory=dict)  # by arm, where it is known
 
-    def run(self, run: Run) -> None:
+    def left_s(self) -> float:
+        """Return the seconds until the time is over."""
+        return self.deadline - time.monotonic()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, with the number of epochs if it is chosen."""
+        return self.results.plan
+
+    def enter(self, run: Run) -> None:
+        """Train and evaluate, and add that to the results; do not begin what would not end in time."""
+        began = time.monotonic()
+        if self.needed_s.get(run.arm, 0) > self.left_s():
+            raise OutOfTime
+        self.do(run)
+        with self.lock:
+            self.results.add(run, self.runs)
+        if run.arm in self.needed_s:
+            self.needed_s[run.arm] = time.monotonic() - began
+        print(f"{run.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    def do(self, run: Run) -> None:
         """Train and evaluate."""
-        self._first(run.seed)
+        with self.lock:  # because others may need the same
+            for step in self.plan.first_of(run.seed):
+                self._run(step)
         if run.arm != RANDOM:
             self._run(self.plan.training_of(run))
         for name in self.plan.evaluations_of(run):
@@ -71,135 +104,187 @@ class Runner:
 
     def compare(self) -> None:
         """Run the commands of the numbers to compare with."""
-        for _, seed, step in self.plan.compared():
-            if seed is not None:
-                self._first(seed)
+        for name, seed, step in self.results.missing_beside():
+            for first in self.plan.first_of(seed) if seed is not None else ():
+                self._run(first)
             self._run(step)
+            self.results.add_beside(name, seed, step, self.runs)
 
-    def _first(self, seed: int) -> None:
-        """Run what comes before a training of this seed."""
-        with self.lock:  # because others may need the same
-            for step in self.plan.first_of(seed):
-                self._run(step)
+    def all(self, runs: Sequence[Run], work: Callable[[Run], None]) -> None:
+        """Do all, some at a time. A failure stops the others; what has no time left is left out."""
+
+        def one(run: Run) -> None:
+            if self.stopping.is_set():
+                raise OutOfTime
+            try:
+                work(run)
+            except OutOfTime:
+                raise
+            except BaseException:
+                self.stopping.set()
+                raise
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(one, run) for run in runs]
+            try:
+                errors = [error for future in futures if (error := future.exception()) is not None]
+            except BaseException:
+                self.stopping.set()
+                raise
+        if errors:  # the first that is no end of the time, or that
+            raise min(errors, key=lambda each: isinstance(each, OutOfTime))
 
     def _run(self, step: Step) -> None:
-        """Run a command unless it is done, and note that it is."""
-        runs, name = self.options.runs, step.name
-        words, command = step.words(self.options.data, runs), step.command
-        done, log = runs / f"{name}.done.json", runs / f"{name}.log"
-        if done.exists():
-            before = json.loads(done.read_text())["command"]
-            if before != command:
-                raise ValueError(f"{done} is of another command ({before}): give another --runs")
+        """Run a command unless it is done."""
+        name, done = step.name, done_file(self.runs, step)
+        log, before = self.runs / f"{name}.log", done.exists() and json.loads(done.read_text())["command"]
+        if before:
+            if before != step.command:
+                raise ValueError(f"{done} is of another command ({before}): give another --work")
             return
-        threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
-        with log.open("a") as file:
-            process = subprocess.Popen(
-                _program(words),
-                cwd=ROOT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)},
-            )
-            try:
-                self._wait(process, name, log)
-            finally:
-                _end(process)
-        if process.returncode == EXIT_PREEMPTED:
+        process = _PROCESSES.Process(
+            target=work, args=(step.words(self.data, self.runs), step.command, log, done), name=name
+        )
+        process.start()
+        try:
+            self._wait(process, log)
+        finally:
+            _end(process)
+        if process.exitcode == EXIT_PREEMPTED:
             raise OutOfTime
-        if process.returncode:
+        if process.exitcode:
             raise ValueError(
-                f"{name} failed with exit code {process.returncode}: {_last_line(log)} (all in {log})"
+                f"{name} failed with exit code {process.exitcode}: {_last_line(log)} (all in {log})"
             )
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_atomically(done, json.dumps({"command": command, "date": date}).encode())
 
-    def _wait(self, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
+    def _wait(self, process: ForkServerProcess, log: Path) -> None:
         said = time.monotonic()
-        while process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
-            if time.monotonic() > self.deadline or self.stopping.is_set():
-                _end(process)
+        while process.is_alive():
+            process.join(0.2)
+            if self.left_s() < 0 or self.stopping.is_set():
                 raise OutOfTime
             if time.monotonic() - said >= _SAY_EVERY_S:
                 said = time.monotonic()
-                print(f"{name}: {_last_line(log)}", file=sys.stderr, flush=True)
+                print(f"{process.name}: {_last_line(log)}", file=sys.stderr, flush=True)
 
 
-def _program(words: Sequence[str]) -> list[str]:
-    """Return the command with this interpreter: `fastpsl ...` or a script."""
-    if words[0] == "fastpsl":
-        return [str(Path(sys.executable).with_name("fastpsl")), *words[1:]]
-    return [sys.executable, *words]
+# Each command has a process, forked from one that has torch already: a start takes a moment, not seconds.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.evaluate"])
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process by SIGTERM, which trainings answer by a checkpoint, or after two minutes by SIGKILL."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
+    """Do a command, `fastpsl ...` or a script, in this process, which ends with its exit code."""
+    began, sys.argv = time.monotonic(), [*words]
+    os.chdir(ROOT)
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        if words[0] == "fastpsl":
+            from fastpsl.cli import main
+
+            main()
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    record = {
+        "command": command, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in usage), 1), "cpu": cpu_name(),
+    }  # fmt: skip
+    write_atomically(done, json.dumps(record).encode())
+
+
+def _end(process: ForkServerProcess) -> None:
+    """End a process by SIGTERM, which trainings answer by a checkpoint, or after a minute by SIGKILL."""
+    if process.is_alive():
+        process.terminate()
+        process.join(_END_S)
+    if process.is_alive():
+        process.kill()
+    process.join()
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return lines[-1][:200] if lines else "begun"
 
 
-def all_of(runner: Runner, runs: Iterable[Run]) -> None:
-    """Run all, some at a time; the first failure stops the others."""
+def choose_epochs(runner: Runner) -> None:
+    """Time short runs of all arms, and choose the most epochs by which all seeds end in time.
 
-    def one(run: Run) -> None:
-        if runner.stopping.is_set():
-            raise OutOfTime
-        try:
-            runner.run(run)
-        except BaseException:
-            runner.stopping.set()
-            raise
+    They have the seed that counts nowhere, and their scores are not looked at.
+    """
+    plan, runs = runner.plan, [Run(arm, rate, runner.plan.search.seed, counts=True) for arm, rate in
+                               runner.results.rates().items()]  # fmt: skip
+    for num in _TIMED_EPOCHS:
+        folder = runner.runs / f"timed-{num}"
+        folder.mkdir(exist_ok=True)
+        timing = replace(runner, runs=folder, results=replace(runner.results, plan=plan.with_epochs(num)))
+        timing.all(runs, timing.do)
+    timed = {run.arm: _timed(timing, run, num) for run in runs}
+    fitting = [num for num in plan.epochs if _span(runner, timed, num) <= runner.left_s()]
+    runner.results.choose_epochs((fitting or plan.epochs[-1:])[0], timed)
 
-    with ThreadPoolExecutor(runner.options.jobs) as pool:
-        futures = [pool.submit(one, run) for run in runs]
-        try:
-            errors = [error for future in futures if (error := future.exception()) is not None]
-        except BaseException:
-            runner.stopping.set()
-            raise
-    if errors:  # the first that is no end of the time, or that
-        raise min(errors, key=lambda each: isinstance(each, OutOfTime))
+
+def _timed(runner: Runner, run: Run, num: int) -> dict[str, float]:
+    """Return the seconds of a run's start, of one of its `num` epochs, and of its scores."""
+    training, *scores = (
+        json.loads(done_file(runner.runs, step).read_text())["seconds"] for step in runner.plan.steps_of(run)
+    )
+    stages = json.loads((runner.runs / run.name / "results.json").read_text())
+    steps = sum(stage["seconds"] for stage in stages)
+    found = {"start_s": training - steps, "epoch_s": steps / num, "scores_s": sum(scores)}
+    return {name: round(seconds, 2) for name, seconds in found.items()}
+
+
+def needed_s(timed: Mapping[str, float], num: int) -> float:
+    """Return the seconds of a run of so many epochs with its scores."""
+    return timed["start_s"] + num * timed["epoch_s"] + timed["scores_s"]
+
+
+def _span(runner: Runner, timed: Mapping[str, Mapping[str, float]], num: int) -> float:
+    """Return the seconds of all seeds; no training is as long as two epochs of the longest arm."""
+    arms = [needed_s(of_arm, num) for of_arm in timed.values()]
+    untrained = max(needed_s(of_arm, 2) for of_arm in timed.values())
+    free = [0.0] * runner.jobs
+    for seconds in [*arms, untrained] * len(runner.plan.seeds):
+        heapreplace(free, free[0] + seconds)
+    return max(free)
 
 
 def main() -> int:
-    """Run what is missing, and write the results so far."""
+    """Run what is missing."""
     options = tyro.cli(Options, description=__doc__)
-    if options.minutes <= 0 or options.jobs < 1:
-        raise ValueError(f"--minutes {options.minutes:g}, --jobs {options.jobs}: both must be above 0")
-    plan = read_plan(options.plan)
-    if not options.data.is_dir():
-        raise ValueError(f"--data {options.data}: no such folder")
-    options.runs.mkdir(parents=True, exist_ok=True)
-    out = options.out or options.runs
-    done = Done(options.runs)
-    runner = Runner(plan, options, time.monotonic() + 60 * options.minutes, threading.Event())
+    options = replace(options, work=options.work.resolve())
+    if options.seconds <= 0 or options.jobs < 1:
+        raise ValueError(f"--seconds {options.seconds:g}, --jobs {options.jobs}: both must be above 0")
+    out = options.out or options.work
+    results = Results.opened(out / "results.json", options.plan)
+    data, runs = options.work / "data", options.work / "runs"
+    if not data.is_dir():
+        write_data(options.plan.stem, options.source, data)
+    runs.mkdir(parents=True, exist_ok=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
+    runner = Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
     code = 0
     try:
-        all_of(runner, plan.searched())
-        all_of(runner, plan.counted(chosen_rates(plan, done)))
+        if runner.plan.epochs and not results.record["epochs"]:
+            choose_epochs(runner)
+        for arm, timed in results.record.get("calibration", {}).items():
+            runner.needed_s[arm] = needed_s(timed, results.record["epochs"])
+        runner.all(results.missing(runner.plan.searched()), runner.enter)
+        runner.all(results.missing(runner.plan.counted(results.rates())), runner.enter)
         runner.compare()
     except OutOfTime:
         print("the time is over; the same command goes on", file=sys.stderr)
         code = EXIT_PREEMPTED
-    finally:
-        results = collect(options.plan, plan, done)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-        if results["scores"]:
-            draw_figure(plan, results, out / "figure.png")
-    print(out / "results.json")
+    print(results.path)
     return code
 
 

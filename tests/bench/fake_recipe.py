@@ -25,9 +25,11 @@ def write(name: str, value: object) -> None:
 
 
 if kind == "train":
-    write("results.json", [{"num_steps": 5, "num_steps_planned": 5, "loss_end": 1.0}])
+    seconds = float(flags.get("--epochs", 1)) / 10
+    write("results.json", [{"num_steps": 5, "num_steps_planned": 5, "loss_end": 1.0, "seconds": seconds}])
     write("config.json", {"science": {"data_digest": "d" * 32}})
-    write("environment.json", {"commit": "c" * 40})
+    machine: dict[str, object] = {"gpu": None, "torch_threads": 1, "python": "3.12", "packages": {}}
+    write("environment.json", {"commit": "c" * 40, **machine})
     write("score.json", 10 * float(flags["--gain"]) - abs(float(flags["--lr"]) - 0.2) + int(flags["--seed"]))
     lines = [json.dumps({"epoch": epoch, "knn_accuracy": 0.1 * epoch}) for epoch in (1, 2)]
     (out / "probe.jsonl").write_text("\n".join(lines))

@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ import pytest
 from scipy import stats
 from typing_extensions import override
 
-from bench.evidence import times
 from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.page import _COLOURS as COLOURS
-from bench.evidence.page import part
+from bench.evidence.page import draw_figure, part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
-from bench.evidence.results import Done, chosen_rates, collect, difference, holm
+from bench.evidence.power import power, smallest_difference
+from bench.evidence.results import Results, difference, holm
 from bench.evidence.run import main
-from bench.evidence.times import accuracy_at, compare
 from bench.recipe_stages import recipe_of
 from bench.time_to_accuracy import clock_of_looks
 from fastpsl.console.terminal import EXIT_PREEMPTED
@@ -32,9 +30,6 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import pretrain
-from fastpsl.models.foreign_weights import sha256_of_file
-from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.plots import charts
 from fastpsl.scripts.recipe import require_paths
@@ -61,7 +56,7 @@ class RotationWithPasses(Rotation):
 
 def plan_of(folder: Path, **changes: Any) -> Path:
     """Write a plan of two arms and two rates whose commands run `FAKE`, and its data folder."""
-    (folder / "data").mkdir(exist_ok=True)
+    (folder / "work" / "data").mkdir(parents=True, exist_ok=True)
     evaluate = f"{FAKE} %s {{weights}} --seed {{seed}} --out {{out}}"
     plan = {
         "title": "A title", "claim": "A claim", "paper": "psl/5", "first": {},
@@ -87,12 +82,23 @@ def plan_of(folder: Path, **changes: Any) -> Path:
 
 
 def arguments(plan: Path, *options: str) -> list[str]:
-    return [str(plan), "--data", str(plan.with_name("data")), "--runs", str(plan.with_name("runs")), *options]
+    return [str(plan), "--work", str(plan.with_name("work")), "--out", str(plan.with_name("out")), *options]
+
+
+def runs_of(plan: Path) -> Path:
+    return plan.parent / "work" / "runs"
+
+
+def results_of(plan: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(plan.with_name("out").joinpath("results.json").read_text())
+    return record
 
 
 def call(monkeypatch: pytest.MonkeyPatch, plan: Path, *options: str) -> int:
     """Run a plan in this process, and return the exit code."""
     monkeypatch.setattr(sys, "argv", ["run", *arguments(plan, *options)])
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # which it sets
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
     return main()
 
 
@@ -115,24 +121,28 @@ def copied(experiment: Path, tmp_path: Path) -> Path:
 def test_the_commands_of_the_plans_are_of_options_that_exist(path: Path) -> None:
     """Each recipe takes them up to the data, which is missing."""
     plan = read_plan(path)
+    if plan.epochs:
+        plan = plan.with_epochs(8)
     values = {"data": "missing", "runs": "runs", "out": "out", "seed": "0", "rate": "0.1"}
-    texts = [f"{plan.training} {flags}" for flags in (*plan.arms.values(), plan.untrained)]
+    texts = [plan.training_of(Run(arm, 0.1, 0, counts=True)).template for arm in (*plan.arms, UNTRAINED)]
     texts += [one.command for one in plan.beside.values() if one.command.startswith("recipes/")]
     texts += [text for text in plan.first.values() if text.startswith("recipes/")]
     texts += list(plan.evaluations.values())
-    all_weights = (plan.random, f"missing{plan.own_backbone}")
+    all_weights = [weights for weights in (plan.random, f"missing{plan.own_backbone}") if weights]
     for command in {text.format(**values, weights=weights) for text in texts for weights in all_weights}:
         script, *words = command.split()
         with pytest.raises(ValueError, match="missing"):
             require_paths(find_recipe(Path(script).stem).parse(words, log=lambda line: None))
-    assert plan.own_backbone in plan.random and bool(plan.own_backbone) == (".py:" in plan.random)
+    assert not plan.random or plan.own_backbone in plan.random
     assert len(plan.arms) <= len(COLOURS)  # arms of one colour could not be told apart
     blocks = {number.rpartition("_")[2] for number in plan.endpoint.numbers}
     evaluation = plan.endpoint.evaluation
     assert "linear" in evaluation or all(block in plan.evaluations[evaluation] for block in blocks)
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in PLANS if read_plan(path).random], ids=lambda path: path.stem
+)
 def test_random_weights_see_the_input_of_the_trainings(path: Path) -> None:
     plan = read_plan(path)
     template = next(text for text in plan.evaluations.values() if text.startswith("recipes/knn.py"))
@@ -144,11 +154,8 @@ def test_random_weights_see_the_input_of_the_trainings(path: Path) -> None:
     assert all(seen[key] == expected[key] for key in ("channels", "mean", "std")), (seen, expected)
 
 
-def test_an_experiment_runs_and_says_what_its_numbers_are_of(
-    experiment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = experiment.with_name("runs")
-    results = json.loads((runs / "results.json").read_text())
+def test_an_experiment_runs_and_says_what_its_numbers_are_of(experiment: Path) -> None:
+    results = results_of(experiment)
     assert results["rates"] == {"good": 0.2, "plain one": 0.2} and results["plan_commit"] is None
     assert len(results["search"]) == 6 and {score["seed"] for score in results["search"]} == {9}
     arms = [(score["arm"], score["seed"]) for score in results["scores"]]
@@ -156,7 +163,7 @@ def test_an_experiment_runs_and_says_what_its_numbers_are_of(
     first = results["scores"][0]
     assert first["numbers"] == {"top1_B1": 20.0, "top1_B2": 21.0} and first["data"]["val"] == "linear"
     assert first["command"].endswith("linear RUNS/good-lr0.2-s0 --seed 0 --out RUNS/good-lr0.2-s0-linear")
-    assert str(experiment.with_name("data")) not in json.dumps(results) and len(results["training"]) == 6
+    assert str(experiment.parent / "work") not in json.dumps(results) and len(results["training"]) == 6
     untrained = next(record for record in results["training"] if record["arm"] == UNTRAINED)
     assert f"--lr {1e-12:g}" in untrained["command"] and untrained["command"].endswith("--gain 0.5")
     dates = [datetime.fromisoformat(record["date"]) for record in (*results["scores"], untrained)]
@@ -170,21 +177,73 @@ def test_an_experiment_runs_and_says_what_its_numbers_are_of(
     assert gain["values"] == gain["interval"] == [10.0, 10.0]
     assert over_random["values"] == [18.5, 19.5] and over_random["interval"] == [12.647, 25.353]
     assert results["curves"]["good"]["change"]["values"] == [10.0, 10.0]
-    assert (runs / "figure.png").stat().st_size > 10_000
-    before = {done: done.stat().st_mtime_ns for done in runs.glob("*.done.json")}
-    assert call(monkeypatch, experiment) == 0
-    assert before == {done: done.stat().st_mtime_ns for done in runs.glob("*.done.json")}
+    assert all({"seconds", "cpu_seconds", "cpu"} <= one.keys() for one in (first, untrained))
+    assert [(one["arm"], one["seed"]) for one in results["training"]] == [
+        (arm, seed) for seed in (0, 1) for arm in ("good", "plain one", UNTRAINED)
+    ]
 
 
-@pytest.mark.parametrize("how", ["minutes", "SIGTERM"])
+def test_an_entry_that_is_missing_is_made_again_alone(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, runs = results_of(copied), runs_of(copied)
+    shutil.rmtree(runs)  # nothing depends on it
+    assert call(monkeypatch, copied) == 0 and not [*runs.iterdir()] and results_of(copied) == results
+    path = copied.with_name("out") / "results.json"
+    scores = [one for one in results["scores"] if (one["arm"], one["seed"]) != ("good", 1)]
+    path.write_text(json.dumps(results | {"scores": scores}))
+    assert call(monkeypatch, copied) == 0
+    again = results_of(copied)
+    timed = ("date", "seconds", "cpu_seconds")
+    same = [
+        [{k: v for k, v in one.items() if k not in timed} for one in of["scores"]] for of in (results, again)
+    ]
+    assert same[0] == same[1] and again["means"] == results["means"]
+    made = {file.name for file in runs.glob("*.done.json")}
+    assert made == {"good-lr0.2-s1.done.json", "good-lr0.2-s1-linear.done.json"}
+
+
+def test_the_clock_chooses_the_epochs_before_any_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch takes 0.1 s by what the fake trainings say, so that 1,000 of them do not fit, and 20 do."""
+    path = plan_of(
+        tmp_path, training=f"{FAKE} train --lr {{rate}} --seed {{seed}} --epochs {{epochs}} --out {{out}}",
+        epochs=[1000, 20, 1], search={"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]},
+        beside={}, keep=["probe.jsonl"],
+    )  # fmt: skip
+    found, write = list[tuple[int, int]](), Results.write
+
+    def noted(results: Results) -> None:
+        write(results)
+        found.append((results.record["epochs"], len(results.record["scores"])))
+
+    monkeypatch.setattr(Results, "write", noted)
+    assert call(monkeypatch, path, "--seconds", "100", "--jobs", "2") == 0
+    assert found[0] == (20, 0) and found[-1] == (20, 8)
+    results = results_of(path)
+    assert [one["epoch_s"] for one in results["calibration"].values()] == [0.1, 0.1]
+    assert all("--epochs 20" in one["command"] for one in results["training"])
+    assert {one["seed"] for one in results["training"]} == {0, 1}
+    kept = results["training"][1]["kept"]
+    assert kept == ["plain_one-s0-probe.jsonl"] and path.with_name("out").joinpath(*kept).exists()
+    assert call(monkeypatch, path, "--seconds", "0.5") == 0  # all is done
+    results["scores"] = []
+    path.with_name("out").joinpath("results.json").write_text(json.dumps(results))
+    shutil.rmtree(tmp_path / "work" / "runs")
+    results["calibration"]["good"]["start_s"] = 1e4
+    path.with_name("out").joinpath("results.json").write_text(json.dumps(results))
+    assert call(monkeypatch, path, "--seconds", "100") == EXIT_PREEMPTED
+    assert {one["arm"] for one in results_of(path)["scores"]} == {"plain one", UNTRAINED, RANDOM}
+
+
+@pytest.mark.parametrize("how", ["seconds", "SIGTERM"])
 def test_what_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The time is over while the first training waits, or a signal comes; the training hears SIGTERM."""
     search = {"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]}
     arms = {"good": "--gain 2 --wait yes", "plain one": "--gain 1"}
     path = plan_of(tmp_path, arms=arms, search=search, seeds=[0], beside={})
-    half = tmp_path / "runs" / "good-lr0.2-s0" / "half"
-    if how == "minutes":
-        assert call(monkeypatch, path, "--minutes", "0.02") == EXIT_PREEMPTED
+    half = tmp_path / "work" / "runs" / "good-lr0.2-s0" / "half"
+    if how == "seconds":
+        assert call(monkeypatch, path, "--seconds", "1.5") == EXIT_PREEMPTED
     else:
         script = ROOT / "bench" / "evidence" / "run.py"
         running = Running([str(script), *arguments(path)], ENVIRONMENT, ROOT)
@@ -197,14 +256,17 @@ def test_what_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert half.parent.with_name("good-lr0.2-s0.done.json").exists()
 
 
-def test_a_failure_is_named_and_changed_commands_are_refused(
+def test_a_failure_is_named_and_another_plan_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: Path
 ) -> None:
     arms = {"plain one": "--gain 1 --fail yes", "good": "--gain 2"}
     with pytest.raises(ValueError, match=r"plain_one-lr0\.1-s9 failed with exit code 1: it broke \(all in "):
         call(monkeypatch, plan_of(tmp_path, arms=arms))
     changed = plan_of(copied.parent, arms={"good": "--gain 3", "plain one": "--gain 1"})
-    with pytest.raises(ValueError, match="is of another command .*: give another --runs"):
+    with pytest.raises(ValueError, match="is of another plan than .*: give another --out"):
+        call(monkeypatch, changed)
+    shutil.rmtree(copied.with_name("out"))
+    with pytest.raises(ValueError, match="is of another command .*: give another --work"):
         call(monkeypatch, changed)
 
 
@@ -225,14 +287,26 @@ def test_plans_that_cannot_be(tmp_path: Path, changes: dict[str, Any], words: st
         read_plan(plan_of(tmp_path, **changes))
 
 
-def test_scores_that_were_cut_or_are_of_other_data_are_refused(tmp_path: Path, copied: Path) -> None:
-    path, plan, runs = copied, read_plan(copied), copied.with_name("runs")
-    done = Done(runs)
-    assert chosen_rates(plan, done) == {"good": 0.2, "plain one": 0.2}
-    one_rate = {"rates": [0.3], "seed": 9, "evaluation": "search", "numbers": ["a"]}
-    assert set(chosen_rates(read_plan(plan_of(tmp_path, search=one_rate)), Done(tmp_path)).values()) == {0.3}
+def test_scores_that_were_cut_or_are_of_other_data_are_refused(copied: Path) -> None:
+    path, runs = copied.with_name("out") / "results.json", runs_of(copied)
+    run = Run("good", 0.2, 1, counts=True)
+    sound = results_of(copied)
+
+    def add(file: Path, change: Any) -> None:
+        """Add the run again, with another text of one of its files."""
+        before = file.read_text()
+        file.write_text(json.dumps(change))
+        missing = {
+            k: [one for one in sound[k] if (one["arm"], one["seed"]) != ("good", 1)]
+            for k in ("scores", "training")
+        }
+        path.write_text(json.dumps(sound | missing))
+        try:
+            Results.opened(path, copied).add(run, runs)
+        finally:
+            file.write_text(before)
+
     result = runs / "good-lr0.2-s1-linear" / "result.json"
-    sound = result.read_text()
     for change, words in (
         ({"cut": True}, "it was cut short"),
         ({"data": {"train": "e", "val": "linear"}}, "several train sets"),
@@ -241,21 +315,43 @@ def test_scores_that_were_cut_or_are_of_other_data_are_refused(tmp_path: Path, c
             "random weights saw the input .*'RGB'.*, good .*'L'.*: give the plan's random the --input-",
         ),
     ):
-        result.write_text(json.dumps(json.loads(sound) | change))
         with pytest.raises(ValueError, match=words):
-            collect(path, plan, done)
-    result.write_text(sound)
-    stages = runs / "good-lr0.2-s1" / "results.json"
-    stages.write_text(json.dumps([{"num_steps": 4, "num_steps_planned": 5}]))
+            add(result, json.loads(result.read_text()) | change)
+    stages = [{"num_steps": 4, "num_steps_planned": 5}]
     with pytest.raises(ValueError, match="it was cut short"):
-        collect(path, plan, done)
+        add(runs / "good-lr0.2-s1" / "results.json", stages)
 
 
-def test_an_experiment_in_words(experiment: Path) -> None:
-    done = Done(experiment.with_name("runs"))
-    result = collect(experiment, read_plan(experiment), done) | {"plan_commit": "e" * 40}
+def test_one_arm_can_be_searched_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = {
+        "rates": [0.1, 0.2],
+        "seed": 9,
+        "evaluation": "search",
+        "numbers": ["top1_B1"],
+        "arm": "plain one",
+    }
+    endpoint = {"evaluation": "linear", "numbers": ["top1_B1"], "pairs": [["good", UNTRAINED]]}
+    path = plan_of(tmp_path, search=search, seeds=[0], beside={}, random="", endpoint=endpoint)
+    assert call(monkeypatch, path, "--jobs", "2") == 0
+    results = results_of(path)
+    assert results["rates"] == {"good": 0.2, "plain one": 0.2} and len(results["search"]) == 2
+    assert [one["arm"] for one in results["scores"]] == ["good", "plain one", UNTRAINED]
+
+
+def test_a_differences_power_is_that_of_many_trials() -> None:
+    """Of 20,000 trials, by scipy's t test."""
+    draws = np.random.default_rng(0)
+    for effect, seeds, comparisons in ((1.5, 5, 1), (2.0, 6, 6), (0.5, 8, 3)):
+        p = stats.ttest_1samp(draws.normal(effect, 1, (20_000, seeds)), 0, axis=1).pvalue
+        assert power(effect, seeds, comparisons) == pytest.approx((p < 0.05 / comparisons).mean(), abs=0.015)
+    assert power(smallest_difference(3, 10), 3, 10) == pytest.approx(0.8)
+
+
+def test_an_experiment_in_words_and_as_a_figure(experiment: Path, tmp_path: Path) -> None:
+    result = results_of(experiment) | {"plan_commit": "e" * 40}
     lines = part("name", result).splitlines()
     assert "| arm | rate | B1 | B2 |" in lines and "| good | 0.2 | 20.5 ± 0.7 (2) | 21.5 ± 0.7 (2) |" in lines
+    assert draw_figure(read_plan(experiment), result, tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_the_interval_is_students() -> None:
@@ -278,31 +374,6 @@ def test_p_values_are_corrected_by_holm() -> None:
     assert holm([[2.0, 2.1, 2.3]]) == pytest.approx([stats.ttest_1samp([2.0, 2.1, 2.3], 0).pvalue])
 
 
-def test_arms_are_compared_when_the_first_of_them_is_done() -> None:
-    def record(arm: str, seed: int, *looks: tuple[float, float], first_stage: float = 0.0) -> dict[str, Any]:
-        found = [
-            {"seconds": s, "cpu_seconds": 2 * s, "accuracy": accuracy, "stage": 1 + (s > first_stage)}
-            for s, accuracy in looks
-        ]
-        return {"arm": arm, "seed": seed, "looks": found}
-
-    records = [
-        record("fast", 0, (1.0, 0.9), (2.0, 0.2), (4.0, 0.5), first_stage=1.5),  # 90 % of another block
-        record("slow", 0, (3.0, 0.3), (6.0, 0.7)),
-        record("slow", 1, (5.0, 0.45), (7.0, 0.4)),
-        record("fast", 1, (2.0, 0.3), (4.0, 0.35)),
-    ]
-    found = compare(records, ("fast", "slow"), 0.4)
-    assert found["seeds"] == [0, 1] and found["equal_s"] == [4.0, 4.0]
-    fast, slow = found["rows"]
-    assert fast["seconds_to"] == [4.0, None] and slow["seconds_to"] == [6.0, 5.0]
-    assert fast["at_equal_time"] == [50.0, 35.0] and slow["at_equal_time"] == [30.0, 0.0]
-    assert slow["at_the_end"] == [70.0, 40.0] and slow["cpu_seconds"] == [12.0, 14.0]
-    assert found["differences"] == [{"pair": ["fast", "slow"], **difference([20.0, 35.0])}]
-    looks = records[0]["looks"]
-    assert [accuracy_at(looks, seconds) for seconds in (0.9, 2.0, 3.9, 4.0, 9.0)] == [0, 0.2, 0.2, 0.5, 0.5]
-
-
 def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = random_images(60), np.arange(60) % 10
     files = cifar10(images, labels, [f"class {number}" for number in range(10)], True)
@@ -316,102 +387,6 @@ def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch:
         with np.load(tmp_path / f"{name}.npz") as file:
             indices = [10 * place + number for place in of_class for number in range(10)]
             assert np.array_equal(file["images"], images[indices])
-
-
-def publish_results(folder: Path, plan: Path, rates: Mapping[str, float], data_digest: str) -> None:
-    record = {
-        "plan_sha256": sha256_of_file(plan), "rates": rates,
-        "training": [{"data_digest": data_digest}] * 2,
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(record))
-
-
-def with_sample(folder: Path) -> str:
-    """Make the sample the data of an experiment, and return its digest."""
-    for name, sample in (("train", sample_paths().train_32), ("search", sample_paths().test_32)):
-        (folder / f"{name}.beton").symlink_to(sample)
-    return open_data(sample_paths().train_32).digest()
-
-
-def run_times(monkeypatch: pytest.MonkeyPatch, plan: Path, *options: str) -> int:
-    flags = (*arguments(plan), "--accuracy", "0.2", *options)
-    monkeypatch.setattr(sys, "argv", ["times", *flags])
-    return times.main()
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--arms", "good", "plain one"), "no rate is chosen yet for plain one"),
-        (("--arms", "good", "bad"), "--arms bad: the plan has good, plain one"),
-        (("--arms", "good"), "--arms: give two or more"),
-        (("--arms", "good", "plain one", "--accuracy", "20"), "--accuracy 20"),
-        (("--arms", "good", "plain one", "--every", "0"), "--every 0"),
-    ],
-)
-def test_times_that_cannot_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
-) -> None:
-    plan = plan_of(tmp_path)
-    publish_results(tmp_path / "runs", plan, {"good": 0.1}, with_sample(tmp_path / "data"))
-    with pytest.raises(ValueError, match=says):
-        run_times(monkeypatch, plan, *words)
-
-
-def test_published_results_are_of_this_plan_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, arms = plan_of(tmp_path), ("--arms", "good", "plain one")
-    with pytest.raises(ValueError, match="results.json: there is no such file"):
-        run_times(monkeypatch, plan, *arms)
-    with_sample(tmp_path / "data")
-    publish_results(tmp_path / "runs", plan, {"good": 0.1, "plain one": 0.3}, "of another")
-    with pytest.raises(ValueError, match="those of results.json of another"):
-        run_times(monkeypatch, plan, *arms)
-    plan.write_text(plan.read_text() + " ")
-    with pytest.raises(ValueError, match="is of another plan than"):
-        run_times(monkeypatch, plan, *arms)
-
-
-@pytest.mark.slow
-def test_arms_train_once_each_with_looks_off_the_clock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    training = (
-        "recipes/sslpp_rotation.py --backbone bench/evidence/networks.py:SmallNIN --data {data}/train.beton "
-        "--val {data}/search.beton --size-px 8 --batch-size 120 --epochs 2 --intervals 1 1 --lr {rate} "
-        "--seed {seed} --out {out}"
-    )
-    search = {"rates": [0.03], "seed": 9, "evaluation": "search", "numbers": ["a"]}
-    arms = {"plain one": "", "decayed": "--weight-decay 0.01"}
-    endpoint = {"evaluation": "linear", "numbers": ["a"], "pairs": []}
-    path = plan_of(tmp_path, training=training, search=search, arms=arms, endpoint=endpoint)
-    digest = with_sample(tmp_path / "data")
-    monkeypatch.chdir(ROOT)
-    for folder in ("runs", "new"):
-        publish_results(tmp_path / folder, path, dict.fromkeys(arms, 0.03), digest)
-    flags = [*arguments(path), "--arms", *arms, "--accuracy", "0.05"]
-    monkeypatch.setattr(sys, "argv", ["times", *flags])
-    assert times.main() == 0
-    result = json.loads((tmp_path / "runs" / "times.json").read_text())
-    assert {row["arm"]: len(row["seconds_to"]) for row in result["rows"]} == dict.fromkeys(arms, 2)
-    assert result["data"]["train"] == digest
-    assert [(r["arm"], r["seed"]) for r in result["training"]] == [
-        ("plain one", 0), ("decayed", 0), ("decayed", 1), ("plain one", 1),  # in turn
-    ]  # fmt: skip
-    for record in result["training"]:
-        first, last = record["looks"]
-        assert (first["epoch"], last["epoch"]) == (1, 2) and record["num_steps"] == 8
-        assert 0 < first["seconds"] < last["seconds"] and 0 < first["cpu_seconds"] < last["cpu_seconds"]
-        assert str(tmp_path / "data") not in record["command"] and "--lr 0.03" in record["command"]
-    assert "plain one: 5 % after " in capsys.readouterr().out
-    monkeypatch.setattr(times, "timed", None)  # all is done
-    monkeypatch.setattr(sys, "argv", ["times", *flags, "--out", str(tmp_path / "new")])
-    assert times.main() == 0
-    again = json.loads((tmp_path / "new" / "times.json").read_text())
-    assert again["rows"] == result["rows"]
-    monkeypatch.setattr(sys, "argv", ["times", *flags, "--every", "2"])
-    with pytest.raises(ValueError, match="is of another command"):
-        times.main()
 
 
 def test_the_clock_stands_still_while_the_monitor_looks_and_for_no_other_pass(
