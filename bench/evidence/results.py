@@ -274,7 +274,7 @@ def _curves(plan: Plan, trainings: Sequence[Record]) -> Record:
     if (curve := plan.curve) is None:
         return curves
     for training in trainings:
-        if training["arm"] not in plan.arms or not (values := training["curve"]):
+        if training["arm"] not in plan.arms or not (values := training.get("curve")):
             continue
         epochs = [int(epoch) for epoch in values]
         of_arm = curves.setdefault(training["arm"], {"seeds": [], "epochs": epochs, "values": []})

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -176,6 +177,7 @@ _PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.ev
 def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
     """Do a command, `fastpsl ...` or a script, in this process, which ends with its exit code."""
     began, sys.argv = time.monotonic(), [*words]
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     os.chdir(ROOT)
     with log.open("a") as file:
         for stream in (1, 2):
@@ -197,6 +199,14 @@ def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
         "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in usage), 1), "cpu": cpu_name(),
     }  # fmt: skip
     write_atomically(done, json.dumps(record).encode())
+
+
+def _end_with_the_parent() -> None:
+    """Wait until the process that asked for this one is gone, and stop this one, which keeps its place."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end(process: ForkServerProcess) -> None:

@@ -15,7 +15,7 @@ if "--fail" in flags:
     sys.exit("it broke")
 if "--wait" in flags and not (out / "half").exists():
     (out / "half").touch()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, lambda *_: ((out / "stopped").touch(), sys.exit(75)))
     time.sleep(60)
     sys.exit("nobody stopped it")
 

@@ -21,7 +21,7 @@ from bench.evidence.page import draw_figure, part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
 from bench.evidence.power import power, smallest_difference
 from bench.evidence.results import Results, difference, holm
-from bench.evidence.run import main
+from bench.evidence.run import Runner, main
 from bench.recipe_stages import recipe_of
 from bench.time_to_accuracy import clock_of_looks
 from fastpsl.console.terminal import EXIT_PREEMPTED
@@ -235,25 +235,30 @@ def test_the_clock_chooses_the_epochs_before_any_score(
     assert {one["arm"] for one in results_of(path)["scores"]} == {"plain one", UNTRAINED, RANDOM}
 
 
-@pytest.mark.parametrize("how", ["seconds", "SIGTERM"])
+@pytest.mark.parametrize("how", ["seconds", "SIGTERM", "SIGKILL"])
 def test_what_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The time is over while the first training waits, or a signal comes; the training hears SIGTERM."""
     search = {"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]}
     arms = {"good": "--gain 2 --wait yes", "plain one": "--gain 1"}
     path = plan_of(tmp_path, arms=arms, search=search, seeds=[0], beside={})
-    half = tmp_path / "work" / "runs" / "good-lr0.2-s0" / "half"
+    training = runs_of(path) / "good-lr0.2-s0"
+    half = training / "half"
     if how == "seconds":
-        assert call(monkeypatch, path, "--seconds", "1.5") == EXIT_PREEMPTED
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "left_s", lambda runner: -1.0 if half.exists() else 60.0)
+            assert call(monkeypatch, path) == EXIT_PREEMPTED
     else:
         script = ROOT / "bench" / "evidence" / "run.py"
         running = Running([str(script), *arguments(path)], ENVIRONMENT, ROOT)
         while running.code is None and not half.exists():
             time.sleep(0.05)
-        os.kill(running.pid, signal.SIGTERM)
-        assert running.wait(60)[0] == 143
-    assert half.exists() and not half.parent.with_name("good-lr0.2-s0.done.json").exists()
+        os.kill(running.pid, getattr(signal, how))
+        assert running.wait(60)[0] == {"SIGTERM": 143, "SIGKILL": -9}[how]
+    while not (training / "stopped").exists():
+        time.sleep(0.05)
+    assert half.exists() and not training.with_name("good-lr0.2-s0.done.json").exists()
     assert call(monkeypatch, path) == 0
-    assert half.parent.with_name("good-lr0.2-s0.done.json").exists()
+    assert training.with_name("good-lr0.2-s0.done.json").exists()
 
 
 def test_a_failure_is_named_and_another_plan_is_refused(
