@@ -11,11 +11,18 @@ checkpoint = words.pop(0) if words and not words[0].startswith("--") else None
 flags = dict(zip(words[::2], words[1::2], strict=True))
 out = Path(flags["--out"])
 out.mkdir(exist_ok=True)
+
+
+def stop(*_: object) -> None:
+    (out / "stopped").touch()
+    sys.exit(75)
+
+
 if "--fail" in flags:
     sys.exit("it broke")
 if "--wait" in flags and not (out / "half").exists():
     (out / "half").touch()
-    signal.signal(signal.SIGTERM, lambda *_: ((out / "stopped").touch(), sys.exit(75)))
+    signal.signal(signal.SIGTERM, stop)
     time.sleep(60)
     sys.exit("nobody stopped it")
 
