@@ -1,7 +1,7 @@
 """Say what the experiments show of a paper's claim: the rows of a table and of a chart for docs/evidence.md.
 
-A verdict is made by rule: "higher" or "lower" where Holm's p is below power.LEVEL, else that no difference
-was found. There is none before all seeds of the plan are there.
+A verdict is made by rule: "higher" or "lower" where Holm's p is below power.LEVEL, else "not found". There is
+none before all seeds of the plan are there.
 """
 
 import re
@@ -160,16 +160,16 @@ def _line(result: Record, one: Record, p: float | None, plan: Plan, seconds: Map
     where = f", {block(number)}" if len(end["numbers"]) > 1 else ""
     return Line(
         " − ".join(one["pair"]) + where, (first, second), one["mean"], one["interval"], one["values"], p,
-        " / ".join(seconds.get(arm, "–") for arm in one["pair"]), _verdict(one, p, len(plan.seeds)),
+        "/".join(seconds.get(arm, "–") for arm in one["pair"]), _verdict(one, p, len(plan.seeds)),
     )  # fmt: skip
 
 
 def _verdict(one: Record, p: float | None, num_seeds: int) -> str:
     if len(one["values"]) < num_seeds:
-        return "not all seeds yet"
+        return "open: seeds to come"
     if p is None:
         return "one seed shows nothing"
-    return "no difference found" if p >= LEVEL else "higher" if one["mean"] > 0 else "lower"
+    return "not found" if p >= LEVEL else "higher" if one["mean"] > 0 else "lower"
 
 
 def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str]:
