@@ -116,6 +116,11 @@ def block(number: str) -> str:
     return number.rpartition("_")[2]
 
 
+def data_in_words(title: str) -> str:
+    """Return the images and the network of an experiment: what follows its name in its title."""
+    return title.partition(": ")[2] or title
+
+
 def paper_groups(claim: str) -> Iterator[Group]:
     """Yield what a paper says of its claim, table by table."""
     for name, of_table in groupby(PAPERS[claim], key=lambda one: one[1]):
@@ -190,11 +195,12 @@ def _about(result: Record) -> str:
         for one in result["training"]
         if one["arm"] != UNTRAINED and (found := re.search(r"--epochs((?: \d+)+)", one["command"]))
     })  # fmt: skip
-    span = [f"{' to '.join(map(str, {epochs[0]: 0, epochs[-1]: 0}))} epochs"] if epochs else []
-    data = result["title"].partition(": ")[2]
+    data = data_in_words(result["title"])
+    if epochs:
+        data += f", {' to '.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))} epochs"
     end = result["endpoint"]
     blocks = " and ".join(map(block, end["numbers"]))
-    return "; ".join([", ".join([data, *span]), f"{evaluation_in_words(end['evaluation'])} on {blocks}"])
+    return f"{data}; {evaluation_in_words(end['evaluation'])} on {blocks}"
 
 
 def _notes(result: Record, plan: Plan) -> Iterator[str]:

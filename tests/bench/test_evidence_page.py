@@ -25,11 +25,11 @@ from tests.programs import ROOT
 ROTATION = page.PLANS / "psl_rotation-cpu.json"
 FULL = {
     "psl": [50.1, 51.3, 49.9, 50.6, 51.0, 50.2],
-    "psl longer S1": [50.3, 50.9, 50.4, 50.2, 51.3, 50.5],
+    "psl longer S1": [50.8, 51.5, 50.4, 50.5, 51.3, 50.7],
     "sl": [48.0, 49.1, 47.8, 48.8, 49.3, 48.1],
     "end to end": [50.0, 51.6, 49.6, 50.9, 50.8, 50.3],
     "end to end equal time": [47.0, 48.9, 47.6, 48.1, 48.4, 47.9],
-    UNTRAINED: [30.4, 31.1, 29.7, 30.9, 30.6, 30.3],
+    UNTRAINED: [29.4, 32.1, 28.7, 31.9, 28.6, 31.3],
 }
 
 
@@ -73,9 +73,12 @@ def test_a_whole_experiment_is_judged_by_rule(tmp_path: Path) -> None:
     assert line.interval == pytest.approx([*interval], abs=1e-3)
     assert (len(line.seeds), line.seconds, line.verdict) == (6, "5/305", "not found")
     assert lines["psl − end to end equal time"].verdict == lines["psl − sl"].verdict == "higher"
+    longer = lines["psl longer S1 − psl"]
+    assert 0.05 < (longer.p or 0) < 0.5 and longer.verdict == "not found"
+    assert longer.interval is not None and longer.interval[0] > 0  # which is not corrected
     untrained = lines["psl − no training"]
     low, high = stats.ttest_rel(FULL["psl"], FULL[UNTRAINED]).confidence_interval(0.95)
-    assert untrained.points == f"+20.0 (+{low:.1f} to +{high:.1f})" and untrained.p_in_words == "< .001"
+    assert untrained.points == f"+20.2 (+{low:.1f} to +{high:.1f})" and untrained.p_in_words == "< .001"
     assert untrained.seconds == "5/–" and lines["end to end − no training"].verdict == "higher"
     variances = [
         statistics.variance([a - b for a, b in zip(FULL[first], FULL[second], strict=True)])
@@ -108,6 +111,23 @@ def test_an_experiment_that_goes_on_has_no_verdict(tmp_path: Path) -> None:
     group = experiment_group("psl_rotation-cpu", one, plan)
     assert all(line.interval is line.p is None and len(line.seeds) == 1 for line in group.lines)
     assert group.lines[3].points == "+2.1" and group.lines[3].p_in_words == ""
+
+
+def test_labels_and_curves_are_told_beside_the_table(tmp_path: Path) -> None:
+    record = made(tmp_path, ROTATION, {arm: FULL[arm][:2] for arm in FULL})
+    record["beside"] = [
+        {"name": "labels", "seed": seed, "number": "acc", "numbers": {"acc": acc, "other": 1}}
+        for seed, acc in ((0, 30.0), (1, 33.0))
+    ]
+    change = {"values": [4.0, 6.0], "mean": 5.0, "interval": [-7.706, 17.706]}
+    record |= {
+        "curve": {"name": "nmi_true", "first_epoch": 1, "last_epoch": 20}, "rates": {"psl": 0.1, "sl": 0.02},
+        "curves": {"psl": {"change": change}, "sl": {}},
+    }  # fmt: skip
+    assert experiment_group("x", record, read_plan(ROTATION)).notes == [
+        "12 of 36 entries are there.", "Rates: psl 0.1, sl 0.02.", "`acc` of labels: 31.5 ± 2.1 % (2).",
+        "`nmi_true` from epoch 1 to 20, in points: psl +5.0 (−7.7 to +17.7).",
+    ]  # fmt: skip
 
 
 def test_on_a_gpu_the_clock_counts_and_pairs_with_random_weights_are_left_out(tmp_path: Path) -> None:
