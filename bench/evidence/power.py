@@ -3,9 +3,9 @@
     python -m bench.evidence.power
 
 Writes docs/runs/power.json, for each record and 3 to 8 seeds: the smallest mean of paired differences that
-Student's t test finds with a probability of 80 %, at a level of 5 % that Bonferroni divides by the number of
-comparisons. That is Holm's first and strictest step. The spread is the root of the mean variance of the
-record's differences between arms.
+Student's t test finds with a probability of 80 %. Its level is 5 % divided by the number of comparisons:
+Holm's first and strictest step. The spread is the root of the mean variance of the record's differences
+between arms.
 """
 
 import json
