@@ -1,73 +1,133 @@
-"""Write the experiments' numbers into methods' pages and fastpsl's tables: `python -m bench.evidence.page`.
+"""Write the experiments' numbers into docs/ and fastpsl's tables: `python -m bench.evidence.page`.
 
-docs/runs/NAME/results.json of an experiment fills what stands between <!-- NAME begin --> and
-<!-- NAME end --> of the page that has these marks. --check changes nothing and exits
-with 1 where a file would be another.
+An experiment whose name is marked on a page, <!-- NAME begin --> and <!-- NAME end -->, has its tables there.
+All others stand in the table and the chart of their paper's claim in docs/evidence.md. --check changes
+nothing and exits with 1 where a file would be another.
 """
 
 import json
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from bench.evidence.plan import RANDOM, UNTRAINED, Plan
-from bench.evidence.results import block_means, holm
-from bench.performance import marks, written
+from bench.evidence.claims import (
+    PAPERS,
+    Group,
+    block,
+    chart_words,
+    data_in_words,
+    evaluation_in_words,
+    experiment_group,
+    p_in_words,
+    p_values,
+    paper_groups,
+)
+from bench.evidence.plan import read_plan
+from bench.evidence.results import block_means
+from bench.figures.svg import THEMES, render
+from bench.performance import marks, pages_of, written
 from bench.program import run_program
 from fastpsl.files.atomic import write_atomically
 from fastpsl.tables.templates import templates
 
 ROOT = Path(__file__).resolve().parents[2]
+PLANS = Path(__file__).parent
 RUNS = ROOT / "docs" / "runs"
 ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
-EXPERIMENTS = {path.stem for path in Path(__file__).parent.glob("*.json")}
+EVIDENCE = ROOT / "docs" / "evidence.md"
+EXPERIMENTS = {path.stem for path in PLANS.glob("*.json")}
+PARTS = {*(f"{claim} claim" for claim in PAPERS), "power"}
+_COMPARISONS = "6"  # of those in power.json: the most that a plan on two cores has
 
 
 def texts() -> dict[Path, str]:
     """Return the files as the results make them, by path."""
-    found: dict[str, Mapping[str, Any]] = {}
-    parts: dict[str, str] = {}
-    for path in sorted(RUNS.glob("*/results.json")):
-        name, result = path.parent.name, json.loads(path.read_text())
-        if name not in EXPERIMENTS:
-            continue
-        if result["plan_commit"] is None:
-            raise ValueError(f"docs/runs/{name}: its plan was not committed before it was run")
-        found[name] = result
-        parts[name] = part(name, result, times=path.with_name("times.json").exists())
-    made = written(ROOT, parts)
+    results = dict(read_results(RUNS))
+    own = {name: page for page in pages_of(ROOT) for name in marks(page.read_text()) if name in EXPERIMENTS}
+    parts = {name: part(name, results[name]) for name in own}
+    charts = dict[Path, str]()
+    for claim in PAPERS:
+        names = sorted(EXPERIMENTS - own.keys(), key=lambda name: (not name.startswith(claim), name))
+        mine = {name: results.get(name) for name in names if _claim_of(name) == claim}
+        groups, waiting = _groups(claim, mine)
+        words = chart_words(claim, groups)
+        charts |= {chart_path(claim, theme): render("forest", theme, words) for theme in THEMES}
+        parts[f"{claim} claim"] = (
+            _TEMPLATES.get_template("claim.md.jinja")
+            .render(
+                claim=claim, groups=groups, waiting=waiting, themes=THEMES, description=words["description"]
+            )
+            .strip()
+        )
+    parts["power"] = power_part(json.loads((RUNS / "power.json").read_text()))
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name, result in found.items():
-        page = next(page for page, text in made.items() if name in marks(text))
-        rows.setdefault(result["paper"], []).append(_small_scale(result, page))
-    return {**made, ROWS: json.dumps(rows, indent=1, ensure_ascii=False) + "\n"}
+    for name, result in results.items():
+        if result["means"]:
+            rows.setdefault(result["paper"], []).append(_small_scale(result, own.get(name, EVIDENCE)))
+    small = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    return {**written(ROOT, parts), **charts, ROWS: small}
 
 
-def part(name: str, result: Mapping[str, Any], *, times: bool = False) -> str:
-    """Return an experiment's tables and files as Markdown; `times`: it has times.json."""
+def read_results(runs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and record of each experiment; ValueError if its plan was not committed before."""
+    for path in sorted(runs.glob("*/results.json")):
+        name = path.parent.name
+        if name in EXPERIMENTS:
+            result = json.loads(path.read_text())
+            if result["plan_commit"] is None:
+                raise ValueError(
+                    f"docs/runs/{name}: its plan was not committed before it was run; remove it, commit "
+                    f"bench/evidence/{result['plan']}, and run it again"
+                )
+            yield name, result
+
+
+def chart_path(claim: str, theme: str) -> Path:
+    """Return the path of a claim's chart."""
+    return ROOT / "docs" / "images" / f"evidence-{claim}-{theme}.svg"
+
+
+def _claim_of(name: str) -> str:
+    return read_plan(PLANS / f"{name}.json").paper.partition("/")[0]
+
+
+def _groups(claim: str, results: Mapping[str, Any]) -> tuple[list[Group], list[str]]:
+    """Return the paper's comparisons and those of each experiment, and which experiments have none yet."""
+    groups, waiting = [*paper_groups(claim)], []
+    for name, result in results.items():
+        plan = read_plan(PLANS / f"{name}.json")
+        if result is not None and result["differences"]:
+            times = RUNS / name / "times.json"
+            of_times = json.loads(times.read_text()) if times.exists() else None
+            groups.append(experiment_group(name, result, plan, of_times))
+        else:
+            waiting.append(f"{name} ({data_in_words(plan.title)})")
+    return groups, waiting
+
+
+def power_part(power: Mapping[str, Any]) -> str:
+    """Return the table of the smallest differences that would be found, by number of seeds."""
+    seeds = [f"{seeds} seeds" for seeds in next(iter(power["records"].values()))["smallest"][_COMPARISONS]]
+    template = _TEMPLATES.get_template("power.md.jinja")
+    return template.render(power, seeds=seeds, comparisons=_COMPARISONS).strip()
+
+
+def part(name: str, result: Mapping[str, Any]) -> str:
+    """Return an experiment's tables and files as Markdown."""
     columns, arms = _cells(result)
-    return _TEMPLATES.get_template("experiment.md.jinja").render(
-        result,
-        name=name,
-        columns=columns,
-        arms=arms,
-        p=_p_values([one["values"] for one in result["differences"]]),
-        times=times,
-        evaluation=in_words(result["endpoint"]["evaluation"]),
+    return (
+        _TEMPLATES.get_template("experiment.md.jinja")
+        .render(
+            result,
+            name=name,
+            columns=columns,
+            arms=arms,
+            p=[*map(p_in_words, p_values(result))],
+            evaluation=evaluation_in_words(result["endpoint"]["evaluation"]),
+        )
+        .strip()
     )
-
-
-def _p_values(differences: Sequence[Sequence[float]]) -> list[str]:
-    """Return p values in words, corrected for their number; none of single seeds."""
-    if any(len(values) < 2 for values in differences):
-        return [""] * len(differences)
-    return ["< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") for p in holm(differences)]
 
 
 def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
@@ -75,7 +135,7 @@ def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
     columns, arms = _cells(result)
     return {
         "title": result["title"],
-        "number": f"Top-1 accuracy by {result['endpoint']['evaluation']} in %",
+        "number": f"Top-1 accuracy by {evaluation_in_words(result['endpoint']['evaluation'])} in %",
         "page": page.relative_to(ROOT).as_posix(),
         "columns": columns,
         "rows": [[arm, cells] for arm, cells in arms.items()],
@@ -90,84 +150,10 @@ def _cells(result: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
         return f"{row['mean']:.1f}" + (f" ± {row['deviation']:.1f} ({num})" if num > 1 else "")
 
     numbers, means = block_means(result)
-    blocks = [number.rpartition("_")[2] for number in numbers]
-    return blocks, {arm: [*map(words, rows)] for arm, rows in means.items()}
+    return [*map(block, numbers)], {arm: [*map(words, rows)] for arm, rows in means.items()}
 
 
 _TEMPLATES = templates(Path(__file__).parent)
-
-
-_COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f00", "#332288",
-    "#882255",
-)  # fmt: skip
-_GREY = "#777777"
-_EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
-
-
-def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
-    """Draw results.json as a PNG: scores by block, paired differences, and the plan's curve if it has one."""
-    heights = [3.4, 0.8 + 0.26 * len(results["differences"]), *([3.4] if results["curves"] else [])]
-    figure = Figure(figsize=(7.6, sum(heights) + 0.8), dpi=220, layout="constrained")
-    axes = figure.subplots(len(heights), 1, height_ratios=heights)
-    colours = dict(zip(plan.arms, cycle(_COLOURS), strict=False)) | {RANDOM: _GREY, UNTRAINED: "black"}
-    _draw_scores(axes[0], plan, results, colours)
-    _draw_differences(axes[1], results["differences"])
-    if results["curves"]:
-        _draw_curves(axes[2], plan, results["curves"], colours)
-    figure.suptitle(plan.title, fontsize=11)
-    lines, names = axes[0].get_legend_handles_labels()
-    figure.legend(
-        lines, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8, frameon=False
-    )
-    figure.savefig(path)
-    return path
-
-
-def in_words(evaluation: str) -> str:
-    """Return the name of an evaluation for people."""
-    return _EVALUATIONS.get(evaluation, evaluation)
-
-
-def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    numbers, means = block_means(results)
-    for arm, rows in means.items():
-        axes.plot(
-            range(len(rows)), [row["mean"] for row in rows], color=colours[arm], label=arm, linewidth=1.4
-        )
-        for place, row in enumerate(rows):
-            axes.scatter([place] * len(row["values"]), row["values"], color=colours[arm], s=12, zorder=3)
-    axes.set_xticks(range(len(numbers)), [number.rpartition("_")[2] for number in numbers])
-    axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(f"by {in_words(plan.endpoint.evaluation)}, a point for each seed", fontsize=10, loc="left")
-    axes.grid(alpha=0.3)
-
-
-def _draw_differences(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    axes.axvline(0, color="black", linewidth=0.8)
-    for place, row in enumerate(rows):
-        if row["interval"]:
-            axes.plot(row["interval"], [place, place], color=_COLOURS[0], linewidth=2)
-        axes.scatter(row["values"], [place] * len(row["values"]), color=_GREY, s=12, zorder=3)
-        axes.scatter([row["mean"]], [place], color=_COLOURS[0], s=36, zorder=4)
-    names = [f"{' - '.join(row['pair'])}, {row['number'].rpartition('_')[2]}" for row in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("points of accuracy")
-    axes.set_title("differences of one seed: seeds, mean, 95 % interval", fontsize=10, loc="left")
-    axes.grid(alpha=0.3, axis="x")
-
-
-def _draw_curves(axes: Axes, plan: Plan, curves: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    for arm, of_arm in curves.items():
-        for values in of_arm["values"]:
-            axes.plot(of_arm["epochs"], values, color=colours[arm], linewidth=0.6, alpha=0.5)
-        means = [statistics.fmean(values) for values in zip(*of_arm["values"], strict=True)]
-        axes.plot(of_arm["epochs"], means, color=colours[arm], linewidth=1.8)
-    axes.set_xlabel("epoch")
-    assert plan.curve is not None
-    axes.set_title(f"{plan.curve.name.replace('_', ' ')} while training, %", fontsize=10, loc="left")
-    axes.grid(alpha=0.3)
 
 
 def main() -> int:
@@ -175,7 +161,7 @@ def main() -> int:
     check = sys.argv[1:] == ["--check"]
     if sys.argv[1:] and not check:
         raise ValueError("give nothing, or --check")
-    changed = {path: text for path, text in texts().items() if path.read_text() != text}
+    changed = {path: text for path, text in texts().items() if not path.exists() or path.read_text() != text}
     for path, text in changed.items():
         print(f"{path.relative_to(ROOT)}: {'is not what the results say' if check else 'written'}")
         if not check:

@@ -22,8 +22,8 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     keep             files of a training's folder that are kept beside results.json, as ARM-sSEED-FILE
     beside           by name: a command whose number is to be compared with, and which of its numbers
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
-    curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, to be drawn over
-                     the epochs, and two epochs between which its change is reported
+    curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, and two epochs
+                     between which its change is reported
 """
 
 import json

@@ -3,9 +3,9 @@
     python -m bench.evidence.power
 
 Writes docs/runs/power.json, for each record and 3 to 8 seeds: the smallest mean of paired differences that
-Student's t test finds with a probability of 80 %, at a level of 5 % that Bonferroni divides by the number of
-comparisons. That is Holm's first and strictest step. The spread is the root of the mean variance of the
-record's differences between arms.
+Student's t test finds with a probability of 80 %. Its level is 5 % divided by the number of comparisons:
+Holm's first and strictest step. The spread is the root of the mean variance of the record's differences
+between arms.
 """
 
 import json
@@ -46,13 +46,22 @@ def smallest_difference(num_seeds: int, num_comparisons: int) -> float:
     return float(optimize.brentq(lambda effect: power(effect, num_seeds, num_comparisons) - POWER, 0, 100))
 
 
+def spread(record: Mapping[str, Any]) -> tuple[float, int]:
+    """Return the root of the mean variance of a record's differences between arms, and their number.
+
+    Where no two arms are compared, it is of all differences.
+    """
+    known = [one for one in record["differences"] if len(one["values"]) > 1]
+    of_arms = [one for one in known if not {RANDOM, UNTRAINED} & {*one["pair"]}] or known
+    return statistics.fmean(statistics.variance(one["values"]) for one in of_arms) ** 0.5, len(of_arms)
+
+
 def power_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the spread of a record's differences between arms, and what it lets 3 to 8 seeds show."""
-    of_arms = [one for one in record["differences"] if not {RANDOM, UNTRAINED} & {*one["pair"]}]
-    deviation = statistics.fmean(statistics.variance(one["values"]) for one in of_arms) ** 0.5
+    """Return the spread of a record's differences, and what it lets 3 to 8 seeds show."""
+    deviation, num_differences = spread(record)
     num = len(record["differences"])
     return {
-        "deviation": round(deviation, 2), "num_differences": len(of_arms),
+        "deviation": round(deviation, 2), "num_differences": num_differences,
         "smallest": {
             comparisons: {
                 seeds: round(deviation * smallest_difference(seeds, comparisons), 2) for seeds in NUM_SEEDS

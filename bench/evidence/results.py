@@ -256,15 +256,18 @@ def difference(values: Sequence[float]) -> Record:
     return {"values": [round(value, 3) for value in values], "mean": round(mean, 3), "interval": interval}
 
 
-def holm(differences: Sequence[Sequence[float]]) -> list[float]:
-    """Return the p value of each mean difference by Student's t, corrected by Holm for their number."""
+def holm(differences: Sequence[Sequence[float]], num: int) -> list[float]:
+    """Return the p value of each mean difference by Student's t, corrected by Holm for `num` comparisons.
+
+    Those that are not among the differences yet count as the ones with the greatest p.
+    """
     errors = np.array([stats.sem(values) for values in differences])
     with np.errstate(divide="ignore"):  # all seeds may be equal
         t = np.abs([statistics.fmean(values) for values in differences]) / errors
     p = 2 * stats.t.sf(t, [len(values) - 1 for values in differences])
     order = np.argsort(p)
     adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(num, num - len(p), -1))
     return np.minimum(adjusted, 1).tolist()  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,7 @@
 An arm's training with its scores is one entry of results.json, which is written as soon as it is there. The
 same command begins only entries that are missing, also on another machine. It ends by itself after --seconds
 (exit 75). What was stopped keeps its place in --work. Where the plan leaves the number of epochs to the
-clock, short runs of all arms are timed first, and the number is written before any score.
+clock, short runs of all arms are timed first. The number is written before any score.
 """
 
 import json
@@ -61,7 +61,7 @@ class OutOfTime(Exception):
 
 @dataclass
 class Runner:
-    """Runs the commands of a plan that are not done yet."""
+    """A runner of the commands of a plan that are not done yet."""
 
     data: Path  # the folder of the data
     runs: Path  # the folder of the runs

@@ -14,8 +14,7 @@ import pytest
 
 from bench import performance
 from bench.charts import draw
-from bench.evidence.page import EXPERIMENTS
-from bench.evidence.page import texts as evidence_texts
+from bench.evidence import page as evidence
 from bench.figures.__main__ import chart_parts
 from bench.performance import (
     PARTS,
@@ -65,15 +64,15 @@ def test_a_chart_is_committed_where_a_page_shows_one(
 
 
 def test_pages_are_what_the_files_make() -> None:
-    made = pages(COMMITTED) | written(ROOT, chart_parts()) | evidence_texts()
+    made = pages(COMMITTED) | written(ROOT, chart_parts()) | evidence.texts()
     for path, text in made.items():
         assert path.read_text() == text, f"{path.name}: write it anew (bench/README.md)"
 
 
 def test_every_mark_has_a_writer_and_every_bench_its_words() -> None:
-    known = {*PARTS, *chart_parts(), *EXPERIMENTS, *faults_page.pages(faults_page.RESULTS)}
+    known = {*PARTS, *chart_parts(), *evidence.PARTS, *faults_page.pages(faults_page.RESULTS)}
     found = [name for page in pages_of(ROOT) for name in marks(page.read_text())]
-    assert {*found} <= known and known - {*found} <= EXPERIMENTS
+    assert known <= {*found} <= known | evidence.EXPERIMENTS
     assert WHAT.keys() == LABELS.keys()
 
 

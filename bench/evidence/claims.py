@@ -1,0 +1,252 @@
+"""Say what the experiments show of a paper's claim: the rows of a table and of a chart for docs/evidence.md.
+
+A verdict is made by rule: "higher" or "lower" where Holm's p is below power.LEVEL, else "not found". There is
+none before all seeds of the plan are there.
+"""
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil, floor
+from typing import Any
+
+from bench.evidence.plan import RANDOM, UNTRAINED, Plan
+from bench.evidence.power import LEVEL, POWER, smallest_difference, spread
+from bench.evidence.results import holm
+from fastpsl.tables.paper_file import TABLES
+
+Record = Mapping[str, Any]
+
+PAPERS = {
+    "psl": [
+        ("jigsaw: psl − end to end", "psl/4", "Jigsaw+PSL", "Top 1"),
+        ("rotation: psl − end to end", "psl/4", "Rotation+PSL", "Top 1"),
+        ("SimCLR: psl − end to end", "psl/4", "SimCLR+PSL", "Top 1"),
+    ],
+    "uic": [
+        (f"uic − deepcluster, {column}", "uic/4", "Ours", column) for column in ("conv3", "conv4", "conv5")
+    ],
+    "sslpp": [
+        ("iic − rotation, B4", "sslpp/3", "Ours+Rot.", "B4"),
+        ("iic − rotation, B4", "sslpp/5", "Ours+Rot.", "B4"),
+        ("true labels − random, B4", "sslpp/9", "Rotation [8]: Labels", "B4"),
+        ("k-means − random, B4", "sslpp/9", "Rotation [8]: K-means", "B4"),
+    ],
+}
+"""Claim → what the paper says of it: words, table, method and column. The method's baseline is the other."""
+
+EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
+_NAMES = {"psl": "PSL", "uic": "UIC", "sslpp": "SSL++"}
+_STEPS, _MOST_TICKS = (0.5, 1, 2, 5, 10, 20, 50), 8
+
+
+@dataclass(frozen=True)
+class Line:
+    """A comparison: a row of the table and of the chart."""
+
+    pair: str  # with the block if the endpoint has several
+    means: tuple[float, float]
+    difference: float
+    interval: Sequence[float] | None = None
+    seeds: Sequence[float] = ()  # the differences seed by seed; none of a paper
+    p: float | None = None
+    seconds: str = ""  # of both trainings
+    verdict: str = ""
+
+    @property
+    def points(self) -> str:
+        """The difference with its interval, if it has one."""
+        return points(self.difference, self.interval)
+
+    @property
+    def p_in_words(self) -> str:
+        """p with three digits, nothing if there is none."""
+        return p_in_words(self.p)
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a difference by the rule."""
+        return self.verdict in ("higher", "lower")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The comparisons of an experiment, or of a paper's table, and what they are of."""
+
+    name: str
+    about: str
+    lines: Sequence[Line]
+    notes: Sequence[str] = ()
+    link: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, a link to the record if there is one, and what it is of."""
+        return f"{f'[{self.name}]({self.link})' if self.link else self.name}: {self.about}"
+
+
+def points(mean: float, interval: Sequence[float] | None) -> str:
+    """Return +1.2 (−0.4 to +2.8), or the mean alone if there is no interval."""
+    between = "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+    return f"{mean:+.1f}{between}".replace("-", "−")
+
+
+def p_in_words(p: float | None) -> str:
+    """Return .012, < .001, or nothing for None."""
+    return "" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def p_values(result: Record) -> list[float | None]:
+    """Return the differences' p, corrected for all comparisons of the plan; None of single seeds."""
+    known = [one["values"] for one in result["differences"] if len(one["values"]) > 1]
+    end = result["endpoint"]
+    found = iter(holm(known, len(end["pairs"]) * len(end["numbers"])))
+    return [next(found) if len(one["values"]) > 1 else None for one in result["differences"]]
+
+
+def evaluation_in_words(evaluation: str) -> str:
+    """Return the name of an evaluation for people."""
+    return EVALUATIONS.get(evaluation, evaluation)
+
+
+def block(number: str) -> str:
+    """Return the block of a number: B4 of top1_k20_B4."""
+    return number.rpartition("_")[2]
+
+
+def data_in_words(title: str) -> str:
+    """Return the images and the network of an experiment: what follows its name in its title."""
+    return title.partition(": ")[2] or title
+
+
+def paper_groups(claim: str) -> Iterator[Group]:
+    """Yield what a paper says of its claim, table by table."""
+    for name, of_table in groupby(PAPERS[claim], key=lambda one: one[1]):
+        table, lines, archs = TABLES[name], list[Line](), dict[str, None]()
+        for words, _, method, column in of_table:
+            row, place = table.row(method), table.columns.index(column)
+            assert row.baseline is not None
+            first, second = row.numbers[place], table.row(row.baseline).numbers[place]
+            assert first is not None and second is not None
+            lines.append(Line(words, (first, second), first - second))
+            archs[row.arch] = None
+        what, _, number = table.title.rstrip(")").partition(" (")
+        images = table.images.name
+        what = what[0].lower() + what[1:].removesuffix(f", {images}")
+        about = f"{images}, {' and '.join(archs)}; {what}"
+        yield Group(f"The paper ({number})", about, lines)
+
+
+def experiment_group(name: str, result: Record, plan: Plan, times: Record | None = None) -> Group:
+    """Return the comparisons of an experiment that are there; `times` is its times.json, if it has one.
+
+    Pairs with random weights are left out: they normalise otherwise than a training. Holm counts them.
+    """
+    seconds = _seconds(result["training"], times)
+    p = p_values(result)
+    lines = [
+        _line(result, one, p[place], plan, seconds)
+        for place, one in enumerate(result["differences"])
+        if RANDOM not in one["pair"]
+    ]
+    return Group(name, _about(result), lines, [*_notes(result, plan)], f"/docs/runs/{name}/results.json")
+
+
+def _line(result: Record, one: Record, p: float | None, plan: Plan, seconds: Mapping[str, str]) -> Line:
+    end, number = result["endpoint"], one["number"]
+    of = {
+        (score["arm"], score["seed"]): score["numbers"][number]
+        for score in result["scores"]
+        if score["evaluation"] == end["evaluation"]
+    }
+    first, second = (statistics.fmean(of[arm, seed] for seed in one["seeds"]) for arm in one["pair"])
+    where = f", {block(number)}" if len(end["numbers"]) > 1 else ""
+    return Line(
+        " − ".join(one["pair"]) + where, (first, second), one["mean"], one["interval"], one["values"], p,
+        "/".join(seconds.get(arm, "–") for arm in one["pair"]), _verdict(one, p, len(plan.seeds)),
+    )  # fmt: skip
+
+
+def _verdict(one: Record, p: float | None, num_seeds: int) -> str:
+    if len(one["values"]) < num_seeds:
+        return "open: seeds to come"
+    if p is None:
+        return "one seed shows nothing"
+    return "not found" if p >= LEVEL else "higher" if one["mean"] > 0 else "lower"
+
+
+def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str]:
+    """Return arm → the mean seconds of its trainings: of the processor, or of the clock with a GPU."""
+    by_arm = dict[str, list[float]]()
+    for one in trainings:
+        name = "seconds" if one.get("machine", {}).get("gpu") else "cpu_seconds"
+        if name in one and one["arm"] != UNTRAINED:
+            by_arm.setdefault(one["arm"], []).append(one[name])
+    by_arm |= {row["arm"]: row["cpu_seconds"] for row in (times or {"rows": ()})["rows"]}
+    return {arm: f"{statistics.fmean(values):,.0f}" for arm, values in by_arm.items()}
+
+
+def _about(result: Record) -> str:
+    """Return data, network and epochs in words."""
+    epochs = sorted({
+        sum(map(int, found[1].split()))
+        for one in result["training"]
+        if one["arm"] != UNTRAINED and (found := re.search(r"--epochs((?: \d+)+)", one["command"]))
+    })  # fmt: skip
+    data = data_in_words(result["title"])
+    if epochs:
+        data += f", {' to '.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))} epochs"
+    end = result["endpoint"]
+    blocks = " and ".join(map(block, end["numbers"]))
+    return f"{data}; {evaluation_in_words(end['evaluation'])} on {blocks}"
+
+
+def _notes(result: Record, plan: Plan) -> Iterator[str]:
+    """Yield what else there is to know: what is missing, power, rates, numbers to compare with, the curve."""
+    there, num = (
+        len({(one["arm"], one["seed"]) for one in result["scores"]}),
+        len(plan.rows) * len(plan.seeds),
+    )
+    if there < num:
+        yield f"{there} of {num} entries are there."
+    num_seeds = min(len(one["values"]) for one in result["differences"])
+    if num_seeds > 2:
+        end = result["endpoint"]
+        of_one = smallest_difference(num_seeds, len(end["pairs"]) * len(end["numbers"]))
+        yield (
+            f"A difference of {spread(result)[0] * of_one:.1f} points would be found by {num_seeds} seeds "
+            f"with a probability of {100 * POWER:.0f} %."
+        )
+    rates = result["rates"]
+    if len({*rates.values()}) == 1:
+        yield f"Rate: {next(iter(rates.values())):g}."
+    elif rates:
+        yield f"Rates: {', '.join(f'{arm} {rate:g}' for arm, rate in rates.items())}."
+    beside = dict[tuple[str, str], list[float]]()
+    for one in result["beside"]:
+        beside.setdefault((one["name"], one["number"]), []).append(one["numbers"][one["number"]])
+    for (name, number), values in beside.items():
+        deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        yield f"`{number}` of {name}: {statistics.fmean(values):.1f}{deviation} % ({len(values)})."
+    changes = {arm: of["change"] for arm, of in result["curves"].items() if "change" in of}
+    if changes:
+        curve = result["curve"]
+        words = "; ".join(f"{arm} {points(one['mean'], one['interval'])}" for arm, one in changes.items())
+        epochs = f"from epoch {curve['first_epoch']} to {curve['last_epoch']}"
+        yield f"`{curve['name']}` {epochs}, in points: {words}."
+
+
+def chart_words(claim: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the words of the chart: a row for each comparison, below the name of what it is of."""
+    lines = [line for group in groups for line in group.lines]
+    values = [v for line in lines for v in (0, line.difference, *(line.interval or ()), *line.seeds)]
+    step = next(step for step in _STEPS if (max(values) - min(values)) / step <= _MOST_TICKS)
+    ticks = [step * place for place in range(floor(min(values) / step), ceil(max(values) / step) + 1)]
+    title = f"{_NAMES[claim]}: differences in points of accuracy"
+    return {
+        "title": title, "description": f"{title}, with 95 % intervals. The table has the numbers.",
+        "about": "Grey: seeds. Blue: mean, 95 % interval; filled: p < .05 by Holm. Diamonds: the paper.",
+        "rows": [row for group in groups for row in (group.name, *group.lines)], "ticks": ticks,
+    }  # fmt: skip

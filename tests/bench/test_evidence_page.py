@@ -1,0 +1,238 @@
+"""Test what docs/evidence.md says of experiments, with made-up records, and that plans came before scores."""
+
+import hashlib
+import json
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from scipy import stats
+
+from bench.evidence import page
+from bench.evidence.claims import PAPERS, chart_words, experiment_group, p_values, paper_groups
+from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
+from bench.evidence.power import smallest_difference, spread
+from bench.evidence.results import Results
+from bench.figures.svg import THEMES, render
+from tests.bench.test_figures import SVG, check_layout, number
+from tests.programs import ROOT
+
+ROTATION = page.PLANS / "psl_rotation-cpu.json"
+FULL = {
+    "psl": [50.1, 51.3, 49.9, 50.6, 51.0, 50.2],
+    "psl longer S1": [50.8, 51.5, 50.4, 50.5, 51.3, 50.7],
+    "sl": [48.0, 49.1, 47.8, 48.8, 49.3, 48.1],
+    "end to end": [50.0, 51.6, 49.6, 50.9, 50.8, 50.3],
+    "end to end equal time": [47.0, 48.9, 47.6, 48.1, 48.4, 47.9],
+    UNTRAINED: [29.4, 32.1, 28.7, 31.9, 28.6, 31.3],
+}
+
+
+def made(
+    folder: Path,
+    plan_path: Path,
+    numbers: Mapping[str, Sequence[float]],
+    epochs: str = "8 8 8",
+    gpu: str | None = None,
+) -> dict[str, Any]:
+    """Return a record as it is written: an arm's n numbers are of the plan's first n seeds."""
+    results = Results.opened(folder / "results.json", plan_path)
+    end = results.plan.endpoint
+    for place, (arm, values) in enumerate(numbers.items()):
+        for seed, value in zip(results.plan.seeds, values, strict=False):
+            run = {"arm": arm, "rate": 0.05, "seed": seed, "command": f"{arm} {seed} --epochs {epochs}"}
+            results.record["scores"].append(run | {
+                "evaluation": end.evaluation, "data": {"train": "t", "val": "v"}, "input": None,
+                "numbers": {name: value + place for place, name in enumerate(end.numbers)},
+            })  # fmt: skip
+            if arm != RANDOM:
+                results.record["training"].append(run | {
+                    "seconds": 10.0 * place + seed, "cpu_seconds": 100.0 * place + 2 * seed, "curve": None,
+                    "machine": {"gpu": gpu},
+                })  # fmt: skip
+    results.write()
+    record: dict[str, Any] = json.loads(results.path.read_text())
+    return record | {"plan_commit": "c" * 40}
+
+
+def test_a_whole_experiment_is_judged_by_rule(tmp_path: Path) -> None:
+    plan = read_plan(ROTATION)
+    record = made(tmp_path, ROTATION, FULL)
+    group = experiment_group("psl_rotation-cpu", record, plan)
+    lines = {line.pair: line for line in group.lines}
+    assert [*lines] == [" − ".join(pair) for pair in plan.endpoint.pairs]
+    line = lines["psl − end to end"]
+    assert line.means == pytest.approx([statistics.fmean(FULL[arm]) for arm in ("psl", "end to end")])
+    assert line.difference == pytest.approx(line.means[0] - line.means[1], abs=1e-3)
+    interval = stats.ttest_rel(FULL["psl"], FULL["end to end"]).confidence_interval(0.95)
+    assert line.interval == pytest.approx([*interval], abs=1e-3)
+    assert (len(line.seeds), line.seconds, line.verdict) == (6, "5/305", "not found")
+    assert lines["psl − end to end equal time"].verdict == lines["psl − sl"].verdict == "higher"
+    longer = lines["psl longer S1 − psl"]
+    assert 0.05 < (longer.p or 0) < 0.5 and longer.verdict == "not found"
+    assert longer.interval is not None and longer.interval[0] > 0  # which is not corrected
+    untrained = lines["psl − no training"]
+    low, high = stats.ttest_rel(FULL["psl"], FULL[UNTRAINED]).confidence_interval(0.95)
+    assert untrained.points == f"+20.2 (+{low:.1f} to +{high:.1f})" and untrained.p_in_words == "< .001"
+    assert untrained.seconds == "5/–" and lines["end to end − no training"].verdict == "higher"
+    variances = [
+        statistics.variance([a - b for a, b in zip(FULL[first], FULL[second], strict=True)])
+        for first, second in plan.endpoint.pairs
+        if second != UNTRAINED
+    ]
+    points = statistics.fmean(variances) ** 0.5 * smallest_difference(6, 6)
+    assert group.notes[0] == (
+        f"A difference of {points:.1f} points would be found by 6 seeds with a probability of 80 %."
+    )
+    assert group.about == ("10,000 images of CIFAR-10, a small ResNet, 24 epochs; linear classifiers on B4")
+    turned = FULL | {"psl": FULL["sl"], "sl": FULL["psl"]}
+    group = experiment_group("psl_rotation-cpu", made(tmp_path / "turned", ROTATION, turned), plan)
+    assert {line.pair: line.verdict for line in group.lines}["psl − sl"] == "lower"
+
+
+def test_an_experiment_that_goes_on_has_no_verdict(tmp_path: Path) -> None:
+    """The third seed's first arm is there, and not the others; Holm counts all that the plan compares."""
+    plan = read_plan(ROTATION)
+    part = {arm: FULL[arm][: 3 if arm == "psl" else 2] for arm in FULL if arm != "sl"}
+    record = made(tmp_path, ROTATION, part)
+    group = experiment_group("psl_rotation-cpu", record, plan)
+    assert "psl − sl" not in {line.pair for line in group.lines} and len(group.lines) == 5
+    assert {line.verdict for line in group.lines} == {"open: seeds to come"}
+    assert group.lines[0].means[0] == pytest.approx(statistics.fmean(FULL["psl"][:2]))  # as its partner
+    assert group.notes[0] == "11 of 36 entries are there." and "would be found" not in " ".join(group.notes)
+    plain = [stats.ttest_1samp(one["values"], 0).pvalue for one in record["differences"]]
+    assert min(p for p in p_values(record) if p is not None) == pytest.approx(6 * min(plain))
+    one = made(tmp_path / "one", ROTATION, {arm: FULL[arm][:1] for arm in FULL})
+    group = experiment_group("psl_rotation-cpu", one, plan)
+    assert all(line.interval is line.p is None and len(line.seeds) == 1 for line in group.lines)
+    assert group.lines[3].points == "+2.1" and group.lines[3].p_in_words == ""
+
+
+def test_labels_and_curves_are_told_beside_the_table(tmp_path: Path) -> None:
+    record = made(tmp_path, ROTATION, {arm: FULL[arm][:2] for arm in FULL})
+    record["beside"] = [
+        {"name": "labels", "seed": seed, "number": "acc", "numbers": {"acc": acc, "other": 1}}
+        for seed, acc in ((0, 30.0), (1, 33.0))
+    ]
+    change = {"values": [4.0, 6.0], "mean": 5.0, "interval": [-7.706, 17.706]}
+    record |= {
+        "curve": {"name": "nmi_true", "first_epoch": 1, "last_epoch": 20}, "rates": {"psl": 0.1, "sl": 0.02},
+        "curves": {"psl": {"change": change}, "sl": {}},
+    }  # fmt: skip
+    assert experiment_group("x", record, read_plan(ROTATION)).notes == [
+        "12 of 36 entries are there.", "Rates: psl 0.1, sl 0.02.", "`acc` of labels: 31.5 ± 2.1 % (2).",
+        "`nmi_true` from epoch 1 to 20, in points: psl +5.0 (−7.7 to +17.7).",
+    ]  # fmt: skip
+
+
+def test_on_a_gpu_the_clock_counts_and_pairs_with_random_weights_are_left_out(tmp_path: Path) -> None:
+    path = page.PLANS / "psl_jigsaw-small.json"
+    plan = read_plan(path)
+    values = {arm: [20.0 + place, 21.5 + place, 19.0] for place, arm in enumerate(plan.rows)}
+    group = experiment_group("x", made(tmp_path, path, values, "2 2", gpu="H200"), plan)
+    assert [line.seconds for line in group.lines[:2]] == ["1/11", "1/11"]
+    assert {line.pair.rpartition(", ")[2] for line in group.lines} == {"B3", "B4"}
+    assert not any(RANDOM in line.pair for line in group.lines) and "4 epochs" in group.about
+    times = {"rows": [{"arm": "psl", "cpu_seconds": [400.0, 600.0]}]}
+    group = experiment_group("x", made(tmp_path / "old", path, values), plan, times)
+    assert group.lines[0].seconds == "500/102"
+
+
+def test_the_spread_of_untrained_pairs_counts_where_there_are_no_others(tmp_path: Path) -> None:
+    path = page.PLANS / "iic-cpu.json"
+    iic, untrained = [30.0, 33.0, 31.0], [20.0, 20.5, 20.0]
+    record = made(tmp_path, path, {"iic": iic, UNTRAINED: untrained})
+    values = [a - b for a, b in zip(iic, untrained, strict=True)]
+    assert spread(record) == (pytest.approx(statistics.stdev(values)), 1)
+
+
+def test_the_papers_numbers_are_those_of_its_tables() -> None:
+    lines = {group.name: [*group.lines] for claim in PAPERS for group in paper_groups(claim)}
+    psl = json.loads((ROOT / "fastpsl" / "tables" / "psl.json").read_text())["tables"]["4"]["rows"]
+    printed = {row["method"]: row["numbers"][0] for row in psl if "numbers" in row}
+    assert [line.means for line in lines["The paper (PSL, Table 4)"]] == [
+        (printed["Jigsaw+PSL"], printed["Jigsaw [38]"]), (printed["Rotation+PSL"], printed["Rotation*"]),
+        (printed["SimCLR+PSL"], printed["SimCLR [10]"]),
+    ]  # fmt: skip
+    assert [line.means for line in lines["The paper (SSL++, Table III)"]] == [(75.9, 60.1)]
+    assert [line.points for line in lines["The paper (UIC, Table 4)"]] == ["+0.6", "+1.9", "+0.8"]
+
+
+def test_a_chart_has_each_number_at_its_place(tmp_path: Path) -> None:
+    plan = read_plan(ROTATION)
+    group = experiment_group("psl_rotation-cpu", made(tmp_path, ROTATION, FULL), plan)
+    words = chart_words("psl", [*paper_groups("psl"), group])
+    assert words["ticks"][0] <= -1.3 and words["ticks"][-1] >= 20 and 0 in words["ticks"]
+    for theme in THEMES:
+        check_layout(ElementTree.fromstring(render("forest", theme, words)))
+    root = ElementTree.fromstring(render("forest", "light", words))
+    circles = [one for one in root.iter(f"{SVG}circle") if one.get("class") == "mean"]
+    places = [number(one, "cx") for one in circles]
+    fit = stats.linregress([line.difference for line in group.lines], places)
+    assert fit.slope > 10 and fit.rvalue == pytest.approx(1, abs=1e-5)
+    seeds = [number(one, "cx") for one in root.iter(f"{SVG}circle") if one.get("class") == "seed"]
+    values = [value for line in group.lines for value in line.seeds]
+    assert seeds == pytest.approx([fit.intercept + fit.slope * value for value in values], abs=0.2)
+    filled = {one.attrib["fill"] != THEMES["light"]["page"] for one in circles}
+    assert filled == {True, False}
+    assert len([one for one in root.iter(f"{SVG}path") if one.get("class") == "paper"]) == 3
+    flat = chart_words("psl", [*paper_groups("psl")])
+    assert len(flat["ticks"]) > 2
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("claim", PAPERS)
+def test_a_committed_chart_can_be_read(claim: str, theme: str) -> None:
+    check_layout(ElementTree.fromstring(page.chart_path(claim, theme).read_text()))
+
+
+def test_a_new_record_reaches_the_page_the_charts_and_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "deepcluster-cpu"
+    for folder in page.RUNS.iterdir():
+        if folder.name != name:
+            (tmp_path / folder.name).symlink_to(folder)
+    monkeypatch.setattr(page, "RUNS", tmp_path)
+    path = page.PLANS / f"{name}.json"
+    values = {"uic": [44.0, 45.0, 43.5], "deepcluster": [43.0, 44.5, 43.9], UNTRAINED: [30.0, 31.5, 29.5]}
+    (tmp_path / name).mkdir()
+    before = page.texts()
+    assert f"{name} (10,000 images" in before[page.EVIDENCE]
+    record = made(tmp_path / name, path, values)
+    (tmp_path / name / "results.json").write_text(json.dumps(record))
+    after = page.texts()
+    row = next(line for line in after[page.EVIDENCE].splitlines() if line.startswith("| uic − deepcluster |"))
+    assert f"[{name}](runs/{name}/results.json): 10,000 images" in row and "| 44.2/43.8 |" in row
+    assert f"{name} (10,000 images" not in after[page.EVIDENCE] and "9 of 18 entries" in after[page.EVIDENCE]
+    changed = {path.name for path, text in after.items() if before[path] != text}
+    charts = {f"evidence-uic-{theme}.svg" for theme in THEMES}
+    assert changed == {"evidence.md", "small_scale.json", *charts}
+    small = json.loads(after[page.ROWS])["uic/4"]
+    assert small[-1]["page"] == "docs/evidence.md" and small[-1]["rows"][0] == ["uic", ["44.2 ± 0.8 (3)"]]
+    (tmp_path / name / "results.json").write_text(json.dumps(record | {"plan_commit": None}))
+    with pytest.raises(
+        ValueError, match=f"{name}: its plan was not committed.* commit bench/evidence/{name}"
+    ):
+        page.texts()
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", [name for name, _ in page.read_results(page.RUNS)])
+def test_a_plan_was_committed_before_its_first_score(name: str) -> None:
+    if not (ROOT / ".git").exists() or git("rev-parse", "--is-shallow-repository").strip() != "false":
+        pytest.skip("no git history")
+    record = json.loads((page.RUNS / name / "results.json").read_text())
+    plan = git("show", f"{record['plan_commit']}:bench/evidence/{record['plan']}")
+    assert hashlib.sha256(plan.encode()).hexdigest() == record["plan_sha256"]
+    committed = datetime.fromisoformat(git("show", "-s", "--format=%cI", record["plan_commit"]).strip())
+    dates = [datetime.fromisoformat(one["date"]) for one in record["scores"] if "date" in one]
+    assert committed < min(dates)
