@@ -16,6 +16,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.results import block_means, holm
 from bench.performance import marks, written
@@ -41,7 +42,7 @@ def texts() -> dict[Path, str]:
             raise ValueError(f"docs/runs/{name}: its plan was not committed before it was run")
         found[name] = result
         parts[name] = part(name, result, times=path.with_name("times.json").exists())
-    made = written(ROOT, parts)
+    made = written(ROOT, parts | zoo(RUNS, found, _EVALUATIONS))
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, result in found.items():
         page = next(page for page, text in made.items() if name in marks(text))

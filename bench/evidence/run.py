@@ -257,21 +257,25 @@ def _span(runner: Runner, timed: Mapping[str, Mapping[str, float]], num: int) ->
     return max(free)
 
 
-def main() -> int:
-    """Run what is missing."""
-    options = tyro.cli(Options, description=__doc__)
-    options = replace(options, work=options.work.resolve())
+def prepared(options: Options) -> Runner:
+    """Return the runner of an experiment whose data are written; the environment has its threads."""
     if options.seconds <= 0 or options.jobs < 1:
         raise ValueError(f"--seconds {options.seconds:g}, --jobs {options.jobs}: both must be above 0")
-    out = options.out or options.work
-    results = Results.opened(out / "results.json", options.plan)
-    data, runs = options.work / "data", options.work / "runs"
+    work = options.work.resolve()
+    results = Results.opened((options.out or work) / "results.json", options.plan)
+    data, runs = work / "data", work / "runs"
     if not data.is_dir():
         write_data(options.plan.stem, options.source, data)
     runs.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    runner = Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
+    return Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
+
+
+def main() -> int:
+    """Run what is missing."""
+    runner = prepared(tyro.cli(Options, description=__doc__))
+    results = runner.results
     code = 0
     try:
         if runner.plan.epochs and not results.record["epochs"]:
