@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.evidence.weights import RULE, beating, certificate_path, gains
+from bench.evidence.weights import RULE, beating, gains
 from docs.reference.generate.recipe_pages import DOCS, pages_of_recipes
 from fastpsl.models.export import table_row
 from fastpsl.models.foreign_weights import sha256_of_file
@@ -48,8 +48,8 @@ def zoo(runs: Path, experiments: Mapping[str, Record], words: Mapping[str, str])
 
 def certificates(folder: Path, results: Record) -> Iterator[dict[str, Any]]:
     """Yield the certificates of an experiment's folder; ValueError for one that its record refutes."""
-    for weights in sorted(folder.glob("*.safetensors")):
-        certificate = json.loads(certificate_path(weights).read_text())
+    for path in sorted(folder.glob("*.safetensors.json")):
+        certificate, weights = json.loads(path.read_text()), path.with_suffix("")
         if sha256_of_file(weights) != certificate["sha256"]:
             raise ValueError(f"{weights}: its SHA-256 is not that of its certificate; make both again")
         is_of_plan = certificate["plan_sha256"] == results["plan_sha256"]
@@ -61,7 +61,7 @@ def certificates(folder: Path, results: Record) -> Iterator[dict[str, Any]]:
 def _cells(certificate: Record, results: Record, by: str) -> dict[str, str]:
     """Return what the table of weights says of a file."""
     end, name = results["endpoint"], certificate["experiment"]
-    scores = certificate["scores"][end["evaluation"]]["numbers"]
+    scores = certificate["scores_of_file"][end["evaluation"]]
     over = [
         "{mean:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})".format(**gain)
         for gain in certificate["over_no_training"]

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from bench.evidence.plan import RANDOM, UNTRAINED, Run
+from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step
 from bench.evidence.results import Record, holm, score_of, training_of
 from bench.evidence.run import Options, OutOfTime, Runner, prepared
 from bench.program import run_program
@@ -112,7 +112,7 @@ def write_weights(runner: Runner, run: Run, found: list[Gain]) -> tuple[str, boo
     }  # fmt: skip
     name = f"{run.arm.replace(' ', '_')}-s{run.seed}"
     out = runner.results.path.with_name(f"{name}.safetensors")
-    path = certificate_path(out)
+    path = out.with_name(f"{out.name}.json")
     known = json.loads(path.read_text()) if path.exists() else None
     said, is_well = _compared(certificate, known, runner.results.record)
     if not is_well or (known and out.exists()):
@@ -120,10 +120,29 @@ def write_weights(runner: Runner, run: Run, found: list[Gain]) -> tuple[str, boo
     size = sum(tensor.nbytes for tensor in halved(pretrained).backbone.state_dict().values())
     if size > MAX_BYTES:
         raise ValueError(f"{out}: would have {size:,} bytes; those of at most {MAX_BYTES:,} are published")
-    export(pretrained, "safetensors", out, overwrite=True)
-    of_file = {"file": out.name, "sha256": sha256_of_file(out), "bytes": out.stat().st_size, "dtype": _DTYPE}
+    here = runner.runs / out.name
+    export(pretrained, "safetensors", here, overwrite=True)
+    of_file = {
+        "file": out.name, "sha256": sha256_of_file(here), "bytes": here.stat().st_size, "dtype": _DTYPE,
+        "scores_of_file": _scores_of_file(runner, run, here),
+    }  # fmt: skip
+    write_atomically(out, here.read_bytes())
     write_atomically(path, (json.dumps(of_file | certificate, indent=1) + "\n").encode())
     return f"{name}: {said}; {out}, {size / 1e6:.2f} MB", True
+
+
+def _scores_of_file(runner: Runner, run: Run, file: Path) -> Record:
+    """Return the numbers of a file of weights in the folder of the runs, by evaluation."""
+    plan, found = runner.plan, Record()
+    for name in plan.evaluations_of(run):
+        command = plan.evaluations[name].replace("{weights}", f"{{runs}}/{file.name}{plan.own_backbone}")
+        step = Step(f"{file.name}-{name}", command, run.values)
+        runner.run_step(step)
+        score = score_of(runner.runs, step)
+        if score["weights_sha256"] != sha256_of_file(file):
+            raise ValueError(f"{file.with_name(step.name)}: scores of an earlier {file.name}; remove them")
+        found[name] = score["numbers"]
+    return found
 
 
 def _certificate(runner: Runner, run: Run, pretrained: Pretrained) -> Record:
@@ -152,11 +171,6 @@ def _certificate(runner: Runner, run: Run, pretrained: Pretrained) -> Record:
         },
         "first": [step.command for step in plan.first_of(run.seed)], "training": training, "scores": scores,
     }  # fmt: skip
-
-
-def certificate_path(weights: Path) -> Path:
-    """Return where the certificate of a file of weights is."""
-    return weights.with_name(f"{weights.name}.json")
 
 
 def _compared(made: Record, known: Record | None, results: Record) -> tuple[str, bool]:

@@ -62,8 +62,10 @@ if kind == "train":
     if name := flags.get("--backbone"):
         save_checkpoint(name, seed)
 else:
-    score = json.loads(Path(checkpoint, "score.json").read_text()) if checkpoint else 1.5
-    files = sorted(Path(checkpoint or "none").glob("checkpoints/*.pt"))
+    weights, score = Path(checkpoint or "none"), 1.5
+    files = [weights] if weights.is_file() else sorted(weights.glob("checkpoints/*.pt"))
+    if checkpoint:
+        score = 19.5 if weights.is_file() else json.loads((weights / "score.json").read_text())
     sha256 = {"sha256": hashlib.sha256(files[-1].read_bytes()).hexdigest()} if files else {}
     seen = {"channels": flags.get("--input", "RGB"), "mean": [0.5], "std": [0.25], "size_px": 8}
     write("result.json", {

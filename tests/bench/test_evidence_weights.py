@@ -118,6 +118,7 @@ def test_the_arms_that_beat_no_training_alone_are_written(experiment: Path) -> N
         certificate["scores"]["linear"]["data"]["train"] == "d" * 32 == certificate["training"]["data_digest"]
     )
     assert certificate["training"]["command"] == results["training"][0]["command"]
+    assert certificate["scores_of_file"] == {"linear": {"top1_B1": 19.5, "top1_B2": 20.5}}
     assert certificate["environment"].keys() == {"cpu", "gpu", "threads", "torch", "python", "commit"}
     (over,) = certificate["over_no_training"]
     assert over["mean"] == 15.2 and over["level"] > 0.98 and certificate["rule"] == RULE
@@ -221,7 +222,7 @@ def test_the_model_zoo_is_made_of_certificates(copied: Path) -> None:
     cells = next(line for line in parts["weights"].splitlines() if "[certificate]" in line).split(" | ")
     path = f"/docs/runs/out/{file['file']}"
     assert cells[0] == f"| [{file['file']}]({path}), [certificate]({path}.json)"
-    assert cells[2] == "linear classifiers, B1: 20.1 %" and cells[3].startswith("+15.2 (+14.9 to +15.5)")
+    assert cells[2] == "linear classifiers, B1: 19.5 %" and cells[3].startswith("+15.2 (+14.9 to +15.5)")
     assert cells[5] == f"`{file['sha256'][:12]}…` |" and RULE in parts["weights"]
     assert f'fastpsl.load("{path[1:]}", backbone="{BACKBONE}")' in parts["weights"]
     swapped = {"well trained": "swinging", "swinging": "well trained"}
@@ -232,7 +233,7 @@ def test_the_model_zoo_is_made_of_certificates(copied: Path) -> None:
         added.write(b"0")
     with pytest.raises(ValueError, match="its SHA-256 is not that of its certificate"):
         zoo(out.parent, {"out": results}, {})
-    weights_of(copied).unlink()
+    weights_of(copied).with_suffix(".safetensors.json").unlink()
     parts = zoo(out.parent, {"out": results}, {})
     assert "publishes no weights yet" in parts["weights"] and "| not published |" in parts["experiments"]
 
