@@ -14,7 +14,7 @@ from fastpsl.scripts.recipe_files import TRAIN
 from fastpsl.tables.templates import templates
 
 Record = Mapping[str, Any]
-_HEADER = ("recipe", "experiment", "number", "mean of the seeds in %", "weights")
+_HEADER = ("recipe", "experiment", "number", "mean in %", "weights")
 
 
 def zoo(runs: Path, experiments: Mapping[str, Record], words: Mapping[str, str]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def zoo(runs: Path, experiments: Mapping[str, Record], words: Mapping[str, str])
         links = (
             ", ".join(f"[`{recipe}`]({pages[recipe]})" for recipe in recipes),
             f"[{results['title']}](/docs/runs/{experiment}/results.json)",
-            f"top-1 by {by}, {_blocks(results)}",
+            f"top-1 by {by}, {_blocks(results)}; {_seeds(results)}",
             _means(results),
             ", ".join(f"[{one['arm']}]({one['path']})" for one in here) or "not published",
         )
@@ -89,6 +89,12 @@ def _means(results: Record) -> str:
             beside.setdefault(one["name"], []).append(one["numbers"][one["number"]])
     rows |= {name: [statistics.fmean(values)] for name, values in beside.items()}
     return "; ".join(f"{arm} {' / '.join(f'{mean:.1f}' for mean in of)}" for arm, of in rows.items())
+
+
+def _seeds(results: Record) -> str:
+    """Return the number of seeds, which differs between rows until all is run."""
+    nums = sorted({len(row["values"]) for row in results["means"]})
+    return f"{' to '.join(map(str, dict.fromkeys((nums[0], nums[-1]))))} seeds"
 
 
 def _blocks(results: Record) -> str:

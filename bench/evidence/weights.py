@@ -10,6 +10,7 @@ more than seeds do.
 """
 
 import json
+import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
@@ -76,13 +77,13 @@ def gains(results: Mapping[str, Any]) -> list[Gain]:
     means, errors = [statistics.fmean(one) for one in values], [float(stats.sem(one)) for one in values]
     with np.errstate(divide="ignore", invalid="ignore"):
         order = np.argsort(-np.abs(np.array(means) / np.array(errors)))
-    found = dict[int, Gain]()
+    found, p = dict[int, Gain](), holm(values)
     for rank, place in enumerate(order.tolist()):
         level = 1 - ALPHA / (len(names) - rank)
         half = float(stats.t.ppf((1 + level) / 2, len(values[place]) - 1)) * errors[place]
         interval = (round(means[place] - half, 3), round(means[place] + half, 3))
-        found[place] = Gain(*names[place], round(means[place], 3), interval, round(level, 5), 0)
-    return [Gain(**(asdict(found[place]) | {"p": round(p, 6)})) for place, p in enumerate(holm(values))]
+        found[place] = Gain(*names[place], round(means[place], 3), interval, round(level, 5), p[place])
+    return [found[place] for place in range(len(names))]
 
 
 def beating(found: list[Gain]) -> list[str]:
@@ -107,9 +108,7 @@ def write_weights(runner: Runner, run: Run, found: list[Gain]) -> tuple[str, boo
     of = runner.plan.own_backbone.removeprefix(" --backbone ")
     pretrained = load_pretrained(runner.runs / run.name, of or None)
     certificate = _certificate(runner, run, pretrained)
-    certificate |= {
-        "over_no_training": [asdict(gain) for gain in found if gain.arm == run.arm], "rule": RULE,
-    }  # fmt: skip
+    certificate |= {"rule": RULE, "over_no_training": [asdict(one) for one in found if one.arm == run.arm]}
     name = f"{run.arm.replace(' ', '_')}-s{run.seed}"
     out = runner.results.path.with_name(f"{name}.safetensors")
     path = out.with_name(f"{out.name}.json")
@@ -212,12 +211,14 @@ def _runs(runner: Runner) -> Iterator[tuple[Run, list[Gain]]]:
             f"{results.path}: {len(missing)} entries are missing, such as {missing[0].name}; run "
             f"bench.evidence.run first, with --out {results.path.parent}"
         )
+    # Bits depend on the number of threads.
+    os.environ["OMP_NUM_THREADS"] = str(results.record["training"][0]["machine"]["torch_threads"])
     found = gains(results.record)
     for gain in found:
         low, high = gain.interval
         print(
             f"{gain.arm} - {UNTRAINED}, {gain.number}: {gain.mean:+.2f} ({low:+.2f} to {high:+.2f} at "
-            f"{100 * gain.level:.2f} %), p {gain.p:.4f}: {'above' if gain.is_above else 'not above'} 0"
+            f"{100 * gain.level:.2f} %), p {gain.p:.2g}: {'above' if gain.is_above else 'not above'} 0"
         )
     for arm in beating(found):
         yield Run(arm, rates[arm], plan.seeds[0], counts=True), found
