@@ -82,7 +82,8 @@ def gains(results: Mapping[str, Any]) -> list[Gain]:
         level = 1 - ALPHA / (len(names) - rank)
         half = float(stats.t.ppf((1 + level) / 2, len(values[place]) - 1)) * errors[place]
         interval = (round(means[place] - half, 3), round(means[place] + half, 3))
-        found[place] = Gain(*names[place], round(means[place], 3), interval, round(level, 5), p[place])
+        arm, number = names[place]
+        found[place] = Gain(arm, number, round(means[place], 3), interval, round(level, 5), p[place])
     return [found[place] for place in range(len(names))]
 
 

@@ -65,7 +65,7 @@ def certificate_of(plan: Path) -> dict[str, Any]:
 def test_gains_are_corrected_for_all_arms_and_numbers() -> None:
     """By scipy's test of each arm and a plain loop over the ranks."""
     draws = np.random.default_rng(5)
-    scores = [
+    scores: list[dict[str, Any]] = [
         {"arm": arm, "seed": seed, "evaluation": evaluation,
          "numbers": {"a": float(draws.normal(mean)), "b": float(draws.normal(2 * mean))}}
         for arm, mean in (("one", 4), ("two", 1), ("three", -6), (UNTRAINED, 0), (RANDOM, 9))
