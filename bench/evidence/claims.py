@@ -37,7 +37,7 @@ PAPERS = {
 }
 """Claim → what the paper says of it: words, table, method and column. The method's baseline is the other."""
 
-EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
+_EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
 _NAMES = {"psl": "PSL", "uic": "UIC", "sslpp": "SSL++"}
 _STEPS, _MOST_TICKS = (0.5, 1, 2, 5, 10, 20, 50), 8
 
@@ -108,7 +108,7 @@ def p_values(result: Record) -> list[float | None]:
 
 def evaluation_in_words(evaluation: str) -> str:
     """Return the name of an evaluation for people."""
-    return EVALUATIONS.get(evaluation, evaluation)
+    return _EVALUATIONS.get(evaluation, evaluation)
 
 
 def block(number: str) -> str:

@@ -23,6 +23,8 @@ from bench.evidence.claims import (
     p_values,
     paper_groups,
 )
+from bench.evidence.model_zoo import PARTS as ZOO
+from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import read_plan
 from bench.evidence.results import block_means
 from bench.figures.svg import THEMES, render
@@ -37,7 +39,7 @@ RUNS = ROOT / "docs" / "runs"
 ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
 EVIDENCE = ROOT / "docs" / "evidence.md"
 EXPERIMENTS = {path.stem for path in PLANS.glob("*.json")}
-PARTS = {*(f"{claim} claim" for claim in PAPERS), "power"}
+PARTS = {*(f"{claim} claim" for claim in PAPERS), "power", *ZOO}
 _COMPARISONS = "6"  # of those in power.json: the most that a plan on two cores has
 
 
@@ -66,7 +68,7 @@ def texts() -> dict[Path, str]:
         if result["means"]:
             rows.setdefault(result["paper"], []).append(_small_scale(result, own.get(name, EVIDENCE)))
     small = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    return {**written(ROOT, parts), **charts, ROWS: small}
+    return {**written(ROOT, parts | zoo(RUNS, results)), **charts, ROWS: small}
 
 
 def read_results(runs: Path) -> Iterator[tuple[str, dict[str, Any]]]:

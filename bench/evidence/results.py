@@ -82,18 +82,18 @@ class Results:
             curve = plan.curve and _curve(plan.curve, folder / run.name)
             kept = [_kept(self.path.parent, run, folder, file) for file in plan.keep]
             self.record["training"].append(
-                of_run | _training(folder, step) | {"curve": curve} | ({"kept": kept} if kept else {})
+                of_run | training_of(folder, step) | {"curve": curve} | ({"kept": kept} if kept else {})
             )
         for name in plan.evaluations_of(run):
             if (step := plan.evaluation_of(run, name)).command not in have:
                 kind = "scores" if run.counts else "search"
-                self.record[kind].append(of_run | {"evaluation": name} | _score(folder, step))
+                self.record[kind].append(of_run | {"evaluation": name} | score_of(folder, step))
         self.write()
 
     def add_beside(self, name: str, seed: int | None, step: Step, folder: Path) -> None:
         """Add a number to compare with, and write results.json."""
         of_step = {"name": name, "seed": seed, "number": self.plan.beside[name].number}
-        self.record["beside"].append(of_step | _score(folder, step))
+        self.record["beside"].append(of_step | score_of(folder, step))
         self.write()
 
     def rates(self) -> dict[str, float]:
@@ -128,7 +128,7 @@ class Results:
         write_atomically(self.path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _score(folder: Path, step: Step) -> Record:
+def score_of(folder: Path, step: Step) -> Record:
     """Return what an evaluation found, with all that it came from."""
     result = _read(folder / step.name / "result.json")
     if result["cut"]:
@@ -143,7 +143,7 @@ def _score(folder: Path, step: Step) -> Record:
     }  # fmt: skip
 
 
-def _training(folder: Path, step: Step) -> Record:
+def training_of(folder: Path, step: Step) -> Record:
     """Return the losses of a training by stages, and its machine."""
     of = folder / step.name
     stages = _read(of / "results.json")

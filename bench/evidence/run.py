@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from heapq import heapreplace
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Annotated
@@ -97,18 +98,18 @@ class Runner:
         """Train and evaluate."""
         with self.lock:  # because others may need the same
             for step in self.plan.first_of(run.seed):
-                self._run(step)
+                self.run_step(step)
         if run.arm != RANDOM:
-            self._run(self.plan.training_of(run))
+            self.run_step(self.plan.training_of(run))
         for name in self.plan.evaluations_of(run):
-            self._run(self.plan.evaluation_of(run, name))
+            self.run_step(self.plan.evaluation_of(run, name))
 
     def compare(self) -> None:
         """Run the commands of the numbers to compare with."""
         for name, seed, step in self.results.missing_beside():
             for first in self.plan.first_of(seed) if seed is not None else ():
-                self._run(first)
-            self._run(step)
+                self.run_step(first)
+            self.run_step(step)
             self.results.add_beside(name, seed, step, self.runs)
 
     def all(self, runs: Sequence[Run], work: Callable[[Run], None]) -> None:
@@ -135,7 +136,7 @@ class Runner:
         if errors:  # the first that is no end of the time, or that
             raise min(errors, key=lambda each: isinstance(each, OutOfTime))
 
-    def _run(self, step: Step) -> None:
+    def run_step(self, step: Step) -> None:
         """Run a command unless it is done."""
         name, done = step.name, done_file(self.runs, step)
         log, before = self.runs / f"{name}.log", done.exists() and json.loads(done.read_text())["command"]
@@ -146,7 +147,8 @@ class Runner:
         process = _PROCESSES.Process(
             target=work, args=(step.words(self.data, self.runs), step.command, log, done), name=name
         )
-        process.start()
+        with _POLLING:
+            process.start()
         try:
             self._wait(process, log)
         finally:
@@ -160,8 +162,8 @@ class Runner:
 
     def _wait(self, process: ForkServerProcess, log: Path) -> None:
         said = time.monotonic()
-        while process.is_alive():
-            process.join(0.2)
+        while _is_alive(process):
+            wait([process.sentinel], 0.2)
             if self.left_s() < 0 or self.stopping.is_set():
                 raise OutOfTime
             if time.monotonic() - said >= _SAY_EVERY_S:
@@ -169,6 +171,8 @@ class Runner:
                 print(f"{process.name}: {_last_line(log)}", file=sys.stderr, flush=True)
 
 
+# A start polls all processes, and of two polls at once one finds no exit code.
+_POLLING = threading.Lock()
 # Each command has a process, forked from one that has torch already: a start takes a moment, not seconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.evaluate"])
@@ -211,12 +215,18 @@ def _end_with_the_parent() -> None:
 
 def _end(process: ForkServerProcess) -> None:
     """End a process by SIGTERM, which trainings answer by a checkpoint, or after a minute by SIGKILL."""
-    if process.is_alive():
+    if _is_alive(process):
         process.terminate()
-        process.join(_END_S)
-    if process.is_alive():
+        wait([process.sentinel], _END_S)
+    if _is_alive(process):
         process.kill()
-    process.join()
+        wait([process.sentinel])
+    assert not _is_alive(process)
+
+
+def _is_alive(process: ForkServerProcess) -> bool:
+    with _POLLING:
+        return process.is_alive()
 
 
 def _last_line(log: Path) -> str:
@@ -267,21 +277,25 @@ def _span(runner: Runner, timed: Mapping[str, Mapping[str, float]], num: int) ->
     return max(free)
 
 
-def main() -> int:
-    """Run what is missing."""
-    options = tyro.cli(Options, description=__doc__)
-    options = replace(options, work=options.work.resolve())
+def prepared(options: Options) -> Runner:
+    """Return the runner of an experiment whose data are written; the environment has its threads."""
     if options.seconds <= 0 or options.jobs < 1:
         raise ValueError(f"--seconds {options.seconds:g}, --jobs {options.jobs}: both must be above 0")
-    out = options.out or options.work
-    results = Results.opened(out / "results.json", options.plan)
-    data, runs = options.work / "data", options.work / "runs"
+    work = options.work.resolve()
+    results = Results.opened((options.out or work) / "results.json", options.plan)
+    data, runs = work / "data", work / "runs"
     if not data.is_dir():
         write_data(options.plan.stem, options.source, data)
     runs.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    runner = Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
+    return Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
+
+
+def main() -> int:
+    """Run what is missing."""
+    runner = prepared(tyro.cli(Options, description=__doc__))
+    results = runner.results
     code = 0
     try:
         if runner.plan.epochs and not results.record["epochs"]:

@@ -212,7 +212,7 @@ def test_a_new_record_reaches_the_page_the_charts_and_the_tables(
     assert f"{name} (10,000 images" not in after[page.EVIDENCE] and "9 of 18 entries" in after[page.EVIDENCE]
     changed = {path.name for path, text in after.items() if before[path] != text}
     charts = {f"evidence-uic-{theme}.svg" for theme in THEMES}
-    assert changed == {"evidence.md", "small_scale.json", *charts}
+    assert changed == {"evidence.md", "model_zoo.md", "small_scale.json", *charts}
     small = json.loads(after[page.ROWS])["uic/4"]
     assert small[-1]["page"] == "docs/evidence.md" and small[-1]["rows"][0] == ["uic", ["44.2 ± 0.8 (3)"]]
     (tmp_path / name / "results.json").write_text(json.dumps(record | {"plan_commit": None}))

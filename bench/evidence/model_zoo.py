@@ -1,0 +1,103 @@
+"""The parts of docs/project/model_zoo.md that are made of docs/runs: experiments and weights."""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.evidence.claims import evaluation_in_words
+from bench.evidence.weights import RULE, beating, gains
+from docs.reference.generate.recipe_pages import DOCS, pages_of_recipes
+from fastpsl.models.export import table_row
+from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.scripts.recipe_files import TRAIN
+from fastpsl.tables.templates import templates
+
+Record = Mapping[str, Any]
+PARTS = ("experiments", "weights")
+_HEADER = ("recipe", "experiment", "number", "mean in %", "weights")
+
+
+def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
+    """Return the parts by name.
+
+    Args:
+        runs: docs/runs.
+        experiments: Name → results.json.
+    """
+    names = {file: name for name, file in TRAIN.items()}
+    pages = {name: f"/docs/{path.relative_to(DOCS).as_posix()}" for name, path in pages_of_recipes().items()}
+    rows, files = [table_row(_HEADER), table_row(["---"] * len(_HEADER))], list[Record]()
+    for experiment, results in experiments.items():
+        commands = [word for one in results["training"] for word in one["command"].split()]
+        recipes = [names[Path(word).stem] for word in dict.fromkeys(commands) if word.startswith("recipes/")]
+        by = evaluation_in_words(results["endpoint"]["evaluation"])
+        here = [one | _cells(one, results, by) for one in certificates(runs / experiment, results)]
+        links = (
+            ", ".join(f"[`{recipe}`]({pages[recipe]})" for recipe in recipes),
+            f"[{results['title']}](/docs/runs/{experiment}/results.json)",
+            f"top-1 by {by}, {_blocks(results)}; {_seeds(results)}",
+            _means(results),
+            ", ".join(f"[{one['arm']}]({one['path']})" for one in here) or "not published",
+        )
+        rows.append(table_row(links))
+        files += here
+    template = templates(Path(__file__).parent).get_template("weights.md.jinja")
+    return {"experiments": "\n".join(rows), "weights": template.render(files=files, rule=RULE).strip()}
+
+
+def certificates(folder: Path, results: Record) -> Iterator[dict[str, Any]]:
+    """Yield the certificates of an experiment's folder; ValueError for one that its record refutes."""
+    for path in sorted(folder.glob("*.safetensors.json")):
+        certificate, weights = json.loads(path.read_text()), path.with_suffix("")
+        if sha256_of_file(weights) != certificate["sha256"]:
+            raise ValueError(f"{weights}: its SHA-256 is not that of its certificate; make both again")
+        is_of_plan = certificate["plan_sha256"] == results["plan_sha256"]
+        if not is_of_plan or certificate["arm"] not in beating(gains(results)):
+            raise ValueError(f"{weights}: by results.json, its arm has no weights; remove it")
+        yield certificate
+
+
+def _cells(certificate: Record, results: Record, by: str) -> dict[str, str]:
+    """Return what the table of weights says of a file."""
+    end, name = results["endpoint"], certificate["experiment"]
+    scores = certificate["scores_of_file"][end["evaluation"]]
+    over = [
+        "{mean:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})".format(**gain)
+        for gain in certificate["over_no_training"]
+    ]
+    return {
+        "path": f"/docs/runs/{name}/{certificate['file']}",
+        "of": f"[{results['title']}](/docs/runs/{name}/results.json): {certificate['arm']}",
+        "score": f"{by}, {_blocks(results)}: " + " / ".join(f"{scores[n]:.1f} %" for n in end["numbers"]),
+        "over": " / ".join(over),
+        "size": f"{certificate['bytes'] / 1e6:.1f} MB",
+    }
+
+
+def _means(results: Record) -> str:
+    """Return the means of all rows at the endpoint's numbers, and of what is compared, such as pixels."""
+    end, numbers = results["endpoint"], results["endpoint"]["numbers"]
+    means: dict[str, dict[str, float]] = {}
+    for row in results["means"]:
+        if row["evaluation"] == end["evaluation"] and row["number"] in numbers:
+            means.setdefault(row["arm"], {})[row["number"]] = row["mean"]
+    rows = {arm: [of[number] for number in numbers] for arm, of in means.items()}
+    beside: dict[str, list[float]] = {}
+    for one in results["beside"]:
+        if one["number"] == numbers[0].rpartition("_")[0]:
+            beside.setdefault(one["name"], []).append(one["numbers"][one["number"]])
+    rows |= {name: [statistics.fmean(values)] for name, values in beside.items()}
+    return "; ".join(f"{arm} {' / '.join(f'{mean:.1f}' for mean in of)}" for arm, of in rows.items())
+
+
+def _seeds(results: Record) -> str:
+    """Return the number of seeds, which differs between rows until all is run."""
+    nums = sorted({len(row["values"]) for row in results["means"]})
+    return f"{' to '.join(map(str, dict.fromkeys((nums[0], nums[-1]))))} seeds"
+
+
+def _blocks(results: Record) -> str:
+    """Return the blocks of the endpoint's numbers, such as B4 of top1_B4."""
+    return " / ".join(number.rpartition("_")[2] for number in results["endpoint"]["numbers"])
