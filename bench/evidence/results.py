@@ -4,7 +4,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, read_plan
-from bench.schema import environment
+from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.foreign_weights import sha256_of_file
 
@@ -76,7 +75,7 @@ class Results:
         plan, of_run = self.plan, {"arm": run.arm, "rate": run.rate, "seed": run.seed}
         have = self._commands()
         self.record["first"] = list(dict.fromkeys([*self.record["first"], *(
-            step.command for step in plan.first_of(run.seed)
+            step.command for step in plan.first_for(run)
         )]))  # fmt: skip
         if run.counts and run.arm != RANDOM and (step := plan.training_of(run)).command not in have:
             curve = plan.curve and _curve(plan.curve, folder / run.name)
@@ -296,11 +295,6 @@ def _commit_of(path: Path) -> str | None:
     if override := os.environ.get("FASTPSL_COMMIT"):
         return None if " " in override else override
     git = ("git", "-C", str(path.resolve().parent))
-    if subprocess.run(
-        [*git, "diff", "--quiet", "HEAD", "--", path.name], check=False, stderr=subprocess.DEVNULL
-    ).returncode:
+    if not output_of(*git, "rev-parse", "HEAD") or output_of(*git, "diff", "HEAD", "--", path.name):
         return None
-    found = subprocess.run(
-        [*git, "log", "-1", "--format=%H", "--", path.name], check=False, capture_output=True, text=True
-    )
-    return found.stdout.strip() or None
+    return output_of(*git, "log", "-1", "--format=%H", "--", path.name)

@@ -95,7 +95,7 @@ class Runner:
     def do(self, run: Run) -> None:
         """Train and evaluate."""
         with self.lock:  # because others may need the same
-            for step in self.plan.first_of(run.seed):
+            for step in self.plan.first_for(run):
                 self._run(step)
         if run.arm != RANDOM:
             self._run(self.plan.training_of(run))
@@ -170,7 +170,7 @@ class Runner:
 
 # Each command has a process, forked from one that has torch already: a start takes a moment, not seconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.evaluate"])
+_PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.evaluate", "bench.evidence.results"])
 
 
 def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
@@ -261,6 +261,7 @@ def main() -> int:
     """Run what is missing."""
     options = tyro.cli(Options, description=__doc__)
     options = replace(options, work=options.work.resolve())
+    deadline = time.monotonic() + options.seconds
     if options.seconds <= 0 or options.jobs < 1:
         raise ValueError(f"--seconds {options.seconds:g}, --jobs {options.jobs}: both must be above 0")
     out = options.out or options.work
@@ -271,7 +272,7 @@ def main() -> int:
     runs.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    runner = Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
+    runner = Runner(data, runs, options.jobs, results, deadline)
     code = 0
     try:
         if runner.plan.epochs and not results.record["epochs"]:
