@@ -75,7 +75,7 @@ class Results:
         plan, of_run = self.plan, {"arm": run.arm, "rate": run.rate, "seed": run.seed}
         have = self._commands()
         self.record["first"] = list(dict.fromkeys([*self.record["first"], *(
-            step.command for step in plan.first_for(run)
+            step.command for step in plan.first_of(run.seed)
         )]))  # fmt: skip
         if run.counts and run.arm != RANDOM and (step := plan.training_of(run)).command not in have:
             curve = plan.curve and _curve(plan.curve, folder / run.name)

@@ -170,7 +170,8 @@ class Runner:
 
 # Each command has a process, forked from one that has torch already: a start takes a moment, not seconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.evaluate", "bench.evidence.results"])
+PRELOADED = ["fastpsl.scripts.recipe_process", "fastpsl.evaluate", "bench.evidence.results"]
+_PROCESSES.set_forkserver_preload(PRELOADED)
 
 
 def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:

@@ -180,7 +180,7 @@ small_evidence() { # small_evidence PLAN: a plan of tiny values with a title tha
     sed -E "s#--backbone [^ \"]+#--backbone bench/evidence/networks.py:SmallResNet#g; s#docs/runs/#$WORK/rehearsal/#g
         s#--num-clusters [0-9]+#--num-clusters 8#g; s#--pca-width [0-9]+#--pca-width 16#g; s#--batch-size [0-9]+#--batch-size 32#g
         s#--epochs [0-9]+#--epochs 1#g; s#\"epochs\": .*#\"epochs\": [1],#; s#\"seeds\": .*#\"seeds\": [0],#
-        s#\"title\": \"#&A rehearsal at tiny values. #" "bench/evidence/${1##*/}" >"$1"
+        s#\"title\": \"#&a rehearsal at tiny values: its figures mean nothing; #" "bench/evidence/${1##*/}" >"$1"
     "$PYTHON" -c "
 import numpy as np
 from pathlib import Path

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import textwrap
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,13 +17,13 @@ import pytest
 from scipy import stats
 from typing_extensions import override
 
-from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
+from bench.evidence.data import SEARCH, SETS, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.page import _COLOURS as COLOURS
 from bench.evidence.page import draw_figure, part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
 from bench.evidence.power import power, smallest_difference
 from bench.evidence.results import Results, difference, holm
-from bench.evidence.run import main
+from bench.evidence.run import PRELOADED, main
 from bench.recipe_stages import recipe_of
 from bench.time_to_accuracy import clock_of_looks
 from fastpsl.console.terminal import EXIT_PREEMPTED
@@ -138,6 +140,27 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(path: Path) -> None
     blocks = {number.rpartition("_")[2] for number in plan.endpoint.numbers}
     evaluation = plan.endpoint.evaluation
     assert "linear" in evaluation or all(block in plan.evaluations[evaluation] for block in blocks)
+
+
+def test_all_plans_have_data_and_a_training_waits_for_its_own_labels_alone() -> None:
+    assert SETS.keys() == {path.stem for path in PLANS}
+    plan = read_plan(ROOT / "bench" / "evidence" / "uic-gpu.json").with_epochs(8)
+    assert plan.curve and plan.curve.last_epoch == 8
+    for arm, names in {"uic": [], "first labels": ["first-labels-s3"], UNTRAINED: []}.items():
+        assert [step.name for step in plan.first_for(Run(arm, 0.1, 3, counts=True))] == names
+
+
+@pytest.mark.slow
+def test_nothing_asks_for_cuda_before_a_command_has_its_process() -> None:
+    """A process that has asked for it leaves children that cannot use it."""
+    code = f"""
+        import importlib, torch
+        def refuse(*args, **kwargs): raise AssertionError("CUDA was asked for")
+        for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
+            setattr(torch.cuda, name, refuse)
+        for name in {PRELOADED}: importlib.import_module(name)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, env=ENVIRONMENT, check=True)
 
 
 @pytest.mark.parametrize(
