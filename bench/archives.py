@@ -30,7 +30,7 @@ _SCORED = "results.json"
 
 @dataclass
 class Brought:
-    """What archives hold."""
+    """The content of archives."""
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)  # file name → result of bench/results/
     experiments: dict[str, dict[str, bytes]] = field(default_factory=lambda: defaultdict(dict))

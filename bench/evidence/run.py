@@ -274,7 +274,7 @@ def main() -> int:
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
     runner = Runner(data, runs, options.jobs, results, deadline)
-    code = 0
+    end = ""
     try:
         if runner.plan.epochs and not results.record["epochs"]:
             choose_epochs(runner)
@@ -284,10 +284,9 @@ def main() -> int:
         runner.all(results.missing(runner.plan.counted(results.rates())), runner.enter)
         runner.compare()
     except OutOfTime:
-        print("the time is over; the same command goes on", file=sys.stderr)
-        code = EXIT_PREEMPTED
-    print(results.path)
-    return code
+        end = "; the time is over, and the same command goes on"
+    print(f"{results.path}: {len(results.record['scores'])} scores{end}")
+    return EXIT_PREEMPTED if end else 0
 
 
 if __name__ == "__main__":
