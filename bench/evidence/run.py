@@ -233,13 +233,19 @@ def choose_epochs(runner: Runner) -> None:
 
 
 def _timed(runner: Runner, run: Run, num: int) -> dict[str, float]:
-    """Return the seconds of a run's start, of one of its `num` epochs, and of its scores."""
-    training, *scores = (
-        json.loads(done_file(runner.runs, step).read_text())["seconds"] for step in runner.plan.steps_of(run)
+    """Return the seconds of a run's start, of one of its `num` epochs, and of its scores.
+
+    Its start includes what makes its labels.
+    """
+    first, (training, *scores) = (
+        [json.loads(done_file(runner.runs, step).read_text())["seconds"] for step in steps]
+        for steps in (runner.plan.first_for(run), runner.plan.steps_of(run))
     )
     stages = json.loads((runner.runs / run.name / "results.json").read_text())
     steps = sum(stage["seconds"] for stage in stages)
-    found = {"start_s": training - steps, "epoch_s": steps / num, "scores_s": sum(scores)}
+    found = {
+        "start_s": sum(first) + training - steps, "epoch_s": steps / num, "scores_s": sum(scores),
+    }  # fmt: skip
     return {name: round(seconds, 2) for name, seconds in found.items()}
 
 

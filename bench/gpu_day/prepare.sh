@@ -75,6 +75,7 @@ if [ -n "$images" ]; then
     mkdir .gpu/cifar{1,2,3,4}
     for n in 1 2 3; do mv .gpu/cifar/*-${n}of* .gpu/cifar$n/; done
     mv .gpu/cifar/* .gpu/cifar4/
+    rmdir .gpu/cifar
 fi
 
 # There is no git on the GPU machine: the commit, and a sum of each file, by which setup.sh sees whether the tree is another.

@@ -232,6 +232,8 @@ def test_the_clock_chooses_the_epochs_before_any_score(
         tmp_path, training=f"{FAKE} train --lr {{rate}} --seed {{seed}} --epochs {{epochs}} --out {{out}}",
         epochs=[1000, 20, 1], search={"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]},
         beside={}, keep=["probe.jsonl"],
+        arms={"good": "--gain 2 --labels {runs}/of-s{seed}", "plain one": "--gain 1"},
+        first={"of": f"{FAKE} train --gain 1 --lr 1 --seed {{seed}} --out {{out}}"},
     )  # fmt: skip
     found, write = list[tuple[int, int]](), Results.write
 
@@ -246,6 +248,11 @@ def test_the_clock_chooses_the_epochs_before_any_score(
     assert [one["epoch_s"] for one in results["calibration"].values()] == [0.1, 0.1]
     assert all("--epochs 20" in one["command"] for one in results["training"])
     assert {one["seed"] for one in results["training"]} == {0, 1}
+    of_good = [
+        json.loads((runs_of(path) / "timed-2" / f"{name}.done.json").read_text())["seconds"]
+        for name in ("of-s9", "good-lr0.2-s9")
+    ]
+    assert results["calibration"]["good"]["start_s"] == pytest.approx(sum(of_good) - 0.2)
     kept = results["training"][1]["kept"]
     assert kept == ["plain_one-s0-probe.jsonl"] and path.with_name("out").joinpath(*kept).exists()
     assert call(monkeypatch, path, "--seconds", "0.5") == 0  # all is done
