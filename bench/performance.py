@@ -1,7 +1,8 @@
 """Writes the tables of README and docs, and the charts of results, from the committed results.
 
     python bench/performance.py                    after a new file in bench/results/
-    python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first
+    python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first,
+                                                   and experiments of bench/evidence into docs/runs/
     python bench/performance.py --check            says whether the pages are what the files say; exit 1 where
                                                    not
     python bench/performance.py --show sizes.json  prints all rows and ratios of a file
@@ -12,13 +13,10 @@ root, and become relative to the page.
 """
 
 import argparse
-import gzip
 import json
 import os
 import re
 import sys
-import tarfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 
+from bench.archives import check_experiment, checked, put_experiment, read_archives
 from bench.charts import draw
 from bench.program import run_program
-from bench.schema import REHEARSAL, Results, validate, write_result
+from bench.schema import Results, write_result
 from bench.speed_ups import how_fast_table, losses_table, targets_table
 from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, show
 
@@ -97,68 +96,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return file name → result, sorted by name."""
     paths = sorted(folder.glob("*.json"))
-    return {path.name: _result(path.read_bytes(), path.name, "remove it") for path in paths}
-
-
-_NAME = r"[A-Za-z0-9_][\w.+-]*"
-_RESULT = re.compile(rf"results/({_NAME}\.json)", re.ASCII)
-_FOLDER = re.compile(r"\.|logs|results|runs")
-_OTHERS = re.compile(
-    rf"summary\.txt|failed\.txt|steps\.tsv|logs/{_NAME}\.log|"
-    rf"results/{_NAME}\.png|runs/{_NAME}\.(png|json|jsonl)",
-    re.ASCII,
-)
-_MOST_BYTES = 64 << 20  # per result
-
-
-def read_archive(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the results by file name, each checked against the schema."""
-    results = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                match = _RESULT.fullmatch(name)
-                known = _FOLDER.fullmatch(name) if member.isdir() else match or _OTHERS.fullmatch(name)
-                if not known or not (member.isdir() or member.isfile()):
-                    raise ValueError(f"{path}: holds {member.name!r}, which no part of bench/gpu_day/ makes")
-                if match:
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    remedy = "run the part without SMALL"
-                    results[match[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}", remedy)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: is no whole .tgz ({error}); bring it back again") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"{path}: cannot be read ({reason}); give a results-PART.tgz of bench/gpu_day/"
-        ) from None
-    if not results:
-        raise ValueError(f"{path}: holds no results/*.json; give a results-PART.tgz of bench/gpu_day/")
-    return results
-
-
-def read_archives(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Return the results of all archives."""
-    results: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        new_results = read_archive(path)
-        if duplicates := sorted(results.keys() & new_results.keys()):
-            raise ValueError(f"{path}: {duplicates[0]} is in another archive too; give one of the two")
-        results |= new_results
-    return results
-
-
-def _result(data: bytes, where: str, remedy: str) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(data)
-        validate(result)
-    except ValueError as error:  # json.JSONDecodeError is a ValueError, too
-        raise ValueError(f"{where}: {error}") from None
-    if REHEARSAL in result["notes"]:
-        raise ValueError(f"{where}: is {REHEARSAL}; {remedy}")
-    return result
+    return {path.name: checked(path.read_bytes(), path.name, "remove it") for path in paths}
 
 
 def pages(results: Results) -> dict[Path, str]:
@@ -188,8 +126,13 @@ def main() -> int:
             raise ValueError(f"--show {options.show}: no such file in bench/results/; there are {there}")
         show(json.loads(path.read_bytes()))
         return 0
-    for name, result in read_archives(options.archives).items():
+    brought = read_archives(options.archives)
+    for name, files in brought.experiments.items():
+        check_experiment(name, files, ROOT)
+    for name, result in brought.results.items():
         write_result(RESULTS / name, result)
+    for name, files in brought.experiments.items():
+        put_experiment(files, ROOT / "docs" / "runs" / name)
     results = read_results(RESULTS)
     made = pages(results)
     stale = [path for path, text in made.items() if path.read_text() != text]

@@ -136,7 +136,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "cpu": cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name(device) if is_cuda else None,
-        "driver": _output(*driver_query) if is_cuda else None,
+        "driver": output_of(*driver_query) if is_cuda else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
@@ -146,12 +146,13 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, "and changes" if Python files differ; FASTPSL_COMMIT overrides it."""
+    """Return the checkout's commit, "and changes" if sources differ; FASTPSL_COMMIT overrides it."""
     if override := os.environ.get("FASTPSL_COMMIT"):
         return override
     root = str(Path(__file__).resolve().parents[1])
-    revision = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    revision = output_of("git", "-C", root, "rev-parse", "--short=12", "HEAD")
+    sources = ("*.py", "bench/evidence/*.json")
+    changed = output_of("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", *sources)
     return f"{revision} and changes" if revision and changed else revision
 
 
@@ -327,7 +328,7 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def _output(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     """Return a command's output, or None if it is empty, fails or is missing."""
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

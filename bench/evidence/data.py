@@ -1,11 +1,11 @@
 """Write the images of an experiment as dataset files.
 
-    psl_jigsaw-*        the source is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
+    psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
     sslpp_digits-small  the source is -, as scikit-learn has them: 1,797 digits of 8 px
     simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
-                        train.npz and test.npz, or the files of bench/pack_images.py, train*.packed and
-                        test*.packed; -cpu and -small take 10,000
+                        train.npz and test.npz, or all pieces of both by bench/pack_images.py;
+                        -cpu and -small take 10,000, -gpu all but the 2,000 of the search
 
 Each set has three parts: `train`; `search`, by which rates are chosen; and `held-out`, the validation
 images, by which all is scored.
@@ -19,43 +19,25 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.pack_images import unpacked
+from bench.pack_images import joined
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, draw_part
 from fastpsl.pipelines.sources.published import published
 
 TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
 
 
-def tiny_imagenet(folder: Path, out: Path) -> None:
-    """Write lists of all 200 classes: of the training images 450 and 50, of the validation images all 50."""
-    classes = _classes(folder)
-    lists = _of_training(folder, classes, TRAIN, 450, SEARCH)
-    _write_lists(out, lists | {HELD_OUT: _validation(folder, classes)})
-
-
 def tiny_imagenet_50(folder: Path, out: Path) -> None:
     """Write lists of every fourth class: 400 and 100 training images, and 50 of the validation folder."""
-    classes = _classes(folder)[::4]
-    lists = _of_training(folder, classes, TRAIN, 400, HELD_OUT)
-    _write_lists(out, lists | {SEARCH: _validation(folder, classes)})
-
-
-def _classes(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "train").iterdir())
-
-
-def _of_training(
-    folder: Path, classes: Sequence[str], first: str, num: int, others: str
-) -> dict[str, list[str]]:
-    """Return the lines of two parts: the first `num` images of each class by number, and the others."""
-    lists: dict[str, list[str]] = {first: [], others: []}
+    classes = sorted(path.name for path in (folder / "train").iterdir())[::4]
+    lists: dict[str, list[str]] = {TRAIN: [], HELD_OUT: [], SEARCH: _validation(folder, classes)}
     for name in classes:
         images = (folder / "train" / name / "images").glob("*.JPEG")
         in_order = sorted(images, key=lambda path: int(path.stem.rpartition("_")[2]))
         lines = [f"{path.resolve()} {name}" for path in in_order]
-        lists[first] += lines[:num]
-        lists[others] += lines[num:]
-    return lists
+        lists[TRAIN] += lines[:400]
+        lists[HELD_OUT] += lines[400:]
+    for part, lines in lists.items():
+        (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
 
 
 def _validation(folder: Path, classes: Sequence[str]) -> list[str]:
@@ -64,14 +46,13 @@ def _validation(folder: Path, classes: Sequence[str]) -> list[str]:
     return [f"{(folder / 'val' / 'images' / row[0]).resolve()} {row[1]}" for row in rows if row[1] in classes]
 
 
-def _write_lists(out: Path, lists: Mapping[str, Sequence[str]]) -> None:
-    for part, lines in lists.items():
-        (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
+def _cifar10(folder: Path, out: Path, num: int | None = None) -> None:
+    """Write the first `num` training images of each class, the next 200 for search, and all test images.
 
-
-def _cifar10(folder: Path, out: Path, num: int) -> None:
-    """Write the first `num` training images of each class, the next 200 for search, and all test images."""
+    None takes 24 of 25 of a class; the search has the other 200 of CIFAR-10's 5,000.
+    """
     images, labels = _cifar10_arrays(folder, "train")
+    num = num or len(labels) * 24 // 250
     of_class = [np.flatnonzero(labels == number) for number in range(10)]
     for part, places in ((TRAIN, slice(0, num)), (SEARCH, slice(num, num + 200))):
         chosen = np.sort(np.concatenate([indices[places] for indices in of_class]))
@@ -86,9 +67,8 @@ def _cifar10_arrays(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if arrays.exists():
         with np.load(arrays) as file:
             return file["images"], file["labels"]
-    if packed := sorted(source.glob(f"{split}*.packed")):
-        images, labels = zip(*map(unpacked, packed), strict=True)
-        return np.concatenate(images), np.concatenate(labels)
+    if [*source.glob(f"{split}-*of*.packed")]:
+        return joined(source, split)
     samples = list(published(source, "cifar10", split).samples())
     labels = np.array([sample.label for sample in samples])
     return np.stack([np.asarray(sample.image) for sample in samples]), labels
@@ -118,10 +98,9 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
         ("uic-cpu", "deepcluster-cpu", "iic-cpu", "sslpp-cpu", "psl_rotation-cpu", "psl_simclr-cpu"),
         partial(_cifar10, num=1000),
     ),
-    "uic_cifar10-small": partial(_cifar10, num=1000), "uic_cifar10-gpu": partial(_cifar10, num=4800),
-    "sslpp_cifar10-gpu": partial(_cifar10, num=4800), "sslpp_digits-small": digits,
-    "psl_jigsaw-small": tiny_imagenet_50, "psl_jigsaw-gpu": tiny_imagenet,
-    "simclr_sample-small": drawn, "simclr_plans-small": drawn,
+    **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
+    "uic_cifar10-small": partial(_cifar10, num=1000), "sslpp_digits-small": digits,
+    "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     untrained        what the row "no training" adds to it: the same training at a rate that moves no weight,
                      so that BatchNorm's statistics alone change
     epochs           numbers of epochs, from the most to the fewest: the clock chooses the first by which all
-                     seeds end in time, before any score; none where the commands say them
+                     seeds end in time, before any score, and the curve ends there; none where the commands
+                     say them
     search           rates, and the seed, evaluation and numbers by whose mean the rate of an arm is chosen;
                      the seed counts nowhere else. With "arm", that arm alone is searched, and all take its
                      rate
@@ -129,12 +130,20 @@ class Plan:
             return command.replace("{epochs}", str(num))
 
         arms = {arm: put(flags) for arm, flags in self.arms.items()}
-        return replace(self, training=put(self.training), arms=arms, epochs=(num,))
+        curve = self.curve and replace(self.curve, last_epoch=num)
+        return replace(self, training=put(self.training), arms=arms, epochs=(num,), curve=curve)
 
     def first_of(self, seed: int) -> Iterator[Step]:
         """Yield what runs before a training of this seed; the name has the seed if it is used."""
         for name, command in self.first.items():
             yield _of_seed(name, command, seed)
+
+    def first_for(self, run: "Run") -> Iterator[Step]:
+        """Yield those of them whose files a training reads."""
+        command = "" if run.arm == RANDOM else self.training_of(run).template
+        for name, first in self.first.items():
+            if f"{{runs}}/{name}" in command:
+                yield _of_seed(name, first, run.seed)
 
     def compared(self) -> Iterator[tuple[str, int | None, Step]]:
         """Yield name, seed and command of each number to compare with; None for those of no seed."""

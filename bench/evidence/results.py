@@ -4,7 +4,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, read_plan
-from bench.schema import environment
+from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.foreign_weights import sha256_of_file
 
@@ -299,11 +298,6 @@ def _commit_of(path: Path) -> str | None:
     if override := os.environ.get("FASTPSL_COMMIT"):
         return None if " " in override else override
     git = ("git", "-C", str(path.resolve().parent))
-    if subprocess.run(
-        [*git, "diff", "--quiet", "HEAD", "--", path.name], check=False, stderr=subprocess.DEVNULL
-    ).returncode:
+    if not output_of(*git, "rev-parse", "HEAD") or output_of(*git, "diff", "HEAD", "--", path.name):
         return None
-    found = subprocess.run(
-        [*git, "log", "-1", "--format=%H", "--", path.name], check=False, capture_output=True, text=True
-    )
-    return found.stdout.strip() or None
+    return output_of(*git, "log", "-1", "--format=%H", "--", path.name)

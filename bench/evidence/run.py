@@ -96,13 +96,17 @@ class Runner:
 
     def do(self, run: Run) -> None:
         """Train and evaluate."""
+        self.train(run)
+        for name in self.plan.evaluations_of(run):
+            self.run_step(self.plan.evaluation_of(run, name))
+
+    def train(self, run: Run) -> None:
+        """Train, with the labels that this needs."""
         with self.lock:  # because others may need the same
-            for step in self.plan.first_of(run.seed):
+            for step in self.plan.first_for(run):
                 self.run_step(step)
         if run.arm != RANDOM:
             self.run_step(self.plan.training_of(run))
-        for name in self.plan.evaluations_of(run):
-            self.run_step(self.plan.evaluation_of(run, name))
 
     def compare(self) -> None:
         """Run the commands of the numbers to compare with."""
@@ -175,7 +179,8 @@ class Runner:
 _POLLING = threading.Lock()
 # Each command has a process, forked from one that has torch already: a start takes a moment, not seconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["fastpsl.scripts.recipe_process", "fastpsl.evaluate"])
+PRELOADED = ["fastpsl.scripts.recipe_process", "fastpsl.evaluate", "bench.evidence.results"]
+_PROCESSES.set_forkserver_preload(PRELOADED)
 
 
 def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
@@ -245,20 +250,27 @@ def choose_epochs(runner: Runner) -> None:
         folder = runner.runs / f"timed-{num}"
         folder.mkdir(exist_ok=True)
         timing = replace(runner, runs=folder, results=replace(runner.results, plan=plan.with_epochs(num)))
-        timing.all(runs, timing.do)
+        timing.all(runs, timing.train)
+    timing.all(runs, timing.do)
     timed = {run.arm: _timed(timing, run, num) for run in runs}
     fitting = [num for num in plan.epochs if _span(runner, timed, num) <= runner.left_s()]
     runner.results.choose_epochs((fitting or plan.epochs[-1:])[0], timed)
 
 
 def _timed(runner: Runner, run: Run, num: int) -> dict[str, float]:
-    """Return the seconds of a run's start, of one of its `num` epochs, and of its scores."""
-    training, *scores = (
-        json.loads(done_file(runner.runs, step).read_text())["seconds"] for step in runner.plan.steps_of(run)
+    """Return the seconds of a run's start, of one of its `num` epochs, and of its scores.
+
+    Its start includes what makes its labels.
+    """
+    first, (training, *scores) = (
+        [json.loads(done_file(runner.runs, step).read_text())["seconds"] for step in steps]
+        for steps in (runner.plan.first_for(run), runner.plan.steps_of(run))
     )
     stages = json.loads((runner.runs / run.name / "results.json").read_text())
     steps = sum(stage["seconds"] for stage in stages)
-    found = {"start_s": training - steps, "epoch_s": steps / num, "scores_s": sum(scores)}
+    found = {
+        "start_s": sum(first) + training - steps, "epoch_s": steps / num, "scores_s": sum(scores),
+    }  # fmt: skip
     return {name: round(seconds, 2) for name, seconds in found.items()}
 
 
@@ -279,6 +291,7 @@ def _span(runner: Runner, timed: Mapping[str, Mapping[str, float]], num: int) ->
 
 def prepared(options: Options) -> Runner:
     """Return the runner of an experiment whose data are written; the environment has its threads."""
+    deadline = time.monotonic() + options.seconds
     if options.seconds <= 0 or options.jobs < 1:
         raise ValueError(f"--seconds {options.seconds:g}, --jobs {options.jobs}: both must be above 0")
     work = options.work.resolve()
@@ -289,14 +302,14 @@ def prepared(options: Options) -> Runner:
     runs.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    return Runner(data, runs, options.jobs, results, time.monotonic() + options.seconds)
+    return Runner(data, runs, options.jobs, results, deadline)
 
 
 def main() -> int:
     """Run what is missing."""
     runner = prepared(tyro.cli(Options, description=__doc__))
     results = runner.results
-    code = 0
+    end = ""
     try:
         if runner.plan.epochs and not results.record["epochs"]:
             choose_epochs(runner)
@@ -306,10 +319,9 @@ def main() -> int:
         runner.all(results.missing(runner.plan.counted(results.rates())), runner.enter)
         runner.compare()
     except OutOfTime:
-        print("the time is over; the same command goes on", file=sys.stderr)
-        code = EXIT_PREEMPTED
-    print(results.path)
-    return code
+        end = "; the time is over, and the same command goes on"
+    print(f"{results.path}: {len(results.record['scores'])} scores{end}")
+    return EXIT_PREEMPTED if end else 0
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _certificate(runner: Runner, run: Run, pretrained: Pretrained) -> Record:
             "torch": machine["packages"].get("torch"), "python": machine["python"],
             "commit": training["commit"],
         },
-        "first": [step.command for step in plan.first_of(run.seed)], "training": training, "scores": scores,
+        "first": [step.command for step in plan.first_for(run)], "training": training, "scores": scores,
     }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# A part of the measurements on a rented GPU: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h. README.md says what each needs; setup.sh explains the
-# variables.
+# A part of the measurements on a rented GPU: bash bench/gpu_day/part.sh PART. README.md says what each needs; setup.sh explains the variables.
 part=${1:-}
-[[ $part == [a-h] ]] || { echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h" >&2; exit 2; }
+[[ $part =~ ^([a-h]|uic|iic|sslpp|psl|deepcluster)$ ]] || {
+    echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h|uic|iic|sslpp|psl|deepcluster" >&2
+    exit 2
+}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # The CUDA tests of the step, the tasks, BatchNorm and photometric kernels, with launched and captured steps compared; the step by
@@ -147,6 +149,47 @@ part_h() {
     unpack_cifar 30
     bench rotation 130 time_to_accuracy "${cifar[@]}" --recipe rotation --seeds 0 1 --limit-s "$(share 130 95)"
     bench simclr 225 time_to_accuracy "${cifar[@]}" --recipe simclr --seeds 0 --limit-s "$(share 225 95)"
+}
+
+# Whether the methods work: the plan PART-gpu of bench/evidence, as far as it is missing. docs/runs/ has what earlier parts have brought back.
+part_uic() { evidence 3; }
+part_iic() { evidence 1; }
+part_sslpp() { evidence 4; }
+part_psl() { evidence 4; }
+part_deepcluster() { evidence 2; }
+
+evidence() { # evidence JOBS: arms that learn at a time
+    local name=$part-gpu last=405
+    local plan=bench/evidence/$name.json out=docs/runs/$name work=$WORK/evidence/$name
+    if [ -n "$SMALL" ]; then
+        out=$WORK/rehearsal/$name plan=$WORK/rehearsal/$name.json work=$WORK/rehearsal/runs/$name last=225
+        [ -n "$LIST" ] || small_evidence "$plan"
+    fi
+    # A training that is stopped writes a checkpoint, and this part its archive.
+    step evidence $last "$PYTHON" -m bench.evidence.run "$plan" --source "$WORK/cifar" --work "$work" --out "$out" \
+        --seconds $(($(left $last) - 25)) --jobs "$1"
+    [ -z "$LIST" ] || return 0
+    mkdir -p "$RESULTS/experiments/$name"
+    [ ! -e "$out/results.json" ] || cp "$out/results.json" "$RESULTS/experiments/$name/"
+    find "$out" -name '*-s[0-9]*-*' -exec cp {} "$RESULTS/experiments/$name/" \; 2>/dev/null # what the plan keeps
+    find "$work/runs" -maxdepth 2 -name '*.log' -exec cp {} "$RESULTS/logs/" \; 2>/dev/null
+}
+
+small_evidence() { # small_evidence PLAN: a plan of tiny values with a title that says so, and made-up images in several pieces
+    mkdir -p "${1%/*}"
+    sed -E "s#--backbone [^ \"]+#--backbone bench/evidence/networks.py:SmallResNet#g; s#docs/runs/#$WORK/rehearsal/#g
+        s#--num-clusters [0-9]+#--num-clusters 8#g; s#--pca-width [0-9]+#--pca-width 16#g; s#--batch-size [0-9]+#--batch-size 32#g
+        s#--epochs [0-9]+#--epochs 1#g; s#\"epochs\": .*#\"epochs\": [1],#; s#\"seeds\": .*#\"seeds\": [0],#
+        s#\"title\": \"#&a rehearsal at tiny values: its figures mean nothing; #" "bench/evidence/${1##*/}" >"$1"
+    "$PYTHON" -c "
+import numpy as np
+from pathlib import Path
+from bench.pack_images import pack
+for name, num, each in (('train', 300, 110), ('test', 60, 40)):
+    images = np.random.default_rng(num).integers(0, 256, (num, 32, 32, 3), np.uint8)
+    np.savez('$WORK/' + name + '.npz', images=images, labels=np.arange(num) % 10)
+    pack(Path('$WORK/' + name + '.npz'), Path('$WORK/cifar'), each)
+"
 }
 
 "part_$part"

@@ -5,19 +5,22 @@
 #   bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]
 #
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
-#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it parts B and H have none
+#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; parts B, H and those of the methods
+#                take them
 #
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, fastpsl's C libraries, and sources.sha256, which says what was
 #                measured
 #   .gpu/dali1   DALI, its codecs and nvJPEG, without other GPUs' code and other Pythons', first part
-#   .gpu/dali2   and second part: a call that carries one of them with the tree stays below 64 MiB
-#   .gpu/cifar   12,000 + 3,000 images, packed (bench/pack_images.py)
+#   .gpu/dali2   and second part
+#   .gpu/cifar1  12,000 + 3,000 images, packed (bench/pack_images.py)
+#   .gpu/cifar2  and so on up to .gpu/cifar4: the others
 set -euo pipefail
 usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]'
 wheel=${1:-}
 images=${2:-}
 python=${PYTHON:-.venv/bin/python}
 most_mib=63 # of a call: the tree and what is carried beside it
+most_images=29000000 # bytes of images in a call
 first_bytes=24500000 # of DALI
 [[ $wheel == *.whl && -e $wheel ]] || { echo "prepare: '$wheel' is no wheel; $usage" >&2; exit 2; }
 [[ -z $images || ( -e $images/train.npz && -e $images/test.npz ) ]] || {
@@ -66,19 +69,27 @@ if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
 fi
 
 if [ -n "$images" ]; then
-    mkdir -p .gpu/cifar
-    "$python" bench/pack_images.py pack "$images/train.npz" .gpu/cifar/train.packed --num 12000
-    "$python" bench/pack_images.py pack "$images/test.npz" .gpu/cifar/test.packed --num 3000
+    rm -rf .gpu/cifar*
+    "$python" bench/pack_images.py pack "$images/train.npz" .gpu/cifar --each 12000 # 5 pieces
+    "$python" bench/pack_images.py pack "$images/test.npz" .gpu/cifar --each 3000 # 4
+    mkdir .gpu/cifar{1,2,3,4}
+    for n in 1 2 3; do mv .gpu/cifar/*-${n}of* .gpu/cifar$n/; done
+    mv .gpu/cifar/* .gpu/cifar4/
+    rmdir .gpu/cifar
 fi
 
 # There is no git on the GPU machine: the commit, and a sum of each file, by which setup.sh sees whether the tree is another.
 {
     echo "# $("$python" -c 'from bench.schema import commit; print(commit())')"
-    git ls-files -z -- '*.py' | xargs -0 sha256sum
+    git ls-files -z -- '*.py' 'bench/evidence/*.json' | xargs -0 sha256sum
 } >.gpu/whl/sources.sha256
 
 tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb | tail -n 1 | cut -f 1)
-for parts in 'whl dali1' dali2 'whl cifar'; do
+for parts in 'whl dali1' dali2 'whl cifar1' cifar2 cifar3 cifar4; do # what a call carries beside the tree
+    if [[ $parts == *cifar* && -d .gpu/${parts##* } ]] && [ "$(du -sb ".gpu/${parts##* }" | cut -f 1)" -gt $most_images ]; then
+        echo "prepare: more than $most_images bytes in .gpu/${parts##* }" >&2
+        exit 1
+    fi
     bytes=$tree
     for part in $parts; do
         if [ -d ".gpu/$part" ]; then bytes=$((bytes + $(du -sb ".gpu/$part" | cut -f 1))); fi

@@ -36,7 +36,7 @@ OPTIONAL = ("ffcv.libffcv", "nvidia.dali.fn", "lightly.data")
 MOST = 0.02  # half precision and atomic sums change the rounding, but not the training
 CUT = (124, 137)  # exit statuses of `timeout`
 NO_TIME = "no time left"
-CUT_INTO = "four minutes"  # results of older parts, of nine minutes, have no "cut"
+CUT_INTO = "parts of minutes"  # results of older parts, of nine minutes, have no "cut"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

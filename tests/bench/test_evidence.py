@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import textwrap
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,12 +17,12 @@ import pytest
 from scipy import stats
 from typing_extensions import override
 
-from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
+from bench.evidence.data import SEARCH, SETS, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.page import part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
 from bench.evidence.power import power, smallest_difference
 from bench.evidence.results import Results, difference, holm
-from bench.evidence.run import Runner, main
+from bench.evidence.run import PRELOADED, Runner, main
 from bench.recipe_stages import recipe_of
 from bench.time_to_accuracy import clock_of_looks
 from fastpsl.console.terminal import EXIT_PREEMPTED
@@ -138,6 +140,27 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(path: Path) -> None
     assert "linear" in evaluation or all(block in plan.evaluations[evaluation] for block in blocks)
 
 
+def test_all_plans_have_data_and_a_training_waits_for_its_own_labels_alone() -> None:
+    assert SETS.keys() == {path.stem for path in PLANS}
+    plan = read_plan(ROOT / "bench" / "evidence" / "uic-gpu.json").with_epochs(8)
+    assert plan.curve and plan.curve.last_epoch == 8
+    for arm, names in {"uic": [], "first labels": ["first-labels-s3"], UNTRAINED: []}.items():
+        assert [step.name for step in plan.first_for(Run(arm, 0.1, 3, counts=True))] == names
+
+
+@pytest.mark.slow
+def test_nothing_asks_for_cuda_before_a_command_has_its_process() -> None:
+    """A process that has asked for it leaves children that cannot use it."""
+    code = f"""
+        import importlib, torch
+        def refuse(*args, **kwargs): raise AssertionError("CUDA was asked for")
+        for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
+            setattr(torch.cuda, name, refuse)
+        for name in {PRELOADED}: importlib.import_module(name)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, env=ENVIRONMENT, check=True)
+
+
 @pytest.mark.parametrize(
     "path", [path for path in PLANS if read_plan(path).random], ids=lambda path: path.stem
 )
@@ -207,6 +230,8 @@ def test_the_clock_chooses_the_epochs_before_any_score(
         tmp_path, training=f"{FAKE} train --lr {{rate}} --seed {{seed}} --epochs {{epochs}} --out {{out}}",
         epochs=[1000, 20, 1], search={"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]},
         beside={}, keep=["probe.jsonl"],
+        arms={"good": "--gain 2 --labels {runs}/of-s{seed}", "plain one": "--gain 1"},
+        first={"of": f"{FAKE} train --gain 1 --lr 1 --seed {{seed}} --out {{out}}"},
     )  # fmt: skip
     found, write = list[tuple[int, int]](), Results.write
 
@@ -221,6 +246,11 @@ def test_the_clock_chooses_the_epochs_before_any_score(
     assert [one["epoch_s"] for one in results["calibration"].values()] == [0.1, 0.1]
     assert all("--epochs 20" in one["command"] for one in results["training"])
     assert {one["seed"] for one in results["training"]} == {0, 1}
+    of_good = [
+        json.loads((runs_of(path) / "timed-2" / f"{name}.done.json").read_text())["seconds"]
+        for name in ("of-s9", "good-lr0.2-s9")
+    ]
+    assert results["calibration"]["good"]["start_s"] == pytest.approx(sum(of_good) - 0.2)
     kept = results["training"][1]["kept"]
     assert kept == ["plain_one-s0-probe.jsonl"] and path.with_name("out").joinpath(*kept).exists()
     assert call(monkeypatch, path, "--seconds", "0.5") == 0  # all is done

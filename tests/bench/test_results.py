@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench import performance
+from bench.archives import read_archive, read_archives
 from bench.charts import draw
 from bench.evidence import page as evidence
 from bench.figures.__main__ import chart_parts
@@ -23,8 +24,6 @@ from bench.performance import (
     marks,
     pages,
     pages_of,
-    read_archive,
-    read_archives,
     read_results,
     written,
 )
@@ -227,14 +226,16 @@ def archive_of(path: Path, *more: tuple[str, bytes], kind: bytes = tarfile.REGTY
 
 def test_a_parts_archive_is_read(tmp_path: Path) -> None:
     path = archive_of(tmp_path / "b.tgz", ("./results/kernels-h200.png", b""), ("./runs/metrics.jsonl", b""))
-    assert read_archive(path) == {GPU_FILE: gpu_result()}
+    assert read_archive(path).results == {GPU_FILE: gpu_result()} and not read_archive(path).experiments
+    other = archive_of(tmp_path / "c.tgz", ("./experiments/x-gpu/results.json", b"{}"))
+    assert read_archive(other).experiments == {"x-gpu": {"results.json": b"{}"}}
     with pytest.raises(ValueError, match="kernels-h200.json is in another archive too"):
         read_archives([path, path])
 
 
 FOREIGN = (
     "../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json",
-    "a.json", "results/a.py", "logs/../a.log",
+    "a.json", "results/a.py", "logs/../a.log", "experiments/a.json", "experiments/a/b/c.json",
 )  # fmt: skip
 NO_RESULT = {
     "Expecting": b'{"schema": 1', "decode": b"\xff\xfe\xff", "result: lacks": b"[]",
