@@ -16,7 +16,6 @@ from bench.evidence.claims import (
     Group,
     block,
     chart_words,
-    data_in_words,
     evaluation_in_words,
     experiment_group,
     p_in_words,
@@ -104,7 +103,7 @@ def _groups(claim: str, results: Mapping[str, Any]) -> tuple[list[Group], list[s
             of_times = json.loads(times.read_text()) if times.exists() else None
             groups.append(experiment_group(name, result, plan, of_times))
         else:
-            waiting.append(f"{name} ({data_in_words(plan.title)})")
+            waiting.append(f"`{name}`")
     return groups, waiting
 
 
