@@ -203,13 +203,13 @@ def test_a_new_record_reaches_the_page_the_charts_and_the_tables(
     values = {"uic": [44.0, 45.0, 43.5], "deepcluster": [43.0, 44.5, 43.9], UNTRAINED: [30.0, 31.5, 29.5]}
     (tmp_path / name).mkdir()
     before = page.texts()
-    assert f"{name} (10,000 images" in before[page.EVIDENCE]
+    assert f"`{name}`" in before[page.EVIDENCE]
     record = made(tmp_path / name, path, values)
     (tmp_path / name / "results.json").write_text(json.dumps(record))
     after = page.texts()
     row = next(line for line in after[page.EVIDENCE].splitlines() if line.startswith("| uic − deepcluster |"))
     assert f"[{name}](runs/{name}/results.json): 10,000 images" in row and "| 44.2/43.8 |" in row
-    assert f"{name} (10,000 images" not in after[page.EVIDENCE] and "9 of 18 entries" in after[page.EVIDENCE]
+    assert f"`{name}`" not in after[page.EVIDENCE] and "9 of 18 entries" in after[page.EVIDENCE]
     changed = {path.name for path, text in after.items() if before[path] != text}
     charts = {f"evidence-uic-{theme}.svg" for theme in THEMES}
     assert changed == {"evidence.md", "model_zoo.md", "small_scale.json", *charts}
