@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.evidence.plan import commands_of
 from bench.schema import REHEARSAL, output_of, validate
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.foreign_weights import sha256_of_file
@@ -99,7 +100,7 @@ def check_experiment(name: str, files: Mapping[str, bytes], root: Path) -> None:
     plan, where = Path("bench", "evidence", f"{name}.json"), f"experiments/{name}"
     try:
         record = json.loads(files[_SCORED])
-        commit, commands = record["plan_commit"], _commands(record)
+        commit, commands = record["plan_commit"], commands_of(record)
         kept = {file for one in record["training"] for file in one.get("kept", ())}
         is_of_plan = record["plan_sha256"] == sha256_of_file(root / plan)
         is_rehearsal = REHEARSAL in record["title"]
@@ -115,13 +116,8 @@ def check_experiment(name: str, files: Mapping[str, bytes], root: Path) -> None:
     if kept != files.keys() - {_SCORED}:
         raise ValueError(f"{where}: its trainings keep {sorted(kept)}, not {sorted(files)}; bring all back")
     earlier = root / "docs" / "runs" / name / _SCORED
-    if earlier.exists() and (lost := _commands(json.loads(earlier.read_text())) - commands):
+    if earlier.exists() and (lost := commands_of(json.loads(earlier.read_text())) - commands):
         raise ValueError(f"{where}: lacks {len(lost)} entries of {earlier}; go on from that file")
-
-
-def _commands(record: Mapping[str, Any]) -> set[str]:
-    """Return the commands of all entries."""
-    return {one["command"] for kind in ("search", "training", "scores", "beside") for one in record[kind]}
 
 
 def put_experiment(files: Mapping[str, bytes], folder: Path) -> None:

@@ -215,8 +215,20 @@ class Run:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        rate = "" if self.rate is None else f"-lr{self.rate:g}"
+        return self._named("" if self.rate is None else f"-lr{self.rate:g}")
+
+    @property
+    def short_name(self) -> str:
+        """The name of what is published of it, without the rate."""
+        return self._named("")
+
+    def _named(self, rate: str) -> str:
         return f"{self.arm.replace(' ', '_')}{rate}-s{self.seed}"
+
+
+def commands_of(record: Mapping[str, Any]) -> set[str]:
+    """Return the commands of all entries of a results.json, by which they are known."""
+    return {one["command"] for kind in ("search", "training", "scores", "beside") for one in record[kind]}
 
 
 def read_plan(path: Path) -> Plan:

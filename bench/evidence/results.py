@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, read_plan
+from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, commands_of, read_plan
 from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.foreign_weights import sha256_of_file
@@ -58,22 +58,18 @@ class Results:
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Return the runs that have no records of all their commands yet."""
-        have = self._commands()
+        have = commands_of(self.record)
         return [run for run in runs if not all(step.command in have for step in self.plan.steps_of(run))]
 
     def missing_beside(self) -> list[tuple[str, int | None, Step]]:
         """Return name, seed and command of the numbers to compare with that are not there yet."""
-        have = self._commands()
+        have = commands_of(self.record)
         return [one for one in self.plan.compared() if one[2].command not in have]
-
-    def _commands(self) -> set[str]:
-        kinds = ("search", "training", "scores", "beside")
-        return {record["command"] for kind in kinds for record in self.record[kind]}
 
     def add(self, run: Run, folder: Path) -> None:
         """Add the records of a run that is done in `folder`, and write results.json."""
         plan, of_run = self.plan, {"arm": run.arm, "rate": run.rate, "seed": run.seed}
-        have = self._commands()
+        have = commands_of(self.record)
         self.record["first"] = list(dict.fromkeys([*self.record["first"], *(
             step.command for step in plan.first_of(run.seed)
         )]))  # fmt: skip
@@ -168,7 +164,7 @@ def done_file(folder: Path, step: Step) -> Path:
 
 def _kept(out: Path, run: Run, folder: Path, file: str) -> str:
     """Copy a file of a training's folder to where results.json is, and return its name."""
-    name = f"{run.arm.replace(' ', '_')}-s{run.seed}-{file}"
+    name = f"{run.short_name}-{file}"
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / name, (folder / run.name / file).read_bytes())
     return name
@@ -247,12 +243,17 @@ def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
 
 def difference(values: Sequence[float]) -> Record:
     """Return the mean of paired differences and its two-sided 95 % interval by Student's t."""
-    mean, interval = statistics.fmean(values), None
-    if len(values) > 1:
-        error = statistics.stdev(values) / len(values) ** 0.5
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-        interval = [round(mean - half, 3), round(mean + half, 3)]
-    return {"values": [round(value, 3) for value in values], "mean": round(mean, 3), "interval": interval}
+    return {
+        "values": [round(value, 3) for value in values], "mean": round(statistics.fmean(values), 3),
+        "interval": t_interval(values, CONFIDENCE) if len(values) > 1 else None,
+    }  # fmt: skip
+
+
+def t_interval(values: Sequence[float], confidence: float) -> list[float]:
+    """Return the two-sided interval of the mean of two or more values by Student's t."""
+    mean, error = statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return [round(mean - half, 3), round(mean + half, 3)]
 
 
 def holm(differences: Sequence[Sequence[float]], num: int) -> list[float]:

@@ -23,7 +23,7 @@ import tyro
 from scipy import stats
 
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step
-from bench.evidence.results import Record, holm, score_of, training_of
+from bench.evidence.results import Record, holm, score_of, t_interval, training_of
 from bench.evidence.run import Options, OutOfTime, Runner, prepared
 from bench.program import run_program
 from fastpsl.console.terminal import EXIT_PREEMPTED
@@ -80,10 +80,9 @@ def gains(results: Mapping[str, Any]) -> list[Gain]:
     found, p = dict[int, Gain](), holm(values, len(values))
     for rank, place in enumerate(order.tolist()):
         level = 1 - ALPHA / (len(names) - rank)
-        half = float(stats.t.ppf((1 + level) / 2, len(values[place]) - 1)) * errors[place]
-        interval = (round(means[place] - half, 3), round(means[place] + half, 3))
+        low, high = t_interval(values[place], level)
         arm, number = names[place]
-        found[place] = Gain(arm, number, round(means[place], 3), interval, round(level, 5), p[place])
+        found[place] = Gain(arm, number, round(means[place], 3), (low, high), round(level, 5), p[place])
     return [found[place] for place in range(len(names))]
 
 
@@ -110,7 +109,7 @@ def write_weights(runner: Runner, run: Run, found: list[Gain]) -> tuple[str, boo
     pretrained = load_pretrained(runner.runs / run.name, of or None)
     certificate = _certificate(runner, run, pretrained)
     certificate |= {"rule": RULE, "over_no_training": [asdict(one) for one in found if one.arm == run.arm]}
-    name = f"{run.arm.replace(' ', '_')}-s{run.seed}"
+    name = run.short_name
     out = runner.results.path.with_name(f"{name}.safetensors")
     path = out.with_name(f"{out.name}.json")
     known = json.loads(path.read_text()) if path.exists() else None
