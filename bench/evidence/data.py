@@ -99,7 +99,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
         partial(_cifar10, num=1000),
     ),
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
-    "uic_cifar10-small": partial(_cifar10, num=1000), "sslpp_digits-small": digits,
+    "sslpp_digits-small": digits,
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
 }  # fmt: skip
 
