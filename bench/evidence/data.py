@@ -1,11 +1,10 @@
 """Write the images of an experiment as dataset files.
 
     psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
-    sslpp_digits-small  the source is -, as scikit-learn has them: 1,797 digits of 8 px
     simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
-                        -cpu and -small take 10,000, -gpu all but the 2,000 of the search
+                        -cpu takes 10,000, -gpu all but the 2,000 of the search
 
 Each set has three parts: `train`; `search`, by which rates are chosen; and `held-out`, the validation
 images, by which all is scored.
@@ -74,17 +73,6 @@ def _cifar10_arrays(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(sample.image) for sample in samples]), labels
 
 
-def digits(folder: Path, out: Path) -> None:
-    """Write 1,000 digits to train on, 300 for the search and 497 for validation, in scikit-learn's order."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    grey = np.round(data.images * (255 / 16)).astype(np.uint8)
-    images, labels = np.repeat(grey[..., None], 3, 3), data.target.astype(np.int64)
-    for part, places in ((TRAIN, slice(1000)), (SEARCH, slice(1000, 1300)), (HELD_OUT, slice(1300, None))):
-        np.savez(out / f"{part}.npz", images=images[places], labels=labels[places])
-
-
 def drawn(folder: Path, out: Path) -> None:
     """Draw the embedded sample, and 160 images more for the search."""
     for part, first, num in (
@@ -99,7 +87,6 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
         partial(_cifar10, num=1000),
     ),
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
-    "sslpp_digits-small": digits,
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
 }  # fmt: skip
 

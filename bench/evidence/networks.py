@@ -54,26 +54,19 @@ def _unchanged() -> nn.Conv2d:
     return layer
 
 
-class Pixels(nn.Module):
-    """An image of 8 px itself, as 192 channels of one position. Larger images are averaged to 8 px."""
+class Pixels32(nn.Module):
+    """An image of 32 px itself, as 3,072 channels of one position. Larger images are averaged to 32 px."""
 
-    side_px = 8
+    channels: Sequence[int] = (3 * 32**2,)
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels: Sequence[int] = (3 * self.side_px**2,)
         self.same = _unchanged()
 
     def blocks(self) -> list[nn.Module]:
         """Return the one block."""
-        averaged = nn.AdaptiveAvgPool2d(self.side_px)
+        averaged = nn.AdaptiveAvgPool2d(32)
         return [nn.Sequential(self.same, averaged, nn.Flatten(), nn.Unflatten(1, (-1, 1, 1)))]
-
-
-class Pixels32(Pixels):
-    """The same with images of 32 px, as 3,072 channels."""
-
-    side_px = 32
 
 
 class Colours(nn.Module):
@@ -94,23 +87,3 @@ class Colours(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Return the one block."""
         return [self]
-
-
-class SmallNIN(nn.Module):
-    """The network in network of RotNet with three blocks, a quarter as wide: for images of 8 px or more."""
-
-    channels: Sequence[int] = (24, 48, 48)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Sequential(
-            convolution(3, 48, 5), convolution(48, 40, 1), convolution(40, 24, 1), nn.MaxPool2d(3, 2, 1)
-        )
-        self.two = nn.Sequential(
-            convolution(24, 48, 5), convolution(48, 48, 1), convolution(48, 48, 1), nn.AvgPool2d(3, 2, 1)
-        )
-        self.three = nn.Sequential(convolution(48, 48, 3), convolution(48, 48, 1), convolution(48, 48, 1))
-
-    def blocks(self) -> list[nn.Module]:
-        """Return B1 to B3."""
-        return [self.one, self.two, self.three]

@@ -19,7 +19,7 @@ from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.weights import load_pretrained, sha256_of_tensors
 from tests.bench.test_evidence import FAKE, arguments, call, plan_of, results_of, runs_of
 
-BACKBONE = "bench/evidence/networks.py:SmallNIN"
+BACKBONE = "bench/evidence/networks.py:SmallResNet"
 
 
 def of_weights(monkeypatch: pytest.MonkeyPatch, plan: Path, *options: str) -> int:
@@ -132,7 +132,7 @@ def test_filters_are_halved_and_batchnorm_is_kept(experiment: Path) -> None:
     assert pretrained.record["science"]["seed"] == 0 and not pretrained.record["cut"]
     loaded = pretrained.backbone.state_dict()
     filters = [name for name, tensor in before.items() if tensor.ndim > 1]
-    assert len(filters) == 9 and before.keys() == loaded.keys()
+    assert len(filters) == 13 and before.keys() == loaded.keys()
     for name, tensor in before.items():
         assert loaded[name].dtype == tensor.dtype  # float32
         assert torch.equal(loaded[name], tensor.half().float() if name in filters else tensor)
