@@ -224,7 +224,8 @@ def test_the_model_zoo_is_made_of_certificates(copied: Path) -> None:
     assert cells[0] == f"| [{file['file']}]({path}), [certificate]({path}.json)"
     assert cells[2] == "linear classifiers, B1: 19.5 %" and cells[3].startswith("+15.2 (+14.9 to +15.5)")
     assert cells[5] == f"`{file['sha256'][:12]}…` |" and RULE in parts["weights"]
-    assert f'fastpsl.load("{path[1:]}", backbone="{BACKBONE}")' in parts["weights"]
+    load = f'weights = "{path[1:]}"\nmodel = fastpsl.load(weights, backbone="{BACKBONE}")\n'
+    assert load in parts["weights"]
     swapped = {"well trained": "swinging", "swinging": "well trained"}
     scores = [one | {"arm": swapped.get(one["arm"], one["arm"])} for one in results["scores"]]
     with pytest.raises(ValueError, match="by results.json, its arm has no weights"):
