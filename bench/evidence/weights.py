@@ -23,6 +23,7 @@ import tyro
 from scipy import stats
 
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step
+from bench.evidence.power import LEVEL
 from bench.evidence.results import Record, holm, score_of, t_interval, training_of
 from bench.evidence.run import Options, OutOfTime, Runner, prepared
 from bench.program import run_program
@@ -32,7 +33,6 @@ from fastpsl.models.export import export
 from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
 
-ALPHA = 0.05
 RULE = (
     "An arm has weights if its differences from no training, seed by seed, have a mean above 0. The test is "
     "Student's t, two-sided, at 5 %. Holm's correction is for all arms of the experiment and all numbers of "
@@ -56,7 +56,7 @@ class Gain:
     @property
     def is_above(self) -> bool:
         """Whether it is above 0."""
-        return self.mean > 0 and self.p < ALPHA
+        return self.mean > 0 and self.p < LEVEL
 
 
 def gains(results: Mapping[str, Any]) -> list[Gain]:
@@ -79,7 +79,7 @@ def gains(results: Mapping[str, Any]) -> list[Gain]:
         order = np.argsort(-np.abs(np.array(means) / np.array(errors)))
     found, p = dict[int, Gain](), holm(values, len(values))
     for rank, place in enumerate(order.tolist()):
-        level = 1 - ALPHA / (len(names) - rank)
+        level = 1 - LEVEL / (len(names) - rank)
         low, high = t_interval(values[place], level)
         arm, number = names[place]
         found[place] = Gain(arm, number, round(means[place], 3), (low, high), round(level, 5), p[place])
@@ -196,7 +196,7 @@ def _compared(made: Record, known: Record | None, results: Record) -> tuple[str,
 
 def spread(values: list[float]) -> tuple[float, float]:
     """Return the interval in which one more seed lies with 95 %, by Student's t."""
-    half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * statistics.stdev(values)
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * statistics.stdev(values)
     mean = statistics.fmean(values)
     half *= (1 + 1 / len(values)) ** 0.5
     return mean - half, mean + half
