@@ -53,8 +53,8 @@ bench() { # bench NAME LAST SCRIPT OPTIONS...: its result is SCRIPT-GPU-NAME.jso
     step "$name" "$last" "$PYTHON" "bench/$script.py" "$@" --out "$RESULTS/results/$script-$gpu$([ "$name" = "$script" ] || echo "-$name").json"
 }
 
-tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run; none begins in the last SECONDS
-    step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
+tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run; none begins in the last SECONDS, and a cut log has their names
+    step "$1" "$2" "$PYTHON" -m pytest -v --durations=20 -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
 }
 
 gpu_tests() { grep -rlE --include 'test_*.py' --exclude 'test_dali*' 'mark\.gpu|^DEVICE' "$@"; } # the files in $@ with tests of CUDA
@@ -82,7 +82,7 @@ unpack_cifar() { # unpack_cifar LAST: sets `cifar` to options for CIFAR-10's fir
 finish_part() {
     local status=0
     wait
-    grep -hE '^(FAILED|ERROR) ' "$RESULTS"/logs/*.log 2>/dev/null | cut -c 1-220 | sort -u >"$RESULTS/failed.txt"
+    grep -hoE '(FAILED|ERROR) tests/.*' "$RESULTS"/logs/*.log 2>/dev/null | cut -c 1-220 | sort -u >"$RESULTS/failed.txt"
     "$PYTHON" bench/gpu_day/report.py summary "$part" "$RESULTS" "$gpu" || status=1
     [ -e "$RESULTS/summary.txt" ] || cp "$RESULTS/steps.tsv" "$RESULTS/summary.txt"
     tar czf "$OUT/results-$part.tgz" -C "$RESULTS" . || status=1
@@ -112,6 +112,6 @@ if [ -z "$LIST" ]; then
         sha256sum --check --status .gpu/whl/sources.sha256 2>/dev/null || FASTPSL_COMMIT="${FASTPSL_COMMIT% and changes} and changes"
         export FASTPSL_COMMIT
     fi
-    step versions 60 "$PYTHON" bench/gpu_day/report.py versions "$WORK/gpu"
+    [ -e "$WORK/gpu" ] || step versions 60 "$PYTHON" bench/gpu_day/report.py versions "$WORK/gpu" # of the machine's first part
     gpu=$(cat "$WORK/gpu" 2>/dev/null || echo unknown)
 fi
