@@ -286,7 +286,8 @@ def test_memory_of_a_stages_graph_is_given_back() -> None:
 def test_a_group_of_one_rank_by_nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """DDP's all-reduce lies in the graph. The world says two ranks, because one has no DDP."""
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/start", rank=0, world_size=1)
+    store = f"file://{tmp_path}/start"
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=store, rank=0, world_size=1)
     try:
         alone, _ = train(STAGES[0], "off", "fp16", steps=14)
         two = replace(WORLD, size=2)
