@@ -17,31 +17,23 @@ part_a() {
         return
     fi
     mapfile -t files < <(gpu_tests tests/engine tests/tasks tests/kernels/test_*norm.py tests/kernels/test_*photometric.py)
-    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 tests tests-changed 100 15 -n 12 --dist worksteal -o timeout=80 -k 'not memory' "${files[@]}"
+    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 tests tests-changed 110 20 -n 14 --dist worksteal -o timeout=40 -k 'not memory' "${files[@]}"
     # Of rotation: its views and head cost next to nothing.
-    bench step 195 step --recipes rotation --modes eager fused fused+fold --graph off on --no-revnet --repeats 5 --limit-s "$(share 195 85)"
-    bench kernels 222 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' UIC --repeats 7
+    bench step 203 step --recipes rotation --modes eager fused fused+fold --graph off on --no-revnet --repeats 5 --limit-s "$(share 203 92)"
+    bench kernels 225 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' UIC --repeats 7
 }
 
-# Loader alone, step alone and trained, from JPEGs and of small images that stay on the GPU (with .gpu/cifar); SimCLR beside
-# lightly's.
+# Loader alone, step alone and trained, from JPEGs; SimCLR beside lightly's.
 part_b() {
     make_photos 45
     if [ -n "$SMALL" ]; then
         bench recipes 100 throughput --recipe --stages jigsaw:S2 --backbone resnet18 --batch-size 8 --decoders pillow --compile off \
             --seconds 0.1 --repeats 1 --no-peers
-        bench sslpp 150 throughput --recipe --stages sslpp_rotation:E --decoders pillow --batch-size 8 --seconds 0.1 --repeats 1 --no-peers
         bench lightly 220 training --stages simclr:S1 --batch-size 4 --workers 1 --repeats 1
         return
     fi
     bench recipes 120 throughput --data "$photos" --recipe --stages jigsaw:S1 simclr:E simclr:S1 simclr:S3 rotation:E --backbone resnet50 \
         --decoders turbo --fold-frozen --seconds 1.2 --repeats 2 --limit-s "$(share 120 75)" --no-peers
-    unpack_cifar 130
-    if [ "${#cifar[@]}" != 0 ]; then # at the papers' batches
-        small=("${cifar[@]:0:2}" --decoders resident --repeats 3 --seconds 1 --no-peers --recipe)
-        bench uic 145 throughput "${small[@]}" --stages uic_cifar10:E --batch-size 256 --limit-s "$(share 145 70)"
-        bench sslpp 160 throughput "${small[@]}" --stages sslpp_rotation:E --batch-size 128 --limit-s "$(share 160 70)"
-    fi
     # Half a minute for each first batch and repeat of lightly, whose 16 processes hold 32 batches ready.
     bench lightly 225 training --data "$photos" --stages simclr:E simclr:S1 --decoder turbo --repeats 2 --seconds 1.5 --limit-s "$(share 225 60)"
 }
@@ -140,14 +132,21 @@ part_g() {
         --limit-s "$(share 225 75)"
 }
 
-# Seconds to an accuracy on CIFAR-10 (without .gpu/cifar: the sample).
+# Loader alone, step alone and trained, of small images that stay on the GPU; seconds to an accuracy on CIFAR-10 (without .gpu/cifar: the
+# sample, and the last alone).
 part_h() {
     if [ -n "$SMALL" ]; then
+        bench sslpp 100 throughput --recipe --stages sslpp_rotation:E --decoders pillow --batch-size 8 --seconds 0.1 --repeats 1 --no-peers
         bench rotation 220 time_to_accuracy --seeds 0
         return
     fi
     unpack_cifar 30
-    bench rotation 130 time_to_accuracy "${cifar[@]}" --recipe rotation --seeds 0 1 --limit-s "$(share 130 95)"
+    if [ "${#cifar[@]}" != 0 ]; then # at the papers' batches
+        small=("${cifar[@]:0:2}" --decoders resident --repeats 3 --seconds 1 --no-peers --recipe)
+        bench uic 65 throughput "${small[@]}" --stages uic_cifar10:E --batch-size 256 --limit-s "$(share 65 80)"
+        bench sslpp 100 throughput "${small[@]}" --stages sslpp_rotation:E --batch-size 128 --limit-s "$(share 100 80)"
+    fi
+    bench rotation 165 time_to_accuracy "${cifar[@]}" --recipe rotation --seeds 0 --limit-s "$(share 165 95)"
     bench simclr 225 time_to_accuracy "${cifar[@]}" --recipe simclr --seeds 0 --limit-s "$(share 225 95)"
 }
 

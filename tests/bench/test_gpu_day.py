@@ -134,9 +134,9 @@ def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by
 
 RESULTS = {
     "a": {"step-cpu.json", "kernels-cpu.json"},
-    "b": {"throughput-cpu-recipes.json", "throughput-cpu-sslpp.json", "training-cpu-lightly.json"},
+    "b": {"throughput-cpu-recipes.json", "training-cpu-lightly.json"},
     "c": set(), "d": {"training-cpu-dali.json"}, "e": {"decode-cpu.json"}, "f": {"detection-cpu.json"},
-    "g": {"step-cpu-compiled.json"}, "h": {"time_to_accuracy-cpu-rotation.json"},
+    "g": {"step-cpu-compiled.json"}, "h": {"throughput-cpu-sslpp.json", "time_to_accuracy-cpu-rotation.json"},
 }  # fmt: skip
 
 

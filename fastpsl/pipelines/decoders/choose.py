@@ -1,9 +1,9 @@
 """The choice of a decoder, and its opening. All decoders make the same crops of the same samples.
 
-All figures are of one machine: an NVIDIA H200 and 16 cores of an Intel Xeon, torch 2.11, DALI 2.4, on
-2026-11-26. Images were JPEGs of 500 px and 55 KB (bench/photos.py), crops were random and resized to 224 px,
-batches had 256 images. They are those of prototypes; this version was not measured on a GPU yet.
-`fastpsl doctor` measures both decoders on the machine at hand.
+All figures are of one machine: an NVIDIA H200 and 16 cores of an Intel Xeon, torch 2.11, DALI 2.4, in
+November 2026. Images were JPEGs of 500 px and 55 KB (bench/photos.py), crops were random and resized to
+224 px, batches had 256 images. DALI's are of prototypes; `turbo`'s and the step's are of this version
+(bench/results/throughput-h200-recipes.json). `fastpsl doctor` measures both decoders on the machine at hand.
 """
 
 import math
@@ -31,17 +31,17 @@ from fastpsl.pipelines.image.jpeg import jpeg_header
 if TYPE_CHECKING:
     import torch
 
-# CPU time per image: `turbo` with 16 threads made 22,987 images/s with one view (15.6 cores), and 17,030
-# with two, which take 0.90 ms. With 4 threads it took 0.63 ms for one view.
-TURBO_MS, TURBO_MS_PER_FURTHER_VIEW = 0.68, 0.22
+# CPU time per image: `turbo` with 16 threads made 17,082 images/s with one view (12.9 cores), and 13,371 with
+# two (13.6 cores).
+TURBO_MS, TURBO_MS_PER_FURTHER_VIEW = 0.76, 0.26
 MEASURED_PIXELS = 167_000  # of an image, in the mean
 # The same of a plain DALI pipeline whose JPEG engines were busy: 37,027 images/s, 4.2 cores, one view.
 DALI_MS = 0.11
 # The same of our `dali` while the engines were idle: 14,002 images/s, 13.6 cores, one view.
 DALI_MS_WITHOUT_ENGINES = 0.97
-# Images/s of the fastest step: a captured prototype with fused BatchNorms, ResNet-50, fp16, level S3 with
-# folded blocks. It was jigsaw with one view, and SimCLR with two. A loader need not deliver more.
-FASTEST_STEP, FASTEST_STEP_OF_TWO_VIEWS = 14_758, 6_031
+# Images/s of the fastest step: captured, with fused BatchNorms, ResNet-50, fp16, S1. It was jigsaw with one
+# view, and SimCLR with two. A loader need not deliver more.
+FASTEST_STEP, FASTEST_STEP_OF_TWO_VIEWS = 16_250, 6_444
 
 
 def turbo_ms(num_views: int, num_pixels: float = MEASURED_PIXELS) -> float:
@@ -55,8 +55,8 @@ def turbo_ms(num_views: int, num_pixels: float = MEASURED_PIXELS) -> float:
 
 
 def fastest_step(num_views: int) -> int:
-    """Return the images/s of the fastest step that was measured with so many views, or with two."""
-    return FASTEST_STEP if num_views == 1 else FASTEST_STEP_OF_TWO_VIEWS
+    """Return the images/s of the fastest step with so many views; of more than two it is an estimate."""
+    return FASTEST_STEP if num_views == 1 else 2 * FASTEST_STEP_OF_TWO_VIEWS // num_views
 
 
 def choose_on_gpu(
