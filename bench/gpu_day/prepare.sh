@@ -5,7 +5,7 @@
 #   bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]
 #
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
-#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; parts B, H and those of the methods
+#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; part H and those of the methods
 #                take them
 #
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, fastpsl's C libraries, and sources.sha256, which says what was
