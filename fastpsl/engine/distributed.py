@@ -119,6 +119,8 @@ def join_world(device_name: str, timeout_s: float) -> World:
             store.set_timeout(timeout)
             own = dist.PrefixStore(_new_name(store, rank, size, timeout_s), store)
             dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
+            # A rank that then refuses the options, and ends, would break another one's connecting.
+            dist.all_reduce(torch.zeros(1))
     if device.type == "cuda":
         set_cudnn_benchmark(True)  # shapes are fixed within a stage
         allow_tf32()

@@ -97,7 +97,8 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
 def of_another_rank(error: Exception) -> bool:
     """Return whether this rank failed because another one did."""
     text = " ".join(str(error).split())
-    return any(words in text for words in (_GLOOS_LOST_RANK if "/gloo/" in text else _LOST_RANK))
+    is_gloos = "/gloo/" in text or isinstance(error, torch.distributed.DistNetworkError)
+    return any(words in text for words in _LOST_RANK + (_GLOOS_LOST_RANK if is_gloos else ()))
 
 
 def resume_hint(runs: Sequence[Run]) -> str:

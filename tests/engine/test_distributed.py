@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ def test_ranks_wait_for_each_other_as_long_as_is_asked(monkeypatch: pytest.Monke
     monkeypatch.setattr(distributed, "_stores", {})
     monkeypatch.setattr(distributed, "_new_name", lambda *_: "world")  # the other rank is not here
     monkeypatch.setattr("torch.distributed.init_process_group", join)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda value: None)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     assert join_world("cpu", timeout_s=7.5) == World(1, 2, 1, 2, torch.device("cpu"))
@@ -217,6 +219,30 @@ def test_ranks_that_torchrun_restarts_do_not_meet_those_before() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for start in range(2):
         on_ranks(join_again, (store.port, start), 2)
+
+
+def join_and_end(rank: int, port: int, path: str) -> None:
+    """Join a world of two and end at once. Rank 1's joining ends late, and leaves a file."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+    }  # fmt: skip
+    join = dist.init_process_group
+
+    def join_late(*arguments: Any, **named: Any) -> None:
+        join(*arguments, **named)
+        time.sleep(rank)
+        Path(path, str(rank)).touch()
+
+    dist.init_process_group = join_late
+    join_world("cpu", timeout_s=60)
+    assert len(os.listdir(path)) == 2
+    os._exit(0)
+
+
+def test_a_rank_ends_no_earlier_than_all_have_joined(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    on_ranks(join_and_end, (store.port, str(tmp_path)), 2)
 
 
 TASKS = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import DistNetworkError
 from typing_extensions import override
 
 from fastpsl.console.terminal import EXIT_CRASHED
@@ -177,7 +178,7 @@ def test_a_device_that_fails_is_one_line_with_a_remedy(error: Exception, remedy:
 
 
 # Errors of one of two ranks on a machine, after the other was killed, was stopped, or never started.
-LOST = [
+LOST = [*map(RuntimeError, [
     (
         "[/__w/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:2701: reset by peer. This is "
         "typically caused by bugs in the application"
@@ -189,14 +190,14 @@ LOST = [
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [::1]:1234",
     "NCCL error in: ProcessGroupNCCL.cpp, remote process exited or there was a network error",
     "wait timeout after 40000ms, keys: /default_pg/0//cpu//0/1",
-]
+]), DistNetworkError("Connection reset by peer")]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", LOST, ids=lambda words: words[-30:])
+@pytest.mark.parametrize("error", LOST, ids=lambda error: str(error)[-30:])
 def test_a_lost_rank_is_told_as_one_by_the_rank_that_lost_it(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launched(tmp_path, RuntimeError(words), monkeypatch, checkpoint_steps=1) == EXIT_CRASHED
+    assert launched(tmp_path, error, monkeypatch, checkpoint_steps=1) == EXIT_CRASHED
     output = capsys.readouterr().err
     (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
     assert line.startswith("tiny: a rank other than 0 has gone or hangs (") and "gloo" not in line
