@@ -75,8 +75,8 @@ def _between(sums: Tensor, below: Tensor, share: Tensor) -> Tensor:
     rows, places = sums.flatten(2).flatten(0, 1), (first[:, None] + below).view(-1)
     low = rows.index_select(0, places).to(torch.float64)
     high = rows.index_select(0, places.add_(1)).to(torch.float64)
-    at = low.lerp_(high, share.reshape(-1, 1)).view(*below.shape, *sums.shape[2:])
-    return at[:, below.shape[1] // 2 :] - at[:, : below.shape[1] // 2]
+    lows, highs = low.lerp_(high, share.reshape(-1, 1)).view(*below.shape, *sums.shape[2:]).chunk(2, 1)
+    return highs - lows
 
 
 # Samples per step of the dense form: 10 MB each for views of 224 px from images of 500 px.

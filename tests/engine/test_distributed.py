@@ -200,12 +200,17 @@ def test_a_total_is_a_copy() -> None:
     assert counts.tolist() == [0, 1, 2] and total.tolist() == [1, 2, 3]
 
 
-def join_again(rank: int, port: int, start: int) -> None:
-    """Join a world of two, whose store torchrun keeps, and end without leaving it. Rank 1 comes late."""
+def be_rank(rank: int, port: int) -> None:
+    """Set torchrun's variables for a rank of two, whose store torchrun keeps at `port`."""
     os.environ |= {
         "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
     }  # fmt: skip
+
+
+def join_again(rank: int, port: int, start: int) -> None:
+    """Join a world of two, whose store torchrun keeps, and end without leaving it. Rank 1 comes late."""
+    be_rank(rank, port)
     time.sleep(rank * start)
     world = join_world("cpu", timeout_s=60)
     values = torch.tensor([rank + 1.0])
@@ -223,10 +228,7 @@ def test_ranks_that_torchrun_restarts_do_not_meet_those_before() -> None:
 
 def join_and_end(rank: int, port: int, path: str) -> None:
     """Join a world of two and end at once. Rank 1's joining ends late, and leaves a file."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
-    }  # fmt: skip
+    be_rank(rank, port)
     join = dist.init_process_group
 
     def join_late(*arguments: Any, **named: Any) -> None:

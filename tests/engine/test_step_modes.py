@@ -245,10 +245,10 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
     backbone = ResNet("resnet50")
     modes = [launched("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["fused", "off", "off", "off"]
-    assert "1.4" in launched("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
+    assert "1.4 times" in launched("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
     modes = [captured("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["fused"] * 4
-    assert "1.38" in captured("auto", backbone, STAGES[1], CUDA, "fp16", 224).reason
+    assert "1.38 times" in captured("auto", backbone, STAGES[1], CUDA, "fp16", 224).reason
     for network, precision in ((ResNet("resnet18"), "fp16"), (backbone, "fp32")):
         other = captured("auto", network, STAGES[0], CUDA, precision, 224)
         assert other.mode == "fused" and f"not measured for {network.name}" in other.reason
