@@ -7,14 +7,14 @@ none before all seeds of the plan are there.
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil, floor
 from typing import Any
 
 from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.power import LEVEL, POWER, smallest_difference, spread
-from bench.evidence.results import holm
+from bench.evidence.results import block_means, holm
 from fastpsl.tables.paper_file import TABLES
 
 Record = Mapping[str, Any]
@@ -80,6 +80,8 @@ class Group:
     lines: Sequence[Line]
     notes: Sequence[str] = ()
     link: str = ""
+    columns: Sequence[str] = ()  # blocks
+    arms: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the means by block
 
     @property
     def title(self) -> str:
@@ -151,7 +153,19 @@ def experiment_group(name: str, result: Record, plan: Plan, times: Record | None
         for place, one in enumerate(result["differences"])
         if RANDOM not in one["pair"]
     ]
-    return Group(name, _about(result), lines, [*_notes(result, plan)], f"/docs/runs/{name}/results.json")
+    link = f"/docs/runs/{name}/results.json"
+    return Group(name, _about(result), lines, [*_notes(result, plan)], link, *by_block(result))
+
+
+def by_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the blocks, and the means of each arm in words."""
+
+    def words(row: Record) -> str:
+        num = len(row["values"])
+        return f"{row['mean']:.1f}" + (f" ± {row['deviation']:.1f} ({num})" if num > 1 else "")
+
+    numbers, means = block_means(result)
+    return [*map(block, numbers)], {arm: [*map(words, rows)] for arm, rows in means.items()}
 
 
 def _line(result: Record, one: Record, p: float | None, plan: Plan, seconds: Mapping[str, str]) -> Line:
@@ -178,11 +192,15 @@ def _verdict(one: Record, p: float | None, num_seeds: int) -> str:
 
 
 def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str]:
-    """Return arm → the mean seconds of its trainings: of the processor, or of the clock with a GPU."""
+    """Return arm → the mean seconds of its trainings: of the processor, or of the clock with a GPU.
+
+    Of a training that was resumed only the last part's seconds are known, so it does not count.
+    """
     by_arm = dict[str, list[float]]()
-    for one in trainings:
+    trained = (one for one in trainings if one["arm"] != UNTRAINED and "seconds" in one)
+    for one in trained:
         name = "seconds" if one.get("machine", {}).get("gpu") else "cpu_seconds"
-        if name in one and one["arm"] != UNTRAINED:
+        if sum(stage["seconds"] for stage in one["stages"]) <= one["seconds"]:
             by_arm.setdefault(one["arm"], []).append(one[name])
     by_arm |= {row["arm"]: row["cpu_seconds"] for row in (times or {"rows": ()})["rows"]}
     return {arm: f"{statistics.fmean(values):,.0f}" for arm, values in by_arm.items()}
@@ -230,12 +248,14 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
     for (name, number), values in beside.items():
         deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         yield f"`{number}` of {name}: {statistics.fmean(values):.1f}{deviation} % ({len(values)})."
-    changes = {arm: of["change"] for arm, of in result["curves"].items() if "change" in of}
-    if changes:
-        curve = result["curve"]
-        words = "; ".join(f"{arm} {points(one['mean'], one['interval'])}" for arm, one in changes.items())
-        epochs = f"from epoch {curve['first_epoch']} to {curve['last_epoch']}"
-        yield f"`{curve['name']}` {epochs}, in points: {words}."
+    for arm, of in result["curves"].items():
+        if change := of.get("change"):
+            (first, last), (before, after) = change["epochs"], change["means"]
+            gain = points(change["mean"], change["interval"])
+            yield (
+                f"`{result['curve']['name']}` of {arm} in %: {before:.1f} after epoch {first}, {after:.1f} "
+                f"after epoch {last}, {gain}."
+            )
 
 
 def chart_words(claim: str, groups: Sequence[Group]) -> dict[str, Any]:

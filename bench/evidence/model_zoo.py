@@ -69,7 +69,8 @@ def _cells(certificate: Record, results: Record, by: str) -> dict[str, str]:
     ]
     return {
         "path": f"/docs/runs/{name}/{certificate['file']}",
-        "of": f"[{results['title']}](/docs/runs/{name}/results.json): {certificate['arm']}",
+        "of": f"[{results['title']}](/docs/runs/{name}/results.json): {certificate['arm']}"
+        + ("" if certificate["is_of_the_record"] else ", trained again"),
         "score": f"{by}, {_blocks(results)}: " + " / ".join(f"{scores[n]:.1f} %" for n in end["numbers"]),
         "over": " / ".join(over),
         "size": f"{certificate['bytes'] / 1e6:.1f} MB",

@@ -14,7 +14,7 @@ from typing import Any
 from bench.evidence.claims import (
     PAPERS,
     Group,
-    block,
+    by_block,
     chart_words,
     evaluation_in_words,
     experiment_group,
@@ -25,7 +25,6 @@ from bench.evidence.claims import (
 from bench.evidence.model_zoo import PARTS as ZOO
 from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import read_plan
-from bench.evidence.results import block_means
 from bench.figures.svg import THEMES, render
 from bench.performance import marks, pages_of, written
 from bench.program import run_program
@@ -116,7 +115,7 @@ def power_part(power: Mapping[str, Any]) -> str:
 
 def part(name: str, result: Mapping[str, Any]) -> str:
     """Return an experiment's tables and files as Markdown."""
-    columns, arms = _cells(result)
+    columns, arms = by_block(result)
     return (
         _TEMPLATES.get_template("experiment.md.jinja")
         .render(
@@ -133,7 +132,7 @@ def part(name: str, result: Mapping[str, Any]) -> str:
 
 def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
     """Return the record of `fastpsl.tables.page`."""
-    columns, arms = _cells(result)
+    columns, arms = by_block(result)
     return {
         "title": result["title"],
         "number": f"Top-1 accuracy by {evaluation_in_words(result['endpoint']['evaluation'])} in %",
@@ -141,17 +140,6 @@ def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
         "columns": columns,
         "rows": [[arm, cells] for arm, cells in arms.items()],
     }
-
-
-def _cells(result: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of the blocks, and the means of each arm in words."""
-
-    def words(row: Mapping[str, Any]) -> str:
-        num = len(row["values"])
-        return f"{row['mean']:.1f}" + (f" ± {row['deviation']:.1f} ({num})" if num > 1 else "")
-
-    numbers, means = block_means(result)
-    return [*map(block, numbers)], {arm: [*map(words, rows)] for arm, rows in means.items()}
 
 
 _TEMPLATES = templates(Path(__file__).parent)

@@ -285,9 +285,14 @@ def _curves(plan: Plan, trainings: Sequence[Record]) -> Record:
         of_arm["values"].append(list(values.values()))
     for of_arm in curves.values():
         epochs = of_arm["epochs"]
-        if {curve.first_epoch, curve.last_epoch} <= set(epochs):
-            first, last = epochs.index(curve.first_epoch), epochs.index(curve.last_epoch)
-            of_arm["change"] = difference([values[last] - values[first] for values in of_arm["values"]])
+        ends = [epoch for epoch in epochs if curve.first_epoch <= epoch <= curve.last_epoch]
+        if len(ends) > 1:
+            places = [epochs.index(ends[0]), epochs.index(ends[-1])]
+            first, last = ([values[place] for values in of_arm["values"]] for place in places)
+            of_arm["change"] = {
+                "epochs": [ends[0], ends[-1]], "means": [statistics.fmean(first), statistics.fmean(last)],
+                **difference([after - before for before, after in zip(first, last, strict=True)]),
+            }  # fmt: skip
     return curves
 
 

@@ -197,7 +197,8 @@ def test_an_experiment_runs_and_says_what_its_numbers_are_of(experiment: Path) -
     assert gain["pair"] == ["good", "plain one"]
     assert gain["values"] == gain["interval"] == [10.0, 10.0]
     assert over_random["values"] == [18.5, 19.5] and over_random["interval"] == [12.647, 25.353]
-    assert results["curves"]["good"]["change"]["values"] == [10.0, 10.0]
+    change = results["curves"]["good"]["change"]
+    assert (change["epochs"], change["values"]) == ([1, 2], [10.0, 10.0])
     assert all({"seconds", "cpu_seconds", "cpu"} <= one.keys() for one in (first, untrained))
     assert [(one["arm"], one["seed"]) for one in results["training"]] == [
         (arm, seed) for seed in (0, 1) for arm in ("good", "plain one", UNTRAINED)

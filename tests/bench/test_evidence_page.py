@@ -53,7 +53,7 @@ def made(
             if arm != RANDOM:
                 results.record["training"].append(run | {
                     "seconds": 10.0 * place + seed, "cpu_seconds": 100.0 * place + 2 * seed, "curve": None,
-                    "machine": {"gpu": gpu},
+                    "machine": {"gpu": gpu}, "stages": [{"seconds": 10.0 * place}],
                 })  # fmt: skip
     results.write()
     record: dict[str, Any] = json.loads(results.path.read_text())
@@ -90,6 +90,8 @@ def test_a_whole_experiment_is_judged_by_rule(tmp_path: Path) -> None:
         f"A difference of {points:.1f} points would be found by 6 seeds with a probability of 80 %."
     )
     assert group.about == ("10,000 images of CIFAR-10, a small ResNet, 24 epochs; linear classifiers on B4")
+    record["training"][0]["stages"][0]["seconds"] = 9.0  # in 0.0 s: it was resumed
+    assert {experiment_group("x", record, plan).lines[0].seconds} == {"6/305"}
     turned = FULL | {"psl": FULL["sl"], "sl": FULL["psl"]}
     group = experiment_group("psl_rotation-cpu", made(tmp_path / "turned", ROTATION, turned), plan)
     assert {line.pair: line.verdict for line in group.lines}["psl − sl"] == "lower"
@@ -119,14 +121,14 @@ def test_labels_and_curves_are_told_beside_the_table(tmp_path: Path) -> None:
         {"name": "labels", "seed": seed, "number": "acc", "numbers": {"acc": acc, "other": 1}}
         for seed, acc in ((0, 30.0), (1, 33.0))
     ]
-    change = {"values": [4.0, 6.0], "mean": 5.0, "interval": [-7.706, 17.706]}
+    change = {"epochs": [1, 19], "means": [2.0, 7.0], "mean": 5.0, "interval": [-7.706, 17.706]}
     record |= {
         "curve": {"name": "nmi_true", "first_epoch": 1, "last_epoch": 20}, "rates": {"psl": 0.1, "sl": 0.02},
         "curves": {"psl": {"change": change}, "sl": {}},
     }  # fmt: skip
     assert experiment_group("x", record, read_plan(ROTATION)).notes == [
         "12 of 36 entries are there.", "Rates: psl 0.1, sl 0.02.", "`acc` of labels: 31.5 ± 2.1 % (2).",
-        "`nmi_true` from epoch 1 to 20, in points: psl +5.0 (−7.7 to +17.7).",
+        "`nmi_true` of psl in %: 2.0 after epoch 1, 7.0 after epoch 19, +5.0 (−7.7 to +17.7).",
     ]  # fmt: skip
 
 
@@ -138,6 +140,7 @@ def test_on_a_gpu_the_clock_counts_and_pairs_with_random_weights_are_left_out(tm
     assert [line.seconds for line in group.lines[:2]] == ["1/11", "1/11"]
     assert {line.pair.rpartition(", ")[2] for line in group.lines} == {"B3", "B4"}
     assert not any(RANDOM in line.pair for line in group.lines) and "4 epochs" in group.about
+    assert (group.columns, group.arms["psl"]) == (["B3", "B4"], ["20.2 ± 1.3 (3)", "21.2 ± 1.3 (3)"])
     times = {"rows": [{"arm": "psl", "cpu_seconds": [400.0, 600.0]}]}
     group = experiment_group("x", made(tmp_path / "old", path, values), plan, times)
     assert group.lines[0].seconds == "500/102"
