@@ -1,5 +1,6 @@
 """Ctrl-C that waits for the end of an import: after half of one, torch cannot be imported again."""
 
+import _thread
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from types import FrameType, ModuleType
 from typing_extensions import override
 
 _AGAIN_S = 0.05
+_STOP_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -21,34 +23,71 @@ def imports_undisturbed() -> Iterator[None]:
     What torch, numba and scikit-learn leave in sys.modules otherwise makes every later import of them fail.
     Only the main thread receives signals, so in others this does nothing.
     """
-    previous, waiting = signal.getsignal(signal.SIGINT), list[threading.Timer]()
+    previous = signal.getsignal(signal.SIGINT)
     # A handler of C code is None, and SIG_IGN and SIG_DFL are numbers.
     if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
     num_around = _num_imports(sys._getframe())  # the user's program itself may be imported
+    held = _RepeatedSignal(signal.SIGINT)
 
     def hold(number: int, frame: FrameType | None) -> None:
-        if _num_imports(frame) <= num_around:
+        if held.is_stopping:  # a repetition that was under way
+            return
+        if _num_imports(frame) > num_around:
+            held.start()
+        else:
+            held.stop()
             previous(number, frame)
-        elif not waiting:
-            waiting.append(threading.Timer(_AGAIN_S, again))
-            waiting[0].daemon = True
-            waiting[0].start()
 
-    def again() -> None:
-        waiting.clear()
-        signal.pthread_kill(main, signal.SIGINT)
-
-    main = threading.get_ident()
     signal.signal(signal.SIGINT, hold)
+    is_held = False
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-        if waiting:
-            waiting.pop().cancel()
+        try:
+            is_held = held.stop()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        if is_held:
             signal.raise_signal(signal.SIGINT)
+
+
+class _RepeatedSignal:
+    """A signal that the thread which starts it gets every 0.05 s.
+
+    A signal's handler starts and stops it, which must not wait for the locks of `threading.Thread`.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._is_on = False
+        self._stop, self._ended = threading.Event(), threading.Event()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+    def start(self) -> None:
+        if not self._is_on:
+            self._is_on = True
+            self._ended.clear()
+            _thread.start_new_thread(self._repeat, (threading.get_ident(),))
+
+    def stop(self) -> bool:
+        """Return whether it was on; if so, its last repetition has come."""
+        if not self._is_on:
+            return False
+        self._stop.set()
+        self._ended.wait(_STOP_TIMEOUT_S)
+        self._is_on = False
+        self._stop.clear()
+        return True
+
+    def _repeat(self, thread: int) -> None:
+        while not self._stop.wait(_AGAIN_S):
+            signal.pthread_kill(thread, self._number)
+        self._ended.set()
 
 
 def _num_imports(frame: FrameType | None) -> int:

@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fastpsl.console import interrupts
 from fastpsl.console.interrupts import imports_undisturbed
 
 # Its end is far from the interrupt, so that a handler would have come in between.
 MODULE = """
-import os, signal
+import os, signal, time
 os.kill(os.getpid(), signal.SIGINT)
-for _ in range(100_000): pass
+time.sleep(0.02)
 import json
 WHOLE = True
 """
@@ -56,6 +58,27 @@ def test_ctrl_c_outside_of_an_import_comes_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         come_to.append("the end")
     assert not come_to
+
+
+def test_a_repetition_that_is_under_way_comes_within_the_block(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is repeated until the import ends; neither is one lost then nor is a second one delivered."""
+    come: list[int] = []
+    repeat = signal.pthread_kill
+
+    def repeat_late(thread: int, number: int) -> None:
+        time.sleep(0.1)
+        repeat(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", repeat_late)
+    monkeypatch.setattr(interrupts, "_AGAIN_S", 1e-6)
+    signal.signal(signal.SIGINT, lambda number, _: come.append(number))
+    with imports_undisturbed():
+        importlib.import_module(module)
+    assert come == [signal.SIGINT]
+    time.sleep(0.2)
+    assert come == [signal.SIGINT]
 
 
 def test_an_import_around_the_block_counts_for_nothing(
