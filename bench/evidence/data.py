@@ -1,7 +1,8 @@
 """Write the images of an experiment as dataset files.
 
     psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
-    simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind
+    simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind;
+                        -fresh has other images of that kind, 480, 160 and 1,600 for validation
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
                         -cpu takes 10,000, -gpu all but the 2,000 of the search
@@ -73,12 +74,11 @@ def _cifar10_arrays(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(sample.image) for sample in samples]), labels
 
 
-def drawn(folder: Path, out: Path) -> None:
-    """Draw the embedded sample, and 160 images more for the search."""
-    for part, first, num in (
-        (TRAIN, 0, NUM_TRAIN), (HELD_OUT, NUM_TRAIN, NUM_TEST), (SEARCH, NUM_TRAIN + NUM_TEST, NUM_TEST),
-    ):  # fmt: skip
+def drawn(folder: Path, out: Path, first: int = 0, num_held_out: int = NUM_TEST) -> None:
+    """Draw images of the embedded sample's kind from `first` on; from 0 on they are the sample's own."""
+    for part, num in ((TRAIN, NUM_TRAIN), (HELD_OUT, num_held_out), (SEARCH, NUM_TEST)):
         draw_part(out / f"{part}.beton", out / f"{part}-32.beton", first, num, VERSION)
+        first += num
 
 
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
@@ -88,6 +88,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     ),
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
+    "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
 }  # fmt: skip
 
 
