@@ -163,6 +163,13 @@ def _name_in_timm(network: nn.Module) -> str:
     return ""
 
 
+def _settings(layer: nn.Module) -> tuple[str, dict[str, float], set[str]]:
+    """Return a layer's arguments, rates and parts. A rate of 0 often has no part, or an nn.Identity."""
+    rates = {name: value for name, value in vars(layer).items() if isinstance(value, float)}
+    parts = {name for name, part in layer.named_children() if not isinstance(part, nn.Identity)}
+    return layer.extra_repr(), rates, parts
+
+
 def _weights_for(ours: Backbone, network: nn.Module) -> dict[str, Tensor] | None:
     """Return the tensors of the blocks of `ours`, from another module; None if its layers are others.
 
@@ -179,7 +186,7 @@ def _weights_for(ours: Backbone, network: nn.Module) -> dict[str, Tensor] | None
         other = layers.get(of_theirs(path))
         if layer not in inside or (other is None and isinstance(layer, nn.Sequential | nn.Identity)):
             continue  # no layer of a block, or one that computes nothing
-        if other is None or type(other) is not type(layer) or other.extra_repr() != layer.extra_repr():
+        if other is None or type(other) is not type(layer) or _settings(other) != _settings(layer):
             return None
     used = {tensor for block in ours.blocks() for tensor in (*block.parameters(), *block.buffers())}
     found = dict[str, Tensor]()

@@ -51,6 +51,8 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 64 * 64).mul(99).sin().reshape(2, 3, 64, 
         ("resnet10t", {"num_classes": 7}, "timm/resnet10t"),
         ("convnext_atto", {"features_only": True}, "timm/convnext_atto"),
         ("convnext_atto", {"drop_path_rate": 0.1}, "module:timm.models.convnext.ConvNeXt"),
+        ("resnet10t", {"drop_path_rate": 0.1}, "module:timm.models.resnet.ResNet"),
+        ("densenet121", {"proj_drop_rate": 0.1}, "module:timm.models.densenet.DenseNet"),
         ("deit_tiny_patch16_224", {}, "timm/deit_tiny_patch16_224"),
         (
             "vit_tiny_patch16_224",
