@@ -6,7 +6,7 @@ all ranks: the mean of the gradients, which DDP takes, is the gradient of the wh
 calls it, with the same number of samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,19 @@ from fastpsl.tasks.contrastive.nt_xent import nt_xent
 
 __all__ = ["BYOL", "DINO", "BarlowTwins", "InfoNCE", "NTXent", "SwAV", "VICReg"]
 offer_only_all(__name__)
+
+
+class _Remembering(nn.Module):
+    """A loss whose buffers keep their dtype where a model that holds it takes another one."""
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Remembering":
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
 
 
 class NTXent(nn.Module):
@@ -62,7 +75,7 @@ class NTXent(nn.Module):
         return nt_xent(first, second, valid, self.temperature).loss
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(_Remembering):
     """A module of InfoNCE with a queue, MoCo's contrastive loss (arXiv 1911.05722, equation 1).
 
     A query is compared with its own key and with the keys of earlier batches. In train mode, the call puts
@@ -323,7 +336,7 @@ class SwAV(nn.Module):
         return codes[: len(valid)]
 
 
-class DINO(nn.Module):
+class DINO(_Remembering):
     """A module of DINO's loss, by which the student predicts the teacher (arXiv 2104.14294, section 3.1).
 
     The centre is a moving mean of the teacher's outputs on all ranks, and is part of the module's state. A

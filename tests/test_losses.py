@@ -1,8 +1,10 @@
 """`fastpsl.losses` against lightly, their papers' formulas, and one process with the batch of all ranks."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,6 +242,21 @@ def test_the_centre_follows_the_teacher_and_stays_in_eval_mode() -> None:
     assert not loss.center.any()
     loss.train()((student, other), (teacher, other))
     torch.testing.assert_close(loss.center, torch.cat([teacher, other]).detach().mean(0) / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["InfoNCE", "DINO"])
+def test_a_loss_within_a_model_of_another_dtype_remembers_in_float32(name: str, dtype: torch.dtype) -> None:
+    loss: Any = losses.InfoNCE(WIDTH, 16, 0.5) if name == "InfoNCE" else dino()
+    same = copy.deepcopy(loss)
+    nn.ModuleDict({"loss": same}).to(dtype)
+    first, second = (each.detach().to(dtype) for each in views(2, 3))
+    inputs = (first, second) if name == "InfoNCE" else ((first, second), (second,))
+    for _ in range(2):
+        value = same(*inputs)
+        assert value.dtype == torch.float32 and torch.equal(value, loss(*inputs))
+    for key, buffer in loss.state_dict().items():
+        assert torch.equal(same.state_dict()[key], buffer) and same.state_dict()[key].dtype == buffer.dtype
 
 
 def test_codes_use_the_queue_and_all_prototypes_equally() -> None:
