@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import first_convolution
@@ -109,8 +110,11 @@ def _copied(name: str, module: nn.Module) -> nn.Module:
         raise ValueError(
             f"--backbone {name}: it cannot be copied ({reason_of(error)}); give it before it has computed"
         ) from error
-    if any(tensor.is_meta for tensor in network.state_dict().values()):
-        raise ValueError(f"--backbone {name}: its weights are on the device meta; give it with weights")
+    for key, tensor in network.state_dict().items():
+        if is_lazy(tensor):
+            raise ValueError(f"--backbone {name}: {key} has no shape yet; give it after it has computed once")
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise ValueError(f"--backbone {name}: its weights are on the device meta; give it with weights")
     return network.cpu().float().train()
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from math import prod
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class OwnBackbone(Wrapped):
         blocks = self.blocks()
         self._check_parameters(blocks)
         self._check_outputs(blocks, num_channels)
+        self._check_state()
         for part, training in modes:
             part.training = training
 
@@ -108,13 +110,21 @@ class OwnBackbone(Wrapped):
         if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
             raise self._wrong("blocks() must return one torch.nn.Module or more, in a list")
         channels = getattr(network, "channels", None)
-        if not isinstance(channels, tuple | list) or len(channels) != len(blocks):
+        if (
+            not isinstance(channels, tuple | list)
+            or len(channels) != len(blocks)
+            or not all(isinstance(number, Integral) for number in channels)
+        ):
             raise self._wrong(
-                f"its channels are {channels}; give a tuple of {len(blocks)} numbers, one for each block"
+                f"its channels are {channels}; give a tuple of {len(blocks)} whole numbers, one for each "
+                "block"
             )
-        self.channels = tuple(channels)
+        self.channels = tuple(map(int, channels))
         default = tuple(f"B{number}" for number in range(1, len(blocks) + 1))
-        self.block_names = tuple(getattr(network, "block_names", default))
+        names = getattr(network, "block_names", default)
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise self._wrong(f"its block_names are {names!r}; give a tuple of texts, one for each block")
+        self.block_names = tuple(names)
         if len(self.block_names) != len(blocks):
             raise self._wrong(
                 f"it has {len(blocks)} blocks and {len(self.block_names)} block_names; give as many"
@@ -148,6 +158,16 @@ class OwnBackbone(Wrapped):
                 f"{len(alone)} of its parameters are in no block, such as {alone[0]}, and would never learn; "
                 "leave the layer out or put it into a block"
             )
+
+    def _check_state(self) -> None:
+        """Check that a checkpoint can hold all that the network's state has."""
+        for name, value in self.network.state_dict().items():
+            is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+            if not is_dense or value.is_complex() or value.is_quantized:
+                raise self._wrong(
+                    f"{name} of its state_dict() is no dense tensor of real numbers, and a checkpoint has no "
+                    "others; make it one, or leave it out of the state"
+                )
 
     @torch.no_grad()
     def _check_outputs(self, blocks: list[nn.Module], num_channels: int) -> None:

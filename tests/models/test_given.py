@@ -115,6 +115,18 @@ class Changed(Net):
         return [self.stem, self.middle]
 
 
+class Kept(Net):
+    @override
+    def get_extra_state(self) -> dict[str, int]:
+        return {}
+
+
+class Lazy(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = nn.LazyConv2d(6, 3)  # type: ignore[assignment]
+
+
 def without_copies() -> nn.Module:
     net = Net()
     net.kept = F.relu(net.stem.weight)  # type: ignore[assignment]
@@ -132,15 +144,18 @@ def meta() -> nn.Module:
         (3, "is of type int: give a name, or a torch.nn.Module"),
         (Net, "is of type type"),
         (Dense(), "it has no method blocks()"),
-        (Changed(), "its channels are (4, 6, 8); give a tuple of 2 numbers"),
+        (Changed(), "its channels are (4, 6, 8); give a tuple of 2 whole numbers"),
         (without_copies(), "it cannot be copied ("),
         (meta(), "its weights are on the device meta"),
+        (Kept(), "_extra_state of its state_dict() is no dense tensor of real numbers"),
+        (Lazy(), "middle.weight has no shape yet; give it after it has computed once"),
         (timm.create_model("resnet10t", in_chans=1), "it reads images of 1 channels, and this"),
         (timm.create_model("vit_tiny_patch16_224", num_heads=6), "make it with dynamic_img_size=True"),
         (timm.create_model("efficientnet_b0", features_only=True), "give timm.create_model("),
         (timm.create_model("mixer_s32_224"), "it cannot be cut into blocks"),
     ],
-    ids=["number", "class", "dense", "channels", "graph", "meta", "grey", "fixed", "pruned", "mixer"],
+    ids=["number", "class", "dense", "channels", "graph", "meta", "extra", "lazy", "grey", "fixed", "pruned",
+         "mixer"],
 )  # fmt: skip
 def test_what_a_module_lacks_is_one_line_without_its_layers(module: Any, words: str) -> None:
     with pytest.raises(ValueError) as caught:
