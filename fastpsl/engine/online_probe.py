@@ -498,14 +498,15 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def linear_cka(first: Tensor, second: Tensor) -> float:
+def linear_cka(first: Tensor, second: Tensor) -> float | None:
     """Return the similarity of two matrices of features [n, C] of the same images, from 0 to 1.
 
-    It is linear CKA (Kornblith et al., "Similarity of neural network representations revisited", 2019).
+    It is None if all rows of a matrix are equal. It is linear CKA (Kornblith et al., "Similarity of neural
+    network representations revisited", 2019).
     """
     first, second = (each.double() - each.double().mean(0) for each in (first, second))
     norms = torch.linalg.matrix_norm(first.T @ first) * torch.linalg.matrix_norm(second.T @ second)
-    return float(torch.linalg.matrix_norm(first.T @ second).square() / norms)
+    return float(torch.linalg.matrix_norm(first.T @ second).square() / norms) if norms else None
 
 
 def ridge_classes(features: Tensor, labels: Tensor, others: Tensor, num_classes: int) -> Tensor:

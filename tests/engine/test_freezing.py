@@ -78,6 +78,8 @@ def test_similarity_is_linear_cka_by_loops() -> None:
     assert linear_cka(first, second) == pytest.approx(float(expected), rel=1e-9)
     turned = first @ torch.linalg.qr(torch.randn(3, 3))[0]
     assert linear_cka(first, 3 * turned + 1) == pytest.approx(1, rel=1e-6)
+    for same in (torch.zeros(7, 4), torch.full((7, 4), 0.1).half()):  # collapsed; NaN would be no JSON
+        assert linear_cka(first, same) is linear_cka(same, first) is linear_cka(same, same) is None
 
 
 def test_a_rule_without_classes_is_refused(tmp_path: Path) -> None:
