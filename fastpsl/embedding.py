@@ -73,6 +73,8 @@ def embed(
         require_data("data", data)
     weights, backbone = model.pretrained(), model.backbone
     world = World(0, 1, 0, 1, choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise ValueError(f"unknown precision {precision!r}: allowed are auto, fp32, bf16, fp16")
     if precision == "auto":
         precision = "fp16" if world.device.type == "cuda" else "fp32"
     side_px = model.transform.size_px if size_px is None else size_px

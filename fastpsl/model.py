@@ -166,14 +166,15 @@ class Model(nn.Module):
         return Path(path)
 
     def pretrained(self) -> Pretrained:
-        """Return a copy of the weights with their record, on the CPU.
+        """Return a copy of the weights with their record, on the CPU and in float32.
 
         If the weights were changed after loading, the record's "kind" is "changed", and its "sha256" is new.
         """
-        digest, record = sha256_of_tensors(self.backbone.state_dict()), dict(self.record)
+        backbone, record = copy.deepcopy(self.backbone).cpu().float(), dict(self.record)
+        digest = sha256_of_tensors(backbone.state_dict())
         if digest != self._digest:
             record |= {"sha256": digest, "kind": "changed"}
-        return Pretrained(copy.deepcopy(self.backbone).cpu(), self.input, record)
+        return Pretrained(backbone, self.input, record)
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.input.num_channels:
@@ -231,11 +232,12 @@ def load(
 def _pixels(picture: Picture) -> Tensor:
     """Return an image as uint8 [3, H, W], turned upright."""
     if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
             raise ValueError(f"a tensor {picture.dtype} {tuple(picture.shape)}: give uint8 [3, H, W]")
         return picture
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] != (3,)):
+        is_image = picture.ndim == 2 or picture.shape[2:] == (3,)
+        if picture.dtype != np.uint8 or not is_image or not picture.size:
             raise ValueError(f"an array {picture.dtype} {picture.shape}: give uint8 [H, W, 3] or [H, W]")
         picture = Image.fromarray(picture)
     try:

@@ -3,6 +3,7 @@
 Each error is one line that says what to do.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -431,6 +432,9 @@ def test_an_export_has_the_present_weights(
     assert fastpsl.load(path).input == model.input
     assert changed.pretrained().record["kind"] == "changed"
     assert model.pretrained().record == model.record
+    double = copy.deepcopy(model).double()  # whatever reads the copy takes float32
+    assert double.pretrained().record == model.record
+    assert all(each.dtype == torch.float32 for each in double.pretrained().backbone.parameters())
     with pytest.raises(ValueError, match="exists already; remove it, give overwrite, or"):
         model.export(path)
     assert model.export(path, overwrite=True) == path
@@ -455,8 +459,9 @@ def test_embeddings_are_the_models_features_of_transformed_images(
     differences = np.linalg.norm(features - values, axis=1) / np.linalg.norm(values, axis=1)
     assert differences[~np.array(resized)].max() < 1e-4, differences
     assert differences.max() < 0.25, differences  # two ways of resizing
+    double = copy.deepcopy(model).double()  # it stays so, and its copy computes in float32
     with Folder(images) as data:
-        np.testing.assert_array_equal(fastpsl.embed(model, data, block=block, size_px=35)[0], features)
+        np.testing.assert_array_equal(fastpsl.embed(double, data, block=block, size_px=35)[0], features)
 
 
 def test_embedding_changes_neither_the_model_nor_the_random_state(model: fastpsl.Model, images: Path) -> None:
@@ -700,6 +705,9 @@ def test_a_process_group_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         (lambda m: m.transform(np.zeros((4, 4), np.float32)), "an array float32 .* give uint8"),
         (lambda m: m.transform(np.zeros((4, 4, 4), np.uint8)), "give uint8"),
         (lambda m: m.transform(torch.zeros(3, 4, 4)), "give uint8"),
+        (lambda m: m.transform(np.zeros((0, 4, 3), np.uint8)), "an array uint8 .0, 4, 3.: give uint8"),
+        (lambda m: m.transform(np.zeros((4, 0), np.uint8)), "an array uint8 .4, 0.: give uint8"),
+        (lambda m: m.transform(torch.zeros(3, 4, 0, dtype=torch.uint8)), "a tensor .*3, 4, 0.: give uint8"),
         (lambda m: m.transform("nothere.jpg"), "^nothere.jpg cannot be read as an image"),
         (lambda m: m.transform(__file__), "cannot be read as an image .* image file$"),
         (lambda m: m.transform(3), "int is no image"),
@@ -710,6 +718,7 @@ def test_a_process_group_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         (lambda m: fastpsl.load(m.record["path"], input_channels="RGB"), "input_std belong together"),
         (lambda m: fastpsl.embed(m, block="B9"), "^block B9"),
         (lambda m: fastpsl.embed(m, size_px=0), "images of 0 px"),
+        (lambda m: fastpsl.embed(m, precision="half"), "^unknown precision 'half': allowed are auto, fp32"),
         (lambda m: fastpsl.embed(m, 3), "data is int, not a path"),  # type: ignore[arg-type]
         (lambda m: fastpsl.evaluate.knn(m, kk=3), "no option of knn called 'kk'; perhaps you meant k$"),
         (lambda m: fastpsl.evaluate.knn(m, k=(0,)), "^k 0: give one or more numbers"),
@@ -733,6 +742,9 @@ def test_weights_of_others_need_their_input(tmp_path: Path, model: fastpsl.Model
         input_std=(0.2,) * 3,
     )
     assert loaded.input == Input("RGB", (0.5,) * 3, (0.2,) * 3) and loaded.transform.size_px == 224
+    listed: dict[str, Any] = {"input_mean": [0.5] * 3, "input_std": [0.2] * 3}  # as people write them
+    again = fastpsl.load(loaded.export(tmp_path / "own.pth"), input_channels="RGB", **listed)
+    assert again.input == loaded.input and hash(again.input) == hash(loaded.input)
 
 
 def test_what_is_missing_is_named(

@@ -158,4 +158,4 @@ def given_input(
         )
     from fastpsl.pipelines.views import Input
 
-    return Input(channels, mean, std, size_px)
+    return Input(channels, tuple(map(float, mean)), tuple(map(float, std)), size_px)

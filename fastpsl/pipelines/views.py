@@ -1,5 +1,6 @@
 """Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -55,7 +56,8 @@ class Input:
 
     def check_num(self, num: int) -> None:
         """Check that there is a mean and a std for each of `num` channels, in the range of pixels."""
-        if len(self.mean) != num or len(self.std) != num or min(self.std) <= 0:
+        are_finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != num or len(self.std) != num or not are_finite or min(self.std) <= 0:
             raise ValueError(
                 f"input mean {self.mean} and std {self.std} for {self.channels}: "
                 f"give {num} {'value' if num == 1 else 'values'} each, std above 0, for pixels in [0, 1]"

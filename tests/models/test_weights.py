@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,9 @@ def test_a_view_says_what_the_network_sees() -> None:
     for wrong, words in (
         ({"channels": "Lab"}, "allowed are RGB, L, Sobel"),
         ({"std": (0.1, 0.0, 0.1)}, "std above 0"),
+        ({"std": (0.1, math.nan, 0.1)}, "std above 0"),
+        ({"mean": (0.1, math.nan, 0.1)}, "std above 0"),
+        ({"mean": (-math.inf, 0.1, 0.1)}, "std above 0"),
         ({"size_px": 0}, "1 px or more"),
     ):
         with pytest.raises(ValueError, match=words):
