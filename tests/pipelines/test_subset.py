@@ -208,7 +208,9 @@ def test_a_batch_from_the_middle_is_that_of_the_epoch(
         assert batch.labels.tolist() == data.labels()[batch.indices.numpy()].tolist()
 
 
-def test_a_share_is_held_back_by_the_names_alone(folder: Path, beton: Path, tmp_path: Path) -> None:
+def test_a_share_is_held_back_by_the_names_alone(
+    folder: Path, beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.jpg"))]
 
     def is_held(name: str) -> bool:
@@ -237,6 +239,8 @@ def test_a_share_is_held_back_by_the_names_alone(folder: Path, beton: Path, tmp_
         prefix = "moved/photos/" if source == listed else ""
         assert [*found.names] == [prefix + name for name in names] and found[::2] == (18, 3)
     assert glance(folder, 5)[:1] == glance(beton, 5)[:1] == (5,)
+    monkeypatch.chdir(folder)
+    assert [*glance(".", None).names] == names
 
 
 def test_samples_without_names_are_told_apart_by_their_numbers(tmp_path: Path) -> None:

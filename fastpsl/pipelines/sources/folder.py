@@ -169,12 +169,11 @@ def image_folder(
 def image_names(root: Path) -> Iterator[str]:
     """Yield the names of the samples of `image_folder`, and list no more folders than need be."""
     with _listing_errors(root):
-        start = len(os.path.join(root, ""))
-        for path in _images(root, True):
-            yield path[start:]
-        for name in _class_folders(root):
-            for path in _images(root / name, False):
-                yield path[start:]
+        for name in ("", *_class_folders(root)):
+            folder = root / name  # of ".", its path does not begin with that of the root
+            start = len(os.path.join(folder, ""))
+            for path in _images(folder, not name):
+                yield os.path.join(name, path[start:])
 
 
 def folder_classes(root: Path) -> list[str] | None:
