@@ -185,6 +185,17 @@ def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> Non
     assert [str(image) for image in results[3:] if isinstance(image, BadImage)] == [reason] * len(outside)
 
 
+def test_files_whose_class_names_differ(tmp_path: Path) -> None:
+    for name, names in (("0", NAMES), ("1", NAMES[::-1])):
+        part = rows(slice(5))
+        part.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(tmp_path / f"{name}.parquet")
+    with refused(f"{tmp_path / '1.parquet'}: its class names differ from those of {tmp_path / '0.parquet'}"):
+        samples(tmp_path)
+    assert {sample.label for sample in samples(tmp_path, label_column="none")} == {-1}
+    rows(slice(5)).to_parquet(tmp_path / "1.parquet")
+    assert [sample.label for sample in samples(tmp_path)] == LABELS[:5] * 2
+
+
 def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     big = [jpeg(noise.integers(0, 256, (99, 99, 3), dtype=np.uint8)) for _ in range(9)]
@@ -199,6 +210,11 @@ def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
     write_parquet(src, {"picture": big})
     with pytest.raises(ValueError, match="has other columns than"):
         samples(tmp_path)
+    for features in (b"{", b"null", b'{"info": null}', b'{"info": {"features": []}}'):
+        table = pyarrow.table(columns).replace_schema_metadata({b"huggingface": features})
+        parquet.write_table(table, src)
+        with refused(f"{src}: cannot be read"):
+            samples(src)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="saved: cannot be read"):

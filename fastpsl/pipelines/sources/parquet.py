@@ -54,7 +54,8 @@ def choose_columns(what: str, schema: Any, image: str | None, label: str | None)
     Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else, of the columns
     with a label's name, integers or booleans, else other numbers, else text.
     """
-    kinds, class_names = _kinds(schema)
+    with reading_errors(what):
+        kinds, class_names = _kinds(schema)
     all_columns = f"its columns are {', '.join(schema.names)}"
     images = _column(what, "image", image, kinds, ("image", "bytes"), all_columns)
     if images is None:
@@ -342,6 +343,14 @@ def parquet_files(
     if not sum(counts):
         raise ValueError(f"{what}: has no rows; give a data set of images")
     columns = choose_columns(what, schemas[0], image_column, label_column)
+    for path, schema in zip(paths, schemas, strict=True):
+        with reading_errors(path):
+            names = _kinds(schema)[1].get(columns.label or "")
+        if names and columns.class_names and names != columns.class_names:
+            raise ValueError(
+                f"{path}: its class names differ from those of {paths[0]}; give files with the same classes, "
+                "or write it alone with --classes"
+            )
     roots = tuple(path.parent for path in paths[:1] if isinstance(path, Path))
     return Tables(what, roots, paths, columns, counts=counts, shard=shard)
 
