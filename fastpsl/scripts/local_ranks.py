@@ -86,14 +86,26 @@ def _environment(variable: str, value: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _forwarding() -> Iterator[None]:
-    """Pass the signals of this process on to its children, which are in sessions of their own."""
+    """Pass the signals of this process on to its children, which are in sessions of their own.
+
+    A signal that finds none is this process's own, unless one was passed on before.
+    """
+    before = {number: signal.getsignal(number) for number in _FORWARDED}
+    has_forwarded = False
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for child in _children():
+        nonlocal has_forwarded
+        children = _children()
+        if not children and not has_forwarded:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+        for child in children:
+            has_forwarded = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    for number in _FORWARDED:
+        signal.signal(number, forward)
     try:
         yield
     finally:
@@ -103,5 +115,8 @@ def _forwarding() -> Iterator[None]:
 
 def _children() -> list[int]:
     """Return the processes that any thread of this one has started."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return [int(child) for path in lists for child in path.read_text().split()]
+    children = list[int]()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            children += map(int, path.read_text().split())
+    return children
