@@ -103,7 +103,8 @@ def test_sbd_adds_what_is_in_neither_of_vocs_lists(root: Path, tmp_path: Path) -
 
 
 def test_own_classes(root: Path) -> None:
-    (root / "classes.txt").write_text("tvmonitor\naeroplane\n\nperson\ndog\n")
+    lines = "tvmonitor\naeroplane\n\nperson\ndog\n"
+    (root / "classes.txt").write_text(lines, encoding="utf-8-sig")  # as editors of Windows write it
     data = VOC(root, TRAINVAL, "boxes")
     assert data.class_names == ["tvmonitor", "aeroplane", "person", "dog"] and data.num_classes == 4
     assert data.objects(0).labels.tolist() == [3, 2] and data.targets().shape == (2, 4)

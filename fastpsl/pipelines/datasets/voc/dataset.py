@@ -196,7 +196,7 @@ def _first_repeated(names: list[str]) -> str | None:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text ({error}); extract it again") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
