@@ -24,8 +24,10 @@ from fastpsl.files.remote import address, failures
 from fastpsl.files.remote.cache import Cache, PartLocks
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import remote as prefetching
+from fastpsl.pipelines.beton.output import Output
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER
+from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.upload import StagedUpload
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
@@ -523,6 +525,55 @@ def test_an_interrupted_writing_goes_on(
     write(tmp_path / "is not read any more", tmp_path, resume=True)
     assert server.all_keys() == ["sets/train.beton", "sets/train.beton.json"]
     assert server.get("sets/train.beton") == written(tmp_path, folder)
+
+
+def test_what_is_not_whole_here_is_not_uploaded(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writing may end between two files of it, or leave the list of too many bad images alone."""
+    folder, publish = photo_tree(tmp_path / "photos"), Output._publish
+
+    def interrupt(self: Output, partial: Path, final: Path, shard: str) -> None:
+        sidecar_path(final).write_bytes(sidecar_path(partial).read_bytes())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "_publish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, tmp_path)
+    monkeypatch.setattr(Output, "_publish", publish)
+    write(folder, tmp_path, resume=True)
+    assert server.get("sets/train.beton") == written(tmp_path, folder)
+
+    (folder / "ant" / "bad.jpg").write_bytes(b"x")
+    other = f"s3://{BUCKET}/sets/other.beton"
+    for out in (other, OUT):
+        with pytest.raises(ValueError, match=r".beton.bad.csv: lists 1 bad image"):
+            write(folder, tmp_path, out, max_bad="0", overwrite=out == OUT)
+    write(folder, tmp_path, other, max_bad="1")
+    assert server.get("sets/other.beton") == server.get("sets/train.beton")
+    assert b"ant/bad.jpg" in server.get("sets/other.beton.bad.csv")
+    with pytest.raises(ValueError, match=f"{OUT}: exists already"):
+        write(folder, tmp_path)
+
+
+def test_an_upload_goes_on_with_its_last_file(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, send = photo_tree(tmp_path / "photos"), StagedUpload._send
+    (folder / "ant" / "bad.jpg").write_bytes(b"x")
+
+    def interrupt(self: StagedUpload, path: Path) -> int:
+        if len([*self._finished()]) == 1:
+            raise KeyboardInterrupt
+        return send(self, path)
+
+    monkeypatch.setattr(StagedUpload, "_send", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, tmp_path, max_bad="1", shard_mb=16)
+    monkeypatch.setattr(StagedUpload, "_send", send)
+    write(tmp_path / "is not read any more", tmp_path, max_bad="1", shard_mb=16, resume=True)
+    shard = "sets/train-00000-of-00001.beton"
+    assert server.all_keys() == [shard, f"{shard}.json", "sets/train.beton.bad.csv"]
 
 
 def test_what_fails_for_a_while_is_sent_again(server: S3Server, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Dataset files that are written here first, in a folder of their own, and then uploaded one by one.
 
-An object store shows an object when all of it is there. A dataset file goes before its JSON, and each is
-removed here once it is there. So an interrupted upload goes on with what is left.
+An object store shows an object when all of it is there. Lists go first, and a dataset file before its JSON.
+Each is removed here once it is there. So an interrupted upload goes on with what is left, the last JSON at
+least. A list alone is of a writing that has failed.
 """
 
 import os
@@ -17,6 +18,7 @@ from fastpsl.console.progress import operation
 from fastpsl.files.atomic import partial_path
 from fastpsl.files.remote.address import LIMIT_S, answer, file_system
 from fastpsl.files.remote.failures import WrongBytesError, persistently
+from fastpsl.pipelines.beton.output import journal_path
 
 _SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.beton")
 _READ_ONLY = ("http", "https")
@@ -52,21 +54,23 @@ class StagedUpload:
         if overwrite and not resume:
             shutil.rmtree(self._folder)
             self._folder.mkdir(mode=0o700)
-        is_whole = any(self._finished())
+        # The journal goes when all files have their names.
+        is_begun = journal_path(self.local).exists()
+        is_whole = not is_begun and any(path.suffix != ".csv" for path in self._finished())
         if is_whole and not resume:
             raise ValueError(
                 f"{self.address}: an interrupted upload of it is here; --resume goes on with it, --overwrite "
                 "starts anew"
             )
-        if not overwrite and not any(self._folder.iterdir()) and (there := self._there(shards)):
+        if not (overwrite or is_begun or is_whole) and (there := self._there(shards)):
             raise ValueError(
                 f"{there}: exists already; remove it, give --overwrite, or choose another address"
             )
         return is_whole
 
     def _finished(self) -> Iterator[Path]:
-        """Yield the finished files, each dataset file before its JSON."""
-        for path in sorted(self._folder.iterdir()):
+        """Yield the finished files, lists first, and each dataset file before its JSON."""
+        for path in sorted(self._folder.iterdir(), key=lambda path: (path.suffix != ".csv", path)):
             if not path.name.startswith("."):
                 yield path
 
