@@ -126,6 +126,8 @@ def test_too_many_bad_images_stop(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image could be used"):
         write_beton([Sample("x", b"1", 0)], out, num_samples=1, max_bad="100%")
     assert not out.exists()
+    with pytest.raises(ValueError, match="the source holds no image; give another SRC, or leave out --shard"):
+        write_folder(photos, out, shard=(0, 99))
 
 
 def test_small_images_are_listed_apart_from_broken_ones(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fastpsl.files.atomic import partial_path
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.shard import ALLOCATION, IMAGE_TYPE, INT_TYPE, row_dtype
-from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count
+from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count, no_image
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.source import Sample, Source
 
@@ -106,9 +106,7 @@ def estimate(
     picks = source.picks(num, Random(0))
     samples = islice(picks.samples, num)
     if (first := next(samples, None)) is None:
-        raise ValueError(
-            "nothing to write: the source holds no image; give another SRC, or leave out --shard"
-        )
+        raise no_image()
     sizes, sides, counts, first_bad = list[int](), list[tuple[int, int]](), Counter[str](), ""
     done = list[None]()
 

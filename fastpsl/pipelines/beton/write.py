@@ -119,6 +119,11 @@ def max_bad_count(max_bad: str, num_total: int) -> int:
     return count
 
 
+def no_image() -> ValueError:
+    """Build the error of a source, or of a shard of it, that has no image."""
+    return ValueError("nothing to write: the source holds no image; give another SRC, or leave out --shard")
+
+
 class TooSmall(str):
     """The size of an image that is sound but smaller than wanted."""
 
@@ -173,6 +178,8 @@ def write_beton(
     was published before stays as it was until all is whole.
     """
     out = Path(out)
+    if not num_samples:
+        raise no_image()
     allowed_bad = max_bad_count(max_bad, num_samples)
     num_workers = num_workers or usable_cores()
     started = time.monotonic()
