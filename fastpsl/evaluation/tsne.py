@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World
 from fastpsl.engine.resume import open_folder
 from fastpsl.engine.run import open_both, open_given
@@ -23,6 +24,8 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.charts import draw_map
 
 MAX_SEED = 2**32 - 1
+# scikit-learn squares differences in float32. If all squares are 0, its map is NaN, and it kills the process.
+_LEAST_SPREAD = 1e-18
 
 
 def usual_perplexity(num: int) -> float:
@@ -103,12 +106,23 @@ def make_map(
 
 
 def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarray, float]:
-    """Map features, float32 [n, C], to points, float32 [n, 2]; return the Kullback-Leibler divergence too."""
+    """Map features, float32 [n, C], to points, float32 [n, 2]; return the Kullback-Leibler divergence too.
+
+    Raises:
+        ValueError: The rows do not differ.
+    """
     from sklearn.manifold import TSNE
+
+    rows = np.ascontiguousarray(features, np.float32)
+    if np.ptp(rows, 0).max() < _LEAST_SPREAD:
+        raise ValueError(
+            f"the features of {number_of(len(rows), 'image')} do not differ, so t-SNE has no map of them: "
+            "check the weights, or give other images or another block"
+        )
 
     tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
     with operation(f"t-SNE of {len(features):,} images"):
-        points: np.ndarray = tsne.fit_transform(np.ascontiguousarray(features, np.float32))
+        points: np.ndarray = tsne.fit_transform(rows)
     return points.astype(np.float32), float(tsne.kl_divergence_)
 
 

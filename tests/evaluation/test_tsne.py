@@ -9,8 +9,9 @@ import pytest
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+import fastpsl
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.tsne import same_class, usual_perplexity
+from fastpsl.evaluation.tsne import embed, same_class, usual_perplexity
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.charts import MAX_NAMED, draw_map
@@ -128,6 +129,19 @@ def test_shares_by_hand_also_where_points_are_equal() -> None:
     twice = np.array([[0, 0], [0, 0], [5, 0], [5, 0]], np.float32)
     assert same_class(twice, np.array([1, 1, 2, 2])) == 1
     assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # a point is not its own neighbour
+
+
+@pytest.mark.parametrize("num", [1, 30])
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_features_that_do_not_differ_are_refused(num: int, value: float) -> None:
+    """scikit-learn's map of zeros is NaN, which kills the process; others would be rounding errors."""
+    features = np.full((num, 8), value, np.float32)
+    with pytest.raises(
+        ValueError, match=f"^the features of {num} images? do not differ, so t-SNE has no map"
+    ):
+        embed(features, num / 3, 0)
+    with pytest.raises(ValueError, match="do not differ"):
+        fastpsl.plot.tsne(features)
 
 
 def near(chart: np.ndarray, colour: tuple[int, int, int]) -> int:
