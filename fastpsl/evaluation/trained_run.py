@@ -1,6 +1,7 @@
 """The images that a run learned from and was scored on, for evaluations that are given none."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class TrainedRun:
     @classmethod
     def of(cls, weights: Path) -> "TrainedRun | None":
         """Return the run of a folder or a checkpoint; None for weights that belong to no run."""
-        places = (weights, weights.parent) if weights.is_dir() else (weights.parent.parent,)
+        whole = Path(os.path.abspath(weights))  # a name alone has no parents
+        places = (weights, whole.parent) if weights.is_dir() else (whole.parent.parent,)
         folder = next((place for place in places if (place / "config.json").is_file()), None)
         if folder is None:
             return None

@@ -164,8 +164,9 @@ def without_folders(word: str) -> str:
 
 def _config_of_run(checkpoint: Path) -> dict[str, Any]:
     """Return config.json of the run that wrote a checkpoint, or {} for weights without a run."""
+    folder = Path(os.path.abspath(checkpoint)).parent.parent  # a name alone has no parents
     try:
-        config = json.loads((checkpoint.parent.parent / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) and "command" in config else {}

@@ -43,6 +43,16 @@ def test_a_run_is_found_by_each_of_its_places(photos: Path, place: str) -> None:
     assert record is not None and record.size_px == 48
 
 
+@pytest.mark.parametrize("place", [".", "step-00000005.pt", "../checkpoints/step-00000005.pt"])
+def test_a_run_is_found_from_its_folder_of_checkpoints(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = run_of(photos / "run", data="train")
+    monkeypatch.chdir(folder / "checkpoints")
+    found = TrainedRun.of(Path(place))
+    assert found is not None and found.folder.samefile(folder) and found.data == "train"
+
+
 def test_other_weights_belong_to_no_run(photos: Path) -> None:
     (photos / "w.pt").write_bytes(b"")
     assert TrainedRun.of(photos / "w.pt") is None and recorded_input(photos / "w.pt") is None

@@ -326,6 +326,15 @@ def test_the_header_is_yaml_without_a_license(pretrained: Pretrained) -> None:
     )
 
 
+def test_the_command_is_found_from_the_folder_of_checkpoints(
+    card_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(card_run / "checkpoints")
+    (checkpoint_file,) = Path().glob("*.pt")
+    card = model_card(load_pretrained(checkpoint_file), RECORD, "resnet18", [], "mine")
+    assert "rotation_rv50.py --data 'train-*.beton' --lr 0.03" in card
+
+
 def test_it_says_how_the_weights_came_about_without_folders(pretrained: Pretrained, card_run: Path) -> None:
     card = model_card(pretrained, RECORD, "resnet18", [], "mine")
     assert "\nrotation_rv50.py --data 'train-*.beton' --lr 0.03\n" in card
