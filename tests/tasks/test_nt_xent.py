@@ -136,9 +136,10 @@ def test_the_precision_of_other_products_is_left_as_it_was() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_temperature_of_0_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature 0"):
-        nt_xent(*embeddings(), torch.ones(6, dtype=torch.bool), 0)
+@pytest.mark.parametrize("temperature", [0, math.nan])
+def test_a_temperature_that_is_not_above_0_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature {temperature}: it must be above 0"):
+        nt_xent(*embeddings(), torch.ones(6, dtype=torch.bool), temperature)
 
 
 class Memory(TorchDispatchMode):

@@ -258,7 +258,7 @@ class MoCo(Task):
             raise ValueError(f"--key-group {key_group}: statistics need 2 images; give 2 or more")
         if width < 1:
             raise ValueError(f"--embedding-width {width}: it must be 1 or more")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"--temperature {temperature}: it must be above 0")
         if not 0 <= momentum <= 1:
             raise ValueError(f"--momentum {momentum}: it must be 0 to 1")

@@ -51,7 +51,7 @@ def nt_xent(
     therefore the gradient of the global mean, even if ranks have different numbers of valid samples. Without
     a valid sample the loss is 0.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature {temperature}: it must be above 0")
     with no_tf32(), torch.autocast(first.device.type, enabled=False):
         # Invalid embeddings may be infinite or NaN, and 0 times that would spread to every sum.

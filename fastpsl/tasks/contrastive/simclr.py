@@ -128,7 +128,7 @@ class SimCLR(Task):
                 f"--batch-size {batch_size}: NT-Xent tells an image from the others of its batch, "
                 "so it needs 2 or more"
             )
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"--temperature {temperature}: it must be above 0")
         if embedding_width < 1:
             raise ValueError(f"--embedding-width {embedding_width}: it must be 1 or more")
