@@ -217,12 +217,16 @@ def _val(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def running_mean(values: list[float]) -> list[float]:
-    """Return the mean over a window that ends at each value: 5 % of all values, from 1 to 200."""
+    """Return the mean over a window that ends at each value: 5 % of all values, from 1 to 200.
+
+    A value that is not finite, as of a skipped step, has an effect on its own windows alone.
+    """
+    if not values:
+        return []
     width = min(max(1, len(values) // 20), 200)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    return [(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(i + 1, width) for i in range(len(values))]
+    sums = np.convolve(values, np.ones(width))[: len(values)]
+    means: list[float] = (sums / np.minimum(np.arange(1, len(values) + 1), width)).tolist()
+    return means
 
 
 def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:

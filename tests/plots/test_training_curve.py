@@ -1,6 +1,7 @@
 """The training curve's lines and points."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,14 @@ def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
     values = [float(i % 7) for i in range(60)]
     expected = [sum(values[max(0, i - 2) : i + 1]) / len(values[max(0, i - 2) : i + 1]) for i in range(60)]
     assert running_mean(values) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+def test_a_value_far_off_has_an_effect_on_its_own_windows_alone(value: float) -> None:
+    values = [1.0] * 30 + [value] + [2.0] * 29
+    means = running_mean(values)
+    assert means[:30] == [1.0] * 30 and means[33:] == [2.0] * 27
+    assert all(mean == pytest.approx(value / 3, nan_ok=True) for mean in means[30:33])
 
 
 def a_run(folder: Path) -> tuple[list[float], list[float]]:
