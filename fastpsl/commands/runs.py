@@ -172,7 +172,7 @@ def _cells(run: "Run", folder: Path, now: float) -> list[tuple[str, str]]:
         knn, place = accuracy_of(best), place_of(best)
     elif run.top1 is not None:
         knn, place = f"{100 * run.top1:.1f}", "top-1"
-    name = run.folder.name if run.folder == folder else str(run.folder.relative_to(folder))
+    name = run.folder.resolve().name if run.folder == folder else str(run.folder.relative_to(folder))
     return [
         (name, ""),
         (run.state, age(now - run.changed)),

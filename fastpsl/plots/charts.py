@@ -204,7 +204,7 @@ def curve(folder: Path) -> InlineFigure:
     if names:
         axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, fontsize="small", frameon=False)
     # Shown verbatim: it must be neither parsed as a formula nor fail if it is not UTF-8.
-    figure.suptitle(folder.name.encode(errors="replace").decode(), parse_math=False)
+    figure.suptitle(folder.resolve().name.encode(errors="replace").decode(), parse_math=False)
     figure.tight_layout()
     return figure
 

@@ -69,6 +69,12 @@ def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:
     assert draw_curve(folder).exists()
 
 
+def test_a_curve_of_this_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert curve(Path()).get_suptitle() == tmp_path.name
+
+
 def test_a_curve_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
     a_run(tmp_path)
     assert draw_curve(tmp_path) == tmp_path / "curve.png"

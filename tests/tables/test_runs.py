@@ -219,6 +219,12 @@ def test_what_holds_no_run_is_refused(tmp_path: Path, cli: Cli, monkeypatch: pyt
     refused(cli("runs"), "runs: no such")
 
 
+def test_a_run_has_its_name_from_within(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_run(tmp_path / "run-7"))
+    for folder in (".", "../run-7"):
+        assert cli("runs", folder).out.splitlines()[1].startswith("run-7 ")
+
+
 def test_five_hundred_runs_are_listed_without_torch(tmp_path: Path) -> None:
     one = write_run(tmp_path / "0")
     for number in range(1, 500):
