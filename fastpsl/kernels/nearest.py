@@ -176,14 +176,14 @@ def places(scores: Tensor, truth: Tensor) -> Tensor:
     """Return the rank of each true class among the scores, from 0.
 
     Rank 0 is a correct answer, below 5 is among the top 5. Equal scores are ranked in the order of the
-    classes. A true class without a vote gets the rank num_classes.
+    classes. A true class without a vote gets the rank num_classes, or 5 if there are fewer classes.
 
     `scores` is float64 [Q, num_classes], `truth` and the result are int64 [Q].
     """
     true_score = scores.gather(1, truth[:, None])
     smaller = torch.arange(scores.shape[1]) < truth[:, None]
     ahead = (scores > true_score) | ((scores == true_score) & smaller)
-    return ahead.sum(1).where(true_score[:, 0] > 0, scores.shape[1])
+    return ahead.sum(1).where(true_score[:, 0] > 0, max(scores.shape[1], 5))
 
 
 def count_correct(

@@ -183,6 +183,14 @@ def test_the_nearest_neighbour_decides_a_tie(votes: list[int], winner: int) -> N
         assert counted[f"top1_k{k}_majority"] == (truth == winner)
 
 
+@pytest.mark.parametrize("num_classes", [1, 2, 4, 5, 7])
+def test_a_class_without_a_vote_is_not_among_the_top_5_of_few_classes(num_classes: int) -> None:
+    labels = torch.arange(num_classes)
+    found = nearest(torch.eye(num_classes), torch.eye(num_classes), 1)
+    counted = count_correct(found, labels, labels.flip(0), num_classes, [1], 0.07)
+    assert set(counted.values()) == {num_classes % 2}  # the one vote is right in the middle alone
+
+
 def test_places_count_classes_ahead() -> None:
     scores = torch.tensor([[0.0, 2.0, 2.0, 1.0, 0.0, 3.0]]).double().expand(6, 6)
     # Class 5 leads. Of the equal 1 and 2 the lower is first. 0 and 4 have no vote and come last.
