@@ -78,9 +78,9 @@ def read_features(path: Path) -> FeatureFile | None:
     try:
         record = json.loads(record_path(path).read_text())
         shape = np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
-    if not isinstance(record, dict) or record.get("format") != FORMAT or list(shape) != record["shape"]:
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("shape") != list(shape):
         return None
     return FeatureFile(path, record)
 

@@ -196,7 +196,7 @@ def extract(
     missing: dict[Path, Extraction] = {}
     for work, out in zip(works, outs, strict=True):
         file = read_features(out)
-        if file is None or file.record["digest"] != work.digest():
+        if file is None or file.record.get("digest") != work.digest():
             if out.exists() and not overwrite:
                 raise ValueError(f"{out} exists and holds other features; give --overwrite, or another --out")
             missing[out] = work

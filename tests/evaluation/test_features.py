@@ -520,6 +520,22 @@ def test_rows_past_the_last_one_are_dropped(tmp_path: Path) -> None:
         assert file.partial.read_bytes()[-2 * 12 :] == rows[:2].tobytes()
 
 
+@pytest.mark.parametrize("damage", ["no row", "half a header", "no shape", "no digest"])
+def test_damaged_features_are_made_again(data: Beton, tmp_path: Path, damage: str) -> None:
+    out, record_file = tmp_path / "F.npy", tmp_path / "F.json"
+    whole = extraction(data).to_file(out, one_process())
+    content, record = out.read_bytes(), dict(whole.record)
+    if damage in ("no row", "half a header"):
+        out.write_bytes(content[: 0 if damage == "no row" else 40])
+    else:
+        del record[damage.removeprefix("no ")]
+        record_file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="holds other features; give --overwrite"):
+        extraction(data).to_file(out, one_process())
+    extraction(data).to_file(out, one_process(), overwrite=True)
+    assert out.read_bytes() == content and "digest" in json.loads(record_file.read_text())
+
+
 @pytest.mark.parametrize("change", [{"shape": [10, 4]}, {"shape": [9, 3]}, {"format": 2}, {"format": None}])
 def test_a_record_of_other_rows_or_of_another_format_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
     np.save(tmp_path / "F.npy", np.zeros((10, 3), np.float32))
