@@ -285,7 +285,7 @@ def examine(
 
     Without a path the recipe is jigsaw on the sample. `stages` are names of the plan's; None is all of them.
     """
-    if seconds is not None and seconds <= 0:
+    if seconds is not None and not seconds > 0:
         raise ValueError(f"--seconds {seconds:g}: it must be above 0")
     if stages == ():
         raise ValueError(

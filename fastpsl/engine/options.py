@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -104,6 +105,10 @@ class RunOptions:
             if option.name in self.without and value != option.default:
                 given = flag(option.name) if value is True else f"{flag(option.name)} {value}"
                 raise ValueError(f"{given}: {self.without[option.name]}")
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                given = " ".join(map(str, numbers))
+                raise ValueError(f"{flag(option.name)} {given}: it must be a finite number")
         share_of(self.val)
         if self.val not in (None, NO_VAL) and self.data is None:
             raise ValueError(

@@ -476,7 +476,7 @@ def test_intervals_stretch_with_the_stage() -> None:
           for rest in ((-1, 0.1), (10, -0.1), (10, 1.5))),
         (cosine, (0.0,), "above 0"),
         (cosine, (0.1, -1), "0 or more"),
-        (linear_decay, (0.0,), "above 0"),
+        (linear_decay, (0.0,), "above 0"), (linear_decay, (math.nan,), "above 0"),
         *((inverse_root, arguments, "above 0") for arguments in ((0.0, 0.1), (-1.0, 0.1), (0.1, -1e-9))),
         *((polynomial, arguments, "power")
           for arguments in ((0.0, 0.9, 0.0), (0.1, 0.0, 0.0), (0.1, 0.9, 0.1), (0.1, 1, -1))),

@@ -1,5 +1,6 @@
 import ast
 import inspect
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_every_option_has_a_help_text(path: Path) -> None:
         ("batch_size", 0), ("accumulate", -1), ("max_steps_per_stage", 0), ("workers", 0), ("timeout_s", 0.0),
         ("checkpoint_minutes", -1.0), ("checkpoint_steps", -1), ("keep_checkpoints", 0), ("log_steps", 0),
         ("prefetch_batches", 0), ("lanes", 0), ("probe_every", -1), ("hw_decoder_load", -0.1),
-        ("hw_decoder_load", 1.5), ("hw_decoder_load", float("nan")),
+        ("hw_decoder_load", 1.5), ("hw_decoder_load", math.nan),
+        ("timeout_s", math.nan), ("cache_gb", math.inf), ("checkpoint_minutes", math.nan),
     ],
 )  # fmt: skip
 def test_impossible_values_name_their_flag(name: str, value: Any) -> None:

@@ -290,6 +290,7 @@ def test_synthetic_data_need_no_file() -> None:
         ({"num_threads": 0}, "num_threads is 0"),
         ({"prefetch_batches": 0}, "prefetch_batches is 0"),
         ({"timeout_s": 0}, "timeout_s is 0"),
+        ({"timeout_s": float("nan")}, "timeout_s is nan"),
         ({"on_bad_sample": "ignore"}, "'ignore'; it must be 'raise' or 'skip'"),
         ({"views": []}, "no views"),
         ({"batch_size_per_rank": 20, "world": 2}, "38 samples are fewer than one global batch of 40"),

@@ -49,7 +49,7 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
     Raises:
         ValueError: `lr` or an interval is not positive.
     """
-    if not intervals or min(intervals) < 1 or lr <= 0:
+    if not intervals or min(intervals) < 1 or not lr > 0:
         raise ValueError(
             f"lr {lr} with intervals {tuple(intervals)}: the rate and each interval must be above 0"
         )
@@ -102,7 +102,7 @@ def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
     Raises:
         ValueError: `lr` is not positive, or `warmup_epochs` is negative.
     """
-    if lr <= 0 or warmup_epochs < 0:
+    if not lr > 0 or warmup_epochs < 0:
         raise ValueError(
             f"lr {lr} with {warmup_epochs} epochs of warm-up: the rate must be above 0, the warm-up 0 or more"
         )
@@ -124,7 +124,7 @@ def linear_decay(lr: float) -> Schedule:
     Raises:
         ValueError: `lr` is not positive.
     """
-    if lr <= 0:
+    if not lr > 0:
         raise ValueError(f"lr {lr}: it must be above 0")
     return lambda moment: lr * (1 - moment.epoch / moment.all_epochs)
 
@@ -137,7 +137,7 @@ def inverse_root(lr: float, decay: float) -> Schedule:
     Raises:
         ValueError: `lr` is not positive, or `decay` is negative.
     """
-    if lr <= 0 or decay < 0:
+    if not lr > 0 or decay < 0:
         raise ValueError(f"lr {lr} with a decay of {decay}: the rate must be above 0, the decay 0 or more")
     return lambda moment: lr / math.sqrt(1 + lr * decay * moment.step)
 

@@ -108,7 +108,7 @@ class Loader(Uncopyable):
                 raise ValueError(f"Loader: {name} is {value}; it must be 1 or more")
         if not 0 <= rank < world:
             raise ValueError(f"Loader: rank is {rank}; it must be 0 to {world - 1} for a world of {world}")
-        if timeout_s <= 0:
+        if not timeout_s > 0:
             raise ValueError(f"Loader: timeout_s is {timeout_s}; it must be above 0")
         if on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"Loader: on_bad_sample is {on_bad_sample!r}; it must be 'raise' or 'skip'")
