@@ -3,7 +3,7 @@
 import os
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ def embed(
     Raises:
         ValueError: The model, the data or an option is wrong. The message is one line.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}: allowed are {', '.join(get_args(Precision))}")
     if not isinstance(model, Model):
         model = load(model)
     if data is None:
@@ -73,8 +75,6 @@ def embed(
         require_data("data", data)
     weights, backbone = model.pretrained(), model.backbone
     world = World(0, 1, 0, 1, choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise ValueError(f"unknown precision {precision!r}: allowed are auto, fp32, bf16, fp16")
     if precision == "auto":
         precision = "fp16" if world.device.type == "cuda" else "fp32"
     side_px = model.transform.size_px if size_px is None else size_px

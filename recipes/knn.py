@@ -55,8 +55,7 @@ class Options(EvaluationOptions):
             raise ValueError(
                 f"--k {' '.join(map(str, self.k))}: give one or more numbers of neighbours, each 1 or more"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature {self.temperature}: it must be above 0")
+        self._require_positive("temperature")
 
 
 def run(options: Options) -> int:

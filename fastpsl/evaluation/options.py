@@ -71,8 +71,7 @@ class EvaluationOptions(RunOptions):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size_px < 1:
-            raise ValueError(f"--size-px {self.size_px}: it must be above 0")
+        self._require_positive("size_px")
 
     @override
     def completed(self) -> Self:
