@@ -140,7 +140,8 @@ class Permutations:
         """Write the file and print the distances of each nested set."""
         import numpy as np
 
-        from fastpsl.files.atomic import output_errors, write_atomically
+        from fastpsl.files.atomic import write_atomically
+        from fastpsl.files.system_errors import output_errors
         from fastpsl.kernels.permutations import hamming_bound, mean_hamming, minimum_hamming, permutation_set
 
         if any(one >= other for one, other in zip(self.counts, self.counts[1:], strict=False)):

@@ -184,7 +184,8 @@ class Slurm:
 
     def run(self, *recipe_options: str) -> int:
         """Submit the job and follow it, or print its script."""
-        from fastpsl.files.atomic import output_errors, write_atomically
+        from fastpsl.files.atomic import write_atomically
+        from fastpsl.files.system_errors import output_errors
 
         script, out = self.script(recipe_options)
         if self.print:

@@ -60,7 +60,7 @@ class Show:
         from fastpsl.commands.show_tasks import Crops, task_of
         from fastpsl.engine.distributed import choose_device
         from fastpsl.engine.task import Task
-        from fastpsl.files.atomic import output_errors
+        from fastpsl.files.system_errors import output_errors
         from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.pipelines.sample.betons import sample_paths

@@ -25,7 +25,8 @@ class Copy:
 
     def run(self) -> None:
         """Write the copy."""
-        from fastpsl.files.atomic import output_errors, write_atomically
+        from fastpsl.files.atomic import write_atomically
+        from fastpsl.files.system_errors import output_errors
         from fastpsl.scripts.recipe_files import named_path
 
         source = named_path(self.recipe, Train.names | Eval.names)

@@ -21,8 +21,8 @@ from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.options import INITIAL_WEIGHTS, RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.files.atomic import output_errors
 from fastpsl.files.paths import require_folder
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.views import ViewSpec
 

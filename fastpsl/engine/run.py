@@ -25,7 +25,8 @@ from fastpsl.engine.options import (
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
-from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
+from fastpsl.files.atomic import remove_leftovers, write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.datasets.open import open_data

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.evaluation.trained_run import TrainedRun
-from fastpsl.files.atomic import output_errors
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import split_by_name

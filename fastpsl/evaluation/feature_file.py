@@ -18,14 +18,8 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World, gather_objects, share
-from fastpsl.files.atomic import (
-    Uncopyable,
-    output_errors,
-    partial_path,
-    remove_leftovers,
-    write_all,
-    write_atomically,
-)
+from fastpsl.files.atomic import Uncopyable, partial_path, remove_leftovers, write_all, write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.files.untrusted import read_npy
 
 FORMAT = 1

@@ -31,7 +31,7 @@ from fastpsl.evaluation.feature_file import (
 )
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, pooled, pooled_width
-from fastpsl.files.atomic import output_errors
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import choose_decoder

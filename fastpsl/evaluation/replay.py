@@ -37,7 +37,8 @@ from fastpsl.engine.replay import (
 )
 from fastpsl.engine.run import RunData
 from fastpsl.evaluation.trained_run import TrainedRun
-from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import is_own, not_given
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import save_contact_sheet

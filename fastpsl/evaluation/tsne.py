@@ -18,7 +18,8 @@ from fastpsl.engine.run import open_both, open_given
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.charts import draw_map

@@ -9,7 +9,6 @@ and nothing reads it.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -40,30 +39,6 @@ class Uncopyable:
 
 _NAME_LENGTH = 50  # of a file's name within a temporary one, which may have 255 bytes, 4 a letter
 _TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
-_SPACE = "free some space or choose another disk"
-_REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another disk",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
-
-
-def remedy(error: OSError, otherwise: str) -> str:
-    """Return what helps against an error of writing."""
-    return _REMEDIES.get(error.errno or 0, otherwise)
-
-
-@contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn errors of writing `path`, or a file in that folder, into a ValueError of one line."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
-            path = Path(error.filename)
-        advice = remedy(error, "choose a folder that can be written")
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from None
 
 
 def partial_path(path: Path) -> Path:

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fastpsl.console.words import number_of
-from fastpsl.files.atomic import output_errors, sync_folder, write_atomically
+from fastpsl.files.atomic import sync_folder, write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.foreign_weights import read_weights_sidecar, sha256_of_bytes
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes

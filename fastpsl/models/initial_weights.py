@@ -10,9 +10,10 @@ from typing import Any
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
-from fastpsl.files.atomic import atomic_file, output_errors
+from fastpsl.files.atomic import atomic_file
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.remote.address import is_remote, open_stream, read_whole, remote_objects
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
 from fastpsl.models.names import TIMM, is_module, is_own, is_timm

@@ -28,7 +28,7 @@ from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
 from fastpsl.engine.reporter import result_words, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
-from fastpsl.files.atomic import output_errors
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import BACKBONES, TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError

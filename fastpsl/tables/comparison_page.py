@@ -5,7 +5,8 @@ The HTML is one file without network and scripts, as light or dark as the system
 
 from pathlib import Path
 
-from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.plots.charts import monitor_figure, run_style
 from fastpsl.plots.png import inline_svg, write_png
 from fastpsl.tables.comparison import AXES, Comparison

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, cast
 from PIL import Image
 
 from fastpsl.engine.options import flag
-from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_data

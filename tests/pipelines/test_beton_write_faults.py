@@ -20,7 +20,8 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.commands.data import Write
-from fastpsl.files.atomic import PartialFile, output_errors, partial_path
+from fastpsl.files.atomic import PartialFile, partial_path
+from fastpsl.files.system_errors import output_errors
 from fastpsl.pipelines.beton import output
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.file import BetonFile

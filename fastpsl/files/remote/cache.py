@@ -30,8 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.files.atomic import Uncopyable, remedy, write_all, write_atomically
+from fastpsl.files.atomic import Uncopyable, write_all, write_atomically
 from fastpsl.files.remote.address import RemoteObject
+from fastpsl.files.system_errors import remedy
 
 # struct flock: type, whence, start, length, pid (which must be 0).
 _FLOCK = "hhqqi4x"

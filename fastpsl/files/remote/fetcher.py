@@ -8,10 +8,10 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from fastpsl.files.atomic import remedy
 from fastpsl.files.remote.address import LIMIT_S
 from fastpsl.files.remote.cache import CachedFile, CacheFullError
 from fastpsl.files.remote.failures import RemoteDataError, WrongBytesError, persistently
+from fastpsl.files.system_errors import remedy
 from fastpsl.files.workers import Workers
 
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms

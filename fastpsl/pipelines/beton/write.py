@@ -27,7 +27,7 @@ import numpy as np
 import fastpsl
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
-from fastpsl.files.atomic import output_errors
+from fastpsl.files.system_errors import output_errors
 from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES

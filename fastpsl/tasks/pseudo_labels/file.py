@@ -14,7 +14,8 @@ import numpy as np
 
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import open_both
-from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.system_errors import output_errors
 from fastpsl.files.untrusted import check_zip
 from fastpsl.pipelines.data.dataset import Dataset
 
