@@ -1,7 +1,9 @@
 """Checkpoints of a run: atomic writes, removal of old files, and fallback to older files."""
 
+import mmap
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,24 +12,97 @@ import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import atomic_file, remove_leftovers
-from fastpsl.files.untrusted import check_zip
+from fastpsl.files.system_errors import input_errors
+from fastpsl.files.untrusted import check_pickles, check_size, check_zip, leaves
 
 FORMAT = 1
 
 
+# What torch lets a pickle call, and whose results may be of any size.
+_UNBOUNDED = (".bytearray", ".encode")
+_NUM_PICKLES = 5  # in torch's older format: before the tensors' numbers
+
+
+class ForeignObjectError(ValueError):
+    """An object besides tensors and plain values, by its name, which could run code."""
+
+
+def load_tensors(path: Path) -> Any:
+    """Load a file of torch.save onto the CPU, with weights_only, after a look at its pickles.
+
+    Raises:
+        ForeignObjectError: It holds other objects than tensors and plain values.
+        ValueError: It is damaged, or claims more than it can hold.
+        OSError: The system cannot read it.
+        MemoryError: There is too little memory for it.
+    """
+    num_bytes = path.stat().st_size
+    with open(path, "rb") as file:
+        try:
+            _check(path, file, num_bytes)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            # Of tensors that share memory, it is counted once.
+            storages = {
+                storage.data_ptr(): storage.nbytes()
+                for tensor in leaves(state, num_bytes)
+                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+                for storage in [tensor.untyped_storage()]
+            }
+            check_size(sum(storages.values()), num_bytes)
+            return state
+        except (MemoryError, OSError, ForeignObjectError):
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in text:
+                raise ForeignObjectError(text.partition("GLOBAL ")[2].split(" ")[0]) from None
+            # torch has no error of its own for too little memory.
+            if wanted := re.search(r"allocate memory.* (\d+) bytes", text):
+                check_size(int(wanted[1]), num_bytes)
+                raise MemoryError(text[:200]) from None
+            # torch's message is about its archive reader, though the usual cause is a truncated file.
+            is_ours = isinstance(error, (zipfile.BadZipFile, ValueError))
+            reason = text[:200] if is_ours else "cut short or damaged"
+            raise ValueError(reason) from error
+
+
+def _check(path: Path, file: BinaryIO, num_bytes: int) -> None:
+    """Check the zip, and the opcodes of all pickles that torch would load."""
+    names = list[str]()
+    if zipfile.is_zipfile(file):
+        check_zip(path, num_bytes)
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.casefold().endswith("data.pkl"):
+                    names += check_pickles(archive.read(name), num_bytes)
+    elif num_bytes:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                names += check_pickles(data, num_bytes, _NUM_PICKLES)
+            except ValueError:
+                for name in check_pickles(data, num_bytes):  # a pickle that is not torch's
+                    raise ForeignObjectError(name) from None
+                raise
+    for name in names:
+        if name.endswith(_UNBOUNDED):
+            raise ForeignObjectError(name)
+    file.seek(0)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint file onto the CPU, with weights_only."""
-    try:
-        with operation(f"{path}: reading it"):
-            check_zip(path, path.stat().st_size)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"{path} is no readable checkpoint ({reason}): resume from an older one") from error
+    if not path.exists():
+        raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto")
+    with input_errors(path), operation(f"{path}: reading it"):
+        try:
+            state = load_tensors(path)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{path} is no readable checkpoint ({reason}): resume from an older one"
+            ) from error
     # A tensor, whose comparison is no bool, is no format.
-    if not isinstance(state, dict) or repr(state.get("format")) != repr(FORMAT):
+    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != FORMAT:
         raise ValueError(
             f"{path} is not a fastpsl checkpoint of format {FORMAT}: resume needs one of this version"
         )

@@ -5,21 +5,21 @@ docs/how_to/weights.md lists them.
 
 import hashlib
 import json
-import pickle
+import mmap
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from fastpsl.files.paths import WEIGHTS, require_existing
-from fastpsl.files.untrusted import check_zip
+from fastpsl.files.system_errors import input_errors
+from fastpsl.files.untrusted import DamagedError, leaves, load_plain
+from fastpsl.models.checkpoint import ForeignObjectError, load_tensors
 
 _CHUNK = 1 << 22
 _NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl-vision[export]"'
@@ -42,31 +42,21 @@ def read_weights(path: Path) -> dict[str, Any]:
     require_existing(path, WEIGHTS)
     if path.suffix == ".safetensors":
         return dict(_read_safetensors(path)[0])
-    if path.suffix == ".pkl" and (arrays := _read_arrays(path)) is not None:
-        return arrays
-    try:
-        if zipfile.is_zipfile(path):
-            check_zip(path, path.stat().st_size)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = _foreign_object(error)
-        if not what:
-            raise ValueError(f"{path} is no readable file of weights: fetch or copy it again") from None
-        raise ValueError(
-            f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the "
-            "project that wrote it, save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), "
-            "and give that file"
-        ) from None
-    except Exception as error:  # noqa: BLE001  (zipfile, pickle and torch raise different errors for damage)
-        # torch's message is about its archive reader, though the usual cause is a truncated file.
-        reason = (
-            str(error).split("\n")[0]
-            if isinstance(error, zipfile.BadZipFile) or str(error).startswith("it would take")
-            else "cut short or damaged"
-        )
-        raise ValueError(
-            f"{path} is no readable file of weights ({reason}): fetch or copy it again"
-        ) from None
+    with input_errors(path):
+        if path.suffix == ".pkl" and (arrays := _read_arrays(path)) is not None:
+            return arrays
+        try:
+            state = load_tensors(path)
+        except ForeignObjectError as error:
+            raise ValueError(
+                f"{path} holds objects besides tensors ({error}), which could run code and are not read: "
+                "with the project that wrote it, save its tensors alone, torch.save(model.state_dict(), "
+                "'weights.pt'), and give that file"
+            ) from None
+        except ValueError as error:
+            raise DamagedError(
+                f"{path} is no readable file of weights ({error}): fetch or copy it again"
+            ) from None
     if isinstance(state, dict):
         return state
     raise ValueError(
@@ -74,29 +64,17 @@ def read_weights(path: Path) -> dict[str, Any]:
     )
 
 
-class _Arrays(pickle.Unpickler):
-    """A reader of NumPy arrays and plain values, which are all that Detectron2's files of weights hold."""
-
-    _ALLOWED: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "numpy": ("ndarray", "dtype"),
-        "numpy.core.multiarray": ("_reconstruct", "scalar"),
-        "numpy._core.multiarray": ("_reconstruct", "scalar"),
-    }
-
-    @override
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self._ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
 def _read_arrays(path: Path) -> dict[str, Any] | None:
     """Read a pickle of NumPy arrays, as Detectron2 writes its weights; None for any other file."""
     try:
-        with open(path, "rb") as file:
-            model = _Arrays(file, encoding="latin1").load()["model"]
-        return {name: torch.from_numpy(np.array(array)) for name, array in model.items()}
-    except Exception:  # noqa: BLE001  (of pickle and NumPy; torch tells what is wrong)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            content = load_plain(data)
+        model = content.get("model", content.get(b"model"))
+        arrays = {} if model is None else dict(model)
+        names = [name.decode("latin1") if isinstance(name, bytes) else name for name in arrays]
+        copies = [torch.from_numpy(np.array(array)) for array in arrays.values()]
+        return dict(zip(names, copies, strict=True)) or None
+    except (ValueError, TypeError):  # of what is no such file; torch tells what is wrong
         return None
 
 
@@ -133,12 +111,6 @@ def _why(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
 
 
-def _foreign_object(error: Exception) -> str:
-    """Return the name of the object that torch refused to make, or "" if the file is damaged."""
-    reason = " ".join(str(error).split())
-    return (reason.partition("GLOBAL ")[2].split(" ")[0] or "something") if "GLOBAL " in reason else ""
-
-
 def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
     """Serialise tensors as a safetensors file."""
     try:
@@ -155,10 +127,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     except ImportError as error:
         raise ValueError(f"{path}: {_NO_SAFETENSORS}") from error
     try:
-        with safe_open(path, framework="pt") as file:
+        with input_errors(path), safe_open(path, framework="pt") as file:
+            leaves(dict.fromkeys(file.keys()), path.stat().st_size)
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(
             f"{path} is no readable safetensors file ({error}): fetch or copy it again"
         ) from None
 
@@ -315,7 +288,9 @@ def recognise(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
             f"backbone nor of a head ({first_three(unknown)}): give the --backbone that it holds"
         )
-    if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
+    # `fill` refuses another shape, of which a single number may claim to be millions.
+    is_wanted = FIRST in backbone and backbone[FIRST].shape == wanted[FIRST].shape
+    if naming.kind == "deepcluster" and is_wanted and wanted[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))
         backbone[FIRST] = -backbone[FIRST]
     rest = [name for name in rest if name not in unknown]
@@ -343,7 +318,8 @@ def _check_sobel(path: Path, kernels: Tensor | None) -> None:
     Because of their sign, `recognise` negates the first convolution.
     """
     gx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    if kernels is not None and not torch.equal(kernels.float(), -torch.stack([gx, gx.T])[:, None]):
+    ours = -torch.stack([gx, gx.T])[:, None]
+    if kernels is not None and (kernels.shape != ours.shape or not torch.equal(kernels.float(), ours)):
         raise ValueError(
             f"{path}: its {SOBEL} is not DeepCluster's, so the network saw other gradients than SobelXY's; "
             "use other weights, because no --input-channels fits"

@@ -238,10 +238,7 @@ def open_weights(path: Path) -> WeightsFile:
 
 
 def _checkpoint(path: Path, state: dict[str, Any]) -> WeightsFile:
-    try:
-        json.dumps([state.get(key) for key in ("format", "science", "input", "position", "num_stages")])
-    except (ValueError, RecursionError) as error:  # an entry holds itself
-        raise TypeError(error) from None
+    json.dumps([state.get(key) for key in ("format", "science", "input", "position", "num_stages")])
     if state.get("format") != FORMAT:
         raise ValueError(
             f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}; use "

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
+from fastpsl.files.untrusted import load_plain
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources import published
-from fastpsl.pipelines.sources.published import load_plain
 from tests.pipelines import published_files as made
 from tests.pipelines.published_files import publish
 from tests.pipelines.sources import refused, samples

@@ -9,9 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
+from fastpsl.files.untrusted import load_plain
 from fastpsl.pipelines.datasets.voc.annotations import read_mat
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.sources.published import load_plain
 
 # Proposals per image: Detectron2's number for training. Fast R-CNN uses all of its file, which are about as
 # many (its section 2.3: "R ≈ 2000").
