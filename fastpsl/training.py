@@ -16,7 +16,7 @@ from fastpsl.console.offered import offer_only_all
 from fastpsl.console.words import unknown
 from fastpsl.engine.reporter import BEFORE, summary_line
 from fastpsl.engine.run import Run
-from fastpsl.files.paths import read_lines
+from fastpsl.files.run_folder import read_lines
 from fastpsl.model import Model, load
 from fastpsl.plots.charts import curve
 from fastpsl.plots.inline import InlineFigure, png_bytes

@@ -1,6 +1,5 @@
 """`fastpsl launch slurm`: a recipe as a job of a cluster."""
 
-import json
 import re
 import shlex
 import shutil
@@ -17,6 +16,8 @@ from fastpsl.commands.train import Eval, Train
 from fastpsl.console.progress import note_output, operation
 from fastpsl.console.terminal import escaped
 from fastpsl.engine.options import flag
+from fastpsl.files.json_records import NoRecord
+from fastpsl.files.run_folder import STATUS
 from fastpsl.scripts.command_line import HELP, parse
 from fastpsl.scripts.recipe import Recipe
 
@@ -84,7 +85,7 @@ def follow(job: str, out: Path) -> int:
                     progress.rename(f"{line}; waiting for news of it")
                     note_output()
                 if state.has_ended:
-                    return 0 if _status(out).startswith("status.json finished") else 1
+                    return 0 if _status(out).startswith(f"{STATUS.name} finished") else 1
                 time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -103,11 +104,13 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
 def _status(out: Path) -> str:
     """Return status.json in words."""
     try:
-        status = json.loads((out / "status.json").read_text())
-    except (OSError, ValueError):
-        return "no status.json yet"
-    where = f"status.json {status['state']}, stage {status['stage']}, step {status['step']}"
-    return where + (f": {status['reason']}" if status["reason"] else "")
+        status = STATUS.of(out, "state", "stage", "step")
+    except OSError:
+        return f"no {STATUS.name} yet"
+    except NoRecord as error:
+        return f"{STATUS.name} {error.why}"
+    where = f"{STATUS.name} {status['state']}, stage {status['stage']}, step {status['step']}"
+    return where + (f": {status['reason']}" if status.get("reason") else "")
 
 
 def _print_from(log: Path, position: int) -> int:

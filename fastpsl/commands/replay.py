@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fastpsl.console.words import metric_words, number_of
+from fastpsl.files.json_records import is_number
 from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
     from fastpsl.evaluation.replay import Replayed
 
 _BAR = 24  # letters
+_COUNTERS = {"run_step", "stage", "level", "step", "lr"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +92,9 @@ class Replay:
         if self.around:
             yield from _around(past.around, past.run_step)
         yield from found.notes
-        names = {"run_step", "stage", "level", "step", "lr"}
-        metrics = {name: value for name, value in row.items() if name not in names and value is not None}
-        yield ", ".join(
-            [
-                *(f"{name} {metric_words(name, value)}" for name, value in metrics.items()),
-                f"lr {row['lr']:.3g}",
-            ]
-        )
+        metrics = {name: value for name, value in row.items() if name not in _COUNTERS and is_number(value)}
+        words = [f"{name} {metric_words(name, value)}" for name, value in metrics.items()]
+        yield ", ".join([*words, *([f"lr {row['lr']:.3g}"] if row.get("lr") is not None else [])])
         if found.made is not None:
             yield _comparison(metrics, found.made.row)
         yield from _table(found, self.num)
@@ -127,13 +124,14 @@ def _around(rows: Sequence[Mapping[str, Any]], run_step: int) -> Iterator[str]:
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     yield f"{'step':>10}  {'stage':<6}{'step':>8}  {'lr':>9}  {'loss':>9}"
     for row in rows:
-        loss = row.get("loss")
+        loss, step, lr = (row.get(name) for name in ("loss", "step", "lr"))
         share = (loss - low) / ((high - low) or 1.0) if loss is not None and isfinite(loss) else 1.0
         bar = "" if loss is None else "█" * max(1, round(_BAR * share))
         marks = [*(["<- this step"] if row["run_step"] == run_step else [])]
         marks += ["largest"] if loss is not None and loss == high else []
-        value = "" if loss is None else f"{loss:.4g}"
-        line = f"{row['run_step']:>10,}  {row['stage']:<6}{row['step']:>8,}  {row['lr']:>9.3g}  {value:>9}"
+        pairs = ((step, ","), (lr, ".3g"), (loss, ".4g"))
+        cells = ["" if value is None else format(value, form) for value, form in pairs]
+        line = f"{row['run_step']:>10,}  {row['stage']:<6}{cells[0]:>8}  {cells[1]:>9}  {cells[2]:>9}"
         yield f"{line}  {bar:<{_BAR}}  {', '.join(marks)}".rstrip()
 
 

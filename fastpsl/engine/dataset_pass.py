@@ -27,6 +27,8 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import run_blocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import remove_leftovers, write_atomically
+from fastpsl.files.json_records import NoRecord, read_bytes
+from fastpsl.files.system_errors import input_errors
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.augment import choose_augment
@@ -108,7 +110,7 @@ def _begin(folder: Path, parts: Path, science: Mapping[str, Any]) -> bool:
     """Return whether the predictions of this science exist; otherwise prepare the folder of parts."""
     record = folder / RECORD
     remove_leftovers(folder, NAME, RECORD)
-    if record.exists() and record.read_text() == _science_text(science) and (folder / NAME).exists():
+    if _is_of(record, science) and (folder / NAME).exists():
         shutil.rmtree(parts, ignore_errors=True)  # a run may have been killed while it removed them
         return True
     record.unlink(missing_ok=True)
@@ -122,11 +124,20 @@ def _science_text(science: Mapping[str, Any]) -> str:
 
 def begin_folder(parts: Path, science: Mapping[str, Any]) -> None:
     """Create an empty folder of parts, or keep one with parts of the same science."""
-    text, record = _science_text(science), parts / "science.json"
-    if not (record.exists() and record.read_text() == text):
+    record = parts / "science.json"
+    if not _is_of(record, science):
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
-        write_atomically(record, text.encode())
+        write_atomically(record, _science_text(science).encode())
+
+
+def _is_of(record: Path, science: Mapping[str, Any]) -> bool:
+    """Return whether a file is the record of this science."""
+    with input_errors(record):
+        try:
+            return read_bytes(record) == _science_text(science).encode()
+        except (FileNotFoundError, NoRecord):
+            return False
 
 
 def _joined(rows: list[Predictions], first: int) -> Predictions:

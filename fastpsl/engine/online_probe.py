@@ -34,7 +34,7 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES
-from fastpsl.files.paths import read_lines
+from fastpsl.files.run_folder import PROBES, read_lines
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
@@ -65,6 +65,7 @@ NUM_COMPARED = 2_000
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
+_LOOK = {"run_step", "stage", "epoch", "block", "num_train", "num_val", "num_classes", "channels", *FIGURES}
 _TRAIN, _VAL, _ORDER = 1, 2, 3  # parts of the seed
 
 Forward = Callable[[Tensor], list[Tensor]]
@@ -206,7 +207,7 @@ class OnlineProbe:
         if run.world.rank == 0:
             # A run that starts anew may find the lines of one that had no checkpoint yet.
             known = run.resumed or run.position.run_step > 0
-            self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step if known else -1)
+            self.file = MetricsFile(run.folder / PROBES, run.position.run_step if known else -1)
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
         self._settle()
@@ -237,7 +238,7 @@ class OnlineProbe:
     def _settle(self) -> None:
         """Decide, by the looks on record, whether the stage ends at the present step; alike on all ranks."""
         last = self._looks()[-1:] if self.rule.by != "never" else []
-        settled = any(line["settled"] and line["run_step"] == self.run.position.run_step for line in last)
+        settled = any(line.get("settled") and line["run_step"] == self.run.position.run_step for line in last)
         self.settled = share(self.run.world, settled)
 
     def _decide(self, line: dict[str, Any], epochs: float) -> str:
@@ -558,7 +559,8 @@ def untrained_line(lines: Sequence[dict[str, Any]], before: str = "untrained") -
 
 
 def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
-    return [line.row for line in read_lines(file.path)]
+    """Return the lines of probe.jsonl that have all that a look has; another program may add others."""
+    return [line.row for line in read_lines(file.path) if line.row.keys() >= _LOOK]
 
 
 def _some(data: Dataset, limit: int, seed: tuple[int, int]) -> Subset:

@@ -31,11 +31,13 @@ from fastpsl.engine.options import INITIAL_WEIGHTS, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData, open_loader
 from fastpsl.engine.trainer import StageTrainer, next_on_all_ranks, pretrain
-from fastpsl.files.paths import read_lines
+from fastpsl.files.run_folder import METRICS, read_lines
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.order import numbered, step_indices
+
+_SHOWN = 40  # characters of --step in an error
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def find_step(folder: Path, text: str, stages: tuple[Stage, ...], num_around: in
     Raises:
         ValueError: The text is neither, or the run has made no such step.
     """
-    match = re.fullmatch(r"(?:(\w+):)?(\d+)", text)
+    match = re.fullmatch(r"(?:(\w+):)?(\d{1,18})", text)
     if match is None:
-        raise ValueError(f"--step {text}: give a step of the run, such as 120, or of a stage, such as S2:120")
+        raise ValueError(
+            f"--step {text[:_SHOWN]}: give a step of the run, such as 120, or of a stage, such as S2:120"
+        )
     stage, number, name = match[1], int(match[2]), "run_step" if match[1] is None else "step"
-    path, last = folder / "metrics.jsonl", 0
+    path, last = folder / METRICS, 0
     before, row, after = deque[dict[str, Any]](maxlen=num_around), dict[str, Any](), list[dict[str, Any]]()
     for line in read_lines(path):
         last = line.row["run_step"]
@@ -95,7 +99,11 @@ def find_step(folder: Path, text: str, stages: tuple[Stage, ...], num_around: in
         made = f"holds steps 1 to {last:,} of the run" if last else "holds no step"
         raise ValueError(f"--step {text}: {path} {made}; give one of its steps")
     names = [each.name for each in stages]
-    assert row["stage"] in names, (path, row, names)
+    if row["stage"] not in names or not 1 <= row.get("step", 0) <= row["run_step"]:
+        raise ValueError(
+            f"--step {text}: its line in {path} has stage {row['stage']!a} and step {row.get('step')}, and "
+            f"the run has {', '.join(names)}; give another step"
+        )
     place = names.index(row["stage"])
     first_epoch = sum(each.max_epochs for each in stages[:place])
     around = (*before, row, *after)
@@ -210,9 +218,7 @@ class _Replay(StageTrainer):
         super()._step(iter(taken), progress, is_first)
         task.load_state_dict(labels)  # an epoch's end has made others
         run.reporter.flush()
-        rows = (
-            [line.row for line in read_lines(run.folder / "metrics.jsonl")] if run.world.rank == 0 else [{}]
-        )
+        rows = [line.row for line in read_lines(run.folder / METRICS)] if run.world.rank == 0 else [{}]
         raise _Reached(Made([losses], rows[-1]))
 
     def _losses(self, batches: list[Batch]) -> Iterator[Tensor | None]:
@@ -266,7 +272,7 @@ def make_again(
         wandb=False, checkpoint_minutes=0.0, checkpoint_steps=0, max_steps_per_stage=None,
     )  # fmt: skip
     if world.rank == 0:
-        (folder / "metrics.jsonl").touch()  # else those of the run would be copied
+        (folder / METRICS).touch()  # else those of the run would be copied
     data, science = experiment.open_data(options, world), {**science, **experiment.science}
     run = Run(recipe, data, science, owns_process=False, quiet=True)
     try:

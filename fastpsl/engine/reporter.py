@@ -28,7 +28,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
 from fastpsl.files.atomic import write_atomically
-from fastpsl.files.paths import read_lines
+from fastpsl.files.run_folder import EPOCHS, METRICS, count_lines, read_lines
 from fastpsl.pipelines.loader.batch import BadSample, Batch
 
 
@@ -44,10 +44,7 @@ class MetricsFile:
                 break
             kept_bytes = line.end
         else:
-            with open(path, "rb") as file:
-                file.seek(kept_bytes)
-                is_damaged = b"\n" in file.read()  # `read_lines` has warned
-            if is_damaged:
+            if count_lines(path, kept_bytes):  # `read_lines` has warned
                 shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
         os.truncate(path, kept_bytes)
 
@@ -77,7 +74,7 @@ class EpochLog:
     def add(self, line: Mapping[str, Any]) -> None:
         """Add a line. It replaces lines of the same or a later "run_step" and "epoch"."""
         place = (line["run_step"], line["epoch"])
-        lines = [each.row for each in read_lines(self.path) if "epoch" in each.row]
+        lines = [each.row for each in read_lines(self.path) if each.row.get("epoch") is not None]
         # A killed run may have logged epochs after its last checkpoint, which the resumed run logs again.
         lines = [each for each in lines if (each["run_step"], each["epoch"]) < place]
         text = "".join(json.dumps(each) + "\n" for each in (*lines, line))
@@ -152,9 +149,9 @@ def summary_line(summary: dict[str, Any]) -> str:
     steps = number_of(num, "step") if num == planned else f"{num:,} of {number_of(planned, 'step')}"
     steps += f" in {clock(summary['seconds'])}"
     text = f"{summary['stage']} (level G{summary['level']}): {steps}"
-    if summary["loss_start"] is not None:
+    if summary.get("loss_start") is not None:
         text += f", {_loss_words(summary)}"
-    chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
+    chance = "" if summary.get("chance") is None else f" (chance {percent(summary['chance'])})"
     if val := val_words(summary["val"], chance, summary.get("accuracy_name", "accuracy")):
         text += f", validation {val}"
     if knn := knn_words(summary):
@@ -172,7 +169,7 @@ def result_words(summary: Mapping[str, Any]) -> str:
 
 
 def _loss_words(summary: Mapping[str, Any]) -> str:
-    if summary["loss_start"] is None:
+    if None in (summary.get("loss_start"), summary.get("loss_end")):
         return "no loss"
     return f"loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
 
@@ -221,8 +218,8 @@ class Reporter:
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
         self._bad_names, self._bad_read = set[str](), 0
         self.screen = Screen(make_console(quiet=quiet)) if world.rank == 0 else None
-        self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
-        self.epochs = EpochLog(folder / "epochs.jsonl", resumed_run_step) if world.rank == 0 else None
+        self.file = MetricsFile(folder / METRICS, resumed_run_step) if world.rank == 0 else None
+        self.epochs = EpochLog(folder / EPOCHS, resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
         if world.rank == 0 and wandb:
             self.wandb = start_wandb(folder, config)  # may be refused, before the board has a thread

@@ -22,6 +22,7 @@ from fastpsl.engine.options import INITIAL_WEIGHTS, RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.paths import require_folder
+from fastpsl.files.run_folder import LINES, RESULTS
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.views import ViewSpec
@@ -222,7 +223,7 @@ def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run
 
     If the run continues in another folder, the metrics up to that point are copied.
     """
-    for name in ("metrics.jsonl", "probe.jsonl", "epochs.jsonl"):
+    for name in LINES:
         source, target = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
         if source.exists() and not target.exists():
             shutil.copyfile(source, target)
@@ -249,6 +250,11 @@ def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
             raise ValueError(
                 f"{path} is no whole checkpoint (position: {min(map(str, unknown))!r} is unknown): {_OLDER}"
             )
+    for summary in state["position"]["summaries"]:
+        if why := RESULTS.why_not(
+            summary, "stage", "level", "num_steps", "num_steps_planned", "seconds", "val"
+        ):
+            raise ValueError(f"{path} is no whole checkpoint (a finished stage {why}): {_OLDER}")
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import remove_leftovers, write_atomically
+from fastpsl.files.json_records import NoRecord
+from fastpsl.files.run_folder import CONFIG, ENVIRONMENT, RESULTS, STATUS
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
@@ -350,11 +352,11 @@ class Run:
         config |= {"differences": self.differences, "images": self.data.numbers()}
         if self.steps is not None:
             config["steps"] = self.steps
-        write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
+        write_atomically(self.folder / CONFIG.name, json.dumps(config, indent=1).encode())
         write_atomically(
-            self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
+            self.folder / ENVIRONMENT.name, json.dumps(environment(self.world), indent=1).encode()
         )
-        if (self.folder / "results.json").exists():  # it may have stages of after the checkpoint
+        if (self.folder / RESULTS.name).exists():  # it may have stages of after the checkpoint
             self.write_results()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -401,12 +403,12 @@ class Run:
         """
         where = {"stage": self.position.stage + 1, "step": self.position.step}
         text = json.dumps({"state": state, **where, "reason": reason}) + "\n"
-        write_atomically(self.folder / "status.json", text.encode())
+        write_atomically(self.folder / STATUS.name, text.encode())
 
     def write_results(self) -> None:
         """Write results.json, the summaries of the finished stages."""
         text = json.dumps(self.position.summaries, indent=1)
-        write_atomically(self.folder / "results.json", text.encode())
+        write_atomically(self.folder / RESULTS.name, text.encode())
 
     def so_far(self) -> dict[str, float | None]:
         """Return the seconds, images and joules of the training up to now. Every rank calls it."""
@@ -418,8 +420,10 @@ class Run:
 
     def status(self) -> str | None:
         """Return the state in status.json, written by any rank; None if this start has not written it yet."""
-        path = self.folder / "status.json"
-        return str(json.loads(path.read_text())["state"]) if path.exists() else None
+        try:
+            return str(STATUS.of(self.folder, "state")["state"])
+        except (FileNotFoundError, NoRecord):
+            return None
 
     def close(self) -> None:
         self.reporter.close()

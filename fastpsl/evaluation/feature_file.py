@@ -19,10 +19,16 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import World, gather_objects, share
 from fastpsl.files.atomic import Uncopyable, partial_path, remove_leftovers, write_all, write_atomically
-from fastpsl.files.system_errors import output_errors
-from fastpsl.files.untrusted import read_npy
+from fastpsl.files.json_records import COUNT, COUNTS, TEXT, WHOLE, Form, NoRecord, maybe
+from fastpsl.files.system_errors import input_errors, output_errors
+from fastpsl.files.untrusted import map_npy, read_npy
 
 FORMAT = 1
+_RECORD = Form("F.json", {
+    "format": WHOLE, "digest": TEXT, "shape": COUNTS, "dtype": TEXT, "block": TEXT, "size_px": COUNT,
+    "backbone": maybe(TEXT), "labels": maybe(TEXT), "bad": COUNTS,
+})  # fmt: skip
+_PROGRESS = Form("progress", {"digest": TEXT, "num_rows": COUNT, "bad": COUNTS})
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class FeatureFile:
 
         The rows of samples that could not be decoded are NaN; record["bad"] lists them.
         """
-        return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's own stub
+        return map_npy(self.path)
 
     def good(self) -> np.ndarray:
         """Return the samples that could be decoded, int64."""
@@ -69,12 +75,15 @@ class FeatureFile:
 
 def read_features(path: Path) -> FeatureFile | None:
     """Return the features at `path` (F.npy), or None if F.npy or F.json is missing or incomplete."""
-    try:
-        record = json.loads(record_path(path).read_text())
-        shape = np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError, EOFError):
-        return None
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("shape") != list(shape):
+    with input_errors(path):
+        try:
+            record = _RECORD.read(record_path(path))
+            shape = map_npy(path).shape
+        except (FileNotFoundError, ValueError, EOFError):
+            return None
+    has_its_labels = record["labels"] in (None, labels_path(path).name)
+    is_its = record["format"] == FORMAT and record["shape"] == list(shape) and len(shape) == 2
+    if not (is_its and has_its_labels and all(sample < shape[0] for sample in record["bad"])):
         return None
     return FeatureFile(path, record)
 
@@ -130,10 +139,11 @@ class PartialFeatures(Uncopyable):
             )
         remove_leftovers(self.path.parent, self.path.name, self.progress.name)
         size = len(self._header) + self._num_rows * self._row_bytes
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            progress = json.loads(self.progress.read_text())
-            if progress["digest"] == self.digest and os.fstat(self.fd).st_size == size:
-                self.num_rows, self.bad = int(progress["num_rows"]), set(progress["bad"])
+        with contextlib.suppress(FileNotFoundError, NoRecord):
+            progress = _PROGRESS.read(self.progress)
+            is_its = progress["digest"] == self.digest and os.fstat(self.fd).st_size == size
+            if is_its and max([progress["num_rows"], *progress["bad"]]) <= self._num_rows:
+                self.num_rows, self.bad = progress["num_rows"], set(progress["bad"])
         if self.num_rows == 0:
             self.progress.unlink(missing_ok=True)
             os.ftruncate(self.fd, 0)

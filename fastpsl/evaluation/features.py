@@ -27,7 +27,6 @@ from fastpsl.evaluation.feature_file import (
     PartialFeatures,
     labels_path,
     read_features,
-    record_path,
 )
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, pooled, pooled_width
@@ -204,7 +203,9 @@ def extract(
     if missing:
         _write(missing, world, save_every_s)
         wait_for_all(world)
-    return [FeatureFile(out, json.loads(record_path(out).read_text())) for out in outs]
+    written = [read_features(out) for out in outs]
+    assert None not in written, outs
+    return [file for file in written if file is not None]
 
 
 def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,14 +37,16 @@ from fastpsl.engine.replay import (
 from fastpsl.engine.run import RunData
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.atomic import write_atomically
-from fastpsl.files.system_errors import output_errors
+from fastpsl.files.json_records import NoRecord
+from fastpsl.files.run_folder import CONFIG, ENVIRONMENT
+from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.models.names import is_own, not_given
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import save_contact_sheet
 from fastpsl.plots.png import class_name
 from fastpsl.scripts.beginning import seeing
-from fastpsl.scripts.recipe import Recipe, values_of_config
-from fastpsl.scripts.recipe_files import TRAIN, load_recipe, named_path
+from fastpsl.scripts.recipe import Recipe, recorded_values
+from fastpsl.scripts.recipe_files import TRAIN, load_recipe, named_path, recorded_recipe
 
 MAX_IMAGES = 400  # of a sheet
 
@@ -86,22 +87,23 @@ class PastRun:
         Raises:
             ValueError: It is no folder of a run, or what it names is not there.
         """
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text())
-            num_ranks = int(json.loads((folder / "environment.json").read_text())["world_size"])
-            science, num_images = dict(config["science"]), int(config["images"]["train"])
-            name = str(science["recipe"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-            reason = f"no {Path(error.filename).name}" if is_missing else error  # type: ignore[union-attr]
-            raise ValueError(f"{folder} is no folder of a training ({reason}): give a run's folder") from None
-        script = load_recipe(named_path(recipe or name, TRAIN))
+        path = folder / CONFIG.name
+        needed = ("options", "science.recipe", "science.data_digest", "science.precision", "images.train")
+        with input_errors(folder):
+            try:
+                config = CONFIG.of(folder, *needed)
+                num_ranks = ENVIRONMENT.of(folder, "world_size")["world_size"]
+            except (FileNotFoundError, NotADirectoryError, NoRecord) as error:
+                reason = error if isinstance(error, NoRecord) else f"no {Path(error.filename).name}"
+                raise ValueError(
+                    f"{folder} is no folder of a training ({reason}): give a run's folder"
+                ) from None
+        science, num_images = config["science"], config["images"]["train"]
+        name = science["recipe"]
+        script = load_recipe(named_path(recipe, TRAIN)) if recipe else recorded_recipe(path, name)
         if not isinstance(script, Recipe) or script.name != name:
             raise ValueError(f"--recipe {recipe}: it is {script.name}, and the run is of {name}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a new run would begin with other weights
-            values = values_of_config(path, name, script.options)
+        values = recorded_values(config, name, script.options, str(path))
         if is_own(values.get("backbone") or ""):
             if backbone is None:
                 raise not_given(path, values["backbone"])

@@ -1,13 +1,15 @@
 """The images that a run learned from and was scored on, for evaluations that are given none."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastpsl.engine.options import NO_VAL, share_of
+from fastpsl.files.json_records import NoRecord
 from fastpsl.files.paths import FORMS, require_existing
 from fastpsl.files.remote.address import is_remote
+from fastpsl.files.run_folder import CONFIG
+from fastpsl.files.system_errors import input_errors
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,20 @@ class TrainedRun:
         """Return the run of a folder or a checkpoint; None for weights that belong to no run."""
         whole = Path(os.path.abspath(weights))  # a name alone has no parents
         places = (weights, whole.parent) if weights.is_dir() else (whole.parent.parent,)
-        folder = next((place for place in places if (place / "config.json").is_file()), None)
+        folder = next((place for place in places if (place / CONFIG.name).is_file()), None)
         if folder is None:
             return None
-        path = folder / "config.json"
+        path = folder / CONFIG.name
         try:
-            options = json.loads(path.read_text())["options"]
-            data, val = options["data"], options.get("val")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path} does not say what the run learned from: give --data") from None
-        return cls(folder, data, val)
+            with input_errors(path):
+                options = CONFIG.read(path, "options")["options"]
+            if "data" not in options:
+                raise NoRecord(path, "has no options.data")
+        except NoRecord as error:
+            raise ValueError(
+                f"{path} does not say what the run learned from: give --data (it {error.why})"
+            ) from None
+        return cls(folder, options["data"], options.get("val"))
 
     def train_images(self, remedy: str = "give --data") -> str | None:
         """Return what the run learned from; None for the embedded sample.

@@ -22,9 +22,12 @@ from typing_extensions import override
 class DamagedError(ValueError):
     """A file that is cut short, changed on the way, or made to claim more than it holds."""
 
+from fastpsl.files.json_records import open_regular
 
-def read_npy(path: Path, max_bytes: int) -> np.ndarray:
-    """Return the array of an .npy file that takes at most `max_bytes`."""
+
+def map_npy(path: Path) -> np.ndarray:
+    """Return the array of an .npy file as a memory map."""
+    open_regular(path).close()
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -34,6 +37,12 @@ def read_npy(path: Path, max_bytes: int) -> np.ndarray:
     if not isinstance(mapped, np.ndarray):
         mapped.close()
         raise ValueError("an archive of arrays, not one")  # noqa: TRY004
+    return mapped
+
+
+def read_npy(path: Path, max_bytes: int) -> np.ndarray:
+    """Return the array of an .npy file that takes at most `max_bytes`."""
+    mapped = map_npy(path)
     if mapped.nbytes > max_bytes:
         raise ValueError(f"{mapped.nbytes:,} bytes, and at most {max_bytes:,} are read")
     return np.array(mapped)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from fastpsl.console.words import number_of
 from fastpsl.files.atomic import sync_folder, write_atomically
-from fastpsl.files.system_errors import output_errors
+from fastpsl.files.json_records import NoRecord
+from fastpsl.files.run_folder import CONFIG as RUN_CONFIG
+from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.models.foreign_weights import read_weights_sidecar, sha256_of_bytes
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
@@ -166,11 +168,12 @@ def without_folders(word: str) -> str:
 def _config_of_run(checkpoint: Path) -> dict[str, Any]:
     """Return config.json of the run that wrote a checkpoint, or {} for weights without a run."""
     folder = Path(os.path.abspath(checkpoint)).parent.parent  # a name alone has no parents
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) and "command" in config else {}
+    with input_errors(folder):
+        try:
+            config: dict[str, Any] = RUN_CONFIG.of(folder)
+        except (FileNotFoundError, NotADirectoryError, NoRecord):
+            return {}
+    return config if "command" in config else {}
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,5 @@
 """Charts: scores by block, class and shots, a training, its monitor and pseudo-labels, and t-SNE."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby, islice, pairwise
@@ -15,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from fastpsl.files.paths import read_lines
+from fastpsl.files.json_records import is_number
+from fastpsl.files.run_folder import METRICS, RESULTS, count_lines, read_lines
+from fastpsl.files.system_errors import input_errors
 from fastpsl.plots.inline import InlineFigure
 from fastpsl.plots.png import class_name, write_png
 
@@ -174,18 +175,20 @@ def curve(folder: Path) -> InlineFigure:
     A diamond marks the validation value at a stage's end, from results.json if it exists. The learning rate
     has no mean, and its axis begins at 0. Of long runs only every n-th step is drawn, MAX_POINTS at most.
     """
-    with open(folder / "metrics.jsonl") as file:
-        stride = 1 + sum(1 for _ in file) // MAX_POINTS
-    lines = [line.row for line in islice(read_lines(folder / "metrics.jsonl"), 0, None, stride)]
+    stride = 1 + count_lines(folder / METRICS) // MAX_POINTS
+    lines = [line.row for line in islice(read_lines(folder / METRICS), 0, None, stride)]
     counters = ("run_step", "stage", "level", "step", "lr")
-    names = [name for name in lines[0] if name not in counters] + ["lr"] if lines else []
+    first = {name: value for name, value in lines[0].items() if name not in counters} if lines else {}
+    names = [name for name, value in first.items() if value is None or is_number(value)] + ["lr"] * bool(
+        lines
+    )
     num = len(names) or 1
     figure = InlineFigure(figsize=(9, 2.6 * num))
     axes = figure.subplots(num, 1, sharex=True, squeeze=False)
-    val = _val(folder / "results.json")
+    val = _val(folder)
     for axis, name in zip(axes[:, 0], names, strict=False):
         for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
-            points = [(line["run_step"], line[name]) for line in group if line.get(name) is not None]
+            points = [(line["run_step"], line[name]) for line in group if is_number(line.get(name))]
             steps, values = [p[0] for p in points], [p[1] for p in points]
             colour = f"C{number}"
             if name == "lr":
@@ -193,7 +196,7 @@ def curve(folder: Path) -> InlineFigure:
                 continue
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             axis.plot(steps, running_mean(values), color=colour, label=stage)
-            if name in val.get(stage, {}):
+            if is_number(val.get(stage, {}).get(name)):
                 point = (val[stage]["run_step"], val[stage][name])
                 axis.plot(*point, "D", color=colour, markeredgecolor="black", label=f"{stage}, validation")
         axis.set_ylabel(name)
@@ -209,9 +212,11 @@ def curve(folder: Path) -> InlineFigure:
     return figure
 
 
-def _val(results: Path) -> dict[str, dict[str, Any]]:
+def _val(folder: Path) -> dict[str, dict[str, Any]]:
     """Return stage → its validation metrics, with the run's step at its end as "run_step"."""
-    summaries = json.loads(results.read_text()) if results.exists() else []
+    path = folder / RESULTS.name
+    with input_errors(path):
+        summaries = RESULTS.read(path, "stage", "num_steps", "val") if path.exists() else []
     ends = accumulate(summary["num_steps"] for summary in summaries)
     return {s["stage"]: s["val"] | {"run_step": end} for s, end in zip(summaries, ends, strict=True)}
 
@@ -242,7 +247,8 @@ def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     begin = 0.0
     for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
         of_stage = [line for line in lines if line["stage"] == stage]
-        rows = [row for row in of_stage if row["feature_std"] is not None]
+        shown = ("epoch", "feature_std", "effective_rank")
+        rows = [row for row in of_stage if all(row[key] is not None for key in shown)]
         if not rows:
             continue
         epochs = [row["epoch"] if row["run_step"] else begin for row in rows]
@@ -250,13 +256,14 @@ def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
         name = f"{stage}, {rows[0]['block']}"
         if scored:
             for kind, style in (("linear", "o-"), ("knn", "s--")):
-                values = [100 * row[f"{kind}_accuracy"] for row in rows]
+                found = [row[f"{kind}_accuracy"] for row in rows]
+                values = [math.nan if each is None else 100 * each for each in found]
                 label = f"{name}: {'kNN' if kind == 'knn' else kind}"
                 axes[0, 0].plot(epochs, values, style, color=f"C{number}", label=label)
         for axis, key in ((axes[-2, 0], "feature_std"), (axes[-1, 0], "effective_rank")):
             axis.plot(epochs, [row[key] for row in rows], "o-", color=f"C{number}", label=name)
     if scored:
-        chance = 100 / max(line["num_classes"] for line in lines)
+        chance = 100 / max(1, *(line["num_classes"] for line in lines))
         axes[0, 0].axhline(chance, label="chance", **_DOTTED)
     for axis in axes[-2:, 0]:
         axis.set_ylim(bottom=0)
@@ -435,7 +442,7 @@ def draw_label_figures(
         axis.set_ylim(bottom=0)
     axes[1].axhline(min_entropy_share, label="below: collapse", **_DOTTED)
     axes[2].set_yscale("log")
-    shares = [100 * row["biggest"] for row in rows]
+    shares = [100 * row["biggest"] for row in rows if 0 < (row.get("biggest") or 0) <= 1] or [1]
     axes[2].set_ylim(
         10 ** math.floor(math.log10(min(shares))), 10 ** math.ceil(math.log10(max(shares))) * 1.1
     )
@@ -454,4 +461,5 @@ def draw_label_figures(
 def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str, scale: float = 1, **options: Any) -> None:
     values = [math.nan if row.get(name) is None else scale * row[name] for row in rows]
     marker = "o" if len(rows) <= _MANY_POINTS else None
-    axis.plot([row["epoch"] for row in rows], values, marker=marker, markersize=4, clip_on=False, **options)
+    epochs: list[Any] = [row.get("epoch") for row in rows]
+    axis.plot(epochs, values, marker=marker, markersize=4, clip_on=False, **options)

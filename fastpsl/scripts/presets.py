@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +19,10 @@ from fastpsl.engine.options import (
     per_stage,
     share_of,
 )
+from fastpsl.files.json_records import NoRecord
 from fastpsl.files.remote.address import is_remote
+from fastpsl.files.run_folder import CONFIG
+from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_module, is_own
 
 if TYPE_CHECKING:
@@ -182,8 +184,14 @@ def _earlier_options(options: PretrainOptions, recipe: str) -> dict[str, Any]:
         return {}
     if folder is None and options.resume != "auto":
         folder = Path(options.resume).resolve().parent.parent
-    try:
-        config = json.loads((folder / "config.json").read_text()) if folder else {}
-        return dict(config["options"]) if config["science"]["recipe"] == recipe else {}
-    except (OSError, ValueError, KeyError, TypeError):  # whoever resumes it says what is wrong
+    if folder is None or not (path := folder / CONFIG.name).exists():
         return {}
+    try:
+        with input_errors(path):
+            config = CONFIG.read(path)
+    except NoRecord as error:
+        raise ValueError(
+            f"{error}, so the options of the run's start are not known; move it away, and give them again"
+        ) from None
+    is_its = (config.get("science") or {}).get("recipe") == recipe
+    return dict(config.get("options") or {}) if is_its else {}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+from types import SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastpsl.console.terminal import own_rank, plain
 from fastpsl.console.words import unknown, worded
@@ -25,8 +25,11 @@ from fastpsl.engine.options import (
     names_val,
     plain_value,
 )
+from fastpsl.files.json_records import NoRecord
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.files.remote.address import is_remote
+from fastpsl.files.run_folder import CONFIG
+from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.scripts.command_line import HELP, options_of, parse
 from fastpsl.scripts.presets import backbone_of_init, preset_values
@@ -34,52 +37,87 @@ from fastpsl.scripts.presets import backbone_of_init, preset_values
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
 
+_SHOWN = 40  # characters of a recorded value in an error
+
+# Options that a record does not decide: where is written, and what the run itself began with.
+_NOT_REPEATED = {"out", "cache_dir", "resume", "config"}
+
 
 def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict[str, Any]:
-    """Return the values of a run's config.json, but for --out, --resume and --config."""
-    given, science = _read_config(path)
-    made_by, origin = science["recipe"], science.get(INITIAL_WEIGHTS)
-    if made_by != recipe:
+    """Return the values of a run's config.json, but for --out, --cache-dir, --resume and --config."""
+    config = _read_config(path)
+    if (made_by := config["science"]["recipe"]) != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
-    kinds = {field.name: str(field.type) for field in fields(options)}
+    origin = config["science"].get(INITIAL_WEIGHTS)
     if origin and "path" not in origin:
         warnings.warn(
             f"--config {path}: its run began from the weights of a module; only the module as backbone=, in "
             "Python, begins so again",
             stacklevel=2,
         )
+    return recorded_values(config, recipe, options, f"--config {path}")
+
+
+def recorded_values(
+    config: Mapping[str, Any], recipe: str, options: type[RunOptions], source: str
+) -> dict[str, Any]:
+    """Return the values of a record's options, but for those in `_NOT_REPEATED`.
+
+    Raises:
+        ValueError: The recipe has no such option, or a value is not of the option's kind.
+    """
+    given, origin = dict(config["options"]), config["science"].get(INITIAL_WEIGHTS) or {}
+    kinds = {field.name: get_type_hints(options)[field.name] for field in fields(options)}
     if unknown := given.keys() - kinds.keys():
-        raise ValueError(f"--config {path}: {recipe} has no option {', '.join(sorted(unknown))}")
-
-    def typed(value: Any, kind: str) -> Any:
-        """Return a value of JSON as the field has it."""
-        if isinstance(value, list):
-            return tuple(value)
-        return Path(value) if isinstance(value, str) and "Path" in kind else value
-
-    if origin and "path" in origin:
+        raise ValueError(f"{source}: {recipe} has no option {', '.join(sorted(unknown))}")
+    if "path" in origin:
         given["init"] = origin["path"]  # a resume may have been given another, which was not read
-    names = given.keys() - {"out", "resume", "config"}
-    return {name: typed(given[name], kinds[name]) for name in names}
+    values = dict[str, Any]()
+    for name in given.keys() - _NOT_REPEATED:
+        try:
+            values[name] = _of_json(given[name], kinds[name])
+        except TypeError:
+            raise ValueError(
+                f"{source}: its {name} is {ascii(given[name])[:_SHOWN]}, which {flag(name)} cannot be; give "
+                "a record as it was written"
+            ) from None
+    return values
+
+
+def _of_json(value: Any, kind: Any) -> Any:
+    """Return a value of JSON as a field of this kind has it; raise TypeError if it is of another kind."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal and any(value == each and type(value) is type(each) for each in parts):
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_of_json(each, parts[0]) for each in value)
+    if origin in (Union, UnionType):
+        for part in parts:
+            with suppress(TypeError):
+                return _of_json(value, part)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise TypeError
 
 
 def origin_of_config(path: Path) -> dict[str, Any]:
     """Return the record of the weights that a run began with, by its config.json; {} if they were random."""
-    return _read_config(path)[1].get(INITIAL_WEIGHTS) or {}
+    return _read_config(path)["science"].get(INITIAL_WEIGHTS) or {}
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options and the science of a run, by its folder or config.json."""
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return a run's config.json, by its folder or itself, with options and a recipe."""
+    path = path / CONFIG.name if path.is_dir() else path
+    if not path.exists():
         raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
     try:
-        config = json.loads(path.read_text())
-        options, science = dict(config["options"]), dict(config["science"])
-        science["recipe"]
-        return options, science
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
+        with input_errors(path):
+            config: dict[str, Any] = CONFIG.read(path, "options", "science.recipe")
+    except NoRecord as error:
+        raise ValueError(f"--config {path}: it is no config.json of a run ({error.why})") from None
+    return config
 
 
 def require_paths(options: RunOptions) -> None:

@@ -53,8 +53,23 @@ def _installed(name: str) -> Path:
 
 @cache
 def find_recipe(name: str) -> Recipe[Any] | Evaluation[Any]:
-    """Return the RECIPE of recipes/NAME.py."""
+    """Return the RECIPE of recipes/NAME.py, one of ours."""
+    assert name in {*TRAIN.values(), *EVAL.values()}, name
     return load_recipe(_installed(name))
+
+
+def recorded_recipe(source: object, name: str) -> Recipe[Any] | Evaluation[Any]:
+    """Return the recipe that a record names: one of ours; another file runs only if a person names it.
+
+    Raises:
+        ValueError: It names another.
+    """
+    if name not in TRAIN.values():
+        raise ValueError(
+            f"{source} names the recipe {name}, which is none of ours and would run; give its script as "
+            "--recipe FILE.py if you trust it"
+        )
+    return find_recipe(name)
 
 
 def load_script(path: Path) -> ModuleType:
@@ -74,7 +89,7 @@ def load_script(path: Path) -> ModuleType:
 
 
 def named_path(name: str, names: Mapping[str, str]) -> Path:
-    """Return the path of a recipe's script."""
+    """Return the path of the recipe that a person has named: ours, or a script. Records have no way here."""
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise ValueError(f"{name}: there is no such file; `fastpsl recipes` lists the names of recipes")

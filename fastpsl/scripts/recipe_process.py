@@ -28,6 +28,7 @@ from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
 from fastpsl.engine.reporter import result_words, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
+from fastpsl.files.run_folder import CONFIG
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import BACKBONES, TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS
@@ -137,7 +138,7 @@ def train(
         for line in (*told, *lines_before(experiment, run.data)):
             run.reporter.log(line)
         run.reporter.log(
-            f"all values, and where they differ from the {recipe.source}'s: {run.folder / 'config.json'}"
+            f"all values, and where they differ from the {recipe.source}'s: {run.folder / CONFIG.name}"
         )
     finished = pretrain(experiment, run)
     if world.rank == 0:

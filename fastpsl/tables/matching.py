@@ -41,7 +41,7 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
     base = science.get("fine_tuned")
     if base is None:
         return [*reasons, "pre-trained without saying what it fine-tunes"]
-    if base["data_digest"] != science.get("data_digest"):
+    if base.get("data_digest") != science.get("data_digest"):
         reasons.append("fine-tuned on other images")
     of_base = training_differences(base, weights.base, scale)
     return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
@@ -49,12 +49,12 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
 
 def label_source(science: Mapping[str, Any]) -> str:
     """Return the source of the pseudo-labels of a run: iic, coupled, true, random, k-means or none."""
-    return str(science.get("pseudo_labels", {}).get("source", NO_LABELS))
+    return str((science.get("pseudo_labels") or {}).get("source", NO_LABELS))
 
 
 def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
     """Return how the pseudo-labels of a run differ from those of the weights."""
-    labels, record = weights.labels, science.get("pseudo_labels", {})
+    labels, record = weights.labels, science.get("pseudo_labels") or {}
     if label_source(science) != weights.label_source:
         return [f"pre-trained with pseudo-labels {label_source(science)}, here {weights.label_source}"]
     if labels is None or labels == COUPLED:  # an option of the run has the number of coupled classes
@@ -201,7 +201,8 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     if channels != scale.channels(weights):
         reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
     settings = result.record["settings"]
-    if evaluation == CLUSTERS and Path(settings["labels"]).parent != Path(checkpoint["path"]).parent.parent:
+    labels, made = (Path(str(each)) for each in (settings.get("labels"), checkpoint.get("path")))
+    if evaluation == CLUSTERS and labels.parent != made.parent.parent:
         reasons.append("of other labels than its run left")
     return reasons + differences("evaluated", _UNSAID | settings, scale.evaluation_settings(evaluation))
 

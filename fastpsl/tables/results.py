@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.files.run_folder import CONFIG, STATUS
 from fastpsl.tables.rows import FEW_SHOT, TSNE
 from fastpsl.tables.runs import Run, walk
 
@@ -24,7 +25,7 @@ class Result:
     @property
     def seed(self) -> int:
         """The seed of the pre-training, or of the evaluation if nothing was pre-trained."""
-        return int(self.science.get("seed", self.record["settings"].get("seed", 0)))
+        return self.science.get("seed", self.record["settings"].get("seed")) or 0
 
     @property
     def of_part(self) -> bool:
@@ -57,7 +58,7 @@ class Result:
             return None
         path = Path(self.record["checkpoint"]["path"])
         for folder in (path.parent.parent, path):
-            if (folder / "config.json").exists():
+            if (folder / CONFIG.name).exists():
                 return folder
         return None
 
@@ -79,10 +80,10 @@ def index_runs(folder: Path) -> RunIndex:
     for path, files in walk(folder):
         if NAME in files:
             _add_result(index, path / NAME)
-        if "config.json" in files and "status.json" in files:
+        if CONFIG.name in files and STATUS.name in files:
             run = Run.of(path)
             if run.damage:
-                index.unreadable[path / "config.json"] = f"it is no run's record ({run.damage})"
+                index.unreadable[path / CONFIG.name] = f"it is no run's record ({run.damage})"
             else:
                 index.runs.append(run)
     return index
@@ -90,12 +91,6 @@ def index_runs(folder: Path) -> RunIndex:
 
 def _add_result(index: RunIndex, path: Path) -> None:
     try:
-        record = read_result(path)
-        result = Result(path, record)
-        _ = (result.seed, result.data, int(record["data"]["num_train"]), int(record["data"]["num_val"] or 0))
-        _ = [record[key] for key in ("protocol", "recipe", "numbers", "cut")]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        index.unreadable[path] = reason
-        return
-    index.results.append(result)
+        index.results.append(Result(path, read_result(path)))
+    except ValueError as error:
+        index.unreadable[path] = str(error)

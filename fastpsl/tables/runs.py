@@ -6,13 +6,12 @@ be of an older version, damaged or not written yet. `Run.damage` names damaged f
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +20,24 @@ from typing import Any, NamedTuple
 from typing_extensions import override
 
 from fastpsl.engine.options import NO_VAL, share_of
-from fastpsl.files.paths import read_lines, require_existing
+from fastpsl.files.json_records import Form, NoRecord, open_regular
+from fastpsl.files.paths import require_existing
+from fastpsl.files.run_folder import (
+    CONFIG,
+    ENVIRONMENT,
+    LINES,
+    METRICS,
+    PROBES,
+    RESULTS,
+    STATUS,
+    last_row,
+    read_lines,
+)
 
 NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 SILENT_S = 1800.0  # a run that writes nothing for longer is told as silent
-_LAST_BYTES = 1 << 16
 # Files that grow or are rewritten while a run is at work.
-_RECORDS = ("metrics.jsonl", "probe.jsonl", "epochs.jsonl", "status.json", "config.json", "results.json")
+_RECORDS = (*LINES, STATUS.name, CONFIG.name, RESULTS.name)
 
 
 class Look(NamedTuple):
@@ -70,21 +80,20 @@ class Run(os.PathLike[str]):
     @classmethod
     def of(cls, folder: Path) -> "Run":
         """Read a folder's files; those that cannot be read count as empty, and as `damage`."""
-        kinds = {"config": dict, "status": dict, "results": list, "environment": dict}
-        parts = [_part(folder / f"{name}.json", kind) for name, kind in kinds.items()]
+        forms = (CONFIG, STATUS, RESULTS, ENVIRONMENT)
+        parts = [_part(form, folder) for form in forms]
         (config, _), (status, _), (summaries, _), (environment, _) = parts
-        damage = [f"{name}.json {why}" for name, (_, why) in zip(kinds, parts, strict=True) if why]
+        damage = [f"{form.name} {why}" for form, (_, why) in zip(forms, parts, strict=True) if why]
         try:
-            (folder / "probe.jsonl").open().close()
+            open_regular(folder / PROBES).close()
         except FileNotFoundError:
             pass
         except OSError as error:
-            damage.append(f"probe.jsonl cannot be read ({error.strerror})")
-        if not damage and not all(isinstance(config.get(name), dict) for name in ("options", "science")):
-            damage.append("config.json has no options or no science")
-        if not all(isinstance(summary, dict) for summary in summaries):
-            damage.append("results.json is no list of stages")
-            summaries = []
+            damage.append(f"{PROBES} cannot be read ({error.strerror})")
+        except NoRecord as error:
+            damage.append(f"{PROBES} {error.why}")
+        if not damage and any(config.get(name) is None for name in ("options", "science")):
+            damage.append(f"{CONFIG.name} has no options or no science")
         return cls(folder, config, status, summaries, environment, "; ".join(damage))
 
     @override
@@ -97,29 +106,25 @@ class Run(os.PathLike[str]):
         """Return the folder, the recipe and the state."""
         return f"Run({str(self.folder)!r}: {self.science.get('recipe')}, {self.state})"
 
-    def _of_config(self, name: str) -> dict[str, Any]:
-        part = self.config.get(name)
-        return part if isinstance(part, dict) else {}
-
     @property
     def options(self) -> dict[str, Any]:
         """All options by name."""
-        return self._of_config("options")
+        return self.config.get("options") or {}
 
     @property
     def science(self) -> dict[str, Any]:
         """What must be equal on resume."""
-        return self._of_config("science")
+        return self.config.get("science") or {}
 
     @property
     def seed(self) -> int:
         """The seed of the training."""
-        return int(self.science.get("seed", 0))
+        return self.science.get("seed") or 0
 
     @property
     def written_state(self) -> str:
         """The state in status.json: "running" also if the process was killed."""
-        return str(self.status.get("state", ""))
+        return self.status.get("state") or ""
 
     @property
     def is_cut(self) -> bool:
@@ -161,9 +166,9 @@ class Run(os.PathLike[str]):
     @cached_property
     def _lines(self) -> list[Look]:
         lines = list[dict[str, Any]]()
-        with warnings.catch_warnings(), contextlib.suppress(OSError):  # `damage` names the file then
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):  # `damage` names the file then
             warnings.simplefilter("ignore")  # what can be read counts; a resume warns and keeps the file
-            lines += [line.row for line in read_lines(self.folder / "probe.jsonl")]
+            lines += [line.row for line in read_lines(self.folder / PROBES)]
         first = {str(row.get("block")): row.get("knn_accuracy") for row in lines if not row["run_step"]}
         batch, ends = number(self.options.get("batch_size")), self._seconds_at_ends
         looks = []
@@ -206,8 +211,11 @@ class Run(os.PathLike[str]):
         """The steps that were made; of a run at work, those in metrics.jsonl."""
         if self.written_state == "finished" and self.summaries:
             return int(sum(_or_0(summary.get("num_steps")) for summary in self.summaries))
-        row = _last_row(self.folder / "metrics.jsonl")
-        return 0 if row is None else int(_or_0(row.get("run_step")))
+        try:
+            row = last_row(self.folder / METRICS)
+        except (OSError, ValueError):
+            return None
+        return 0 if row is None else row["run_step"]
 
     @property
     def steps_planned(self) -> int | None:
@@ -266,8 +274,7 @@ class Run(os.PathLike[str]):
     @property
     def num_images(self) -> int | None:
         """The number of training images."""
-        num = number(self._of_config("images").get("train"))
-        return None if num is None else int(num)
+        return (self.config.get("images") or {}).get("train")
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `fastpsl runs` tells, as plain values; None for what is unknown."""
@@ -314,35 +321,17 @@ def _or_0(value: Any) -> float:
     return number(value) or 0.0
 
 
-def _part(path: Path, kind: type) -> tuple[Any, str]:
-    """Return what a JSON file holds, empty if there is none, and why it cannot be read as a `kind`."""
+def _part(form: Form, folder: Path) -> tuple[Any, str]:
+    """Return a record of a run's folder, empty if there is none, and why it cannot be read."""
     try:
-        value = json.loads(path.read_bytes())
+        return form.of(folder), ""
     except FileNotFoundError:
-        return kind(), ""
+        why = ""
     except OSError as error:
-        return kind(), f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):
-        return kind(), "is no whole JSON file"
-    return (value, "") if isinstance(value, kind) else (kind(), f"holds no {kind.__name__}")
-
-
-def _last_row(path: Path) -> Mapping[str, Any] | None:
-    """Return the last whole line of a file of JSON lines, without reading all of it."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            return row
-    return None
+        why = f"cannot be read ({error.strerror})"
+    except NoRecord as error:
+        why = error.why
+    return [] if form.is_list else {}, why
 
 
 def _is_at_work(lock: Path) -> bool | None:
@@ -352,8 +341,8 @@ def _is_at_work(lock: Path) -> bool | None:
     where the run's machine is this one.
     """
     try:
-        with open(lock) as file:
-            host = file.read(256).strip()
+        with open_regular(lock) as file:
+            host = file.read(256).decode().strip()
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -364,11 +353,11 @@ def _is_at_work(lock: Path) -> bool | None:
 
 def is_run(folder: str | Path, files: Sequence[str]) -> bool:
     """Return whether a folder with these files is a run's: other programs have a config.json, too."""
-    if "config.json" not in files:
+    if CONFIG.name not in files:
         return False
-    if "status.json" in files:
+    if STATUS.name in files:
         return True
-    config, _ = _part(Path(folder) / "config.json", dict)
+    config, _ = _part(CONFIG, Path(folder))
     return {"options", "science"} <= config.keys()
 
 

@@ -536,10 +536,17 @@ def test_damaged_features_are_made_again(data: Beton, tmp_path: Path, damage: st
     assert out.read_bytes() == content and "digest" in json.loads(record_file.read_text())
 
 
-@pytest.mark.parametrize("change", [{"shape": [10, 4]}, {"shape": [9, 3]}, {"format": 2}, {"format": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [10, 4]}, {"shape": [9, 3]}, {"format": 2}, {"format": None}, {"bad": [10]}, {"bad": ["0"]},
+        {"labels": "../F-labels.npy"}, {"labels": "other.npy"}, {"size_px": -1}, {"block": 3},
+    ],
+)  # fmt: skip
 def test_a_record_of_other_rows_or_of_another_format_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
     np.save(tmp_path / "F.npy", np.zeros((10, 3), np.float32))
-    record = {"format": 1, "shape": [10, 3]}
+    record = {"format": 1, "shape": [10, 3], "dtype": "float32", "block": "B1", "size_px": 32, "bad": [9]}
+    record |= {"backbone": "nin3", "digest": "d", "labels": None}
     (tmp_path / "F.json").write_text(json.dumps(record))
     assert read_features(tmp_path / "F.npy") is not None
     (tmp_path / "F.json").write_text(json.dumps(record | change))

@@ -12,7 +12,7 @@ import pytest
 from fastpsl.engine.reporter import MetricsFile
 from fastpsl.files import atomic
 from fastpsl.files.atomic import atomic_file, remove_leftovers, write_atomically
-from fastpsl.files.paths import read_lines
+from fastpsl.files.run_folder import read_lines
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.plots.charts import draw_curve
 from fastpsl.tasks.pseudo_labels.scores import draw_label_curves

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpsl.files.paths import read_lines
+from fastpsl.files.run_folder import read_lines
 from fastpsl.plots.charts import draw_label_figures
 
 ABSENT = "true labels absent"
