@@ -15,6 +15,7 @@ from fastpsl.console.offered import named_arguments
 from fastpsl.console.words import number_of
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import block_number
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
@@ -249,6 +250,7 @@ def _pixels(picture: Picture) -> Tensor:
             kind = type(picture).__name__
             raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004
     except (OSError, BadImage) as error:
+        raise_of_the_system(picture, error)
         name = "the PIL image" if isinstance(picture, Image.Image) else os.fspath(picture)
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(

@@ -11,6 +11,7 @@ import tyro
 
 from fastpsl.commands.train import Train
 from fastpsl.console.terminal import EXIT_INTERRUPTED
+from fastpsl.files.system_errors import raise_of_the_system
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -73,6 +74,7 @@ class Doctor:
         except (ValueError, BrokenPipeError):
             raise
         except Exception as error:
+            raise_of_the_system(self.recipe, error)
             # This is an error of doctor, or of a task outside recipes/; a bug report needs its place.
             place = traceback.extract_tb(error.__traceback__)[-1]
             location = f"{Path(place.filename).name}, line {place.lineno}"

@@ -18,6 +18,7 @@ from fastpsl.console.terminal import escaped
 from fastpsl.engine.options import flag
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import STATUS
+from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.scripts.command_line import HELP, parse
 from fastpsl.scripts.recipe import Recipe
 
@@ -105,8 +106,8 @@ def _status(out: Path) -> str:
     """Return status.json in words."""
     try:
         status = STATUS.of(out, "state", "stage", "step")
-    except OSError:
-        return f"no {STATUS.name} yet"
+    except OSError as error:
+        return f"{STATUS.name}: {error}" if is_of_the_system(error) else f"no {STATUS.name} yet"
     except NoRecord as error:
         return f"{STATUS.name} {error.why}"
     where = f"{STATUS.name} {status['state']}, stage {status['stage']}, step {status['step']}"

@@ -260,7 +260,7 @@ def check_data(data: Dataset, options: TrainingOptions) -> Check:
     first = int(bad[0])
     text = f"{data.name(int(indices[first]))}: {reason_of(int(codes[first]), rows, first)}"
     text += f" ({len(bad)} bad of {len(indices)} tried)"
-    remedy = "remove it, or write a dataset file with fastpsl data write"
+    remedy = "repair it or its rights, or write a dataset file with fastpsl data write"
     if isinstance(data, Beton):
         remedy = "fastpsl data verify names all"
     if options.on_bad_sample == "skip":

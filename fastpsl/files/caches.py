@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fastpsl.console.progress import operation
+from fastpsl.files.system_errors import remedy
 
 
 def cache_folder() -> Path:
@@ -92,9 +93,9 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
             with operation(f"waiting for another process, which checks {what}"):
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
+            advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
             raise ValueError(
-                f"{folder}: what was checked cannot be kept there ({error.strerror}); "
-                f"set XDG_CACHE_HOME to a folder that can be written"
+                f"{folder}: what was checked cannot be kept there ({error.strerror}); {advice}"
             ) from None
         if not passed.exists():
             print(f"checking {what}, this once", file=sys.stderr, flush=True)

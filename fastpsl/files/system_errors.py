@@ -5,6 +5,7 @@ They are never told as damage of a file, because whoever believes it removes wha
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _REMEDIES = {
 _INPUT_REMEDIES = {
     errno.EACCES: "make it readable for this user",
     errno.EPERM: "make it readable for this user",
-    errno.ESTALE: "its server has replaced it: give the command again",
+    errno.ESTALE: "its server has replaced it: give the command once more",
     errno.ENOENT: "give a file that is there",
     errno.ENOTDIR: "give a file that is there",
     errno.EISDIR: "give a file",
@@ -29,25 +30,41 @@ _INPUT_REMEDIES = {
     errno.ENXIO: "give a regular file",
     errno.ENAMETOOLONG: "give a shorter path",
 }
-# What is said of a path: nothing is there, or something else than a file.
+# What is said of a path, where nothing is or something else than a file, or of an offset that a file has.
 _OF_THE_PATH = (
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.EINVAL
 )  # fmt: skip
+# What dlopen, torch and other libraries tell in words alone.
+_IN_WORDS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EIO, errno.ESTALE)
+
+
+class UnreadableError(ValueError):
+    """An error of the system in reading a file, whose contents may be sound."""
+
+
+def _number(error: BaseException) -> int:
+    """Return the system's number of an error, or 0; libraries raise an OSError without one for damage."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError | ImportError | RuntimeError):
+        return next((number for number in _IN_WORDS if os.strerror(number) in str(error)), 0)
+    return 0
 
 
 def is_of_the_system(error: BaseException) -> bool:
     """Return whether an error tells of the system, and not of what a path names or a file holds.
 
-    Libraries raise an OSError without a number for damage.
+    It tells of one file where a permission is missing: `dataset.is_of_one_file` asks for that.
     """
-    if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in _OF_THE_PATH
-    return isinstance(error, MemoryError)
+    number = _number(error)
+    return number != 0 and number not in _OF_THE_PATH
 
 
-def remedy(error: OSError, otherwise: str) -> str:
+def remedy(error: BaseException, otherwise: str) -> str:
     """Return what helps against an error of the system."""
-    return _REMEDIES.get(error.errno or 0, otherwise)
+    return _REMEDIES.get(_number(error), otherwise)
 
 
 @contextlib.contextmanager
@@ -62,21 +79,33 @@ def output_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from None
 
 
-def input_error(path: object, error: OSError) -> ValueError:
-    """Return an error of reading `path` as one line with a remedy."""
-    advice = remedy(
-        error, _INPUT_REMEDIES.get(error.errno or 0, "look at the disk or the server that has it")
-    )
-    return ValueError(f"{path}: cannot be read ({error.strerror or error}); {advice}")
+def input_error(path: object, error: BaseException) -> UnreadableError:
+    """Return an error of reading `path`, or the file that the error names, as one line with a remedy."""
+    number, named = _number(error), getattr(error, "filename", None)
+    if isinstance(named, str):
+        path = named
+    reason = getattr(error, "strerror", None) or (os.strerror(number) if number else error)
+    advice = _INPUT_REMEDIES.get(number, "look at the disk or the server that has it")
+    return UnreadableError(f"{path}: cannot be read ({reason}); {remedy(error, advice)}")
 
 
 @contextlib.contextmanager
 def input_errors(path: object) -> Iterator[None]:
-    """Turn errors of reading `path` into a ValueError of one line.
-
-    What tells damage stands within this block, and catches no error that `is_of_the_system`.
-    """
+    """Turn errors of reading `path` into a ValueError of one line."""
     try:
         yield
     except OSError as error:
+        raise input_error(path, error) from None
+
+
+def raise_of_the_system(path: object, error: BaseException) -> None:
+    """Raise an error of the system in reading `path`, and return for one that tells of the file.
+
+    It stands first where errors of any type are told as damage.
+    """
+    if isinstance(error, UnreadableError):
+        raise error
+    if _number(error) == errno.ENOMEM:
+        raise error if isinstance(error, MemoryError) else MemoryError(f"{path}: {error}") from None
+    if is_of_the_system(error):
         raise input_error(path, error) from None

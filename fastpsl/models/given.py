@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.names import MODULE, TIMM
@@ -107,6 +108,7 @@ def _copied(name: str, module: nn.Module) -> nn.Module:
     try:
         network = copy.deepcopy(module)
     except Exception as error:
+        raise_of_the_system(f"--backbone {name}", error)
         raise ValueError(
             f"--backbone {name}: it cannot be copied ({reason_of(error)}); give it before it has computed"
         ) from error

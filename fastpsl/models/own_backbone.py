@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import first_convolution, read_channels
 
@@ -106,6 +107,7 @@ class OwnBackbone(Wrapped):
         try:
             blocks = list(method())
         except Exception as error:
+            raise_of_the_system(f"--backbone {self.name}", error)
             raise self._wrong(f"blocks() failed: {reason_of(error)}") from error
         if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
             raise self._wrong("blocks() must return one torch.nn.Module or more, in a list")
@@ -178,6 +180,7 @@ class OwnBackbone(Wrapped):
             try:
                 maps = block(maps)
             except Exception as error:
+                raise_of_the_system(f"--backbone {self.name}", error)
                 raise self._wrong(
                     f"B{number} failed on images of {side} px, and min_px is {self.min_px}: "
                     f"{reason_of(error)}"
@@ -213,6 +216,7 @@ def _made(name: str) -> nn.Module:
     try:
         network = maker()
     except Exception as error:
+        raise_of_the_system(f"--backbone {name}", error)
         raise ValueError(
             f"--backbone {name}: {attribute}() failed ({reason_of(error)}); it must work without arguments"
         ) from error
@@ -236,6 +240,7 @@ def _content_of(name: str, path: Path) -> Any:
         # Without Python's cache, which takes a file of the same size and second for unchanged.
         exec(compile(path.read_bytes(), path, "exec"), vars(module))  # noqa: S102
     except (Exception, SystemExit) as error:
+        raise_of_the_system(path, error)
         raise ValueError(
             f"--backbone {name}: {path} cannot be run ({type(error).__name__}: {reason_of(error)}); "  # type: ignore[arg-type]
             "correct the file"

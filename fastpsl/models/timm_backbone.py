@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import Permute
 from typing_extensions import override
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.foreign_weights import first_three
 from fastpsl.models.names import TIMM
@@ -257,6 +258,7 @@ def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     try:
         network = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # of the network, the server or the file, by several libraries
+        raise_of_the_system(f"--init {name}", error)
         raise ValueError(
             f"--init {name}: timm could not fetch it ({reason_of(error)}); look at the network, or give a "
             "file"
@@ -273,6 +275,7 @@ def _made(timm: ModuleType, name: str, num_channels: int) -> tuple[nn.Module, di
     try:
         network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=num_channels, **sizes)
     except UNREADABLE as error:
+        raise_of_the_system(f"--backbone {name}", error)
         raise ValueError(
             f"--backbone {name}: timm cannot build it ({reason_of(error)}); give another model"
         ) from error

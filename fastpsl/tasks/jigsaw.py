@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.untrusted import read_npy
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.geometry import Flip
@@ -48,6 +49,7 @@ def read_permutations(path: str | Path) -> np.ndarray:
             is_npy = file.read(len(_NPY)) == _NPY
         stored = read_npy(Path(path), _MAX_BYTES) if is_npy else _read_bin(path)
     except (OSError, ValueError, EOFError) as error:
+        raise_of_the_system(path, error)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ValueError(f"{path}: cannot be read ({reason}); make one with `fastpsl permutations`") from None
     if stored.ndim != 2 or stored.dtype.kind not in "iu" or not stored.size:

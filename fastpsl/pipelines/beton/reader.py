@@ -21,6 +21,7 @@ from typing_extensions import override
 from fastpsl.console.progress import operation
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.remote.cache import Cache
+from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.output import left_out_before
 from fastpsl.pipelines.beton.remote import RemotePages
 from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
@@ -215,9 +216,7 @@ class Beton:
         try:
             data = os.pread(int(rows.fd[0]), num_bytes, int(rows.offset[0]))
         except OSError as error:
-            raise ValueError(
-                f"{self.name(index)}: cannot be read ({error.strerror}); look at the disk"
-            ) from None
+            raise input_error(self.name(index), error) from None
         if len(data) != num_bytes:
             raise ValueError(
                 f"{self.name(index)}: {len(data)} of {num_bytes} bytes; the file was truncated, {COPY_AGAIN}"

@@ -10,7 +10,6 @@ check and an access.
 """
 
 import ctypes
-import errno
 import functools
 import os
 import zlib
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.system_errors import input_error, raise_of_the_system
 from fastpsl.kernels.c_library import open_library
 from fastpsl.pipelines.data.dataset import MAX_PIXELS
 
@@ -78,7 +78,8 @@ def library() -> ctypes.CDLL | None:
     """Return the library, loaded once per process, or None where it was not built or does not load."""
     try:
         library = open_library("fastpsl.pipelines.beton._read_rows")
-    except OSError:
+    except OSError as error:
+        raise_of_the_system("fastpsl's C library", error)
         return None
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
     library.fastpsl_read_rows.argtypes = [ctypes.c_int, i64, i64, pointer, i64, pointer]
@@ -106,7 +107,6 @@ _NUM_CHECKERS = 4  # one computes the checksum, which takes as long as the other
 REMEDY = "write it again with `fastpsl data write`"
 COPY_AGAIN = f"copy it again, or {REMEDY}"
 _MAKE = "give a .beton file, which `fastpsl data write` makes"
-_MORE_FILES = "raise the limit of open files (ulimit -n)"
 _OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
 
 
@@ -152,8 +152,7 @@ class Shard(Uncopyable):
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            remedy = _MORE_FILES if error.errno == errno.EMFILE else "give a .beton file that you may read"
-            raise ValueError(f"{path}: cannot be opened ({error.strerror}); {remedy}") from None
+            raise input_error(path, error) from None
         try:
             self._open_tables()
             with ThreadPoolExecutor(_NUM_CHECKERS) as pool:
@@ -165,9 +164,7 @@ class Shard(Uncopyable):
             self.max_bytes, self.max_label, self.num_raw = ranges[4:]
         except OSError as error:
             self.close()
-            raise ValueError(
-                f"{path}: cannot be read ({error.strerror}); give a .beton file or a quoted glob of them"
-            ) from None
+            raise input_error(path, error) from None
         except BaseException:
             self.close()
             raise

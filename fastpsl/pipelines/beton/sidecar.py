@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.files.paths import require_existing
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, REMEDY, Shard, Table
 
 FORMAT = 1
@@ -159,6 +160,7 @@ def read_sidecar(beton: Path) -> Sidecar | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
+        raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
     if is_too_large:
         raise ValueError(f"{path}: holds more than {_MAX_VALUES:,} values; {_REMEDY}")

@@ -18,6 +18,7 @@ from fastpsl.console.progress import operation
 from fastpsl.files.atomic import partial_path
 from fastpsl.files.remote.address import LIMIT_S, answer, file_system
 from fastpsl.files.remote.failures import WrongBytesError, persistently
+from fastpsl.files.system_errors import remedy
 from fastpsl.pipelines.beton.output import journal_path
 
 _SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.beton")
@@ -44,9 +45,8 @@ class StagedUpload:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"{place}: cannot be written ({error.strerror}); give --cache-dir, a folder on a local disk"
-            ) from None
+            advice = remedy(error, "give --cache-dir, a folder on a local disk")
+            raise ValueError(f"{place}: cannot be written ({error.strerror}); {advice}") from None
 
     def begin(self, *, overwrite: bool, resume: bool, shards: bool) -> bool:
         """Check that the files may be uploaded; return whether they are whole here, and only that is left."""

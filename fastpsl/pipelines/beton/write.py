@@ -27,7 +27,7 @@ import numpy as np
 import fastpsl
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
-from fastpsl.files.system_errors import output_errors
+from fastpsl.files.system_errors import input_error, output_errors
 from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
@@ -42,7 +42,7 @@ from fastpsl.pipelines.beton.output import (
 )
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
-from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file
 from fastpsl.pipelines.data.source import BAD, SMALL, Relabelled, Sample, Source
 from fastpsl.pipelines.image.image_file import read_image_file
 from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
@@ -139,6 +139,8 @@ def convert_one(
             image = read_image_file(image)
         stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)
     except OSError as error:
+        if not is_of_one_file(error):
+            raise input_error(image, error) from None
         return BadImage(f"cannot be read ({error.strerror})")
     except BadImage as error:
         return error
@@ -241,7 +243,7 @@ def write_beton(
                         f"{bad_path(out)}: lists {number_of(output.bad.num, 'bad image')}, "
                         f"--max-bad {max_bad} allows {allowed_bad} of {num_samples:,} "
                         f"(the first is {output.bad.first}); "
-                        f"repair or remove them, or raise --max-bad"
+                        f"repair them or their rights, or raise --max-bad"
                     )
             if on_progress:
                 on_progress(output.num_done, output.bad.num, output.num_bytes)

@@ -51,8 +51,8 @@ class SampleTable(NamedTuple):
         return SampleTable(*(column[which] for column in self))
 
 
-# Errors that tell of a file. Others, such as too many open files, tell of the system. samples.c has the same.
-_OF_THE_FILE = frozenset(
+# Errors that the next file may not have. samples.c has the same.
+_OF_ONE_FILE = frozenset(
     (
         errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
         errno.EIO, errno.ESTALE,
@@ -60,9 +60,12 @@ _OF_THE_FILE = frozenset(
 )  # fmt: skip
 
 
-def is_of_the_file(error: OSError) -> bool:
-    """Return whether an error tells of a file, removed or damaged, and not of trouble of the system."""
-    return error.errno in _OF_THE_FILE
+def is_of_one_file(error: OSError) -> bool:
+    """Return whether an error is of one file, as a missing permission is, and too many open files are not.
+
+    Such a sample is bad, and the others are read. Its file need not be damaged: `is_of_the_system`.
+    """
+    return error.errno in _OF_ONE_FILE
 
 
 def open_file(path: str | Path) -> int:
@@ -77,8 +80,8 @@ def open_file(path: str | Path) -> int:
 def read_bytes(rows: SampleTable, i: int) -> bytes:
     """Return a sample's bytes, which may be too few.
 
-    They are empty where a file of its own has gone or is larger than MAX_FILE_BYTES. Raises OSError where the
-    system cannot read.
+    They are empty where a file of its own cannot be read or is larger than MAX_FILE_BYTES. Raises OSError
+    where more than this file cannot be read.
     """
     try:
         if rows.path[i]:
@@ -87,7 +90,7 @@ def read_bytes(rows: SampleTable, i: int) -> bytes:
                 return file.read(num_bytes) if num_bytes <= MAX_FILE_BYTES else b""
         return os.pread(int(rows.fd[i]), int(rows.num_bytes[i]), int(rows.offset[i]))
     except OSError as error:
-        if not is_of_the_file(error):
+        if not rows.path[i] or not is_of_one_file(error):
             raise
         return b""
 

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import cache_folder
+from fastpsl.files.system_errors import input_error, is_of_the_system, remedy
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.data.dataset import (
     MAX_PIXELS,
@@ -31,6 +32,7 @@ from fastpsl.pipelines.data.dataset import (
     Local,
     SampleTable,
     checked,
+    is_of_one_file,
 )
 from fastpsl.pipelines.data.source import Source
 from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
@@ -69,6 +71,7 @@ class Summary:
     num_bad_images: int
     first_bad: str  # name and reason
     num_name_bytes: int
+    first_unread: str = ""  # the path of the first file that the system did not let read
 
 
 @final
@@ -87,6 +90,10 @@ class _File:
     num_bytes: int
     time_ns: int
     reason: str = ""  # why it cannot be read
+    is_unread: bool = False  # because of the system
+
+
+_NO_FILE = _File(0, 0)
 
 
 def folder_index(files: Source, origin: Path) -> FolderIndex:
@@ -98,21 +105,27 @@ def folder_index(files: Source, origin: Path) -> FolderIndex:
     path = folder / f"{prefix}-{key}"
     try:
         index = _load(path, digest)
-        if index is None:
+        if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{prefix}.lock", "w") as lock:
                 _wait_for(lock.fileno(), root)
                 index = _load(path, digest)
-                if index is None:  # no other process has made it meanwhile
+                if index is None or _is_outdated(index):  # no other process has made it meanwhile
                     _make(files, origin, path, key)
                     index = _load(path, digest)
     except OSError as error:
+        advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
         raise ValueError(
-            f"{folder}: the index of {root} cannot be kept there ({error.strerror}); "
-            f"set XDG_CACHE_HOME to a folder that can be written"
+            f"{folder}: the index of {root} cannot be kept there ({error.strerror}); {advice}"
         ) from None
     assert index is not None
     return index
+
+
+def _is_outdated(index: FolderIndex) -> bool:
+    """Return whether a file can be read by now that could not when the index was made."""
+    first = index.summary.first_unread
+    return bool(first) and not _scan(first)[0].is_unread
 
 
 def _wait_for(lock: int, root: str) -> None:
@@ -154,7 +167,7 @@ def _stat(path: object) -> _File:
     try:
         status = os.stat(path)  # type: ignore[arg-type]
     except OSError as error:  # such as a broken link
-        return _File(0, 0, str(error.strerror))
+        return _unread(path, error)
     return _File(status.st_size, status.st_mtime_ns)
 
 
@@ -169,10 +182,18 @@ def _scan(path: object) -> tuple[_File, int, int, int, int]:
         height, width = upright_size(str(path))
         return file, height, width, MODE_FILE, UPRIGHT
     except OSError as error:
-        reason = str(error.strerror)
+        if not file.reason:
+            file = _unread(path, error, file)
     except BadImage as error:
-        reason = str(error)
-    return _File(file.num_bytes, file.time_ns, file.reason or reason), 1, 1, MODE_FILE, UPRIGHT
+        file = replace(file, reason=file.reason or str(error))
+    return file, 1, 1, MODE_FILE, UPRIGHT
+
+
+def _unread(path: object, error: OSError, file: _File = _NO_FILE) -> _File:
+    """Return a file that cannot be read; raise ValueError where no other could be read either."""
+    if is_of_the_system(error) and not is_of_one_file(error):
+        raise input_error(path, error) from None
+    return replace(file, reason=str(error.strerror), is_unread=is_of_the_system(error))
 
 
 def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
@@ -234,6 +255,8 @@ def _write(files: Source, origin: Path, path: Path) -> tuple[Summary, str]:
             if file.reason:
                 summary.num_bad_images += 1
                 summary.first_bad = summary.first_bad or f"{sample.name}: {file.reason}"
+                if file.is_unread:
+                    summary.first_unread = summary.first_unread or str(sample.image)
             else:
                 low_height, low_width, most_height, most_width = summary.sizes
                 summary.sizes = (

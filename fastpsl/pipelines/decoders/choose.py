@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
+from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.data.dataset import (
     MODE_FILE,
@@ -250,7 +251,11 @@ def reason_of(code: int, rows: SampleTable, i: int) -> str:
     """Explain a code."""
     text = REASONS[code]
     if code in (CHANGED, BAD_FILE):
-        return f"{text}: {_what_is_wrong(rows, i)}"
+        try:
+            return f"{text}: {_what_is_wrong(rows, i)}"
+        except OSError as error:
+            is_damage = not is_of_the_system(error)
+            return f"{text}: {error.strerror}" if is_damage else f"cannot be read ({error.strerror})"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):
         jpeg = read_bytes(rows, i)
         _, height, width, components, _, _ = jpeg_header(jpeg, len(jpeg))
@@ -269,8 +274,6 @@ def _what_is_wrong(rows: SampleTable, i: int) -> str:
         if len(data) != rows.num_bytes[i]:
             return f"it had {rows.num_bytes[i]:,} bytes and has {len(data):,}"
         height, width, _ = decode_any(data).shape
-    except OSError as error:
-        return str(error.strerror)
     except BadImage as error:
         return str(error)
     return f"it had {rows.height[i]} x {rows.width[i]} px and has {height} x {width}"

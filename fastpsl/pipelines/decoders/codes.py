@@ -1,9 +1,12 @@
 """The status codes of decoded samples, the same for every decoder, and their texts."""
 
+import errno
+
 import numpy as np
 
 # Plain integers, because compiled code reads them.
 READING = -1  # a thread reads the sample now; below it a code is READING - errno: the system's error
+NOT_READ = READING - errno.EIO
 GOOD = 0
 SHORT_READ = 1
 NOT_JPEG = 2

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.workers import Workers
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
@@ -99,7 +100,8 @@ def loads(name: str) -> bool:
     """Return whether a shared library can be loaded."""
     try:
         ctypes.CDLL(name)
-    except OSError:
+    except OSError as error:
+        raise_of_the_system(name, error)
         return False
     return True
 
@@ -148,8 +150,8 @@ def nvjpeg_library() -> Any:
     for path in (*(str(path) for path in paths if path.exists()), name):
         try:
             return ctypes.CDLL(path)
-        except OSError:
-            continue
+        except OSError as error:
+            raise_of_the_system(path, error)
     return None
 
 

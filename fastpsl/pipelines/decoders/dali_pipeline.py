@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.device_crops import crop_isotropic
 from fastpsl.kernels.isotropic import DIAGONAL
@@ -99,6 +100,7 @@ def why_missing(device: torch.device) -> str:
             return f"DALI is not installed; {install} installs it"
         return f"DALI does not load ({error}); {install} installs what it needs"
     except (ImportError, OSError, RuntimeError) as error:
+        raise_of_the_system("DALI", error)
         return (
             f"DALI does not load ({' '.join(str(error).split())}); {install} installs that for torch's CUDA"
         )

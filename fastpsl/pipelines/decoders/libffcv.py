@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit, types
 
 from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.system_errors import raise_of_the_system
 
 INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 
@@ -62,6 +63,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         library = ctypes.CDLL(str(files[0]))
     except OSError as error:  # such as a libturbojpeg or OpenCV that is no longer installed
+        raise_of_the_system(files[0], error)
         return None, f"ffcv's library does not load ({error})"
     u32, flag = ctypes.c_uint32, ctypes.c_bool
     pointer = ctypes.c_void_p

@@ -15,7 +15,7 @@ from fastpsl.pipelines.data.dataset import (
     MODE_JPEG,
     MODE_RAW,
     SampleTable,
-    is_of_the_file,
+    is_of_one_file,
     open_file,
 )
 from fastpsl.pipelines.decoders import codes, libffcv
@@ -25,6 +25,7 @@ from fastpsl.pipelines.decoders.codes import (
     CORRUPT,
     GOOD,
     NOT_JPEG,
+    NOT_READ,
     RAW_SIZE,
     SHORT_READ,
     WRONG_COMPONENTS,
@@ -60,14 +61,15 @@ def read_checked(
     Sides are those of the stored image, before any rotation. Returned are a code (codes.py), and whether the
     sample is a JPEG that lacks the standard Huffman tables.
     """
-    if mode == MODE_RAW:
-        if num_bytes != height * width * 3:
-            return RAW_SIZE, False
-        return GOOD if pread_into(fd, offset, num_bytes, out) == num_bytes else SHORT_READ, False
-    if mode != MODE_JPEG:
+    if mode == MODE_RAW and num_bytes != height * width * 3:
+        return RAW_SIZE, False
+    if mode != MODE_RAW and mode != MODE_JPEG:
         return BAD_MODE, False
-    if pread_into(fd, offset, num_bytes, out) != num_bytes:
-        return SHORT_READ, False
+    num_read = pread_into(fd, offset, num_bytes, out)
+    if num_read != num_bytes:
+        return SHORT_READ if num_read >= 0 else NOT_READ, False
+    if mode == MODE_RAW:
+        return GOOD, False
     status, header_height, header_width, components, _, _ = _jpeg_header(out, num_bytes)
     if status != HEADER_GOOD:
         return NOT_JPEG, False
@@ -199,7 +201,7 @@ class Encoded:
         try:
             if self._has_paths:
                 open_fds = self._open(part)
-            return _read_part(
+            num_odd = _read_part(
                 self._fds,
                 rows.offset,
                 self._starts,
@@ -213,6 +215,9 @@ class Encoded:
                 part.start,
                 part.stop,
             )
+            of_part = self.codes[part]
+            of_part[(of_part == NOT_READ) & (rows.path[part] != "")] = CHANGED  # bad as any file of its own
+            return num_odd
         finally:
             for fd in open_fds:
                 os.close(fd)
@@ -251,7 +256,7 @@ def _open(rows: SampleTable, i: int) -> int:
     try:
         fd = open_file(rows.path[i])
     except OSError as error:
-        if not is_of_the_file(error):
+        if not is_of_one_file(error):
             raise
         return -1
     if os.fstat(fd).st_size == rows.num_bytes[i]:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
+from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
 from fastpsl.pipelines.image.jpeg import SCAN_REASONS, jpeg_scans
 from fastpsl.pipelines.image.orientation import (
@@ -151,14 +152,16 @@ def check_pixels(height: int, width: int) -> None:
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Turn errors of Pillow into BadImage with the reason in one line."""
+    """Turn errors of Pillow into BadImage with the reason in one line, but not those of the system."""
     try:
         yield
     except (BadImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise BadImage(f"no image of a known format ({', '.join((*FORMATS, 'HEIC'))})") from None
-    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on damaged files
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno and is_of_the_system(error):
+            raise
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
 

@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.kernels.c_library import open_library
 
 _ROOT = Path(__file__).parents[3]
@@ -24,6 +25,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             )
         return None, "fastpsl was installed without its C library"
     except OSError as error:  # such as a libjpeg that is no longer installed
+        raise_of_the_system("fastpsl's C library", error)
         return None, f"fastpsl's C library does not load ({error})"
     pointer, i64, u32, u64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
     library.fastpsl_turbo_open.restype = pointer

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.workers import Workers, default_num_threads
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.memory import to_device
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.loader.batch import BadSample, BadSampleError
@@ -182,7 +182,8 @@ def read_image(data: Dataset, index: int) -> Tensor:
     """Return a whole sample, upright, uint8 [3, h, w]; raise BadSampleError if it cannot be decoded."""
     indices = np.array([index])
     data.wait(indices)
-    code, image = decode_whole(data.rows(indices), 0)
+    rows = data.rows(indices)
+    code, image = decode_whole(rows, 0)
     if image is None:
-        raise BadSampleError(f"{data.name(index)}: {REASONS[code]}")
+        raise BadSampleError(f"{data.name(index)}: {reason_of(code, rows, 0)}")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -21,7 +21,7 @@ ALIGNMENT = 16  # bytes; enough for vectorised loads and for every dtype
 class BadSampleError(ValueError):
     """A sample that cannot be decoded; the message names it."""
 
-    remedy = "repair or remove the image, or give --on-bad-sample skip, which takes another in its place"
+    remedy = "repair the image or its rights, or give --on-bad-sample skip, which takes another in its place"
 
 
 @dataclass(frozen=True)

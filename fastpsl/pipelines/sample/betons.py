@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.files.caches import cache_folder
+from fastpsl.files.system_errors import remedy
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
@@ -108,7 +109,5 @@ def drawing(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise ValueError(
-            f"{folder}: the sample cannot be made there ({error.strerror}); "
-            f"set XDG_CACHE_HOME to a folder that can be written"
-        ) from None
+        advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
+        raise ValueError(f"{folder}: the sample cannot be made there ({error.strerror}); {advice}") from None

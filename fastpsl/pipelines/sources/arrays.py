@@ -21,6 +21,7 @@ from random import Random
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.source import Counted, Picks, Sample, choose_split
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
@@ -217,7 +218,7 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give an .npz file") from None
+        raise input_error(path, error) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or "it is cut short"
         raise ValueError(f"{path}: no sound .npz ({reason}); copy it again, or {_SAVE}") from None

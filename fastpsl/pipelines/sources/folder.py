@@ -11,7 +11,6 @@ import glob
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import require_existing
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
+from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.pipelines.data.source import (
     EMPTY,
     EXTENSIONS,
@@ -116,7 +116,7 @@ class ImageFolder(Counted):
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order."""
         position, positions = 0, self.here[skip:]
-        with _listing_errors(self.root):
+        with input_errors(self.root):
             for number in range(len(self.counts)):
                 for name, path, label in self._class(number):
                     if position in positions:
@@ -162,13 +162,13 @@ def image_folder(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images, or one with a folder per class")
-    with _listing_errors(root):
+    with input_errors(root):
         return _count(root, shard, are_classes)
 
 
 def image_names(root: Path) -> Iterator[str]:
     """Yield the names of the samples of `image_folder`, and list no more folders than need be."""
-    with _listing_errors(root):
+    with input_errors(root):
         for name in ("", *_class_folders(root)):
             folder = root / name  # of ".", its path does not begin with that of the root
             start = len(os.path.join(folder, ""))
@@ -178,7 +178,7 @@ def image_names(root: Path) -> Iterator[str]:
 
 def folder_classes(root: Path) -> list[str] | None:
     """Return the names of a folder's classes, without counting its images; None of a folder without."""
-    with _listing_errors(root):
+    with input_errors(root):
         classes = _class_folders(root)
         without = _without_classes(root, classes) or next(_images(root, True), None)
     return None if without else classes or None
@@ -215,16 +215,6 @@ def _class_folders(root: Path) -> list[str]:
         raise ValueError(f"{root}: is a run's folder; give images, not what was trained")
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if not is_leftover(entry.name) and _is_folder(entry))
-
-
-@contextmanager
-def _listing_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
-        ) from None
 
 
 def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder:
@@ -320,7 +310,8 @@ def _folders(root: str) -> Iterator[str]:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError as error:  # a link to itself
+        raise_of_the_system(entry.path, error)
         return False
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 
 from fastpsl.console.progress import operation
+from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.data.source import Counted, Picks, Sample, Tally
 from fastpsl.pipelines.sources.folder import image_folder
@@ -137,7 +138,7 @@ def read_list(path: Path) -> Names:
         is_json = path.suffix.lower() == ".json"
         names = _inaturalist(path) if is_json else names_of(path, entries(path))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of images") from None
+        raise input_error(path, error) from None
     if not names.paths:
         raise ValueError(f"{path}: names no image; give a list with one path per line, or iNaturalist's json")
     return names

@@ -17,6 +17,7 @@ from typing import Any
 from fastpsl.console.progress import operation
 from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.remote.failures import RemoteDataError
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed, choose_split, parts_of
@@ -194,6 +195,7 @@ def reading_errors(what: object) -> Iterator[None]:
     except RemoteDataError:
         raise
     except Exception as error:  # noqa: BLE001
+        raise_of_the_system(what, error)
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{what}: cannot be read ({type(error).__name__}: {reason}); copy or download it again"

@@ -29,9 +29,10 @@ from typing import IO, NamedTuple, cast
 from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.remote.failures import RemoteDataError
+from fastpsl.files.system_errors import input_error, raise_of_the_system
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, BadImage
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, BadImage, is_of_one_file
 from fastpsl.pipelines.data.source import (
     EXTENSIONS,
     LEFTOVERS,
@@ -92,7 +93,7 @@ def open_tar(path: SourceFile) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
         head = raw.read(6)
         raw.seek(0)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give tars that can be read") from None
+        raise input_error(path, error) from None
     with contextlib.ExitStack() as stack:
         stack.enter_context(raw)
         stream: IO[bytes] = raw
@@ -112,7 +113,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
         # Not next(), because Python 3.10 raises an error for a tar without members.
         info: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
     except _DAMAGE as error:
-        yield Damage(tar_name, _reason(error), is_no_tar=True)
+        yield Damage(tar_name, _reason(error, tar_name), is_no_tar=True)
         return
     while info:
         name = posixpath.join(folder, posixpath.normpath("/" + info.name).lstrip("/"))
@@ -123,7 +124,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
                 assert inner is not None
                 yield from tar_members(inner, f"{tar_name}/{name}", name[: -len(".tar")])
             except _DAMAGE as error:
-                yield Damage(tar_name, _reason(error))
+                yield Damage(tar_name, _reason(error, tar_name))
                 return
         is_member = not is_inner and (info.isreg() or info.issym() or info.islnk())
         if is_member:
@@ -135,7 +136,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
                 if not stream.read(1):
                     raise EOFError
         except _DAMAGE as error:
-            reason = f"{_reason(error)} at {name}, it and what follows is lost"
+            reason = f"{_reason(error, tar_name)} at {name}, it and what follows is lost"
             yield Damage(tar_name, reason, is_last_whole=not is_member)
             return
         try:
@@ -149,7 +150,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
             yield Damage(tar_name, f"is cut short after {name}: no end mark follows")
             return
         except _DAMAGE as error:
-            yield Damage(tar_name, f"{_reason(error)} after {name}, what follows is lost")
+            yield Damage(tar_name, f"{_reason(error, tar_name)} after {name}, what follows is lost")
             return
     try:  # read to the very end, because compressed files have checksums there
         while block := stream.read(_BLOCK_BYTES):
@@ -159,7 +160,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
                 )
                 return
     except _DAMAGE as error:
-        yield Damage(tar_name, f"{_reason(error)} at its end, an image may be damaged")
+        yield Damage(tar_name, f"{_reason(error, tar_name)} at its end, an image may be damaged")
 
 
 def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], bytes]:
@@ -175,16 +176,18 @@ def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], byte
             assert file is not None
             return file.read()
         except _DAMAGE as error:  # if nothing follows, a Damage comes next
-            raise BadImage(_reason(error)) from None
+            if isinstance(error, OSError) and is_of_one_file(error):
+                raise BadImage(f"cannot be read ({error.strerror})") from None
+            raise BadImage(_reason(error, info.name)) from None
 
     return read
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, RemoteDataError):  # the network failed, and the tar may be sound
+def _reason(error: BaseException, tar_name: str) -> str:
+    """Return what is damaged; raise what tells of the network or the system, as the tar may be sound."""
+    if isinstance(error, RemoteDataError):
         raise error
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read ({error.strerror})"
+    raise_of_the_system(tar_name, error)
     ends_early = ("unexpected end of data", "truncated header", "empty header")
     if isinstance(error, EOFError) or str(error) in ends_early:
         return "is cut short"
@@ -449,9 +452,7 @@ def tar_source(
     try:
         sizes = [size_of(path) for path in paths]
     except OSError as error:
-        raise ValueError(
-            f"{error.filename}: cannot be read ({error.strerror}); give tars that can be read"
-        ) from None
+        raise input_error(error.filename, error) from None
     count = _Count()
     for path, start in zip(paths, accumulate(sizes, initial=0), strict=False):
 

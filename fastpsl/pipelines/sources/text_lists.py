@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from fastpsl.files.leftovers import is_in_leftovers
+from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.source import EXTENSIONS, LEFTOVERS, Tally, has_image_ending
 from fastpsl.pipelines.sources.labels import as_label, is_label_word, is_number, is_path_word
@@ -144,7 +145,7 @@ def read_classes(path: Path) -> list[str]:
         with open_text(path) as file:
             names = [name for name in map(_class_name, file) if name]
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of classes") from None
+        raise input_error(path, error) from None
     if not names:
         raise ValueError(f"{path}: names no class; give a list with one class per line")
     if all(map(is_number, names)):

@@ -15,7 +15,7 @@ import numpy as np
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import open_both
 from fastpsl.files.atomic import write_atomically
-from fastpsl.files.system_errors import output_errors
+from fastpsl.files.system_errors import output_errors, raise_of_the_system
 from fastpsl.files.untrusted import check_zip
 from fastpsl.pipelines.data.dataset import Dataset
 
@@ -217,6 +217,8 @@ def _read(path: Path, num_samples: int) -> _File:
                 made_by, split, digest = (str(arrays[n].item()) for n in ("made_by", "split", "data_digest"))
                 configuration = dict(json.loads(str(arrays["configuration"].item())))
     except Exception as error:  # noqa: BLE001  (zipfile, zlib, numpy and json raise different errors)
+        if not isinstance(error, MemoryError):  # by a header alone, since the file's size is bounded
+            raise_of_the_system(path, error)
         reason = " ".join(str(error).strip("'\"").split())[:120] or type(error).__name__
         raise ValueError(f"{path} is no readable file of labels ({reason}): give a recipe's {NAME}") from None
     if version != FORMAT:

@@ -139,6 +139,8 @@ def read_mat(data: bytes, names: Collection[str]) -> dict[str, Any]:
     _check_structure(data)
     try:
         return loadmat(io.BytesIO(data), variable_names=list(names))
+    except MemoryError:
+        raise
     except Exception as error:
         raise _damage_error(" ".join(str(error).split())) from error
 

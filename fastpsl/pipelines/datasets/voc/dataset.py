@@ -21,6 +21,7 @@ import numpy as np
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
+from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.workers import default_num_threads, map_in_order
 from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
 from fastpsl.pipelines.datasets.folder import Folder
@@ -80,10 +81,11 @@ def _is_year(name: str) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted; none where it cannot be listed."""
+    """Return the names in a folder, sorted; none where there is no folder."""
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except OSError as error:
+        raise_of_the_system(folder, error)
         return []
 
 
@@ -198,6 +200,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read as text ({error}); extract it again") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -358,6 +361,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
 
 
@@ -372,7 +376,8 @@ def _rows(part: ImageSet) -> SampleTable:
     # The index gives unreadable images this size.
     for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):
         try:
-            upright_size(rows.path[i])
+            with input_errors(rows.path[i]):
+                upright_size(rows.path[i])
         except BadImage as error:
             raise ValueError(f"{rows.path[i]}: cannot be read as an image ({error}); {part.remedy}") from None
     rows.label[:] = -1
