@@ -4,13 +4,14 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import secrets
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fastpsl.console.progress import clock
 from fastpsl.console.screen import Numbers, Screen, make_console
 from fastpsl.console.terminal import escaped
 from fastpsl.console.words import gibibytes, metric_words, number_of, percent, val_words
-from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.distributed import World, share, sum_over_ranks
 from fastpsl.engine.gpu import AsyncCopy, memory_held
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StepMetrics
@@ -59,8 +60,23 @@ class MetricsFile:
 
     def losses(self, stage: str) -> list[float]:
         """Return the losses of a stage's steps that had valid samples."""
-        rows = (line.row for line in read_lines(self.path))
-        return [row["loss"] for row in rows if row["stage"] == stage and row.get("loss") is not None]
+        return [row["loss"] for row in self._rows(stage) if row.get("loss") is not None]
+
+    def not_finite(self, stage: str) -> tuple[int | None, bool]:
+        """Return the first step of a stage with a loss that is not finite, and whether a last loss is none.
+
+        Blockwise training has a loss for each part.
+        """
+        first, last = None, dict[str, bool]()
+        for row in self._rows(stage):
+            for name, value in row.items():
+                if (name == "loss" or name.endswith("_loss")) and value is not None:
+                    last[name] = math.isfinite(value)
+                    first = row["step"] if first is None and not last[name] else first
+        return first, not all(last.values())
+
+    def _rows(self, stage: str) -> Iterator[dict[str, Any]]:
+        return (line.row for line in read_lines(self.path) if line.row["stage"] == stage)
 
 
 class EpochLog:
@@ -94,6 +110,18 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
         return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
     except wandb.Error as error:
         raise ValueError(f"--wandb: {error}; log in (wandb login), or set WANDB_MODE=offline") from error
+
+
+class DivergedError(ValueError):
+    """An error of a training that has diverged."""
+
+
+def diverged(what: str) -> DivergedError:
+    """Return the error that ends a training, and tells what is not finite."""
+    return DivergedError(
+        f"the training has diverged: {what}; start anew with a lower --lr, or with --precision bf16, and "
+        "with another --out"
+    )
 
 
 # In fp16, the first steps of a stage search for the scale, which takes about twenty.
@@ -134,13 +162,10 @@ class SkippedSteps:
         elif sum(self._latest) > WINDOW // 2:
             self._diverged = f"{sum(self._latest)} of the last {len(self._latest)} steps"
 
-    def require_effect(self) -> None:
-        """Raise ValueError if the steps have little effect any more."""
+    def require_effect(self, first: Callable[[], str] = str) -> None:
+        """Raise DivergedError if the steps have little effect any more. `first` is of `Reporter`."""
         if self._diverged:
-            raise ValueError(
-                f"the training has diverged: {self._diverged} had gradients that are not finite and changed "
-                "nothing; start anew with a lower --lr, or with --precision bf16, and with another --out"
-            )
+            raise diverged(f"{self._diverged} had gradients that are not finite and changed nothing{first()}")
 
 
 def summary_line(summary: dict[str, Any]) -> str:
@@ -410,7 +435,22 @@ class Reporter:
             self._pace.add_start(now - self._began)
         self._is_timed = True
         self._window_started, self._wait_s = time.perf_counter(), 0.0
-        self._skipped_steps.require_effect()
+        self._skipped_steps.require_effect(self.first_not_finite)
+
+    def require_finite_loss(self) -> None:
+        """Raise DivergedError if the loss of the stage's last step is not finite. Every rank calls it.
+
+        All metrics have been flushed.
+        """
+        name = self._stage.name
+        if share(self.world, self.file is not None and self.file.not_finite(name)[1]):
+            raise diverged(f"the loss of {name}'s last step is not finite{self.first_not_finite()}")
+
+    def first_not_finite(self) -> str:
+        """Return what rank 0 says of the stage's first loss that is not finite, for an error message."""
+        name = self._stage.name
+        first = self.file.not_finite(name)[0] if self.file else None
+        return "" if first is None else f"; the first such loss of {name} is that of step {first:,}"
 
     def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float | None) -> None:
         """Show the mean metrics of some steps, and the pace if their time is known."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import StopSignal, World, environment, share
@@ -23,12 +23,13 @@ from fastpsl.engine.options import (
     share_of,
 )
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Reporter, summary_line
+from fastpsl.engine.reporter import Reporter, diverged, summary_line
 from fastpsl.engine.resume import apply_kept_choices, find_checkpoint, open_folder
 from fastpsl.files.atomic import remove_leftovers, write_atomically
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG, ENVIRONMENT, RESULTS, STATUS
 from fastpsl.files.system_errors import output_errors
+from fastpsl.models.backbone import unusable
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.datasets.open import open_data
@@ -365,16 +366,25 @@ class Run:
         A resume cuts off lines after the checkpoint but cannot restore missing ones.
 
         Raises:
-            ValueError: A weight or a buffer is not finite, so nothing is written.
+            DivergedError: A weight or a buffer is not finite, so nothing is written.
         """
         self._require_finite(step, state)
         assert self.reporter.file is not None
         self.reporter.file.sync()
         self.checkpoints.save(step, {"science": self.science, "machine": self._machine(), **state})
 
-    def begin_stage(self, backbone: Mapping[str, Any], head: Mapping[str, Any]) -> None:
-        """Note which weights and buffers are not finite from the start, such as a mask of -inf."""
-        self._never_finite = set(_not_finite(backbone, head))
+    def begin_stage(self, backbone: nn.Module, head: nn.Module) -> None:
+        """Note which buffers are not finite from the start, such as a mask of -inf.
+
+        Raises:
+            ValueError: A weight is not finite, or a running statistic is none.
+        """
+        if bad := unusable(backbone) or unusable(head):
+            raise ValueError(
+                f"{self.resumed_from or 'the network'} begins the stage with {bad}: give other weights, or "
+                "resume from an older checkpoint"
+            )
+        self._never_finite = set(_not_finite(backbone.state_dict(), head.state_dict()))
 
     def _require_finite(self, step: int, state: Mapping[str, Any]) -> None:
         names = _not_finite(state["backbone"], state["train_step"]["head"])
@@ -383,10 +393,9 @@ class Run:
             return
         paths = self.checkpoints.paths()
         good = f"the last good checkpoint is {paths[-1]}" if paths else "there is no good checkpoint"
-        raise ValueError(
-            f"the training has diverged: after step {step} of the run, {len(names)} of its weights and "
-            f"buffers are not finite, such as {names[0]}; {good}; start anew with a lower --lr, or with "
-            "--precision bf16, and with another --out"
+        raise diverged(
+            f"after step {step} of the run, {len(names)} of its weights and buffers are not finite, such as "
+            f"{names[0]}; {good}{self.reporter.first_not_finite()}"
         )
 
     def last_checkpoint(self) -> Path:

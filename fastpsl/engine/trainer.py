@@ -141,7 +141,7 @@ class StageTrainer:
                 self.train_step.load_state_dict(state["train_step"])
                 experiment.task.load_state_dict(state["task"])
                 self.online_probe.load_state_dict(state.get("probe", {}))
-        run.begin_stage(experiment.backbone.state_dict(), self.train_step.module.head.state_dict())
+        run.begin_stage(experiment.backbone, self.train_step.module.head)
 
     def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
@@ -183,6 +183,8 @@ class StageTrainer:
             finished = self._train(loader, progress)
             self.train_step.release()  # the pass over the validation data has the memory
             self.safepoint.save()
+            if finished:  # after the checkpoint, from which the same command comes to this line again
+                run.reporter.require_finite_loss()
             val = self._validate(val_loader) if finished and val_loader else {}
             if not finished or val is None:
                 return False

@@ -1,7 +1,13 @@
 """The base class of backbones, which are sequences of blocks."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
+
+from fastpsl.console.words import number_of
+from fastpsl.models.foreign_weights import first_three
 
 
 def check_size(side_px: int, min_px: int) -> None:
@@ -11,6 +17,29 @@ def check_size(side_px: int, min_px: int) -> None:
             f"images of {side_px} px: this backbone reads {min_px} px and more; choose a larger size, or "
             "another --backbone"
         )
+
+
+def unusable(network: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """Return what a network cannot compute with, for an error message, or "" if there is nothing.
+
+    `tensors` are to replace some of the network's own; None means these. A buffer may be infinite where the
+    network's own is, as a mask of -inf.
+    """
+    own = network.state_dict(keep_vars=True)
+
+    def is_bad(name: str, tensor: Tensor) -> bool:
+        finite = tensor.isfinite()
+        if not isinstance(own[name], nn.Parameter) and "running_" not in name:
+            finite |= ~own[name].isfinite()
+        return not finite.all() or (name.endswith("running_var") and bool((tensor < 0).any()))
+
+    bad = [
+        name
+        for name, tensor in (own if tensors is None else tensors).items()
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and is_bad(name, tensor.detach())
+    ]
+    where = f"in {number_of(len(bad), 'tensor')} ({first_three(bad)})"
+    return f"values that are not finite, or a running_var below 0, {where}" if bad else ""
 
 
 class Backbone(nn.Module):

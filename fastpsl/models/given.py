@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from fastpsl.files.system_errors import raise_of_the_system
-from fastpsl.models.backbone import Backbone
+from fastpsl.models.backbone import Backbone, unusable
 from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.names import MODULE, TIMM
 from fastpsl.models.own_backbone import UNREADABLE, OwnBackbone, Wrapped, image_of, reason_of
@@ -117,7 +117,10 @@ def _copied(name: str, module: nn.Module) -> nn.Module:
             raise ValueError(f"--backbone {name}: {key} has no shape yet; give it after it has computed once")
         if isinstance(tensor, Tensor) and tensor.is_meta:
             raise ValueError(f"--backbone {name}: its weights are on the device meta; give it with weights")
-    return network.cpu().float().train()
+    network = network.cpu().float().train()
+    if bad := unusable(network):
+        raise ValueError(f"--backbone {name}: it has {bad}; give a module of a training that did not diverge")
+    return network
 
 
 def _architecture(network: nn.Module) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.words import number_of
-from fastpsl.models.backbone import Backbone
+from fastpsl.models.backbone import Backbone, unusable
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import (
@@ -325,7 +325,7 @@ def fill(
     """Load all tensors of a backbone's state dict, which must have exactly its names and shapes.
 
     With `partial`, load those that fit. `source` is the subject of error messages, such as "FILE, exported by
-    fastpsl,".
+    fastpsl,". What is `unusable` is refused.
 
     Returns:
         The names that are missing, of another shape or left over; none without `partial`.
@@ -366,7 +366,11 @@ def fill(
         )
     if all(key.endswith(COUNT) for key in fitting):
         raise ValueError(f"{source} has no tensor that fits {name}: give weights of such a network")
-    backbone.float().load_state_dict({**wanted, **{key: tensors[key] for key in fitting}})
+    backbone = backbone.float()
+    # What float32 cannot hold becomes infinite.
+    if bad := unusable(backbone, {key: tensors[key].float() for key in fitting}):
+        raise ValueError(f"{source} has {bad}: give weights of a training that did not diverge")
+    backbone.load_state_dict({**wanted, **{key: tensors[key] for key in fitting}})
     return missing + mismatches + extra
 
 

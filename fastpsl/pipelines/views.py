@@ -20,6 +20,7 @@ from fastpsl.kernels.normalise import normalise, out_shape
 # magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
 # 0.5].
 CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
+LEAST_STD = 1e-4  # half precision has no number for a pixel that is divided by less
 
 _GRADIENTS = "gx = [1 2 1]^T [-1 0 1] / 8, gy = [-1 0 1]^T [1 2 1] / 8, the border repeated"
 _IN_WORDS = {
@@ -57,10 +58,12 @@ class Input:
     def check_num(self, num: int) -> None:
         """Check that there is a mean and a std for each of `num` channels, in the range of pixels."""
         are_finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        if len(self.mean) != num or len(self.std) != num or not are_finite or min(self.std) <= 0:
+        are_as_many = len(self.mean) == len(self.std) == num
+        if not are_as_many or not are_finite or min(self.std) <= LEAST_STD or min(self.mean) < -1:
             raise ValueError(
                 f"input mean {self.mean} and std {self.std} for {self.channels}: "
-                f"give {num} {'value' if num == 1 else 'values'} each, std above 0, for pixels in [0, 1]"
+                f"give {num} {'value' if num == 1 else 'values'} each, std above {LEAST_STD:g}, for pixels "
+                "in [0, 1]"
             )
         if max(self.mean) > 1 or max(self.std) > 1:
             raise ValueError(
@@ -72,7 +75,7 @@ class Input:
 
     @property
     def num_channels(self) -> int:
-        return CHANNELS.get(self.channels, len(self.mean))
+        return CHANNELS.get(self.channels, max(len(self.mean), 1))
 
     @classmethod
     def usual(cls, channels: str, size_px: int) -> "Input":
@@ -102,7 +105,7 @@ class Input:
         try:
             channels, size_px = str(record["channels"]), int(record["size_px"])
             mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"input record {record}: it needs channels, mean, std and size_px ({error!r})"
             ) from None

@@ -25,7 +25,7 @@ from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.online_probe import why_no_knn
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
-from fastpsl.engine.reporter import result_words, summary_line
+from fastpsl.engine.reporter import DivergedError, result_words, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.run_folder import CONFIG
@@ -50,7 +50,7 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any, name: str) -> NoRet
         with operation(f"{name}: at work"):
             code = _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
     except (ValueError, OSError) as error:
-        code = EXIT_USER_ERROR
+        code = EXIT_CRASHED if isinstance(error, DivergedError) else EXIT_USER_ERROR
         reason = error_line(error, opened)
         _report_failure(opened, rank, f"{name}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +32,12 @@ from fastpsl.engine.reporter import (
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.time_left import WorkAhead
 from fastpsl.engine.trainer import pretrain
+from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.plots.charts import draw_curve
 from tests.engine.test_trainer import lines, tiny_experiment
 from tests.engine.tiny import one_process, tiny_run
+from tests.warm import results_of_ranks
 
 STAGE = make_plan("psl", (1, 1, 1))[0]
 
@@ -109,6 +113,45 @@ def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
     report.close()
     assert [row["loss"] for row in lines(tmp_path)] == [None, 1.5]
     assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name", ["loss", "S1_loss"])
+def test_all_ranks_end_a_training_whose_last_loss_is_not_finite(name: str, tmp_path: Path) -> None:
+    """Blockwise training has a loss for each part. A step without valid samples has none."""
+
+    def values(losses: Sequence[float]) -> None:
+        report.stage_begins(STAGE, 0, len(losses), 2)
+        for number, loss in enumerate(losses, start=1):
+            pair = (0.0, 0.0) if loss == 0.0 else (loss, 1.0)
+            pairs: dict[str, Any] = {"loss": (1.0, 1.0), name: pair, "other": (math.nan, 1.0)}
+            report.step(number, number, 0.1, metrics_of(**pairs))
+        report.require_finite_loss()
+
+    with closing(reporter(tmp_path)) as report:
+        values([1.0, math.nan, 1.0])
+    (tmp_path / "metrics.jsonl").unlink()
+    with (
+        closing(reporter(tmp_path)) as report,
+        pytest.raises(ValueError, match="such loss of S1 is that of step 2"),
+    ):
+        values([1.0, math.nan, 1.0, math.inf, 0.0])
+
+
+def require_finite_loss(rank: int, num_ranks: int) -> str:
+    with tempfile.TemporaryDirectory() as folder, closing(reporter(Path(folder), rank=rank)) as report:
+        report.world = replace(report.world, size=num_ranks)
+        report.stage_begins(STAGE, 0, 1, 1)
+        step(report, 1, math.nan)
+        try:
+            report.require_finite_loss()
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def test_each_rank_raises(tmp_path: Path) -> None:
+    lines = results_of_ranks(require_finite_loss, 2, tmp_path)
+    assert all("the loss of S1's last step is not finite" in line for line in lines)
 
 
 def test_lines_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
@@ -510,6 +553,29 @@ def test_a_diverged_run_ends_and_its_losses_are_on_record(
     rows = lines(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 10)) and rows[0]["loss"] == rows[0]["loss"]
     assert all(row["loss"] != row["loss"] for row in rows[1:])
+
+
+def test_a_stage_does_not_begin_with_weights_that_are_not_finite(tmp_path: Path) -> None:
+    """Those of an own module or of a checkpoint, whose backbone or head was spoilt elsewhere."""
+    experiment = tiny_experiment()
+    norm = experiment.backbone.get_submodule("parts.0.1")
+    norm.running_var[0] = -1.0  # type: ignore[index,operator]
+    with closing(tiny_run(tmp_path)) as run, pytest.raises(ValueError, match="network begins the stage with"):
+        pretrain(experiment, run)
+    options: dict[str, Any] = {"max_steps_per_stage": 2, "checkpoint_steps": 1, "keep_checkpoints": 9}
+    with closing(tiny_run(tmp_path, **options)) as run:
+        pretrain(tiny_experiment(), run)
+    path = tmp_path / "checkpoints" / "step-00000001.pt"
+    state = read_checkpoint(path)
+    next(iter(state["train_step"]["head"].values()))[...] = math.nan
+    path.unlink()
+    CheckpointManager(path.parent, 9).save(1, state)
+    words = r"step-00000001.pt begins the stage with values .* in 1 tensor \("
+    with (
+        closing(tiny_run(tmp_path, resume=str(path), **options)) as run,
+        pytest.raises(ValueError, match=words),
+    ):
+        pretrain(tiny_experiment(), run)
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:

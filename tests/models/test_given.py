@@ -138,6 +138,12 @@ def meta() -> nn.Module:
         return Net()
 
 
+def spoilt() -> nn.Module:
+    net = Net()
+    nn.init.constant_(next(net.parameters()), torch.nan)
+    return net
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [
@@ -147,6 +153,7 @@ def meta() -> nn.Module:
         (Changed(), "its channels are (4, 6, 8); give a tuple of 2 whole numbers"),
         (without_copies(), "it cannot be copied ("),
         (meta(), "its weights are on the device meta"),
+        (spoilt(), "it has values that are not finite, or a running_var below 0, in 1 tensor ("),
         (Kept(), "_extra_state of its state_dict() is no dense tensor of real numbers"),
         (Lazy(), "middle.weight has no shape yet; give it after it has computed once"),
         (timm.create_model("resnet10t", in_chans=1), "it reads images of 1 channels, and this"),
@@ -154,8 +161,8 @@ def meta() -> nn.Module:
         (timm.create_model("efficientnet_b0", features_only=True), "give timm.create_model("),
         (timm.create_model("mixer_s32_224"), "it cannot be cut into blocks"),
     ],
-    ids=["number", "class", "dense", "channels", "graph", "meta", "extra", "lazy", "grey", "fixed", "pruned",
-         "mixer"],
+    ids=["number", "class", "dense", "channels", "graph", "meta", "nan", "extra", "lazy", "grey", "fixed",
+         "pruned", "mixer"],
 )  # fmt: skip
 def test_what_a_module_lacks_is_one_line_without_its_layers(module: Any, words: str) -> None:
     with pytest.raises(ValueError) as caught:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from torch import nn
 from typing_extensions import override
 
 from fastpsl.engine.experiment import Experiment
@@ -25,7 +26,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.weights import load_pretrained, random_weights, was_cut_short
+from fastpsl.models.weights import fill, load_pretrained, random_weights, was_cut_short
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -211,6 +212,38 @@ def test_odd_values_in_a_file_are_named(trained: Path, torchvision_file: Path, t
             assert words in error_line(path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_weights_that_compute_no_numbers_are_refused(
+    dtype: torch.dtype, torchvision_file: Path, tmp_path: Path
+) -> None:
+    """NaN, infinity, what float32 cannot hold and a variance below 0; the first three tensors are named."""
+    path, tensors = tmp_path / "odd.pt", torch.load(torchvision_file)
+    values = {"bn1.running_var": -1.0, "bn1.running_mean": math.nan, "conv1.weight": math.nan}
+    if dtype == torch.float64:
+        values |= {"conv1.weight": -1e39, "layer1.0.conv1.weight": math.inf}
+    for name, value in values.items():
+        one = tensors[name].clone()
+        one.view(-1)[-1] = 1.0
+        one = one.to(dtype)
+        one.view(-1)[-1:] = torch.tensor([value], dtype=torch.float64).to(dtype)
+        torch.save(tensors | {name: one}, path)
+        assert f"below 0, in 1 tensor ({name}): give" in error_line(path, "resnet18", USUAL)
+    torch.save({name: torch.full_like(tensor, math.nan).to(dtype) for name, tensor in tensors.items()
+                if tensor.is_floating_point()}, path)  # fmt: skip
+    line = error_line(path, "resnet18", USUAL)
+    assert "in 100 tensors (conv1.weight, bn1.weight, bn1.bias, …): give" in line
+
+
+def test_a_mask_may_be_infinite_where_the_networks_own_is() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    state = network.state_dict()
+    assert fill(network, dict(state), "net", "file") == []
+    for name, value in (("mask", [math.inf, 0.0]), ("0.bias", [math.inf, 0.0])):
+        with pytest.raises(ValueError, match=rf"in 1 tensor \({name}\)"):
+            fill(network, state | {name: torch.tensor(value)}, "net", "file")
+
+
 class Opens:
     @override
     def __reduce__(self) -> tuple[Any, ...]:
@@ -307,10 +340,16 @@ def test_a_view_says_what_the_network_sees() -> None:
         ({"std": (0.1, math.nan, 0.1)}, "std above 0"),
         ({"mean": (0.1, math.nan, 0.1)}, "std above 0"),
         ({"mean": (-math.inf, 0.1, 0.1)}, "std above 0"),
+        ({"std": (0.1, 1e-50, 0.1)}, "std above 0"),
+        ({"mean": (-1e300, 0.1, 0.1)}, "std above 0"),
+        ({"channels": "ops.Edges", "mean": (), "std": ()}, "give 1 value each"),
         ({"size_px": 0}, "1 px or more"),
     ):
         with pytest.raises(ValueError, match=words):
             Input(**wrong)  # type: ignore[arg-type]
+    for name, value in (("size_px", math.inf), ("mean", [10**400] * 3)):
+        with pytest.raises(ValueError, match="it needs channels"):
+            Input.from_dict(record | {name: value})
 
 
 def options(*words: object) -> EvaluationOptions:

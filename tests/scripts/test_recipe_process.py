@@ -1,5 +1,6 @@
 """What a recipe's process tells of failures."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,15 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.loader.batch import BadSampleError
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts import recipe_process
+from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_process import error_line
+from fastpsl.tasks.jigsaw import Jigsaw
+from tests.engine.test_trainer import tiny_experiment
+from tests.engine.tiny import runs_closed, tiny_recipe
 from tests.warm import on_ranks
 
 
@@ -72,6 +79,40 @@ def test_no_rank_leaves_a_stopped_run_before_rank_0_has_written(tmp_path: Path) 
     """When the first process has gone, srun ends the others after a while."""
     on_ranks(leave_a_stopped_run, (tmp_path,), 2)
     assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
+def test_a_run_whose_last_loss_is_not_finite_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends with the stage, code 1 and the first such step, and the same command tells it at once."""
+    losses, loss_of = list[str](), Jigsaw.loss
+
+    def loss(self: Jigsaw, blocks: Any, head: Any, *more: Any) -> Any:
+        loss, metrics = loss_of(self, blocks, head, *more)
+        if not head.training:
+            return loss, metrics
+        losses.append("")
+        factor = torch.nan if len(losses) in (2, 7, 8) else 1.0  # of step 2 of S1, and from step 3 of S2
+        return loss * factor, metrics | {"loss": (metrics["loss"][0] * factor, metrics["loss"][1])}
+
+    def parse() -> PretrainOptions:
+        return PretrainOptions(
+            data=str(sample_paths().train_32), out=tmp_path, batch_size=32, epochs=(1, 1, 1), workers=1,
+            max_steps_per_stage=4, device="cpu", tensorboard=False,
+        )  # fmt: skip
+
+    monkeypatch.setattr(Jigsaw, "loss", loss)
+    for _ in range(2):
+        with runs_closed(monkeypatch), pytest.raises(SystemExit, match="1"):
+            launch(tiny_recipe(parse, lambda options: tiny_experiment()))
+        *_, line = capsys.readouterr().err.splitlines()
+        what = "the loss of S2's last step is not finite; the first such loss of S2 is that of step 3"
+        assert line.startswith(f"tiny: the training has diverged: {what}; start anew with a lower --lr")
+        status = json.loads((tmp_path / "status.json").read_text())
+        assert (status["state"], status["stage"], status["step"]) == ("failed", 2, 4)
+        assert f"tiny: {status['reason']}" == line and len(losses) == 8
+        (summary,) = json.loads((tmp_path / "results.json").read_text())
+        assert summary["stage"] == "S1" and summary["loss_end"] == summary["loss_end"]
 
 
 def test_a_bad_image_comes_with_the_way_to_go_on() -> None:
