@@ -28,7 +28,7 @@ class NoRecord(ValueError):
 
     def __init__(self, path: Path, why: str):
         super().__init__(f"{path} {why}")
-        self.why = why
+        self.path, self.why = path, why
 
 
 class Kind(NamedTuple):
@@ -64,6 +64,7 @@ NUMBER = Kind("a number", is_number)
 RECORD = Kind("a record", lambda value: isinstance(value, dict))
 NUMBERS = Kind("a record of numbers", lambda value: _is_record(value, NUMBER))
 FIGURES = Kind("a record of numbers or null", lambda value: _is_record(value, maybe(NUMBER)))
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(map(TEXT.holds, value)))
 COUNTS = Kind("a list of whole numbers", lambda value: isinstance(value, list) and all(map(_is_count, value)))
 
 
@@ -92,7 +93,10 @@ class Form:
             OSError: The file cannot be opened or read.
             NoRecord: It holds something else.
         """
-        value = parse(path, read_bytes(path))
+        return self.checked(path, parse(path, read_bytes(path)), *needed)
+
+    def checked(self, path: Path, value: Any, *needed: str) -> Any:
+        """Return a value that a file holds, which must be a record of this form; raise NoRecord otherwise."""
         records = value if isinstance(value, list) and self.is_list else [value]
         for record in records:
             if why := self.why_not(record, *needed):

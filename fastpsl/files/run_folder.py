@@ -13,6 +13,7 @@ from fastpsl.files.json_records import (
     NUMBER,
     RECORD,
     TEXT,
+    TEXTS,
     WHOLE,
     Form,
     Kind,
@@ -34,8 +35,7 @@ CONFIG = Form("config.json", {
     "science.initial_weights": maybe(RECORD), "science.initial_weights.path": maybe(TEXT),
     "science.initial_weights.sha256": maybe(TEXT), "images": maybe(RECORD), "images.train": maybe(COUNT),
     "images.val": maybe(COUNT), "steps": maybe(COUNT),
-    "command": maybe(Kind("a list of texts", lambda value: isinstance(value, list)
-                          and all(isinstance(each, str) for each in value))),
+    "command": maybe(TEXTS),
 })  # fmt: skip
 ENVIRONMENT = Form("environment.json", {"world_size": maybe(_RANKS), "packages": maybe(RECORD)})
 STATUS = Form("status.json", {

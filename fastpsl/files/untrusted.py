@@ -22,6 +22,7 @@ from typing_extensions import override
 class DamagedError(ValueError):
     """A file that is cut short, changed on the way, or made to claim more than it holds."""
 
+
 from fastpsl.files.json_records import open_regular
 
 

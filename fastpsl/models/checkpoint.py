@@ -1,6 +1,7 @@
 """Checkpoints of a run: atomic writes, removal of old files, and fallback to older files."""
 
 import mmap
+import os
 import pickle
 import re
 import zipfile
@@ -12,7 +13,8 @@ import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import atomic_file, remove_leftovers
-from fastpsl.files.system_errors import input_errors
+from fastpsl.files.json_records import open_regular
+from fastpsl.files.system_errors import UnreadableError, input_errors, raise_of_the_system
 from fastpsl.files.untrusted import check_pickles, check_size, check_zip, leaves
 
 FORMAT = 1
@@ -33,11 +35,12 @@ def load_tensors(path: Path) -> Any:
     Raises:
         ForeignObjectError: It holds other objects than tensors and plain values.
         ValueError: It is damaged, or claims more than it can hold.
-        OSError: The system cannot read it.
+        UnreadableError: The system cannot read it.
+        OSError: The system cannot open it.
         MemoryError: There is too little memory for it.
     """
-    num_bytes = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
         try:
             _check(path, file, num_bytes)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -50,16 +53,15 @@ def load_tensors(path: Path) -> Any:
             }
             check_size(sum(storages.values()), num_bytes)
             return state
-        except (MemoryError, OSError, ForeignObjectError):
+        except ForeignObjectError:
             raise
         except Exception as error:
             text = " ".join(str(error).split())
             if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in text:
                 raise ForeignObjectError(text.partition("GLOBAL ")[2].split(" ")[0]) from None
-            # torch has no error of its own for too little memory.
-            if wanted := re.search(r"allocate memory.* (\d+) bytes", text):
+            if wanted := re.search(r"tried to allocate (\d+) bytes", text):
                 check_size(int(wanted[1]), num_bytes)
-                raise MemoryError(text[:200]) from None
+            raise_of_the_system(path, error)
             # torch's message is about its archive reader, though the usual cause is a truncated file.
             is_ours = isinstance(error, (zipfile.BadZipFile, ValueError))
             reason = text[:200] if is_ours else "cut short or damaged"
@@ -96,6 +98,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with input_errors(path), operation(f"{path}: reading it"):
         try:
             state = load_tensors(path)
+        except UnreadableError:
+            raise
         except ValueError as error:
             reason = " ".join(str(error).split())[:120]
             raise ValueError(
@@ -183,6 +187,8 @@ class CheckpointManager:
                 if check is not None:
                     check(path, state)
                 return path, state, problems
+            except UnreadableError:  # an older one would lose steps of a file that may be sound
+                raise
             except ValueError as error:
                 problems.append(str(error))
         if problems:

@@ -16,8 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.files.json_records import (
+    COUNT,
+    RECORD,
+    TEXT,
+    TEXTS,
+    TRUTH,
+    Form,
+    NoRecord,
+    maybe,
+    open_regular,
+    parse,
+    read_bytes,
+)
 from fastpsl.files.paths import WEIGHTS, require_existing
-from fastpsl.files.system_errors import input_errors
+from fastpsl.files.system_errors import UnreadableError, input_errors, raise_of_the_system
 from fastpsl.files.untrusted import DamagedError, leaves, load_plain
 from fastpsl.models.checkpoint import ForeignObjectError, load_tensors
 
@@ -53,6 +66,8 @@ def read_weights(path: Path) -> dict[str, Any]:
                 "with the project that wrote it, save its tensors alone, torch.save(model.state_dict(), "
                 "'weights.pt'), and give that file"
             ) from None
+        except UnreadableError:
+            raise
         except ValueError as error:
             raise DamagedError(
                 f"{path} is no readable file of weights ({error}): fetch or copy it again"
@@ -67,48 +82,48 @@ def read_weights(path: Path) -> dict[str, Any]:
 def _read_arrays(path: Path) -> dict[str, Any] | None:
     """Read a pickle of NumPy arrays, as Detectron2 writes its weights; None for any other file."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             content = load_plain(data)
         model = content.get("model", content.get(b"model"))
         arrays = {} if model is None else dict(model)
         names = [name.decode("latin1") if isinstance(name, bytes) else name for name in arrays]
         copies = [torch.from_numpy(np.array(array)) for array in arrays.values()]
         return dict(zip(names, copies, strict=True)) or None
-    except (ValueError, TypeError):  # of what is no such file; torch tells what is wrong
+    except (ValueError, TypeError):  # of what is no such file; `load_tensors` tells what is wrong
         return None
+
+
+# What `fastpsl export` writes beside weights, or into them.
+_EXPORT = Form("record", {
+    "backbone": maybe(TEXT), "input": RECORD, "run_step": maybe(COUNT), "science": maybe(RECORD),
+    "science.recipe": maybe(TEXT), "cut": maybe(TRUTH), "left_out": maybe(TEXTS), "sha256": maybe(TEXT),
+})  # fmt: skip
 
 
 def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
     """Read the record that `fastpsl export` wrote in the file's metadata or in PATH.json."""
-    if path.suffix == ".safetensors":
-        text = _read_safetensors(path)[1].get("fastpsl")
-        if text is None:
-            return None
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} does not say what it holds ({_why(error)}): export it again") from None
-        if not isinstance(record, dict):
-            raise ValueError(
-                f"{path} does not say what it holds (a {type(record).__name__}, not a dict): export it again"
-            )
-        return record
     json_path = path.with_name(f"{path.name}.json")
     try:
-        record = json.loads(json_path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{json_path} cannot be read ({_why(error)}): export it again, or remove it"
-        ) from None
-    if not isinstance(record, dict) or record.get("sha256") != sha256_of_file(path):
-        return None
-    return record
+        if path.suffix == ".safetensors":
+            text = _read_safetensors(path)[1].get("fastpsl")
+            record = None if text is None else parse(path, text.encode())
+        else:
+            with input_errors(json_path):
+                record = parse(json_path, read_bytes(json_path)) if json_path.exists() else None
+            if not isinstance(record, dict) or record.get("sha256") != sha256_of_file(path):
+                return None  # it is of other weights, or of another program
+        checked: dict[str, Any] | None = None if record is None else _EXPORT.checked(path, record)
+        return checked
+    except NoRecord as error:
+        raise unclear(error.path, error.why) from None
 
 
-def _why(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
+def unclear(path: Path | str, why: str) -> ValueError:
+    """Return the error of a record that does not say what a file holds."""
+    return ValueError(
+        f"{path} does not say what it holds ({' '.join(why.split())[:200]}): make it again (a recipe, "
+        "fastpsl export), or give its tensors alone, with --backbone and the --input flags"
+    )
 
 
 def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
@@ -127,16 +142,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     except ImportError as error:
         raise ValueError(f"{path}: {_NO_SAFETENSORS}") from error
     try:
-        with input_errors(path), safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             leaves(dict.fromkeys(file.keys()), path.stat().st_size)
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
+        raise_of_the_system(path, error)
         raise DamagedError(
             f"{path} is no readable safetensors file ({error}): fetch or copy it again"
         ) from None
 
 
-COUNT = ".num_batches_tracked"
+COUNTER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -264,9 +280,9 @@ def recognise(
         and any(name.startswith(naming.prefix) for name in tensors)
     )
     backbone: dict[str, Tensor] = {}
-    if not any(name.endswith(COUNT) for name in tensors):
+    if not any(name.endswith(COUNTER) for name in tensors):
         # Files from before PyTorch 0.4.1 have no count of batches, and fastpsl does not use it.
-        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(COUNT)}
+        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(COUNTER)}
     rest = []
     for name, tensor in tensors.items():
         # A name of the backbone's own needs no translation: `--backbone timm/vgg16` has timm's.

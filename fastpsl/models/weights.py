@@ -1,10 +1,9 @@
 """Backbones with weights: from checkpoints, exported files and other projects' files, or random."""
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,19 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.words import number_of
+from fastpsl.files.json_records import COUNT, RECORD, TEXT, WHOLE, Form, Kind, NoRecord, maybe, parse
 from fastpsl.models.backbone import Backbone, unusable
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import (
-    COUNT,
+    COUNTER,
     MisfitError,
     first_three,
     read_weights,
     read_weights_sidecar,
     recognise,
     sha256_of_file,
+    unclear,
 )
 from fastpsl.models.given import Given
 from fastpsl.models.names import is_module, is_own, is_timm, module_not_given, not_given
@@ -155,8 +156,7 @@ class WeightsFile:
                 "0.406, 0.229 0.224 0.225)"
             )
         network = network or make_backbone(name, num_channels=input.num_channels)
-        with _telling(self.source, self.kind):
-            kind, left_out, not_taken = self._fill(network, name, partial)
+        kind, left_out, not_taken = self._fill(network, name, partial)
         record = _record(self.source, self.sha256, kind, name, input) | dict(self.more)
         if left_out is not None:
             record["left_out"] = left_out
@@ -226,43 +226,51 @@ def open_weights(path: Path) -> WeightsFile:
         ValueError: There is none, or it cannot be read.
     """
     path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
-    with _telling(path, "fastpsl"):
-        if isinstance(state.get("backbone"), dict) and "science" in state:
-            return _checkpoint(path, state)
-        record = read_weights_sidecar(path)
-        if record is None:
-            return WeightsFile(path, state, "")
-        more = {key: record.get(key) for key in ("run_step", "science", "cut")}
-        more["left_out"] = record.get("left_out", [])
-        return WeightsFile(path, state, "export", record["backbone"], _input(record["input"]), more)
+    if isinstance(state.get("backbone"), dict) and "science" in state:
+        return _checkpoint(path, state)
+    record = read_weights_sidecar(path)
+    if record is None:
+        return WeightsFile(path, state, "")
+    more = {key: record.get(key) for key in ("run_step", "science", "cut")}
+    more["left_out"] = record.get("left_out", [])
+    return WeightsFile(path, state, "export", record.get("backbone"), _input(path, record["input"]), more)
+
+
+def _are_stages(value: Any) -> bool:
+    return isinstance(value, list) and not any(map(_STAGE.why_not, value))
+
+
+_STAGE = Form("stage", {"num_steps": COUNT, "num_steps_planned": COUNT})
+# The part of a checkpoint that is no tensors.
+_CHECKPOINT = Form("checkpoint", {
+    "format": WHOLE, "science": RECORD, "science.backbone": maybe(TEXT), "science.recipe": maybe(TEXT),
+    "input": RECORD, "position": RECORD, "position.run_step": COUNT,
+    "position.summaries": Kind("a list of stages", _are_stages), "num_stages": COUNT,
+})  # fmt: skip
 
 
 def _checkpoint(path: Path, state: dict[str, Any]) -> WeightsFile:
-    json.dumps([state.get(key) for key in ("format", "science", "input", "position", "num_stages")])
-    if state.get("format") != FORMAT:
+    try:
+        plain = {key: state.get(key) for key in ("format", "science", "input", "position", "num_stages")}
+        record = parse(path, json.dumps(plain).encode())
+        why = _CHECKPOINT.why_not(record)
+    except TypeError as error:
+        why = str(error)
+    except NoRecord as error:
+        why = error.why
+    tensors = state["backbone"]
+    if strange := [name for name, each in tensors.items() if not isinstance(each, Tensor)]:
+        why = why or f"holds other things than tensors ({first_three(strange)})"
+    if why:
+        raise unclear(path, why)
+    if record["format"] != FORMAT:
         raise ValueError(
-            f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}; use "
+            f"{path} is a checkpoint of format {record['format']}, and this version reads {FORMAT}; use "
             "the version of fastpsl that wrote it"
         )
-    science = state["science"]
-    name, input = science.get("backbone"), _input(state["input"])
-    more = {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut_short(state)}
-    return WeightsFile(path, state["backbone"], "fastpsl", name, input, more)
-
-
-@contextlib.contextmanager
-def _telling(path: Path | str, kind: str) -> Iterator[None]:
-    """Turn errors of a record that does not say what the file holds into one line."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        if kind not in ("fastpsl", "export"):
-            raise
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{path} does not say what it holds ({' '.join(reason.split())[:200]}): make it again (a "
-            "recipe, fastpsl export), or give its tensors alone, with --backbone and the --input flags"
-        ) from error
+    science = record["science"]
+    more = {"run_step": record["position"]["run_step"], "science": science, "cut": was_cut_short(record)}
+    return WeightsFile(path, tensors, "fastpsl", science.get("backbone"), _input(path, record["input"]), more)
 
 
 def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
@@ -311,12 +319,11 @@ def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _input(record: Any) -> Input:
-    """Parse an input record, and raise TypeError with one line if it is invalid."""
+def _input(path: Path, record: Any) -> Input:
     try:
         return Input.from_dict(record)
     except ValueError as error:
-        raise TypeError(error) from None
+        raise unclear(path, str(error)) from None
 
 
 def fill(
@@ -364,7 +371,7 @@ def fill(
             f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the "
             "--backbone that it holds"
         )
-    if all(key.endswith(COUNT) for key in fitting):
+    if all(key.endswith(COUNTER) for key in fitting):
         raise ValueError(f"{source} has no tensor that fits {name}: give weights of such a network")
     backbone = backbone.float()
     # What float32 cannot hold becomes infinite.

@@ -405,5 +405,5 @@ def test_a_damaged_record_beside_weights_is_named(torchvision_file: Path) -> Non
     json_path = torchvision_file.with_name(f"{torchvision_file.name}.json")
     for text in ("[" * 200_000, "{nonsense"):
         json_path.write_text(text)
-        assert error_line(torchvision_file).startswith(f"{json_path} cannot be read")
+        assert error_line(torchvision_file).startswith(f"{json_path} does not say what it holds")
     json_path.unlink()
