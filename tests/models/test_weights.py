@@ -401,6 +401,40 @@ def test_what_is_told_nonsense_of_is_named(text: str, torchvision_file: Path, tm
     assert line.startswith(f"{path} does not say what it holds") and len(line) < 500
 
 
+RECORD = {"backbone": "resnet18", "input": USUAL.as_dict()}
+ODD: dict[str, Any] = {
+    "run_step": -1, "science": [], "cut": "no", "left_out": "fc", "backbone": 18,
+    "input": {"channels": "RGB", "mean": [0.5], "std": None, "size_px": 224},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_record_in_weights_with_a_value_of_another_kind_is_named(
+    name: str, torchvision_file: Path, tmp_path: Path
+) -> None:
+    save = pytest.importorskip("safetensors.torch").save
+    path, tensors = tmp_path / "theirs.safetensors", torch.load(torchvision_file)
+    for value in (ODD[name], 10**400):
+        path.write_bytes(save(tensors, metadata={"fastpsl": json.dumps(RECORD | {name: value})}))
+        assert error_line(path).startswith(f"{path} does not say what it holds")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": {"run_step": -1, "summaries": []}}, {"position": {"run_step": 10**400, "summaries": []}},
+        {"position": {"run_step": 1, "summaries": [5]}}, {"position": {"run_step": 1}}, {"num_stages": "1"},
+        {"science": {"backbone": 5}}, {"science": {"recipe": ["x"]}}, {"format": True},
+        {"backbone": {"conv1.weight": "words"}},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_a_value_of_another_kind_is_named(
+    change: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    torch.save(newest_checkpoint(trained) | change, tmp_path / "odd.pt")
+    assert error_line(tmp_path / "odd.pt").startswith(f"{tmp_path / 'odd.pt'} does not say what it holds")
+
+
 def test_a_damaged_record_beside_weights_is_named(torchvision_file: Path) -> None:
     json_path = torchvision_file.with_name(f"{torchvision_file.name}.json")
     for text in ("[" * 200_000, "{nonsense"):
