@@ -288,7 +288,8 @@ def _architecture(pretrained: Pretrained, name: str) -> Architecture:
 def _is_ours(weights: Path) -> bool:
     try:
         return (read_weights_sidecar(weights) or {}).get("to") == "hf"
-    except ValueError:
+    except ValueError as error:
+        raise_of_the_system(weights, error)
         return False
 
 

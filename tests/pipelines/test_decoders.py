@@ -1,5 +1,7 @@
 """Decoders agree with a full decode and with each other, refuse damage, and tell how they are chosen."""
 
+import errno
+import os
 import sys
 import warnings
 import zlib
@@ -303,6 +305,19 @@ def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) ->
     file_codes = {codes.CHANGED, codes.BAD_FILE}
     assert set(codes.REASONS) == (set(expected) | file_codes) - {codes.GOOD}
     assert "\n" not in "".join(codes.REASONS.values())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_the_system_cannot_read_is_not_truncated(name: str, tmp_path: Path) -> None:
+    samples = Samples(tmp_path / "data", [(jpeg(photo(0, 60, 80)), 60, 80, JPG)])
+    samples.rows.fd[:] = fd = os.open(tmp_path / "data", os.O_WRONLY)
+    try:
+        status, _ = decode(make(name), samples.rows, [np.array([[0, 0, 60, 60]])], [24])
+        assert status[0] < codes.READING  # the system's error, which the loader raises
+    except OSError as error:
+        assert error.errno == errno.EBADF
+    finally:
+        os.close(fd)
 
 
 def mutated(data: bytes, random: np.random.Generator) -> bytes:

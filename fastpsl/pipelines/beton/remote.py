@@ -17,6 +17,7 @@ from fastpsl.files.remote.address import LIMIT_S, RemoteObject, read_whole, remo
 from fastpsl.files.remote.cache import Cache, cache_errors
 from fastpsl.files.remote.failures import persistently
 from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.pages import Pages, check_pages, pages_of_shards
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, holds_tables, row_dtype
@@ -220,7 +221,8 @@ class RemotePages:
         arguments = self.paths[number], num_classes, self.names[number]
         try:
             return CachedShard(*arguments)
-        except ValueError:
+        except ValueError as error:
+            raise_of_the_system(self.paths[number], error)
             if not self._files[number].mend_tables():
                 raise
         return CachedShard(*arguments)
