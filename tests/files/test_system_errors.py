@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typing_extensions import override
 
 import fastpsl.model
 from fastpsl.commands.launch import _status
@@ -218,13 +219,16 @@ def test_a_tar_on_a_failing_disk_is_not_damaged() -> None:
             tar.addfile(tarfile.TarInfo(name))
 
     class Failing(io.BytesIO):
+        bad_from = 0
+
+        @override
         def read(self, num: int | None = -1) -> bytes:
             if self.tell() >= self.bad_from:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return super().read(num)
 
     stream = Failing(data.getvalue())
-    for stream.bad_from in (0, 512):  # type: ignore[attr-defined]
+    for stream.bad_from in (0, 512):
         stream.seek(0)
         line = told(lambda: list(tar_members(stream, "x.tar")))
         assert line.startswith("x.tar: cannot be read (Input/output error)")
