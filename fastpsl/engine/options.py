@@ -14,7 +14,7 @@ from tyro.conf import arg
 from fastpsl.engine.plan import FreezeRule, Stage, make_plan, with_values
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.models.names import ANY_BACKBONE, MAX_DOWNLOAD_GB
 
 if TYPE_CHECKING:
     import torch
@@ -278,6 +278,8 @@ class PretrainOptions(TrainingOptions):
     ] = field(default=None, metadata=MACHINE | PLAN)
     init_partial: bool = field(default=False, metadata=MACHINE | PLAN)
     """Let --init take the tensors that fit by name and shape. A line lists the others."""
+    max_download_gb: float = field(default=MAX_DOWNLOAD_GB, metadata=MACHINE | PLAN)
+    """The largest file that --init downloads from an address, in GB."""
     plan: Literal["psl", "sl", "psl_f", "end_to_end", "blockwise", "continue"] = field(
         default="psl", metadata=PLAN
     )
@@ -330,7 +332,7 @@ class PretrainOptions(TrainingOptions):
                 raise ValueError(f"--crop-scale {scale:g}: it is a share of the area, above 0 and up to 1")
         if self.probe_every is not None and self.probe_every < 0:
             raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (no test) or more epochs")
-        self._require_positive("freeze_looks", "freeze_min_epochs")
+        self._require_positive("freeze_looks", "freeze_min_epochs", "max_download_gb")
         if not 0 <= self.freeze_within < 1:
             raise ValueError(f"--freeze-within {self.freeze_within:g}: it must be 0 or more, and below 1")
         if self.freeze_when != "never" and self.probe_every == 0:

@@ -6,8 +6,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastpsl.console.progress import operation
@@ -84,21 +83,28 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
     """
     folder = cache_folder() / "checked"
     passed = folder / digest
-    if passed.exists():
-        return
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / "lock", "w"))
-            with operation(f"waiting for another process, which checks {what}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
-            raise ValueError(
-                f"{folder}: what was checked cannot be kept there ({error.strerror}); {advice}"
-            ) from None
+    with _keeping(folder):
+        if passed.exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115  (closed below)
+    with lock:
+        with _keeping(folder), operation(f"waiting for another process, which checks {what}"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not passed.exists():
             print(f"checking {what}, this once", file=sys.stderr, flush=True)
             with operation(f"checking {what}"):
                 check()
-            passed.touch()
+            with _keeping(folder):
+                passed.touch()
+
+
+@contextlib.contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
+        raise ValueError(
+            f"{folder}: what was checked cannot be kept there ({error.strerror}); {advice}"
+        ) from None

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,26 +12,32 @@ from typing import Any
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
-from fastpsl.files.atomic import atomic_file
+from fastpsl.files.atomic import atomic_file, remove_leftovers
 from fastpsl.files.caches import cache_folder
-from fastpsl.files.remote.address import is_remote, open_stream, read_whole, remote_objects
-from fastpsl.files.system_errors import output_errors
+from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, read_whole, remote_objects
+from fastpsl.files.system_errors import input_errors, is_of_the_system, output_errors
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
-from fastpsl.models.names import TIMM, is_module, is_own, is_timm
+from fastpsl.models.names import MAX_DOWNLOAD_GB, TIMM, WEIGHT_ENDINGS, is_module, is_own, is_timm
 from fastpsl.models.weights import WeightsFile, open_weights, sha256_of_tensors, words_of_input
 from fastpsl.pipelines.views import Input
 
 _MAX_CONFIG = 1 << 20  # bytes
+_MAX_HEADER = 1 << 24
+_SHARE_OF_DISK = 0.95  # of what is free: a disk that is full stops other programs
 
 
-def open_initial(source: str) -> WeightsFile:
+def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> WeightsFile:
     """Read the weights that `--init` names: a path, timm/NAME[.TAG], or the address of a file or a folder.
 
     A folder elsewhere is as the Hugging Face Hub has it for models of timm.
 
+    Args:
+        source: The value of --init.
+        max_download_gb: The largest file that is downloaded from an address, in 10^9 bytes.
+
     Raises:
-        ValueError: There are none, or they cannot be read.
+        ValueError: There are none, or they cannot be read, or are too large.
     """
     if is_timm(source):
         from fastpsl.models.timm_backbone import published
@@ -39,17 +47,18 @@ def open_initial(source: str) -> WeightsFile:
         return WeightsFile(source, tensors, "timm", name, _input_of(config), digest=digest)
     if not is_remote(source):
         return open_weights(Path(source))
-    is_file = bool(Path(source).suffix)
-    weights = open_weights(_fetched(source if is_file else f"{source}/model.safetensors"))
-    weights = replace(weights, source=source, digest=weights.sha256)
+    is_file, place = _is_file(source), source.rstrip("/")
+    weights = _read_copy(
+        source, _fetched(source if is_file else f"{place}/model.safetensors", max_download_gb)
+    )
     if is_file or weights.kind:  # with our record, a folder's file says all
         return weights
     try:
-        config = json.loads(read_whole(f"{source}/config.json", _MAX_CONFIG) or b"{}")
+        config = json.loads(read_whole(f"{place}/config.json", _MAX_CONFIG) or b"{}")
         name, input = TIMM + config["architecture"], _input_of(config["pretrained_cfg"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{source}/config.json does not say which model of timm it is ({type(error).__name__}: {error}); "
+            f"{place}/config.json does not say which model of timm it is ({type(error).__name__}: {error}); "
             "give the address of a file of weights, and --backbone"
         ) from None
     return replace(weights, kind="timm", backbone=name, input=input)
@@ -60,26 +69,94 @@ def _input_of(config: Mapping[str, Any]) -> Input:
     return Input("RGB", tuple(config["mean"]), tuple(config["std"]), config["input_size"][1])
 
 
-def _fetched(address: str) -> Path:
+def _is_file(address: str) -> bool:
+    """Return whether an address is that of a file of weights, and not of a folder.
+
+    hf://ORG/NAME[@REVISION] is a folder: most names of timm's models end in a tag, as resnet18.a1_in1k.
+    """
+    is_repository = re.fullmatch("hf://((models|datasets|spaces)/)?[^/]+/[^/]+/?", address)
+    return not is_repository and address.partition("?")[0].lower().endswith(WEIGHT_ENDINGS)
+
+
+def _fetched(address: str, max_gb: float) -> Path:
     """Return a copy of a file elsewhere, in the cache; of several processes, one downloads it."""
     found = remote_objects(address, "the address of one file of weights")
     if len(found) > 1:
         raise ValueError(f"{address}: {len(found)} files match; give the address of one file of weights")
     (remote,) = found
-    digest = sha256_of_bytes(f"{remote.address} {remote.num_bytes} {remote.version}".encode())
-    folder = cache_folder() / "weights" / digest[:16]
-    path = folder / remote.name
+    # Nothing here has a name from the address, which may be the lock's, or too long.
+    folder = cache_folder() / "weights" / _key(remote.address)
+    ending = next(each for each in WEIGHT_ENDINGS if remote.name.partition("?")[0].lower().endswith(each))
+    path = folder / f"{_key(f'{remote.num_bytes} {remote.version}')}{ending}"
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "w") as lock, operation(f"{address}: downloading it"):
             fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_leftovers(folder, beginning="")
             if not path.exists():
+                _check_size(remote, folder, max_gb)
                 with open_stream(remote) as stream, atomic_file(path) as file:
                     shutil.copyfileobj(stream, file, 1 << 20)
     return path
 
 
-def recorded_backbone(source: str) -> str | None:
+def _key(text: str) -> str:
+    return sha256_of_bytes(text.encode(errors="surrogatepass"))[:16]
+
+
+def _check_size(remote: RemoteObject, folder: Path, max_gb: float) -> None:
+    """Refuse a file that is too large, or claims to hold other tensors than it can, before it is fetched."""
+    gb, room_gb = remote.num_bytes / 1e9, _SHARE_OF_DISK * shutil.disk_usage(folder).free / 1e9
+    if gb > max_gb:
+        raise ValueError(
+            f"{remote}: has {gb:,.2f} GB, and at most {max_gb:g} GB are downloaded; if you trust its server, "
+            f"give --max-download-gb {math.ceil(gb)}"
+        )
+    if gb > room_gb:
+        raise ValueError(
+            f"{remote}: has {gb:,.2f} GB, and the disk of {folder} has room for {room_gb:,.2f} GB; free some "
+            "space, or set XDG_CACHE_HOME to a folder on another disk"
+        )
+    if remote.name.lower().endswith(".safetensors") and not _has_its_tensors(remote):
+        raise ValueError(
+            f"{remote}: its first bytes are not those of a safetensors file of {remote.num_bytes:,} bytes; "
+            "upload it again, or give another file"
+        )
+
+
+def _has_its_tensors(remote: RemoteObject) -> bool:
+    """Return whether the header of a safetensors file tells of as many bytes of tensors as follow it."""
+    head = remote.read_persistently(0, min(8, remote.num_bytes))
+    start = 8 + int.from_bytes(head, "little")
+    if len(head) < 8 or start > min(8 + _MAX_HEADER, remote.num_bytes):
+        return False
+    text = remote.read_persistently(8, start)
+    try:
+        header = json.loads(text)
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        return bool(start + max(ends, default=0) == remote.num_bytes)
+    except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
+        return False  # it is no such header
+
+
+def _read_copy(source: str, path: Path) -> WeightsFile:
+    """Read a copy of weights from elsewhere; one that is refused is removed, so that it is fetched again."""
+    try:
+        weights = open_weights(path)
+        with input_errors(path):
+            return replace(weights, source=source, digest=weights.sha256)
+    except ValueError as error:
+        if is_of_the_system(error.__context__ or error):
+            raise
+        with output_errors(path):
+            path.unlink(missing_ok=True)
+        reason = str(error).replace(str(path), source)
+        raise ValueError(
+            f"{reason}; its copy here was removed, so the same command fetches it again"
+        ) from None
+
+
+def recorded_backbone(source: str, max_download_gb: float) -> str | None:
     """Return the backbone that the weights record, if its name alone makes it.
 
     It is None for weights that record none, and for those that `begin_with` refuses with a reason.
@@ -92,7 +169,7 @@ def recorded_backbone(source: str) -> str | None:
 
         return model_of(source)
     try:
-        name = open_initial(source).backbone
+        name = open_initial(source, max_download_gb).backbone
     except ValueError:
         if is_remote(source):
             raise  # another try would wait as long
@@ -100,7 +177,15 @@ def recorded_backbone(source: str) -> str | None:
     return None if name is None or is_own(name) or is_module(name) else name
 
 
-def begin_with(source: str, backbone: Backbone, name: str, input: Input, *, partial: bool) -> dict[str, Any]:
+def begin_with(
+    source: str,
+    backbone: Backbone,
+    name: str,
+    input: Input,
+    *,
+    partial: bool,
+    max_download_gb: float,
+) -> dict[str, Any]:
     """Fill a backbone with the weights that `--init` names.
 
     Args:
@@ -109,6 +194,7 @@ def begin_with(source: str, backbone: Backbone, name: str, input: Input, *, part
         name: The backbone's name.
         input: What the recipe shows the backbone, which weights without a record are taken to expect.
         partial: Whether to take the tensors that fit alone.
+        max_download_gb: The largest file that is downloaded from an address, in 10^9 bytes.
 
     Returns:
         The record of the weights: path, sha256, kind, backbone, recipe, run_step, input, left_out, recorded
@@ -117,7 +203,7 @@ def begin_with(source: str, backbone: Backbone, name: str, input: Input, *, part
     Raises:
         ValueError: The weights cannot be read, do not fit, or expect other channels.
     """
-    weights = open_initial(source)
+    weights = open_initial(source, max_download_gb)
     recorded = weights.input
     config = getattr(getattr(backbone, "network", None), "pretrained_cfg", None)
     if recorded is None and config and input.channels == "RGB":

@@ -9,6 +9,9 @@ BACKBONES = (
 # A backbone → one of the same shape that takes less memory in training, and why.
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")
+# What a file of weights may end in, in lower case. An address that ends in none of them is a folder's.
+WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl", ".torch", ".pyth")
+MAX_DOWNLOAD_GB = 8.0  # of weights, unless --max-download-gb tells another bound
 TIMM = "timm/"
 MODULE = "module:"  # of a module that a program gave
 ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"

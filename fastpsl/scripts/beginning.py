@@ -45,7 +45,10 @@ def begun(
         return experiment, *_of_module(experiment.backbone, name, science, world)
     input = Input.from_dict(experiment.task.input_record(experiment.stages[0].level))
     with operation(f"{options.init}: reading it"):
-        origin = begin_with(options.init, experiment.backbone, name, input, partial=options.init_partial)
+        origin = begin_with(
+            options.init, experiment.backbone, name, input,
+            partial=options.init_partial, max_download_gb=options.max_download_gb,
+        )  # fmt: skip
     if plan == "continue" and origin["not_taken"]:
         raise ValueError(
             f"--plan continue with --init-partial: {number_of(len(origin['not_taken']), 'tensor')} of "

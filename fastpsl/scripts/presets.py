@@ -121,7 +121,7 @@ def backbone_of_init(options: RunOptions, recipe: str) -> dict[str, str]:
         return {} if name is None or is_own(name) or is_module(name) else {"backbone": name}
     from fastpsl.models.initial_weights import recorded_backbone  # imports torch, which --help does without
 
-    name = recorded_backbone(options.init)
+    name = recorded_backbone(options.init, options.max_download_gb)
     return {} if name is None else {"backbone": name}
 
 

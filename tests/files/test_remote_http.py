@@ -1,10 +1,12 @@
 """A web server on this machine: processes that open a file of it at one moment, and a server that lies."""
 
+import contextlib
 import errno
+import io
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,12 +17,18 @@ import pytest
 from typing_extensions import override
 
 from fastpsl.files.remote import cache as cache_module
+from fastpsl.files.remote.address import open_stream, remote_objects
 from fastpsl.files.remote.cache import Cache
+from fastpsl.files.remote.failures import WrongBytesError
 from fastpsl.pipelines.beton import remote
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sources.parquet import parquet_files
+from fastpsl.pipelines.sources.tar import tar_source
+from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tar_bytes
 from tests.warm import CONTEXT
 
 pytest.importorskip("aiohttp")
@@ -37,11 +45,17 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         files: The first bytes and the size of each file, by name.
+        version: The header that tells a file's version, and its value; None for a server without one.
+        on_request: Called with the number of each request, from 1 on, and its Range, before it is answered.
+        shift: How far before the range that was asked for an answer begins.
         num_sent: The bytes that were sent.
     """
 
     files: Mapping[str, tuple[bytes, int]]
-    num_sent = 0
+    version: tuple[str, str] | None = ("ETag", '"1"')
+    on_request: Callable[[int, str], None] = staticmethod(lambda number, range: None)
+    shift = 0
+    num_sent = num_asked = 0
 
     @property
     def address(self) -> str:
@@ -63,13 +77,19 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(True)
 
     def answer(self, with_body: bool) -> None:
+        self.server.num_asked += 1
+        self.server.on_request(self.server.num_asked, self.headers.get("Range", ""))
         data, size = self.server.files.get(self.path[1:], (b"", 0))
         asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         # The JSON comes whole, whatever was asked for.
         whole = not asked or self.path.endswith("endless.beton.json")
         start, stop = (0, size) if whole else (int(asked[1]), min(int(asked[2]) + 1, size))  # type: ignore[index]
         self.send_response(404 if not size else 200 if whole else 206)
-        self.send_header("ETag", '"1"')
+        if self.server.version:
+            self.send_header(*self.server.version)
+        if not whole and self.server.shift:
+            start, stop = start - self.server.shift, stop - self.server.shift
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(stop - start))
         self.end_headers()
@@ -85,8 +105,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(files: Mapping[str, tuple[bytes, int]]) -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
+def serving(files: Mapping[str, tuple[bytes, int]], handler: type[Handler] = Handler) -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), handler) as server:
         server.files = files
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -115,7 +135,90 @@ def test_processes_that_open_one_address_at_one_moment_all_succeed(tmp_path: Pat
             opener.join(240)
     assert [opener.exitcode for opener in openers] == [0] * OPENERS
     names = {path.name for path in tmp_path.glob("*/files/*/*")}
-    assert names == {"x.beton", "x.beton.json", "x.beton.parts"}
+    assert names == {"data.beton", "data.beton.json", "data.beton.parts"}
+
+
+REPLACED = "was replaced while it was in use; put the old one back, or start anew"
+VERSIONS = [("ETag", '"2"'), ("Last-Modified", "Sat, 01 Jan 2000 00:00:00 GMT"), None]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_stream_is_of_one_version_of_the_file(version: tuple[str, str] | None) -> None:
+    """The other one comes before the second block, with as many bytes. Without a version, its ends differ."""
+    old, new = (bytes([byte]) * (9 << 20) for byte in (1, 2))
+    with serving({"x": (old, len(old))}) as server:
+        server.version = version and (version[0], "before")
+        (remote,) = remote_objects(f"{server.address}/x")
+        with open_stream(remote) as stream:
+            assert stream.read() == old
+
+        def replace(number: int, range: str) -> None:
+            if range.startswith(f"bytes={8 << 20}-"):
+                server.files, server.version = {"x": (new, len(new))}, version
+
+        server.on_request = replace
+        with open_stream(remote) as stream, pytest.raises(ValueError, match=REPLACED):
+            stream.read()
+
+
+def parquet_bytes(images: list[bytes]) -> bytes:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": images}), out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_tars_and_parquet_files_are_of_one_version(kind: str) -> None:
+    """It is replaced after its samples were counted, or while they are yielded."""
+    images = [jpeg(photo(number, 30, 40)) for number in range(4)]
+    data = (
+        tar_bytes({f"{i}.jpg": image for i, image in enumerate(images)})
+        if kind == "tar"
+        else parquet_bytes(images)
+    )
+    with serving({f"x.{kind}": (data, len(data))}) as server:
+        found = remote_objects(f"{server.address}/x.{kind}")
+        source = tar_source(found) if kind == "tar" else parquet_files(found)
+        assert [sample.image for sample in source.samples()] == images
+        server.version = ("ETag", '"2"')
+        with pytest.raises(ValueError, match=REPLACED):
+            list(source.samples())
+
+
+def test_a_dataset_file_is_opened_in_one_version(tmp_path: Path) -> None:
+    with serving(honest("x.beton")) as server:
+
+        def replace(number: int, range: str) -> None:
+            if range.startswith("bytes=0-") and not range.endswith("-16383"):  # of a table
+                server.version = ("ETag", '"2"')
+
+        server.on_request = replace
+        with pytest.raises(ValueError, match=REPLACED):
+            open_data(f"{server.address}/x.beton", tmp_path, 0.1)
+
+
+def test_without_a_version_another_file_of_the_same_size_is_another_one(tmp_path: Path) -> None:
+    other = SOUND[:-1] + bytes([SOUND[-1] ^ 1])
+    with serving(honest("x.beton")) as server:
+        server.version = None
+        folders = list[set[str]]()
+        for data in (SOUND, SOUND, other):
+            server.files = honest("x.beton") | {"x.beton": (data, len(data))}
+            with contextlib.suppress(ValueError):
+                open_data(f"{server.address}/x.beton", tmp_path, 0.1).close()
+            folders.append({path.name for path in tmp_path.glob("files/*")})
+    assert folders[0] == folders[1] < folders[2]
+
+
+def test_bytes_of_another_range_are_not_taken() -> None:
+    data = bytes(range(256))
+    with serving({"x": (data, len(data))}) as server:
+        (remote,) = remote_objects(f"{server.address}/x")
+        assert remote.read(16, 32) == data[16:32]
+        server.shift = 8
+        with pytest.raises(WrongBytesError, match="bytes from 8 came, those from 16 were asked for"):
+            remote.read(16, 32)
 
 
 def test_the_json_is_written_where_it_differs(tmp_path: Path) -> None:
@@ -124,7 +227,7 @@ def test_the_json_is_written_where_it_differs(tmp_path: Path) -> None:
 
         def kept() -> os.stat_result | None:
             open_data(f"{server.address}/x.beton", tmp_path, 0.1).close()
-            found = list(tmp_path.glob("files/*/x.beton.json"))
+            found = list(tmp_path.glob("files/*/data.beton.json"))
             return found[0].stat() if found else None
 
         first, second = kept(), kept()
@@ -187,12 +290,15 @@ def test_no_more_of_a_json_is_read_than_its_dataset_file_tells(
     assert not list(tmp_path.glob("files/*/*.json"))
 
 
-def test_long_names_and_strange_files_in_the_cache_do_no_harm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x" * 245 + ".beton", "x.parts", ".x.json", "%00"])
+def test_strange_names_and_files_in_the_cache_do_no_harm(name: str, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "stray").touch()
-    name = "x" * 245 + ".beton"
-    with serving(honest(name)) as server, Beton(f"{server.address}/{name}", Cache(tmp_path, 0.1)) as data:
+    cache = Cache(tmp_path, 0.1)
+    with serving(honest(name)) as server, Beton(f"{server.address}/{name}", cache) as data:
         assert data.num_samples == 160 and data.class_names
+        cache._give_up(1 << 30)
+        assert len(list(tmp_path.glob("files/*/*.parts"))) == 1  # it is open
 
 
 REMEDIES = {errno.ENOSPC: "free", errno.EFBIG: "raise the limit of"}

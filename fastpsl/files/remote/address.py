@@ -5,13 +5,14 @@ credentials, Hugging Face's token, ~/.netrc for https). An address holds none, b
 checkpoints.
 """
 
+import hashlib
 import io
 import logging
 import posixpath
 import re
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, final
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from typing_extensions import Buffer, override
 
 from fastpsl.files.leftovers import is_leftover
-from fastpsl.files.remote.failures import HELP, RemoteDataError, WrongBytesError, persistently
+from fastpsl.files.remote.failures import HELP, NEVER, RemoteDataError, WrongBytesError, persistently
 from fastpsl.files.workers import Workers
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def check_address(address: str) -> None:
     package = _PACKAGES.get(parts.scheme.lower())
     if package is None:
         raise ValueError(f"{parts.scheme}://…: data of this kind are not read; give {ALLOWED}, or a path")
-    if "@" in parts.netloc or (parts.query and parts.scheme in ("http", "https")):
+    beside = parts.query or parts.fragment
+    if "@" in parts.netloc or (beside and parts.scheme in ("http", "https")):
         # The address itself is not repeated.
         raise ValueError(
             f"{parts.scheme}://…: the address holds a password or a signature, which would get into logs; "
@@ -70,7 +72,13 @@ def file_system(address: str) -> "AbstractFileSystem":
     if scheme in ("http", "https"):  # anybody has such a server
         from fastpsl.files.remote.bounded_answer import BoundedAnswer
 
-        options = {"client_kwargs": {"trust_env": True, "response_class": BoundedAnswer}}
+        # Ranges are of the file itself, and not of what a server would compress.
+        client = {
+            "trust_env": True,
+            "response_class": BoundedAnswer,
+            "headers": {"Accept-Encoding": "identity"},
+        }
+        options = {"client_kwargs": client}
     # Its tracebacks would come before our line.
     logging.getLogger(_PACKAGES[scheme]).addHandler(logging.NullHandler())
     files = fsspec.filesystem(scheme, use_listings_cache=False, **options)
@@ -91,6 +99,7 @@ def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: A
 LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
 # What tells two versions of a file apart, by the names that fsspec's file systems have for it.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
+_END_BYTES = 1 << 16  # at both ends of a file, which tell versions apart where its server does not
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class RemoteObject:
     address: str  # such as s3://bucket/train.beton
     path: str  # in `files`
     num_bytes: int
-    version: str  # what its server tells versions apart by; empty if it has nothing of the kind
+    version: str  # what its server tells versions apart by, or else a digest of both ends
     files: Any  # fsspec's AbstractFileSystem
 
     @override
@@ -124,10 +133,40 @@ class RemoteObject:
             raise WrongBytesError(f"{len(data):,} bytes came, {stop - start:,} were asked for")
         return data
 
+    def read_persistently(self, start: int, stop: int, left: threading.Event = NEVER) -> bytes:
+        """Return the bytes from `start` to `stop` of this version, asking again where that fails for a while.
+
+        Raises:
+            RemoteDataError: It fails for longer, or the file was replaced.
+        """
+
+        def read() -> bytes:
+            try:
+                return self.read(start, stop)
+            finally:
+                self.check_unchanged()
+
+        return persistently(read, self.address, LIMIT_S, left)
+
     def is_unchanged(self) -> bool:
         """Return whether the server still has this version; raises what fsspec raises."""
-        info = answer(self.files, "info", self.path)
-        return _size_and_version(info) == (self.num_bytes, self.version)
+        num_bytes, version = _size_and_version(answer(self.files, "info", self.path))
+        return num_bytes == self.num_bytes and (version or self._digest_of_ends()) == self.version
+
+    def check_unchanged(self) -> None:
+        """Raise RemoteDataError unless the server still has this version; raises what fsspec raises, too."""
+        if not self.is_unchanged():
+            raise RemoteDataError(
+                f"{self.address}: was replaced while it was in use; put the old one back, or start anew"
+            )
+
+    def with_version(self) -> "RemoteObject":
+        """Return this file with a version, even if its server tells none; raises what fsspec raises."""
+        return self if self.version else replace(self, version=self._digest_of_ends())
+
+    def _digest_of_ends(self) -> str:
+        parts = (0, min(_END_BYTES, self.num_bytes)), (max(0, self.num_bytes - _END_BYTES), self.num_bytes)
+        return hashlib.blake2b(b"".join(self.read(*part) for part in parts), digest_size=16).hexdigest()
 
 
 def remote_objects(
@@ -137,27 +176,49 @@ def remote_objects(
     files = file_system(address)
     scheme = address.partition("://")[0]
 
-    def found() -> list[dict[str, Any]]:
-        path = files._strip_protocol(address)
+    def found() -> tuple[str, str, list[dict[str, Any]]]:
+        root, at_commit, path = _place(files, address)
         if not any(character in path for character in "*?["):
-            return [files.info(path)]
-        return [
+            return root, at_commit, [files.info(path)]
+        infos = [
             info if info.get("size") is not None else files.info(name)
             for name, info in files.glob(path, detail=True).items()
             if not is_leftover(posixpath.basename(name))  # a shell's * does not match ._x.tar either
         ]
+        return root, at_commit, infos
 
-    infos = [info for info in persistently(found, address, LIMIT_S) if info["type"] != "directory"]
+    root, at_commit, infos = persistently(found, address, LIMIT_S)
+    infos = [info for info in infos if info["type"] != "directory"]
     if not infos:
         raise ValueError(f"{address}: no file matches; give {allowed}")
     objects = []
     for info in sorted(infos, key=lambda info: str(info["name"])):
         path, (num_bytes, version) = str(info["name"]), _size_and_version(info)
-        full = path if path.startswith(f"{scheme}://") else f"{scheme}://{path}"
+        full = root + path.removeprefix(at_commit)
+        full = full if full.startswith(f"{scheme}://") else f"{scheme}://{full}"
         if num_bytes <= 0:
             raise ValueError(f"{full}: is empty, or its server does not tell its size; upload it again")
-        objects.append(RemoteObject(full, path, num_bytes, version, files))
+        remote = RemoteObject(full, path, num_bytes, version, files)
+        objects.append(persistently(remote.with_version, full, LIMIT_S))
     return objects
+
+
+def _place(files: Any, address: str) -> tuple[str, str, str]:
+    """Return a path in a file system; before it, how it began in the address, and how it begins instead.
+
+    A path of the Hub begins with the commit that its branch has now. A commit never changes, and the Hub's
+    file system remembers what a branch had.
+    """
+    path = files._strip_protocol(address)
+    at: Any = files.resolve_path(path) if address.startswith("hf://") else None
+    if not hasattr(at, "revision"):  # a bucket of the Hub has no commits either
+        return "", "", path
+    from huggingface_hub import HfApi
+
+    commit = HfApi().repo_info(at.repo_id, repo_type=at.repo_type, revision=at.revision).sha
+    root = replace(at, path_in_repo="")
+    here, there = root.unresolve(), replace(root, revision=commit, _raw_revision=None).unresolve()
+    return here, there, there + path.removeprefix(here)
 
 
 def read_whole(address: str, max_bytes: int) -> bytes | None:
@@ -166,7 +227,7 @@ def read_whole(address: str, max_bytes: int) -> bytes | None:
 
     def call() -> bytes | None:
         try:
-            path = files._strip_protocol(address)
+            _, _, path = _place(files, address)
             return bytes(answer(files, "cat_file", path, start=0, end=max_bytes + 1))
         except FileNotFoundError:
             return None
@@ -231,12 +292,13 @@ class _Blocks(io.RawIOBase):
         for i in wanted:
             if i not in self._blocks:
                 self._blocks[i] = self._workers.call(self._fetch, i)
-        return self._blocks[number].result(2 * LIMIT_S)  # a fetch ends within LIMIT_S and one more answer
+        # A fetch ends within LIMIT_S and the answers of one more try: the block, the version, and both ends.
+        return self._blocks[number].result(LIMIT_S + 4 * _ANSWER_S)
 
     def _fetch(self, number: int) -> bytes:
         start = number * _BLOCK_BYTES
         stop = min(start + _BLOCK_BYTES, self._remote.num_bytes)
-        return persistently(lambda: self._remote.read(start, stop), self._remote.address, LIMIT_S, self._left)
+        return self._remote.read_persistently(start, stop, self._left)
 
     @override
     def close(self) -> None:
@@ -247,5 +309,9 @@ class _Blocks(io.RawIOBase):
 
 
 def open_stream(remote: RemoteObject) -> IO[bytes]:
-    """Open a remote file for reading. Reading raises RemoteDataError where it fails for a minute."""
+    """Open a remote file for reading.
+
+    Reading raises RemoteDataError where it fails for a minute, and where another version has come. The server
+    is asked for its version after each block of 8 MiB, so what was read is of one version.
+    """
     return io.BufferedReader(_Blocks(remote), 1 << 16)

@@ -3,11 +3,11 @@
 A remote file is a sparse local file of its size. Its parts, such as the pages of a dataset file, are fetched
 one by one, and given up by punching holes. So what reads a local dataset file reads this one, too.
 
-    CACHE/lock                     held while room is made
-    CACHE/files/ID/NAME            the sparse file; ID is a digest of its address, size and version, NAME the
-                                   end of its name
-    CACHE/files/ID/NAME.parts      a row per part: start, stop, time of last use, which is 0 for an absent one
-    CACHE/files/ID/NAME.json       the JSON beside a dataset file
+    CACHE/lock                        held while room is made
+    CACHE/files/ID/data.beton         the sparse file; ID is a digest of its address, size and version
+    CACHE/files/ID/data.beton.parts   a row per part: start, stop, time of last use, which is 0 for an absent
+                                      one
+    CACHE/files/ID/data.beton.json    the JSON beside a dataset file
 
 Each process holds a shared lock (cache.py, in the file of parts) on each part that it uses. An exclusive
 one is needed to fetch a part, and to give it up. A process that is killed leaves no lock. A part counts as
@@ -74,7 +74,7 @@ _SHARE_AT_ONCE = 32  # room is made for a 32nd of the bound more than is needed
 _POLL_S, _OPEN_LIMIT_S = 0.02, 30.0
 _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
-_NAME_LENGTH = 60  # of a file, with an ending added; a name may have 255 bytes, 4 a letter
+_NAME = "data.beton"  # not the remote file's, which may be too long, or end as a list of parts does
 
 
 class CacheFullError(OSError):
@@ -126,11 +126,11 @@ class Cache:
 
         `parts` has the start and stop of each part, int64 [num_parts, 2], in bytes, without overlaps.
         """
-        key = f"{remote.address}\n{remote.num_bytes}\n{remote.version}\n{_boot()}\n".encode()
+        key = f"{_boot()}\n{remote.address}\n{remote.num_bytes}\n{remote.version}\n".encode()
         place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
         with cache_errors(self.folder), self._locked(_OPEN_LIMIT_S):
             place.mkdir(exist_ok=True)
-            return CachedFile(self, place / remote.name[-_NAME_LENGTH:], remote, parts)
+            return CachedFile(self, place / _NAME, remote, parts)
 
     def keep(self, path: Path, data: bytes | None) -> None:
         """Let a small file beside a cached one hold these bytes, or be absent.

@@ -13,7 +13,7 @@ HELP = "https://fastpsl.github.io/fastpsl/how_to/remote_data.html#credentials"
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 TELL_AFTER_S = 5.0
 _TELL_AGAIN_S = 30.0  # many parts wait for one server
-_NEVER = threading.Event()
+NEVER = threading.Event()
 _FINAL = {401: "credentials", 403: "credentials", 404: "missing", 410: "missing"}
 
 
@@ -96,7 +96,7 @@ def explained(address: str, error: BaseException) -> RemoteDataError:
 
 
 def persistently(
-    call: Callable[[], Result], address: str, limit_s: float, left: threading.Event = _NEVER
+    call: Callable[[], Result], address: str, limit_s: float, left: threading.Event = NEVER
 ) -> Result:
     """Call a function until it succeeds, with growing pauses, and say where that lasts."""
     deadline, pause_s = time.monotonic() + limit_s, _FIRST_PAUSE_S

@@ -222,10 +222,7 @@ class Fetcher:
             if page.is_sound(data):
                 return data
             num_wrong += 1
-            if not remote.is_unchanged():
-                raise RemoteDataError(
-                    f"{remote.address}: was replaced while it was in use; put the old one back, or start anew"
-                )
+            remote.check_unchanged()
             if num_wrong >= _MAX_WRONG:
                 raise RemoteDataError(
                     f"{remote.address}: its bytes {start:,} to {stop:,} do not match their checksums; upload "

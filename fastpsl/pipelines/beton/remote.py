@@ -13,9 +13,8 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.files.remote.address import LIMIT_S, RemoteObject, read_whole, remote_objects
+from fastpsl.files.remote.address import RemoteObject, read_whole, remote_objects
 from fastpsl.files.remote.cache import Cache, cache_errors
-from fastpsl.files.remote.failures import persistently
 from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.workers import map_in_order
@@ -109,8 +108,7 @@ class CachedShard(Shard):
 
 def _read(remote: RemoteObject, start: int, stop: int) -> bytes:
     """Return a stretch of a file, which may end before `stop`."""
-    stop = min(stop, remote.num_bytes)
-    return persistently(lambda: remote.read(start, stop), remote.address, LIMIT_S)
+    return remote.read_persistently(start, min(stop, remote.num_bytes))
 
 
 class RemoteBeton:
@@ -285,10 +283,8 @@ class RemotePages:
     def _is_whole(self, number: int, part: int, data: bytes) -> bool:
         """Return whether a part's bytes match the checksums, or where there are none, the file's version."""
         file = self._files[number]
-        if part < file.num_tables:
-            return True  # `open_shard` checks them together
-        if not file.layout.has_checksums:
-            return file.remote.is_unchanged()
+        if part < file.num_tables or not file.layout.has_checksums:
+            return file.remote.is_unchanged()  # `open_shard` checks the tables together, too
         shard, start = self._shards[number], int(file.file.parts[part, 0])
         page = int(np.searchsorted(self._part_of_page, self._first_parts[number] + part))
         samples = self.pages.samples_of(page) - self._first_samples[number]
