@@ -15,7 +15,7 @@ from fastpsl.console.words import number_of
 from fastpsl.files.atomic import sync_folder, write_atomically
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG as RUN_CONFIG
-from fastpsl.files.system_errors import input_errors, output_errors
+from fastpsl.files.system_errors import UnreadableError, input_errors, output_errors
 from fastpsl.models.foreign_weights import read_weights_sidecar, sha256_of_bytes
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
@@ -288,8 +288,9 @@ def _architecture(pretrained: Pretrained, name: str) -> Architecture:
 def _is_ours(weights: Path) -> bool:
     try:
         return (read_weights_sidecar(weights) or {}).get("to") == "hf"
-    except ValueError as error:
-        raise_of_the_system(weights, error)
+    except UnreadableError:
+        raise
+    except ValueError:
         return False
 
 

@@ -15,7 +15,7 @@ from fastpsl.console.words import number_of
 from fastpsl.files.atomic import atomic_file, remove_leftovers
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, read_whole, remote_objects
-from fastpsl.files.system_errors import input_errors, is_of_the_system, output_errors
+from fastpsl.files.system_errors import UnreadableError, input_errors, output_errors
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
 from fastpsl.models.names import MAX_DOWNLOAD_GB, TIMM, WEIGHT_ENDINGS, is_module, is_own, is_timm
@@ -145,9 +145,9 @@ def _read_copy(source: str, path: Path) -> WeightsFile:
         weights = open_weights(path)
         with input_errors(path):
             return replace(weights, source=source, digest=weights.sha256)
+    except UnreadableError:
+        raise
     except ValueError as error:
-        if is_of_the_system(error.__context__ or error):
-            raise
         with output_errors(path):
             path.unlink(missing_ok=True)
         reason = str(error).replace(str(path), source)

@@ -1,11 +1,13 @@
 """Folders of caches: below the home if it is writable, else one private folder for all processes."""
 
+import errno
 import os
 import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -124,3 +126,24 @@ def test_compiled_code_is_kept_though_the_tree_and_home_are_read_only(tmp_path: 
     private = tmp_path / f"fastpsl-{os.getuid()}"
     assert process.stdout == f"3 {private}\n", process.stderr
     assert list((private / "numba").rglob("*.nbi")) and len(process.stderr.splitlines()) == 1, process.stderr
+
+
+def test_a_check_that_fails_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one remembered whose note the disk cannot take."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    results = iter([ValueError("damaged"), None, None, ValueError("asked once too often")])
+
+    def check() -> None:
+        if (error := next(results)) is not None:
+            raise error
+
+    def fail(_: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ValueError, match="damaged"):
+        caches.checked_once("abc", "masks", check)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="cannot be kept there .*free some"):
+        patch.setattr(Path, "touch", fail)
+        caches.checked_once("abc", "masks", check)
+    for _ in range(2):
+        caches.checked_once("abc", "masks", check)

@@ -1,7 +1,11 @@
 """The embedded sample: made once, equal each time, with classes that can be learned."""
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,7 +17,8 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import read_image
-from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, draw_part, sample_paths
+from fastpsl.pipelines.sample import betons
+from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, SamplePaths, draw_part, sample_paths
 from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES as SHAPE_NAMES
 from fastpsl.pipelines.sample.shapes import draw_scene
@@ -49,6 +54,25 @@ def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in paths.train.parent.iterdir()) == sorted(
         ["lock", *(f"{name}.beton{end}" for name in SamplePaths._fields for end in ("", ".json"))]
     )
+
+
+def test_a_part_that_was_damaged_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(sample_paths().train.parent, tmp_path / VERSION)
+    drawn = list[Path]()
+    monkeypatch.setattr(betons, "draw_part", lambda part, *_: drawn.append(part))
+    paths = sample_paths(tmp_path)
+    with open(paths.test_32, "r+b") as file:
+        file.truncate(1000)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="Too many open files"):
+        patch.setattr(os, "open", fail)
+        sample_paths(tmp_path)
+    assert not drawn
+    sample_paths(tmp_path)
+    assert drawn == [paths.test]
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_its_betons_are_sound() -> None:

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.files.caches import cache_folder
-from fastpsl.files.system_errors import remedy
+from fastpsl.files.system_errors import is_of_the_system, remedy
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
@@ -87,7 +88,7 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
     """
     folder = (cache or cache_folder()) / VERSION
     paths = SamplePaths(*(folder / f"{name}.beton" for name in SamplePaths._fields))
-    if all(path.exists() for path in paths):
+    if all(map(_is_whole, paths)):
         return paths
 
     with drawing(folder):
@@ -95,9 +96,21 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
             (paths.train, paths.train_32, 0, NUM_TRAIN),
             (paths.test, paths.test_32, NUM_TRAIN, NUM_TEST),
         ):
-            if not (part.exists() and small.exists()):
+            if not (_is_whole(part) and _is_whole(small)):
                 draw_part(part, small, first, num, VERSION)
     return paths
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a dataset file is there and can be opened; one that is damaged is drawn again."""
+    try:
+        if path.exists():
+            Beton(path).close()
+            return True
+    except ValueError as error:
+        if is_of_the_system(error.__context__ or error):
+            raise
+    return False
 
 
 @contextmanager
