@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.files.caches import cache_folder
-from fastpsl.files.system_errors import is_of_the_system, remedy
+from fastpsl.files.system_errors import UnreadableError, remedy
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
@@ -107,9 +107,10 @@ def _is_whole(path: Path) -> bool:
         if path.exists():
             Beton(path).close()
             return True
-    except ValueError as error:
-        if is_of_the_system(error.__context__ or error):
-            raise
+    except UnreadableError:
+        raise
+    except ValueError:
+        pass
     return False
 
 
