@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from fastpsl.files.atomic import partial_path
+from fastpsl.files.system_errors import raise_of_the_system
 
 LIST_ENDINGS = (".json", ".csv", ".txt")  # of lists of images
 # What may be given as data, for messages.
@@ -20,11 +21,15 @@ def require_existing(source: str | Path, allowed: str) -> None:
     """Check that a name or a glob names anything."""
     if not str(source):
         raise ValueError(f"the data's name is empty; give {allowed}")
-    if os.path.exists(source):
+    try:
+        os.stat(source)
         return
+    except (OSError, ValueError) as error:  # ValueError: a NUL within the name
+        raise_of_the_system(source, error)
     is_link = os.path.lexists(source)
     if glob.has_magic(str(source)) and not is_link:
         if not any(True for _ in glob.iglob(str(source))):
+            _require_listed(Path(source))
             raise ValueError(f"{source}: no file matches; give {allowed}")
         return
     hint = _hint(Path(source))
@@ -37,6 +42,15 @@ def require_existing(source: str | Path, allowed: str) -> None:
             f"command again that was interrupted"
         )
     raise ValueError(f"{source}: no such file or folder; {hint}give {allowed}")
+
+
+def _require_listed(pattern: Path) -> None:
+    """Raise ValueError if a glob's first folder cannot be listed, which `glob` takes for an empty one."""
+    folder = next(path for path in pattern.absolute().parents if not glob.has_magic(str(path)))
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise_of_the_system(folder, error)
 
 
 def _hint(path: Path) -> str:

@@ -31,7 +31,7 @@ def map_npy(path: Path) -> np.ndarray:
     open_regular(path).close()
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  numpy parses headers by tokenize and ast, which raise many types
         raise ValueError(f"its header means nothing ({type(error).__name__})") from None

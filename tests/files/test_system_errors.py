@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typing_extensions import override
 
 import fastpsl.model
 from fastpsl.commands.launch import _status
+from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.replay import PastRun
+from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.trained_run import TrainedRun
+from fastpsl.files.paths import require_existing
 from fastpsl.files.system_errors import (
     UnreadableError,
     input_error,
@@ -28,6 +34,8 @@ from fastpsl.files.system_errors import (
     remedy,
 )
 from fastpsl.models import export, timm_backbone
+from fastpsl.models.checkpoint import CheckpointManager
+from fastpsl.models.foreign_weights import read_weights, read_weights_sidecar
 from fastpsl.models.given import _copied
 from fastpsl.models.own_backbone import _made
 from fastpsl.pipelines.beton import shard
@@ -48,10 +56,13 @@ from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.listed import read_list
 from fastpsl.pipelines.sources.parquet import parquet_files, reading_errors
+from fastpsl.pipelines.sources.published import published
 from fastpsl.pipelines.sources.tar import tar_members, tar_source
 from fastpsl.pipelines.sources.text_lists import read_classes
+from fastpsl.scripts.recipe import _read_config
 from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import _read
+from fastpsl.transfer.detection.proposals import _detectrons, _selective_search
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import make_tar, write_folder
 
@@ -109,7 +120,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "list.json").write_text("{}")
     (here / "net.py").write_text("def Net():\n    return 1\n")
     (here / "run/checkpoints").mkdir(parents=True)
-    (here / "run/config.json").write_text("{}")
+    for name in ("run/config.json", "weights.pt.json", "result.json", "f.json", "cifar-10-binary.tar.gz"):
+        (here / name).write_text("{}")
+    for step in (1, 2):
+        torch.save({"format": 1}, here / f"run/checkpoints/step-{step:08d}.pt")
+    torch.save({}, here / "weights.pt")
+    save_file({"a": torch.zeros(1)}, here / "weights.safetensors")
     return here
 
 
@@ -131,6 +147,19 @@ READERS: dict[str, Callable[[Path], object]] = {
     "conversion of photos/cat/a.jpg": lambda path: convert_one(path, Target()),
     "pixels of photos/cat/a.jpg": fastpsl.model._pixels,
     "net.py": lambda path: _made(f"{path}:Net"),
+    "weights.pt": read_weights,
+    "weights.safetensors": read_weights,
+    "weights.pt.json": lambda path: read_weights_sidecar(path.with_suffix("")),
+    "run/checkpoints/step-00000002.pt": lambda path: CheckpointManager(path.parent).newest(),
+    "cifar-10-binary.tar.gz": lambda path: published(path, "cifar10"),
+    "boxes.pkl": lambda path: list(_detectrons(path)),
+    "boxes.mat": lambda path: list(_selective_search(path)),
+    "training of run/config.json": lambda path: TrainedRun.of(path.parent),
+    "replay of run/config.json": lambda path: PastRun.of(path.parent, data=None, backbone=None, recipe=None),
+    "options of run/config.json": lambda path: _read_config(path.parent),
+    "result.json": read_result,
+    "f.json": lambda path: read_features(path.with_suffix(".npy")),
+    "photos/cat/?": lambda path: require_existing(path, "images"),
     "run/config.json": lambda path: export._config_of_run(path.parent / "checkpoints" / "step.pt"),
 }
 
@@ -143,9 +172,10 @@ def test_readers_tell_the_systems_error(
     if what.startswith("conversion") and number != errno.EMFILE:
         pytest.skip("a bad image, of which the list has the reason")
     path = here / what.rpartition(" ")[2]
-    break_opening(monkeypatch, number, path.name)
+    named = path.parent if path.name == "?" else path  # of a glob, the folder
+    break_opening(monkeypatch, number, named.name)
     line = told(lambda: READERS[what](path))
-    assert os.strerror(number) in line and str(path) in line
+    assert os.strerror(number) in line and str(named) in line
     if number == errno.EMFILE and not what.startswith("size"):  # whose caller has the remedy
         assert line.endswith("; raise the limit of open files (ulimit -n)")
 

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.untrusted import load_plain
 from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed
 
@@ -223,6 +224,7 @@ def _errors(where: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise_of_the_system(where, error)
         raise ValueError(f"{where}: cannot be read ({error}); download it again") from None
 
 

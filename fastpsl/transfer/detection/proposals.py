@@ -9,6 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
+from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.untrusted import load_plain
 from fastpsl.pipelines.datasets.voc.annotations import read_mat
 from fastpsl.pipelines.datasets.voc.dataset import VOC
@@ -115,6 +116,7 @@ def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
     try:
         cells = read_mat(path.read_bytes(), ("images", "boxes"))
     except (OSError, ValueError) as error:
+        raise_of_the_system(path, error)
         raise ValueError(f"{path}: {error}") from None
     if not {"images", "boxes"} <= cells.keys() or cells["boxes"].dtype != object:
         raise ValueError(f"{path}: lacks the cells images and boxes; give Fast R-CNN's selective search")
@@ -147,6 +149,7 @@ def _detectrons(path: Path) -> Iterator[tuple[object, np.ndarray]]:
     try:
         content = load_plain(path.read_bytes())
     except (OSError, ValueError) as error:
+        raise_of_the_system(path, error)
         raise ValueError(f"{path}: {error}") from None
     content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     parts = (("ids", "indexes"), ("boxes", "boxes"), ("scores", "objectness_logits"))
