@@ -77,12 +77,12 @@ def test_a_file_that_nobody_opens_is_removed_when_it_is_empty(tmp_path: Path) ->
     fill(old, 0, 1)
     old.close()
     for name in ("gone", "begun"):  # as a killed process leaves them
-        opened(tmp_path, 4, name).close()
-        table = next(tmp_path.glob(f"files/*/{name}.parts"))
-        table.with_suffix("").unlink() if name == "gone" else os.truncate(table, 0)
+        left = opened(tmp_path, 4, name)
+        left.close()
+        left.path.unlink() if name == "gone" else os.truncate(f"{left.path}.parts", 0)
     file = opened(tmp_path, 4, "new")
     fill(file, 0, 1, 2, 3)
-    assert {path.name for path in tmp_path.glob("files/*/*")} == {"new", "new.parts"}
+    assert {str(path) for path in tmp_path.glob("files/*/*")} == {str(file.path), f"{file.path}.parts"}
     file.close()
 
 
