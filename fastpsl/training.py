@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from fastpsl.commands.train import Train
 from fastpsl.console.offered import offer_only_all
+from fastpsl.console.terminal import escaped
 from fastpsl.console.words import unknown
 from fastpsl.engine.reporter import BEFORE, summary_line
 from fastpsl.engine.run import Run
@@ -96,7 +97,7 @@ class Trained(os.PathLike[str]):
             rows.append("".join(f"<td>{html.escape(_words(values.get(name)))}</td>" for name in names))
         table = "".join(f"<tr>{row}</tr>" for row in rows)
         picture = base64.b64encode(png_bytes(self.curve())).decode()
-        return (
+        return escaped(
             f"<p>{html.escape(str(self.folder))}</p><table>{table}</table>"
             f'<img alt="training curve" src="data:image/png;base64,{picture}">'
         )

@@ -4,6 +4,7 @@ import importlib
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import fastpsl
 from fastpsl import ops
+from fastpsl.console.terminal import escaped
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.beton.reader import Beton
@@ -279,6 +281,8 @@ def test_a_run_shows_itself(trained: Trained) -> None:
     figure = trained.curve()
     assert [axis.get_ylabel() for axis in figure.get_axes()] == ["loss", "lr"]
     assert figure._repr_png_().startswith(b"\x89PNG")
+    steered = replace(trained, summaries=[trained.summaries[0] | {"stage": "\x1b[2J\u202e"}])._repr_html_()
+    assert escaped(steered) == steered and r"\x1b[2J\u202e" in steered
     page = trained._repr_html_()
     assert "S&lt;1&gt;" in page and "val accuracy" in page and "data:image/png;base64,iVBOR" in page
     assert [axis.get_ylabel() for axis in fastpsl.plot.curve(trained).get_axes()] == ["loss", "lr"]

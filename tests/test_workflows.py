@@ -174,3 +174,20 @@ def test_the_manifest_holds_what_the_operator_and_the_run_need(manifest: dict[st
     assert str(options.data) == "/data/train-*.beton" and str(options.out).startswith(mounts["runs"])
     num_ranks = worker["replicas"] * int(manifest["spec"]["nprocPerNode"])
     assert options.batch_size % num_ranks == 0
+
+
+def test_the_container_is_not_roots_and_its_folders_are_its_users() -> None:
+    """They belong to the user before /cache is a volume, which keeps what it has then."""
+    lines = (ROOT / "Containerfile").read_text().replace("\\\n", " ").splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    (user,) = (line[1] for line in words if line[0] == "USER")
+    made = next(i for i, line in enumerate(words) if "useradd" in line)
+    uid = user.partition(":")[0]
+    assert uid in words[made] and int(uid) > 1000  # a number, by which Kubernetes knows that it is not root
+    assert "--owner=fastpsl" in words[made] and made < words.index(["VOLUME", "/cache"])
+    variables = dict(word.split("=", 1) for line in words if line[0] == "ENV" for word in line[1:])
+    workdir = words[-2][1]
+    assert {variables["HOME"], variables["XDG_CACHE_HOME"], workdir} <= set(words[made])
+    page = (ROOT / "docs" / "get_started" / "installation.md").read_text().replace("\\\n", " ")
+    runs = [line for line in page.splitlines() if line.startswith(("podman run", "docker run"))]
+    assert runs and all("--user " in line for line in runs)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from fastpsl.commands.show import Show
-from fastpsl.console.words import number_of
+from fastpsl.console.words import number_of, pasted
 from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
@@ -145,11 +144,11 @@ class _Writing:
         for field in sorted(fields(self), key=lambda field: field.default is not MISSING):
             value = getattr(self, field.name)
             if field.default is MISSING:
-                words.append(str(value))
+                words.append(pasted(value))
             elif field.name != "resume" and value != field.default:
                 name = f"--{field.name.replace('_', '-')}"
-                words += [name] if value is True else [name, str(value)]
-        return KeyboardInterrupt(f"interrupted; go on with: {shlex.join([*words, '--resume'])}")
+                words += [name] if value is True else [name, pasted(value)]
+        return KeyboardInterrupt(f"interrupted; go on with: {' '.join(words)} --resume")
 
 
 @dataclass(frozen=True)

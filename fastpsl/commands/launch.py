@@ -249,8 +249,7 @@ class Slurm:
 def _require_plain(name: str, text: str, also: str = "") -> None:
     """Check that a value has no character that ends a line of the script, or is not printed as it is."""
     for letter in text:
-        is_lone = "\ud800" <= letter <= "\udfff"  # a byte that is no UTF-8
-        if (escaped(letter) != letter or letter in "\n\t" or is_lone) and letter not in also:
+        if (escaped(letter) != letter or letter in "\n\t") and letter not in also:
             raise ValueError(f"{name} {text!a}: a script cannot hold the character {letter!a}; leave it out")
 
 

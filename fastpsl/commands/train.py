@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import pasted
 from fastpsl.scripts.recipe_files import EVAL, TRAIN
 
 
@@ -36,7 +37,7 @@ class Copy:
             raise ValueError(f"{self.file}: exists already; give --overwrite, or choose another name")
         with output_errors(self.file):
             write_atomically(self.file, source.read_bytes())
-        print(f"{self.file}: a copy of {source.name}; start it by `fastpsl train {self.file}`")
+        print(f"{self.file}: a copy of {source.name}; start it by `fastpsl train {pasted(self.file)}`")
 
 
 @dataclass(frozen=True)

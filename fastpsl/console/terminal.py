@@ -24,9 +24,11 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-# C0, DEL and C1, with which escape sequences begin, characters that change the direction of writing, and line
-# separators. Tab and newline are allowed.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# C0, DEL and C1, with which escape sequences begin, characters that change the direction of writing, line
+# separators, and bytes of file names that are no UTF-8. Tab and newline are allowed.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def escaped(text: str) -> str:

@@ -9,6 +9,7 @@ By its name, a metric is one of these:
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -61,6 +62,12 @@ def val_words(val: dict[str, float], chance: str, accuracy: str = "accuracy") ->
     if not words and "loss" in val:
         words.append(f"loss {val['loss']:.3f}")
     return ", ".join(words)
+
+
+def pasted(path: object) -> str:
+    """Return a path as a word of a shell's command, which never takes it for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> ValueError:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fastpsl.console.terminal import own_rank
-from fastpsl.console.words import gibibytes
+from fastpsl.console.words import gibibytes, pasted
 from fastpsl.engine.gpu import DRIVER_TOO_OLD, UPDATE_DRIVER, without_advice
 from fastpsl.engine.options import TrainingOptions, per_stage
 from fastpsl.engine.run import Run
@@ -107,7 +107,7 @@ def resume_hint(runs: Sequence[Run]) -> str:
         return ""
     paths = runs[-1].checkpoints.paths()
     begins = f"goes on from {paths[-1].name}" if paths else "starts anew, as there is no checkpoint yet"
-    return f"; the same command with --out {runs[-1].folder} {begins}"
+    return f"; the same command with --out {pasted(runs[-1].folder)} {begins}"
 
 
 def compiler_failed(error: Exception) -> bool:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import EXIT_CRASHED, EXIT_PREEMPTED
+from fastpsl.console.words import pasted
 from fastpsl.engine.distributed import wait_for_all
 from fastpsl.engine.run import Run
 from fastpsl.files.workers import Workers
@@ -232,7 +233,7 @@ class LastStep:
         with contextlib.suppress(OSError):  # stdout may be closed
             print(
                 f"interrupted in {where}, without waiting for the next to end; "
-                f"the same command with --out {run.folder} {resume_hint}",
+                f"the same command with --out {pasted(run.folder)} {resume_hint}",
                 flush=True,
             )
         os._exit(EXIT_CRASHED if lost else EXIT_PREEMPTED)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fastpsl.console.words import number_of
+from fastpsl.console.words import number_of, pasted
 from fastpsl.files.atomic import sync_folder, write_atomically
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG as RUN_CONFIG
@@ -21,7 +21,7 @@ from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, key_table, renamed
 from fastpsl.models.weights import Pretrained, load_pretrained
-from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input
+from fastpsl.pipelines.views import CHANNELS, SHORTER_OF_SIZE, Input
 
 # Letters with a meaning within a line: those of code, emphasis, links, HTML, entities and formulas. GitHub
 # makes links of addresses, too. An underscore between letters has none.
@@ -100,7 +100,9 @@ def model_card(
     recipe = science.get("recipe")
     kind = plain(record["source"]["kind"])
     trained = f"trained by the recipe {code(str(recipe))} of fastpsl" if recipe else f"of {kind}"
-    title = f"# {plain(folder)}"
+    title, input = f"# {plain(folder)}", pretrained.input.in_words()
+    if pretrained.input.channels not in CHANNELS:  # a name by the file
+        input = plain(input)
     about = (
         f"A {plain(record['backbone'])} without classifier, {trained}. timm calls the network "
         f"{code(architecture)}."
@@ -112,7 +114,7 @@ def model_card(
         "## How to load it",
         _loading(pretrained, folder),
         "## Input",
-        f"{pretrained.input.in_words()}. The training's crops had {pretrained.input.size_px} px.",
+        f"{input}. The training's crops had {pretrained.input.size_px} px.",
         "## Training",
         *_training(science, config, record),
         "## Evaluations",
@@ -265,9 +267,9 @@ def write_hf_folder(
     hint = "" if results else " (--results RUNS finds them)"
     return [
         f"{folder}: {len(tensors.names)} tensors, {size:,.1f} MB, for hf; the input record is in {CONFIG}",
-        f'  timm.create_model("local-dir:{folder}", pretrained=True, num_classes=0) loads it',
+        f"  timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True, num_classes=0) loads it",
         f"  {CARD}, the model card, has {evaluations}{hint}; fill in its license",
-        f"  hf upload YOU/NAME {folder} shares it",
+        f"  hf upload YOU/NAME {pasted(folder)} shares it",
     ]
 
 

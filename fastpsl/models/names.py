@@ -1,6 +1,6 @@
 """The names of the backbones, for help texts and advice. This module does not import torch, which is slow."""
 
-import shlex
+from fastpsl.console.words import pasted
 
 BACKBONES = (
     "alexnet", "alexnet_rotnet", "nin3", "nin4", "nin5", "resnet18", "resnet18_cifar", "resnet34",
@@ -35,7 +35,7 @@ def is_module(name: str) -> bool:
 def not_given(source: object, name: str) -> ValueError:
     """Return the error for a file that names a Python file, which runs only if the user names it as well."""
     return ValueError(
-        f"{source} names {name}, which would run; give --backbone {shlex.quote(name)} if you trust it"
+        f"{source} names {name}, which would run; give --backbone {pasted(name)} if you trust it"
     )
 
 

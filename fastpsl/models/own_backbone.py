@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.words import pasted
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import first_convolution, read_channels
@@ -200,7 +201,8 @@ def _made(name: str) -> nn.Module:
         raise ValueError(f"--backbone {name}: give FILE.py:CLASS, such as my_net.py:MyNet")
     if not path.is_file():
         raise ValueError(
-            f"--backbone {name}: there is no file {path}; give --backbone NEW_PATH/{path.name}:{attribute}"
+            f"--backbone {name}: there is no file {path}; give --backbone "
+            f"{pasted(f'NEW_PATH/{path.name}:{attribute}')}"
         )
     content = _content_of(name, path)
     maker = getattr(content, attribute, None)

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any, NoReturn
 
 from fastpsl.console.progress import operation
@@ -17,10 +16,11 @@ from fastpsl.console.terminal import (
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     INTERRUPTED,
+    escaped,
     own_rank,
     same_place,
 )
-from fastpsl.console.words import worded
+from fastpsl.console.words import pasted, worded
 from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.online_probe import why_no_knn
@@ -165,7 +165,8 @@ def _print_results(run: Run, finished: bool) -> None:
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        print(worded(f"interrupted in {where}; the same command with --out {run.folder} {what_it_does}"))
+        folder = pasted(run.folder)
+        print(worded(f"interrupted in {where}; the same command with --out {folder} {what_it_does}"))
     if not same_place(sys.stdout, sys.stderr):  # the reporter has printed them on stderr
         for summary in run.position.summaries:
             print(summary_line(summary))
@@ -191,13 +192,13 @@ def next_lines(run: Run, options: PretrainOptions) -> list[str]:
         steps = [f"fastpsl.evaluate.knn({folder})"] if has_classes else []
         steps += [f"features, labels = fastpsl.embed({folder}{data})", f"model = fastpsl.load({folder})"]
     else:
-        folder = quote(str(run.folder))
+        folder, name = pasted(run.folder), pasted(backbone.removeprefix(TIMM))
         steps = [f"fastpsl eval knn {folder}"] if has_classes else []
-        steps.append(f"fastpsl tsne {folder}" + (f" --data {quote(own_data)}" if own_data else ""))
+        steps.append(f"fastpsl tsne {folder}" + (f" --data {pasted(own_data)}" if own_data else ""))
         if backbone in TARGETS["timm"].backbones or is_timm(backbone):
-            steps.append(f"fastpsl export {folder} --to timm {backbone.removeprefix(TIMM)}.pth")
+            steps.append(f"fastpsl export {folder} --to timm {name}.pth")
         elif backbone in BACKBONES:
-            steps.append(f"fastpsl export {folder} --to safetensors {backbone}.safetensors")
+            steps.append(f"fastpsl export {folder} --to safetensors {name}.safetensors")
     return [f"{'next:' if step is steps[0] else '     '} {step}" for step in steps]
 
 
@@ -227,7 +228,8 @@ def note_failure(opened: Sequence[Run], rank: int, reason: str, state: str = "fa
         try:
             if before not in ("finished", "preempted"):  # these states are final
                 run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
-            (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
+            # For the developer of a task.
+            (run.folder / "error.txt").write_text(escaped(traceback.format_exc()))
         except OSError as problem:
             if run.status() != "failed":
                 print(f"status.json could not be written: {problem}", file=sys.stderr)

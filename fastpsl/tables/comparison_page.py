@@ -21,7 +21,7 @@ def write_page(comparison: Comparison, out: Path) -> list[Path]:
     page, chart = (out / f"{NAME}.{suffix}" for suffix in ("html", "png"))
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(page, html(comparison).encode(errors="replace"))
+        write_atomically(page, html(comparison).encode())
         panels = comparison.panels
         return [page, *([write_png(monitor_figure(panels), chart)] if panels else [])]
 

@@ -11,6 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from fastpsl.console.words import pasted
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, flag
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.presets import SMALL_BELOW
@@ -492,7 +493,7 @@ def _of_begun(run: Run | None) -> dict[str, Any]:
 
 def _command(name: str, arguments: Iterable[Any], options: Mapping[str, Any]) -> str:
     """Return a command of `fastpsl`."""
-    return shlex.join(["fastpsl", *name.split(), *map(str, arguments), *_flags(options)])
+    return " ".join(["fastpsl", name, *map(pasted, arguments), *map(shlex.quote, _flags(options))])
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
@@ -500,6 +501,8 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if isinstance(value, bool):
             words.append(flag(name if value else f"no_{name}"))
+        elif str(value).startswith("-"):  # a record may hold what another option is
+            words.append(f"{flag(name)}={value}")
         elif value is not None:
             words += [flag(name), *map(str, value if isinstance(value, tuple) else [value])]
     return words

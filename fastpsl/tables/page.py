@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
+from fastpsl.console.words import pasted
 from fastpsl.engine.options import flag
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.system_errors import output_errors
@@ -222,8 +223,8 @@ def _path_line() -> list[str]:
     if program is not None and Path(program).parent == folder:
         return []
     with contextlib.suppress(ValueError):
-        folder = Path("$PWD") / folder.relative_to(Path.cwd())
-    return [f'export PATH="{folder}:$PATH"']
+        return [f'export PATH="$PWD"/{pasted(folder.relative_to(Path.cwd()))}:"$PATH"']
+    return [f'export PATH={pasted(folder)}:"$PATH"']
 
 
 def sizes_of(table: Table, scale: Scale) -> dict[str, str]:

@@ -50,8 +50,8 @@ def python(kib: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_steers_is_shown_and_the_rest_stays() -> None:
-    shown = r"\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066"
-    assert escaped("\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066") == shown
+    shown = r"\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066 \udcff"
+    assert escaped("\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066 \udcff") == shown
     text = "Käse, 中文, עברית, 👩\u200d🚀, \\x1b, a\tb\n"
     assert escaped(text) == text
 

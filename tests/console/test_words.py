@@ -1,10 +1,11 @@
 """Metrics, hints and options in words that people read."""
 
+import shlex
 import threading
 
 import pytest
 
-from fastpsl.console.words import metric_words, nearest, val_words, worded, words_of_python
+from fastpsl.console.words import metric_words, nearest, pasted, val_words, worded, words_of_python
 
 SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
 
@@ -50,6 +51,14 @@ def test_the_nearest_name_may_be_what_others_call_it() -> None:
     assert nearest("learning_rate", ("short_side", "num_threads")) is None
     assert nearest("--num-workers", ("--data", "--workers")) == "--workers"
     assert nearest("ntxent", ("SwAV", "NTXent")) == "NTXent"
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/a", "-x", "--out=y", "my runs", "a; rm -r $(b) `c`", "'\"\\", "a\nb", "*", ""]
+)
+def test_a_path_stays_one_word_of_a_shell_and_is_no_option(path: str) -> None:
+    (word,) = shlex.split(pasted(path))
+    assert word == (f"./{path}" if path.startswith("-") else path)
 
 
 MESSAGES = (

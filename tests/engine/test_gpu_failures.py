@@ -120,9 +120,9 @@ def test_what_cannot_be_given_is_not_offered() -> None:
 def test_the_last_of_several_runs_is_the_one_that_goes_on(tmp_path: Path) -> None:
     runs: list[Any] = [
         SimpleNamespace(folder=tmp_path / name, checkpoints=SimpleNamespace(paths=lambda paths=paths: paths))
-        for name, paths in (("a", []), ("b", [Path("step-1.pt"), Path("step-2.pt")]))
+        for name, paths in (("a", []), ("b c", [Path("step-1.pt"), Path("step-2.pt")]))
     ]
-    hint = f"; the same command with --out {tmp_path / 'b'} goes on from step-2.pt"
+    hint = f"; the same command with --out '{tmp_path / 'b c'}' goes on from step-2.pt"
     assert gpu_failures.resume_hint(runs) == hint and gpu_failures.resume_hint([]) == ""
 
 

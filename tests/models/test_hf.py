@@ -16,6 +16,7 @@ from markdown_it.tree import SyntaxTreeNode
 from PIL import Image
 from torch import nn
 
+from fastpsl.console.terminal import escaped
 from fastpsl.models import export as module
 from fastpsl.models.export import (
     block,
@@ -436,7 +437,10 @@ def test_words_of_a_run_stay_words_in_the_model_card(tmp_path: Path) -> None:
     record: dict[str, Any] = RECORD | {"science": {"recipe": WORD, WORD: WORD}, "backbone": WORD}
     record["source"] = {"name": WORD, "sha256": WORD, "kind": WORD}
     hostile = result("abc", WORD) | {"numbers": {WORD: 1.0}, "data": {"num_val": WORD}}
-    card = model_card(load_pretrained(tmp_path), record, WORD, [hostile], WORD)
+    pretrained = load_pretrained(tmp_path)
+    pretrained.input = Input(f"{WORD}.\x1b", (0.5,), (0.2,))
+    card = model_card(pretrained, record, WORD, [hostile], WORD)
+    assert escaped(card) == card
     nodes = list(parsed(card.split("---\n", 2)[2]).walk())
     assert not [node for node in nodes if node.type in ("html_block", "html_inline", "link", "image")]
     headings = [node.children[0].content for node in nodes if node.type == "heading"]

@@ -140,6 +140,7 @@ def test_the_next_commands_fit_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     own_data = f"{tsne} --data 'my photos'"
     alexnet = f"fastpsl export {folder} --to safetensors alexnet.safetensors"
     assert following("alexnet") == [own_data, alexnet] and following("net.py:Net") == [own_data]
+    assert following("timm/-a b", "val")[2].endswith("--to timm './-a b'.pth")
     assert following("alexnet", "val", by_command=False) == [
         f"fastpsl.evaluate.knn({folder})",
         f"features, labels = fastpsl.embed({folder}, 'my photos')",

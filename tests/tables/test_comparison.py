@@ -13,6 +13,7 @@ from PIL import Image
 from typing_extensions import override
 
 import fastpsl
+from fastpsl.console.terminal import escaped
 from fastpsl.plots.charts import RUN_COLOURS, monitor_figure, run_style
 from fastpsl.tables.comparison import Comparison, compare
 from fastpsl.tables.comparison_page import html, write_page
@@ -191,6 +192,15 @@ def test_the_page_is_whole_and_needs_nothing_else(two: Path) -> None:
     for line in (*made.figures, *(line for lines in made.differences.values() for line in lines)):
         assert rows[line.title] == line.cells
     assert read.tags.count("svg") == 3 + 3  # seconds, images and joules; and a mark for each run
+
+
+def test_what_steers_a_terminal_is_escaped_on_the_page(two: Path) -> None:
+    steering = "a\x1b[2J\x07\x9b\u202e\udcff"
+    folder = write_run(two / steering, lr=steering)
+    (folder / "status.json").write_text(json.dumps({"state": steering, "stage": 1, "step": 1, "reason": ""}))
+    page, _ = write_page(compare([two]), two / "out")
+    text = page.read_bytes().decode()
+    assert escaped(text) == text and text.count(r"a\x1b[2J\x07\x9b\u202e\udcff") > 2
 
 
 def points_of(figure: Figure, colour: str) -> list[list[tuple[float, float]]]:

@@ -14,6 +14,7 @@ from fastpsl.commands.labels import NUM_CLASSES
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.tables import matching
 from fastpsl.tables.data_sets import inputs
 from fastpsl.tables.matching import Missing, Place, _flags, _name, needs_of
 from fastpsl.tables.paper_file import TABLES
@@ -292,6 +293,15 @@ def test_a_run_that_was_begun_goes_on_with_what_it_has_chosen(tmp_path: Path) ->
     (command, _) = missing_of(tmp_path, PSL)[0].commands
     assert command.endswith(f"--precision bf16 --order quasi_random --lanes 8 --out {folder}")
     assert "--apex" not in command
+
+
+def test_a_recorded_word_is_no_option_of_a_command(tmp_path: Path) -> None:
+    """Neither a value of a run's science nor a folder whose name begins with a dash."""
+    put_run(tmp_path, "begun", state="preempted", order="--init=x; y", precision="bf16")
+    (command, _) = missing_of(tmp_path, PSL)[0].commands
+    assert "'--order=--init=x; y'" in command and "--precision bf16" in command
+    made = matching._command("eval knn", [Path("-runs/a b")], {"out": Path("-o"), "data": None})
+    assert made == "fastpsl eval knn './-runs/a b' --out=-o"
 
 
 def test_a_deleted_result_is_missing_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from markdown_it.tree import SyntaxTreeNode
 from PIL import Image
 from typing_extensions import override
 
+from fastpsl.console.terminal import escaped
 from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
 from fastpsl.tables.page import _embedded
@@ -130,6 +131,22 @@ def test_words_of_strangers_stay_words_on_the_page(tmp_path: Path, cli: Cli) -> 
     assert "# owned" in fence.content
     assert "# owned" not in re.sub(r"'[^']*'", "", fence.content).splitlines()  # but within quotation
     assert "b" not in page.tags and not page.open
+
+
+def test_what_steers_a_terminal_is_on_no_page(tmp_path: Path, cli: Cli) -> None:
+    steering = "a\x1b[2J\x07\x9b\u202e"
+    runs = tmp_path / f"{steering}\udcff"
+    put_run(runs, "training", seed=1)
+    path = put(runs, checkpoint={"sha256": steering})
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"commit": steering, "date": steering, "seed": steering})
+    )
+    put(runs, END_TO_END, science={"backbone": steering, "plan": steering})
+    rendered(cli, runs, tmp_path / "out")
+    for name in ("psl-5.md", "psl-5.html"):
+        text = (tmp_path / "out" / name).read_bytes().decode()
+        assert escaped(text) == text
+    assert r"a\x1b[2J\x07\x9b\u202e" in text
 
 
 def test_at_the_papers_scale_the_difference_is_shown(tmp_path: Path, cli: Cli) -> None:

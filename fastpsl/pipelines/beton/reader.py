@@ -19,6 +19,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import pasted
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.remote.cache import Cache
 from fastpsl.files.system_errors import input_error
@@ -133,7 +134,7 @@ class Beton:
         if names and self.class_names and names != self.class_names:
             raise ValueError(
                 f"{name}: its class names differ from those of {self.shards[0].name}; give files with the "
-                f"same classes, or write it again with --classes {self.shards[0].name}"
+                f"same classes, or write it again with --classes {pasted(self.shards[0].name)}"
             )
         self.class_names = self.class_names or names
         return sidecar.written if sidecar else {}

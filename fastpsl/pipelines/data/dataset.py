@@ -6,13 +6,12 @@ import stat
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.console.words import number_of
+from fastpsl.console.words import number_of, pasted
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
 MAX_PIXELS = 1 << 29  # so the bytes of an image as RGB, 1.6 GB, are a number of 32 bits
@@ -242,7 +241,7 @@ def require_same_classes(
         difference = counts
     else:
         return
-    source = quote(str(train_name)) if train_name else "TRAIN"
+    source = pasted(train_name) if train_name else "TRAIN"
     raise ValueError(
         f"{val_name or 'the validation data'}: other classes than in training ({difference}); give "
         f"validation images of the same ones, numbered by `fastpsl data write SRC OUT --classes {source}`"

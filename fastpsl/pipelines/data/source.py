@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from shlex import quote
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -195,7 +196,7 @@ def choose_split(what: object, split: str | None, splits: Collection[str]) -> st
     """Return the wanted split of a source: the given one, else the part without a name or the only one."""
     if not split and ("" in splits or len(splits) == 1):
         return "" if "" in splits else next(iter(splits))
-    names = " or ".join(sorted(filter(None, splits)))
+    names = " or ".join(map(quote, sorted(filter(None, splits))))
     if not split:
         raise ValueError(f"{what}: has several splits; give --split {names}")
     if not names:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from shlex import quote
 from typing import IO
 
 from fastpsl.console.progress import operation
-from fastpsl.console.words import number_of
+from fastpsl.console.words import number_of, pasted
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import require_existing
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
@@ -72,11 +71,11 @@ def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
     by_name = {name.lower(): root / name for name in parts}
     first = by_name.get("train", root / parts[0])
     second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
-    training = f"--data {quote(str(first))}" + (f" --val {quote(str(second))}" if second else "")
+    training = f"--data {pasted(first)}" + (f" --val {pasted(second)}" if second else "")
     return ValueError(
         f"{root}: holds parts of a data set ({', '.join(parts)}), not classes: write each alone, "
-        f"as in `fastpsl data write {quote(str(first))} {first.name}.beton`, or train with {training}; "
-        f"`fastpsl data write {quote(str(root))} OUT --classes folders` takes them as classes"
+        f"as in `fastpsl data write {pasted(first)} {pasted(f'{first.name}.beton')}`, or train with "
+        f"{training}; `fastpsl data write {pasted(root)} OUT --classes folders` takes them as classes"
     )
 
 
@@ -195,8 +194,8 @@ def _without_classes(root: Path, classes: Sequence[str]) -> str | None:
     if labels := list_beside(root, only[0]):
         raise ValueError(
             f"{root}: its only folder, {only[0]}, is not a class, and {labels.name} has the images' classes: "
-            f"give the list, as in `fastpsl data write {quote(str(labels))} OUT`; "
-            f"for images without labels give {quote(str(root / only[0]))}"
+            f"give the list, as in `fastpsl data write {pasted(labels)} OUT`; "
+            f"for images without labels give {pasted(root / only[0])}"
         )
     return only[0]
 

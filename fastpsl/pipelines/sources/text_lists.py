@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from fastpsl.console.words import pasted
 from fastpsl.files.leftovers import is_in_leftovers
 from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.shard import MAX_LABEL
@@ -112,7 +113,7 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, str | None
         raise ValueError(
             f"{where}, is neither an image's PATH nor PATH LABEL, and the first line names no columns, as "
             "path,label does; a list of classes alone goes with the "
-            f"folder of its images: `fastpsl data write FOLDER OUT --labels {path}`"
+            f"folder of its images: `fastpsl data write FOLDER OUT --labels {pasted(path)}`"
         )
     name, space, rest = match.groups()
     label, _, more = rest.partition("\t")
