@@ -362,7 +362,10 @@ def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
         pretrain(make_experiment(make_task(), Broken()), run)
     network, task = Broken(), make_task()
     network.healthy = STEPS + 10  # the first pass and ten steps
-    with closing(tiny_run(tmp_path / "later", epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run:
+    with (
+        pytest.raises(ValueError, match="first such loss of E is that of step 11"),
+        closing(tiny_run(tmp_path / "later", epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
+    ):
         pretrain(make_experiment(task, network), run)
     kept = task.store.current.clone()
     assert not kept.min() < 0
