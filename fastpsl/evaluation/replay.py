@@ -103,6 +103,8 @@ class PastRun:
         script = load_recipe(named_path(recipe, TRAIN)) if recipe else recorded_recipe(path, name)
         if not isinstance(script, Recipe) or script.name != name:
             raise ValueError(f"--recipe {recipe}: it is {script.name}, and the run is of {name}")
+        # A GPU's "auto" is another one than the CPU's.
+        config["options"]["precision"] = science["precision"]
         values = recorded_values(config, name, script.options, str(path))
         if is_own(values.get("backbone") or ""):
             if backbone is None:
@@ -118,8 +120,6 @@ class PastRun:
             options = replace(options, val=NO_VAL)
         if isinstance(options, PretrainOptions):  # nothing looks at features
             options = replace(options, freeze_when="never", probe_every=0)
-        # A GPU's "auto" is another one than the CPU's.
-        options = replace(options, precision=science["precision"])
         return cls(folder, script, options, science, num_images, num_ranks)
 
     def build(self) -> Experiment:
