@@ -204,6 +204,18 @@ def test_files_import_each_other_one_way() -> None:
     TopologicalSorter({name: imported_modules(path) for name, path in modules().items()}).prepare()
 
 
+def test_a_runs_config_is_opened_in_one_module() -> None:
+    """Others name it in messages, within a longer text; two are about the Hub's file of that name."""
+    allowed = {"files/run_folder.py", "models/export.py", "models/initial_weights.py"}
+    found = {
+        path.relative_to(ROOT / "fastpsl").as_posix()
+        for path in python_files("fastpsl")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"/?config\.json", str(node.value))
+    }
+    assert found <= allowed and "files/run_folder.py" in found
+
+
 def test_kernels_touch_no_files() -> None:
     wrong = []
     for path in python_files("fastpsl/kernels"):

@@ -110,6 +110,10 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
         with output_errors(Path("runs").absolute()):
             return new_numbered_folder(Path("runs"), recipe)
     require_folder(folder)
+    for name in (".lock", *LINES, "bad-samples.csv", "error.txt", "wandb-id.txt"):  # others are replaced
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path}: is no file of the run's own; put the file in its place, or remove it")
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -20,7 +20,8 @@ _SHOWN = 40  # characters of a value in an error
 _TOO_LARGE, _TOO_DEEP = "holds an integer of more than 64 bits", "is nested too deeply"
 # Surrogates that are no bytes of a file's name, and NUL, which no name has.
 _NO_TEXT = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
-_decode = json.JSONDecoder().decode
+_SOUND = frozenset({float, bool, type(None)})  # types all of whose values may stand in a record
+_decode = json.JSONDecoder().raw_decode
 
 
 class NoRecord(ValueError):
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Return whether a value of JSON is a number, be it finite or not."""
-    return type(value) in (int, float)
+    return type(value) is float or type(value) is int
 
 
 def _is_count(value: Any) -> bool:
@@ -97,8 +98,9 @@ class Form:
 
     def checked(self, path: Path, value: Any, *needed: str) -> Any:
         """Return a value that a file holds, which must be a record of this form; raise NoRecord otherwise."""
-        records = value if isinstance(value, list) and self.is_list else [value]
-        for record in records:
+        if self.is_list and not isinstance(value, list):
+            raise NoRecord(path, "is no list of records")
+        for record in value if self.is_list else [value]:
             if why := self.why_not(record, *needed):
                 raise NoRecord(path, why)
         return value
@@ -106,13 +108,11 @@ class Form:
     def why_not(self, record: Any, *needed: str) -> str:
         """Return why a value is no record of this form, as `NoRecord` tells it; "" if it is one."""
         if not isinstance(record, dict):
-            return "is no list of records" if self.is_list else "is no record"
+            return "is no record"
         for name, kind in self.fields.items():
-            *outer, last = name.split(".")
-            inner: Any = record
-            for part in outer:
-                inner = inner.get(part) or {}
-            value = inner.get(last)
+            value: Any = record
+            for part in name.split("."):
+                value = (value or {}).get(part)
             if value is None and name in needed:
                 return f"has no {name}"
             if not kind.holds(value):
@@ -131,7 +131,7 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise NoRecord(path, "is no regular file")
-    return os.fdopen(fd, "rb")
+    return open(fd, "rb")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -142,10 +142,10 @@ def read_bytes(path: Path) -> bytes:
         NoRecord: It is no file, or a large one.
     """
     with open_regular(path) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise NoRecord(path, f"has more than {MAX_BYTES:,} bytes")
-    return data
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes > MAX_BYTES:
+            raise NoRecord(path, f"has {num_bytes:,} bytes, and at most {MAX_BYTES:,} are read")
+        return file.read(num_bytes)
 
 
 def parse(path: Path, data: bytes) -> Any:
@@ -155,8 +155,10 @@ def parse(path: Path, data: bytes) -> Any:
         NoRecord: It is none, or one of its values is too large, too deep or no text.
     """
     try:
-        text = data.decode()
-        value = _decode(text)
+        text = data.decode().strip()
+        value, end = _decode(text)
+        if end < len(text):
+            raise json.JSONDecodeError("more than one value", text, end)
     except UnicodeDecodeError:
         raise NoRecord(path, "is no text in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -165,23 +167,28 @@ def parse(path: Path, data: bytes) -> Any:
         raise NoRecord(path, _TOO_LARGE) from None
     except RecursionError:
         raise NoRecord(path, _TOO_DEEP) from None
-    may_be_no_text, level, depth = "\\u" in text, [value], 0
+    sound = _SOUND if "\\u" in text else _SOUND | {str}
+    level, depth = [[value]], 0
     while level:
         depth += 1
         if depth > _MAX_DEPTH:
             raise NoRecord(path, _TOO_DEEP)
         inner = list[Any]()
-        for each in level:
-            kind = type(each)
-            if kind is dict:
-                inner += each.values()
-                if may_be_no_text:
-                    inner += each
-            elif kind is list:
-                inner += each
-            elif kind is int and not _MIN_INTEGER <= each <= _MAX_INTEGER:
-                raise NoRecord(path, _TOO_LARGE)
-            elif may_be_no_text and kind is str and _NO_TEXT.search(each):
-                raise NoRecord(path, "holds a text that is no Unicode")
+        for outer in level:
+            for each in outer:
+                kind = type(each)
+                if kind in sound:
+                    continue
+                if kind is int:
+                    if not _MIN_INTEGER <= each <= _MAX_INTEGER:
+                        raise NoRecord(path, _TOO_LARGE)
+                elif kind is dict:
+                    inner.append(each.values())
+                    if str not in sound:
+                        inner.append(each)
+                elif kind is list:
+                    inner.append(each)
+                elif _NO_TEXT.search(each):
+                    raise NoRecord(path, "holds a text that is no Unicode")
         level = inner
     return value

@@ -35,6 +35,7 @@ from fastpsl.files.run_folder import (
 )
 
 NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
+_NUMBERS = {int, float}
 SILENT_S = 1800.0  # a run that writes nothing for longer is told as silent
 # Files that grow or are rewritten while a run is at work.
 _RECORDS = (*LINES, STATUS.name, CONFIG.name, RESULTS.name)
@@ -309,12 +310,8 @@ class Run(os.PathLike[str]):
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number of a JSON file; None for anything else."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    with contextlib.suppress(OverflowError):
-        return float(value) if math.isfinite(value) else None
-    return None
+    """Return a finite number of a record; None for anything else."""
+    return float(value) if type(value) in _NUMBERS and math.isfinite(value) else None
 
 
 def _or_0(value: Any) -> float:

@@ -1,6 +1,8 @@
 """Readable but incomplete checkpoints lead to a line with the file and key, and the one before is used."""
 
 import dataclasses
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a step below 0": ({"position": {"step": -1}}, "position: 'step' is -1"),
     "true stages": ({"position": {"stage": True}}, "position: 'stage' is of type bool"),
     "no time": ({"position": {"seconds": float("nan")}}, "position: 'seconds' is nan"),
+    "a stage in words": ({"position": {"summaries": ["S1"]}}, "a finished stage is no record"),
+    "a stage without": ({"position": {"summaries": [{"stage": "S1"}]}}, "a finished stage has no level"),
     "what nobody knows": ({"position": {"extra": 1}}, "position: 'extra' is unknown"),
 }
 
@@ -110,6 +114,22 @@ def test_what_does_not_fit_inside_is_named(
         pretrain(experiment, run)
     assert len(str(excinfo.value).splitlines()) == 1
     run.close()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "bad-samples.csv", "error.txt"])
+@pytest.mark.parametrize(
+    "make", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)]
+)
+def test_a_run_writes_into_no_file_outside_of_its_folder(
+    name: str, make: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("mine")
+    folder.mkdir()
+    make(folder / name, outside)
+    with pytest.raises(ValueError, match=f"^{folder / name}: is no file of the run's own"):
+        tiny_run(folder)
+    assert outside.read_text() == "mine"
 
 
 def test_the_position_is_the_runs_own() -> None:

@@ -561,6 +561,18 @@ def test_a_partial_file_that_was_cut_is_begun_anew(tmp_path: Path) -> None:
         path, size = file.partial, file.partial.stat().st_size
     with closing(partial(tmp_path / "F.npy")) as file:
         assert file.num_rows == 6
+    progress = tmp_path / ".F.npy.progress"
+    sound = json.loads(progress.read_text())
+    for damaged in (
+        "[" * 200_000,
+        json.dumps(sound | {"bad": [10**6]}),
+        json.dumps(sound | {"num_rows": 99}),
+    ):
+        progress.write_text(damaged)
+        with closing(partial(tmp_path / "F.npy")) as file:
+            assert file.num_rows == 0
+            file.write(0, rows)
+            file.save(6)
     os.truncate(path, size - 12)
     with closing(partial(tmp_path / "F.npy")) as file:
         assert file.num_rows == 0 and path.stat().st_size == size

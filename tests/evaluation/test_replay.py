@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
@@ -207,6 +208,80 @@ def test_bad_input_is_one_line(train: Train, tmp_path: Path, cli: Cli) -> None:
     config["options"]["backbone"] = "theirs.py:Net"
     (own / "config.json").write_text(json.dumps(config))
     refused(cli("replay", own, "--step", 1), "theirs.py:Net", "--backbone")
+
+
+@pytest.mark.parametrize("place", ["theirs.py", "/{}/theirs.py", "../recipes/theirs", "linear_probe"])
+def test_a_recipe_that_a_record_names_never_runs(
+    place: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one whose RECIPE has the recorded name; it runs once a person has typed it."""
+    monkeypatch.chdir(tmp_path)
+    name = place.format(str(tmp_path)[1:])
+    code = (
+        "open('ran', 'w')\nfrom dataclasses import replace\n"
+        "from fastpsl.scripts.recipe_files import find_recipe\n"
+        f"RECIPE = replace(find_recipe('simclr_r50'), name={name!r})\n"
+    )
+    (tmp_path / "theirs.py").write_text(code)
+    run, science = tmp_path / "run", {"recipe": name, "data_digest": "0", "precision": "fp32"}
+    run.mkdir()
+    config = {"options": {"data": None}, "science": science, "images": {"train": 8}}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "environment.json").write_text('{"world_size": 1}')
+    refused(cli("replay", run, "--step", 1), name, "--recipe FILE.py")
+    with pytest.raises(ValueError, match="none of ours and would run"):
+        fastpsl.replay(run, 1)
+    assert not (tmp_path / "ran").exists()
+    refused(cli("replay", run, "--step", 1, "--recipe", "theirs.py"), "metrics.jsonl")
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stage": "S9\n"}, ("stage 'S9\\n'", "S1, S2, S3")),
+        ({"step": 0}, ("step 0",)),
+        ({"step": 10**12}, ("step 1000000000000",)),
+        ({"step": "x"}, ("holds steps 1 to 8 of the run",)),
+        ({"step": -4}, ("holds steps 1 to 8 of the run",)),
+        ({"loss": [1]}, ("holds steps 1 to 8 of the run",)),
+        ({"lr": "\x1b[2J"}, ("holds steps 1 to 8 of the run",)),
+        ({"step": None}, ("holds steps 1 to 8 of the run",)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_an_edited_line_is_told(
+    change: dict[str, Any], words: tuple[str, ...], train: Train, tmp_path: Path, cli: Cli
+) -> None:
+    folder = edited(train("simclr_r50").folder, tmp_path, change)
+    refused_last(cli("replay", folder, "--step", 9, "--most-steps", 0, "--out", tmp_path / "out"), *words)
+
+
+def refused_last(outcome: Any, *words: str) -> None:
+    """Check that a command has ended with one line, after warnings."""
+    assert outcome.code == 2 and not outcome.out and "Traceback" not in outcome.err, outcome
+    assert all(word in outcome.err.splitlines()[-1] for word in words), outcome.err
+
+
+def edited(whole: Path, place: Path, change: dict[str, Any]) -> Path:
+    """Return a copy of a run whose ninth line has other values; ... stands for one that is left out."""
+    shutil.copytree(whole, place / "run")
+    rows = rows_of(whole)
+    rows[8] = {name: value for name, value in (rows[8] | change).items() if value is not ...}
+    (place / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place / "run"
+
+
+def test_what_a_line_lacks_is_left_out(train: Train, tmp_path: Path, cli: Cli) -> None:
+    """A learning rate or a loss that is not there, and a note of another program."""
+    change = {"lr": ..., "loss": None, "note": {"by": "hand"}, "words": "so"}
+    folder = edited(train("simclr_r50").folder, tmp_path, change)
+    arguments = ("replay", folder, "--most-steps", 0, "--around", 1, "--out", tmp_path / "out")
+    code, out, _ = cli(*arguments, "--step", 9)
+    line = next(line for line in out.splitlines() if "this step" in line)
+    assert code == 0 and line.split()[:3] == ["9", "S2", "2"] and line.split()[3] == "<-", out
+    assert not {"lr", "note", "words"} & {*re.findall(r"^(\w+) |, (\w+) [\d.]", out)}
+    refused(cli(*arguments, "--step", "9" * 5000), f"--step {'9' * 40}: give")
 
 
 def test_steps_around_it(train: Train, tmp_path: Path, cli: Cli) -> None:

@@ -22,6 +22,7 @@ from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import Classes, classes_of
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 from fastpsl.pipelines.views import Input
+from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree, write_folder
 from tests.recipes.in_process import refused, start
@@ -52,6 +53,24 @@ def test_a_record_has_its_numbers_to_four_decimals(tmp_path: Path) -> None:
     path.write_text(json.dumps(record | {"format": 2}))
     with pytest.raises(ValueError, match="no result of format 1"):
         read_result(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"numbers": {"top1": "high"}}, {"numbers": [1]}, {"checkpoint": None}, {"checkpoint": {"path": 7}},
+        {"checkpoint": {"science": "x"}}, {"settings": {"seed": [1]}}, {"data": {"num_train": -1}},
+        {"cut": "no"}, {"protocol": None}, {"recipe": 10**20},
+    ],
+)  # fmt: skip
+def test_a_record_with_a_field_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = written(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"result.json cannot be read as a result \(it holds") as refused:
+        result_line(path)
+    assert len(str(refused.value).splitlines()) == 1
+    (found,) = index_runs(tmp_path).unreadable
+    assert found == path
 
 
 def test_the_data_of_both_sides_are_on_record() -> None:

@@ -1,6 +1,8 @@
 """The values of a recipe: the paper's, the sample's, and those of an earlier run."""
 
 import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,11 @@ from typing import Any
 import pytest
 
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
+from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe import Recipe, describe_choice, values_of_config
-from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import find_recipe, recorded_recipe
+from tests.cli import Cli, refused
+from tests.models.test_export import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,63 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str | None
     with pytest.raises(ValueError, match=words) as excinfo:
         values_of_config(path, "jigsaw_r50", find_recipe("jigsaw_r50").options)
     assert "\n" not in str(excinfo.value) and str(path) in str(excinfo.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", "x"), ("batch_size", [8, "x"]), ("epochs", 3), ("epochs", ["a"]), ("lr", None),
+        ("seed", 1.5), ("seed", True), ("plan", "theirs"), ("permutations", 7), ("init", {}), ("data", 5),
+        ("tensorboard", 1), ("crop_scale", [None]), ("workers", "2"),
+    ],
+)  # fmt: skip
+def test_a_recorded_value_of_another_kind_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    config = {"options": {name: value}, "science": {"recipe": "jigsaw_r50"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"^--config .*{name}.* {re.escape(ascii(value))}") as refused:
+        values_of_config(tmp_path, "jigsaw_r50", find_recipe("jigsaw_r50").options)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_record_does_not_decide_where_is_written(tmp_path: Path) -> None:
+    outside = str(tmp_path / "outside")
+    options = {name: outside for name in ("out", "cache_dir", "resume", "config")} | {"seed": 3}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"options": options, "science": {"recipe": "jigsaw_r50"}})
+    )
+    values = values_of_config(tmp_path, "jigsaw_r50", find_recipe("jigsaw_r50").options)
+    assert values == {"seed": 3}
+
+
+def test_only_our_recipes_are_found_by_a_records_name(tmp_path: Path) -> None:
+    assert recorded_recipe("RUN", "simclr_r50") is find_recipe("simclr_r50")
+    for name in ("simclr", "knn", "simclr_r50.py", "../recipes/simclr_r50", str(tmp_path / "x.py"), ""):
+        with pytest.raises(ValueError, match=f"RUN names the recipe {re.escape(name)}, .* --recipe FILE.py"):
+            recorded_recipe("RUN", name)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train simclr --config RUN", "train simclr --config RUN/config.json", "train simclr --out RUN",
+        "replay RUN --step 1", "eval knn RUN", "features RUN --out F.npy",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["nested", "digits", "pipe", "kinds"])
+def test_a_damaged_record_ends_each_command_in_a_line(
+    command: str, damage: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "RUN", "nin3", Input(size_px=48))
+    path = tmp_path / "RUN" / "config.json"
+    if damage == "pipe":
+        os.mkfifo(path)
+    else:
+        texts = {"nested": "[" * 200_000, "digits": "9" * 5000, "kinds": '{"options": {"data": 7}}'}
+        path.write_text(texts[damage])
+    if damage == "pipe" and command.split()[0] not in ("train", "replay"):
+        return  # the weights belong to no run
+    refused(cli(*command.split()), "RUN/config.json")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,27 @@ def test_whether_a_run_is_still_at_work(
         assert Run.of(folder).state == state
 
 
-DAMAGE = {"half": '{"options": {', "nested": "[" * 200_000, "a list": "[1]", "empty": "", "null": "null"}
+@pytest.mark.parametrize("name", [".lock", "probe.jsonl", "metrics.jsonl", "status.json", "environment.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_never_ends_is_not_read(
+    tmp_path: Path, cli: Cli, name: str, make: Callable[[Path], Any]
+) -> None:
+    path = write_run(tmp_path / "bad", state="running") / name
+    path.unlink(missing_ok=True)
+    make(path)
+    outcome = cli("runs", tmp_path)
+    told = f"{tmp_path / 'bad'}: {name} is no regular file" in outcome.out
+    assert outcome.code == 0 and told == (name not in (".lock", "metrics.jsonl"))
+
+
+DAMAGE = {
+    "half": '{"options": {',
+    "nested": "[" * 200_000,
+    "a list": "[1]",
+    "empty": "",
+    "null": "null",
+    "digits": "9" * 5000,
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
