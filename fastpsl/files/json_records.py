@@ -157,8 +157,6 @@ def parse(path: Path, data: bytes) -> Any:
     try:
         text = data.decode().strip()
         value, end = _decode(text)
-        if end < len(text):
-            raise json.JSONDecodeError("more than one value", text, end)
     except UnicodeDecodeError:
         raise NoRecord(path, "is no text in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -167,6 +165,8 @@ def parse(path: Path, data: bytes) -> Any:
         raise NoRecord(path, _TOO_LARGE) from None
     except RecursionError:
         raise NoRecord(path, _TOO_DEEP) from None
+    if end < len(text):
+        raise NoRecord(path, "holds more than one value")
     sound = _SOUND if "\\u" in text else _SOUND | {str}
     level, depth = [[value]], 0
     while level:
