@@ -38,7 +38,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "true stages": ({"position": {"stage": True}}, "position: 'stage' is of type bool"),
     "no time": ({"position": {"seconds": float("nan")}}, "position: 'seconds' is nan"),
     "a stage in words": ({"position": {"summaries": ["S1"]}}, "a finished stage is no record"),
-    "a stage without": ({"position": {"summaries": [{"stage": "S1"}]}}, "a finished stage has no level"),
+    "a stage without": ({"position": {"summaries": [{"stage": "S1"}]}}, "a finished stage has no num_steps"),
     "what nobody knows": ({"position": {"extra": 1}}, "position: 'extra' is unknown"),
 }
 
