@@ -32,9 +32,9 @@ class Runs:
     """List the runs below a folder, the newest first: state, data, best kNN accuracy, time and speed.
 
     A run is a folder with a config.json that a training wrote. `killed` has no process any more, `silent` has
-    one that wrote nothing for half an hour, and `damaged` has a file that cannot be read. The kNN accuracy is
-    the best of the monitor's looks, beside that of the same block before the training. Time and images/s of a
-    run at work are those of its last look or finished stage. See
+    one that wrote nothing for half an hour. `damaged` has a file that is no record, `unreadable` one that the
+    system could not read. The kNN accuracy is the best of the monitor's looks, beside that of the same block
+    before the training. Time and images/s of a run at work are those of its last look or finished stage. See
     https://fastpsl.github.io/fastpsl/how_to/compare_runs.html.
     """
 

@@ -27,7 +27,7 @@ _decode = json.JSONDecoder().raw_decode
 class NoRecord(ValueError):
     """The error of a file that holds no record; `why` continues a sentence that begins with its path."""
 
-    def __init__(self, path: Path, why: str):
+    def __init__(self, path: Path | str, why: str):
         super().__init__(f"{path} {why}")
         self.path, self.why = path, why
 
@@ -96,7 +96,7 @@ class Form:
         """
         return self.checked(path, parse(path, read_bytes(path)), *needed)
 
-    def checked(self, path: Path, value: Any, *needed: str) -> Any:
+    def checked(self, path: Path | str, value: Any, *needed: str) -> Any:
         """Return a value that a file holds, which must be a record of this form; raise NoRecord otherwise."""
         if self.is_list and not isinstance(value, list):
             raise NoRecord(path, "is no list of records")
@@ -148,7 +148,7 @@ def read_bytes(path: Path) -> bytes:
         return file.read(num_bytes)
 
 
-def parse(path: Path, data: bytes) -> Any:
+def parse(path: Path | str, data: bytes) -> Any:
     """Return the value of a JSON text of a file.
 
     Raises:

@@ -14,6 +14,7 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
 from fastpsl.files.atomic import atomic_file, remove_leftovers
 from fastpsl.files.caches import cache_folder
+from fastpsl.files.json_records import COUNTS, RECORD, Form, Kind, is_number, parse
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, read_whole, remote_objects
 from fastpsl.files.system_errors import UnreadableError, input_errors, output_errors
 from fastpsl.models.backbone import Backbone
@@ -23,6 +24,19 @@ from fastpsl.models.weights import WeightsFile, open_weights, sha256_of_tensors,
 from fastpsl.pipelines.views import Input
 
 _MAX_CONFIG = 1 << 20  # bytes
+
+
+def _are_three(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
+
+
+_STATISTICS = Kind("three numbers", _are_three)
+# config.json of a model of timm on the Hugging Face Hub.
+_HUB_CONFIG = Form("config.json", {
+    "architecture": Kind("a name of timm", lambda value: bool(re.fullmatch(r"\w+", str(value)))),
+    "pretrained_cfg": RECORD, "pretrained_cfg.mean": _STATISTICS, "pretrained_cfg.std": _STATISTICS,
+    "pretrained_cfg.input_size": Kind("three sizes", lambda value: COUNTS.holds(value) and len(value) == 3),
+})  # fmt: skip
 _MAX_HEADER = 1 << 24
 _SHARE_OF_DISK = 0.95  # of what is free: a disk that is full stops other programs
 
@@ -53,13 +67,15 @@ def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> Weigh
     )
     if is_file or weights.kind:  # with our record, a folder's file says all
         return weights
+    address = f"{place}/config.json"
+    data = read_whole(address, _MAX_CONFIG) or b"{}"
     try:
-        config = json.loads(read_whole(f"{place}/config.json", _MAX_CONFIG) or b"{}")
+        config = _HUB_CONFIG.checked(address, parse(address, data))
         name, input = TIMM + config["architecture"], _input_of(config["pretrained_cfg"])
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{place}/config.json does not say which model of timm it is ({type(error).__name__}: {error}); "
-            "give the address of a file of weights, and --backbone"
+            f"{place}/config.json does not say which model of timm it is ({error}); give the address of a "
+            "file of weights, and --backbone"
         ) from None
     return replace(weights, kind="timm", backbone=name, input=input)
 

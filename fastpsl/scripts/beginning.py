@@ -57,7 +57,7 @@ def begun(
     take_tensors_of_rank_0(experiment.backbone.state_dict().values(), world)
     lines = lines_of(origin)
     before = origin_of_config(options.config) if options.config else {}
-    if before.get("path") == origin["path"] and before["sha256"] != origin["sha256"]:
+    if before.get("path") == origin["path"] and before.get("sha256") not in (None, origin["sha256"]):
         lines.append(
             f"warning: {options.init} is not what --config {options.config} began with: its sha256 was "
             f"{before['sha256'][:8]}…"

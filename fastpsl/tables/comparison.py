@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastpsl.console.progress import clock
 from fastpsl.console.words import gibibytes
 from fastpsl.files.paths import require_existing
+from fastpsl.files.system_errors import UnreadableError
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
 
 NOTHING = "–"
@@ -140,6 +141,8 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
             try:
                 is_one = is_run(path, os.listdir(path))
                 runs = [Run.of(path)] if is_one else sorted(find_runs(path), key=lambda run: run.folder)
+            except UnreadableError:
+                raise
             except ValueError:
                 notes.append(f"{path}: left out, no run: it has no config.json of a training")
                 continue

@@ -83,7 +83,7 @@ def index_runs(folder: Path) -> RunIndex:
         if CONFIG.name in files and STATUS.name in files:
             run = Run.of(path)
             if run.damage:
-                index.unreadable[path / CONFIG.name] = f"it is no run's record ({run.damage})"
+                index.unreadable[path / CONFIG.name] = run.damage
             else:
                 index.runs.append(run)
     return index

@@ -33,6 +33,7 @@ from fastpsl.files.run_folder import (
     last_row,
     read_lines,
 )
+from fastpsl.files.system_errors import is_of_the_system
 
 NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 _NUMBERS = {int, float}
@@ -69,6 +70,7 @@ class Run(os.PathLike[str]):
         summaries: results.json, a dict for each finished stage.
         environment: environment.json.
         damage: What cannot be read, for people; empty if all can.
+        is_unreadable: Whether the system could not read it, so that it may be sound.
     """
 
     folder: Path
@@ -77,25 +79,36 @@ class Run(os.PathLike[str]):
     summaries: list[dict[str, Any]]
     environment: dict[str, Any]
     damage: str
+    is_unreadable: bool
 
     @classmethod
     def of(cls, folder: Path) -> "Run":
         """Read a folder's files; those that cannot be read count as empty, and as `damage`."""
         forms = (CONFIG, STATUS, RESULTS, ENVIRONMENT)
         parts = [_part(form, folder) for form in forms]
-        (config, _), (status, _), (summaries, _), (environment, _) = parts
-        damage = [f"{form.name} {why}" for form, (_, why) in zip(forms, parts, strict=True) if why]
+        config, status, summaries, environment = (value for value, _ in parts)
+        errors = {form.name: error for form, (_, error) in zip(forms, parts, strict=True) if error}
         try:
             open_regular(folder / PROBES).close()
         except FileNotFoundError:
             pass
-        except OSError as error:
-            damage.append(f"{PROBES} cannot be read ({error.strerror})")
-        except NoRecord as error:
-            damage.append(f"{PROBES} {error.why}")
+        except (OSError, NoRecord) as error:
+            errors[PROBES] = error
+        damage = [
+            f"{name} {error.why if isinstance(error, NoRecord) else f'cannot be read ({error.strerror})'}"
+            for name, error in errors.items()
+        ]
         if not damage and any(config.get(name) is None for name in ("options", "science")):
             damage.append(f"{CONFIG.name} has no options or no science")
-        return cls(folder, config, status, summaries, environment, "; ".join(damage))
+        return cls(
+            folder,
+            config,
+            status,
+            summaries,
+            environment,
+            "; ".join(damage),
+            any(map(is_of_the_system, errors.values())),
+        )
 
     @override
     def __fspath__(self) -> str:
@@ -145,12 +158,12 @@ class Run(os.PathLike[str]):
 
     @cached_property
     def state(self) -> str:
-        """The state now: running, silent, killed, finished, preempted, failed, damaged or unknown.
+        """The state now: one of those in status.json, or silent, killed, damaged, unreadable or unknown.
 
         A silent run has a process, and has written nothing for half an hour.
         """
         if self.damage:
-            return "damaged"
+            return "unreadable" if self.is_unreadable else "damaged"
         if self.written_state != "running":
             return self.written_state or "unknown"
         is_late = time.time() - self.changed > SILENT_S
@@ -318,17 +331,15 @@ def _or_0(value: Any) -> float:
     return number(value) or 0.0
 
 
-def _part(form: Form, folder: Path) -> tuple[Any, str]:
+def _part(form: Form, folder: Path) -> tuple[Any, NoRecord | OSError | None]:
     """Return a record of a run's folder, empty if there is none, and why it cannot be read."""
     try:
-        return form.of(folder), ""
+        return form.of(folder), None
     except FileNotFoundError:
-        why = ""
-    except OSError as error:
-        why = f"cannot be read ({error.strerror})"
-    except NoRecord as error:
-        why = error.why
-    return [] if form.is_list else {}, why
+        error = None
+    except (OSError, NoRecord) as failure:
+        error = failure
+    return [] if form.is_list else {}, error
 
 
 def _is_at_work(lock: Path) -> bool | None:
@@ -354,8 +365,8 @@ def is_run(folder: str | Path, files: Sequence[str]) -> bool:
         return False
     if STATUS.name in files:
         return True
-    config, _ = _part(CONFIG, Path(folder))
-    return {"options", "science"} <= config.keys()
+    config, error = _part(CONFIG, Path(folder))
+    return {"options", "science"} <= config.keys() or (error is not None and is_of_the_system(error))
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -60,6 +60,7 @@ from fastpsl.pipelines.sources.published import published
 from fastpsl.pipelines.sources.tar import tar_members, tar_source
 from fastpsl.pipelines.sources.text_lists import read_classes
 from fastpsl.scripts.recipe import _read_config
+from fastpsl.tables.runs import Run, find_runs
 from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import _read
 from fastpsl.transfer.detection.proposals import _detectrons, _selective_search
@@ -313,6 +314,16 @@ def test_a_status_that_cannot_be_read_is_not_called_missing(
     (tmp_path / "status.json").touch()
     break_opening(monkeypatch, errno.ESTALE, "status.json")
     assert os.strerror(errno.ESTALE) in _status(tmp_path)
+
+
+def test_a_run_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"options": {}, "science": {}}')
+    assert Run.of(tmp_path).state == "unknown"
+    break_opening(monkeypatch, errno.EACCES, "config.json")
+    (run,) = find_runs(tmp_path)
+    assert (run.state, run.damage) == ("unreadable", "config.json cannot be read (Permission denied)")
 
 
 def test_errors_are_told_apart() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import open_both
 from fastpsl.files.atomic import write_atomically
+from fastpsl.files.json_records import Form, parse
 from fastpsl.files.system_errors import output_errors, raise_of_the_system
 from fastpsl.files.untrusted import check_zip
 from fastpsl.pipelines.data.dataset import Dataset
@@ -25,6 +26,7 @@ FORMAT = 2
 _VAL = {"test", "val", "valid", "validation"}
 _AGAIN = "write the labels anew"
 _BYTES_PER_LABEL = 16  # label, index and entropy
+_CONFIGURATION = Form("configuration", {})
 _MAX_OTHER_BYTES = 1 << 24  # texts, numbers, and surplus labels, for which there is a better error message
 
 
@@ -215,8 +217,10 @@ def _read(path: Path, num_samples: int) -> _File:
                 labels, indices, entropy = (arrays[n] for n in ("labels", "indices", "entropy"))
                 num_classes, num_split = (arrays[n].item() for n in ("num_classes", "num_split"))
                 made_by, split, digest = (str(arrays[n].item()) for n in ("made_by", "split", "data_digest"))
-                configuration = dict(json.loads(str(arrays["configuration"].item())))
-    except Exception as error:  # noqa: BLE001  (zipfile, zlib, numpy and json raise different errors)
+                configuration = _CONFIGURATION.checked(
+                    path, parse(path, str(arrays["configuration"].item()).encode())
+                )
+    except Exception as error:  # noqa: BLE001  (zipfile, zlib and numpy raise different errors)
         if not isinstance(error, MemoryError):  # by a header alone, since the file's size is bounded
             raise_of_the_system(path, error)
         reason = " ".join(str(error).strip("'\"").split())[:120] or type(error).__name__

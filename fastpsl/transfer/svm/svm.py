@@ -32,6 +32,8 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import PROTOCOLS, Pool
 from fastpsl.files.atomic import write_atomically
+from fastpsl.files.json_records import COUNT, NUMBER, Form, NoRecord, maybe
+from fastpsl.files.system_errors import input_errors
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.datasets.voc.dataset import VOC
@@ -517,7 +519,23 @@ def run_resumable(
                 time.sleep(_LOOK_EVERY_S)
     for _ in done:  # because the generator ends its processes at last
         pass
-    return [json.loads(path.read_text()) for path in wanted]
+    return list(map(_read_outcome, wanted))
+
+
+_OUTCOME = Form(
+    "outcome", {"fits": COUNT, "not_converged": COUNT, "ap": maybe(NUMBER), "cost": maybe(NUMBER)}
+)
+
+
+def _read_outcome(path: Path) -> dict[str, Any]:
+    with input_errors(path):
+        try:
+            outcome: dict[str, Any] = _OUTCOME.read(path)
+        except NoRecord as error:
+            raise ValueError(
+                f"{error}, no outcome of an SVM: remove it, and give the command again"
+            ) from None
+    return outcome
 
 
 def _run(wanted: Mapping[Path, Task], num_processes: int) -> Iterator[None]:
