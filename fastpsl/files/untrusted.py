@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.files.json_records import open_regular
+
 
 class DamagedError(ValueError):
     """A file that is cut short, changed on the way, or made to claim more than it holds."""
-
-
-from fastpsl.files.json_records import open_regular
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -97,10 +96,10 @@ def _require_usual_end(path: Path) -> None:
 
 _CUT = "a pickle that is cut short"
 _CLAIM = "a pickle of more objects, longer names or deeper lists than a file of its size has"
-# What a pickle may have, beside more for each so many bytes of its file.
+# What a pickle and a zip may have, beside more for each so many bytes of the file.
 _MOST_OPCODES, _BYTES_PER_OPCODE = 1 << 16, 8
 _MOST_CALLS, _BYTES_PER_CALL = 20_000, 32
-_MOST_MEMBERS, _BYTES_PER_MEMBER = 2_000, 256  # of a zip
+_MOST_MEMBERS, _BYTES_PER_MEMBER = 2_000, 256
 _MOST_DEPTH = 64
 _MOST_LETTERS = 1_000  # of a name
 _ALONE = re.compile(rb"[(012Nadelstu})\]\x85-\x89\x93\x94]+")  # opcodes that are one byte and call nothing
@@ -215,6 +214,7 @@ def leaves(value: Any, num_bytes: int) -> list[Any]:
 
 
 _NDARRAY = "numpy.ndarray"
+_MOST_SIDES = 32  # of an array, as in NumPy 1
 _NUMBERS = ("b1", "u1", "u2", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 
 
@@ -243,7 +243,9 @@ class _Array:
 
 def _numbers(data: Any, dtype: Any, shape: Any, is_fortran: Any) -> np.ndarray:
     kind = dtype.numbers if isinstance(dtype, _Type) else None
-    is_sized = type(shape) is tuple and all(type(side) is int and side >= 0 for side in shape)
+    # Products of many sides, or of long ones, would take minutes.
+    is_sized = type(shape) is tuple and len(shape) <= _MOST_SIDES
+    is_sized = is_sized and all(type(side) is int and 0 <= side < 1 << 48 for side in shape)
     is_plain = type(data) in (bytes, bytearray) and type(is_fortran) in (bool, int)
     if kind is None or not (is_sized and is_plain and math.prod(shape) * kind.itemsize == len(data)):
         raise pickle.UnpicklingError("an array of another kind")

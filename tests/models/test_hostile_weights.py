@@ -80,6 +80,10 @@ PICKLES = {
     "each holds the one before twice": filled(LAUGHS + model(b"h<")),
     "a number of 10,000 digits": b"\x80\x02\x8b\x00\x10\x00\x00" + b"\x01" * 4096 + b".",
     "sets": filled(b"\x8f" * 200_000),
+    "an array of 7,500 long sides": filled(model(
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\n" + text("f4") + b"\x85R("
+        + 7_500 * (b"\x8a\xff" + b"\xff" * 254 + b"\x7f") + b"t" + text("C") + b"tR"
+    )),
 }  # fmt: skip
 ZIPPED = {
     "a bytearray of 6 GB": BYTEARRAY,
