@@ -67,7 +67,8 @@ def recorded_values(
         ValueError: The recipe has no such option, or a value is not of the option's kind.
     """
     given, origin = dict(config["options"]), config["science"].get(INITIAL_WEIGHTS) or {}
-    kinds = {field.name: get_type_hints(options)[field.name] for field in fields(options)}
+    hints = get_type_hints(options)
+    kinds = {field.name: hints[field.name] for field in fields(options)}
     if unknown := given.keys() - kinds.keys():
         raise ValueError(f"{source}: {recipe} has no option {', '.join(sorted(unknown))}")
     if "path" in origin:
