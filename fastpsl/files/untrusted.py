@@ -97,11 +97,12 @@ def _require_usual_end(path: Path) -> None:
 _CUT = "a pickle that is cut short"
 _CLAIM = "a pickle of more objects, longer names or deeper lists than a file of its size has"
 # What a pickle and a zip may have, beside more for each so many bytes of the file.
-_MOST_OPCODES, _BYTES_PER_OPCODE = 1 << 16, 8
+_MOST_OPCODES, _BYTES_PER_OPCODE = 1 << 16, 2
 _MOST_CALLS, _BYTES_PER_CALL = 20_000, 32
 _MOST_MEMBERS, _BYTES_PER_MEMBER = 2_000, 256
 _MOST_DEPTH = 64
 _MOST_LETTERS = 1_000  # of a name
+_MOST_USES = 4  # of an array, each of which may be copied
 _ALONE = re.compile(rb"[(012Nadelstu})\]\x85-\x89\x93\x94]+")  # opcodes that are one byte and call nothing
 _CALLS = frozenset(b"RbQ\x81")
 # Opcodes with so many bytes after them, and with lengths of so many bytes before what they hold.
@@ -253,6 +254,17 @@ def _numbers(data: Any, dtype: Any, shape: Any, is_fortran: Any) -> np.ndarray:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: Any, num_bytes: int):
+        super().__init__(stream, encoding="bytes")
+        self._left = num_bytes
+
+    def _encoded(self, text: str) -> bytes:
+        """Return the bytes of a text, which a pickle may ask for any number of times."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise pickle.UnpicklingError(_CLAIM)
+        return text.encode("latin1")
+
     @override
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core.", "numpy.core.")  # the name in numpy 2
@@ -267,7 +279,7 @@ class _Unpickler(pickle.Unpickler):
             ("numpy", "dtype"): lambda name, *_: _Type(name),
             ("numpy", "ndarray"): _NDARRAY,
             # Python 3 stores bytes so in its protocols for Python 2.
-            ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+            ("_codecs", "encode"): lambda text, _: self._encoded(text),
             ("__builtin__", "bytes"): lambda: b"",
         }
         if (module, name) not in known:
@@ -289,8 +301,9 @@ def load_plain(data: bytes | mmap.mmap) -> dict[Any, Any]:
     try:
         check_pickles(data, len(data))
         stream = data if isinstance(data, mmap.mmap) else io.BytesIO(data)
-        record = _Unpickler(stream, encoding="bytes").load()
-        leaves(record, len(data))
+        record = _Unpickler(stream, len(data)).load()
+        arrays = [each.values for each in leaves(record, len(data)) if isinstance(each, _Array)]
+        check_size(sum(array.nbytes for array in arrays if array is not None), _MOST_USES * len(data))
     except (MemoryError, OSError):
         raise
     except Exception as error:  # noqa: BLE001  unpicklers raise nearly anything on damaged data

@@ -71,7 +71,8 @@ def load_tensors(path: Path) -> Any:
 def _check(path: Path, file: BinaryIO, num_bytes: int) -> None:
     """Check the zip, and the opcodes of all pickles that torch would load."""
     names = list[str]()
-    if zipfile.is_zipfile(file):
+    is_zip = file.read(4) == b"PK\3\4"  # as torch finds out; `zipfile` looks at the end
+    if is_zip:
         check_zip(path, num_bytes)
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
@@ -82,9 +83,9 @@ def _check(path: Path, file: BinaryIO, num_bytes: int) -> None:
             try:
                 names += check_pickles(data, num_bytes, _NUM_PICKLES)
             except ValueError:
-                for name in check_pickles(data, num_bytes):  # a pickle that is not torch's
+                for name in check_pickles(data, num_bytes):
                     raise ForeignObjectError(name) from None
-                raise
+                raise ValueError("a pickle that torch.save did not write") from None
     for name in names:
         if name.endswith(_UNBOUNDED):
             raise ForeignObjectError(name)

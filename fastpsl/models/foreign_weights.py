@@ -84,8 +84,12 @@ def _read_arrays(path: Path) -> dict[str, Any] | None:
     try:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             content = load_plain(data)
-        model = content.get("model", content.get(b"model"))
-        arrays = {} if model is None else dict(model)
+        arrays: Any = content.get("model", content.get(b"model"))
+        # A list or a text would be spread out.
+        if not isinstance(arrays, dict) or not all(
+            isinstance(array, np.ndarray | float | int) for array in arrays.values()
+        ):
+            return None
         names = [name.decode("latin1") if isinstance(name, bytes) else name for name in arrays]
         copies = [torch.from_numpy(np.array(array)) for array in arrays.values()]
         return dict(zip(names, copies, strict=True)) or None
