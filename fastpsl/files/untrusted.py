@@ -97,7 +97,7 @@ def _require_usual_end(path: Path) -> None:
 _CUT = "a pickle that is cut short"
 _CLAIM = "a pickle of more objects, longer names or deeper lists than a file of its size has"
 # What a pickle and a zip may have, beside more for each so many bytes of the file.
-_MOST_OPCODES, _BYTES_PER_OPCODE = 1 << 16, 2
+_MOST_OPCODES, _BYTES_PER_OPCODE = 1 << 16, 4
 _MOST_CALLS, _BYTES_PER_CALL = 20_000, 32
 _MOST_MEMBERS, _BYTES_PER_MEMBER = 2_000, 256
 _MOST_DEPTH = 64
