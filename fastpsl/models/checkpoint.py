@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,14 +44,7 @@ def load_tensors(path: Path) -> Any:
         try:
             _check(path, file, num_bytes)
             state = torch.load(file, map_location="cpu", weights_only=True)
-            # Of tensors that share memory, it is counted once.
-            storages = {
-                storage.data_ptr(): storage.nbytes()
-                for tensor in leaves(state, num_bytes)
-                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
-                for storage in [tensor.untyped_storage()]
-            }
-            check_size(sum(storages.values()), num_bytes)
+            check_size(bytes_of(leaves(state, num_bytes)), num_bytes)
             return state
         except ForeignObjectError:
             raise
@@ -66,6 +59,17 @@ def load_tensors(path: Path) -> Any:
             is_ours = isinstance(error, (zipfile.BadZipFile, ValueError))
             reason = text[:200] if is_ours else "cut short or damaged"
             raise ValueError(reason) from error
+
+
+def bytes_of(values: Iterable[Any]) -> int:
+    """Return the bytes of memory that dense tensors have. What several share is counted once."""
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for tensor in values
+        if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        for storage in [tensor.untyped_storage()]
+    }
+    return sum(storages.values())
 
 
 def _check(path: Path, file: BinaryIO, num_bytes: int) -> None:

@@ -185,7 +185,9 @@ def recorded_backbone(source: str, max_download_gb: float) -> str | None:
 
         return model_of(source)
     try:
-        name = open_initial(source, max_download_gb).backbone
+        weights = open_initial(source, max_download_gb)
+        weights.check_room()
+        name = weights.backbone
     except ValueError:
         if is_remote(source):
             raise  # another try would wait as long

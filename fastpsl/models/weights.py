@@ -15,7 +15,7 @@ from typing_extensions import override
 from fastpsl.console.words import number_of
 from fastpsl.files.json_records import COUNT, RECORD, TEXT, WHOLE, Form, Kind, NoRecord, maybe, parse
 from fastpsl.models.backbone import Backbone, unusable
-from fastpsl.models.checkpoint import FORMAT, CheckpointManager
+from fastpsl.models.checkpoint import FORMAT, CheckpointManager, bytes_of
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import (
     COUNTER,
@@ -100,6 +100,9 @@ def recorded_input(path: Path) -> Input | None:
         return None
 
 
+_SPARE_NUMBERS = 1 << 24  # of a network that is built to name the tensors that a file lacks
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """A file of weights that has been read, and what it records.
@@ -155,6 +158,8 @@ class WeightsFile:
                 "--input-channels, --input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 "
                 "0.406, 0.229 0.224 0.225)"
             )
+        if network is None and backbone is None:
+            self.check_room()
         network = network or make_backbone(name, num_channels=input.num_channels)
         kind, left_out, not_taken = self._fill(network, name, partial)
         record = _record(self.source, self.sha256, kind, name, input) | dict(self.more)
@@ -163,6 +168,19 @@ class WeightsFile:
         if partial:
             record["not_taken"] = not_taken
         return Pretrained(network, input, record)
+
+    def check_room(self) -> None:
+        """Raise MisfitError if the file has too few bytes for the numbers of the backbone that it records."""
+        if self.backbone is None or is_own(self.backbone) or is_module(self.backbone):
+            return
+        with torch.device("meta"):
+            network = make_backbone(self.backbone, num_channels=self.input.num_channels if self.input else 3)
+        num, num_bytes = sum(map(Tensor.numel, network.state_dict().values())), bytes_of(self.state.values())
+        if num > num_bytes + _SPARE_NUMBERS:
+            raise MisfitError(
+                f"{self.source} says that it holds {self.backbone}, which has {num:,} numbers, and has "
+                f"{num_bytes:,} bytes of tensors: give another file"
+            )
 
     def _fill(self, network: Backbone, name: str, partial: bool) -> tuple[str, list[str] | None, list[str]]:
         """Fill the network; return the kind, what was left out if it is no checkpoint, and what misfits."""

@@ -20,6 +20,7 @@ from fastpsl.kernels.normalise import normalise, out_shape
 # magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
 # 0.5].
 CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
+MOST_CHANNELS = 1_000  # satellites' images have some hundreds
 LEAST_STD = 1e-4  # half precision has no number for a pixel that is divided by less
 
 _GRADIENTS = "gx = [1 2 1]^T [-1 0 1] / 8, gy = [-1 0 1]^T [1 2 1] / 8, the border repeated"
@@ -57,6 +58,9 @@ class Input:
 
     def check_num(self, num: int) -> None:
         """Check that there is a mean and a std for each of `num` channels, in the range of pixels."""
+        most = max(num, len(self.mean), len(self.std))
+        if most > MOST_CHANNELS:
+            raise ValueError(f"input of {most:,} channels: give at most {MOST_CHANNELS:,}")
         are_finite = all(map(math.isfinite, (*self.mean, *self.std)))
         are_as_many = len(self.mean) == len(self.std) == num
         if not are_as_many or not are_finite or min(self.std) <= LEAST_STD or min(self.mean) < -1:

@@ -26,6 +26,8 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.foreign_weights import safetensors_bytes
+from fastpsl.models.initial_weights import recorded_backbone
 from fastpsl.models.weights import fill, load_pretrained, random_weights, was_cut_short
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
@@ -441,3 +443,29 @@ def test_a_damaged_record_beside_weights_is_named(torchvision_file: Path) -> Non
         json_path.write_text(text)
         assert error_line(torchvision_file).startswith(f"{json_path} does not say what it holds")
     json_path.unlink()
+
+
+def test_a_record_makes_no_network_that_its_tensors_cannot_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published_widths: None
+) -> None:
+    def record(**values: Any) -> Path:
+        told = {"backbone": "vgg16", "input": Input("L", (0.5,), (0.25,), 32).as_dict()} | values
+        path = tmp_path / "w.safetensors"
+        path.write_bytes(safetensors_bytes({"w": torch.zeros(1).expand(1 << 20).clone()}, told))
+        return path
+
+    made = list[torch.device]()
+    make = make_backbone
+
+    def noted(*name: Any, **options: Any) -> Any:
+        made.append(torch.empty(0).device)
+        return make(*name, **options)
+
+    monkeypatch.setattr("fastpsl.models.weights.make_backbone", noted)
+    with pytest.raises(ValueError, match=r"holds vgg16, which has 134,\d+,\d+ numbers, and has 4,194,304 by"):
+        load_pretrained(record())
+    assert [device.type for device in made] == ["meta"]
+    assert recorded_backbone(str(tmp_path / "w.safetensors"), 1.0) is None
+    wide = {"channels": "my.Op", "mean": [0.5] * 9999, "std": [0.5] * 9999, "size_px": 32}
+    with pytest.raises(ValueError, match="input of 9,999 channels: give at most 1,000"):
+        load_pretrained(record(input=wide))
