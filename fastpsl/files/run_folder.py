@@ -4,8 +4,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from fastpsl.files.json_records import (
     COUNT,
@@ -89,7 +90,7 @@ def read_lines(path: Path) -> Iterator[Line]:
         for number, text in enumerate(texts, 1):
             row = _row(path, text)
             if row is None:
-                num_lost = 1 + sum(1 for _ in texts)
+                num_lost = 1 + _count_ends(file)
                 if num_lost > 1 or text.endswith(b"\n") or len(text) == _MAX_LINE_BYTES:
                     warnings.warn(
                         f"{path}: line {number} cannot be read; "
@@ -113,7 +114,13 @@ def count_lines(path: Path, start: int = 0) -> int:
     """Return the number of a file's lines from an offset on, whatever they hold."""
     with input_errors(path), open_regular(path) as file:
         file.seek(start)
-        return sum(part.count(b"\n") for part in iter(partial(file.read, _MAX_LINE_BYTES), b""))
+        return _count_ends(file)
+
+
+def _count_ends(file: BinaryIO) -> int:
+    """Return how many lines end in the rest of a file, which counts up to 1 MB without an end of one."""
+    parts = iter(partial(file.read, _MAX_LINE_BYTES), b"")
+    return sum(takewhile(bool, (part.count(b"\n") for part in parts)))
 
 
 def _row(path: Path, text: bytes) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Runs and weights of strangers, whose records name a Python file and a folder elsewhere in every string."""
 
-import json
 import os
 import shutil
 import sys
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import fastpsl
 from fastpsl.cli import main
 from tests.cli import Cli
 from tests.pipelines.photos import jpeg, photo
 from tests.recipes.in_process import start
+from tests.recorded import Place, planted, read, strings, write
 from tests.slow import nightly
 
 TINY = (
@@ -36,27 +35,6 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_note)
-
-
-Place = tuple[Any, ...]
-
-
-def strings(value: Any, place: Place = ()) -> Iterator[Place]:
-    """Yield the places of all strings in a JSON value, and of None, where a string may stand."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from strings(item, (*place, key))
-    if isinstance(value, str) or value is None:
-        yield place
-
-
-def planted(value: Any, place: Place, text: str) -> Any:
-    """Return a copy of a JSON value with a text at a place."""
-    if not place:
-        return text
-    changed = dict(value) if isinstance(value, dict) else list(value)
-    changed[place[0]] = planted(value[place[0]], place[1:], text)
-    return changed
 
 
 @pytest.fixture(scope="module")
@@ -108,25 +86,6 @@ READERS = {
 OTHERS = ("runs", "compare", "table", "replay", "--out")
 # Their strings are planted one by one, since a refused one hides those after it. Others are all at once.
 ALONE = ("options", "science", "machine", "position", "input", "backbone")
-
-
-def read(path: Path) -> Any:
-    """Return a record: JSON, lines of it, or a checkpoint's entries without tensors."""
-    if path.suffix == ".pt":
-        state = torch.load(path, weights_only=True)
-        return {name: state[name] for name in ("science", "machine", "position", "input")}
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else None
-    return json.loads(path.read_text()) if lines is None else lines
-
-
-def write(path: Path, value: Any) -> None:
-    """Write a record as `read` returned it."""
-    if path.suffix == ".pt":
-        torch.save({**torch.load(path, weights_only=True), **value}, path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(line) + "\n" for line in value))
-    else:
-        path.write_text(json.dumps(value))
 
 
 def groups(runs: Path) -> Iterator[tuple[Path, list[Place]]]:

@@ -18,19 +18,20 @@ import torch
 from typing_extensions import override
 
 from fastpsl.pipelines.views import Input
+from tests import recorded
 from tests.faults.gates import RECORDS, add, cell, small_jpeg, write_parquet, write_tar
 
 Payload = Callable[[Path], object]  # changes the sound file at a path, or a file beside it
 Attack = tuple[str, str, Payload]  # the gate's name, the attack in words, and the attack
 
-ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\r"
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\r"
 MARKUP = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
 # Far above the memory limit when unpacked, far below it on the disk.
 BOMB_BYTES = 1 << 29
 DEEP, DIGITS = "[" * 200_000, "9" * 5000
 
 
-def _text(*parts: str | bytes) -> Payload:
+def text(*parts: str | bytes) -> Payload:
     """Return an attack that replaces the file by these parts."""
     data = b"".join(
         part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts
@@ -38,9 +39,9 @@ def _text(*parts: str | bytes) -> Payload:
     return lambda path: path.write_bytes(data)
 
 
-def _texts(gate: str, contents: dict[str, str | bytes], prefix: str = "") -> list[Attack]:
+def texts(gate: str, contents: dict[str, str | bytes], prefix: str = "") -> list[Attack]:
     """Return, for each named content, an attack that replaces a gate's file by it."""
-    return [(gate, prefix + name, _text(content)) for name, content in contents.items()]
+    return [(gate, prefix + name, text(content)) for name, content in contents.items()]
 
 
 # Weights, checkpoints, pickles and arrays that would run code or fill memory.
@@ -96,7 +97,7 @@ def _odd_weights(path: Path) -> dict[str, Any]:
     return {"state_dict": state, "format": 1, "science": {ESCAPES: ESCAPES}, "position": None}
 
 
-def _metadata(metadata: str) -> Payload:
+def metadata_of(metadata: str) -> Payload:
     def make(path: Path) -> None:
         from safetensors.torch import save_file
 
@@ -127,7 +128,7 @@ def _npz_member(member: str, data: bytes) -> Payload:
     return make
 
 
-_TORCH_FILES: dict[str, Payload] = {
+TORCH_FILES: dict[str, Payload] = {
     "code": _saved(lambda path: {"state_dict": {"a": torch.zeros(2)}, "format": 1, "science": _Runs(path)}),
     "code, old format": _saved(lambda path: {"a": _Runs(path)}, _use_new_zipfile_serialization=False),
     "script": _torch_script,
@@ -137,11 +138,11 @@ _TORCH_FILES: dict[str, Payload] = {
     "odd values": _saved(_odd_weights),
     "sparse": _saved(lambda path: {"conv1.weight": torch.zeros(64, 3, 7, 7).to_sparse()}),
 }
-_HEADS = {
+HEADS = {
     "deep": DEEP.encode(), "empty": b"{}", "no JSON": b"{nonsense", "a list": b"[1,2]",
     "lies": b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}',
 }  # fmt: skip
-_METADATA = {
+METADATA = {
     "deep": DEEP, "no JSON": "{nonsense", "a list": "[1,2]", "escapes": json.dumps({"backbone": ESCAPES}),
 }  # fmt: skip
 _DEEP_HEAD = b"\x93NUMPY\x01\x00" + struct.pack("<H", 60_000) + b"(" * 60_000
@@ -164,17 +165,17 @@ _PICKLE_GATES = ("w.pth", "step-00000003.pt", "p.pkl", "labels.npz", "p.npy", "l
 
 _ON_ARRAYS: list[Attack] = [
     *((gate, "code in a pickle", _pickled) for gate in _PICKLE_GATES),
-    *((gate, f"torch: {name}", make) for gate in _PICKLE_GATES[:2] for name, make in _TORCH_FILES.items()),
+    *((gate, f"torch: {name}", make) for gate in _PICKLE_GATES[:2] for name, make in TORCH_FILES.items()),
     *(
-        ("w.safetensors", f"header: {name}", _text(struct.pack("<Q", len(head)), head))
-        for name, head in _HEADS.items()
+        ("w.safetensors", f"header: {name}", text(struct.pack("<Q", len(head)), head))
+        for name, head in HEADS.items()
     ),
-    ("w.safetensors", "header of 2^62 bytes", _text(struct.pack("<Q", 2**62), b"{}")),
-    *(("w.safetensors", f"metadata: {name}", _metadata(metadata)) for name, metadata in _METADATA.items()),
+    ("w.safetensors", "header of 2^62 bytes", text(struct.pack("<Q", 2**62), b"{}")),
+    *(("w.safetensors", f"metadata: {name}", metadata_of(metadata)) for name, metadata in METADATA.items()),
     *((gate, "objects", lambda path: np.save(path, _objects(path))) for gate in ("p.npy", "list.npy")),
-    *_texts("p.npy", _NPY_FILES, "header: "),
-    *_texts("list.npy", _NPY_FILES, "header: "),
-    ("p.bin", "header lies", _text(struct.pack("<ii", 2**31 - 1, 2**31 - 1))),
+    *texts("p.npy", _NPY_FILES, "header: "),
+    *texts("list.npy", _NPY_FILES, "header: "),
+    ("p.bin", "header lies", text(struct.pack("<ii", 2**31 - 1, 2**31 - 1))),
     *(
         (gate, "objects", lambda path: np.savez(path, format=2, images=_objects(path), labels=_objects(path)))
         for gate in ("labels.npz", "x.npz")
@@ -212,7 +213,7 @@ def _tar_size(size: bytes) -> Payload:
     head = bytearray(tarfile.TarInfo("a/x.jpg").tobuf())
     head[124:136], head[148:156] = size, b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
-    return _text(bytes(head) * 2 + _IMAGE)
+    return text(bytes(head) * 2 + _IMAGE)
 
 
 def _tar_pax(path: Path) -> None:
@@ -289,7 +290,7 @@ _ON_ARCHIVES: list[Attack] = [
     ("t.parquet", "nothing in cells", _cells([None, cell(_IMAGE, None), cell(None, None)])),
     ("t.parquet", "labels beyond", _cells([cell(_IMAGE, "a")] * 2, [2**40, -5])),
     ("t.parquet", "escapes", _cells([cell(b"bad", ESCAPES), cell(_IMAGE, MARKUP)])),
-    *_texts("t.parquet", {
+    *texts("t.parquet", {
         "noise": bytes(range(256)) * 4,
         "its name alone": b"PAR1" + bytes(500) + struct.pack("<I", 500) + b"PAR1", "empty": b"",
     }),
@@ -312,35 +313,33 @@ def _object(name: str, box: str = _BOX) -> str:
     return f"<annotation><object><name>{name}</name>{box}</object></annotation>"
 
 
-def _json_edit(edit: Callable[[Any], Any]) -> Payload:
-    """Return an attack that edits the value of the sound JSON, or returns another."""
+def json_edit(edit: Callable[[Any], Any]) -> Payload:
+    """Return an attack that edits the value of the sound record, or returns another."""
 
     def make(path: Path) -> None:
-        record = json.loads(path.read_text())
-        path.write_text(json.dumps(edit(record) or record))
+        record = recorded.read(path)
+        recorded.write(path, edit(record) or record)
 
     return make
 
 
-def _value_attacks(gate: str, places: Iterable[str], values: dict[str, Any]) -> list[Attack]:
-    """Return an attack for each place in a JSON, named by keys with dots between them, and value."""
+def keys_of(place: str) -> recorded.Place:
+    """Return the keys of a place in a record that are named with dots between them."""
+    return tuple(int(key) if key.isdecimal() else key for key in place.split("."))
+
+
+def value_attacks(gate: str, places: Iterable[str], values: dict[str, Any]) -> list[Attack]:
+    """Return an attack for each place in a record, named by keys with dots between them, and value."""
 
     def attack(place: str, value: Any) -> Payload:
-        *keys, last = (int(key) if key.isdecimal() else key for key in place.split("."))
-
-        def edit(record: Any) -> None:
-            for key in keys:
-                record = record[key]
-            record[last] = value
-
-        return _json_edit(edit)
+        return json_edit(lambda record: recorded.planted(record, keys_of(place), value))
 
     return [
         (gate, f"{name} in {key}", attack(key, value)) for key in places for name, value in values.items()
     ]
 
 
-def _all_strings(text: str) -> Payload:
+def all_strings(text: str) -> Payload:
     """Append `text` to every string of the sound JSON, except values that identify its kind."""
 
     def append(value: Any) -> Any:
@@ -353,7 +352,7 @@ def _all_strings(text: str) -> Payload:
             return {key: part if key in kept else append(part) for key, part in value.items()}
         return value
 
-    return _json_edit(append)
+    return json_edit(append)
 
 
 def _folder_renamed(text: str) -> Payload:
@@ -361,15 +360,21 @@ def _folder_renamed(text: str) -> Payload:
     return lambda path: path.parent.rename(path.parent.with_name(text.replace("/", "|")))
 
 
+def plant_code(path: Path) -> Path:
+    """Write a Python file beside a path, which leaves the file `canary` there when it runs."""
+    code = path.with_name("net.py")
+    code.write_text(f"open({str(path.with_name('canary'))!r}, 'w')\n")
+    return code
+
+
 def _names_code(path: Path) -> None:
     """Name a Python file as the backbone of the weights beside the JSON."""
-    (path.parent / "net.py").write_text(f"open({str(path.parent / 'canary')!r}, 'w')\n")
     digest = hashlib.sha256(path.with_suffix("").read_bytes()).hexdigest()
-    record = {"sha256": digest, "backbone": f"{path.parent}/net.py:Net", "input": Input().as_dict()}
+    record = {"sha256": digest, "backbone": f"{plant_code(path)}:Net", "input": Input().as_dict()}
     path.write_text(json.dumps(record))
 
 
-_JSON_TEXTS: dict[str, str | bytes] = {
+JSON_TEXTS: dict[str, str | bytes] = {
     "deep": DEEP, "deep objects": '{"a":' * 200_000, "empty": "", "a number": "7", "null": "null",
     "a list": "[1, 2]", "infinity": "1e999", "many digits": DIGITS, "zeros": bytes(4096),
     "bytes": bytes(range(256)), "cut": '{"a": [1,', "escapes": json.dumps({ESCAPES: ESCAPES}),
@@ -394,28 +399,28 @@ _CONFIG_KEYS = ("options", "science", "science.seed", "options.data")
 
 _ON_TEXTS: list[Attack] = [
     *(
-        ("000007.xml", f"entities: {kind}", _text(f'<?xml version="1.0"?>{head}', _object(name)))
+        ("000007.xml", f"entities: {kind}", text(f'<?xml version="1.0"?>{head}', _object(name)))
         for kind, (head, name) in _ENTITIES.items()
     ),
-    *_texts("000007.xml", {
+    *texts("000007.xml", {
         "deep": "<a>" * 200_000, "empty": "", "escapes": _object(MARKUP, ""),
         "infinite box": _object("dog", _INFINITE_BOX),
     }),
-    *_texts("trainval.txt", {
+    *texts("trainval.txt", {
         "leads out": f"{_PATH}\n", "zeros": bytes(100), "escapes": ESCAPES + "\n",
         "one long line": "a" * 1_000_000, "not UTF-8": b"\xff\xfe\n",
     }),
-    *_texts("list.txt", {
+    *texts("list.txt", {
         "many digits": DIGITS, "negative": "-1\n", "not UTF-8": b"\xff\xfe\n", "escapes": ESCAPES + "\n",
         "zeros": bytes(100), "other digits": "²\n",
     }),
-    *_texts("l.txt", {
+    *texts("l.txt", {
         "leads out": "../../../../etc/passwd 0\n", "a zero byte": "a\0b.jpg 0\n",
         "large label": "0.jpg 99999999999999999999\n", "many digits": f"0.jpg {DIGITS}\n",
         "one long line": "a" * 1_000_000 + "\n", "bytes": bytes(range(256)) * 9, "other digits": "0.jpg ²\n",
         "devices": "/dev/zero 0\n/dev/tty 1\n", "escapes": f"{ESCAPES}.jpg 0\n0.jpg 1\n",
     }),
-    *_texts("l.csv", {
+    *texts("l.csv", {
         "escapes": f"filename,label\n0.jpg,{ESCAPES}{MARKUP}\n",
         "a long field": "filename,label\n" + "a" * 1_000_000 + ",x\n",
         "open quote": 'filename,label\n"0.jpg,x\n', "a zero byte": "filename,label\na\0.jpg,x\n",
@@ -423,15 +428,15 @@ _ON_TEXTS: list[Attack] = [
     }),
     *(
         attack for gate in ("w.pth.json", "l.json", *RECORDS, "metrics.jsonl")
-        for attack in _texts(gate, _JSON_TEXTS, "JSON: ")
+        for attack in texts(gate, JSON_TEXTS, "JSON: ")
     ),
     *(
-        (gate, f"{name} in every string", _all_strings(suffix))
+        (gate, f"{name} in every string", all_strings(suffix))
         for gate in (*RECORDS, "l.json") for name, suffix in (("escapes", ESCAPES), ("markup", MARKUP))
     ),
-    *_value_attacks("l.json", _LIST_KEYS, _LIST_VALUES),
-    *_value_attacks("result.json", _RESULT_KEYS, _VALUES),
-    *_value_attacks("config.json", _CONFIG_KEYS, _CONFIG_VALUES),
+    *value_attacks("l.json", _LIST_KEYS, _LIST_VALUES),
+    *value_attacks("result.json", _RESULT_KEYS, _VALUES),
+    *value_attacks("config.json", _CONFIG_KEYS, _CONFIG_VALUES),
     ("result.json", "markup as the folder's name", _folder_renamed(MARKUP)),
     ("result.json", "escapes as the folder's name", _folder_renamed(ESCAPES)),
     ("w.pth.json", "a Python file as the backbone", _names_code),

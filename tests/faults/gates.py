@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,12 +39,13 @@ class Refused(ValueError):
     """A command that ended with exit code 2, and its output."""
 
 
-def _command(*arguments: object) -> str:
+def command(*arguments: object) -> str:
     """Run `fastpsl ...` in this process and return its output; raise Refused for exit code 2."""
     output = io.BytesIO()
     stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
     code: object = 0
-    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         try:
             cli.main([str(argument) for argument in arguments])
         except SystemExit as end:
@@ -215,7 +217,7 @@ def open_as_users(path: Path) -> str:
             backbone = ("--backbone", "resnet18", "--input-channels", "RGB")
             values = (*backbone, "--input-mean", *(0.5,) * 3, "--input-std", *(0.5,) * 3)
             options = values if weights == path else ()
-            return _command("export", weights, here / "out.pth", "--to", "timm", "--overwrite", *options)
+            return command("export", weights, here / "out.pth", "--to", "timm", "--overwrite", *options)
         case "step-00000003.pt":
             resuming: Any = SimpleNamespace(resume=str(path))
             return "; ".join(find_checkpoint(resuming, one_process(), path.parents[1], _SCIENCE, {})[2])
@@ -242,15 +244,15 @@ def open_as_users(path: Path) -> str:
             return draw_curve(here).name
         case _ if name in RECORDS:
             out = here.parents[1] / "out"
-            return _command("table", "psl/4", "--runs", here.parent, "--out", out, "--scale", "tiny")
+            return command("table", "psl/4", "--runs", here.parent, "--out", out, "--scale", "tiny")
     return _write(path)
 
 
 def _write(path: Path) -> str:
     """Write a beton from the file, and return the output of write, info and verify."""
     out = path.parent / "out.beton"
-    text = _command("data", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
-    return text + _command("data", "info", out) + _command("data", "verify", out, "--workers", "1")
+    text = command("data", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
+    return text + command("data", "info", out) + command("data", "verify", out, "--workers", "1")
 
 
 def _voc(root: Path) -> VOC:
@@ -270,12 +272,13 @@ class Gate(NamedTuple):
     """
 
     place: str  # the file to attack, within a folder
+    command: str = ""  # which opens it, where several do
     make: Callable[[Path], object] = make_sound
     open: Callable[[Path], str] = open_as_users
 
     @property
     def name(self) -> str:
-        return Path(self.place).name
+        return f"{self.command} {Path(self.place).name}".strip()
 
 
 GATES = tuple(map(Gate, (

@@ -16,7 +16,7 @@ from random import Random
 from typing_extensions import override
 
 from fastpsl.console.terminal import escaped
-from tests.faults.attacks import ATTACKS, PRIVATE_IMAGE
+from tests.faults.attacks import ATTACKS, PRIVATE_IMAGE, Attack
 from tests.faults.child import Case, Jury, Limits, refusal
 from tests.faults.gates import GATES, Gate, Refused
 from tests.faults.readings import CONTROL, flip
@@ -24,33 +24,39 @@ from tests.faults.report import Finding, Outcome
 
 # Bombs unpack to 512 MB; sound files of their size take a few MB.
 LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=256 << 20, address_bytes=8 << 30)
-_BY_NAME = {gate.name: gate for gate in GATES}
-
-
-def case_of(seed: int) -> Case:
-    """Return the case of a seed: the hand-made attacks, then damaged sound files, gate by gate."""
-    gate, name = ATTACKS[seed][:2] if seed < len(ATTACKS) else (GATES[seed % len(GATES)].name, "damage")
-    return Case(seed, f"{gate}: {name}")
 
 
 def hostile(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Yield the findings of the cases `seed` to `seed + count - 1`."""
-    subject = Subject(folder)
-    cases = [case_of(seed + i) for i in range(count)]
-    subject.used = [gate for gate in GATES if any(case.name.startswith(f"{gate.name}: ") for case in cases)]
-    yield from Jury(subject.judge, folder / "log", LIMITS, subject.open_sound).findings(cases)
+    """Yield the findings of the cases `seed` to `seed + count - 1` of single files."""
+    yield from Subject(folder, GATES, ATTACKS).findings(seed, count)
 
 
 class Subject:
-    """The sound files of each gate, and the folder where a copy of them is attacked."""
+    """The sound files of gates, the attacks on them, and the folder where a copy of them is attacked."""
 
-    def __init__(self, folder: Path, gates: Sequence[Gate] = GATES):
+    def __init__(self, folder: Path, gates: Sequence[Gate], attacks: Sequence[Attack]):
         self.folder, self.case_folder = folder, folder / "here"
+        self.gates, self.attacks = {gate.name: gate for gate in gates}, attacks
         self.used = list(gates)
         for gate in gates:
             sound = folder / "sound" / gate.name
             sound.mkdir(parents=True)
             gate.make(sound / gate.place)
+
+    def findings(self, seed: int, count: int) -> Iterator[Finding]:
+        """Yield the findings of the hand-made attacks, then of damaged sound files, gate by gate."""
+        cases = [self._case_of(seed + i) for i in range(count)]
+        self.used = [
+            gate for name, gate in self.gates.items() if any(c.name.startswith(f"{name}: ") for c in cases)
+        ]
+        yield from Jury(self.judge, self.folder / "log", LIMITS, self.open_sound).findings(cases)
+
+    def _case_of(self, seed: int) -> Case:
+        if seed < len(self.attacks):
+            gate, name, _ = self.attacks[seed]
+        else:
+            gate, name = [*self.gates][seed % len(self.gates)], "damage"
+        return Case(seed, f"{gate}: {name}")
 
     def open_sound(self) -> None:
         """Open the sound files in each child, which warms the gates."""
@@ -68,13 +74,13 @@ class Subject:
         return self.case_folder / gate.place
 
     def judge(self, case: Case) -> Outcome:
-        gate = _BY_NAME[case.name.partition(": ")[0]]
+        gate = self.gates[case.name.partition(": ")[0]]
         path = self._fresh(gate)
-        if case.seed < len(ATTACKS):
-            ATTACKS[case.seed][2](path)
+        if case.seed < len(self.attacks):
+            self.attacks[case.seed][2](path)
         else:
             path.write_bytes(damage(path.read_bytes(), Random(case.seed)))
-        if not path.exists():  # the attack renamed its folder
+        if not os.path.lexists(path):  # the attack renamed its folder
             path = next(self.case_folder.rglob(path.name))
         return self.attack(gate, path)
 
@@ -101,8 +107,11 @@ class Subject:
             return "disclosed", "a picture of this machine is in the beton"
         if CONTROL.search(text):
             return "escaped", repr(text[-300:])
-        for page in self.case_folder.glob("out/*.html"):
-            if fault := _strange_markup(page.read_text()):
+        for page in self.case_folder.glob("out/*.[hm]*"):
+            written = page.read_text()
+            if found := CONTROL.search(written):
+                return "escaped", f"{page.name}: {written[: found.end()][-300:]!r}"
+            if page.suffix == ".html" and (fault := _strange_markup(written)):
                 return "escaped", f"{page.name}: {fault}"
         return None
 

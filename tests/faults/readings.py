@@ -19,9 +19,9 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
-# Characters that control a terminal, a pager or a log viewer: C0 without tab and newline, DEL, C1, and bytes
-# that are no UTF-8.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]")
+# Characters that control a terminal, a pager or a log viewer: C0 without tab and newline, DEL, C1, those that
+# turn the direction of writing, and bytes that are no UTF-8.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]")
 # One crop is nearly the whole image, the other any part of it.
 VIEWS = [
     ViewSpec(RandomResizedCrop(64, scale=(0.9, 1.0)), (Flip(),)),

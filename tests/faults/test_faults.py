@@ -192,8 +192,8 @@ def _writes_a_page(path: Path) -> str:
     ],
 )
 def test_harm_is_seen(open: Callable[[Path], str], outcome: str, tmp_path: Path) -> None:
-    gate = Gate("p.pkl", lambda path: path.write_bytes(b"sound"), open)
-    subject = Subject(tmp_path, [gate])
+    gate = Gate("p.pkl", make=lambda path: path.write_bytes(b"sound"), open=open)
+    subject = Subject(tmp_path, [gate], [])
     subject.case_folder.mkdir()
     path = subject.case_folder / gate.place
     gate.make(path)

@@ -1,6 +1,7 @@
 """Files of weights that claim more than they hold: refused, or read, in 300 MB of memory and in one line."""
 
 import ast
+import io
 import json
 import pickle
 import resource
@@ -101,6 +102,23 @@ OLDER = {
 }
 
 
+def zipped(body: bytes) -> bytes:
+    """Return torch's zip of SIZE bytes with a pickle."""
+    pickled = b"\x80\x02" + body + b"."
+    parts = {"data.pkl": pickled, "version": b"3\n", "data/0": bytes(16)}
+    parts["data/1"] = bytes(SIZE - len(pickled) - 500)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, data in parts.items():
+            archive.writestr(f"w/{member}", data)
+    return file.getvalue()
+
+
+def older(body: bytes) -> bytes:
+    """Return a file of torch's older format with a pickle."""
+    return OLD + body + pickle.dumps([], 2)
+
+
 def in_bounds(path: Path) -> list[str]:
     """Return what two readers say of a file, in a process that may take CPU_S and MOST_BYTES more."""
 
@@ -134,12 +152,8 @@ def test_a_pickle_takes_no_more_than_it_brought(tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", ZIPPED)
 def test_torchs_zip_takes_no_more_than_it_brought(tmp_path: Path, name: str) -> None:
-    path, pickled = tmp_path / "w.pt", b"\x80\x02" + ZIPPED[name] + b"."
-    rest = SIZE - len(pickled) - 500
-    parts = {"data.pkl": pickled, "version": b"3\n", "data/0": bytes(16), "data/1": bytes(rest)}
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, data in parts.items():
-            archive.writestr(f"w/{member}", data)
+    path = tmp_path / "w.pt"
+    path.write_bytes(zipped(ZIPPED[name]))
     lines = in_bounds(path)
     assert bool(lines[0]) == (name != "20,000 tensors") and lines[1]
 
@@ -147,7 +161,7 @@ def test_torchs_zip_takes_no_more_than_it_brought(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("name", OLDER)
 def test_torchs_older_format_takes_no_more_than_it_brought(tmp_path: Path, name: str) -> None:
     path = tmp_path / "w.pt"
-    path.write_bytes(OLD + OLDER[name] + pickle.dumps([], 2))
+    path.write_bytes(older(OLDER[name]))
     assert all(in_bounds(path))
 
 
