@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastpsl.files.json_records import MAX_BYTES, Form, NoRecord
-from fastpsl.files.run_folder import CONFIG, ENVIRONMENT, RESULTS, STATUS, last_row, read_lines
+from fastpsl.files.run_folder import CONFIG, ENVIRONMENT, RESULTS, STATUS, count_lines, last_row, read_lines
 
 
 def of(value: Any) -> Callable[[Path], Any]:
@@ -122,3 +122,12 @@ def test_lines_are_those_of_a_regular_file(tmp_path: Path, make: Callable[[Path]
     with pytest.raises(ValueError, match=r"probe\.jsonl is no regular file"):
         list(read_lines(tmp_path / "probe.jsonl"))
     assert not list(read_lines(tmp_path / "absent.jsonl"))
+
+
+def test_a_file_that_claims_a_terabyte_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(ROW) + "\n")
+    os.truncate(path, 1 << 40)
+    with pytest.warns(UserWarning, match="line 2 cannot be read; 1 lines"):
+        assert [line.row for line in read_lines(path)] == [ROW]
+    assert count_lines(path) == 1
