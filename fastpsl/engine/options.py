@@ -32,6 +32,8 @@ DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
 # What --val may be besides data; see `share_of` for the other.
+_MAX_WORKERS = 4096  # threads, some for each core of the largest machines
+_MAX_SIDE_PX = 65_535  # of JPEG, and of dataset files
 NO_VAL = "none"
 PerStage = int | tuple[int, ...]
 """One value for all stages, or one for each."""
@@ -109,6 +111,10 @@ class RunOptions:
             if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
                 given = " ".join(map(str, numbers))
                 raise ValueError(f"{flag(option.name)} {given}: it must be a finite number")
+            is_side = option.name.endswith("_px") and value is not None
+            if is_side and not all(1 <= number <= _MAX_SIDE_PX for number in numbers):
+                given = " ".join(map(str, numbers))
+                raise ValueError(f"{flag(option.name)} {given}: a side has 1 to {_MAX_SIDE_PX:,} px")
         share_of(self.val)
         if self.val not in (None, NO_VAL) and self.data is None:
             raise ValueError(
@@ -123,6 +129,8 @@ class RunOptions:
                     )
         self._require_positive("batch_size", "prefetch_batches", "timeout_s")
         self._require_positive_or_none("workers")
+        if (self.workers or 0) > _MAX_WORKERS:
+            raise ValueError(f"--workers {self.workers}: a process has at most {_MAX_WORKERS:,} of them")
         if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(
                 f"--hw-decoder-load {self.hw_decoder_load}: it must be from 0 to 1, or left out (0.9)"

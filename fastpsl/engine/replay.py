@@ -264,7 +264,7 @@ def make_again(
         on_step: Called with the number of the run's steps before each step.
 
     Raises:
-        ValueError: The checkpoint or the data belong to another experiment.
+        ValueError: The checkpoint or the data belong to another experiment, or never come to the step.
         KeyboardInterrupt: A signal stopped it.
     """
     options = replace(
@@ -281,7 +281,12 @@ def make_again(
         return reached.made
     finally:
         run.close()
-    assert not finished
+    if finished:
+        where = "the run's beginning" if start.path is None else start.path.name
+        raise ValueError(
+            f"training from {where} never comes to step {past.run_step:,}: the run's records do not belong "
+            "together"
+        )
     raise KeyboardInterrupt
 
 

@@ -254,11 +254,17 @@ def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
             raise ValueError(
                 f"{path} is no whole checkpoint (position: {min(map(str, unknown))!r} is unknown): {_OLDER}"
             )
-    for summary in state["position"]["summaries"]:
+    position = state["position"]
+    for summary in position["summaries"]:
         if why := RESULTS.why_not(
             summary, "stage", "level", "num_steps", "num_steps_planned", "seconds", "val"
         ):
             raise ValueError(f"{path} is no whole checkpoint (a finished stage {why}): {_OLDER}")
+    if (finished := len(position["summaries"])) - position["stage"] not in (0, 1):
+        raise ValueError(
+            f"{path} is no whole checkpoint (position: 'stage' is {position['stage']} after {finished} "
+            f"finished ones): {_OLDER}"
+        )
 
 
 @contextlib.contextmanager

@@ -115,7 +115,8 @@ class PastRun:
         run = TrainedRun.of(folder)
         assert run is not None
         values["data"] = data or run.train_images()
-        options = script.with_paper(**values | more)
+        with _told(path):
+            options = script.with_paper(**values | more)
         if names_val(options):  # they are not needed, and may have moved
             options = replace(options, val=NO_VAL)
         if isinstance(options, PretrainOptions):  # nothing looks at features
@@ -125,7 +126,7 @@ class PastRun:
     def build(self) -> Experiment:
         """Build the experiment with the weights that the run's seed gives."""
         torch.manual_seed(torch_seed(self.options.seed))
-        with operation("building the network"):
+        with operation("building the network"), _told(self.folder / CONFIG.name):
             experiment: Experiment = self.recipe.build(self.options)
         return seeing(experiment, self.science.get(INITIAL_WEIGHTS))
 
@@ -150,6 +151,15 @@ class PastRun:
                 f"{differ}: give the run's images as --data, or --other-data to see these by their numbers"
             )
         return f"{differ}: these images have the numbers of the run's, and may be others"
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell of options that are refused, which nobody has typed, in which record they stand."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     except ImportError as error:
         raise ValueError(f"{path}: {_NO_SAFETENSORS}") from error
     try:
-        open_regular(path).close()  # safe_open says of any error that there is no such file
+        with input_errors(path):
+            open_regular(path).close()  # safe_open says of any error that there is no such file
         with safe_open(path, framework="pt") as file:
             leaves(dict.fromkeys(file.keys()), path.stat().st_size)
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

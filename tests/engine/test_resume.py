@@ -35,6 +35,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no run_step": ({"position": {"run_step": None}}, "position: 'run_step' is missing"),
     "a step in words": ({"position": {"step": "two"}}, "position: 'step' is of type str"),
     "a step below 0": ({"position": {"step": -1}}, "position: 'step' is -1"),
+    "a stage to come": (
+        {"position": {"stage": 10**15}},
+        "position: 'stage' is 1000000000000000 after 3 finished ones",
+    ),
     "true stages": ({"position": {"stage": True}}, "position: 'stage' is of type bool"),
     "no time": ({"position": {"seconds": float("nan")}}, "position: 'seconds' is nan"),
     "a stage in words": ({"position": {"summaries": ["S1"]}}, "a finished stage is no record"),
@@ -104,7 +108,8 @@ def test_what_does_not_fit_inside_is_named(
     (tmp_path / "checkpoints").mkdir()
     newest = tmp_path / "checkpoints" / trained[0].name
     state = torch.load(trained[0], weights_only=True)
-    state["position"] |= {"step": 0, "summaries": []}  # in mid-stage
+    position = state["position"]
+    position |= {"step": 0, "summaries": position["summaries"][: position["stage"]]}  # in mid-stage
     torch.save(changed(state, change), newest)
     experiment = tiny_experiment()
     if "task" in change:

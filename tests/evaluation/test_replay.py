@@ -205,9 +205,28 @@ def test_bad_input_is_one_line(train: Train, tmp_path: Path, cli: Cli) -> None:
     own = tmp_path / "own"
     shutil.copytree(folder, own)
     config = json.loads((own / "config.json").read_text())
-    config["options"]["backbone"] = "theirs.py:Net"
-    (own / "config.json").write_text(json.dumps(config))
-    refused(cli("replay", own, "--step", 1), "theirs.py:Net", "--backbone")
+    for name, value, said in (
+        ("backbone", "theirs.py:Net", ("theirs.py:Net", "--backbone")),
+        ("batch_size", -4, (f"{own}/config.json: --batch-size -4: it must be above 0",)),
+        ("size_px", -4, (f"{own}/config.json: --size-px -4: a side has 1 to 65,535 px",)),
+        ("size_px", 10**15, (f"--size-px {10**15}: a side",)),
+    ):
+        changed = config | {"options": config["options"] | {name: value}}
+        (own / "config.json").write_text(json.dumps(changed))
+        refused(cli("replay", own, "--step", 1), *said)
+
+
+def test_a_checkpoint_past_the_end_of_its_stage_gives_no_losses(
+    train: Train, tmp_path: Path, cli: Cli
+) -> None:
+    run = shutil.copytree(train("simclr_r50").folder, tmp_path / "run")
+    for path in run.glob("checkpoints/*.pt"):
+        state = torch.load(path, weights_only=True)
+        state["position"]["step"] = 10**15
+        torch.save(state, path)
+    step = len(rows_of(run)) - 1
+    code, out, _ = cli("replay", run, "--step", step, "--out", tmp_path / "out")
+    assert code == 0 and f"never comes to step {step}: the run's records do not belong" in out, out
 
 
 @pytest.mark.parametrize("place", ["theirs.py", "/{}/theirs.py", "../recipes/theirs", "linear_probe"])

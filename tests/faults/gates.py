@@ -269,12 +269,14 @@ class Gate(NamedTuple):
     Attributes:
         make: Writes the sound file and its companions, with the path of that file.
         open: Reads it and returns the text that users see; ValueError or exit code 2 if it is refused.
+        names: What a refusal may name instead of the file.
     """
 
     place: str  # the file to attack, within a folder
     command: str = ""  # which opens it, where several do
     make: Callable[[Path], object] = make_sound
     open: Callable[[Path], str] = open_as_users
+    names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

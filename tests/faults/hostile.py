@@ -121,7 +121,7 @@ def _open(gate: Gate, path: Path) -> tuple[str, str, str]:
 
     Errors of the library are shown as the commands show them: escaped, on one line.
     """
-    names = (path.name, "runs" if path.name == "result.json" else path.stem)
+    names = (path.name, "runs" if path.name == "result.json" else path.stem, *gate.names)
     try:
         text = gate.open(path)
     except Refused as error:

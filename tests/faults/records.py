@@ -49,14 +49,16 @@ _TINY = (
 )
 _LISTED = ("config.json", "environment.json", "status.json", "results.json", "metrics.jsonl", "probe.jsonl")
 _CHECKPOINT = "checkpoints/step-00000001.pt"
+# What refusals of the options in a config.json may name: an option, or the file that one names.
+_OPTIONS = ("--", "seed", "no such file or folder", "net.py")
 # The files that each command reads.
 _FILES = {
     "replay": ("config.json", "environment.json", "metrics.jsonl", _CHECKPOINT),
     "runs": _LISTED,
     "compare": _LISTED,
     "--config": ("config.json",),
-    "--init": ("w.pt", "w.safetensors", "w.pkl"),
-    "--init of an address": ("w.pt", "w.safetensors"),
+    "--init": ("theirs.pt", "theirs.safetensors", "theirs.pkl"),
+    "--init of an address": ("theirs.pt", "theirs.safetensors"),
 }
 
 
@@ -72,13 +74,13 @@ def records(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 def _train(data: Path, sound: Path) -> None:
     """Train a run, and write its weights in other formats."""
     write(data, photo_samples(12))
-    run, weights = sound / _RUN, sound / "w.safetensors"
+    run, weights = sound / _RUN, sound / "theirs.safetensors"
     often = ("--checkpoint-steps", 1, "--probe-every", 1)
     command("train", "simclr", *_TINY, *often, "--data", data, "--out", run)
-    shutil.copy(run / "checkpoints" / "step-00000002.pt", sound / "w.pt")
+    shutil.copy(run / "checkpoints" / "step-00000002.pt", sound / "theirs.pt")
     command("export", run, weights, "--to", "safetensors")
     arrays = {name: tensor.numpy() for name, tensor in open_weights(weights).state.items()}
-    (sound / "w.pkl").write_bytes(pickle.dumps({"model": arrays}, 2))
+    (sound / "theirs.pkl").write_bytes(pickle.dumps({"model": arrays}, 2))
 
 
 def _gates(data: Path, sound: Path) -> list[Gate]:
@@ -116,7 +118,7 @@ def _gates(data: Path, sound: Path) -> list[Gate]:
     }
 
     def gate(name: str, file: str) -> Gate:
-        place = file if file.startswith("w.") else str(_RUN / file)
+        place = file if file.startswith("theirs.") else str(_RUN / file)
         num_parts = len(Path(place).parts)
 
         def make(path: Path) -> None:
@@ -124,7 +126,8 @@ def _gates(data: Path, sound: Path) -> list[Gate]:
             copy = shutil.copytree if (sound / part).is_dir() else shutil.copy
             copy(sound / part, path.parents[num_parts - 1] / part)
 
-        return Gate(place, name, make, lambda path: looks[name](path.parents[num_parts - 1], file))
+        names = (_RUN.name, *(_OPTIONS if file == "config.json" else ()))
+        return Gate(place, name, make, lambda path: looks[name](path.parents[num_parts - 1], file), names)
 
     return [gate(name, file) for name, files in _FILES.items() for file in files]
 
@@ -178,13 +181,16 @@ def _lies(**told: Any) -> Payload:
     return lambda path: path.with_name("lies.json").write_text(json.dumps(told))
 
 
+_FEW_BYTES, _MANY_BYTES = 1 << 32, 1 << 40  # of weights, which are mapped, and of records
 _ODD_FILES: dict[str, Payload] = {
     "a pipe": _special(os.mkfifo),
     "a folder": _special(os.mkdir),
     "a link to /dev/zero": _link("/dev/zero"),
     "a link to /dev/tty": _link("/dev/tty"),
     "a link to itself": _special(lambda path: path.symlink_to(path)),
-    "1 TB of zeros": lambda path: os.truncate(path, 1 << 40),
+    "zeros without end": lambda path: os.truncate(
+        path, _FEW_BYTES if path.name.startswith("theirs.") else _MANY_BYTES
+    ),
 }
 _VALUES: dict[str, Any] = {
     "a word": "word", "a list": [[]], "an object": {"a": []}, "null": None, "true": True, "negative": -4,
@@ -212,7 +218,9 @@ _PLACES = {
         "science", "science.recipe", "science.seed", "machine", "position", "position.stage",
         "position.step", "position.run_step", "position.summaries", "input", "input.mean",
     ),
-    "w.pt": ("science", "science.recipe", "science.backbone", "position.run_step", "input", "input.mean"),
+    "theirs.pt": (
+        "science", "science.recipe", "science.backbone", "position.run_step", "input", "input.mean",
+    ),
 }  # fmt: skip
 _LINES: dict[str, str | bytes] = {
     "many digits of a step": f'{{"run_step": 2, "stage": "E", "step": {DIGITS}}}\n',
@@ -253,16 +261,19 @@ ATTACKS: list[Attack] = [
         (f"{name} {file}", f"no {place}", _without(place))
         for name, file in _READ if f"{name} {file}" in _RECORDED for place in _PLACES[file]
     ),
-    *(("--init w.pkl", what, text(content)) for what, content in PICKLES.items()),
-    *(("--init w.pt", what, text(zipped(content))) for what, content in ZIPPED.items()),
-    *(("--init w.pt", f"older: {what}", text(older(content))) for what, content in OLDER.items()),
-    *(("--init w.pt", f"torch: {what}", make) for what, make in TORCH_FILES.items()),
+    *(("--init theirs.pkl", what, text(content)) for what, content in PICKLES.items()),
+    *(("--init theirs.pt", what, text(zipped(content))) for what, content in ZIPPED.items()),
+    *(("--init theirs.pt", f"older: {what}", text(older(content))) for what, content in OLDER.items()),
+    *(("--init theirs.pt", f"torch: {what}", make) for what, make in TORCH_FILES.items()),
     *(
-        ("--init w.safetensors", f"header: {what}", text(struct.pack("<Q", len(head)), head))
+        ("--init theirs.safetensors", f"header: {what}", text(struct.pack("<Q", len(head)), head))
         for what, head in (HEADS | {"a long name": _LONG_HEAD}).items()
     ),
-    ("--init w.safetensors", "header of 2^62 bytes", text(struct.pack("<Q", 2**62), b"{}")),
-    *(("--init w.safetensors", f"metadata: {what}", metadata_of(said)) for what, said in METADATA.items()),
+    ("--init theirs.safetensors", "header of 2^62 bytes", text(struct.pack("<Q", 2**62), b"{}")),
+    *(
+        ("--init theirs.safetensors", f"metadata: {what}", metadata_of(said))
+        for what, said in METADATA.items()
+    ),
     *(
         (f"--init of an address {file}", f"the server {what}", make)
         for file in _FILES["--init of an address"] for what, make in {

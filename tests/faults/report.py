@@ -42,7 +42,7 @@ CATEGORIES = {
     "side_files": ("betons", 10_000),
     "images": ("images", 10_000),
     "hostile": ("hostile", 1_500),
-    "records": ("records", 1_500),
+    "records": ("records", 3_000),
     "kills": ("strikes", 200),
     "signals": ("strikes", 44),
     "surroundings": ("surroundings", 72),  # each trial once

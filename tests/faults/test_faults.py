@@ -38,6 +38,8 @@ from tests.slow import nightly
         ("images", 0, 20),
         ("hostile", 0, 10),  # code in pickles
         ("hostile", 18, 34),  # weights, checkpoints, arrays
+        ("records", 418, 20),  # Python files that replay, runs, compare and --config meet
+        nightly("records", 2481, 12),  # servers of weights
         nightly("betons", 30, 30),
         nightly("side_files", 20, 20),
         nightly("images", 20, 20),

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import resource
+import socket
 import struct
 import zipfile
 from pathlib import Path
@@ -233,3 +234,14 @@ def test_pickles_are_loaded_in_two_modules() -> None:
         )
     }
     assert found == {"fastpsl/files/untrusted.py", "fastpsl/models/checkpoint.py"}
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pkl"])
+def test_what_is_no_file_is_not_told_as_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        with pytest.raises(ValueError, match=f"^{name}: cannot be read .*; give a regular file"):
+            read_weights(Path(name))

@@ -86,6 +86,8 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--resume absent.pt", "absent.pt"),
             ("--sync-batchnorm", "CUDA"),
             ("--lr -1", "above 0"),
+            (f"--workers {10**15}", "at most 4,096"),
+            ("--cell-px 0", "--cell-px 0: a side has 1 to 65,535 px"),
         ],
     ),
     "knn": (
@@ -145,7 +147,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--size-px 40", "window of 40 px", "36 px"),
             ("--size-px 24 32", "--size-px 24 32", "2 values, and --plan psl has 3 stages"),
             ("--crop-scale 0.2", "--crop-scale 0.2", "no random resized crops"),
-            ("--size-px 32 32 0", "a window of 0 px"),
+            ("--size-px 32 32 0", "--size-px 32 32 0: a side has 1 to"),
             ("--backbone revnet18", "--backbone revnet18", "revnet50"),
             ("--lr 0", "above 0"),
         ],
@@ -175,7 +177,8 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--size-px 32 --plan end_to_end --batch-size 32 16", "2 values, and --plan end_to_end has 1"),
             ("--batch-size 32 16 1", "--batch-size 1", "2 or more"), ("--size-px", "give a whole number"),
             ("--crop-scale 0", "--crop-scale 0", "above 0 and up to 1"), ("--crop-scale", "without a value"),
-            ("--size-px 32 0 32", "S2: ", "0 px"), ("--batch-size 48 24 1000", "one batch of 1000"),
+            ("--size-px 32 0 32", "--size-px 32 0 32: a side has 1 to"),
+            ("--batch-size 48 24 1000", "one batch of 1000"),
         ],
     ),
     "sslpp_context": (
