@@ -77,6 +77,7 @@ def _train(data: Path, sound: Path) -> None:
     run, weights = sound / _RUN, sound / "theirs.safetensors"
     often = ("--checkpoint-steps", 1, "--probe-every", 1)
     command("train", "simclr", *_TINY, *often, "--data", data, "--out", run)
+    shutil.copytree(run, run.with_name("simclr-002"), ignore=shutil.ignore_patterns("*.pt"))
     shutil.copy(run / "checkpoints" / "step-00000002.pt", sound / "theirs.pt")
     command("export", run, weights, "--to", "safetensors")
     arrays = {name: tensor.numpy() for name, tensor in open_weights(weights).state.items()}
@@ -111,7 +112,7 @@ def _gates(data: Path, sound: Path) -> list[Gate]:
             "replay", here / _RUN, "--step", 2, "--out", here / "out", "--workers", 1
         ),
         "runs": list_runs,
-        "compare": lambda here, _: command("compare", here / _RUN, "--out", here / "out"),
+        "compare": lambda here, _: command("compare", here / "runs", "--out", here / "out"),
         "--config": lambda here, _: train(here, "--config", here / _RUN),
         "--init": begin,
         "--init of an address": begin_elsewhere,
