@@ -40,7 +40,7 @@ _NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl-vision[exp
 
 def sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with input_errors(path), open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -35,7 +35,7 @@ from fastpsl.files.system_errors import (
 )
 from fastpsl.models import export, timm_backbone
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.models.foreign_weights import read_weights, read_weights_sidecar
+from fastpsl.models.foreign_weights import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.models.given import _copied
 from fastpsl.models.own_backbone import _made
 from fastpsl.pipelines.beton import shard
@@ -150,6 +150,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "net.py": lambda path: _made(f"{path}:Net"),
     "weights.pt": read_weights,
     "weights.safetensors": read_weights,
+    "digest of weights.pt": sha256_of_file,
     "weights.pt.json": lambda path: read_weights_sidecar(path.with_suffix("")),
     "run/checkpoints/step-00000002.pt": lambda path: CheckpointManager(path.parent).newest(),
     "cifar-10-binary.tar.gz": lambda path: published(path, "cifar10"),
