@@ -28,7 +28,8 @@ from fastpsl.engine.stage_blocks import run_blocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import remove_leftovers, write_atomically
 from fastpsl.files.json_records import NoRecord, read_bytes
-from fastpsl.files.system_errors import input_errors
+from fastpsl.files.system_errors import input_errors, raise_of_the_system
+from fastpsl.files.untrusted import check_zip
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.augment import choose_augment
@@ -94,15 +95,23 @@ def read_predictions(path: Path) -> Predictions:
     """Read the arrays of a file that `predict` wrote.
 
     Raises:
-        ValueError: The file does not exist.
+        ValueError: The file does not exist, is damaged, or cannot be read.
     """
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
+    if not path.exists():
         raise ValueError(
             f"{path} is not there: a finished run's predictions stay in its own folder; give that as "
             "--out, or evaluate anew"
+        )
+    try:
+        check_zip(path, path.stat().st_size)  # `np.savez` compresses nothing
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # noqa: BLE001  (zipfile, zlib and numpy raise different errors)
+        if not isinstance(error, MemoryError):  # by a header alone, since the file's size is bounded
+            raise_of_the_system(path, error)
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path} is no sound file of predictions ({reason}): give another --out, and evaluate anew"
         ) from None
 
 
