@@ -13,10 +13,10 @@ import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from fastpsl.files.json_records import open_regular
 
@@ -212,6 +212,55 @@ def leaves(value: Any, num_bytes: int) -> list[Any]:
             return found
         level = inside
     raise ValueError(_CLAIM)
+
+
+class _Call:
+    """A stand-in for whatever a pickle calls, and for what comes of it."""
+
+    left = 0  # the parts that calls may still copy
+
+    def __new__(cls, *arguments: Any) -> Self:
+        for argument in arguments:
+            if isinstance(argument, (list, tuple, dict)):
+                cls.left -= len(argument)
+        if cls.left < 0:
+            raise ValueError(_CLAIM)
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+class _DryRun(pickle.Unpickler):
+    """A reader that makes no object but plain ones."""
+
+    def __init__(self, stream: IO[bytes] | mmap.mmap, num_bytes: int):
+        super().__init__(stream, encoding="latin1")
+        left = _MOST_OPCODES + num_bytes // _BYTES_PER_OPCODE
+        self._call = type("_Call", (_Call,), {"left": left})
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        return self._call
+
+    @override
+    def persistent_load(self, pid: Any) -> Any:
+        return self._call()
+
+
+def check_calls(stream: IO[bytes] | mmap.mmap, num_bytes: int, num: int = 1) -> None:
+    """Raise ValueError if calls in `num` pickles copy the same lists again and again, as `set` may.
+
+    `check_pickles` has passed them.
+    """
+    for _ in range(num):
+        _DryRun(stream, num_bytes).load()
 
 
 _NDARRAY = "numpy.ndarray"

@@ -1,5 +1,6 @@
 """Checkpoints of a run: atomic writes, removal of old files, and fallback to older files."""
 
+import io
 import mmap
 import os
 import pickle
@@ -15,7 +16,7 @@ from fastpsl.console.progress import operation
 from fastpsl.files.atomic import atomic_file, remove_leftovers
 from fastpsl.files.json_records import open_regular
 from fastpsl.files.system_errors import UnreadableError, input_errors, raise_of_the_system
-from fastpsl.files.untrusted import check_pickles, check_size, check_zip, leaves
+from fastpsl.files.untrusted import check_calls, check_pickles, check_size, check_zip, leaves
 
 FORMAT = 1
 
@@ -81,7 +82,9 @@ def _check(path: Path, file: BinaryIO, num_bytes: int) -> None:
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 if name.casefold().endswith("data.pkl"):
-                    names += check_pickles(archive.read(name), num_bytes)
+                    pickled = archive.read(name)
+                    names += check_pickles(pickled, num_bytes)
+                    check_calls(io.BytesIO(pickled), num_bytes)
     elif num_bytes:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
@@ -90,6 +93,7 @@ def _check(path: Path, file: BinaryIO, num_bytes: int) -> None:
                 for name in check_pickles(data, num_bytes):
                     raise ForeignObjectError(name) from None
                 raise ValueError("a pickle that torch.save did not write") from None
+            check_calls(data, num_bytes, _NUM_PICKLES)
     for name in names:
         if name.endswith(_UNBOUNDED):
             raise ForeignObjectError(name)

@@ -95,7 +95,15 @@ PICKLES = {
         + 7_500 * (b"\x8a\xff" + b"\xff" * 254 + b"\x7f") + b"t" + text("C") + b"tR"
     )),
 }  # fmt: skip
+BIG = b"](" + b"".join(b"J" + struct.pack("<i", 300 + i) for i in range(100_000)) + b"eq\x01"
 ZIPPED = {
+    **{
+        f"a {name[1].decode()} again and again": BIG
+        + b"c%b\n%b\nq\x02](" % name
+        + b"h\x02h\x01\x85R" * 500
+        + b"e"
+        for name in ((b"__builtin__", b"set"), (b"collections", b"Counter"))
+    },
     "a bytearray of 6 GB": BYTEARRAY,
     "a text that doubles": HEX + b"q\x02h\x01h\x02h\x03\x86R" * 40,
     "a name of a million letters": named(["module." * 140_000]),
