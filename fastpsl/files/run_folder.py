@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -51,6 +50,7 @@ RESULTS = Form("results.json", {
 
 METRICS, PROBES, EPOCHS = LINES = "metrics.jsonl", "probe.jsonl", "epochs.jsonl"
 _MAX_LINE_BYTES = 1 << 20
+_MOST_EMPTY = 64  # parts of so many bytes in which no line ends
 _LAST_BYTES = 1 << 16
 _COUNT, _NUMBER, _TEXT = (int,), (int, float, type(None)), (str,)
 # The types of the fields of lines that we use; counts are not negative. A task or a program may add others.
@@ -118,9 +118,14 @@ def count_lines(path: Path, start: int = 0) -> int:
 
 
 def _count_ends(file: BinaryIO) -> int:
-    """Return how many lines end in the rest of a file, which counts up to 1 MB without an end of one."""
-    parts = iter(partial(file.read, _MAX_LINE_BYTES), b"")
-    return sum(takewhile(bool, (part.count(b"\n") for part in parts)))
+    """Return how many lines end in the rest of a file, which counts up to 64 MB without an end of one."""
+    num = num_empty = 0
+    for part in iter(partial(file.read, _MAX_LINE_BYTES), b""):
+        ends = part.count(b"\n")
+        num, num_empty = num + ends, 0 if ends else num_empty + 1
+        if num_empty == _MOST_EMPTY:  # it may claim a terabyte
+            break
+    return num
 
 
 def _row(path: Path, text: bytes) -> dict[str, Any] | None:

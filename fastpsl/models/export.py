@@ -289,7 +289,7 @@ def _architecture(pretrained: Pretrained, name: str) -> Architecture:
 
 def _is_ours(weights: Path) -> bool:
     try:
-        return (read_weights_sidecar(weights) or {}).get("to") == "hf"
+        return weights.exists() and (read_weights_sidecar(weights) or {}).get("to") == "hf"
     except UnreadableError:
         raise
     except ValueError:
