@@ -29,7 +29,7 @@ from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import remove_leftovers, write_atomically
 from fastpsl.files.json_records import NoRecord, read_bytes
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
-from fastpsl.files.untrusted import check_zip
+from fastpsl.files.untrusted import open_npz
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.augment import choose_augment
@@ -103,15 +103,12 @@ def read_predictions(path: Path) -> Predictions:
             "--out, or evaluate anew"
         )
     try:
-        check_zip(path, path.stat().st_size)  # `np.savez` compresses nothing
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # noqa: BLE001  (zipfile, zlib and numpy raise different errors)
-        if not isinstance(error, MemoryError):  # by a header alone, since the file's size is bounded
-            raise_of_the_system(path, error)
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        with open_npz(path, path.stat().st_size) as file:  # `np.savez` compresses nothing
+            return dict(file)
+    except ValueError as error:
+        raise_of_the_system(path, error)
         raise ValueError(
-            f"{path} is no sound file of predictions ({reason}): give another --out, and evaluate anew"
+            f"{path} is no sound file of predictions ({error}): give another --out, and evaluate anew"
         ) from None
 
 

@@ -31,9 +31,9 @@ DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
 # How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
-# What --val may be besides data; see `share_of` for the other.
 _MAX_WORKERS = 4096  # threads, some for each core of the largest machines
 _MAX_SIDE_PX = 65_535  # of JPEG, and of dataset files
+# What --val may be besides data; see `share_of` for the other.
 NO_VAL = "none"
 PerStage = int | tuple[int, ...]
 """One value for all stages, or one for each."""

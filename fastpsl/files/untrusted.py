@@ -4,6 +4,7 @@
 Names of Python objects are never looked up, and no code of numpy runs.
 """
 
+import contextlib
 import io
 import math
 import mmap
@@ -11,7 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,10 +20,7 @@ import numpy as np
 from typing_extensions import Self, override
 
 from fastpsl.files.json_records import open_regular
-
-
-class DamagedError(ValueError):
-    """A file that is cut short, changed on the way, or made to claim more than it holds."""
+from fastpsl.files.system_errors import raise_of_the_system
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -92,6 +90,24 @@ def _require_usual_end(path: Path) -> None:
             raise ValueError(_AMBIGUOUS)
     if not end.startswith(b"PK\5\6") or comment or start + size != at:
         raise ValueError(_AMBIGUOUS)
+
+
+@contextlib.contextmanager
+def open_npz(path: Path, max_bytes: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Open an .npz file that takes at most `max_bytes`.
+
+    Raises:
+        UnreadableError: The system cannot read it.
+        ValueError: It is damaged, claims more, or its arrays are not what the block takes them for.
+    """
+    try:
+        check_zip(path, max_bytes)
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except Exception as error:  # noqa: BLE001  (zipfile, zlib and numpy raise different errors)
+        if not isinstance(error, MemoryError):  # by a header alone, since the file's size is bounded
+            raise_of_the_system(path, error)
+        raise ValueError(" ".join(str(error).strip("'\"").split())[:120] or type(error).__name__) from None
 
 
 _CUT = "a pickle that is cut short"

@@ -31,7 +31,7 @@ from fastpsl.files.json_records import (
 )
 from fastpsl.files.paths import WEIGHTS, require_existing
 from fastpsl.files.system_errors import UnreadableError, input_errors, raise_of_the_system
-from fastpsl.files.untrusted import DamagedError, leaves, load_plain
+from fastpsl.files.untrusted import leaves, load_plain
 from fastpsl.models.checkpoint import ForeignObjectError, load_tensors
 
 _CHUNK = 1 << 22
@@ -69,7 +69,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         except UnreadableError:
             raise
         except ValueError as error:
-            raise DamagedError(
+            raise ValueError(
                 f"{path} is no readable file of weights ({error}): fetch or copy it again"
             ) from None
     if isinstance(state, dict):
@@ -153,7 +153,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise_of_the_system(path, error)
-        raise DamagedError(
+        raise ValueError(
             f"{path} is no readable safetensors file ({error}): fetch or copy it again"
         ) from None
 

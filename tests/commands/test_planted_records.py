@@ -26,15 +26,21 @@ CODE = f"import pathlib; pathlib.Path(__file__).with_name('{MARK}').touch()\ncla
 # What a run read is read again by who repeats it: its images, and the weights of --init, each by its reader.
 READ_AGAIN = (("options", "data"), ("options", "val"), ("options", "init"))
 
-_seen: list[str] = []  # the files that Python opens or lists
 
+@pytest.fixture
+def seen() -> Iterator[list[str]]:
+    """Yield a list that gets the files which Python opens or lists, until the test ends."""
+    found = list[str]()
+    is_listening = True  # a hook stays in the process
 
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        _seen.append(os.path.abspath(os.fsdecode(arguments[0])))
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        is_look = is_listening and event in ("open", "os.listdir", "os.scandir")
+        if is_look and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            found.append(os.path.abspath(os.fsdecode(arguments[0])))
 
-
-sys.addaudithook(_note)
+    sys.addaudithook(note)
+    yield found
+    is_listening = False
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +107,7 @@ def groups(runs: Path) -> Iterator[tuple[Path, list[Place]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("turn", [0, *map(nightly, (1, 2, 3))])
 def test_no_record_runs_a_file_or_leads_out(
-    turn: int, trained: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    turn: int, trained: Path, seen: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outside, here = tmp_path / "outside", tmp_path / "here"
     (outside / "folder").mkdir(parents=True)
@@ -122,7 +128,7 @@ def test_no_record_runs_a_file_or_leads_out(
             value = planted(value, place, text)
         write(path, value)
         for name in READERS.get(path.name, OTHERS):
-            _seen.clear()
+            seen.clear()
             where = f"{name} of {path.name} with {text} as {'.'.join(map(str, places[0]))}"
             try:
                 commands[name](here / "runs" / "run")
@@ -130,7 +136,7 @@ def test_no_record_runs_a_file_or_leads_out(
                 pass
             except Exception as error:  # noqa: BLE001 - each is a fault
                 faults.append(f"{where}: {type(error).__name__}: {error}")
-            opened = [each for each in _seen if Path(each).is_relative_to(outside) and each != str(outside)]
+            opened = [each for each in seen if Path(each).is_relative_to(outside) and each != str(outside)]
             if opened and places[0] not in READ_AGAIN:
                 faults.append(f"{where} read {opened[0]}")
             if sorted(outside.rglob("*")) != before:

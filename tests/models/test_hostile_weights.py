@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.files.untrusted import DamagedError, load_plain
+from fastpsl.files.untrusted import load_plain
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.foreign_weights import read_weights, recognise
 from tests.pipelines.threads import in_a_forked_process
@@ -199,7 +199,7 @@ def test_a_zip_has_one_list_of_its_parts(tmp_path: Path) -> None:
     twice = path.read_bytes()
     for data in (twice, sound[:4] + sound, sound[:-2] + b"\x04\x00more"):
         path.write_bytes(data)
-        with pytest.raises(DamagedError, match="two readers of zips"):
+        with pytest.raises(ValueError, match="two readers of zips"):
             read_weights(path)
     path.write_bytes(sound)
     assert read_weights(path)["w"].shape == (2,)
@@ -209,7 +209,7 @@ def test_safetensors_with_a_name_of_a_million_letters_is_refused(tmp_path: Path)
     head = json.dumps({"a" * 1_000_000: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", len(head)) + head)
-    with pytest.raises(DamagedError, match="longer names"):
+    with pytest.raises(ValueError, match="longer names"):
         read_weights(path)
 
 

@@ -17,7 +17,7 @@ from fastpsl.engine.run import open_both
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.json_records import Form, parse
 from fastpsl.files.system_errors import output_errors, raise_of_the_system
-from fastpsl.files.untrusted import check_zip
+from fastpsl.files.untrusted import open_npz
 from fastpsl.pipelines.data.dataset import Dataset
 
 NAME = "labels.npz"
@@ -210,8 +210,7 @@ def _read(path: Path, num_samples: int) -> _File:
         raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")
     try:
         # numpy would allocate whatever length a damaged header states.
-        check_zip(path, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples) as arrays:
             version = int(arrays["format"])
             if version == FORMAT:
                 labels, indices, entropy = (arrays[n] for n in ("labels", "indices", "entropy"))
@@ -220,11 +219,9 @@ def _read(path: Path, num_samples: int) -> _File:
                 configuration = _CONFIGURATION.checked(
                     path, parse(path, str(arrays["configuration"].item()).encode())
                 )
-    except Exception as error:  # noqa: BLE001  (zipfile, zlib and numpy raise different errors)
-        if not isinstance(error, MemoryError):  # by a header alone, since the file's size is bounded
-            raise_of_the_system(path, error)
-        reason = " ".join(str(error).strip("'\"").split())[:120] or type(error).__name__
-        raise ValueError(f"{path} is no readable file of labels ({reason}): give a recipe's {NAME}") from None
+    except ValueError as error:
+        raise_of_the_system(path, error)
+        raise ValueError(f"{path} is no readable file of labels ({error}): give a recipe's {NAME}") from None
     if version != FORMAT:
         raise ValueError(f"{path} is of format {version}, and this version reads {FORMAT}: {_AGAIN}")
     for name, array, dtype in (
