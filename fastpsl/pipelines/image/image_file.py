@@ -24,6 +24,7 @@ from PIL import Image, ImageFile
 
 from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.image.jpeg import SCAN_REASONS, jpeg_scans
 from fastpsl.pipelines.image.orientation import (
     ORIENTATION_TAG,
@@ -86,7 +87,7 @@ def read_image_file(path: str | Path) -> bytes:
         return file.read(num_bytes)
 
 
-def upright_size(path: str) -> tuple[int, int]:
+def upright_size(path: str, reading: Reading = PLAIN) -> tuple[int, int]:
     """Return (height, width) of what `decode_any` makes of a file, from its header alone."""
     with _reasons(), open(path, "rb") as file, _open(file) as image:
         width, height = image.size
@@ -173,7 +174,7 @@ def num_pixels(data: bytes) -> int:
         return image.height * image.width
 
 
-def decode_any(data: bytes) -> np.ndarray:
+def decode_any(data: bytes, reading: Reading = PLAIN) -> np.ndarray:
     """Decode an image of any known format to upright RGB, uint8 [H, W, 3]."""
     with _reasons(), _open(io.BytesIO(data)) as image:
         _check_scans(data)
