@@ -19,6 +19,8 @@ from PIL import Image
 
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
+from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.image.bands import leaves_jpeg
 from fastpsl.pipelines.image.codec import Codec, shrink
 from fastpsl.pipelines.image.image_file import check_pixels, decode_any, num_pixels
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, decode_plainly, jpeg_header, jpeg_scans
@@ -112,14 +114,15 @@ def _codec() -> Codec | None:
     return _local.codec
 
 
-def convert(data: bytes, target: Target) -> Stored:
+def convert(data: bytes, target: Target, reading: Reading = PLAIN) -> Stored:
     """Convert an image file's bytes to their stored form, in any thread. Large ones wait for each other."""
     if not data:
         raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))
-    if status != HEADER_GOOD or components != 3 or precision != 8 or height * width > MAX_PIXELS:
-        with _large.room_for(num_pixels(data)):
-            return _store(_shrink(decode_any(data), target), target, "encoded")
+    is_plain = components == 3 and precision == 8 and leaves_jpeg(reading.bands, components)
+    if status != HEADER_GOOD or not is_plain or height * width > MAX_PIXELS:
+        with _large.room_for(num_pixels(data, reading)):
+            return _store(_shrink(decode_any(data, reading), target), target, "encoded")
     with _large.room_for(height * width):
         return _convert_jpeg(data, height, width, bool(is_progressive), target)
 

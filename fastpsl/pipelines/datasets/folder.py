@@ -35,13 +35,14 @@ from fastpsl.pipelines.data.dataset import (
     is_of_one_file,
 )
 from fastpsl.pipelines.data.source import Source
-from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
+from fastpsl.pipelines.image.bands import PACKAGES, is_missing
+from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import image_list
 
-_VERSION = "folder-v3"  # a new name whenever the contents of the index change
+_VERSION = "folder-v4"  # a new name whenever the contents of the index change
 _LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by
 _THREADS = 16  # remote storage answers slowly, but many requests at once
 # Pillow reads the size of a JPEG whose first scan is further back.
@@ -141,7 +142,7 @@ class _Digests:
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
-        seeds = f"{_VERSION} {FORMATS} {is_missing()}", _LISTING
+        seeds = f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}", _LISTING
         self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
 
     def add(self, name: str, label: int, file: _File) -> None:
