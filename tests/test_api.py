@@ -127,6 +127,26 @@ def test_a_call_trains_as_its_command_does(run: fastpsl.Trained, tmp_path: Path)
     assert json.loads((run.folder / "status.json").read_text())["state"] == "finished"
 
 
+def test_what_torch_is_set_to_changes_no_result(run: fastpsl.Trained, tmp_path: Path) -> None:
+    test, precision = sample_paths().test_32, torch.backends.cuda.matmul
+    scores, (features, _) = (
+        fastpsl.evaluate.knn(run, test, test, out=tmp_path / "a"),
+        fastpsl.embed(run, test),
+    )
+    before = precision.fp32_precision
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), np.errstate(all="raise"):
+            assert pretrain(tmp_path / "run").metrics == run.metrics
+            precision.fp32_precision = "tf32"  # beside the precision of all backends, which torch then hides
+            assert fastpsl.evaluate.knn(run, test, test, out=tmp_path / "b") == scores
+            np.testing.assert_array_equal(fastpsl.embed(run, test)[0], features)
+        assert precision.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        precision.fp32_precision = before
+
+
 def test_the_defaults_are_the_papers_with_data_and_the_samples_without() -> None:
     script, lines = find("jigsaw"), list[str]()
     with_data = script.from_values({"data": "photos", "counts": [1, 2, 3], "lr": None}, lines.append)

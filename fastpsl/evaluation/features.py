@@ -298,7 +298,7 @@ def _launched(
 
 def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.ndarray:
     """Return float32 [B, width] in the file's dtype, with NaN where `skipped`; ValueError if out of range."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         values = features.astype(work.dtype)
     if not np.isfinite(values).all():
         other = "fastpsl features --dtype float32 can; or give another --block"

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -12,9 +13,17 @@ def no_tf32() -> Iterator[None]:
 
     Distances and covariances are differences of large numbers, and TF32 would change them by 1e-3 of these.
     """
-    before = torch.get_float32_matmul_precision()
+    torch_backends: Any = torch.backends
+    backends = torch_backends.cuda.matmul, torch_backends.mkldnn.matmul
+    values = [backend.fp32_precision for backend in backends]
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user's program has set the backends one by one
+        before = "highest"
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        for backend, value in zip(backends, values, strict=True):
+            backend.fp32_precision = value

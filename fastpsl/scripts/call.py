@@ -22,6 +22,7 @@ from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.run import Run
+from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.scripts.recipe_process import error_line, note_failure
 
 Answer = TypeVar("Answer")
@@ -64,7 +65,11 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         torch.set_default_dtype(torch.float32)
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(no_tf32())
         stack.callback(leave_world)
         stack.enter_context(words_of_python())
         stack.callback(close)

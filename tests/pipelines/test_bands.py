@@ -144,7 +144,7 @@ def test_an_image_that_pillow_has_cut_is_refused() -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("is_big", [False, True])
 def test_chosen_bands_are_those_of_the_file(
-    layout: dict[str, bool], tile: tuple[int, int] | None, order: str, is_big: bool, tmp_path: Path
+    layout: dict[str, Any], tile: tuple[int, int] | None, order: str, is_big: bool, tmp_path: Path
 ) -> None:
     whole: dict[str, Any] = {**layout, "tile": tile, "order": order, "is_big": is_big}
     for chosen in ((4, 2, 13), (7,)):

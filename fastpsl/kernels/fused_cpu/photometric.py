@@ -90,10 +90,12 @@ def _taps(sigma: np.ndarray, due: np.ndarray, kernel_px: int) -> tuple[np.ndarra
     `sigma` and `due` are [B].
     """
     half = kernel_px // 2
-    weights = np.exp(-0.5 * (np.arange(half + 1) / sigma[:, None].astype(np.float64)) ** 2)
-    weights /= 2 * weights.sum(1, keepdims=True) - 1
+    with np.errstate(under="ignore"):  # far taps are 0, whatever the user's program asks of numpy
+        weights = np.exp(-0.5 * (np.arange(half + 1) / sigma[:, None].astype(np.float64)) ** 2)
+        weights /= 2 * weights.sum(1, keepdims=True) - 1
+        weights = weights.astype(np.float32)
     num = np.minimum(half, (_REACH_SIGMAS * sigma).astype(np.int64)) + 1
-    return weights.astype(np.float32), np.where(due, num, 0)
+    return weights, np.where(due, num, 0)
 
 
 # The operation numbers and the weights of kernels/colour.py.

@@ -1,8 +1,8 @@
 """Settings of the host program that must not change what an image becomes.
 
 Pillow reads them from its modules, and Python its filters of warnings, alike for all threads. Other threads
-of the host may use Pillow meanwhile, so nothing is set for a while and put back. Each becomes a value that
-looks at the thread: it is Pillow's own one where images are decoded here. Elsewhere it is the host's.
+of the host may use Pillow meanwhile, so nothing is set for a while and put back. Each setting becomes a value
+that looks at the thread: it is Pillow's own one where images are decoded here. Elsewhere it is the host's.
 """
 
 import logging
@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from PIL import ImageFile, PngImagePlugin, TiffImagePlugin
-from typing_extensions import override
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 _thread = threading.local()
 
@@ -63,22 +62,25 @@ _divide(PngImagePlugin, "MAX_TEXT_MEMORY", 64 << 20)
 _divide(TiffImagePlugin, "READ_LIBTIFF", False)
 
 
-class _HereAlone(type):
-    @override
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return _decodes()
+class _Warnings:
+    """Python's module for those of Pillow, whose `warn` does nothing in threads that decode here."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    def warn(self, message: Any, category: type[Warning] | None = None, stacklevel: int = 1) -> None:
+        if not _decodes():
+            warnings.warn(message, category, stacklevel + 1)
 
 
-class _Decoding(Warning, metaclass=_HereAlone):
-    """A category that every warning has in threads that decode here, and none in others."""
+for _module in (Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin):
+    if hasattr(_module, "warnings"):
+        _module.warnings = _Warnings()  # type: ignore[attr-defined]
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Have Pillow decode by its own settings in this thread, and its warnings be no errors."""
-    filters: list[Any] = warnings.filters  # type: ignore[assignment]
-    if not filters or filters[0][2] is not _Decoding:
-        warnings.simplefilter("ignore", _Decoding)
+    """Have Pillow decode by its own settings in this thread, and without warnings, which may be errors."""
     before = _decodes()
     _thread.decodes = True
     try:

@@ -42,7 +42,9 @@ def landscape(
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     sky = _blend(palette[0], palette[1], np.clip(rows / horizon, 0, 1) ** 1.4)
     sun = np.hypot(columns - light * width, rows - horizon * random.uniform(0.1, 0.6)) / width
-    sky += np.exp(-((sun / 0.22) ** 2))[..., None] * np.array([70, 55, 25], np.float32)
+    with np.errstate(under="ignore"):  # far from the sun, where the user's program may ask numpy to raise
+        sunshine = np.exp(-((sun / 0.22) ** 2))
+    sky += sunshine[..., None] * np.array([70, 55, 25], np.float32)
     clouds = 0.6 * noise(random, height, width, 7, 3) + 0.4 * noise(random, height, width, 16, 9)
     cover = np.clip((clouds - random.uniform(0.45, 0.7)) * 4, 0, 0.85) * np.clip(1.2 - rows / horizon, 0, 1)
     sky = _blend(sky, np.array([250, 250, 252], np.float32), cover)
@@ -53,7 +55,9 @@ def landscape(
     coarse = noise(random, height, width, 16 if on_water else 12, 4 if on_water else 16)
     ground += ((1 - depth) * (fine - 0.5) * 22 + depth * (coarse - 0.5) * 60)[..., None]
     if on_water:  # glitter below the sun
-        ground += (np.exp(-(((columns / width - light) / 0.08) ** 2)) * (fine > 0.55) * 50)[..., None]
+        with np.errstate(under="ignore"):
+            glitter = np.exp(-(((columns / width - light) / 0.08) ** 2))
+        ground += (glitter * (fine > 0.55) * 50)[..., None]
     image = np.where((rows < horizon)[..., None], sky, ground)
     if random.random() < 0.7:  # hills on the horizon
         line = horizon - (noise(random, 2, width, 1, 5)[0] * random.uniform(0.05, 0.2)) * height
