@@ -63,7 +63,7 @@ _divide(TiffImagePlugin, "READ_LIBTIFF", False)
 
 
 class _Warnings:
-    """Python's module for those of Pillow, whose `warn` does nothing in threads that decode here."""
+    """A stand-in for `warnings` in modules of Pillow: `warn` does nothing in threads that decode here."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(warnings, name)
