@@ -82,7 +82,11 @@ def embed(
     number = block_number(block, backbone.num_blocks, backbone.block_names)
     with ExitStack() as stack:
         if isinstance(data, str | os.PathLike):
-            data = stack.enter_context(closing(open_data(os.fspath(data))))
+            data = stack.enter_context(
+                closing(
+                    open_data(os.fspath(data), reading=model.input.reading, reading_of="the weights' images")
+                )
+            )
         work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
         features = np.full((data.num_samples, work.width), np.nan, np.float32)
         first = 0

@@ -176,7 +176,11 @@ def neighbours(
     require_data("gallery", gallery)
     require_data("queries", queries)
     place = training_images(model, "give gallery") if gallery is None else os.fspath(gallery)
-    with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
+    of_weights = {"reading": model.input.reading, "reading_of": "the weights' images"}
+    with (
+        closing(open_data(place, **of_weights)) as bank,
+        closing(open_data(os.fspath(queries or place), **of_weights)) as asked,
+    ):
         numbers = np.asarray(indices, np.int64)
         if not len(numbers) or numbers.min() < 0 or numbers.max() >= asked.num_samples:
             raise ValueError(f"indices {list(indices)}: give some of 0 to {asked.num_samples - 1:,}")

@@ -14,6 +14,7 @@ from fastpsl.engine.options import DATA, MACHINE, RunOptions, TrainingOptions
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.paths import FORMS
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.scripts.recipe import require_paths
 
 if TYPE_CHECKING:
@@ -89,6 +90,20 @@ class EvaluationOptions(RunOptions):
         if self.data is None and (run := TrainedRun.of(self.checkpoint)):
             values |= self._data_of(run)
         return values | (self.recorded_size() if self.size_from_run else {})
+
+    @override
+    def reading(self) -> tuple[Reading, str]:
+        """Return how --data is to be read: without an option for it, as the weights' training images were."""
+        own, _ = super().reading()
+        if self.checkpoint is None or (self.range and self.bands):
+            return own, ""
+        from fastpsl.models.weights import recorded_input
+
+        input = recorded_input(self.checkpoint)
+        theirs = PLAIN if input is None else input.reading
+        limits = None if own.measures else own.range or theirs.range
+        reading = Reading(limits, own.bands or theirs.bands, own.measures)
+        return reading, "" if own != PLAIN else "the weights' images"
 
     def recorded_size(self) -> dict[str, Any]:
         """Return the side of RUN's images as `size_px`; nothing for random and for others' weights."""

@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
@@ -33,8 +34,11 @@ from fastpsl.pipelines.data.dataset import (
     SampleTable,
     checked,
     is_of_one_file,
+    spread_indices,
 )
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.data.source import Source
+from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
 from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
@@ -83,6 +87,7 @@ class FolderIndex:
     records: np.ndarray  # RECORD [num_samples], memory-mapped
     names: np.ndarray  # uint8, memory-mapped: the paths as the source names them, one after another
     digest: str  # of names, labels and sizes in bytes
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def folder_index(files: Source, origin: Path) -> FolderIndex:
     prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
     key, digest = _listing_digests(files, origin)
     path = folder / f"{prefix}-{key}"
-    try:
+    with _keeping(folder, root):
         index = _load(path, digest)
         if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +118,20 @@ def folder_index(files: Source, origin: Path) -> FolderIndex:
                 if index is None or _is_outdated(index):  # no other process has made it meanwhile
                     _make(files, origin, path, key)
                     index = _load(path, digest)
+    assert index is not None
+    return index
+
+
+@contextmanager
+def _keeping(folder: Path, root: str) -> Iterator[None]:
+    """Tell where an index cannot be kept, and what to do."""
+    try:
+        yield
     except OSError as error:
         advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
         raise ValueError(
             f"{folder}: the index of {root} cannot be kept there ({error.strerror}); {advice}"
         ) from None
-    assert index is not None
-    return index
 
 
 def _is_outdated(index: FolderIndex) -> bool:
@@ -279,7 +291,7 @@ def _load(path: Path, digest: str) -> FolderIndex | None:
             return None
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError):  # the machine may have gone down
         return None
-    return FolderIndex(summary, records, names, digest)
+    return FolderIndex(summary, records, names, digest, path)
 
 
 class ImageFiles(Local):
@@ -291,7 +303,7 @@ class ImageFiles(Local):
 
     kind = "folder"  # a decoder opens each file by its path
 
-    def __init__(self, files: Source, origin: Path, root: Path) -> None:
+    def __init__(self, files: Source, origin: Path, root: Path, reading: Reading = PLAIN) -> None:
         # Absolute, because a process may change its working folder while it trains.
         self.root = Path(os.path.abspath(root))
         self._index = folder_index(files, origin)
@@ -311,6 +323,22 @@ class ImageFiles(Local):
         self.class_names, self.left_out = files.class_names, files.left_out
         self.num_samples = summary.num_samples
         self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
+        try:
+            self.reading = self._measured(origin, reading.bands).applied(origin, reading)
+        except BaseException:
+            self.close()
+            raise
+
+    def _measured(self, origin: Path, bands: tuple[int, ...]) -> Measured:
+        """Return what values the images have, as far as some of them tell; they are looked at once."""
+        records, path = self._index.records, self._index.path / f"values{'-'.join(map(str, bands))}.json"
+        if (measured := kept(path)) is None:
+            chosen = spread_indices(self.num_samples, NUM_MEASURED)
+            files = [self.name(i) for i in chosen[records["mode"][chosen] == MODE_FILE].tolist()]
+            measured = measure(origin, files, len(chosen), bands)
+            with _keeping(path.parent, str(origin)):
+                keep(path, measured)
+        return measured
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """Return (min height, min width, max height, max width) over all readable images, upright, in px."""
@@ -318,7 +346,7 @@ class ImageFiles(Local):
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
-        rows = SampleTable.empty(checked(indices, self.num_samples))
+        rows = SampleTable.empty(checked(indices, self.num_samples))._replace(reading=self.reading)
         records = self._index.records[rows.indices]
         rows.fd[:], rows.offset[:] = -1, 0
         for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):
@@ -345,8 +373,14 @@ class ImageFiles(Local):
         yield from map(self._name, self._index.records)
 
     def digest(self) -> str:
-        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
-        return self._index.digest
+        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares.
+
+        Other pixels of the same files, by a range or bands, have another one.
+        """
+        if self.reading == PLAIN:
+            return self._index.digest
+        text = f"{self._index.digest} {self.reading.in_words()}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @override
     def close(self) -> None:
@@ -367,17 +401,17 @@ class ImageFiles(Local):
 class Folder(ImageFiles):
     """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, reading: Reading = PLAIN) -> None:
         files = image_folder(root)
         for warning in files.warnings:
             warnings.warn(f"{root}: {warning}", stacklevel=2)
-        super().__init__(files, Path(root), Path(root))
+        super().__init__(files, Path(root), Path(root), reading)
 
 
 @final
 class Listed(ImageFiles):
     """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, reading: Reading = PLAIN) -> None:
         files = image_list(path)
-        super().__init__(files, Path(path), files.root)
+        super().__init__(files, Path(path), files.root, reading)

@@ -250,8 +250,8 @@ class VOC(Local):
         self._ids = [name for part in parts for name in part.ids]
         self._files = [path for part in parts for path in part.annotation_files()]
         self.num_samples = len(self._ids)
-        columns = zip(*(_rows(part) for part in parts), strict=True)
-        self._rows = SampleTable(*(np.concatenate(column) for column in columns))._replace(
+        columns = zip(*(_rows(part)[:-1] for part in parts), strict=True)
+        self._rows = SampleTable._make([*map(np.concatenate, columns), self.reading])._replace(
             indices=np.arange(self.num_samples)
         )
         self._objects: list[Objects] | None = [] if needs == "boxes" else None
