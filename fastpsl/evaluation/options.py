@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.views import Input
 
 
-# The reason to refuse --val.
-VAL_IS_OF_DATA = "the protocol says which part of --data is scored; leave it out"
+# What data sets of PASCAL VOC refuse.
+OF_VOC = dict.fromkeys(("range", "bands"), "VOC's images have 8 bits and three colours; leave it out") | {
+    "val": "the protocol says which part of --data is scored; leave it out"
+}
 # What a loader of whole images refuses.
-WHOLE_IMAGES = dict.fromkeys(
-    ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"
-) | {"val": VAL_IS_OF_DATA}
+WHOLE_IMAGES = (
+    dict.fromkeys(
+        ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"
+    )
+    | OF_VOC
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +103,13 @@ class EvaluationOptions(RunOptions):
         if self.checkpoint is None or (self.range and self.bands):
             return own, ""
         from fastpsl.models.weights import recorded_input
+        from fastpsl.pipelines.datasets.open import OF_WEIGHTS
 
         input = recorded_input(self.checkpoint)
         theirs = PLAIN if input is None else input.reading
         limits = None if own.measures else own.range or theirs.range
         reading = Reading(limits, own.bands or theirs.bands, own.measures)
-        return reading, "" if own != PLAIN else "the weights' images"
+        return reading, "" if own != PLAIN else OF_WEIGHTS
 
     def recorded_size(self) -> dict[str, Any]:
         """Return the side of RUN's images as `size_px`; nothing for random and for others' weights."""

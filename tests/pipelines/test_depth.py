@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,9 +37,10 @@ def png(pixels: np.ndarray, kind: int) -> bytes:
     )
 
 
-def tiff(pixels: np.ndarray, byteorder: str = "<", **options: object) -> bytes:
+def tiff(pixels: np.ndarray, byteorder: Any = "<", **options: Any) -> bytes:
     file = io.BytesIO()
-    tifffile.imwrite(file, pixels, byteorder=byteorder, **{"photometric": "minisblack", **options})
+    values: dict[str, Any] = {"photometric": "minisblack", **options}
+    tifffile.imwrite(file, pixels, byteorder=byteorder, **values)
     return file.getvalue()
 
 
@@ -192,9 +194,9 @@ def test_images_of_pillow_are_read_by_a_range(name: str) -> None:
         ("5:5", None, "--range 5:5: LOW must be below HIGH, both finite"),
         ("0:inf", None, "LOW must be below HIGH, both finite"),
         ("nan:1", None, "LOW must be below HIGH, both finite"),
-        (None, "1,2", "--bands 1,2: give one or three bands, counted from 1, such as 1,2,3"),
-        (None, "0", "--bands 0: give one or three bands"),
-        (None, "a", "--bands a: give numbers with commas, such as 1,2,3"),
+        (None, "1,2", "--bands 1,2: give one or three numbers, counted from 1, such as 1,2,3"),
+        (None, "0", "--bands 0: give one or three numbers"),
+        (None, "a", "--bands a: give one or three numbers"),
     ],
 )
 def test_options_that_are_none(limits: str | None, bands: str | None, error: str) -> None:

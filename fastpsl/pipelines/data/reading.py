@@ -33,7 +33,7 @@ class Reading:
             raise ValueError(f"--range {range_text((low, high))}: LOW must be below HIGH, both finite")
         if len(self.bands) not in _NUMBERS_OF_BANDS or min(self.bands, default=1) < 1:
             given = ",".join(map(str, self.bands))
-            raise ValueError(f"--bands {given}: give one or three bands, counted from 1, such as 1,2,3")
+            raise _no_bands(given)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what differs from the usual reading as plain values, as records have it."""
@@ -52,7 +52,7 @@ class Reading:
             low, high = (0.0, 1.0) if limits is None else map(float, limits)
             numbers = tuple(map(int, bands))
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"range {limits!r:.40} and bands {bands!r:.40}: give numbers") from None
+            raise ValueError(f"range {limits!r:.40}, bands {bands!r:.40}: give numbers") from None
         return cls(None if limits is None else (low, high), numbers)
 
     @classmethod
@@ -78,7 +78,7 @@ class Reading:
         try:
             numbers = tuple(map(int, bands.split(",") if isinstance(bands, str) else bands or ()))
         except (TypeError, ValueError):
-            raise ValueError(f"--bands {bands}: give numbers with commas, such as 1,2,3") from None
+            raise _no_bands(bands) from None
         return cls(limits, numbers, range == AUTO)
 
     def in_words(self) -> str:
@@ -89,6 +89,10 @@ class Reading:
 
 
 PLAIN = Reading()
+
+
+def _no_bands(given: object) -> ValueError:
+    return ValueError(f"--bands {given}: give one or three numbers, counted from 1, such as 1,2,3")
 
 
 def range_text(range: tuple[float, float]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import worded
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
@@ -66,8 +67,10 @@ class Measured:
             if outside:
                 least, most = self.extremes
                 warnings.warn(
-                    f"{source}: {outside:,} of {self.num:,} images looked at have values outside of --range "
-                    f"{range_text(reading.range)} ({least:,g} to {most:,g}), which are clipped",
+                    worded(
+                        f"{source}: {outside:,} of {self.num:,} images looked at have values outside of "
+                        f"--range {range_text(reading.range)} ({least:,g} to {most:,g}), which are clipped"
+                    ),
                     stacklevel=3,
                 )
         elif self.deep:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastpsl.console.words import worded
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
 from fastpsl.files.remote.address import check_address, is_remote, remote_objects
@@ -290,7 +291,7 @@ def open_data(
         cache_dir: For an address, the cache's folder; see `Cache`.
         cache_gb: For an address, the bound of the cache.
         reading: The range and the bands of its images; a dataset file was written with its own.
-        reading_of: Whose reading it is, such as "the weights"; "" for one that the user gives.
+        reading_of: Whose reading it is, such as OF_WEIGHTS; "" for one that the user gives.
 
     Raises:
         ValueError: The name is empty, or nothing of that kind is there. Or the user gives another reading
@@ -310,6 +311,9 @@ def open_data(
     return data
 
 
+OF_WEIGHTS = "the weights' images"
+
+
 def _as_written(source: str | Path, data: Beton, reading: Reading, reading_of: str) -> Reading:
     """Return the reading that a dataset file was written with, which should be the given one."""
     is_measured = reading.measures and data.reading.range and reading.bands in ((), data.reading.bands)
@@ -318,9 +322,10 @@ def _as_written(source: str | Path, data: Beton, reading: Reading, reading_of: s
     if not data.tells_reading and not reading.measures:
         return reading
     wanted = reading.in_words() or "--range auto"
-    written = data.reading.in_words() or "without --range and --bands"
+    words = data.reading.in_words()
+    written = f"with {words}" if words else "without --range and --bands"
     if reading_of:
-        warnings.warn(f"{source}: was written {written}, {reading_of} had {wanted}", stacklevel=3)
+        warnings.warn(worded(f"{source}: was written {written}, {reading_of} had {wanted}"), stacklevel=3)
         return data.reading
     raise ValueError(
         f"{source}: was written {written}, so {wanted} comes too late; leave it out, or write it again"

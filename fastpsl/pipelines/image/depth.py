@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastpsl.console.words import worded
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.reading import range_text
 
@@ -160,8 +161,10 @@ def warn_if_dark(source: object, low: float, high: float, full: float) -> None:
     if low >= 0 and 4 * high < full:
         limits = range_text((low, high)) if low < high else "LOW:HIGH"
         warnings.warn(
-            f"{source}: images of more than 8 bits have values {low:,g} to {high:,g} and are read as 0 to "
-            f"{full:,g}, nearly black; give --range auto, or --range {limits}",
+            worded(
+                f"{source}: images of more than 8 bits have values {low:,g} to {high:,g} and are read as "
+                f"0 to {full:,g}, nearly black; give --range auto, or --range {limits}"
+            ),
             stacklevel=3,
         )
 
