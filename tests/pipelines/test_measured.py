@@ -233,3 +233,35 @@ def test_an_open_data_set_takes_no_range(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="range or bands were given for an open data set"):
         fastpsl.loader(data, batch_size=2, range="auto")
     data.close()
+
+
+def test_bands_are_chosen_in_folders_and_dataset_files_alike(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    images = [np.stack([np.roll(RAMP, 9 * band + i) * (band + 1) for band in range(4)], 2) for i in range(3)]
+    for i, image in enumerate(images):
+        tifffile.imwrite(
+            tmp_path / "d" / f"{i}.tif",
+            image.astype(np.uint16),
+            photometric="minisblack",
+            planarconfig="contig",
+        )
+    eight = photo(3, 64, 64)
+    Image.fromarray(eight).save(tmp_path / "d" / "3.png")
+    with pytest.warns(UserWarning, match="3 of 4 .* a TIFF of 4 bands of uint16; choose one or three"):
+        opened(tmp_path / "d").close()
+    write(tmp_path / "d", tmp_path / "x.beton", "--range", "auto", "--bands", "3,2,1", "--mode", "raw")
+    values = [image.astype(np.uint16)[..., [2, 1, 0]] for image in images]
+    expected = [by_hand(each, 0, float(np.max(values))) for each in values] + [eight[..., ::-1]]
+    with opened(tmp_path / "d", Reading.of("auto", "3,2,1")) as folder, opened(tmp_path / "x.beton") as beton:
+        assert folder.reading == beton.reading == Reading((0, 3 * 4095), (3, 2, 1))
+        for data in (folder, beton):
+            np.testing.assert_array_equal(pixels(data), np.stack(expected))
+    record = json.loads(sidecar_path(tmp_path / "x.beton").read_text())["written"]
+    assert (record["range"], record["bands"]) == ("0:12285", "3,2,1")
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "turbo"])
+def test_bands_of_jpegs_are_chosen_too(tmp_path: Path, decoder: str) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(photo(0, 64, 64)))
+    with opened(tmp_path) as plain, opened(tmp_path, Reading(bands=(3, 2, 1))) as swapped:
+        np.testing.assert_array_equal(pixels(swapped, decoder), pixels(plain)[..., ::-1])

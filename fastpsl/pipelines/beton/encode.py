@@ -20,6 +20,7 @@ from PIL import Image
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
 from fastpsl.pipelines.data.reading import Reading
+from fastpsl.pipelines.image.bands import leaves_jpeg
 from fastpsl.pipelines.image.codec import Codec, shrink
 from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import check_pixels, decode_any, decode_deep, num_pixels
@@ -129,8 +130,9 @@ def convert(data: bytes, target: Target) -> Stored:
     if not data:
         raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))
-    if status != HEADER_GOOD or components != 3 or precision != 8 or height * width > MAX_PIXELS:
-        with _large.room_for(num_pixels(data)):
+    is_plain = components == 3 and precision == 8 and leaves_jpeg(target.reading.bands, components)
+    if status != HEADER_GOOD or not is_plain or height * width > MAX_PIXELS:
+        with _large.room_for(num_pixels(data, target.reading)):
             image, scale = decode_deep(data, target.reading)
             stored = _store(_shrink(image, target), target, "encoded")
             return replace(stored, num_clipped=scale.num_outside, scale=scale if scale.is_deep else None)

@@ -39,13 +39,14 @@ from fastpsl.pipelines.data.dataset import (
 from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.data.source import Source
 from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
-from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
+from fastpsl.pipelines.image.bands import PACKAGES, is_missing, leaves_jpeg
+from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import image_list
 
-_VERSION = "folder-v3"  # a new name whenever the contents of the index change
+_VERSION = "folder-v4"  # a new name whenever the contents of the index change
 _LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by
 _THREADS = 16  # remote storage answers slowly, but many requests at once
 # Pillow reads the size of a JPEG whose first scan is further back.
@@ -101,11 +102,12 @@ class _File:
 _NO_FILE = _File(0, 0)
 
 
-def folder_index(files: Source, origin: Path) -> FolderIndex:
+def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> FolderIndex:
     """Return the index of all files, reading the headers again where a file has changed."""
     root = os.path.realpath(origin)
     folder = cache_folder() / "folders"
-    prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
+    of_bands = str(reading.bands).encode() if reading.bands else b""
+    prefix = hashlib.blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
     key, digest = _listing_digests(files, origin)
     path = folder / f"{prefix}-{key}"
     with _keeping(folder, root):
@@ -116,7 +118,7 @@ def folder_index(files: Source, origin: Path) -> FolderIndex:
                 _wait_for(lock.fileno(), root)
                 index = _load(path, digest)
                 if index is None or _is_outdated(index):  # no other process has made it meanwhile
-                    _make(files, origin, path, key)
+                    _make(files, origin, path, key, reading)
                     index = _load(path, digest)
     assert index is not None
     return index
@@ -137,7 +139,7 @@ def _keeping(folder: Path, root: str) -> Iterator[None]:
 def _is_outdated(index: FolderIndex) -> bool:
     """Return whether a file can be read by now that could not when the index was made."""
     first = index.summary.first_unread
-    return bool(first) and not _scan(first)[0].is_unread
+    return bool(first) and not _scan(first, PLAIN)[0].is_unread
 
 
 def _wait_for(lock: int, root: str) -> None:
@@ -153,7 +155,7 @@ class _Digests:
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
-        seeds = f"{_VERSION} {FORMATS} {is_missing()}", _LISTING
+        seeds = f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}", _LISTING
         self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
 
     def add(self, name: str, label: int, file: _File) -> None:
@@ -183,15 +185,15 @@ def _stat(path: object) -> _File:
     return _File(status.st_size, status.st_mtime_ns)
 
 
-def _scan(path: object) -> tuple[_File, int, int, int, int]:
+def _scan(path: object, reading: Reading) -> tuple[_File, int, int, int, int]:
     """Return a file and its image's height, width, mode and orientation; 1 x 1 px where it cannot be read."""
     file = _stat(path)
     try:
         check_bytes(file.num_bytes)
-        jpeg = _jpeg(str(path), file.num_bytes)
+        jpeg = _jpeg(str(path), file.num_bytes, reading)
         if jpeg:
             return file, *jpeg
-        height, width = upright_size(str(path))
+        height, width = upright_size(str(path), reading)
         return file, height, width, MODE_FILE, UPRIGHT
     except OSError as error:
         if not file.reason:
@@ -208,7 +210,7 @@ def _unread(path: object, error: OSError, file: _File = _NO_FILE) -> _File:
     return replace(file, reason=str(error.strerror), is_unread=is_of_the_system(error))
 
 
-def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
+def _jpeg(path: str, num_bytes: int, reading: Reading) -> tuple[int, int, int, int] | None:
     """Return height, width, mode and orientation of a JPEG that every decoder takes; None for other files."""
     with open(path, "rb") as file:
         data = file.read(_HEAD_BYTES)
@@ -221,18 +223,18 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     status, height, width, components, _, precision = header
     if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
         return None
-    if orientation is None:
+    if orientation is None or not leaves_jpeg(reading.bands, components):
         return None
     size = (width, height) if orientation >= TURNED else (height, width)
     return (*size, MODE_JPEG, orientation)
 
 
-def _make(files: Source, origin: Path, path: Path, key: str) -> None:
+def _make(files: Source, origin: Path, path: Path, key: str, reading: Reading) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        summary, new_key = _write(files, origin, temporary)
+        summary, new_key = _write(files, origin, temporary, reading)
         if new_key != key:
             raise ValueError(f"{origin}: has changed while its headers were read; start again")
         (temporary / "summary.json").write_text(json.dumps(asdict(summary)))
@@ -245,13 +247,13 @@ def _make(files: Source, origin: Path, path: Path, key: str) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _write(files: Source, origin: Path, path: Path) -> tuple[Summary, str]:
+def _write(files: Source, origin: Path, path: Path, reading: Reading) -> tuple[Summary, str]:
     """Write records and names of all files; return their summary and the key of the files as read."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
     digests = _Digests()
     summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
-    headers = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
+    headers = map_in_order(lambda sample: _scan(sample.image, reading), files.samples(), _THREADS, "headers")
     with (
         open(path / "names", "wb") as names,
         operation(f"{origin}: reading headers", "files", num) as progress,
@@ -306,7 +308,7 @@ class ImageFiles(Local):
     def __init__(self, files: Source, origin: Path, root: Path, reading: Reading = PLAIN) -> None:
         # Absolute, because a process may change its working folder while it trains.
         self.root = Path(os.path.abspath(root))
-        self._index = folder_index(files, origin)
+        self._index = folder_index(files, origin, reading)
         summary = self._index.summary
         if summary.num_bad_images == summary.num_samples:
             self.close()

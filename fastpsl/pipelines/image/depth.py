@@ -17,7 +17,7 @@ from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.reading import range_text
 
 _FULL = 65535  # the value that becomes 255 without a range
-_BYTE = 8  # bits
+BYTE = 8  # bits
 _CODESTREAM = b"\xff\x4f\xff\x51"  # the beginning of JPEG 2000's own bytes
 _OF_COLOURS = re.compile("(RGB|RGBA|RGBX|RGBa|CMYK|LA);16[BLN]")
 # libtiff gives the machine's order of bytes, and Pillow reads some of these in the file's.
@@ -60,16 +60,14 @@ class Scale:
         if image.format == "TIFF":
             self._inverts = is_grey and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
             is_in_planes = max(image.tag_v2.get(_BITS, (8,))) > 8 and image.tag_v2.get(_LAYOUT) == _IN_PLANES
-            if is_in_planes and len(tiles) > 1:  # Pillow takes single bytes of them
-                raise BadImage("16-bit colours in planes without compression are not read; save it otherwise")
-            if is_in_planes and self.range:
-                raise _out_of_reach("a TIFF of colours in planes")
+            if is_in_planes and (len(tiles) > 1 or self.range):  # Pillow takes single bytes of them
+                raise BadImage("16-bit colours in planes; give --bands 1,2,3, or write it otherwise")
             tiles = image.tile = [_of_machine(tile) for tile in tiles]
             self._is_unsigned = any(_raw(tile) == "I;32N" for tile in tiles)
         self.is_deep = is_grey or any(map(_is_deep_colour, tiles))
         if self.range is None:
             return None
-        if (bits := _hidden_bits(data, image.format)) > _BYTE:
+        if (bits := _hidden_bits(data, image.format)) > BYTE:
             if not is_grey:
                 raise _out_of_reach(f"{image.format} of {bits} bits")
             self._shift, self.full = 16 - bits, (1 << bits) - 1
@@ -205,7 +203,7 @@ def _of_low_bytes(tile: Any) -> Any:
 def _hidden_bits(data: bytes, format: str | None) -> int:
     """Return the bits of a sample in formats of which Pillow does not tell them; 8 for others."""
     if format == "JPEG2000" and (start := data.find(_CODESTREAM)) >= 0:
-        return (data[start + 42] & 127) + 1 if len(data) > start + 42 else _BYTE
+        return (data[start + 42] & 127) + 1 if len(data) > start + 42 else BYTE
     if format in ("AVIF", "HEIF") and (start := data.find(b"pixi")) >= 0:
-        return data[start + 9] if len(data) > start + 9 else _BYTE
-    return _BYTE
+        return data[start + 9] if len(data) > start + 9 else BYTE
+    return BYTE
