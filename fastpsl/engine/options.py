@@ -73,7 +73,7 @@ class RunOptions:
     """The most that --cache-dir may hold, in GB; by default 80 % of what the disk has free."""
     range: Annotated[str | None, arg(metavar="auto|LOW:HIGH")] = field(default=None, metadata=MACHINE | DATA)
     """Of images of more than 8 bits: the values that become 0 and 255, such as 0:4095; auto: the least and
-    the greatest of up to 256 images. By default all values that their bits hold.
+    the greatest of up to 256 images. By default those of the weights, else all that the bits hold.
     """
     bands: Annotated[str | None, arg(metavar="N,N,N")] = field(default=None, metadata=MACHINE | DATA)
     """Of images of more bands than colours: one or three to take, counted from 1, such as 4,3,2."""
