@@ -20,6 +20,7 @@ from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.identity import not_compared, same_data
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.loader.batch import Batch, checked_device
@@ -137,10 +138,12 @@ class EpochLoader(Uncopyable):
             raise ValueError(
                 f"loader: a state has {', '.join(expected)}, not {found}; give what state_dict() returned"
             )
+        identity = self._identity
+        recorded, data = str(state["data"]), str(identity["data"])
         differences = [
             f"{name} {state[name]!r} there, {value!r} here"
-            for name, value in self._identity.items()
-            if state[name] != value
+            for name, value in identity.items()
+            if (not same_data(recorded, data) if name == "data" else state[name] != value)
         ]
         if differences:
             raise ValueError(
@@ -154,6 +157,8 @@ class EpochLoader(Uncopyable):
                 f"loader: a state of epoch {epoch!r}, batch {step!r}; an epoch has batches 0 to "
                 f"{self.loader.num_steps}; give what state_dict() returned"
             )
+        for line in not_compared("loader: the state", recorded, data):
+            warnings.warn(line, stacklevel=2)
         self.epoch, self._first_step, self._unfinished = epoch, step, None
 
     @cached_property

@@ -41,6 +41,7 @@ from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG, ENVIRONMENT
 from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.models.names import is_own, not_given
+from fastpsl.pipelines.data.identity import in_digits, not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import save_contact_sheet
 from fastpsl.plots.png import class_name
@@ -137,12 +138,12 @@ class PastRun:
             ValueError: They are not, unless `allow_other` and there are as many.
         """
         digest, expected = data.train.digest(), str(self.science["data_digest"])
-        if digest == expected:
-            return ""
+        if same_data(digest, expected):
+            return "".join(not_compared(f"the record of {self.folder}", expected, digest))
         num, source = data.train.num_samples, self.options.data or "the embedded sample"
         differ = (
-            f"{source} has {num:,} training images with the digest {digest[:8]}; those of {self.folder} were "
-            f"{self.num_images:,} with {expected[:8]}"
+            f"{source} has {num:,} training images with the digest {in_digits(digest)}; those of "
+            f"{self.folder} were {self.num_images:,} with {in_digits(expected)}"
         )
         if num != self.num_images:
             raise ValueError(f"{differ}: give the run's images as --data, a copy or where they are now")

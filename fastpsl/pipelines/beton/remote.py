@@ -214,6 +214,11 @@ class RemotePages:
         self.table_bytes = sum(file.table_bytes() for file in self._files)
         self._opened.add(self)
 
+    @property
+    def versions(self) -> list[str]:
+        """What tells each file's version apart from others."""
+        return [file.remote.version for file in self._files]
+
     def open_shard(self, number: int, num_classes: int | None) -> Shard:
         """Open a file by its tables here, which are fetched again if they are damaged."""
         arguments = self.paths[number], num_classes, self.names[number]

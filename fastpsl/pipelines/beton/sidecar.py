@@ -357,11 +357,16 @@ def has_checksums(shard: Shard) -> bool:
     return os.pread(shard.fd, len(MARK), MARK_START) == MARK
 
 
-def read_checksums(shard: Shard) -> np.ndarray:
-    """Return the checksums of the samples, uint32 [num_samples]."""
+def checksum_bytes(shard: Shard) -> bytes:
+    """Return all checksums as they are on disk; empty where a damaged header leaves no room for them."""
     num_bytes = num_checksum_bytes(shard.num_samples)
     start = shard.alloc - num_bytes
-    data = os.pread(shard.fd, num_bytes, start) if start >= shard.table_end else b""
+    return os.pread(shard.fd, num_bytes, start) if start >= shard.table_end else b""
+
+
+def read_checksums(shard: Shard) -> np.ndarray:
+    """Return the checksums of the samples, uint32 [num_samples]."""
+    num_bytes, data = num_checksum_bytes(shard.num_samples), checksum_bytes(shard)
     checksums = np.frombuffer(data[: len(data) // _ITEM_BYTES * _ITEM_BYTES], "<u4")
     if len(data) < num_bytes or checksums[-1] != zlib.crc32(data[:-_ITEM_BYTES]):
         raise ValueError(f"{shard.name}: its checksums are damaged; copy it again, or {REMEDY}")

@@ -1,4 +1,4 @@
-"""How the images of a data set are read where they are not what 8-bit RGB has: their range and their bands."""
+"""How the images of a data set are read where they are not 8-bit RGB: their range and their bands."""
 
 from dataclasses import dataclass
 from typing import final

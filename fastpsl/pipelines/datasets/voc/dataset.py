@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
@@ -250,7 +251,9 @@ class VOC(Local):
         self._ids = [name for part in parts for name in part.ids]
         self._files = [path for part in parts for path in part.annotation_files()]
         self.num_samples = len(self._ids)
-        columns = zip(*(_rows(part) for part in parts), strict=True)
+        tables, stamps = zip(*map(_rows, parts), strict=True)
+        columns = zip(*tables, strict=True)
+        self._stamp = " ".join(stamps)
         self._rows = SampleTable(*(np.concatenate(column) for column in columns))._replace(
             indices=np.arange(self.num_samples)
         )
@@ -337,6 +340,11 @@ class VOC(Local):
         """
         return self._digest
 
+    @override
+    def stamp(self) -> str:
+        """Return the stamps of the folders of images; `digest` covers the annotations' bytes."""
+        return self._stamp
+
 
 def open_train_and_test(
     root: str | Path, train: Sequence[str], test: Sequence[str], needs: Needs, sbd: Path | None = None
@@ -365,12 +373,13 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
 
 
-def _rows(part: ImageSet) -> SampleTable:
-    """Return where the images of a set lie; raise ValueError where one cannot be read."""
+def _rows(part: ImageSet) -> tuple[SampleTable, str]:
+    """Return where the images of a set lie, and their folder's stamp; ValueError where one is unreadable."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warnings may concern images in no list
         images = Folder(part.images)
     with images:
+        stamp = images.stamp()
         numbers = {Path(images.name(i)).name: i for i in range(images.num_samples)}
         rows = images.rows(np.array([numbers[name] for name in part.image_names()]))
     # The index gives unreadable images this size.
@@ -381,4 +390,4 @@ def _rows(part: ImageSet) -> SampleTable:
         except BadImage as error:
             raise ValueError(f"{rows.path[i]}: cannot be read as an image ({error}); {part.remedy}") from None
     rows.label[:] = -1
-    return rows
+    return rows, stamp
