@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 
 import fastpsl
+from bench.evidence.results import _check_data
+from bench.evidence.weights import _saw_same
 from fastpsl.console.progress import operation as console_operation
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.replay import PastRun
+from fastpsl.evaluation.result import data_record
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
@@ -279,6 +282,19 @@ def test_tables_put_old_records_beside_new_ones(tmp_path: Path) -> None:
     put(tmp_path, seed=2, data=known | {"train": f"{'a' * 32}.v2.{'d' * 32}"})
     with pytest.raises(ValueError, match=r"results of 2 data sets must not be mixed .*aaaaaaaa\.dddddddd"):
         report(tmp_path)
+
+
+def test_a_committed_record_is_compared_with_new_scores(beton: Path) -> None:
+    """Records of experiments from before digests of contents, with scores of today."""
+    with Beton(beton) as data, Beton(write(beton.with_name("b.beton"), 1)) as val:
+        now = data_record(data, val)
+    older = {name: parts_of(text)[0] if isinstance(text, str) else text for name, text in now.items()}
+    assert _saw_same(older, now) and _saw_same(now, now)
+    _check_data([{"data": older, "evaluation": "knn"}, {"data": now, "evaluation": "knn"}])
+    other = now | {"train": f"{older['train']}.v2.{'0' * 32}"}
+    assert not _saw_same(other, now) and not _saw_same(now | {"num_train": 1}, now)
+    with pytest.raises(ValueError, match="several train sets"):
+        _check_data([{"data": each, "evaluation": "knn"} for each in (older, now, other)])
 
 
 def test_runs_are_compared_by_what_both_tell(beton: Path, tmp_path: Path) -> None:
