@@ -118,6 +118,7 @@ class PastRun:
         values["data"] = data or run.train_images()
         with _told(path):
             options = script.with_paper(**values | more)
+            _require_one_record(json.loads(json.dumps(options.science())), science)
         if names_val(options):  # they are not needed, and may have moved
             options = replace(options, val=NO_VAL)
         if isinstance(options, PretrainOptions):  # nothing looks at features
@@ -152,6 +153,18 @@ class PastRun:
                 f"{differ}: give the run's images as --data, or --other-data to see these by their numbers"
             )
         return f"{differ}: these images have the numbers of the run's, and may be others"
+
+
+def _require_one_record(options: Mapping[str, Any], science: Mapping[str, Any]) -> None:
+    """Raise ValueError where a record's options are not those that its run learned with."""
+    both = options.keys() & science.keys() - {"backbone"}  # whose file may have moved
+    if differ := [
+        f"{name} {options[name]} and {science[name]}" for name in both if options[name] != science[name]
+    ]:
+        raise ValueError(
+            f"its options and its science tell of several runs ({', '.join(sorted(differ))}); put the run's own "
+            "config.json back"
+        )
 
 
 @contextlib.contextmanager
