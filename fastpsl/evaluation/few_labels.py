@@ -235,6 +235,10 @@ class FewLabels(Classify):
         )
 
     @override
+    def learned(self, data: Dataset) -> Subset:
+        return Subset(data, self.chosen)
+
+    @override
     def epoch_order(self, epoch: int) -> np.ndarray:
         return repeated_order(self.chosen, self.num_samples, self.seed, epoch)
 

@@ -183,7 +183,8 @@ def write_run(
     whole = {"whole_train": run.data.train.data.digest()} if isinstance(run.data.train, Subset) else {}
     return write_result(
         run.folder, recipe=recipe, protocol=protocol, numbers=numbers,
-        settings=run.options.as_dict() | dict(settings), checkpoint=checkpoint,
+        settings=run.options.as_dict() | dict(settings) | {"shared_images": run.num_shared},
+        checkpoint=checkpoint,
         data=data_record(run.data.train, run.data.val) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
         cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),

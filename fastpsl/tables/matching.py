@@ -203,7 +203,6 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
     if channels != scale.channels(weights):
         reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
-    settings = result.record["settings"]
     labels, made = (Path(str(each)) for each in (settings.get("labels"), checkpoint.get("path")))
     if evaluation == CLUSTERS and labels.parent != made.parent.parent:
         reasons.append("of other labels than its run left")

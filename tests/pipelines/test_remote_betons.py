@@ -30,6 +30,7 @@ from fastpsl.pipelines.beton.shard import HEADER
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.upload import StagedUpload
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -386,6 +387,21 @@ def test_doctor_knows_what_is_here(server: S3Server, local: Path, tmp_path: Path
         read, _ = measure_read(data, options, BATCH, 0.1)
     assert read.is_remote and read.cached is not None and read.cached < 0.5
     assert read.fitting == "the data's 0.000308 GB fit into --cache-dir" and read.memory_bytes == 10**8
+
+
+def test_images_that_are_not_here_are_not_compared(server: S3Server, local: Path, tmp_path: Path) -> None:
+    cache = small_cache(tmp_path, 0.1)
+    with (
+        Beton(GLOB, cache) as data,
+        Beton(GLOB, cache) as again,
+        Beton(str(local / "train-*.beton")) as other,
+    ):
+        assert shared_images(again, data).are_all  # in place
+        assert shared_images(other, data).num is shared_images(Subset(data, np.arange(9)), other).num is None
+        data.wait(np.arange(data.num_samples))
+        assert (
+            shared_images(other, data).are_all and shared_images(Subset(data, np.arange(9)), other).num == 9
+        )
 
 
 @pytest.mark.parametrize(
