@@ -203,6 +203,9 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
     if channels != scale.channels(weights):
         reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
+    settings = result.record["settings"]
+    if settings.get("shared_images") and settings["shared_images"] == result.record["data"].get("num_val"):
+        reasons.append("scored on images that it learned from, by their stored bytes")
     labels, made = (Path(str(each)) for each in (settings.get("labels"), checkpoint.get("path")))
     if evaluation == CLUSTERS and labels.parent != made.parent.parent:
         reasons.append("of other labels than its run left")

@@ -84,7 +84,7 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
         ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the images that it learned from"),
         (
             {"settings": {"shared_images": 160}},
-            "scored on the images that it learned from",
+            "scored on images that it learned from, by their stored bytes",
         ),
         ({"numbers": {"top1_B1": 1.0}}, "it has no top1_B2, top1_B3"),
     ],
