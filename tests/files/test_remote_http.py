@@ -179,7 +179,7 @@ def test_tars_and_parquet_files_are_of_one_version(kind: str) -> None:
     )
     with serving({f"x.{kind}": (data, len(data))}) as server:
         found = remote_objects(f"{server.address}/x.{kind}")
-        source = tar_source(found) if kind == "tar" else parquet_files(found)
+        source = tar_source(found) if kind == "tar" else parquet_files("x", found)
         assert [sample.image for sample in source.samples()] == images
         server.version = ("ETag", '"2"')
         with pytest.raises(ValueError, match=REPLACED):

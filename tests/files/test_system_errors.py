@@ -187,9 +187,9 @@ def test_too_many_open_files(here: Path) -> None:
     from pyarrow.parquet import write_table
 
     write_table(pyarrow.table({"image": [jpeg(photo(0, 9, 9))]}), here / "x.parquet")
-    parquet_files([here / "x.parquet"])  # imports what it needs
+    parquet_files("x", [here / "x.parquet"])  # imports what it needs
     readers = [
-        lambda: parquet_files([here / "x.parquet"]),
+        lambda: parquet_files("x", [here / "x.parquet"]),
         lambda: Beton(here / "x.beton"),
         lambda: Folder(here / "photos"),
     ]

@@ -29,7 +29,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.upload import StagedUpload
-from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open import open_data, open_source
 from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
@@ -662,6 +662,19 @@ def test_parquet_files_elsewhere_are_read_as_local_ones(server: S3Server, tmp_pa
     server.put("raw/a.parquet", stream.getvalue())
     local = written(tmp_path, tmp_path / "a.parquet")
     assert written(tmp_path, f"s3://{BUCKET}/raw/*.parquet", "b.beton") == local
+
+
+def test_folders_of_hive_elsewhere_tell_the_labels(server: S3Server) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": [jpeg(photo(0, 50, 40))]}), stream)
+    for folder in ("label=dog/", "label=a%20b/", "label=dog/_", "_temporary/label=emu/"):
+        server.put(f"hive=1/{folder}0.parquet", stream.getvalue())
+    source = open_source(f"s3://{BUCKET}/hive=1/**/*.parquet")
+    assert source.class_names == ["a b", "dog"]
+    assert [(sample.name, sample.label) for sample in source.samples()] == [
+        ("label=a%20b/0.parquet row 0", 0), ("label=dog/0.parquet row 0", 1)
+    ]  # fmt: skip
 
 
 def test_sources_that_are_read_from_this_machine_alone(server: S3Server, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_of_a_file_that_a_tar_holds_twice_the_later_one_counts(tmp_path: Path) -
     assert [[sample.image for sample in shard] for shard in shards] == [[PHOTOS[1]], [new]]
     web = [
         ("0.jpg", PHOTOS[0]), ("0.cls", b"catt"), ("1.jpg", PHOTOS[1]), ("1.cls", b"dog"),
-        ("2.json", b'{"label": "emu"}'), ("2.jpg", PHOTOS[2]), ("3.mask.png", PHOTOS[7]), ("3.jpg", PHOTOS[3]),
+        ("2.json", b'{"cls": "emu"}'), ("2.jpg", PHOTOS[2]), ("3.mask.png", PHOTOS[7]), ("3.jpg", PHOTOS[3]),
         ("3.cls", b"dog"), ("0.cls", b"cat"), ("1.jpg", PHOTOS[4]), ("2.jpg", PHOTOS[6]), ("2.jpg", new),
         ("3.mask.png", PHOTOS[6]),
     ]  # fmt: skip
