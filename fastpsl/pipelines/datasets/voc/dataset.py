@@ -28,6 +28,7 @@ from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc.annotations import Objects, read_mask, read_objects
 from fastpsl.pipelines.image.image_file import upright_size
+from fastpsl.pipelines.sources.text_lists import lines_of, require_text
 
 Needs = Literal["boxes", "masks"]
 
@@ -199,11 +200,12 @@ def _first_repeated(names: list[str]) -> str | None:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in map(str.strip, lines_of(path)) if line]
+    except OSError as error:
         raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read as text ({error}); extract it again") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    require_text(path, "".join(lines))
+    return lines
 
 
 _VERSION = "voc-v1"  # a new name whenever the parts of the digest change
