@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ def require_existing(source: str | Path, allowed: str) -> None:
         raise_of_the_system(source, error)
     is_link = os.path.lexists(source)
     if glob.has_magic(str(source)) and not is_link:
-        if not any(True for _ in glob.iglob(str(source))):
+        if not named_files(source):
             _require_listed(Path(source))
             raise ValueError(f"{source}: no file matches; give {allowed}")
         return
@@ -42,6 +43,23 @@ def require_existing(source: str | Path, allowed: str) -> None:
             f"command again that was interrupted"
         )
     raise ValueError(f"{source}: no such file or folder; {hint}give {allowed}")
+
+
+def named_files(source: str | Path) -> list[Path]:
+    """Return the files that a path or a glob names, sorted; a name as it is written precedes a pattern."""
+    if os.path.exists(source):
+        return [Path(source)]
+    return sorted(map(Path, glob.glob(with_literal_folder(str(source), os.path.isdir))))
+
+
+def with_literal_folder(pattern: str, is_folder: Callable[[str], bool]) -> str:
+    """Return a glob whose longest beginning with brackets that is a folder is no pattern."""
+    parts = pattern.split("/")
+    for end in range(len(parts) - 1, 0, -1):
+        folder = "/".join(parts[:end])
+        if "[" in folder and is_folder(folder):
+            return "/".join([glob.escape(folder), *parts[end:]])
+    return pattern
 
 
 def _require_listed(pattern: Path) -> None:

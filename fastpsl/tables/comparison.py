@@ -3,7 +3,6 @@
 It reads JSON files alone. This module does not import torch.
 """
 
-import glob
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fastpsl.console.progress import clock
 from fastpsl.console.words import gibibytes
-from fastpsl.files.paths import require_existing
+from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import UnreadableError
 from fastpsl.pipelines.data.identity import not_compared, parts_of, same_data
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
@@ -167,7 +166,7 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
 def _matches(place: str) -> list[Path]:
     """Return the paths that a glob matches, in order, or the path itself."""
     require_existing(place, "the folder of a run, or a quoted glob of such folders")
-    return [Path(place)] if os.path.exists(place) else [Path(path) for path in sorted(glob.glob(place))]
+    return named_files(place)
 
 
 def _why_no_curve(run: Run) -> str:

@@ -211,6 +211,17 @@ def test_without_a_version_another_file_of_the_same_size_is_another_one(tmp_path
     assert folders[0] == folders[1] < folders[2]
 
 
+def test_a_number_sign_and_brackets_are_parts_of_a_name(tmp_path: Path) -> None:
+    """A web server is not sent what follows a # that is not encoded."""
+    with serving(honest("d%23/a%23b.beton") | honest("a[1].beton") | honest("a%5B1%5D.beton")) as server:
+        for name in ("d#/a#b.beton", "d%23/a%23b.beton", "a[1].beton", "a%5B1%5D.beton"):
+            with open_data(f"{server.address}/{name}", tmp_path, 0.1) as data:
+                assert data.num_samples == 160 and data.class_names
+        for secret in ("a#b.beton?sig=x", "a.beton?sig=x#b"):
+            with pytest.raises(ValueError, match="http://…: the address holds a password or a signature"):
+                open_data(f"{server.address}/{secret}", tmp_path, 0.1)
+
+
 def test_bytes_of_another_range_are_not_taken() -> None:
     data = bytes(range(256))
     with serving({"x": (data, len(data))}) as server:

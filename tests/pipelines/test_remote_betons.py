@@ -428,6 +428,36 @@ def test_addresses(source: str, message: str, server: S3Server, tmp_path: Path) 
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["r[1]/a[1]#.beton", "r[1]/*.beton", "r[1]/a[[]?]#.beton", "r*/a[[]1]#.beton"],
+)
+def test_a_name_is_taken_as_it_is_written_before_its_pattern(
+    source: str, server: S3Server, tmp_path: Path
+) -> None:
+    data = sample_paths().test_32.read_bytes()
+    for key in ("r[1]/a[1]#.beton", "r1/a1#.beton", "r1/other.beton"):
+        server.put(key, data if "[" in key else b"another")
+    with open_data(f"s3://{BUCKET}/{source}", tmp_path, 0.1) as opened:
+        assert isinstance(opened, Beton) and opened.num_samples == 160
+        assert [shard.name for shard in opened.shards] == [f"s3://{BUCKET}/r[1]/a[1]#.beton"]
+    server.put("t[1]/0.tar", tar_bytes({"[2].jpg": jpeg(photo(0, 9, 9))}))
+    for name in ("t[1]/0.tar", "t[1]/[0-9].tar"):
+        assert open_source(f"s3://{BUCKET}/{name}").num_samples == 1
+
+
+def test_an_upload_finds_its_own_names_alone(server: S3Server, tmp_path: Path) -> None:
+    """Brackets in a name are no pattern, by which shards of another set would be removed."""
+    shards = [f"sets/{name}-0000{i}-of-00002.beton" for name in ("t[1]", "t1") for i in range(2)]
+    for key in (*shards, "sets/t[1].beton"):
+        server.put(key, b"x")
+    upload = StagedUpload(f"s3://{BUCKET}/sets/t[1].beton", tmp_path)
+    assert upload._there(False) == upload.address
+    assert upload._there(True) == f"s3://{BUCKET}/{shards[0]}"
+    upload._remove_others({"00003"})
+    assert server.all_keys() == sorted([*shards[2:], "sets/t[1].beton"])
+
+
 def put_a_shard_of_two(server: S3Server) -> None:
     sidecar: dict[str, Any] = json.loads(Path(f"{sample_paths().test_32}.json").read_bytes())
     sidecar["written"] |= {"shard": "0/2", "source": "/photos"}

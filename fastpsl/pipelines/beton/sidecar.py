@@ -26,7 +26,6 @@ finds accidents; it does not protect against forgery.
 
 import base64
 import binascii
-import glob
 import json
 import os
 import re
@@ -41,7 +40,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpsl.files.paths import require_existing
+from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, REMEDY, Shard, Table
 
@@ -214,7 +213,7 @@ def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
             raise ValueError("no dataset file given: give a file, a glob or a list of files")
         return sorted(paths)
     require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
-    return [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(str(source))))
+    return named_files(source)
 
 
 @dataclass(frozen=True)
