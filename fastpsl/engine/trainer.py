@@ -119,7 +119,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
 
 
 def tell_shared_images(experiment: Experiment, run: Run) -> None:
-    """Tell how many validation images are learned from, and note the number for the result; on rank 0."""
+    """Tell how many validation images are learned from, and note the number for the summaries; on rank 0."""
     if run.data.val is None or run.world.rank:
         return
     shared = shared_images(run.data.val, experiment.task.learned(run.data.train))
@@ -215,6 +215,8 @@ class StageTrainer:
                 )
                 if val_loader is not None and part is not run.data.val:
                     summary["num_val_images"] = val_loader.num_samples
+                if run.num_shared is not None:
+                    summary["shared_images"] = run.num_shared
                 position.summaries.append(summary)
                 if run.world.rank == 0:
                     run.write_results()
