@@ -162,8 +162,8 @@ def _require_one_record(options: Mapping[str, Any], science: Mapping[str, Any]) 
         f"{name} {options[name]} and {science[name]}" for name in both if options[name] != science[name]
     ]:
         raise ValueError(
-            f"its options and its science tell of several runs ({', '.join(sorted(differ))}); put the run's own "
-            "config.json back"
+            f"its options and its science tell of several runs ({', '.join(sorted(differ))}); put the run's "
+            "own config.json back"
         )
 
 

@@ -1,5 +1,6 @@
 """Validation images that are training images, against a plain double loop over their stored bytes."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -142,13 +143,15 @@ def test_images_that_cannot_be_read_are_none(tmp_path: Path) -> None:
 
 
 def test_much_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = raw(tmp_path / "a.beton", NOISE), raw(tmp_path / "b.beton", NOISE)
+    paths = raw(tmp_path / "a.beton", NOISE), raw(tmp_path / "b.beton", NOISE[::-1])
     num_bytes = 2 * NOISE.nbytes
     for most_bytes, num in ((num_bytes, 12), (num_bytes - 1, None), (12 * 2 * 4096 - 1, None)):
         monkeypatch.setattr(module, "MAX_BYTES", most_bytes)
         with closing(open_data(paths[0])) as one, closing(open_data(paths[1])) as other:
             found = shared_images(one, other)
         assert found.num == num and found.are_all == bool(num) and bool(found.line()) == bool(num)
+    copied = shutil.copy(paths[0], tmp_path / "copy.beton")  # its checksums are known
+    assert rows(looked(Path(copied), paths[0])) == list(range(12))
 
 
 def places(asked: Sequence[int], there: Sequence[int]) -> list[int]:

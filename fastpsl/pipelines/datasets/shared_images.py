@@ -2,7 +2,7 @@
 
 Names and labels do not count. The tables are compared first, since equal images agree in bytes, height and
 width. Of those that do, the last bytes are read, and all bytes only where these agree too. An image at the
-same place of the same file is not read.
+same place of the same file is not read, nor are dataset files with the same checksums.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from fastpsl.files.system_errors import input_errors
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable, is_of_one_file, open_file
+from fastpsl.pipelines.data.identity import parts_of
 from fastpsl.pipelines.datasets.subset import Subset
 
 MAX_BYTES = 4_000_000_000  # to read; where it would be more, it is not looked
@@ -75,6 +76,9 @@ def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     Raises:
         ValueError: A file was written to since it was opened, or the system lets no more files be read.
     """
+    identity = train.digest()
+    if val.digest() == identity and parts_of(identity)[1]:
+        return SharedImages(np.arange(train.num_samples), train.num_samples)
     asked, there = _Images.of(val), _Images.of(train)
     rows = _in_place(asked, there)
     asked = asked.part((rows < 0) & (asked.num_bytes > 0))
