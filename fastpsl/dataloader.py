@@ -21,6 +21,7 @@ from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.identity import not_compared, same_data
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.loader.batch import Batch, checked_device
@@ -292,6 +293,8 @@ def loader(
     world: int | None = None,
     cache_dir: str | Path | None = None,
     cache_gb: float | None = None,
+    range: str | tuple[float, float] | None = None,
+    bands: Sequence[int] | None = None,
     **options: Unpack[LoaderOptions],
 ) -> EpochLoader:
     """Open data for a training loop that you write, where `batch_size` is that of all ranks together.
@@ -323,6 +326,9 @@ def loader(
             temporary files.
         cache_gb: For an address: the most that the folder may hold, in GB. By default, 80 % of what the disk
             has free.
+        range: For a path to images of more than 8 bits: the two values that become 0 and 255, or "auto" for
+            the least and the greatest of up to 256 images. By default, all values that their bits hold.
+        bands: For a path to images of more bands than colours: one or three to take, counted from 1.
         **options: Further options of `fastpsl.Loader`: seed, order, lanes, decoder, hw_decoder_load,
             num_threads, prefetch_batches, timeout_s and on_bad_sample.
 
@@ -359,11 +365,16 @@ def loader(
         paths = sample_paths()
         data = paths.train if train else paths.test
     owns_data = isinstance(data, str | Path)
+    reading = Reading.of(range, bands)
+    if reading != PLAIN and not owns_data:
+        raise ValueError(
+            "loader: range or bands were given for an open data set, which has its own; leave them out"
+        )
     folder = None if cache_dir is None else Path(cache_dir)
     with warnings.catch_warnings() if rank else nullcontext():
         if rank:  # rank 0 gives the same ones
             warnings.simplefilter("ignore", UserWarning)
-        dataset = open_data(data, folder, cache_gb) if isinstance(data, str | Path) else data
+        dataset = open_data(data, folder, cache_gb, reading) if isinstance(data, str | Path) else data
     try:
         batches = Loader(
             dataset,

@@ -17,7 +17,7 @@ from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
@@ -82,7 +82,7 @@ def embed(
     number = block_number(block, backbone.num_blocks, backbone.block_names)
     with ExitStack() as stack:
         if isinstance(data, str | os.PathLike):
-            data = stack.enter_context(closing(open_data(os.fspath(data))))
+            data = stack.enter_context(closing(open_for(model, data)))
         work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
         features = np.full((data.num_samples, work.width), np.nan, np.float32)
         first = 0
@@ -104,6 +104,11 @@ def embed(
                 first += len(rows)
                 progress.update(first)
         return features, data.labels().astype(np.int64)
+
+
+def open_for(model: Model, data: str | os.PathLike[str]) -> Dataset:
+    """Open data by the range and the bands of the model's training images."""
+    return open_data(os.fspath(data), reading=model.input.reading, reading_of=OF_WEIGHTS)
 
 
 def training_images(model: Model, remedy: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastpsl.console.offered import named_arguments, offer_only_all
-from fastpsl.embedding import embed, training_images
+from fastpsl.embedding import embed, open_for, training_images
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.neighbours import nearest_others, why_no_precision
 from fastpsl.model import Model, load
@@ -177,7 +177,7 @@ def neighbours(
     require_data("gallery", gallery)
     require_data("queries", queries)
     place = training_images(model, "give gallery") if gallery is None else os.fspath(gallery)
-    with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
+    with closing(open_for(model, place)) as bank, closing(open_for(model, queries or place)) as asked:
         numbers = np.asarray(indices, np.int64)
         if not len(numbers) or numbers.min() < 0 or numbers.max() >= asked.num_samples:
             raise ValueError(f"indices {list(indices)}: give some of 0 to {asked.num_samples - 1:,}")

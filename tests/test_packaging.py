@@ -171,7 +171,7 @@ def test_metadata_for_pypi(built: Built) -> None:
     assert minors == set(range(10, 14))
     extras = metadata.get_all("Provides-Extra", [])
     assert {"ffcv", "dali-cu12", "dali-cu13", "datasets", "wandb", "transfer", "export", "timm", "onnx",
-            "remote", "heic", "hub", "bench", "docs", "dev"} == set(extras)  # fmt: skip
+            "remote", "heic", "tiff", "hub", "bench", "docs", "dev"} == set(extras)  # fmt: skip
     assert metadata["Description-Content-Type"] == "text/markdown"
 
 

@@ -74,7 +74,7 @@ if ! is_done packages "$inputs"; then
     pip uninstall -qq -y fastpsl # another project's, or ours by its former name: either would leave files of its own behind
     # pip's own progress is for somebody who looks; a log gets warnings and errors alone.
     if [ -t 1 ]; then quiet=(); else quiet=(-q); fi
-    pip install "${quiet[@]}" --no-compile -c constraints.txt -e ".[dali-cu13,datasets,heic,wandb,bench,transfer,export,onnx,timm,hub,remote,docs,dev]"
+    pip install "${quiet[@]}" --no-compile -c constraints.txt -e ".[dali-cu13,datasets,heic,tiff,wandb,bench,transfer,export,onnx,timm,hub,remote,docs,dev]"
     say "compiling the Python packages with all cores"
     # pip would compile with one core. A few files are written for newer Pythons: they stay as they are.
     .venv/bin/python -m compileall -qq -j 0 .venv/lib/python3.*/site-packages || true

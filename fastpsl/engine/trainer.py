@@ -385,5 +385,5 @@ class StageTrainer:
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": dict(self.experiment.task.state_dict()),
             "probe": self.online_probe.state_dict(),
-            "input": self.experiment.input_record(self.stage),
+            "input": self.experiment.input_record(self.stage) | self.run.data.train.reading.as_dict(),
         }

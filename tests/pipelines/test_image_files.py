@@ -38,6 +38,7 @@ from fastpsl.pipelines.datasets import folder as folder_module
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.image import image_file, libturbo
+from fastpsl.pipelines.image.bands import is_missing
 from fastpsl.pipelines.image.codec import shrink
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
@@ -434,7 +435,7 @@ def test_the_c_library_is_used_where_it_was_built() -> None:
     assert (encode._codec() is None) == bool(libturbo.why_missing())
 
 
-needs_heic = pytest.mark.skipif(image_file.is_missing(), reason="needs pi-heif")
+needs_heic = pytest.mark.skipif(is_missing("pi_heif"), reason="needs pi-heif")
 # Six squares of 16 px, by libheif: a coded image of 64 x 64 px, with boxes that crop it and turn it (irot 3),
 # and EXIF of orientation 6.
 COLOURS = [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 0, 0), (255, 255, 255)]]
@@ -486,7 +487,7 @@ def without_heic(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     root = tree(tmp_path / "photos", {"a.jpg": jpeg(photo(0, 40, 50)), "b.heic": HEIC})
     with monkeypatch.context() as patches:
         for module in (image_file, folder_module):
-            patches.setattr(module, "is_missing", lambda: True)
+            patches.setattr(module, "is_missing", lambda package: package == "pi_heif")
         with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read, the first is b\.heic: HEIC"):
             Folder(root).close()
         with pytest.raises(BadImage) as caught:
@@ -498,7 +499,7 @@ def without_heic(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("without_heic")
 def test_without_the_package_heic_is_broken_and_the_extra_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pi_heif", None)  # as if it were not installed
-    assert image_file.is_missing.__wrapped__()
+    assert is_missing.__wrapped__("pi_heif")
 
 
 @needs_heic

@@ -38,6 +38,7 @@ from fastpsl.pipelines.beton.sidecar import (
 )
 from fastpsl.pipelines.data.dataset import SampleTable, checked, size_in_words, written_when
 from fastpsl.pipelines.data.identity import identity
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 
 
 @final
@@ -62,6 +63,7 @@ class Beton:
         max_bytes: The largest number of bytes of a sample.
         is_raw: Whether all images are stored as raw pixels, not as JPEGs.
         left_out: The numbers of what was left out when it was written, as far as the JSONs tell.
+        reading: The range and the bands that its pixels are of, as far as the JSONs tell.
 
     Raises:
         ValueError: A file is missing, empty, truncated, of another format, out of bounds or has labels out of
@@ -87,6 +89,7 @@ class Beton:
                     records.append(self._add(path, name))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
+            reading = _common_reading(names, records)
             if self.remote:
                 if glob.has_magic(str(source)) and (missing := missing_shards(self._written)):
                     raise ValueError(f"{source}: is incomplete; {missing[0]}")
@@ -113,6 +116,8 @@ class Beton:
         self.max_bytes = max(shard.max_bytes for shard in self.shards)
         self.split = "+".join(sorted({str(record.get("split") or "") for record in records} - {""}))
         self.left_out = left_out_before(records)
+        self.reading = reading
+        self.tells_reading = any("mode" in record for record in records)  # which older files have as well
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
@@ -339,3 +344,24 @@ def _opened_again(source: "str | list[str]", cache: Cache | None, marks: object)
             f"{data.paths[0]}: is another dataset file than the one that was copied or pickled; open it again"
         )
     return data
+
+
+def _common_reading(names: Sequence[str], records: Sequence[dict[str, Any]]) -> Reading:
+    """Return the range and the bands that files were written with; raise ValueError for several."""
+    found = dict[Reading, str]()
+    for name, record in zip(names, records, strict=True):
+        try:
+            reading = Reading.of(record.get("range"), record.get("bands"))
+        except ValueError as error:
+            raise ValueError(
+                f"{name}.json: not the JSON of a dataset file ({error}); copy it again"
+            ) from None
+        if reading != PLAIN:  # others may have 8 bits
+            found.setdefault(reading, name)
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise ValueError(
+            f"{second}: was written with {other.in_words()}, {first} with {one.in_words()}; read them one by "
+            "one, or write one again"
+        )
+    return next(iter(found), PLAIN)

@@ -200,6 +200,8 @@ _COMMON = {
     "reencode": "with --reencode {}",
     "mode": "with --mode {}",
     "shard_mb": "with --shard-mb {}",
+    "range": "with --range {}",
+    "bands": "with --bands {}",
 }
 _MAX_SHARDS = 1_000_000
 _AGAIN = "write them all again in one way, or read them one by one"

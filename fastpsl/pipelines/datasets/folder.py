@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
@@ -33,9 +34,13 @@ from fastpsl.pipelines.data.dataset import (
     SampleTable,
     checked,
     is_of_one_file,
+    spread_indices,
 )
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.data.source import Source
-from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
+from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
+from fastpsl.pipelines.image.bands import PACKAGES, is_missing, leaves_jpeg
+from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.sources.folder import image_folder
@@ -84,7 +89,12 @@ class FolderIndex:
     summary: Summary
     records: np.ndarray  # RECORD [num_samples], memory-mapped
     names: np.ndarray  # uint8, memory-mapped: the paths as the source names them, one after another
-    key: str  # a digest of what the headers are read again for
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """A digest of what the headers are read again for."""
+        return self.path.name.partition("-")[2]
 
 
 @dataclass(frozen=True)
@@ -99,14 +109,15 @@ class _File:
 _NO_FILE = _File(0, 0, 0)
 
 
-def folder_index(files: Source, origin: Path) -> FolderIndex:
+def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> FolderIndex:
     """Return the index of all files, reading the headers again where a file has changed."""
     root = os.path.realpath(origin)
     folder = cache_folder() / "folders"
-    prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
+    of_bands = str(reading.bands).encode() if reading.bands else b""
+    prefix = hashlib.blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
     digests = _listing_digests(files, origin)
     path = folder / f"{prefix}-{digests.key}"
-    try:
+    with _keeping(folder, root):
         index = _load(path)
         if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,21 +125,28 @@ def folder_index(files: Source, origin: Path) -> FolderIndex:
                 _wait_for(lock.fileno(), root)
                 index = _load(path)
                 if index is None or _is_outdated(index):  # no other process has made it meanwhile
-                    _make(files, origin, path, digests)
+                    _make(files, origin, path, digests, reading)
                     index = _load(path)
+    assert index is not None
+    return index
+
+
+@contextmanager
+def _keeping(folder: Path, root: str) -> Iterator[None]:
+    """Tell where an index cannot be kept, and what to do."""
+    try:
+        yield
     except OSError as error:
         advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
         raise ValueError(
             f"{folder}: the index of {root} cannot be kept there ({error.strerror}); {advice}"
         ) from None
-    assert index is not None
-    return index
 
 
 def _is_outdated(index: FolderIndex) -> bool:
     """Return whether a file can be read by now that could not when the index was made."""
     first = index.summary.first_unread
-    return bool(first) and not _scan(first)[0].is_unread
+    return bool(first) and not _scan(first, PLAIN)[0].is_unread
 
 
 def _wait_for(lock: int, root: str) -> None:
@@ -144,7 +162,7 @@ class _Digests:
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
-        seeds = _LISTING, _VERSION, f"{_VERSION} {FORMATS} {is_missing()}"
+        seeds = _LISTING, _VERSION, f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}"
         self._all = [hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds]
 
     def add(self, name: str, label: int, file: _File) -> None:
@@ -186,15 +204,15 @@ def _stat(path: object) -> _File:
     return _File(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _scan(path: object) -> tuple[_File, int, int, int, int]:
+def _scan(path: object, reading: Reading) -> tuple[_File, int, int, int, int]:
     """Return a file and its image's height, width, mode and orientation; 1 x 1 px where it cannot be read."""
     file = _stat(path)
     try:
         check_bytes(file.num_bytes)
-        jpeg = _jpeg(str(path), file.num_bytes)
+        jpeg = _jpeg(str(path), file.num_bytes, reading)
         if jpeg:
             return file, *jpeg
-        height, width = upright_size(str(path))
+        height, width = upright_size(str(path), reading)
         return file, height, width, MODE_FILE, UPRIGHT
     except OSError as error:
         if not file.reason:
@@ -211,7 +229,7 @@ def _unread(path: object, error: OSError, file: _File = _NO_FILE) -> _File:
     return replace(file, reason=str(error.strerror), is_unread=is_of_the_system(error))
 
 
-def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
+def _jpeg(path: str, num_bytes: int, reading: Reading) -> tuple[int, int, int, int] | None:
     """Return height, width, mode and orientation of a JPEG that every decoder takes; None for other files."""
     with open(path, "rb") as file:
         data = file.read(_HEAD_BYTES)
@@ -224,7 +242,7 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     status, height, width, components, _, precision = header
     if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
         return None
-    if orientation is None:
+    if orientation is None or not leaves_jpeg(reading.bands, components):
         return None
     size = (width, height) if orientation >= TURNED else (height, width)
     return (*size, MODE_JPEG, orientation)
@@ -245,12 +263,12 @@ def _why_again(path: Path, digests: _Digests) -> str:
     return ""
 
 
-def _make(files: Source, origin: Path, path: Path, digests: _Digests) -> None:
+def _make(files: Source, origin: Path, path: Path, digests: _Digests, reading: Reading) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        summary, new_key = _write(files, origin, temporary, _why_again(path, digests))
+        summary, new_key = _write(files, origin, temporary, _why_again(path, digests), reading)
         if new_key != digests.key:
             raise ValueError(f"{origin}: has changed while its headers were read; start again")
         (temporary / "summary.json").write_text(json.dumps(asdict(summary)))
@@ -263,13 +281,13 @@ def _make(files: Source, origin: Path, path: Path, digests: _Digests) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _write(files: Source, origin: Path, path: Path, why_again: str) -> tuple[Summary, str]:
+def _write(files: Source, origin: Path, path: Path, why_again: str, reading: Reading) -> tuple[Summary, str]:
     """Write records and names of all files; return their summary and the key of the files as read."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
     digests = _Digests()
     summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0, "", "")
-    headers = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
+    headers = map_in_order(lambda sample: _scan(sample.image, reading), files.samples(), _THREADS, "headers")
     with (
         open(path / "names", "wb") as names,
         operation(f"{origin}: reading headers{why_again}", "files", num) as progress,
@@ -310,7 +328,7 @@ def _load(path: Path) -> FolderIndex | None:
             return None
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError):  # the machine may have gone down
         return None
-    return FolderIndex(summary, records, names, path.name.partition("-")[2])
+    return FolderIndex(summary, records, names, path)
 
 
 class ImageFiles(Local):
@@ -322,10 +340,10 @@ class ImageFiles(Local):
 
     kind = "folder"  # a decoder opens each file by its path
 
-    def __init__(self, files: Source, origin: Path, root: Path) -> None:
+    def __init__(self, files: Source, origin: Path, root: Path, reading: Reading = PLAIN) -> None:
         # Absolute, because a process may change its working folder while it trains.
         self.root = Path(os.path.abspath(root))
-        self._index = folder_index(files, origin)
+        self._index = folder_index(files, origin, reading)
         summary = self._index.summary
         if summary.num_bad_images == summary.num_samples:
             self.close()
@@ -342,6 +360,22 @@ class ImageFiles(Local):
         self.class_names, self.left_out = files.class_names, files.left_out
         self.num_samples = summary.num_samples
         self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
+        try:
+            self.reading = self._measured(origin, reading.bands).applied(origin, reading)
+        except BaseException:
+            self.close()
+            raise
+
+    def _measured(self, origin: Path, bands: tuple[int, ...]) -> Measured:
+        """Return what values the images have, as far as some of them tell; they are looked at once."""
+        records, path = self._index.records, self._index.path / f"values{'-'.join(map(str, bands))}.json"
+        if (measured := kept(path)) is None:
+            chosen = spread_indices(self.num_samples, NUM_MEASURED)
+            files = [self.name(i) for i in chosen[records["mode"][chosen] == MODE_FILE].tolist()]
+            measured = measure(origin, files, len(chosen), bands)
+            with _keeping(path.parent, str(origin)):
+                keep(path, measured)
+        return measured
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """Return (min height, min width, max height, max width) over all readable images, upright, in px."""
@@ -349,7 +383,7 @@ class ImageFiles(Local):
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
-        rows = SampleTable.empty(checked(indices, self.num_samples))
+        rows = SampleTable.empty(checked(indices, self.num_samples))._replace(reading=self.reading)
         records = self._index.records[rows.indices]
         rows.fd[:], rows.offset[:] = -1, 0
         for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):
@@ -376,8 +410,15 @@ class ImageFiles(Local):
         yield from map(self._name, self._index.records)
 
     def digest(self) -> str:
-        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
-        return self._index.summary.digest
+        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares.
+
+        Other pixels of the same files, by a range or bands, have another one.
+        """
+        digest = self._index.summary.digest
+        if self.reading == PLAIN:
+            return digest
+        text = f"{digest} {self.reading.in_words()}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @override
     def stamp(self) -> str:
@@ -403,17 +444,17 @@ class ImageFiles(Local):
 class Folder(ImageFiles):
     """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, reading: Reading = PLAIN) -> None:
         files = image_folder(root)
         for warning in files.warnings:
             warnings.warn(f"{root}: {warning}", stacklevel=2)
-        super().__init__(files, Path(root), Path(root))
+        super().__init__(files, Path(root), Path(root), reading)
 
 
 @final
 class Listed(ImageFiles):
     """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, reading: Reading = PLAIN) -> None:
         files = image_list(path)
-        super().__init__(files, Path(path), files.root)
+        super().__init__(files, Path(path), files.root, reading)

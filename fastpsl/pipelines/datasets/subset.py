@@ -49,7 +49,7 @@ class Subset(Local):
             self.data, self.indices = data.data, data.indices[selection]
         self.kind = data.kind
         self.num_samples, self.num_classes = len(selection), data.num_classes
-        self.class_names, self.split = data.class_names, data.split
+        self.class_names, self.split, self.reading = data.class_names, data.split, data.reading
         self._sizes: tuple[int, int, int, int] | None = None
 
     def __getattr__(self, name: str) -> Any:

@@ -1,7 +1,7 @@
 """The one way from an image's bytes to upright RGB, by Pillow.
 
 - Alpha, also of palettes, is blended over white. 16-bit values are scaled by 255/65535 (three channels: the
-high byte). Pillow converts palettes, grey and CMYK.
+high byte), or by a range of values (depth.py). Pillow converts palettes, grey and CMYK.
 - Colour profiles are not applied. The first frame of animations and multi-page files is taken.
 - orientation.py has the rule of what is upright.
 
@@ -9,7 +9,6 @@ pi-heif only decodes: a wheel of 1.5 MB with libheif and libde265, both under th
 too, in a wheel of 5.7 MB. It holds x265, whose GPL would bind those who pass it on with fastpsl.
 """
 
-import functools
 import importlib
 import io
 import os
@@ -21,10 +20,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
 from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.image.bands import (
+    Layout,
+    check_bands,
+    decode_bands,
+    is_missing,
+    layout_of,
+    layout_of_tags,
+    needs_tifffile,
+    take,
+)
+from fastpsl.pipelines.image.depth import BYTE, Scale
+from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.jpeg import SCAN_REASONS, jpeg_scans
 from fastpsl.pipelines.image.orientation import (
     ORIENTATION_TAG,
@@ -49,28 +61,20 @@ def is_heic(file: BinaryIO) -> bool:
     return head[4:8] == b"ftyp" and any(brands[at : at + 4] in _BRANDS for at in range(0, len(brands), 4))
 
 
-@functools.cache
-def is_missing() -> bool:
-    """Return whether the package is not installed, or does not load."""
-    try:
-        importlib.import_module("pi_heif")
-    except ImportError:
-        return True
-    return False
-
-
-Image.init()  # load all plugins, because Image.open(formats=...) knows only loaded ones
-# The formats that Pillow may try, if it has them. EPS is excluded, because it starts another program.
-FORMATS = tuple(
-    name
-    for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "JPEG2000", "AVIF")
-    if name in Image.OPEN
-)
+# The formats that Pillow may try. EPS is excluded, because it starts another program. These are Pillow's own
+# openers: in Image.OPEN are those that the user's program has registered. MPO is read as the JPEG that it is.
+_PLUGINS = {
+    "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "TIFF": "Tiff", "PPM": "Ppm", "GIF": "Gif",
+    "JPEG2000": "Jpeg2K", "AVIF": "Avif",
+}  # fmt: skip
+FORMATS = tuple(_PLUGINS)
+_MODULES = {name: importlib.import_module(f"PIL.{plugin}ImagePlugin") for name, plugin in _PLUGINS.items()}
 _WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # in TIFF
 _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 16  # by which Pillow tells formats apart
 # The pixels converted to RGB at a time, because a whole converted copy would take more memory.
 _BAND_PIXELS = 1 << 20
+_RGB_BYTES = 8  # of bands as stored, which take as much memory as a pixel of RGB does on the way
 
 
 def check_bytes(num_bytes: int) -> None:
@@ -89,22 +93,38 @@ def read_image_file(path: str | Path) -> bytes:
 
 def upright_size(path: str, reading: Reading = PLAIN) -> tuple[int, int]:
     """Return (height, width) of what `decode_any` makes of a file, from its header alone."""
-    with _reasons(), open(path, "rb") as file, _open(file) as image:
-        width, height = image.size
-        if image.format == "TIFF":  # some versions of Pillow return the upright size
-            width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
-        check_pixels(height, width)
-        # A PNG's orientation may follow its pixels, and Pillow decodes them to reach it.
-        if image.format == "PNG" and "exif" not in image.info and _mentions_exif(path):
-            image.load()
-        orientation = _orientation_in(file, image) or exif_orientation(image)
+    with _reasons(), open(path, "rb") as file:
+        if layout := _layout(file, reading):  # Pillow may not open it
+            width, height = layout.width, layout.height
+            file.seek(0)
+            orientation = tiff_orientation(file)
+            return (width, height) if orientation >= TURNED else (height, width)
+        with _open(file) as image:
+            width, height = image.size
+            if image.format == "TIFF":  # some versions of Pillow return the upright size
+                width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
+            check_pixels(height, width)
+            check_bands(image, reading.bands)
+            # A PNG's orientation may follow its pixels, and Pillow decodes them to reach it.
+            if image.format == "PNG" and "exif" not in image.info and _mentions_exif(path):
+                image.load()
+            orientation = _orientation_in(file, image) or exif_orientation(image)
     return (width, height) if orientation >= TURNED else (height, width)
+
+
+def _layout(file: BinaryIO, reading: Reading) -> Layout | None:
+    """Return the layout of a file whose bands tifffile reads; raise BadImage if bands are dropped else."""
+    layout = layout_of(file)
+    if layout is None or not needs_tifffile(layout, reading):
+        return None
+    check_pixels(layout.height, layout.width)
+    return layout
 
 
 def _open(file: BinaryIO) -> Image.Image:
     """Open an image of any known format; nothing but its header is decoded."""
     if is_heic(file):
-        if is_missing():
+        if is_missing("pi_heif"):
             raise BadImage('HEIC needs a package; pip install "fastpsl-vision[heic]" installs it')
         file.seek(0)
         # It is upright by the file's boxes, and EXIF is of no account.
@@ -112,14 +132,17 @@ def _open(file: BinaryIO) -> Image.Image:
         return image
     file.seek(0)
     head = file.read(_HEAD_BYTES)
-    for name in FORMATS:
+    for name, module in _MODULES.items():
         # Not Image.open, which refuses more than 179 megapixels, or as many as the user's program says.
-        opens, accepts = Image.OPEN[name]
-        answer = accepts is None or accepts(head)
+        answer = module._accept(head)
         if answer and not isinstance(answer, str):  # a text says what is missing
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format, after all
-                return opens(file, "")
+                opened: Image.Image = getattr(module, f"{_PLUGINS[name]}ImageFile")(file, "")
+                return opened
+    layout = layout_of(file)
+    if layout and not layout.is_usual:  # Pillow reads no values of its type
+        raise layout.refusal()
     raise Image.UnidentifiedImageError
 
 
@@ -155,7 +178,8 @@ def check_pixels(height: int, width: int) -> None:
 def _reasons() -> Iterator[None]:
     """Turn errors of Pillow into BadImage with the reason in one line, but not those of the system."""
     try:
-        yield
+        with decoding():
+            yield
     except (BadImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -167,8 +191,14 @@ def _reasons() -> Iterator[None]:
         raise BadImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
 
 
-def num_pixels(data: bytes) -> int:
-    """Return the number of pixels of an image in any known format, from its header."""
+def num_pixels(data: bytes, reading: Reading = PLAIN) -> int:
+    """Return the number of pixels of an image in any known format, from its header.
+
+    It is higher for many bands: so many pixels of RGB take the memory.
+    """
+    with _reasons():
+        if layout := _layout(io.BytesIO(data), reading):
+            return layout.height * layout.width * max(1, layout.num_bytes // _RGB_BYTES)
     with _reasons(), _open(io.BytesIO(data)) as image:
         check_pixels(image.height, image.width)
         return image.height * image.width
@@ -176,12 +206,42 @@ def num_pixels(data: bytes) -> int:
 
 def decode_any(data: bytes, reading: Reading = PLAIN) -> np.ndarray:
     """Decode an image of any known format to upright RGB, uint8 [H, W, 3]."""
+    return decode_deep(data, reading)[0]
+
+
+def decode_deep(data: bytes, reading: Reading) -> tuple[np.ndarray, Scale]:
+    """Decode as `decode_any`, and return what was seen of values of more than 8 bits, too."""
+    scale = Scale(reading.range)
+    rgb = _decoded(data, reading, scale)
+    assert rgb is not None
+    return rgb, scale
+
+
+def look_at_values(data: bytes, bands: tuple[int, ...] = ()) -> Scale:
+    """Return what is seen of an image's values of more than 8 bits; one of 8 bits is not decoded."""
+    reading = Reading((0, 1), bands)  # with any range they are the file's own
+    scale = Scale(reading.range)
+    _decoded(data, reading, scale, only_deep=True)
+    return scale
+
+
+def _decoded(data: bytes, reading: Reading, scale: Scale, only_deep: bool = False) -> np.ndarray | None:
+    """Return an image as upright RGB; None for one of 8 bits where only deep ones are wanted."""
+    with _reasons():
+        if layout := _layout(io.BytesIO(data), reading):
+            if only_deep and max(layout.bits) <= BYTE:
+                return None
+            rgb = decode_bands(data, layout, reading.bands, scale.grey)
+            return np.ascontiguousarray(turn(rgb, tiff_orientation(io.BytesIO(data))))
     with _reasons(), _open(io.BytesIO(data)) as image:
         _check_scans(data)
         orientation = _orientation_in(io.BytesIO(data), image)
         if image.format == "TIFF":  # Pillow would turn it, by a rule of its own
             image.getexif()[ORIENTATION_TAG] = UPRIGHT
-        return _pixels(image, lambda image: orientation or exif_orientation(image))
+        low = scale.prepare(image, data, lambda: _open(io.BytesIO(data)))
+        if only_deep and not scale.is_deep:
+            return None
+        return _pixels(image, lambda image: orientation or exif_orientation(image), scale, low, reading.bands)
 
 
 def _check_scans(data: bytes) -> None:
@@ -190,24 +250,44 @@ def _check_scans(data: bytes) -> None:
         raise BadImage(SCAN_REASONS[scans])
 
 
-def convert_pillow(image: Image.Image) -> np.ndarray:
+def convert_pillow(image: Image.Image, reading: Reading = PLAIN) -> np.ndarray:
     """Return an image of Pillow as upright RGB, uint8 [H, W, 3]."""
+    scale, low = Scale(reading.range), None
     with _reasons():
+        layout = layout_of_tags(image.tag_v2) if isinstance(image, TiffImageFile) else None
+        if layout and not layout.is_colour:
+            raise BadImage(f"{layout.name}, which Pillow has dropped some of; give the path of the file")
         if isinstance(image, ImageFile.ImageFile) and image.tile:  # it is not loaded yet
             if image.format not in (*FORMATS, "MPO"):
                 raise BadImage(f"{image.format} is not opened here; call the image's load() first")
-            if image.fp and image.format in ("JPEG", "MPO"):
+            if image.fp:
                 image.fp.seek(0)
-                _check_scans(image.fp.read(MAX_FILE_BYTES))
-        return _pixels(image, pillow_orientation)
+                data = image.fp.read(MAX_FILE_BYTES)
+                if image.format in ("JPEG", "MPO"):
+                    _check_scans(data)
+                low = scale.prepare(image, data, lambda: _frame(data, image.tell()))
+        return _pixels(image, pillow_orientation, scale, low, reading.bands)
 
 
-def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) -> np.ndarray:
+def _frame(data: bytes, number: int) -> Image.Image:
+    image = _open(io.BytesIO(data))
+    image.seek(number)
+    return image
+
+
+def _pixels(
+    image: Image.Image,
+    orientation_of: Callable[[Image.Image], int],
+    scale: Scale,
+    low: Image.Image | None,
+    bands: tuple[int, ...],
+) -> np.ndarray:
     check_pixels(image.height, image.width)
     transparency = _transparency(image)
-    if image.format == "TIFF":
-        _make_room(image)
-    image.load()
+    for each in (image,) if low is None else (image, low):
+        if each.format == "TIFF":
+            _make_room(each)
+        each.load()
     if transparency is not None:
         image.info["transparency"] = transparency
     width, height = image.im.size  # a TIFF's image.size is the upright one in some versions of Pillow
@@ -215,7 +295,8 @@ def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) ->
     num_rows = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, num_rows):
         bottom = min(top + num_rows, height)
-        rgb[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
+        rows = (0, top, width, bottom)
+        rgb[top:bottom] = np.asarray(_rgb(image.crop(rows), scale, low and low.crop(rows), bands))
     return np.ascontiguousarray(turn(rgb, orientation_of(image)))
 
 
@@ -239,18 +320,20 @@ def _transparency(image: Image.Image) -> "int | tuple[int, ...] | None":
     return value * {"L;2": 85, "L;4": 17}[stored] if stored in ("L;2", "L;4") else None
 
 
-def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
+def _rgb(
+    image: Image.Image, scale: Scale, low: Image.Image | None, bands: tuple[int, ...]
+) -> "Image.Image | np.ndarray":
     """Return the image as 8-bit RGB, or as grey [H, W, 1]; see the module's docstring."""
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.size and not (0 <= values.min() and values.max() <= 65535):
-            raise BadImage("32-bit integer pixels beyond 16 bits have no known range")
-        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    if image.mode == "F" or image.mode.startswith("I"):
+        check_bands(image, bands)
+        values = np.asarray(image)
+        grey = scale.grey(values)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[values == clear] = 255
         return grey[:, :, None]
+    if scale.is_deep:
+        image = scale.colours(image, low)
+    image = take(image, bands)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))

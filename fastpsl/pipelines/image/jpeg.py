@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from fastpsl.pipelines.image.host_settings import decoding
+
 # The status of `jpeg_header`.
 HEADER_GOOD, HEADER_NOT_JPEG, HEADER_BROKEN, HEADER_UNSUPPORTED = 0, 1, 2, 3
 HEADER_REASONS = {
@@ -187,7 +189,7 @@ def decode_plainly(data: bytes) -> np.ndarray | None:
         return None
     try:
         # Image.open would look for further images in the file.
-        with JpegImageFile(io.BytesIO(data)) as image:
+        with decoding(), JpegImageFile(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
     except MemoryError:
         raise

@@ -22,6 +22,11 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.image.host_settings import decoding
+from fastpsl.pipelines.image.image_file import check_pixels
 
 
 class Objects(NamedTuple):
@@ -321,7 +326,9 @@ def read_mask(path: Path, data: bytes, num_classes: int, size: tuple[int, int]) 
 
 def _png(path: Path, data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        # Not Image.open, which refuses more pixels than the user's program says.
+        with decoding(), PngImageFile(io.BytesIO(data)) as image:
+            check_pixels(image.height, image.width)
             if image.mode not in ("P", "L"):
                 raise ValueError(
                     f"{path}: is a PNG of kind {image.mode}; "
@@ -329,7 +336,7 @@ def _png(path: Path, data: bytes) -> np.ndarray:
                 )
             return np.array(image)
     # Pillow raises SyntaxError for a broken PNG.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, BadImage) as error:
         raise ValueError(f"{path}: cannot be read as a PNG ({error}); extract it again") from None
 
 

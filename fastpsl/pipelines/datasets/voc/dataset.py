@@ -254,9 +254,9 @@ class VOC(Local):
         self._files = [path for part in parts for path in part.annotation_files()]
         self.num_samples = len(self._ids)
         tables, stamps = zip(*map(_rows, parts), strict=True)
-        columns = zip(*tables, strict=True)
+        columns = zip(*(table[:-1] for table in tables), strict=True)
         self._stamp = " ".join(stamps)
-        self._rows = SampleTable(*(np.concatenate(column) for column in columns))._replace(
+        self._rows = SampleTable._make([*map(np.concatenate, columns), self.reading])._replace(
             indices=np.arange(self.num_samples)
         )
         self._objects: list[Objects] | None = [] if needs == "boxes" else None
