@@ -16,9 +16,11 @@ from typing_extensions import TypedDict, Unpack, override
 
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.offered import named_arguments
+from fastpsl.console.terminal import number_in, own_rank
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.paths import FORMS, require_path
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.identity import not_compared, same_data
 from fastpsl.pipelines.data.reading import PLAIN, Reading
@@ -277,7 +279,7 @@ class LoaderOptions(TypedDict, total=False):
 @imports_undisturbed()
 @words_of_python()
 def loader(
-    data: str | Path | Dataset | None = None,
+    data: str | os.PathLike[str] | Dataset | None = None,
     views: Sequence[ViewSpec] | None = None,
     *,
     batch_size: int,
@@ -350,7 +352,7 @@ def loader(
             1 if num_views is None else num_views, _SIZE_PX if size_px is None else size_px, train
         )
     if device == "auto":
-        device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device("auto", number_in("LOCAL_RANK", 0))
     if dtype not in _DTYPES:
         raise ValueError(f"loader: dtype is {dtype}; it must be {', '.join(map(str, _DTYPES))}")
     if not (as_batch is None or callable(as_batch)):
@@ -364,7 +366,9 @@ def loader(
     if data is None:
         paths = sample_paths()
         data = paths.train if train else paths.test
-    owns_data = isinstance(data, str | Path)
+    owns_data = not hasattr(data, "image_sizes")  # no open data set
+    if owns_data:
+        require_path("data", data, f"{FORMS}, or an open data set")
     reading = Reading.of(range, bands)
     if reading != PLAIN and not owns_data:
         raise ValueError(
@@ -374,7 +378,9 @@ def loader(
     with warnings.catch_warnings() if rank else nullcontext():
         if rank:  # rank 0 gives the same ones
             warnings.simplefilter("ignore", UserWarning)
-        dataset = open_data(data, folder, cache_gb, reading) if isinstance(data, str | Path) else data
+        dataset = data
+        if isinstance(data, str | os.PathLike):
+            dataset = open_data(os.fspath(data), folder, cache_gb, reading)
     try:
         batches = Loader(
             dataset,
@@ -425,13 +431,13 @@ def _share(batch_size: int, world: int) -> int:
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         # Lightning sets the first in processes that it starts, before it joins them.
         for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-            if (number := os.environ.get(name, "1")) != "1":
+            if (number := os.environ.get(name) or "1") != "1":
                 raise ValueError(
                     f"loader: {name} is {number} and RANK is not set; start with torchrun, make the loader "
                     "once torch.distributed is initialised, or give rank and world (0 and 1 for a program "
                     "of its own)"
                 )
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return own_rank(), number_in("WORLD_SIZE", 1)

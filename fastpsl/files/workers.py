@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from fastpsl.console.terminal import number_in
 from fastpsl.files.atomic import Uncopyable
 
 Item = TypeVar("Item")
@@ -46,7 +47,7 @@ def cpu_quota() -> float | None:
 
 def num_local_ranks() -> int:
     """Return the number of processes of this run on this machine, by torchrun's environment."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return number_in("LOCAL_WORLD_SIZE", 1)
 
 
 def default_num_threads() -> int:

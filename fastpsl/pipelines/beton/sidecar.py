@@ -209,7 +209,15 @@ _AGAIN = "write them all again in one way, or read them one by one"
 
 def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the files that `source` names (a file, a glob, or several files), sorted by name."""
+    if isinstance(source, os.PathLike):
+        source = Path(source)
     if not isinstance(source, str | Path):
+        if not isinstance(source, Sequence) or not all(
+            isinstance(path, str | os.PathLike) for path in source
+        ):
+            raise ValueError(
+                f"dataset files are named by {type(source).__name__}; give a path, a glob or a list of paths"
+            )
         paths = [Path(path) for path in source]
         if not paths:
             raise ValueError("no dataset file given: give a file, a glob or a list of files")
