@@ -378,9 +378,11 @@ def loader(
     with warnings.catch_warnings() if rank else nullcontext():
         if rank:  # rank 0 gives the same ones
             warnings.simplefilter("ignore", UserWarning)
-        dataset = data
-        if isinstance(data, str | os.PathLike):
-            dataset = open_data(os.fspath(data), folder, cache_gb, reading)
+        dataset = (
+            open_data(os.fspath(data), folder, cache_gb, reading)
+            if isinstance(data, str | os.PathLike)
+            else data
+        )
     try:
         batches = Loader(
             dataset,

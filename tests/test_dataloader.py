@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -462,9 +463,9 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
-    for open_one in (fastpsl.Loader, fastpsl.Beton):
+    for open_one in (partial(fastpsl.Loader, views=[view], batch_size_per_rank=2), fastpsl.Beton):
         with pytest.raises(ValueError, match="int"):
-            open_one(3, **{"views": [view], "batch_size_per_rank": 2} if open_one is fastpsl.Loader else {})
+            open_one(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no argument of loader called .shuffle.; there are data, views"):
         fastpsl.loader(beton, batch_size=2, shuffle=True)  # type: ignore[call-arg]
 

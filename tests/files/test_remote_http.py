@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
@@ -215,7 +215,7 @@ def test_a_number_sign_and_brackets_are_parts_of_a_name(tmp_path: Path) -> None:
     """A web server is not sent what follows a # that is not encoded."""
     with serving(honest("d%23/a%23b.beton") | honest("a[1].beton") | honest("a%5B1%5D.beton")) as server:
         for name in ("d#/a#b.beton", "d%23/a%23b.beton", "a[1].beton", "a%5B1%5D.beton"):
-            with open_data(f"{server.address}/{name}", tmp_path, 0.1) as data:
+            with closing(open_data(f"{server.address}/{name}", tmp_path, 0.1)) as data:
                 assert data.num_samples == 160 and data.class_names
         for secret in ("a#b.beton?sig=x", "a.beton?sig=x#b"):
             with pytest.raises(ValueError, match="http://…: the address holds a password or a signature"):

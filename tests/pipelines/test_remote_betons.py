@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -438,7 +439,7 @@ def test_a_name_is_taken_as_it_is_written_before_its_pattern(
     data = sample_paths().test_32.read_bytes()
     for key in ("r[1]/a[1]#.beton", "r1/a1#.beton", "r1/other.beton"):
         server.put(key, data if "[" in key else b"another")
-    with open_data(f"s3://{BUCKET}/{source}", tmp_path, 0.1) as opened:
+    with closing(open_data(f"s3://{BUCKET}/{source}", tmp_path, 0.1)) as opened:
         assert isinstance(opened, Beton) and opened.num_samples == 160
         assert [shard.name for shard in opened.shards] == [f"s3://{BUCKET}/r[1]/a[1]#.beton"]
     server.put("t[1]/0.tar", tar_bytes({"[2].jpg": jpeg(photo(0, 9, 9))}))

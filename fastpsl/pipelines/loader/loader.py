@@ -98,7 +98,7 @@ class Loader(Uncopyable):
         hw_decoder_load: float | None = None,
     ) -> None:
         if not hasattr(data, "image_sizes"):
-            raise ValueError(  # noqa: TRY004
+            raise ValueError(
                 f"Loader: data is {type(data).__name__}, not an open data set: give one, such as "
                 "fastpsl.Beton(path), or give the path to fastpsl.loader"
             )
