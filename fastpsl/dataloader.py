@@ -16,10 +16,13 @@ from typing_extensions import TypedDict, Unpack, override
 
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.offered import named_arguments
+from fastpsl.console.terminal import number_in, own_rank
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.paths import FORMS, require_path
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.identity import not_compared, same_data
 from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
@@ -138,10 +141,12 @@ class EpochLoader(Uncopyable):
             raise ValueError(
                 f"loader: a state has {', '.join(expected)}, not {found}; give what state_dict() returned"
             )
+        identity = self._identity
+        recorded, data = str(state["data"]), str(identity["data"])
         differences = [
             f"{name} {state[name]!r} there, {value!r} here"
-            for name, value in self._identity.items()
-            if state[name] != value
+            for name, value in identity.items()
+            if (not same_data(recorded, data) if name == "data" else state[name] != value)
         ]
         if differences:
             raise ValueError(
@@ -155,6 +160,8 @@ class EpochLoader(Uncopyable):
                 f"loader: a state of epoch {epoch!r}, batch {step!r}; an epoch has batches 0 to "
                 f"{self.loader.num_steps}; give what state_dict() returned"
             )
+        for line in not_compared("loader: the state", recorded, data):
+            warnings.warn(line, stacklevel=2)
         self.epoch, self._first_step, self._unfinished = epoch, step, None
 
     @cached_property
@@ -272,7 +279,7 @@ class LoaderOptions(TypedDict, total=False):
 @imports_undisturbed()
 @words_of_python()
 def loader(
-    data: str | Path | Dataset | None = None,
+    data: str | os.PathLike[str] | Dataset | None = None,
     views: Sequence[ViewSpec] | None = None,
     *,
     batch_size: int,
@@ -345,7 +352,7 @@ def loader(
             1 if num_views is None else num_views, _SIZE_PX if size_px is None else size_px, train
         )
     if device == "auto":
-        device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device("auto", number_in("LOCAL_RANK", 0))
     if dtype not in _DTYPES:
         raise ValueError(f"loader: dtype is {dtype}; it must be {', '.join(map(str, _DTYPES))}")
     if not (as_batch is None or callable(as_batch)):
@@ -359,7 +366,9 @@ def loader(
     if data is None:
         paths = sample_paths()
         data = paths.train if train else paths.test
-    owns_data = isinstance(data, str | Path)
+    owns_data = not hasattr(data, "image_sizes")  # no open data set
+    if owns_data:
+        require_path("data", data, f"{FORMS}, or an open data set")
     reading = Reading.of(range, bands)
     if reading != PLAIN and not owns_data:
         raise ValueError(
@@ -369,7 +378,11 @@ def loader(
     with warnings.catch_warnings() if rank else nullcontext():
         if rank:  # rank 0 gives the same ones
             warnings.simplefilter("ignore", UserWarning)
-        dataset = open_data(data, folder, cache_gb, reading) if isinstance(data, str | Path) else data
+        dataset = (
+            open_data(os.fspath(data), folder, cache_gb, reading)
+            if isinstance(data, str | os.PathLike)
+            else data
+        )
     try:
         batches = Loader(
             dataset,
@@ -420,13 +433,13 @@ def _share(batch_size: int, world: int) -> int:
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         # Lightning sets the first in processes that it starts, before it joins them.
         for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-            if (number := os.environ.get(name, "1")) != "1":
+            if (number := os.environ.get(name) or "1") != "1":
                 raise ValueError(
                     f"loader: {name} is {number} and RANK is not set; start with torchrun, make the loader "
                     "once torch.distributed is initialised, or give rank and world (0 and 1 for a program "
                     "of its own)"
                 )
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return own_rank(), number_in("WORLD_SIZE", 1)

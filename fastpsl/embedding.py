@@ -10,6 +10,7 @@ import torch
 
 from fastpsl.console.offered import named_arguments
 from fastpsl.console.progress import operation
+from fastpsl.console.terminal import number_in
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.features import Extraction, feature_batches
 from fastpsl.evaluation.protocols import block_number
@@ -74,7 +75,7 @@ def embed(
     if not hasattr(data, "image_sizes"):  # no open data set
         require_data("data", data)
     weights, backbone = model.pretrained(), model.backbone
-    world = World(0, 1, 0, 1, choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
+    world = World(0, 1, 0, 1, choose_device(device, number_in("LOCAL_RANK", 0)))
     if precision == "auto":
         precision = "fp16" if world.device.type == "cuda" else "fp32"
     side_px = model.transform.size_px if size_px is None else size_px

@@ -15,6 +15,7 @@ from fastpsl.console.offered import named_arguments
 from fastpsl.console.words import number_of
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import block_number
+from fastpsl.files.paths import WEIGHTS, require_path
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
@@ -223,6 +224,7 @@ def load(
         ValueError: There are no such weights, they do not fit the backbone, or `size_px` is below 1. Or they
             name a Python file, and `backbone` does not.
     """
+    require_path("weights", weights, WEIGHTS)
     path = Path(weights)
     if backbone is None:
         backbone = getattr(weights, "backbone", None)  # of the result of `fastpsl.pretrain`

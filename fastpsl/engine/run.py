@@ -296,6 +296,7 @@ class Run:
         self.data, self.options, self.world = data, data.options, data.world
         self.owns_process, self.differences = owns_process, dict(differences or {})
         self.steps = steps
+        self.num_shared: int | None = None  # validation images that are training images, on rank 0
         self.precision = self.options.resolved_precision(self.world.device)
         self._quiet, self._folder = quiet, ExitStack()
         self._never_finite = set[str]()

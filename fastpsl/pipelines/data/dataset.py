@@ -78,6 +78,11 @@ def open_file(path: str | Path) -> int:
     return fd
 
 
+def written_when(status: os.stat_result) -> str:
+    """Return a file's size and times; no program can set the last one, and some keep the other."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 def read_bytes(rows: SampleTable, i: int) -> bytes:
     """Return a sample's bytes, which may be too few.
 
@@ -153,7 +158,14 @@ class Dataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return a text that is equal for equal data sets."""
+        """Return a text by which `identity.same_data` tells whether data sets are the same."""
+        ...
+
+    def stamp(self) -> str:
+        """Return what changes when somebody writes to what `digest` does not cover; "" where it covers all.
+
+        It is for what is kept on this machine: a copy of the data has another one.
+        """
         ...
 
     def close(self) -> None: ...
@@ -178,6 +190,10 @@ class Local:
     def names(self) -> Iterator[str]:
         """Yield the numbers of samples that have no names."""
         yield from map(str, range(self.num_samples))
+
+    def stamp(self) -> str:
+        """Return "", since nothing can be written to."""
+        return ""
 
     def wait(self, indices: np.ndarray) -> None:
         """Do nothing, since all is on this machine."""

@@ -76,6 +76,8 @@ class Summary:
     num_bad_images: int
     first_bad: str  # name and reason
     num_name_bytes: int
+    digest: str  # of names, labels and sizes in bytes
+    written: str  # a digest of these and of the times at which files were written
     first_unread: str = ""  # the path of the first file that the system did not let read
 
 
@@ -87,19 +89,24 @@ class FolderIndex:
     summary: Summary
     records: np.ndarray  # RECORD [num_samples], memory-mapped
     names: np.ndarray  # uint8, memory-mapped: the paths as the source names them, one after another
-    digest: str  # of names, labels and sizes in bytes
     path: Path
+
+    @property
+    def key(self) -> str:
+        """A digest of what the headers are read again for."""
+        return self.path.name.partition("-")[2]
 
 
 @dataclass(frozen=True)
 class _File:
     num_bytes: int
-    time_ns: int
+    written_ns: int
+    changed_ns: int  # also by a tool that keeps the other time, by a new mode, and for a copy
     reason: str = ""  # why it cannot be read
     is_unread: bool = False  # because of the system
 
 
-_NO_FILE = _File(0, 0)
+_NO_FILE = _File(0, 0, 0)
 
 
 def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> FolderIndex:
@@ -108,18 +115,18 @@ def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> Folde
     folder = cache_folder() / "folders"
     of_bands = str(reading.bands).encode() if reading.bands else b""
     prefix = hashlib.blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
-    key, digest = _listing_digests(files, origin)
-    path = folder / f"{prefix}-{key}"
+    digests = _listing_digests(files, origin)
+    path = folder / f"{prefix}-{digests.key}"
     with _keeping(folder, root):
-        index = _load(path, digest)
+        index = _load(path)
         if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{prefix}.lock", "w") as lock:
                 _wait_for(lock.fileno(), root)
-                index = _load(path, digest)
+                index = _load(path)
                 if index is None or _is_outdated(index):  # no other process has made it meanwhile
-                    _make(files, origin, path, key, reading)
-                    index = _load(path, digest)
+                    _make(files, origin, path, digests, reading)
+                    index = _load(path)
     assert index is not None
     return index
 
@@ -151,30 +158,42 @@ def _wait_for(lock: int, root: str) -> None:
 
 
 class _Digests:
-    """The two digests of a listing: of names, labels and sizes; and of these together with the times."""
+    """The digests of a listing: of names, labels and sizes; with the times of writing; with all times."""
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
-        seeds = f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}", _LISTING
-        self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
+        seeds = _LISTING, _VERSION, f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}"
+        self._all = [hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds]
 
     def add(self, name: str, label: int, file: _File) -> None:
         line = b"%s\0%d\0%d\0" % (os.fsencode(name), label, file.num_bytes)
-        self._contents.update(line)
-        self._key.update(line + b"%d\0" % file.time_ns)
+        listing, written, key = self._all
+        listing.update(line)
+        line += b"%d\0" % file.written_ns
+        written.update(line)
+        key.update(line + b"%d\0" % file.changed_ns)
 
-    def hex(self) -> tuple[str, str]:
-        return self._key.hexdigest(), self._contents.hexdigest()
+    @property
+    def listing(self) -> str:
+        return self._all[0].hexdigest()
+
+    @property
+    def written(self) -> str:
+        return self._all[1].hexdigest()
+
+    @property
+    def key(self) -> str:
+        return self._all[2].hexdigest()
 
 
-def _listing_digests(files: Source, origin: Path) -> tuple[str, str]:
+def _listing_digests(files: Source, origin: Path) -> _Digests:
     digests = _Digests()
     entries = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
     with operation(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
         for num, (sample, file) in enumerate(entries, start=1):
             digests.add(sample.name, sample.label, file)
             progress.update(num)
-    return digests.hex()
+    return digests
 
 
 def _stat(path: object) -> _File:
@@ -182,7 +201,7 @@ def _stat(path: object) -> _File:
         status = os.stat(path)  # type: ignore[arg-type]
     except OSError as error:  # such as a broken link
         return _unread(path, error)
-    return _File(status.st_size, status.st_mtime_ns)
+    return _File(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _scan(path: object, reading: Reading) -> tuple[_File, int, int, int, int]:
@@ -229,13 +248,28 @@ def _jpeg(path: str, num_bytes: int, reading: Reading) -> tuple[int, int, int, i
     return (*size, MODE_JPEG, orientation)
 
 
-def _make(files: Source, origin: Path, path: Path, key: str, reading: Reading) -> None:
+def _why_again(path: Path, digests: _Digests) -> str:
+    """Return why headers are read although there is an index of the same origin; empty if there is none."""
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):
+        if other == path or (index := _load(other)) is None:
+            continue
+        if index.summary.digest != digests.listing:
+            return " again, because files came, went or changed their size"
+        if index.summary.written != digests.written:
+            return " again, because files were written to"
+        return (
+            " again, because the status of files has changed (chmod does it, and so do tools that set times)"
+        )
+    return ""
+
+
+def _make(files: Source, origin: Path, path: Path, digests: _Digests, reading: Reading) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        summary, new_key = _write(files, origin, temporary, reading)
-        if new_key != key:
+        summary, new_key = _write(files, origin, temporary, _why_again(path, digests), reading)
+        if new_key != digests.key:
             raise ValueError(f"{origin}: has changed while its headers were read; start again")
         (temporary / "summary.json").write_text(json.dumps(asdict(summary)))
         shutil.rmtree(path, ignore_errors=True)  # an incomplete index
@@ -247,16 +281,16 @@ def _make(files: Source, origin: Path, path: Path, key: str, reading: Reading) -
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _write(files: Source, origin: Path, path: Path, reading: Reading) -> tuple[Summary, str]:
+def _write(files: Source, origin: Path, path: Path, why_again: str, reading: Reading) -> tuple[Summary, str]:
     """Write records and names of all files; return their summary and the key of the files as read."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
     digests = _Digests()
-    summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
+    summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0, "", "")
     headers = map_in_order(lambda sample: _scan(sample.image, reading), files.samples(), _THREADS, "headers")
     with (
         open(path / "names", "wb") as names,
-        operation(f"{origin}: reading headers", "files", num) as progress,
+        operation(f"{origin}: reading headers{why_again}", "files", num) as progress,
     ):
         for i, (sample, (file, height, width, mode, orientation)) in enumerate(headers):
             digests.add(sample.name, sample.label, file)
@@ -279,10 +313,11 @@ def _write(files: Source, origin: Path, path: Path, reading: Reading) -> tuple[S
                 )  # fmt: skip
             progress.update(i + 1, summary.num_bad_images)
     records.flush()
-    return summary, digests.hex()[0]
+    summary.digest, summary.written = digests.listing, digests.written
+    return summary, digests.key
 
 
-def _load(path: Path, digest: str) -> FolderIndex | None:
+def _load(path: Path) -> FolderIndex | None:
     """Return the index; None where it is missing or incomplete."""
     try:
         fields = json.loads((path / "summary.json").read_text())
@@ -293,7 +328,7 @@ def _load(path: Path, digest: str) -> FolderIndex | None:
             return None
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError):  # the machine may have gone down
         return None
-    return FolderIndex(summary, records, names, digest, path)
+    return FolderIndex(summary, records, names, path)
 
 
 class ImageFiles(Local):
@@ -379,10 +414,16 @@ class ImageFiles(Local):
 
         Other pixels of the same files, by a range or bands, have another one.
         """
+        digest = self._index.summary.digest
         if self.reading == PLAIN:
-            return self._index.digest
-        text = f"{self._index.digest} {self.reading.in_words()}"
+            return digest
+        text = f"{digest} {self.reading.in_words()}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @override
+    def stamp(self) -> str:
+        """Return a digest of the files' sizes and times as well."""
+        return self._index.key
 
     @override
     def close(self) -> None:

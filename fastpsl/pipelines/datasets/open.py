@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastpsl.console.words import worded
-from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
 from fastpsl.files.remote.address import check_address, is_remote, remote_objects
 from fastpsl.files.remote.cache import Cache
@@ -32,7 +31,7 @@ from fastpsl.pipelines.sources.folder import (
     source_files,
 )
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder, read_list
-from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
+from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files, parquet_in
 from fastpsl.pipelines.sources.published import published, published_name
 from fastpsl.pipelines.sources.tar import tar_source
 from fastpsl.pipelines.sources.text_lists import names_images, read_classes
@@ -190,12 +189,12 @@ def open_source(
     if format == "parquet" and (src.startswith(HUGGING_FACE) or _is_saved(src)):
         source = hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
     elif format == "parquet":
-        paths = list[SourceFile](_parquet_in(src)) if os.path.isdir(src) else _paths(src)
+        paths = list[SourceFile](parquet_in(src)) if os.path.isdir(src) else _paths(src)
         if not paths:
             raise ValueError(
                 f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote"
             )
-        source = parquet_files(paths, split, shard, image_column, label_column)
+        source = parquet_files(src, paths, split, shard, image_column, label_column)
     elif format == "tar":
         source = tar_source(_paths(src), shard, on_progress, are_classes)
     elif format == "npz":
@@ -222,7 +221,7 @@ def _format_of(src: str) -> str:
     if name := published_name(Path(src)):
         return name
     if os.path.isdir(src):
-        return "parquet" if _parquet_in(src) else "folder"
+        return "parquet" if parquet_in(src) else "folder"
     return _format_of_files(src)
 
 
@@ -238,13 +237,6 @@ def _format_of_files(src: str) -> str:
 def _is_saved(src: str) -> bool:
     """Return whether datasets' `save_to_disk` wrote this folder."""
     return any(os.path.isfile(os.path.join(src, name)) for name in ("state.json", "dataset_dict.json"))
-
-
-def _parquet_in(folder: str) -> list[Path]:
-    """Return the parquet files in a folder or in its data/, where the Hub keeps them."""
-    places = (Path(folder), Path(folder, "data"))
-    found = ([path for path in place.glob("*.parquet") if not is_leftover(path.name)] for place in places)
-    return sorted(next((paths for paths in found if paths), []))
 
 
 def _format_of_file(path: SourceFile) -> str:
