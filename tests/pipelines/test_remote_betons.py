@@ -468,8 +468,11 @@ def put_a_shard_of_two(server: S3Server) -> None:
 
 def test_one_shard_may_be_named_alone(server: S3Server, tmp_path: Path) -> None:
     put_a_shard_of_two(server)
-    with Beton(f"s3://{BUCKET}/part-0.beton", Cache(tmp_path, 0.1)) as data:
-        assert data.num_samples == 160
+    for ending in ("", ".json"):
+        server.put(f"part[0].beton{ending}", server.get(f"part-0.beton{ending}"))
+    for name in ("part-0.beton", "part[0].beton"):
+        with Beton(f"s3://{BUCKET}/{name}", Cache(tmp_path, 0.1)) as data:
+            assert data.num_samples == 160
 
 
 def test_a_web_server_without_ranges_is_a_line(tmp_path: Path) -> None:

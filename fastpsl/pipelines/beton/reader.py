@@ -91,7 +91,8 @@ class Beton:
                 raise ValueError(faults[0])
             reading = _common_reading(names, records)
             if self.remote:
-                if glob.has_magic(str(source)) and (missing := missing_shards(self._written)):
+                is_glob = glob.has_magic(str(source)) and names != [str(source)]
+                if is_glob and (missing := missing_shards(self._written)):
                     raise ValueError(f"{source}: is incomplete; {missing[0]}")
                 self.remote.open(self.shards)
             elif (
