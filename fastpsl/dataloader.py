@@ -16,10 +16,14 @@ from typing_extensions import TypedDict, Unpack, override
 
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.offered import named_arguments
+from fastpsl.console.terminal import number_in, own_rank
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.paths import FORMS, require_path
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.identity import not_compared, same_data
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.loader.batch import Batch, checked_device
@@ -137,10 +141,12 @@ class EpochLoader(Uncopyable):
             raise ValueError(
                 f"loader: a state has {', '.join(expected)}, not {found}; give what state_dict() returned"
             )
+        identity = self._identity
+        recorded, data = str(state["data"]), str(identity["data"])
         differences = [
             f"{name} {state[name]!r} there, {value!r} here"
-            for name, value in self._identity.items()
-            if state[name] != value
+            for name, value in identity.items()
+            if (not same_data(recorded, data) if name == "data" else state[name] != value)
         ]
         if differences:
             raise ValueError(
@@ -154,6 +160,8 @@ class EpochLoader(Uncopyable):
                 f"loader: a state of epoch {epoch!r}, batch {step!r}; an epoch has batches 0 to "
                 f"{self.loader.num_steps}; give what state_dict() returned"
             )
+        for line in not_compared("loader: the state", recorded, data):
+            warnings.warn(line, stacklevel=2)
         self.epoch, self._first_step, self._unfinished = epoch, step, None
 
     @cached_property
@@ -271,7 +279,7 @@ class LoaderOptions(TypedDict, total=False):
 @imports_undisturbed()
 @words_of_python()
 def loader(
-    data: str | Path | Dataset | None = None,
+    data: str | os.PathLike[str] | Dataset | None = None,
     views: Sequence[ViewSpec] | None = None,
     *,
     batch_size: int,
@@ -287,6 +295,8 @@ def loader(
     world: int | None = None,
     cache_dir: str | Path | None = None,
     cache_gb: float | None = None,
+    range: str | tuple[float, float] | None = None,
+    bands: Sequence[int] | None = None,
     **options: Unpack[LoaderOptions],
 ) -> EpochLoader:
     """Open data for a training loop that you write, where `batch_size` is that of all ranks together.
@@ -318,6 +328,9 @@ def loader(
             temporary files.
         cache_gb: For an address: the most that the folder may hold, in GB. By default, 80 % of what the disk
             has free.
+        range: For a path to images of more than 8 bits: the two values that become 0 and 255, or "auto" for
+            the least and the greatest of up to 256 images. By default, all values that their bits hold.
+        bands: For a path to images of more bands than colours: one or three to take, counted from 1.
         **options: Further options of `fastpsl.Loader`: seed, order, lanes, decoder, hw_decoder_load,
             num_threads, prefetch_batches, timeout_s and on_bad_sample.
 
@@ -339,7 +352,7 @@ def loader(
             1 if num_views is None else num_views, _SIZE_PX if size_px is None else size_px, train
         )
     if device == "auto":
-        device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device("auto", number_in("LOCAL_RANK", 0))
     if dtype not in _DTYPES:
         raise ValueError(f"loader: dtype is {dtype}; it must be {', '.join(map(str, _DTYPES))}")
     if not (as_batch is None or callable(as_batch)):
@@ -353,12 +366,23 @@ def loader(
     if data is None:
         paths = sample_paths()
         data = paths.train if train else paths.test
-    owns_data = isinstance(data, str | Path)
+    owns_data = not hasattr(data, "image_sizes")  # no open data set
+    if owns_data:
+        require_path("data", data, f"{FORMS}, or an open data set")
+    reading = Reading.of(range, bands)
+    if reading != PLAIN and not owns_data:
+        raise ValueError(
+            "loader: range or bands were given for an open data set, which has its own; leave them out"
+        )
     folder = None if cache_dir is None else Path(cache_dir)
     with warnings.catch_warnings() if rank else nullcontext():
         if rank:  # rank 0 gives the same ones
             warnings.simplefilter("ignore", UserWarning)
-        dataset = open_data(data, folder, cache_gb) if isinstance(data, str | Path) else data
+        dataset = (
+            open_data(os.fspath(data), folder, cache_gb, reading)
+            if isinstance(data, str | os.PathLike)
+            else data
+        )
     try:
         batches = Loader(
             dataset,
@@ -409,13 +433,13 @@ def _share(batch_size: int, world: int) -> int:
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         # Lightning sets the first in processes that it starts, before it joins them.
         for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-            if (number := os.environ.get(name, "1")) != "1":
+            if (number := os.environ.get(name) or "1") != "1":
                 raise ValueError(
                     f"loader: {name} is {number} and RANK is not set; start with torchrun, make the loader "
                     "once torch.distributed is initialised, or give rank and world (0 and 1 for a program "
                     "of its own)"
                 )
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return own_rank(), number_in("WORLD_SIZE", 1)

@@ -10,6 +10,7 @@ import torch
 
 from fastpsl.console.offered import named_arguments
 from fastpsl.console.progress import operation
+from fastpsl.console.terminal import number_in
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.features import Extraction, feature_batches
 from fastpsl.evaluation.protocols import block_number
@@ -17,7 +18,7 @@ from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
@@ -74,7 +75,7 @@ def embed(
     if not hasattr(data, "image_sizes"):  # no open data set
         require_data("data", data)
     weights, backbone = model.pretrained(), model.backbone
-    world = World(0, 1, 0, 1, choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
+    world = World(0, 1, 0, 1, choose_device(device, number_in("LOCAL_RANK", 0)))
     if precision == "auto":
         precision = "fp16" if world.device.type == "cuda" else "fp32"
     side_px = model.transform.size_px if size_px is None else size_px
@@ -82,7 +83,7 @@ def embed(
     number = block_number(block, backbone.num_blocks, backbone.block_names)
     with ExitStack() as stack:
         if isinstance(data, str | os.PathLike):
-            data = stack.enter_context(closing(open_data(os.fspath(data))))
+            data = stack.enter_context(closing(open_for(model, data)))
         work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
         features = np.full((data.num_samples, work.width), np.nan, np.float32)
         first = 0
@@ -104,6 +105,11 @@ def embed(
                 first += len(rows)
                 progress.update(first)
         return features, data.labels().astype(np.int64)
+
+
+def open_for(model: Model, data: str | os.PathLike[str]) -> Dataset:
+    """Open data by the range and the bands of the model's training images."""
+    return open_data(os.fspath(data), reading=model.input.reading, reading_of=OF_WEIGHTS)
 
 
 def training_images(model: Model, remedy: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastpsl.console.offered import offer_only_all
+from fastpsl.console.terminal import number_in
 from fastpsl.engine.distributed import World, place_among_ranks, share
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Run
@@ -117,7 +118,7 @@ def _without_training(script: Evaluation[Any], options: Any) -> Scores:
     if options.out is not None:
         script.run(options)
         return _read(options.out)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_in("WORLD_SIZE", 1) > 1:
         raise ValueError(
             f'{script.name}: several processes must share one folder; give it, such as out="runs/a"'
         )

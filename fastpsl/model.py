@@ -15,6 +15,7 @@ from fastpsl.console.offered import named_arguments
 from fastpsl.console.words import number_of
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import block_number
+from fastpsl.files.paths import WEIGHTS, require_path
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
@@ -22,6 +23,7 @@ from fastpsl.models.export import export
 from fastpsl.models.given import given
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, read_image_file
 from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input, center_view
 from fastpsl.scripts.call import tensors_on_cpu, user_errors
@@ -35,7 +37,8 @@ class Transform:
 
     It shows what `fastpsl.embed` and the evaluations show. It resizes and crops by torchvision's v2
     transforms. The loaders' decoders resize in another way, so their pixels differ by rounding wherever an
-    image is resized. Files and PIL images become RGB as in folders: turned upright, with alpha over white.
+    image is resized. Files and PIL images become RGB as in folders: turned upright, with alpha over white,
+    and by the range and the bands of the weights' training images.
 
     Attributes:
         input: The input that the weights expect: channels, mean, standard deviation and side.
@@ -62,7 +65,9 @@ class Transform:
 
         The image is a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
         """
-        pixels: Tensor = self._crop(_pixels(picture))[None].contiguous(memory_format=torch.channels_last)
+        pixels: Tensor = self._crop(_pixels(picture, self.input.reading))[None].contiguous(
+            memory_format=torch.channels_last
+        )
         draws = self._view.draw(Keys(0, 0, np.zeros(1, np.int64)))  # of ops that draw nothing
         tensors = [{name: torch.from_numpy(values) for name, values in draw.items()} for draw in draws]
         return self._view.apply(pixels, tensors, torch.float32)[0].contiguous()
@@ -219,6 +224,7 @@ def load(
         ValueError: There are no such weights, they do not fit the backbone, or `size_px` is below 1. Or they
             name a Python file, and `backbone` does not.
     """
+    require_path("weights", weights, WEIGHTS)
     path = Path(weights)
     if backbone is None:
         backbone = getattr(weights, "backbone", None)  # of the result of `fastpsl.pretrain`
@@ -230,7 +236,7 @@ def load(
     return Model(load_pretrained(path, backbone, input), size_px)
 
 
-def _pixels(picture: Picture) -> Tensor:
+def _pixels(picture: Picture, reading: Reading) -> Tensor:
     """Return an image as uint8 [3, H, W], turned upright."""
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
@@ -243,9 +249,9 @@ def _pixels(picture: Picture) -> Tensor:
         picture = Image.fromarray(picture)
     try:
         if isinstance(picture, Image.Image):
-            pixels = convert_pillow(picture)
+            pixels = convert_pillow(picture, reading)
         elif isinstance(picture, str | os.PathLike):
-            pixels = decode_any(read_image_file(Path(picture)))
+            pixels = decode_any(read_image_file(Path(picture)), reading)
         else:
             kind = type(picture).__name__
             raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004

@@ -10,11 +10,12 @@ import torch
 from matplotlib.figure import Figure
 
 from fastpsl.console.offered import named_arguments, offer_only_all
-from fastpsl.embedding import embed, training_images
+from fastpsl.embedding import embed, open_for, training_images
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.neighbours import nearest_others, why_no_precision
 from fastpsl.model import Model, load
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -176,16 +177,18 @@ def neighbours(
     require_data("gallery", gallery)
     require_data("queries", queries)
     place = training_images(model, "give gallery") if gallery is None else os.fspath(gallery)
-    with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
+    with closing(open_for(model, place)) as bank, closing(open_for(model, queries or place)) as asked:
         numbers = np.asarray(indices, np.int64)
         if not len(numbers) or numbers.min() < 0 or numbers.max() >= asked.num_samples:
             raise ValueError(f"indices {list(indices)}: give some of 0 to {asked.num_samples - 1:,}")
-        same = queries is None
-        if not 1 <= k <= bank.num_samples - same:
-            raise ValueError(f"k is {k}: the gallery has 1 to {bank.num_samples - same:,} neighbours to show")
+        shared = shared_images(asked, bank)
+        most = bank.num_samples - shared.are_all
+        if not 1 <= k <= most:
+            raise ValueError(f"k is {k}: the gallery has 1 to {most:,} neighbours to show")
         features, _ = embed(model, bank, block=block)
-        of_queries = features[numbers] if same else embed(model, Subset(asked, numbers), block=block)[0]
-        found = nearest_others(of_queries, features, k, numbers if same else None, torch.device("cpu"))
+        own = None if shared.own is None else shared.own[numbers]
+        of_queries = embed(model, Subset(asked, numbers), block=block)[0] if own is None else features[own]
+        found = nearest_others(of_queries, features, k, own, torch.device("cpu"))
         sheet = neighbour_sheet(
             asked,
             bank,

@@ -68,7 +68,8 @@ def run(options: Options) -> int:
         assert val is not None
         for data in (train, val):
             stack.enter_context(closing(data))
-        ks = evaluation.fitting_neighbours(train, val, options.k, PAPER["k"])
+        shared = evaluation.find_shared(train, val, world)
+        ks = evaluation.fitting_neighbours(train, val, options.k, PAPER["k"], shared)
         works = {
             name: evaluation.Extraction.for_blocks(options, weights, data, options.block, world, "float16")
             for name, data in (("train", train), ("val", val))
@@ -83,26 +84,24 @@ def run(options: Options) -> int:
             for name, extractions in works.items()
         )
         pairs = zip(banks, queries, strict=True)
-        scores = [evaluation.score(*pair, ks, options.temperature, world) for pair in pairs]
+        scores = [evaluation.score(*pair, ks, options.temperature, world, shared.own) for pair in pairs]
         if world.rank == 0:
             by_end, record = dict(zip(ends, scores, strict=True)), weights.record
-            print("\n".join(evaluation.score_lines(scores, blocks, options.vote, record["backbone"])))
+            print("\n".join(evaluation.score_lines(scores, blocks, options.vote, record["backbone"], shared)))
             path = evaluation.write_result(
-                folder,
-                recipe="knn",
-                protocol=f"knn/{options.vote}",
+                folder, recipe="knn", protocol=f"knn/{options.vote}",
                 numbers={
                     name + end: value
                     for end, block_score in by_end.items()
                     for name, value in block_score.numbers(options.vote).items()
                 },
-                settings=options.as_dict()
-                | {"k": ks, "similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
-                checkpoint=record,
-                data=evaluation.data_record(train, val),
-                seconds=time.monotonic() - started,
-                cut=bool(record.get("cut")),
-            )
+                settings=options.as_dict() | {
+                    "k": ks, "similarity": "cosine", "features": [bank.record["digest"] for bank in banks],
+                    "each_without_itself": shared.are_all, "shared_images": shared.num,
+                },
+                checkpoint=record, data=evaluation.data_record(train, val),
+                seconds=time.monotonic() - started, cut=bool(record.get("cut")),
+            )  # fmt: skip
             print(evaluation.result_line(path))
             for end, block_score in by_end.items():
                 sheet = plots.draw_neighbours(

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine import optim
 from fastpsl.engine.options import RunOptions
-from fastpsl.evaluation.options import VAL_IS_OF_DATA, TrainedEvaluationOptions, VocOptions
+from fastpsl.evaluation.options import OF_VOC, TrainedEvaluationOptions, VocOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.transfer import classification
@@ -33,7 +33,7 @@ SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions, TrainedEvaluationOptions):
     without: ClassVar[dict[str, str]] = {
-        "val": VAL_IS_OF_DATA,
+        **OF_VOC,
         "whole": "the protocols are scored on random crops; leave it out",
     }
     protocol: Literal["deepcluster", "sslpp"]

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, pipelines, plots
 from fastpsl.console.terminal import EXIT_FINISHED
-from fastpsl.evaluation.options import VAL_IS_OF_DATA, VocOptions
+from fastpsl.evaluation.options import OF_VOC, VocOptions
 from fastpsl.files.workers import default_num_threads
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Evaluation
@@ -37,7 +37,7 @@ SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size"
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions):
     without: ClassVar[dict[str, str]] = {
-        "val": VAL_IS_OF_DATA,
+        **OF_VOC,
         "whole": "the protocol squashes whole images to squares; leave it out",
     }
     costs: Literal["vissl", "fsb"] = "vissl"

@@ -669,6 +669,10 @@ def test_an_error_of_the_training_is_noted_and_raised(
         ({"epochs": ()}, "give one or more, each of at least 1 epoch$"),
         ({"batch_size": 1000}, "^480 training images are fewer than one batch of 1000: lower batch_size,"),
         ({"out": __file__}, "^out .* is a file: give a folder"),
+        (
+            {"out": "~/runs/a"},
+            f"^out ~/runs/a: there is no folder ~; did you mean {Path.home()}/runs/a. give",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -734,6 +738,8 @@ def test_a_process_group_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         (lambda m: m.transform(Image.new("F", (9, 9))), "^the PIL image cannot be read .*floating-point"),
         (lambda m: m.export("x.pth", to="nobody"), "to nobody"),
         (lambda m: fastpsl.load("nothere", size_px=0), "size_px is 0"),
+        (lambda m: fastpsl.load(3), "weights is int, not a path: give the path of a checkpoint"),  # type: ignore[arg-type]
+        (lambda m: fastpsl.plot.views([__file__]), "data is list, not a path"),  # type: ignore[arg-type]
         (lambda m: fastpsl.load(m.record["path"], "vgg16"), "resnet18, not vgg16; leave out backbone$"),
         (lambda m: fastpsl.load(m.record["path"], input_channels="RGB"), "input_std belong together"),
         (lambda m: fastpsl.embed(m, block="B9"), "^block B9"),

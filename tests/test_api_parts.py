@@ -3,6 +3,7 @@
 import importlib
 import io
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -364,6 +365,11 @@ def test_neighbours_of_an_image_are_those_of_its_features(
     similarities[[7, 0], [0, 1]] = -2  # an image does not find itself
     assert shown[0][2].tolist() == [7, 0]
     np.testing.assert_allclose(shown[0][4], -np.sort(-similarities, axis=0)[:3].T, atol=1e-5)
+    shutil.copy(sample_paths().train_32, tmp_path / "copy.beton")
+    for queries in (sample_paths().train_32, tmp_path / "copy.beton"):
+        fastpsl.plot.neighbours(model, sample_paths().train_32, queries, indices=[7, 0], k=3)
+        assert (shown[-1][3] == shown[0][3]).all()
+    del judged[1:]
     others = photo_tree(tmp_path / "others")
     fastpsl.plot.neighbours(model, sample_paths().train_32, others, indices=[1], k=2)
     assert judged == [True, False]  # equal numbers of other classes are not equal classes

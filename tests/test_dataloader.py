@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,9 @@ def test_rank_and_world_are_torchruns_or_torch_distributeds(
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert place() == (0, 1)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE"):
+        monkeypatch.setenv(name, "")
+    assert place() == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert place() == (2, 3)
@@ -439,6 +443,18 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"device": "tpu"}, "device tpu"),
         ({"data": tmp_path / "none.beton"}, "none.beton"),
         ({"data": ""}, "empty"),
+        (
+            {"data": ["a", "b"]},
+            "^data is list, not a path: give the path of a folder .*, or an open data set$",
+        ),
+        ({"data": b"photos"}, "^data is bytes, not a path"),
+        ({"data": 3}, "^data is int, not a path"),
+        ({"data": torch.zeros(2, 3, 8, 8)}, "^data is Tensor, not a path"),
+        ({"data": "~/no photos"}, f"^~/no photos: no such .*; did you mean {Path.home()}/no photos. give"),
+        (
+            {"data": "~/no photos/*"},
+            f"^~/no photos/.: no file matches; did you mean {Path.home()}/no photos/",
+        ),
         ({"rank": 2}, "rank is 2"),
         ({"dtype": torch.uint8}, "dtype is torch.uint8; it must be torch.float32, torch.float16, "),
         ({"as_batch": "lightly"}, r"as_batch is 'lightly'; it must be a function of \(inputs, labels\)$"),
@@ -447,6 +463,9 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
+    for open_one in (partial(fastpsl.Loader, views=[view], batch_size_per_rank=2), fastpsl.Beton):
+        with pytest.raises(ValueError, match="int"):
+            open_one(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no argument of loader called .shuffle.; there are data, views"):
         fastpsl.loader(beton, batch_size=2, shuffle=True)  # type: ignore[call-arg]
 

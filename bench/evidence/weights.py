@@ -32,6 +32,7 @@ from fastpsl.files.atomic import write_atomically
 from fastpsl.models.export import export
 from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
+from fastpsl.pipelines.data.identity import same_data
 
 RULE = (
     "An arm has weights if its differences from no training, seed by seed, have a mean above 0. The test is "
@@ -144,13 +145,21 @@ def _scores_of_file(runner: Runner, run: Run, file: Path) -> Record:
     return found
 
 
+def _saw_same(recorded: Record, now: Record) -> bool:
+    """Return whether the data of two scores is the same; the record may be older than digests of contents."""
+    return recorded.keys() == now.keys() and all(
+        same_data(value, now[name]) if isinstance(value, str) else value == now[name]
+        for name, value in recorded.items()
+    )
+
+
 def _certificate(runner: Runner, run: Run, pretrained: Pretrained) -> Record:
     """Return what a run's weights came from and score; ValueError if the record saw other data."""
     plan, record, sha256 = runner.plan, runner.results.record, pretrained.record["sha256"]
     training = training_of(runner.runs, plan.training_of(run))
     scores = {name: score_of(runner.runs, plan.evaluation_of(run, name)) for name in plan.evaluations_of(run)}
     of_run = [one for one in record["scores"] if (one["arm"], one["seed"]) == (run.arm, run.seed)]
-    if any(one["data"] != scores[one["evaluation"]]["data"] for one in of_run):
+    if not all(_saw_same(one["data"], scores[one["evaluation"]]["data"]) for one in of_run):
         raise ValueError(
             f"{run.name} saw other data than the record: give their --source, and another --work"
         )

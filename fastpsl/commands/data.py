@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.upload import StagedUpload
     from fastpsl.pipelines.data.source import Source
+    from fastpsl.pipelines.image.depth import Scale
 
 
 @contextlib.contextmanager
@@ -129,6 +130,11 @@ class _Writing:
             f"{report.num_passed:,} taken over, "
             f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
         )
+        if report.num_clipped:
+            print(
+                f"{what}: {report.num_clipped_values:,} values of {number_of(report.num_clipped, 'image')} "
+                f"were outside of --range {target.range} and clipped"
+            )
         small = f"smaller than {target.min_px} px"
         for path, num, why, first in (
             (bad_path(out), report.num_bad, "bad", report.first_bad),
@@ -236,6 +242,11 @@ class Write(_Writing):
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
     """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
     none of the bad."""
+    range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
+    """Of images of more than 8 bits: the values that become 0 and 255, e.g. 0:4095; auto: the least and the
+    greatest of up to 256 images. Others are clipped and counted. [all that their bits hold]"""
+    bands: Annotated[str | None, tyro.conf.arg(metavar="N[,N,N]")] = None
+    """Of images of more bands than colours: one or three to take, counted from 1, e.g. 4,3,2."""
     dry_run: bool = False
     """Write nothing; say by some of the images what OUT will weigh, how long it takes, and what is free."""
     cache_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -250,6 +261,8 @@ class Write(_Writing):
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable
+        from fastpsl.pipelines.data.reading import Reading, range_text
+        from fastpsl.pipelines.datasets.measured import measure_source
 
         for name, value, low, high in (
             ("--short-side", self.short_side, 1, 65535),
@@ -262,6 +275,11 @@ class Write(_Writing):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} {value}: give a number from {low} to {high}")
         shard = _shard(self.shard)
+        reading = Reading.of(self.range, self.bands)
+        if reading.measures and shard != (0, 1):
+            raise ValueError(
+                f"--range auto with --shard {self.shard}: each would measure its own; give LOW:HIGH"
+            )
         if self.shard_mb is not None and shard != (0, 1):
             raise ValueError(f"--shard {self.shard} with --shard-mb {self.shard_mb}: give one of them")
         max_bad_count(self.max_bad, 0)  # what can be refused is refused before the source is counted
@@ -284,7 +302,14 @@ class Write(_Writing):
                 "--reencode all: it makes JPEGs, but this source is stored as raw pixels; "
                 "give --mode jpg, or leave --reencode out"
             )
-        target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
+        if reading.measures:
+            measured = measure_source(self.src, source, reading.bands)
+            reading = measured.applied(self.src, reading)
+            print(f"{self.src}: {reading.in_words()}, by {number_of(measured.num, 'image')}")
+        target = Target(
+            self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode,
+            range_text(reading.range) if reading.range else None, self.bands,
+        )  # fmt: skip
         if self._foresee(source, target, out):
             return
         record = self.record_of(source, self.shard)
@@ -304,6 +329,13 @@ class Write(_Writing):
             raise self.interrupted() from None
         print(f"{self.out}: {number_of(num, 'file')} uploaded, {num_bytes / 1e6:,.1f} MB")
 
+    def _warn(self, scale: "Scale") -> None:
+        """Warn of values of more than 8 bits that would be nearly black."""
+        from fastpsl.pipelines.image.depth import warn_if_dark
+
+        if scale.is_deep and scale.range is None:
+            warn_if_dark(self.src, scale.low, scale.high, scale.full)
+
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
         """Print what is expected of writing; return whether that is all that was asked for."""
         from fastpsl.files.workers import default_num_threads
@@ -313,9 +345,11 @@ class Write(_Writing):
         if self.dry_run:
             expected = estimate(source, target, num_threads)
             print("\n".join([expected.line(out), *expected.details(self.max_bad), "nothing was written"]))
+            self._warn(expected.scale)
         elif source.num_samples >= _FORESEEN_FROM:
             expected = estimate(source, target, num_threads, num=64, limit_s=0.7)
             print(expected.line(out))
+            self._warn(expected.scale)
             expected.require_space(out)
         return self.dry_run
 

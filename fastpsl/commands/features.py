@@ -63,6 +63,10 @@ class ExtractionOptions:
     """For others' weights: the mean that was taken off, one value per channel, of pixels in [0, 1]."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
     """For others' weights: the standard deviation that was divided by."""
+    range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
+    """As in a recipe. [that of the run's images]"""
+    bands: Annotated[str | None, tyro.conf.arg(metavar="N,N,N")] = None
+    """As in a recipe. [those of the run's images]"""
     batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256
     """Images of one pass, over all ranks."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -134,8 +138,8 @@ class Features:
 
     def run(self) -> None:
         """Write the file and print what it holds; under torchrun every rank does its share."""
+        from fastpsl.engine.run import open_given
         from fastpsl.evaluation.features import Extraction
-        from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.sample.betons import sample_paths
 
         if self.out.suffix != ".npy":
@@ -145,7 +149,7 @@ class Features:
             source = run.train_images()
         with self.extraction.joined(self.checkpoint, data=source) as (options, world):
             pretrained = options.pretrained()
-            with closing(open_data(sample_paths().train if source is None else source)) as data:
+            with closing(open_given(options, sample_paths().train if source is None else source)) as data:
                 extraction = Extraction.of(options, pretrained, data, self.block, world, self.dtype)
                 written = extraction.to_file(self.out, world, overwrite=self.overwrite)
                 if world.rank == 0:

@@ -27,6 +27,10 @@ class MakeLabels:
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """The training images: a dataset file, a quoted glob of shards, a folder of images or a list of them.
     [the embedded sample]"""
+    range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
+    """As in a recipe."""
+    bands: Annotated[str | None, tyro.conf.arg(metavar="N,N,N")] = None
+    """As in a recipe."""
     num_clusters: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
@@ -41,6 +45,7 @@ class MakeLabels:
     def run(self) -> None:
         """Write the file and print its figures."""
         from fastpsl.evaluation.cluster_report import label_lines, measure
+        from fastpsl.pipelines.data.reading import Reading
         from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.tasks.pseudo_labels.baselines import make_labels
@@ -62,7 +67,9 @@ class MakeLabels:
             raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or choose another")
         if out.exists() and not self.overwrite:
             raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
-        with closing(open_data(self.data if self.data is not None else sample_paths().train)) as data:
+        reading = Reading.of(self.range, self.bands)
+        source = self.data if self.data is not None else sample_paths().train
+        with closing(open_data(source, reading=reading)) as data:
             labels, num_classes, configuration = make_labels(
                 self.source,
                 data,

@@ -50,6 +50,10 @@ class Show:
     """As in a recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where images are decoded; auto is CUDA if there is a GPU."""
+    range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
+    """As in a recipe."""
+    bands: Annotated[str | None, tyro.conf.arg(metavar="N,N,N")] = None
+    """As in a recipe."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """The PNG to write. [TASK-GLEVEL.png in this folder]"""
 
@@ -61,6 +65,7 @@ class Show:
         from fastpsl.engine.distributed import choose_device
         from fastpsl.engine.task import Task
         from fastpsl.files.system_errors import output_errors
+        from fastpsl.pipelines.data.reading import Reading
         from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.pipelines.sample.betons import sample_paths
@@ -82,7 +87,9 @@ class Show:
             has = f"levels 1 to {task.num_levels}" if task.num_levels > 1 else "level 1 alone"
             raise ValueError(f"--level {self.level}: {self.task} has {has}")
         out = self.out or Path(f"{self.task}-G{self.level}.png")
-        with closing(open_data(sample_paths().train if self.data is None else self.data)) as data:
+        reading = Reading.of(self.range, self.bands)
+        source = sample_paths().train if self.data is None else self.data
+        with closing(open_data(source, reading=reading)) as data:
             views = task.views(self.level)
             with Loader(
                 data, views, batch_size_per_rank=min(self.num, data.num_samples), seed=self.seed,

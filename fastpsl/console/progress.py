@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from fastpsl.console.terminal import own_rank
+
 SILENCE_S = 10.0
 # An operation is named after this many seconds on a display that is redrawn, and in lines if it is `early`.
 EARLY_S = 5.0
@@ -218,7 +220,7 @@ class Heartbeat:
                 self.print_lines_above()
                 redraw(line)
                 time.sleep(_POLL_EVERY_S)
-            elif line is not None and int(os.environ.get("RANK", "0")) == 0:
+            elif line is not None and own_rank() == 0:
                 self.log(line)
 
 

@@ -19,9 +19,14 @@ EXIT_INTERRUPTED = 130
 INTERRUPTED = "interrupted; the same command starts again, or goes on where it had come to"
 
 
+def number_in(variable: str, otherwise: int) -> int:
+    """Return the number in a variable of the environment, which is as unset if it is empty."""
+    return int(os.environ.get(variable) or otherwise)
+
+
 def own_rank() -> int:
     """Return this process's rank from torchrun's environment, or 0 without it."""
-    return int(os.environ.get("RANK", "0"))
+    return number_in("RANK", 0)
 
 
 # C0, DEL and C1, with which escape sequences begin, characters that change the direction of writing, line
@@ -138,7 +143,7 @@ def warn_about_low_limit() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or limit >= _NEEDED_BY_TORCH or "torch" in sys.modules:
         return
-    if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
+    if own_rank() == 0 and sys.stderr is not None:
         print(
             f"fastpsl: memory is limited to {limit / 1e9:.1f} GB of addresses (`ulimit -v`), and torch takes "
             f"{_NEEDED_BY_TORCH / 1e9:.0f} GB, with CUDA far more: {_REMEDY}",

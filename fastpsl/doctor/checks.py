@@ -262,7 +262,7 @@ def _triton(device: torch.device) -> Check:
 def _compiler(is_cuda: bool) -> Check:
     """Check torch.compile's compiler: C++ on the CPU, C and Python's headers on CUDA (Triton's launchers)."""
     variable, usual = ("CC", ("gcc", "clang")) if is_cuda else ("CXX", ("g++", "clang++"))
-    names = (os.environ.get(variable, usual[0]), *usual)
+    names = (os.environ.get(variable) or usual[0], *usual)
     compiler = next((path for name in names if (path := shutil.which(name))), None)
     if compiler is None:
         text = f"no {'C' if is_cuda else 'C++'} compiler on the PATH: --compile on cannot be"

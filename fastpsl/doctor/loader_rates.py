@@ -26,7 +26,7 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader
 from fastpsl.engine.stage_bench import loader_rate
 from fastpsl.files.caches import cache_folder
-from fastpsl.files.workers import map_in_order
+from fastpsl.files.workers import control_groups, map_in_order
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.remote import remote_pages
@@ -157,11 +157,11 @@ def page_cache_bytes() -> int:
     with open("/proc/meminfo") as file:
         table = dict(line.split(":", 1) for line in file)
     available = int(table["MemAvailable"].split()[0]) * 1024
-    with suppress(OSError, ValueError, KeyError):  # no cgroup, or one without a limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        available = min(available, limit - int(used["anon"]))
+    for group in control_groups("memory"):
+        with suppress(OSError, ValueError, KeyError):  # no cgroup, or one without a limit
+            limit = int((group / "memory.max").read_text())
+            used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            available = min(available, limit - int(used["anon"]))
     return available
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastpsl.console.terminal import number_in
 from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
@@ -126,7 +126,7 @@ class DoctorSetup:
 
 def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
     """Open and check the data, and place the experiment on its device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_in("WORLD_SIZE", 1) > 1:
         raise ValueError("doctor measures one rank: start it without torchrun, and give --gpus NUM")
     options = TrainingOptions(batch_size=32) if recipe is None else recipe.options
     world = join_world(options.device, timeout_s=10 * options.timeout_s)

@@ -277,7 +277,8 @@ class EpochContext:
         """
         assert self.run.data.val is not None
         weights = sha256_of_tensors(self.train_step.module.state_dict())
-        return {"weights": weights, "data": self.run.data.val.digest()} | more
+        val = self.run.data.val
+        return {"weights": weights, "data": val.digest(), "files": val.stamp()} | more
 
     @contextlib.contextmanager
     def _pass(self, what: str, num: int, training: bool = False) -> Iterator[Callable[[int], bool]]:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from fastpsl.console.progress import operation, print_in_handler
+from fastpsl.console.terminal import number_in
 from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark, unused_gpu, why_no_cuda
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
@@ -102,7 +103,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def join_world(device_name: str, timeout_s: float) -> World:
     """Start the process group of torchrun's environment: NCCL for CUDA, Gloo for the CPU."""
     alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    rank, size, local_rank, local_size = (int(os.environ.get(name, n)) for name, n in alone.items())
+    rank, size, local_rank, local_size = (number_in(name, n) for name, n in alone.items())
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)

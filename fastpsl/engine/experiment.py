@@ -23,6 +23,7 @@ from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
+from fastpsl.models.own_backbone import OwnBackbone
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import Input, ViewSpec
@@ -161,6 +162,9 @@ class Experiment:
                 f"--order {options.order}: this recipe's own order comes from its labels; leave it out"
             )
         data.check_batch()
+        if world.size > 1 and isinstance(self.backbone, OwnBackbone):
+            learning = (range(stage.first_learning, stage.last_block + 1) for stage in self.stages)
+            self.backbone.require_gradients({number for numbers in learning for number in numbers})
         for stage in self.stages:
             views, others, pass_views = self.views(stage), self.val_views(stage), self.pass_views(stage)
             with _of_stage(stage):

@@ -1,5 +1,6 @@
 """The proposal of the first block that learns, for `--plan continue` without `--first-learning`."""
 
+import sys
 from functools import partial
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from fastpsl.engine.online_probe import (
     why_no_knn,
 )
 from fastpsl.engine.run import RunData
+from fastpsl.pipelines.datasets.shared_images import shared_images
 
 
 def propose_first_learning(experiment: Experiment, data: RunData) -> NoReturn:
@@ -32,6 +34,9 @@ def propose_first_learning(experiment: Experiment, data: RunData) -> NoReturn:
             f"--plan continue without --first-learning: no block is proposed, because {reason}; give one of "
             f"B2 to B{num_blocks}"
         )
+    assert data.val is not None
+    if data.world.rank == 0 and (line := shared_images(data.val, data.train).line()):
+        print(line, file=sys.stderr, flush=True)
     accuracies = knn_of_blocks(experiment, data)
     told = ", ".join(f"B{number} {percent(each)}" for number, each in enumerate(accuracies, start=1))
     best = 1 + accuracies.index(max(accuracies))

@@ -15,11 +15,13 @@ from fastpsl.engine.plan import FreezeRule, Stage, make_plan, with_values
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
 from fastpsl.models.names import ANY_BACKBONE, MAX_DOWNLOAD_GB
+from fastpsl.pipelines.data.reading import Reading
 
 if TYPE_CHECKING:
     import torch
 
-# Fields with this metadata may change on resume. All others are science and must stay equal.
+# Fields with this metadata may change on resume. All others are science and must stay equal. A run adds what
+# it has of its data.
 MACHINE = {"machine": True}
 # In a run's science: where the weights that it began with are from, if they were not random. It may differ on
 # resume, since a checkpoint has weights of its own.
@@ -69,6 +71,12 @@ class RunOptions:
     """For data that live elsewhere: a folder on a local disk for what is in use; by default in $TMPDIR."""
     cache_gb: float | None = field(default=None, metadata=MACHINE | DATA)
     """The most that --cache-dir may hold, in GB; by default 80 % of what the disk has free."""
+    range: Annotated[str | None, arg(metavar="auto|LOW:HIGH")] = field(default=None, metadata=MACHINE | DATA)
+    """Of images of more than 8 bits: the values that become 0 and 255, such as 0:4095; auto: the least and
+    the greatest of up to 256 images. By default those of the weights, else all that the bits hold.
+    """
+    bands: Annotated[str | None, arg(metavar="N,N,N")] = field(default=None, metadata=MACHINE | DATA)
+    """Of images of more bands than colours: one or three to take, counted from 1, such as 4,3,2."""
     out: Path | None = field(default=None, metadata=MACHINE | OUTPUT)
     """Folder of the run; by default a new numbered one under runs/."""
     resume: Annotated[
@@ -116,6 +124,7 @@ class RunOptions:
                 given = " ".join(map(str, numbers))
                 raise ValueError(f"{flag(option.name)} {given}: a side has 1 to {_MAX_SIDE_PX:,} px")
         share_of(self.val)
+        Reading.of(self.range, self.bands)
         if self.val not in (None, NO_VAL) and self.data is None:
             raise ValueError(
                 f"--val {self.val} without --data: give both, or neither for the embedded sample"
@@ -148,6 +157,10 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{flag(name)} {value}: it must be 1 or more, or left out")
+
+    def reading(self) -> tuple[Reading, str]:
+        """Return how --data is to be read, and whose reading it is; "" for that of the options."""
+        return Reading.of(self.range, self.bands), ""
 
     def science(self) -> dict[str, Any]:
         """Return the fields that must be equal on resume, as plain values."""

@@ -25,6 +25,7 @@ from fastpsl.files.paths import require_folder
 from fastpsl.files.run_folder import LINES, RESULTS
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
+from fastpsl.pipelines.data.identity import not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 
 # The options for which "auto" makes a choice.
@@ -193,7 +194,7 @@ def find_checkpoint(
     if state is None:  # rank 0 has already read the newest one
         state = read_checkpoint(Path(chosen))
         refuse_incomplete(Path(chosen), state)
-    refuse_other_science(state["science"], science, chosen)
+    notes += refuse_other_science(state["science"], science, chosen)
     began = state["science"].get(INITIAL_WEIGHTS)
     if science.get(INITIAL_WEIGHTS) not in (None, began):
         notes.append(
@@ -281,13 +282,16 @@ def loading(path: str | None) -> Iterator[None]:
         ) from error
 
 
-def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
-    """Raise ValueError with all differences if a checkpoint's experiment (`saved`) is not the `asked` one."""
+def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> list[str]:
+    """Compare a checkpoint's experiment (`saved`) with the `asked` one, and return what could not be.
+
+    Raises ValueError with all differences.
+    """
     different = [
         f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, "
         f"{asked.get(name)} now)"
         for name in sorted((saved.keys() | asked.keys()) - {INITIAL_WEIGHTS})
-        if saved.get(name) != asked.get(name)
+        if not _agree(name, saved.get(name), asked.get(name))
     ]
     if saved.get("recipe") != asked.get("recipe"):
         raise ValueError(
@@ -299,3 +303,13 @@ def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str
             f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or "
             "another --out"
         )
+    return not_compared(path, str(saved.get("data_digest")), str(asked.get("data_digest")))
+
+
+def _agree(name: str, saved: Any, asked: Any) -> bool:
+    """Return whether two values are equal; those of other trainings, such as of labels, have data, too."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        return saved.keys() == asked.keys() and all(_agree(key, saved[key], asked[key]) for key in saved)
+    if name == "data_digest" and isinstance(saved, str) and isinstance(asked, str):
+        return same_data(saved, asked)
+    return bool(saved == asked)

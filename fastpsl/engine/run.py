@@ -32,6 +32,7 @@ from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import unusable
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
+from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset, split_by_name
 from fastpsl.pipelines.decoders.choose import NAMES, READS, choose_decoder, is_kept_on_device
@@ -204,18 +205,24 @@ def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
             train, its_val = sample_paths()[:2]
         val = val or its_val
     opened = open_given(options, train)
+    as_train = opened.reading, "the training data"
     try:
         if share := share_of(options.val):
             return split_by_name(opened, share)
-        return opened, open_given(options, val) if val and val != NO_VAL else None
+        return opened, open_given(options, val, as_train) if val and val != NO_VAL else None
     except BaseException:
         opened.close()
         raise
 
 
-def open_given(options: RunOptions, source: str | Path) -> Dataset:
-    """Open data, with the cache that the options give for data that live elsewhere."""
-    return open_data(source, options.cache_dir, options.cache_gb)
+def open_given(
+    options: RunOptions, source: str | Path, reading: tuple[Reading, str] | None = None
+) -> Dataset:
+    """Open data as the options have it, with the cache for data that live elsewhere.
+
+    `reading` is another one than that of the options, and whose it is.
+    """
+    return open_data(source, options.cache_dir, options.cache_gb, *(reading or options.reading()))
 
 
 def open_loader(
@@ -289,6 +296,7 @@ class Run:
         self.data, self.options, self.world = data, data.options, data.world
         self.owns_process, self.differences = owns_process, dict(differences or {})
         self.steps = steps
+        self.num_shared: int | None = None  # validation images that are training images, on rank 0
         self.precision = self.options.resolved_precision(self.world.device)
         self._quiet, self._folder = quiet, ExitStack()
         self._never_finite = set[str]()
@@ -307,6 +315,7 @@ class Run:
         self.science = dict(science or {}) | options.science()
         self.science |= {"recipe": recipe, "precision": self.precision}
         self.science["data_digest"] = self.data.train.digest()
+        self.science |= self.data.train.reading.as_dict()
         self.folder = self._folder.enter_context(open_folder(recipe, options, world))
         self.checkpoints = CheckpointManager(self.folder / "checkpoints", options.keep_checkpoints)
         self.resumed_from, self.resume_state, notes = find_checkpoint(
@@ -337,7 +346,7 @@ class Run:
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science())
-        names -= {"data", "val", "out", "resume", "init"}
+        names -= {"data", "val", "out", "resume", "init", "range", "bands"}
         values = {name: self.options.as_dict()[name] for name in sorted(names)}
         return values | {"world_size": self.world.size, "device": self.world.device.type}
 

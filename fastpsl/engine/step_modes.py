@@ -173,9 +173,16 @@ def _why_no_triton(device: torch.device) -> str:
         return f"Triton needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
     if importlib.util.find_spec("triton") is None:
         return "it needs Triton (pip install triton)"
-    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+    if not any(map(shutil.which, (_compiler("CC", "cc"), "gcc", "clang"))):
         return "Triton needs a C compiler (apt-get install gcc), and none is on the PATH"
     return ""
+
+
+def _compiler(variable: str, usual: str) -> str:
+    """Return the compiler's name. A variable that is empty is removed: Triton and torch would call it."""
+    if not os.environ.get(variable):
+        os.environ.pop(variable, None)
+    return os.environ.get(variable, usual)
 
 
 def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: bool) -> str:
@@ -185,7 +192,7 @@ def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: 
         return "torch.compile does not take SyncBatchNorm, which talks to other ranks in its forward pass"
     if device.type == "cuda":
         return _why_no_triton(device)
-    if not shutil.which(os.environ.get("CXX", "g++")):
+    if not shutil.which(_compiler("CXX", "g++")):
         return "torch.compile on the CPU needs a C++ compiler (apt-get install g++), and none is on the PATH"
     return ""
 

@@ -120,6 +120,14 @@ class Task:
         """
         return self.views(level)
 
+    def learned(self, data: Dataset) -> Dataset:
+        """Return the part of the training data that is learned from; by default all of it.
+
+        Args:
+            data: The training data, after `check_data`.
+        """
+        return data
+
     def inputs_per_image(self, level: int) -> int:
         """Return the number of network inputs that a step has of each image.
 

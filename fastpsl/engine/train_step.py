@@ -22,6 +22,7 @@ from fastpsl.engine.step_modes import (
     beside,
     make_runner,
 )
+from fastpsl.models.foreign_weights import first_three
 from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -123,6 +124,7 @@ class TrainStep:
         self._state = StepState([*module.written_buffers(), *module.task.step_state()])
         self._graphs = StepGraphs(graph, world) if graph.captures else None
         self.forward: nn.Module = module
+        self._is_first = True
         if world.size > 1:
             with beside(world.device) if graph.captures else contextlib.nullcontext():
                 parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
@@ -170,6 +172,7 @@ class TrainStep:
     def _compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         """Launch a whole step, in which no value is read on the host."""
         self._state.keep()
+        first, self._is_first = self._is_first, False
         totals: dict[str, tuple[Tensor, Tensor]] = {}
         extras, number = list[Mapping[str, Tensor]](), 0
         for number, batch in enumerate(batches, start=1):
@@ -182,6 +185,8 @@ class TrainStep:
                 before = totals.get(name)
                 totals[name] = (value, count) if before is None else (before[0] + value, before[1] + count)
         assert number == num_batches, (number, num_batches)
+        if first and self.world.size > 1:
+            self._require_gradients()
         if self.clip_norm is not None:
             # Clipping keeps non-finite gradients non-finite. The scaler has seen them and skips the step.
             self.scaler.unscale_(self.optimiser)
@@ -196,6 +201,16 @@ class TrainStep:
         self._state.restore_if(self._skipped.take())
         pairs = [*totals.values(), (self.num_skipped, torch.ones_like(self.num_skipped))]
         return StepMetrics(tuple(totals), torch.stack([torch.stack(pair).float() for pair in pairs]))
+
+    def _require_gradients(self) -> None:
+        """Raise ValueError if DDP would miss a gradient in the next step."""
+        parameters = self.module.learning_parameters()
+        names = [name for name, each in parameters if each.requires_grad and each.grad is None]
+        if names:
+            raise ValueError(
+                f"{len(names)} of the stage's parameters get no gradient in a step ({first_three(names)}), "
+                "and several ranks wait for that of each: train on one, or use these layers in forward()"
+            )
 
     def _abandon(self) -> None:
         """Forget what half of a step has left on the host, after its capture failed."""

@@ -26,6 +26,7 @@ from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_cho
 from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
 from fastpsl.engine.time_left import pixels, work_ahead
+from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
@@ -102,6 +103,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
         kept = state["choices"].pop("decoder", None) if state else None
         with operation("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
+    tell_shared_images(experiment, run)
     with LastStep(run) as last_step:
         while len(position.summaries) < len(experiment.stages):
             if len(position.summaries) > position.stage:
@@ -114,6 +116,16 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
                 if not stage_trainer.run_to_end(progress):
                     return False
     return True
+
+
+def tell_shared_images(experiment: Experiment, run: Run) -> None:
+    """Tell how many validation images are learned from, and note the number for the summaries; on rank 0."""
+    if run.data.val is None or run.world.rank:
+        return
+    shared = shared_images(run.data.val, experiment.task.learned(run.data.train))
+    run.num_shared = shared.num
+    if line := shared.line():
+        run.reporter.log(line)
 
 
 class StageTrainer:
@@ -203,6 +215,8 @@ class StageTrainer:
                 )
                 if val_loader is not None and part is not run.data.val:
                     summary["num_val_images"] = val_loader.num_samples
+                if run.num_shared is not None:
+                    summary["shared_images"] = run.num_shared
                 position.summaries.append(summary)
                 if run.world.rank == 0:
                     run.write_results()
@@ -371,5 +385,5 @@ class StageTrainer:
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": dict(self.experiment.task.state_dict()),
             "probe": self.online_probe.state_dict(),
-            "input": self.experiment.input_record(self.stage),
+            "input": self.experiment.input_record(self.stage) | self.run.data.train.reading.as_dict(),
         }

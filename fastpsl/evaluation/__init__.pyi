@@ -9,6 +9,7 @@ from .linear import LinearProbes as LinearProbes
 from .linear import best_block_lines as best_block_lines
 from .linear import probe_sgd as probe_sgd
 from .linear import read_heads as read_heads
+from .neighbours import find_shared as find_shared
 from .neighbours import fitting_neighbours as fitting_neighbours
 from .neighbours import score as score
 from .neighbours import score_lines as score_lines

@@ -13,7 +13,8 @@ from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.weights import load_pretrained
-from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.data.reading import PLAIN
+from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
 from fastpsl.pipelines.datasets.subset import split_by_name
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
@@ -72,7 +73,8 @@ def report(
     started = time.monotonic()
     path, source, held_back, out = _paths(run, data, labels, out)
     pretrained = load_pretrained(run, backbone) if run.is_dir() else None
-    whole = open_data(source)
+    reading = PLAIN if pretrained is None else pretrained.input.reading
+    whole = open_data(source, reading=reading, reading_of=OF_WEIGHTS)
     with closing(split_by_name(whole, held_back)[0] if held_back else whole) as opened:
         pseudo_labels, true = read_labels(path, opened), opened.labels()
         if require_labels and not (true >= 0).any():

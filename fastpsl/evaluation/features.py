@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
-from fastpsl.engine.distributed import World, own_commit, sum_over_ranks, wait_for_all
+from fastpsl.engine.distributed import World, own_commit, share, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation.feature_file import (
@@ -33,6 +33,7 @@ from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, poole
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.identity import parts_of
 from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSample
@@ -143,13 +144,14 @@ class Extraction:
             "weights": self.pretrained.record["sha256"],
             "data": self.data.digest(),
             # Only if they differ from the default, so that older files keep their digests.
+            **({"files": stamp} if (stamp := self.data.stamp()) else {}),
             **({"whole": True} if self.whole else {}),
             **({"squashed": True} if self.squashed else {}),
             **({"pool": asdict(self.pool)} if self.pool else {}),
         }
 
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.wanted(), sort_keys=True).encode()).hexdigest()
+        return digest_of(self.wanted())
 
     def to_file(
         self, out: Path, world: World, *, overwrite: bool = False, save_every_s: float = SAVE_EVERY_S
@@ -172,6 +174,11 @@ class Extraction:
         file.publish(record, labels if has_labels else None)
 
 
+def digest_of(wanted: Mapping[str, Any]) -> str:
+    """Return the digest of what the values of features depend on."""
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+
+
 @torch.no_grad()
 def extract(
     works: Sequence[Extraction],
@@ -192,20 +199,42 @@ def extract(
     first = works[0]
     assert all(replace(work, block=first.block, pool=first.pool) == first for work in works)
     assert first.dtype in STORED
-    missing: dict[Path, Extraction] = {}
-    for work, out in zip(works, outs, strict=True):
-        file = read_features(out)
-        if file is None or file.record.get("digest") != work.digest():
-            if out.exists() and not overwrite:
-                raise ValueError(f"{out} exists and holds other features; give --overwrite, or another --out")
-            missing[out] = work
-    wait_for_all(world)  # because every rank must look at the files before one writes
+    kept = [_kept(work, out) for work, out in zip(works, outs, strict=True)] if world.rank == 0 else []
+    kept = share(world, kept)  # rank 0's copy of the images has times of its own
+    for out, how in zip(outs, kept, strict=True):
+        if how == _OTHERS and not overwrite:
+            raise ValueError(f"{out} exists and holds other features; give --overwrite, or another --out")
+        if how in _AGAIN and world.rank == 0:
+            print(f"{out}: made anew, because {how}", file=sys.stderr, flush=True)
+    missing = {out: work for work, out, how in zip(works, outs, kept, strict=True) if how}
     if missing:
         _write(missing, world, save_every_s)
         wait_for_all(world)
     written = [read_features(out) for out in outs]
     assert None not in written, outs
     return [file for file in written if file is not None]
+
+
+# What the features that are kept may be, besides the wanted ones ("") and none that are whole.
+_NONE, _OTHERS = "none", "others"
+_AGAIN = _OLD, _WRITTEN = (
+    "it was kept before digests of contents, by which other pixels under the same names are told",
+    "images were written to, or their status has changed, since it was made",
+)
+
+
+def _kept(work: Extraction, out: Path) -> str:
+    """Return "" if the wanted features are kept, or what is there instead."""
+    file = read_features(out)
+    if file is None:
+        return _OTHERS if out.exists() else _NONE
+    wanted, there = work.wanted(), file.record["digest"]
+    if there == digest_of(wanted):
+        return ""
+    if there == digest_of(wanted | {"files": file.record.get("files")}):
+        return _WRITTEN
+    wanted.pop("files", None)
+    return _OLD if there == digest_of(wanted | {"data": parts_of(wanted["data"])[0]}) else _OTHERS
 
 
 def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float) -> None:

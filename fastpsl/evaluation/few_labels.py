@@ -16,7 +16,7 @@ from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.order import sort_keys
-from fastpsl.pipelines.sources.text_lists import table_of
+from fastpsl.pipelines.sources.text_lists import lines_of, require_text, table_of
 from fastpsl.tasks.classify import Classify
 
 # These take the place of the epoch in the random words: images, and classes that get one image more.
@@ -109,7 +109,7 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     elif table := table_of(path):
         entries = [entry.path for entry in table.entries()]
     else:
-        entries = os.fsdecode(path.read_bytes()).splitlines()
+        entries = list(lines_of(path))
     entries = [entry for entry in map(str.strip, entries) if entry]
     if not entries:
         raise ValueError(f"--label-list {path} names no image: give one per line")
@@ -171,6 +171,7 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
         else:
             missing.append(entry)
     if missing:
+        require_text(path, "".join(missing))
         raise ValueError(
             f"--label-list {path} names {missing[0]}, which is not in the data ({len(missing):,} of "
             f"{len(entries):,} names are not; the data's first is {next(iter(source_names(data)))}): give "
@@ -233,6 +234,10 @@ class FewLabels(Classify):
         self.chosen = first_of_each_class(
             data.labels(), data.num_classes, self.labels_per_class, data.class_names
         )
+
+    @override
+    def learned(self, data: Dataset) -> Subset:
+        return Subset(data, self.chosen)
 
     @override
     def epoch_order(self, epoch: int) -> np.ndarray:

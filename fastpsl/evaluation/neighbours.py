@@ -1,7 +1,7 @@
 """Nearest neighbours of features: kNN scores, on all ranks together, and retrieval (SSL++, V.D, figure 4).
 
 Paper: does not state which 100,000 images the queries come from. Here: queries and gallery are any two data
-sets; if they are the same, a query does not find itself.
+sets; if they are the same images, a query does not find itself.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.distributed import World, share, sum_over_ranks
 from fastpsl.engine.online_probe import find_neighbours
 from fastpsl.engine.resume import open_folder
 from fastpsl.engine.run import open_both
@@ -23,6 +23,7 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.kernels.nearest import Neighbours, count_correct
 from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
+from fastpsl.pipelines.datasets.shared_images import SharedImages, shared_images
 from fastpsl.plots.neighbours import NUM_NEIGHBOURS, draw_neighbours
 
 NUM_SHOWN = 8
@@ -34,7 +35,7 @@ class Scores:
 
     correct: dict[str, int]  # with the names of `count_correct`
     num: int
-    num_bank: int
+    num_bank: int  # without the image itself
     queries: np.ndarray  # this rank's, int64: every world-size-th one
     neighbours: Neighbours
 
@@ -57,13 +58,25 @@ class Scores:
         )
 
 
-def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, backbone: str) -> list[str]:
+def score_lines(
+    scores: Sequence[Scores],
+    blocks: Sequence[str],
+    vote: str,
+    backbone: str,
+    shared: SharedImages | None = None,
+) -> list[str]:
     """Return tables of the scores of each block: a table per vote, a line per block, a column per k.
 
-    Several lines or columns also get their mean, as in SSL++, Tables V and VI.
+    Several lines or columns also get their mean, as in SSL++, Tables V and VI. Before them is a line of the
+    `shared` images, if there are any.
     """
     first, named = scores[0], f"{', '.join(blocks)} of {backbone}"
     lines = [f"{first.num:,} validation images, neighbours of {first.num_bank:,}; {named}"]
+    if shared is not None and shared.are_all:
+        all_are = "the validation images are the training images (the same stored bytes)"
+        lines.insert(0, f"{all_are}: each without itself")
+    elif shared is not None and shared.num:
+        lines.insert(0, shared.line())
     for title, end in (("weighted", ""), ("majority", "_majority")):
         if vote not in (title, "both"):
             continue
@@ -82,8 +95,18 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
     return lines
 
 
+def find_shared(train: Dataset, val: Dataset, world: World) -> SharedImages:
+    """Return which images of `val` are images of `train`; every rank calls it, and rank 0 looks."""
+    found: SharedImages = share(world, shared_images(val, train) if world.rank == 0 else None)
+    return found
+
+
 def fitting_neighbours(
-    train: Dataset, val: Dataset, ks: Sequence[int], usual: Sequence[int]
+    train: Dataset,
+    val: Dataset,
+    ks: Sequence[int],
+    usual: Sequence[int],
+    shared: SharedImages | None = None,
 ) -> tuple[int, ...]:
     """Return `ks`, or of the usual ones those for which there are images.
 
@@ -91,7 +114,8 @@ def fitting_neighbours(
         train: The images that are neighbours.
         val: The images to score, with the same classes.
         ks: Numbers of neighbours, each 1 or more.
-        usual: The values of `ks` that nobody chose. Those above the number of `train` are left out.
+        usual: The values of `ks` that nobody chose. Those above the number of neighbours are left out.
+        shared: The images of `val` that are of `train`. If all are, an image is no neighbour of itself.
 
     Raises:
         ValueError: The data have no labels or different classes, or fewer images than the largest k.
@@ -99,29 +123,35 @@ def fitting_neighbours(
     for data in (train, val):
         require_labels(data, "kNN")
     require_same_classes(train, val)
-    if tuple(ks) == tuple(usual) and min(ks) <= train.num_samples:
-        ks = [k for k in ks if k <= train.num_samples]
-    if max(ks) > train.num_samples:
+    most = train.num_samples - (shared is not None and shared.are_all)
+    if tuple(ks) == tuple(usual) and min(ks) <= most:
+        ks = [k for k in ks if k <= most]
+    if max(ks) > most:
         raise ValueError(
-            f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; "
-            "give a smaller k"
+            f"--k {max(ks)}: the training data has {most:,} images to be neighbours; give a smaller k"
         )
     return tuple(ks)
 
 
 def score(
-    train: FeatureFile, val: FeatureFile, ks: Sequence[int], temperature: float, world: World
+    train: FeatureFile,
+    val: FeatureFile,
+    ks: Sequence[int],
+    temperature: float,
+    world: World,
+    own: np.ndarray | None = None,
 ) -> Scores:
     """Score the validation samples of `val` by their neighbours in `train`.
 
-    The samples are divided among the ranks; each rank searches the whole of `train`.
+    The samples are divided among the ranks; each rank searches the whole of `train`. `own` has each sample's
+    row in `train`, int64 [num_val], where it is left out; None leaves none out.
 
     Raises:
         ValueError: The largest k exceeds the number of training samples that could be decoded.
     """
     labels, truth = train.labels(), val.labels()
     assert labels is not None and truth is not None
-    good, num_bank = val.good(), len(train.good())
+    good, num_bank = val.good(), len(train.good()) - (own is not None)
     if max(ks) > num_bank:
         raise ValueError(
             f"--k {max(ks)}: only {num_bank:,} training images could be decoded; give a smaller k"
@@ -129,7 +159,8 @@ def score(
     queries = good[world.rank :: world.size]
     # The chart may show more neighbours than the largest k.
     k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
-    neighbours = find_neighbours(val.features()[queries], train.features(), k, world.device)
+    own_of_queries = None if own is None else own[queries]
+    neighbours = nearest_others(val.features()[queries], train.features(), k, own_of_queries, world.device)
     num_classes = int(max(labels.max(), truth.max())) + 1
     query_labels, bank_labels = (
         torch.from_numpy(values.astype(np.int64)) for values in (truth[queries], labels)
@@ -150,19 +181,19 @@ class Search:
     gallery: FeatureFile
     queries: FeatureFile
     k: int
-    same: bool
+    own: np.ndarray | None  # each query's row in the gallery, int64 [n], if both are the same images
     device: torch.device
 
     def __call__(self, indices: np.ndarray) -> Neighbours:
         """Return the k nearest rows of the gallery for the queries `indices` (int64 [n])."""
-        rows = indices if self.same else None
+        rows = None if self.own is None else self.own[indices]
         return nearest_others(
             self.queries.features()[indices], self.gallery.features(), self.k, rows, self.device
         )
 
     def num_others(self) -> int:
         """Return the number of images that a query may find."""
-        return len(self.gallery.good()) - self.same
+        return len(self.gallery.good()) - (self.own is not None)
 
     def precision(self, world: World) -> tuple[float, float]:
         """Return the percentage of neighbours of the query's class, and that among all images (chance)."""
@@ -172,7 +203,9 @@ class Search:
         right = labels[self(queries).rows.numpy()] == truth[queries][:, None]
         hits = int(sum_over_ranks(world, torch.tensor(int(right.sum()), device=world.device)))
         gallery_labels = np.delete(labels, self.gallery.record["bad"])
-        counts = np.bincount(gallery_labels, minlength=int(truth.max()) + 1)[truth[good]] - self.same
+        counts = np.bincount(gallery_labels, minlength=int(truth.max()) + 1)[truth[good]]
+        if self.own is not None:
+            counts -= labels[self.own[good]] == truth[good]
         return 100 * hits / (self.k * len(good)), 100 * float(counts.mean()) / self.num_others()
 
 
@@ -199,20 +232,23 @@ def retrieve(
         assert queries is not None
         for data in (gallery, queries):
             stack.enter_context(closing(data))
-        same = gallery.digest() == queries.digest()
-        _require_enough(k, gallery.num_samples - same)
+        shared = find_shared(gallery, queries, world)
+        own = shared.own
+        _require_enough(k, gallery.num_samples - shared.are_all)
         for index in indices:
             if not 0 <= index < queries.num_samples:
                 raise ValueError(f"--query-indices {index}: queries are 0 to {queries.num_samples - 1:,}")
         works = [
             Extraction.of(options, weights, data, block, world, "float16") for data in (gallery, queries)
         ]
+        in_order = own is not None and np.array_equal(own, np.arange(len(own)))
+        are_alike = in_order and works[0].digest() == works[1].digest()  # labels may differ
         folder = stack.enter_context(open_folder("retrieval", options, world))
         bank, query_features = (
             work.to_file(folder / f"{name}.npy", world, overwrite=True)
-            for work, name in zip(works, ("gallery", "gallery" if same else "queries"), strict=True)
+            for work, name in zip(works, ("gallery", "gallery" if are_alike else "queries"), strict=True)
         )
-        search = Search(bank, query_features, k, same, world.device)
+        search = Search(bank, query_features, k, own, world.device)
         _require_enough(k, search.num_others())
         good, reason = query_features.good(), why_no_precision(gallery, queries)
         wrong = np.setdiff1d(indices, good)
@@ -234,7 +270,7 @@ def retrieve(
         )  # fmt: skip
         settings: dict[str, Any] = options.as_dict() | {
             "block": bank.record["block"], "similarity": "cosine", "k": k, "num": len(chart_queries),
-            "queries_in_gallery": same,
+            "queries_in_gallery": shared.are_all, "shared_images": shared.num,
             "features": [bank.record["digest"], query_features.record["digest"]],
             "shown": [
                 {"query": int(query), "neighbours": row.tolist(), "similarities": values.tolist()}
@@ -253,7 +289,9 @@ def retrieve(
     if precision is not None:
         score = f"{precision:.1f} % of the nearest {k} are of the query's class (chance {chance:.1f} %)"
     title = f"{bank.record['block']} of {bank.record['backbone']}"
-    others = f"{search.num_others():,} {'other ' if same else ''}images"
+    others = f"{search.num_others():,} {'other ' if shared.are_all else ''}images"
+    if shared.num and not shared.are_all:
+        others += f" ({shared.num:,} of the queries are among them, and find themselves)"
     return [
         f"{len(good):,} queries, each among {others}; {title}: {score}",
         f"retrieval {sheet}",

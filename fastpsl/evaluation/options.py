@@ -14,6 +14,7 @@ from fastpsl.engine.options import DATA, MACHINE, RunOptions, TrainingOptions
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.paths import FORMS
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.scripts.recipe import require_paths
 
 if TYPE_CHECKING:
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.views import Input
 
 
-# The reason to refuse --val.
-VAL_IS_OF_DATA = "the protocol says which part of --data is scored; leave it out"
+# What data sets of PASCAL VOC refuse.
+OF_VOC = dict.fromkeys(("range", "bands"), "VOC's images have 8 bits and three colours; leave it out") | {
+    "val": "the protocol says which part of --data is scored; leave it out"
+}
 # What a loader of whole images refuses.
-WHOLE_IMAGES = dict.fromkeys(
-    ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"
-) | {"val": VAL_IS_OF_DATA}
+WHOLE_IMAGES = (
+    dict.fromkeys(
+        ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"
+    )
+    | OF_VOC
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,21 @@ class EvaluationOptions(RunOptions):
         if self.data is None and (run := TrainedRun.of(self.checkpoint)):
             values |= self._data_of(run)
         return values | (self.recorded_size() if self.size_from_run else {})
+
+    @override
+    def reading(self) -> tuple[Reading, str]:
+        """Return how --data is to be read: without an option for it, as the weights' training images were."""
+        own, _ = super().reading()
+        if self.checkpoint is None or (self.range and self.bands):
+            return own, ""
+        from fastpsl.models.weights import recorded_input
+        from fastpsl.pipelines.datasets.open import OF_WEIGHTS
+
+        input = recorded_input(self.checkpoint)
+        theirs = PLAIN if input is None else input.reading
+        limits = None if own.measures else own.range or theirs.range
+        reading = Reading(limits, own.bands or theirs.bands, own.measures)
+        return reading, "" if own != PLAIN else OF_WEIGHTS
 
     def recorded_size(self) -> dict[str, Any]:
         """Return the side of RUN's images as `size_px`; nothing for random and for others' weights."""

@@ -41,6 +41,7 @@ from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG, ENVIRONMENT
 from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.models.names import is_own, not_given
+from fastpsl.pipelines.data.identity import in_digits, not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import save_contact_sheet
 from fastpsl.plots.png import class_name
@@ -117,6 +118,7 @@ class PastRun:
         values["data"] = data or run.train_images()
         with _told(path):
             options = script.with_paper(**values | more)
+            _require_one_record(json.loads(json.dumps(options.science())), science)
         if names_val(options):  # they are not needed, and may have moved
             options = replace(options, val=NO_VAL)
         if isinstance(options, PretrainOptions):  # nothing looks at features
@@ -137,12 +139,12 @@ class PastRun:
             ValueError: They are not, unless `allow_other` and there are as many.
         """
         digest, expected = data.train.digest(), str(self.science["data_digest"])
-        if digest == expected:
-            return ""
+        if same_data(digest, expected):
+            return "".join(not_compared(f"the record of {self.folder}", expected, digest))
         num, source = data.train.num_samples, self.options.data or "the embedded sample"
         differ = (
-            f"{source} has {num:,} training images with the digest {digest[:8]}; those of {self.folder} were "
-            f"{self.num_images:,} with {expected[:8]}"
+            f"{source} has {num:,} training images with the digest {in_digits(digest)}; those of "
+            f"{self.folder} were {self.num_images:,} with {in_digits(expected)}"
         )
         if num != self.num_images:
             raise ValueError(f"{differ}: give the run's images as --data, a copy or where they are now")
@@ -151,6 +153,18 @@ class PastRun:
                 f"{differ}: give the run's images as --data, or --other-data to see these by their numbers"
             )
         return f"{differ}: these images have the numbers of the run's, and may be others"
+
+
+def _require_one_record(options: Mapping[str, Any], science: Mapping[str, Any]) -> None:
+    """Raise ValueError where a record's options are not those that its run learned with."""
+    both = options.keys() & science.keys() - {"backbone"}  # whose file may have moved
+    if differ := [
+        f"{name} {options[name]} and {science[name]}" for name in both if options[name] != science[name]
+    ]:
+        raise ValueError(
+            f"its options and its science tell of several runs ({', '.join(sorted(differ))}); put the run's "
+            "own config.json back"
+        )
 
 
 @contextlib.contextmanager

@@ -179,11 +179,12 @@ def write_run(
     `numbers` are in percent, and `checkpoint` is the record of the weights, `Pretrained.record`.
     """
     summaries = run.position.summaries
+    shared = {"shared_images": summaries[-1].get("shared_images")}
     # Results on parts of data can be compared only if the whole data is known, too.
     whole = {"whole_train": run.data.train.data.digest()} if isinstance(run.data.train, Subset) else {}
     return write_result(
         run.folder, recipe=recipe, protocol=protocol, numbers=numbers,
-        settings=run.options.as_dict() | dict(settings), checkpoint=checkpoint,
+        settings=run.options.as_dict() | dict(settings) | shared, checkpoint=checkpoint,
         data=data_record(run.data.train, run.data.val) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
         cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),

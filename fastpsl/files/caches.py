@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastpsl.console.progress import operation
+from fastpsl.console.terminal import own_rank
 from fastpsl.files.system_errors import remedy
 
 
@@ -33,7 +34,7 @@ def choose_caches() -> None:
     try:
         private = _private_folder()
     except OSError as error:
-        if "NUMBA_CACHE_DIR" in os.environ or _can_be_written(os.path.dirname(__file__)):
+        if os.environ.get("NUMBA_CACHE_DIR") or _can_be_written(os.path.dirname(__file__)):
             return  # numba has a cache; others report their own errors
         raise SystemExit(
             f"fastpsl: no folder for compiled code: {user_cache} cannot be written, "
@@ -41,9 +42,9 @@ def choose_caches() -> None:
             f"and XDG_CACHE_HOME to a folder that can be written"
         ) from None
     os.environ["XDG_CACHE_HOME"] = str(private)
-    os.environ.setdefault("MPLCONFIGDIR", str(private / "matplotlib"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))
-    if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
+    for name, folder in (("MPLCONFIGDIR", "matplotlib"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ[name] = os.environ.get(name) or str(private / folder)
+    if own_rank() == 0 and sys.stderr is not None:
         print(
             f"fastpsl: {user_cache} cannot be written: compiled code, indices and the sample go to "
             f"{private}; set XDG_CACHE_HOME to a folder that lasts",

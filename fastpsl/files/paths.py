@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,14 @@ WEIGHTS = "a checkpoint, a run's folder, or a file of weights"
 _MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a similar name
 
 
+def require_path(name: str, value: object, allowed: str) -> None:
+    """Check that what a program gives is a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(  # noqa: TRY004
+            f"{name} is {type(value).__name__}, not a path: give the path of {allowed}"
+        )
+
+
 def require_existing(source: str | Path, allowed: str) -> None:
     """Check that a name or a glob names anything."""
     if not str(source):
@@ -28,9 +37,9 @@ def require_existing(source: str | Path, allowed: str) -> None:
         raise_of_the_system(source, error)
     is_link = os.path.lexists(source)
     if glob.has_magic(str(source)) and not is_link:
-        if not any(True for _ in glob.iglob(str(source))):
+        if not named_files(source):
             _require_listed(Path(source))
-            raise ValueError(f"{source}: no file matches; give {allowed}")
+            raise ValueError(f"{source}: no file matches; {_home_hint(Path(source))}give {allowed}")
         return
     hint = _hint(Path(source))
     if is_link:
@@ -44,6 +53,23 @@ def require_existing(source: str | Path, allowed: str) -> None:
     raise ValueError(f"{source}: no such file or folder; {hint}give {allowed}")
 
 
+def named_files(source: str | Path) -> list[Path]:
+    """Return the files that a path or a glob names, sorted; a name as it is written precedes a pattern."""
+    if os.path.exists(source):
+        return [Path(source)]
+    return sorted(map(Path, glob.glob(with_literal_folder(str(source), os.path.isdir))))
+
+
+def with_literal_folder(pattern: str, is_folder: Callable[[str], bool]) -> str:
+    """Return a glob whose longest beginning with brackets that is a folder is no pattern."""
+    parts = pattern.split("/")
+    for end in range(len(parts) - 1, 0, -1):
+        folder = "/".join(parts[:end])
+        if "[" in folder and is_folder(folder):
+            return "/".join([glob.escape(folder), *parts[end:]])
+    return pattern
+
+
 def _require_listed(pattern: Path) -> None:
     """Raise ValueError if a glob's first folder cannot be listed, which `glob` takes for an empty one."""
     folder = next(path for path in pattern.absolute().parents if not glob.has_magic(str(path)))
@@ -55,6 +81,8 @@ def _require_listed(pattern: Path) -> None:
 
 def _hint(path: Path) -> str:
     """Return "did you mean …? " with a path that exists and differs in one name, or nothing without one."""
+    if hint := _home_hint(path):
+        return hint
     missing = path
     while not os.path.exists(missing.parent):
         missing = missing.parent
@@ -66,8 +94,16 @@ def _hint(path: Path) -> str:
     return ""
 
 
+def _home_hint(path: Path) -> str:
+    """Return what a path with ~ means to a shell, or nothing; here it is the name of a folder."""
+    meant = os.path.expanduser(path)
+    return "" if meant == str(path) else f"did you mean {meant}? "
+
+
 def require_folder(out: Path) -> None:
     """Raise ValueError unless --out is a folder that can be written, or that can be made; make nothing."""
+    if (hint := _home_hint(out)) and not os.path.lexists(out.parts[0]):
+        raise ValueError(f"--out {out}: there is no folder {out.parts[0]}; {hint}give a path without ~")
     place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
         which = out if place == out else f"{out}: {place}"

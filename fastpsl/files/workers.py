@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from fastpsl.console.terminal import number_in
 from fastpsl.files.atomic import Uncopyable
 
 Item = TypeVar("Item")
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
 _EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0
 _LEFT_TO_OTHERS = 8  # threads, where no more can be started
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GROUP = 8  # items per submission: single ones cost 0.1 ms of an image's 0.8
 _WINDOW = 3  # groups in flight per thread
 
@@ -37,16 +39,40 @@ def usable_cores() -> int:
 
 def cpu_quota() -> float | None:
     """Return a container's share of the CPU in cores, or None without a limit."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):
-            quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split()
-            return None if quota in ("max", "-1") else float(quota) / float(period)
-    return None
+    quotas = []
+    for group in control_groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # versions 2 and 1
+            with suppress(OSError, ValueError):
+                quota, period = " ".join((group / name).read_text() for name in names).split()
+                if quota not in ("max", "-1"):
+                    quotas.append(float(quota) / float(period))
+    return min(quotas, default=None)
+
+
+def control_groups(controller: str) -> list[Path]:
+    """Return the folders of this process's control groups of a resource, and of all groups above them.
+
+    A container's group may be the root here, although the process is told the host's path. So there may be no
+    such folder.
+    """
+    paths = {_GROUPS: "/", _GROUPS / controller: "/"}  # of versions 2 and 1
+    with suppress(OSError, ValueError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                paths[_GROUPS] = path
+            elif controller in controllers.split(","):
+                paths[_GROUPS / controller] = path
+    folders = []
+    for root, path in paths.items():
+        parts = [] if ".." in path.split("/") else [part for part in path.split("/") if part]
+        folders += [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+    return folders
 
 
 def num_local_ranks() -> int:
     """Return the number of processes of this run on this machine, by torchrun's environment."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return number_in("LOCAL_WORLD_SIZE", 1)
 
 
 def default_num_threads() -> int:

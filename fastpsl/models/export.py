@@ -21,6 +21,7 @@ from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, key_table, renamed
 from fastpsl.models.weights import Pretrained, load_pretrained
+from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.views import CHANNELS, SHORTER_OF_SIZE, Input
 
 # Letters with a meaning within a line: those of code, emphasis, links, HTML, entities and formulas. GitHub
@@ -134,7 +135,7 @@ def _header(recipe: str | None) -> str:
 
 def _loading(pretrained: Pretrained, folder: str) -> str:
     lines = _HOW_TO_LOAD.format(folder=json.dumps(folder, ensure_ascii=False)[1:-1])
-    if pretrained.input.channels == "RGB":
+    if pretrained.input.channels == "RGB" and pretrained.input.reading == PLAIN:
         return block(lines + _TRANSFORM, "python")
     num = pretrained.input.num_channels
     lines += f"features = model.eval()(images)  # [batch, {num}, height, width], made as below"

@@ -2,7 +2,8 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from numbers import Integral
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.console.words import pasted
@@ -75,6 +77,7 @@ class OwnBackbone(Wrapped):
         is_given = network is not None
         network = network or _made(name)
         super().__init__(name, network)
+        self._num_channels = num_channels
         if num_channels != 3 and not is_given:
             if first_convolution(network) is None:
                 raise self._wrong(
@@ -162,6 +165,47 @@ class OwnBackbone(Wrapped):
                 "leave the layer out or put it into a block"
             )
 
+    def require_gradients(self, numbers: Collection[int]) -> None:
+        """Check that the parameters of some blocks, counted from 1, get gradients from the blocks' outputs.
+
+        A pass in eval mode tells it, and one in training mode of layers that run in that mode alone. The
+        module and torch's random numbers stay as they are.
+        """
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        wanted = {
+            parameter: f"{names[parameter]} of B{number}"
+            for number, block in enumerate(self.blocks(), start=1)
+            for parameter in block.parameters()
+            if number in numbers
+        }
+        device = next(self.network.parameters()).device
+        with _unchanged(self), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.requires_grad_(True)
+            for training in (False, True):
+                for part in self.modules():
+                    part.training = training and not isinstance(part, _BatchNorm)
+                if wanted:
+                    self._learn_once(device)
+                    wanted = {parameter: name for parameter, name in wanted.items() if parameter.grad is None}
+        if wanted:
+            raise self._wrong(
+                f"{len(wanted)} of its parameters get no gradient, such as {next(iter(wanted.values()))}, "
+                "and several ranks wait for that of each; use the layer in forward(), or leave it out"
+            )
+
+    def _learn_once(self, device: torch.device) -> None:
+        """Set the gradients of the sum of all blocks' outputs for an image."""
+        side = max(self.min_px, CHECK_PX)
+        size = (1, self._num_channels, side, side)
+        maps = torch.linspace(-1, 1, prod(size), device=device).mul(99).sin().reshape(size)
+        outputs = list[Tensor]()
+        with torch.enable_grad():
+            for block in self.blocks():
+                maps = block(maps)
+                outputs.append(maps.sum())
+            if learning := [output for output in outputs if output.requires_grad]:
+                torch.autograd.backward(learning)
+
     def _check_state(self) -> None:
         """Check that a checkpoint can hold all that the network's state has."""
         for name, value in self.network.state_dict().items():
@@ -191,6 +235,29 @@ class OwnBackbone(Wrapped):
                 raise self._wrong(
                     f"B{number} returned {shape} for 2 images; its channels say [2, {channels}, h, w]"
                 )
+
+
+@contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    """Give a network its modes, buffers and gradients again at the end."""
+    modes = [(part, part.training) for part in network.modules()]
+    parameters = [(each, each.requires_grad, each.grad) for each in network.parameters()]
+    buffers = [
+        (part, name, buffer, buffer.clone())
+        for part in network.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    for parameter in network.parameters():
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad, parameter.grad = requires_grad, grad
+        for part, name, buffer, value in buffers:
+            setattr(part, name, buffer.copy_(value))
 
 
 def _made(name: str) -> nn.Module:

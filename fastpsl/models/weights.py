@@ -409,7 +409,7 @@ def was_cut_short(state: Mapping[str, Any]) -> bool:
 def words_of_input(input: Input) -> str:
     """Return the channels of an input and their statistics, for people."""
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (input.mean, input.std))
-    return f"{input.channels}, mean {mean}, std {std}"
+    return f"{input.channels}, mean {mean}, std {std} {input.reading.in_words()}".rstrip()
 
 
 def _record(path: Path | str | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise, out_shape
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 
 # The channels that the network sees, and their number. RGB: the image. L: CIE lightness alone. Sobel: the
 # magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
@@ -44,12 +45,14 @@ class Input:
             SobelXY.
         size_px: The side of the crop before an op cuts it: of a jigsaw, the side of the window and not of its
             tiles.
+        reading: The range and the bands of images of more than 8 bits or more than three bands.
     """
 
     channels: str = "RGB"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_px: int = 224
+    reading: Reading = PLAIN
 
     def __post_init__(self) -> None:
         if self.channels not in CHANNELS and "." not in self.channels:
@@ -93,11 +96,21 @@ class Input:
     def in_words(self) -> str:
         """Return in one line how to make the network's input of an image, for files that others read."""
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{_IN_WORDS.get(self.channels, self.channels)}, minus mean {mean}, divided by std {std}"
+        channels = _IN_WORDS.get(self.channels, self.channels)
+        if self.reading.bands:
+            channels += f" of the image's bands {' '.join(map(str, self.reading.bands))}"
+        if self.reading.range:
+            low, high = self.reading.range
+            channels += (
+                f", for values of more than 8 bits clipped to {low:g} to {high:g} and scaled to 0 to 1"
+            )
+        return f"{channels}, minus mean {mean}, divided by std {std}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints hold them under "input"."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        record = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        del record["reading"]
+        return record | self.reading.as_dict()
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Input":
@@ -113,7 +126,7 @@ class Input:
             raise ValueError(
                 f"input record {record}: it needs channels, mean, std and size_px ({error!r})"
             ) from None
-        return cls(channels, mean, std, size_px)
+        return cls(channels, mean, std, size_px, Reading.from_dict(record))
 
 
 Draw = dict[str, np.ndarray]

@@ -22,6 +22,7 @@ from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.run import Run
+from fastpsl.files.paths import FORMS, require_path
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.scripts.recipe_process import error_line, note_failure
 
@@ -112,8 +113,5 @@ def tensors_on_cpu() -> Iterator[None]:
 
 def require_data(name: str, value: Any) -> None:
     """Raise ValueError unless `value` can be the path of data; None is allowed."""
-    if value is None:
-        return
-    if not isinstance(value, str | os.PathLike):
-        kinds = "the path of a folder, a list, a dataset file (.beton) or a glob of such files"
-        raise ValueError(f"{name} is {type(value).__name__}, not a path: give {kinds}")  # noqa: TRY004
+    if value is not None:
+        require_path(name, value, FORMS)

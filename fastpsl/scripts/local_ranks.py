@@ -34,7 +34,7 @@ def run_ranks(command: Sequence[str], num_ranks: int, name: str) -> int:
     _require_places(num_ranks, torch.cuda.device_count(), name)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     if num_ranks > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+        os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"  # as torchrun does
     config = LaunchConfig(
         1, 1, num_ranks, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         rdzv_configs={"timeout": 900}, max_restarts=0, monitor_interval=0.1,

@@ -17,6 +17,7 @@ from fastpsl.console.terminal import (
     EXIT_USER_ERROR,
     INTERRUPTED,
     escaped,
+    number_in,
     own_rank,
     same_place,
 )
@@ -103,7 +104,7 @@ def _exit_now(code: int) -> NoReturn:
     """Exit without waiting in the process group, because other ranks may be gone."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_in("WORLD_SIZE", 1) > 1:
         os._exit(code)
     leave_world()
     sys.exit(code)

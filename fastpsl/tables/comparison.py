@@ -3,20 +3,22 @@
 It reads JSON files alone. This module does not import torch.
 """
 
-import glob
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpsl.console.progress import clock
 from fastpsl.console.words import gibibytes
-from fastpsl.files.paths import require_existing
+from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import UnreadableError
+from fastpsl.pipelines.data.identity import not_compared, parts_of, same_data
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
 
 NOTHING = "–"
@@ -164,7 +166,7 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
 def _matches(place: str) -> list[Path]:
     """Return the paths that a glob matches, in order, or the path itself."""
     require_existing(place, "the folder of a run, or a quoted glob of such folders")
-    return [Path(place)] if os.path.exists(place) else [Path(path) for path in sorted(glob.glob(place))]
+    return named_files(place)
 
 
 def _why_no_curve(run: Run) -> str:
@@ -190,8 +192,19 @@ def _different(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     missing, names = object(), list(dict.fromkeys(name for record in records for name in record))
     for name in sorted(names, key=lambda name: sum(name not in record for record in records) > 0):
         values = [record.get(name, missing) for record in records]
-        if any(value != values[0] for value in values):
+        if _differ(name, values):
             yield Line(name, tuple(NOTHING if value is missing else _words(value) for value in values))
+
+
+def _differ(name: str, values: Sequence[Any]) -> bool:
+    if name.split(".")[-1] != "data_digest" or not all(isinstance(value, str) for value in values):
+        return any(value != values[0] for value in values)
+    pairs = list(combinations(dict.fromkeys(values), 2))
+    are_same = all(same_data(*pair) for pair in pairs)
+    if are_same and pairs:
+        older, newer = sorted(pairs[0], key=len)
+        warnings.warn(not_compared("the record of some runs", older, newer)[0], stacklevel=2)
+    return not are_same
 
 
 def _words(value: Any) -> str:
@@ -201,8 +214,8 @@ def _words(value: Any) -> str:
     if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
         return " ".join(map(str, value)) or "not given"
     text = value if isinstance(value, str) else json.dumps(value)
-    if len(text) >= 32 and re.fullmatch("[0-9a-f]+", text):  # a digest or a commit
-        return text[:_DIGITS]
+    if all(re.fullmatch("[0-9a-f]{32,}", part) for part in parts_of(text) if part):  # a digest or a commit
+        return ".".join(part[:_DIGITS] for part in parts_of(text) if part)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -1,11 +1,13 @@
 """Tell data sets apart by their digests, so that numbers of several data sets never stand in one table."""
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpsl.engine.options import flag
+from fastpsl.pipelines.data.identity import in_digits, not_compared, parts_of, same_data
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.tables.results import Result
@@ -34,13 +36,13 @@ def digests_of(
 
 def agree(first: Digests, second: Digests) -> bool:
     """Return whether all digests are equal that both know."""
-    return all(first[part] == second[part] for part in first.keys() & second.keys())
+    return all(same_data(first[part], second[part]) for part in first.keys() & second.keys())
 
 
 def in_words(digests: Digests) -> str:
     """Return the first eight digits of all digests."""
-    own = [digests.get(part, "unknown")[:8] for part in FLAGS if part != "pretrain" or part in digests]
-    others = sorted(f"{part} {digest[:8]}" for part, digest in digests.items() if part not in FLAGS)
+    own = [in_digits(digests.get(part, "unknown")) for part in FLAGS if part != "pretrain" or part in digests]
+    others = sorted(f"{part} {in_digits(digest)}" for part, digest in digests.items() if part not in FLAGS)
     return ", ".join(["/".join(own), *others])
 
 
@@ -81,14 +83,28 @@ def one_data_set(
             for part, digest in data.items() if agree(data, common) else ():
                 first_paths.setdefault(part, {}).setdefault(digest, path)
         for part, paths in first_paths.items():
+            _drop_older(paths, common.get(part))
             if len(paths) > 1:
                 raise ValueError(_mixed(words, part, paths))
         common = {**common, **{part: next(iter(paths)) for part, paths in first_paths.items()}}
     return common
 
 
+def _drop_older(paths: dict[str, Path], asked: str | None) -> None:
+    """Drop the digests without contents of which there is one with contents, and tell of them."""
+    for older in [digest for digest in paths if not parts_of(digest)[1]]:
+        known = [digest for digest in (*paths, asked or "") if digest != older and same_data(digest, older)]
+        if not known:
+            continue
+        for line in not_compared(str(paths[older]), older, known[0]):
+            warnings.warn(line, stacklevel=2)
+        if known[0] not in paths:
+            paths[known[0]] = paths[older]
+        del paths[older]
+
+
 def _mixed(words: str, part: str, paths: dict[str, Path]) -> str:
-    digests = ", ".join(f"{digest[:8]} (such as {path})" for digest, path in paths.items())
+    digests = ", ".join(f"{in_digits(digest)} (such as {path})" for digest, path in paths.items())
     named = FLAGS.get(part) or flag(part.split()[0])
     return (
         f"{words} {len(paths)} data sets must not be mixed (digests of {part}: {digests}): "

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastpsl.console.words import pasted
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, flag
+from fastpsl.pipelines.data.identity import same_data
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.presets import SMALL_BELOW
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
@@ -42,7 +43,7 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
     base = science.get("fine_tuned")
     if base is None:
         return [*reasons, "pre-trained without saying what it fine-tunes"]
-    if base.get("data_digest") != science.get("data_digest"):
+    if not same_data(str(base.get("data_digest")), str(science.get("data_digest"))):
         reasons.append("fine-tuned on other images")
     of_base = training_differences(base, weights.base, scale)
     return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
@@ -65,7 +66,8 @@ def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scal
         reasons.append("its pseudo-labels made by a run that --max-steps-per-stage cut short")
     if record.get("seed", science.get("seed")) != science.get("seed"):
         reasons.append(f"its pseudo-labels of seed {record['seed']}, its own is {science.get('seed')}")
-    if record.get("data_digest", science.get("data_digest")) != science.get("data_digest"):
+    learned = str(science.get("data_digest"))
+    if not same_data(str(record.get("data_digest", learned)), learned):
         reasons.append("its pseudo-labels made from other images")
     return reasons
 
@@ -196,12 +198,14 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     if weights.recipe is not None:
         reasons += training_differences(result.science, weights, scale)
         reasons += _wrong_images(result, need, table)
-    if result.data[0] == result.data[1]:
+    if same_data(*map(str, result.data)):
         reasons.append("scored on the images that it learned from")
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
     if channels != scale.channels(weights):
         reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
     settings = result.record["settings"]
+    if settings.get("shared_images") and settings["shared_images"] == result.record["data"].get("num_val"):
+        reasons.append("scored on images that it learned from, by their stored bytes")
     labels, made = (Path(str(each)) for each in (settings.get("labels"), checkpoint.get("path")))
     if evaluation == CLUSTERS and labels.parent != made.parent.parent:
         reasons.append("of other labels than its run left")
@@ -211,12 +215,13 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
 def _wrong_images(result: Result, need: Need, table: Table) -> list[str]:
     """Return why the images of the pre-training are not the right ones beside those of the evaluation."""
     weights, evaluation = need
-    (train, val), learned = result.data, result.science.get("data_digest")
+    learned, (train, val) = str(result.science.get("data_digest")), map(str, result.data)
     if evaluation.reads or (table.pretrains_elsewhere and not weights.with_labels):
         images = "other ones" if evaluation.reads else "more than those to train with"
         reason = f"pre-trained on the images that it was evaluated on: here, on {images}"
-        return [reason] if learned in (train, val) else []
-    return ["pre-trained on other images than it was evaluated on"] if learned != train else []
+        return [reason] if same_data(learned, train) or same_data(learned, val) else []
+    is_same = same_data(learned, train)
+    return [] if is_same else ["pre-trained on other images than it was evaluated on"]
 
 
 def trains(run: Run, weights: Weights, scale: Scale) -> bool:

@@ -6,7 +6,6 @@ The HTML is one file without network and scripts, as light or dark as the system
 
 import base64
 import contextlib
-import glob
 import io
 import json
 import shutil
@@ -22,6 +21,7 @@ from PIL import Image
 from fastpsl.console.words import pasted
 from fastpsl.engine.options import flag
 from fastpsl.files.atomic import write_atomically
+from fastpsl.files.paths import named_files
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
@@ -323,7 +323,7 @@ def _write(report: Report, out: Path) -> list[Path]:
 
 
 def _is_there(data: str) -> bool:
-    return bool(glob.glob(data))
+    return bool(named_files(data))
 
 
 def _lines(report: Report, runs: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from typing_extensions import override
 
+from fastpsl.pipelines.data.identity import in_digits
 from fastpsl.tables.data_sets import PAPER_IMAGES, Digests, in_words
 from fastpsl.tables.matching import Matches, Missing, Place, match, missing_runs, needs_of
 from fastpsl.tables.results import Result, RunIndex
@@ -157,12 +158,14 @@ class Report:
             parts = [_images_words("Ours:", in_words(data), result.counts, paper)]
         else:
             learned = data.get("pretrain" if self.table.pretrains_elsewhere else "train")
-            parts = [(f"Ours: pre-trained on images of digest {learned[:8]}.", True)] if learned else []
+            parts = (
+                [(f"Ours: pre-trained on images of digest {in_digits(learned)}.", True)] if learned else []
+            )
         others = {
             evaluation.protocol: result for _, evaluation, result in reversed(self.used) if evaluation.reads
         }
         for protocol, result in reversed(others.items()):
-            digests = "/".join(digest[:8] for digest in result.data if digest)
+            digests = "/".join(in_digits(digest) for digest in result.data if digest)
             parts.append(_images_words(f"{protocol}:", digests, result.counts, PAPER_IMAGES[protocol]))
         words = " ".join(words for words, _ in parts)
         as_many = all(as_many for _, as_many in parts)

@@ -24,14 +24,18 @@ from fastpsl.console.screen import Screen
 from fastpsl.console.terminal import (
     EXIT_USER_ERROR,
     escaped,
+    own_rank,
     plain,
     require_address_space,
     safe_output,
     same_place,
 )
+from fastpsl.engine import step_modes
+from fastpsl.engine.distributed import join_world, leave_world
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
+from fastpsl.files.workers import num_local_ranks
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.launch import launch
 from tests.engine.test_trainer import tiny_experiment
@@ -47,6 +51,17 @@ def python(kib: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
     )
+
+
+def test_a_variable_that_is_empty_is_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CC", "CXX"):
+        monkeypatch.setenv(name, "")
+    world = join_world("cpu", 60)
+    leave_world()
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (0, 1, 0, 1)
+    assert own_rank() == 0 and num_local_ranks() == 1
+    assert (step_modes._compiler("CC", "cc"), step_modes._compiler("CXX", "g++")) == ("cc", "g++")
+    assert "CC" not in os.environ and "CXX" not in os.environ  # Triton and torch would call ""
 
 
 def test_what_steers_is_shown_and_the_rest_stays() -> None:

@@ -22,6 +22,7 @@ from fastpsl.doctor.setup import default_recipe, load_recipe, open_setup
 from fastpsl.engine import stage_bench
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_bench import StageBench
+from fastpsl.files import workers
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
@@ -362,3 +363,16 @@ def test_the_shorter_side_that_crops_need() -> None:
     jigsaw, crop = ViewSpec(ShorterSideCrop(300, 225)), ViewSpec(RandomResizedCrop(224))
     assert short_side_px([crop]) == 256 and short_side_px([crop, jigsaw]) == 300
     assert short_side_px([crop, ViewSpec(RotationCrop(224))]) is None and short_side_px([]) is None
+
+
+def test_the_page_cache_is_bounded_by_a_group_within_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in (("a/b", "max"), ("a", "1000"), (".", "2000")):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / name / "memory.stat").write_text("anon 400\nfile 500\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    monkeypatch.setattr(workers, "_GROUPS", tmp_path)
+    monkeypatch.setattr(workers, "_OWN_GROUPS", tmp_path / "own")
+    assert loader_rates.page_cache_bytes() == 600

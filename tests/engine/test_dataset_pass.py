@@ -242,7 +242,9 @@ def test_predictions_are_of_blocks_and_head(tmp_path: Path) -> None:
     context = context_of(run)
     before = context.val_science(crop=1)
     assert run.data.val is not None
-    assert before == context.val_science(crop=1) and before["data"] == run.data.val.digest()
+    val = run.data.val
+    assert before == context.val_science(crop=1) and before["data"] == val.digest()
+    assert before["files"] == val.stamp()
     assert before != context.val_science(crop=2)
     found = [before["weights"]]
     for part in (context.train_step.module.head, context.train_step.module.blocks):

@@ -69,6 +69,20 @@ def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch:
     assert len(set(parts)) == 4 and parts[:2] == parts[-2:]
 
 
+def test_validation_images_that_are_training_images_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on tells it again."""
+    data = str(sample_paths().train_32)
+    for val, numbers in ((data, [480]), (data, [480]), (str(sample_paths().test_32), [])):
+        with closing(probed_run(tmp_path / Path(val).stem, val=val, max_steps_per_stage=1)) as run:
+            lines: list[str] = []
+            monkeypatch.setattr(run.reporter, "log", lines.append)
+            assert pretrain(tiny_experiment(), run) and run.num_shared == sum(numbers)
+        told = [int(line.split()[0]) for line in lines if "validation images are training images" in line]
+        assert told == numbers
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _three_batches_for_statistics() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:

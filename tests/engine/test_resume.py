@@ -145,12 +145,14 @@ def test_a_value_that_one_of_two_experiments_lacks_is_named() -> None:
     """It is a value that an older version did not have, or no longer has."""
     same = {"recipe": "jigsaw", "seed": 3}
     refuse_other_science(dict(same), dict(same), "a.pt")
-    for saved, asked, words in (
+    saved, asked = ({**same, "pseudo_labels": {"data_digest": digest}} for digest in ("ab", "ab.v2.c"))
+    refuse_other_science(saved, asked, "a.pt")
+    for there, now, words in (
         ({"grid": 3}, {}, r"grid \(3 there, None now\)"),
         ({}, {"data_digest": "ab"}, r"the data: its digest \(None there, ab now\)"),
     ):
         with pytest.raises(ValueError, match=words):
-            refuse_other_science({**same, **saved}, {**same, **asked}, "a.pt")
+            refuse_other_science({**same, **there}, {**same, **now}, "a.pt")
 
 
 def test_errors_of_the_device_are_left_to_others() -> None:

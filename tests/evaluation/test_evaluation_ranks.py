@@ -24,7 +24,7 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import extract
-from fastpsl.evaluation.neighbours import retrieve
+from fastpsl.evaluation.neighbours import find_shared, retrieve, score
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.beton.reader import Beton
@@ -37,7 +37,7 @@ from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
 from tests.programs import digests, newest_checkpoint
-from tests.recipes.test_knn import numbers_by_hand
+from tests.recipes.test_knn import by_others, numbers_by_hand
 from tests.warm import on_ranks
 
 STAGE = Stage("E", 3, 1, 5, 3)
@@ -51,6 +51,7 @@ def in_a_process(rank: int, folder: str) -> None:
     world = World(rank, 2, rank, 2, torch.device("cpu"))
     neighbours(Path(folder))  # first, because the recipe joins the process group
     features(Path(folder), world)
+    itself(Path(folder) / "same", world)
     retrieval(Path(folder) / "retrieval", world)
     statistics(world)
     monitor(Path(folder), world)
@@ -62,6 +63,20 @@ def neighbours(folder: Path) -> None:
     assert isinstance(recipe, Evaluation)
     options = recipe.parse(["--out", str(folder / "knn"), "--size-px", "32", "--workers", "1"])
     assert recipe.run(options) == 0
+
+
+def itself(folder: Path, world: World) -> None:
+    """Score 160 images among one another."""
+    with Beton(sample_paths().test_32) as train, Beton(sample_paths().test_32) as val:
+        shared = find_shared(train, val, world)
+        bank, queries = (
+            extraction(train, batch_size=20).to_file(folder / f"{name}.npy", world)
+            for name in ("train", "val")
+        )
+        scores = score(bank, queries, (1,), 0.07, world, shared.own)
+    assert (shared.num, scores.num_bank) == (160, 159)
+    if world.rank == 0:
+        (folder / "numbers.json").write_text(json.dumps(scores.numbers("both")))
 
 
 def features(folder: Path, world: World) -> None:
@@ -135,6 +150,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / "port").write_text(str(probe.getsockname()[1]))
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
         leave_at(100, path / "left.npy", patched, data, batch_size=20)
+    (path / "same").mkdir()
     on_ranks(in_a_process, (str(path),), 2)
     return path
 
@@ -152,6 +168,11 @@ def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: s
 def test_scores_are_those_of_all_queries(folder: Path) -> None:
     numbers = json.loads((folder / "knn" / "result.json").read_text())["numbers"]
     assert numbers == pytest.approx(numbers_by_hand(folder / "knn", (1, 5, 10, 20), 0.07))
+
+
+def test_each_image_is_without_itself(folder: Path) -> None:
+    numbers = json.loads((folder / "same" / "numbers.json").read_text())
+    assert numbers["top1_k1"] == pytest.approx(by_others(folder / "same", list(range(160))))
 
 
 def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:

@@ -117,8 +117,9 @@ WANTED = ["n02/n02_30.JPEG", "n00/n00_0.JPEG", "n01/n01_20.JPEG"]
     ],
 )
 def test_names_of_all_kinds_are_found(data: Beton | Folder, tmp_path: Path, text: str) -> None:
-    (tmp_path / "list.txt").write_text(text)
-    assert names_of(data, read_label_list(tmp_path / "list.txt", data)) == WANTED
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "list.txt").write_text(text, encoding=encoding)
+        assert names_of(data, read_label_list(tmp_path / "list.txt", data)) == WANTED
 
 
 def test_arrays_of_paths_and_of_places_are_read(data: Beton | Folder, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from fastpsl.tables.results import index_runs
 from tests.cli import Cli
 from tests.engine.tiny import one_process
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.written import write_labelled
+from tests.pipelines.written import write_labelled, write_raw
 from tests.plots.png_pixels import pixels
 
 
@@ -273,8 +273,41 @@ def test_precision_and_chance_count_no_image_that_could_not_be_decoded(tmp_path:
         right = {row: classes[row] == truth[query] for row in cosines}
         hits += [right[row] for row in sorted(cosines, key=lambda row: -cosines[row])[:3]]
         shares.append(np.mean(list(right.values())))
-    found = Search(gallery, queries, 3, same, torch.device("cpu")).precision(one_process())
+    own = np.arange(12) if same else None
+    found = Search(gallery, queries, 3, own, torch.device("cpu")).precision(one_process())
     assert found == pytest.approx((100 * np.mean(hits), 100 * np.mean(shares)))
+
+
+def test_the_same_names_with_other_pixels_are_other_images(tmp_path: Path, cli: Cli) -> None:
+    """Names, labels and sizes agree. Of a copy with other labels, no query finds its own image."""
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
+    labels, out = [0, 1] * 5, tmp_path / "out"
+    gallery = write_raw(tmp_path / "gallery.beton", images, labels)
+    other = images.copy()
+    other[3:, 0, 0] ^= 255
+    cases = ((other, labels, 3), (images, labels[::-1], 10))
+    for number, (queries, truth, num) in enumerate(cases):
+        path = write_raw(tmp_path / f"{number}.beton", queries, truth)
+        sets = ("--gallery", gallery, "--queries", path, "--k", 9, "--num", 10)
+        code, lines, errors = cli("retrieve", *RANDOM, *SMALL, *sets, "--out", out)
+        assert code == 0, errors
+        settings, of_all = read_result(out / "result.json")["settings"], num == 10
+        assert settings["shared_images"] == num and settings["queries_in_gallery"] == of_all
+        told = (
+            "9 other images;"
+            if of_all
+            else "10 images (3 of the queries are among them, and find themselves);"
+        )
+        assert f"10 queries, each among {told}" in lines
+        found = {each["query"]: each["neighbours"] for each in settings["shown"]}
+        if of_all:
+            assert all(set(rows) == set(range(10)) - {query} for query, rows in found.items())
+            precision = read_result(out / "result.json")["numbers"]["precision_top9"]
+            right = [labels[row] == truth[query] for query, rows in found.items() for row in rows]
+            assert precision == pytest.approx(100 * np.mean(right), abs=1e-4)
+            assert f"(chance {precision:.1f} %)" in lines  # all others are found
+        else:
+            assert [found[query][0] for query in range(3)] == [0, 1, 2]
 
 
 def test_an_image_is_left_out_of_its_own_neighbours_among_equals() -> None:

@@ -209,6 +209,7 @@ def test_bad_input_is_one_line(train: Train, tmp_path: Path, cli: Cli) -> None:
         ("backbone", "theirs.py:Net", ("theirs.py:Net", "--backbone")),
         ("batch_size", -4, (f"{own}/config.json: --batch-size -4: it must be above 0",)),
         ("size_px", -4, (f"{own}/config.json: --size-px -4: a side has 1 to 65,535 px",)),
+        ("seed", 4, (f"{own}/config.json: its options and its science tell of several runs (seed 4 and 0)",)),
         ("size_px", 10**15, (f"--size-px {10**15}: a side",)),
     ):
         changed = config | {"options": config["options"] | {name: value}}

@@ -45,6 +45,8 @@ def test_a_private_folder_takes_its_place_and_children_inherit_it(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    for name in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "RANK"):
+        monkeypatch.setenv(name, "")  # as unset
     caches.choose_caches()
     private = temporary / f"fastpsl-{os.getuid()}"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700

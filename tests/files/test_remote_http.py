@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
@@ -179,7 +179,7 @@ def test_tars_and_parquet_files_are_of_one_version(kind: str) -> None:
     )
     with serving({f"x.{kind}": (data, len(data))}) as server:
         found = remote_objects(f"{server.address}/x.{kind}")
-        source = tar_source(found) if kind == "tar" else parquet_files(found)
+        source = tar_source(found) if kind == "tar" else parquet_files("x", found)
         assert [sample.image for sample in source.samples()] == images
         server.version = ("ETag", '"2"')
         with pytest.raises(ValueError, match=REPLACED):
@@ -209,6 +209,17 @@ def test_without_a_version_another_file_of_the_same_size_is_another_one(tmp_path
                 open_data(f"{server.address}/x.beton", tmp_path, 0.1).close()
             folders.append({path.name for path in tmp_path.glob("files/*")})
     assert folders[0] == folders[1] < folders[2]
+
+
+def test_a_number_sign_and_brackets_are_parts_of_a_name(tmp_path: Path) -> None:
+    """A web server is not sent what follows a # that is not encoded."""
+    with serving(honest("d%23/a%23b.beton") | honest("a[1].beton") | honest("a%5B1%5D.beton")) as server:
+        for name in ("d#/a#b.beton", "d%23/a%23b.beton", "a[1].beton", "a%5B1%5D.beton"):
+            with closing(open_data(f"{server.address}/{name}", tmp_path, 0.1)) as data:
+                assert data.num_samples == 160 and data.class_names
+        for secret in ("a#b.beton?sig=x", "a.beton?sig=x#b"):
+            with pytest.raises(ValueError, match="http://…: the address holds a password or a signature"):
+                open_data(f"{server.address}/{secret}", tmp_path, 0.1)
 
 
 def test_bytes_of_another_range_are_not_taken() -> None:

@@ -44,6 +44,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.write import convert_one
 from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file, read_bytes
+from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc import dataset as voc
 from fastpsl.pipelines.decoders import dali, dali_pipeline, libffcv
@@ -146,7 +147,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "names in photos": voc._names,
     "size of photos/cat/a.jpg": lambda path: upright_size(str(path)),
     "conversion of photos/cat/a.jpg": lambda path: convert_one(path, Target()),
-    "pixels of photos/cat/a.jpg": fastpsl.model._pixels,
+    "pixels of photos/cat/a.jpg": lambda path: fastpsl.model._pixels(path, PLAIN),
     "net.py": lambda path: _made(f"{path}:Net"),
     "weights.pt": read_weights,
     "weights.safetensors": read_weights,
@@ -187,9 +188,9 @@ def test_too_many_open_files(here: Path) -> None:
     from pyarrow.parquet import write_table
 
     write_table(pyarrow.table({"image": [jpeg(photo(0, 9, 9))]}), here / "x.parquet")
-    parquet_files([here / "x.parquet"])  # imports what it needs
+    parquet_files("x", [here / "x.parquet"])  # imports what it needs
     readers = [
-        lambda: parquet_files([here / "x.parquet"]),
+        lambda: parquet_files("x", [here / "x.parquet"]),
         lambda: Beton(here / "x.beton"),
         lambda: Folder(here / "photos"),
     ]

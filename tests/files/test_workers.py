@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,41 @@ def test_a_fork_closes_without_the_lock() -> None:
             os._exit(0 if some.closed else 1)
     assert os.waitpid(child, 0)[1] == 0
     some.close(60)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/user.slice/run.scope", {"user.slice/run.scope/cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000", "cpu.max": "4 1"}, 2.5),
+        ("0::/a/b", {"c/cpu.max": "100000 100000", "a/b/c/cpu.max": "100000 100000"}, None),  # of others
+        ("0::/docker/1f", {"cpu.max": "50000 100000"}, 0.5),  # the host's path, and the container's root
+        ("0::/../../b", {"cpu.max": "200000 100000", "b/cpu.max": "100000 100000"}, 2.0),
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/a/b:c\n0::/",
+            {
+                "cpu/a/b:c/cpu.cfs_quota_us": "-1", "cpu/a/b:c/cpu.cfs_period_us": "100000",
+                "cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000",
+                "cpu/m/cpu.cfs_quota_us": "100000", "cpu/m/cpu.cfs_period_us": "100000",
+            },
+            3.0,
+        ),
+        ("", {"cpu.max": "max 100000"}, None),
+        (None, {"cpu/cpu.cfs_quota_us": "75000", "cpu/cpu.cfs_period_us": "50000"}, 1.5),
+    ],
+)  # fmt: skip
+def test_the_least_quota_of_a_group_and_those_above_it_counts(
+    own: str | None, files: dict[str, str], quota: float | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    if own is not None:
+        (tmp_path / "own").write_text(f"{own}\n")
+    monkeypatch.setattr(workers, "_GROUPS", tmp_path)
+    monkeypatch.setattr(workers, "_OWN_GROUPS", tmp_path / "own")
+    assert workers.cpu_quota() == quota
 
 
 @pytest.mark.parametrize(("quota", "num"), [(None, 12), (3.5, 3), (0.2, 1), (40.0, 12)])

@@ -161,6 +161,91 @@ def test_each_breach_is_one_line(kind: str, here: Path) -> None:
     assert "\n" not in text and text.startswith("--backbone net.py:Net: ") and words in text, text
 
 
+# What stands for the norm of SOUND, and the parameters without a gradient: their number and the first.
+WITHOUT_GRADIENT = {
+    "a layer that is not used": ("Idle(self.norm)", 2, "norm.weight"),
+    "layers without gradients": ("Quiet(self.norm)", 4, "stem.weight"),
+}
+LAYERS = """
+from torch import nn
+import torch
+
+class Idle(nn.Sequential):
+    def forward(self, images):
+        return images
+
+class Quiet(nn.Sequential):
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+class Cut(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images.detach())
+
+class InTraining(nn.Sequential):
+    def forward(self, images):
+        if not self.training:
+            return images
+        return super().forward(nn.functional.dropout(images, 0.5))
+"""
+
+
+def state_of(backbone: nn.Module) -> list[object]:
+    tensors = [*backbone.parameters(), *backbone.buffers()]
+    return [
+        [tensor.tolist() for tensor in tensors],
+        [(each.requires_grad, each.grad) for each in backbone.parameters()],
+        [part.training for part in backbone.modules()],
+        torch.get_rng_state().tolist(),
+    ]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_GRADIENT)
+def test_parameters_without_a_gradient_are_named(kind: str, here: Path) -> None:
+    layer, num, first = WITHOUT_GRADIENT[kind]
+    (here / "net.py").write_text(LAYERS + SOUND.replace("self.norm)", f"{layer})"))
+    backbone: Any = make_backbone("net.py:Net")
+    backbone.blocks()[1].requires_grad_(False)
+    before = state_of(backbone)
+    told = f"^--backbone net.py:Net: {num} of its parameters get no gradient, such as {first} of B1, and .*$"
+    with pytest.raises(ValueError, match=told):
+        backbone.require_gradients({1, 2})
+    backbone.require_gradients({2, 3})  # of stages in which the first block does not learn
+    assert state_of(backbone) == before
+
+
+def test_layers_of_training_alone_learn(here: Path) -> None:
+    (here / "net.py").write_text(LAYERS + SOUND.replace("self.norm)", "InTraining(self.norm))"))
+    backbone: Any = make_backbone("net.py:Net")
+    before = state_of(backbone)
+    backbone.require_gradients({1, 2, 3})
+    assert state_of(backbone) == before
+
+
+@pytest.mark.slow
+def test_two_ranks_refuse_parameters_without_a_gradient_in_a_line(here: Path) -> None:
+    """Found before the first stage; where only a step shows it, at the first one; one rank trains."""
+    changes = {
+        "idle": (LAYERS + SOUND.replace("self.norm)", "Idle(self.norm))"), "such as norm.weight of B1"),
+        "cut": (
+            LAYERS + SOUND.replace("self.last]", "Cut(self.last)]"),
+            "6 of the stage's parameters get no",
+        ),
+    }
+    arguments = (
+        *("--batch-size", 8, "--workers", 1, "--size-px", 32, "--max-steps-per-stage", 2),
+        *("--no-tensorboard", "--plan", "end_to_end", "--preset", "sample"),
+    )
+    recipe = ROOT / "recipes" / "simclr_r50.py"
+    for name, (code, words) in changes.items():
+        (here / f"{name}.py").write_text(code)
+        done = run(recipe, "--backbone", here / f"{name}.py:Net", *arguments, "--out", here / name, ranks=2)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = run(recipe, "--backbone", here / "idle.py:Net", *arguments, "--out", here / "one")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.usefixtures("here")
 def test_names_without_a_class_and_without_convolution() -> None:
     for name in ("net.py", "net.py:", ":Net.py"):

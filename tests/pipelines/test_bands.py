@@ -4,7 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ DEEP = np.random.default_rng(0).integers(0, 1 << 16, (37, 50, 13)).astype(np.uin
 
 
 def tiff(
-    values: np.ndarray, photometric: int = 1, extra: int | None = 0, order: str = "<", is_big: bool = False,
+    values: np.ndarray, photometric: int = 1, extra: int | None = 0, order: Literal["<", ">"] = "<",
+    is_big: bool = False,
     is_planar: bool = False, tile: tuple[int, int] | None = None, rows: int = 10, compression: int = 1,
     predictor: int = 1, tags: dict[int, int] | None = None,
 ) -> bytes:  # fmt: skip
@@ -64,17 +65,17 @@ def tiff(
     after = start + (8 if is_big else 2) + len(entries) * (20 if is_big else 12) + field
     widths = {"I": 4, "H": 2}
     at = after + sum(len(v) * widths[c] for c, v in entries.values() if len(v) * widths[c] > field)
-    for i, piece in enumerate(pieces):
+    for i, stored in enumerate(pieces):
         entries[places][1][i] = at
-        at += len(piece)
+        at += len(stored)
     head, tail = b"", b""
     for tag, (code, numbers) in sorted(entries.items()):
-        data = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
-        if len(data) > field:
+        packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
+        if len(packed) > field:
             where = struct.pack(order + offset, after + len(tail))
-            tail += data
+            tail += packed
         else:
-            where = data.ljust(field, b"\0")
+            where = packed.ljust(field, b"\0")
         head += struct.pack(f"{order}HH{offset}", tag, 4 if code == "I" else 3, len(numbers)) + where
     name, number = (b"II", "*+") if order == "<" else (b"MM", "*+")
     begin = name + struct.pack(order + "H", ord(number[is_big]))
@@ -149,8 +150,8 @@ def test_chosen_bands_are_those_of_the_file(
     whole: dict[str, Any] = {**layout, "tile": tile, "order": order, "is_big": is_big}
     for chosen in ((4, 2, 13), (7,)):
         expected = as_bytes(DEEP, chosen)
-        more: dict[str, Any]
-        for more in ({}, {"compression": 8}, {"compression": 32946, "predictor": 2}):
+        for compression, predictor in ((1, 1), (8, 1), (32946, 2)):
+            more: dict[str, Any] = {"compression": compression, "predictor": predictor}
             np.testing.assert_array_equal(
                 decode_any(tiff(DEEP, **whole, **more), Reading(None, chosen)), expected
             )
@@ -189,7 +190,8 @@ def test_a_stack_of_pages_is_no_stack_of_bands() -> None:
 @needs_tifffile
 def test_bands_become_a_dataset_file() -> None:
     reading = Reading((0, 10_000), (4, 3, 2))
-    stored = convert(tiff(DEEP // 7), Target(mode="raw"), reading)
+    target = Target(mode="raw", range="0:10000", bands="4,3,2")
+    stored = convert(tiff(DEEP // 7), target)
     expected = np.rint((DEEP // 7)[..., [3, 2, 1]] * 255.0 / 10_000).astype(np.uint8)
     assert stored.data == expected.tobytes() and (stored.height, stored.width) == (37, 50)
     assert num_pixels(tiff(DEEP), reading) == 37 * 50 * 3  # of RGB, in the memory that they take
@@ -214,8 +216,8 @@ def test_colours_of_other_formats_are_bands() -> None:
 
 def test_a_jpeg_passes_where_its_colours_are_the_bands() -> None:
     data = jpeg(photo(1, 37, 50))
-    assert convert(data, Target(), Reading(None, (1, 2, 3))).data == data
-    swapped = convert(data, Target(mode="raw"), Reading(None, (3, 2, 1)))
+    assert convert(data, Target(bands="1,2,3")).data == data
+    swapped = convert(data, Target(mode="raw", bands="3,2,1"))
     plain = np.frombuffer(convert(data, Target(mode="raw")).data, np.uint8).reshape(37, 50, 3)
     assert swapped.data == np.ascontiguousarray(plain[..., ::-1]).tobytes()
 

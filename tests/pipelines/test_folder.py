@@ -333,9 +333,9 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
 ) -> None:
     scan = folders._scan
 
-    def touching(path: object) -> object:
+    def touching(path: object, *rest: Any) -> object:
         os.utime(str(path), (1, 1))
-        return scan(path)
+        return scan(path, *rest)
 
     monkeypatch.setattr(folders, "_scan", touching)
     with pytest.raises(ValueError, match="has changed while its headers were read; start again"):

@@ -1,7 +1,9 @@
 """Lists of images in every published layout: the right images and labels, and errors of one line."""
 
+import codecs
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +20,10 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.folder import Folder, Listed
 from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
+from fastpsl.pipelines.datasets.voc.dataset import class_names as voc_classes
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
+from fastpsl.pipelines.sources.text_lists import read_classes
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import headers_read, tree
@@ -226,6 +230,56 @@ def test_tables(
     assert classes_of(path).class_names == class_names
     given = labelled_folder(tmp_path, path)
     assert (given.names.labels, given.class_names) == (labels, class_names)
+
+
+TABLE = "path,label\nim/0.jpg,cat\nim/ä1.jpg,dög\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "ending"),
+    [
+        (TABLE.encode("utf-16"), "csv"),
+        (codecs.BOM_UTF16_BE + TABLE.replace(",", "\t").replace("\n", "\r\n").encode("utf-16-be"), "txt"),
+        (TABLE.replace(",", " ").partition("\n")[2].encode("utf-16"), "txt"),
+        (b"\xef\xbb\xbfsep=;\r\n" + TABLE.replace(",", ";").encode(), "csv"),
+        (("sep=\t\n" + TABLE.replace(",", "\t")).encode("utf-16"), "csv"),
+        (('"sep=|"\n' + TABLE.replace(",", "|").partition("\n")[2]).encode(), "csv"),
+        (b"sep=,\n" + TABLE.replace(",", " ").partition("\n")[2].encode(), "csv"),
+    ],
+)  # fmt: skip
+def test_lists_as_spreadsheets_save_them(data: bytes, ending: str, tmp_path: Path) -> None:
+    write_images(tmp_path, ["im/0.jpg", "im/ä1.jpg"])
+    path = tmp_path / f"list.{ending}"
+    path.write_bytes(data)
+    source = image_list(path)
+    assert source.names.paths == ["im/0.jpg", "im/ä1.jpg"]
+    assert (source.names.labels, source.class_names) == ([0, 1], ["cat", "dög"])
+
+
+def test_a_list_in_another_encoding_is_told_by_its_first_byte(tmp_path: Path) -> None:
+    write_images(tmp_path, ["im/0.jpg", "im/ä1.jpg"])
+    record = {"annotations": [], "categories": [], "images": [{"id": 0, "file_name": "ä.jpg"}]}
+    lists = {
+        "paths.csv": (TABLE.encode("latin-1"), 0xE4, 3),
+        "labels.csv": (TABLE.replace("ä", "").encode("latin-1"), 0xF6, 3),
+        "sep.csv": (b"sep=,\n" + TABLE.replace("im/ä1", "im/0").encode("latin-1"), 0xF6, 4),
+        "l.txt": ("im/0.jpg\n\nim/ä1.jpg\n".encode("latin-1"), 0xE4, 3),
+        "le.csv": (TABLE.encode("utf-16-le"), 0, 1),
+        "be.txt": (TABLE.replace(",", " ").encode("utf-16-be"), 0, 1),
+        "l.json": (json.dumps(record, ensure_ascii=False, indent=1).encode("latin-1"), 0xE4, 7),
+    }
+    for name, (data, byte, line) in lists.items():
+        (tmp_path / name).write_bytes(data)
+        told = f"{name}: is no UTF-8 (byte 0x{byte:02X} in line {line})"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            image_list(tmp_path / name)
+    classes = tmp_path / "classes.txt"
+    for read in (read_classes, lambda path: voc_classes(path.parent)):
+        classes.write_bytes("cat\ndög\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=re.escape("classes.txt: is no UTF-8 (byte 0xF6 in line 2)")):
+            read(classes)
+        classes.write_bytes("sep=,\ncat\ndög\n".encode("utf-16"))
+        assert read(classes) == ["cat", "dög"]
 
 
 def test_a_path_with_commas_is_no_table(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 import fastpsl
 from fastpsl.cli import main
-from fastpsl.files.paths import FORMS, require_existing
+from fastpsl.files.paths import FORMS, named_files, require_existing
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar, shard_paths
+from fastpsl.pipelines.beton.verify import betons_to_verify
 from fastpsl.pipelines.datasets.open import open_data, open_source
 from fastpsl.pipelines.sources import arrays, folder, listed, published, tar
 from tests.pipelines.photos import jpeg, photo
@@ -262,6 +263,19 @@ def test_what_is_not_whole_is_said(here: Path) -> None:
         with pytest.raises(ValueError) as caught:
             look()
         assert str(caught.value) == f"{words}or give the command again that was interrupted"
+
+
+def test_a_folders_name_is_taken_as_it_is_written_before_its_pattern(here: Path) -> None:
+    for name in ("r[1]/a[1].beton", "r1/a1.beton", "r[1]/b.beton", "r[1]/.c[2].beton.partial"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).touch()
+    assert named_files("r[1]/*.beton") == [Path("r[1]/a[1].beton"), Path("r[1]/b.beton")]
+    assert named_files("r[1]/a[1].beton") == [Path("r[1]/a[1].beton")]
+    assert named_files("r[12]/*.beton") == [Path("r1/a1.beton")]
+    assert shard_paths("r[1]/?.beton") == [Path("r[1]/b.beton")]
+    require_existing("r[1]/a*", "tea")
+    paths, faults = betons_to_verify(["r[1]/c[2].beton"])
+    assert not paths and "c[2].beton: is only there as .c[2].beton.partial" in faults[0]
 
 
 @pytest.mark.parametrize("source", ["photos", "phot*", "photos/*/cat/a.jpg"])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +30,8 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.upload import StagedUpload
-from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open import open_data, open_source
+from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -388,6 +390,21 @@ def test_doctor_knows_what_is_here(server: S3Server, local: Path, tmp_path: Path
     assert read.fitting == "the data's 0.000308 GB fit into --cache-dir" and read.memory_bytes == 10**8
 
 
+def test_images_that_are_not_here_are_not_compared(server: S3Server, local: Path, tmp_path: Path) -> None:
+    cache = small_cache(tmp_path, 0.1)
+    with (
+        Beton(GLOB, cache) as data,
+        Beton(GLOB, cache) as again,
+        Beton(str(local / "train-*.beton")) as other,
+    ):
+        assert shared_images(again, data).are_all  # in place
+        assert shared_images(other, data).num is shared_images(Subset(data, np.arange(9)), other).num is None
+        data.wait(np.arange(data.num_samples))
+        assert (
+            shared_images(other, data).are_all and shared_images(Subset(data, np.arange(9)), other).num == 9
+        )
+
+
 @pytest.mark.parametrize(
     "source, message",
     [
@@ -412,6 +429,36 @@ def test_addresses(source: str, message: str, server: S3Server, tmp_path: Path) 
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["r[1]/a[1]#.beton", "r[1]/*.beton", "r[1]/a[[]?]#.beton", "r*/a[[]1]#.beton"],
+)
+def test_a_name_is_taken_as_it_is_written_before_its_pattern(
+    source: str, server: S3Server, tmp_path: Path
+) -> None:
+    data = sample_paths().test_32.read_bytes()
+    for key in ("r[1]/a[1]#.beton", "r1/a1#.beton", "r1/other.beton"):
+        server.put(key, data if "[" in key else b"another")
+    with closing(open_data(f"s3://{BUCKET}/{source}", tmp_path, 0.1)) as opened:
+        assert isinstance(opened, Beton) and opened.num_samples == 160
+        assert [shard.name for shard in opened.shards] == [f"s3://{BUCKET}/r[1]/a[1]#.beton"]
+    server.put("t[1]/0.tar", tar_bytes({"[2].jpg": jpeg(photo(0, 9, 9))}))
+    for name in ("t[1]/0.tar", "t[1]/[0-9].tar"):
+        assert open_source(f"s3://{BUCKET}/{name}").num_samples == 1
+
+
+def test_an_upload_finds_its_own_names_alone(server: S3Server, tmp_path: Path) -> None:
+    """Brackets in a name are no pattern, by which shards of another set would be removed."""
+    shards = [f"sets/{name}-0000{i}-of-00002.beton" for name in ("t[1]", "t1") for i in range(2)]
+    for key in (*shards, "sets/t[1].beton"):
+        server.put(key, b"x")
+    upload = StagedUpload(f"s3://{BUCKET}/sets/t[1].beton", tmp_path)
+    assert upload._there(False) == upload.address
+    assert upload._there(True) == f"s3://{BUCKET}/{shards[0]}"
+    upload._remove_others({"00003"})
+    assert server.all_keys() == sorted([*shards[2:], "sets/t[1].beton"])
+
+
 def put_a_shard_of_two(server: S3Server) -> None:
     sidecar: dict[str, Any] = json.loads(Path(f"{sample_paths().test_32}.json").read_bytes())
     sidecar["written"] |= {"shard": "0/2", "source": "/photos"}
@@ -421,8 +468,11 @@ def put_a_shard_of_two(server: S3Server) -> None:
 
 def test_one_shard_may_be_named_alone(server: S3Server, tmp_path: Path) -> None:
     put_a_shard_of_two(server)
-    with Beton(f"s3://{BUCKET}/part-0.beton", Cache(tmp_path, 0.1)) as data:
-        assert data.num_samples == 160
+    for ending in ("", ".json"):
+        server.put(f"part[0].beton{ending}", server.get(f"part-0.beton{ending}"))
+    for name in ("part-0.beton", "part[0].beton"):
+        with Beton(f"s3://{BUCKET}/{name}", Cache(tmp_path, 0.1)) as data:
+            assert data.num_samples == 160
 
 
 def test_a_web_server_without_ranges_is_a_line(tmp_path: Path) -> None:
@@ -646,6 +696,19 @@ def test_parquet_files_elsewhere_are_read_as_local_ones(server: S3Server, tmp_pa
     server.put("raw/a.parquet", stream.getvalue())
     local = written(tmp_path, tmp_path / "a.parquet")
     assert written(tmp_path, f"s3://{BUCKET}/raw/*.parquet", "b.beton") == local
+
+
+def test_folders_of_hive_elsewhere_tell_the_labels(server: S3Server) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": [jpeg(photo(0, 50, 40))]}), stream)
+    for folder in ("label=dog/", "label=a%20b/", "label=dog/_", "_temporary/label=emu/"):
+        server.put(f"hive=1/{folder}0.parquet", stream.getvalue())
+    source = open_source(f"s3://{BUCKET}/hive=1/**/*.parquet")
+    assert source.class_names == ["a b", "dog"]
+    assert [(sample.name, sample.label) for sample in source.samples()] == [
+        ("label=a%20b/0.parquet row 0", 0), ("label=dog/0.parquet row 0", 1)
+    ]  # fmt: skip
 
 
 def test_sources_that_are_read_from_this_machine_alone(server: S3Server, tmp_path: Path) -> None:

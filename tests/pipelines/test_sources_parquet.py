@@ -34,7 +34,7 @@ def rows(part: slice = slice(None)) -> Any:
 
 
 def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table(columns), path, **options)
     return path
 
@@ -194,6 +194,56 @@ def test_files_whose_class_names_differ(tmp_path: Path) -> None:
     assert {sample.label for sample in samples(tmp_path, label_column="none")} == {-1}
     rows(slice(5)).to_parquet(tmp_path / "1.parquet")
     assert [sample.label for sample in samples(tmp_path)] == LABELS[:5] * 2
+
+
+def test_folders_of_hive_tell_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as URLs write them, as null, and as numbers; a column of the same name is not looked at."""
+    folders = {"label=__HIVE_DEFAULT_PARTITION__": 0, "label=a%20b": 1, "label=cat": 2}
+    for folder, i in folders.items():
+        write_parquet(tmp_path / f"pets/{folder}/part-0.parquet", {"image": [PHOTOS[i]], "label": [9]})
+    for hidden in ("_temporary/0/x", "label=cat/_x", "_x", ".x", "label=cat/.x"):
+        write_parquet(tmp_path / f"pets/{hidden}.parquet", {"image": PHOTOS, "label": [0] * 10})
+    monkeypatch.chdir(tmp_path / "pets")
+    for src in (".", tmp_path / "pets", tmp_path / "pets" / "*" / "*.parquet", "label=*/p*"):
+        source = open_source(str(src))
+        assert source.class_names == ["a b", "cat"]
+        assert source.notes == ["images from column image, labels from the folders label=…"]
+        assert [(sample.name, sample.image, sample.label) for sample in source.samples()] == [
+            (f"{folder}/part-0.parquet row 0", PHOTOS[i], i - 1) for folder, i in folders.items()
+        ]
+        assert [sample.label for i in range(3) for sample in samples(src, shard=(i, 3))] == [-1, 0, 1]
+    assert {sample.label for sample in samples(".", label_column="none")} == {-1}
+    assert [sample.label for sample in samples("label=cat")] == [9]  # the folder itself is given
+    for i, year in enumerate((2024, 2025)):
+        write_parquet(tmp_path / f"years/data/year={year}/class={7 + i}/0.parquet", {"image": PHOTOS[:2]})
+    years = tmp_path / "years"
+    with refused(years, "its folders tell year (year=2024), and only class is read of folders"):
+        samples(years)
+    with refused(years, "its folders tell class (class=7), and only year is read of folders"):
+        samples(years, label_column="year")
+    with refused(years, "--label-column breed", "its columns are image, year, class"):
+        samples(years, label_column="breed")
+    assert [sample.label for sample in samples(years / "data" / "year=2025")] == [8, 8]
+    write_parquet(years / "data" / "0.parquet", {"image": PHOTOS[:2]})
+    with refused("year=2024/class=7/0.parquet: has other columns than", years / "data" / "0.parquet"):
+        samples(years)
+
+
+def test_files_of_other_writers_in_one_folder(tmp_path: Path) -> None:
+    """Columns are told by their names, and names that Spark hides are skipped, unless they are given."""
+    write_parquet(tmp_path / "a.parquet", {"image": PHOTOS[:2], "label": [0, 1]})
+    write_parquet(tmp_path / "b.parquet", {"label": ["cat", "1"], "image": PHOTOS[2:4]})
+    write_parquet(tmp_path / "_tmp.parquet", {"image": PHOTOS, "label": [0] * 10})
+    for src in (tmp_path, tmp_path / "*.parquet"):
+        results = samples(src)
+        assert [sample.label for sample in results] == [0, 1, -1, 1]
+        assert str(results[2].image) == "its label is 'cat'; -1 (none) to 2147483647 are allowed"
+        assert [results[i].image for i in (0, 1, 3)] == [PHOTOS[i] for i in (0, 1, 3)]
+    assert len(samples(tmp_path / "_tmp.parquet")) == 10
+    with refused(
+        tmp_path / "_*.parquet", "all names begin with _ or a dot, which Spark, Hive and Arrow skip"
+    ):
+        samples(tmp_path / "_*.parquet")
 
 
 def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import lzma
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources import tar
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.sources import refused, samples
-from tests.pipelines.written import make_tar, tar_bytes
+from tests.pipelines.written import make_tar, tar_bytes, tree
 
 PHOTOS = [jpeg(photo(i, 40 + i, 60 - i)) for i in range(8)]
 
@@ -159,6 +160,58 @@ def test_names_that_point_elsewhere_and_links(tmp_path: Path) -> None:
     reason = "a link within a tar is not followed; tar --dereference --hard-dereference makes one without"
     assert bad == [(f"a.tar/{name}.jpg", reason) for name in "lh"]
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
+
+
+def test_of_a_file_that_a_tar_holds_twice_the_later_one_counts(tmp_path: Path) -> None:
+    """Whatever `tar -r` has added: of folders, of a WebDataset's images and labels, of a tar within it."""
+    new = PHOTOS[5]
+    folders = [
+        ("cat/1.jpg", PHOTOS[0]),
+        ("dog/2.jpg", PHOTOS[1]),
+        ("._x", b""),
+        ("./cat/1.jpg", new),
+        ("._x", b""),
+    ]
+    src = str(make_tar(tmp_path / "a.tar", folders))
+    source = open_source(src)
+    assert source.left_out.line() == (
+        "1 leftover of another program (._x), "
+        "1 file that a later one of its name in the tar replaces (cat/1.jpg)"
+    )
+    assert [(sample.name, sample.image, sample.label) for sample in source.samples()] == [
+        ("a.tar/dog/2.jpg", PHOTOS[1], 1), ("a.tar/cat/1.jpg", new, 0),
+    ]  # fmt: skip
+    shards = [samples(src, shard=(i, 2)) for i in range(2)]
+    assert [[sample.image for sample in shard] for shard in shards] == [[PHOTOS[1]], [new]]
+    web = [
+        ("0.jpg", PHOTOS[0]), ("0.cls", b"catt"), ("1.jpg", PHOTOS[1]), ("1.cls", b"dog"),
+        ("2.json", b'{"cls": "emu"}'), ("2.jpg", PHOTOS[2]), ("3.mask.png", PHOTOS[7]), ("3.jpg", PHOTOS[3]),
+        ("3.cls", b"dog"), ("0.cls", b"cat"), ("1.jpg", PHOTOS[4]), ("2.jpg", PHOTOS[6]), ("2.jpg", new),
+        ("3.mask.png", PHOTOS[6]),
+    ]  # fmt: skip
+    source = open_source(str(make_tar(tmp_path / "w.tar.gz", web)))
+    assert source.class_names == ["cat", "dog", "emu"] and source.warnings == []
+    assert source.left_out.counts == {"replaced": 5, "same key": 1}
+    assert [(sample.name, sample.image, sample.label) for sample in source.samples()] == [
+        ("w.tar.gz/0.jpg", PHOTOS[0], 0), ("w.tar.gz/3.jpg", PHOTOS[3], 1), ("w.tar.gz/1.jpg", PHOTOS[4], 1),
+        ("w.tar.gz/2.jpg", new, 2),
+    ]  # fmt: skip
+    old, other = tar_bytes({"a.jpg": PHOTOS[0], "b.jpg": PHOTOS[1]}), tar_bytes({"d.jpg": PHOTOS[2]})
+    again = tar_bytes([("a.jpg", PHOTOS[3]), ("c.jpg", PHOTOS[4]), ("a.jpg", new)])
+    inner = make_tar(tmp_path / "i.tar", [("n1.tar", old), ("n2.tar", other), ("n1.tar", again)])
+    assert [(sample.name, sample.image) for sample in samples(inner)] == [
+        ("i.tar/n2/d.jpg", PHOTOS[2]), ("i.tar/n1/c.jpg", PHOTOS[4]), ("i.tar/n1/a.jpg", new),
+    ]  # fmt: skip
+    for i in range(2):  # shards may number their samples alike
+        make_tar(tmp_path / f"s{i}.tar", {"0.jpg": PHOTOS[i], "0.cls": b"1"})
+    assert names_and_labels(tmp_path / "s?.tar") == [("s0.tar/0.jpg", 1), ("s1.tar/0.jpg", 1)]
+
+
+def test_a_file_that_is_named_twice_in_tars_command(tmp_path: Path) -> None:
+    """GNU tar then adds a hard link to itself, which replaces nothing."""
+    tree(tmp_path, {"0.jpg": PHOTOS[0], "1.jpg": PHOTOS[1]})
+    subprocess.run(["tar", "cf", "a.tar", "0.jpg", "1.jpg", "0.jpg"], cwd=tmp_path, check=True)
+    assert names_and_labels(tmp_path / "a.tar") == [("a.tar/0.jpg", -1), ("a.tar/1.jpg", -1)]
 
 
 def test_only_this_shards_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

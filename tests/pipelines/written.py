@@ -43,9 +43,9 @@ def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of files from which headers are read."""
     read, scan = [], folders._scan
 
-    def counting(path: object) -> object:
+    def counting(path: object, *rest: Any) -> object:
         read.append(os.path.basename(str(path)))
-        return scan(path)
+        return scan(path, *rest)
 
     monkeypatch.setattr(folders, "_scan", counting)
     return read

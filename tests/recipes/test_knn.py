@@ -1,6 +1,7 @@
 """Test recipes/knn.py as a user runs it: scores, images, reused features, two ranks, and errors."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from fastpsl.engine.distributed import World
 from fastpsl.evaluation import neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import score
+from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.neighbours import draw_neighbours
 from tests.engine.tiny import one_process
-from tests.pipelines.written import write_labelled
+from tests.pipelines.written import write_labelled, write_raw
 from tests.recipes.in_process import refused, start
 
 RECIPE = "knn"
@@ -168,6 +170,56 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         arguments = ("--data", train, "--val", val, *RANDOM, *SMALL, "--k 1 --out", tmp_path / "out")
         refused(recipe(*arguments), *texts)
     assert not (tmp_path / "out").exists()
+
+
+def by_others(folder: Path, own: list[int]) -> float:
+    """Return the score of the nearest neighbour but for each image's `own` row, from the features."""
+    bank, queries = (np.load(folder / f"{name}.npy").astype(np.float64) for name in ("train", "val"))
+    labels, truth = (np.load(folder / f"{name}-labels.npy") for name in ("train", "val"))
+    bank, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (bank, queries))
+    cosines = queries @ bank.T
+    cosines[np.arange(len(own)), own] = -2
+    return 100 * float((labels[cosines.argmax(1)] == truth).mean())
+
+
+def test_a_set_against_itself_is_scored_each_without_itself(tmp_path: Path) -> None:
+    """A copy and another order are the same images. Noise has no class: it would be right by itself alone."""
+    labels, images = [0, 1, 2, 3] * 5, np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    data, turned = tmp_path / "data.beton", tmp_path / "turned.beton"
+    write_raw(data, images, labels)
+    write_raw(turned, images[::-1], labels[::-1])
+    shutil.copy(data, tmp_path / "copy.beton")
+    sets = ("--data", data, *RANDOM, *SMALL, "--vote weighted")
+    for name, own in (("data", range(20)), ("copy", range(20)), ("turned", range(19, -1, -1))):
+        out = tmp_path / name
+        outcome = recipe(*sets, "--val", tmp_path / f"{name}.beton", "--k 1 19 --out", out).ok()
+        lines, record = outcome.out.splitlines(), read_result(out / "result.json")
+        first = lines.index(
+            "the validation images are the training images (the same stored bytes): each without itself"
+        )
+        assert lines[first + 1] == "20 validation images, neighbours of 19; B5 of resnet18"
+        assert record["numbers"]["top1_k1"] == pytest.approx(by_others(out, list(own)))
+        assert record["numbers"]["top1_k1"] < 60
+        assert (record["settings"]["each_without_itself"], record["settings"]["shared_images"]) == (True, 20)
+    refused(recipe(*sets, "--val", data, "--k 20 --out", tmp_path / "out"), "--k 20", "has 19 images")
+    # Of the usual numbers, those that are left.
+    usual = recipe(*sets, "--val", data, "--k 10 20 100 200 --out", tmp_path / "data").ok()
+    assert read_result(tmp_path / "data" / "result.json")["settings"]["k"] == [10] and "k 20" not in usual.out
+
+
+def test_validation_images_that_are_training_images_are_told_and_scored_as_before(tmp_path: Path) -> None:
+    labels, images = [0, 1] * 12, np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
+    train, val = (tmp_path / f"{name}.beton" for name in ("train", "val"))
+    write_raw(train, images[:16], labels[:16])
+    write_raw(val, images[13:], labels[13:])
+    options = ("--data", train, "--val", val, *RANDOM, *SMALL, "--k 1 5 --out", tmp_path / "out")
+    lines = recipe(*options).ok().out.splitlines()
+    first = "3 of 11 validation images are training images (the same stored bytes): the score is too high"
+    assert [line for line in lines if line.startswith(first)]
+    assert any(line.startswith("11 validation images, neighbours of 16") for line in lines)
+    record = read_result(tmp_path / "out" / "result.json")
+    assert record["numbers"] == pytest.approx(numbers_by_hand(tmp_path / "out", (1, 5), 0.07))
+    assert (record["settings"]["each_without_itself"], record["settings"]["shared_images"]) == (False, 3)
 
 
 def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:

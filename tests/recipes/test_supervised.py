@@ -183,3 +183,26 @@ def test_lists_and_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
     val = ("--data", sample_paths().train_32, "--val", dogs, "--percent 50 --out", tmp_path / "val")
     refused(start("semi_supervised", *SMALL_SEMI, *val), "class 0 is 'cat', in the training data 'bricks'")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "num"),
+    [
+        ("supervised", "--backbone resnet18 --labels-per-class 2", 16),
+        ("linear_probe", "--random-weights --backbone resnet18 --protocol moco", 480),
+        ("block_probe", "--random-weights --backbone nin4 --heads fc1_B2 --labels-per-class 3", 24),
+        ("semi_supervised", "--random-weights --backbone resnet18 --percent 10", 48),
+    ],
+)
+def test_validation_images_that_are_learned_from_are_told(
+    tmp_path: Path, recipe: str, more: str, num: int
+) -> None:
+    """Only those are whose labels are used. They are scored as before."""
+    data = ("--data", sample_paths().train_32, "--val", sample_paths().train_32, "--size-px 32 --epochs 1")
+    cut = "--batch-size 32 --workers 1 --no-tensorboard --max-steps-per-stage 1 --out"
+    outcome = start(recipe, *data, more, cut, tmp_path).ok()
+    line = (
+        f"{num} of 480 validation images are training images (the same stored bytes): the score is too high"
+    )
+    assert outcome.err.count(line) == 1
+    assert read_result(tmp_path / "result.json")["settings"]["shared_images"] == num

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_a_module_s_look_at_the_start_is_that_of_its_weights(
             assert same(newest_checkpoint(given.folder)["backbone"], weights, ["layer3.5.bn2.running_mean"])
 
 
-def test_a_block_is_proposed_by_the_knn_of_each(source: Path) -> None:
+def test_a_block_is_proposed_by_the_knn_of_each(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the features of each block, computed one image at a time, and votes counted by a loop."""
     paths = sample_paths()
     values = {**VALUES, "data": paths.train_32, "val": paths.test_32, "max_steps_per_stage": 4}
@@ -207,6 +208,10 @@ def test_a_block_is_proposed_by_the_knn_of_each(source: Path) -> None:
     best = found.index(max(found))
     with pytest.raises(ValueError, match=rf"B1 .*: give --first-learning B{min(best + 2, 5)}$"):
         data_of(experiment, options, one_process())
+    assert "training images (the same" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match="give --first-learning"):
+        data_of(experiment, replace(options, val=options.data), one_process())
+    assert "480 of 480 validation images are training images (the same" in capsys.readouterr().err
 
 
 def test_what_fits_in_part_is_taken_if_that_is_asked_for(

@@ -82,6 +82,10 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
         ({"settings": {"size_px": 64}}, "evaluated with size_px 64, here 96"),
         ({"checkpoint": {"input": {"channels": "L"}}}, "sees L, here RGB"),
         ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the images that it learned from"),
+        (
+            {"settings": {"shared_images": 160}},
+            "scored on images that it learned from, by their stored bytes",
+        ),
         ({"numbers": {"top1_B1": 1.0}}, "it has no top1_B2, top1_B3"),
     ],
 )

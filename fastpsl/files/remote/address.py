@@ -5,6 +5,7 @@ credentials, Hugging Face's token, ~/.netrc for https). An address holds none, b
 checkpoints.
 """
 
+import glob
 import hashlib
 import io
 import logging
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 from typing_extensions import Buffer, override
 
 from fastpsl.files.leftovers import is_leftover
+from fastpsl.files.paths import with_literal_folder
 from fastpsl.files.remote.failures import HELP, NEVER, RemoteDataError, WrongBytesError, persistently
 from fastpsl.files.workers import Workers
 
@@ -47,12 +49,11 @@ def is_remote(source: object) -> bool:
 
 def check_address(address: str) -> None:
     """Check an address without a look at the network."""
-    parts = urlsplit(address)
+    parts = urlsplit(_path_of(address))
     package = _PACKAGES.get(parts.scheme.lower())
     if package is None:
         raise ValueError(f"{parts.scheme}://…: data of this kind are not read; give {ALLOWED}, or a path")
-    beside = parts.query or parts.fragment
-    if "@" in parts.netloc or (beside and parts.scheme in ("http", "https")):
+    if "@" in parts.netloc or (parts.query and parts.scheme in ("http", "https")):
         # The address itself is not repeated.
         raise ValueError(
             f"{parts.scheme}://…: the address holds a password or a signature, which would get into logs; "
@@ -60,6 +61,11 @@ def check_address(address: str) -> None:
         )
     if find_spec("fsspec") is None or find_spec(package) is None:
         raise ValueError(f"{address}: needs the package {package}; pip install 'fastpsl-vision[remote]'")
+
+
+def _path_of(address: str) -> str:
+    """Return an address whose # is part of a name: a web server is not sent what follows it."""
+    return address.replace("#", "%23") if address.lower().startswith(("http://", "https://")) else address
 
 
 def file_system(address: str) -> "AbstractFileSystem":
@@ -178,8 +184,14 @@ def remote_objects(
 
     def found() -> tuple[str, str, list[dict[str, Any]]]:
         root, at_commit, path = _place(files, address)
-        if not any(character in path for character in "*?["):
-            return root, at_commit, [files.info(path)]
+        try:  # a name may have characters of a pattern
+            info = files.info(path)
+            if info["type"] != "directory" or not glob.has_magic(path):
+                return root, at_commit, [info]
+        except FileNotFoundError:
+            if not glob.has_magic(path):
+                raise
+        path = with_literal_folder(path, files.isdir)
         infos = [
             info if info.get("size") is not None else files.info(name)
             for name, info in files.glob(path, detail=True).items()
@@ -209,7 +221,7 @@ def _place(files: Any, address: str) -> tuple[str, str, str]:
     A path of the Hub begins with the commit that its branch has now. A commit never changes, and the Hub's
     file system remembers what a branch had.
     """
-    path = files._strip_protocol(address)
+    path = files._strip_protocol(_path_of(address))
     at: Any = files.resolve_path(path) if address.startswith("hf://") else None
     if not hasattr(at, "revision"):  # a bucket of the Hub has no commits either
         return "", "", path

@@ -12,17 +12,18 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
-from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.bands import leaves_jpeg
 from fastpsl.pipelines.image.codec import Codec, shrink
-from fastpsl.pipelines.image.image_file import check_pixels, decode_any, num_pixels
+from fastpsl.pipelines.image.depth import Scale
+from fastpsl.pipelines.image.image_file import check_pixels, decode_any, decode_deep, num_pixels
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, decode_plainly, jpeg_header, jpeg_scans
 from fastpsl.pipelines.image.libturbo import why_missing
 from fastpsl.pipelines.image.orientation import jpeg_orientation, turn
@@ -81,6 +82,14 @@ class Target:
     # Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored byte for
     # byte; with "all" the others too, unless that makes them no smaller.
     reencode: str = "larger"
+    # What of images of more than 8 bits or three bands is taken, as the options have it.
+    range: str | None = None
+    bands: str | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """The range and the bands."""
+        return Reading.of(self.range, self.bands)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) to shrink to, within both limits; nothing is enlarged."""
@@ -101,6 +110,8 @@ class Stored:
     width: int
     mode: int
     how: str  # "passed", "encoded" (raw ones, too) or "mended" (encoded again because libjpeg warned)
+    num_clipped: int = 0  # values outside of the range
+    scale: Scale | None = None  # what was seen of values of more than 8 bits
 
 
 _local = threading.local()
@@ -114,15 +125,17 @@ def _codec() -> Codec | None:
     return _local.codec
 
 
-def convert(data: bytes, target: Target, reading: Reading = PLAIN) -> Stored:
+def convert(data: bytes, target: Target) -> Stored:
     """Convert an image file's bytes to their stored form, in any thread. Large ones wait for each other."""
     if not data:
         raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))
-    is_plain = components == 3 and precision == 8 and leaves_jpeg(reading.bands, components)
+    is_plain = components == 3 and precision == 8 and leaves_jpeg(target.reading.bands, components)
     if status != HEADER_GOOD or not is_plain or height * width > MAX_PIXELS:
-        with _large.room_for(num_pixels(data, reading)):
-            return _store(_shrink(decode_any(data, reading), target), target, "encoded")
+        with _large.room_for(num_pixels(data, target.reading)):
+            image, scale = decode_deep(data, target.reading)
+            stored = _store(_shrink(image, target), target, "encoded")
+            return replace(stored, num_clipped=scale.num_outside, scale=scale if scale.is_deep else None)
     with _large.room_for(height * width):
         return _convert_jpeg(data, height, width, bool(is_progressive), target)
 

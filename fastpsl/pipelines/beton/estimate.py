@@ -21,6 +21,7 @@ from fastpsl.pipelines.beton.shard import ALLOCATION, IMAGE_TYPE, INT_TYPE, row_
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count, no_image
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.source import Sample, Source
+from fastpsl.pipelines.image.depth import Scale
 
 _ROW_BYTES = row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize
 _END_BYTES = ALLOCATION.itemsize + 4  # of each image after the data: its place, its checksum
@@ -44,6 +45,7 @@ class Estimate:
     counts: Counter[str]  # how many images seen are "passed", "encoded", "mended", "bad" and "small"
     sides: np.ndarray  # the (height, width) of those that would be stored, int [n, 2]
     first_bad: str  # the first bad image and its fault
+    scale: Scale  # what was seen of values of more than 8 bits
 
     def line(self, out: Path) -> str:
         """Return size, time and free space in one line."""
@@ -108,7 +110,7 @@ def estimate(
     if (first := next(samples, None)) is None:
         raise no_image()
     sizes, sides, counts, first_bad = list[int](), list[tuple[int, int]](), Counter[str](), ""
-    done = list[None]()
+    done, scale = list[None](), Scale(target.reading.range)
 
     def convert(sample: Sample) -> Stored | BadImage | TooSmall:
         result = convert_one(sample.image, target)
@@ -121,6 +123,7 @@ def estimate(
     for sample, result in chain([(first, first_result)], results):
         if isinstance(result, Stored):
             counts[result.how] += 1
+            scale.add(result.scale)
             sides.append((result.height, result.width))
         elif isinstance(result, BadImage):
             first_bad = first_bad or " ".join(f"{sample.name}: {result}".split())
@@ -139,7 +142,7 @@ def estimate(
         low, high = max(num_bytes - spread, 0.0), num_bytes + spread
     return Estimate(
         num_total, len(sizes), picks.how, num_bytes, low, high, seconds / max(len(done), 1) * num_total,
-        num_threads, counts, np.array(sides).reshape(-1, 2), first_bad,
+        num_threads, counts, np.array(sides).reshape(-1, 2), first_bad, scale,
     )  # fmt: skip
 
 

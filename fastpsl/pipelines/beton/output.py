@@ -232,6 +232,8 @@ class WriteReport:
     num_encoded: int = 0
     num_mended: int = 0  # encoded again because libjpeg warned, though Pillow could read them
     num_bad: int = 0
+    num_clipped: int = 0  # of num_encoded, those with values outside of the range
+    num_clipped_values: int = 0
     num_small: int = 0  # left out, because the shorter side is below the target's min_px
     first_bad: str = ""  # the first bad image and its fault
     first_small: str = ""  # the first image that was too small and its size
@@ -242,7 +244,7 @@ class WriteReport:
 
     def counts(self) -> dict[str, int]:
         """Return the counts of one file for its JSON."""
-        names = "samples", "passed", "encoded", "mended", "bad", "small", "bytes"
+        names = "samples", "passed", "encoded", "mended", "bad", "small", "clipped", "clipped_values", "bytes"
         return {f"num_{name}": getattr(self, f"num_{name}") for name in names}
 
 
@@ -324,6 +326,7 @@ class Output:
             sync_folder(self.out.parent)
         checksum = self._add(name, label, image)
         record = [name, label, image.height, image.width, image.mode, image.how, num_bytes, checksum]
+        record += [image.num_clipped] if image.num_clipped else []
         self._note(record, num_bytes)
 
     def leave_out(self, name: str, kind: str, reason: str) -> None:
@@ -340,6 +343,8 @@ class Output:
         checksum = self.file.add(image, label)
         self.packer.add(name)
         self._count(image.how)
+        self.report.num_clipped += image.num_clipped > 0
+        self.report.num_clipped_values += image.num_clipped
         return checksum
 
     def _list(self, name: str, kind: str, reason: str) -> None:
@@ -384,12 +389,13 @@ class Output:
         how: str,
         num_bytes: int,
         checksum: int,
+        num_clipped: int = 0,
     ) -> None:
         assert self.file is not None
         data = self.file.next_data(num_bytes)
         if (
             len(data) != num_bytes
-            or self._add(name, label, Stored(data, height, width, mode, how)) != checksum
+            or self._add(name, label, Stored(data, height, width, mode, how, num_clipped)) != checksum
         ):
             raise self._refuse(self.file.file.partial)
 

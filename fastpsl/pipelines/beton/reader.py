@@ -28,13 +28,17 @@ from fastpsl.pipelines.beton.remote import RemotePages
 from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
 from fastpsl.pipelines.beton.sidecar import (
     Written,
+    checksum_bytes,
+    has_checksums,
     how_written,
     missing_shards,
     read_sidecar,
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import SampleTable, checked, size_in_words
+from fastpsl.pipelines.data.dataset import SampleTable, checked, size_in_words, written_when
+from fastpsl.pipelines.data.identity import identity
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 
 
 @final
@@ -59,6 +63,7 @@ class Beton:
         max_bytes: The largest number of bytes of a sample.
         is_raw: Whether all images are stored as raw pixels, not as JPEGs.
         left_out: The numbers of what was left out when it was written, as far as the JSONs tell.
+        reading: The range and the bands that its pixels are of, as far as the JSONs tell.
 
     Raises:
         ValueError: A file is missing, empty, truncated, of another format, out of bounds or has labels out of
@@ -84,8 +89,10 @@ class Beton:
                     records.append(self._add(path, name))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
+            reading = _common_reading(names, records)
             if self.remote:
-                if glob.has_magic(str(source)) and (missing := missing_shards(self._written)):
+                is_glob = glob.has_magic(str(source)) and names != [str(source)]
+                if is_glob and (missing := missing_shards(self._written)):
                     raise ValueError(f"{source}: is incomplete; {missing[0]}")
                 self.remote.open(self.shards)
             elif (
@@ -110,6 +117,8 @@ class Beton:
         self.max_bytes = max(shard.max_bytes for shard in self.shards)
         self.split = "+".join(sorted({str(record.get("split") or "") for record in records} - {""}))
         self.left_out = left_out_before(records)
+        self.reading = reading
+        self.tells_reading = any("mode" in record for record in records)  # which older files have as well
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
@@ -270,16 +279,29 @@ class Beton:
                 yield from map(str, range(start, start + shard.num_samples))
 
     def digest(self) -> str:
-        """Return a hexadecimal digest of headers and tables, without the data. It takes 30 ms for a million
-        samples.
+        """Return an identity of headers and tables, and of the samples' checksums where there are some.
+
+        It takes 30 ms for a million samples.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        digest, contents = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             digest.update(os.pread(shard.fd, HEADER.itemsize, 0))
             for part in chunks(shard.num_samples):
                 for column in (*shard.table(part), shard.sizes(part).astype(np.uint64)):
                     digest.update(column.tobytes())
-        return digest.hexdigest()
+            if has_checksums(shard):
+                contents.update(checksum_bytes(shard))
+        are_known = any(map(has_checksums, self.shards))
+        return identity(digest.hexdigest(), contents.hexdigest() if are_known else "")
+
+    def stamp(self) -> str:
+        """Return the sizes, times and inodes of files without checksums; of remote ones, their versions."""
+        if self.remote is not None:
+            versions = self.remote.versions
+        else:
+            versions = [written_when(os.fstat(shard.fd)) for shard in self.shards]
+        pairs = zip(self.shards, versions, strict=True)
+        return " ".join(version for shard, version in pairs if not has_checksums(shard))
 
     def close(self) -> None:
         """Close the files. What `rows` returned must not be used any more."""
@@ -323,3 +345,24 @@ def _opened_again(source: "str | list[str]", cache: Cache | None, marks: object)
             f"{data.paths[0]}: is another dataset file than the one that was copied or pickled; open it again"
         )
     return data
+
+
+def _common_reading(names: Sequence[str], records: Sequence[dict[str, Any]]) -> Reading:
+    """Return the range and the bands that files were written with; raise ValueError for several."""
+    found = dict[Reading, str]()
+    for name, record in zip(names, records, strict=True):
+        try:
+            reading = Reading.of(record.get("range"), record.get("bands"))
+        except ValueError as error:
+            raise ValueError(
+                f"{name}.json: not the JSON of a dataset file ({error}); copy it again"
+            ) from None
+        if reading != PLAIN:  # others may have 8 bits
+            found.setdefault(reading, name)
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise ValueError(
+            f"{second}: was written with {other.in_words()}, {first} with {one.in_words()}; read them one by "
+            "one, or write one again"
+        )
+    return next(iter(found), PLAIN)

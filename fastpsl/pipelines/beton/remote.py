@@ -13,11 +13,12 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
+from fastpsl.console.terminal import own_rank
 from fastpsl.files.remote.address import RemoteObject, read_whole, remote_objects
 from fastpsl.files.remote.cache import Cache, cache_errors
 from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.files.system_errors import raise_of_the_system
-from fastpsl.files.workers import map_in_order
+from fastpsl.files.workers import map_in_order, num_local_ranks
 from fastpsl.pipelines.beton.pages import Pages, check_pages, pages_of_shards
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, holds_tables, row_dtype
 from fastpsl.pipelines.beton.sidecar import (
@@ -214,6 +215,11 @@ class RemotePages:
         self.table_bytes = sum(file.table_bytes() for file in self._files)
         self._opened.add(self)
 
+    @property
+    def versions(self) -> list[str]:
+        """What tells each file's version apart from others."""
+        return [file.remote.version for file in self._files]
+
     def open_shard(self, number: int, num_classes: int | None) -> Shard:
         """Open a file by its tables here, which are fetched again if they are damaged."""
         arguments = self.paths[number], num_classes, self.names[number]
@@ -275,7 +281,7 @@ class RemotePages:
         total_bytes = sum(data.total_bytes for data in self._opened)
         if total_bytes <= _SHARE_FOR_DATA * self.cache.max_bytes:
             return None
-        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        num_processes = num_local_ranks()
         table_bytes = sum(data.table_bytes for data in self._opened)
         for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - table_bytes
         return max(for_pages, 0) // (num_processes * len(self._opened))
@@ -396,7 +402,7 @@ class FetchAhead:
         if self._remote.is_told_slow or not is_slow:
             return
         self._remote.is_told_slow = True
-        if os.environ.get("RANK", "0") == "0":
+        if own_rank() == 0:
             share = self._blocked_s / elapsed_s
             rate = (self._remote.fetcher.num_bytes - self._bytes_before) / elapsed_s / 1e6
             remedy = (

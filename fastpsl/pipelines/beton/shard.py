@@ -24,7 +24,7 @@ import numpy as np
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.system_errors import input_error, raise_of_the_system
 from fastpsl.kernels.c_library import open_library
-from fastpsl.pipelines.data.dataset import MAX_PIXELS
+from fastpsl.pipelines.data.dataset import MAX_PIXELS, written_when
 
 
 class TruncatedError(Exception):
@@ -181,7 +181,7 @@ class Shard(Uncopyable):
 
     def _open_tables(self) -> None:
         status = os.fstat(self.fd)
-        self.file_size, self._time_ns = status.st_size, status.st_mtime_ns
+        self.file_size, self._written_when = status.st_size, written_when(status)
         head = os.pread(self.fd, HEADER.itemsize, 0)
         if not head:
             raise self._refuse("is empty", COPY_AGAIN)
@@ -288,11 +288,11 @@ class Shard(Uncopyable):
         status = os.fstat(self.fd)
         if status.st_size < self.file_size:
             raise self._refuse("was truncated while it was in use", COPY_AGAIN)
-        if status.st_mtime_ns != self._time_ns:
-            # `touch` changes the time alone. Other samples have other tables or other checksums.
+        if written_when(status) != self._written_when:
+            # `touch` and `chmod` change the times alone. Other samples have other tables or other checksums.
             if status.st_size != self.file_size or self._tables_crc() != self.opened_crc:
                 raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
-            self._time_ns = status.st_mtime_ns
+            self._written_when = written_when(status)
 
     def _tables_crc(self) -> int:
         """Return the CRC-32 of both tables and of the samples' checksums before the second, if any."""

@@ -26,7 +26,6 @@ finds accidents; it does not protect against forgery.
 
 import base64
 import binascii
-import glob
 import json
 import os
 import re
@@ -41,7 +40,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpsl.files.paths import require_existing
+from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, REMEDY, Shard, Table
 
@@ -201,6 +200,8 @@ _COMMON = {
     "reencode": "with --reencode {}",
     "mode": "with --mode {}",
     "shard_mb": "with --shard-mb {}",
+    "range": "with --range {}",
+    "bands": "with --bands {}",
 }
 _MAX_SHARDS = 1_000_000
 _AGAIN = "write them all again in one way, or read them one by one"
@@ -208,13 +209,21 @@ _AGAIN = "write them all again in one way, or read them one by one"
 
 def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the files that `source` names (a file, a glob, or several files), sorted by name."""
+    if isinstance(source, os.PathLike):
+        source = Path(source)
     if not isinstance(source, str | Path):
+        if not isinstance(source, Sequence) or not all(
+            isinstance(path, str | os.PathLike) for path in source
+        ):
+            raise ValueError(
+                f"dataset files are named by {type(source).__name__}; give a path, a glob or a list of paths"
+            )
         paths = [Path(path) for path in source]
         if not paths:
             raise ValueError("no dataset file given: give a file, a glob or a list of files")
         return sorted(paths)
     require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
-    return [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(str(source))))
+    return named_files(source)
 
 
 @dataclass(frozen=True)
@@ -357,11 +366,16 @@ def has_checksums(shard: Shard) -> bool:
     return os.pread(shard.fd, len(MARK), MARK_START) == MARK
 
 
-def read_checksums(shard: Shard) -> np.ndarray:
-    """Return the checksums of the samples, uint32 [num_samples]."""
+def checksum_bytes(shard: Shard) -> bytes:
+    """Return all checksums as they are on disk; empty where a damaged header leaves no room for them."""
     num_bytes = num_checksum_bytes(shard.num_samples)
     start = shard.alloc - num_bytes
-    data = os.pread(shard.fd, num_bytes, start) if start >= shard.table_end else b""
+    return os.pread(shard.fd, num_bytes, start) if start >= shard.table_end else b""
+
+
+def read_checksums(shard: Shard) -> np.ndarray:
+    """Return the checksums of the samples, uint32 [num_samples]."""
+    num_bytes, data = num_checksum_bytes(shard.num_samples), checksum_bytes(shard)
     checksums = np.frombuffer(data[: len(data) // _ITEM_BYTES * _ITEM_BYTES], "<u4")
     if len(data) < num_bytes or checksums[-1] != zlib.crc32(data[:-_ITEM_BYTES]):
         raise ValueError(f"{shard.name}: its checksums are damaged; copy it again, or {REMEDY}")

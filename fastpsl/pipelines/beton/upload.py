@@ -5,6 +5,7 @@ Each is removed here once it is there. So an interrupted upload goes on with wha
 least. A list alone is of a writing that has failed.
 """
 
+import glob
 import os
 import re
 import shutil
@@ -87,9 +88,13 @@ class StagedUpload:
 
     def _there(self, shards: bool) -> str | None:
         """Return the address of a file that is there already."""
-        name = f"{self.local.stem}-?????-of-?????.beton" if shards else self.local.name
-        found = persistently(lambda: self._files.glob(self._beside(name)), self.address, LIMIT_S)
+        pattern = self._shards(".beton") if shards else glob.escape(self.address)
+        found = persistently(lambda: self._files.glob(pattern), self.address, LIMIT_S)
         return f"{self.address.partition('://')[0]}://{found[0]}" if found else None
+
+    def _shards(self, ending: str) -> str:
+        """Return the glob of the shards of this name, or of an ending that follows theirs."""
+        return f"{glob.escape(self._beside(self.local.stem))}-?????-of-?????{ending}"
 
     def _beside(self, name: str) -> str:
         return f"{self.address.rpartition('/')[0]}/{name}"
@@ -112,7 +117,7 @@ class StagedUpload:
         """Remove the shards of an older writing, which had another number of them, where shards were sent."""
 
         def call() -> None:
-            for found in self._files.glob(self._beside(f"{self.local.stem}-?????-of-?????.beton*")):
+            for found in self._files.glob(self._shards(".beton*")):
                 if (match := _SHARD.search(found)) and match[1] not in counts:
                     answer(self._files, "rm_file", found)
 

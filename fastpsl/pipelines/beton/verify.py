@@ -11,6 +11,7 @@ import numpy as np
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import is_locked
+from fastpsl.files.paths import named_files
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.encode import decodes_cleanly
@@ -53,7 +54,7 @@ def betons_to_verify(names: Sequence[str]) -> "tuple[list[Path | str], list[str]
         interrupted = _interrupted(name)
         faults += interrupted
         is_glob = glob.has_magic(name) and not os.path.lexists(name)
-        if interrupted and not (glob.glob(name) if is_glob else os.path.lexists(name)):
+        if interrupted and not (named_files(name) if is_glob else os.path.lexists(name)):
             continue
         matches = shard_paths(name)
         paths += matches
@@ -80,10 +81,10 @@ def _interrupted(name: str) -> list[str]:
     """Return a line per beton of a name or glob that exists under its partial name only."""
     folder, base = os.path.split(name)
     faults = []
-    for partial in sorted(glob.glob(os.path.join(folder, f".{base}.partial"))):
-        path = Path(partial).with_name(Path(partial).name[1 : -len(".partial")])
+    for partial in named_files(os.path.join(folder, f".{base}.partial")):
+        path = partial.with_name(partial.name[1 : -len(".partial")])
         if not path.exists():
-            locks = Path(partial), journal_path(whole_of(path))
+            locks = partial, journal_path(whole_of(path))
             why = (
                 "is being written"
                 if any(map(is_locked, locks))

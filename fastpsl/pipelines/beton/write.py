@@ -44,6 +44,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
 from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file
 from fastpsl.pipelines.data.source import BAD, SMALL, Relabelled, Sample, Source
+from fastpsl.pipelines.image.depth import Scale, warn_if_dark
 from fastpsl.pipelines.image.image_file import read_image_file
 from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
 
@@ -216,7 +217,7 @@ def write_beton(
             raise
     if why_missing():
         warnings.warn(f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {INSTALL}", stacklevel=2)
-    results, keep, num_before = None, True, 0
+    results, keep, num_before, seen = None, True, 0, Scale()
     try:
         if is_resumed:
             with output_errors(out):
@@ -236,6 +237,7 @@ def write_beton(
                     output.leave_out(sample.name, SMALL, result)
                 else:
                     output.take(sample.name, sample.label, result)
+                    seen.add(result.scale)
                 if isinstance(result, BadImage) and output.bad.num > allowed_bad:
                     keep = False
                     output.bad.publish()
@@ -265,6 +267,8 @@ def write_beton(
         if results is not None:
             results.close()
         output.close(keep)
+    if target.range is None and seen.is_deep:
+        warn_if_dark(out, seen.low, seen.high, seen.full)
     report.seconds, report.num_before = time.monotonic() - started, num_before
     return report
 

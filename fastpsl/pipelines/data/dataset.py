@@ -12,6 +12,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.words import number_of, pasted
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
 MAX_PIXELS = 1 << 29  # so the bytes of an image as RGB, 1.6 GB, are a number of 32 bits
@@ -24,7 +25,7 @@ class BadImage(Exception):
 
 
 class SampleTable(NamedTuple):
-    """A table of samples: numpy arrays of one length, which `part` slices alike."""
+    """A table of samples: numpy arrays of one length, which `part` slices alike, and how they are read."""
 
     indices: np.ndarray  # int64, the sample's index in the data set
     fd: np.ndarray  # int32, an open file; -1 for none
@@ -36,6 +37,7 @@ class SampleTable(NamedTuple):
     label: np.ndarray  # int64, -1 for none
     orientation: np.ndarray  # uint8, EXIF's 1 to 8; betons are upright
     path: np.ndarray  # object: str, the path of the sample's own file; "" where `fd` is used
+    reading: Reading = PLAIN  # how all of its files are read
 
     @classmethod
     def empty(cls, indices: np.ndarray) -> "SampleTable":
@@ -44,10 +46,10 @@ class SampleTable(NamedTuple):
         columns: list[np.ndarray]
         columns = [np.empty(num, kind) for kind in ("i4", "i8", "i8", "i4", "i4", "u1", "i8")]
         columns += [np.full(num, UPRIGHT, np.uint8), np.full(num, "", object)]
-        return cls(np.asarray(indices, np.int64), *columns)
+        return cls._make([np.asarray(indices, np.int64), *columns, PLAIN])
 
     def part(self, which: "slice | np.ndarray") -> "SampleTable":
-        return SampleTable(*(column[which] for column in self))
+        return SampleTable._make([*(column[which] for column in self[:-1]), self.reading])
 
 
 # Errors that the next file may not have. samples.c has the same.
@@ -74,6 +76,11 @@ def open_file(path: str | Path) -> int:
         os.close(fd)
         raise OSError(errno.ENXIO, "no regular file", str(path))
     return fd
+
+
+def written_when(status: os.stat_result) -> str:
+    """Return a file's size and times; no program can set the last one, and some keep the other."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def read_bytes(rows: SampleTable, i: int) -> bytes:
@@ -117,6 +124,7 @@ class Dataset(Protocol):
     num_classes: int
     class_names: list[str] | None
     split: str  # as its source calls it, such as train; test+train for several; "" where it is not known
+    reading: Reading  # the range and the bands that its pixels are of
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """Return (min height, min width, max height, max width) over all samples, in px."""
@@ -150,7 +158,14 @@ class Dataset(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return a text that is equal for equal data sets."""
+        """Return a text by which `identity.same_data` tells whether data sets are the same."""
+        ...
+
+    def stamp(self) -> str:
+        """Return what changes when somebody writes to what `digest` does not cover; "" where it covers all.
+
+        It is for what is kept on this machine: a copy of the data has another one.
+        """
         ...
 
     def close(self) -> None: ...
@@ -170,10 +185,15 @@ class Local:
 
     split = ""
     num_samples: int
+    reading = PLAIN
 
     def names(self) -> Iterator[str]:
         """Yield the numbers of samples that have no names."""
         yield from map(str, range(self.num_samples))
+
+    def stamp(self) -> str:
+        """Return "", since nothing can be written to."""
+        return ""
 
     def wait(self, indices: np.ndarray) -> None:
         """Do nothing, since all is on this machine."""

@@ -15,14 +15,18 @@ from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.pipelines.data.dataset import BadImage
 
-BAD, SMALL, OTHERS, LEFTOVERS, SAME_KEY, EMPTY = (
-    "bad", "small", "other files", "leftovers", "same key", "empty classes"
+BAD, SMALL, OTHERS, LEFTOVERS, REPLACED, SAME_KEY, EMPTY = (
+    "bad", "small", "other files", "leftovers", "replaced", "same key", "empty classes"
 )  # fmt: skip
 _WORDS = {
     BAD: ("bad image", "bad images"),
     SMALL: ("image that is too small", "images that are too small"),
     OTHERS: ("file of another kind", "files of other kinds"),
     LEFTOVERS: ("leftover of another program", "leftovers of other programs"),
+    REPLACED: (
+        "file that a later one of its name in the tar replaces",
+        "files that a later one of their name in the tar replaces",
+    ),
     SAME_KEY: ("image that shares the key of another", "images that share the key of another"),
     EMPTY: (
         "class without an image, which keeps its label",
@@ -48,6 +52,12 @@ class Tally:
             self._endings[ending if len(ending) <= _ENDING_CHARACTERS else ""] += 1
         else:
             self._first.setdefault(kind, " ".join(name.split()))
+
+    def update(self, other: "Tally") -> None:
+        """Add the numbers of another tally."""
+        self.counts.update(other.counts)
+        self._endings.update(other._endings)
+        self._first = other._first | self._first
 
     def line(self) -> str:
         """Return all of it in one line, such as "2 bad images, 1 file of another kind (.txt)", or ""."""

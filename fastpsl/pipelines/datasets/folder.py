@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
@@ -33,9 +34,12 @@ from fastpsl.pipelines.data.dataset import (
     SampleTable,
     checked,
     is_of_one_file,
+    spread_indices,
 )
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.data.source import Source
-from fastpsl.pipelines.image.bands import PACKAGES, is_missing
+from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
+from fastpsl.pipelines.image.bands import PACKAGES, is_missing, leaves_jpeg
 from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
@@ -72,6 +76,8 @@ class Summary:
     num_bad_images: int
     first_bad: str  # name and reason
     num_name_bytes: int
+    digest: str  # of names, labels and sizes in bytes
+    written: str  # a digest of these and of the times at which files were written
     first_unread: str = ""  # the path of the first file that the system did not let read
 
 
@@ -83,50 +89,64 @@ class FolderIndex:
     summary: Summary
     records: np.ndarray  # RECORD [num_samples], memory-mapped
     names: np.ndarray  # uint8, memory-mapped: the paths as the source names them, one after another
-    digest: str  # of names, labels and sizes in bytes
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """A digest of what the headers are read again for."""
+        return self.path.name.partition("-")[2]
 
 
 @dataclass(frozen=True)
 class _File:
     num_bytes: int
-    time_ns: int
+    written_ns: int
+    changed_ns: int  # also by a tool that keeps the other time, by a new mode, and for a copy
     reason: str = ""  # why it cannot be read
     is_unread: bool = False  # because of the system
 
 
-_NO_FILE = _File(0, 0)
+_NO_FILE = _File(0, 0, 0)
 
 
-def folder_index(files: Source, origin: Path) -> FolderIndex:
+def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> FolderIndex:
     """Return the index of all files, reading the headers again where a file has changed."""
     root = os.path.realpath(origin)
     folder = cache_folder() / "folders"
-    prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
-    key, digest = _listing_digests(files, origin)
-    path = folder / f"{prefix}-{key}"
-    try:
-        index = _load(path, digest)
+    of_bands = str(reading.bands).encode() if reading.bands else b""
+    prefix = hashlib.blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
+    digests = _listing_digests(files, origin)
+    path = folder / f"{prefix}-{digests.key}"
+    with _keeping(folder, root):
+        index = _load(path)
         if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{prefix}.lock", "w") as lock:
                 _wait_for(lock.fileno(), root)
-                index = _load(path, digest)
+                index = _load(path)
                 if index is None or _is_outdated(index):  # no other process has made it meanwhile
-                    _make(files, origin, path, key)
-                    index = _load(path, digest)
+                    _make(files, origin, path, digests, reading)
+                    index = _load(path)
+    assert index is not None
+    return index
+
+
+@contextmanager
+def _keeping(folder: Path, root: str) -> Iterator[None]:
+    """Tell where an index cannot be kept, and what to do."""
+    try:
+        yield
     except OSError as error:
         advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
         raise ValueError(
             f"{folder}: the index of {root} cannot be kept there ({error.strerror}); {advice}"
         ) from None
-    assert index is not None
-    return index
 
 
 def _is_outdated(index: FolderIndex) -> bool:
     """Return whether a file can be read by now that could not when the index was made."""
     first = index.summary.first_unread
-    return bool(first) and not _scan(first)[0].is_unread
+    return bool(first) and not _scan(first, PLAIN)[0].is_unread
 
 
 def _wait_for(lock: int, root: str) -> None:
@@ -138,30 +158,42 @@ def _wait_for(lock: int, root: str) -> None:
 
 
 class _Digests:
-    """The two digests of a listing: of names, labels and sizes; and of these together with the times."""
+    """The digests of a listing: of names, labels and sizes; with the times of writing; with all times."""
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
-        seeds = f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}", _LISTING
-        self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
+        seeds = _LISTING, _VERSION, f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}"
+        self._all = [hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds]
 
     def add(self, name: str, label: int, file: _File) -> None:
         line = b"%s\0%d\0%d\0" % (os.fsencode(name), label, file.num_bytes)
-        self._contents.update(line)
-        self._key.update(line + b"%d\0" % file.time_ns)
+        listing, written, key = self._all
+        listing.update(line)
+        line += b"%d\0" % file.written_ns
+        written.update(line)
+        key.update(line + b"%d\0" % file.changed_ns)
 
-    def hex(self) -> tuple[str, str]:
-        return self._key.hexdigest(), self._contents.hexdigest()
+    @property
+    def listing(self) -> str:
+        return self._all[0].hexdigest()
+
+    @property
+    def written(self) -> str:
+        return self._all[1].hexdigest()
+
+    @property
+    def key(self) -> str:
+        return self._all[2].hexdigest()
 
 
-def _listing_digests(files: Source, origin: Path) -> tuple[str, str]:
+def _listing_digests(files: Source, origin: Path) -> _Digests:
     digests = _Digests()
     entries = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
     with operation(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
         for num, (sample, file) in enumerate(entries, start=1):
             digests.add(sample.name, sample.label, file)
             progress.update(num)
-    return digests.hex()
+    return digests
 
 
 def _stat(path: object) -> _File:
@@ -169,18 +201,18 @@ def _stat(path: object) -> _File:
         status = os.stat(path)  # type: ignore[arg-type]
     except OSError as error:  # such as a broken link
         return _unread(path, error)
-    return _File(status.st_size, status.st_mtime_ns)
+    return _File(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _scan(path: object) -> tuple[_File, int, int, int, int]:
+def _scan(path: object, reading: Reading) -> tuple[_File, int, int, int, int]:
     """Return a file and its image's height, width, mode and orientation; 1 x 1 px where it cannot be read."""
     file = _stat(path)
     try:
         check_bytes(file.num_bytes)
-        jpeg = _jpeg(str(path), file.num_bytes)
+        jpeg = _jpeg(str(path), file.num_bytes, reading)
         if jpeg:
             return file, *jpeg
-        height, width = upright_size(str(path))
+        height, width = upright_size(str(path), reading)
         return file, height, width, MODE_FILE, UPRIGHT
     except OSError as error:
         if not file.reason:
@@ -197,7 +229,7 @@ def _unread(path: object, error: OSError, file: _File = _NO_FILE) -> _File:
     return replace(file, reason=str(error.strerror), is_unread=is_of_the_system(error))
 
 
-def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
+def _jpeg(path: str, num_bytes: int, reading: Reading) -> tuple[int, int, int, int] | None:
     """Return height, width, mode and orientation of a JPEG that every decoder takes; None for other files."""
     with open(path, "rb") as file:
         data = file.read(_HEAD_BYTES)
@@ -210,19 +242,34 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     status, height, width, components, _, precision = header
     if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
         return None
-    if orientation is None:
+    if orientation is None or not leaves_jpeg(reading.bands, components):
         return None
     size = (width, height) if orientation >= TURNED else (height, width)
     return (*size, MODE_JPEG, orientation)
 
 
-def _make(files: Source, origin: Path, path: Path, key: str) -> None:
+def _why_again(path: Path, digests: _Digests) -> str:
+    """Return why headers are read although there is an index of the same origin; empty if there is none."""
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):
+        if other == path or (index := _load(other)) is None:
+            continue
+        if index.summary.digest != digests.listing:
+            return " again, because files came, went or changed their size"
+        if index.summary.written != digests.written:
+            return " again, because files were written to"
+        return (
+            " again, because the status of files has changed (chmod does it, and so do tools that set times)"
+        )
+    return ""
+
+
+def _make(files: Source, origin: Path, path: Path, digests: _Digests, reading: Reading) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        summary, new_key = _write(files, origin, temporary)
-        if new_key != key:
+        summary, new_key = _write(files, origin, temporary, _why_again(path, digests), reading)
+        if new_key != digests.key:
             raise ValueError(f"{origin}: has changed while its headers were read; start again")
         (temporary / "summary.json").write_text(json.dumps(asdict(summary)))
         shutil.rmtree(path, ignore_errors=True)  # an incomplete index
@@ -234,16 +281,16 @@ def _make(files: Source, origin: Path, path: Path, key: str) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _write(files: Source, origin: Path, path: Path) -> tuple[Summary, str]:
+def _write(files: Source, origin: Path, path: Path, why_again: str, reading: Reading) -> tuple[Summary, str]:
     """Write records and names of all files; return their summary and the key of the files as read."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
     digests = _Digests()
-    summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
-    headers = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
+    summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0, "", "")
+    headers = map_in_order(lambda sample: _scan(sample.image, reading), files.samples(), _THREADS, "headers")
     with (
         open(path / "names", "wb") as names,
-        operation(f"{origin}: reading headers", "files", num) as progress,
+        operation(f"{origin}: reading headers{why_again}", "files", num) as progress,
     ):
         for i, (sample, (file, height, width, mode, orientation)) in enumerate(headers):
             digests.add(sample.name, sample.label, file)
@@ -266,10 +313,11 @@ def _write(files: Source, origin: Path, path: Path) -> tuple[Summary, str]:
                 )  # fmt: skip
             progress.update(i + 1, summary.num_bad_images)
     records.flush()
-    return summary, digests.hex()[0]
+    summary.digest, summary.written = digests.listing, digests.written
+    return summary, digests.key
 
 
-def _load(path: Path, digest: str) -> FolderIndex | None:
+def _load(path: Path) -> FolderIndex | None:
     """Return the index; None where it is missing or incomplete."""
     try:
         fields = json.loads((path / "summary.json").read_text())
@@ -280,7 +328,7 @@ def _load(path: Path, digest: str) -> FolderIndex | None:
             return None
     except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError):  # the machine may have gone down
         return None
-    return FolderIndex(summary, records, names, digest)
+    return FolderIndex(summary, records, names, path)
 
 
 class ImageFiles(Local):
@@ -292,10 +340,10 @@ class ImageFiles(Local):
 
     kind = "folder"  # a decoder opens each file by its path
 
-    def __init__(self, files: Source, origin: Path, root: Path) -> None:
+    def __init__(self, files: Source, origin: Path, root: Path, reading: Reading = PLAIN) -> None:
         # Absolute, because a process may change its working folder while it trains.
         self.root = Path(os.path.abspath(root))
-        self._index = folder_index(files, origin)
+        self._index = folder_index(files, origin, reading)
         summary = self._index.summary
         if summary.num_bad_images == summary.num_samples:
             self.close()
@@ -312,6 +360,22 @@ class ImageFiles(Local):
         self.class_names, self.left_out = files.class_names, files.left_out
         self.num_samples = summary.num_samples
         self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
+        try:
+            self.reading = self._measured(origin, reading.bands).applied(origin, reading)
+        except BaseException:
+            self.close()
+            raise
+
+    def _measured(self, origin: Path, bands: tuple[int, ...]) -> Measured:
+        """Return what values the images have, as far as some of them tell; they are looked at once."""
+        records, path = self._index.records, self._index.path / f"values{'-'.join(map(str, bands))}.json"
+        if (measured := kept(path)) is None:
+            chosen = spread_indices(self.num_samples, NUM_MEASURED)
+            files = [self.name(i) for i in chosen[records["mode"][chosen] == MODE_FILE].tolist()]
+            measured = measure(origin, files, len(chosen), bands)
+            with _keeping(path.parent, str(origin)):
+                keep(path, measured)
+        return measured
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """Return (min height, min width, max height, max width) over all readable images, upright, in px."""
@@ -319,7 +383,7 @@ class ImageFiles(Local):
 
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
-        rows = SampleTable.empty(checked(indices, self.num_samples))
+        rows = SampleTable.empty(checked(indices, self.num_samples))._replace(reading=self.reading)
         records = self._index.records[rows.indices]
         rows.fd[:], rows.offset[:] = -1, 0
         for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):
@@ -346,8 +410,20 @@ class ImageFiles(Local):
         yield from map(self._name, self._index.records)
 
     def digest(self) -> str:
-        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
-        return self._index.digest
+        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares.
+
+        Other pixels of the same files, by a range or bands, have another one.
+        """
+        digest = self._index.summary.digest
+        if self.reading == PLAIN:
+            return digest
+        text = f"{digest} {self.reading.in_words()}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @override
+    def stamp(self) -> str:
+        """Return a digest of the files' sizes and times as well."""
+        return self._index.key
 
     @override
     def close(self) -> None:
@@ -368,17 +444,17 @@ class ImageFiles(Local):
 class Folder(ImageFiles):
     """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, reading: Reading = PLAIN) -> None:
         files = image_folder(root)
         for warning in files.warnings:
             warnings.warn(f"{root}: {warning}", stacklevel=2)
-        super().__init__(files, Path(root), Path(root))
+        super().__init__(files, Path(root), Path(root), reading)
 
 
 @final
 class Listed(ImageFiles):
     """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, reading: Reading = PLAIN) -> None:
         files = image_list(path)
-        super().__init__(files, Path(path), files.root)
+        super().__init__(files, Path(path), files.root, reading)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastpsl.files.leftovers import is_leftover
+from fastpsl.console.words import worded
 from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
 from fastpsl.files.remote.address import check_address, is_remote, remote_objects
 from fastpsl.files.remote.cache import Cache
@@ -19,6 +19,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER, VERSION
 from fastpsl.pipelines.beton.sidecar import shard_paths
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.data.source import Relabelled, Source, renumbered
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import (
@@ -30,7 +31,7 @@ from fastpsl.pipelines.sources.folder import (
     source_files,
 )
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder, read_list
-from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
+from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files, parquet_in
 from fastpsl.pipelines.sources.published import published, published_name
 from fastpsl.pipelines.sources.tar import tar_source
 from fastpsl.pipelines.sources.text_lists import names_images, read_classes
@@ -188,12 +189,12 @@ def open_source(
     if format == "parquet" and (src.startswith(HUGGING_FACE) or _is_saved(src)):
         source = hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
     elif format == "parquet":
-        paths = list[SourceFile](_parquet_in(src)) if os.path.isdir(src) else _paths(src)
+        paths = list[SourceFile](parquet_in(src)) if os.path.isdir(src) else _paths(src)
         if not paths:
             raise ValueError(
                 f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote"
             )
-        source = parquet_files(paths, split, shard, image_column, label_column)
+        source = parquet_files(src, paths, split, shard, image_column, label_column)
     elif format == "tar":
         source = tar_source(_paths(src), shard, on_progress, are_classes)
     elif format == "npz":
@@ -220,7 +221,7 @@ def _format_of(src: str) -> str:
     if name := published_name(Path(src)):
         return name
     if os.path.isdir(src):
-        return "parquet" if _parquet_in(src) else "folder"
+        return "parquet" if parquet_in(src) else "folder"
     return _format_of_files(src)
 
 
@@ -236,13 +237,6 @@ def _format_of_files(src: str) -> str:
 def _is_saved(src: str) -> bool:
     """Return whether datasets' `save_to_disk` wrote this folder."""
     return any(os.path.isfile(os.path.join(src, name)) for name in ("state.json", "dataset_dict.json"))
-
-
-def _parquet_in(folder: str) -> list[Path]:
-    """Return the parquet files in a folder or in its data/, where the Hub keeps them."""
-    places = (Path(folder), Path(folder, "data"))
-    found = ([path for path in place.glob("*.parquet") if not is_leftover(path.name)] for place in places)
-    return sorted(next((paths for paths in found if paths), []))
 
 
 def _format_of_file(path: SourceFile) -> str:
@@ -273,7 +267,13 @@ def _one_path(src: str) -> Path:
     return path
 
 
-def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Dataset:
+def open_data(
+    source: str | Path,
+    cache_dir: Path | None = None,
+    cache_gb: float | None = None,
+    reading: Reading = PLAIN,
+    reading_of: str = "",
+) -> Dataset:
     """Open a folder of images, a list of images, or else a dataset file or a glob of shards.
 
     A warning tells what is left out, or was when a dataset file was written.
@@ -282,19 +282,51 @@ def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float
         source: The path, the glob, or the address of dataset files that live elsewhere.
         cache_dir: For an address, the cache's folder; see `Cache`.
         cache_gb: For an address, the bound of the cache.
+        reading: The range and the bands of its images; a dataset file was written with its own.
+        reading_of: Whose reading it is, such as OF_WEIGHTS; "" for one that the user gives.
 
     Raises:
-        ValueError: The name is empty, or nothing of that kind is there.
+        ValueError: The name is empty, or nothing of that kind is there. Or the user gives another reading
+            than a dataset file was written with.
     """
     check_form(source)
-    data = _open(source, cache_dir, cache_gb)
+    data = _open(source, cache_dir, cache_gb, reading)
+    if isinstance(data, Beton):
+        try:
+            data.reading = _as_written(source, data, reading, reading_of)
+        except BaseException:
+            data.close()
+            raise
     if line := data.left_out.line():
         when = " when it was written" if isinstance(data, Beton) else ""
         warnings.warn(f"{source}: left out{when}: {line}", stacklevel=2)
     return data
 
 
-def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) -> Beton | ImageFiles:
+OF_WEIGHTS = "the weights' images"
+
+
+def _as_written(source: str | Path, data: Beton, reading: Reading, reading_of: str) -> Reading:
+    """Return the reading that a dataset file was written with, which should be the given one."""
+    is_measured = reading.measures and data.reading.range and reading.bands in ((), data.reading.bands)
+    if reading in (PLAIN, data.reading) or is_measured:
+        return data.reading
+    if not data.tells_reading and not reading.measures:
+        return reading
+    wanted = reading.in_words() or "--range auto"
+    words = data.reading.in_words()
+    written = f"with {words}" if words else "without --range and --bands"
+    if reading_of:
+        warnings.warn(worded(f"{source}: was written {written}, {reading_of} had {wanted}"), stacklevel=3)
+        return data.reading
+    raise ValueError(
+        f"{source}: was written {written}, so {wanted} comes too late; leave it out, or write it again"
+    )
+
+
+def _open(
+    source: str | Path, cache_dir: Path | None, cache_gb: float | None, reading: Reading
+) -> Beton | ImageFiles:
     if is_remote(source):
         return Beton(source, Cache(cache_dir, cache_gb))
     is_folder = Path(source).is_dir()
@@ -302,7 +334,7 @@ def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) ->
         return Beton(source)
     from fastpsl.pipelines.datasets.folder import Folder, Listed
 
-    return Folder(source) if is_folder else Listed(source)
+    return Folder(source, reading) if is_folder else Listed(source, reading)
 
 
 def check_form(source: str | Path) -> None:

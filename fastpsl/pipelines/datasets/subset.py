@@ -10,6 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import Dataset, Local, SampleTable, checked
+from fastpsl.pipelines.data.identity import identity, parts_of
 
 _CHUNK = 65_536  # rows per read
 _SPLIT_KEY = b"fastpsl validation"  # another key would be another split of everybody's data
@@ -48,7 +49,7 @@ class Subset(Local):
             self.data, self.indices = data.data, data.indices[selection]
         self.kind = data.kind
         self.num_samples, self.num_classes = len(selection), data.num_classes
-        self.class_names, self.split = data.class_names, data.split
+        self.class_names, self.split, self.reading = data.class_names, data.split, data.reading
         self._sizes: tuple[int, int, int, int] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -99,10 +100,16 @@ class Subset(Local):
         yield from (names[i] for i in self.indices.tolist())
 
     def digest(self) -> str:
-        """Return a text that is equal for the same samples, in the same order, of equal data sets."""
-        digest = hashlib.blake2b(self.data.digest().encode(), digest_size=16)
+        """Return an identity that is equal for the same samples, in the same order, of the same data."""
+        names, contents = parts_of(self.data.digest())
+        digest = hashlib.blake2b(names.encode(), digest_size=16)
         digest.update(self.indices.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return identity(digest.hexdigest(), contents)
+
+    @override
+    def stamp(self) -> str:
+        """Return the stamp of the whole data set."""
+        return self.data.stamp()
 
     @override
     def close(self) -> None:

@@ -273,7 +273,7 @@ def _what_is_wrong(rows: SampleTable, i: int) -> str:
         data = read_image_file(rows.path[i])
         if len(data) != rows.num_bytes[i]:
             return f"it had {rows.num_bytes[i]:,} bytes and has {len(data):,}"
-        height, width, _ = decode_any(data).shape
+        height, width, _ = decode_any(data, rows.reading).shape
     except BadImage as error:
         return str(error)
     return f"it had {rows.height[i]} x {rows.width[i]} px and has {height} x {width}"

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, BadImage, SampleTable, read_bytes
+from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.image.image_file import decode_any
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, decode_plainly, jpeg_header
@@ -22,7 +23,7 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
             return codes.RAW_SIZE, None
         return codes.GOOD, np.frombuffer(data, np.uint8).reshape(*size, 3)
     if rows.mode[i] == MODE_FILE:
-        return _decode_file(data, size)
+        return _decode_file(data, size, rows.reading)
     if rows.mode[i] != MODE_JPEG:
         return codes.BAD_MODE, None
     # Checked first, because the decoder would allocate memory for any size in a damaged header.
@@ -40,9 +41,9 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
     return codes.GOOD, turn(image, orientation)
 
 
-def _decode_file(data: bytes, size: tuple[int, int]) -> tuple[int, np.ndarray | None]:
+def _decode_file(data: bytes, size: tuple[int, int], reading: Reading) -> tuple[int, np.ndarray | None]:
     try:
-        image = decode_any(data)
+        image = decode_any(data, reading)
     except BadImage:
         return codes.BAD_FILE, None
     return (codes.GOOD, image) if image.shape[:2] == size else (codes.CHANGED, None)

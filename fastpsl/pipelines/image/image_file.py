@@ -1,7 +1,7 @@
 """The one way from an image's bytes to upright RGB, by Pillow.
 
 - Alpha, also of palettes, is blended over white. 16-bit values are scaled by 255/65535 (three channels: the
-high byte). Pillow converts palettes, grey and CMYK.
+high byte), or by a range of values (depth.py). Pillow converts palettes, grey and CMYK.
 - Colour profiles are not applied. The first frame of animations and multi-page files is taken.
 - orientation.py has the rule of what is upright.
 
@@ -35,6 +35,7 @@ from fastpsl.pipelines.image.bands import (
     needs_tifffile,
     take,
 )
+from fastpsl.pipelines.image.depth import BYTE, Scale
 from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.jpeg import SCAN_REASONS, jpeg_scans
 from fastpsl.pipelines.image.orientation import (
@@ -205,28 +206,42 @@ def num_pixels(data: bytes, reading: Reading = PLAIN) -> int:
 
 def decode_any(data: bytes, reading: Reading = PLAIN) -> np.ndarray:
     """Decode an image of any known format to upright RGB, uint8 [H, W, 3]."""
+    return decode_deep(data, reading)[0]
+
+
+def decode_deep(data: bytes, reading: Reading) -> tuple[np.ndarray, Scale]:
+    """Decode as `decode_any`, and return what was seen of values of more than 8 bits, too."""
+    scale = Scale(reading.range)
+    rgb = _decoded(data, reading, scale)
+    assert rgb is not None
+    return rgb, scale
+
+
+def look_at_values(data: bytes, bands: tuple[int, ...] = ()) -> Scale:
+    """Return what is seen of an image's values of more than 8 bits; one of 8 bits is not decoded."""
+    reading = Reading((0, 1), bands)  # with any range they are the file's own
+    scale = Scale(reading.range)
+    _decoded(data, reading, scale, only_deep=True)
+    return scale
+
+
+def _decoded(data: bytes, reading: Reading, scale: Scale, only_deep: bool = False) -> np.ndarray | None:
+    """Return an image as upright RGB; None for one of 8 bits where only deep ones are wanted."""
     with _reasons():
         if layout := _layout(io.BytesIO(data), reading):
-            rgb = decode_bands(data, layout, reading.bands, lambda values: _to_8_bits(values, reading.range))
+            if only_deep and max(layout.bits) <= BYTE:
+                return None
+            rgb = decode_bands(data, layout, reading.bands, scale.grey)
             return np.ascontiguousarray(turn(rgb, tiff_orientation(io.BytesIO(data))))
     with _reasons(), _open(io.BytesIO(data)) as image:
         _check_scans(data)
         orientation = _orientation_in(io.BytesIO(data), image)
         if image.format == "TIFF":  # Pillow would turn it, by a rule of its own
             image.getexif()[ORIENTATION_TAG] = UPRIGHT
-        return _pixels(image, lambda image: orientation or exif_orientation(image), reading)
-
-
-def _to_8_bits(values: np.ndarray, range: tuple[float, float] | None) -> np.ndarray:
-    """Return deep values as uint8 of the same shape, by the range that becomes 0 to 255."""
-    if range is None and values.dtype.kind == "f":
-        raise BadImage("floating-point pixels have no known range")
-    if range is None and not (values.min() >= 0 and values.max() <= 65535):
-        raise BadImage("32-bit integer pixels beyond 16 bits have no known range")
-    low, high = range or (0, 65535)
-    with np.errstate(all="ignore"):
-        scaled = 255 * ((values.astype(np.float64) - low) / (high - low))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+        low = scale.prepare(image, data, lambda: _open(io.BytesIO(data)))
+        if only_deep and not scale.is_deep:
+            return None
+        return _pixels(image, lambda image: orientation or exif_orientation(image), scale, low, reading.bands)
 
 
 def _check_scans(data: bytes) -> None:
@@ -237,6 +252,7 @@ def _check_scans(data: bytes) -> None:
 
 def convert_pillow(image: Image.Image, reading: Reading = PLAIN) -> np.ndarray:
     """Return an image of Pillow as upright RGB, uint8 [H, W, 3]."""
+    scale, low = Scale(reading.range), None
     with _reasons():
         layout = layout_of_tags(image.tag_v2) if isinstance(image, TiffImageFile) else None
         if layout and not layout.is_colour:
@@ -244,18 +260,34 @@ def convert_pillow(image: Image.Image, reading: Reading = PLAIN) -> np.ndarray:
         if isinstance(image, ImageFile.ImageFile) and image.tile:  # it is not loaded yet
             if image.format not in (*FORMATS, "MPO"):
                 raise BadImage(f"{image.format} is not opened here; call the image's load() first")
-            if image.fp and image.format in ("JPEG", "MPO"):
+            if image.fp:
                 image.fp.seek(0)
-                _check_scans(image.fp.read(MAX_FILE_BYTES))
-        return _pixels(image, pillow_orientation, reading)
+                data = image.fp.read(MAX_FILE_BYTES)
+                if image.format in ("JPEG", "MPO"):
+                    _check_scans(data)
+                low = scale.prepare(image, data, lambda: _frame(data, image.tell()))
+        return _pixels(image, pillow_orientation, scale, low, reading.bands)
 
 
-def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int], reading: Reading) -> np.ndarray:
+def _frame(data: bytes, number: int) -> Image.Image:
+    image = _open(io.BytesIO(data))
+    image.seek(number)
+    return image
+
+
+def _pixels(
+    image: Image.Image,
+    orientation_of: Callable[[Image.Image], int],
+    scale: Scale,
+    low: Image.Image | None,
+    bands: tuple[int, ...],
+) -> np.ndarray:
     check_pixels(image.height, image.width)
     transparency = _transparency(image)
-    if image.format == "TIFF":
-        _make_room(image)
-    image.load()
+    for each in (image,) if low is None else (image, low):
+        if each.format == "TIFF":
+            _make_room(each)
+        each.load()
     if transparency is not None:
         image.info["transparency"] = transparency
     width, height = image.im.size  # a TIFF's image.size is the upright one in some versions of Pillow
@@ -263,7 +295,8 @@ def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int], re
     num_rows = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, num_rows):
         bottom = min(top + num_rows, height)
-        rgb[top:bottom] = np.asarray(_rgb(take(image.crop((0, top, width, bottom)), reading.bands)))
+        rows = (0, top, width, bottom)
+        rgb[top:bottom] = np.asarray(_rgb(image.crop(rows), scale, low and low.crop(rows), bands))
     return np.ascontiguousarray(turn(rgb, orientation_of(image)))
 
 
@@ -287,18 +320,20 @@ def _transparency(image: Image.Image) -> "int | tuple[int, ...] | None":
     return value * {"L;2": 85, "L;4": 17}[stored] if stored in ("L;2", "L;4") else None
 
 
-def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
+def _rgb(
+    image: Image.Image, scale: Scale, low: Image.Image | None, bands: tuple[int, ...]
+) -> "Image.Image | np.ndarray":
     """Return the image as 8-bit RGB, or as grey [H, W, 1]; see the module's docstring."""
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.size and not (0 <= values.min() and values.max() <= 65535):
-            raise BadImage("32-bit integer pixels beyond 16 bits have no known range")
-        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    if image.mode == "F" or image.mode.startswith("I"):
+        check_bands(image, bands)
+        values = np.asarray(image)
+        grey = scale.grey(values)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[values == clear] = 255
         return grey[:, :, None]
+    if scale.is_deep:
+        image = scale.colours(image, low)
+    image = take(image, bands)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))

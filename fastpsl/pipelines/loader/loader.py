@@ -97,6 +97,11 @@ class Loader(Uncopyable):
         on_bad_sample: str = "raise",
         hw_decoder_load: float | None = None,
     ) -> None:
+        if not hasattr(data, "image_sizes"):
+            raise ValueError(
+                f"Loader: data is {type(data).__name__}, not an open data set: give one, such as "
+                "fastpsl.Beton(path), or give the path to fastpsl.loader"
+            )
         num_threads = default_num_threads() if num_threads is None else num_threads
         for name, value in (
             ("batch_size_per_rank", batch_size_per_rank),

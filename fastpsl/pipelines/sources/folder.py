@@ -7,7 +7,6 @@ the files by name. A tree is walked twice, to count and to yield, so that no lis
 What is hidden or left by other programs (`leftovers`) is never looked into.
 """
 
-import glob
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import IO
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of, pasted
 from fastpsl.files.leftovers import is_leftover
-from fastpsl.files.paths import require_existing
+from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.pipelines.data.source import (
@@ -46,8 +45,7 @@ def source_files(src: str, allowed: str) -> list[SourceFile]:
     if is_remote(src):
         return list(remote_objects(src, "the address of tars or Parquet files, or a quoted glob of them"))
     require_existing(src, allowed)
-    names = [src] if os.path.exists(src) else sorted(glob.glob(src))
-    return [Path(name) for name in names]
+    return list[SourceFile](named_files(src))
 
 
 def size_of(file: SourceFile) -> int:

@@ -90,6 +90,13 @@ class Census:
             self._has_numbers |= label != -1
             self.lowest, self.highest = min(self.lowest, label), max(self.highest, label)
 
+    def update(self, other: "Census") -> None:
+        """Add what another census has seen."""
+        self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
+        self.example = self.example or other.example
+        self._names |= other._names
+        self._has_numbers |= other._has_numbers
+
     @property
     def class_names(self) -> list[str] | None:
         """The names, sorted; None if there are none, or if a label is a number."""

@@ -33,8 +33,10 @@ from fastpsl.pipelines.sources.text_lists import (
     folders_around,
     names_images,
     names_of,
+    no_utf8,
     numbered,
     read_classes,
+    require_text,
     shorten,
 )
 
@@ -145,8 +147,11 @@ def read_list(path: Path) -> Names:
 
 
 def _inaturalist(path: Path) -> Names:
+    data = path.read_bytes()
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise no_utf8(path, data[error.start], data.count(b"\n", 0, error.start) + 1) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: is no JSON ({error}); copy it again, or give a .txt with one path per line"
@@ -218,6 +223,7 @@ def _require_there(path: Path, paths: list[str], root: Path, places: list[Path])
             num += len(part)
             progress.update(num)
     if absent:
+        require_text(path, "".join(absent))
         folders = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
         raise ValueError(
             f"{path}: {len(absent):,} of the {len(paths):,} images that it names are absent, "

@@ -1,28 +1,35 @@
 """Hugging Face data sets from disk: parquet files, folders of `save_to_disk`, and the local cache (hf:NAME).
 
 Nothing is ever downloaded, and no code of a data set runs. Rows are read a few at a time.
+
+Folders KEY=VALUE below what is given are columns, as Hive and Spark write them, and the one of labels is
+read. Names that begin with an underscore or a dot are skipped, as by them and by Arrow.
 """
 
 import contextlib
+import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from pathlib import Path
+from itertools import accumulate, takewhile
+from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Any
+from urllib.parse import unquote
 
 from fastpsl.console.progress import operation
+from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.remote.failures import RemoteDataError
-from fastpsl.files.system_errors import raise_of_the_system
+from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed, choose_split, parts_of
 from fastpsl.pipelines.sources.folder import SourceFile, open_file
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number, is_label_word
+from fastpsl.pipelines.sources.text_lists import shorten
 
 NO_COLUMN = "none"
 _LABEL_KINDS = ("classes", "integer", "number", "text")
@@ -49,15 +56,20 @@ class Columns:
         return [self.image, self.label] if self.label else [self.image]
 
 
-def choose_columns(what: str, schema: Any, image: str | None, label: str | None) -> Columns:
-    """Choose the columns that hold images and labels.
+def choose_columns(
+    what: str, schema: Any, image: str | None, label: str | None, keys: Collection[str] = ()
+) -> Columns:
+    """Choose the columns that hold images and labels; `keys` are those that folders tell.
 
-    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else, of the columns
-    with a label's name, integers or booleans, else other numbers, else text.
+    Images are datasets' Image feature, else encoded bytes. Labels are a key with a label's name, else the
+    ClassLabel. Else they are, of the columns with a label's name, integers or booleans, other numbers, or
+    text.
     """
     with reading_errors(what):
         kinds, class_names = _kinds(schema)
-    all_columns = f"its columns are {', '.join(schema.names)}"
+    kinds |= dict.fromkeys(keys, "text")
+    all_columns = f"its columns are {', '.join(kinds)}"
+    label = label or next((key for key in keys if is_label_word(key)), None)
     images = _column(what, "image", image, kinds, ("image", "bytes"), all_columns)
     if images is None:
         raise ValueError(f"{what}: no column of images or of their bytes; {all_columns}")
@@ -69,7 +81,7 @@ def choose_columns(what: str, schema: Any, image: str | None, label: str | None)
     return Columns(
         images,
         labels,
-        class_names.get(labels or ""),
+        None if labels in keys else class_names.get(labels or ""),
         labels is not None and kinds[labels] in ("number", "text"),
         unusable[0] if unusable else "",
     )
@@ -122,6 +134,54 @@ def _column(
         if matches:
             return matches[0]
     return None
+
+
+_HIVE_NOTHING = "__HIVE_DEFAULT_PARTITION__"
+
+
+def parquet_in(folder: str) -> list[Path]:
+    """Return the parquet files in a folder, or else in its data/, where the Hub keeps them.
+
+    Those in folders KEY=VALUE below are among them.
+    """
+    with input_errors(folder):
+        found = (list(_files_in(place)) for place in (folder, os.path.join(folder, "data")))
+        return sorted(next((paths for paths in found if paths), []))
+
+
+def _files_in(folder: str) -> Iterator[Path]:
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name):
+                continue
+            if "=" in entry.name and entry.is_dir():
+                yield from _files_in(entry.path)
+            elif entry.name.endswith(".parquet"):
+                yield Path(entry.path)
+
+
+def _is_hidden(name: str) -> bool:
+    return is_leftover(name) or (name.startswith("_") and "=" not in name)
+
+
+def _own_parts(src: str, path: SourceFile) -> list[str]:
+    """Return the parts of a file's path that `src` does not name, as a folder or a glob's beginning."""
+    given = PurePosixPath(src).parts
+    given = given if os.path.exists(src) else tuple(takewhile(lambda part: not glob.has_magic(part), given))
+    return [part for part in PurePosixPath(str(path)).parts if part not in given]
+
+
+def _folders(src: str, path: SourceFile) -> list[str]:
+    """Return the folders KEY=VALUE that a file lies in."""
+    return [part for part in _own_parts(src, path)[:-1] if "=" in part]
+
+
+def _values(folders: Iterable[str]) -> dict[str, str | None]:
+    """Return what folders KEY=VALUE tell, None for Hive's null."""
+    pairs = (folder.partition("=") for folder in folders)
+    return {unquote(key): None if value == _HIVE_NOTHING else unquote(value) for key, _, value in pairs}
 
 
 BATCH_ROWS = 32
@@ -216,13 +276,16 @@ class Tables(Counted):
     roots: tuple[Path, ...]  # folders of the images that rows only name
     data: Sequence[Any]
     columns: Columns
+    names: Sequence[str] = ()  # of the parquet files
+    folder_labels: Sequence[str | None] = ()  # of each file, if folders tell the labels
 
     def __post_init__(self) -> None:
         """Read labels that are fractions or text, because all of them tell the classes."""
         if self.columns.is_told_by_values:
             self.columns = replace(self.columns, **self._classes())
         label, self.class_names = self.columns.label, self.columns.class_names
-        labels = f"labels from {label}" if label else "no labels: -1"
+        where = f"the folders {label}=…" if self.folder_labels else label
+        labels = f"labels from {where}" if label else "no labels: -1"
         self.notes = [f"images from column {self.columns.image}, {labels}"]
         if self.columns.left_out:
             self.warnings = [f"column {self.columns.left_out}: {NO_LABELS}"]
@@ -231,8 +294,11 @@ class Tables(Counted):
     def _classes(self) -> dict[str, Any]:
         column, census = self.columns.label, Census()
         columns = Columns(str(column), None)
-        with operation(f"{self.what}: reading column {column}", "parts", len(self.data)) as progress:
-            for part, count in zip(progress.track(self.data), self.counts, strict=True):
+        for label in self.folder_labels:
+            census.add(label)
+        data = () if self.folder_labels else self.data
+        with operation(f"{self.what}: reading column {column}", "parts", len(data)) as progress:
+            for part, count in zip(progress.track(data), self.counts, strict=False):
                 with reading_errors(self.what):
                     for label, _ in rows(part, columns, range(count), _LABEL_ROWS):
                         census.add(label)
@@ -265,11 +331,15 @@ class Tables(Counted):
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:
             part, position = self.data[i], positions.start
-            from_file = is_file(part)
+            from_file, columns = is_file(part), self.columns
             what = str(part) if from_file else self.what
+            if self.folder_labels:
+                columns = replace(columns, label=None)
             with reading_errors(what):
-                for image, label in rows(part, self.columns, positions):
-                    name = f"{part.name} row {position}" if from_file else f"row {position}"
+                for image, label in rows(part, columns, positions):
+                    name = f"{self.names[i]} row {position}" if from_file else f"row {position}"
+                    if self.folder_labels and self.columns.label:
+                        label = self.folder_labels[i]
                     yield self._sample(name, image, label)
                     position += 1
             if position != positions.stop:
@@ -280,12 +350,13 @@ class Tables(Counted):
         data = image.get("bytes") if isinstance(image, dict) else image
         name += f" ({os.path.basename(path)})" if path else ""
         last = len(self.class_names) - 1 if self.class_names else MAX_LABEL
-        label = class_number(label, self._numbers)
-        if label is None or not -1 <= label <= last:
-            return Sample(name, BadImage(f"its label is {label}; -1 (none) to {last} are allowed"), -1)
+        number = class_number(label, self._numbers)
+        if number is None or not -1 <= number <= last:
+            shown = shorten(label) if isinstance(label, str) else label
+            return Sample(name, BadImage(f"its label is {shown}; -1 (none) to {last} are allowed"), -1)
         if data is not None:
-            return Sample(name, data, label)
-        return Sample(name, self._named(path) if path else BadImage("the row has no image"), label)
+            return Sample(name, data, number)
+        return Sample(name, self._named(path) if path else BadImage("the row has no image"), number)
 
     def _named(self, path: str) -> Path | BadImage:
         """Return the file that a row names.
@@ -309,13 +380,14 @@ class Tables(Counted):
 
 
 def parquet_files(
+    src: str,
     paths: Sequence[SourceFile],
     split: str | None = None,
     shard: tuple[int, int] = (0, 1),
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Tables:
-    """Open parquet files as one data set, in the order of their names.
+    """Open the parquet files that `src` names as one data set, in the order of their names.
 
     A split is needed if the names contain several (train-00000-of-00002.parquet). `shard` (i, n) keeps the
     i-th of n runs of neighbours.
@@ -324,27 +396,40 @@ def parquet_files(
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise _missing(error) from None
-    what = os.path.dirname(str(paths[0])) if len(paths) > 1 else str(paths[0])
+    paths = [path for path in paths if not any(map(_is_hidden, _own_parts(src, path)))]
+    if not paths:
+        raise ValueError(
+            f"{src}: all names begin with _ or a dot, which Spark, Hive and Arrow skip; "
+            "give one file by its own name, or rename them"
+        )
     split_of = {path: match[1] for path in paths if (match := _SPLIT_OF_FILE.fullmatch(path.name))}
     if split_of:
-        split = choose_split(what, split, set(split_of.values()))
+        split = choose_split(src, split, set(split_of.values()))
         paths = [path for path in paths if split_of.get(path) == split]
     elif split:
         raise ValueError(
-            f"{what}: --split {split}: the files' names tell no split, as train-00000-of-00002.parquet does; "
+            f"{src}: --split {split}: the files' names tell no split, as train-00000-of-00002.parquet does; "
             "give that split's files as SRC"
         )
     paths, schemas, counts = sorted(paths, key=str), list[Any](), list[int]()
-    with operation(f"{what}: counting rows", "files", len(paths)) as progress:
-        for path in progress.track(paths):
+    folders = [_folders(src, path) for path in paths]
+    values = [_values(each) for each in folders]
+    with operation(f"{src}: counting rows", "files", len(paths)) as progress:
+        for path, of_folders in zip(progress.track(paths), values, strict=True):
             with reading_errors(path), open_parquet(path) as file:
                 schemas.append(file.schema_arrow)
                 counts.append(file.metadata.num_rows)
-            if schemas[-1].names != schemas[0].names:
+            if {*schemas[-1].names, *of_folders} != {*schemas[0].names, *values[0]}:
                 raise ValueError(f"{path}: has other columns than {paths[0]}; give the files of one data set")
     if not sum(counts):
-        raise ValueError(f"{what}: has no rows; give a data set of images")
-    columns = choose_columns(what, schemas[0], image_column, label_column)
+        raise ValueError(f"{src}: has no rows; give a data set of images")
+    columns = choose_columns(src, schemas[0], image_column, label_column, values[0])
+    for key, value in values[0].items():
+        if key != columns.label and not (label_column == NO_COLUMN and is_label_word(key)):
+            raise ValueError(
+                f"{src}: its folders tell {key} ({key}={value}), and only {columns.label or 'label'} is read "
+                f"of folders; give a folder within {key}=…, or one without {key} in its paths"
+            )
     for path, schema in zip(paths, schemas, strict=True):
         with reading_errors(path):
             names = _kinds(schema)[1].get(columns.label or "")
@@ -353,8 +438,10 @@ def parquet_files(
                 f"{path}: its class names differ from those of {paths[0]}; give files with the same classes, "
                 "or write it alone with --classes"
             )
-    roots = tuple(path.parent for path in paths[:1] if isinstance(path, Path))
-    return Tables(what, roots, paths, columns, counts=counts, shard=shard)
+    roots = tuple(path.parents[len(folders[0])] for path in paths[:1] if isinstance(path, Path))
+    labels = [each[columns.label] for each in values] if columns.label in values[0] else []
+    names = ["/".join([*each, path.name]) for each, path in zip(folders, paths, strict=True)]
+    return Tables(src, roots, paths, columns, names, labels, counts=counts, shard=shard)
 
 
 def hugging_face(

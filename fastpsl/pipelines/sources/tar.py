@@ -4,12 +4,15 @@ A tar is a WebDataset if .cls or .json files share the key of images. The key is
 dot of a base name, and neighbours with one key are one sample. Its image is the file with an image's ending
 (a.jpg before a.mask.png). Its label is the number or name in .cls, else "label" or "cls" in .json, else -1.
 
+Of a file that a tar holds twice, as `tar -r` and `tar -u` leave it, the later one counts, as if unpacked.
+What a tar holds of a WebDataset's sample then belongs together wherever it lies.
+
 Any other tar is read as if it were unpacked. The class is the top folder, below the folders that all images
 share; the label is -1 without folders. A tar within a tar is a folder (ImageNet's n01440764.tar). What is
 hidden or left by other programs is left out.
 
 The order is that of the tars' names and, in each, of its members. Tars are read twice, to count and to yield.
-The first time, uncompressed ones are only skimmed.
+The first time, uncompressed ones are only skimmed. Those that hold a file twice are read more often.
 """
 
 import bz2
@@ -21,7 +24,8 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, takewhile
 from random import Random
 from typing import IO, NamedTuple, cast
@@ -37,6 +41,7 @@ from fastpsl.pipelines.data.source import (
     EXTENSIONS,
     LEFTOVERS,
     OTHERS,
+    REPLACED,
     SAME_KEY,
     Counted,
     Picks,
@@ -80,6 +85,26 @@ class Damage(NamedTuple):
     is_last_whole: bool = True  # the last member before it is sound
 
 
+@dataclass
+class Repeats:
+    """The files that a tar holds more than once."""
+
+    last: dict[str, int] = field(default_factory=dict)  # where the last one of each name begins
+    _seen: set[int] = field(default_factory=set)  # hashes; names that share one by chance do no harm
+
+    def note(self, name: str, place: int) -> bool:
+        """Take notice of a file at its place in the tar, and return True."""
+        number = hash(name)
+        if number in self._seen:
+            self.last[name] = place
+        self._seen.add(number)
+        return True
+
+    def is_last(self, name: str, place: int) -> bool:
+        """Return whether no file of this name follows."""
+        return self.last.get(name, place) == place
+
+
 def is_left_over(name: str) -> bool:
     """Return whether a member is hidden or left by another program, or lies in a folder that is."""
     return any(map(is_leftover, name.split("/")))
@@ -103,10 +128,17 @@ def open_tar(path: SourceFile) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
         yield stream, raw.tell
 
 
-def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[Member | Damage]:
+def tar_members(
+    stream: IO[bytes],
+    tar_name: str,
+    is_taken: Callable[[str, int], bool] = lambda name, place: True,
+    folder: str = "",
+    start: int = 0,
+) -> Iterator[Member | Damage]:
     """Yield the files and links of a tar in order, and at last a Damage where it is damaged.
 
-    Members of a tar within it appear in a folder with its name.
+    Members of a tar within it appear in a folder with its name. `is_taken` tells whether to look at a file or
+    such a tar, by its name and place. `start` is where the stream begins in the outer tar.
     """
     try:
         tar = tarfile.TarFile(fileobj=stream, encoding="utf-8")
@@ -116,23 +148,29 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
         yield Damage(tar_name, _reason(error, tar_name), is_no_tar=True)
         return
     while info:
-        name = posixpath.join(folder, posixpath.normpath("/" + info.name).lstrip("/"))
-        is_inner = info.isreg() and name.lower().endswith(".tar") and not folder and not is_left_over(name)
+        name = _name_in(folder, info.name)
+        # A second mention of a file in one command of tar is a hard link to itself.
+        is_file = info.isreg() or info.issym() or (info.islnk() and _name_in(folder, info.linkname) != name)
+        is_file = is_file and is_taken(name, start + info.offset)
+        is_inner = is_file and info.isreg() and name.lower().endswith(".tar")
+        is_inner = is_inner and not folder and not is_left_over(name)
         if is_inner:
             try:
                 inner = tar.extractfile(info)
                 assert inner is not None
-                yield from tar_members(inner, f"{tar_name}/{name}", name[: -len(".tar")])
+                yield from tar_members(
+                    inner, f"{tar_name}/{name}", is_taken, name[: -len(".tar")], info.offset_data
+                )
             except _DAMAGE as error:
                 yield Damage(tar_name, _reason(error, tar_name))
                 return
-        is_member = not is_inner and (info.isreg() or info.issym() or info.islnk())
+        is_member = is_file and not is_inner
         if is_member:
             yield Member(name, _reader(tar, info))
-        start = tar.offset
+        end = tar.offset
         try:
-            if stream.tell() != start:
-                stream.seek(start - 1)
+            if stream.tell() != end:
+                stream.seek(end - 1)
                 if not stream.read(1):
                     raise EOFError
         except _DAMAGE as error:
@@ -142,7 +180,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
         try:
             # Not next(), because it keeps every member, and takes a damaged header for the end.
             info = tarfile.TarInfo.fromtarfile(tar)
-            if tar.offset <= start or info.size < 0:
+            if tar.offset <= end or info.size < 0:
                 raise tarfile.ReadError  # a size of nonsense
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             info = None
@@ -161,6 +199,10 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
                 return
     except _DAMAGE as error:
         yield Damage(tar_name, f"{_reason(error, tar_name)} at its end, an image may be damaged")
+
+
+def _name_in(folder: str, name: str) -> str:
+    return posixpath.join(folder, posixpath.normpath("/" + name).lstrip("/"))
 
 
 def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], bytes]:
@@ -226,6 +268,11 @@ class Group:
             self.label = _read(member, _MAX_LABEL_BYTES) if has_labels else b""
 
 
+def _key(name: str) -> str:
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.partition(".")[0])
+
+
 def _ending(name: str) -> str:
     return posixpath.basename(name).partition(".")[2].lower()
 
@@ -238,11 +285,14 @@ def _read(member: Member, max_bytes: int) -> bytes | BadImage:
 
 
 class Grouper:
-    """A grouping of members into samples, by key (WebDataset) or each member alone."""
+    """A grouping of members into samples, by key (WebDataset) or each member alone.
 
-    def __init__(self, is_web: bool, wanted: range = range(0)):
+    `scattered` has samples by key whose members are no neighbours, without their images.
+    """
+
+    def __init__(self, is_web: bool, scattered: Mapping[str, Group], wanted: range = range(0)):
         self.position = 0  # samples returned so far, Damages included
-        self._is_web, self._wanted = is_web, wanted
+        self._is_web, self._scattered, self._wanted = is_web, scattered, wanted
         self._group: Group | None = None
 
     def add(self, item: Member | Damage) -> list[Group | Damage]:
@@ -254,11 +304,15 @@ class Grouper:
             out = [*self.end(), item]
             self.position += 1
             return out
-        folder, base = posixpath.split(item.name)
-        key = posixpath.join(folder, base.partition(".")[0]) if self._is_web else item.name
+        key = _key(item.name) if self._is_web else item.name
         out = self.end() if self._group and self._group.key != key else []
+        is_wanted = self.position in self._wanted
+        if self._is_web and (group := self._scattered.get(key)):
+            if item.name == group.image_name:
+                self._group = replace(group, image=_read(item, MAX_FILE_BYTES) if is_wanted else b"")
+            return out
         self._group = self._group or Group(key)
-        self._group.add(item, self.position in self._wanted, self._is_web)
+        self._group.add(item, is_wanted, self._is_web)
         return out
 
     def end(self) -> list[Group | Damage]:
@@ -324,8 +378,9 @@ class TarSource(Counted):
     """A list of tars of images; damages are counted, too. See the module's docstring."""
 
     paths: list[SourceFile]
-    is_web: bool
     folders: Folders
+    repeats: list[Repeats]  # of each tar
+    is_web: bool
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's samples in order; damaged ones carry the reason."""
@@ -344,13 +399,12 @@ class TarSource(Counted):
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:
-            yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, self.numbers)
+            yield from self._samples_of_tar(i, positions, self.numbers)
 
-    def _samples_of_tar(
-        self, path: SourceFile, count: int, positions: range, labels: dict[str, int]
-    ) -> Iterator[Sample]:
-        position = 0
-        for item in _groups(path, Grouper(self.is_web, positions)):
+    def _samples_of_tar(self, i: int, positions: range, labels: dict[str, int]) -> Iterator[Sample]:
+        path, count, position = self.paths[i], self.counts[i], 0
+        scattered = _scattered(path, self.repeats[i]) if self.is_web else {}
+        for item in _groups(path, Grouper(self.is_web, scattered, positions), self.repeats[i]):
             if isinstance(item, Damage):
                 sample = Sample(item.name, BadImage(item.reason), -1)
             elif item.image_name:
@@ -380,22 +434,34 @@ class TarSource(Counted):
         return Sample(name, group.image, label)
 
 
-def _groups(path: SourceFile, grouper: Grouper) -> Iterator[Group | Damage]:
+def _groups(path: SourceFile, grouper: Grouper, repeats: Repeats) -> Iterator[Group | Damage]:
     """Yield the samples that `grouper` makes of a tar's members."""
     with open_tar(path) as (stream, _):
-        for item in tar_members(stream, path.name):
+        for item in tar_members(stream, path.name, repeats.is_last):
             if isinstance(item, Damage) or not is_left_over(item.name):
                 yield from grouper.add(item)
         yield from grouper.end()
 
 
+def _scattered(path: SourceFile, repeats: Repeats) -> dict[str, Group]:
+    """Return the samples of a WebDataset that have a file twice in their tar, by key, without images."""
+    groups = {key: Group(key) for key in map(_key, repeats.last)}
+    if groups:
+        with open_tar(path) as (stream, _):
+            for item in tar_members(stream, path.name, repeats.is_last):
+                if isinstance(item, Member) and (group := groups.get(_key(item.name))):
+                    group.add(item, is_wanted=False, has_labels=True)
+    return groups
+
+
 @dataclass
 class _Count:
-    """The result of the first pass."""
+    """The result of the first pass: of all tars, or of one before it is added."""
 
     folders: Folders = field(default_factory=Folders)
     num_by_key: list[int] = field(default_factory=list)  # samples of each tar as WebDataset
     num_one_by_one: list[int] = field(default_factory=list)  # samples of each tar with every image alone
+    repeats: list[Repeats] = field(default_factory=list)  # of each tar
     num_labelled: int = 0
     num_unlabelled: int = 0
     census: Census = field(default_factory=Census)
@@ -403,9 +469,38 @@ class _Count:
     first_damage: str = ""
 
     def add(self, path: SourceFile, on_bytes: Callable[[int], None]) -> None:
-        by_key, one_by_one = Grouper(True), Grouper(False)
+        repeats = Repeats()
+        one = _Count(self.folders)
+        one._read(path, on_bytes, repeats.note, {})
+        if repeats.last:
+            one = _Count(self.folders)
+
+            def is_taken(name: str, place: int) -> bool:
+                is_last = repeats.is_last(name, place)
+                if not is_last and not is_left_over(name):
+                    one.left_out.add(REPLACED, name)
+                return is_last
+
+            one._read(path, on_bytes, is_taken, _scattered(path, repeats))
+        self.num_by_key += one.num_by_key
+        self.num_one_by_one += one.num_one_by_one
+        self.repeats.append(Repeats(repeats.last))
+        self.num_labelled += one.num_labelled
+        self.num_unlabelled += one.num_unlabelled
+        self.census.update(one.census)
+        self.left_out.update(one.left_out)
+        self.first_damage = self.first_damage or one.first_damage
+
+    def _read(
+        self,
+        path: SourceFile,
+        on_bytes: Callable[[int], None],
+        is_taken: Callable[[str, int], bool],
+        scattered: Mapping[str, Group],
+    ) -> None:
+        by_key, one_by_one = Grouper(True, scattered), Grouper(False, {})
         with open_tar(path) as (stream, tell):
-            for item in tar_members(stream, path.name):
+            for item in tar_members(stream, path.name, is_taken):
                 if isinstance(item, Damage) and item.is_no_tar and item.name == path.name:
                     raise ValueError(
                         f"{path}: is no tar, or damaged at its beginning ({item.reason}); "
@@ -469,6 +564,7 @@ def tar_source(
         )
     if folders.shared is None:
         raise ValueError(f"{name}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
+    source = partial(TarSource, paths, folders, count.repeats, left_out=count.left_out, shard=shard)
     if count.num_labelled:
         names = count.census.class_names
         classes = f": {number_of(len(names), 'class', 'classes')}" if names else ""
@@ -476,17 +572,7 @@ def tar_source(
         without = f"{count.num_unlabelled:,} samples have no .cls and no .json beside them: label -1"
         warnings = [without] if count.num_unlabelled else []
         del count.left_out.counts[OTHERS]  # further files of samples
-        return TarSource(
-            paths,
-            True,
-            folders,
-            counts=count.num_by_key,
-            class_names=names,
-            notes=notes,
-            warnings=warnings,
-            left_out=count.left_out,
-            shard=shard,
-        )
+        return source(True, counts=count.num_by_key, class_names=names, notes=notes, warnings=warnings)
     del count.left_out.counts[SAME_KEY]
     if folders.below and folders.beside:
         raise ValueError(
@@ -498,13 +584,4 @@ def tar_source(
     where = f" below {'/'.join(folders.shared)}" if folders.shared else ""
     class_names = sorted(folders.below) or None
     notes = [f"{len(class_names):,} class folders{where}" if class_names else f"images without labels{where}"]
-    return TarSource(
-        paths,
-        False,
-        folders,
-        counts=count.num_one_by_one,
-        class_names=class_names,
-        notes=notes,
-        left_out=count.left_out,
-        shard=shard,
-    )
+    return source(False, counts=count.num_one_by_one, class_names=class_names, notes=notes)

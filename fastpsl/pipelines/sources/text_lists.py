@@ -2,8 +2,10 @@
 
 The first line names the columns if it has no image, and where the second line has one, no path of another
 kind. Where its words are not known, a table has two columns, and the one with images' names has the paths.
+A first line sep=; names the separator, as for Excel. Text is UTF-8, or UTF-16 if it begins with its mark.
 """
 
+import codecs
 import csv
 import os
 import re
@@ -15,7 +17,7 @@ from typing import IO, NamedTuple
 
 from fastpsl.console.words import pasted
 from fastpsl.files.leftovers import is_in_leftovers
-from fastpsl.files.system_errors import input_error
+from fastpsl.files.system_errors import input_errors
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.source import EXTENSIONS, LEFTOVERS, Tally, has_image_ending
 from fastpsl.pipelines.sources.labels import as_label, is_label_word, is_number, is_path_word
@@ -46,9 +48,44 @@ class Entry(NamedTuple):
     line: str
 
 
+_SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and a byte that is no UTF-8
+
+
 def open_text(path: Path) -> IO[str]:
     """Open a list as text; names that are no UTF-8 pass unchanged."""
-    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    with open(path, "rb") as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "surrogateescape")
+    return open(path, encoding=encoding, errors=errors, newline="")
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Yield the lines of a list; the first is empty if it only names the separator."""
+    with open_text(path) as file:
+        for number, line in enumerate(file):
+            yield "\n" if number == 0 and _SEPARATOR.fullmatch(line) else line
+
+
+def _separator(path: Path) -> str | None:
+    """Return the separator that the first line of a list names."""
+    with open_text(path) as file:
+        match = _SEPARATOR.fullmatch(file.readline())
+    return match and match[1]
+
+
+def require_text(path: Path, part: str) -> None:
+    """Raise ValueError if a part of a list is no text, and tell which byte of the list is none."""
+    if not _NO_TEXT.search(part):
+        return
+    for number, line in enumerate(lines_of(path), start=1):
+        if match := _NO_TEXT.search(line):
+            raise no_utf8(path, ord(match[0]) & 0xFF, number)
+
+
+def no_utf8(path: Path, byte: int, number: int) -> ValueError:
+    """Build the error of a list in another encoding."""
+    return ValueError(f"{path}: is no UTF-8 (byte 0x{byte:02X} in line {number}); save it as UTF-8")
 
 
 def names_of(path: Path, entries: Iterable[Entry]) -> Names:
@@ -76,6 +113,7 @@ def names_of(path: Path, entries: Iterable[Entry]) -> Names:
 def _label(path: Path, entry: Entry) -> int | str:
     label = as_label(entry.label)
     if label is None or (isinstance(label, int) and not -1 <= label <= MAX_LABEL):
+        require_text(path, str(entry.label))
         raise ValueError(
             f"{path}: line {entry.number}, {shorten(entry.line)}: the label is no integer from -1 "
             f"(none) to {MAX_LABEL}; number the classes so, or name them"
@@ -93,10 +131,9 @@ def numbered(paths: list[str], classes: Sequence[int | str | None]) -> Names:
 
 def _line_entries(path: Path) -> Iterator[Entry]:
     """Yield the images of a list of paths, each with a class number or name behind it or without."""
-    with open_text(path) as file:
-        for number, text in enumerate(file, start=1):
-            if line := text.strip():
-                yield Entry(*_path_and_label(path, number, line), number, line)
+    for number, text in enumerate(lines_of(path), start=1):
+        if line := text.strip():
+            yield Entry(*_path_and_label(path, number, line), number, line)
 
 
 def is_plain(line: str) -> bool:
@@ -110,6 +147,7 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, str | None
         return line, None
     match = _PATH.fullmatch(line)
     if match is None:
+        require_text(path, line)
         raise ValueError(
             f"{where}, is neither an image's PATH nor PATH LABEL, and the first line names no columns, as "
             "path,label does; a list of classes alone goes with the "
@@ -129,8 +167,7 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, str | None
 
 def first_line(path: Path) -> str:
     """Return the first line of a text file that is not empty, or ""."""
-    with open_text(path) as file:
-        return next((line for line in map(str.strip, file) if line), "")
+    return next((line for line in map(str.strip, lines_of(path)) if line), "")
 
 
 def folders_around(path: Path) -> list[Path]:
@@ -142,11 +179,9 @@ def folders_around(path: Path) -> list[Path]:
 
 def read_classes(path: Path) -> list[str]:
     """Read a list with the name of a class on each line, in quotation marks or not."""
-    try:
-        with open_text(path) as file:
-            names = [name for name in map(_class_name, file) if name]
-    except OSError as error:
-        raise input_error(path, error) from None
+    with input_errors(path):
+        names = [name for name in map(_class_name, lines_of(path)) if name]
+    require_text(path, "".join(names))
     if not names:
         raise ValueError(f"{path}: names no class; give a list with one class per line")
     if all(map(is_number, names)):
@@ -185,6 +220,7 @@ class Table(NamedTuple):
             for number, row in islice(rows, int(self.has_header), None):
                 line = self.delimiter.join(row)
                 if len(row) != self.num_columns or not row[self.image]:
+                    require_text(self.path, line)
                     raise ValueError(
                         f"{self.path}: line {number}, {shorten(line)}, lacks a path, or has another number "
                         "of cells than the first line; give every line all cells, and those with a comma in "
@@ -199,8 +235,9 @@ class Table(NamedTuple):
 
 def table_of(path: Path) -> Table | None:
     """Return how a list is read as a table; None where its lines are paths, or anything else."""
-    line = first_line(path)
+    line, separator = first_line(path), _separator(path)
     delimiters = [each for each in ",;\t" if not is_plain(line) or _has_paths_last(path, each)]
+    delimiters = [separator] if separator else delimiters
     if is_plain(line) and any(os.path.isfile(os.path.join(place, line)) for place in folders_around(path)):
         return None
     tables = (_table(path, delimiter) for delimiter in delimiters)
@@ -267,12 +304,11 @@ def _first_rows(path: Path, delimiter: str) -> list[list[str]]:
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not empty, each with the number of its last line."""
-    with open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if any(cells):
-                yield reader.line_num, cells
+    reader = csv.reader(lines_of(path), delimiter=delimiter, skipinitialspace=True)
+    for row in reader:
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            yield reader.line_num, cells
 
 
 def _image_columns(row: list[str]) -> list[int]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -19,6 +20,7 @@ from fastpsl.files.json_records import Form, parse
 from fastpsl.files.system_errors import output_errors, raise_of_the_system
 from fastpsl.files.untrusted import open_npz
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.identity import in_digits, not_compared, same_data
 
 NAME = "labels.npz"
 SECOND_NAME = "labels_b.npz"  # of IIC's second head, for comparison alone
@@ -132,7 +134,8 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
     data, val = open_both(options)
     try:
         file = _read(path, data.num_samples)
-        is_val = val is not None and file.digest == val.digest() != data.digest()
+        digest, of_val = data.digest(), val.digest() if val is not None else ""
+        is_val = same_data(file.digest, of_val) and not same_data(of_val, digest)
         split = next((split for split in (file.labels.split, data.split) if _is_val_split(split)), None)
         if is_val or split is not None:
             which = "the validation images" if is_val else f"a split named {split}"
@@ -177,12 +180,15 @@ def _checked(path: Path, file: _File, data: Dataset) -> Labels:
             f"{path}: sample {indices[row]:,} has label {labels[row]}, "
             f"and there are classes 0 to {num_classes - 1:,}: {_AGAIN}"
         )
-    if file.digest != data.digest():
+    digest = data.digest()
+    if not same_data(file.digest, digest):
         raise ValueError(
-            f"{path} labels {len(labels):,} images of another data set (digest {file.digest[:8]}, "
-            f"the data's is {data.digest()[:8]}, of {data.num_samples:,} images): "
+            f"{path} labels {len(labels):,} images of another data set (digest {in_digits(file.digest)}, "
+            f"the data's is {in_digits(digest)}, of {data.num_samples:,} images): "
             "give the data that was learned from"
         )
+    for line in not_compared(str(path), file.digest, digest):
+        warnings.warn(line, stacklevel=2)
     outside = (indices < 0) | (indices >= data.num_samples)
     if outside.any():
         raise ValueError(

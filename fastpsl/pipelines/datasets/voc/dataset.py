@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
@@ -27,6 +28,7 @@ from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc.annotations import Objects, read_mask, read_objects
 from fastpsl.pipelines.image.image_file import upright_size
+from fastpsl.pipelines.sources.text_lists import lines_of, require_text
 
 Needs = Literal["boxes", "masks"]
 
@@ -198,11 +200,12 @@ def _first_repeated(names: list[str]) -> str | None:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file that are not empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in map(str.strip, lines_of(path)) if line]
+    except OSError as error:
         raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read as text ({error}); extract it again") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    require_text(path, "".join(lines))
+    return lines
 
 
 _VERSION = "voc-v1"  # a new name whenever the parts of the digest change
@@ -250,8 +253,10 @@ class VOC(Local):
         self._ids = [name for part in parts for name in part.ids]
         self._files = [path for part in parts for path in part.annotation_files()]
         self.num_samples = len(self._ids)
-        columns = zip(*(_rows(part) for part in parts), strict=True)
-        self._rows = SampleTable(*(np.concatenate(column) for column in columns))._replace(
+        tables, stamps = zip(*map(_rows, parts), strict=True)
+        columns = zip(*(table[:-1] for table in tables), strict=True)
+        self._stamp = " ".join(stamps)
+        self._rows = SampleTable._make([*map(np.concatenate, columns), self.reading])._replace(
             indices=np.arange(self.num_samples)
         )
         self._objects: list[Objects] | None = [] if needs == "boxes" else None
@@ -337,6 +342,11 @@ class VOC(Local):
         """
         return self._digest
 
+    @override
+    def stamp(self) -> str:
+        """Return the stamps of the folders of images; `digest` covers the annotations' bytes."""
+        return self._stamp
+
 
 def open_train_and_test(
     root: str | Path, train: Sequence[str], test: Sequence[str], needs: Needs, sbd: Path | None = None
@@ -365,12 +375,13 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
 
 
-def _rows(part: ImageSet) -> SampleTable:
-    """Return where the images of a set lie; raise ValueError where one cannot be read."""
+def _rows(part: ImageSet) -> tuple[SampleTable, str]:
+    """Return where the images of a set lie, and their folder's stamp; ValueError where one is unreadable."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warnings may concern images in no list
         images = Folder(part.images)
     with images:
+        stamp = images.stamp()
         numbers = {Path(images.name(i)).name: i for i in range(images.num_samples)}
         rows = images.rows(np.array([numbers[name] for name in part.image_names()]))
     # The index gives unreadable images this size.
@@ -381,4 +392,4 @@ def _rows(part: ImageSet) -> SampleTable:
         except BadImage as error:
             raise ValueError(f"{rows.path[i]}: cannot be read as an image ({error}); {part.remedy}") from None
     rows.label[:] = -1
-    return rows
+    return rows, stamp
