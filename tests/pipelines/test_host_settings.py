@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def expected(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
-def put(target: Any, name: str, value: Any) -> AbstractContextManager[None]:
+def put(target: Any, name: str, value: Any) -> ExitStack:
     """Set an attribute for a while."""
     stack = ExitStack()
     stack.callback(setattr, target, name, getattr(target, name))
@@ -102,7 +103,7 @@ def put(target: Any, name: str, value: Any) -> AbstractContextManager[None]:
     return stack
 
 
-def called(function: Callable[[Any], Any], value: Any, before: Any) -> AbstractContextManager[None]:
+def called(function: Callable[[Any], Any], value: Any, before: Any) -> ExitStack:
     """Call a setter for a while."""
     stack = ExitStack()
     stack.callback(function, before)
@@ -110,7 +111,7 @@ def called(function: Callable[[Any], Any], value: Any, before: Any) -> AbstractC
     return stack
 
 
-def comma_locale() -> AbstractContextManager[None]:
+def comma_locale() -> ExitStack:
     for name in ("de_DE.UTF-8", "fr_FR.UTF-8", "pt_BR.UTF-8", "ru_RU.UTF-8"):
         with suppress(locale.Error):
             return called(lambda name: locale.setlocale(locale.LC_ALL, name), name, "C.UTF-8")
@@ -204,6 +205,8 @@ def test_the_host_keeps_its_settings() -> None:
             assert (ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK) == (False, 1 << 20)
         by_host()
         assert done == [(70, 60), (True, 10)] * 2
+    with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", True):
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is True
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
     with pytest.raises(OSError, match="truncated"), Image.open(io.BytesIO(HALF)) as image:
         image.load()

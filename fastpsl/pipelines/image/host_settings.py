@@ -27,7 +27,7 @@ class _Setting:
     """A setting of Pillow; `value` is Pillow's own one in threads that decode here."""
 
     def __init__(self, own: int, hosts: int) -> None:
-        self.own, self.hosts = own, hosts
+        self.own, self.hosts, self.before = own, hosts, hosts
 
     @property
     def value(self) -> int:
@@ -47,8 +47,10 @@ def _divide(module: ModuleType, name: str, own: int) -> None:
     """Give a module's setting two values: `own` where images are decoded here, the host's elsewhere."""
     setting = _Setting(own, getattr(module, name))
 
-    def set_hosts(_: ModuleType, value: int) -> None:
-        setting.hosts = value
+    def set_hosts(_: ModuleType, value: "int | _Setting") -> None:
+        # unittest.mock puts back what it has found in the dictionary.
+        value = setting.before if isinstance(value, _Setting) else value
+        setting.before, setting.hosts = setting.hosts, value
 
     # The module's functions look in its dictionary, all others ask the module.
     vars(module)[name] = setting
