@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -282,7 +283,7 @@ def test_libraries_are_not_called_missing(monkeypatch: pytest.MonkeyPatch, here:
         assert "library: cannot be read (Too many" in told(load.__wrapped__)  # type: ignore[attr-defined]
     (here / "_libffcv.so").touch()
     package = type("Spec", (), {"submodule_search_locations": [str(here)]})
-    monkeypatch.setattr(libffcv.PathFinder, "find_spec", lambda name: package)
+    monkeypatch.setattr(libffcv, "PathFinder", SimpleNamespace(find_spec=lambda name: package))
     monkeypatch.setattr(libffcv.ctypes, "CDLL", no_library)
     assert "_libffcv.so: cannot be read (Too many" in told(libffcv._load.__wrapped__)
     assert "nvjpeg" in told(dali.nvjpeg_library) and "libz" in told(lambda: dali.loads("libz.so"))

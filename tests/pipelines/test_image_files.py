@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, final
 
 import numpy as np
@@ -395,7 +396,7 @@ def test_150_mutated_jpegs() -> None:
 def no_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hide our C library and ffcv; the rest of the test runs in a thread that has used neither."""
     monkeypatch.setattr(libturbo, "_load", lambda: (None, "installed without it"))
-    monkeypatch.setattr(libffcv.PathFinder, "find_spec", lambda *_: None)
+    monkeypatch.setattr(libffcv, "PathFinder", SimpleNamespace(find_spec=lambda *_: None))
     libffcv._load.cache_clear()
     yield
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_jpeg_header_never_reads_past_the_end() -> None:
 
 def test_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     before = libffcv.why_missing()
-    monkeypatch.setattr(libffcv.PathFinder, "find_spec", lambda *_: None)
+    monkeypatch.setattr(libffcv, "PathFinder", SimpleNamespace(find_spec=lambda *_: None))
     libffcv._load.cache_clear()
     try:
         with pytest.raises(ValueError, match="ffcv is not installed: pip install"):
