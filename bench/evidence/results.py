@@ -6,7 +6,6 @@ import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, commands_of, rea
 from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.foreign_weights import sha256_of_file
-from fastpsl.pipelines.data.identity import same_data
+from fastpsl.pipelines.data.identity import all_same
 
 Record = dict[str, Any]
 CONFIDENCE = 0.95
@@ -187,7 +186,7 @@ def _check_data(scores: Sequence[Record]) -> None:
         ("train", scores),
         ("val", [score for score in scores if score["evaluation"] == scores[-1]["evaluation"]]),
     ):
-        if not all(same_data(*pair) for pair in combinations({score["data"][part] for score in of}, 2)):
+        if not all_same(score["data"][part] for score in of):
             raise ValueError(
                 f"the scores are of several {part} sets; give another --work and --out for other data"
             )

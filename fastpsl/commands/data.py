@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.upload import StagedUpload
     from fastpsl.pipelines.data.source import Source
-    from fastpsl.pipelines.image.depth import Scale
 
 
 @contextlib.contextmanager
@@ -329,13 +328,6 @@ class Write(_Writing):
             raise self.interrupted() from None
         print(f"{self.out}: {number_of(num, 'file')} uploaded, {num_bytes / 1e6:,.1f} MB")
 
-    def _warn(self, scale: "Scale") -> None:
-        """Warn of values of more than 8 bits that would be nearly black."""
-        from fastpsl.pipelines.image.depth import warn_if_dark
-
-        if scale.is_deep and scale.range is None:
-            warn_if_dark(self.src, scale.low, scale.high, scale.full)
-
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
         """Print what is expected of writing; return whether that is all that was asked for."""
         from fastpsl.files.workers import default_num_threads
@@ -345,11 +337,11 @@ class Write(_Writing):
         if self.dry_run:
             expected = estimate(source, target, num_threads)
             print("\n".join([expected.line(out), *expected.details(self.max_bad), "nothing was written"]))
-            self._warn(expected.scale)
+            expected.scale.warn_if_dark(self.src)
         elif source.num_samples >= _FORESEEN_FROM:
             expected = estimate(source, target, num_threads, num=64, limit_s=0.7)
             print(expected.line(out))
-            self._warn(expected.scale)
+            expected.scale.warn_if_dark(self.src)
             expected.require_space(out)
         return self.dry_run
 

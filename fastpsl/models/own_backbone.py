@@ -51,12 +51,16 @@ UNREADABLE = (AssertionError, AttributeError, IndexError, RuntimeError, TypeErro
 
 
 def image_of(network: nn.Module, height: int, width: int) -> Tensor:
-    """Return an image whose pixels differ, without a random draw."""
+    """Return an image, [1, C, height, width], that a network's first convolution reads."""
     found = first_convolution(network)
     assert found is not None
     _, convolution = found
-    size = (1, convolution.in_channels, height, width)
-    return torch.linspace(-1, 1, prod(size), device=convolution.weight.device).mul(99).sin().reshape(size)
+    return _image((1, convolution.in_channels, height, width), convolution.weight.device)
+
+
+def _image(size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an image whose pixels differ, without a random draw."""
+    return torch.linspace(-1, 1, prod(size), device=device).mul(99).sin().reshape(size)
 
 
 _GUIDE = "https://fastpsl.github.io/fastpsl/how_to/own_backbone.html"
@@ -90,7 +94,7 @@ class OwnBackbone(Wrapped):
         self.eval()
         blocks = self.blocks()
         self._check_parameters(blocks)
-        self._check_outputs(blocks, num_channels)
+        self._check_outputs(blocks)
         self._check_state()
         for part, training in modes:
             part.training = training
@@ -196,8 +200,7 @@ class OwnBackbone(Wrapped):
     def _learn_once(self, device: torch.device) -> None:
         """Set the gradients of the sum of all blocks' outputs for an image."""
         side = max(self.min_px, CHECK_PX)
-        size = (1, self._num_channels, side, side)
-        maps = torch.linspace(-1, 1, prod(size), device=device).mul(99).sin().reshape(size)
+        maps = _image((1, self._num_channels, side, side), device)
         outputs = list[Tensor]()
         with torch.enable_grad():
             for block in self.blocks():
@@ -217,10 +220,10 @@ class OwnBackbone(Wrapped):
                 )
 
     @torch.no_grad()
-    def _check_outputs(self, blocks: list[nn.Module], num_channels: int) -> None:
+    def _check_outputs(self, blocks: list[nn.Module]) -> None:
         side = max(self.min_px, CHECK_PX)
         device = next(self.network.parameters()).device
-        maps: Any = torch.zeros(2, num_channels, side, side, device=device)
+        maps: Any = torch.zeros(2, self._num_channels, side, side, device=device)
         for number, (block, channels) in enumerate(zip(blocks, self.channels, strict=True), start=1):
             try:
                 maps = block(maps)

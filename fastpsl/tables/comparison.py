@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from fastpsl.console.progress import clock
 from fastpsl.console.words import gibibytes
 from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import UnreadableError
-from fastpsl.pipelines.data.identity import not_compared, parts_of, same_data
+from fastpsl.pipelines.data.identity import all_same, in_digits, not_compared, parts_of
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
 
 NOTHING = "–"
@@ -199,12 +198,11 @@ def _different(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
 def _differ(name: str, values: Sequence[Any]) -> bool:
     if name.split(".")[-1] != "data_digest" or not all(isinstance(value, str) for value in values):
         return any(value != values[0] for value in values)
-    pairs = list(combinations(dict.fromkeys(values), 2))
-    are_same = all(same_data(*pair) for pair in pairs)
-    if are_same and pairs:
-        older, newer = sorted(pairs[0], key=len)
-        warnings.warn(not_compared("the record of some runs", older, newer)[0], stacklevel=2)
-    return not are_same
+    if not all_same(values):
+        return True
+    for line in not_compared("the record of some runs", min(values, key=len), max(values, key=len)):
+        warnings.warn(line, stacklevel=2)
+    return False
 
 
 def _words(value: Any) -> str:
@@ -215,7 +213,7 @@ def _words(value: Any) -> str:
         return " ".join(map(str, value)) or "not given"
     text = value if isinstance(value, str) else json.dumps(value)
     if all(re.fullmatch("[0-9a-f]{32,}", part) for part in parts_of(text) if part):  # a digest or a commit
-        return ".".join(part[:_DIGITS] for part in parts_of(text) if part)
+        return in_digits(text, _DIGITS)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -13,6 +13,7 @@ import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -86,9 +87,9 @@ class Target:
     range: str | None = None
     bands: str | None = None
 
-    @property
+    @cached_property
     def reading(self) -> Reading:
-        """The range and the bands."""
+        """The range and the bands, for each image."""
         return Reading.of(self.range, self.bands)
 
     def size(self, height: int, width: int) -> tuple[int, int]:

@@ -295,7 +295,7 @@ class Beton:
         return identity(digest.hexdigest(), contents.hexdigest() if are_known else "")
 
     def stamp(self) -> str:
-        """Return the sizes, times and inodes of files without checksums; of remote ones, their versions."""
+        """Return the sizes and times of files without checksums; of remote ones, their versions."""
         if self.remote is not None:
             versions = self.remote.versions
         else:

@@ -44,7 +44,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
 from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file
 from fastpsl.pipelines.data.source import BAD, SMALL, Relabelled, Sample, Source
-from fastpsl.pipelines.image.depth import Scale, warn_if_dark
+from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import read_image_file
 from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
 
@@ -217,7 +217,7 @@ def write_beton(
             raise
     if why_missing():
         warnings.warn(f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {INSTALL}", stacklevel=2)
-    results, keep, num_before, seen = None, True, 0, Scale()
+    results, keep, num_before, seen = None, True, 0, Scale(target.reading.range)
     try:
         if is_resumed:
             with output_errors(out):
@@ -267,8 +267,7 @@ def write_beton(
         if results is not None:
             results.close()
         output.close(keep)
-    if target.range is None and seen.is_deep:
-        warn_if_dark(out, seen.low, seen.high, seen.full)
+    seen.warn_if_dark(out)
     report.seconds, report.num_before = time.monotonic() - started, num_before
     return report
 

@@ -7,8 +7,10 @@ Only dataset files of ours have such checksums. Times are no part of it, so that
 the same data.
 """
 
+from collections.abc import Iterable
+from itertools import combinations
+
 _VERSION_2 = ".v2."
-_DIGITS = 8
 
 
 def identity(names: str, contents: str = "") -> str:
@@ -28,6 +30,11 @@ def same_data(first: str, second: str) -> bool:
     return names == other_names and (contents == others or not contents or not others)
 
 
+def all_same(texts: Iterable[str]) -> bool:
+    """Return whether all texts are of the same data, each as far as two of them tell."""
+    return all(same_data(*pair) for pair in combinations(dict.fromkeys(texts), 2))
+
+
 def not_compared(where: str, recorded: str, now: str) -> list[str]:
     """Return a line where a record lacks the contents that the data tells; none elsewhere."""
     if parts_of(recorded)[1] or not parts_of(now)[1]:
@@ -35,6 +42,6 @@ def not_compared(where: str, recorded: str, now: str) -> list[str]:
     return [f"{where} is older than digests of contents: the data was compared by names, labels and sizes"]
 
 
-def in_digits(text: str) -> str:
+def in_digits(text: str, num: int = 8) -> str:
     """Return the first digits of both digests, for messages."""
-    return ".".join(part[:_DIGITS] for part in parts_of(text) if part)
+    return ".".join(part[:num] for part in parts_of(text) if part)

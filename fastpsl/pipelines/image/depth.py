@@ -153,6 +153,11 @@ class Scale:
             self.is_deep, self.full = True, max(self.full, other.full)
             self._note(other.low, other.high)
 
+    def warn_if_dark(self, source: object) -> None:
+        """Warn as the function of this name where there are deep values, and no range was given."""
+        if self.is_deep and self.range is None:
+            warn_if_dark(source, self.low, self.high, self.full)
+
 
 def warn_if_dark(source: object, low: float, high: float, full: float) -> None:
     """Warn of values, from `low` to `high`, that fill less than a quarter of what is read as 0 to `full`."""
