@@ -99,7 +99,7 @@ def upright_size(path: str, reading: Reading = PLAIN) -> tuple[int, int]:
             file.seek(0)
             orientation = tiff_orientation(file)
             return (width, height) if orientation >= TURNED else (height, width)
-        with _open(file) as image:
+        with _open_colours(file) as image:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow return the upright size
                 width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
@@ -113,7 +113,13 @@ def upright_size(path: str, reading: Reading = PLAIN) -> tuple[int, int]:
 
 
 def _layout(file: BinaryIO, reading: Reading) -> Layout | None:
-    """Return the layout of a file whose bands tifffile reads; raise BadImage if bands are dropped else."""
+    """Return the layout of a file whose bands tifffile reads; raise BadImage if bands are dropped else.
+
+    A TIFF of which none are chosen is left to `_open_colours`, since Pillow reads its header, too.
+    """
+    file.seek(0)
+    if not reading.bands and file.read(2) in (b"II", b"MM"):
+        return None
     layout = layout_of(file)
     if layout is None or not needs_tifffile(layout, reading):
         return None
@@ -144,6 +150,15 @@ def _open(file: BinaryIO) -> Image.Image:
     if layout and not layout.is_usual:  # Pillow reads no values of its type
         raise layout.refusal()
     raise Image.UnidentifiedImageError
+
+
+def _open_colours(file: BinaryIO) -> Image.Image:
+    """Open an image of any known format; raise BadImage for a TIFF of which Pillow drops bands."""
+    image = _open(file)
+    layout = layout_of_tags(image.tag_v2) if isinstance(image, TiffImageFile) else None
+    if layout and not layout.is_colour:
+        raise layout.refusal()
+    return image
 
 
 def _orientation_in(file: BinaryIO, image: Image.Image) -> int | None:
@@ -199,7 +214,7 @@ def num_pixels(data: bytes, reading: Reading = PLAIN) -> int:
     with _reasons():
         if layout := _layout(io.BytesIO(data), reading):
             return layout.height * layout.width * max(1, layout.num_bytes // _RGB_BYTES)
-    with _reasons(), _open(io.BytesIO(data)) as image:
+    with _reasons(), _open_colours(io.BytesIO(data)) as image:
         check_pixels(image.height, image.width)
         return image.height * image.width
 
@@ -233,7 +248,7 @@ def _decoded(data: bytes, reading: Reading, scale: Scale, only_deep: bool = Fals
                 return None
             rgb = decode_bands(data, layout, reading.bands, scale.grey)
             return np.ascontiguousarray(turn(rgb, tiff_orientation(io.BytesIO(data))))
-    with _reasons(), _open(io.BytesIO(data)) as image:
+    with _reasons(), _open_colours(io.BytesIO(data)) as image:
         _check_scans(data)
         orientation = _orientation_in(io.BytesIO(data), image)
         if image.format == "TIFF":  # Pillow would turn it, by a rule of its own
