@@ -61,6 +61,12 @@ def is_heic(file: BinaryIO) -> bool:
     return head[4:8] == b"ftyp" and any(brands[at : at + 4] in _BRANDS for at in range(0, len(brands), 4))
 
 
+def _opener(plugin: str) -> tuple[Callable[[bytes], bool | str], Callable[[BinaryIO, str], Image.Image]]:
+    """Return what tells whether a head is of a format, and what opens a file."""
+    module = importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    return module._accept, getattr(module, f"{plugin}ImageFile")
+
+
 # The formats that Pillow may try. EPS is excluded, because it starts another program. These are Pillow's own
 # openers: in Image.OPEN are those that the user's program has registered. MPO is read as the JPEG that it is.
 _PLUGINS = {
@@ -68,7 +74,7 @@ _PLUGINS = {
     "JPEG2000": "Jpeg2K", "AVIF": "Avif",
 }  # fmt: skip
 FORMATS = tuple(_PLUGINS)
-_MODULES = {name: importlib.import_module(f"PIL.{plugin}ImagePlugin") for name, plugin in _PLUGINS.items()}
+_OPENERS = [_opener(plugin) for plugin in _PLUGINS.values()]
 _WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # in TIFF
 _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 16  # by which Pillow tells formats apart
@@ -138,14 +144,13 @@ def _open(file: BinaryIO) -> Image.Image:
         return image
     file.seek(0)
     head = file.read(_HEAD_BYTES)
-    for name, module in _MODULES.items():
+    for accepts, opens in _OPENERS:
         # Not Image.open, which refuses more than 179 megapixels, or as many as the user's program says.
-        answer = module._accept(head)
+        answer = accepts(head)
         if answer and not isinstance(answer, str):  # a text says what is missing
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format, after all
-                opened: Image.Image = getattr(module, f"{_PLUGINS[name]}ImageFile")(file, "")
-                return opened
+                return opens(file, "")
     layout = layout_of(file)
     if layout and not layout.is_usual:  # Pillow reads no values of its type
         raise layout.refusal()
