@@ -7,9 +7,9 @@ process makes one such call at a time, because all of its threads share torch's 
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,24 +18,22 @@ from fastpsl.console.terminal import number_in
 from fastpsl.engine.distributed import World, place_among_ranks, share
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Run
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import with_weights
 from fastpsl.evaluation.result import NAME, read_result
 from fastpsl.model import Model
-from fastpsl.models.weights import Pretrained
 from fastpsl.scripts.call import call, require_data
 from fastpsl.scripts.recipe import Evaluation
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.training import train_or_stop
 
 __all__ = [
-    "block_probe", "classification", "detection", "few_shot", "knn", "linear", "segmentation",
+    "block_probe", "classification", "detection", "few_labels", "few_shot", "knn", "linear", "segmentation",
     "semi_supervised", "svm",
 ]  # fmt: skip
 offer_only_all(__name__)
 Place = str | os.PathLike[str] | None
 Weights = Model | Place
 Scores = dict[str, float]
-Options = TypeVar("Options", bound=EvaluationOptions)
 
 
 def knn(
@@ -50,6 +48,13 @@ def linear(
 ) -> Scores:
     """Train a linear classifier on each frozen block, and score it on validation images."""
     return _numbers("linear_probe", model, {"data": data, "val": val, "out": out, **options})
+
+
+def few_labels(
+    model: Weights, data: Place = None, val: Place = None, *, out: Place = None, **options: Any
+) -> Scores:
+    """Score logistic regressions on frozen blocks, which learn from few images of each class."""
+    return _numbers("few_labels", model, {"data": data, "val": val, "out": out, **options})
 
 
 def semi_supervised(
@@ -105,7 +110,7 @@ def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> Scores:
         given = {key: value for key, value in all_values.items() if value is not None}
         options = script.from_values(given)
         if weights is not None:
-            options = _with_weights(options, weights)
+            options = with_weights(options, weights)
         if isinstance(script, Evaluation):
             return _without_training(script, options)
         train_or_stop(script, options, opened)
@@ -138,10 +143,3 @@ def _read(folder: Path) -> Scores:
     numbers = read_result(folder / NAME)["numbers"] if rank == 0 else None
     shared: Scores = share(World(rank, size, rank, size, torch.device("cpu")), numbers)
     return shared
-
-
-def _with_weights(options: Options, weights: Pretrained) -> Options:
-    """Return the same options, whose `pretrained` hands out these weights instead of reading a file."""
-    kind = type("Options", (type(options),), {"pretrained": lambda _: weights})
-    same: Options = kind(**{field.name: getattr(options, field.name) for field in fields(options)})
-    return same

@@ -86,7 +86,7 @@ def finish(
     options: Options, weights: models.Pretrained, task: tasks.Classify, run: engine.Run
 ) -> Sequence[str]:
     assert isinstance(run.data.train, pipelines.Subset)
-    labels = evaluation.write_label_list(run.folder / "label-list.txt", run.data.train.indices)
+    labels = evaluation.write_label_list(run.folder / "label-list.txt", run.data.train.positions)
     constants = options.constants() | ({"percent": None} if options.label_list else {})
     name, record = "semi_supervised", weights.record
     path = evaluation.write_val(task, run, recipe=name, protocol=name, constants=constants, checkpoint=record)

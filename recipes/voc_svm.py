@@ -96,8 +96,11 @@ def run(options: Options) -> int:
             )  # fmt: skip
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
             rest = classes.frequency, folder / "result.png", title
-            chart = (plots.draw_shots(numbers, blocks, shots, *rest) if shots else
-                     plots.draw_precisions(numbers, blocks, classes.names, *rest))  # fmt: skip
+            if shots:
+                words = "mAP, %", "positives of a class", "classes' frequency"
+                chart = plots.draw_shots(svm.curves_of(numbers, blocks, shots), *rest, words=words)
+            else:
+                chart = plots.draw_precisions(numbers, blocks, classes.names, *rest)
             print(f"{evaluation.result_line(path)}\nchart {chart}")
     return EXIT_FINISHED
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _RUN = tyro.conf.arg(
     metavar="RUN",
     help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
-    "others' weights.",
+    "others' weights: a file, timm/NAME[.TAG], or an address such as hf://ORG/NAME.",
 )
-Run = tyro.conf.Positional[Annotated[Path, _RUN]]
-OptionalRun = tyro.conf.Positional[Annotated[Path | None, _RUN]]
+Run = tyro.conf.Positional[Annotated[str, _RUN]]
+OptionalRun = tyro.conf.Positional[Annotated[str | None, _RUN]]
 Block = Annotated[
     str,
     tyro.conf.arg(
@@ -81,7 +81,7 @@ class ExtractionOptions:
     """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
 
     @contextmanager
-    def joined(self, checkpoint: Path | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
+    def joined(self, checkpoint: str | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
         """Join torchrun's ranks and yield the evaluation's options, with `more` fields such as seed.
 
         Data that is None is the embedded sample's.
@@ -106,7 +106,7 @@ class ExtractionOptions:
             leave_world()
 
 
-def run_of(weights: Path | None) -> "TrainedRun | None":
+def run_of(weights: str | None) -> "TrainedRun | None":
     """Return the run that weights belong to, or None."""
     from fastpsl.evaluation.trained_run import TrainedRun
 

@@ -264,7 +264,7 @@ def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Pat
     """Return the command that each process runs, and --out."""
     from fastpsl.scripts.recipe_files import load_recipe, named_path
 
-    script = load_recipe(named_path(recipe, Train.names | Eval.names))
+    script = load_recipe(named_path(recipe, Train.names | Eval.names, recipe_options))
     verb = "eval" if Eval.knows(recipe) else "train"
     prog = f"fastpsl {verb} {recipe}"
     if not isinstance(script, Recipe):

@@ -127,7 +127,7 @@ class _Start:
             if other.__name__.lower() != command and other.knows(self.recipe):
                 hint = f"fastpsl {other.__name__.lower()} {self.recipe}"
                 raise ValueError(f"there is no such recipe here; did you mean `{hint}`?")
-        path = named_path(self.recipe, self.names)
+        path = named_path(self.recipe, self.names, options)
         prog = f"fastpsl {command} {self.recipe}"
         if (self.gpus or 1) == 1 or HELP.intersection(options):
             with operation(f"{prog}: starting"):

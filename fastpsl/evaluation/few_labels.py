@@ -1,4 +1,4 @@
-"""Learn from the first images of each class, in epochs of all images' length (SSL++, Table VIII)."""
+"""Choose the images that keep their labels: a part of all, a list, or few of each class."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.console.words import number_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.untrusted import read_npy
 from fastpsl.kernels.draws import Keys, Slot, words
@@ -19,8 +20,9 @@ from fastpsl.pipelines.loader.order import sort_keys
 from fastpsl.pipelines.sources.text_lists import lines_of, require_text, table_of
 from fastpsl.tasks.classify import Classify
 
-# These take the place of the epoch in the random words: images, and classes that get one image more.
-_IMAGES, _CLASSES = 0, 1
+# These take the place of the epoch in the random words: images, classes that get one image more, and from
+# _DRAWS on the images of each draw.
+_IMAGES, _CLASSES, _DRAWS = 0, 1, 2
 _MAX_BYTES = 1 << 32  # of a list, enough for 14 million paths of 75 characters
 
 
@@ -56,7 +58,7 @@ def draw_label_list(
             + "or choose the images by --label-list"
         )
     needed = np.full(num_classes, per_class)
-    needed[_first_of_shuffled(np.arange(num_classes), seed, _CLASSES)[:left_over]] += 1
+    needed[_shuffled(num_classes, seed, _CLASSES)[:left_over]] += 1
     if (sizes < needed).any():
         short = int((sizes < needed).argmax())
         name = class_names[short] if class_names else f"class {short}"
@@ -64,19 +66,24 @@ def draw_label_list(
             f"--percent {percent:g} takes {needed[short]} images of each class, and {name} has "
             f"{sizes[short]}: lower --percent, or choose the images by --label-list"
         )
-    shuffled = _first_of_shuffled(np.arange(len(labels)), seed, _IMAGES)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    starts = np.cumsum(sizes) - sizes
-    return np.sort(np.concatenate([by_class[s : s + n] for s, n in zip(starts, needed, strict=True)]))
+    return _first_of(_shuffled(len(labels), seed, _IMAGES), labels, needed)
 
 
 def first_of_each_class(
-    labels: np.ndarray, num_classes: int, num: int, class_names: Sequence[str] | None = None
+    labels: np.ndarray,
+    num_classes: int,
+    num: int,
+    class_names: Sequence[str] | None = None,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the indices of the first `num` samples of each class, sorted, int64 [num * num_classes]."""
+    """Return the indices of the first `num` samples of each class, sorted, int64 [num * num_classes].
+
+    They are the first in `order` (indices), or else in that of the data. Samples without a label are left
+    out.
+    """
     if num < 1:
         raise ValueError(f"--labels-per-class {num}: it must be 1 or more")
-    sizes = np.bincount(labels, minlength=num_classes)
+    sizes = np.bincount(labels[labels >= 0], minlength=num_classes)
     if sizes.min() < num:
         smallest, least = int(sizes.argmin()), int(sizes.min())
         name = class_names[smallest] if class_names else f"class {smallest}"
@@ -84,15 +91,63 @@ def first_of_each_class(
             f"--labels-per-class {num}: {name} has {least} image{'' if least == 1 else 's'}; give "
             + (f"{least} or fewer" if least else "data without empty classes")
         )
-    by_class = np.argsort(labels, kind="stable")
-    firsts = (np.cumsum(sizes) - sizes)[:, None] + np.arange(num)
-    return np.sort(by_class[firsts.ravel()]).astype(np.int64, copy=False)
+    order = np.arange(len(labels)) if order is None else order
+    return _first_of(order[labels[order] >= 0], labels, np.full(num_classes, num))
 
 
-def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:
-    """Return `values` (0 … n - 1) sorted by their random words."""
-    random_words = words(Keys(seed, what, values.astype(np.int64)), Slot.TASK, 2).astype(np.uint64)
+def _first_of(order: np.ndarray, labels: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Return the first needed[c] samples of each class c in `order`, sorted, int64."""
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    sizes = np.bincount(labels[order], minlength=len(needed))
+    starts = np.cumsum(sizes) - sizes
+    return np.sort(np.concatenate([by_class[s : s + n] for s, n in zip(starts, needed, strict=True)]))
+
+
+def _shuffled(num: int, seed: int, what: int) -> np.ndarray:
+    """Return 0 to num - 1 in the order of their random words, int64."""
+    random_words = words(Keys(seed, what, np.arange(num)), Slot.TASK, 2).astype(np.uint64)
     return np.argsort(random_words[:, 0] << np.uint64(32) | random_words[:, 1], kind="stable")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a few labelled images of each class.
+
+    Attributes:
+        pool: All images that any draw has.
+        images: By the number of images of each class: those of each draw, as sorted indices of the data set
+            that was drawn from, int64.
+    """
+
+    pool: Subset
+    images: dict[int, list[np.ndarray]]
+
+    def rows(self, num: int, draw: int) -> np.ndarray:
+        """Return a draw's rows of `pool`, int64."""
+        return np.searchsorted(self.pool.positions, self.images[num][draw])
+
+
+def draw_few(data: Dataset, nums: Sequence[int], num_draws: int, seed: int) -> Draws:
+    """Draw `nums` samples of each class, several times.
+
+    A draw shuffles all samples by `seed` and its number, and takes the first of each class. So its smaller
+    numbers are parts of its larger ones.
+
+    Raises:
+        ValueError: There are fewer than two classes, or a class has fewer samples.
+    """
+    labels = data.labels()
+    if data.num_classes < 2 or not (labels >= 0).any():
+        raise ValueError(
+            f"--labels-per-class: the data has {number_of(data.num_classes, 'class', 'classes')}, and a "
+            "classifier tells two or more apart; give a folder with one sub-folder per class"
+        )
+    images: dict[int, list[np.ndarray]] = {num: [] for num in nums}
+    for draw in range(num_draws):
+        order = _shuffled(len(labels), seed, _DRAWS + draw)
+        for num, draws in images.items():
+            draws.append(first_of_each_class(labels, data.num_classes, num, data.class_names, order))
+    return Draws(Subset(data, np.unique(np.concatenate(images[max(nums)]))), images)
 
 
 def read_label_list(path: Path, data: Dataset) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+import copy
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from typing_extensions import Self, override
 from tyro.conf import Positional, arg
@@ -47,9 +47,10 @@ class EvaluationOptions(RunOptions):
     size_from_run: ClassVar[bool] = True
     """Whether the side of the images is that of the run, where the command gives none."""
 
-    checkpoint: Positional[Annotated[Path | None, arg(metavar="RUN")]] = field(default=None, metadata=MACHINE)
+    checkpoint: Positional[Annotated[str | None, arg(metavar="RUN")]] = field(default=None, metadata=MACHINE)
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights
-    (the documentation has them under Use weights of other projects).
+    (the documentation has them under Use weights of other projects): a file, timm/NAME[.TAG], or an address
+    such as hf://ORG/NAME.
     """
     random_weights: bool = field(default=False, metadata=MACHINE)
     """Random weights, of --seed, instead of a RUN: what the features are worth before any learning."""
@@ -75,11 +76,6 @@ class EvaluationOptions(RunOptions):
     """
 
     @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_positive("size_px")
-
-    @override
     def completed(self) -> Self:
         """Choose random weights of `sample_backbone` where neither RUN nor --data was given."""
         if self.data is not None or self.checkpoint is not None:
@@ -102,7 +98,7 @@ class EvaluationOptions(RunOptions):
         own, _ = super().reading()
         if self.checkpoint is None or (self.range and self.bands):
             return own, ""
-        from fastpsl.models.weights import recorded_input
+        from fastpsl.models.initial_weights import recorded_input
         from fastpsl.pipelines.datasets.open import OF_WEIGHTS
 
         input = recorded_input(self.checkpoint)
@@ -113,7 +109,7 @@ class EvaluationOptions(RunOptions):
 
     def recorded_size(self) -> dict[str, Any]:
         """Return the side of RUN's images as `size_px`; nothing for random and for others' weights."""
-        from fastpsl.models.weights import recorded_input
+        from fastpsl.models.initial_weights import recorded_input
 
         input = None if self.checkpoint is None else recorded_input(self.checkpoint)
         return {} if input is None else {"size_px": input.size_px}
@@ -129,12 +125,13 @@ class EvaluationOptions(RunOptions):
 
     def pretrained(self) -> Pretrained:
         """Return the weights that the options name; rank 0 prints which they are."""
-        from fastpsl.models.weights import load_pretrained, random_weights
+        from fastpsl.models.initial_weights import open_initial
+        from fastpsl.models.weights import random_weights
 
         if self.random_weights == (self.checkpoint is not None):
             raise ValueError("give either RUN or --random-weights")
         if self.checkpoint is not None:
-            weights = load_pretrained(self.checkpoint, self.backbone, self.given_input())
+            weights = open_initial(self.checkpoint).load(self.backbone, self.given_input())
         elif self.backbone is None:
             raise ValueError("--random-weights needs --backbone, such as --backbone resnet50")
         else:
@@ -164,6 +161,16 @@ class VocOptions(EvaluationOptions):
 @dataclass(frozen=True, kw_only=True)
 class TrainedEvaluationOptions(EvaluationOptions, TrainingOptions):
     """The options of evaluations that train something on the features, such as a classifier."""
+
+
+Options = TypeVar("Options", bound=EvaluationOptions)
+
+
+def with_weights(options: Options, weights: Pretrained) -> Options:
+    """Return the same options, whose `pretrained` hands out a copy of these weights and reads no file."""
+    kind = type("Options", (type(options),), {"pretrained": lambda _: copy.deepcopy(weights)})
+    same: Options = kind(**{field.name: getattr(options, field.name) for field in fields(options)})
+    return same
 
 
 def given_input(

@@ -10,6 +10,7 @@ from fastpsl.files.paths import FORMS, require_existing
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.run_folder import CONFIG
 from fastpsl.files.system_errors import input_errors
+from fastpsl.models.names import is_timm
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class TrainedRun:
     val: str | None
 
     @classmethod
-    def of(cls, weights: Path) -> "TrainedRun | None":
+    def of(cls, source: str | Path) -> "TrainedRun | None":
         """Return the run of a folder or a checkpoint; None for weights that belong to no run."""
+        if is_remote(source) or is_timm(str(source)):
+            return None
+        weights = Path(source)
         whole = Path(os.path.abspath(weights))  # a name alone has no parents
         places = (weights, whole.parent) if weights.is_dir() else (whole.parent.parent,)
         folder = next((place for place in places if (place / CONFIG.name).is_file()), None)

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,14 @@ from fastpsl.files.system_errors import UnreadableError, input_errors, output_er
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
 from fastpsl.models.names import MAX_DOWNLOAD_GB, TIMM, WEIGHT_ENDINGS, is_module, is_own, is_timm
-from fastpsl.models.weights import WeightsFile, open_weights, sha256_of_tensors, words_of_input
+from fastpsl.models.weights import (
+    WeightsFile,
+    input_of_timm,
+    open_weights,
+    sha256_of_tensors,
+    usual_input,
+    words_of_input,
+)
 from fastpsl.pipelines.views import Input
 
 _MAX_CONFIG = 1 << 20  # bytes
@@ -58,7 +64,7 @@ def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> Weigh
 
         name, tensors, config = published(source)
         digest = sha256_of_tensors(tensors)
-        return WeightsFile(source, tensors, "timm", name, _input_of(config), digest=digest)
+        return WeightsFile(source, tensors, "timm", name, input_of_timm(config), digest=digest)
     if not is_remote(source):
         return open_weights(Path(source))
     is_file, place = _is_file(source), source.rstrip("/")
@@ -71,18 +77,13 @@ def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> Weigh
     data = read_whole(address, _MAX_CONFIG) or b"{}"
     try:
         config = _HUB_CONFIG.checked(address, parse(address, data))
-        name, input = TIMM + config["architecture"], _input_of(config["pretrained_cfg"])
+        name, input = TIMM + config["architecture"], input_of_timm(config["pretrained_cfg"])
     except ValueError as error:
         raise ValueError(
             f"{place}/config.json does not say which model of timm it is ({error}); give the address of a "
             "file of weights, and --backbone"
         ) from None
     return replace(weights, kind="timm", backbone=name, input=input)
-
-
-def _input_of(config: Mapping[str, Any]) -> Input:
-    """Return the input of a model by timm's `pretrained_cfg`."""
-    return Input("RGB", tuple(config["mean"]), tuple(config["std"]), config["input_size"][1])
 
 
 def _is_file(address: str) -> bool:
@@ -172,6 +173,18 @@ def _read_copy(source: str, path: Path) -> WeightsFile:
         ) from None
 
 
+def recorded_input(source: str) -> Input | None:
+    """Return the input that a checkpoint or an exported file records; `source` is as for `open_initial`.
+
+    It is None for other projects' files and published weights, and for those that are refused with a reason.
+    """
+    try:
+        weights = None if is_timm(source) else open_initial(source)
+    except ValueError:
+        return None
+    return weights.input if weights and weights.kind in ("fastpsl", "export") else None
+
+
 def recorded_backbone(source: str, max_download_gb: float) -> str | None:
     """Return the backbone that the weights record, if its name alone makes it.
 
@@ -223,9 +236,9 @@ def begin_with(
     """
     weights = open_initial(source, max_download_gb)
     recorded = weights.input
-    config = getattr(getattr(backbone, "network", None), "pretrained_cfg", None)
-    if recorded is None and config and input.channels == "RGB":
-        input = replace(_input_of(config), size_px=input.size_px)
+    usual = usual_input(backbone)
+    if recorded is None and usual and input.channels == "RGB":
+        input = replace(usual, size_px=input.size_px)
     if recorded is not None and recorded.channels != input.channels and not partial:
         raise ValueError(
             f"--init {source}: its weights read {recorded.channels}, and the recipe shows {input.channels}; "

@@ -89,17 +89,6 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     return open_weights(Path(path)).load(backbone, input)
 
 
-def recorded_input(path: Path) -> Input | None:
-    """Return the input that a checkpoint or an exported file records.
-
-    It is None for other projects' files, and for those that `load_pretrained` refuses with a reason.
-    """
-    try:
-        return open_weights(path).input
-    except ValueError:
-        return None
-
-
 _SPARE_NUMBERS = 1 << 24  # of a network that is built to name the tensors that a file lacks
 
 
@@ -152,6 +141,9 @@ class WeightsFile:
         """
         input = self._checked_input(input)
         name = backbone if partial and network is not None else self._checked_name(backbone)
+        if input is None and name is not None and is_timm(name) and network is None:
+            network = make_backbone(name)
+            input = usual_input(network)
         if name is None or input is None:
             raise ValueError(
                 f"{self.source} is no checkpoint of fastpsl, so what it is must be told: give --backbone, "
@@ -335,6 +327,17 @@ def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def usual_input(network: nn.Module) -> Input | None:
+    """Return the input that a model of timm is usually trained on; None for other networks."""
+    config = getattr(getattr(network, "network", None), "pretrained_cfg", None)
+    return input_of_timm(config) if config else None
+
+
+def input_of_timm(config: Mapping[str, Any]) -> Input:
+    """Return the input of a model by timm's `pretrained_cfg`."""
+    return Input("RGB", tuple(config["mean"]), tuple(config["std"]), config["input_size"][1])
 
 
 def _input(path: Path, record: Any) -> Input:

@@ -132,33 +132,58 @@ def draw_classes(numbers: Mapping[str, float], path: Path, title: str) -> Path:
     return write_png(figure, path)
 
 
+Curve = Mapping[int, tuple[float, float]]
+"""A mean and a deviation, in percent, by the number of images of each class."""
+
+
 def draw_shots(
-    numbers: Mapping[str, float],
-    blocks: Sequence[str],
-    shots: Sequence[int],
+    curves: Mapping[str, Curve],
     chance: float,
     path: Path,
     title: str,
+    *,
+    untrained: Mapping[str, Curve | None] | None = None,
+    words: tuple[str, str, str] = ("accuracy, %", "images of a class", "chance"),
 ) -> Path:
-    """Draw a line for each block, with the standard deviation over samples as error bars.
+    """Draw a line for each of `curves` by its name, with the deviations as error bars.
 
-    `numbers` has mAP_<shots>_<block> and sd_<shots>_<block>, in percent; shots are positives per class. A
-    dotted line is `chance`, the classes' mean frequency in percent.
+    A dotted line is `chance`, in percent.
+
+    Args:
+        curves: The curves by name.
+        chance: The score of chance.
+        path: The file to write.
+        title: Its title.
+        untrained: The curve of an untrained network by the name of its own, thin and in the same colour.
+        words: The labels of both axes, y first, and that of the dotted line.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis, shots = figure.subplots(), sorted(shots)
-    for block in blocks:
-        means, deviations = ([numbers[f"{name}_{k}_{block}"] for k in shots] for name in ("mAP", "sd"))
-        axis.errorbar(shots, means, deviations, marker="o", markersize=4, capsize=3, label=block)
-    axis.axhline(chance, label="classes' frequency", **_DOTTED)
+    axis, nums = figure.subplots(), sorted({num for curve in curves.values() for num in curve})
+    for place, (name, curve) in enumerate(curves.items()):
+        style = run_style(place)
+        shots, (means, deviations) = sorted(curve), zip(*(curve[k] for k in sorted(curve)), strict=True)
+        axis.errorbar(shots, means, deviations, capsize=3, label=_shown(name), **style)
+        if floor := (untrained or {}).get(name):
+            axis.plot(
+                shots, [floor[k][0] for k in shots], color=style["color"], linewidth=0.8, linestyle="--",
+                label=f"{_shown(name)}, untrained",
+            )  # fmt: skip
+    y_label, x_label, chance_label = words
+    axis.axhline(chance, label=chance_label, **_DOTTED)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(shots, [str(k) for k in shots])
-    axis.set_xlabel("positives of a class")
-    axis.set_ylabel("mAP, %")
+    axis.set_xticks(nums, [str(k) for k in nums])
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
     axis.set_ylim(0, 105)
     axis.set_title(title, fontsize=10, wrap=True)
-    figure.legend(loc="outside lower center", fontsize=8, ncols=len(blocks) + 1)
+    legend = figure.legend(loc="outside lower center", fontsize=8, ncols=min(len(curves) + 1, 4))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return write_png(figure, path)
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 60 else f"…{name[-60:]}"
 
 
 MAX_POINTS = 20_000
@@ -318,10 +343,7 @@ def monitor_figure(
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("kNN accuracy, %")
     if has_legend:
-        handles = [
-            Line2D([], [], label=name if len(name) <= 60 else f"…{name[-60:]}", **run_style(place))
-            for name, place in names.items()
-        ]
+        handles = [Line2D([], [], label=_shown(name), **run_style(place)) for name, place in names.items()]
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
         )

@@ -130,12 +130,10 @@ def require_paths(options: RunOptions) -> None:
             check_form(source)
         elif source is not None:
             require_existing(source, options.forms)
-    checkpoint: Path | None = getattr(options, "checkpoint", None)
-    if checkpoint is not None:
-        require_existing(checkpoint, WEIGHTS)
-    init: str | None = getattr(options, "init", None)
-    if init is not None and not (is_timm(init) or is_remote(init) or options.goes_on()):
-        require_existing(Path(init), WEIGHTS)
+    init = None if options.goes_on() else getattr(options, "init", None)
+    for weights in (getattr(options, "checkpoint", None), *getattr(options, "more_runs", ()), init):
+        if weights is not None and not (is_timm(weights) or is_remote(weights)):
+            require_existing(Path(weights), WEIGHTS)
     if options.out is not None:
         require_folder(options.out)
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +11,7 @@ from typing import Any
 import fastpsl
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import hint
+from fastpsl.scripts.command_line import HELP
 from fastpsl.scripts.recipe import Evaluation, Recipe
 
 # The recipes of `fastpsl train` and of `fastpsl eval`: their names, and their scripts' names without .py.
@@ -22,9 +23,9 @@ TRAIN: dict[str, str] = {
     "supervised": "supervised",
 }  # fmt: skip
 EVAL: dict[str, str] = {
-    "linear": "linear_probe", "blocks": "block_probe", "few-labels": "semi_supervised", "knn": "knn",
-    "svm": "voc_svm", "few-shot": "few_shot", "detect": "voc_detection", "segment": "voc_segmentation",
-    "multilabel": "voc_classification",
+    "linear": "linear_probe", "blocks": "block_probe", "few-labels": "few_labels",
+    "semi-supervised": "semi_supervised", "knn": "knn", "svm": "voc_svm", "few-shot": "few_shot",
+    "detect": "voc_detection", "segment": "voc_segmentation", "multilabel": "voc_classification",
 }  # fmt: skip
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
 
@@ -88,8 +89,14 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def named_path(name: str, names: Mapping[str, str]) -> Path:
-    """Return the path of the recipe that a person has named: ours, or a script. Records have no way here."""
+def named_path(name: str, names: Mapping[str, str], options: Sequence[str] | None = None) -> Path:
+    """Return the path of the recipe that a person has named: ours, or a script. Records have no way here.
+
+    To start it with `options`, few-labels without --labels-per-class is semi-supervised.
+    """
+    if name == "few-labels" and options is not None:
+        words = {option.partition("=")[0].replace("_", "-") for option in options}
+        name = "semi-supervised" if words.isdisjoint({"--labels-per-class", *HELP}) else name
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise ValueError(f"{name}: there is no such file; `fastpsl recipes` lists the names of recipes")

@@ -785,5 +785,5 @@ def test_random_weights_are_of_the_backbone_that_is_given() -> None:
     assert EvaluationOptions().completed().backbone == "resnet18"
     given = EvaluationOptions(backbone="nin3").completed()
     assert (given.backbone, given.random_weights) == ("nin3", True)
-    for options in (EvaluationOptions(data="photos"), EvaluationOptions(checkpoint=Path("a.pth"))):
+    for options in (EvaluationOptions(data="photos"), EvaluationOptions(checkpoint="a.pth")):
         assert options.completed() == options and not options.random_weights

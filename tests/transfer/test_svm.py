@@ -16,6 +16,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.transfer.svm import svm
 from fastpsl.transfer.svm.svm import (
     COSTS,
@@ -24,11 +25,9 @@ from fastpsl.transfer.svm.svm import (
     OneClass,
     cross_validated,
     few,
-    in_own_span,
     interpolated_ap,
     l2_normalised,
     low_shot_scores,
-    run_resumable,
     solve,
 )
 from tests.engine.tiny import one_process

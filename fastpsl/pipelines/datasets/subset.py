@@ -23,6 +23,9 @@ class Subset(Local):
     Classes are those of `data`, even where the subset has none of their samples. Every decoder that reads
     `data` reads the subset. The quasi-random order does not, because it reads whole pages.
 
+    A subset of a subset is one of the whole: `data` and `indices` are the whole's. `positions` are within
+    what was given, int64 [n].
+
     Args:
         data: The whole data set.
         indices: Integers [n], each at most once.
@@ -45,6 +48,7 @@ class Subset(Local):
             raise ValueError(f"sample {values[counts > 1][0]} is in the subset twice; give each index once")
         self.data: Dataset = data
         self.indices: np.ndarray = selection
+        self.positions: np.ndarray = selection
         if isinstance(data, Subset):
             self.data, self.indices = data.data, data.indices[selection]
         self.kind = data.kind

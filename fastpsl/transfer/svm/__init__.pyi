@@ -3,6 +3,7 @@ from .svm import VISSL as VISSL
 from .svm import Classes as Classes
 from .svm import blocks_of as blocks_of
 from .svm import constants_of as constants_of
+from .svm import curves_of as curves_of
 from .svm import details_of as details_of
 from .svm import extractions as extractions
 from .svm import numbers_of as numbers_of

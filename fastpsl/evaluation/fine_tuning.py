@@ -1,0 +1,81 @@
+"""Fine-tune copies of a network on draws of few labels, each by the recipe semi_supervised."""
+
+import hashlib
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fastpsl.engine.distributed import World, share, wait_for_all
+from fastpsl.engine.run import Run
+from fastpsl.evaluation.few_labels import Draws, write_label_list
+from fastpsl.evaluation.logistic import Scores, mean_and_deviation
+from fastpsl.evaluation.options import EvaluationOptions, with_weights
+from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.models.weights import Pretrained
+from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_process import train
+
+# Options of an evaluation that a fine-tuning has of its own.
+_OWN = {"out", "resume", "config", "batch_size", "checkpoint"}
+
+
+def fine_tuned(
+    options: EvaluationOptions,
+    weights: Pretrained,
+    draws: Draws,
+    folder: Path,
+    world: World,
+    **values: Any,
+) -> Scores | None:
+    """Fine-tune a copy of the weights on each draw, and return the validation scores on rank 0.
+
+    A batch is min(256, images), rounded down to equal parts for the ranks. Each run is below `folder`, and
+    its checkpoints are removed when it has finished. What has finished is not run again.
+
+    Args:
+        options: The options of the evaluation.
+        weights: The network.
+        draws: The images to learn from.
+        folder: The folder of the result.
+        world: The ranks that share the work.
+        **values: Options of semi_supervised, such as epochs.
+    """
+    script = find_recipe("semi_supervised")
+    shared = {f.name: getattr(options, f.name) for f in fields(EvaluationOptions) if f.name not in _OWN}
+    shared |= {name: value for name, value in values.items() if value is not None}
+    numbers = dict[str, float]()
+    for num, each in draws.images.items():
+        scored = []
+        for draw, images in enumerate(each):
+            batch = min(script.paper["batch_size"], len(images))
+            batch -= batch % world.size if batch >= world.size else 0
+            wanted = repr(
+                [sorted(shared.items()), weights.record["sha256"], draws.pool.digest(), images.tolist()]
+            )
+            digest = hashlib.sha256(wanted.encode()).hexdigest()[:16]
+            place = folder / f"tuned-{num}-{draw}-{digest}"
+            if not share(world, (place / NAME).exists() if world.rank == 0 else None):
+                if world.rank == 0:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_label_list(place.with_suffix(".txt"), images)
+                wait_for_all(world)
+                _run(script, script.with_paper(
+                    **shared, batch_size=batch, out=place, label_list=place.with_suffix(".txt")
+                ), weights)  # fmt: skip
+            wait_for_all(world)
+            scored.append(read_result(place / NAME)["numbers"]["top1"] / 100)
+            if world.rank == 0:
+                shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        numbers[f"top1_{num}"], numbers[f"sd_{num}"] = mean_and_deviation(scored)
+    return Scores("", numbers, {}, {}) if world.rank == 0 else None
+
+
+def _run(script: Any, options: Any, weights: Pretrained) -> None:
+    opened = list[Run]()
+    try:
+        if not train(script, with_weights(options, weights), opened, owns_process=False):
+            raise KeyboardInterrupt
+    finally:
+        for run in opened:
+            run.close()
