@@ -19,7 +19,7 @@ from fastpsl.engine.distributed import World, place_among_ranks, share
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.options import with_weights
-from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.model import Model
 from fastpsl.scripts.call import call, require_data
 from fastpsl.scripts.recipe import Evaluation

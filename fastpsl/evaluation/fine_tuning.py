@@ -11,7 +11,7 @@ from fastpsl.engine.run import Run
 from fastpsl.evaluation.few_labels import Draws, write_label_list
 from fastpsl.evaluation.logistic import Scores, mean_and_deviation
 from fastpsl.evaluation.options import EvaluationOptions, with_weights
-from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.models.weights import Pretrained
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import train

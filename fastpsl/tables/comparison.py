@@ -18,6 +18,7 @@ from fastpsl.console.words import gibibytes
 from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import UnreadableError
 from fastpsl.pipelines.data.identity import all_same, in_digits, not_compared, parts_of
+from fastpsl.tables.results import newest_few_labels
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
 
 NOTHING = "–"
@@ -43,11 +44,13 @@ class Comparison:
         runs: The runs, in the order that they were named.
         names: Their shortest names that differ.
         notes: What was left out, and which runs have no curve, a line each.
+        few_labels: The newest result.json of `fastpsl eval few-labels` of each run, or None.
     """
 
     runs: tuple[Run, ...]
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    few_labels: tuple[dict[str, Any] | None, ...] = ()
 
     @cached_property
     def target(self) -> float | None:
@@ -78,7 +81,17 @@ class Comparison:
                 f"energy {to}": lambda run: _joules(self._to_target(run, "joules")),
             }
         made = ((title, [words(run) for run in self.runs]) for title, words in lines.items())
-        return [Line(title, tuple(cell or NOTHING for cell in cells)) for title, cells in made if any(cells)]
+        told = [Line(title, tuple(cell or NOTHING for cell in cells)) for title, cells in made if any(cells)]
+        return told + self._few_label_lines()
+
+    def _few_label_lines(self) -> list[Line]:
+        """Return a line for each number of images of a class that `fastpsl eval few-labels` drew."""
+        numbers = [{} if record is None else record["numbers"] for record in self.few_labels]
+        found = {name[5:] for each in numbers for name in each if re.fullmatch(r"top1_\d+", name)}
+        return [
+            Line(f"few labels, {num} a class, %", tuple(_few_labels(each, num) for each in numbers))
+            for num in sorted(found, key=int)
+        ]
 
     def _to_target(self, run: Run, name: str) -> float | None:
         """Return what a run took to the first look with the accuracy that all have reached."""
@@ -159,7 +172,27 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
             notes.append(f"{run.folder}: {run.damage}")
         elif not run.looks:
             notes.append(f"{run.folder}: no curve: {_why_no_curve(run)}")
-    return Comparison(tuple(runs), tuple(_names([run.folder for run in runs])), tuple(notes))
+    few_labels = [newest_few_labels(run.folder) for run in runs]
+    drawn = [_drawn(record) for record in few_labels if record]
+    if any(each != drawn[0] for each in drawn):
+        notes.append("few labels: the results are of other images, draws or classifiers: not to be compared")
+    names = tuple(_names([run.folder for run in runs]))
+    return Comparison(tuple(runs), names, tuple(notes), tuple(few_labels))
+
+
+def _drawn(record: Mapping[str, Any]) -> list[Any]:
+    """Return what must be equal for results of few labels to be compared."""
+    names = ("seed", "draws", "classifier", "whole")
+    return [record["data"].get("train"), record["data"].get("val"), *map(record["settings"].get, names)]
+
+
+def _few_labels(numbers: Mapping[str, float], num: str) -> str:
+    """Return a score with its deviation over draws, and in brackets that of an untrained network."""
+    score, deviation = (numbers.get(f"{name}_{num}") for name in ("top1", "sd"))
+    untrained = numbers.get(f"untrained_top1_{num}")
+    if score is None or deviation is None:
+        return NOTHING
+    return f"{score:.1f} ± {deviation:.1f}" + ("" if untrained is None else f" ({untrained:.1f})")
 
 
 def _matches(place: str) -> list[Path]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.files.run_folder import CONFIG, STATUS
 from fastpsl.tables.rows import FEW_SHOT, TSNE
 from fastpsl.tables.runs import Run, walk
@@ -61,6 +61,23 @@ class Result:
             if (folder / CONFIG.name).exists():
                 return folder
         return None
+
+
+def newest_few_labels(run: Path) -> dict[str, Any] | None:
+    """Return the newest result of `fastpsl eval few-labels` on a run's weights; None without any.
+
+    It is looked for in the folders below that of the run, and in those beside it, two levels deep.
+    """
+    found, whole = list[dict[str, Any]](), run.resolve()
+    for path in (*whole.parent.glob(f"*/{NAME}"), *whole.parent.glob(f"*/*/{NAME}")):
+        try:
+            record = read_result(path)
+        except ValueError:
+            continue
+        weights = record["checkpoint"].get("path")
+        if record["recipe"] == "few_labels" and weights and Path(weights).resolve().is_relative_to(whole):
+            found.append(record)
+    return max(found, key=lambda record: record.get("date") or "", default=None)
 
 
 @dataclass

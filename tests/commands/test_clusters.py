@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from fastpsl.evaluation import cluster_report
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton

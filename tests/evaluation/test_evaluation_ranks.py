@@ -26,7 +26,7 @@ from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.neighbours import find_shared, retrieve, score
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import charts

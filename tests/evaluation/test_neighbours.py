@@ -19,7 +19,7 @@ from fastpsl.evaluation.neighbours import (
     score,
     score_lines,
 )
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.kernels.nearest import (
     Neighbours,
 )

@@ -10,13 +10,13 @@ import pytest
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import (
     data_record,
-    read_result,
     result_line,
     scores,
     write_result,
     write_run,
     write_val,
 )
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import Classes, classes_of

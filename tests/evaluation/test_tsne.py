@@ -10,7 +10,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import fastpsl
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.evaluation.tsne import embed, same_class, usual_perplexity
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths

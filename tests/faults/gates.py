@@ -20,7 +20,7 @@ from fastpsl import cli
 from fastpsl.engine.reporter import MetricsFile
 from fastpsl.engine.resume import find_checkpoint
 from fastpsl.evaluation.few_labels import read_label_list
-from fastpsl.evaluation.result import FORMAT as RESULT_FORMAT
+from fastpsl.evaluation.result_file import FORMAT as RESULT_FORMAT
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC

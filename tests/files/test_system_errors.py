@@ -23,7 +23,7 @@ import fastpsl.model
 from fastpsl.commands.launch import _status
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.replay import PastRun
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.paths import require_existing
 from fastpsl.files.system_errors import (

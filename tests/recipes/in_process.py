@@ -15,7 +15,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.plots import charts
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe

@@ -15,7 +15,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.evaluation import neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import score
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths

@@ -14,7 +14,7 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.reporter import summary_line
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.linear import best_block_lines
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.models.weights import random_weights

@@ -7,7 +7,7 @@ import torch
 
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.few_labels import draw_label_list
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.beton.reader import Beton

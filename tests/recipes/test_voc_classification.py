@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastpsl.engine.dataset_pass import NAME, read_predictions
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastpsl.engine.dataset_pass import read_predictions
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
