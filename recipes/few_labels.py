@@ -78,7 +78,8 @@ def run(options: Options) -> int:
         shared = evaluation.find_shared(draws.pool, val, world)
         folder = stack.enter_context(engine.open_folder("few_labels", options, world))
         if world.rank == 0:
-            print("\n".join([*evaluation.draw_lines(draws, train, val), *filter(None, [shared.line()])]))
+            lines = evaluation.draw_lines(draws, train, val)
+            print("\n".join([*lines, *filter(None, [shared.line()])]), flush=True)
         workers = options.workers or default_num_threads()
         scorer = evaluation.FewLabelScorer(draws, val, options.block, workers, world)
         curves, floors = {}, {}

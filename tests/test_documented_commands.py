@@ -17,7 +17,7 @@ from fastpsl.commands.doctor import Doctor
 from fastpsl.commands.launch import Slurm
 from fastpsl.commands.train import Eval, Train
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.scripts.recipe_files import find_recipe, recipe_path
+from fastpsl.scripts.recipe_files import find_recipe, load_recipe, named_path, recipe_path
 from tests.pipelines import published_files as published
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import make_tar, photo_tree, tar_bytes, tree
@@ -59,7 +59,7 @@ def test_printed_commands_exist(page: Path) -> None:
         assert kind is not Fastpsl, words
         options = {"help"} | (names(kind) if is_dataclass(kind) else set())
         if kind in (Train, Eval) and words and words[0] in kind.names:
-            options |= names(find_recipe(kind.names[words[0]]).options)
+            options |= names(load_recipe(named_path(words[0], kind.names, words[1:])).options)
         elif kind is Slurm and words and words[0] in Train.names:
             options |= names(find_recipe(Train.names[words[0]]).options)
         elif kind is Doctor:

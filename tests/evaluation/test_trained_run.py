@@ -96,7 +96,7 @@ def test_the_images_are_those_of_the_run(photos: Path) -> None:
     run = run_of(photos / "run", data="train", val="val")
     options = parsed("knn", run)
     assert (options.data, options.val, options.k) == ("train", "val", (10, 20, 100, 200))
-    assert not options.random_weights and options.checkpoint == run
+    assert not options.random_weights and options.checkpoint == str(run)
     options = parsed("knn", run, "--data", "val", "--val", "train")
     assert (options.data, options.val) == ("val", "train")
     options = parsed("few_shot", run)  # learns nothing
