@@ -161,8 +161,8 @@ def test_the_defaults_are_the_papers_with_data_and_the_samples_without() -> None
 
 def test_every_recipe_has_a_short_name() -> None:
     assert {*RECIPES.values()} == {path.stem for path in Path("recipes").glob("*.py")} - {
-        "__init__", "block_probe", "few_shot", "knn", "linear_probe", "semi_supervised", "voc_classification",
-        "voc_detection", "voc_segmentation", "voc_svm",
+        "__init__", "block_probe", "few_labels", "few_shot", "knn", "linear_probe", "semi_supervised",
+        "voc_classification", "voc_detection", "voc_segmentation", "voc_svm",
     } or not Path("recipes").is_dir()  # fmt: skip
     for name, file in RECIPES.items():
         assert find(name).name == find(file).name == find(name.replace("-", "_")).name == file

@@ -111,7 +111,7 @@ def _shuffled(num: int, seed: int, what: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of a few labelled images of each class.
+    """The draws of a few labelled images of each class.
 
     Attributes:
         pool: All images that any draw has.

@@ -1,4 +1,4 @@
-"""Fine-tune copies of a network on draws of few labels, each by the recipe semi_supervised."""
+"""Train copies of a network further on draws of few labels, each by the recipe semi_supervised."""
 
 import hashlib
 import shutil
@@ -28,7 +28,7 @@ def fine_tuned(
     world: World,
     **values: Any,
 ) -> Scores | None:
-    """Fine-tune a copy of the weights on each draw, and return the validation scores on rank 0.
+    """Train a copy of the weights further on each draw, and return the validation scores on rank 0.
 
     A batch is min(256, images), rounded down to equal parts for the ranks. Each run is below `folder`, and
     its checkpoints are removed when it has finished. What has finished is not run again.

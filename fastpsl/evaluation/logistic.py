@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # scikit-learn is imported where it is used, because the import takes a second.
 
-COSTS = tuple(10.0**power for power in range(-1, 6))  # scikit-learn's C, to choose from
+COSTS = tuple(10.0**power for power in range(6))  # scikit-learn's C, to choose from
 FIXED_COST = 1.0  # where a class has too few images for a cross-validation
 MIN_FOLDS, MAX_FOLDS = 3, 5
 MAX_ITERATIONS = 1000
@@ -182,7 +182,7 @@ def pixels() -> Pretrained:
 
 @dataclass(frozen=True)
 class FewLabelScorer:
-    """What the scores of several networks have in common.
+    """A scorer of networks, with what their scores have in common.
 
     Attributes:
         draws: The images to learn from.

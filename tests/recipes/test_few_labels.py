@@ -59,7 +59,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 class Labelled(Synthetic):
-    """Images without files, with the labels that are given."""
+    """A data set without files that has the labels it is given."""
 
     def __init__(self, labels: list[int], num_classes: int):
         super().__init__(len(labels), num_classes)
