@@ -181,6 +181,11 @@ class RunOptions:
         """Return these options with derived values filled in. Subclasses override it."""
         return self
 
+    @classmethod
+    def renewed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what values that were given under former names mean for others. Subclasses override it."""
+        return {}
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
         return {f.name: plain_value(getattr(self, f.name)) for f in fields(self)}

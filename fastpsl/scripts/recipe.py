@@ -191,7 +191,7 @@ class Script(Generic[Options]):
 
     def with_paper(self, **values: Any) -> Options:
         """Return options with `paper`'s values, overridden by `values`."""
-        return self.options(**{**self.paper, **values})
+        return self.options(**{**self.paper, **self.options.renewed(values), **values})
 
     def usual(self, options: Options) -> dict[str, Any]:
         """Return the defaults with --data, as they depend on the given options."""
@@ -248,15 +248,18 @@ class Script(Generic[Options]):
     def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values that replace `paper`'s where the command does not give them."""
         if options.config is not None:
-            return values_of_config(options.config, self.name, self.options)
+            recorded = values_of_config(options.config, self.name, self.options)
+            return {**self.options.renewed(recorded), **recorded}
         if not isinstance(options, PretrainOptions):
             of_run = options.of_run()
             if "size_px" in of_run.keys() & paper.keys():  # a protocol's, which smaller images lower
                 of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
             return {**(self.sample if of_run.get("data", options.data) is None else {}), **of_run}
-        return preset_values(
+        values = preset_values(
             options, self.name, paper, self.sample, self.at_most, scales_rate=self.scales_rate
         )
+        given = {name: value for name, value in vars(options).items() if name not in self.paper}
+        return values | self.options.renewed(given)
 
     def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
