@@ -173,20 +173,28 @@ def print_now(line: str) -> None:
 
 @dataclass(frozen=True)
 class Script(Generic[Options]):
-    """A script with options, whose defaults depend on whether --data is given or the sample is used."""
+    """A script with options, whose defaults depend on whether --data is given or the sample is used.
 
-    name: str  # the file's name without .py, which also names runs
-    description: str | None  # the file's docstring, for --help
+    Attributes:
+        name: The file's name without .py, which also names runs.
+        description: The file's docstring, for --help.
+        options: The class of the options.
+        paper: The defaults with --data, by option.
+        sample: The defaults without --data, on top of `paper`.
+        source: The origin of `paper`: "paper", or "default" if no paper states it.
+        variant: Returns defaults that depend on the given options, on top of `paper`.
+        scales_rate: Whether `build` scales the rate with the batch, so that --preset small leaves it.
+        at_most: Sizes that --preset small limits to a share of the images, besides the batch.
+    """
+
+    name: str
+    description: str | None
     options: type[Options]
-    paper: Mapping[str, Any]  # the defaults with --data
-    sample: Mapping[str, Any]  # the defaults without --data, on top of `paper`
-    # The origin of `paper`: "paper", or "default" if no paper states it.
+    paper: Mapping[str, Any]
+    sample: Mapping[str, Any]
     source: str = field(default="paper", kw_only=True)
-    # Returns defaults that depend on the given options, on top of `paper`.
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
-    # Whether `build` scales the rate with the batch, so that --preset small leaves it.
     scales_rate: bool = field(default=False, kw_only=True)
-    # Sizes that --preset small limits to a share of the images, besides the batch.
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
@@ -293,7 +301,11 @@ class Script(Generic[Options]):
 
 @dataclass(frozen=True)
 class Recipe(Script[Training]):
-    """A script that trains. `build` makes an experiment from the options."""
+    """A script that trains: Recipe(name, description, options, paper, sample, build).
+
+    Attributes:
+        build: Makes an experiment from the options.
+    """
 
     build: Callable[[Training], Experiment]
 
