@@ -28,7 +28,7 @@ PAPER = {
     "lr": 0.01,
     "intervals": (20, 20, 10, 10),
     "counts": (500, 1000, 2000),  # Table 1
-    "size_px": 225,  # 3 cells of 75 with tiles of 64 (section 3.3.1); shorter side 256 (section 4.1)
+    "size_px": 225,  # section 3.3.1: 3 cells of 75, tiles of 64; section 4.1: a shorter side of 256
     "permutations_per_image": 1,
     "embedding_width": 1000,
 }
