@@ -75,8 +75,7 @@ def values_of(recipe: str, given: Values) -> dict[str, Any]:
     base = PretrainOptions if isinstance(options, PretrainOptions) else EvaluationOptions
     names = [*_FIRST.get(recipe, "").split(), *script.paper, "batch_size", *script.variant(options), *given]
     names += [name for name in science if name not in base.__dataclass_fields__]
-    left_out = {*_OF_WEIGHTS} | (script.paper.keys() - science.keys())
-    return {name: values[name] for name in dict.fromkeys(names) if name not in left_out}
+    return {name: values[name] for name in dict.fromkeys(names) if name not in _OF_WEIGHTS}
 
 
 def experiment_of(recipe: str, given: Values) -> Experiment:
@@ -151,8 +150,9 @@ class Scale:
         assert weights.recipe
         flags = self.training_flags(weights) | {"backbone": weights.backbone, "plan": weights.plan}
         options = options_of(weights.recipe, **flags)
-        science = {name: options.science()[name] for name in PretrainOptions().science()}
-        science |= values_of(weights.recipe, self.training_flags(weights))
+        known, values = options.science(), values_of(weights.recipe, self.training_flags(weights))
+        science = {name: known[name] for name in PretrainOptions().science()}
+        science |= {name: value for name, value in values.items() if name in known}
         if hasattr(options, "permutations"):  # because those of a file do not count
             science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
         return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})
