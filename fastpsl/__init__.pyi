@@ -4,6 +4,7 @@ from . import losses as losses
 from . import ops as ops
 from . import optim as optim
 from . import plot as plot
+from . import pretext as pretext
 from . import tasks as tasks
 from . import views as views
 from .dataloader import loader as loader

@@ -1,5 +1,6 @@
 """Code under `<!-- test -->` in the documentation runs, and relative links have targets."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -62,6 +63,19 @@ def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:
     for page in PAGES:
         text = page.read_text()
         assert text.count("<!-- test -->") == len(BLOCK.findall(text)), page
+
+
+def test_a_task_of_your_own_imports_one_module() -> None:
+    """It is the one that the version policy covers."""
+    page, example = ROOT / "docs/how_to/add_a_task.md", ROOT / "docs/tutorials/example_task.py"
+    cells = json.loads(example.with_name("add_a_task.ipynb").read_text())["cells"]
+    files = [
+        "".join(cell["source"]) for cell in cells if cell["source"][:1] and "%%writefile" in cell["source"][0]
+    ]
+    codes = [*BLOCK.findall(page.read_text()), example.read_text(), *files]
+    found = [re.findall(r"^(?:from|import) (fastpsl\S*)", code, re.MULTILINE) for code in codes]
+    # The second file of the notebook goes on with the first.
+    assert found == [["fastpsl.pretext"]] * 4 + [[], ["fastpsl.pretext"]]
 
 
 @cache

@@ -9,12 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from typing_extensions import override
 
-from fastpsl.engine.task import Task
-from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.kernels.geometry import Flip
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pretext import Task, ViewSpec, ops, override
 
 
 class NearestKey(Task):
@@ -33,7 +29,8 @@ class NearestKey(Task):
 
     @override
     def views(self, level):  # harder levels crop smaller parts
-        return (ViewSpec(RandomResizedCrop(self.size_px, scale=(1 / (1 + level), 1.0)), ops=(Flip(),)),) * 2
+        crop = ops.RandomResizedCrop(self.size_px, scale=(1 / (1 + level), 1.0))
+        return (ViewSpec(crop, (ops.Flip(),)),) * 2
 
     @override
     def head(self, level, channels):

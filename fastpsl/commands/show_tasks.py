@@ -35,6 +35,7 @@ def task_of(recipe: str, scale: float) -> Task:
     """Build the task of a recipe with PAPER's values, and all lengths in px times `scale`."""
     script = find_recipe(recipe)
     assert isinstance(script, Recipe)
-    lengths = {name: value for name, value in vars(script.with_paper()).items() if name.endswith("_px")}
+    values = script.with_paper().science()
+    lengths = {name: values[name] for name in values if name == "short_side" or name.endswith("_px")}
     options = script.with_paper(**{name: round(value * scale) for name, value in lengths.items()})
     return script.build(options).task

@@ -181,6 +181,11 @@ class RunOptions:
         """Return these options with derived values filled in. Subclasses override it."""
         return self
 
+    @classmethod
+    def renewed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what values that were given under former names mean for others. Subclasses override it."""
+        return {}
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
         return {f.name: plain_value(getattr(self, f.name)) for f in fields(self)}
@@ -405,7 +410,18 @@ class PretrainOptions(TrainingOptions):
         return FreezeRule(self.freeze_when, self.freeze_looks, self.freeze_within, self.freeze_min_epochs)
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
-        """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
+        """Return the plan's stages for a task and a backbone.
+
+        Args:
+            num_levels: The task's number of levels.
+            num_blocks: The backbone's number of blocks.
+
+        Returns:
+            The stages, in order.
+
+        Raises:
+            ValueError: Options of the plan do not fit each other, the task or the backbone.
+        """
         stages = make_plan(
             self.plan, self.epochs, num_levels=num_levels, num_blocks=num_blocks, partition=self.partition,
             levels=self.levels, first_learning=self.first_learning,
@@ -423,7 +439,14 @@ class SGDOptions(PretrainOptions):
     """Use FusedSGD of NVIDIA apex."""
 
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:
-        """Return the SGD optimiser, or apex's fused one for --apex."""
+        """Return the function that builds SGD, or with --apex apex's fused one.
+
+        Returns:
+            `sgd`, or a function of the same arguments.
+
+        Raises:
+            ValueError: --apex is given, and there is no apex or no GPU.
+        """
         from fastpsl.engine.distributed import choose_device
         from fastpsl.engine.optim.optimisers import fused_sgd, require_apex, sgd
 
@@ -434,12 +457,26 @@ class SGDOptions(PretrainOptions):
 
 
 def per_stage(value: Any) -> tuple[Any, ...]:
-    """Return the values of an option: one for each stage, or a single one for all."""
+    """Return the values of an option.
+
+    Args:
+        value: One value for all stages, or a tuple with one for each.
+
+    Returns:
+        The tuple, or a tuple of the single value.
+    """
     return value if isinstance(value, tuple) else (value,)
 
 
 def at_end(value: PerStage) -> int:
-    """Return the last stage's value of an option."""
+    """Return the last stage's value of an option.
+
+    Args:
+        value: One value for all stages, or one for each.
+
+    Returns:
+        The value, which a run's views and weights record.
+    """
     return int(per_stage(value)[-1])
 
 

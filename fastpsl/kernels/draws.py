@@ -145,7 +145,13 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
 def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
     """Return uniform random numbers, the top 24 bits of each word times 2**-24.
 
-    The result is float32 [B, num] in [0, 1), with `num` from 0 to 1,024.
+    Args:
+        keys: The keys of B samples.
+        slot: As in `integers`.
+        num: The number of numbers of each sample, 0 to 1,024.
+
+    Returns:
+        float32 [B, num], in [0, 1).
     """
     return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
@@ -160,7 +166,14 @@ def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
 def integers(keys: Keys, slot: int, num: int, high: int) -> np.ndarray:
     """Return uniform random integers.
 
-    The result is int64 [B, num] in [0, high), with `num` from 0 to 1,024 and `high` from 1 to 2**31.
+    Args:
+        keys: The keys of B samples.
+        slot: The purpose of the draw: a `Slot`, or a number from 1,000 on for an op of another package.
+        num: The number of integers of each sample, 0 to 1,024.
+        high: The end of the range, 1 to 2**31.
+
+    Returns:
+        int64 [B, num], in [0, high).
     """
     return scaled(words(keys, slot, num), high)
 

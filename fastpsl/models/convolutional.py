@@ -33,9 +33,15 @@ class _MeanOfPositions(Function):
 
 
 def mean_of_positions(maps: Tensor) -> Tensor:
-    """Return the mean of each channel [B, C] of maps [B, C, H, W], whose gradient fits any layout.
+    """Return the mean of each channel, whose gradient fits any layout.
 
     torch's own mean writes its gradient as [B, C, H, W] in this order, and a channels-last network copies it.
+
+    Args:
+        maps: Feature maps, float [B, C, H, W].
+
+    Returns:
+        Means of the same dtype, [B, C].
     """
     means: Tensor = _MeanOfPositions.apply(maps)
     return means

@@ -383,6 +383,9 @@ def train_view(input: Input, size_px: int, crop: TrainCrop = "random_resized") -
         crop: "random_resized", a place in the image after its shorter side is resized, or "padded". "padded"
             is for small images: the whole middle square, shifted by up to an eighth of its side (`Shift`: 4
             of 32 px).
+
+    Returns:
+        The view.
     """
     box: Crop = RandomResizedCrop(size_px)
     shift: tuple[Op, ...] = ()
@@ -396,8 +399,14 @@ def train_view(input: Input, size_px: int, crop: TrainCrop = "random_resized") -
 def center_view(input: Input, size_px: int, whole: bool = False) -> ViewSpec:
     """Return the view that shows the middle of the image, with the channels of the weights' input record.
 
-    The shorter side is resized to `size_px` * 256 / 224, or to `size_px` if `whole`, as is usual for images
-    of 32 px.
+    Args:
+        input: The input that the weights expect.
+        size_px: The side of the view.
+        whole: Whether the shorter side becomes `size_px`, as is usual for images of 32 px. If not, it becomes
+            `size_px` * 256 / 224.
+
+    Returns:
+        The view.
     """
     crop = ShorterSideCrop(size_px, size_px, "center") if whole else _shorter_side(size_px, "center")
     return ViewSpec(crop, _channels(input), input.mean, input.std)

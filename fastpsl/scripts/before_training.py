@@ -25,7 +25,7 @@ from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, why
 from fastpsl.scripts.recipe import Recipe
 
 _SAMPLED = 1000  # images whose sizes are looked at
-_SIZES = ("short_side", "cell_px", "tile_px", "size_px")
+_SIZES = ("short_side", "tile_px", "size_px")
 _MEASURED = 3  # steps and validation batches of each stage
 
 
@@ -154,7 +154,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     rows = data.train.rows(spread_indices(num_images, _SAMPLED))
     side = int(np.median(np.minimum(rows.height, rows.width)))
     if side < needed:
-        flags = [flag(name) for name in _SIZES if hasattr(options, name)]
+        flags = [flag(name) for name in _SIZES if getattr(options, name, None)]
         yield (
             f"half of the images have a side of {side} px or less and are enlarged to {needed} px: "
             f"give smaller {', '.join(flags)}"

@@ -28,9 +28,14 @@ COMMAND = "FASTPSL_COMMAND"  # in the environment of the processes that `fastpsl
 def launch(
     script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> NoReturn:
-    """Run a script and exit. Errors begin with `prog`, the command that was typed, or the script's name.
+    """Run a script and exit.
 
     The exit code is 0 (finished), 2 (user error), 75 (preempted; the same command resumes) or 1 (crashed).
+
+    Args:
+        script: The script.
+        arguments: The words of its command line; None for those of the process.
+        prog: What errors begin with; None for the command that was typed, or else the script's name.
     """
     given = sys.argv[1:] if arguments is None else arguments
     prog = prog or os.environ.get(COMMAND)

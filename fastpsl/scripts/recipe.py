@@ -171,25 +171,33 @@ def print_now(line: str) -> None:
 
 @dataclass(frozen=True)
 class Script(Generic[Options]):
-    """A script with options, whose defaults depend on whether --data is given or the sample is used."""
+    """A script with options, whose defaults depend on whether --data is given or the sample is used.
 
-    name: str  # the file's name without .py, which also names runs
-    description: str | None  # the file's docstring, for --help
+    Attributes:
+        name: The file's name without .py, which also names runs.
+        description: The file's docstring, for --help.
+        options: The class of the options.
+        paper: The defaults with --data, by option.
+        sample: The defaults without --data, on top of `paper`.
+        source: The origin of `paper`: "paper", or "default" if no paper states it.
+        variant: Returns defaults that depend on the given options, on top of `paper`.
+        scales_rate: Whether `build` scales the rate with the batch, so that --preset small leaves it.
+        at_most: Sizes that --preset small limits to a share of the images, besides the batch.
+    """
+
+    name: str
+    description: str | None
     options: type[Options]
-    paper: Mapping[str, Any]  # the defaults with --data
-    sample: Mapping[str, Any]  # the defaults without --data, on top of `paper`
-    # The origin of `paper`: "paper", or "default" if no paper states it.
+    paper: Mapping[str, Any]
+    sample: Mapping[str, Any]
     source: str = field(default="paper", kw_only=True)
-    # Returns defaults that depend on the given options, on top of `paper`.
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
-    # Whether `build` scales the rate with the batch, so that --preset small leaves it.
     scales_rate: bool = field(default=False, kw_only=True)
-    # Sizes that --preset small limits to a share of the images, besides the batch.
     at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
         """Return options with `paper`'s values, overridden by `values`."""
-        return self.options(**{**self.paper, **values})
+        return self.options(**{**self.paper, **self.options.renewed(values), **values})
 
     def usual(self, options: Options) -> dict[str, Any]:
         """Return the defaults with --data, as they depend on the given options."""
@@ -246,15 +254,18 @@ class Script(Generic[Options]):
     def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values that replace `paper`'s where the command does not give them."""
         if options.config is not None:
-            return values_of_config(options.config, self.name, self.options)
+            recorded = values_of_config(options.config, self.name, self.options)
+            return {**self.options.renewed(recorded), **recorded}
         if not isinstance(options, PretrainOptions):
             of_run = options.of_run()
             if "size_px" in of_run.keys() & paper.keys():  # a protocol's, which smaller images lower
                 of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
             return {**(self.sample if of_run.get("data", options.data) is None else {}), **of_run}
-        return preset_values(
+        values = preset_values(
             options, self.name, paper, self.sample, self.at_most, scales_rate=self.scales_rate
         )
+        given = {name: value for name, value in vars(options).items() if name not in self.paper}
+        return values | self.options.renewed(given)
 
     def _show_help(self, prog: str | None) -> None:
         small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
@@ -288,7 +299,11 @@ class Script(Generic[Options]):
 
 @dataclass(frozen=True)
 class Recipe(Script[Training]):
-    """A script that trains. `build` makes an experiment from the options."""
+    """A script that trains: Recipe(name, description, options, paper, sample, build).
+
+    Attributes:
+        build: Makes an experiment from the options.
+    """
 
     build: Callable[[Training], Experiment]
 

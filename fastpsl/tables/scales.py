@@ -31,7 +31,7 @@ _OF_WEIGHTS = ("backbone", "plan")
 _UIC = "epochs batch_size lr weight_decay dropout"
 _SSLPP = "weight_decay size_px crop proxy num_clusters"
 _FIRST = {
-    "jigsaw_r50": "epochs batch_size lr intervals counts grid",
+    "jigsaw_r50": "epochs batch_size lr intervals counts grid short_side cell_px tile_px",
     **dict.fromkeys(("uic_alexnet", "uic_r50", "deepcluster_alexnet"), _UIC),
     **dict.fromkeys((f"sslpp_{task}" for task in ("colorization", "context", "rotation", "aet")), _SSLPP),
     "sslpp_iic": "epochs batch_size lr num_clusters num_heads second_clusters num_sub_heads",
@@ -66,13 +66,15 @@ def values_of(recipe: str, given: Values) -> dict[str, Any]:
     """Return the values of a recipe, by option.
 
     They are those of its own options that are science, and of all that PAPER or `given` names. Where an
-    option is None, its protocol's value stands.
+    option is None, its protocol's value stands, or the one that follows from other options.
     """
     options, script = options_of(recipe, **given), find_recipe(recipe)
-    values = {**vars(options), **_constants(options), "batch_size": options.batch_size}
+    science = options.science()
+    follow = {name: value for name, value in science.items() if getattr(options, name, value) is None}
+    values = {**vars(options), **follow, **_constants(options), "batch_size": options.batch_size}
     base = PretrainOptions if isinstance(options, PretrainOptions) else EvaluationOptions
     names = [*_FIRST.get(recipe, "").split(), *script.paper, "batch_size", *script.variant(options), *given]
-    names += [name for name in options.science() if name not in base.__dataclass_fields__]
+    names += [name for name in science if name not in base.__dataclass_fields__]
     return {name: values[name] for name in dict.fromkeys(names) if name not in _OF_WEIGHTS}
 
 
@@ -148,8 +150,9 @@ class Scale:
         assert weights.recipe
         flags = self.training_flags(weights) | {"backbone": weights.backbone, "plan": weights.plan}
         options = options_of(weights.recipe, **flags)
-        science = {name: options.science()[name] for name in PretrainOptions().science()}
-        science |= values_of(weights.recipe, self.training_flags(weights))
+        known, values = options.science(), values_of(weights.recipe, self.training_flags(weights))
+        science = {name: known[name] for name in PretrainOptions().science()}
+        science |= {name: value for name, value in values.items() if name in known}
         if hasattr(options, "permutations"):  # because those of a file do not count
             science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
         return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})

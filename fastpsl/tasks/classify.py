@@ -84,7 +84,16 @@ class Classify(Task):
 
 
 def average_and_linear(channels: int, num_classes: int, std: float | None = None) -> nn.Sequential:
-    """Build a head from features [B, channels, h, w] to logits [B, num_classes]: average and `linear`."""
+    """Build a head of average pool and linear layer, which makes logits [B, num_classes] of feature maps.
+
+    Args:
+        channels: The number of channels of the feature maps, float [B, channels, h, w].
+        num_classes: The number of classes.
+        std: Initial weights are N(0, std²) and biases 0. None means torch's uniform initialisation.
+
+    Returns:
+        A new module.
+    """
     return nn.Sequential(AveragePool(), nn.Flatten(), linear(channels, num_classes, std))
 
 
@@ -98,14 +107,28 @@ def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each row of logits [B, classes], float32 [B]; -1 counts as label 0."""
+    """Return the cross-entropy of each sample.
+
+    Args:
+        logits: float32 [B, classes].
+        labels: int64 [B]; -1 counts as label 0.
+
+    Returns:
+        float32 [B].
+    """
     return F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean cross-entropy of float32 logits [B, classes] to int64 labels [B] of valid samples.
+    """Return the mean cross-entropy of the valid samples, 0 if there are none.
 
-    `valid` is float [B], 1 for valid samples and else 0. The labels of others may be negative.
+    Args:
+        logits: float32 [B, classes]. Those of other samples may be infinite or NaN.
+        labels: int64 [B]. Those of other samples may be negative.
+        valid: float [B], 1 for valid samples and else 0.
+
+    Returns:
+        A float32 scalar.
     """
     losses = cross_entropies(logits, labels)
     # where instead of a product, because padding may hold values that are not finite.
@@ -113,7 +136,17 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tenso
 
 
 def scored(logits: Tensor, labels: Tensor, valid: Tensor, name: str = "accuracy") -> tuple[Tensor, Metrics]:
-    """Return `masked_cross_entropy`, and as metrics the loss and `name`, the share of right valid samples."""
+    """Return what `Task.loss` returns for a classification: the loss and its metrics.
+
+    Args:
+        logits: As in `masked_cross_entropy`.
+        labels: As there.
+        valid: As there.
+        name: The metric that counts the valid samples whose largest logit is the label's.
+
+    Returns:
+        `masked_cross_entropy`, and the metrics "loss" and `name`.
+    """
     num, loss = valid.sum(), masked_cross_entropy(logits, labels, valid)
     right = ((logits.argmax(1) == labels) * valid).sum()
     return loss, {"loss": (loss.detach() * num, num), name: (right, num)}

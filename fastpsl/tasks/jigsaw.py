@@ -159,7 +159,7 @@ class Jigsaw(Task):
         if grid * cell_px > shorter_px:
             raise ValueError(
                 f"{grid} cells of {cell_px} px are {grid * cell_px} px, more than the shorter side of "
-                f"{shorter_px} px: lower --cell-px or --grid, or raise --short-side"
+                f"{shorter_px} px: lower --size-px, or raise --short-side"
             )
         self.permutations = torch.from_numpy(permutations.astype(np.int64))
         self.counts = tuple(counts)

@@ -34,7 +34,7 @@ NUM_STEPS = 12  # of each of three stages
 PACED = str(ROOT / "tests" / "cluster" / "paced_recipe.py")
 OPTIONS = (
     *("--checkpoint-steps", "2", "--batch-size", "8", "--workers", "1", "--no-tensorboard"),
-    *("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
+    *("--size-px", "54", "--counts", "4", "8", "16"),
     *("--backbone", "resnet18", "--max-steps-per-stage", str(NUM_STEPS)),
 )
 

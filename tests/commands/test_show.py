@@ -39,8 +39,9 @@ def test_the_jigsaw_shown_is_the_recipes() -> None:
 )
 def test_lengths_are_scaled(recipe: str, shorter_px: int, size_px: int) -> None:
     task = task_of(recipe, shorter_px / 256)
-    sizes = {view.crop.size_px for level in range(task.num_levels) for view in task.views(level + 1)}
-    assert sizes == {size_px}
+    crops = [view.crop for level in range(task.num_levels) for view in task.views(level + 1)]
+    assert {crop.size_px for crop in crops} == {size_px}
+    assert {getattr(crop, "shorter_px", shorter_px) for crop in crops} == {shorter_px}
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -37,7 +37,7 @@ from tests.programs import ROOT
 JIGSAW = str(ROOT / "recipes" / "jigsaw_r50.py")
 SMALL = (
     *("--backbone", "resnet18", "--batch-size", "8", "--workers", "1", "--permutations-per-image", "1"),
-    *("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
+    *("--size-px", "54", "--counts", "4", "8", "16"),
 )
 
 

@@ -171,8 +171,8 @@ class Kind(NamedTuple):
 
 
 JIGSAW = Kind("jigsaw", "jigsaw_r50", (
-    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--short-side", 40, "--cell-px", 18),
-    *("--tile-px", 16, "--counts", 4, 8, 16, "--embedding-width", 16, "--permutations-per-image", 2),
+    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--size-px", 36),
+    *("--counts", 4, 8, 16, "--embedding-width", 16, "--permutations-per-image", 2),
     *("--max-steps-per-stage", 6),
 ))  # fmt: skip
 MOCO = Kind("MoCo v2", "mocov2_r50", (

@@ -133,7 +133,7 @@ def test_no_recipe_is_left_out() -> None:
     assert scripts == {row[0] for row in TRAINED.values()} | set(LOOKED_AT)
 
 
-CAPTURED_PX = ("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16")
+CAPTURED_PX = ("--size-px", "54", "--counts", "4", "8", "16")
 QUICK = ("moco",)
 MORE: dict[str, tuple[str, ...]] = {
     "jigsaw": CAPTURED_PX,

@@ -16,8 +16,8 @@ from tests.recipes.in_process import ran, words
 NAME = "jigsaw_r50"
 RECIPE = ROOT / "recipes" / f"{NAME}.py"
 SMALL = words(
-    "--backbone resnet18 --checkpoint-steps 2 --batch-size 8 --workers 2 --no-tensorboard --short-side 60",
-    "--cell-px 18 --tile-px 16 --counts 4 8 16",
+    "--backbone resnet18 --checkpoint-steps 2 --batch-size 8 --workers 2 --no-tensorboard --size-px 54",
+    "--counts 4 8 16",
 )
 
 

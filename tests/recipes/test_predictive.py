@@ -25,8 +25,7 @@ from tests.warm import spawn
 
 JIGSAW = "jigsaw_r50"
 SMALL_JIGSAW = words(
-    "--max-steps-per-stage 1 --batch-size 8 --workers 1 --no-tensorboard --short-side 60",
-    "--cell-px 18 --tile-px 16 --counts 4 8 16",
+    "--max-steps-per-stage 1 --batch-size 8 --workers 1 --no-tensorboard --size-px 54 --counts 4 8 16"
 )
 RESNET18 = ("--backbone", "resnet18")
 

@@ -5,6 +5,7 @@ they take neither time nor memory.
 """
 
 import itertools
+import json
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from fastpsl.kernels.geometry import AllTurns, Flip, Rotate45, Rotate90
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.views import Crop, Op, ViewSpec
-from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import TRAIN, find_recipe
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.pseudo_labels import uic as uic_module
@@ -207,6 +208,42 @@ def test_a_jigsaw_of_other_sizes_and_permutations(tmp_path: Path) -> None:
         head = experiment.task.head(level, 10)
         assert layers(head) == ["Linear 10 7", "BatchNorm 7", "ReLU", f"Linear 28 {count}"]
         assert np.array_equal(head.get_buffer("permutations"), orders[:count])
+
+
+@pytest.mark.parametrize(
+    ("words", "sides"),
+    [
+        ("--data T.beton", (225, 256, 75, 64)), ("", (96, 108, 32, 28)),
+        ("--size-px 48", (48, 54, 16, 14)), ("--size-px 3 --grid 1", (3, 3, 3, 3)),
+        # The names of before: all sides, or one, which the others follow.
+        ("--data T.beton --short-side 108 --cell-px 32 --tile-px 28", (96, 108, 32, 28)),
+        ("--grid 2 --short-side 40 --cell-px 18 --tile-px 16", (36, 40, 18, 16)),
+        ("--short-side 64 --cell-px 18 --tile-px 16", (54, 64, 18, 16)),
+        ("--short-side 60", (54, 60, 18, 16)), ("--short-side 60 --size-px 48", (48, 60, 16, 14)),
+        ("--cell-px 18", (54, 60, 18, 16)), ("--cell-px 75 --size-px 225", (225, 256, 75, 64)),
+    ],
+)  # fmt: skip
+def test_the_sides_of_a_puzzle(words: str, sides: tuple[int, ...], tmp_path: Path) -> None:
+    script: Any = find_recipe("jigsaw_r50")
+    options = script.parse(["--preset", "paper"] * ("--data" in words) + words.split(), log=len)
+    names = ("short_side", "cell_px", "tile_px")
+    assert (options.size_px, *map(options.sides().get, names)) == sides
+    assert [options.science()[name] for name in names] == [*sides[1:]] and "size_px" not in options.science()
+    # A record from before --size-px, as --config and a replay read it.
+    old = {"preset": "paper", "grid": options.grid, **options.sides()}
+    record = {"options": old, "science": {"recipe": "jigsaw_r50"}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    again = script.parse(["--config", str(tmp_path)], log=len)
+    assert again.size_px == script.with_paper(**old).size_px == sides[0]
+    assert again.sides() == options.sides()
+
+
+@pytest.mark.parametrize("name", TRAIN.values())
+def test_size_px_is_the_side_that_the_weights_record(name: str) -> None:
+    script: Any = find_recipe(name)
+    with torch.device("meta"):
+        experiment = script.build(script.parse(["--size-px", "48"], log=len))
+    assert {experiment.task.input_record(stage.level)["size_px"] for stage in experiment.stages} == {48}
 
 
 # Section 3.3.2, Table 2 and section 4.1: 2, 4 and 8 angles; windows of 224 of 256. The other sizes are for

@@ -9,13 +9,8 @@ sys.path[:0] = [str(ROOT / "docs" / "tutorials"), str(ROOT)]
 
 from example_task import NearestKey
 
-from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.optim.optimisers import sgd
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
-from fastpsl.scripts.launch import launch
-from fastpsl.scripts.recipe import Recipe
+from fastpsl.pretext import Experiment, PretrainOptions, Recipe, launch, sgd, step_drops
 from tests.engine.tiny import TinyNet
 
 

@@ -30,6 +30,9 @@ def sgd(
         weight_decay: The weight decay.
         nesterov: Whether to use Nesterov's momentum.
         decay_biases: Whether biases decay too, as in other methods.
+
+    Returns:
+        The optimizer, for a trainer that sets the rate of each step.
     """
     groups = decay_groups(named_parameters, weight_decay, decay_biases)
     return with_zero_momenta(
@@ -42,7 +45,16 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
 ) -> torch.optim.Adam:
-    """Build torch's fused Adam with weight decay on all parameters, where decay is added to the gradient."""
+    """Build torch's fused Adam with weight decay on all parameters, where decay is added to the gradient.
+
+    Args:
+        named_parameters: Names and parameters.
+        betas: The decay rates of both moments, in [0, 1).
+        weight_decay: The weight decay, 0 or more.
+
+    Returns:
+        The optimizer, for a trainer that sets the rate of each step.
+    """
     parameters = [parameter for _, parameter in named_parameters]
     optimiser = torch.optim.Adam(
         parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True,
@@ -236,7 +248,20 @@ def lars(
     weight_decay: float = 1e-6,
     eeta: float = 0.001,
 ) -> LARS:
-    """Build LARS on `lars_groups`, for a trainer that sets the rate of each step."""
+    """Build LARS on `lars_groups`, for a trainer that sets the rate of each step.
+
+    Args:
+        named_parameters: Names and parameters.
+        momentum: The momentum, 0 or more.
+        weight_decay: The decay of weights, 0 or more; biases and BatchNorms have none.
+        eeta: The trust coefficient: the relative change of a layer's norm by a step of rate 1.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: A value is below 0, or a parameter is not float32.
+    """
     parameters = [parameter for _, parameter in named_parameters]
     return LARS(lars_groups(parameters, weight_decay), lr=0.0, momentum=momentum, eeta=eeta)
 

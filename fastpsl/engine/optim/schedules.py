@@ -46,6 +46,9 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
         intervals: The lengths of the intervals, as shares of the stage's length.
         factor: The factor of each drop.
 
+    Returns:
+        The schedule.
+
     Raises:
         ValueError: `lr` or an interval is not positive.
     """
@@ -63,7 +66,14 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
 
 
 def by_stage(schedules: Sequence[Schedule]) -> Schedule:
-    """Return the schedule that has each of `schedules` in its stage, or the only one in all stages."""
+    """Return the schedule that has each of several in its stage.
+
+    Args:
+        schedules: A schedule for each stage, or one for all.
+
+    Returns:
+        The schedule.
+    """
     return schedules[0] if len(schedules) == 1 else lambda moment: schedules[moment.stage](moment)
 
 
@@ -99,6 +109,13 @@ def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
     PSL, section 4.1, uses it for "Contrastive learning". SimCLR's code has a linear warm-up before it, which
     PSL does not mention.
 
+    Args:
+        lr: The highest rate.
+        warmup_epochs: Epochs in which the rate rises from 0, counted over all stages.
+
+    Returns:
+        The schedule.
+
     Raises:
         ValueError: `lr` is not positive, or `warmup_epochs` is negative.
     """
@@ -120,6 +137,12 @@ def linear_decay(lr: float) -> Schedule:
     """Return a linear schedule from `lr` to 0 over all stages without restart.
 
     Source: UIC, section 4.2, "0.1 learning rate decaying linearly".
+
+    Args:
+        lr: The first rate.
+
+    Returns:
+        The schedule.
 
     Raises:
         ValueError: `lr` is not positive.

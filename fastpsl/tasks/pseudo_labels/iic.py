@@ -465,6 +465,7 @@ class ClusterHeads(nn.Module):
 
 
 def build_iic(options: IICOptions) -> Experiment:
+    """Build the experiment of IIC with these options."""
     task = IIC(
         options.num_clusters,
         size_px=at_end(options.size_px),
