@@ -58,6 +58,13 @@ def test_other_weights_belong_to_no_run(photos: Path) -> None:
     assert TrainedRun.of(photos / "w.pt") is None and recorded_input(str(photos / "w.pt")) is None
 
 
+def test_weights_from_elsewhere_belong_to_no_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of their path is not looked for, even where the current folder is a run's."""
+    monkeypatch.chdir(run_of(photos / "run"))
+    for source in ("timm/resnet18", "timm/resnet18.a1_in1k", "hf://timm/resnet18"):
+        assert TrainedRun.of(source) is None
+
+
 def test_images_that_are_not_there_are_named(photos: Path) -> None:
     found = TrainedRun.of(run_of(photos / "run", data="moved", val=None))
     assert found is not None

@@ -192,6 +192,16 @@ def test_timms_safetensors_are_read(torchvision_file: Path, tmp_path: Path) -> N
     assert "is no readable safetensors file" in error_line(path, "resnet18", USUAL)
 
 
+def test_a_model_of_timm_has_its_usual_input(tmp_path: Path) -> None:
+    """EfficientNet-Lite's mean and deviation are not ImageNet's."""
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "lite0.pth")
+    loaded = load_pretrained(tmp_path / "lite0.pth", "timm/tf_efficientnet_lite0")
+    assert loaded.input == Input("RGB", (0.5,) * 3, (0.5,) * 3, 224)
+    given = Input("RGB", (0.1,) * 3, (0.2,) * 3, 64)
+    assert load_pretrained(tmp_path / "lite0.pth", "timm/tf_efficientnet_lite0", given).input == given
+
+
 def test_odd_values_in_a_file_are_named(trained: Path, torchvision_file: Path, tmp_path: Path) -> None:
     """Names that are no strings, dicts that hold themselves, tensors without plain numbers or as settings."""
     path, state, tensors = tmp_path / "odd.pt", newest_checkpoint(trained), torch.load(torchvision_file)

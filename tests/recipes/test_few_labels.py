@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import Normalizer, StandardScaler
@@ -29,6 +31,8 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.tables.comparison import compare
+from tests.files.test_remote_http import serving
+from tests.models.test_export import checkpoint
 from tests.pipelines.written import write_labelled
 from tests.recipes.in_process import refused, start
 from tests.tables.test_runs import write_run
@@ -241,6 +245,27 @@ def test_several_networks_stand_beside_each_other_and_in_a_comparison(
     lines = {line.title: line.cells for line in comparison.figures}
     assert lines["few labels, 4 a class, %"][1].startswith("99.0 ±")
     assert "other images, draws or classifiers" in comparison.notes[-1]
+
+
+def test_networks_from_elsewhere_see_images_of_their_own_size(
+    tmp_path: Path, noise: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's of 48 px, a file's at a server, whose JSON beside it names timm's model and its input."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    checkpoint(run, "nin3", Input(size_px=48))
+    tensors = save(timm.create_model("resnet10t", num_classes=0).state_dict())
+    statistics = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 96, 96]}
+    config = json.dumps({"architecture": "resnet10t", "pretrained_cfg": statistics}).encode()
+    files = {"net/model.safetensors": tensors, "net/config.json": config}
+    with serving({name: (data, len(data)) for name, data in files.items()}) as server:
+        networks = (run, f"{server.address}/net")
+        small = "--batch-size 8 --workers 1 --labels-per-class 1 --draws 1"
+        recipe(*networks, small, *noise, "--out", tmp_path / "few").ok()
+    first, second = (result(tmp_path / "few" / str(place)) for place in (1, 2))
+    assert [each["settings"]["size_px"] for each in (first, second)] == [48, 224]
+    assert [each["checkpoint"]["backbone"] for each in (first, second)] == ["nin3", "timm/resnet10t"]
+    assert second["checkpoint"]["input"]["std"] == [0.25] * 3
 
 
 def test_fine_tuning_learns_from_the_draws_and_is_not_repeated(

@@ -143,6 +143,17 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(tmp_path: Path) -> Non
     refused(outcome, "the data: its digest", "percent (10.0 there, 20.0 now)")
 
 
+def test_the_list_of_a_part_is_read_within_the_same_part(tmp_path: Path) -> None:
+    """A share of --data is held back, so positions in the part are not those in the whole."""
+    held_back, digests = ("--data", sample_paths().train_32, "--val", "20%"), []
+    lists = ("--percent 10", ("--label-list", tmp_path / "0/label-list.txt"))
+    for place, images in enumerate(lists):
+        words = (images,) if isinstance(images, str) else images
+        start("semi_supervised", *held_back, *SMALL_SEMI, *words, "--out", tmp_path / str(place)).ok()
+        digests.append(read_result(tmp_path / str(place) / "result.json")["data"]["train"])
+    assert digests[0] == digests[1]
+
+
 def test_protocols_are_pirls_and_simclrs() -> None:
     for protocol, lr in (("pirl", 0.01), ("simclr", 0.05)):
         values = {"protocol": protocol, "batch_size": 128}
