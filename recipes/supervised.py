@@ -88,7 +88,7 @@ def build(options: Options) -> engine.Experiment:
 def finish(task: tasks.Classify, run: engine.Run) -> Sequence[str]:
     if run.data.val is None:
         return ["no result: without --val nothing is scored"]
-    record = models.load_pretrained(run.last_checkpoint(), run.science["backbone"]).record
+    record = models.load_pretrained(run.last_checkpoint(), run.options.backbone).record
     constants = {"momentum": 0.9, "nesterov": False}
     path = evaluation.write_val(
         task, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record

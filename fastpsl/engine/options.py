@@ -407,7 +407,12 @@ class PretrainOptions(TrainingOptions):
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
         name, needs_several = getattr(self, "backbone", ""), len(self.epochs) > 1 or self.plan == "continue"
-        if num_blocks == 1 and needs_several and self.plan != "end_to_end" and (is_own(name) or is_module(name)):
+        if (
+            num_blocks == 1
+            and needs_several
+            and self.plan != "end_to_end"
+            and (is_own(name) or is_module(name))
+        ):
             from fastpsl.models.given import stages_of_one_block
 
             raise stages_of_one_block(self.plan, name)

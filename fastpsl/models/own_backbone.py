@@ -291,9 +291,10 @@ class OwnBackbone(Wrapped):
                 maps = block(maps)
             except Exception as error:
                 raise_of_the_system(f"--backbone {self.name}", error)
+                like = _like(self.network)
                 raise self._wrong(
                     f"B{number} failed on images of {side} px, and min_px is {self.min_px}: "
-                    f"{reason_of(error)}{_like(self.network)}"
+                    f"{reason_of(error)}{f'; or give {like}' if like else ''}"
                 ) from error
             are_maps = isinstance(maps, Tensor) and maps.dim() == 4 and len(maps) == 2
             widths.append(maps.shape[1] if are_maps else 0)
@@ -314,18 +315,18 @@ def stages_refused(plan: str, name: str, network: nn.Module) -> ValueError:
     parts = _parts_in_code(network)
     such = "" if parts else ", such as"
     parts = parts or {"self.stem": 64, "self.body": 128}
-    channels = ", ".join(map(str, parts.values()))
+    channels, like = ", ".join(map(str, parts.values())), _like(network)
     return ValueError(
-        f"{problem}{_like(network)}, or write two lines in its class{such} `blocks = lambda self: "
-        f"[{', '.join(parts)}]` and `channels = ({channels})` ({_GUIDE})"
+        f"{problem}{f', or {like}' if like else ''}, or write two lines in its class{such} `blocks = lambda "
+        f"self: [{', '.join(parts)}]` and `channels = ({channels})` ({_GUIDE})"
     )
 
 
 def _like(network: nn.Module) -> str:
-    """Return the remedy of a model of timm that is like one of torchvision, or "" for other networks."""
+    """Return the option for a model of timm that is like one of torchvision; "" for other networks."""
     folder, _, file = type(network).__module__.rpartition(".")
     timm = _TIMM_LIKE.get(file) if folder == "torchvision.models" else None
-    return f", or give --backbone {TIMM}{timm}" if timm else ""
+    return f"--backbone {TIMM}{timm}" if timm else ""
 
 
 @torch.no_grad()
