@@ -309,16 +309,17 @@ class OwnBackbone(Wrapped):
 
 def stages_refused(plan: str, name: str, network: nn.Module) -> ValueError:
     """Return the error for a plan of several stages and a module of one block."""
-    problem = f"--plan {plan}: {name} is one block, and stages need several; give --plan end_to_end"
-    if _cut_of(network) is _own_blocks:
-        return ValueError(f"{problem}, or let its blocks() return more ({_GUIDE})")
-    parts = _parts_in_code(network)
-    such = "" if parts else ", such as"
-    parts = parts or {"self.stem": 64, "self.body": 128}
-    channels, like = ", ".join(map(str, parts.values())), _like(network)
+    remedy, like = "let its blocks() return more", _like(network)
+    if _cut_of(network) is not _own_blocks:
+        parts = _parts_in_code(network)
+        such = "" if parts else ", such as"
+        parts = parts or {"self.stem": 64, "self.body": 128}
+        blocks, channels = ", ".join(parts), ", ".join(map(str, parts.values()))
+        remedy = f"write two lines in its class{such} `blocks = lambda self: [{blocks}]` and "
+        remedy += f"`channels = ({channels})`"
     return ValueError(
-        f"{problem}{f', or {like}' if like else ''}, or write two lines in its class{such} `blocks = lambda "
-        f"self: [{', '.join(parts)}]` and `channels = ({channels})` ({_GUIDE})"
+        f"--plan {plan}: {name} is one block, and stages need several; give --plan end_to_end"
+        f"{f', or {like}' if like else ''}, or {remedy} ({_GUIDE})"
     )
 
 

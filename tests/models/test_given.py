@@ -404,6 +404,12 @@ def test_a_run_of_a_network_with_a_name_is_read_by_it(
     assert config["science"]["initial_weights"] == science["initial_weights"]
 
 
+def test_a_classifier_of_a_module_is_scored(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"epochs": 1, "max_steps_per_stage": 1, "batch_size": 16, "workers": 1}
+    run = fastpsl.pretrain("supervised", backbone=Plain(), out=tmp_path, tensorboard=False, **values)
+    assert json.loads((run.folder / "result.json").read_text())["checkpoint"]["backbone"] == run.backbone
+
+
 def test_all_ranks_begin_from_the_weights_of_rank_0() -> None:
     nets = [Net(), Net()]
     script: Any = find_recipe("simclr_r50")

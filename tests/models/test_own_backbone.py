@@ -318,7 +318,7 @@ def test_a_module_without_blocks_and_torchvisions_by_command(maker: str, plan: s
         assert scored.code == 0, scored.err
     if maker == "Plain":  # its first block is its last
         results = [json.loads((here / block / "result.json").read_text()) for block in ("B1", "final")]
-        assert results[0]["scores"] == results[1]["scores"]
+        assert results[0]["numbers"] == results[1]["numbers"]
 
 
 @pytest.fixture
@@ -397,13 +397,11 @@ def test_two_ranks_train_and_resume_it(maker: str, here: Path) -> None:
         *("--no-tensorboard", "--checkpoint-steps", 1, "--plan", "end_to_end"),
     )
     recipe = ROOT / "recipes" / "simclr_r50.py"
-    done = run(recipe, *arguments, "--max-steps-per-stage", 4, "--out", here / "whole", ranks=2)
-    assert done.returncode == 0, done.stderr
-    cut = here / "cut"
-    for steps in (2, 4):
-        done = run(recipe, *arguments, "--max-steps-per-stage", steps, "--out", cut, ranks=2)
+    out, states = here / "out", []
+    for _ in range(2):
+        done = run(recipe, *arguments, "--max-steps-per-stage", 4, "--out", out, ranks=2)
         assert done.returncode == 0, done.stderr
-        if steps == 2:
-            # Without the cut stage's end, the run resumes from the step before.
-            max((cut / "checkpoints").iterdir()).unlink()
-    assert digests(newest_checkpoint(cut)) == digests(newest_checkpoint(here / "whole"))
+        states.append(digests(newest_checkpoint(out)))
+        for path in sorted((out / "checkpoints").iterdir())[1:]:
+            path.unlink()  # the same command resumes from the step before
+    assert states[0] == states[1]
