@@ -181,7 +181,8 @@ def vgg_blocks(network: Any) -> list[nn.Module]:
 
     *blocks, pool = cut(network.features, nn.MaxPool2d)
     for number, layers in enumerate(cut(network.classifier, nn.Dropout) if len(network.classifier) else []):
-        vectors = on_vectors(layers[-2].out_features, *layers)
+        width = next(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+        vectors = on_vectors(width, *layers)
         blocks.append(vectors if number else nn.Sequential(*pool, network.avgpool, *vectors))
     return [*blocks]
 

@@ -64,8 +64,8 @@ def given(module: object) -> Given:
 
 def _inside(module: nn.Module) -> nn.Module:
     """Return what DDP or torch.compile wraps, else the module itself."""
-    is_parallel = isinstance(module, nn.DataParallel | DistributedDataParallel)
-    return module.module if is_parallel else getattr(module, "_orig_mod", module)
+    inner: Any = getattr(module, "_orig_mod", module)
+    return inner.module if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 
 
 def backbone_of(name: Given, num_channels: int) -> Backbone:
