@@ -81,14 +81,14 @@ def build(options: Options) -> engine.Experiment:
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=optim.by_stage([optim.step_drops(lr, options.intervals) for lr in rates]),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
-        finish=partial(finish, task),
+        finish=partial(finish, task, options.backbone),
     )
 
 
-def finish(task: tasks.Classify, run: engine.Run) -> Sequence[str]:
+def finish(task: tasks.Classify, backbone: str, run: engine.Run) -> Sequence[str]:
     if run.data.val is None:
         return ["no result: without --val nothing is scored"]
-    record = models.load_pretrained(run.last_checkpoint(), run.science["backbone"]).record
+    record = models.load_pretrained(run.last_checkpoint(), backbone).record
     constants = {"momentum": 0.9, "nesterov": False}
     path = evaluation.write_val(
         task, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record

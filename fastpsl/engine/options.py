@@ -14,7 +14,7 @@ from tyro.conf import arg
 from fastpsl.engine.plan import FreezeRule, Stage, make_plan, with_values
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
-from fastpsl.models.names import ANY_BACKBONE, MAX_DOWNLOAD_GB
+from fastpsl.models.names import ANY_BACKBONE, MAX_DOWNLOAD_GB, is_module, is_own
 from fastpsl.pipelines.data.reading import Reading
 
 if TYPE_CHECKING:
@@ -422,6 +422,16 @@ class PretrainOptions(TrainingOptions):
         Raises:
             ValueError: Options of the plan do not fit each other, the task or the backbone.
         """
+        name, needs_several = getattr(self, "backbone", ""), len(self.epochs) > 1 or self.plan == "continue"
+        if (
+            num_blocks == 1
+            and needs_several
+            and self.plan != "end_to_end"
+            and (is_own(name) or is_module(name))
+        ):
+            from fastpsl.models.given import stages_of_one_block
+
+            raise stages_of_one_block(self.plan, name)
         stages = make_plan(
             self.plan, self.epochs, num_levels=num_levels, num_blocks=num_blocks, partition=self.partition,
             levels=self.levels, first_learning=self.first_learning,

@@ -124,13 +124,14 @@ def make_plan(
         raise ValueError(f"stage lengths {tuple(stage_epochs)}: give one or more, each of at least 1 epoch")
     first = _first_block(first_learning, num_blocks)
     num_learning = num_blocks - first + 1
-    if not partition and num_stages > num_learning:
+    if name != "end_to_end" and not partition and num_stages > num_learning:
         raise ValueError(
             f"{num_stages} stage lengths {tuple(stage_epochs)} for {number_of(num_learning, 'block')}: give "
             f"at most {num_learning} --epochs, or the --partition"
         )
     overlapping = [f"{i + first}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
-    parts = _parts(partition or overlapping, num_stages, first, num_blocks)
+    whole = name == "end_to_end" and not partition
+    parts = [] if whole else _parts(partition or overlapping, num_stages, first, num_blocks)
     if name == "blockwise":
         before = (0, *(last for _, last in parts))
         if partition and any(first <= last for (first, _), last in zip(parts, before, strict=False)):

@@ -60,9 +60,8 @@ def fine_tuned(
                     folder.mkdir(parents=True, exist_ok=True)
                     write_label_list(place.with_suffix(".txt"), images)
                 wait_for_all(world)
-                _run(script, script.with_paper(
-                    **shared, batch_size=batch, out=place, label_list=place.with_suffix(".txt")
-                ), weights)  # fmt: skip
+                own = {"batch_size": batch, "out": place, "label_list": place.with_suffix(".txt")}
+                _run(script, script.with_paper(**shared, **own), weights, world)
             wait_for_all(world)
             scored.append(read_result(place / NAME)["numbers"]["top1"] / 100)
             if world.rank == 0:
@@ -71,10 +70,10 @@ def fine_tuned(
     return Scores("", numbers, {}, {}) if world.rank == 0 else None
 
 
-def _run(script: Any, options: Any, weights: Pretrained) -> None:
+def _run(script: Any, options: Any, weights: Pretrained, world: World) -> None:
     opened = list[Run]()
     try:
-        if not train(script, with_weights(options, weights), opened, owns_process=False):
+        if not train(script, with_weights(options, weights), opened, owns_process=False, world=world):
             raise KeyboardInterrupt
     finally:
         for run in opened:

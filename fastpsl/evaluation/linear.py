@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.words import number_of
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.evaluation.few_labels import FewLabels
@@ -131,8 +132,8 @@ class ProbeHead(Heads):
     ):
         if len(shapes) < len(pools):
             raise ValueError(
-                f"a backbone of {len(shapes)} blocks: this protocol scores B1 to B{len(pools)}; "
-                "give --protocol moco, which scores the last block alone"
+                f"the backbone has {number_of(len(shapes), 'block')}: this protocol scores B1 to "
+                f"B{len(pools)}; give --protocol moco, which scores the last block alone"
             )
         numbers = {f"B{i}": i for i in range(1, len(shapes) + 1)} if pools else {}
         numbers[FINAL] = 0

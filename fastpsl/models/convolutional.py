@@ -8,6 +8,7 @@ NIN: gidariss/FeatureLearningRotNet, `architectures/NetworkInNetwork.py`, which 
 of SSL++ describe. The second to fourth block return 192 maps of 8 x 8 positions.
 """
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -173,6 +174,25 @@ GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 VGG_SIDE = 7
 
 
+def vgg_blocks(network: Any) -> list[nn.Module]:
+    """Return the blocks of a network with a VGG's `features`, `avgpool` and `classifier`.
+
+    A max-pool and a dropout each begin a block. The last layer of `classifier`, which scores classes, must
+    have been removed.
+    """
+
+    def cut(layers: nn.Sequential, at: type[nn.Module]) -> list[nn.Sequential]:
+        starts = [number for number, layer in enumerate(layers) if isinstance(layer, at)]
+        return [layers[first:end] for first, end in pairwise([0, *starts, len(layers)])]
+
+    *blocks, pool = cut(network.features, nn.MaxPool2d)
+    for number, layers in enumerate(cut(network.classifier, nn.Dropout) if len(network.classifier) else []):
+        width = next(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+        vectors = on_vectors(width, *layers)
+        blocks.append(vectors if number else nn.Sequential(*pool, network.avgpool, *vectors))
+    return [*blocks]
+
+
 class VGG(Backbone):
     """A VGG16: B1…B5 are conv1_x…conv5_x, and B6 and B7 are fc6 and fc7 with outputs [B,4096,1,1].
 
@@ -196,11 +216,8 @@ class VGG(Backbone):
         self.name = "vgg16"
         self.channels = (*(width for width, _ in GROUPS), fc_width, fc_width)
         layers: list[nn.Module] = []
-        # The index of each block's first layer. All blocks but the first start with a pool.
-        self._starts: list[int] = []
         inputs = 3
         for width, count in GROUPS:
-            self._starts.append(len(layers) - 1 if layers else 0)
             for _ in range(count):
                 layers += [
                     nn.Conv2d(inputs, width, 3, padding=1),
@@ -210,7 +227,7 @@ class VGG(Backbone):
                 inputs = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(VGG_SIDE)
+        self.avgpool = nn.AdaptiveAvgPool2d((VGG_SIDE, VGG_SIDE))
         self.classifier = nn.Sequential(
             nn.Linear(VGG_SIDE**2 * inputs, fc_width),
             nn.ReLU(inplace=True),
@@ -222,13 +239,7 @@ class VGG(Backbone):
 
     @override
     def blocks(self) -> list[nn.Module]:
-        convolutions, fc = self.features, self.classifier
-        ends = (*self._starts[1:], len(convolutions) - 1)
-        return [
-            *(convolutions[start:end] for start, end in zip(self._starts, ends, strict=True)),
-            nn.Sequential(convolutions[-1], self.avgpool, *on_vectors(self.channels[-2], *fc[:2])),
-            on_vectors(self.channels[-1], *fc[2:]),
-        ]
+        return vgg_blocks(self)
 
 
 NUM_BLOCKS = {"nin3": 3, "nin4": 4, "nin5": 5}

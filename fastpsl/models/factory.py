@@ -17,8 +17,9 @@ def make_backbone(name: str | nn.Module, *, num_channels: int = 3, dropout: floa
 
     Args:
         name: One of `BACKBONES`, "timm/NAME" for a model of timm, or "FILE.py:CLASS" for your own module.
-            Or a module: a model that timm made, a backbone, or your own with `blocks()` and `channels`. Its
-            copy begins with its weights, and the module itself stays as it is.
+            Or a module: a model that timm made, torchvision's ResNet or VGG, a backbone, or your own. Without
+            `blocks()` and `channels`, yours is one block. The backbone is a copy with the module's weights;
+            the module itself stays as it is.
         num_channels: The number of channels of the images.
         dropout: The probability of dropout, in [0, 1), for alexnet and vgg16. None means the network's
             default.

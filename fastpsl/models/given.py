@@ -12,9 +12,18 @@ from torch.nn.parameter import is_lazy
 
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.backbone import Backbone, unusable
-from fastpsl.models.convolutional import first_convolution
+from fastpsl.models.convolutional import VGG, first_convolution, read_channels
 from fastpsl.models.names import MODULE, TIMM
-from fastpsl.models.own_backbone import UNREADABLE, OwnBackbone, Wrapped, image_of, reason_of
+from fastpsl.models.own_backbone import (
+    UNREADABLE,
+    OwnBackbone,
+    Wrapped,
+    cut_of_torchvision,
+    image_of,
+    made,
+    reason_of,
+    stages_refused,
+)
 
 
 class Given(str):
@@ -36,9 +45,8 @@ def given(module: object) -> Given:
         raise ValueError(  # noqa: TRY004 - a user error
             f"--backbone is of type {type(module).__name__}: give a name, or a torch.nn.Module"
         )
-    if isinstance(module, nn.DataParallel | DistributedDataParallel):
-        module = module.module
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    while (inner := _inside(module)) is not module:
+        module = inner
     if isinstance(held := getattr(module, "backbone", None), Backbone):  # by a fastpsl.Model
         module = held
     assert isinstance(module, nn.Module)
@@ -48,10 +56,16 @@ def given(module: object) -> Given:
         network = _copied(name, module.network if isinstance(module, Wrapped) else module)
     else:
         network = _copied(name, module)
-        name = _name_in_timm(network) or name
+        name = _name_in_timm(network) or _name_of_ours(network) or name
     found = Given(name)
     found.module = network
     return found
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """Return what DDP or torch.compile wraps, else the module itself."""
+    inner: Any = getattr(module, "_orig_mod", module)
+    return inner.module if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 
 
 def backbone_of(name: Given, num_channels: int) -> Backbone:
@@ -76,6 +90,11 @@ def take_weights(backbone: Backbone, name: Given) -> None:
             raise _other_channels(name, num, wanted)
         raise ValueError(f"--backbone {name}: its layers are not those of {name}; give it as it was made")
     backbone.load_state_dict({**backbone.state_dict(), **weights})
+
+
+def stages_of_one_block(plan: str, name: str) -> ValueError:
+    """Return the error for a plan of several stages and a module of one block, given or of a file."""
+    return stages_refused(plan, name, name.module if isinstance(name, Given) else made(name))
 
 
 def module_record(name: Given) -> dict[str, str]:
@@ -169,6 +188,22 @@ def _name_in_timm(network: nn.Module) -> str:
             f"--backbone {name}: with features_only it lacks layers, or it was made with other arguments; "
             f"give timm.create_model({architecture!r})"
         )
+    return ""
+
+
+def _name_of_ours(network: nn.Module) -> str:
+    """Return the name of our backbone that has the blocks of torchvision's ResNet or VGG, else ""."""
+    if cut_of_torchvision(network) is None:
+        return ""
+    from fastpsl.models.resnet import VARIANTS, ResNet
+
+    for name in (*VARIANTS, "vgg16"):
+        with torch.device("meta"):
+            ours = VGG() if name == "vgg16" else ResNet(name)
+            if (num := _num_channels(network)) not in (None, 3):
+                read_channels(ours, num)
+        if _weights_for(ours, network) is not None:
+            return name
     return ""
 
 

@@ -143,9 +143,10 @@ def _with_free_pools(network: nn.Module) -> nn.Module:
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
-                size = child.output_size  # torch itself traces a pool to 1 x 1 for any size
-                if isinstance(size, int) and size > 1:
-                    setattr(parent, name, _Pool(size))
+                size: Any = child.output_size
+                height, width = (size, size) if isinstance(size, int) else size
+                if height == width and isinstance(height, int) and height > 1:
+                    setattr(parent, name, _Pool(height))  # torch itself traces a pool to 1 x 1 for any size
     return network
 
 

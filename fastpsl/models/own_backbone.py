@@ -1,8 +1,9 @@
-"""A module of the user's own as a backbone: `--backbone FILE.py:CLASS`."""
+"""A module of the user's own, or of torchvision, as a backbone: `--backbone FILE.py:CLASS`."""
 
+import copy
 import importlib.util
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from numbers import Integral
@@ -18,6 +19,7 @@ from fastpsl.console.words import pasted
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import first_convolution, read_channels
+from fastpsl.models.names import TIMM
 
 
 class Wrapped(Backbone):
@@ -64,14 +66,68 @@ def _image(size: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 _GUIDE = "https://fastpsl.github.io/fastpsl/how_to/own_backbone.html"
+# Files of torchvision.models, and a model of timm of the same kind, which is cut into blocks.
+_TIMM_LIKE = {
+    "convnext": "convnext_tiny",
+    "densenet": "densenet121",
+    "efficientnet": "efficientnet_b0",
+    "inception": "inception_v3",
+    "mnasnet": "mnasnet_100",
+    "mobilenetv2": "mobilenetv2_100",
+    "mobilenetv3": "mobilenetv3_large_100",
+    "regnet": "regnety_004",
+    "swin_transformer": "swin_tiny_patch4_window7_224",
+    "vision_transformer": "vit_base_patch16_224",
+}
 # The side of the images of the first pass, unless the network needs larger ones.
 CHECK_PX = 64
 
 
-class OwnBackbone(Wrapped):
-    """A user's module with `blocks()` and `channels`, as docs/how_to/own_backbone.md describes it.
+class AsMaps(nn.Module):
+    """A layer that turns vectors [B, C] into maps [B, C, 1, 1], and returns maps as they are."""
 
-    A `Backbone` is such a module, but any torch.nn.Module will do. `block_names` and `min_px` are optional.
+    @override
+    def forward(self, outputs: Any) -> Tensor:
+        if isinstance(outputs, Tensor) and outputs.dim() in (2, 4):
+            return outputs if outputs.dim() == 4 else outputs[:, :, None, None]
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise ValueError(
+            f"forward() of the backbone returned {shape}; let it return a tensor [B, C, h, w] or [B, C]"
+        )
+
+
+def _own_blocks(network: Any) -> list[nn.Module]:
+    return list(network.blocks())
+
+
+def _one_block(network: nn.Module) -> list[nn.Module]:
+    return [nn.Sequential(network, AsMaps())]
+
+
+def cut_of_torchvision(network: nn.Module) -> Callable[[Any], list[nn.Module]] | None:
+    """Return the function that cuts torchvision's ResNet or VGG; None for other networks."""
+    if not type(network).__module__.startswith("torchvision."):
+        return None  # without an import of torchvision, which takes seconds
+    from fastpsl.models.torchvision_networks import CUTS
+
+    return CUTS.get(type(network))
+
+
+def _cut_of(network: nn.Module) -> Callable[[Any], list[nn.Module]]:
+    """Return the function that cuts a network into its blocks."""
+    method = getattr(network, "blocks", None)
+    if callable(method) and not isinstance(method, nn.Module):
+        return _own_blocks
+    return cut_of_torchvision(network) or _one_block
+
+
+class OwnBackbone(Wrapped):
+    """A user's module, as docs/how_to/own_backbone.md describes it.
+
+    - One with `blocks()` and `channels` says how it is cut. `block_names` and `min_px` are optional. A
+      `Backbone` is such a module, but any torch.nn.Module will do.
+    - torchvision's ResNets and VGGs are cut as ours are, without the last linear layer.
+    - Any other is one block.
     """
 
     why_uncapturable = "an own backbone may decide by values of Python, which a graph keeps; try --graph on"
@@ -79,9 +135,13 @@ class OwnBackbone(Wrapped):
     def __init__(self, name: str, num_channels: int = 3, network: nn.Module | None = None):
         """Take the module, or run the file and build it; and check it with one forward pass."""
         is_given = network is not None
-        network = network or _made(name)
+        network = network or made(name)
         super().__init__(name, network)
-        self._num_channels = num_channels
+        self._num_channels, self._cut = num_channels, _cut_of(network)
+        if cut_of_torchvision(network):
+            from fastpsl.models.torchvision_networks import prepare
+
+            prepare(network)
         if num_channels != 3 and not is_given:
             if first_convolution(network) is None:
                 raise self._wrong(
@@ -90,18 +150,16 @@ class OwnBackbone(Wrapped):
                 )
             read_channels(network, num_channels)
         self._read_attributes()
-        modes = [(part, part.training) for part in self.modules()]
-        self.eval()
         blocks = self.blocks()
         self._check_parameters(blocks)
-        self._check_outputs(blocks)
+        with _unchanged(self):
+            self.eval()
+            self._check_outputs(blocks)
         self._check_state()
-        for part, training in modes:
-            part.training = training
 
     @override
     def blocks(self) -> list[nn.Module]:
-        return list(self.network.blocks())  # type: ignore[operator]
+        return self._cut(self.network)
 
     def _wrong(self, problem: str) -> ValueError:
         return ValueError(f"--backbone {self.name}: {problem} ({_GUIDE})")
@@ -109,27 +167,29 @@ class OwnBackbone(Wrapped):
     def _read_attributes(self) -> None:
         """Set `channels`, `block_names` and `min_px`, and check that they fit to `blocks`."""
         network: Any = self.network
-        method = getattr(network, "blocks", None)
-        if not callable(method) or isinstance(method, nn.Module):
-            raise self._wrong("it has no method blocks(); give it one that returns the list of its blocks")
+        if self._cut is _one_block and type(network).forward is nn.Module.forward:
+            raise self._wrong(
+                "it has no method blocks() and no forward(); give it one that returns the list of its blocks"
+            )
         try:
-            blocks = list(method())
+            blocks = self.blocks()
         except Exception as error:
             raise_of_the_system(f"--backbone {self.name}", error)
             raise self._wrong(f"blocks() failed: {reason_of(error)}") from error
         if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
             raise self._wrong("blocks() must return one torch.nn.Module or more, in a list")
-        channels = getattr(network, "channels", None)
-        if (
-            not isinstance(channels, tuple | list)
-            or len(channels) != len(blocks)
-            or not all(isinstance(number, Integral) for number in channels)
-        ):
-            raise self._wrong(
-                f"its channels are {channels}; give a tuple of {len(blocks)} whole numbers, one for each "
-                "block"
-            )
-        self.channels = tuple(map(int, channels))
+        if self._cut is _own_blocks:
+            channels = getattr(network, "channels", None)
+            if (
+                not isinstance(channels, tuple | list)
+                or len(channels) != len(blocks)
+                or not all(isinstance(number, Integral) for number in channels)
+            ):
+                raise self._wrong(
+                    f"its channels are {channels}; give a tuple of {len(blocks)} whole numbers, one for each "
+                    "block"
+                )
+            self.channels = tuple(map(int, channels))
         default = tuple(f"B{number}" for number in range(1, len(blocks) + 1))
         names = getattr(network, "block_names", default)
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
@@ -221,23 +281,80 @@ class OwnBackbone(Wrapped):
 
     @torch.no_grad()
     def _check_outputs(self, blocks: list[nn.Module]) -> None:
+        """Check what the blocks return for two images; set `channels` if the network does not tell them."""
+        widths = list[int]()
         side = max(self.min_px, CHECK_PX)
         device = next(self.network.parameters()).device
         maps: Any = torch.zeros(2, self._num_channels, side, side, device=device)
-        for number, (block, channels) in enumerate(zip(blocks, self.channels, strict=True), start=1):
+        for number, block in enumerate(blocks, start=1):
             try:
                 maps = block(maps)
             except Exception as error:
                 raise_of_the_system(f"--backbone {self.name}", error)
+                like = _like(self.network)
                 raise self._wrong(
                     f"B{number} failed on images of {side} px, and min_px is {self.min_px}: "
-                    f"{reason_of(error)}"
+                    f"{reason_of(error)}{f'; or give {like}' if like else ''}"
                 ) from error
-            shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[:2] != (2, channels):
+            are_maps = isinstance(maps, Tensor) and maps.dim() == 4 and len(maps) == 2
+            widths.append(maps.shape[1] if are_maps else 0)
+            wanted = self.channels[number - 1] if self._cut is _own_blocks else widths[-1] or "C"
+            if widths[-1] != wanted:
+                shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
                 raise self._wrong(
-                    f"B{number} returned {shape} for 2 images; its channels say [2, {channels}, h, w]"
+                    f"B{number} returned {shape} for 2 images; its channels say [2, {wanted}, h, w]"
                 )
+        self.channels = tuple(widths)
+
+
+def stages_refused(plan: str, name: str, network: nn.Module) -> ValueError:
+    """Return the error for a plan of several stages and a module of one block."""
+    remedy, like = "let its blocks() return more", _like(network)
+    if _cut_of(network) is not _own_blocks:
+        parts = _parts_in_code(network)
+        such = "" if parts else ", such as"
+        parts = parts or {"self.stem": 64, "self.body": 128}
+        blocks, channels = ", ".join(parts), ", ".join(map(str, parts.values()))
+        remedy = f"write two lines in its class{such} `blocks = lambda self: [{blocks}]` and "
+        remedy += f"`channels = ({channels})`"
+    return ValueError(
+        f"--plan {plan}: {name} is one block, and stages need several; give --plan end_to_end"
+        f"{f', or {like}' if like else ''}, or {remedy} ({_GUIDE})"
+    )
+
+
+def _like(network: nn.Module) -> str:
+    """Return the option for a model of timm that is like one of torchvision; "" for other networks."""
+    folder, _, file = type(network).__module__.rpartition(".")
+    timm = _TIMM_LIKE.get(file) if folder == "torchvision.models" else None
+    return f"--backbone {TIMM}{timm}" if timm else ""
+
+
+@torch.no_grad()
+def _parts_in_code(network: nn.Module) -> dict[str, int]:
+    """Return code for blocks of a network, and their widths; nothing if no chain of its layers computes it.
+
+    A block begins with a layer that has parameters and changes the maps' shape.
+    """
+    if first_convolution(network) is None:
+        return {}
+    network = copy.deepcopy(network).eval()
+    side = max(getattr(network, "min_px", 1), CHECK_PX)
+    maps = image_of(network, side, side)
+    parts = list[tuple[list[str], int]]()
+    try:
+        expected = network(maps)
+        for name, layer in network.named_children():
+            before, maps = maps.shape, layer(maps)
+            begins = maps.shape != before and next(layer.parameters(), None) is not None
+            places = [] if begins or not parts else parts.pop()[0]
+            parts.append(([*places, f"self[{name}]" if name.isdecimal() else f"self.{name}"], maps.shape[1]))
+        if len(parts) < 2 or maps.dim() != 4 or not torch.equal(maps, expected):
+            return {}
+    except UNREADABLE:
+        return {}
+    codes = [places[0] if len(places) == 1 else f"nn.Sequential({', '.join(places)})" for places, _ in parts]
+    return dict(zip(codes, (width for _, width in parts), strict=True))
 
 
 @contextmanager
@@ -263,7 +380,7 @@ def _unchanged(network: nn.Module) -> Iterator[None]:
             setattr(part, name, buffer.copy_(value))
 
 
-def _made(name: str) -> nn.Module:
+def made(name: str) -> nn.Module:
     """Build the module that `name` tells of."""
     path_text, _, attribute = name.rpartition(":")
     path = Path(path_text)

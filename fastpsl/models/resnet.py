@@ -1,6 +1,6 @@
 """torchvision's ResNet-18, -34 and -50 as blocks, with variants for small images and with an MLP."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torchvision
 from torch import nn
@@ -31,6 +31,20 @@ VARIANTS = {
 }
 
 
+BLOCK_NAMES = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
+
+
+def resnet_blocks(network: Any) -> list[nn.Module]:
+    """Return the blocks of a network that has the layers of torchvision's ResNet, by their names."""
+    return [
+        nn.Sequential(network.conv1, network.bn1, network.relu),
+        nn.Sequential(network.maxpool, network.layer1),
+        network.layer2,
+        network.layer3,
+        network.layer4,
+    ]
+
+
 class ResNet(Backbone):
     """A ResNet in the blocks of PSL's section 3.2: B1 = conv1, B2 = conv2_x, … B5 = conv5_x.
 
@@ -54,7 +68,7 @@ class ResNet(Backbone):
         variant = VARIANTS[name]
         source = torchvision.models.get_model(variant.source, weights=None)
         self.name, self.channels = name, variant.channels
-        self.block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "mlp")[: len(self.channels)]
+        self.block_names = (*BLOCK_NAMES, "mlp")[: len(self.channels)]
         self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
         if variant.small:
             self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -75,13 +89,7 @@ class ResNet(Backbone):
 
     @override
     def blocks(self) -> list[nn.Module]:
-        blocks: list[nn.Module] = [
-            nn.Sequential(self.conv1, self.bn1, self.relu),
-            nn.Sequential(self.maxpool, self.layer1),
-            self.layer2,
-            self.layer3,
-            self.layer4,
-        ]
+        blocks = resnet_blocks(self)
         if VARIANTS[self.name].mlp:
             blocks.append(nn.Sequential(self.avgpool, *on_vectors(self.channels[-1], *self.mlp)))
         return blocks

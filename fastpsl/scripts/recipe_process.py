@@ -22,7 +22,7 @@ from fastpsl.console.terminal import (
     same_place,
 )
 from fastpsl.console.words import pasted, worded
-from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
+from fastpsl.engine.distributed import World, join_world, leave_world, wait_for_all
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.online_probe import why_no_knn
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
@@ -31,7 +31,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.run_folder import CONFIG
 from fastpsl.files.system_errors import output_errors
-from fastpsl.models.names import BACKBONES, TIMM, is_timm
+from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import dry_run, lines_before, stage_steps
@@ -121,12 +121,20 @@ def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
 
 
 def train(
-    recipe: Recipe[Training], options: Training, opened: list[Run], *, owns_process: bool = True
+    recipe: Recipe[Training],
+    options: Training,
+    opened: list[Run],
+    *,
+    owns_process: bool = True,
+    world: World | None = None,
 ) -> bool:
-    """Train, print the results, and return whether the training finished; False after a signal."""
+    """Train, print the results, and return whether the training finished; False after a signal.
+
+    `world` is the one that the process has joined already, or None.
+    """
     if options.dry_run:
         raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    world = world or join_world(options.device, timeout_s=10 * options.timeout_s)
     experiment, origin, told = begun(recipe, options, world)
     data = data_of(experiment, options, world)
     changed = differences(options, recipe.usual(options))
@@ -188,12 +196,16 @@ def next_lines(run: Run, options: PretrainOptions) -> list[str]:
     """Return what to do with a finished run: commands, or calls if a Python program has trained it."""
     has_classes, backbone = not why_no_knn(run.data), str(getattr(options, "backbone", ""))
     own_data = "" if run.data.val is not None else options.data
+    is_named_again = is_own(backbone) or is_module(backbone)
     if not run.owns_process:
         folder, data = repr(str(run.folder)), f", {options.data!r}" if options.data else ""
+        made = f"{folder}, backbone={'module' if is_module(backbone) else repr(backbone)}"
+        folder, model = (made, f"fastpsl.load({made})") if is_named_again else (folder, folder)
         steps = [f"fastpsl.evaluate.knn({folder})"] if has_classes else []
-        steps += [f"features, labels = fastpsl.embed({folder}{data})", f"model = fastpsl.load({folder})"]
+        steps += [f"features, labels = fastpsl.embed({model}{data})", f"model = fastpsl.load({folder})"]
     else:
         folder, name = pasted(run.folder), pasted(backbone.removeprefix(TIMM))
+        folder += f" --backbone {pasted(backbone)}" if is_named_again else ""
         steps = [f"fastpsl eval knn {folder}"] if has_classes else []
         steps.append(f"fastpsl tsne {folder}" + (f" --data {pasted(own_data)}" if own_data else ""))
         if backbone in TARGETS["timm"].backbones or is_timm(backbone):

@@ -27,6 +27,7 @@ from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.neighbours import find_shared, retrieve, score
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result_file import read_result
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import charts
@@ -50,6 +51,7 @@ def in_a_process(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
     world = World(rank, 2, rank, 2, torch.device("cpu"))
     neighbours(Path(folder))  # first, because the recipe joins the process group
+    few_labels(Path(folder))
     features(Path(folder), world)
     itself(Path(folder) / "same", world)
     retrieval(Path(folder) / "retrieval", world)
@@ -63,6 +65,21 @@ def neighbours(folder: Path) -> None:
     assert isinstance(recipe, Evaluation)
     options = recipe.parse(["--out", str(folder / "knn"), "--size-px", "32", "--workers", "1"])
     assert recipe.run(options) == 0
+
+
+def few_labels(folder: Path) -> None:
+    """Score and fine-tune the network of a file beside an untrained one."""
+    recipe = find_recipe("few_labels")
+    assert isinstance(recipe, Evaluation)
+    data = ("--data", str(sample_paths().train_32), "--val", str(sample_paths().test_32))
+    words = "--labels-per-class 1 --draws 2 --size-px 32 --batch-size 20 --workers 1 --epochs 1"
+    given = "--backbone nin3 --input-channels RGB --input-mean .5 .5 .5 --input-std .25 .25 .25"
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    for classifier in ("linear", "finetune"):
+        out = ("--classifier", classifier, "--out", str(folder / classifier))
+        options = recipe.parse([str(folder / "net.pt"), *data, *words.split(), *given.split(), *out])
+        leave_world()  # the recipe joins it
+        assert recipe.run(options) == 0
 
 
 def itself(folder: Path, world: World) -> None:
@@ -151,6 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
         leave_at(100, path / "left.npy", patched, data, batch_size=20)
     (path / "same").mkdir()
+    torch.save(make_backbone("nin3").state_dict(), path / "net.pt")
     on_ranks(in_a_process, (str(path),), 2)
     return path
 
@@ -173,6 +191,19 @@ def test_scores_are_those_of_all_queries(folder: Path) -> None:
 def test_each_image_is_without_itself(folder: Path) -> None:
     numbers = json.loads((folder / "same" / "numbers.json").read_text())
     assert numbers["top1_k1"] == pytest.approx(by_others(folder / "same", list(range(160))))
+
+
+def test_few_labels_are_scored_as_by_one_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "net.pt").write_bytes((folder / "net.pt").read_bytes())
+    few_labels(tmp_path)
+    for classifier in ("linear", "finetune"):
+        both, alone = (read_result(place / classifier / "result.json") for place in (folder, tmp_path))
+        # An image of 160 may change its class: float32 rounds differently in other batches.
+        assert both["numbers"] == pytest.approx(alone["numbers"], abs=1.3)
+        assert both["numbers"].keys() > {"top1_1", "sd_1", "untrained_top1_1"}
 
 
 def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from fastpsl.models import export, timm_backbone
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.foreign_weights import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.models.given import _copied
-from fastpsl.models.own_backbone import _made
+from fastpsl.models.own_backbone import made
 from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
@@ -149,7 +149,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "size of photos/cat/a.jpg": lambda path: upright_size(str(path)),
     "conversion of photos/cat/a.jpg": lambda path: convert_one(path, Target()),
     "pixels of photos/cat/a.jpg": lambda path: fastpsl.model._pixels(path, PLAIN),
-    "net.py": lambda path: _made(f"{path}:Net"),
+    "net.py": lambda path: made(f"{path}:Net"),
     "weights.pt": read_weights,
     "weights.safetensors": read_weights,
     "digest of weights.pt": sha256_of_file,
@@ -292,7 +292,7 @@ def test_libraries_are_not_called_missing(monkeypatch: pytest.MonkeyPatch, here:
 def test_what_networks_are_made_of_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     (here / "full.py").write_text("def Net():\n    raise MemoryError('no more')\n")
     with pytest.raises(MemoryError, match="no more"):
-        _made(f"{here / 'full.py'}:Net")
+        made(f"{here / 'full.py'}:Net")
 
     class Large(torch.nn.Module):
         def __deepcopy__(self, memo: object) -> None:

@@ -40,6 +40,14 @@ class Net(nn.Module):
 
 def small():
     return Net()
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3))
+
+def resnext():
+    from torchvision.models.resnet import Bottleneck, ResNet
+    return ResNet(Bottleneck, [1, 1, 1, 1], groups=4, width_per_group=4)
 """
 
 
@@ -290,6 +298,29 @@ def test_weights_of_a_file_that_has_moved(here: Path) -> None:
         load_pretrained(here / "out", "other.py:Net")
 
 
+@pytest.mark.parametrize(("maker", "plan"), [("Plain", "end_to_end"), ("resnext", "psl")])
+def test_a_module_without_blocks_and_torchvisions_by_command(maker: str, plan: str, here: Path) -> None:
+    name = f"net.py:{maker}"
+    words: list[Any] = ["--backbone", name, "--max-steps-per-stage", 1, "--batch-size", 8, "--workers", 1]
+    words += ["--size-px", 32, "--no-tensorboard", "--out", here / "out"]
+    if plan == "end_to_end":
+        refused(
+            start("simclr_r50", *words), "give --plan end_to_end, or write two lines in its class `blocks"
+        )
+    outcome = start("simclr_r50", *words, "--plan", plan)
+    assert outcome.code == 0, outcome.err
+    trained = newest_checkpoint(here / "out")["backbone"]
+    assert trained.keys() == load_pretrained(here / "out", name).backbone.state_dict().keys()
+    for block in ("B1", "final"):
+        scored = start(
+            "knn", here / "out", "--backbone", name, "--block", block, "--out", here / block, "--k", 5
+        )
+        assert scored.code == 0, scored.err
+    if maker == "Plain":  # its first block is its last
+        results = [json.loads((here / block / "result.json").read_text()) for block in ("B1", "final")]
+        assert results[0]["numbers"] == results[1]["numbers"]
+
+
 @pytest.fixture
 def given(here: Path) -> dict[str, Path]:
     """Write files that name net.py:Net, which leaves a mark when it runs: weights of each kind, by ending."""
@@ -359,19 +390,18 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.nightly
-def test_two_ranks_train_and_resume_it(here: Path) -> None:
+@pytest.mark.parametrize("maker", ["Net", "Plain", "resnext"])
+def test_two_ranks_train_and_resume_it(maker: str, here: Path) -> None:
     arguments = (
-        *("--backbone", here / "net.py:Net", "--batch-size", 8, "--workers", 1, "--size-px", 32),
+        *("--backbone", here / f"net.py:{maker}", "--batch-size", 8, "--workers", 1, "--size-px", 32),
         *("--no-tensorboard", "--checkpoint-steps", 1, "--plan", "end_to_end"),
     )
     recipe = ROOT / "recipes" / "simclr_r50.py"
-    done = run(recipe, *arguments, "--max-steps-per-stage", 4, "--out", here / "whole", ranks=2)
-    assert done.returncode == 0, done.stderr
-    cut = here / "cut"
-    for steps in (2, 4):
-        done = run(recipe, *arguments, "--max-steps-per-stage", steps, "--out", cut, ranks=2)
+    out, states = here / "out", []
+    for _ in range(2):
+        done = run(recipe, *arguments, "--max-steps-per-stage", 4, "--out", out, ranks=2)
         assert done.returncode == 0, done.stderr
-        if steps == 2:
-            # Without the cut stage's end, the run resumes from the step before.
-            max((cut / "checkpoints").iterdir()).unlink()
-    assert digests(newest_checkpoint(cut)) == digests(newest_checkpoint(here / "whole"))
+        states.append(digests(newest_checkpoint(out)))
+        for path in sorted((out / "checkpoints").iterdir())[1:]:
+            path.unlink()  # the same command resumes from the step before
+    assert states[0] == states[1]

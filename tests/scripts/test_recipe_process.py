@@ -139,10 +139,16 @@ def test_the_next_commands_fit_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     own_data = f"{tsne} --data 'my photos'"
     alexnet = f"fastpsl export {folder} --to safetensors alexnet.safetensors"
-    assert following("alexnet") == [own_data, alexnet] and following("net.py:Net") == [own_data]
+    assert following("alexnet") == [own_data, alexnet]
+    assert following("net.py:Net") == [f"{tsne} --backbone net.py:Net --data 'my photos'"]
     assert following("timm/-a b", "val")[2].endswith("--to timm './-a b'.pth")
     assert following("alexnet", "val", by_command=False) == [
         f"fastpsl.evaluate.knn({folder})",
         f"features, labels = fastpsl.embed({folder}, 'my photos')",
         f"model = fastpsl.load({folder})",
+    ]
+    assert following("module:net.Net", "val", by_command=False) == [
+        f"fastpsl.evaluate.knn({folder}, backbone=module)",
+        f"features, labels = fastpsl.embed(fastpsl.load({folder}, backbone=module), 'my photos')",
+        f"model = fastpsl.load({folder}, backbone=module)",
     ]
