@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 from torchvision.ops import Permute
 from typing_extensions import override
 
@@ -85,8 +86,9 @@ class OnTokens(nn.Module):
         tokens, size = tokens_of(maps, self.num_prefix), maps.shape[2:]
         positions = {}
         if self.rope is not None:
-            # timm computes DINOv3's positions on the default device, and the step would wait for the copy.
-            with maps.device:
+            # timm computes DINOv3's grid on the default device, and a step would wait for its copy.
+            # torch.compile cannot enter `maps.device` itself.
+            with DeviceContext(maps.device):
                 positions["rope"] = self.rope.get_embed(size)  # type: ignore[operator]
         for layer in self.layers:
             tokens = layer(tokens, **positions)
@@ -100,12 +102,10 @@ NUM_BLOCKS = 5
 FAMILIES = "such as ResNet, RegNet, EfficientNet, ConvNeXt, Swin and ViT"
 # The arguments with which families read images of any size, by the files of timm that define them. Images are
 # padded with zeros to whole patches; a ViT's positions are interpolated.
+_TRANSFORMERS = ("deit", "eva", "vision_transformer", "vision_transformer_hybrid", "vitamin")
 _ANY_SIZE: dict[str, dict[str, Any]] = {
-    "deit": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    "eva": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    "vision_transformer": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
+    **dict.fromkeys(_TRANSFORMERS, {"dynamic_img_size": True, "dynamic_img_pad": True}),
+    **dict.fromkeys(("swin_transformer", "swin_transformer_v2"), {"strict_img_size": False}),
 }
 
 
@@ -333,7 +333,7 @@ def why_inseparable(network: nn.Module) -> str:
     if getattr(rope, "aug_active", False):
         return "in training, one random draw moves the positions of all its layers"
     if getattr(getattr(network, "patch_drop", None), "prob", 0):
-        return "it drops patches in training, so no map is left"
+        return "it drops patches in training, so no map is left: make it with patch_drop_rate=0"
     return ""
 
 
@@ -356,7 +356,7 @@ def _stage_groups(network: nn.Module) -> dict[str, list[str]]:
     ends = [info["module"] for info in getattr(network, "feature_info", [])]
     layers = dict(_layers(network, ends))
     called = _called(network, layers)
-    if not ends or not set(ends) <= set(called):
+    if not ends or len(set(ends)) < len(ends) or not set(ends) <= set(called):
         return {}
     groups: dict[str, list[str]] = {}
     start = 0
