@@ -38,8 +38,7 @@ def tokens_of(maps: Tensor, num_prefix: int) -> Tensor:
     return torch.cat((prefix, vectors[:, :, :width]), 1)
 
 
-# What `_pos_embed` of timm's VisionTransformer and Eva reads of its network. dist_token is DeiT's second class
-# token.
+# What `_pos_embed` of timm's VisionTransformer and Eva reads. dist_token is DeiT's second class token.
 _READ = ("cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_embed", "norm_pre",
          "num_prefix_tokens", "no_embed_class", "dynamic_img_size")  # fmt: skip
 
@@ -102,10 +101,16 @@ NUM_BLOCKS = 5
 FAMILIES = "such as ResNet, RegNet, EfficientNet, ConvNeXt, Swin and ViT"
 # The arguments with which families read images of any size, by the files of timm that define them. Images are
 # padded with zeros to whole patches; a ViT's positions are interpolated.
-_TRANSFORMERS = ("deit", "eva", "vision_transformer", "vision_transformer_hybrid", "vitamin")
+_TOKENS = {"dynamic_img_size": True, "dynamic_img_pad": True}
+_WINDOWS = {"strict_img_size": False}
 _ANY_SIZE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(_TRANSFORMERS, {"dynamic_img_size": True, "dynamic_img_pad": True}),
-    **dict.fromkeys(("swin_transformer", "swin_transformer_v2"), {"strict_img_size": False}),
+    "deit": _TOKENS,
+    "eva": _TOKENS,
+    "vision_transformer": _TOKENS,
+    "vision_transformer_hybrid": _TOKENS,
+    "vitamin": _TOKENS,
+    "swin_transformer": _WINDOWS,
+    "swin_transformer_v2": _WINDOWS,
 }
 
 
