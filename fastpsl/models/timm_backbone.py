@@ -138,8 +138,8 @@ class TimmBackbone(Wrapped):
         if first_convolution(network) is None:
             raise self._refusal("it has no convolution that reads images")
         self._tokens = _is_vision_transformer(timm, network)
-        if self._tokens and (reason := why_inseparable(network)):
-            raise self._refusal(reason)
+        if self._tokens:
+            self._check_layers_apart()
         # Whether the layers read and return [B, h, w, C].
         self._channels_last = getattr(network, "output_fmt", "") == "NHWC" and not self._tokens
         network.eval()
@@ -183,6 +183,16 @@ class TimmBackbone(Wrapped):
     def synchronise_batchnorms(self) -> None:
         # torch's own conversion would lose the activations that timm's BatchNorms hold.
         _timm(self.name).layers.convert_sync_batchnorm(self.network)
+
+    def _check_layers_apart(self) -> None:
+        """Check that each layer of a vision transformer can learn and compute without the others."""
+        rope = getattr(self.network, "rope", None)
+        if rope is not None and any(True for _ in rope.parameters()):
+            raise self._refusal("the positions of all its layers are one parameter, rope.freqs")
+        if getattr(rope, "aug_active", False):
+            raise self._refusal("in training, one random draw moves the positions of all its layers")
+        if drops_patches(self.network):
+            raise self._refusal("it drops patches in training: make it with patch_drop_rate=0")
 
     def _measure(self) -> None:
         """Set `channels` and `min_px`, after a check that the blocks compute what the network does."""
@@ -330,16 +340,9 @@ def _is_vision_transformer(timm: ModuleType, network: nn.Module) -> bool:
     return any(isinstance(network, base) and forward is base.forward_features for base in bases)
 
 
-def why_inseparable(network: nn.Module) -> str:
-    """Return why the layers of a vision transformer cannot learn apart; "" if they can."""
-    rope = getattr(network, "rope", None)
-    if rope is not None and any(True for _ in rope.parameters()):
-        return "the positions of all its layers are one parameter, rope.freqs"
-    if getattr(rope, "aug_active", False):
-        return "in training, one random draw moves the positions of all its layers"
-    if getattr(getattr(network, "patch_drop", None), "prob", 0):
-        return "it drops patches in training, so no map is left: make it with patch_drop_rate=0"
-    return ""
+def drops_patches(network: nn.Module) -> bool:
+    """Return whether a transformer of timm drops patches in training."""
+    return bool(getattr(getattr(network, "patch_drop", None), "prob", 0))
 
 
 def _transformer_groups(network: nn.Module) -> dict[str, list[str]]:

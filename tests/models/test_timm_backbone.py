@@ -1,5 +1,6 @@
 """timm's models as blocks: timm's own values and gradients, in stages, resumed, exported, and refusals."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -56,6 +57,7 @@ EVA, DINOV3 = "eva02_tiny_patch14_224", "vit_tiny_patch16_dinov3_qkvb"
 # test_vit has a class token, test_vit3 has registers and no class token.
 NAMES = ("resnet10t", "regnetx_002", "test_efficientnet", "test_convnext", SWIN, "test_vit", "test_vit3",
          EVA, DINOV3)  # fmt: skip
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "backbones.md"
 NARROW: dict[str, dict[str, Any]] = {
     "swin_transformer": {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)},
     "eva": {"embed_dim": 16, "depth": 6, "num_heads": 2},
@@ -423,6 +425,23 @@ def test_transformers_whose_layers_depend_on_each_other_are_refused(
     """By its name, or as a module that must not be taken for what timm makes by the name."""
     with pytest.raises(ValueError, match=reason):
         make_backbone(given(timm.create_model(name, **options)))
+
+
+@pytest.mark.nightly
+def test_the_table_of_families_is_true(published_widths: None) -> None:
+    part = PAGE.read_text().partition("## Models of timm")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in part.splitlines() if line.startswith("|") and "`" in line]
+    wrong, files = [], set()
+    for models, first, _, smallest in rows:
+        for name in re.findall(r"`(\w+)`", models.partition("eva.py`")[2] or models):
+            files.add(timm.models.model_entrypoint(name).__module__)
+            try:
+                said = f" {make_backbone(f'timm/{name}').min_px} px "
+            except ValueError as error:
+                said = str(error)
+            if (first.partition("refused: ")[2].strip() or smallest) not in said:
+                wrong.append((name, said))
+    assert not wrong and len(files) == 98
 
 
 def test_a_model_without_a_convolution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
