@@ -82,16 +82,16 @@ class OnTokens(nn.Module):
 
     @override
     def forward(self, maps: Tensor) -> Tensor:
-        tokens, size = tokens_of(maps, self.num_prefix), maps.shape[2:]
+        tokens, (height, width) = tokens_of(maps, self.num_prefix), maps.shape[2:]
         positions = {}
         if self.rope is not None:
             # timm computes DINOv3's grid on the default device, and a step would wait for its copy.
             # torch.compile cannot enter `maps.device` itself.
             with DeviceContext(maps.device):
-                positions["rope"] = self.rope.get_embed(size)  # type: ignore[operator]
+                positions["rope"] = self.rope.get_embed((height, width))  # type: ignore[operator]
         for layer in self.layers:
             tokens = layer(tokens, **positions)
-        return maps_of(self.norm(tokens), *size, self.num_prefix)
+        return maps_of(self.norm(tokens), height, width, self.num_prefix)
 
 
 # A stage of PSL's default plan learns all but two blocks.
