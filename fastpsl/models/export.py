@@ -278,13 +278,13 @@ def _architecture(pretrained: Pretrained, name: str) -> Architecture:
     if not is_timm(name):
         return ARCHITECTURES[name]
     network: Any = pretrained.backbone.network
-    config, sizes = network.pretrained_cfg, pretrained.backbone.sizes
+    config = network.pretrained_cfg
+    arguments: dict[str, Any] = dict(pretrained.backbone.sizes)  # type: ignore[arg-type, call-overload]
+    if config.get("fixed_input_size"):
+        # timm would build the network for another size, and interpolate the positions that were learned.
+        arguments["img_size"] = config["input_size"][-1]
     return Architecture(
-        name.removeprefix(TIMM),
-        network.num_features,
-        config["first_conv"],
-        config["classifier"],
-        sizes,  # type: ignore[arg-type]
+        name.removeprefix(TIMM), network.num_features, config["first_conv"], config["classifier"], arguments
     )
 
 

@@ -162,7 +162,7 @@ def _name_in_timm(network: nn.Module) -> str:
     architecture = _architecture(network)
     if not architecture:
         return ""
-    from fastpsl.models.timm_backbone import TimmBackbone
+    from fastpsl.models.timm_backbone import TimmBackbone, drops_patches
 
     theirs: Any = network
     name, is_whole = TIMM + architecture, _is_whole_model_of_timm(network)
@@ -181,7 +181,7 @@ def _name_in_timm(network: nn.Module) -> str:
         except UNREADABLE:  # by a network for images of another size
             is_same = False
         theirs.train()
-        if is_same:
+        if is_same and not drops_patches(network):
             return name
     if not is_whole:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 from torchvision.ops import Permute
 from typing_extensions import override
 
@@ -37,16 +38,19 @@ def tokens_of(maps: Tensor, num_prefix: int) -> Tensor:
     return torch.cat((prefix, vectors[:, :, :width]), 1)
 
 
-# What timm's VisionTransformer._pos_embed reads of its network. dist_token is DeiT's second class token.
-_READ = ("cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_embed", "patch_drop",
-         "norm_pre", "num_prefix_tokens", "no_embed_class", "dynamic_img_size")  # fmt: skip
+# What `_pos_embed` of timm's VisionTransformer and Eva reads. dist_token is DeiT's second class token.
+_READ = ("cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_embed", "norm_pre",
+         "num_prefix_tokens", "no_embed_class", "dynamic_img_size")  # fmt: skip
 
 
 class Embedding(nn.Module):
-    """The layers of timm's vision transformer before its transformer blocks.
+    """The layers of a vision transformer of timm before its transformer blocks.
 
     It holds the network's own layers and tokens, but not the network, whose other weights are not its own.
     """
+
+    # Eva would compute its rotary embedding here, too. Networks that drop patches are refused.
+    rope = patch_drop = None
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -54,28 +58,40 @@ class Embedding(nn.Module):
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
         # It adds the class token and the positions. Of its network it reads the attributes above.
-        self.embed: Callable[[nn.Module, Tensor], Tensor] = type(network)._pos_embed  # type: ignore[attr-defined]
+        self.embed: Callable[[nn.Module, Tensor], Any] = type(network)._pos_embed  # type: ignore[attr-defined]
 
     @override
     def forward(self, images: Tensor) -> Tensor:
         """Return maps of tokens for images [B, C, H, W]."""
         parts: Any = self
         patches = parts.patch_embed(images)  # [B, h, w, C]
-        tokens = parts.norm_pre(parts.patch_drop(self.embed(self, patches)))
+        embedded = self.embed(self, patches)
+        tokens = parts.norm_pre(embedded[0] if isinstance(embedded, tuple) else embedded)
         return maps_of(tokens, patches.shape[1], patches.shape[2], parts.num_prefix_tokens)
 
 
 class OnTokens(nn.Module):
-    """A block of layers that read and return tokens. The block itself reads and returns maps."""
+    """A block of layers that read and return tokens. The block itself reads and returns maps.
 
-    def __init__(self, layers: Sequence[nn.Module], num_prefix: int):
+    With `rope`, timm's rotary embedding, each layer reads the positions of the map, too. It has no weights.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module, num_prefix: int, rope: nn.Module | None):
         super().__init__()
-        self.layers, self.num_prefix = nn.Sequential(*layers), num_prefix
+        self.layers, self.norm, self.num_prefix, self.rope = nn.ModuleList(layers), norm, num_prefix, rope
 
     @override
     def forward(self, maps: Tensor) -> Tensor:
-        tokens = self.layers(tokens_of(maps, self.num_prefix))
-        return maps_of(tokens, maps.shape[2], maps.shape[3], self.num_prefix)
+        tokens, (height, width) = tokens_of(maps, self.num_prefix), maps.shape[2:]
+        positions = {}
+        if self.rope is not None:
+            # timm computes DINOv3's grid on the default device, and a step would wait for its copy.
+            # torch.compile cannot enter `maps.device` itself.
+            with DeviceContext(maps.device):
+                positions["rope"] = self.rope.get_embed((height, width))  # type: ignore[operator]
+        for layer in self.layers:
+            tokens = layer(tokens, **positions)
+        return maps_of(self.norm(tokens), height, width, self.num_prefix)
 
 
 # A stage of PSL's default plan learns all but two blocks.
@@ -85,11 +101,16 @@ NUM_BLOCKS = 5
 FAMILIES = "such as ResNet, RegNet, EfficientNet, ConvNeXt, Swin and ViT"
 # The arguments with which families read images of any size, by the files of timm that define them. Images are
 # padded with zeros to whole patches; a ViT's positions are interpolated.
+_TOKENS = {"dynamic_img_size": True, "dynamic_img_pad": True}
+_WINDOWS = {"strict_img_size": False}
 _ANY_SIZE: dict[str, dict[str, Any]] = {
-    "deit": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    "vision_transformer": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
+    "deit": _TOKENS,
+    "eva": _TOKENS,
+    "vision_transformer": _TOKENS,
+    "vision_transformer_hybrid": _TOKENS,
+    "vitamin": _TOKENS,
+    "swin_transformer": _WINDOWS,
+    "swin_transformer_v2": _WINDOWS,
 }
 
 
@@ -117,6 +138,8 @@ class TimmBackbone(Wrapped):
         if first_convolution(network) is None:
             raise self._refusal("it has no convolution that reads images")
         self._tokens = _is_vision_transformer(timm, network)
+        if self._tokens:
+            self._check_layers_apart()
         # Whether the layers read and return [B, h, w, C].
         self._channels_last = getattr(network, "output_fmt", "") == "NHWC" and not self._tokens
         network.eval()
@@ -141,8 +164,13 @@ class TimmBackbone(Wrapped):
         network = self.network
         parts = [[network.get_submodule(path) for path in paths] for paths in self._groups.values()]
         if self._tokens:
-            num_prefix = network.num_prefix_tokens
-            return [Embedding(network), *(OnTokens(layers, num_prefix) for layers in parts[1:])]  # type: ignore[arg-type]
+            num_prefix, rope = network.num_prefix_tokens, getattr(network, "rope", None)
+            norms = [*(nn.Identity() for _ in parts[2:]), network.norm]
+            on_tokens = (
+                OnTokens(layers, norm, num_prefix, rope)  # type: ignore[arg-type]
+                for layers, norm in zip(parts[1:], norms, strict=True)
+            )
+            return [Embedding(network), *on_tokens]
         if not self._channels_last:
             return [nn.Sequential(*layers) for layers in parts]
         to_maps, from_maps = Permute([0, 3, 1, 2]), Permute([0, 2, 3, 1])
@@ -155,6 +183,16 @@ class TimmBackbone(Wrapped):
     def synchronise_batchnorms(self) -> None:
         # torch's own conversion would lose the activations that timm's BatchNorms hold.
         _timm(self.name).layers.convert_sync_batchnorm(self.network)
+
+    def _check_layers_apart(self) -> None:
+        """Check that each layer of a vision transformer can learn and compute without the others."""
+        rope = getattr(self.network, "rope", None)
+        if rope is not None and any(True for _ in rope.parameters()):
+            raise self._refusal("the positions of all its layers are one parameter, rope.freqs")
+        if getattr(rope, "aug_active", False):
+            raise self._refusal("in training, one random draw moves the positions of all its layers")
+        if drops_patches(self.network):
+            raise self._refusal("it drops patches in training: make it with patch_drop_rate=0")
 
     def _measure(self) -> None:
         """Set `channels` and `min_px`, after a check that the blocks compute what the network does."""
@@ -297,8 +335,14 @@ def _check_name(timm: ModuleType, name: str, option: str = "--backbone") -> None
 
 
 def _is_vision_transformer(timm: ModuleType, network: nn.Module) -> bool:
-    base = timm.models.VisionTransformer
-    return isinstance(network, base) and type(network).forward_features is base.forward_features
+    bases = (timm.models.VisionTransformer, timm.models.Eva)
+    forward = getattr(type(network), "forward_features", None)
+    return any(isinstance(network, base) and forward is base.forward_features for base in bases)
+
+
+def drops_patches(network: nn.Module) -> bool:
+    """Return whether a transformer of timm drops patches in training."""
+    return bool(getattr(getattr(network, "patch_drop", None), "prob", 0))
 
 
 def _transformer_groups(network: nn.Module) -> dict[str, list[str]]:
@@ -309,7 +353,6 @@ def _transformer_groups(network: nn.Module) -> dict[str, list[str]]:
     for first, end in pairwise(bounds):
         name = f"blocks.{first}" if end == first + 1 else f"blocks.{first}-{end - 1}"
         groups[name] = [f"blocks.{number}" for number in range(first, end)]
-    groups[name].append("norm")
     return groups
 
 
@@ -321,7 +364,7 @@ def _stage_groups(network: nn.Module) -> dict[str, list[str]]:
     ends = [info["module"] for info in getattr(network, "feature_info", [])]
     layers = dict(_layers(network, ends))
     called = _called(network, layers)
-    if not ends or not set(ends) <= set(called):
+    if not ends or len(set(ends)) < len(ends) or not set(ends) <= set(called):
         return {}
     groups: dict[str, list[str]] = {}
     start = 0

@@ -234,7 +234,10 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
 
 
 @pytest.mark.usefixtures("bins_of_colours", "counted_colours")
-@pytest.mark.parametrize(("name", "values"), [("test_vit", {}), slow("resnet18", {"compile": "fused"})])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("test_vit", {}), slow("vit_tiny_patch16_dinov3_qkvb", {}), slow("resnet18", {"compile": "fused"})],
+)
 def test_nor_one_of_timms_networks(name: str, values: dict[str, Any]) -> None:
     backbone = make_backbone(f"timm/{name}")
     with fake_cuda() as cuda:

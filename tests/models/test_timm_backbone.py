@@ -1,7 +1,9 @@
 """timm's models as blocks: timm's own values and gradients, in stages, resumed, exported, and refusals."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import fastpsl
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import step_drops
@@ -23,8 +26,10 @@ from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.foreign_weights import recognise
+from fastpsl.models.given import given
 from fastpsl.models.timm_backbone import maps_of, tokens_of
 from fastpsl.models.weights import load_pretrained
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of
@@ -44,21 +49,29 @@ timm = pytest.importorskip("timm")
 from fastpsl.models import timm_backbone
 
 SWIN = "swin_tiny_patch4_window7_224"
+# EVA has positions that are added and positions that turn, DINOv3 those that turn and registers.
+EVA, DINOV3 = "eva02_tiny_patch14_224", "vit_tiny_patch16_dinov3_qkvb"
 # test_vit has a class token, test_vit3 has registers and no class token.
-NAMES = ("resnet10t", "regnetx_002", "test_efficientnet", "test_convnext", SWIN, "test_vit", "test_vit3")
-NARROW = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
+NAMES = ("resnet10t", "regnetx_002", "test_efficientnet", "test_convnext", SWIN, "test_vit", "test_vit3",
+         EVA, DINOV3)  # fmt: skip
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "backbones.md"
+NARROW: dict[str, dict[str, Any]] = {
+    "swin_transformer": {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)},
+    "eva": {"embed_dim": 16, "depth": 6, "num_heads": 2},
+}
 
 
 @pytest.fixture(autouse=True)
-def narrow_swin(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = timm_backbone._ANY_SIZE["swin_transformer"]
-    monkeypatch.setitem(timm_backbone._ANY_SIZE, "swin_transformer", sizes | NARROW)
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "published_widths" not in request.fixturenames:
+        for family, sizes in NARROW.items():
+            monkeypatch.setitem(timm_backbone._ANY_SIZE, family, timm_backbone._ANY_SIZE[family] | sizes)
 
 
 def timms_own(name: str, num_channels: int = 3) -> Any:
     """Build timm's model as timm does by itself, so for images of one size where it has but one."""
-    options: dict[str, Any] = NARROW if name == SWIN else {}
-    return timm.create_model(name, num_classes=0, in_chans=num_channels, **options)
+    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    return timm.create_model(name, num_classes=0, in_chans=num_channels, **NARROW.get(family, {}))
 
 
 def side_of(network: Any) -> int:
@@ -169,7 +182,7 @@ def fit(out: Path, name: str, step: int | None = None) -> tuple[bool, Run]:
         run.close()
 
 
-@pytest.mark.parametrize("name", [SWIN, slow("test_vit"), slow("test_convnext")])
+@pytest.mark.parametrize("name", [SWIN, slow("test_vit"), slow("test_convnext"), slow(DINOV3)])
 def test_resumed_equals_never_stopped(name: str, tmp_path: Path) -> None:
     """Swin draws in its forward passes, too: which of a batch's samples skip a layer."""
     assert fit(tmp_path / "whole", name)[0]
@@ -201,6 +214,37 @@ def test_timm_loads_what_is_exported(name: str, tmp_path: Path) -> None:
     assert torch.equal(load_pretrained(tmp_path).backbone.eval()(images), network(images))
 
 
+def test_a_hub_folder_keeps_positions_that_were_learned_for_another_size_than_timms_usual(
+    tmp_path: Path,
+) -> None:
+    network = checkpoint(tmp_path, "timm/test_vit")  # for images of 160 px
+    export(tmp_path, "hf", tmp_path / "folder")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True, num_classes=0)
+    assert torch.equal(theirs.pos_embed, network.state_dict()["pos_embed"])
+
+
+def test_dinov3_begins_from_timms_file_and_learns_stage_after_stage(
+    tmp_path: Path, published_widths: None
+) -> None:
+    theirs = timm.create_model(DINOV3, num_classes=4)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    run = fastpsl.pretrain(
+        "simclr", sample_paths().train_32, out=tmp_path / "run", backbone=f"timm/{DINOV3}",
+        init=tmp_path / "theirs.pth", epochs=(1, 1), warmup_epochs=0, size_px=32, batch_size=8,
+        max_steps_per_stage=2, checkpoint_steps=2, keep_checkpoints=9, workers=1, tensorboard=False,
+    )  # fmt: skip
+    states = [theirs.state_dict()] + [
+        torch.load(run.folder / "checkpoints" / f"step-0000000{step}.pt", weights_only=True)["backbone"]
+        for step in (2, 4)
+    ]
+    quarters = [{f"blocks.{number}" for number in range(first, first + 3)} for first in (0, 3, 6, 9)]
+    blocks = [{"cls_token", "reg_token", "patch_embed"}, *quarters[:3], quarters[3] | {"norm"}]
+    for (before, after), learning in zip(pairwise(states), (blocks[:4], blocks[1:]), strict=True):
+        changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+        layers = {".".join(key.split(".")[: 2 if key.startswith("blocks") else 1]) for key in changed}
+        assert layers == set[str]().union(*learning)
+
+
 def test_timms_own_files_are_read_without_their_classifier(tmp_path: Path) -> None:
     for name, left_out in (("test_convnext", ["head.fc.*"]), ("test_vit", ["head.*"])):
         model = timm.create_model(name, num_classes=4)
@@ -219,6 +263,22 @@ def test_a_name_of_the_backbones_own_is_not_translated() -> None:
     wanted = {"pre_logits.fc1.weight": torch.zeros(2, 3, 7, 7)}
     result = recognise(Path("x.pth"), tensors, wanted)
     assert list(result.tensors) == list(wanted) and result.left_out == ["head.*"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [EVA, DINOV3])
+def test_turned_positions_are_timms_for_any_size_to_the_bit(name: str) -> None:
+    torch.manual_seed(0)
+    ours = make_backbone(f"timm/{name}").eval()
+    theirs = timm.create_model(
+        name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True, **NARROW["eva"]
+    )
+    theirs.load_state_dict(ours.state_dict())
+    for height, width in ((45, 71), (97, 32), (1, 30)):
+        images = torch.randn(2, 3, height, width)
+        maps, tokens = ours(images), theirs.eval().forward_features(images)
+        expected = maps_of(tokens, maps.shape[2], maps.shape[3], theirs.num_prefix_tokens)
+        assert torch.equal(maps, expected), (height, width)
 
 
 @torch.no_grad()
@@ -313,6 +373,7 @@ def test_unknown_names_get_their_nearest() -> None:
     [
         ("mixer_s32_224", "no chain"),
         ("hrnet_w18_small", "no chain"),
+        ("crossvit_tiny_240", "no chain"),
         ("pvt_v2_b0", "no maps"),
         ("xcit_tiny_12_p16_224", "no size"),
     ],
@@ -320,6 +381,40 @@ def test_unknown_names_get_their_nearest() -> None:
 def test_what_is_no_chain_of_maps_is_refused(name: str, reason: str) -> None:
     text = refusal(f"timm/{name}")
     assert reason in text and "such as ResNet, RegNet, EfficientNet, ConvNeXt, Swin and ViT" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("vit_small_patch16_rope_mixed_224", {}, "the positions of all its layers are one parameter"),
+        (DINOV3, {"rope_rescale_coords": 2.0}, "one random draw moves the positions of all its layers"),
+        (DINOV3, {"patch_drop_rate": 0.5}, "make it with patch_drop_rate=0"),
+        ("test_vit", {"patch_drop_rate": 0.5}, "make it with patch_drop_rate=0"),
+    ],
+)
+def test_transformers_whose_layers_depend_on_each_other_are_refused(
+    name: str, options: dict[str, Any], reason: str, published_widths: None
+) -> None:
+    """By its name, or as a module that must not be taken for what timm makes by the name."""
+    with pytest.raises(ValueError, match=reason):
+        make_backbone(given(timm.create_model(name, **options)))
+
+
+@pytest.mark.nightly
+def test_the_table_of_families_is_true(published_widths: None) -> None:
+    part = PAGE.read_text().partition("## Models of timm")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in part.splitlines() if line.startswith("|") and "`" in line]
+    wrong, files = [], set()
+    for models, first, _, smallest in rows:
+        for name in re.findall(r"`(\w+)`", models.partition("eva.py`")[2] or models):
+            files.add(timm.models.model_entrypoint(name).__module__)
+            try:
+                said = f" {make_backbone(f'timm/{name}').min_px} px "
+            except ValueError as error:
+                said = str(error)
+            if (first.partition("refused: ")[2].strip() or smallest) not in said:
+                wrong.append((name, said))
+    assert not wrong and len(files) == 98
 
 
 def test_a_model_without_a_convolution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
