@@ -42,7 +42,9 @@ class Options(TrainedEvaluationOptions):
     heads: tuple[str, ...]
     """conv_Bk: a NIN block and a linear layer on Bk; fc1_Bk to fc3_Bk: 1 to 3 fully-connected layers."""
     labels_per_class: int | None = None
-    """Learn from the first N images per class, in as many steps (Table VIII: 20, 100, 400, 1000)."""
+    """Learn from the first N images per class in the data's order (`eval few-labels` draws them), in as many
+    steps (Table VIII: 20, 100, 400, 1000).
+    """
     epochs: int
     """Number of epochs."""
     intervals: tuple[int, ...]

@@ -322,7 +322,12 @@ def test_one_class_is_refused_and_uneven_and_missing_labels_are_told(tmp_path: P
     assert "classes have 4 to 6 training images: each gives equally many" in out
     assert "2 of 12 training images without a label are not drawn" in out
     assert "1 of 4 validation images without a label is not scored" in out
-    assert result(tmp_path / "y")["numbers"]["top1_2"] in (0, 33.3333, 66.6667, 100)
+    record = result(tmp_path / "y")
+    assert record["numbers"]["top1_2"] in (0, 33.3333, 66.6667, 100)
+    with Beton(uneven) as data:  # its first four images are those to score
+        num_shared = int((draw_few(data, (2,), 1, 0).pool.indices < 4).sum())
+    assert num_shared and record["settings"]["shared_images"] == num_shared
+    assert f"{num_shared} of 4 validation images" in out
 
 
 def test_the_call_returns_the_numbers(tmp_path: Path) -> None:
