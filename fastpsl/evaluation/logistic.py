@@ -402,7 +402,8 @@ def few_label_lines(
     nums = "".join(f"{num:>14}" for num in scores.curve())
     lines = [f"{name}, images of {size_px} px: top-1 % by images of each class, mean and deviation of draws"]
     lines.append(f"{'':<20}{nums}")
-    lines += [_line(block, scores.curve(block)) for block in scores.costs]
+    if len(scores.costs) > 1:
+        lines += [_line(block, scores.curve(block)) for block in scores.costs]
     lines.append(_line(f"judged by {scores.block}" if scores.block else "fine-tuned", scores.curve()))
     if untrained is not None:
         lines.append(_line(f"untrained, {untrained.block}", untrained.curve()))

@@ -164,10 +164,10 @@ def draw_shots(
         shots, (means, deviations) = sorted(curve), zip(*(curve[k] for k in sorted(curve)), strict=True)
         axis.errorbar(shots, means, deviations, capsize=3, label=_shown(name), **style)
         if floor := (untrained or {}).get(name):
-            axis.plot(
-                shots, [floor[k][0] for k in shots], color=style["color"], linewidth=0.8, linestyle="--",
-                label=f"{_shown(name)}, untrained",
-            )  # fmt: skip
+            means = [floor[num][0] for num in shots]
+            axis.plot(shots, means, color=style["color"], linewidth=0.8, linestyle="--")
+    if any((untrained or {}).values()):
+        axis.plot([], [], color="grey", linewidth=0.8, linestyle="--", label="untrained, same colour")
     y_label, x_label, chance_label = words
     axis.axhline(chance, label=chance_label, **_DOTTED)
     axis.set_xscale("log", base=2)

@@ -330,7 +330,8 @@ def differences(options: RunOptions, paper: Mapping[str, Any]) -> dict[str, tupl
 def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str = "paper") -> str:
     """Return a line with the values in which `options` differ from the usual ones."""
     changed = [
-        f"{name} {_words(value)} ({source if name in paper else 'default'} {_words(usual)})"
+        f"{name} {_words(value)}"
+        + ("" if usual is None else f" ({source if name in paper else 'default'} {_words(usual)})")
         for name, (value, usual) in differences(options, paper).items()
     ]
     data = options.data or "the embedded sample"
