@@ -93,7 +93,7 @@ RUNS = [path for path in (ROOT / "docs" / "runs").iterdir() if path.is_dir() and
 
 def test_every_training_recipe_has_a_row() -> None:
     names = {re.match(r"\| \[?`([^`]+)`", row)[1] for row in ROWS}  # type: ignore[index]
-    assert names == set(Train.names)
+    assert {name for name in names if not name.startswith("eval ")} == set(Train.names)
     assert all(("| not run |" in row) != ("](../runs/" in row) for row in ROWS)
 
 

@@ -164,8 +164,8 @@ def draw_shots(
         shots, (means, deviations) = sorted(curve), zip(*(curve[k] for k in sorted(curve)), strict=True)
         axis.errorbar(shots, means, deviations, capsize=3, label=_shown(name), **style)
         if floor := (untrained or {}).get(name):
-            means = [floor[num][0] for num in shots]
-            axis.plot(shots, means, color=style["color"], linewidth=0.8, linestyle="--")
+            floors = [floor[num][0] for num in shots]
+            axis.plot(shots, floors, color=style["color"], linewidth=0.8, linestyle="--")
     if any((untrained or {}).values()):
         axis.plot([], [], color="grey", linewidth=0.8, linestyle="--", label="untrained, same colour")
     y_label, x_label, chance_label = words

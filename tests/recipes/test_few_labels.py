@@ -62,20 +62,10 @@ def result(folder: Path) -> dict[str, Any]:
     return read_result(folder / "result.json")
 
 
-class Labelled(Synthetic):
-    """A data set without files that has the labels it is given."""
-
-    def __init__(self, labels: list[int], num_classes: int):
-        super().__init__(len(labels), num_classes)
-        self._labels = np.array(labels, np.int32)
-
-    def labels(self) -> np.ndarray:
-        return self._labels
-
-
-def test_draws_are_nested_balanced_and_of_the_seed_alone() -> None:
+def test_draws_are_nested_balanced_and_of_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [0, 1, 2, -1] * 10 + [2] * 30
-    data = Labelled(labels, 3)
+    data = Synthetic(len(labels), 3)
+    monkeypatch.setattr(data, "labels", lambda: np.array(labels, np.int32))
     draws = draw_few(data, (1, 4, 10), 3, seed=5)
     for draw in range(3):
         for num, each in draws.images.items():
@@ -113,7 +103,8 @@ def by_a_plain_script(
     network: Any, view: ViewSpec, data: list[Beton], nums: tuple[int, ...], scaler: Any
 ) -> dict[str, list[float]]:
     """Return the accuracies in percent of each draw, by number and block."""
-    (bank, queries), found = (features_of(each, view, network.blocks()) for each in data), {}
+    bank, queries = (features_of(each, view, network.blocks()) for each in data)
+    found = dict[str, list[float]]()
     for num, draws in draw_few(data[0], nums, 2, 3).images.items():
         for images, block in itertools.product(draws, range(len(bank))):
             scaled, labels = scaler.fit_transform(bank[block][images]), data[0].labels()[images]
