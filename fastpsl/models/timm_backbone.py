@@ -255,12 +255,12 @@ class TimmBackbone(Wrapped):
         )
 
 
-def _timm(name: str, option: str = "--backbone") -> ModuleType:
+def _timm(name: str, option: str = "--backbone ") -> ModuleType:
     try:
         import timm
     except ImportError:
         raise ValueError(
-            f'{option} {name}: timm is not installed; pip install "fastpsl-vision[timm]"'
+            f'{option}{name}: timm is not installed; pip install "fastpsl-vision[timm]"'
         ) from None
     return timm
 
@@ -272,7 +272,7 @@ def model_of(weights: str) -> str:
         ValueError: timm has no such model.
     """
     backbone = weights.partition(".")[0]
-    _check_name(_timm(backbone, "--init"), backbone, "--init")
+    _check_name(_timm(backbone, ""), backbone, "")
     return backbone
 
 
@@ -288,18 +288,17 @@ def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: timm has no such weights, or they cannot be downloaded.
     """
-    timm, backbone, model = _timm(name, "--init"), model_of(name), name.removeprefix(TIMM)
+    timm, backbone, model = _timm(name, ""), model_of(name), name.removeprefix(TIMM)
     known = timm.list_pretrained(f"{backbone.removeprefix(TIMM)}.*")
     if not known or (model not in known and backbone != name):
         theirs = f"it has {first_three(known)}" if known else "it has none of this model"
-        raise ValueError(f"--init {name}: timm {timm.__version__} has no such weights; {theirs}")
+        raise ValueError(f"{name}: timm {timm.__version__} has no such weights; {theirs}")
     try:
         network = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # of the network, the server or the file, by several libraries
-        raise_of_the_system(f"--init {name}", error)
+        raise_of_the_system(name, error)
         raise ValueError(
-            f"--init {name}: timm could not fetch it ({reason_of(error)}); look at the network, or give a "
-            "file"
+            f"{name}: timm could not fetch it ({reason_of(error)}); look at the network, or give a file"
         ) from error
     return backbone, network.state_dict(), network.pretrained_cfg
 
@@ -320,7 +319,7 @@ def _made(timm: ModuleType, name: str, num_channels: int) -> tuple[nn.Module, di
     return network, sizes
 
 
-def _check_name(timm: ModuleType, name: str, option: str = "--backbone") -> None:
+def _check_name(timm: ModuleType, name: str, option: str = "--backbone ") -> None:
     model = name.removeprefix(TIMM)
     known = timm.list_models()
     if model in known:
@@ -331,7 +330,7 @@ def _check_name(timm: ModuleType, name: str, option: str = "--backbone") -> None
     )
     if model.partition(".")[0] in known:
         nearest = f"give {TIMM}{model.partition('.')[0]}, because a tag is the name of weights"
-    raise ValueError(f"{option} {name}: timm {timm.__version__} has no model {model!r}; {nearest}")
+    raise ValueError(f"{option}{name}: timm {timm.__version__} has no model {model!r}; {nearest}")
 
 
 def _is_vision_transformer(timm: ModuleType, network: nn.Module) -> bool:

@@ -256,7 +256,7 @@ def test_what_cannot_be_begun_with_is_one_line(
         f"--init {source} --backbone resnet18": "resnet34, not resnet18",
         f"--init {grey}": "its weights read L, and the recipe shows RGB",
         f"--init {own}": "which would run; give --backbone",
-        "--init timm/resnet5O": "--init timm/resnet5O: timm",
+        "--init timm/resnet5O": "timm/resnet5O: timm",
         "--init-partial": "--init-partial without --init",
         "--init=": "--init without a name",
         f"--init {source} --plan continue --first-learning=": "give one of B1 to B5",
