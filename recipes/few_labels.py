@@ -88,7 +88,7 @@ def run(options: Options) -> int:
             started, (name, place, own, weights) = time.monotonic(), each
             untrained, why_not = scorer.score_untrained(own, weights, place / "untrained")
             if options.classifier == "finetune" and name != evaluation.PIXELS:
-                scores = evaluation.fine_tuned(own, weights, draws, place, world, **tuning)
+                scores = evaluation.fine_tuned(own, weights, draws, val, place, world, **tuning)
             else:
                 scores = scorer.score(own, weights, place)
             if scores is None:  # on other ranks

@@ -13,6 +13,7 @@ from fastpsl.evaluation.logistic import Scores, mean_and_deviation
 from fastpsl.evaluation.options import EvaluationOptions, with_weights
 from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import train
 
@@ -24,6 +25,7 @@ def fine_tuned(
     options: EvaluationOptions,
     weights: Pretrained,
     draws: Draws,
+    val: Dataset,
     folder: Path,
     world: World,
     **values: Any,
@@ -37,6 +39,7 @@ def fine_tuned(
         options: The options of the evaluation.
         weights: The network.
         draws: The images to learn from.
+        val: The images to score.
         folder: The folder of the result.
         world: The ranks that share the work.
         **values: Options of semi_supervised, such as epochs.
@@ -50,10 +53,9 @@ def fine_tuned(
         for draw, images in enumerate(each):
             batch = min(script.paper["batch_size"], len(images))
             batch -= batch % world.size if batch >= world.size else 0
-            wanted = repr(
-                [sorted(shared.items()), weights.record["sha256"], draws.pool.digest(), images.tolist()]
-            )
-            digest = hashlib.sha256(wanted.encode()).hexdigest()[:16]
+            digests = weights.record["sha256"], draws.pool.digest(), val.digest()
+            wanted = [sorted(shared.items()), digests, images.tolist()]
+            digest = hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]
             place = folder / f"tuned-{num}-{draw}-{digest}"
             if not share(world, (place / NAME).exists() if world.rank == 0 else None):
                 if world.rank == 0:

@@ -61,6 +61,12 @@ class Fit:
     truth: np.ndarray  # of all rows of `val`, integers; negative ones are not scored
     standardised: bool  # whether features are standardised, and not brought to unit length
 
+    def digest(self) -> str:
+        """Return the digest of what the outcome depends on."""
+        arrays = (self.rows, self.labels, self.truth)
+        features = [file.record["digest"] for file in (self.train, self.val)]
+        return _digest([*features, *(each.tolist() for each in arrays), self.standardised, *_solver()])
+
     def outcome(self) -> dict[str, Any]:
         """Return accuracies in [0, 1], the chosen cost, and the numbers of fits and of unconverged ones.
 
@@ -226,7 +232,7 @@ class FewLabelScorer:
         wanted = {
             "features": [work.digest() for each in works for work in each], "block": self.block,
             "images": {num: [each.tolist() for each in draws] for num, draws in self.draws.images.items()},
-            "machine": [COSTS, FIXED_COST, MIN_FOLDS, MAX_FOLDS, MAX_ITERATIONS],
+            "solver": _solver(),
         }  # fmt: skip
         path = cache_folder() / "untrained" / f"{_digest(wanted)}.json"
         nums = self.draws.images
@@ -267,17 +273,14 @@ class FewLabelScorer:
         weights = works[0][0].pretrained
         is_pixels = weights.record["kind"] == PIXELS
         for train, val in zip(*files, strict=True):
-            digest = _digest([train.record["digest"], val.record["digest"]])
-            for (num, draw), fit in self._fits(train, val, standardised=is_pixels):
-                tasks[folder / "few-labels" / f"{digest}-{num}-{draw}.json"] = fit
+            for num, fit in self._fits(train, val, standardised=is_pixels):
+                tasks[folder / "few-labels" / f"{train.record['block']}-{num}-{fit.digest()}.json"] = fit
                 keys.append((train.record["block"], num))
         outcomes = run_resumable(tasks, self.num_processes, self.world, "classifiers")
         return None if outcomes is None else _scores(keys, outcomes, self._judged(weights))
 
-    def _fits(
-        self, train: FeatureFile, val: FeatureFile, *, standardised: bool
-    ) -> Iterator[tuple[tuple[int, int], Fit]]:
-        """Yield the task of each number and draw."""
+    def _fits(self, train: FeatureFile, val: FeatureFile, *, standardised: bool) -> Iterator[tuple[int, Fit]]:
+        """Yield each number of images of a class, once for each draw, and its task."""
         labels, truth = self.draws.pool.labels(), self.val.labels().copy()
         truth[val.record["bad"]] = -1
         for num, draws in self.draws.images.items():
@@ -288,7 +291,7 @@ class FewLabelScorer:
                         f"--labels-per-class {num}: in draw {draw + 1} no image of class {min(missing)} "
                         "could be decoded; give a larger number, or mend the images"
                     )
-                yield (num, draw), Fit(train, val, rows, labels[rows], truth, standardised)
+                yield num, Fit(train, val, rows, labels[rows], truth, standardised)
 
 
 def _scores(
@@ -337,6 +340,13 @@ def _kept(path: Path, nums: Iterable[int]) -> Scores | None:
         return None
     is_whole = all(f"{what}_{num}" in record["numbers"] for what in ("top1", "sd") for num in nums)
     return Scores(record["block"], record["numbers"], {}, {}) if is_whole else None
+
+
+def _solver() -> list[Any]:
+    """Return what scores depend on besides features, images and labels."""
+    import sklearn
+
+    return [COSTS, FIXED_COST, MIN_FOLDS, MAX_FOLDS, MAX_ITERATIONS, sklearn.__version__]
 
 
 def _digest(record: Any) -> str:

@@ -143,6 +143,18 @@ def test_scores_are_those_of_a_plain_script(tmp_path: Path) -> None:
     assert f"judged by {judged}" in outcome.out and (tmp_path / "result.png").stat().st_size > 5000
 
 
+def test_other_draws_of_the_same_images_are_scored_anew(tmp_path: Path, noise: tuple[Any, ...]) -> None:
+    """Six draws have all images, so the features of both seeds are the same files."""
+    torch.manual_seed(9)
+    torch.save(make_backbone("nin3").state_dict(), tmp_path / "net.pt")
+    given = "--backbone nin3 --input-channels RGB --input-mean .5 .5 .5 --input-std .25 .25 .25"
+    command = (tmp_path / "net.pt", given, *SMALL, *noise, "--labels-per-class 4 --draws 6 --out")
+    for out, seed in (("one", 0), ("one", 1), ("fresh", 1)):
+        recipe(*command, tmp_path / out, f"--seed {seed}").ok()
+    assert result(tmp_path / "one")["numbers"] == result(tmp_path / "fresh")["numbers"]
+    assert len(list((tmp_path / "one/few-labels").iterdir())) == 2 * 3 * 6
+
+
 def test_the_block_to_judge_by() -> None:
     """It is the best in cross-validation at the largest number, whatever the validation images say."""
 
@@ -280,9 +292,16 @@ def test_fine_tuning_learns_from_the_draws_and_is_not_repeated(
             scored.append(result(folder)["numbers"]["top1"])
         assert numbers[f"top1_{num}"] == pytest.approx(np.mean(scored), abs=1e-4)
         assert numbers[f"sd_{num}"] == pytest.approx(np.std(scored, ddof=1), abs=1e-4)
+    training = fine_tuning.train
     monkeypatch.setattr(fine_tuning, "train", None)
     recipe(*command, tmp_path).ok()
     assert result(tmp_path)["numbers"] == numbers
+    monkeypatch.setattr(fine_tuning, "train", training)
+    for path in tmp_path.glob("val.beton*"):
+        path.unlink()
+    write_labelled(noise[3], [0, 1, 2], ["a", "b", "c"])  # others under the same name
+    recipe(*command, tmp_path, "--labels-per-class 2 --draws 1").ok()
+    assert len(list(tmp_path.glob("tuned-2-0-*.txt"))) == 2
 
 
 @pytest.mark.parametrize(
