@@ -338,8 +338,10 @@ def _kept(path: Path, nums: Iterable[int]) -> Scores | None:
         record = _KEPT.read(path)
     except (OSError, NoRecord):
         return None
-    is_whole = all(f"{what}_{num}" in record["numbers"] for what in ("top1", "sd") for num in nums)
-    return Scores(record["block"], record["numbers"], {}, {}) if is_whole else None
+    numbers, names = record["numbers"], [f"{what}_{num}" for num in nums for what in ("top1", "sd")]
+    if not all(name in numbers for name in names):
+        return None
+    return Scores(record["block"], {name: numbers[name] for name in names}, {}, {})
 
 
 def _solver() -> list[Any]:

@@ -87,7 +87,7 @@ class Comparison:
     def _few_label_lines(self) -> list[Line]:
         """Return a line for each number of images of a class that `fastpsl eval few-labels` drew."""
         numbers = [{} if record is None else record["numbers"] for record in self.few_labels]
-        found = {name[5:] for each in numbers for name in each if re.fullmatch(r"top1_\d+", name)}
+        found = {name[5:] for each in numbers for name in each if re.fullmatch(r"top1_\d{1,9}", name)}
         return [
             Line(f"few labels, {num} a class, %", tuple(_few_labels(each, num) for each in numbers))
             for num in sorted(found, key=int)

@@ -243,6 +243,7 @@ def test_several_networks_stand_beside_each_other_and_in_a_comparison(
     path = tmp_path / "alone/result.json"
     newer = json.loads(path.read_text()) | {"date": "2999-01-01"}
     newer["numbers"]["top1_4"], newer["settings"]["seed"] = 99.0, 7
+    newer["numbers"][f"top1_{'9' * 5000}"] = 1.0  # more digits than Python makes an integer of
     path.write_text(json.dumps(newer))
     comparison = compare(runs)
     lines = {line.title: line.cells for line in comparison.figures}
