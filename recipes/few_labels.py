@@ -75,17 +75,18 @@ def run(options: Options) -> int:
         for data in (train, val):
             stack.enter_context(closing(data))
         draws = evaluation.draw_few(train, options.labels_per_class, options.draws, options.seed)
+        workers = options.workers or default_num_threads()
+        scorer = evaluation.FewLabelScorer(draws, val, options.block, workers, world)
+        # All of them now, so that a wrong one is named before the work.
+        networks = [*evaluation.contenders(options, options.more_runs, with_pixels=options.pixels)]
         shared = evaluation.find_shared(draws.pool, val, world)
         folder = stack.enter_context(engine.open_folder("few_labels", options, world))
         if world.rank == 0:
             lines = evaluation.draw_lines(draws, train, val)
             print("\n".join([*lines, *filter(None, [shared.line()])]), flush=True)
-        workers = options.workers or default_num_threads()
-        scorer = evaluation.FewLabelScorer(draws, val, options.block, workers, world)
-        curves, floors = {}, {}
-        tuning = {"epochs": options.epochs, "lr": options.lr}
-        for each in evaluation.contenders(options, options.more_runs, folder, with_pixels=options.pixels):
-            started, (name, place, own, weights) = time.monotonic(), each
+        curves, floors, tuning = {}, {}, {"epochs": options.epochs, "lr": options.lr}
+        for name, path, own, weights in networks:
+            started, place = time.monotonic(), folder / path
             untrained, why_not = scorer.score_untrained(own, weights, place / "untrained")
             if options.classifier == "finetune" and name != evaluation.PIXELS:
                 scores = evaluation.fine_tuned(own, weights, draws, val, place, world, **tuning)
@@ -95,7 +96,7 @@ def run(options: Options) -> int:
                 continue
             curves[name], floors[name] = scores.curve(), untrained and untrained.curve()
             print("\n".join(evaluation.few_label_lines(name, scores, untrained, why_not, own.size_px)))
-            path = evaluation.write_result(
+            written = evaluation.write_result(
                 place, recipe="few_labels", protocol=f"few_labels/{options.classifier}",
                 numbers=scores.with_untrained(untrained),
                 settings=own.as_dict() | scores.settings() | {
@@ -104,7 +105,7 @@ def run(options: Options) -> int:
                 checkpoint=weights.record, data=evaluation.data_record(train, val),
                 seconds=time.monotonic() - started, cut=bool(weights.record.get("cut")),
             )  # fmt: skip
-            print(evaluation.result_line(path), flush=True)
+            print(evaluation.result_line(written), flush=True)
         if world.rank == 0:
             title = f"few labels, {options.draws} draws, scored on {val.num_samples:,} images"
             place, chance = folder / "result.png", 100 / val.num_classes

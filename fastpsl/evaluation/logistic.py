@@ -365,9 +365,9 @@ def check_draws(nums: Sequence[int], num_draws: int) -> None:
 
 
 def contenders(
-    options: EvaluationOptions, more_runs: Sequence[str], folder: Path, *, with_pixels: bool
-) -> Iterator[tuple[str, Path, EvaluationOptions, Pretrained]]:
-    """Yield each network: its name, a folder for its result, its options and its weights.
+    options: EvaluationOptions, more_runs: Sequence[str], *, with_pixels: bool
+) -> Iterator[tuple[str, str, EvaluationOptions, Pretrained]]:
+    """Yield each network: its name, the path of its result below --out, its options and its weights.
 
     --backbone and --input-… are of weights that record no backbone.
     """
@@ -378,14 +378,14 @@ def contenders(
         if len(runs) > 1 and recorded_backbone(run, MAX_DOWNLOAD_GB):
             own = replace(own, backbone=None, input_channels=None, input_mean=None, input_std=None)
         own = replace(own, size_px=own.size_px or own.recorded_size().get("size_px", _USUAL_PX))
-        yield run, folder if alone else folder / f"{place + 1}", own, own.pretrained()
+        yield run, "." if alone else f"{place + 1}", own, own.pretrained()
     size_px = options.size_px or _USUAL_PX
     if options.random_weights or not (runs or with_pixels):
         own = replace(options, size_px=size_px)
-        yield f"{own.backbone}, random weights", folder if alone else folder / "random", own, own.pretrained()
+        yield f"{own.backbone}, random weights", "." if alone else "random", own, own.pretrained()
     if with_pixels:
         own = replace(options, size_px=PIXELS_PX, whole=True, precision="fp32")
-        yield PIXELS, folder if alone else folder / PIXELS, own, pixels()
+        yield PIXELS, "." if alone else PIXELS, own, pixels()
 
 
 def draw_lines(draws: Draws, train: Dataset, val: Dataset) -> list[str]:

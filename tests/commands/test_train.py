@@ -10,7 +10,7 @@ import pytest
 
 from fastpsl.cli import Fastpsl
 from fastpsl.commands.train import Eval, Train, split
-from fastpsl.scripts.recipe_files import recipe_path
+from fastpsl.scripts.recipe_files import named_path, recipe_path
 from tests.cli import Cli, refused
 from tests.programs import ENVIRONMENT, ROOT, newest_step, run
 from tests.slow import nightly, slow
@@ -198,3 +198,15 @@ def test_an_interruption_before_the_ranks_are_there_is_one_line(
         and err.startswith("fastpsl train jigsaw: interrupted; the same command ")
         and err.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "script"),
+    [
+        ((), "semi_supervised"), (("runs/a", "--percent", "1"), "semi_supervised"),
+        (("runs/a", "--labels-per-class", "5"), "few_labels"), (("--labels_per_class=5",), "few_labels"),
+        (("--help",), "few_labels"), (None, "few_labels"),
+    ],
+)  # fmt: skip
+def test_few_labels_without_numbers_is_semi_supervised(options: Any, script: str) -> None:
+    assert named_path("few-labels", Eval.names, options).stem == script
