@@ -177,15 +177,15 @@ VGG_SIDE = 7
 def vgg_blocks(network: Any) -> list[nn.Module]:
     """Return the blocks of a network with a VGG's `features`, `avgpool` and `classifier`.
 
-    A max-pool and a dropout each begin a block. The last layer of `classifier`, which scores classes, must
+    A pool and a dropout each begin a block. The last layer of `classifier`, which scores classes, must
     have been removed.
     """
 
-    def cut(layers: nn.Sequential, at: type[nn.Module]) -> list[nn.Sequential]:
+    def cut(layers: nn.Sequential, *at: type[nn.Module]) -> list[nn.Sequential]:
         starts = [number for number, layer in enumerate(layers) if isinstance(layer, at)]
         return [layers[first:end] for first, end in pairwise([0, *starts, len(layers)])]
 
-    *blocks, pool = cut(network.features, nn.MaxPool2d)
+    *blocks, pool = cut(network.features, nn.MaxPool2d, nn.AvgPool2d)
     for number, layers in enumerate(cut(network.classifier, nn.Dropout) if len(network.classifier) else []):
         width = next(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
         vectors = on_vectors(width, *layers)

@@ -35,7 +35,7 @@ TRAINED = {
     "voc_classification": ("voc_classification",), "voc_detection": ("voc_detection",),
     "voc_segmentation": ("voc_segmentation",),
 }  # fmt: skip
-LOOKED_AT = ("few_shot", "knn", "voc_svm")
+LOOKED_AT = ("few_labels", "few_shot", "knn", "voc_svm")
 STEPS, MIDDLE = 6, 4
 # Sums have another order and weights are rounded to half precision, and this rounding grows in the two steps
 # after the resume. Another batch, other draws or a lost momentum change a loss by several times as much.

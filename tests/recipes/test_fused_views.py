@@ -46,7 +46,7 @@ EVALUATED: dict[str, dict[str, Any]] = {
     "semi_supervised": WEIGHTS,
     "voc_classification": WEIGHTS | {"val": None},
 }
-EXTRACTED = {"knn", "few_shot", "voc_svm"}
+EXTRACTED = {"few_labels", "few_shot", "knn", "voc_svm"}
 WHOLE_IMAGES = {"voc_detection", "voc_segmentation"}  # which have no views
 
 

@@ -55,9 +55,9 @@ def test_first_line_tells_every_value_that_differs() -> None:
     options = PretrainOptions(
         data="d", plan="sl", levels=(1, 2, 2), batch_size=8, seed=3, max_steps_per_stage=5
     )
-    assert describe_choice(options, {"batch_size": 256})[3:].rstrip(")").split("), ") == [
-        "batch_size 8 (paper 256", "seed 3 (default 0", "max_steps_per_stage 5 (default None",
-        "plan sl (default psl", "levels 1 2 2 (default none",
+    assert describe_choice(options, {"batch_size": 256})[3:].split(", ") == [
+        "batch_size 8 (paper 256)", "seed 3 (default 0)", "max_steps_per_stage 5",
+        "plan sl (default psl)", "levels 1 2 2 (default none)",
     ]  # fmt: skip
     assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
     options = PretrainOptions(data="d", epochs=(1, 2, 3))

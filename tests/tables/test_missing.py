@@ -152,7 +152,7 @@ def check_evaluation(
         input_record = None
         options = SimpleNamespace(**values)
     assert options.seed == missing.seed
-    assert (options.checkpoint, options.random_weights) == (folder, folder is None)
+    assert (options.checkpoint, options.random_weights) == (folder and str(folder), folder is None)
     if folder is None:
         assert options.backbone == weights.backbone
         assert (input_record.channels if input_record else "RGB") == weights.channels
