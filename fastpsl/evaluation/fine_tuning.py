@@ -1,13 +1,14 @@
 """Train copies of a network further on draws of few labels, each by the recipe semi_supervised."""
 
-import hashlib
+import copy
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.run import Run
+from fastpsl.evaluation.features import digest_of
 from fastpsl.evaluation.few_labels import Draws, write_label_list
 from fastpsl.evaluation.logistic import Scores, mean_and_deviation
 from fastpsl.evaluation.options import EvaluationOptions, with_weights
@@ -53,17 +54,17 @@ def fine_tuned(
         for draw, images in enumerate(each):
             batch = min(script.paper["batch_size"], len(images))
             batch -= batch % world.size if batch >= world.size else 0
+            tuned = script.with_paper(**shared, batch_size=batch)
             digests = weights.record["sha256"], draws.pool.digest(), val.digest()
-            wanted = [sorted(shared.items()), digests, images.tolist()]
-            digest = hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]
-            place = folder / f"tuned-{num}-{draw}-{digest}"
+            digest = digest_of(tuned.science() | {"digests": digests, "images": images.tolist()})
+            place = folder / f"tuned-{num}-{draw}-{digest[:16]}"
             if not share(world, (place / NAME).exists() if world.rank == 0 else None):
                 if world.rank == 0:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_label_list(place.with_suffix(".txt"), images)
                 wait_for_all(world)
-                own = {"batch_size": batch, "out": place, "label_list": place.with_suffix(".txt")}
-                _run(script, script.with_paper(**shared, **own), weights, world)
+                tuned = replace(tuned, out=place, label_list=place.with_suffix(".txt"))
+                _run(script, with_weights(tuned, copy.deepcopy(weights)), world)
             wait_for_all(world)
             scored.append(read_result(place / NAME)["numbers"]["top1"] / 100)
             if world.rank == 0:
@@ -72,10 +73,10 @@ def fine_tuned(
     return Scores("", numbers, {}, {}) if world.rank == 0 else None
 
 
-def _run(script: Any, options: Any, weights: Pretrained, world: World) -> None:
+def _run(script: Any, options: Any, world: World) -> None:
     opened = list[Run]()
     try:
-        if not train(script, with_weights(options, weights), opened, owns_process=False, world=world):
+        if not train(script, options, opened, owns_process=False, world=world):
             raise KeyboardInterrupt
     finally:
         for run in opened:

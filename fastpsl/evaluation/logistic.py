@@ -4,7 +4,6 @@ The strength is chosen by cross-validation within the labels of a draw. The bloc
 is chosen there, too, so no validation image has a say in either.
 """
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -20,7 +19,7 @@ from typing_extensions import override
 from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World, share
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.features import Extraction, extract
+from fastpsl.evaluation.features import Extraction, digest_of, extract
 from fastpsl.evaluation.few_labels import Draws
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
@@ -30,6 +29,8 @@ from fastpsl.files.caches import cache_folder
 from fastpsl.files.json_records import NUMBERS, TEXT, Form, NoRecord
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import on_vectors
+from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.initial_weights import recorded_backbone
 from fastpsl.models.names import MAX_DOWNLOAD_GB, is_module
 from fastpsl.models.weights import Pretrained, random_weights
@@ -46,7 +47,6 @@ FIXED_COST = 1.0  # where a class has too few images for a cross-validation
 MIN_FOLDS, MAX_FOLDS = 3, 5
 MAX_ITERATIONS = 1000
 PIXELS, PIXELS_PX = "pixels", 32
-_USUAL_PX = 224
 _ROWS = 4096  # validation features at a time
 
 
@@ -63,9 +63,11 @@ class Fit:
 
     def digest(self) -> str:
         """Return the digest of what the outcome depends on."""
-        arrays = (self.rows, self.labels, self.truth)
-        features = [file.record["digest"] for file in (self.train, self.val)]
-        return _digest([*features, *(each.tolist() for each in arrays), self.standardised, *_solver()])
+        return digest_of({
+            "features": [file.record["digest"] for file in (self.train, self.val)],
+            "arrays": [sha256_of_bytes(each.tobytes()) for each in (self.rows, self.labels, self.truth)],
+            "standardised": self.standardised, "solver": _solver(),
+        })  # fmt: skip
 
     def outcome(self) -> dict[str, Any]:
         """Return accuracies in [0, 1], the chosen cost, and the numbers of fits and of unconverged ones.
@@ -173,7 +175,7 @@ class Pixels(Backbone):
 
     @override
     def blocks(self) -> list[nn.Module]:
-        return [nn.Sequential(nn.Flatten(), nn.Unflatten(1, (-1, 1, 1)))]
+        return [on_vectors(*self.channels)]
 
 
 def pixels() -> Pretrained:
@@ -234,7 +236,7 @@ class FewLabelScorer:
             "images": {num: [each.tolist() for each in draws] for num, draws in self.draws.images.items()},
             "solver": _solver(),
         }  # fmt: skip
-        path = cache_folder() / "untrained" / f"{_digest(wanted)}.json"
+        path = cache_folder() / "untrained" / f"{digest_of(wanted)[:32]}.json"
         nums = self.draws.images
         kept: Scores | None = share(self.world, _kept(path, nums) if self.world.rank == 0 else None)
         if kept is not None:
@@ -274,7 +276,7 @@ class FewLabelScorer:
         is_pixels = weights.record["kind"] == PIXELS
         for train, val in zip(*files, strict=True):
             for num, fit in self._fits(train, val, standardised=is_pixels):
-                tasks[folder / "few-labels" / f"{train.record['block']}-{num}-{fit.digest()}.json"] = fit
+                tasks[folder / "few-labels" / f"{train.record['block']}-{num}-{fit.digest()[:32]}.json"] = fit
                 keys.append((train.record["block"], num))
         outcomes = run_resumable(tasks, self.num_processes, self.world, "classifiers")
         return None if outcomes is None else _scores(keys, outcomes, self._judged(weights))
@@ -351,10 +353,6 @@ def _solver() -> list[Any]:
     return [COSTS, FIXED_COST, MIN_FOLDS, MAX_FOLDS, MAX_ITERATIONS, sklearn.__version__]
 
 
-def _digest(record: Any) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def check_draws(nums: Sequence[int], num_draws: int) -> None:
     """Raise ValueError unless numbers of images are 1 or more, each once, and there is a draw."""
     if not nums or min(nums) < 1 or len(set(nums)) < len(nums):
@@ -377,9 +375,11 @@ def contenders(
         own = replace(options, checkpoint=run)
         if len(runs) > 1 and recorded_backbone(run, MAX_DOWNLOAD_GB):
             own = replace(own, backbone=None, input_channels=None, input_mean=None, input_std=None)
-        own = replace(own, size_px=own.size_px or own.recorded_size().get("size_px", _USUAL_PX))
+        own = replace(
+            own, size_px=own.size_px or own.recorded_size().get("size_px", EvaluationOptions.size_px)
+        )
         yield run, "." if alone else f"{place + 1}", own, own.pretrained()
-    size_px = options.size_px or _USUAL_PX
+    size_px = options.size_px or EvaluationOptions.size_px
     if options.random_weights or not (runs or with_pixels):
         own = replace(options, size_px=size_px)
         yield f"{own.backbone}, random weights", "." if alone else "random", own, own.pretrained()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -167,8 +166,8 @@ Options = TypeVar("Options", bound=EvaluationOptions)
 
 
 def with_weights(options: Options, weights: Pretrained) -> Options:
-    """Return the same options, whose `pretrained` hands out a copy of these weights and reads no file."""
-    kind = type("Options", (type(options),), {"pretrained": lambda _: copy.deepcopy(weights)})
+    """Return the same options, whose `pretrained` hands out these weights instead of reading a file."""
+    kind = type("Options", (type(options),), {"pretrained": lambda _: weights})
     same: Options = kind(**{field.name: getattr(options, field.name) for field in fields(options)})
     return same
 

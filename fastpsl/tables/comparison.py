@@ -172,7 +172,7 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
             notes.append(f"{run.folder}: {run.damage}")
         elif not run.looks:
             notes.append(f"{run.folder}: no curve: {_why_no_curve(run)}")
-    few_labels = [newest_few_labels(run.folder) for run in runs]
+    few_labels = newest_few_labels(run.folder for run in runs)
     drawn = [_drawn(record) for record in few_labels if record]
     if any(each != drawn[0] for each in drawn):
         notes.append("few labels: the results are of other images, draws or classifiers: not to be compared")

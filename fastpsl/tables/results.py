@@ -1,5 +1,6 @@
 """Find the results of evaluations and the training runs below a folder."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,21 +64,32 @@ class Result:
         return None
 
 
-def newest_few_labels(run: Path) -> dict[str, Any] | None:
-    """Return the newest result of `fastpsl eval few-labels` on a run's weights; None without any.
+def newest_few_labels(runs: Iterable[Path]) -> list[dict[str, Any] | None]:
+    """Return each run's newest result of `fastpsl eval few-labels` on its weights; None without any.
 
-    It is looked for in the folders below that of the run, and in those beside it, two levels deep.
+    They are looked for in the folders below that of the run, and in those beside it, two levels deep.
     """
-    found, whole = list[dict[str, Any]](), run.resolve()
-    for path in (*whole.parent.glob(f"*/{NAME}"), *whole.parent.glob(f"*/*/{NAME}")):
+    whole = [run.resolve() for run in runs]
+    by_parent = {parent: list(_few_labels_below(parent)) for parent in {run.parent for run in whole}}
+    return [
+        max(
+            (record for weights, record in by_parent[run.parent] if weights.is_relative_to(run)),
+            key=lambda record: record.get("date") or "",
+            default=None,
+        )
+        for run in whole
+    ]
+
+
+def _few_labels_below(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the path of the weights and the record of each result of few labels below a folder."""
+    for path in (*folder.glob(f"*/{NAME}"), *folder.glob(f"*/*/{NAME}")):
         try:
             record = read_result(path)
         except ValueError:
             continue
-        weights = record["checkpoint"].get("path")
-        if record["recipe"] == "few_labels" and weights and Path(weights).resolve().is_relative_to(whole):
-            found.append(record)
-    return max(found, key=lambda record: record.get("date") or "", default=None)
+        if record["recipe"] == "few_labels" and (weights := record["checkpoint"].get("path")):
+            yield Path(weights).resolve(), record
 
 
 @dataclass
