@@ -3,6 +3,10 @@
     psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
     simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind;
                         -fresh has other images of that kind, 480, 160 and 1,600 for validation
+    distill-scenes      the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
+                        takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
+    distill-clothes     the source is the repository clothing-dataset-small, with lite0.pth; its validation
+                        images are the search's
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
                         -cpu takes 10,000, -gpu all but the 2,000 of the search
@@ -11,6 +15,8 @@ Each set has three parts: `train`; `search`, by which rates are chosen; and `hel
 images, by which all is scored.
 """
 
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +87,35 @@ def drawn(folder: Path, out: Path, first: int = 0, num_held_out: int = NUM_TEST)
         first += num
 
 
+_SCENES = ("buildings", "forest", "glacier", "mountain", "sea", "street")
+
+
+def scenes(folder: Path, out: Path) -> None:
+    """Write lists of the labelled photos, which have 150 px, in an order by seed 0."""
+    (table,) = folder.rglob("train.csv")
+    rows = [line.split(",") for line in table.read_text().split()[1:]]
+    random.Random(0).shuffle(rows)
+    lines = [f"{(table.parent / 'train' / name).resolve()} {_SCENES[int(label)]}\n" for name, label in rows]
+    _jpegs({TRAIN: lines[:5000], SEARCH: lines[5000:6500], HELD_OUT: lines[6500:9500]}, folder, out)
+
+
+def clothes(folder: Path, out: Path) -> None:
+    """Write the repository's folders, with a shorter side of 160 px."""
+    lists = {
+        part: [f"{path.resolve()} {path.parent.name}\n" for path in sorted((folder / name).glob("*/*.jpg"))]
+        for part, name in ((TRAIN, "train"), (SEARCH, "validation"), (HELD_OUT, "test"))
+    }
+    _jpegs(lists, folder, out)
+
+
+def _jpegs(lists: Mapping[str, Sequence[str]], folder: Path, out: Path) -> None:
+    """Write dataset files of JPEGs, and a copy of the teacher's weights."""
+    for part, lines in lists.items():
+        (out / f"{part}.txt").write_text("".join(lines))
+    write_betons(out, "--mode", "jpg", "--short-side", "160", "--quality", "95")
+    shutil.copy(folder / "lite0.pth", out)
+
+
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(
         ("uic-cpu", "deepcluster-cpu", "iic-cpu", "sslpp-cpu", "psl_rotation-cpu", "psl_simclr-cpu"),
@@ -89,6 +124,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
+    "distill-scenes": scenes, "distill-clothes": clothes,
 }  # fmt: skip
 
 
@@ -105,14 +141,14 @@ def write(plan: str, source: Path | None, out: Path) -> None:
     partial_folder.rename(out)
 
 
-def write_betons(folder: Path) -> None:
-    """Write a raw dataset file of each part, which `--decoder resident` keeps on the device."""
+def write_betons(folder: Path, *how: str) -> None:
+    """Write a dataset file of each part: by default a raw one, which `--decoder resident` keeps."""
     for part in (TRAIN, SEARCH, HELD_OUT):
         if (folder / f"{part}.beton").exists():
             continue
         source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())
         words: list[str | Path] = ["data", "write", source, folder / f"{part}.beton"]
-        words += ["--mode", "raw", "--overwrite"]
+        words += [*(how or ("--mode", "raw")), "--overwrite"]
         # A list numbers its classes by the names that it has.
         if source.suffix == ".txt" and part != TRAIN:
             words += ["--classes", folder / f"{TRAIN}.beton"]

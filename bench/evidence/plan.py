@@ -22,7 +22,9 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
                      it is FOLDER, and --backbone as in the training if that is FILE.py:CLASS
     keep             files of a training's folder that are kept beside results.json, as ARM-sSEED-FILE
     beside           by name: a command whose number is to be compared with, and which of its numbers
-    endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
+    endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared. With
+                     "chosen_by", another evaluation, an arm has one of the numbers alone: the one that is
+                     best there by the mean over the seeds
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, and two epochs
                      between which its change is reported
 """
@@ -77,6 +79,7 @@ class Endpoint:
     evaluation: str
     numbers: Sequence[str]
     pairs: Sequence[Sequence[str]]
+    chosen_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,8 @@ def read_plan(path: Path) -> Plan:
     evaluations = plan.evaluations
     unknown = {arm for pair in plan.endpoint.pairs for arm in pair} - {*plan.rows}
     unknown |= {plan.search.arm or plan.rows[0]} - {*plan.arms}
-    unknown |= {plan.search.evaluation, plan.endpoint.evaluation} - evaluations.keys()
+    named = {plan.search.evaluation, plan.endpoint.evaluation, plan.endpoint.chosen_by}
+    unknown |= named - {None} - evaluations.keys()
     if unknown:
         raise ValueError(f"{path}: {', '.join(sorted(unknown))}: no such arm or evaluation")
     if plan.search.seed in plan.seeds:

@@ -237,9 +237,19 @@ def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
     of = {(s["arm"], s["seed"]): s["numbers"] for s in scores if s["evaluation"] == end.evaluation}
     for first, second in end.pairs:
         seeds = [seed for seed in plan.seeds if (first, seed) in of and (second, seed) in of]
-        for number in end.numbers if seeds else ():
-            values = [of[first, seed][number] - of[second, seed][number] for seed in seeds]
-            yield {"pair": [first, second], "number": number, "seeds": seeds, **difference(values)}
+        its, others = (_numbers_of(plan, arm, scores) for arm in (first, second))
+        for number, other in zip(its, others, strict=True) if seeds else ():
+            values = [of[first, seed][number] - of[second, seed][other] for seed in seeds]
+            name = number if number == other else f"{number} - {other}"
+            yield {"pair": [first, second], "number": name, "seeds": seeds, **difference(values)}
+
+
+def _numbers_of(plan: Plan, arm: str, scores: Sequence[Record]) -> Sequence[str]:
+    """Return the numbers of an arm that are compared: all of the endpoint, or the best by `chosen_by`."""
+    end = plan.endpoint
+    means = {row["number"]: row["mean"] for row in _means(plan, scores)
+             if (row["arm"], row["evaluation"]) == (arm, end.chosen_by)}  # fmt: skip
+    return [max(end.numbers, key=lambda number: means[number])] if means else end.numbers
 
 
 def difference(values: Sequence[float]) -> Record:

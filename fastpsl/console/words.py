@@ -21,6 +21,12 @@ def number_of(number: float | str, noun: str, plural: str = "") -> str:
     return f"{text} {noun if text == '1' else plural or noun + 's'}"
 
 
+def number_of_weights(number: int) -> str:
+    """Return three digits of a number: "11.2 million weights", or below a million "23,600 weights"."""
+    rounded = float(f"{number:.3g}")
+    return f"{rounded / 1e6:,g} million weights" if rounded >= 1e6 else number_of(int(rounded), "weight")
+
+
 def percent(share: float) -> str:
     """Return a fraction in percent, such as "12.3 %", or "0.05 %" below 0.1 %."""
     return f"{100 * share:{'.2g' if 0 < share < 0.001 else '.1f'}} %"

@@ -142,7 +142,7 @@ class Blockwise(Task):
         """Build the heads of all parts, by the parts' names."""
         return nn.ModuleDict(
             {
-                part.name: task.head(part.level, width)
+                part.name: task.stage_head(part, width)
                 for (part, task), width in zip(self.tasks, self.channels, strict=True)
             }
         )

@@ -169,7 +169,8 @@ class Experiment:
             views, others, pass_views = self.views(stage), self.val_views(stage), self.pass_views(stage)
             with _of_stage(stage):
                 data.check_views((*views, *pass_views), others)
-                sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
+                read = [view for view in (*views, *pass_views, *others) if view.follows is None]
+                sides = [view.crop.size_px for view in read]
                 check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
             choose_augment(options.augment_backend, (*views, *others, *pass_views), world.device)
             self.choose_step(stage, options, world)
@@ -195,7 +196,7 @@ class Experiment:
                 )
             return StepChoice("off", "images of many sizes"), graph
         precision = options.resolved_precision(world.device)
-        side_px = max(view.side_px for view in self.views(stage))
+        side_px = max(view.side_px for view in self.views(stage) if view.follows is None)
         step = choose_step(
             options.compile, self.backbone, stage, world.device, precision, side_px,
             captured=graph.captures, num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
@@ -271,7 +272,7 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     """
     task, stage = experiment.task, experiment.stages[number]
     torch.manual_seed(torch_seed(options.seed, number))
-    head = task.head(stage.level, experiment.backbone.channels[stage.last_block - 1])
+    head = task.stage_head(stage, experiment.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
     blocks = StageBlocks(experiment.backbone, stage, _frozen_batchnorm(options), experiment.batchnorm)

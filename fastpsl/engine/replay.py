@@ -36,6 +36,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.order import numbered, step_indices
+from fastpsl.pipelines.views import drawn_as
 
 _SHOWN = 40  # characters of --step in an error
 
@@ -360,7 +361,7 @@ def batches_of(
                 if numbers is not None:
                     drawn = step_indices(numbers, batch.step, size, rank, num_ranks)
                 rows = data.train.rows(np.maximum(indices, 0))
-                keys = [Keys(options.seed, epoch, drawn, number) for number in range(len(views))]
+                keys = [Keys(options.seed, epoch, drawn, number) for number in drawn_as(views)]
                 pairs = zip(views, keys, strict=True)
                 boxes = [view.crop.boxes(key, rows.height, rows.width) for view, key in pairs]
                 found.append(PastBatch(batch, boxes))

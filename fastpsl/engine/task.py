@@ -11,6 +11,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import BatchSource, RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -68,6 +69,18 @@ class Task:
             A new module.
         """
         raise NotImplementedError
+
+    def stage_head(self, stage: Stage, channels: int) -> nn.Module:
+        """Build the head of a stage: `head`, unless it depends on more than the level.
+
+        Args:
+            stage: The stage.
+            channels: As in `head`.
+
+        Returns:
+            A new module.
+        """
+        return self.head(stage.level, channels)
 
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
@@ -310,6 +323,16 @@ class Task:
         """
 
     # For people
+
+    def lines_before(self, backbone: Backbone, stages: Sequence[Stage], data: RunData) -> Iterable[str]:
+        """Return what to tell before the training on rank 0, such as the cost of another network.
+
+        Args:
+            backbone: The backbone, in train mode, which may be moved to the device.
+            stages: The plan's stages.
+            data: The opened data of the run.
+        """
+        return ()
 
     def chance(self, level: int) -> float | None:
         """Return the accuracy of guessing, to be shown with the validation accuracy; None if there is none.

@@ -218,6 +218,9 @@ class ViewSpec:
         ops: The operations, at most one of each type.
         mean: One value per channel, for pixels in [0, 1]. The default is ImageNet's.
         std: One value per channel, for pixels in [0, 1]. The default is ImageNet's.
+        follows: The number of the view, among those of a sample, whose random numbers this one has, too. Its
+            crop then shows the same place, if it differs in size alone. It is for another network than the
+            backbone, so a stage leaves its size and its statistics. None for random numbers of its own.
 
     Raises:
         ValueError: Two operations are of one type, an operation cannot stand where it is, or `mean` and `std`
@@ -228,6 +231,7 @@ class ViewSpec:
     ops: tuple[Op, ...] = ()
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    follows: int | None = None
 
     def __post_init__(self) -> None:
         if len({type(op) for op in self.ops}) != len(self.ops):
@@ -260,11 +264,13 @@ class ViewSpec:
             share: The new side divided by this view's, above 0.
 
         Returns:
-            The view; an equal one if `share` is 1.
+            The view; an equal one if `share` is 1, or if it follows another.
 
         Raises:
             ValueError: The crop is no such dataclass, or does not allow the new lengths.
         """
+        if self.follows is not None:
+            return self
         crop = _resized(self.crop, share)
         if crop.size_px != round(share * self.crop.size_px):
             raise ValueError(
@@ -344,10 +350,9 @@ class ViewSpec:
         return Input(channels, self.mean, self.std, self.crop.size_px)
 
     def seen_by(self, input: Input) -> "ViewSpec":
-        """Return the view with the mean and std of a network's input, if it shows the same channels."""
-        return (
-            replace(self, mean=input.mean, std=input.std) if self.input().channels == input.channels else self
-        )
+        """Return the view with the mean and std of the backbone's input, if it shows the same channels."""
+        is_its = self.follows is None and self.input().channels == input.channels
+        return replace(self, mean=input.mean, std=input.std) if is_its else self
 
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""
@@ -355,6 +360,20 @@ class ViewSpec:
 
 
 _Part = TypeVar("_Part")
+
+
+def drawn_as(views: Sequence[ViewSpec]) -> list[int]:
+    """Return for each view of a sample the number that its random numbers are keyed by (`Keys.view`).
+
+    Raises:
+        ValueError: A view follows one that is not there, or that follows another.
+    """
+    for view in views:
+        if view.follows is not None and view.follows not in range(len(views)):
+            raise ValueError(f"ViewSpec.follows {view.follows}: there are views 0 to {len(views) - 1}")
+        if view.follows is not None and views[view.follows].follows is not None:
+            raise ValueError(f"ViewSpec.follows {view.follows}: it follows another view itself")
+    return [number if view.follows is None else view.follows for number, view in enumerate(views)]
 
 
 def _resized(part: _Part, share: float) -> _Part:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.console.progress import clock, operation
-from fastpsl.console.words import gibibytes, number_of
+from fastpsl.console.words import gibibytes, number_of, number_of_weights
 from fastpsl.engine.distributed import join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
@@ -33,6 +33,7 @@ def lines_before(experiment: Experiment, data: RunData) -> Iterator[str]:
     """Yield what to tell before the first step: images, network, steps, and what does not suit."""
     yield data_line(data)
     yield network_line(experiment, data)
+    yield from experiment.task.lines_before(experiment.backbone, experiment.stages, data)
     yield length_line(experiment, data)
     if data.options.data is not None and isinstance(data.options, PretrainOptions):
         for line in unsuitable(experiment, data):
@@ -77,18 +78,13 @@ def network_line(experiment: Experiment, data: RunData) -> str:
     of_px = f", images of {' and '.join(map(str, sizes))} px" if sizes else ""
     where = number_of(data.world.size, "GPU") if device.type == "cuda" else "the CPU"
     precision = options.resolved_precision(device)
-    return f"network: {name}, {_num_weights(num)}{of_px}, in {precision} on {where}"
-
-
-def _num_weights(num: int) -> str:
-    """Return three digits of a number: "11.2 million weights", or below a million "23,600 weights"."""
-    rounded = float(f"{num:.3g}")
-    return f"{rounded / 1e6:,g} million weights" if rounded >= 1e6 else number_of(int(rounded), "weight")
+    return f"network: {name}, {number_of_weights(num)}{of_px}, in {precision} on {where}"
 
 
 def _crops(experiment: Experiment) -> list[Crop]:
-    """Return how each view of each stage is cut from its image."""
-    return [view.crop for stage in experiment.stages for view in experiment.views(stage)]
+    """Return how each view of each stage that the backbone reads is cut from its image."""
+    views = [view for stage in experiment.stages for view in experiment.views(stage)]
+    return [view.crop for view in views if view.follows is None]
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:

@@ -20,7 +20,7 @@ TRAIN: dict[str, str] = {
     "uic": "uic_r50", "uic-alexnet": "uic_alexnet", "uic-cifar10": "uic_cifar10",
     "deepcluster": "deepcluster_alexnet", "iic": "sslpp_iic", "sslpp-colorization": "sslpp_colorization",
     "sslpp-context": "sslpp_context", "sslpp-rotation": "sslpp_rotation", "sslpp-aet": "sslpp_aet",
-    "supervised": "supervised",
+    "distill": "distill", "supervised": "supervised",
 }  # fmt: skip
 EVAL: dict[str, str] = {
     "linear": "linear_probe", "blocks": "block_probe", "few-labels": "few_labels",

@@ -2,6 +2,7 @@ from .classify import Classify as Classify
 from .contrastive.moco import MoCo as MoCo
 from .contrastive.nt_xent import NTXent as NTXent
 from .contrastive.simclr import SimCLR as SimCLR
+from .distill import Distill as Distill
 from .jigsaw import Jigsaw as Jigsaw
 from .jigsaw import permutations_digest as permutations_digest
 from .jigsaw import read_permutations as read_permutations

@@ -13,7 +13,8 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import open_both
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.datasets.subset import held_back
-from fastpsl.scripts.before_training import _num_weights, data_line, stage_steps, unsuitable
+from fastpsl.console.words import number_of_weights
+from fastpsl.scripts.before_training import data_line, stage_steps, unsuitable
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.photos import jpeg, photo
@@ -121,7 +122,7 @@ def test_weights_are_counted_in_words() -> None:
         (23_584, "23,600"), (999, "999"), (999_999, "1 million"), (11_176_512, "11.2 million"),
         (1_279_000_000, "1,280 million"),
     ):  # fmt: skip
-        assert _num_weights(num) == f"{words} weights"
+        assert number_of_weights(num) == f"{words} weights"
 
 
 LONG = (Stage("A", 1, 1, 5, 0, num_steps=2000),)

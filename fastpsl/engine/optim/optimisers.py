@@ -44,19 +44,21 @@ def adam(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
-) -> torch.optim.Adam:
-    """Build torch's fused Adam with weight decay on all parameters, where decay is added to the gradient.
+    decoupled: bool = False,
+) -> torch.optim.Adam | torch.optim.AdamW:
+    """Build torch's fused Adam, or AdamW, with weight decay on all parameters.
 
     Args:
         named_parameters: Names and parameters.
         betas: The decay rates of both moments, in [0, 1).
         weight_decay: The weight decay, 0 or more.
+        decoupled: Whether decay shrinks the weights, as AdamW's; otherwise it is added to the gradient.
 
     Returns:
         The optimizer, for a trainer that sets the rate of each step.
     """
     parameters = [parameter for _, parameter in named_parameters]
-    optimiser = torch.optim.Adam(
+    optimiser = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
         parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True,
         capturable=parameters[0].is_cuda,  # the fused kernels are the same
     )  # fmt: skip

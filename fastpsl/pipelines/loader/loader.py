@@ -33,7 +33,7 @@ from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, 
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.readahead import Readahead, fetch_ahead, prepare_fetching
 from fastpsl.pipelines.loader.stages import LoaderSpec
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import ViewSpec, drawn_as
 
 ORDERS = ("random", "quasi_random")
 
@@ -131,6 +131,7 @@ class Loader(Uncopyable):
         min_height, min_width, _, _ = data.image_sizes()
         for view in views:
             view.crop.check(min_height, min_width)
+        drawn_as(views)  # it refuses views that follow none
         self.data, self.views = data, tuple(views)
         self.batch_size_per_rank, self.seed, self.train = batch_size_per_rank, seed, train
         self.rank, self.world = rank, world

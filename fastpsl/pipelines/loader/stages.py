@@ -17,7 +17,7 @@ from fastpsl.pipelines.decoders.codes import AREA, GOOD, READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.loader.order import PADDING, index_of
-from fastpsl.pipelines.views import Crop, ViewSpec
+from fastpsl.pipelines.views import Crop, ViewSpec, drawn_as
 
 _MAX_NAMES = 3  # samples named in one line of an error
 
@@ -77,7 +77,7 @@ def plan(spec: LoaderSpec, epoch: int, step: int, numbers: np.ndarray) -> Plan:
     except ValueError as error:  # a file was cut short: the message names the file, and here the samples
         raise ValueError(f"{error} (while reading {spec.names(indices[:num])})") from None
     boxes, draws = [], []
-    for number, view in enumerate(spec.views):
+    for number, view in zip(drawn_as(spec.views), spec.views, strict=True):
         boxes.append(_boxes(view.crop, Keys(spec.seed, epoch, numbers[:num], number), rows))
         # Padding has draws too (with index -1), because ops are applied to whole batches.
         draws.append(view.draw(Keys(spec.seed, epoch, numbers, number)))

@@ -1,0 +1,155 @@
+"""The teacher of a distillation: a frozen network, whose features a student learns."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from fastpsl.files.system_errors import UnreadableError
+from fastpsl.models.backbone import check_size
+from fastpsl.models.convolutional import mean_of_positions
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.initial_weights import open_initial
+from fastpsl.models.names import MAX_DOWNLOAD_GB, is_own, is_timm
+from fastpsl.models.weights import Pretrained, sha256_of_tensors, usual_input
+from fastpsl.pipelines.views import Input
+
+
+def open_teacher(
+    source: str, backbone: str | None = None, max_download_gb: float = MAX_DOWNLOAD_GB
+) -> Pretrained:
+    """Read a network to learn from.
+
+    Args:
+        source: The value of --teacher: timm/NAME, an address, a run, a file of weights, or FILE.py:CLASS,
+            whose weights are those that it makes.
+        backbone: The value of --teacher-backbone, for weights that do not record what they are of.
+        max_download_gb: The largest file that is downloaded, in 10^9 bytes.
+
+    Returns:
+        The network and the input that it expects. Where nothing tells the input, it is ImageNet's usual.
+
+    Raises:
+        ValueError: It cannot be read or made, or is of another network than `backbone`.
+    """
+    try:
+        if is_own(source):
+            return _own(source, backbone)
+        weights = open_initial(source, max_download_gb)
+        name = backbone or weights.backbone
+        if name is None:
+            raise ValueError(f"{source} does not say which network it holds: give --backbone, its name")
+        usual = None if weights.input or is_timm(name) else Input()
+        return weights.load(backbone, usual)
+    except UnreadableError:
+        raise
+    except ValueError as error:
+        # What reads weights names the option of evaluations.
+        raise ValueError(f"--teacher: {error}".replace("--backbone", "--teacher-backbone")) from None
+
+
+def _own(source: str, backbone: str | None) -> Pretrained:
+    """Return a network of the user's file, with the weights that its class makes."""
+    if backbone is not None:
+        raise ValueError(f"{source} with --backbone {backbone}: the file is the network; leave it out")
+    network = make_backbone(source)
+    input = usual_input(network) or Input()
+    record = {
+        "path": source, "sha256": sha256_of_tensors(network.state_dict()), "kind": "own",
+        "backbone": source, "input": input.as_dict(), "run_step": None, "science": None, "cut": False,
+        "left_out": [],
+    }  # fmt: skip
+    return Pretrained(network, input, record)
+
+
+def _patch_px(backbone: nn.Module) -> int:
+    """Return the side of the patches of a vision transformer of timm; 1 for other networks."""
+    embedding = getattr(getattr(backbone, "network", None), "patch_embed", None)
+    sides = getattr(embedding, "patch_size", None)
+    return max(sides) if isinstance(sides, tuple) else 1
+
+
+class Teacher:
+    """A frozen network in evaluation mode, whose weights and statistics never change.
+
+    It is no module, so that neither DDP nor an optimizer nor a checkpoint sees its weights. Copies are the
+    teacher itself: a task in parts (`--plan blockwise`) has one. Its blocks run once for a batch, and a later
+    call for a deeper block goes on from where the earlier one ended.
+
+    On a GPU in half precision, its convolutions and linear layers have weights of that type. Autocast would
+    cast weights without gradients anew in each step.
+
+    Args:
+        pretrained: The network and its input.
+        size_px: The side of its images, in pixels.
+
+    Raises:
+        ValueError: The network reads no images of this size.
+    """
+
+    def __init__(self, pretrained: Pretrained, size_px: int):
+        self.network, self.input, self.record = pretrained.backbone, pretrained.input, pretrained.record
+        self.size_px, self.channels = size_px, pretrained.backbone.channels
+        try:
+            check_size(size_px, self.network.min_px)
+        except ValueError as error:
+            raise ValueError(f"--teacher-px {size_px}: {error}") from None
+        patch_px = _patch_px(self.network)
+        if size_px % patch_px:
+            lower = size_px // patch_px * patch_px
+            raise ValueError(
+                f"--teacher-px {size_px}: the teacher's patches of {patch_px} px do not divide it; give "
+                f"{lower or patch_px} or {lower + patch_px}"
+            )
+        self.network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self._known: tuple[Tensor, int, Tensor] | None = None
+        self._dtype = torch.float32
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of its blocks."""
+        return len(self.channels)
+
+    def block_beside(self, block: int, num_blocks: int) -> int:
+        """Return the block at the depth of block `block` of `num_blocks` of another network."""
+        return max(1, round(block * self.num_blocks / num_blocks))
+
+    @torch.no_grad()
+    def features(self, images: Tensor, block: int) -> Tensor:
+        """Return a block's outputs, averaged over all positions.
+
+        Args:
+            images: float [B, C, S, S] as `input` has them, on the device that the network moves to.
+            block: The block, from 1.
+
+        Returns:
+            float32 [B, channels[block - 1]], without gradients.
+        """
+        self._prepare(images.device)
+        known = self._known
+        if known is None or known[0] is not images or known[1] > block:
+            known = (images, 0, images)
+        maps = known[2]
+        for layer in self.network.blocks()[known[1] : block]:
+            maps = layer(maps)
+        self._known = (images, block, maps)
+        return mean_of_positions(maps).float()
+
+    def forget(self) -> None:
+        """Free the maps of the last batch."""
+        self._known = None
+
+    def _prepare(self, device: torch.device) -> None:
+        """Move to the device, and to autocast's type."""
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        if next(self.network.parameters()).device != device:
+            self.network.to(device)
+        if dtype is not None and dtype != self._dtype:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    layer.to(dtype)
+            self._dtype = dtype

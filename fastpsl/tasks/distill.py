@@ -1,0 +1,216 @@
+"""Learn from a teacher: a student's features come to point where those of a frozen network do.
+
+The loss is one minus the cosine between a linear layer of the student's averaged features and the teacher's
+averaged features, minus their mean. FitNets (arXiv 1412.6550) and DNA (arXiv 1911.13053) learn from a teacher
+in stages, too, one block from another. FitNets compares whole maps and then goes on with labels. DNA gives
+each block of the student the *teacher's* maps as its input. Here a block reads the student's own, and what is
+compared has no positions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fastpsl.console.words import number_of_weights, percent
+from fastpsl.engine.distributed import gathered
+from fastpsl.engine.gpu import milliseconds
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import RunData
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.task import Task
+from fastpsl.engine.train_step import DTYPES
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.teacher import Teacher
+from fastpsl.models.weights import words_of_input
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.reading import PLAIN
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, ViewSpec, train_view
+from fastpsl.tasks.classify import average_and_linear
+
+# The least share of an image in a crop. A smaller one often shows other things than the image is of.
+LEAST_SCALE = 0.36
+_TIMED = 16  # images by which the cost is measured
+
+
+class Distill(Task):
+    """A task that learns a frozen network's features of the same crops.
+
+    The teacher sees the crop and the flip of the student at its own size, with its own channels. A stage that
+    ends with block k of the student learns the teacher's block at the same depth, and the last stage its last
+    block. The features' mean, which is subtracted, is that of the images of the stage so far. It begins with
+    a batch before the stage's first step.
+
+    Args:
+        teacher: The network to learn from.
+        num_blocks: The number of the student's blocks.
+        size_px: Side of the student's crops, in pixels.
+    """
+
+    def __init__(self, teacher: Teacher, num_blocks: int, *, size_px: int):
+        self.teacher, self.num_blocks, self.size_px = teacher, num_blocks, size_px
+        self._set_block(num_blocks)
+
+    def _set_block(self, block: int) -> None:
+        """Choose the teacher's block for the student's, and begin its mean."""
+        self.block = self.teacher.block_beside(block, self.num_blocks)
+        self.mean = torch.zeros(self.teacher.channels[self.block - 1])
+        self.num_seen = torch.zeros(())
+
+    @override
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """Return the student's view, and the teacher's of the same place."""
+        own = (Input(size_px=self.size_px), self.size_px, None)
+        theirs = (self.teacher.input, self.teacher.size_px, 0)
+        return tuple(
+            replace(
+                train_view(input, size_px),
+                crop=RandomResizedCrop(size_px, scale=(LEAST_SCALE, 1.0)),
+                follows=follows,
+            )
+            for input, size_px, follows in (own, theirs)
+        )
+
+    @override
+    def head(self, level: int, channels: int) -> nn.Module:
+        return average_and_linear(channels, self.teacher.channels[-1])
+
+    @override
+    def stage_head(self, stage: Stage, channels: int) -> nn.Module:
+        block = self.teacher.block_beside(stage.last_block, self.num_blocks)
+        return average_and_linear(channels, self.teacher.channels[block - 1])
+
+    @override
+    def check_data(self, data: Dataset, batch_size: int) -> None:
+        """Raise ValueError if the data's values are read otherwise than the teacher's were."""
+        theirs = self.teacher.input.reading
+        if theirs not in (PLAIN, data.reading):
+            raise ValueError(
+                f"--teacher {self.teacher.record['path']}: it was trained on images read "
+                f"{theirs.in_words()}, and these are read {data.reading.in_words() or 'as they are'}; "
+                "give the same --range and --bands"
+            )
+
+    @override
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
+        self._set_block(stage.last_block)
+        device = next(head.parameters()).device
+        self.mean, self.num_seen = self.mean.to(device), self.num_seen.to(device)
+
+    @override
+    def num_warm_up_batches(self, stage: Stage) -> int:
+        return 1
+
+    @override
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+        """Begin the mean.
+
+        Raises:
+            ValueError: The teacher's features are not finite.
+        """
+        targets, valid = self.targets(inputs, batch), batch.indices >= 0
+        if not targets[valid].isfinite().all():
+            raise ValueError(
+                f"--teacher {self.teacher.record['path']}: its features of some images are not finite in "
+                f"{str(targets.dtype).removeprefix('torch.')}; give --precision bf16 or fp32, or another"
+            )
+        self._add(targets, valid)
+        self.teacher.forget()
+
+    def targets(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the teacher's features of a batch, float32 [B, D], without gradients."""
+        return self.teacher.features(inputs[1], self.block)
+
+    def _add(self, targets: Tensor, valid: Tensor) -> None:
+        """Add a batch of all ranks to the mean."""
+        sums = torch.cat([torch.where(valid[:, None], targets, 0.0).sum(0), valid.sum()[None].float()])
+        sums = gathered(sums[None]).sum(0)
+        self.num_seen += sums[-1]
+        self.mean += (sums[:-1] - sums[-1] * self.mean) / self.num_seen.clamp(min=1)
+
+    @override
+    def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return self.distances(head(blocks(inputs[0])).float(), self.targets(inputs, batch) - self.mean)
+
+    def distances(self, students: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each image, float32 [B], of features float32 [B, D] and centred targets."""
+        return 1 - F.cosine_similarity(students, targets)
+
+    @override
+    def loss(
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Return the mean of one minus the cosine to the teacher's centred features."""
+        valid, targets = batch.indices >= 0, self.targets(inputs, batch)
+        if head.training:
+            self._add(targets, valid)
+        losses = self.distances(head(blocks(inputs[0])).float(), targets - self.mean)
+        loss_sum, num = torch.where(valid, losses, 0.0).sum(), valid.sum().float()
+        return loss_sum / num.clamp(min=1), {"loss": (loss_sum.detach(), num)}
+
+    @override
+    def step_state(self) -> Iterator[Tensor]:
+        yield from (self.mean, self.num_seen)
+
+    @override
+    def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
+        self.teacher.forget()
+
+    @override
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"mean": self.mean, "num_seen": self.num_seen}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mean.copy_(state["mean"])
+        self.num_seen.copy_(state["num_seen"])
+
+    @override
+    def lines_before(self, backbone: Backbone, stages: Sequence[Stage], data: RunData) -> Iterator[str]:
+        """Return the teacher's size, and its share of each stage's step by passes of a few images."""
+        teacher, record = self.teacher, self.teacher.record
+        num = sum(weights.numel() for weights in teacher.network.parameters())
+        digest = f"sha256 {record['sha256'][:8]}…"
+        yield (
+            f"teacher: {record['path']} ({record['backbone']}; {digest}), {number_of_weights(num)}, images "
+            f"of {teacher.size_px} px, {words_of_input(teacher.input)}"
+        )
+        student_ms = _block_ms(backbone, 3, self.size_px, data)
+        teacher_ms = _block_ms(teacher.network, teacher.input.num_channels, teacher.size_px, data)
+        shares = []
+        for stage in stages:
+            parts = [self.teacher.block_beside(part.last_block, self.num_blocks) for part in stage.parts]
+            its = teacher_ms[max(parts, default=teacher.block_beside(stage.last_block, self.num_blocks)) - 1]
+            # Once forward; backward twice as long, where blocks learn.
+            below = student_ms[stage.first_learning - 2] if stage.first_learning > 1 else 0.0
+            own = 3 * student_ms[stage.last_block - 1] - 2 * below
+            shares.append(f"{stage.name} {percent(its / (its + own))}")
+        yield (
+            f"the teacher takes {teacher_ms[-1]:.2g} ms for an image, and about {', '.join(shares)} of a step"
+        )
+
+
+@torch.no_grad()
+def _block_ms(backbone: Backbone, num_channels: int, size_px: int, data: RunData) -> list[float]:
+    """Return the milliseconds that an image takes up to the end of each block, in evaluation mode."""
+    device = data.world.device
+    backbone.to(device)
+    was_training, precision = backbone.training, data.options.resolved_precision(device)
+    maps = torch.zeros(_TIMED, num_channels, size_px, size_px, device=device)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    times = []
+    backbone.eval()
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        for block in backbone.blocks():
+            times.append(min(milliseconds(partial(block, maps), device, repeats=2)) / _TIMED)
+            maps = block(maps)
+    backbone.train(was_training)
+    return list(accumulate(times))

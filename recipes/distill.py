@@ -1,0 +1,83 @@
+"""Distillation of a network that others trained into one of your choice, on images without labels.
+
+The student's crops are the teacher's, too, at the teacher's size. The loss is the cosine between a linear
+layer of the student's averaged features and the teacher's averaged features, minus their mean.
+
+    fastpsl train distill --data photos --teacher timm/vit_small_patch14_dinov2 --backbone resnet18
+    fastpsl train distill --data photos --teacher runs/large --plan psl --epochs 30 30 40
+
+--plan psl learns block by block: in a stage that ends with block k, the student learns the teacher's block at
+the same depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from fastpsl import engine, models, tasks
+from fastpsl.engine import optim
+from fastpsl.engine.options import MACHINE, AnyBackbone, PerStage, PretrainOptions, at_end
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
+
+PAPER: dict[str, Any] = {
+    "backbone": "resnet18",
+    "teacher": None,
+    "plan": "end_to_end",
+    "epochs": (100,),
+    "batch_size": 256,
+    "lr": 4e-3,  # AdamW, a cosine
+    "warmup_epochs": 1.0,
+    "weight_decay": 0.05,
+    "size_px": 224,
+}
+SAMPLE: dict[str, Any] = {"epochs": (10,), "batch_size": 32, "lr": 2e-3, "size_px": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    backbone: AnyBackbone
+    teacher: str | None = field(metadata=MACHINE)  # a digest tells which it is
+    """The network to learn from: timm/NAME[.TAG], an address such as hf://ORG/NAME, a run's folder, a file of
+    weights, or FILE.py:CLASS (your own module with its weights, which runs).
+    """
+    teacher_backbone: str | None = field(default=None, metadata=MACHINE)
+    """Of a file of weights that does not say it: the network, as for --backbone."""
+    teacher_px: int | None = field(default=None, metadata=MACHINE)
+    """Side of the teacher's images; by default that of its training."""
+    lr: float
+    """AdamW's learning rate after the warm-up."""
+    warmup_epochs: float
+    """Epochs in which the rate rises from 0."""
+    weight_decay: float
+    """Decay of all weights."""
+    size_px: PerStage
+    """Side of the student's crops: one value, or one for each stage."""
+
+
+def build(options: Options) -> engine.Experiment:
+    if options.teacher is None:
+        raise ValueError(
+            "--teacher: give the network to learn from, such as timm/vit_small_patch14_dinov2, a run or a "
+            "file of weights"
+        )
+    backbone = models.make_backbone(options.backbone)  # first, so that its weights do not depend on a teacher
+    pretrained = models.open_teacher(options.teacher, options.teacher_backbone, options.max_download_gb)
+    teacher = models.Teacher(pretrained, options.teacher_px or pretrained.input.size_px)
+    task = tasks.Distill(teacher, backbone.num_blocks, size_px=at_end(options.size_px))
+    return engine.Experiment(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=optim.cosine(options.lr, options.warmup_epochs),
+        optimiser=partial(optim.adam, weight_decay=options.weight_decay, decoupled=True),
+        science={"teacher": pretrained.science() | {"size_px": teacher.size_px}},
+    )
+
+
+RECIPE = Recipe("distill", __doc__, Options, PAPER, SAMPLE, build, source="default")
+
+if __name__ == "__main__":
+    launch(RECIPE)
