@@ -5,8 +5,6 @@
                         -fresh has other images of that kind, 480, 160 and 1,600 for validation
     distill-scenes      the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
                         takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
-    distill-clothes     the source is the repository clothing-dataset-small, with lite0.pth; its validation
-                        images are the search's
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
                         -cpu takes 10,000, -gpu all but the 2,000 of the search
@@ -99,15 +97,6 @@ def scenes(folder: Path, out: Path) -> None:
     _jpegs({TRAIN: lines[:5000], SEARCH: lines[5000:6500], HELD_OUT: lines[6500:9500]}, folder, out)
 
 
-def clothes(folder: Path, out: Path) -> None:
-    """Write the repository's folders, with a shorter side of 160 px."""
-    lists = {
-        part: [f"{path.resolve()} {path.parent.name}\n" for path in sorted((folder / name).glob("*/*.jpg"))]
-        for part, name in ((TRAIN, "train"), (SEARCH, "validation"), (HELD_OUT, "test"))
-    }
-    _jpegs(lists, folder, out)
-
-
 def _jpegs(lists: Mapping[str, Sequence[str]], folder: Path, out: Path) -> None:
     """Write dataset files of JPEGs, and a copy of the teacher's weights."""
     for part, lines in lists.items():
@@ -124,7 +113,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
-    "distill-scenes": scenes, "distill-clothes": clothes,
+    "distill-scenes": scenes,
 }  # fmt: skip
 
 

@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[2])
-)  # recipes/ is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes/ is not installed
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine.distributed import World

@@ -122,7 +122,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val, --init and a run name what they may, and that --out can be made."""
+    """Check that --data, --val, --init, --teacher and a run name what they may, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val if names_val(options) else None):
@@ -131,7 +131,9 @@ def require_paths(options: RunOptions) -> None:
         elif source is not None:
             require_existing(source, options.forms)
     init = None if options.goes_on() else getattr(options, "init", None)
-    for weights in (getattr(options, "checkpoint", None), *getattr(options, "more_runs", ()), init):
+    teacher = getattr(options, "teacher", None)
+    named = [getattr(options, "checkpoint", None), *getattr(options, "more_runs", ()), init]
+    for weights in (*named, None if teacher and is_own(teacher) else teacher):
         if weights is not None and not (is_timm(weights) or is_remote(weights)):
             require_existing(Path(weights), WEIGHTS)
     if options.out is not None:
