@@ -122,7 +122,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val, --init, --teacher and a run name what they may, and that --out can be made."""
+    """Check that --data, --val, --init, --teacher and a run are there, and that --out can be made."""
     from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val if names_val(options) else None):

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpsl.console.words import number_of_weights
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import open_both
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.datasets.subset import held_back
-from fastpsl.console.words import number_of_weights
 from fastpsl.scripts.before_training import data_line, stage_steps, unsuitable
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
