@@ -22,6 +22,7 @@ def replay(
     data: str | os.PathLike[str] | None = None,
     other_data: bool = False,
     backbone: str | None = None,
+    teacher: str | None = None,
     recipe: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Replayed:
@@ -38,6 +39,7 @@ def replay(
         data: Where the training images are now; None for where they were.
         other_data: Whether images whose digest is not that of the run's are shown, without losses.
         backbone: The run's backbone, if its name is of a Python file.
+        teacher: A distillation's teacher, if it has moved or its name is of a Python file.
         recipe: The run's recipe, if it is a Python file.
         device: "auto" (CUDA if there is a GPU), "cpu" or "cuda".
 
@@ -52,7 +54,9 @@ def replay(
 
     def work(opened: list[Run]) -> Replayed:
         source = None if data is None else os.fspath(data)
-        past_run = PastRun.of(Path(run), data=source, backbone=backbone, recipe=recipe, device=device)
+        past_run = PastRun.of(
+            Path(run), data=source, backbone=backbone, teacher=teacher, recipe=recipe, device=device
+        )
         world = join_world(device, timeout_s=10 * past_run.options.timeout_s)
         return replay_step(
             past_run, str(step), world, rank=rank, num=num, most_steps=most_steps, other_data=other_data

@@ -74,7 +74,14 @@ class PastRun:
 
     @classmethod
     def of(
-        cls, folder: Path, *, data: str | None, backbone: str | None, recipe: str | None, **more: Any
+        cls,
+        folder: Path,
+        *,
+        data: str | None,
+        backbone: str | None,
+        recipe: str | None,
+        teacher: str | None = None,
+        **more: Any,
     ) -> "PastRun":
         """Read a run's folder.
 
@@ -83,6 +90,8 @@ class PastRun:
             data: Where the training images are now; None for where they were.
             backbone: The run's backbone, if its name is of a Python file.
             recipe: The recipe's name or file; None for the name in the record.
+            teacher: Where a distillation's teacher is now, or its name if it is of a Python file; None for
+                where it was.
             **more: Other values of options.
 
         Raises:
@@ -113,6 +122,10 @@ class PastRun:
             values["backbone"] = backbone
         elif backbone not in (None, values.get("backbone")):
             raise ValueError(f"--backbone {backbone}: the run has {values.get('backbone')}; leave it out")
+        values |= {} if teacher is None else {"teacher": teacher}
+        for option in ("teacher", "teacher_backbone"):
+            if is_own(named := values.get(option) or "") and named != teacher:
+                raise not_given(path, named, "--teacher")
         run = TrainedRun.of(folder)
         assert run is not None
         values["data"] = data or run.train_images()

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ def _longest_run(text: str) -> int:
 
 
 # Values of a command that have a slash and name no file.
-_NO_FILES = ("timm/",)
+_NO_FILES = ("timm/", "hf://")
 _HEADER = """---
 library_name: timm
 pipeline_tag: image-feature-extraction
@@ -118,6 +118,7 @@ def model_card(
         f"{input}. The training's crops had {pretrained.input.size_px} px.",
         "## Training",
         *_training(science, config, record),
+        *_teacher(science, config),
         "## Evaluations",
         _table(results) if results else "None is recorded here.",
     ]
@@ -158,6 +159,26 @@ def _training(science: Mapping[str, Any], config: Mapping[str, Any], record: Map
         settings = json.dumps(science, indent=1)
         parts.append(f"The settings that determine the result:\n\n{block(settings, 'json')}")
     return parts
+
+
+def _teacher(science: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the section about the network that a distillation learned from, with its license."""
+    teacher, source = science.get("teacher"), (config.get("options") or {}).get("teacher")
+    if not isinstance(teacher, dict):
+        return
+    name = code(without_folders(str(source))) if source else "a network"
+    about = ", ".join(code(str(teacher.get(key))) for key in ("backbone", "weights"))
+    license = ""
+    if source and is_timm(source):
+        from fastpsl.models.timm_backbone import license_of
+
+        license = license_of(source)
+    told = f"timm has it under {plain(license)}" if license else f"license not known: see {name}"
+    yield "## Teacher"
+    yield (
+        f"It learned the features of {name} (backbone and SHA-256: {about}). The teacher's license: {told}. "
+        "Some licenses, DINOv3's among them, bind models that were made with a network's outputs."
+    )
 
 
 def without_folders(word: str) -> str:

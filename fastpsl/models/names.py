@@ -32,11 +32,9 @@ def is_module(name: str) -> bool:
     return name.startswith(MODULE)
 
 
-def not_given(source: object, name: str) -> ValueError:
+def not_given(source: object, name: str, option: str = "--backbone") -> ValueError:
     """Return the error for a file that names a Python file, which runs only if the user names it as well."""
-    return ValueError(
-        f"{source} names {name}, which would run; give --backbone {pasted(name)} if you trust it"
-    )
+    return ValueError(f"{source} names {name}, which would run; give {option} {pasted(name)} if you trust it")
 
 
 def module_not_given(source: object, name: str) -> ValueError:

@@ -55,7 +55,7 @@ def _own(source: str, backbone: str | None) -> Pretrained:
         raise ValueError(f"{source} with --backbone {backbone}: the file is the network; leave it out")
     network = make_backbone(source)
     input = usual_input(network) or Input()
-    record = {
+    record: dict[str, Any] = {
         "path": source, "sha256": sha256_of_tensors(network.state_dict()), "kind": "own",
         "backbone": source, "input": input.as_dict(), "run_step": None, "science": None, "cut": False,
         "left_out": [],

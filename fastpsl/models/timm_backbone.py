@@ -276,6 +276,13 @@ def model_of(weights: str) -> str:
     return backbone
 
 
+def license_of(weights: str) -> str:
+    """Return the license that timm has of published weights, such as timm/resnet18.a1_in1k, or ""."""
+    timm = _timm(weights, "")
+    config = timm.get_pretrained_cfg(weights.removeprefix(TIMM), allow_unregistered=True)
+    return str(getattr(config, "license", None) or "")
+
+
 def published(name: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Download weights by timm, into its cache.
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 40  # characters of a recorded value in an error
 
+# Options that may name a Python file, which runs only if the command names it.
+_NAMES_OF_NETWORKS = ("backbone", "teacher", "teacher_backbone")
 # Options that a record does not decide: where is written, and what the run itself began with.
 _NOT_REPEATED = {"out", "cache_dir", "resume", "config"}
 
@@ -238,9 +240,10 @@ class Script(Generic[Options]):
                 preset=values["preset"] if options.preset == "auto" else options.preset,
                 first_learning=None if had_other_plan else options.first_learning,  # that of --config
             )
-        backbone = getattr(options, "backbone", None)
-        if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
-            raise not_given(f"--config {options.config}", backbone)
+        for name in _NAMES_OF_NETWORKS:
+            network = getattr(options, name, None)
+            if network is not None and is_own(network) and network != getattr(first, name, None):
+                raise not_given(f"--config {options.config}", network, flag(name))
         if is_rank_0:
             if not isinstance(options, PretrainOptions):  # a training tells it in its config.json
                 log(describe_choice(options, paper, self.source))
