@@ -41,7 +41,7 @@ H200 = SimpleNamespace(
     warp_size=32,
 )
 # torch's fused optimisers do not support tensors without values. They change no shapes, so they are skipped.
-IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_")
+IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_", "aten::_fused_adamw_")
 # Nor do these. Their results have the shapes of plain convolutions.
 CUDNN_JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
 

@@ -109,6 +109,7 @@ class Blockwise(Task):
         self.num_levels, self.needs_labels = task.num_levels, task.needs_labels
         self.accuracy_name, self.has_own_order = task.accuracy_name, task.has_own_order
         self.fixed_exchange, self.one_size = task.fixed_exchange, task.one_size
+        self.why_uncapturable = task.why_uncapturable
         self._last_stage, self._last = self.tasks[-1]
 
     @property

@@ -213,9 +213,8 @@ class Experiment:
             return "its batches are not views of images"
         if getattr(options, "apex", False):
             return "apex's optimiser takes its rate from the host"
-        if self.backbone.why_uncapturable and options.graph == "auto":
-            return self.backbone.why_uncapturable
-        return ""
+        why = self.backbone.why_uncapturable or self.task.why_uncapturable
+        return why if options.graph == "auto" else ""
 
 
 @contextlib.contextmanager

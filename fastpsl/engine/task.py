@@ -37,6 +37,9 @@ class Task:
     fixed_exchange: bool = True
     """Whether ranks exchange equally many numbers in every step. If not, several ranks capture no step."""
 
+    why_uncapturable: str = ""
+    """Why a step is captured as a CUDA graph only if asked for; empty if `--graph auto` captures it."""
+
     one_size: str = ""
     """Why its views have one size in all stages; empty if `ViewSpec.resized` may make others of them."""
 

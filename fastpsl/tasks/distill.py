@@ -7,6 +7,7 @@ each block of the student the *teacher's* maps as its input. Here a block reads 
 compared has no positions.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,7 +39,7 @@ from fastpsl.tasks.classify import average_and_linear
 
 # The least share of an image in a crop. A smaller one often shows other things than the image is of.
 LEAST_SCALE = 0.36
-_TIMED = 16  # images by which the cost is measured
+_TIMED = 16  # images by which the cost is measured, and the features are tried
 
 
 class Distill(Task):
@@ -57,6 +58,7 @@ class Distill(Task):
 
     def __init__(self, teacher: Teacher, num_blocks: int, *, size_px: int):
         self.teacher, self.num_blocks, self.size_px = teacher, num_blocks, size_px
+        self.why_uncapturable = teacher.network.why_uncapturable
         self._set_block(num_blocks)
 
     def _set_block(self, block: int) -> None:
@@ -111,18 +113,8 @@ class Distill(Task):
 
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        """Begin the mean.
-
-        Raises:
-            ValueError: The teacher's features are not finite.
-        """
-        targets, valid = self.targets(inputs, batch), batch.indices >= 0
-        if not targets[valid].isfinite().all():
-            raise ValueError(
-                f"--teacher {self.teacher.record['path']}: its features of some images are not finite in "
-                f"{str(targets.dtype).removeprefix('torch.')}; give --precision bf16 or fp32, or another"
-            )
-        self._add(targets, valid)
+        """Begin the mean."""
+        self._add(self.targets(inputs, batch), batch.indices >= 0)
         self.teacher.forget()
 
     def targets(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -175,7 +167,11 @@ class Distill(Task):
 
     @override
     def lines_before(self, backbone: Backbone, stages: Sequence[Stage], data: RunData) -> Iterator[str]:
-        """Return the teacher's size, and its share of each stage's step by passes of a few images."""
+        """Return the teacher's size, and its share of each stage's step by passes of a few images.
+
+        Raises:
+            ValueError: The teacher's features of them are not finite.
+        """
         teacher, record = self.teacher, self.teacher.record
         num = sum(weights.numel() for weights in teacher.network.parameters())
         digest = f"sha256 {record['sha256'][:8]}…"
@@ -183,8 +179,18 @@ class Distill(Task):
             f"teacher: {record['path']} ({record['backbone']}; {digest}), {number_of_weights(num)}, images "
             f"of {teacher.size_px} px, {words_of_input(teacher.input)}"
         )
-        student_ms = _block_ms(backbone, 3, self.size_px, data)
-        teacher_ms = _block_ms(teacher.network, teacher.input.num_channels, teacher.size_px, data)
+        views = self.views(self.num_levels)
+        loading = data.loader(data.train, views, train=False, batch_size=min(_TIMED, data.train.num_samples))
+        with loading as loader, contextlib.closing(loader.epoch(0)) as batches:
+            own, theirs = next(batches).inputs(views, torch.float32)
+        student_ms, _ = _block_ms(backbone, own, data)
+        teacher_ms, features = _block_ms(teacher.network, theirs, data)
+        if not features.isfinite().all():
+            raise ValueError(
+                f"--teacher {record['path']}: its features of the first images are not finite in "
+                f"{data.options.resolved_precision(data.world.device)}; give another --precision, or another "
+                "teacher"
+            )
         shares = []
         for stage in stages:
             parts = [self.teacher.block_beside(part.last_block, self.num_blocks) for part in stage.parts]
@@ -199,18 +205,17 @@ class Distill(Task):
 
 
 @torch.no_grad()
-def _block_ms(backbone: Backbone, num_channels: int, size_px: int, data: RunData) -> list[float]:
-    """Return the milliseconds that an image takes up to the end of each block, in evaluation mode."""
-    device = data.world.device
-    backbone.to(device)
-    was_training, precision = backbone.training, data.options.resolved_precision(device)
-    maps = torch.zeros(_TIMED, num_channels, size_px, size_px, device=device)
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    times = []
-    backbone.eval()
+def _block_ms(backbone: Backbone, images: Tensor, data: RunData) -> tuple[list[float], Tensor]:
+    """Return the milliseconds that an image takes up to the end of each block, and the last block's maps.
+
+    The backbone moves to the run's device, and computes in evaluation mode.
+    """
+    device, precision = data.world.device, data.options.resolved_precision(data.world.device)
+    was_training, maps, times = backbone.training, images, list[float]()
+    backbone.to(device).eval()
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
         for block in backbone.blocks():
-            times.append(min(milliseconds(partial(block, maps), device, repeats=2)) / _TIMED)
+            times.append(min(milliseconds(partial(block, maps), device, repeats=3)) / len(images))
             maps = block(maps)
     backbone.train(was_training)
-    return list(accumulate(times))
+    return list(accumulate(times)), maps

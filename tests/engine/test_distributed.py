@@ -40,13 +40,14 @@ from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.contrastive.simclr import SimCLR
+from fastpsl.tasks.distill import Distill
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.tasks.sslpp.aet import AET
 from fastpsl.tasks.sslpp.context import Context
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
-from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of
+from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, teacher_of
 from tests.programs import (
     ENVIRONMENT,
     ROOT,
@@ -249,7 +250,7 @@ def test_a_rank_ends_no_earlier_than_all_have_joined(tmp_path: Path) -> None:
 
 TASKS = {
     "jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3, "simclr": 3, "sslpp_rotation": 1,
-    "sslpp_aet": 1, "sslpp_context": 1,
+    "sslpp_aet": 1, "sslpp_context": 1, "distill": 1,
 }  # the level of each task  # fmt: skip
 PROXIES: dict[str, Callable[[], Proxy]] = {
     "sslpp_rotation": lambda: RotNet(32),
@@ -270,6 +271,8 @@ def make_task(name: str) -> Task:
         return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
     if name == "simclr":
         return SimCLR(GLOBAL_BATCH, size_px=32, temperature=0.1, embedding_width=4)
+    if name == "distill":
+        return Distill(teacher_of(1, 40), 5, size_px=32)
     if name in PROXIES:
         labels = np.arange(GLOBAL_BATCH) % 3
         plain = train_view(Input(), 32, "padded")

@@ -33,11 +33,12 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels.lab import ab_bins
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU
+from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.tasks.pseudo_labels.deepcluster import without_last_relu
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
@@ -171,6 +172,8 @@ OTHERS: list[Row] = [
     ("sslpp_rotation", "E", "fp16", "kornia", COUPLED | {"proxy": False, "crop": "random_resized"}),
     ("sslpp_context", "E", "fp16", "kornia", COUPLED | {"backbone": "alexnet", "size_px": 64}),
     ("supervised", "E", "fp16", "fused", {"crop": "padded", "backbone": "alexnet_rotnet"}),
+    ("distill", "S2", "fp16", "fused", {"teacher": "resnet34", "plan": "psl", "epochs": (1, 1, 1)}),
+    ("distill", "B", "bf16", "kornia", {"teacher": "resnet34", "epochs": (1, 1, 1)}),
 ]  # fmt: skip
 
 
@@ -178,6 +181,18 @@ OTHERS: list[Row] = [
 def bins_of_colours() -> None:
     """Count the colour bins outside fake mode, once per process, because the count depends on values."""
     ab_bins()
+
+
+@pytest.fixture
+def random_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the teachers of distillations by networks with random weights, of which there is no digest."""
+
+    def make(name: str, *_: object) -> Pretrained:
+        return Pretrained(
+            make_backbone(name), Input(size_px=48), dict.fromkeys(("sha256", "backbone", "input"), "")
+        )
+
+    monkeypatch.setattr("fastpsl.models.open_teacher", make)
 
 
 @pytest.fixture
@@ -202,7 +217,7 @@ def name_of(row: Row) -> str:
 QUICK = (
     [row for row in PLANNED if row[1] == "S2" and row[0] != "simclr"]
     + END_TO_END[::3]
-    + [row for row in OTHERS if row[4].keys() & {"fold_frozen", "crop_scale"}]
+    + [row for row in OTHERS if row[4].keys() & {"fold_frozen", "crop_scale"} or row[0] == "distill"]
 )
 ROWS = [
     pytest.param(row, id=name_of(row), marks=() if row in QUICK else pytest.mark.nightly)
@@ -216,7 +231,7 @@ def check_function_of_tensors(steps: Sequence[Step]) -> None:
         assert not differences(steps[0], step)
 
 
-@pytest.mark.usefixtures("bins_of_colours", "counted_colours")
+@pytest.mark.usefixtures("bins_of_colours", "counted_colours", "random_teacher")
 @pytest.mark.parametrize("row", ROWS)
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row

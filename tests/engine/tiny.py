@@ -17,9 +17,11 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run, RunData
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.teacher import Teacher
+from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.scripts import recipe_process
 from fastpsl.scripts.recipe import Recipe
 
@@ -46,6 +48,16 @@ class TinyNet(Backbone):
     @override
     def blocks(self) -> list[nn.Module]:
         return list(self.parts)
+
+
+def teacher_of(seed: int, size_px: int, input: Input | None = None) -> Teacher:
+    """Return a teacher with random weights, whose BatchNorms have statistics of their own."""
+    torch.manual_seed(seed)
+    network = TinyNet()
+    for _ in range(3):
+        network(torch.randn(8, 3, 32, 32) + 0.3)
+    record = {"path": "teacher", "sha256": "0" * 64, "backbone": "tiny"}
+    return Teacher(Pretrained(network, input or Input(size_px=size_px), record), size_px)
 
 
 def one_process(device: str = "cpu") -> World:

@@ -32,6 +32,7 @@ UIC: list[dict[str, Any]] = [
 ]
 # Options beside the paper's values that change a view.
 TRAINED: dict[str, list[dict[str, Any]]] = {
+    "distill": [{"teacher": f"{ROOT}/bench/evidence/networks.py:SmallResNet"}],
     "deepcluster_alexnet": [{"input_channels": "RGB"}, {"input_channels": "SobelXY"}], "jigsaw_r50": [{}],
     "mocov2_r50": [{}], "rotation_rv50": [{}, {"rotations_per_image": "one"}], "simclr_r50": [{}],
     "sslpp_aet": [*SSLPP, {"transform": "affine"}], "sslpp_colorization": SSLPP, "sslpp_context": SSLPP,
@@ -70,7 +71,7 @@ def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
     """Return the training, validation and pass views of all levels; the backbone is on the meta device."""
     parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
     options = parts["RECIPE"].with_paper(data=str(sample_paths().train), **asked)
-    with torch.device("meta"):
+    with torch.device("cpu" if recipe == "distill" else "meta"):  # a teacher has values
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)
     views = [(*task.views(n), *task.val_views(n), *(task.pass_views(n) or ())) for n in levels]
