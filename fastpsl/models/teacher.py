@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 from fastpsl.files.system_errors import UnreadableError
@@ -74,8 +75,8 @@ class Teacher:
     """A frozen network in evaluation mode, whose weights and statistics never change.
 
     It is no module, so that neither DDP nor an optimizer nor a checkpoint sees its weights. Copies are the
-    teacher itself: a task in parts (`--plan blockwise`) has one. Its blocks run once for a batch, and a later
-    call for a deeper block goes on from where the earlier one ended.
+    teacher itself: a task in parts (`--plan blockwise`) has one. Its blocks run once for a batch. A call for
+    a deeper block goes on from where the one before ended.
 
     On a GPU in half precision, its convolutions and linear layers have weights of that type. Autocast would
     cast weights without gradients anew in each step.
@@ -103,7 +104,8 @@ class Teacher:
                 f"{lower or patch_px} or {lower + patch_px}"
             )
         self.network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self._known: tuple[Tensor, int, Tensor] | None = None
+        # Images → the last block that has read them, and its maps, for as long as the images live.
+        self._known = WeakTensorKeyDictionary()
         self._dtype = torch.float32
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -123,32 +125,25 @@ class Teacher:
         """Return a block's outputs, averaged over all positions.
 
         Args:
-            images: float [B, C, S, S] as `input` has them, on the device that the network moves to.
+            images: float [B, C, S, S] as `input` has them, on the network's device.
             block: The block, from 1.
 
         Returns:
             float32 [B, channels[block - 1]], without gradients.
         """
-        self._prepare(images.device)
-        known = self._known
-        if known is None or known[0] is not images or known[1] > block:
-            known = (images, 0, images)
-        maps = known[2]
-        for layer in self.network.blocks()[known[1] : block]:
+        self._cast(images.device.type)
+        done, maps = self._known.get(images, (0, images))
+        if done > block:
+            done, maps = 0, images
+        for layer in self.network.blocks()[done:block]:
             maps = layer(maps)
-        self._known = (images, block, maps)
+        self._known[images] = block, maps
         return mean_of_positions(maps).float()
 
-    def forget(self) -> None:
-        """Free the maps of the last batch."""
-        self._known = None
-
-    def _prepare(self, device: torch.device) -> None:
-        """Move to the device, and to autocast's type."""
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        if next(self.network.parameters()).device != device:
-            self.network.to(device)
-        if dtype is not None and dtype != self._dtype:
+    def _cast(self, device_type: str) -> None:
+        """Give the weights of convolutions and linear layers autocast's type."""
+        dtype = torch.get_autocast_dtype(device_type)
+        if torch.is_autocast_enabled(device_type) and dtype != self._dtype:
             for layer in self.network.modules():
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     layer.to(dtype)

@@ -105,6 +105,7 @@ class Distill(Task):
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         self._set_block(stage.last_block)
         device = next(head.parameters()).device
+        self.teacher.network.to(device)
         self.mean, self.num_seen = self.mean.to(device), self.num_seen.to(device)
 
     @override
@@ -115,7 +116,6 @@ class Distill(Task):
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Begin the mean."""
         self._add(self.targets(inputs, batch), batch.indices >= 0)
-        self.teacher.forget()
 
     def targets(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the teacher's features of a batch, float32 [B, D], without gradients."""
@@ -151,10 +151,6 @@ class Distill(Task):
     @override
     def step_state(self) -> Iterator[Tensor]:
         yield from (self.mean, self.num_seen)
-
-    @override
-    def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
-        self.teacher.forget()
 
     @override
     def state_dict(self) -> Mapping[str, Any]:
@@ -197,8 +193,8 @@ class Distill(Task):
             its = teacher_ms[max(parts, default=teacher.block_beside(stage.last_block, self.num_blocks)) - 1]
             # Once forward; backward twice as long, where blocks learn.
             below = student_ms[stage.first_learning - 2] if stage.first_learning > 1 else 0.0
-            own = 3 * student_ms[stage.last_block - 1] - 2 * below
-            shares.append(f"{stage.name} {percent(its / (its + own))}")
+            students = 3 * student_ms[stage.last_block - 1] - 2 * below
+            shares.append(f"{stage.name} {percent(its / (its + students))}")
         yield (
             f"the teacher takes {teacher_ms[-1]:.2g} ms for an image, and about {', '.join(shares)} of a step"
         )

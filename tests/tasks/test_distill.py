@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_steps_are_those_of_a_plain_loop() -> None:
 def test_the_teacher_sees_the_students_crop_and_flip(decoder: str) -> None:
     """At one size and with one mean, both views are equal; a view with draws of its own is not."""
     same = experiment_of(teacher_of(1, 32)).task.views(1)
-    with open_data(sample_paths().train) as data:
+    with closing(open_data(sample_paths().train)) as data:
         for views, is_equal in ((same, True), ((same[0], same[0]), False)):
             with Loader(data, views, batch_size_per_rank=16, decoder=decoder, num_threads=1) as loader:
                 batch = next(loader.epoch(3))
@@ -108,18 +109,18 @@ def test_the_teacher_sees_the_students_crop_and_flip(decoder: str) -> None:
 
 def test_boxes_of_another_size_are_of_the_same_place() -> None:
     views = experiment_of(teacher_of(1, 96)).task.views(1)
-    with open_data(sample_paths().train) as data:
+    with closing(open_data(sample_paths().train)) as data:
         decoder, _ = open_decoder(
             "pillow", data, batch_size=4, num_threads=1, num_views=2, device=CPU, hw_decoder_load=None
         )
         planned = plan(LoaderSpec(data, views, 5, decoder, "raise", CPU, None), 2, 0, np.arange(4))
-    assert np.array_equal(*planned.boxes)
-    assert np.array_equal(*(draws[0]["flip"] for draws in planned.draws))
+    (own, theirs), (flips, their_flips) = planned.boxes, (draws[0]["flip"] for draws in planned.draws)
+    assert np.array_equal(own, theirs) and np.array_equal(flips, their_flips)
 
 
 def test_a_view_that_follows_none_is_refused() -> None:
     _, second = experiment_of(teacher_of(1, 32)).task.views(1)
-    with open_data(sample_paths().train) as data:
+    with closing(open_data(sample_paths().train)) as data:
         for views in ((second,), (second, second)):
             with pytest.raises(ValueError, match="follows"):
                 Loader(data, views, batch_size_per_rank=4)
@@ -266,7 +267,8 @@ def test_a_size_that_the_teacher_cannot_read_is_refused() -> None:
 def test_a_size_that_patches_do_not_divide_is_refused() -> None:
     pytest.importorskip("timm")
     pretrained = Pretrained(make_backbone("timm/test_vit"), Input(), {})
-    side = pretrained.backbone.network.patch_embed.patch_size[0]  # type: ignore[union-attr,index]
+    network: Any = pretrained.backbone
+    side: int = network.network.patch_embed.patch_size[0]
     Teacher(pretrained, 4 * side)
     with pytest.raises(ValueError, match=f"--teacher-px {4 * side + 1}.*{4 * side} or {5 * side}"):
         Teacher(pretrained, 4 * side + 1)
@@ -286,7 +288,8 @@ def test_a_record_runs_no_teacher_of_a_file(tmp_path: Path) -> None:
 def test_a_teacher_reads_its_own_channels(tmp_path: Path) -> None:
     """A teacher on L sees the lightness of the student's crop; one of an op from elsewhere is refused."""
     teacher = teacher_of(1, 32)
-    teacher.network.parts[0][0] = torch.nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False)
+    network: Any = teacher.network
+    network.parts[0][0] = torch.nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False)
     teacher.input = Input.usual("L", 32)
     own, theirs = experiment_of(teacher).task.views(1)
     assert own.input().channels == "RGB" and theirs.input().channels == "L" and theirs.follows == 0
