@@ -89,7 +89,7 @@ class PerImage(tasks.Distill):
 
 
 class Queued(PerImage):
-    """SEED's loss: the student's similarities to a queue of features are to be distributed as the teacher's.
+    """A distillation by SEED's loss: similarities to a queue are to be distributed as the teacher's.
 
     The queue is full from the start, so that the few steps of a plan all have it.
     """

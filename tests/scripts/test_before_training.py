@@ -138,7 +138,7 @@ def told(
     )
     given = SimpleNamespace(batch_size=batch_size, batch_of=lambda stage=None: batch_size, **options)
     data: Any = SimpleNamespace(train=train, options=given)
-    view = SimpleNamespace(crop=crop or SimpleNamespace(size_px=8))
+    view = SimpleNamespace(crop=crop or SimpleNamespace(size_px=8), follows=None)
     experiment: Any = SimpleNamespace(stages=stages, views=lambda stage: (view,))
     return stage_steps(experiment, data), list(unsuitable(experiment, data))
 
