@@ -264,14 +264,15 @@ def test_features_of_a_run_are_of_its_own_images(tmp_path: Path, cli: Cli) -> No
     input = Input("RGB", (0.5,) * 3, (0.25,) * 3, 24)
     science = {"recipe": "rotation", "backbone": "nin3", "seed": 0}
     position = {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]}
-    state = {"science": science, "position": position, "num_stages": 1, "input": input.as_dict()}
-    CheckpointManager(run / "checkpoints").save(7, state | {"backbone": nin3()})
+    state: dict[str, Any] = {"science": science, "position": position, "num_stages": 1}
+    more = {"input": input.as_dict(), "backbone": nin3()}
+    CheckpointManager(run / "checkpoints").save(7, state | more)
     (run / "config.json").write_text(json.dumps({"options": {"data": str(data), "val": None}}))
     code, output, error = cli("labels", "features", "--weights", run, "--num-clusters", 9, "--out", out)
     assert code == 0 and "images of 24 px" in output, error
     found = written(out, data).configuration
     expected = {"backbone": "nin3", "block": "B3", "size_px": 24, "whole": False, "cut": True}
-    assert found | expected == found and found["input"] == input.as_dict()
+    assert {**found, **expected} == found and found["input"] == input.as_dict()
 
 
 def test_equal_features_leave_clusters_empty(tmp_path: Path, weights: Path, cli: Cli) -> None:
