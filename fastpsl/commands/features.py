@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from fastpsl.evaluation.options import EvaluationOptions
     from fastpsl.evaluation.trained_run import TrainedRun
 
-_RUN = tyro.conf.arg(
-    metavar="RUN",
-    help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
-    "others' weights: a file, timm/NAME[.TAG], or an address such as hf://ORG/NAME.",
+RUN_HELP = (
+    "A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
+    "others' weights: a file, timm/NAME[.TAG], or an address such as hf://ORG/NAME."
 )
+_RUN = tyro.conf.arg(metavar="RUN", help=RUN_HELP)
 Run = tyro.conf.Positional[Annotated[str, _RUN]]
 OptionalRun = tyro.conf.Positional[Annotated[str | None, _RUN]]
 Block = Annotated[

@@ -1,87 +1,163 @@
-"""`fastpsl labels`: pseudo-labels without a network."""
+"""`fastpsl labels`: pseudo-labels of a network's features, or without a network."""
 
 import io
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fastpsl.commands.features import RUN_HELP, Block, ExtractionOptions, run_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fastpsl.pipelines.data.dataset import Dataset
+
 NUM_CLASSES = 70  # as in the paper for CIFAR-10 (SSL++, section V.E)
+PCA_WIDTH, SIZE_PX = 64, 32  # of k-means
+
+
+@dataclass(frozen=True)
+class LabelExtraction(ExtractionOptions):
+    """The options of the images and of the extraction of features that are clustered."""
+
+    size_px: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
+    """Of features: side of the middle that is cut from each image, as in `fastpsl features`. Of k-means: side
+    to which the images' middle squares are resized. [of features, that of the run's images, or 224; of
+    k-means 32]"""
 
 
 @dataclass(frozen=True)
 class MakeLabels:
-    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels: what
-    learned ones are compared with.
+    """Write a file of pseudo-labels for a recipe's --pseudo-labels: clusters of a network's features, or what
+    no network made, for comparison.
 
-    k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:
-    what learns from them is supervised. See https://fastpsl.github.io/fastpsl/evaluate/clusters.html.
+    features: clusters of the features of --weights. k-means: clusters of the pixels. random: drawn by --seed.
+    true: the true classes, for an ablation only: what learns from them is supervised.
+    See https://fastpsl.github.io/fastpsl/evaluate/clusters.html.
     """
 
-    source: tyro.conf.Positional[Literal["k-means", "random", "true"]]
+    source: tyro.conf.Positional[Literal["features", "k-means", "random", "true"]]
     """Where the labels come from."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npz")]
     """The file to write."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """The training images: a dataset file, a quoted glob of shards, a folder of images or a list of them.
-    [the embedded sample]"""
-    range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
-    """As in a recipe."""
-    bands: Annotated[str | None, tyro.conf.arg(metavar="N,N,N")] = None
-    """As in a recipe."""
+    [the embedded sample; of a run's features the run's training images]"""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="RUN", help=f"Of features: {RUN_HELP}")] = None
+    block: Block = "final"
     num_clusters: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
-    pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
-    """Of k-means: principal components of the pixels that are clustered."""
-    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 32
-    """Of k-means: side to which the images' middle squares are resized."""
+    """Clusters of features and of k-means, classes of random labels; true ones have their own. [70]"""
+    pca_width: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Of k-means: principal components of the pixels that are clustered. [64]"""
     seed: int = 0
-    """Of random labels, and of the clusters that k-means starts from."""
+    """Of random labels, and of the clusters that features and k-means start from."""
     overwrite: bool = False
     """Replace FILE.npz, which is refused otherwise."""
+    extraction: LabelExtraction = field(default_factory=LabelExtraction)
+    """Of features: how they are computed. --range, --bands and --size-px are of k-means, too."""
 
     def run(self) -> None:
-        """Write the file and print its figures."""
-        from fastpsl.evaluation.cluster_report import label_lines, measure
-        from fastpsl.pipelines.data.reading import Reading
-        from fastpsl.pipelines.datasets.open import open_data
-        from fastpsl.pipelines.sample.betons import sample_paths
-        from fastpsl.tasks.pseudo_labels.baselines import make_labels
-        from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
+        """Write the file and print its figures; features under torchrun: every rank does its share."""
+        self._check()
+        make = self._of_features if self.source == "features" else self._of_no_network
+        make()
 
-        out, num_classes = self.out, self.num_clusters
-        if num_classes is None and self.source != "true":
-            num_classes = NUM_CLASSES
+    def _check(self) -> None:
+        """Raise ValueError if a value is out of range, of another source, or FILE.npz cannot be written."""
+        out, of_pixels = self.out, self.source != "features"
         for name, value, low, high in (
-            ("--num-clusters", num_classes, 2, 2**31 - 1),
-            ("--size-px", self.size_px, 4, 64),  # at 64 px, the covariance of the pixels takes 1.2 GB
+            ("--num-clusters", self.num_clusters, 2, 2**31 - 1),
+            # At 64 px, the covariance of the pixels takes 1.2 GB.
+            ("--size-px", self.extraction.size_px if of_pixels else None, 4, 64),
             ("--seed", self.seed, 0, 2**64 - 1),
         ):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+        if of_pixels:
+            usual = vars(LabelExtraction()) | {"weights": None, "block": "final"}
+            given = vars(self.extraction) | {"weights": self.weights, "block": self.block}
+            for name, value in given.items():
+                if value != usual[name] and name not in ("range", "bands", "size_px"):
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} is for `fastpsl labels features`, and this is "
+                        f"{self.source}; leave it out"
+                    )
+        elif self.pca_width is not None:
+            raise ValueError(
+                f"--pca-width {self.pca_width}: it is for the pixels of k-means, and features are clustered "
+                "whole; leave it out"
+            )
+        elif self.weights is None:
+            raise ValueError(
+                "`fastpsl labels features` needs a network: give --weights, such as runs/simclr or "
+                "timm/resnet50"
+            )
         if out.suffix != ".npz":
             raise ValueError(f"--out {out}: give a name that ends in .npz")
         if not out.parent.is_dir():
             raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or choose another")
         if out.exists() and not self.overwrite:
             raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
-        reading = Reading.of(self.range, self.bands)
+
+    def _of_features(self) -> None:
+        from fastpsl.engine.run import open_given
+        from fastpsl.evaluation.feature_labels import feature_labels
+        from fastpsl.evaluation.features import Extraction
+        from fastpsl.pipelines.sample.betons import sample_paths
+        from fastpsl.tasks.pseudo_labels.baselines import require_images
+
+        source, num_clusters = self.data, self.num_clusters or NUM_CLASSES
+        if source is None and (run := run_of(self.weights)):
+            source = run.train_images()
+        with self.extraction.joined(self.weights, data=source) as (options, world):
+            pretrained = options.pretrained()
+            with closing(open_given(options, sample_paths().train if source is None else source)) as data:
+                require_images(data, num_clusters, self.source)
+                work = Extraction.of(options, pretrained, data, self.block, world, "float16")
+                made = feature_labels(work, self.out.parent, num_clusters, self.seed, world)
+                if world.rank == 0:
+                    print(f"features {made.features}")
+                    self._write(data, made.labels, num_clusters, made.made_by, made.configuration)
+
+    def _of_no_network(self) -> None:
+        from fastpsl.pipelines.data.reading import Reading
+        from fastpsl.pipelines.datasets.open import open_data
+        from fastpsl.pipelines.sample.betons import sample_paths
+        from fastpsl.tasks.pseudo_labels.baselines import make_labels
+
+        num_classes = self.num_clusters
+        if num_classes is None and self.source != "true":
+            num_classes = NUM_CLASSES
+        reading = Reading.of(self.extraction.range, self.extraction.bands)
         source = self.data if self.data is not None else sample_paths().train
         with closing(open_data(source, reading=reading)) as data:
             labels, num_classes, configuration = make_labels(
                 self.source,
                 data,
                 num_classes=num_classes,
-                pca_width=self.pca_width,
-                size_px=self.size_px,
+                pca_width=PCA_WIDTH if self.pca_width is None else self.pca_width,
+                size_px=SIZE_PX if self.extraction.size_px is None else self.extraction.size_px,
                 seed=self.seed,
             )
-            made_by = f"fastpsl labels {self.source}"
-            write_labels(out, labels, num_classes, data, made_by, configuration=configuration)
-            measured = measure(read_labels(out, data), data.labels(), self.seed)
-        print("\n".join(label_lines(out, measured)))
+            self._write(data, labels, num_classes, f"fastpsl labels {self.source}", configuration)
+
+    def _write(
+        self,
+        data: "Dataset",
+        labels: "np.ndarray",
+        num_classes: int,
+        made_by: str,
+        configuration: dict[str, Any],
+    ) -> None:
+        from fastpsl.evaluation.cluster_report import label_lines, measure
+        from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
+
+        write_labels(self.out, labels, num_classes, data, made_by, configuration=configuration)
+        measured = measure(read_labels(self.out, data), data.labels(), self.seed)
+        print("\n".join(label_lines(self.out, measured)))
 
 
 @dataclass(frozen=True)

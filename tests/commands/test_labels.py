@@ -1,20 +1,30 @@
-"""`fastpsl labels` as a user types it: k-means against scikit-learn's, random and true labels, and user
-errors.
+"""`fastpsl labels` as a user types it: k-means against scikit-learn's, of pixels and of features, random and
+true labels, and user errors.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from fastpsl.engine.options import RunOptions
+from fastpsl.evaluation import feature_labels
+from fastpsl.evaluation.feature_file import PartialFeatures
+from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.models.checkpoint import CheckpointManager
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.baselines import (
     _components,
     _pixels,
@@ -95,8 +105,6 @@ def test_random_labels_are_uniform_and_keyed() -> None:
 
 
 def test_components_are_those_of_scikit_learn() -> None:
-    import torch
-
     rows = pixels(sample_paths().train_32)[:200, ::8]
     ours = _components(torch.from_numpy(rows.astype(np.uint8)), 20).numpy()
     theirs = PCA(20, svd_solver="full").fit_transform(rows)
@@ -200,3 +208,157 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, cli: Cli) -> N
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     assert "3.jpg" in refused(cli("labels", *arguments, tmp_path / "broken.npz"))
     assert not (tmp_path / "broken.npz").exists()
+
+
+NIN3 = "--backbone nin3 --input-channels RGB --input-mean .5 .5 .5 --input-std .25 .25 .25"
+SMALL = f"{NIN3} --size-px 32 --whole --batch-size 60 --workers 1".split()
+
+
+def nin3() -> dict[str, Any]:
+    torch.manual_seed(0)
+    return make_backbone("nin3").state_dict()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Write a file of weights as another project would."""
+    path = tmp_path / "weights" / "nin3.pth"
+    path.parent.mkdir()
+    torch.save(nin3(), path)
+    return path
+
+
+def test_clusters_of_features_are_scikit_learns(tmp_path: Path, weights: Path, cli: Cli) -> None:
+    """They are those of scikit-learn that begins at the same rows of what `fastpsl features` writes."""
+    data, out, features = sample_paths().train_32, tmp_path / "f.npz", tmp_path / "features.npy"
+    options = (*SMALL, "--block", "B2", "--data", data)
+    assert cli("features", weights, *options, "--out", features)[0] == 0
+    arguments = ("labels", "features", "--weights", weights, *options, "--seed", 3)
+    code, output, error = cli(*arguments, "--num-clusters", 12, "--out", out)
+    assert code == 0 and "480 images, 12 classes, 12 not empty" in output, error
+    rows = np.load(features).astype(np.float32)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+    order = sorted(range(480), key=words(Keys(3, 0, np.arange(480)), Slot.TASK, 2).tolist().__getitem__)
+    sklearns = KMeans(12, init=rows[order[:12]], n_init=1, max_iter=20, tol=0, algorithm="lloyd")
+    labels_file = written(out, data)
+    assert labels_file.labels.tolist() == sklearns.fit(rows).labels_.tolist()
+    record = json.loads(features.with_suffix(".json").read_text())["checkpoint"]
+    assert labels_file.configuration == {
+        "source": "features", "weights": record["sha256"], "backbone": "nin3", "input": record["input"],
+        "block": "B2", "size_px": 32, "whole": True, "num_iterations": 20, "seed": 3, "num_classes": 12,
+        "cut": False,
+    }  # fmt: skip
+    whose = f"({weights}, sha256 {record['sha256'][:8]}…)"
+    assert labels_file.made_by == f"fastpsl labels features, B2 of nin3 {whose}"
+
+    # Other clusters of the same features are made of the file that is kept.
+    (kept,) = tmp_path.glob("features-????????.npy")
+    before = kept.stat().st_mtime_ns
+    assert cli(*arguments, "--num-clusters", 5, "--out", tmp_path / "five.npz")[0] == 0
+    assert written(tmp_path / "five.npz", data).num_classes == 5 and kept.stat().st_mtime_ns == before
+    assert len([*tmp_path.glob("features-????????.npy")]) == 1
+
+
+def test_features_of_a_run_are_of_its_own_images(tmp_path: Path, cli: Cli) -> None:
+    data, run, out = sample_paths().train_32, tmp_path / "run", tmp_path / "f.npz"
+    input = Input("RGB", (0.5,) * 3, (0.25,) * 3, 24)
+    science = {"recipe": "rotation", "backbone": "nin3", "seed": 0}
+    position = {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]}
+    state: dict[str, Any] = {"science": science, "position": position, "num_stages": 1}
+    more = {"input": input.as_dict(), "backbone": nin3()}
+    CheckpointManager(run / "checkpoints").save(7, state | more)
+    (run / "config.json").write_text(json.dumps({"options": {"data": str(data), "val": None}}))
+    code, output, error = cli("labels", "features", "--weights", run, "--num-clusters", 9, "--out", out)
+    assert code == 0 and "images of 24 px" in output, error
+    found = written(out, data).configuration
+    expected = {"backbone": "nin3", "block": "B3", "size_px": 24, "whole": False, "cut": True}
+    assert {**found, **expected} == found and found["input"] == input.as_dict()
+
+
+def test_equal_features_leave_clusters_empty(tmp_path: Path, weights: Path, cli: Cli) -> None:
+    source, out = plain(tmp_path / "two.beton", 4 * [0, 250]), tmp_path / "f.npz"
+    options = ("--weights", weights, *SMALL, "--data", source, "--num-clusters", 3)
+    code, output, error = cli("labels", "features", *options, "--out", out)
+    assert code == 0 and "3 classes, 2 not empty, of 4 to 4 images" in output, error
+    labels_file = written(out, source)
+    assert labels_file.num_classes == 3 and len(set(labels_file.labels[::2])) == 1
+    assert ari(labels_file.labels, np.arange(8) % 2) == 1
+
+
+def test_an_interrupted_command_goes_on(
+    tmp_path: Path, weights: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted within the features and within k-means, it leaves no labels."""
+    out = tmp_path / "f.npz"
+    arguments = ("labels", "features", "--weights", weights, *SMALL, "--num-clusters", 4, "--out", out)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    write = PartialFeatures.write
+    with monkeypatch.context() as patch:
+        stop = lambda self, row, rows: write(self, row, rows) if row < 240 else interrupt()
+        patch.setattr(PartialFeatures, "write", stop)
+        patch.setattr(Extraction.to_file, "__kwdefaults__", {"overwrite": False, "save_every_s": 0.0})
+        assert cli(*arguments).code == 130 and not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_labels, "clusters_of_samples", interrupt)
+        code, _, error = cli(*arguments)
+        assert code == 130 and "goes on from row 240" in error and not out.exists()
+    assert cli(*arguments)[0] == 0
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert written(out, sample_paths().train).num_classes == 4
+
+
+def test_features_of_images_that_cannot_be_decoded(tmp_path: Path, weights: Path, cli: Cli) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        (tmp_path / "photos" / f"{i}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
+    photos, out = tmp_path / "photos", tmp_path / "f.npz"
+    path = photos / "3.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    arguments = (
+        "labels",
+        "features",
+        "--weights",
+        weights,
+        *SMALL,
+        "--data",
+        tmp_path / "photos",
+        "--out",
+        out,
+    )
+    code, _, error = cli(*arguments, "--num-clusters", 5)
+    assert code == 2 and "3.jpg" in error and not out.exists()
+    code, output, error = cli(*arguments, "--num-clusters", 5, "--on-bad-sample", "skip")
+    assert code == 0 and "3.jpg" in error and "1 bad" in output
+    labels = written(out, photos).labels
+    assert labels[3] == 0 and sorted(np.delete(labels, 3).tolist()) == [0, 1, 2, 3, 4]
+    code, _, error = cli(*arguments, "--num-clusters", 6, "--on-bad-sample", "skip", "--overwrite")
+    assert code == 2 and "--num-clusters 6: only 5 images can be decoded" in error
+
+
+def test_what_is_refused_of_features(tmp_path: Path, weights: Path, cli: Cli) -> None:
+    out = tmp_path / "out.npz"
+    huge, state = tmp_path / "huge.pth", nin3()
+    last = [name for name in state if name.endswith("weight") and state[name].ndim == 1][-1]
+    torch.save(state | {last: torch.full_like(state[last], 1e38)}, huge)
+    of_file = ("features", "--weights", weights)
+    for arguments, said in (
+        (("features",), "needs a network: give --weights"),
+        (("features", "--weights", tmp_path / "none.pth"), "none.pth: no such file or folder"),
+        (("features", "--weights", huge, *SMALL), "features of B3 reach "),
+        ((*of_file,), "give --backbone"),
+        ((*of_file, *SMALL, "--backbone", "resnet18"), "nin3.pth"),
+        ((*of_file, *SMALL, "--num-clusters", 481), "481 classes for 480 images: "),
+        ((*of_file, *SMALL, "--num-clusters", 1), "--num-clusters 1: give a number from 2"),
+        ((*of_file, *SMALL, "--block", "B4"), "--block B4: this backbone has B1 to B3"),
+        ((*of_file, *SMALL, "--pca-width", 8), "--pca-width 8: it is for the pixels of k-means"),
+        ((*of_file, *SMALL, "--size-px", 0), "--size-px 0"),
+        (("k-means", "--weights", weights), "--weights is for `fastpsl labels features`"),
+        (("random", "--block", "B2"), "--block is for `fastpsl labels features`, and this is random"),
+        (("true", "--input-mean", 0, 0, 0), "--input-mean is for `fastpsl labels features`"),
+    ):
+        code, _, error = cli("labels", *arguments, "--out", out)
+        assert code == 2 and error.count("\n") == 1 and said in error, (arguments, error)
+        assert not out.exists()

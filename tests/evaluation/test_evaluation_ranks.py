@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.feature_labels import feature_labels
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.neighbours import find_shared, retrieve, score
 from fastpsl.evaluation.options import EvaluationOptions
@@ -55,6 +57,7 @@ def in_a_process(rank: int, folder: str) -> None:
     features(Path(folder), world)
     itself(Path(folder) / "same", world)
     retrieval(Path(folder) / "retrieval", world)
+    labels_of_features(Path(folder) / "labels", world)
     statistics(world)
     monitor(Path(folder), world)
     leave_world()
@@ -117,6 +120,16 @@ def retrieval(out: Path, world: World) -> None:
     assert len(lines) == (3 if world.rank == 0 else 0)
 
 
+def labels_of_features(folder: Path, world: World) -> None:
+    with Beton(sample_paths().test_32) as data:
+        work = extraction(data, batch_size=20, dtype="float16")
+        more = {"path": "tiny.pt", "input": work.pretrained.input.as_dict(), "cut": False}
+        record = {**work.pretrained.record, **more}
+        work = replace(work, pretrained=replace(work.pretrained, record=record))
+        made = feature_labels(work, folder, 9, 1, world)
+        np.save(folder / f"labels-{world.rank}.npy", made.labels)
+
+
 def statistics(world: World) -> None:
     net = TinyNet()
     for buffer in net.buffers():
@@ -168,6 +181,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
         leave_at(100, path / "left.npy", patched, data, batch_size=20)
     (path / "same").mkdir()
+    (path / "labels").mkdir()
     torch.save(make_backbone("nin3").state_dict(), path / "net.pt")
     on_ranks(in_a_process, (str(path),), 2)
     return path
@@ -214,6 +228,18 @@ def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
     for one, other in zip(both["settings"]["shown"], alone["settings"]["shown"], strict=True):
         assert one["query"] == other["query"]
         assert one["similarities"] == pytest.approx(other["similarities"], abs=1e-3)
+
+
+def test_clusters_of_features_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
+    """They are those of the very features, which round differently in other batches."""
+    for kept in (folder / "labels").glob("features-*"):
+        (tmp_path / kept.name).write_bytes(kept.read_bytes())
+    labels_of_features(tmp_path, one_process())
+    alone, *both = (np.load(place) for place in (
+        tmp_path / "labels-0.npy", folder / "labels" / "labels-0.npy", folder / "labels" / "labels-1.npy"
+    ))  # fmt: skip
+    assert len(set(alone.tolist())) == 9
+    assert all(np.array_equal(labels, alone) for labels in both)
 
 
 def test_looks_change_no_training(folder: Path) -> None:

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
+from tests.cli import Cli
 from tests.programs import epoch_records, newest_checkpoint
 from tests.recipes.in_process import Outcome, cut_back, differences, goes_on, ran, refused, start, words
 
@@ -193,3 +197,29 @@ def test_two_ranks_cluster_as_one(tmp_path: Path) -> None:
     assert (one_rank != both_ranks).sum() <= 2
     (epoch,), (epoch_of_two,) = epoch_records(tmp_path / "one"), epoch_records(tmp_path / "two")
     assert epoch["distance"] == pytest.approx(epoch_of_two["distance"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [UIC, "sslpp_rotation"])
+def test_clusters_of_a_networks_features_are_learned(name: str, tmp_path: Path, cli: Cli) -> None:
+    """Of the sample, and of equal images, which leave one of three clusters empty."""
+    weights, equal = tmp_path / "nin3.pth", tmp_path / "equal.beton"
+    torch.save(make_backbone("nin3").state_dict(), weights)
+    grey = [Sample(str(i), np.full((32, 32, 3), 200 * (i % 2), np.uint8), -1) for i in range(40)]
+    write_beton(grey, equal, num_samples=40)
+    network = words("--backbone nin3 --input-channels RGB --input-mean .5 .5 .5 --input-std .25 .25 .25")
+    small = (*QUICK, "--backbone", "resnet18", *words("--size-px 32 --batch-size 8 --max-steps-per-stage 2"))
+    for data, clusters in ((sample_paths().train, 16), (equal, 3)):
+        labels, out = tmp_path / f"{clusters}.npz", tmp_path / f"{clusters}"
+        arguments = ("--weights", weights, *network, "--size-px", 32, "--num-clusters", clusters)
+        assert cli("labels", "features", *arguments, "--data", data, "--out", labels).code == 0
+        given = ("--data", data, "--val none --pseudo-labels", labels, "--out", out)
+        number = ("--num-clusters", clusters) if name == UIC else ()
+        start(name, *small, *number, *given).ok()
+        with Beton(data) as opened:
+            made = read_labels(labels, opened)
+        assert len(set(made.labels.tolist())) == (16 if clusters == 16 else 2)
+        state = newest_checkpoint(out)
+        if name == UIC:
+            assert state["science"]["labels"] == sha256(labels.read_bytes()).hexdigest()
+        else:
+            assert state["science"]["pseudo_labels"] == {**made.configuration, "digest": made.digest()}

@@ -41,6 +41,24 @@ def test_it_is_sklearns(num_iterations: int, monkeypatch: pytest.MonkeyPatch) ->
     assert labels.dtype == torch.long and centroids.dtype == torch.float32
 
 
+def test_rows_of_float16_pass_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clusters are those of the same values in float32; no block has more numbers than the bound."""
+    halves, sizes, to = rows_of(1037, 40).half(), [], Tensor.to
+
+    def noted(rows: Tensor, *where: object) -> Tensor:
+        sizes.extend([rows.numel()] * (rows.dtype == torch.float16))
+        return to(rows, *where)  # type: ignore[call-overload, no-any-return]
+
+    initial = drawn_rows(halves, np.arange(1037), 7, 1037, 3, 0, one_process())
+    expected = k_means(halves.float(), initial, 5, one_process())
+    monkeypatch.setattr(module, "_BLOCK_DISTANCES", 4000)
+    monkeypatch.setattr(Tensor, "to", noted)
+    labels, centroids, distance = k_means(halves, initial, 5, one_process())
+    assert sizes == 6 * [*10 * [4000], 37 * 40]
+    assert torch.equal(labels, expected[0]) and torch.equal(centroids, expected[1])
+    assert centroids.dtype == torch.float32 and float(distance) == pytest.approx(float(expected[2]))
+
+
 def test_initial_rows_are_drawn_by_seed_and_epoch() -> None:
     rows, numbers = rows_of(50, 4), np.arange(50)
     initial = drawn_rows(rows, numbers, 50, 50, 1, 2, one_process())

@@ -36,12 +36,7 @@ def make_labels(
         require_labels(data, "`fastpsl labels true`")
         labels, num_classes = data.labels(), data.num_classes
     assert num_classes is not None
-    if num_classes > data.num_samples:
-        remedy = "images" if source == "true" else f"images, or --num-clusters {data.num_samples} or less"
-        raise ValueError(
-            f"{num_classes:,} classes for {data.num_samples:,} images: "
-            f"there can be no more classes than images; give more {remedy}"
-        )
+    require_images(data, num_classes, source)
     if source == "random":
         labels = random_labels(data.num_samples, num_classes, seed)
         configuration["seed"] = seed
@@ -55,6 +50,16 @@ def make_labels(
             "seed": seed,
         }
     return labels, num_classes, configuration | {"num_classes": num_classes}
+
+
+def require_images(data: Dataset, num_classes: int, source: str) -> None:
+    """Raise ValueError if there are fewer images than classes."""
+    if num_classes > data.num_samples:
+        remedy = "images" if source == "true" else f"images, or --num-clusters {data.num_samples} or less"
+        raise ValueError(
+            f"{num_classes:,} classes for {data.num_samples:,} images: "
+            f"there can be no more classes than images; give more {remedy}"
+        )
 
 
 def random_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
-from fastpsl.tasks.pseudo_labels.k_means import drawn_rows, fit_whitening, k_means
+from fastpsl.tasks.pseudo_labels.k_means import clusters_of_samples, fit_whitening
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
 
 TOP_STD = 0.01
@@ -107,11 +107,10 @@ def clustered_features(
         width = min(pca_width, features.blocks[0].shape[1], features.num_rows)
         whitening = fit_whitening(features.blocks, width, world)
         rows = torch.cat([F.normalize(whitening(block)) for block in features.blocks])
-        initial = drawn_rows(rows, features.indices, num_clusters, num, seed, context.epoch, world)
-        nearest, _, distance = k_means(rows, initial, num_iterations, world)
-        labels = torch.zeros(num, dtype=torch.int32, device=world.device)
-        labels[torch.from_numpy(features.indices).to(world.device)] = nearest.to(torch.int32)
-        labels = sum_over_ranks(world, labels)
+        labels, distance = clusters_of_samples(
+            rows, features.indices, num, num_clusters=num_clusters, num_iterations=num_iterations, seed=seed,
+            epoch=context.epoch, world=world,
+        )  # fmt: skip
     context.run.reporter.log(f"clustering them took {time.perf_counter() - started:.1f} s")
     return labels, float(distance)
 

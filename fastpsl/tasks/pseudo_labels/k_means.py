@@ -6,6 +6,9 @@ MB on each. An iteration is one matrix product (6.6 TFLOP over all ranks) and on
 Whitening: 1.28 million features of 4,096 float16 numbers take 10.5 GB, or 1.3 GB on each of 8 ranks (arXiv
 1807.05520). Each rank's rows stay in the host's memory and pass through the device block by block. The
 ranks exchange 134 MB, a covariance of 4,096 x 4,096 in float64.
+
+Rows that are wide stay on the host too, as float16: 1.28 million of 2,048 numbers take 5.2 GB. Each iteration
+moves them to the device block by block.
 """
 
 import heapq
@@ -93,34 +96,61 @@ def _principal(covariance: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 # ranks and for a GPU's atomic additions. The unit is below float32's resolution in a row of length 1, and
 # sums of 2**31 rows fit an int64.
 _ONE = 2.0**32
-_BLOCK_DISTANCES = 1 << 26  # 256 MiB
+_BLOCK_DISTANCES = 1 << 26  # or numbers of rows: 256 MiB
 _SPLIT = 1 / 1024  # as in faiss
 
 
 def k_means(
     rows: Tensor, initial: Tensor, num_iterations: int, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cluster the rows of all ranks: float32 [n, d], of length 1 at most; n may be 0 on a rank.
+    """Cluster the rows of all ranks: float16 or float32 [n, d], of length 1 at most; n may be 0 on a rank.
 
-    The centroids, float32 [k, d], begin at `initial`, equal on every rank, and move `num_iterations` times.
+    The rows may be on the host. The centroids, float32 [k, d] on the device, begin at `initial`, equal on
+    every rank, and move `num_iterations` times.
     Then each row gets the nearest one. A centroid without rows is put beside the biggest cluster's
     (`split_biggest`), but the last assignment may leave clusters empty. Returns labels int64 [n] of this
     rank's rows, the centroids, and the mean squared distance of all ranks' rows to them.
     """
-    assert rows.dtype == initial.dtype == torch.float32 and rows.shape[1:] == initial.shape[1:]
-    assert not len(rows) or float(torch.linalg.vector_norm(rows, dim=1).max()) < 1.001, "rows longer than 1"
+    assert rows.dtype in (torch.float16, torch.float32) and initial.dtype == torch.float32
+    assert rows.shape[1:] == initial.shape[1:]
+    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    assert not len(rows) or float(lengths.max()) < 1.001, "rows longer than 1"
     centroids = initial
     with operation("k-means", "iterations", num_iterations) as progress:
         for _ in progress.track(range(num_iterations)):
             centroids = _moved(rows, centroids, world)
-    labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)
-    total = torch.zeros(2, dtype=torch.float64, device=rows.device)
-    for part, nearest, squared in _assigned(rows, centroids):
-        labels[part] = nearest
+    labels = torch.empty(len(rows), dtype=torch.long, device=initial.device)
+    total, start = torch.zeros(2, dtype=torch.float64, device=initial.device), 0
+    for block, nearest, squared in _assigned(rows, centroids):
+        labels[start : start + len(block)] = nearest
+        start += len(block)
         total[0] += squared.clamp(min=0).sum(dtype=torch.float64)
     total[1] = len(rows)
     total = sum_over_ranks(world, total)
     return labels, centroids, total[0] / total[1]
+
+
+def clusters_of_samples(
+    rows: Tensor,
+    indices: np.ndarray,
+    num_samples: int,
+    *,
+    num_clusters: int,
+    num_iterations: int,
+    seed: int,
+    epoch: int,
+    world: World,
+) -> tuple[Tensor, Tensor]:
+    """Cluster rows as `k_means` does, beginning at `drawn_rows`, and return each sample's cluster.
+
+    Returns labels int32 [num_samples], the same on every rank and 0 for samples without a row, and the mean
+    squared distance.
+    """
+    initial = drawn_rows(rows, indices, num_clusters, num_samples, seed, epoch, world)
+    nearest, _, distance = k_means(rows, initial, num_iterations, world)
+    labels = torch.zeros(num_samples, dtype=torch.int32, device=world.device)
+    labels[torch.from_numpy(indices).to(world.device)] = nearest.to(torch.int32)
+    return sum_over_ranks(world, labels), distance
 
 
 def drawn_rows(
@@ -130,21 +160,19 @@ def drawn_rows(
 
     This rank's rows are [n, d], and `indices`, int64 [n], has the sample of each. A sample has one at most.
     """
-    has_row = torch.zeros(num_samples, dtype=torch.int32, device=rows.device)
-    on_device = torch.from_numpy(indices).to(rows.device)
-    has_row[on_device] = 1
+    has_row = torch.zeros(num_samples, dtype=torch.int32, device=world.device)
+    has_row[torch.from_numpy(indices).to(world.device)] = 1
     samples = np.flatnonzero(sum_over_ranks(world, has_row).cpu().numpy())
     if len(samples) < num:
         raise ValueError(
             f"--num-clusters {num}: only {len(samples)} images can be decoded; give at most {len(samples)}"
         )
     high, low = words(Keys(seed, epoch, samples), Slot.TASK, 2).astype(np.uint64).T
-    chosen = samples[np.argsort((high << np.uint64(32)) | low, kind="stable")[:num]]
-    place = torch.full((num_samples,), -1, dtype=torch.long, device=rows.device)
-    place[torch.from_numpy(chosen).to(rows.device)] = torch.arange(num, device=rows.device)
-    positions = place[on_device]
-    initial = torch.zeros(num, rows.shape[1], device=rows.device)
-    initial[positions[positions >= 0]] = rows[positions >= 0]
+    place = np.full(num_samples, -1)
+    place[samples[np.argsort((high << np.uint64(32)) | low, kind="stable")[:num]]] = np.arange(num)
+    own = np.flatnonzero(place[indices] >= 0)
+    initial = torch.zeros(num, rows.shape[1], device=world.device)
+    initial[place[indices[own]]] = rows[own].to(initial)
     return sum_over_ranks(world, initial)
 
 
@@ -172,23 +200,22 @@ def split_biggest(centroids: Tensor, counts: list[int]) -> Tensor:
 def _moved(rows: Tensor, centroids: Tensor, world: World) -> Tensor:
     """Return the mean of each centroid's nearest rows, after `split_biggest` if a centroid has none."""
     num, width = centroids.shape
-    sums = torch.zeros(num, width + 1, dtype=torch.long, device=rows.device)  # the last column counts
-    for part, nearest, _ in _assigned(rows, centroids):
-        sums[:, :width].index_add_(0, nearest, (rows[part] * _ONE).round().long())
+    sums = torch.zeros(num, width + 1, dtype=torch.long, device=centroids.device)  # the last column counts
+    for block, nearest, _ in _assigned(rows, centroids):
+        sums[:, :width].index_add_(0, nearest, (block * _ONE).round().long())
         sums[:, width].index_add_(0, nearest, torch.ones_like(nearest))
     counts = sum_over_ranks(world, sums)[:, width]
     means = (sums[:, :width].double() / (counts[:, None].clamp(min=1) * _ONE)).float()
     if int(counts.min()):
         return means
-    return split_biggest(means.cpu(), counts.tolist()).to(rows.device)
+    return split_biggest(means.cpu(), counts.tolist()).to(centroids.device)
 
 
-def _assigned(rows: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield, block by block, the rows' slice, their nearest centroids and the squared distances."""
+def _assigned(rows: Tensor, centroids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the rows block by block, float32 on the device, their nearest centroids and squared distances."""
     halves = centroids.square().sum(1) / 2
-    size = max(1, _BLOCK_DISTANCES // len(centroids))
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
+    for part in rows.split(max(1, _BLOCK_DISTANCES // max(centroids.shape))):
+        block = part.to(centroids)
         with no_tf32():  # half of the squared distance, less half of the row's own squared length
-            nearest = torch.addmm(halves, rows[part], centroids.T, alpha=-1).min(1)
-        yield part, nearest.indices, 2 * nearest.values + rows[part].square().sum(1)
+            nearest = torch.addmm(halves, block, centroids.T, alpha=-1).min(1)
+        yield block, nearest.indices, 2 * nearest.values + block.square().sum(1)
