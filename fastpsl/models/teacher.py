@@ -40,7 +40,7 @@ def open_teacher(
         weights = open_initial(source, max_download_gb)
         name = backbone or weights.backbone
         if name is None:
-            raise ValueError(f"{source} does not say which network it holds: give --backbone, its name")
+            raise ValueError(f"{source} does not say which network it holds: give --teacher-backbone, its name")
         usual = None if weights.input or is_timm(name) else Input()
         return weights.load(backbone, usual)
     except UnreadableError:
@@ -53,7 +53,7 @@ def open_teacher(
 def _own(source: str, backbone: str | None) -> Pretrained:
     """Return a network of the user's file, with the weights that its class makes."""
     if backbone is not None:
-        raise ValueError(f"{source} with --backbone {backbone}: the file is the network; leave it out")
+        raise ValueError(f"{source} with --teacher-backbone {backbone}: the file is the network; leave it out")
     network = make_backbone(source)
     input = usual_input(network) or Input()
     record: dict[str, Any] = {
