@@ -23,7 +23,7 @@ BACKBONE = "A name of [Backbones](../reference/backbones.md), `timm/NAME` or `FI
 def pages_of_recipes() -> dict[str, Path]:
     """Return the page that has a recipe's options, by what one types."""
     found = dict[str, Path]()
-    for path in (*DOCS.glob("methods/*.md"), *DOCS.glob("evaluate/*.md")):
+    for path in sorted(DOCS.glob("*/*.md")):
         for names in re.findall("<!-- options of (.+?) -->", path.read_text()):
             found |= dict.fromkeys(names.split(), path)
     return found
