@@ -77,7 +77,12 @@ def build(options: Options) -> engine.Experiment:
     )
 
 
-RECIPE = Recipe("distill", __doc__, Options, PAPER, SAMPLE, build, source="default")
+def stages(options: Options) -> dict[str, Any]:
+    """Return the length of a plan of several stages."""
+    return {} if options.plan == "end_to_end" else {"epochs": (30, 30, 40)}
+
+
+RECIPE = Recipe("distill", __doc__, Options, PAPER, SAMPLE, build, source="default", variant=stages)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import number_of
 from fastpsl.engine.data_waits import DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
@@ -253,7 +254,8 @@ class StageTrainer:
         run = self.run
         num_batches = self.experiment.task.num_warm_up_batches(self.stage)
         if num_batches:
-            run.reporter.log(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
+            batches = number_of(num_batches, "batch", "batches")
+            run.reporter.log(f"{self.stage.name}: {batches} without a step first")
         epoch, done = self._first_unused_epoch, 0
         with operation(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()

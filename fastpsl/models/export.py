@@ -173,10 +173,10 @@ def _teacher(science: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[
         from fastpsl.models.timm_backbone import license_of
 
         license = license_of(source)
-    told = f"timm has it under {plain(license)}" if license else f"license not known: see {name}"
+    told = f"Its license, as timm has it: {plain(license)}" if license else f"License not known: see {name}"
     yield "## Teacher"
     yield (
-        f"It learned the features of {name} (backbone and SHA-256: {about}). The teacher's license: {told}. "
+        f"It learned the features of {name} (backbone and SHA-256: {about}). {told}. "
         "Some licenses, DINOv3's among them, bind models that were made with a network's outputs."
     )
 

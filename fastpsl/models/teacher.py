@@ -40,20 +40,26 @@ def open_teacher(
         weights = open_initial(source, max_download_gb)
         name = backbone or weights.backbone
         if name is None:
-            raise ValueError(f"{source} does not say which network it holds: give --teacher-backbone, its name")
+            raise ValueError(
+                f"{source} does not say which network it holds: give --teacher-backbone, its name"
+            )
         usual = None if weights.input or is_timm(name) else Input()
         return weights.load(backbone, usual)
     except UnreadableError:
         raise
     except ValueError as error:
-        # What reads weights names the option of evaluations.
+        # What reads weights and makes networks names the option of evaluations.
+        if is_own(source):
+            raise ValueError(str(error).replace("--backbone", "--teacher")) from None
         raise ValueError(f"--teacher: {error}".replace("--backbone", "--teacher-backbone")) from None
 
 
 def _own(source: str, backbone: str | None) -> Pretrained:
     """Return a network of the user's file, with the weights that its class makes."""
     if backbone is not None:
-        raise ValueError(f"{source} with --teacher-backbone {backbone}: the file is the network; leave it out")
+        raise ValueError(
+            f"{source} with --teacher-backbone {backbone}: the file is the network; leave it out"
+        )
     network = make_backbone(source)
     input = usual_input(network) or Input()
     record: dict[str, Any] = {

@@ -170,10 +170,10 @@ class Distill(Task):
         """
         teacher, record = self.teacher, self.teacher.record
         num = sum(weights.numel() for weights in teacher.network.parameters())
-        digest = f"sha256 {record['sha256'][:8]}…"
+        names = ", ".join(dict.fromkeys((str(record["path"]), record["backbone"])))
         yield (
-            f"teacher: {record['path']} ({record['backbone']}; {digest}), {number_of_weights(num)}, images "
-            f"of {teacher.size_px} px, {words_of_input(teacher.input)}"
+            f"teacher: {names}, sha256 {record['sha256'][:8]}…, {number_of_weights(num)}, images of "
+            f"{teacher.size_px} px, {words_of_input(teacher.input)}"
         )
         views = self.views(self.num_levels)
         loading = data.loader(data.train, views, train=False, batch_size=min(_TIMED, data.train.num_samples))
@@ -194,6 +194,7 @@ class Distill(Task):
             # Once forward; backward twice as long, where blocks learn.
             below = student_ms[stage.first_learning - 2] if stage.first_learning > 1 else 0.0
             students = 3 * student_ms[stage.last_block - 1] - 2 * below
+            students *= ((stage.size_px or self.size_px) / self.size_px) ** 2
             shares.append(f"{stage.name} {percent(its / (its + students))}")
         yield (
             f"the teacher takes {teacher_ms[-1]:.2g} ms for an image, and about {', '.join(shares)} of a step"

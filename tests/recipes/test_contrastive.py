@@ -96,7 +96,7 @@ def test_killed_and_with_two_ranks(tmp_path: Path) -> None:
     arguments = (MOCO, *SMALL_MOCO, steps, "--val", sample_paths().test_32)
     outcome = start(*arguments, "--out", whole).ok()
     printed = outcome.err + outcome.out
-    assert printed.count("3 batches pass first, which are no steps") == 3, printed
+    assert printed.count("3 batches without a step first") == 3, printed
     assert outcome.out.count("(chance 4.0 %)") == outcome.err.count("(chance 4.0 %)") == 3
     for level in (1, 2, 3):
         assert (whole / f"contact-sheet-G{level}.png").stat().st_size > 0
