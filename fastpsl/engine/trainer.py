@@ -254,8 +254,8 @@ class StageTrainer:
         run = self.run
         num_batches = self.experiment.task.num_warm_up_batches(self.stage)
         if num_batches:
-            batches = number_of(num_batches, "batch", "batches")
-            run.reporter.log(f"{self.stage.name}: {batches} without a step first")
+            words = number_of(num_batches, "batch", "batches")
+            run.reporter.log(f"{self.stage.name}: {words} without a step first")
         epoch, done = self._first_unused_epoch, 0
         with operation(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()

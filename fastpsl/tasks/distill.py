@@ -39,7 +39,8 @@ from fastpsl.tasks.classify import average_and_linear
 
 # The least share of an image in a crop. A smaller one often shows other things than the image is of.
 LEAST_SCALE = 0.36
-_TIMED = 16  # images by which the cost is measured, and the features are tried
+# Images by which the cost is measured, and the features are tried. Few do not fill a GPU.
+_TIMED = {"cpu": 16, "cuda": 128}
 
 
 class Distill(Task):
@@ -175,9 +176,11 @@ class Distill(Task):
             f"teacher: {names}, sha256 {record['sha256'][:8]}…, {number_of_weights(num)}, images of "
             f"{teacher.size_px} px, {words_of_input(teacher.input)}"
         )
-        views = self.views(self.num_levels)
-        loading = data.loader(data.train, views, train=False, batch_size=min(_TIMED, data.train.num_samples))
-        with loading as loader, contextlib.closing(loader.epoch(0)) as batches:
+        views, size = self.views(self.num_levels), _TIMED[data.world.device.type]
+        with (
+            data.loader(data.train, views, train=False, batch_size=size) as loader,
+            contextlib.closing(loader.epoch(0)) as batches,
+        ):
             own, theirs = next(batches).inputs(views, torch.float32)
         student_ms, _ = _block_ms(backbone, own, data)
         teacher_ms, features = _block_ms(teacher.network, theirs, data)
@@ -189,8 +192,7 @@ class Distill(Task):
             )
         shares = []
         for stage in stages:
-            parts = [self.teacher.block_beside(part.last_block, self.num_blocks) for part in stage.parts]
-            its = teacher_ms[max(parts, default=teacher.block_beside(stage.last_block, self.num_blocks)) - 1]
+            its = teacher_ms[teacher.block_beside(stage.last_block, self.num_blocks) - 1]
             # Once forward; backward twice as long, where blocks learn.
             below = student_ms[stage.first_learning - 2] if stage.first_learning > 1 else 0.0
             students = 3 * student_ms[stage.last_block - 1] - 2 * below
