@@ -37,7 +37,9 @@ PAPERS = {
 }
 """Claim → what the paper says of it: words, table, method and column. The method's baseline is the other."""
 
-_EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
+_EVALUATIONS = {
+    "linear": "linear classifiers", "neighbours": "nearest neighbours", "few_labels": "10 labels a class",
+}  # fmt: skip
 _NAMES = {"psl": "PSL", "uic": "UIC", "sslpp": "SSL++"}
 _STEPS, _MOST_TICKS = (0.5, 1, 2, 5, 10, 20, 50), 8
 

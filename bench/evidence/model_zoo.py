@@ -26,12 +26,14 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
         runs: docs/runs.
         experiments: Name → results.json.
     """
-    names = {file: name for name, file in TRAIN.items()}
+    names = {file: name for name, file in TRAIN.items()} | {"distilling": "distill"}
     pages = {name: f"/docs/{path.relative_to(DOCS).as_posix()}" for name, path in pages_of_recipes().items()}
     rows, files = [table_row(_HEADER), table_row(["---"] * len(_HEADER))], list[Record]()
     for experiment, results in experiments.items():
+        if not results["means"]:  # nothing counts yet
+            continue
         commands = [word for one in results["training"] for word in one["command"].split()]
-        recipes = [names[Path(word).stem] for word in dict.fromkeys(commands) if word.startswith("recipes/")]
+        recipes = [names[Path(word).stem] for word in dict.fromkeys(commands) if word.endswith(".py")]
         by = evaluation_in_words(results["endpoint"]["evaluation"])
         here = [one | _cells(one, results, by) for one in certificates(runs / experiment, results)]
         links = (

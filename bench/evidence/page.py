@@ -63,7 +63,7 @@ def texts() -> dict[Path, str]:
     parts["power"] = power_part(json.loads((RUNS / "power.json").read_text()))
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, result in results.items():
-        if result["means"]:
+        if result["means"] and result["paper"]:
             rows.setdefault(result["paper"], []).append(_small_scale(result, own.get(name, EVIDENCE)))
     small = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     return {**written(ROOT, parts | zoo(RUNS, results)), **charts, ROWS: small}
