@@ -87,6 +87,10 @@ class PerImage(tasks.Distill):
     def _add(self, targets: Tensor, valid: Tensor) -> None:
         """Leave the mean, which is that of all images."""
 
+    @override
+    def lines_before(self, *_: object) -> Iterator[str]:
+        yield f"the teacher's features are stored: {tuple(self.features.shape)}"
+
 
 class Queued(PerImage):
     """A distillation by SEED's loss: similarities to a queue are to be distributed as the teacher's.
