@@ -167,7 +167,7 @@ def _teacher(science: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[
     if not isinstance(teacher, dict):
         return
     name = code(without_folders(str(source))) if source else "a network"
-    about = ", ".join(code(str(teacher.get(key))) for key in ("backbone", "weights"))
+    about = ", ".join(code(without_folders(str(teacher.get(key)))) for key in ("backbone", "weights"))
     license = ""
     if source and is_timm(source):
         from fastpsl.models.timm_backbone import license_of

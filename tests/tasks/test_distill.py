@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,16 @@ def test_boxes_of_another_size_are_of_the_same_place() -> None:
         planned = plan(LoaderSpec(data, views, 5, decoder, "raise", CPU, None), 2, 0, np.arange(4))
     (own, theirs), (flips, their_flips) = planned.boxes, (draws[0]["flip"] for draws in planned.draws)
     assert np.array_equal(own, theirs) and np.array_equal(flips, their_flips)
+
+
+def test_a_stage_resizes_the_students_view_alone_and_scales_both_crops() -> None:
+    experiment = experiment_of(teacher_of(1, 96))
+    stage = replace(experiment.stages[0], size_px=24, crop_scale=0.7)
+    input = Input(mean=(0.1,) * 3, std=(0.3,) * 3)
+    own, theirs = replace(experiment, input=input).views(stage)
+    assert (own.crop.size_px, theirs.crop.size_px) == (24, 96)
+    assert {view.crop.scale for view in (own, theirs)} == {(0.7, 1.0)}  # type: ignore[attr-defined]
+    assert own.mean == input.mean and theirs.mean == Input().mean
 
 
 def test_a_view_that_follows_none_is_refused() -> None:
