@@ -293,7 +293,9 @@ def test_a_record_runs_no_teacher_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="would run; give teacher"):
         fastpsl.replay(run.folder, 1, backbone=OWN)
     fastpsl.pretrain("distill", out=tmp_path / "again", teacher=OWN, **values)
-    assert len(fastpsl.replay(run.folder, 1, backbone=OWN, teacher=OWN).images)
+    for image in fastpsl.replay(run.folder, 1, backbone=OWN, teacher=OWN).images:
+        own, theirs = image.draws
+        assert own["crop"] == theirs["crop"] and own == theirs and image.loss is not None
 
 
 def test_a_teacher_reads_its_own_channels(tmp_path: Path) -> None:
