@@ -163,6 +163,10 @@ class Distill(Task):
         self.num_seen.copy_(state["num_seen"])
 
     @override
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        return self.views(self.num_levels)[0].denormalise(inputs[0])
+
+    @override
     def lines_before(self, backbone: Backbone, stages: Sequence[Stage], data: RunData) -> Iterator[str]:
         """Return the teacher's size, and its share of each stage's step by passes of a few images.
 
