@@ -23,6 +23,7 @@ def replay(
     other_data: bool = False,
     backbone: str | None = None,
     teacher: str | None = None,
+    teacher_backbone: str | None = None,
     recipe: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Replayed:
@@ -40,6 +41,7 @@ def replay(
         other_data: Whether images whose digest is not that of the run's are shown, without losses.
         backbone: The run's backbone, if its name is of a Python file.
         teacher: A distillation's teacher, if it has moved or its name is of a Python file.
+        teacher_backbone: What the teacher's weights are of, if the name is of a Python file.
         recipe: The run's recipe, if it is a Python file.
         device: "auto" (CUDA if there is a GPU), "cpu" or "cuda".
 
@@ -55,7 +57,13 @@ def replay(
     def work(opened: list[Run]) -> Replayed:
         source = None if data is None else os.fspath(data)
         past_run = PastRun.of(
-            Path(run), data=source, backbone=backbone, teacher=teacher, recipe=recipe, device=device
+            Path(run),
+            data=source,
+            backbone=backbone,
+            teacher=teacher,
+            teacher_backbone=teacher_backbone,
+            recipe=recipe,
+            device=device,
         )
         world = join_world(device, timeout_s=10 * past_run.options.timeout_s)
         return replay_step(

@@ -73,7 +73,7 @@ def build(options: Options) -> engine.Experiment:
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=optim.cosine(options.lr, options.warmup_epochs),
         optimiser=partial(optim.adam, weight_decay=options.weight_decay, decoupled=True),
-        science={"teacher": pretrained.science() | {"size_px": teacher.size_px}},
+        science=teacher.science(),
     )
 
 

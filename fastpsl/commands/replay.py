@@ -50,6 +50,8 @@ class Replay:
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME", help=f"The run's: {ANY_BACKBONE}.")] = None
     teacher: Annotated[str | None, tyro.conf.arg(metavar="TEACHER")] = None
     """A distillation's teacher, if it has moved or is a FILE.py:CLASS. [the run's]"""
+    teacher_backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """What the teacher's weights are of, if it is a FILE.py:CLASS. [the run's]"""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The run's recipe, if it is a file of yours, such as my_recipe.py."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -67,7 +69,7 @@ class Replay:
             raise ValueError(f"--out {out}: it is in the run's folder, which is only read; give another")
         past_run = PastRun.of(
             self.folder, data=self.data, backbone=self.backbone, recipe=self.recipe, teacher=self.teacher,
-            device=self.device,
+            teacher_backbone=self.teacher_backbone, device=self.device,
             workers=self.workers,
         )  # fmt: skip
         world = join_world(self.device, timeout_s=10 * past_run.options.timeout_s)

@@ -22,7 +22,14 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World, gather_objects, share
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
-from fastpsl.engine.options import INITIAL_WEIGHTS, NO_VAL, PretrainOptions, TrainingOptions, names_val
+from fastpsl.engine.options import (
+    INITIAL_WEIGHTS,
+    NO_VAL,
+    PretrainOptions,
+    TrainingOptions,
+    flag,
+    names_val,
+)
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.replay import (
     Made,
@@ -81,6 +88,7 @@ class PastRun:
         backbone: str | None,
         recipe: str | None,
         teacher: str | None = None,
+        teacher_backbone: str | None = None,
         **more: Any,
     ) -> "PastRun":
         """Read a run's folder.
@@ -92,6 +100,7 @@ class PastRun:
             recipe: The recipe's name or file; None for the name in the record.
             teacher: Where a distillation's teacher is now, or its name if it is of a Python file; None for
                 where it was.
+            teacher_backbone: What the teacher's weights are of, if the name is of a Python file.
             **more: Other values of options.
 
         Raises:
@@ -122,10 +131,12 @@ class PastRun:
             values["backbone"] = backbone
         elif backbone not in (None, values.get("backbone")):
             raise ValueError(f"--backbone {backbone}: the run has {values.get('backbone')}; leave it out")
-        values |= {} if teacher is None else {"teacher": teacher}
-        for option in ("teacher", "teacher_backbone"):
-            if is_own(named := values.get(option) or "") and named != teacher:
-                raise not_given(path, named, "--teacher")
+        for option, given in {"teacher": teacher, "teacher_backbone": teacher_backbone}.items():
+            if given is not None and option not in values:
+                raise ValueError(f"{flag(option)} {given}: {name} has no teacher; leave it out")
+            if given is None and is_own(named := values.get(option) or ""):
+                raise not_given(path, named, flag(option))
+            values |= {} if given is None else {option: given}
         run = TrainedRun.of(folder)
         assert run is not None
         values["data"] = data or run.train_images()

@@ -66,7 +66,7 @@ def _longest_run(text: str) -> int:
 
 
 # Values of a command that have a slash and name no file.
-_NO_FILES = ("timm/", "hf://")
+_NO_FILES = ("timm/", "hf://", "https://")
 _HEADER = """---
 library_name: timm
 pipeline_tag: image-feature-extraction
@@ -163,21 +163,23 @@ def _training(science: Mapping[str, Any], config: Mapping[str, Any], record: Map
 
 def _teacher(science: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the section about the network that a distillation learned from, with its license."""
-    teacher, source = science.get("teacher"), (config.get("options") or {}).get("teacher")
-    if not isinstance(teacher, dict):
+    if "teacher" not in science:
         return
-    name = code(without_folders(str(source))) if source else "a network"
-    about = ", ".join(code(without_folders(str(teacher.get(key)))) for key in ("backbone", "weights"))
+    source = (config.get("options") or {}).get("teacher")
+    source = without_folders(source) if isinstance(source, str) else ""
+    about = ", ".join(code(str(science.get(key))) for key in ("teacher_backbone", "teacher"))
     license = ""
-    if source and is_timm(source):
+    if is_timm(source):
         from fastpsl.models.timm_backbone import license_of
 
         license = license_of(source)
-    told = f"Its license, as timm has it: {plain(license)}" if license else f"License not known: see {name}"
+    where = f": see {code(source)}" if source else " here"
+    told = f"Its license, as timm has it: {plain(license)}" if license else f"License not known{where}"
+    name = code(source) if source else "a network"
     yield "## Teacher"
     yield (
-        f"It learned the features of {name} (backbone and SHA-256: {about}). {told}. "
-        "Some licenses, DINOv3's among them, bind models that were made with a network's outputs."
+        f"It learned the features of {name} (backbone and SHA-256: {about}). "
+        f"{told}. Some licenses, DINOv3's among them, bind models that were made with a network's outputs."
     )
 
 
@@ -185,7 +187,7 @@ def without_folders(word: str) -> str:
     """Return a word of a command with each file's name alone, because names of folders are private."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     if value.startswith(_NO_FILES):
-        return word
+        return word.partition("?")[0]  # a query may hold a secret
     return option + equals + (PurePath(value).name or value)
 
 

@@ -1,5 +1,6 @@
 """The teacher of a distillation: a frozen network, whose features a student learns."""
 
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -122,6 +123,15 @@ class Teacher:
         """The number of its blocks."""
         return len(self.channels)
 
+    def science(self) -> dict[str, Any]:
+        """Return what must not change on resume: the weights, what they are of, and the images' input."""
+        name = self.record["backbone"]
+        return {
+            "teacher": self.record["sha256"],
+            "teacher_backbone": PurePath(name).name if is_own(name) else name,  # its folder may be another
+            "teacher_input": self.input.as_dict() | {"size_px": self.size_px},
+        }
+
     def block_beside(self, block: int, num_blocks: int) -> int:
         """Return the block at the depth of block `block` of `num_blocks` of another network."""
         return max(1, round(block * self.num_blocks / num_blocks))
@@ -132,18 +142,17 @@ class Teacher:
 
         Args:
             images: float [B, C, S, S] as `input` has them, on the network's device.
-            block: The block, from 1.
+            block: The block, from 1; for the same images none before that of an earlier call.
 
         Returns:
             float32 [B, channels[block - 1]], without gradients.
         """
         self._cast(images.device.type)
         done, maps = self._known.get(images, (0, images))
-        if done > block:
-            done, maps = 0, images
+        assert done <= block, "its blocks may have computed in place"
         for layer in self.network.blocks()[done:block]:
             maps = layer(maps)
-        self._known[images] = block, maps
+        self._known[images] = block, maps.clone() if maps is images else maps  # a value must not keep its key
         return mean_of_positions(maps).float()
 
     def _cast(self, device_type: str) -> None:

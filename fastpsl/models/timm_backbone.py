@@ -277,9 +277,14 @@ def model_of(weights: str) -> str:
 
 
 def license_of(weights: str) -> str:
-    """Return the license that timm has of published weights, such as timm/resnet18.a1_in1k, or ""."""
-    timm = _timm(weights, "")
-    config = timm.get_pretrained_cfg(weights.removeprefix(TIMM), allow_unregistered=True)
+    """Return the license that timm has of published weights, such as timm/resnet18.a1_in1k.
+
+    It is "" where timm is not installed, or knows neither the weights nor their license.
+    """
+    try:
+        config = _timm(weights, "").get_pretrained_cfg(weights.removeprefix(TIMM), allow_unregistered=True)
+    except (ValueError, RuntimeError):
+        return ""
     return str(getattr(config, "license", None) or "")
 
 

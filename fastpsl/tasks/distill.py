@@ -10,7 +10,6 @@ compared has no positions.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -180,17 +179,16 @@ class Distill(Task):
             f"teacher: {names}, sha256 {record['sha256'][:8]}…, {number_of_weights(num)}, images of "
             f"{teacher.size_px} px, {words_of_input(teacher.input)}"
         )
-        views, size = self.views(self.num_levels), _TIMED[data.world.device.type]
-        with (
-            data.loader(data.train, views, train=False, batch_size=size) as loader,
-            contextlib.closing(loader.epoch(0)) as batches,
-        ):
+        views = self.views(self.num_levels)
+        size = min(_TIMED[data.world.device.type], data.train.num_samples // data.world.size)
+        loading = data.loader(data.train, views, train=True, batch_size=size)  # in random order
+        with loading as loader, contextlib.closing(loader.epoch(0)) as batches:
             own, theirs = next(batches).inputs(views, torch.float32)
         student_ms, _ = _block_ms(backbone, own, data)
         teacher_ms, features = _block_ms(teacher.network, theirs, data)
         if not features.isfinite().all():
             raise ValueError(
-                f"--teacher {record['path']}: its features of the first images are not finite in "
+                f"--teacher {record['path']}: its features of some images are not finite in "
                 f"{data.options.resolved_precision(data.world.device)}; give another --precision, or another "
                 "teacher"
             )
@@ -218,7 +216,9 @@ def _block_ms(backbone: Backbone, images: Tensor, data: RunData) -> tuple[list[f
     backbone.to(device).eval()
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
         for block in backbone.blocks():
-            times.append(min(milliseconds(partial(block, maps), device, repeats=3)) / len(images))
+            # A copy for each pass, because a block may compute in place.
+            again = lambda block=block, maps=maps: block(maps.clone())
+            times.append(min(milliseconds(again, device, repeats=3)) / len(images))
             maps = block(maps)
     backbone.train(was_training)
     return list(accumulate(times)), maps

@@ -1,5 +1,6 @@
 """A student learns a frozen teacher's features: values by loops, views of one place, stages, refusals."""
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 import fastpsl
 from fastpsl.engine.experiment import Experiment, make_train_step
@@ -25,6 +27,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher, open_teacher
 from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.loader.loader import Loader
@@ -174,10 +177,68 @@ def test_features_of_a_deeper_block_go_on_from_those_before() -> None:
     for block in teacher.network.blocks():
         maps = block(maps)
         outputs.append(maps.mean((2, 3)))
-    for number in (2, 5, 1, 1, 4):
+    for number in (2, 2, 5):
         assert torch.equal(teacher.features(images, number), outputs[number - 1])
-    others = images.clone() + 1
-    assert not torch.equal(teacher.features(others, 4), outputs[3])
+    assert not torch.equal(teacher.features(images + 1, 4), outputs[3])
+
+
+def test_a_teacher_holds_no_maps_of_images_that_are_gone() -> None:
+    teacher = teacher_of(1, 32)
+    network: Any = teacher.network
+    network.parts[0] = torch.nn.Identity()
+    for _ in range(3):
+        teacher.features(torch.randn(2, 3, 32, 32), 1)
+    gc.collect()
+    assert not len(teacher._known)
+
+
+def test_the_cost_is_of_random_images_and_changes_none(tmp_path: Path) -> None:
+    """Blocks that compute in place are timed on copies."""
+    experiment = experiment_of(teacher_of(1, 40))
+    network: Any = experiment.task.teacher.network  # type: ignore[attr-defined]
+    network.parts[4] = torch.nn.Sequential(torch.nn.Sigmoid(), InPlace())
+    run = tiny_run(tmp_path, epochs=(1,))
+    try:
+        first, second = experiment.task.lines_before(experiment.backbone, experiment.stages, run.data)
+    finally:
+        run.close()
+    assert "teacher" in first and "E " in second and experiment.backbone.training
+
+
+class InPlace(torch.nn.Module):
+    """A layer whose repeated use overflows."""
+
+    @override
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mul_(30).exp_()
+
+
+def test_validation_moves_no_mean_and_losses_are_those_of_images() -> None:
+    experiment = experiment_of(teacher_of(1, 40))
+    step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
+    task: Any = experiment.task
+    step.warm_up(task.warm_up, noise_batch(step.views, 6))
+    batch = noise_batch(step.views, 6, 1)
+    before = task.mean.clone()
+    step.module.eval()
+    inputs = batch.inputs(step.views, torch.float32)
+    with torch.no_grad():
+        loss, _ = task.loss(step.module.blocks, step.module.head, inputs, batch)
+        each = task.losses(step.module.blocks, step.module.head, inputs, batch)
+        centred = task.teacher.network(inputs[1]).mean((2, 3)) - before
+        expected = by_loops(step.module.head(experiment.backbone(inputs[0])), centred)
+    assert torch.equal(task.mean, before) and torch.allclose(each, torch.stack(expected), atol=1e-6)
+    assert float(loss) == pytest.approx(float(each.mean()), rel=1e-6)
+
+
+def test_data_that_are_read_otherwise_than_the_teachers_are_refused() -> None:
+    teacher = teacher_of(1, 32)
+    teacher.input = Input(reading=Reading((0.0, 4095.0)))
+    with closing(open_data(sample_paths().train)) as data:
+        with pytest.raises(ValueError, match="--range and --bands"):
+            experiment_of(teacher).task.check_data(data, 8)
+        teacher.input = Input()
+        experiment_of(teacher).task.check_data(data, 8)
 
 
 def fit(out: Path, plan: str, stop: int | None) -> bool:
@@ -215,9 +276,10 @@ def test_teachers_of_all_kinds_and_a_resume_by_another_path(tmp_path: Path) -> N
     weights = tmp_path / "weights.pth"
     torch.save(make_backbone("resnet18").state_dict(), weights)
     third = distilled(tmp_path / "third", weights, teacher_backbone="resnet18", teacher_px=64)
-    kinds = [newest_checkpoint(run.folder)["science"]["teacher"] for run in (first, second, third)]
-    assert [each["backbone"] for each in kinds] == [OWN, OWN, "resnet18"]
-    assert [each["size_px"] for each in kinds] == [32, 32, 64]
+    kinds = [newest_checkpoint(run.folder)["science"] for run in (first, second, third)]
+    own = Path(OWN).name  # without the folder
+    assert [each["teacher_backbone"] for each in kinds] == [own, own, "resnet18"]
+    assert [each["teacher_input"]["size_px"] for each in kinds] == [32, 32, 64]
     moved = weights.rename(tmp_path / "moved.pth")
     again = {"teacher_backbone": "resnet18", "teacher_px": 64, "max_steps_per_stage": 2}
     distilled(tmp_path / "third", moved, **again)
@@ -292,6 +354,10 @@ def test_a_record_runs_no_teacher_of_a_file(tmp_path: Path) -> None:
         fastpsl.pretrain("distill", out=tmp_path / "again", **values)
     with pytest.raises(ValueError, match="would run; give teacher"):
         fastpsl.replay(run.folder, 1, backbone=OWN)
+    other = distilled(tmp_path / "other", run.folder, teacher_backbone=OWN)
+    with pytest.raises(ValueError, match="would run; give teacher_backbone"):
+        fastpsl.replay(other.folder, 1, backbone=OWN)
+    assert fastpsl.replay(other.folder, 1, backbone=OWN, teacher_backbone=OWN).images
     fastpsl.pretrain("distill", out=tmp_path / "again", teacher=OWN, **values)
     for image in fastpsl.replay(run.folder, 1, backbone=OWN, teacher=OWN).images:
         own, theirs = image.draws
