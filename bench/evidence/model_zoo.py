@@ -30,10 +30,9 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
     pages = {name: f"/docs/{path.relative_to(DOCS).as_posix()}" for name, path in pages_of_recipes().items()}
     rows, files = [table_row(_HEADER), table_row(["---"] * len(_HEADER))], list[Record]()
     for experiment, results in experiments.items():
-        if not results["means"]:  # nothing counts yet
-            continue
         commands = [word for one in results["training"] for word in one["command"].split()]
-        recipes = [names[Path(word).stem] for word in dict.fromkeys(commands) if word.endswith(".py")]
+        scripts = [Path(word).stem for word in dict.fromkeys(commands) if word.endswith(".py")]
+        recipes = [names[script] for script in scripts if script in names]
         by = evaluation_in_words(results["endpoint"]["evaluation"])
         here = [one | _cells(one, results, by) for one in certificates(runs / experiment, results)]
         links = (
@@ -98,6 +97,8 @@ def _means(results: Record) -> str:
 def _seeds(results: Record) -> str:
     """Return the number of seeds, which differs between rows until all is run."""
     nums = sorted({len(row["values"]) for row in results["means"]})
+    if not nums:
+        return "no seed has been run yet"
     return f"{' to '.join(map(str, dict.fromkeys((nums[0], nums[-1]))))} seeds"
 
 

@@ -237,5 +237,6 @@ def test_a_plan_was_committed_before_its_first_score(name: str) -> None:
     plan = git("show", f"{record['plan_commit']}:bench/evidence/{record['plan']}")
     assert hashlib.sha256(plan.encode()).hexdigest() == record["plan_sha256"]
     committed = datetime.fromisoformat(git("show", "-s", "--format=%cI", record["plan_commit"]).strip())
-    dates = [datetime.fromisoformat(one["date"]) for one in record["scores"] if "date" in one]
+    scores = (*record["search"], *record["scores"])
+    dates = [datetime.fromisoformat(one["date"]) for one in scores if "date" in one]
     assert committed < min(dates)
