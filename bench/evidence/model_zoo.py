@@ -30,6 +30,8 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
     pages = {name: f"/docs/{path.relative_to(DOCS).as_posix()}" for name, path in pages_of_recipes().items()}
     rows, files = [table_row(_HEADER), table_row(["---"] * len(_HEADER))], list[Record]()
     for experiment, results in experiments.items():
+        if not results["means"]:  # no seed yet: the page has a row of its own
+            continue
         commands = [word for one in results["training"] for word in one["command"].split()]
         scripts = [Path(word).stem for word in dict.fromkeys(commands) if word.endswith(".py")]
         recipes = [names[script] for script in scripts if script in names]
@@ -97,8 +99,6 @@ def _means(results: Record) -> str:
 def _seeds(results: Record) -> str:
     """Return the number of seeds, which differs between rows until all is run."""
     nums = sorted({len(row["values"]) for row in results["means"]})
-    if not nums:
-        return "no seed has been run yet"
     return f"{' to '.join(map(str, dict.fromkeys((nums[0], nums[-1]))))} seeds"
 
 
