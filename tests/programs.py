@@ -18,6 +18,7 @@ from tests import cheaper
 from tests.warm import Running
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_NET = f"{ROOT}/bench/evidence/networks.py:SmallResNet"  # a backbone or teacher of a Python file
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -68,12 +68,8 @@ class PerImage(tasks.Distill):
         return super().views(level)[:1]
 
     @override
-    def head(self, level: int, channels: int) -> torch.nn.Module:
-        return average_and_linear(channels, self.features.shape[1])
-
-    @override
     def stage_head(self, stage: Stage, channels: int) -> torch.nn.Module:
-        return self.head(stage.level, channels)
+        return average_and_linear(channels, self.features.shape[1])
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:

@@ -33,7 +33,7 @@ from fastpsl.models.convolutional import on_vectors
 from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.initial_weights import recorded_backbone
 from fastpsl.models.names import MAX_DOWNLOAD_GB, is_module
-from fastpsl.models.weights import Pretrained, random_weights
+from fastpsl.models.weights import Pretrained, random_weights, record_of
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.views import Input
 
@@ -181,11 +181,7 @@ class Pixels(Backbone):
 def pixels() -> Pretrained:
     """Return the pixels of the images as if they were the features of a network."""
     input = Input("RGB", (0.0,) * 3, (1.0,) * 3, PIXELS_PX)
-    record: dict[str, Any] = {
-        "path": None, "sha256": PIXELS, "kind": PIXELS, "backbone": PIXELS, "run_step": None,
-        "science": None, "input": input.as_dict(), "cut": False, "left_out": [],
-    }  # fmt: skip
-    return Pretrained(Pixels(), input, record)
+    return Pretrained(Pixels(), input, record_of(None, PIXELS, PIXELS, PIXELS, input))
 
 
 @dataclass(frozen=True)

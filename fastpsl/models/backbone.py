@@ -19,6 +19,13 @@ def check_size(side_px: int, min_px: int) -> None:
         )
 
 
+def cast_layers(network: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights that autocast would convert in each step: of convolutions and linear layers."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.to(dtype)
+
+
 def unusable(network: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> str:
     """Return what a network cannot compute with, for an error message, or "" if there is nothing.
 

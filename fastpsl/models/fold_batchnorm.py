@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.console.words import worded
+from fastpsl.models.backbone import cast_layers
 from fastpsl.models.revnet import Group
 
 
@@ -77,9 +78,8 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"--fold-frozen: {len(unfolded)} BatchNorms of a block follow no convolution alone, such as "
             f"{unfolded[0]}; leave it out"
         )
-    for part in result.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            part.to(dtype).to(memory_format=torch.channels_last)
+    cast_layers(result, dtype)
+    result.to(memory_format=torch.channels_last)
     assert isinstance(result, fx.GraphModule)
     _join_activations(result)
     return result.requires_grad_(False)

@@ -9,12 +9,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 from fastpsl.files.system_errors import UnreadableError
-from fastpsl.models.backbone import check_size
+from fastpsl.models.backbone import cast_layers, check_size
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.initial_weights import open_initial
 from fastpsl.models.names import MAX_DOWNLOAD_GB, is_own, is_timm
-from fastpsl.models.weights import Pretrained, sha256_of_tensors, usual_input
+from fastpsl.models.weights import Pretrained, record_of, sha256_of_tensors, usual_input
 from fastpsl.pipelines.views import Input
 
 
@@ -63,12 +63,8 @@ def _own(source: str, backbone: str | None) -> Pretrained:
         )
     network = make_backbone(source)
     input = usual_input(network) or Input()
-    record: dict[str, Any] = {
-        "path": source, "sha256": sha256_of_tensors(network.state_dict()), "kind": "own",
-        "backbone": source, "input": input.as_dict(), "run_step": None, "science": None, "cut": False,
-        "left_out": [],
-    }  # fmt: skip
-    return Pretrained(network, input, record)
+    digest = sha256_of_tensors(network.state_dict())
+    return Pretrained(network, input, record_of(source, digest, "own", source, input))
 
 
 def _patch_px(backbone: nn.Module) -> int:
@@ -118,11 +114,6 @@ class Teacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
-    @property
-    def num_blocks(self) -> int:
-        """The number of its blocks."""
-        return len(self.channels)
-
     def science(self) -> dict[str, Any]:
         """Return what must not change on resume: the weights, what they are of, and the images' input."""
         name = self.record["backbone"]
@@ -134,7 +125,7 @@ class Teacher:
 
     def block_beside(self, block: int, num_blocks: int) -> int:
         """Return the block at the depth of block `block` of `num_blocks` of another network."""
-        return max(1, round(block * self.num_blocks / num_blocks))
+        return max(1, round(block * self.network.num_blocks / num_blocks))
 
     @torch.no_grad()
     def features(self, images: Tensor, block: int) -> Tensor:
@@ -159,7 +150,5 @@ class Teacher:
         """Give the weights of convolutions and linear layers autocast's type."""
         dtype = torch.get_autocast_dtype(device_type)
         if torch.is_autocast_enabled(device_type) and dtype != self._dtype:
-            for layer in self.network.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.to(dtype)
+            cast_layers(self.network, dtype)
             self._dtype = dtype

@@ -154,7 +154,7 @@ class WeightsFile:
             self.check_room()
         network = network or make_backbone(name, num_channels=input.num_channels)
         kind, left_out, not_taken = self._fill(network, name, partial)
-        record = _record(self.source, self.sha256, kind, name, input) | dict(self.more)
+        record = record_of(self.source, self.sha256, kind, name, input) | dict(self.more)
         if left_out is not None:
             record["left_out"] = left_out
         if partial:
@@ -300,7 +300,7 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = make_backbone(backbone, num_channels=input.num_channels)
-    record = _record(None, sha256_of_tensors(network.state_dict()), "random", backbone, input)
+    record = record_of(None, sha256_of_tensors(network.state_dict()), "random", backbone, input)
     return Pretrained(network, input, record)
 
 
@@ -415,7 +415,8 @@ def words_of_input(input: Input) -> str:
     return f"{input.channels}, mean {mean}, std {std} {input.reading.in_words()}".rstrip()
 
 
-def _record(path: Path | str | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
+def record_of(path: Path | str | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
+    """Return the `Pretrained.record` of weights of no training that is known."""
     return {
         "path": None if path is None else str(path), "sha256": sha256, "kind": kind,
         "backbone": str(backbone), "input": input.as_dict(), "run_step": None, "science": None,

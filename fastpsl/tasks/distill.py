@@ -82,10 +82,6 @@ class Distill(Task):
         )
 
     @override
-    def head(self, level: int, channels: int) -> nn.Module:
-        return average_and_linear(channels, self.teacher.channels[-1])
-
-    @override
     def stage_head(self, stage: Stage, channels: int) -> nn.Module:
         block = self.teacher.block_beside(stage.last_block, self.num_blocks)
         return average_and_linear(channels, self.teacher.channels[block - 1])

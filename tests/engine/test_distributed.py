@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -284,8 +285,8 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     """Return the weights after a step of rate 1, which are the initial ones minus the gradient."""
     torch.manual_seed(0)
     backbone, task, level = TinyNet(), make_task(name), TASKS[name]
-    stage = make_plan("psl", (1, 1, 1))[1]
-    head = task.head(level, backbone.channels[stage.last_block - 1])
+    stage = replace(make_plan("psl", (1, 1, 1))[1], level=level)
+    head = task.stage_head(stage, backbone.channels[stage.last_block - 1])
     blocks = StageBlocks(backbone, stage)
     module = StageModule(blocks, head, task)
     module.eval()

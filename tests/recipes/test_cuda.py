@@ -13,18 +13,17 @@ from fastpsl.engine import experiment, step_modes
 from fastpsl.engine.step_modes import GraphChoice
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests import cheaper
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_fresh
+from tests.programs import ROOT, SMALL_NET, digests, newest_checkpoint, run, run_fresh
 from tests.recipes.in_process import start
 from tests.step_recorder import plain_capture
 
 RECIPES = ROOT / "recipes"
-OWN = f"{ROOT}/bench/evidence/networks.py:SmallResNet"
 # Recipes that compile come first, because they take the longest.
 TRAINED = {
     "simclr compiled": ("simclr_r50", "--compile", "on", "--fold-frozen"),
     "jigsaw captured": ("jigsaw_r50", "--graph", "on", "--backbone", "resnet18"),
     "jigsaw fused, launched": ("jigsaw_r50", "--compile", "fused", "--graph", "off"),
-    "distill": ("distill", "--teacher", OWN, "--teacher-px", "32"),
+    "distill": ("distill", "--teacher", SMALL_NET, "--teacher-px", "32"),
     "block_probe": ("block_probe",), "deepcluster": ("deepcluster_alexnet",), "jigsaw": ("jigsaw_r50",),
     "jigsaw by parts": ("jigsaw_r50", "--augment-backend", "kornia", "--accumulate", "2"),
     "linear_probe": ("linear_probe",), "linear_probe uic": ("linear_probe", "--protocol", "uic"),

@@ -18,7 +18,7 @@ from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.few_shot import SmallImages
-from tests.programs import ROOT
+from tests.programs import ROOT, SMALL_NET
 
 pytest.importorskip("triton", reason="triton is not installed: there are no kernels to ask")
 CUDA = torch.device("cuda")
@@ -32,7 +32,7 @@ UIC: list[dict[str, Any]] = [
 ]
 # Options beside the paper's values that change a view.
 TRAINED: dict[str, list[dict[str, Any]]] = {
-    "distill": [{"teacher": f"{ROOT}/bench/evidence/networks.py:SmallResNet"}],
+    "distill": [{"teacher": SMALL_NET}],
     "deepcluster_alexnet": [{"input_channels": "RGB"}, {"input_channels": "SobelXY"}], "jigsaw_r50": [{}],
     "mocov2_r50": [{}], "rotation_rv50": [{}, {"rotations_per_image": "one"}], "simclr_r50": [{}],
     "sslpp_aet": [*SSLPP, {"transform": "affine"}], "sslpp_colorization": SSLPP, "sslpp_context": SSLPP,

@@ -32,7 +32,7 @@ from fastpsl.scripts.recipe_files import TRAIN, find_recipe
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.pseudo_labels import uic as uic_module
-from tests.programs import ROOT
+from tests.programs import SMALL_NET
 from tests.recipes import in_process
 
 pytestmark = pytest.mark.usefixtures("published_widths")
@@ -242,7 +242,7 @@ def test_the_sides_of_a_puzzle(words: str, sides: tuple[int, ...], tmp_path: Pat
 @pytest.mark.parametrize("name", TRAIN.values())
 def test_size_px_is_the_side_that_the_weights_record(name: str) -> None:
     script: Any = find_recipe(name)
-    teacher = ["--teacher", f"{ROOT}/bench/evidence/networks.py:SmallResNet"] if name == "distill" else []
+    teacher = ["--teacher", SMALL_NET] if name == "distill" else []
     with torch.device("cpu" if teacher else "meta"):
         experiment = script.build(script.parse(["--size-px", "48", *teacher], log=len))
     assert {experiment.task.input_record(stage.level)["size_px"] for stage in experiment.stages} == {48}

@@ -37,11 +37,10 @@ from fastpsl.pipelines.views import Input
 from fastpsl.tasks.distill import Distill
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
-from tests.programs import ROOT, digests, newest_checkpoint
+from tests.programs import SMALL_NET, digests, newest_checkpoint
 
 CPU = torch.device("cpu")
 PLAIN = partial(sgd, momentum=0.0, weight_decay=0.0)
-OWN = f"{ROOT}/bench/evidence/networks.py:SmallResNet"
 
 
 def experiment_of(teacher: Teacher, plan: str = "end_to_end", size_px: int = 32) -> Experiment:
@@ -262,7 +261,7 @@ def test_a_resumed_run_equals_one_never_stopped(plan: str, tmp_path: Path) -> No
 
 VALUES: dict[str, Any] = {
     "data": sample_paths().train_32, "size_px": 32, "batch_size": 16, "workers": 1, "tensorboard": False,
-    "teacher_px": 32, "max_steps_per_stage": 1, "backbone": OWN,
+    "teacher_px": 32, "max_steps_per_stage": 1, "backbone": SMALL_NET,
 }  # fmt: skip
 
 
@@ -271,13 +270,13 @@ def distilled(out: Path, teacher: object, **options: Any) -> fastpsl.Trained:
 
 
 def test_teachers_of_all_kinds_and_a_resume_by_another_path(tmp_path: Path) -> None:
-    first = distilled(tmp_path / "first", OWN)
-    second = distilled(tmp_path / "second", first.folder, teacher_backbone=OWN)
+    first = distilled(tmp_path / "first", SMALL_NET)
+    second = distilled(tmp_path / "second", first.folder, teacher_backbone=SMALL_NET)
     weights = tmp_path / "weights.pth"
     torch.save(make_backbone("resnet18").state_dict(), weights)
     third = distilled(tmp_path / "third", weights, teacher_backbone="resnet18", teacher_px=64)
     kinds = [newest_checkpoint(run.folder)["science"] for run in (first, second, third)]
-    own = Path(OWN).name  # without the folder
+    own = Path(SMALL_NET).name  # without the folder
     assert [each["teacher_backbone"] for each in kinds] == [own, own, "resnet18"]
     assert [each["teacher_input"]["size_px"] for each in kinds] == [32, 32, 64]
     moved = weights.rename(tmp_path / "moved.pth")
@@ -293,7 +292,7 @@ def test_a_students_first_weights_do_not_depend_on_the_teacher(tmp_path: Path) -
     weights = tmp_path / "weights.pth"
     torch.save(make_backbone("resnet18").state_dict(), weights)
     runs = [
-        distilled(tmp_path / "one", OWN, **frozen),
+        distilled(tmp_path / "one", SMALL_NET, **frozen),
         distilled(tmp_path / "two", weights, teacher_backbone="resnet18", teacher_px=64, **frozen),
     ]
     one, two = (newest_checkpoint(run.folder)["backbone"] for run in runs)
@@ -319,7 +318,7 @@ def test_refusals(tmp_path: Path) -> None:
         ("damaged.pth", {"teacher": damaged, "teacher_backbone": "resnet18"}),
         ("give teacher_backbone", {"teacher": plain}),
         ("alexnet", {"teacher": plain, "teacher_backbone": "alexnet"}),
-        ("with teacher_backbone", {"teacher": OWN, "teacher_backbone": "resnet18"}),
+        ("with teacher_backbone", {"teacher": SMALL_NET, "teacher_backbone": "resnet18"}),
         ("not finite", {"teacher": f"{infinite}:Net"}),
     ]
     for words, options in rows:
@@ -348,18 +347,18 @@ def test_a_size_that_patches_do_not_divide_is_refused() -> None:
 
 
 def test_a_record_runs_no_teacher_of_a_file(tmp_path: Path) -> None:
-    run = distilled(tmp_path / "run", OWN)
-    values = {"config": run.folder, "backbone": OWN, "data": VALUES["data"]}
+    run = distilled(tmp_path / "run", SMALL_NET)
+    values = {"config": run.folder, "backbone": SMALL_NET, "data": VALUES["data"]}
     with pytest.raises(ValueError, match="would run; give teacher"):
         fastpsl.pretrain("distill", out=tmp_path / "again", **values)
     with pytest.raises(ValueError, match="would run; give teacher"):
-        fastpsl.replay(run.folder, 1, backbone=OWN)
-    other = distilled(tmp_path / "other", run.folder, teacher_backbone=OWN)
+        fastpsl.replay(run.folder, 1, backbone=SMALL_NET)
+    other = distilled(tmp_path / "other", run.folder, teacher_backbone=SMALL_NET)
     with pytest.raises(ValueError, match="would run; give teacher_backbone"):
-        fastpsl.replay(other.folder, 1, backbone=OWN)
-    assert fastpsl.replay(other.folder, 1, backbone=OWN, teacher_backbone=OWN).images
-    fastpsl.pretrain("distill", out=tmp_path / "again", teacher=OWN, **values)
-    for image in fastpsl.replay(run.folder, 1, backbone=OWN, teacher=OWN).images:
+        fastpsl.replay(other.folder, 1, backbone=SMALL_NET)
+    assert fastpsl.replay(other.folder, 1, backbone=SMALL_NET, teacher_backbone=SMALL_NET).images
+    fastpsl.pretrain("distill", out=tmp_path / "again", teacher=SMALL_NET, **values)
+    for image in fastpsl.replay(run.folder, 1, backbone=SMALL_NET, teacher=SMALL_NET).images:
         own, theirs = image.draws
         assert own["crop"] == theirs["crop"] and own == theirs and image.loss is not None
 
@@ -378,6 +377,6 @@ def test_a_teacher_reads_its_own_channels(tmp_path: Path) -> None:
 
 
 def test_own_modules_as_teachers(tmp_path: Path) -> None:
-    pretrained = open_teacher(OWN)
+    pretrained = open_teacher(SMALL_NET)
     assert isinstance(pretrained.backbone, Backbone) and pretrained.input == Input()
     assert json.loads(json.dumps(pretrained.record))["sha256"]

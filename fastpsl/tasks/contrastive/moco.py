@@ -28,6 +28,7 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.models.backbone import cast_layers
 from fastpsl.models.convolutional import AveragePool
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.memory import to_device
@@ -168,9 +169,7 @@ class KeyEncoder:
             dtype = torch.get_autocast_dtype(device_type)
             self._cast = copy.deepcopy((self.learning, self.head))
             for part in self._cast:
-                for layer in part.modules():
-                    if isinstance(layer, nn.Conv2d | nn.Linear):
-                        layer.to(dtype)
+                cast_layers(part, dtype)
         # The two dtypes one after the other: torch 2.10 takes all destinations for the first one's.
         pairs = list(zip((p for part in self._cast for p in part.parameters()), self._mine, strict=True))
         for is_cast in (True, False):
