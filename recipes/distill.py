@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from fastpsl import engine, models, tasks
+from fastpsl import engine, evaluation, models, tasks
 from fastpsl.engine import optim
 from fastpsl.engine.options import MACHINE, AnyBackbone, PerStage, PretrainOptions, at_end
 from fastpsl.scripts.launch import launch
@@ -47,6 +48,14 @@ class Options(PretrainOptions):
     """Of a file of weights that does not say it: the network, as for --backbone."""
     teacher_px: int | None = field(default=None, metadata=MACHINE)
     """Side of the teacher's images; by default that of its training."""
+    teacher_sees: Literal["image", "crop"] = "image"
+    """image: each whole image, once before the first epoch, for all crops of it; crop: every crop of the
+    student, in each step.
+    """
+    teacher_features: Path | None = field(default=None, metadata=MACHINE)
+    """The folder where the teacher's features of whole images are, or are to be, for several students; by
+    default the run's own.
+    """
     lr: float
     """AdamW's learning rate after the warm-up."""
     warmup_epochs: float
@@ -66,23 +75,33 @@ def build(options: Options) -> engine.Experiment:
     backbone = models.make_backbone(options.backbone)  # first, so that its weights do not depend on a teacher
     pretrained = models.open_teacher(options.teacher, options.teacher_backbone, options.max_download_gb)
     teacher = models.Teacher(pretrained, options.teacher_px or pretrained.input.size_px)
-    task = tasks.Distill(teacher, backbone.num_blocks, size_px=at_end(options.size_px))
+    stages = options.stages(tasks.Distill.num_levels, backbone.num_blocks)
+    given: dict[str, Any] = {"num_blocks": backbone.num_blocks, "size_px": at_end(options.size_px)}
+    if options.teacher_sees == "image":
+        learned = [part.last_block for stage in stages for part in stage.parts or (stage,)]
+        blocks = [teacher.block_beside(block, backbone.num_blocks) for block in learned]
+        store = evaluation.TeacherFeatures(teacher, blocks, options.teacher_features)
+        task: tasks.Distill = evaluation.DistillStored(teacher, store=store, **given)
+    elif options.teacher_features is None:
+        task = tasks.Distill(teacher, **given)
+    else:
+        raise ValueError("--teacher-features: it is for --teacher-sees image; leave one of them out")
     return engine.Experiment(
         task=task,
         backbone=backbone,
-        stages=options.stages(task.num_levels, backbone.num_blocks),
+        stages=stages,
         schedule=optim.cosine(options.lr, options.warmup_epochs),
         optimiser=partial(optim.adam, weight_decay=options.weight_decay, decoupled=True),
         science=teacher.science(),
     )
 
 
-def stages(options: Options) -> dict[str, Any]:
+def longer(options: Options) -> dict[str, Any]:
     """Return the length of a plan of several stages."""
     return {} if options.plan == "end_to_end" else {"epochs": (30, 30, 40)}
 
 
-RECIPE = Recipe("distill", __doc__, Options, PAPER, SAMPLE, build, source="default", variant=stages)
+RECIPE = Recipe("distill", __doc__, Options, PAPER, SAMPLE, build, source="default", variant=longer)
 
 if __name__ == "__main__":
     launch(RECIPE)

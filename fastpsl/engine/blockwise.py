@@ -5,7 +5,7 @@ The idea is blockwise learning (Siddiqui et al., "Blockwise self-supervised lear
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,12 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import Metrics, Runner, StageBlocks, run_blocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule
 from fastpsl.kernels.normalise import joined
-from fastpsl.models.backbone import check_size
+from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -139,6 +140,11 @@ class Blockwise(Task):
             task.check_data(data, batch_size)
 
     @override
+    def before_training(self, run: Run) -> None:
+        for _, task in self.tasks:
+            task.before_training(run)
+
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """Build the heads of all parts, by the parts' names."""
         return nn.ModuleDict(
@@ -244,6 +250,10 @@ class Blockwise(Task):
         last = {name: value for name, value in state.items() if name != "parts"}
         for (_, task), own in zip(self.tasks, [*state["parts"], last], strict=True):
             task.load_state_dict(own)
+
+    @override
+    def lines_before(self, backbone: Backbone, stages: Sequence[Stage], data: RunData) -> Iterable[str]:
+        return self._last.lines_before(backbone, stages, data)
 
     @override
     def chance(self, level: int) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
-from fastpsl.engine.run import BatchSource, RunData
+from fastpsl.engine.run import BatchSource, Run, RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
@@ -230,6 +230,18 @@ class Task:
             level: The stage's level.
         """
         return self.views(level)[0].input_record()
+
+    def before_training(self, run: Run) -> None:
+        """Make what the whole training reads, such as the outputs of another network for all images.
+
+        It is called on every rank before the first stage, and again when the training resumes.
+
+        Args:
+            run: The run, whose folder may keep it.
+
+        Raises:
+            PassStopped: A signal arrived.
+        """
 
     # A stage
 

@@ -116,7 +116,11 @@ class PartialFeatures(Uncopyable):
         self.fd, self.num_rows, self.bad = -1, 0, set[int]()
         with output_errors(path):
             if world.rank == 0:
-                self._begin()
+                try:
+                    self._begin()
+                except BaseException:
+                    self.close()  # and with it the lock, which this process would meet again
+                    raise
             self.num_rows, self.bad = share(world, (self.num_rows, self.bad))
             if world.rank != 0:
                 self.fd = os.open(self.partial, os.O_RDWR | os.O_CLOEXEC)
@@ -134,9 +138,7 @@ class PartialFeatures(Uncopyable):
         except OSError:
             pass  # a file system without locks
         if busy:
-            raise ValueError(
-                f"{self.path}: another process is writing it; wait for it, or give another --out"
-            )
+            raise ValueError(f"{self.path}: another process is writing it; wait for it, or name another file")
         remove_leftovers(self.path.parent, self.path.name, self.progress.name)
         size = len(self._header) + self._num_rows * self._row_bytes
         with contextlib.suppress(FileNotFoundError, NoRecord):

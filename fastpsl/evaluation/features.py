@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
+from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.distributed import World, own_commit, share, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.train_step import DTYPES
@@ -187,14 +188,17 @@ def extract(
     *,
     overwrite: bool = False,
     save_every_s: float = SAVE_EVERY_S,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[FeatureFile]:
     """Write the features of each extraction to its file, with all ranks; existing files are kept.
 
     The extractions may differ in block and pool only: images pass through the decoder and the backbone once
     for all. An interrupted extraction continues with the rows that were saved every `save_every_s` seconds.
+    `stopped` is called after every batch, on all ranks, and returns the same there.
 
     Raises:
         ValueError: A file holds other features and `overwrite` is not set.
+        PassStopped: `stopped` returned True. The rows so far are saved.
     """
     first = works[0]
     assert all(replace(work, block=first.block, pool=first.pool) == first for work in works)
@@ -208,7 +212,7 @@ def extract(
             print(f"{out}: made anew, because {how}", file=sys.stderr, flush=True)
     missing = {out: work for work, out, how in zip(works, outs, kept, strict=True) if how}
     if missing:
-        _write(missing, world, save_every_s)
+        _write(missing, world, save_every_s, stopped)
         wait_for_all(world)
     written = [read_features(out) for out in outs]
     assert None not in written, outs
@@ -237,7 +241,9 @@ def _kept(work: Extraction, out: Path) -> str:
     return _OLD if there == digest_of(wanted | {"data": parts_of(wanted["data"])[0]}) else _OTHERS
 
 
-def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float) -> None:
+def _write(
+    wanted: Mapping[Path, Extraction], world: World, save_every_s: float, stopped: Callable[[], bool]
+) -> None:
     started, works = time.monotonic(), list(wanted.values())
     first = works[0]
     with ExitStack() as stack:
@@ -251,7 +257,7 @@ def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float)
                 world=world.size, device=world.device, **first.loader,
             )
         )  # fmt: skip
-        _fill(works, files, loader, world, save_every_s)
+        _fill(works, files, loader, world, save_every_s, stopped)
         if world.rank == 0:
             for work, file in zip(works, files, strict=True):
                 with output_errors(file.path):
@@ -264,6 +270,7 @@ def _fill(
     loader: Loader,
     world: World,
     save_every_s: float,
+    stopped: Callable[[], bool],
 ) -> None:
     batch_size, num_samples = loader.batch_size_per_rank, loader.num_samples
     step_rows = batch_size * world.size
@@ -282,12 +289,15 @@ def _fill(
                 file.bad.update(bad)
             # Rank 0's clock decides. The sum also ensures that all ranks have written this step.
             due = torch.tensor(float(world.rank == 0 and time.monotonic() - saved >= save_every_s))
-            if sum_over_ranks(world, due) > 0 or num_rows == num_samples:
+            stops = stopped()
+            if sum_over_ranks(world, due) > 0 or stops or num_rows == num_samples:
                 for file in files:
                     file.save(num_rows)
                 saved = time.monotonic()
             if progress:
                 progress.update(num_rows - first_step * step_rows, len(files[0].bad))
+            if stops and num_rows < num_samples:
+                raise PassStopped
 
 
 def feature_batches(

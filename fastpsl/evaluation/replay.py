@@ -42,6 +42,7 @@ from fastpsl.engine.replay import (
     prepare_stage,
 )
 from fastpsl.engine.run import RunData
+from fastpsl.evaluation.teacher_features import FOLDER
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.json_records import NoRecord
@@ -137,6 +138,8 @@ class PastRun:
             if given is None and is_own(named := values.get(option) or ""):
                 raise not_given(path, named, flag(option))
             values |= {} if given is None else {option: given}
+        if (stored := folder / FOLDER).is_dir():
+            values["teacher_features"] = stored
         run = TrainedRun.of(folder)
         assert run is not None
         values["data"] = data or run.train_images()

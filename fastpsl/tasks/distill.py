@@ -111,7 +111,11 @@ class Distill(Task):
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Begin the mean."""
-        self._add(self.targets(inputs, batch), batch.indices >= 0)
+        self._add(self.targets(inputs, batch), self.valid(batch))
+
+    def valid(self, batch: Batch) -> Tensor:
+        """Return which samples count, bool [B]."""
+        return batch.indices >= 0
 
     def targets(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the teacher's features of a batch, float32 [B, D], without gradients."""
@@ -137,7 +141,7 @@ class Distill(Task):
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the mean of one minus the cosine to the teacher's centred features."""
-        valid, targets = batch.indices >= 0, self.targets(inputs, batch)
+        valid, targets = self.valid(batch), self.targets(inputs, batch)
         if head.training:
             self._add(targets, valid)
         losses = self.distances(head(blocks(inputs[0])).float(), targets - self.mean)
@@ -163,7 +167,7 @@ class Distill(Task):
 
     @override
     def lines_before(self, backbone: Backbone, stages: Sequence[Stage], data: RunData) -> Iterator[str]:
-        """Return the teacher's size, and its share of each stage's step by passes of a few images.
+        """Return which teacher it is, and what it costs, by passes of a few images.
 
         Raises:
             ValueError: The teacher's features of them are not finite.
@@ -175,12 +179,11 @@ class Distill(Task):
             f"teacher: {names}, sha256 {record['sha256'][:8]}…, {number_of_weights(num)}, images of "
             f"{teacher.size_px} px, {words_of_input(teacher.input)}"
         )
-        views = self.views(self.num_levels)
+        views = (self.views(self.num_levels)[0], self.teacher_view)
         size = min(_TIMED[data.world.device.type], data.train.num_samples // data.world.size)
         loading = data.loader(data.train, views, train=True, batch_size=size)  # in random order
         with loading as loader, contextlib.closing(loader.epoch(0)) as batches:
             own, theirs = next(batches).inputs(views, torch.float32)
-        student_ms, _ = _block_ms(backbone, own, data)
         teacher_ms, features = _block_ms(teacher.network, theirs, data)
         if not features.isfinite().all():
             raise ValueError(
@@ -188,15 +191,31 @@ class Distill(Task):
                 f"{data.options.resolved_precision(data.world.device)}; give another --precision, or another "
                 "teacher"
             )
-        shares = []
+        yield self.cost_line(teacher_ms, backbone, own, stages, data)
+
+    @property
+    def teacher_view(self) -> ViewSpec:
+        """The teacher's view of an image."""
+        return self.views(self.num_levels)[1]
+
+    def cost_line(
+        self,
+        teacher_ms: Sequence[float],
+        backbone: Backbone,
+        images: Tensor,
+        stages: Sequence[Stage],
+        data: RunData,
+    ) -> str:
+        """Return what the teacher costs, which takes `teacher_ms` for an image up to each of its blocks."""
+        student_ms, shares = _block_ms(backbone, images, data)[0], list[str]()
         for stage in stages:
-            its = teacher_ms[teacher.block_beside(stage.last_block, self.num_blocks) - 1]
+            its = teacher_ms[self.teacher.block_beside(stage.last_block, self.num_blocks) - 1]
             # Once forward; backward twice as long, where blocks learn.
             below = student_ms[stage.first_learning - 2] if stage.first_learning > 1 else 0.0
             students = 3 * student_ms[stage.last_block - 1] - 2 * below
             students *= ((stage.size_px or self.size_px) / self.size_px) ** 2
             shares.append(f"{stage.name} {percent(its / (its + students))}")
-        yield (
+        return (
             f"the teacher takes {teacher_ms[-1]:.2g} ms for an image, and about {', '.join(shares)} of a step"
         )
 

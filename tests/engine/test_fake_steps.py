@@ -149,6 +149,7 @@ END_TO_END: list[Row] = [
 ]
 # Other options, and the papers' networks, once each.
 COUPLED = {"pseudo_labels": "coupled"}
+LIVE = {"teacher": "resnet34", "teacher_sees": "crop"}
 PER_STAGE = {"size_px": (32, 48, 64), "batch_size": (16, 32, 64), "crop_scale": (0.2, 0.3, 0.4)}
 OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
@@ -172,8 +173,9 @@ OTHERS: list[Row] = [
     ("sslpp_rotation", "E", "fp16", "kornia", COUPLED | {"proxy": False, "crop": "random_resized"}),
     ("sslpp_context", "E", "fp16", "kornia", COUPLED | {"backbone": "alexnet", "size_px": 64}),
     ("supervised", "E", "fp16", "fused", {"crop": "padded", "backbone": "alexnet_rotnet"}),
-    ("distill", "S2", "fp16", "fused", {"teacher": "resnet34", "plan": "psl", "epochs": (1, 1, 1)}),
-    ("distill", "B", "bf16", "kornia", {"teacher": "resnet34", "epochs": (1, 1, 1)}),
+    ("distill", "S2", "fp16", "fused", LIVE | {"plan": "psl", "epochs": (1, 1, 1)}),
+    ("distill", "B", "bf16", "kornia", LIVE | {"epochs": (1, 1, 1)}),
+    ("distill", "B", "fp16", "fused", {"teacher": "resnet34", "epochs": (1, 1, 1)}),
 ]  # fmt: skip
 
 

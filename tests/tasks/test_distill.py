@@ -347,7 +347,7 @@ def test_a_size_that_patches_do_not_divide_is_refused() -> None:
 
 
 def test_a_record_runs_no_teacher_of_a_file(tmp_path: Path) -> None:
-    run = distilled(tmp_path / "run", SMALL_NET)
+    run = distilled(tmp_path / "run", SMALL_NET, teacher_sees="crop")
     values = {"config": run.folder, "backbone": SMALL_NET, "data": VALUES["data"]}
     with pytest.raises(ValueError, match="would run; give teacher"):
         fastpsl.pretrain("distill", out=tmp_path / "again", **values)

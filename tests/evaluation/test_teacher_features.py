@@ -1,0 +1,275 @@
+"""A distillation from stored features: values, one pass, resume, several students, and what is refused."""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from typing_extensions import override
+
+import fastpsl
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Experiment, make_train_step
+from fastpsl.engine.optim.optimisers import sgd
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.trainer import pretrain
+from fastpsl.evaluation.teacher_features import DistillStored, TeacherFeatures
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.teacher import Teacher
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input, center_view
+from tests.engine.exact_signals import signal_at_question, signal_at_step
+from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
+from tests.programs import SMALL_NET, digests, newest_checkpoint
+from tests.warm import results_of_ranks
+
+
+class Pixels(Backbone):
+    """A network whose only feature is the image itself."""
+
+    name = "pixels"
+    channels = (3 * 32 * 32,)
+    block_names = ("pixels",)
+
+    @override
+    def blocks(self) -> list[nn.Module]:
+        return [nn.PixelUnshuffle(32)]
+
+
+def experiment_of(teacher: Teacher, plan: str = "end_to_end", folder: Path | None = None) -> Experiment:
+    torch.manual_seed(0)
+    backbone, stages = TinyNet(), make_plan(plan, (1, 1, 1), num_levels=1)
+    learned = [part.last_block for stage in stages for part in stage.parts or (stage,)]
+    store = TeacherFeatures(teacher, [teacher.block_beside(block, 5) for block in learned], folder)
+    task = DistillStored(teacher, backbone.num_blocks, size_px=32, store=store)
+    return Experiment(task, backbone, stages, cosine(0.1), lambda named: sgd(named, momentum=0.0))
+
+
+def fit(out: Path, experiment: Experiment, stop: Any = None, **options: Any) -> bool:
+    run = tiny_run(out, epochs=(1, 1, 1), max_steps_per_stage=4, **options)
+    if stop is not None:
+        stop(run)
+    try:
+        return pretrain(experiment, run)
+    finally:
+        run.close()
+
+
+def test_features_are_those_of_the_very_images(tmp_path: Path) -> None:
+    """A mirrored or shifted image has others."""
+    teacher = Teacher(Pretrained(Pixels(), Input(size_px=32), teacher_of(1, 32).record), 32)
+    fit(tmp_path, experiment_of(teacher))
+    rows = torch.from_numpy(np.load(tmp_path / "teacher-features" / "teacher-B1.npy"))
+    view = center_view(Input(size_px=32), 32, whole=True)
+    with (
+        closing(open_data(sample_paths().train_32)) as data,
+        Loader(data, [view], batch_size_per_rank=data.num_samples, train=False) as loader,
+        closing(loader.epoch(0)) as batches,
+    ):
+        (images,) = next(batches).inputs([view], torch.float32)
+    assert rows.dtype == torch.float16 and len(rows) == len(images)
+    cosines = lambda other: F.cosine_similarity(teacher.features(other, 1), rows.float())
+    assert cosines(images).min() > 0.999
+    assert cosines(images.flip(3)).median() < 0.97 and cosines(images.roll(2, 3)).median() < 0.97
+
+
+class Made:
+    """Features that stand for those of a pass."""
+
+    def __init__(self, rows: Tensor):
+        self.rows, self.view = rows, None
+
+    def of_block(self, block: int, num_images: int) -> Tensor:
+        return self.rows.clone()
+
+
+def test_steps_are_those_of_a_plain_loop() -> None:
+    """With an image that does not count, and one that has no feature, in each step."""
+    teacher, rows = teacher_of(1, 40), torch.randn(8, 16, generator=torch.Generator().manual_seed(3)).half()
+    rows[4] = torch.nan
+    experiment = experiment_of(teacher)
+    task: Any = experiment.task
+    task.store, task.num_images = Made(rows), 8
+    step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
+    assert len(step.views) == 1
+    student, head = TinyNet(), torch.nn.Linear(16, 16)
+    student.load_state_dict(experiment.backbone.state_dict())
+    head.load_state_dict({n.removeprefix("2."): v for n, v in step.module.head.state_dict().items()})
+    optimiser = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.05)
+    student.train()
+    mean = rows[[i for i in range(8) if i != 4]].float().mean(0)
+    for number in range(2):
+        batch = noise_batch(step.views, 6, number)
+        batch.indices[:] = torch.tensor([7, 0, 4, 2, 6, 3])
+        batch.indices[number] = -1
+        (own,) = batch.inputs(step.views, torch.float32)
+        outputs = head(student(own).mean((2, 3)))
+        counted = [place for place, index in enumerate(batch.indices.tolist()) if index not in (-1, 4)]
+        loss = torch.stack(
+            [1 - F.cosine_similarity(outputs[i], rows[batch.indices[i]].float() - mean, 0) for i in counted]
+        ).mean()
+        metrics = step.step([batch], lr=0.05)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        value, count = metrics.values[metrics.names.index("loss")].tolist()
+        assert count == 4 and value / count == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, value in student.state_dict().items():
+        assert torch.allclose(experiment.backbone.state_dict()[name], value, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("plan", ["psl", "blockwise"])
+def test_one_pass_serves_all_blocks_and_a_stopped_run_equals_one_never_stopped(
+    plan: str, tmp_path: Path
+) -> None:
+    """It is stopped within the pass, after steps, and between stages."""
+    last = 4 if plan == "blockwise" else 12
+    experiment, seen = experiment_of(teacher_of(1, 40), plan), Counter[int]()
+    task: Any = experiment.task.tasks[0][1] if plan == "blockwise" else experiment.task  # type: ignore[attr-defined]
+    first = task.teacher.network.parts[0]
+    first.register_forward_hook(lambda _, images, maps: seen.update(dict.fromkeys([0], len(maps))))
+    assert fit(tmp_path / "whole", experiment)
+    with closing(open_data(sample_paths().train_32)) as data:
+        assert seen[0] - data.num_samples in range(32)  # a batch is filled up
+    in_pass = lambda run: signal_at_question(run, 3)
+    for stop in (in_pass, *(partial(signal_at_step, step=step) for step in (2, last - 2)), None):
+        assert fit(tmp_path / "stopped", experiment_of(teacher_of(1, 40), plan), stop) == (stop is None)
+    whole, stopped = (tmp_path / each for each in ("whole", "stopped"))
+    assert digests(newest_checkpoint(whole)) == digests(newest_checkpoint(stopped))
+    for block in (3, 4, 5):
+        one, other = (np.load(each / f"teacher-features/teacher-B{block}.npy") for each in (whole, stopped))
+        assert np.array_equal(one, other) and np.isfinite(one).all()
+
+
+def of_ranks(rank: int, num_ranks: int) -> str:
+    """Distil on several ranks, and return the digest of the features."""
+    world, folder = World(rank, num_ranks, rank, num_ranks, torch.device("cpu")), Path(os.environ["STORED"])
+    run = tiny_run(folder / f"{num_ranks}", world, epochs=(1,), max_steps_per_stage=1, plan="end_to_end")
+    with closing(run):
+        assert pretrain(experiment_of(teacher_of(1, 40)), run)
+    return sha256((folder / f"{num_ranks}" / "teacher-features" / "teacher-B5.npy").read_bytes()).hexdigest()
+
+
+def test_ranks_share_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORED", str(tmp_path))
+    digest = of_ranks(0, 1)
+    (tmp_path / "ranks").mkdir()
+    assert results_of_ranks(of_ranks, 2, tmp_path / "ranks") == [digest, digest]
+
+
+VALUES: dict[str, Any] = {
+    "data": sample_paths().train_32, "size_px": 32, "batch_size": 16, "workers": 1, "tensorboard": False,
+    "teacher": SMALL_NET, "teacher_px": 32, "max_steps_per_stage": 1, "backbone": SMALL_NET,
+}  # fmt: skip
+
+
+def distilled(out: Path, **options: Any) -> fastpsl.Trained:
+    return fastpsl.pretrain("distill", out=out, **{**VALUES, **options})
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Count the passes of teachers."""
+    from fastpsl.evaluation import teacher_features
+
+    made, extract = Counter[str](), teacher_features.extract
+
+    def counted(works: Any, outs: Any, *rest: Any, **more: Any) -> Any:
+        made.update(path.name for path in outs)
+        return extract(works, outs, *rest, **more)
+
+    monkeypatch.setattr(teacher_features, "extract", counted)
+    yield made
+
+
+def test_a_folder_serves_other_students_and_differences_are_named(
+    tmp_path: Path, passes: Counter[str]
+) -> None:
+    shared, weights = tmp_path / "shared", tmp_path / "weights.pth"
+    torch.save(make_backbone("resnet18").state_dict(), weights)
+    given = {"teacher": weights, "teacher_backbone": "resnet18", "teacher_features": shared}
+    distilled(tmp_path / "one", **given)
+    distilled(tmp_path / "two", **given, backbone="resnet18", seed=3, size_px=48)
+    assert passes == {"teacher-B5.npy": 1} and not (tmp_path / "one" / "teacher-features").exists()
+    distilled(tmp_path / "psl", **given, plan="psl", epochs=(1, 1, 1))
+    assert passes == {"teacher-B5.npy": 1, "teacher-B3.npy": 1, "teacher-B4.npy": 1}
+    record = shared / "teacher-B3.json"
+    record.write_text(record.read_text().replace('"B3"', '"B4"'))
+    rows: list[tuple[str, dict[str, Any]]] = [
+        ("another teacher (", {"teacher": SMALL_NET, "teacher_backbone": None}),
+        ("another teacher_px", {"teacher_px": 48}),
+        ("another images", {"data": sample_paths().test_32}),
+        ("another block", {"plan": "psl", "epochs": (1, 1, 1)}),
+        ("leave one of them out", {"teacher_sees": "crop"}),
+    ]
+    for number, (words, options) in enumerate(rows):
+        with pytest.raises(ValueError) as error:
+            distilled(tmp_path / f"refused-{number}", **{**given, **options})
+        assert words in str(error.value) and "\n" not in str(error.value), error.value
+
+
+def test_damaged_files_and_those_of_touched_images_are_made_anew(
+    tmp_path: Path, passes: Counter[str]
+) -> None:
+    shared, images = tmp_path / "shared", tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    for number in range(3):
+        distilled(tmp_path / f"{number}", teacher_features=shared, data=images, val="none", batch_size=4)
+        assert passes["teacher-B5.npy"] == number + 1
+        if number == 0:
+            with (shared / "teacher-B5.npy").open("r+b") as file:
+                file.truncate(1000)
+        else:
+            os.utime(images / "3.png", (1.0, 1.0))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(ValueError, match=r"teacher-B5\.npy.*No space"):
+            distilled(tmp_path / "run")
+    assert distilled(tmp_path / "run").folder
+
+
+def test_a_replay_reads_the_features_of_its_run(tmp_path: Path, passes: Counter[str]) -> None:
+    run = distilled(tmp_path / "run", max_steps_per_stage=2)
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    for image in fastpsl.replay(run.folder, 2, backbone=SMALL_NET, teacher=SMALL_NET).images:
+        assert image.loss is not None and len(image.draws) == 1
+    assert passes == {"teacher-B5.npy": 1}
+    assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+
+
+def test_before_the_pass_a_step_has_the_sizes_of_one_after_it() -> None:
+    """As a dry run measures it."""
+    experiment = experiment_of(teacher_of(1, 40))
+    with closing(open_data(sample_paths().train_32)) as data:
+        experiment.task.check_data(data, 8)
+    step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
+    features: Tensor = experiment.task.features  # type: ignore[attr-defined]
+    assert features.shape == (480, 16) and features.dtype == torch.float16
+    values = step.step([noise_batch(step.views, 4)], lr=0.1).values
+    assert torch.isfinite(values).all()
