@@ -5,6 +5,8 @@
                         -fresh has other images of that kind, 480, 160 and 1,600 for validation
     distill-scenes      the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
                         takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
+    distill-clothes     the source is the repository clothing-dataset-small, with the same file beside it; the
+                        search has every eighth photo of its folder train, held-out those of the others
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
                         -cpu takes 10,000, -gpu all but the 2,000 of the search
@@ -97,6 +99,18 @@ def scenes(folder: Path, out: Path) -> None:
     _jpegs({TRAIN: lines[:5000], SEARCH: lines[5000:6500], HELD_OUT: lines[6500:9500]}, folder, out)
 
 
+def clothes(folder: Path, out: Path) -> None:
+    """Write lists of the photos, which have 400 px or more, with their folders' names as classes."""
+    of_folder = {
+        name: [f"{path.resolve()} {path.parent.name}\n" for path in sorted((folder / name).glob("*/*.jpg"))]
+        for name in ("train", "validation", "test")
+    }
+    train, search = list(of_folder["train"]), of_folder["train"][::8]
+    del train[::8]
+    held_out = of_folder["validation"] + of_folder["test"]
+    _jpegs({TRAIN: train, SEARCH: search, HELD_OUT: held_out}, folder, out)
+
+
 def _jpegs(lists: Mapping[str, Sequence[str]], folder: Path, out: Path) -> None:
     """Write dataset files of JPEGs, and a copy of the teacher's weights."""
     for part, lines in lists.items():
@@ -113,7 +127,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
-    "distill-scenes": scenes,
+    "distill-scenes": scenes, "distill-clothes": clothes,
 }  # fmt: skip
 
 

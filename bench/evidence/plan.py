@@ -7,7 +7,8 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     paper            the paper's table, such as psl/5
     first            by name: commands that run once, such as those that write labels; {out} is RUNS/NAME
     training         the command of every training
-    arms             by name: what an arm adds to it, or its whole command if that begins with "recipes/"
+    arms             by name: what an arm adds to it, or its whole command if that begins with "recipes/" or
+                     "bench/"
     untrained        what the row "no training" adds to it: the same training at a rate that moves no weight,
                      so that BatchNorm's statistics alone change
     epochs           numbers of epochs, from the most to the fewest: the clock chooses the first by which all
@@ -157,7 +158,7 @@ class Plan:
     def training_of(self, run: "Run") -> Step:
         """Return the training of a run."""
         flags = self.untrained if run.arm == UNTRAINED else self.arms[run.arm]
-        command = flags if flags.startswith("recipes/") else f"{self.training} {flags}"
+        command = flags if flags.startswith(("recipes/", "bench/")) else f"{self.training} {flags}"
         return Step(run.name, command, run.values)
 
     def evaluation_of(self, run: "Run", name: str) -> Step:

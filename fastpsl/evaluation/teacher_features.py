@@ -5,12 +5,13 @@ Every crop of an image has the target that the whole image has. FKD (arXiv 2112.
 which a small crop may show another one than the image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
@@ -37,7 +38,6 @@ _KEY = {
     "weights": "teacher", "input": "input of the teacher", "size_px": "--teacher-px", "block": "block",
     "data": "images", "whole": "part of each image", "squashed": "shape of each image", "pool": "pooling",
 }  # fmt: skip
-_ROWS_AT_A_TIME = 1 << 16
 
 
 class TeacherFeatures:
@@ -98,7 +98,6 @@ class TeacherFeatures:
             run.stop_signal.other_pace()
             stopped = lambda: run.stop_signal.after_step().stop
             extract([*missing.values()], [*missing], world, overwrite=True, stopped=stopped)
-            self.teacher.network.cpu()  # its work is done
         for block, out in zip(self.blocks, works, strict=True):
             file = read_features(out)
             assert file is not None, out
@@ -181,14 +180,16 @@ class DistillStored(Distill):
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
-        self._set_block(stage.last_block)
-        device = next(head.parameters()).device
-        self.features = self.store.of_block(self.block, self.num_images).to(device)
+        """Begin with a full queue, of images in random order."""
+        super().start_stage(stage, blocks, head)
+        self.teacher.network.cpu()  # it computes nothing any more
+        self.features = self.store.of_block(self.block, self.num_images).to(self.queue.device)
         self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
         self.features.nan_to_num_(0.0)
-        num, self.mean = self.is_known.sum().clamp(min=1), self.mean.to(device)
-        for part in self.features.split(_ROWS_AT_A_TIME):
-            self.mean += part.sum(0, dtype=torch.float32) / num
+        order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(0))
+        first = order[: len(self.queue)].to(self.queue.device)
+        self.queue[: len(first)] = F.normalize(self.features[first].float())
+        self.num_queued.fill_(len(first))
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -201,22 +202,6 @@ class DistillStored(Distill):
     @override
     def targets(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         return self.features[batch.indices.clamp(min=0)].float()
-
-    @override
-    def _add(self, targets: Tensor, valid: Tensor) -> None:
-        """Leave the mean, which is that of all images."""
-
-    @override
-    def step_state(self) -> Iterator[Tensor]:
-        return iter(())
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    @override
-    def load_state_dict(self, state: Any) -> None:
-        """Do nothing: the features tell all."""
 
     @property
     @override

@@ -1,10 +1,12 @@
-"""Learn from a teacher: a student's features come to point where those of a frozen network do.
+"""Learn from a teacher: a student's features come to lie among those of others as a frozen network's do.
 
-The loss is one minus the cosine between a linear layer of the student's averaged features and the teacher's
-averaged features, minus their mean. FitNets (arXiv 1412.6550) and DNA (arXiv 1911.13053) learn from a teacher
-in stages, too, one block from another. FitNets compares whole maps and then goes on with labels. DNA gives
-each block of the student the *teacher's* maps as its input. Here a block reads the student's own, and what is
-compared has no positions.
+The loss is SEED's (arXiv 2101.04731). The similarities of an image's teacher features to those of many other
+images, in a queue, and to themselves are to be those of a linear layer of the student's averaged features.
+SEED learns from crops that it distorts, by heads of two layers of both networks.
+
+FitNets (arXiv 1412.6550) and DNA (arXiv 1911.13053) learn from a teacher in stages, too, one block from
+another. FitNets compares whole maps and then goes on with labels. DNA gives each block of the student the
+*teacher's* maps as its input. Here a block reads the student's own, and what is compared has no positions.
 """
 
 import contextlib
@@ -35,9 +37,13 @@ from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec, train_view
 from fastpsl.tasks.classify import average_and_linear
+from fastpsl.tasks.contrastive.info_nce import enqueue
 
 # The least share of an image in a crop. A smaller one often shows other things than the image is of.
 LEAST_SCALE = 0.36
+QUEUE, TEACHER_T, STUDENT_T = 65_536, 0.01, 0.2  # SEED's: features, and the temperatures
+# The similarity to an empty place of the queue. An infinity would make the loss NaN.
+_EMPTY = -100.0
 # Images by which the cost is measured, and the features are tried. Few do not fill a GPU.
 _TIMED = {"cpu": 16, "cuda": 128}
 
@@ -47,8 +53,8 @@ class Distill(Task):
 
     The teacher sees the crop and the flip of the student at its own size, with its own channels. A stage that
     ends with block k of the student learns the teacher's block at the same depth, and the last stage its last
-    block. The features' mean, which is subtracted, is that of the images of the stage so far. It begins with
-    a batch before the stage's first step.
+    block. The queue begins with a batch before the stage's first step, and grows to SEED's 65,536 features,
+    or those of four fifths of fewer images.
 
     Args:
         teacher: The network to learn from.
@@ -58,14 +64,7 @@ class Distill(Task):
 
     def __init__(self, teacher: Teacher, num_blocks: int, *, size_px: int):
         self.teacher, self.num_blocks, self.size_px = teacher, num_blocks, size_px
-        self.why_uncapturable = teacher.network.why_uncapturable
-        self._set_block(num_blocks)
-
-    def _set_block(self, block: int) -> None:
-        """Choose the teacher's block for the student's, and begin its mean."""
-        self.block = self.teacher.block_beside(block, self.num_blocks)
-        self.mean = torch.zeros(self.teacher.channels[self.block - 1])
-        self.num_seen = torch.zeros(())
+        self.why_uncapturable, self.queue_size = teacher.network.why_uncapturable, QUEUE
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -83,8 +82,7 @@ class Distill(Task):
 
     @override
     def stage_head(self, stage: Stage, channels: int) -> nn.Module:
-        block = self.teacher.block_beside(stage.last_block, self.num_blocks)
-        return average_and_linear(channels, self.teacher.channels[block - 1])
+        return average_and_linear(channels, self.teacher.channels[self._block_of(stage) - 1])
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
@@ -96,13 +94,18 @@ class Distill(Task):
                 f"{theirs.in_words()}, and these are read {data.reading.in_words() or 'as they are'}; "
                 "give the same --range and --bands"
             )
+        self.queue_size = min(QUEUE, max(1, 4 * data.num_samples // 5))
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
-        self._set_block(stage.last_block)
-        device = next(head.parameters()).device
+        self.block, device = self._block_of(stage), next(head.parameters()).device
         self.teacher.network.to(device)
-        self.mean, self.num_seen = self.mean.to(device), self.num_seen.to(device)
+        self.queue = torch.zeros(self.queue_size, self.teacher.channels[self.block - 1], device=device)
+        self.slot, self.num_queued = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
+
+    def _block_of(self, stage: Stage) -> int:
+        """Return the teacher's block that a stage learns."""
+        return self.teacher.block_beside(stage.last_block, self.num_blocks)
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -110,8 +113,8 @@ class Distill(Task):
 
     @override
     def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        """Begin the mean."""
-        self._add(self.targets(inputs, batch), self.valid(batch))
+        """Begin the queue."""
+        self._enqueue(self._marked(self.targets(inputs, batch), batch))
 
     def valid(self, batch: Batch) -> Tensor:
         """Return which samples count, bool [B]."""
@@ -121,45 +124,70 @@ class Distill(Task):
         """Return the teacher's features of a batch, float32 [B, D], without gradients."""
         return self.teacher.features(inputs[1], self.block)
 
-    def _add(self, targets: Tensor, valid: Tensor) -> None:
-        """Add a batch of all ranks to the mean."""
-        sums = torch.cat([torch.where(valid[:, None], targets, 0.0).sum(0), valid.sum()[None].float()])
-        sums = gathered(sums[None]).sum(0)
-        self.num_seen += sums[-1]
-        self.mean += (sums[:-1] - sums[-1] * self.mean) / self.num_seen.clamp(min=1)
+    def _marked(self, targets: Tensor, batch: Batch) -> Tensor:
+        """Return targets of length 1, and NaN for samples that do not count, which no queue takes."""
+        return torch.where(self.valid(batch)[:, None], F.normalize(targets), torch.nan)
+
+    def _enqueue(self, targets: Tensor) -> None:
+        """Put marked targets of all ranks into the queue."""
+        targets = gathered(targets)[-len(self.queue) :]
+        enqueue(self.queue, self.slot, targets)
+        self.num_queued.add_(len(targets)).clamp_(max=len(self.queue))
 
     @override
     def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        return self.distances(head(blocks(inputs[0])).float(), self.targets(inputs, batch) - self.mean)
+        """Return the loss of each image: how the student's similarities differ from the teacher's.
 
-    def distances(self, students: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each image, float32 [B], of features float32 [B, D] and centred targets."""
-        return 1 - F.cosine_similarity(students, targets)
+        It is the cross-entropy of two distributions over the queue and the image's own teacher features.
+        """
+        targets = self.targets(inputs, batch)
+        if head.training:
+            batch.extra["targets"] = self._marked(targets, batch)
+        return self.compare(head(blocks(inputs[0])), targets)
+
+    def compare(self, students: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each image, float32 [B], of features [B, D] of both networks."""
+        with torch.autocast(students.device.type, enabled=False):
+            students, targets = F.normalize(students.float()), F.normalize(targets)
+            is_queued = torch.arange(len(self.queue), device=self.queue.device) < self.num_queued
+            logits = [
+                torch.cat(
+                    [
+                        torch.where(is_queued, rows @ self.queue.T, _EMPTY),
+                        (rows * targets).sum(1, keepdim=True),
+                    ],
+                    1,
+                )
+                for rows in (students, targets)
+            ]
+            expected = (logits[1] / TEACHER_T).softmax(1)
+            return F.cross_entropy(logits[0] / STUDENT_T, expected, reduction="none")
 
     @override
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return the mean of one minus the cosine to the teacher's centred features."""
-        valid, targets = self.valid(batch), self.targets(inputs, batch)
-        if head.training:
-            self._add(targets, valid)
-        losses = self.distances(head(blocks(inputs[0])).float(), targets - self.mean)
+        """Return the mean of `losses` over the images that count."""
+        valid, losses = self.valid(batch), self.losses(blocks, head, inputs, batch)
         loss_sum, num = torch.where(valid, losses, 0.0).sum(), valid.sum().float()
         return loss_sum / num.clamp(min=1), {"loss": (loss_sum.detach(), num)}
 
     @override
+    def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
+        self._enqueue(torch.cat([extra["targets"] for extra in extras]))
+
+    @override
     def step_state(self) -> Iterator[Tensor]:
-        yield from (self.mean, self.num_seen)
+        yield from (self.queue, self.slot, self.num_queued)
 
     @override
     def state_dict(self) -> Mapping[str, Any]:
-        return {"mean": self.mean, "num_seen": self.num_seen}
+        return {"queue": self.queue, "slot": self.slot, "num_queued": self.num_queued}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.mean.copy_(state["mean"])
-        self.num_seen.copy_(state["num_seen"])
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -209,7 +237,7 @@ class Distill(Task):
         """Return what the teacher costs, which takes `teacher_ms` for an image up to each of its blocks."""
         student_ms, shares = _block_ms(backbone, images, data)[0], list[str]()
         for stage in stages:
-            its = teacher_ms[self.teacher.block_beside(stage.last_block, self.num_blocks) - 1]
+            its = teacher_ms[self._block_of(stage) - 1]
             # Once forward; backward twice as long, where blocks learn.
             below = student_ms[stage.first_learning - 2] if stage.first_learning > 1 else 0.0
             students = 3 * student_ms[stage.last_block - 1] - 2 * below

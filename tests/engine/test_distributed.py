@@ -49,6 +49,7 @@ from fastpsl.tasks.sslpp.context import Context
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, teacher_of
+from tests.evaluation.test_teacher_features import stored_task
 from tests.programs import (
     ENVIRONMENT,
     ROOT,
@@ -251,7 +252,7 @@ def test_a_rank_ends_no_earlier_than_all_have_joined(tmp_path: Path) -> None:
 
 TASKS = {
     "jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3, "simclr": 3, "sslpp_rotation": 1,
-    "sslpp_aet": 1, "sslpp_context": 1, "distill": 1,
+    "sslpp_aet": 1, "sslpp_context": 1, "distill": 1, "distill_stored": 1,
 }  # the level of each task  # fmt: skip
 PROXIES: dict[str, Callable[[], Proxy]] = {
     "sslpp_rotation": lambda: RotNet(32),
@@ -274,6 +275,9 @@ def make_task(name: str) -> Task:
         return SimCLR(GLOBAL_BATCH, size_px=32, temperature=0.1, embedding_width=4)
     if name == "distill":
         return Distill(teacher_of(1, 40), 5, size_px=32)
+    if name == "distill_stored":
+        rows = torch.randn(20, 16, generator=torch.Generator().manual_seed(3)).half()
+        return stored_task(teacher_of(1, 40), rows, queue_size=6)
     if name in PROXIES:
         labels = np.arange(GLOBAL_BATCH) % 3
         plain = train_view(Input(), 32, "padded")

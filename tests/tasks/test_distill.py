@@ -50,51 +50,68 @@ def experiment_of(teacher: Teacher, plan: str = "end_to_end", size_px: int = 32)
     return Experiment(task, backbone, make_plan(plan, (1, 1, 1), num_levels=1), cosine(0.1), PLAIN)
 
 
-def by_loops(vectors: Tensor, targets: Tensor) -> list[Tensor]:
-    """Return one minus the cosine of each pair of rows, sum by sum."""
-    return [
-        1 - (one * other).sum() / (one.square().sum().sqrt() * other.square().sum().sqrt())
-        for one, other in zip(vectors, targets, strict=True)
-    ]
+def by_loops(students: Tensor, targets: Tensor, queue: Tensor) -> Tensor:
+    """Return SEED's loss of each pair of rows, of their similarities to the queue and to the target."""
+    unit = lambda row: row / row.square().sum().sqrt().clamp(min=1e-12)
+    losses = []
+    for student, target in zip(students, targets, strict=True):
+        others = [*map(unit, queue), unit(target)]
+        theirs = torch.stack([(unit(target) * other).sum() for other in others]) / 0.01
+        own = torch.stack([(unit(student) * other).sum() for other in others]) / 0.2
+        expected = (theirs - theirs.max()).exp()
+        log_sum = (own - own.max()).exp().sum().log() + own.max()
+        losses.append(-(expected / expected.sum() * (own - log_sum)).sum())
+    return torch.stack(losses)
+
+
+def head_like(module: torch.nn.Module) -> torch.nn.Linear:
+    """Return the linear layer of a head of 16 channels."""
+    head = torch.nn.Linear(16, 16)
+    head.load_state_dict({name.removeprefix("2."): value for name, value in module.state_dict().items()})
+    return head
 
 
 def test_steps_are_those_of_a_plain_loop() -> None:
-    """Two steps, with a warm-up batch before them and an image that does not count in each."""
+    """Four steps, with a warm-up batch before them and an image that does not count in each.
+
+    The queue has 14 places. It is filled after the second step, and then loses its oldest.
+    """
     teacher = teacher_of(1, 40, Input(mean=(0.5,) * 3, std=(0.4,) * 3, size_px=40))
     experiment = experiment_of(teacher)
+    experiment.task.queue_size = 14  # type: ignore[attr-defined]
     options = PretrainOptions(epochs=(1,), precision="fp32")
     step = make_train_step(experiment, 0, options, one_process())
-    student, head = TinyNet(), torch.nn.Linear(16, 16)
+    student, head = TinyNet(), head_like(step.module.head)
     student.load_state_dict(experiment.backbone.state_dict())
-    head.load_state_dict(
-        {name.removeprefix("2."): value for name, value in step.module.head.state_dict().items()}
-    )
     optimiser = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.05)
     student.train()
-    seen = list[Tensor]()
-    for number in range(3):
+    queue, place = dict[int, Tensor](), 0
+    for number in range(5):
         batch = noise_batch(step.views, 6, number)
         batch.indices[number] = -1
         own, theirs = batch.inputs(step.views, torch.float32)
         assert own.shape[-1] == 32 and theirs.shape[-1] == 40
         with torch.no_grad():
             targets = teacher.network(theirs).mean((2, 3))
-        valid = [place for place in range(6) if place != number]
-        seen += [targets[place] for place in valid]
         if number == 0:
             step.warm_up(experiment.task.warm_up, batch)
-            continue
-        metrics = step.step([batch], lr=0.05)
-        centred = targets - torch.stack(seen).mean(0)
-        losses = by_loops(head(student(own).mean((2, 3))), centred)
-        loss = torch.stack([losses[place] for place in valid]).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        value, count = metrics.values[metrics.names.index("loss")].tolist()
-        assert count == 5 and value / count == pytest.approx(float(loss.detach()), rel=1e-5)
+        else:
+            metrics = step.step([batch], lr=0.05)
+            losses = by_loops(head(student(own).mean((2, 3))), targets, torch.stack([*queue.values()]))
+            loss = torch.stack([losses[i] for i in range(6) if i != number]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            value, count = metrics.values[metrics.names.index("loss")].tolist()
+            assert count == 5 and value / count == pytest.approx(float(loss.detach()), rel=1e-4)
+        for i in range(6):
+            if i != number:
+                queue[place] = targets[i]
+            else:  # it leaves what is there
+                queue.setdefault(place, torch.zeros(16))
+            place = (place + 1) % 14
     for name, value in student.state_dict().items():
-        assert torch.allclose(experiment.backbone.state_dict()[name], value, rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(experiment.backbone.state_dict()[name], value, rtol=1e-3, atol=1e-5), name
 
 
 @pytest.mark.parametrize("decoder", ["turbo", "pillow", "ffcv"])
@@ -212,22 +229,33 @@ class InPlace(torch.nn.Module):
         return maps.mul_(30).exp_()
 
 
-def test_validation_moves_no_mean_and_losses_are_those_of_images() -> None:
+def test_validation_moves_no_queue_and_losses_are_those_of_images() -> None:
     experiment = experiment_of(teacher_of(1, 40))
     step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
     task: Any = experiment.task
     step.warm_up(task.warm_up, noise_batch(step.views, 6))
     batch = noise_batch(step.views, 6, 1)
-    before = task.mean.clone()
+    before = task.queue.clone()
     step.module.eval()
     inputs = batch.inputs(step.views, torch.float32)
     with torch.no_grad():
         loss, _ = task.loss(step.module.blocks, step.module.head, inputs, batch)
         each = task.losses(step.module.blocks, step.module.head, inputs, batch)
-        centred = task.teacher.network(inputs[1]).mean((2, 3)) - before
-        expected = by_loops(step.module.head(experiment.backbone(inputs[0])), centred)
-    assert torch.equal(task.mean, before) and torch.allclose(each, torch.stack(expected), atol=1e-6)
-    assert float(loss) == pytest.approx(float(each.mean()), rel=1e-6)
+        targets = task.teacher.network(inputs[1]).mean((2, 3))
+        expected = by_loops(step.module.head(experiment.backbone(inputs[0])), targets, before[:6])
+    assert torch.equal(task.queue, before) and not batch.extra
+    assert torch.allclose(each, expected, rtol=1e-5) and float(loss) == pytest.approx(float(each.mean()))
+
+
+def test_a_queue_smaller_than_a_batch_takes_the_last_of_it() -> None:
+    experiment = experiment_of(teacher_of(1, 32))
+    task: Any = experiment.task
+    task.queue_size = 4
+    step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
+    batch = noise_batch(step.views, 6)
+    step.warm_up(task.warm_up, batch)
+    targets = task.teacher.network(batch.inputs(step.views, torch.float32)[1]).mean((2, 3))
+    assert torch.allclose(task.queue, torch.nn.functional.normalize(targets[2:]), atol=1e-6)
 
 
 def test_data_that_are_read_otherwise_than_the_teachers_are_refused() -> None:
