@@ -1,7 +1,7 @@
 """Distillation of a network that others trained into one of your choice, on images without labels.
 
-The student's crops are the teacher's, too, at the teacher's size. The loss is the cosine between a linear
-layer of the student's averaged features and the teacher's averaged features, minus their mean.
+The teacher sees each whole image once, before the first epoch. A crop's features come to lie among those of
+other images as the teacher's do, by SEED's loss (arXiv 2101.04731).
 
     fastpsl train distill --data photos --teacher timm/vit_small_patch14_dinov2 --backbone resnet18
     fastpsl train distill --data photos --teacher runs/large --plan psl --epochs 30 30 40

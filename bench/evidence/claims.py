@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.power import LEVEL, POWER, smallest_difference, spread
-from bench.evidence.results import block_means, holm
+from bench.evidence.results import block_means, holm, numbers_of
 from fastpsl.tables.paper_file import TABLES
 
 Record = Mapping[str, Any]
@@ -194,7 +194,14 @@ def _verdict(one: Record, p: float | None, num_seeds: int) -> str:
 
 
 def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str]:
-    """Return arm → the mean seconds of its trainings: of the processor, or of the clock with a GPU.
+    """Return arm → the mean seconds of its trainings in words."""
+    by_arm = _seconds_of_each(trainings)
+    by_arm |= {row["arm"]: row["cpu_seconds"] for row in (times or {"rows": ()})["rows"]}
+    return {arm: f"{statistics.fmean(values):,.0f}" for arm, values in by_arm.items()}
+
+
+def _seconds_of_each(trainings: Sequence[Record]) -> dict[str, list[float]]:
+    """Return arm → the seconds of each of its trainings: of the processor, or of the clock with a GPU.
 
     Of a training that was resumed only the last part's seconds are known, so it does not count.
     """
@@ -204,8 +211,7 @@ def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str
         name = "seconds" if one.get("machine", {}).get("gpu") else "cpu_seconds"
         if sum(stage["seconds"] for stage in one["stages"]) <= one["seconds"]:
             by_arm.setdefault(one["arm"], []).append(one[name])
-    by_arm |= {row["arm"]: row["cpu_seconds"] for row in (times or {"rows": ()})["rows"]}
-    return {arm: f"{statistics.fmean(values):,.0f}" for arm, values in by_arm.items()}
+    return by_arm
 
 
 def _about(result: Record) -> str:
@@ -260,15 +266,74 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
             )
 
 
+def cost_words(result: Record, plan: Plan) -> dict[str, Any]:
+    """Return the words of the chart of cost: a point for each arm, a line for each number to compare with."""
+    scores, evaluation = result["scores"], result["endpoint"]["evaluation"]
+    means = {(row["arm"], row["evaluation"], row["number"]): row for row in result["means"]}
+    best = {
+        arm: max((means[arm, evaluation, number] for number in numbers_of(plan, arm, scores)), key=_mean)
+        for arm in dict.fromkeys(row["arm"] for row in result["means"])
+    }
+    lines = [(UNTRAINED, best.pop(UNTRAINED)["mean"])] if UNTRAINED in best else []
+    for name in plan.beside:
+        values = [one["numbers"][one["number"]] for one in result["beside"] if one["name"] == name]
+        lines += [(name, statistics.fmean(values))] if values else []
+    seconds = _seconds_of_each(result["training"])
+    dots = [
+        (arm, statistics.fmean(seconds[arm]) / 60, row["mean"], row["deviation"] or 0.0)
+        for arm, row in best.items()
+        if arm in seconds
+    ]
+    ends = [value for _, _, mean, deviation in dots for value in (mean - deviation, mean + deviation)]
+    minutes = _ticks(0, max(minutes for _, minutes, _, _ in dots))
+    percents = _ticks(*(end([*ends, *(mean for _, mean in lines)]) for end in (min, max)))
+    title = f"{evaluation_in_words(evaluation)[0].upper()}{evaluation_in_words(evaluation)[1:]}: top-1 in %"
+    spoken = [f"{arm} {mean:.1f} % in {minutes:.1f} minutes" for arm, minutes, mean, _ in dots]
+    return {
+        "title": title, "about": data_in_words(result["title"]), "lines": lines,
+        "description": f"{title}. {', '.join(spoken)}.", "minutes": minutes, "percents": percents,
+        "dots": [*zip(dots, _sides(dots, minutes, percents), strict=True)],
+    }  # fmt: skip
+
+
+def _sides(
+    dots: Sequence[tuple[str, float, float, float]], minutes: Sequence[float], percents: Sequence[float]
+) -> Iterator[int]:
+    """Yield where each dot's name stands: 1 for right of it, -1 for left, so that names are apart."""
+    wide, high = 750 / (minutes[-1] - minutes[0]), 380 / (percents[-1] - percents[0])  # pixels, about
+    taken = [(cpu * wide - 8, cpu * wide + 8, mean * high) for _, cpu, mean, _ in dots]
+    for arm, cpu, mean, _ in dots:
+        place, length = cpu * wide, 14 + 11 * len(arm)
+        boxes = {1: (place + 9, place + length), -1: (place - length, place - 9)}
+        free = [
+            side
+            for side, (start, end) in boxes.items()
+            if 0 <= start and end <= 750
+            if not any(a < end and start < b and abs(y - mean * high) < 24 for a, b, y in taken)
+        ]
+        side = (free or [1 if cpu < minutes[-1] / 2 else -1])[0]
+        taken.append((*boxes[side], mean * high))
+        yield side
+
+
+def _mean(row: Record) -> float:
+    return float(row["mean"])
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Return round numbers from below the least to above the most, at most _MOST_TICKS steps."""
+    step = next(step for step in _STEPS if (most - least) / step <= _MOST_TICKS)
+    return [step * place for place in range(floor(least / step), ceil(most / step) + 1)]
+
+
 def chart_words(claim: str, groups: Sequence[Group]) -> dict[str, Any]:
     """Return the words of the chart: a row for each comparison, below the name of what it is of."""
     lines = [line for group in groups for line in group.lines]
     values = [v for line in lines for v in (0, line.difference, *(line.interval or ()), *line.seeds)]
-    step = next(step for step in _STEPS if (max(values) - min(values)) / step <= _MOST_TICKS)
-    ticks = [step * place for place in range(floor(min(values) / step), ceil(max(values) / step) + 1)]
     title = f"{_NAMES[claim]}: differences in points of accuracy"
     return {
         "title": title, "description": f"{title}, with 95 % intervals. The table has the numbers.",
         "about": "Grey: seeds. Blue: mean, 95 % interval; filled: p < .05 by Holm. Diamonds: the paper.",
-        "rows": [row for group in groups for row in (group.name, *group.lines)], "ticks": ticks,
+        "rows": [row for group in groups for row in (group.name, *group.lines)],
+        "ticks": _ticks(min(values), max(values)),
     }  # fmt: skip

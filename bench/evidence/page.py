@@ -16,6 +16,7 @@ from bench.evidence.claims import (
     Group,
     by_block,
     chart_words,
+    cost_words,
     evaluation_in_words,
     experiment_group,
     p_in_words,
@@ -46,7 +47,7 @@ def texts() -> dict[Path, str]:
     results = dict(read_results(RUNS))
     own = {name: page for page in pages_of(ROOT) for name in marks(page.read_text()) if name in EXPERIMENTS}
     parts = {name: part(name, results[name]) for name in own}
-    charts = dict[Path, str]()
+    charts = {path: svg for name, result in results.items() for path, svg in cost_charts(name, result)}
     for claim in PAPERS:
         names = sorted(EXPERIMENTS - own.keys(), key=lambda name: (not name.startswith(claim), name))
         mine = {name: results.get(name) for name in names if _claim_of(name) == claim}
@@ -83,8 +84,16 @@ def read_results(runs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, result
 
 
+def cost_charts(name: str, result: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Yield path and content of an experiment's charts of cost, if its plan has them."""
+    plan = read_plan(PLANS / f"{name}.json")
+    if plan.cost and result["means"]:
+        for theme in THEMES:
+            yield chart_path(name, theme), render("cost", theme, cost_words(result, plan))
+
+
 def chart_path(claim: str, theme: str) -> Path:
-    """Return the path of a claim's chart."""
+    """Return the path of the chart of a claim, or of an experiment."""
     return ROOT / "docs" / "images" / f"evidence-{claim}-{theme}.svg"
 
 

@@ -28,6 +28,7 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
                      best there by the mean over the seeds
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, and two epochs
                      between which its change is reported
+    cost             whether a chart shows each arm's accuracy against the CPU minutes of its training
 """
 
 import json
@@ -121,6 +122,7 @@ class Plan:
     curve: Curve | None
     epochs: Sequence[int] = ()
     keep: Sequence[str] = ()
+    cost: bool = False
 
     @property
     def rows(self) -> list[str]:

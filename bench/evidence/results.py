@@ -237,14 +237,14 @@ def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
     of = {(s["arm"], s["seed"]): s["numbers"] for s in scores if s["evaluation"] == end.evaluation}
     for first, second in end.pairs:
         seeds = [seed for seed in plan.seeds if (first, seed) in of and (second, seed) in of]
-        its, others = (_numbers_of(plan, arm, scores) for arm in (first, second))
+        its, others = (numbers_of(plan, arm, scores) for arm in (first, second))
         for number, other in zip(its, others, strict=True) if seeds else ():
             values = [of[first, seed][number] - of[second, seed][other] for seed in seeds]
             name = number if number == other else f"{number} - {other}"
             yield {"pair": [first, second], "number": name, "seeds": seeds, **difference(values)}
 
 
-def _numbers_of(plan: Plan, arm: str, scores: Sequence[Record]) -> Sequence[str]:
+def numbers_of(plan: Plan, arm: str, scores: Sequence[Record]) -> Sequence[str]:
     """Return the numbers of an arm that are compared: all of the endpoint, or the best by `chosen_by`."""
     end = plan.endpoint
     means = {row["number"]: row["mean"] for row in _means(plan, scores)

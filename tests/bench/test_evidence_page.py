@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from bench.evidence import page
-from bench.evidence.claims import PAPERS, chart_words, experiment_group, p_values, paper_groups
+from bench.evidence.claims import PAPERS, chart_words, cost_words, experiment_group, p_values, paper_groups
 from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
 from bench.evidence.power import smallest_difference, spread
 from bench.evidence.results import Results
@@ -186,6 +187,33 @@ def test_a_chart_has_each_number_at_its_place(tmp_path: Path) -> None:
     assert len([one for one in root.iter(f"{SVG}path") if one.get("class") == "paper"]) == 3
     flat = chart_words("psl", [*paper_groups("psl")])
     assert len(flat["ticks"]) > 2
+
+
+def test_a_chart_of_cost_has_each_arm_at_its_place(tmp_path: Path) -> None:
+    """An arm has the number of the block that is best elsewhere, and one that was resumed has no time."""
+    path = page.PLANS / "distill-clothes.json"
+    plan = read_plan(path)
+    numbers = {arm: [50.0 + place, 52.0 + place] for place, arm in enumerate(plan.arms)}
+    record = made(tmp_path, path, numbers | {UNTRAINED: [30.0]})
+    for one in list(record["scores"]):  # the first block is the better one there
+        turned = {name: -value for name, value in one["numbers"].items()}
+        record["scores"].append(one | {"evaluation": "block", "numbers": turned})
+    *timed, resumed = plan.arms
+    for one in record["training"]:
+        one["stages"][0]["seconds"] += 1e6 * (one["arm"] == resumed)
+    words = cost_words(record, plan)
+    expected = {arm: ((100 * place + 1) / 60, 51.0 + place) for place, arm in enumerate(timed)}
+    found = {arm: (cpu, mean) for (arm, cpu, mean, _), _ in words["dots"]}
+    assert found.keys() == expected.keys()
+    assert np.allclose([*found.values()], [*expected.values()])
+    assert words["lines"] == [(UNTRAINED, 30.0)]
+    for theme in THEMES:
+        check_layout(ElementTree.fromstring(render("cost", theme, words)))
+    circles = [*ElementTree.fromstring(render("cost", "light", words)).iter(f"{SVG}circle")]
+    for axis, values, sign in (("cx", 0, 1), ("cy", 1, -1)):
+        places = [number(one, axis) for one in circles]
+        fit = stats.linregress([sign * pair[values] for pair in expected.values()], places)
+        assert fit.slope > 1 and fit.rvalue == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("theme", THEMES)
