@@ -193,7 +193,7 @@ def test_a_chart_of_cost_has_each_arm_at_its_place(tmp_path: Path) -> None:
     """An arm has the number of the block that is best elsewhere, and one that was resumed has no time."""
     path = page.PLANS / "distill-clothes.json"
     plan = read_plan(path)
-    numbers = {arm: [50.0 + place, 52.0 + place] for place, arm in enumerate(plan.arms)}
+    numbers = {arm: [50.0 + 6 * place, 52.0 + 6 * place] for place, arm in enumerate(plan.arms)}
     record = made(tmp_path, path, numbers | {UNTRAINED: [30.0]})
     for one in list(record["scores"]):  # the first block is the better one there
         turned = {name: -value for name, value in one["numbers"].items()}
@@ -202,7 +202,7 @@ def test_a_chart_of_cost_has_each_arm_at_its_place(tmp_path: Path) -> None:
     for one in record["training"]:
         one["stages"][0]["seconds"] += 1e6 * (one["arm"] == resumed)
     words = cost_words(record, plan)
-    expected = {arm: ((100 * place + 1) / 60, 51.0 + place) for place, arm in enumerate(timed)}
+    expected = {arm: ((100 * place + 1) / 60, 51.0 + 6 * place) for place, arm in enumerate(timed)}
     found = {arm: (cpu, mean) for (arm, cpu, mean, _), _ in words["dots"]}
     assert found.keys() == expected.keys()
     assert np.allclose([*found.values()], [*expected.values()])
