@@ -21,6 +21,7 @@ from fastpsl.console.screen import Progress
 from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.distributed import World, own_commit, share, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import AsyncCopy, one_behind
+from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation.feature_file import (
     FORMAT,
@@ -87,11 +88,10 @@ class Extraction:
             )
         if options.decoder != "auto":
             choose_decoder(options.decoder, data, world.device)
-        names = ("decoder", "hw_decoder_load", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),
             options.resolved_precision(world.device), dtype, options.whole,
-            {name: getattr(options, name) for name in names} | {"num_threads": options.workers}, pool,
+            loader_options(options), pool,
         )  # fmt: skip
 
     @classmethod
@@ -173,6 +173,12 @@ class Extraction:
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
         }  # fmt: skip
         file.publish(record, labels if has_labels else None)
+
+
+def loader_options(options: RunOptions) -> dict[str, Any]:
+    """Return what `Extraction.loader` takes from the options of a script."""
+    names = ("decoder", "hw_decoder_load", "prefetch_batches", "timeout_s", "on_bad_sample")
+    return {name: getattr(options, name) for name in names} | {"num_threads": options.workers}
 
 
 def digest_of(wanted: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.feature_file import FeatureFile, read_features
-from fastpsl.evaluation.features import Extraction, extract
+from fastpsl.evaluation.features import Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher
@@ -98,6 +98,7 @@ class TeacherFeatures:
             run.stop_signal.other_pace()
             stopped = lambda: run.stop_signal.after_step().stop
             extract([*missing.values()], [*missing], world, overwrite=True, stopped=stopped)
+        self.teacher.network.cpu()  # its work is done
         for block, out in zip(self.blocks, works, strict=True):
             file = read_features(out)
             assert file is not None, out
@@ -105,12 +106,10 @@ class TeacherFeatures:
 
     def _extraction(self, block: int, run: Run) -> Extraction:
         teacher, options = self.teacher, run.options
-        names = ("decoder", "hw_decoder_load", "prefetch_batches", "timeout_s", "on_bad_sample")
-        loader = {name: getattr(options, name) for name in names} | {"num_threads": options.workers}
         pretrained = Pretrained(teacher.network, teacher.input, teacher.record)
         return Extraction(
             pretrained, run.data.train, block, teacher.size_px, run.data.batch_size, run.precision,
-            whole=True, loader=loader,
+            whole=True, loader=loader_options(options),
         )  # fmt: skip
 
     def of_block(self, block: int, num_images: int) -> Tensor:
@@ -181,13 +180,13 @@ class DistillStored(Distill):
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Begin with a full queue, of images in random order."""
-        super().start_stage(stage, blocks, head)
-        self.teacher.network.cpu()  # it computes nothing any more
-        self.features = self.store.of_block(self.block, self.num_images).to(self.queue.device)
+        device = next(head.parameters()).device
+        self._begin_queue(stage, device)
+        self.features = self.store.of_block(self.block, self.num_images).to(device)
         self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
         self.features.nan_to_num_(0.0)
         order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(0))
-        first = order[: len(self.queue)].to(self.queue.device)
+        first = order[: len(self.queue)].to(device)
         self.queue[: len(first)] = F.normalize(self.features[first].float())
         self.num_queued.fill_(len(first))
 

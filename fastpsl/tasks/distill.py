@@ -98,8 +98,13 @@ class Distill(Task):
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
-        self.block, device = self._block_of(stage), next(head.parameters()).device
+        device = next(head.parameters()).device
         self.teacher.network.to(device)
+        self._begin_queue(stage, device)
+
+    def _begin_queue(self, stage: Stage, device: torch.device) -> None:
+        """Choose the stage's block of the teacher, and empty the queue."""
+        self.block = self._block_of(stage)
         self.queue = torch.zeros(self.queue_size, self.teacher.channels[self.block - 1], device=device)
         self.slot, self.num_queued = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
 
