@@ -3,7 +3,8 @@
     psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
     simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind;
                         -fresh has other images of that kind, 480, 160 and 1,600 for validation
-    distill-scenes      the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
+    distill-scenes, distill-crops
+                        the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
                         takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
     distill-clothes     the source is the repository clothing-dataset-small, with the same file beside it; the
                         search has every eighth photo of its folder train, held-out those of the others
@@ -127,7 +128,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
-    "distill-scenes": scenes, "distill-clothes": clothes,
+    "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
 }  # fmt: skip
 
 
