@@ -53,9 +53,11 @@ class Options(PretrainOptions):
     student, in each step.
     """
     teacher_features: Path | None = field(default=None, metadata=MACHINE)
-    """The folder where the teacher's features of whole images are, or are to be, for several students; by
-    default the run's own.
+    """The folder where the teacher's features are, or are to be, for several students. Those of whole images
+    are by default in the run's own, and those of crops are not stored.
     """
+    draw_seed: int | None = None
+    """The seed of the crops and flips, by which stored crops are found; by default that of --seed."""
     lr: float
     """AdamW's learning rate after the warm-up."""
     warmup_epochs: float
@@ -76,16 +78,19 @@ def build(options: Options) -> engine.Experiment:
     pretrained = models.open_teacher(options.teacher, options.teacher_backbone, options.max_download_gb)
     teacher = models.Teacher(pretrained, options.teacher_px or pretrained.input.size_px)
     stages = options.stages(tasks.Distill.num_levels, backbone.num_blocks)
+    numbers = [[part.last_block for part in stage.parts or (stage,)] for stage in stages]
+    groups = [[teacher.block_beside(block, backbone.num_blocks) for block in group] for group in numbers]
     given: dict[str, Any] = {"num_blocks": backbone.num_blocks, "size_px": at_end(options.size_px)}
+    folder = options.teacher_features
     if options.teacher_sees == "image":
-        learned = [part.last_block for stage in stages for part in stage.parts or (stage,)]
-        blocks = [teacher.block_beside(block, backbone.num_blocks) for block in learned]
-        store = evaluation.TeacherFeatures(teacher, blocks, options.teacher_features)
+        whole = [block for group in groups for block in group]
+        store = evaluation.TeacherFeatures(teacher, [whole], folder)
         task: tasks.Distill = evaluation.DistillStored(teacher, store=store, **given)
-    elif options.teacher_features is None:
-        task = tasks.Distill(teacher, **given)
+    elif folder:
+        store = evaluation.TeacherFeatures(teacher, groups, folder)
+        task = evaluation.DistillStoredCrops(teacher, store=store, **given)
     else:
-        raise ValueError("--teacher-features: it is for --teacher-sees image; leave one of them out")
+        task = tasks.Distill(teacher, **given)
     return engine.Experiment(
         task=task,
         backbone=backbone,

@@ -51,15 +51,15 @@ class File(evaluation.TeacherFeatures):
     """The features of a file."""
 
     def __init__(self, teacher: models.Teacher, rows: Tensor):
-        super().__init__(teacher, (teacher.network.num_blocks,), None)
+        super().__init__(teacher, [[teacher.network.num_blocks]], None)
         self.rows = rows
 
     @override
-    def make(self, run: Any) -> None:
+    def make(self, *_: object) -> None:
         """Do nothing: they are there."""
 
     @override
-    def of_block(self, block: int, num_images: int) -> Tensor:
+    def read(self, block: int, epoch: int | None = None) -> Tensor:
         return self.rows.clone()
 
 
@@ -68,7 +68,7 @@ class Cosine(evaluation.DistillStored):
 
     @override
     def stage_head(self, stage: Stage, channels: int) -> torch.nn.Module:
-        return average_and_linear(channels, self.store.of_block(0, 0).shape[1])
+        return average_and_linear(channels, self.store.read(0).shape[1])
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: torch.nn.Module) -> None:

@@ -1,11 +1,14 @@
-"""A distillation that learns from stored features: one of each whole image, computed once.
+"""A distillation that learns from stored features: of each whole image, computed once, or of the very crops.
 
-Every crop of an image has the target that the whole image has. FKD (arXiv 2112.01528) and TinyViT (arXiv
-2207.10666) store a teacher's outputs for each of the very crops, because theirs are classes of ImageNet, of
-which a small crop may show another one than the image.
+Of whole images, every crop of an image has the target that the whole image has. FKD (arXiv 2112.01528) and
+TinyViT (arXiv 2207.10666) store a teacher's outputs for each of the very crops: classes of ImageNet, of which
+a small crop may show another one than the image.
 """
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,13 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from fastpsl.console.progress import clock, operation
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import share
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run, RunData
+from fastpsl.engine.run import Run, RunData, draw_seed_of
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.feature_file import FeatureFile, read_features
-from fastpsl.evaluation.features import Extraction, extract, loader_options
+from fastpsl.evaluation.features import Crops, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher
@@ -37,55 +41,53 @@ FOLDER = "teacher-features"
 _KEY = {
     "weights": "teacher", "input": "input of the teacher", "size_px": "--teacher-px", "block": "block",
     "data": "images", "whole": "part of each image", "squashed": "shape of each image", "pool": "pooling",
+    "draw_seed": "--draw-seed", "epoch": "epoch", "crop_scale": "--crop-scale",
+    "crop_ratio": "ratio of crops",
 }  # fmt: skip
 
 
 class TeacherFeatures:
-    """The teacher's features of all training images, a file for each block that is learned from.
+    """The teacher's features of all training images, or of the crops of each epoch: files of a folder.
 
     Copies are the same features: a task in parts (`--plan blockwise`) has them once.
 
     Args:
         teacher: The teacher.
-        blocks: Its blocks, from 1.
+        groups: Its blocks, from 1, of which one pass makes the features.
         folder: Where the files are, or are to be; None for the run's own folder.
     """
 
-    def __init__(self, teacher: Teacher, blocks: Sequence[int], folder: Path | None):
+    def __init__(self, teacher: Teacher, groups: Sequence[Sequence[int]], folder: Path | None):
         self.teacher, self.folder = teacher, folder
-        self.blocks = sorted(set(blocks))
-        self.files = dict[int, FeatureFile]()
+        self.groups = [sorted(set(group)) for group in groups]
+        self.files = dict[tuple[int, int | None], FeatureFile]()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     @property
     def view(self) -> ViewSpec:
-        """The teacher's view: the whole middle square of an image."""
+        """The teacher's view of whole images: their middle square."""
         return center_view(self.teacher.input, self.teacher.size_px, True)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether `folder` has all files. They may be of something else."""
-        return self.folder is not None and all(map(read_features, self._paths(self.folder)))
+    def path(self, folder: Path, block: int, epoch: int | None = None) -> Path:
+        """Return the file of a block's features: of whole images, or of the crops of an epoch."""
+        return folder / f"teacher-B{block}{'' if epoch is None else f'-epoch-{epoch:04d}'}.npy"
 
-    def _paths(self, folder: Path) -> list[Path]:
-        return [folder / f"teacher-B{block}.npy" for block in self.blocks]
-
-    def make(self, run: Run) -> None:
-        """Compute the files that are missing, by one pass over the images with all ranks.
+    def make(self, run: Run, crops: Crops | None = None, group: int = 0) -> None:
+        """Compute the files of a group that are missing, by one pass over the images with all ranks.
 
         Raises:
             ValueError: The folder cannot be written, or holds features of something else.
             PassStopped: A signal arrived. The same command goes on with the images that are left.
         """
-        if self.files:
+        world, blocks, epoch = run.world, self.groups[group], crops.epoch if crops else None
+        if (blocks[0], epoch) in self.files:
             return
-        world, folder = run.world, self.folder or run.folder / FOLDER
+        folder = self.folder or run.folder / FOLDER
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        parts = zip(self._paths(folder), self.blocks, strict=True)
-        works = {out: self._extraction(block, run) for out, block in parts}
+        works = {self.path(folder, block, epoch): self._extraction(block, run, crops) for block in blocks}
         found = share(world, {out: _state(work, out) for out, work in works.items()} if not world.rank else 0)
         for out, differs in found.items():
             if differs:
@@ -98,25 +100,32 @@ class TeacherFeatures:
             run.stop_signal.other_pace()
             stopped = lambda: run.stop_signal.after_step().stop
             extract([*missing.values()], [*missing], world, overwrite=True, stopped=stopped)
-        self.teacher.network.cpu()  # its work is done
-        for block, out in zip(self.blocks, works, strict=True):
+            run.stop_signal.other_pace()
+        for block, out in zip(blocks, works, strict=True):
             file = read_features(out)
             assert file is not None, out
-            self.files[block] = file
+            self.files[block, epoch] = file
 
-    def _extraction(self, block: int, run: Run) -> Extraction:
+    def _extraction(self, block: int, run: Run, crops: Crops | None) -> Extraction:
         teacher, options = self.teacher, run.options
         pretrained = Pretrained(teacher.network, teacher.input, teacher.record)
         return Extraction(
             pretrained, run.data.train, block, teacher.size_px, run.data.batch_size, run.precision,
-            whole=True, loader=loader_options(options),
+            whole=crops is None, loader=loader_options(options), crops=crops,
         )  # fmt: skip
 
-    def of_block(self, block: int, num_images: int) -> Tensor:
-        """Return a block's features [N, D] on the host; zeros where nothing was made, as before a dry run."""
-        if not self.files:
-            return torch.zeros(num_images, self.teacher.channels[block - 1], dtype=torch.float16)
-        file = self.files[block]
+    def read(self, block: int, epoch: int | None = None) -> Tensor:
+        """Return a block's features [N, D] on the host.
+
+        Raises:
+            ValueError: The file is not there any more.
+        """
+        file = self.files.get((block, epoch))
+        if file is None:  # a training that resumes in mid-epoch
+            assert self.folder
+            path = self.path(self.folder, block, epoch)
+            if (file := read_features(path)) is None:
+                raise ValueError(f"{path} is not there any more: bring it back, or begin with another --out")
         with operation(f"reading {file.path}"):
             return torch.from_numpy(np.array(file.features()))
 
@@ -135,6 +144,10 @@ def _state(work: Extraction, out: Path) -> str | None:
     if differences:
         return ", ".join(differences)
     return "" if record.get("files") == wanted.get("files") else None
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
 def _short(value: object) -> str:
@@ -176,19 +189,35 @@ class DistillStored(Distill):
     @override
     def before_training(self, run: Run) -> None:
         self.store.make(run)
+        self.teacher.network.cpu()  # its work is done
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
-        """Begin with a full queue, of images in random order."""
         device = next(head.parameters()).device
         self._begin_queue(stage, device)
-        self.features = self.store.of_block(self.block, self.num_images).to(device)
-        self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
-        self.features.nan_to_num_(0.0)
-        order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(0))
-        first = order[: len(self.queue)].to(device)
-        self.queue[: len(first)] = F.normalize(self.features[first].float())
-        self.num_queued.fill_(len(first))
+        # Zeros serve a dry run, which stores nothing.
+        width = self.teacher.channels[self.block - 1]
+        self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
+        self.is_known = torch.ones(self.num_images, dtype=torch.bool, device=device)
+        self.is_fresh = True
+        if (self.block, None) in self.store.files:
+            self._take(self.store.read(self.block))
+
+    def _take(self, features: Tensor) -> None:
+        """Learn from these features from here on; a queue that is empty begins with some, in random order."""
+        self.is_known.copy_(~features[:, 0].isnan())  # images that could not be decoded have no feature
+        self.features.copy_(features.nan_to_num_(0.0))
+        if self.is_fresh:
+            order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+            first = order[: len(self.queue)].to(self.features.device)
+            self.queue[: len(first)] = F.normalize(self.features[first].float())
+            self.num_queued.fill_(len(first))
+        self.is_fresh = False
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.is_fresh = not self.num_queued  # a stage that was stopped within its first pass
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -216,12 +245,75 @@ class DistillStored(Distill):
         stages: Sequence[Stage],
         data: RunData,
     ) -> str:
-        store, channels, num = self.store, self.teacher.channels, data.train.num_samples
-        if store.is_whole:
+        store, num, (blocks,) = self.store, data.train.num_samples, self.store.groups
+        if store.folder and all(read_features(store.path(store.folder, block)) for block in blocks):
             return f"its features of {num:,} whole images are in {store.folder}"
-        seconds = num * teacher_ms[store.blocks[-1] - 1] / (1000 * data.world.size)
-        size = 2 * num * sum(channels[block - 1] for block in store.blocks)
+        seconds = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
+        size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(seconds)}, and kept: "
-            f"{size / 1e6:,.3g} MB in {store.folder or f'{FOLDER} of the run'}"
+            f"{_size(size)} in {store.folder or f'{FOLDER} of the run'}"
+        )
+
+
+class DistillStoredCrops(DistillStored):
+    """A task that learns a frozen network's stored features of the very crops, epoch by epoch.
+
+    Before an epoch, a pass makes those of its crops that are missing. The crops follow from the seed of the
+    views' random numbers, the epoch and the image. So another student with this seed sees the same ones.
+
+    Args:
+        teacher: As in `Distill`.
+        num_blocks: As in `Distill`.
+        size_px: As in `Distill`.
+        store: The features, with a group of blocks for each stage, and a folder.
+    """
+
+    @override
+    def before_training(self, run: Run) -> None:
+        """Do nothing: each epoch has a pass."""
+
+    @override
+    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.teacher_view,)
+
+    @property
+    @override
+    def teacher_view(self) -> ViewSpec:
+        return replace(Distill.views(self, self.num_levels)[1], follows=None)
+
+    @override
+    def start_epoch(self, context: EpochContext) -> None:
+        run = context.run
+        (view,) = context.in_stage([self.teacher_view])
+        number = run.position.stage
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(run.reporter.off_the_clock())
+            if run.reporter.screen:
+                stack.enter_context(run.reporter.screen.aside())
+            self.store.make(run, Crops(view, draw_seed_of(run.options), context.epoch), number)
+
+    @override
+    def epoch_order(self, epoch: int) -> None:
+        """Take the epoch's features; the order is the loader's."""
+        self._take(self.store.read(self.block, epoch))
+
+    @override
+    def cost_line(
+        self,
+        teacher_ms: Sequence[float],
+        backbone: Backbone,
+        images: Tensor,
+        stages: Sequence[Stage],
+        data: RunData,
+    ) -> str:
+        num, size, folder = data.train.num_samples, 0, self.store.folder
+        assert folder
+        for stage, blocks in zip(stages, self.store.groups, strict=True):
+            epochs = stage.epochs or -(-stage.max_epochs // (num // data.options.batch_of(stage)))
+            size += 2 * epochs * num * sum(self.teacher.channels[block - 1] for block in blocks)
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        return (
+            f"its features of all epochs' crops take {_size(size)} in {folder}, where {_size(free)} are "
+            f"free; before each epoch a pass makes what is missing, {teacher_ms[-1]:.2g} ms for an image"
         )
