@@ -69,6 +69,8 @@ class Options(PretrainOptions):
 
 
 def build(options: Options) -> engine.Experiment:
+    if options.draw_seed is not None and options.draw_seed < 0:
+        raise ValueError(f"--draw-seed {options.draw_seed}: it must be 0 or more")
     if options.teacher is None:
         raise ValueError(
             "--teacher: give the network to learn from, such as timm/vit_small_patch14_dinov2, a run or a "

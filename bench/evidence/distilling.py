@@ -77,6 +77,10 @@ class Cosine(evaluation.DistillStored):
         self.mean = self.features.float().mean(0)
 
     @override
+    def _take(self, features: Tensor) -> None:
+        self.features.copy_(features)
+
+    @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         """Do nothing: there is no queue."""
 

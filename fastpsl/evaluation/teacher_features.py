@@ -9,7 +9,7 @@ import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,18 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from fastpsl.console.progress import clock, operation
+from fastpsl.engine.blockwise import Blockwise
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import share
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData, draw_seed_of
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.engine.task import Task
 from fastpsl.evaluation.feature_file import FeatureFile, read_features
-from fastpsl.evaluation.features import Crops, Extraction, extract, loader_options
+from fastpsl.evaluation.features import STORED, Crops, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.names import is_own
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
@@ -39,11 +42,13 @@ FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
 # What makes features others, in words. The precision in which they were computed does not.
 _KEY = {
-    "weights": "teacher", "input": "input of the teacher", "size_px": "--teacher-px", "block": "block",
-    "data": "images", "whole": "part of each image", "squashed": "shape of each image", "pool": "pooling",
-    "draw_seed": "--draw-seed", "epoch": "epoch", "crop_scale": "--crop-scale",
-    "crop_ratio": "ratio of crops",
+    "weights": "teacher", "backbone": "network of the teacher", "channels": "channels of the teacher",
+    "mean": "mean of the teacher", "std": "std of the teacher", "size_px": "--teacher-px", "block": "block",
+    "data": "images", "shape": "number of images and features", "whole": "part of each image",
+    "squashed": "shape of each image", "pool": "pooling", "draw_seed": "--draw-seed", "epoch": "epoch",
+    "crop_scale": "--crop-scale", "crop_ratio": "ratio of crops",
 }  # fmt: skip
+_ROWS_AT_A_TIME = 1 << 16
 
 
 class TeacherFeatures:
@@ -61,6 +66,8 @@ class TeacherFeatures:
         self.teacher, self.folder = teacher, folder
         self.groups = [sorted(set(group)) for group in groups]
         self.files = dict[tuple[int, int | None], FeatureFile]()
+        self.is_lent = False
+        """Whether nothing is written there: what is missing then comes into the run's folder."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -81,69 +88,92 @@ class TeacherFeatures:
             ValueError: The folder cannot be written, or holds features of something else.
             PassStopped: A signal arrived. The same command goes on with the images that are left.
         """
-        world, blocks, epoch = run.world, self.groups[group], crops.epoch if crops else None
-        if (blocks[0], epoch) in self.files:
+        world, epoch = run.world, crops.epoch if crops else None
+        if (self.groups[group][0], epoch) in self.files:
             return
-        folder = self.folder or run.folder / FOLDER
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        works = {self.path(folder, block, epoch): self._extraction(block, run, crops) for block in blocks}
-        found = share(world, {out: _state(work, out) for out, work in works.items()} if not world.rank else 0)
-        for out, differs in found.items():
-            if differs:
-                raise ValueError(
-                    f"--teacher-features {folder}: {out.name} is of {differs}; give the same, or another "
-                    "folder"
-                )
-        missing = {out: works[out] for out, differs in found.items() if differs is None}
+        own = run.folder / FOLDER
+        folder = self.folder or own
+        works = self.works(run.data, crops, group)
+        found: list[int] | ValueError | None = None
+        if world.rank == 0:  # its copy of the images has times of its own
+            try:
+                found = self.missing(folder, works)
+            except ValueError as error:
+                found = error
+        missing = share(world, found)
+        if isinstance(missing, ValueError):
+            raise missing
+        outs = {block: (own if self.is_lent and block in missing else folder) for block in works}
+        paths = {block: self.path(out, block, epoch) for block, out in outs.items()}
         if missing:
+            out = outs[missing[0]]
+            with output_errors(out):
+                out.mkdir(parents=True, exist_ok=True)
             run.stop_signal.other_pace()
             stopped = lambda: run.stop_signal.after_step().stop
-            extract([*missing.values()], [*missing], world, overwrite=True, stopped=stopped)
-            run.stop_signal.other_pace()
-        for block, out in zip(blocks, works, strict=True):
-            file = read_features(out)
-            assert file is not None, out
+            extract(
+                [works[block] for block in missing], [paths[block] for block in missing], world,
+                overwrite=True, stopped=stopped,
+            )  # fmt: skip
+            self.teacher.network.cpu()  # its work is done
+        for block, path in paths.items():
+            file = read_features(path)
+            assert file is not None, path
             self.files[block, epoch] = file
 
-    def _extraction(self, block: int, run: Run, crops: Crops | None) -> Extraction:
-        teacher, options = self.teacher, run.options
+    def works(self, data: RunData, crops: Crops | None = None, group: int = 0) -> dict[int, Extraction]:
+        """Return the extraction of each block of a group."""
+        teacher, options = self.teacher, data.options
         pretrained = Pretrained(teacher.network, teacher.input, teacher.record)
-        return Extraction(
-            pretrained, run.data.train, block, teacher.size_px, run.data.batch_size, run.precision,
-            whole=crops is None, loader=loader_options(options), crops=crops,
-        )  # fmt: skip
+        return {
+            block: Extraction(
+                pretrained, data.train, block, teacher.size_px, data.batch_size,
+                options.resolved_precision(data.world.device), whole=crops is None,
+                loader=loader_options(options), crops=crops,
+            )
+            for block in self.groups[group]
+        }  # fmt: skip
 
-    def read(self, block: int, epoch: int | None = None) -> Tensor:
-        """Return a block's features [N, D] on the host.
+    def missing(self, folder: Path, works: Mapping[int, Extraction]) -> list[int]:
+        """Return the blocks whose files are not in a folder, are damaged, or older than their images.
 
         Raises:
-            ValueError: The file is not there any more.
+            ValueError: A file is of something else.
         """
-        file = self.files.get((block, epoch))
-        if file is None:  # a training that resumes in mid-epoch
-            assert self.folder
-            path = self.path(self.folder, block, epoch)
-            if (file := read_features(path)) is None:
-                raise ValueError(f"{path} is not there any more: bring it back, or begin with another --out")
+        blocks = list[int]()
+        for block, work in works.items():
+            path = self.path(folder, block, work.crops.epoch if work.crops else None)
+            file = read_features(path)
+            if file is None or file.features().dtype.name not in STORED:
+                blocks.append(block)
+                continue
+            there, wanted = _keyed(file.record), _keyed(work.wanted())
+            if differences := [
+                f"another {words} ({_short(there.get(name))} there, {_short(wanted.get(name))} now)"
+                for name, words in _KEY.items()
+                if there.get(name) != wanted.get(name)
+            ]:
+                raise ValueError(
+                    f"--teacher-features {path.parent}: {path.name} is of {', '.join(differences)}; give the "
+                    "same, or another folder"
+                )
+            if file.record.get("files") != work.wanted().get("files"):
+                blocks.append(block)
+        return blocks
+
+    def read(self, block: int, epoch: int | None = None) -> Tensor:
+        """Return a block's features [N, D] on the host, of a file that `make` has found or made."""
+        file = self.files[block, epoch]
         with operation(f"reading {file.path}"):
             return torch.from_numpy(np.array(file.features()))
 
 
-def _state(work: Extraction, out: Path) -> str | None:
-    """Return "" if a file's features are the wanted ones, what they are of instead, or None to make them."""
-    file = read_features(out)
-    if file is None:
-        return None
-    wanted, record = work.wanted(), file.record
-    differences = [
-        f"another {words} ({_short(record.get(name))} there, {_short(wanted.get(name))} now)"
-        for name, words in _KEY.items()
-        if record.get(name) != wanted.get(name)
-    ]
-    if differences:
-        return ", ".join(differences)
-    return "" if record.get("files") == wanted.get("files") else None
+def _keyed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the fields of its input, whose own size does not count, beside the others."""
+    input, backbone = record.get("input"), str(record.get("backbone"))
+    fields = dict(input) if isinstance(input, dict) else {}
+    name = PurePath(backbone).name if is_own(backbone) else backbone  # its folder may be another
+    return {**fields, **record, "backbone": name}
 
 
 def _size(num_bytes: int) -> str:
@@ -151,7 +181,7 @@ def _size(num_bytes: int) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = ascii(str(value))[1:-1]
     return text if len(text) <= 40 else f"{text[:16]}…"
 
 
@@ -205,11 +235,15 @@ class DistillStored(Distill):
 
     def _take(self, features: Tensor) -> None:
         """Learn from these features from here on; a queue that is empty begins with some, in random order."""
-        self.is_known.copy_(~features[:, 0].isnan())  # images that could not be decoded have no feature
-        self.features.copy_(features.nan_to_num_(0.0))
+        known = ~features[:, 0].isnan()  # images that could not be decoded have no feature
+        self.is_known.copy_(known)
+        for place in range(0, len(features), _ROWS_AT_A_TIME):
+            part = slice(place, place + _ROWS_AT_A_TIME)
+            # Of length 1 in float32, because half precision does not hold all lengths.
+            self.features[part] = F.normalize(features[part].float()).nan_to_num(0.0)
         if self.is_fresh:
             order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-            first = order[: len(self.queue)].to(self.features.device)
+            first = order[known[order]][: len(self.queue)].to(self.features.device)
             self.queue[: len(first)] = F.normalize(self.features[first].float())
             self.num_queued.fill_(len(first))
         self.is_fresh = False
@@ -246,7 +280,7 @@ class DistillStored(Distill):
         data: RunData,
     ) -> str:
         store, num, (blocks,) = self.store, data.train.num_samples, self.store.groups
-        if store.folder and all(read_features(store.path(store.folder, block)) for block in blocks):
+        if store.folder and not store.missing(store.folder, store.works(data)):
             return f"its features of {num:,} whole images are in {store.folder}"
         seconds = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
@@ -271,11 +305,12 @@ class DistillStoredCrops(DistillStored):
 
     @override
     def before_training(self, run: Run) -> None:
-        """Do nothing: each epoch has a pass."""
+        """Leave the GPU's memory: each epoch has a pass of its own."""
+        self.teacher.network.cpu()
 
     @override
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.teacher_view,)
+        return Distill.views(self, level)
 
     @property
     @override
@@ -284,19 +319,29 @@ class DistillStoredCrops(DistillStored):
 
     @override
     def start_epoch(self, context: EpochContext) -> None:
+        """Make those of the epoch's features that are missing."""
         run = context.run
-        (view,) = context.in_stage([self.teacher_view])
-        number = run.position.stage
+        context.train_step.release()  # the pass has the memory of the captured steps
+        # With the student's, because a stage leaves the size and the mean of a view that follows alone.
+        _, view = context.in_stage(Distill.views(self, self.num_levels))
+        crops = Crops(replace(view, follows=None), draw_seed_of(run.options), context.epoch)
         with contextlib.ExitStack() as stack:
             stack.enter_context(run.reporter.off_the_clock())
             if run.reporter.screen:
                 stack.enter_context(run.reporter.screen.aside())
-            self.store.make(run, Crops(view, draw_seed_of(run.options), context.epoch), number)
+            self.store.make(run, crops, run.position.stage)
+
+    @override
+    def resume_epoch(self, context: EpochContext) -> None:
+        """Make those that went missing, and see that the others are the epoch's."""
+        self.start_epoch(context)
 
     @override
     def epoch_order(self, epoch: int) -> None:
-        """Take the epoch's features; the order is the loader's."""
-        self._take(self.store.read(self.block, epoch))
+        """Take the epoch's features; the order is the loader's. A replay of images alone has none."""
+        file = self.store.files.get((self.block, epoch))
+        if file and file.path.exists():
+            self._take(self.store.read(self.block, epoch))
 
     @override
     def cost_line(
@@ -317,3 +362,10 @@ class DistillStoredCrops(DistillStored):
             f"its features of all epochs' crops take {_size(size)} in {folder}, where {_size(free)} are "
             f"free; before each epoch a pass makes what is missing, {teacher_ms[-1]:.2g} ms for an image"
         )
+
+
+def lend_features(task: Task) -> None:
+    """Have a distillation read stored features where they are, and write them in the run's folder alone."""
+    for each in [part for _, part in task.tasks] if isinstance(task, Blockwise) else [task]:
+        if isinstance(each, DistillStored):
+            each.store.is_lent = True

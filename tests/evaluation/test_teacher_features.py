@@ -1,6 +1,7 @@
 """A distillation from stored features: values, one pass, resume, several students, and what is refused."""
 
 import errno
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -31,12 +32,13 @@ from fastpsl.evaluation.teacher_features import DistillStored, DistillStoredCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher
-from fastpsl.models.weights import Pretrained
+from fastpsl.models.weights import Pretrained, sha256_of_tensors
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view
 from fastpsl.tasks.distill import Distill
+from tests.cli import Cli
 from tests.engine.exact_signals import signal_at_question, signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
 from tests.programs import SMALL_NET, digests, newest_checkpoint
@@ -131,7 +133,8 @@ def stored_task(teacher: Teacher, rows: Tensor, queue_size: int) -> DistillStore
 
 def test_steps_are_those_of_a_plain_loop() -> None:
     """With an image that does not count, and one that has no feature, in each step."""
-    teacher, rows = teacher_of(1, 40), torch.randn(8, 16, generator=torch.Generator().manual_seed(3)).half()
+    teacher, rows = teacher_of(1, 40), torch.randn(8, 16, generator=torch.Generator().manual_seed(3))
+    rows = F.normalize(rows).half()
     rows[4] = torch.nan
     experiment = replace(experiment_of(teacher), task=stored_task(teacher, rows, queue_size=6))
     step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
@@ -140,8 +143,8 @@ def test_steps_are_those_of_a_plain_loop() -> None:
     student.load_state_dict(experiment.backbone.state_dict())
     optimiser = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.05)
     student.train()
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    queue = [rows[i].float() for i in order[:6].tolist()]  # full from the start
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    queue = [rows[i].float() for i in order if i != 4][:6]  # full from the start
     for number in range(2):
         batch = noise_batch(step.views, 6, number)
         batch.indices[:] = torch.tensor([7, 0, 4, 2, 6, 3])
@@ -150,7 +153,7 @@ def test_steps_are_those_of_a_plain_loop() -> None:
         counted = [place for place, index in enumerate(batch.indices.tolist()) if index not in (-1, 4)]
         targets = rows[batch.indices[counted]].float()
         outputs = head(student(own).mean((2, 3)))[counted]
-        loss = by_loops(outputs, targets, torch.stack(queue).nan_to_num(0.0)).mean()
+        loss = by_loops(outputs, targets, torch.stack(queue)).mean()
         metrics = step.step([batch], lr=0.05)
         optimiser.zero_grad()
         loss.backward()
@@ -192,12 +195,29 @@ def test_a_pass_serves_its_blocks_and_a_stopped_run_equals_one_never_stopped(
         assert np.array_equal(one, other) and np.isfinite(one).all()
 
 
-def test_crops_that_are_gone_in_mid_epoch_are_named(tmp_path: Path) -> None:
-    make = lambda: experiment_of(teacher_of(1, 40), crops_in=tmp_path / "crops")
-    assert not fit(tmp_path / "run", make(), partial(signal_at_step, step=2))
-    (tmp_path / "crops" / "teacher-B5-epoch-0000.npy").unlink()
-    with pytest.raises(ValueError, match=r"teacher-B5-epoch-0000\.npy is not there any more"):
-        fit(tmp_path / "run", make())
+def test_crops_of_an_epoch_that_resumes_are_checked_and_made_again(tmp_path: Path) -> None:
+    make = lambda seed: experiment_of(teacher_of(seed, 40), crops_in=tmp_path / "crops")
+    assert not fit(tmp_path / "run", make(1), partial(signal_at_step, step=2))
+    path = tmp_path / "crops" / "teacher-B5-epoch-0000.npy"
+    before = np.load(path)
+    record = path.with_suffix(".json")
+    text = record.read_text()
+    record.write_text(text.replace('"epoch": 0', '"epoch": 1'))
+    with pytest.raises(ValueError, match=r"another epoch \(1 there, 0 now\)"):
+        fit(tmp_path / "run", make(1))
+    path.unlink()
+    assert fit(tmp_path / "run", make(1)) and np.array_equal(np.load(path), before)
+
+
+def test_stages_of_other_sizes_and_first_weights_leave_the_teachers_crops(tmp_path: Path) -> None:
+    made = []
+    for sizes, input in (((32, 32, 32), None), ((24, 24, 32), Input(mean=(0.1,) * 3, size_px=32))):
+        out = tmp_path / f"{sizes[0]}"
+        experiment = experiment_of(teacher_of(1, 40), "psl", out / "crops")
+        stages = [replace(stage, size_px=px) for stage, px in zip(experiment.stages, sizes, strict=True)]
+        assert fit(out, replace(experiment, stages=tuple(stages), input=input))
+        made.append({path.name: path.read_bytes() for path in (out / "crops").glob("*.npy")})
+    assert made[0] == made[1] and len(made[0]) == 3
 
 
 def of_ranks(rank: int, num_ranks: int) -> str:
@@ -316,13 +336,46 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert distilled(tmp_path / "run").folder
 
 
-def test_a_replay_reads_the_features_of_its_run(tmp_path: Path, passes: Counter[str]) -> None:
-    run = distilled(tmp_path / "run", max_steps_per_stage=2)
-    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
-    for image in fastpsl.replay(run.folder, 2, backbone=SMALL_NET, teacher=SMALL_NET).images:
-        assert image.loss is not None and len(image.draws) == 1
-    assert passes == {"teacher-B5.npy": 1}
-    assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+@pytest.mark.parametrize("of_crops", [False, True])
+def test_a_replay_reads_the_features_of_its_run_and_writes_none(
+    of_crops: bool, tmp_path: Path, passes: Counter[str]
+) -> None:
+    crops: dict[str, Any] = {"teacher_sees": "crop", "teacher_features": tmp_path / "crops", "epochs": (1,)}
+    run = distilled(tmp_path / "run", max_steps_per_stage=2, **(crops if of_crops else {}))
+    stored = [path for path in tmp_path.rglob("teacher-B5*") if "labels" not in path.name]
+    for gone in (False, True):
+        for path in stored if gone else ():
+            path.unlink()
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        for image in fastpsl.replay(run.folder, 2, backbone=SMALL_NET, teacher=SMALL_NET).images:
+            assert image.loss is not None and len(image.draws) == 1
+        assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert passes.total() == 1 + gone
+    replayed = fastpsl.replay(run.folder, 2, backbone=SMALL_NET, teacher=SMALL_NET, most_steps=0)
+    assert replayed.images and passes.total() == 2
+
+
+def test_files_of_the_command_for_features_serve(tmp_path: Path, passes: Counter[str], cli: Cli) -> None:
+    """In float32, too, with values that half precision does not hold."""
+    weights, path = tmp_path / "weights.pth", tmp_path / "stored" / "teacher-B5.npy"
+    torch.save(make_backbone("resnet18").state_dict(), weights)
+    path.parent.mkdir()
+    words = ["--backbone", "resnet18", "--whole", "--size-px", 32, "--dtype", "float32", "--out", path]
+    for name in ("mean", "std"):
+        words += [f"--input-{name}", *getattr(Input(), name)]
+    outcome = cli("features", weights, "--data", VALUES["data"], "--input-channels", "RGB", *words)
+    assert outcome.code == 0, outcome
+    np.save(path, np.load(path) * np.float32(1e6))
+    given: dict[str, Any] = {"teacher_features": path.parent, "val": "none"}
+    run = distilled(tmp_path / "run", teacher=weights, teacher_backbone="resnet18", **given)
+    assert not passes and np.isfinite(run.summaries[0]["loss_end"])
+    with pytest.raises(ValueError, match=r"another network of the teacher \(resnet18 there, resnet34 now\)"):
+        record = path.with_suffix(".json")
+        other = make_backbone("resnet34")
+        torch.save(other.state_dict(), weights)
+        text = record.read_text()
+        record.write_text(text.replace(json.loads(text)["weights"], sha256_of_tensors(other.state_dict())))
+        distilled(tmp_path / "other", teacher=weights, teacher_backbone="resnet34", **given)
 
 
 def test_before_the_pass_a_step_has_the_sizes_of_one_after_it() -> None:
