@@ -29,14 +29,13 @@ from fastpsl.engine.task import Task
 from fastpsl.evaluation.feature_file import FeatureFile, read_features
 from fastpsl.evaluation.features import STORED, Crops, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
-from fastpsl.models.backbone import Backbone
 from fastpsl.models.names import is_own
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
-from fastpsl.tasks.distill import Distill
+from fastpsl.tasks.distill import BlockTimes, Distill
 
 FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
@@ -271,18 +270,11 @@ class DistillStored(Distill):
         return self.store.view
 
     @override
-    def cost_line(
-        self,
-        teacher_ms: Sequence[float],
-        backbone: Backbone,
-        images: Tensor,
-        stages: Sequence[Stage],
-        data: RunData,
-    ) -> str:
+    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
         store, num, (blocks,) = self.store, data.train.num_samples, self.store.groups
         if store.folder and not store.missing(store.folder, store.works(data)):
             return f"its features of {num:,} whole images are in {store.folder}"
-        seconds = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
+        seconds = num * times.teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(seconds)}, and kept: "
@@ -344,14 +336,7 @@ class DistillStoredCrops(DistillStored):
             self._take(self.store.read(self.block, epoch))
 
     @override
-    def cost_line(
-        self,
-        teacher_ms: Sequence[float],
-        backbone: Backbone,
-        images: Tensor,
-        stages: Sequence[Stage],
-        data: RunData,
-    ) -> str:
+    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
         num, size, folder = data.train.num_samples, 0, self.store.folder
         assert folder
         for stage, blocks in zip(stages, self.store.groups, strict=True):
@@ -360,7 +345,8 @@ class DistillStoredCrops(DistillStored):
         free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
         return (
             f"its features of all epochs' crops take {_size(size)} in {folder}, where {_size(free)} are "
-            f"free; before each epoch a pass makes what is missing, {teacher_ms[-1]:.2g} ms for an image"
+            "free; before each epoch a pass makes what is missing, "
+            f"{times.teacher_ms[-1]:.2g} ms for an image"
         )
 
 
