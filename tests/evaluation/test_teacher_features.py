@@ -104,14 +104,14 @@ def test_features_are_those_of_the_very_crops(decoder: str, tmp_path: Path) -> N
     teacher = Teacher(Pretrained(Pixels(), Input(size_px=32), teacher_of(1, 32).record), 32)
     experiment = experiment_of(teacher, crops_in=tmp_path / "crops")
     stages = tuple(replace(stage, epochs=2, crop_scale=0.5) for stage in experiment.stages)
-    options: dict[str, Any] = {"decoder": decoder, "max_steps_per_stage": 20}
+    options: dict[str, Any] = {"decoder": decoder, "max_steps_per_stage": 20, "seed": 4}
     fit(tmp_path / "run", replace(experiment, stages=stages), **options)
     rows = torch.from_numpy(np.load(tmp_path / "crops" / "teacher-B1-epoch-0001.npy")).float()
     views = replace(experiment, task=Distill(teacher, 5, size_px=64)).views(stages[0])
     cosines: dict[str, list[Tensor]] = {"same": [], "mirrored": [], "shifted": []}
     with (
         closing(open_data(sample_paths().train_32)) as data,
-        Loader(data, views, batch_size_per_rank=32, decoder=decoder, seed=5, draw_seed=0) as loader,
+        Loader(data, views, batch_size_per_rank=32, decoder=decoder, seed=5, draw_seed=4) as loader,
         closing(loader.epoch(1)) as batches,
     ):
         for batch in batches:
