@@ -1,8 +1,8 @@
 """Learn from a teacher: a student's features come to lie among those of others as a frozen network's do.
 
-The loss is SEED's (arXiv 2101.04731). The similarities of an image's teacher features to those of many other
-images, in a queue, and to themselves are to be those of a linear layer of the student's averaged features.
-SEED learns from crops that it distorts, by heads of two layers of both networks.
+The loss is SEED's (arXiv 2101.04731). It compares an image with many others, whose teacher features are in a
+queue. The student's similarities to them, by a linear layer on its averaged features, are to be those of the
+teacher. SEED learns from crops that it distorts, and both networks have heads of two layers.
 
 FitNets (arXiv 1412.6550) and DNA (arXiv 1911.13053) learn from a teacher in stages, too, one block from
 another. FitNets compares whole maps and then goes on with labels. DNA gives each block of the student the
