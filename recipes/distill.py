@@ -80,16 +80,11 @@ def build(options: Options) -> engine.Experiment:
     pretrained = models.open_teacher(options.teacher, options.teacher_backbone, options.max_download_gb)
     teacher = models.Teacher(pretrained, options.teacher_px or pretrained.input.size_px)
     stages = options.stages(tasks.Distill.num_levels, backbone.num_blocks)
-    numbers = [[part.last_block for part in stage.parts or (stage,)] for stage in stages]
-    groups = [[teacher.block_beside(block, backbone.num_blocks) for block in group] for group in numbers]
     given: dict[str, Any] = {"num_blocks": backbone.num_blocks, "size_px": at_end(options.size_px)}
-    folder = options.teacher_features
+    store = evaluation.TeacherFeatures(teacher, stages, backbone.num_blocks, options.teacher_features)
     if options.teacher_sees == "image":
-        whole = [block for group in groups for block in group]
-        store = evaluation.TeacherFeatures(teacher, [whole], folder)
         task: tasks.Distill = evaluation.DistillStored(teacher, store=store, **given)
-    elif folder:
-        store = evaluation.TeacherFeatures(teacher, groups, folder)
+    elif options.teacher_features:
         task = evaluation.DistillStoredCrops(teacher, store=store, **given)
     else:
         task = tasks.Distill(teacher, **given)

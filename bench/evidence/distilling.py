@@ -50,8 +50,8 @@ class Options(DistillOptions):
 class File(evaluation.TeacherFeatures):
     """The features of a file."""
 
-    def __init__(self, teacher: models.Teacher, rows: Tensor):
-        super().__init__(teacher, [[teacher.network.num_blocks]], None)
+    def __init__(self, teacher: models.Teacher, stages: Sequence[Stage], num_blocks: int, rows: Tensor):
+        super().__init__(teacher, stages, num_blocks, None)
         self.rows = rows
 
     @override
@@ -137,7 +137,8 @@ def build(options: Options) -> engine.Experiment:
         world = World(0, 1, 0, 1, torch.device("cpu"))
         features = fit_whitening([features], experiment.backbone.channels[-1], world)(features)
     kind = evaluation.DistillStored if options.loss == "seed" else Cosine
-    stored = kind(task.teacher, store=File(task.teacher, features), **given)
+    store = File(task.teacher, experiment.stages, task.num_blocks, features)
+    stored = kind(task.teacher, store=store, **given)
     return replace(experiment, task=stored, science={**science, "features": file.record["digest"]})
 
 

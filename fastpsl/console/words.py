@@ -37,6 +37,11 @@ def gibibytes(number: float) -> str:
     return f"{number / 2**30:.1f} GiB"
 
 
+def gigabytes(num_bytes: float) -> str:
+    """Return bytes on a disk as text, such as "1.5 GB" or "35.9 MB"."""
+    return f"{num_bytes / 1e9:,.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.3g} MB"
+
+
 _SHARES = {"accuracy": "accuracy", "agreement": "same class for two crops", "top1": "top-1", "top5": "top-5"}
 
 

@@ -275,7 +275,7 @@ def make_again(
     if world.rank == 0:
         (folder / METRICS).touch()  # else those of the run would be copied
     data, science = experiment.open_data(options, world), {**science, **experiment.science}
-    run = Run(recipe, data, science, owns_process=False, quiet=True)
+    run = Run(recipe, data, science, owns_process=False, is_replay=True)
     try:
         finished = pretrain(experiment, run, partial(_Replay, past=past, on_step=on_step))
     except _Reached as reached:

@@ -283,7 +283,7 @@ class Run:
         owns_process: bool = True,
         differences: Mapping[str, Any] | None = None,
         steps: int | None = None,
-        quiet: bool = False,
+        is_replay: bool = False,
     ):
         """Open the run. It owns `data` from here on.
 
@@ -294,7 +294,8 @@ class Run:
             owns_process: Whether the process is the run's own, which may end it (`LastStep`).
             differences: What differs from the usual values, for the record.
             steps: The plan's number of steps, for the record.
-            quiet: Whether nothing is printed but warnings.
+            is_replay: Whether it makes a past step again: nothing is printed but warnings, and nothing is
+                written but in its folder.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
@@ -304,7 +305,7 @@ class Run:
         self.steps = steps
         self.num_shared: int | None = None  # validation images that are training images, on rank 0
         self.precision = self.options.resolved_precision(self.world.device)
-        self._quiet, self._folder = quiet, ExitStack()
+        self.is_replay, self._folder = is_replay, ExitStack()
         self._never_finite = set[str]()
         try:
             if self.options.sync_batchnorm and self.world.device.type != "cuda":
@@ -337,7 +338,7 @@ class Run:
             self.reporter = Reporter(
                 self.folder, world, batch_size=options.batch_of(), log_steps=options.log_steps,
                 resumed_run_step=self.position.run_step, tensorboard=options.tensorboard,
-                wandb=options.wandb, config=options.as_dict(), quiet=self._quiet,
+                wandb=options.wandb, config=options.as_dict(), quiet=self.is_replay,
             )  # fmt: skip
             if world.rank == 0:
                 self._write_records()

@@ -42,7 +42,7 @@ from fastpsl.engine.replay import (
     prepare_stage,
 )
 from fastpsl.engine.run import RunData
-from fastpsl.evaluation.teacher_features import FOLDER, lend_features
+from fastpsl.evaluation.teacher_features import FOLDER
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.json_records import NoRecord
@@ -138,7 +138,7 @@ class PastRun:
             if given is None and is_own(named := values.get(option) or ""):
                 raise not_given(path, named, flag(option))
             values |= {} if given is None else {option: given}
-        if (stored := folder / FOLDER).is_dir():
+        if "teacher_features" in values and (stored := folder / FOLDER).is_dir():
             values["teacher_features"] = stored
         run = TrainedRun.of(folder)
         assert run is not None
@@ -157,7 +157,6 @@ class PastRun:
         torch.manual_seed(torch_seed(self.options.seed))
         with operation("building the network"), _told(self.folder / CONFIG.name):
             experiment: Experiment = self.recipe.build(self.options)
-        lend_features(experiment.task)
         return seeing(experiment, self.science.get(INITIAL_WEIGHTS))
 
     def check_data(self, data: RunData, allow_other: bool) -> str:

@@ -5,8 +5,6 @@ TinyViT (arXiv 2207.10666) store a teacher's outputs for each of the very crops:
 a small crop may show another one than the image.
 """
 
-import contextlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -19,19 +17,19 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from fastpsl.console.progress import clock, operation
-from fastpsl.engine.blockwise import Blockwise
+from fastpsl.console.words import gigabytes
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import share
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData, draw_seed_of
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.task import Task
 from fastpsl.evaluation.feature_file import FeatureFile, read_features
 from fastpsl.evaluation.features import STORED, Crops, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import is_own
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.beton.estimate import free_bytes
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
@@ -57,16 +55,19 @@ class TeacherFeatures:
 
     Args:
         teacher: The teacher.
-        groups: Its blocks, from 1, of which one pass makes the features.
+        stages: The plan's stages. The features are of the blocks that they learn from.
+        num_blocks: The number of the student's blocks.
         folder: Where the files are, or are to be; None for the run's own folder.
     """
 
-    def __init__(self, teacher: Teacher, groups: Sequence[Sequence[int]], folder: Path | None):
+    def __init__(self, teacher: Teacher, stages: Sequence[Stage], num_blocks: int, folder: Path | None):
         self.teacher, self.folder = teacher, folder
-        self.groups = [sorted(set(group)) for group in groups]
+        self.blocks_of_stages = [
+            sorted({teacher.block_beside(part.last_block, num_blocks) for part in stage.parts or (stage,)})
+            for stage in stages
+        ]
+        self.blocks = sorted({block for blocks in self.blocks_of_stages for block in blocks})
         self.files = dict[tuple[int, int | None], FeatureFile]()
-        self.is_lent = False
-        """Whether nothing is written there: what is missing then comes into the run's folder."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -80,19 +81,25 @@ class TeacherFeatures:
         """Return the file of a block's features: of whole images, or of the crops of an epoch."""
         return folder / f"teacher-B{block}{'' if epoch is None else f'-epoch-{epoch:04d}'}.npy"
 
-    def make(self, run: Run, crops: Crops | None = None, group: int = 0) -> None:
-        """Compute the files of a group that are missing, by one pass over the images with all ranks.
+    def make(self, run: Run, crops: Crops | None = None) -> None:
+        """Compute the files that are missing, by one pass over the images with all ranks.
+
+        A replay makes them in its own folder.
+
+        Args:
+            run: The run.
+            crops: An epoch's crops, of which the present stage's blocks have files; None for whole images.
 
         Raises:
             ValueError: The folder cannot be written, or holds features of something else.
             PassStopped: A signal arrived. The same command goes on with the images that are left.
         """
         world, epoch = run.world, crops.epoch if crops else None
-        if (self.groups[group][0], epoch) in self.files:
+        works = self.works(run.data, crops, self.blocks_of_stages[run.position.stage] if crops else None)
+        if all((block, epoch) in self.files for block in works):
             return
         own = run.folder / FOLDER
         folder = self.folder or own
-        works = self.works(run.data, crops, group)
         found: list[int] | ValueError | None = None
         if world.rank == 0:  # its copy of the images has times of its own
             try:
@@ -102,10 +109,9 @@ class TeacherFeatures:
         missing = share(world, found)
         if isinstance(missing, ValueError):
             raise missing
-        outs = {block: (own if self.is_lent and block in missing else folder) for block in works}
-        paths = {block: self.path(out, block, epoch) for block, out in outs.items()}
+        out = own if run.is_replay else folder
+        paths = {block: self.path(out if block in missing else folder, block, epoch) for block in works}
         if missing:
-            out = outs[missing[0]]
             with output_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
             run.stop_signal.other_pace()
@@ -114,14 +120,16 @@ class TeacherFeatures:
                 [works[block] for block in missing], [paths[block] for block in missing], world,
                 overwrite=True, stopped=stopped,
             )  # fmt: skip
-            self.teacher.network.cpu()  # its work is done
+        self.teacher.network.cpu()  # its work is done
         for block, path in paths.items():
             file = read_features(path)
             assert file is not None, path
             self.files[block, epoch] = file
 
-    def works(self, data: RunData, crops: Crops | None = None, group: int = 0) -> dict[int, Extraction]:
-        """Return the extraction of each block of a group."""
+    def works(
+        self, data: RunData, crops: Crops | None = None, blocks: Sequence[int] | None = None
+    ) -> dict[int, Extraction]:
+        """Return the extractions of some blocks, by default of all, by block."""
         teacher, options = self.teacher, data.options
         pretrained = Pretrained(teacher.network, teacher.input, teacher.record)
         return {
@@ -130,7 +138,7 @@ class TeacherFeatures:
                 options.resolved_precision(data.world.device), whole=crops is None,
                 loader=loader_options(options), crops=crops,
             )
-            for block in self.groups[group]
+            for block in blocks or self.blocks
         }  # fmt: skip
 
     def missing(self, folder: Path, works: Mapping[int, Extraction]) -> list[int]:
@@ -156,7 +164,7 @@ class TeacherFeatures:
                     f"--teacher-features {path.parent}: {path.name} is of {', '.join(differences)}; give the "
                     "same, or another folder"
                 )
-            if file.record.get("files") != work.wanted().get("files"):
+            if there.get("files") != wanted.get("files"):
                 blocks.append(block)
         return blocks
 
@@ -173,10 +181,6 @@ def _keyed(record: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(input) if isinstance(input, dict) else {}
     name = PurePath(backbone).name if is_own(backbone) else backbone  # its folder may be another
     return {**fields, **record, "backbone": name}
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
 def _short(value: object) -> str:
@@ -218,7 +222,6 @@ class DistillStored(Distill):
     @override
     def before_training(self, run: Run) -> None:
         self.store.make(run)
-        self.teacher.network.cpu()  # its work is done
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
@@ -271,14 +274,14 @@ class DistillStored(Distill):
 
     @override
     def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
-        store, num, (blocks,) = self.store, data.train.num_samples, self.store.groups
+        store, num, blocks = self.store, data.train.num_samples, self.store.blocks
         if store.folder and not store.missing(store.folder, store.works(data)):
             return f"its features of {num:,} whole images are in {store.folder}"
         seconds = num * times.teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(seconds)}, and kept: "
-            f"{_size(size)} in {store.folder or f'{FOLDER} of the run'}"
+            f"{gigabytes(size)} in {store.folder or f'{FOLDER} of the run'}"
         )
 
 
@@ -292,13 +295,12 @@ class DistillStoredCrops(DistillStored):
         teacher: As in `Distill`.
         num_blocks: As in `Distill`.
         size_px: As in `Distill`.
-        store: The features, with a group of blocks for each stage, and a folder.
+        store: The features, in a folder that is given.
     """
 
     @override
     def before_training(self, run: Run) -> None:
-        """Leave the GPU's memory: each epoch has a pass of its own."""
-        self.teacher.network.cpu()
+        """Do nothing: each epoch has a pass of its own."""
 
     @override
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -317,11 +319,8 @@ class DistillStoredCrops(DistillStored):
         # With the student's, because a stage leaves the size and the mean of a view that follows alone.
         _, view = context.in_stage(Distill.views(self, self.num_levels))
         crops = Crops(replace(view, follows=None), draw_seed_of(run.options), context.epoch)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(run.reporter.off_the_clock())
-            if run.reporter.screen:
-                stack.enter_context(run.reporter.screen.aside())
-            self.store.make(run, crops, run.position.stage)
+        with context.aside():
+            self.store.make(run, crops)
 
     @override
     def resume_epoch(self, context: EpochContext) -> None:
@@ -339,19 +338,11 @@ class DistillStoredCrops(DistillStored):
     def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
         num, size, folder = data.train.num_samples, 0, self.store.folder
         assert folder
-        for stage, blocks in zip(stages, self.store.groups, strict=True):
+        for stage, blocks in zip(stages, self.store.blocks_of_stages, strict=True):
             epochs = stage.epochs or -(-stage.max_epochs // (num // data.options.batch_of(stage)))
             size += 2 * epochs * num * sum(self.teacher.channels[block - 1] for block in blocks)
-        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        free = gigabytes(free_bytes(self.store.path(folder, self.store.blocks[0], epoch=0)))
         return (
-            f"its features of all epochs' crops take {_size(size)} in {folder}, where {_size(free)} are "
-            "free; before each epoch a pass makes what is missing, "
-            f"{times.teacher_ms[-1]:.2g} ms for an image"
+            f"its features of all epochs' crops take {gigabytes(size)} in {folder}, where {free} are free; "
+            f"before each epoch a pass makes what is missing, {times.teacher_ms[-1]:.2g} ms for an image"
         )
-
-
-def lend_features(task: Task) -> None:
-    """Have a distillation read stored features where they are, and write them in the run's folder alone."""
-    for each in [part for _, part in task.tasks] if isinstance(task, Blockwise) else [task]:
-        if isinstance(each, DistillStored):
-            each.store.is_lent = True

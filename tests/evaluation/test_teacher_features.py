@@ -61,10 +61,7 @@ class Pixels(Backbone):
 def experiment_of(teacher: Teacher, plan: str = "end_to_end", crops_in: Path | None = None) -> Experiment:
     torch.manual_seed(0)
     backbone, stages = TinyNet(), make_plan(plan, (1, 1, 1), num_levels=1)
-    groups = [[part.last_block for part in stage.parts or (stage,)] for stage in stages]
-    groups = [[teacher.block_beside(block, 5) for block in group] for group in groups]
-    whole = [block for group in groups for block in group]
-    store = TeacherFeatures(teacher, groups if crops_in else [whole], crops_in)
+    store = TeacherFeatures(teacher, stages, backbone.num_blocks, crops_in)
     kind = DistillStoredCrops if crops_in else DistillStored
     task = kind(teacher, backbone.num_blocks, size_px=32, store=store)
     return Experiment(task, backbone, stages, cosine(0.1), lambda named: sgd(named, momentum=0.0))
@@ -124,7 +121,7 @@ def test_features_are_those_of_the_very_crops(decoder: str, tmp_path: Path) -> N
 
 def stored_task(teacher: Teacher, rows: Tensor, queue_size: int) -> DistillStored:
     """Return a task of which the pass has made these features."""
-    store: Any = TeacherFeatures(teacher, [[5]], None)
+    store: Any = TeacherFeatures(teacher, make_plan("end_to_end", (1,), num_levels=1), 5, None)
     store.files, store.read = {(5, None): None}, lambda block: rows.clone()
     task = DistillStored(teacher, 5, size_px=32, store=store)
     task.num_images, task.queue_size = len(rows), queue_size

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from fastpsl.console.progress import clock
-from fastpsl.console.words import number_of
+from fastpsl.console.words import gigabytes, number_of
 from fastpsl.files.atomic import partial_path
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Stored, Target
@@ -52,15 +52,15 @@ class Estimate:
         threads = number_of(self.num_threads, "thread")
         return (
             f"{out}: about {self.size()} of {self.num_total:,} images, {clock(self.seconds)} with "
-            f"{threads} if the disk keeps up, {self.by()}; {_gb(free_bytes(out))} are free"
+            f"{threads} if the disk keeps up, {self.by()}; {gigabytes(free_bytes(out))} are free"
         )
 
     def size(self) -> str:
         """Return the size with its range."""
         if math.isinf(self.high_bytes):
-            return f"{_gb(self.num_bytes)} (if the rest is like these)"
-        low, high = _gb(self.low_bytes), _gb(self.high_bytes)
-        return _gb(self.num_bytes) if low == high else f"{_gb(self.num_bytes)} ({low} to {high})"
+            return f"{gigabytes(self.num_bytes)} (if the rest is like these)"
+        low, high = gigabytes(self.low_bytes), gigabytes(self.high_bytes)
+        return gigabytes(self.num_bytes) if low == high else f"{gigabytes(self.num_bytes)} ({low} to {high})"
 
     def by(self) -> str:
         """Return which images the estimate rests on."""
@@ -87,8 +87,8 @@ class Estimate:
         """Raise ValueError if the file surely does not fit the disk."""
         if self.low_bytes > free_bytes(out):
             raise ValueError(
-                f"{out}: takes about {self.size()}, {self.by()}, and {_gb(free_bytes(out))} are free there; "
-                f"free some space, choose another disk, or shrink with --max-side or --short-side"
+                f"{out}: takes about {self.size()}, {self.by()}, and {gigabytes(free_bytes(out))} are free "
+                f"there; free some space, choose another disk, or shrink with --max-side or --short-side"
             )
 
 
@@ -175,7 +175,3 @@ def _sides(sides: np.ndarray) -> str:
         f"{(width > height).mean():.0%} wide, {(width < height).mean():.0%} tall, "
         f"{(width == height).mean():.0%} square"
     )
-
-
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.3g} MB"
