@@ -21,12 +21,12 @@ from typing_extensions import override
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes/ is not installed
 
-from fastpsl import engine, evaluation, models, tasks
+from fastpsl import engine, evaluation, tasks
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import MACHINE
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.feature_file import FeatureFile, read_features
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
@@ -48,15 +48,11 @@ class Options(DistillOptions):
 
 
 class File(evaluation.TeacherFeatures):
-    """The features of a file."""
+    """The features of a file, or others that were made of them."""
 
-    def __init__(self, teacher: models.Teacher, stages: Sequence[Stage], num_blocks: int, rows: Tensor):
-        super().__init__(teacher, stages, num_blocks, None)
-        self.rows = rows
-
-    @override
-    def make(self, *_: object) -> None:
-        """Do nothing: they are there."""
+    def __init__(self, task: tasks.Distill, stages: Sequence[Stage], file: FeatureFile, rows: Tensor):
+        super().__init__(task.teacher, stages, task.num_blocks, None)
+        self.rows, self.files = rows, {(block, None): file for block in self.blocks}
 
     @override
     def read(self, block: int, epoch: int | None = None) -> Tensor:
@@ -78,7 +74,7 @@ class Cosine(evaluation.DistillStored):
 
     @override
     def _take(self, features: Tensor) -> None:
-        self.features.copy_(features)
+        self.features = features  # whitened ones have another width
 
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
@@ -137,7 +133,7 @@ def build(options: Options) -> engine.Experiment:
         world = World(0, 1, 0, 1, torch.device("cpu"))
         features = fit_whitening([features], experiment.backbone.channels[-1], world)(features)
     kind = evaluation.DistillStored if options.loss == "seed" else Cosine
-    store = File(task.teacher, experiment.stages, task.num_blocks, features)
+    store = File(task, experiment.stages, file, features)
     stored = kind(task.teacher, store=store, **given)
     return replace(experiment, task=stored, science={**science, "features": file.record["digest"]})
 
