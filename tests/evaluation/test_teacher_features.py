@@ -217,20 +217,19 @@ def test_stages_of_other_sizes_and_first_weights_leave_the_teachers_crops(tmp_pa
     assert made[0] == made[1] and len(made[0]) == 3
 
 
-def of_ranks(rank: int, num_ranks: int) -> str:
+def of_ranks(folder: Path, rank: int, num_ranks: int) -> str:
     """Distil on several ranks, and return the digest of the features."""
-    world, folder = World(rank, num_ranks, rank, num_ranks, torch.device("cpu")), Path(os.environ["STORED"])
+    world = World(rank, num_ranks, rank, num_ranks, torch.device("cpu"))
     run = tiny_run(folder / f"{num_ranks}", world, epochs=(1,), max_steps_per_stage=1, plan="end_to_end")
     with closing(run):
         assert pretrain(experiment_of(teacher_of(1, 40)), run)
     return sha256((folder / f"{num_ranks}" / "teacher-features" / "teacher-B5.npy").read_bytes()).hexdigest()
 
 
-def test_ranks_share_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORED", str(tmp_path))
-    digest = of_ranks(0, 1)
+def test_ranks_share_the_pass(tmp_path: Path) -> None:
+    digest = of_ranks(tmp_path, 0, 1)
     (tmp_path / "ranks").mkdir()
-    assert results_of_ranks(of_ranks, 2, tmp_path / "ranks") == [digest, digest]
+    assert results_of_ranks(partial(of_ranks, tmp_path), 2, tmp_path / "ranks") == [digest, digest]
 
 
 VALUES: dict[str, Any] = {

@@ -41,7 +41,11 @@ class S3Server:
         self.put_fault: Callable[[str], str | None] = lambda key: None
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
-        self.port = 0
+        # A bound socket that never listens: while the server is stopped, no other program is given the port.
+        self.reserved = socket.socket()
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.reserved.bind(("127.0.0.1", 0))
+        self.port: int = self.reserved.getsockname()[1]
         self.start()
 
     @property
@@ -51,7 +55,6 @@ class S3Server:
     def start(self) -> None:
         """Serve, on the same port as before."""
         self._server: BaseWSGIServer = make_server("127.0.0.1", self.port, self._answer, threaded=True)
-        self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
@@ -117,4 +120,5 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         client.delete_bucket(Bucket=BUCKET)
     finally:
         server.stop()
+        server.reserved.close()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
