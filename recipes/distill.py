@@ -53,11 +53,9 @@ class Options(PretrainOptions):
     student, in each step.
     """
     teacher_features: Path | None = field(default=None, metadata=MACHINE)
-    """The folder where the teacher's features are, or are to be, for several students. Those of whole images
-    are by default in the run's own, and those of crops are not stored.
+    """The folder where the teacher's features of whole images are, or are to be, for several students; by
+    default one in the run's own.
     """
-    draw_seed: int | None = None
-    """The seed of the crops and flips, by which stored crops are found; by default that of --seed."""
     lr: float
     """AdamW's learning rate after the warm-up."""
     warmup_epochs: float
@@ -69,8 +67,11 @@ class Options(PretrainOptions):
 
 
 def build(options: Options) -> engine.Experiment:
-    if options.draw_seed is not None and options.draw_seed < 0:
-        raise ValueError(f"--draw-seed {options.draw_seed}: it must be 0 or more")
+    if options.teacher_features and options.teacher_sees == "crop":
+        raise ValueError(
+            f"--teacher-features {options.teacher_features}: they are of whole images; give --teacher-sees "
+            "image, or leave --teacher-features out"
+        )
     if options.teacher is None:
         raise ValueError(
             "--teacher: give the network to learn from, such as timm/vit_small_patch14_dinov2, a run or a "
@@ -81,11 +82,9 @@ def build(options: Options) -> engine.Experiment:
     teacher = models.Teacher(pretrained, options.teacher_px or pretrained.input.size_px)
     stages = options.stages(tasks.Distill.num_levels, backbone.num_blocks)
     given: dict[str, Any] = {"num_blocks": backbone.num_blocks, "size_px": at_end(options.size_px)}
-    store = evaluation.TeacherFeatures(teacher, stages, backbone.num_blocks, options.teacher_features)
     if options.teacher_sees == "image":
+        store = evaluation.TeacherFeatures(teacher, stages, backbone.num_blocks, options.teacher_features)
         task: tasks.Distill = evaluation.DistillStored(teacher, store=store, **given)
-    elif options.teacher_features:
-        task = evaluation.DistillStoredCrops(teacher, store=store, **given)
     else:
         task = tasks.Distill(teacher, **given)
     return engine.Experiment(

@@ -52,10 +52,10 @@ class File(evaluation.TeacherFeatures):
 
     def __init__(self, task: tasks.Distill, stages: Sequence[Stage], file: FeatureFile, rows: Tensor):
         super().__init__(task.teacher, stages, task.num_blocks, None)
-        self.rows, self.files = rows, {(block, None): file for block in self.blocks}
+        self.rows, self.files = rows, dict.fromkeys(self.blocks, file)
 
     @override
-    def read(self, block: int, epoch: int | None = None) -> Tensor:
+    def read(self, block: int) -> Tensor:
         return self.rows.clone()
 
 

@@ -221,10 +221,6 @@ class Blockwise(Task):
         return self._figures(lambda part: part.task.start_epoch(_context_of(part, context)))
 
     @override
-    def resume_epoch(self, context: EpochContext) -> EpochMetrics | None:
-        return self._figures(lambda part: part.task.resume_epoch(_context_of(part, context)))
-
-    @override
     def epoch_order(self, epoch: int) -> np.ndarray | None:
         """Return the last part's order. The labels of other parts are not balanced by it."""
         return [task.epoch_order(epoch) for _, task in self.tasks][-1]

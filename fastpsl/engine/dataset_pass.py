@@ -281,23 +281,11 @@ class EpochContext:
         return {"weights": weights, "data": val.digest(), "files": val.stamp()} | more
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Keep long work between steps out of the logged speed, and let it draw where the numbers stand.
-
-        All ranks call it at the same step.
-        """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.run.reporter.off_the_clock())
-            if self.run.reporter.screen is not None:
-                stack.enter_context(self.run.reporter.screen.aside())
-            yield
-
-    @contextlib.contextmanager
     def _pass(self, what: str, num: int, training: bool = False) -> Iterator[Callable[[int], bool]]:
         """Yield what each rank calls with the number of its samples so far; it returns whether to stop."""
         run, module, started = self.run, self.train_step.module, time.perf_counter()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.aside())
+            stack.enter_context(run.reporter.off_the_clock())
             stack.enter_context(torch.no_grad())
             stack.enter_context(undisturbed(module, run.world, training))
             # A pass without gradients would compile compiled blocks once more.
@@ -306,6 +294,7 @@ class EpochContext:
             run.stop_signal.other_pace()
             progress = None
             if run.reporter.screen is not None:
+                stack.enter_context(run.reporter.screen.aside())
                 progress = stack.enter_context(Progress(what, num, "passing through the network"))
 
             def after(done: int) -> bool:

@@ -29,7 +29,7 @@ from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
 from fastpsl.engine.options import INITIAL_WEIGHTS, TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run, RunData, draw_seed_of, open_loader
+from fastpsl.engine.run import Run, RunData, open_loader
 from fastpsl.engine.trainer import StageTrainer, next_on_all_ranks, pretrain
 from fastpsl.files.run_folder import METRICS, read_lines
 from fastpsl.kernels.draws import Keys
@@ -361,7 +361,7 @@ def batches_of(
                 if numbers is not None:
                     drawn = step_indices(numbers, batch.step, size, rank, num_ranks)
                 rows = data.train.rows(np.maximum(indices, 0))
-                keys = [Keys(draw_seed_of(options), epoch, drawn, number) for number in drawn_as(views)]
+                keys = [Keys(options.seed, epoch, drawn, number) for number in drawn_as(views)]
                 pairs = zip(views, keys, strict=True)
                 boxes = [view.crop.boxes(key, rows.height, rows.width) for view, key in pairs]
                 found.append(PastBatch(batch, boxes))

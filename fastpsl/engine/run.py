@@ -236,18 +236,12 @@ def open_loader(
 ) -> Loader:
     """Build a loader of this rank's batches, as the options define it."""
     return Loader(
-        data, views, batch_size_per_rank=batch_size_per_rank, seed=options.seed,
-        draw_seed=draw_seed_of(options), rank=world.rank, world=world.size, train=train, order=options.order,
-        lanes=options.lanes, decoder=options.decoder, hw_decoder_load=options.hw_decoder_load,
-        num_threads=options.workers, device=str(world.device), prefetch_batches=options.prefetch_batches,
-        timeout_s=options.timeout_s, on_bad_sample=options.on_bad_sample,
+        data, views, batch_size_per_rank=batch_size_per_rank, seed=options.seed, rank=world.rank,
+        world=world.size, train=train, order=options.order, lanes=options.lanes, decoder=options.decoder,
+        hw_decoder_load=options.hw_decoder_load, num_threads=options.workers, device=str(world.device),
+        prefetch_batches=options.prefetch_batches, timeout_s=options.timeout_s,
+        on_bad_sample=options.on_bad_sample,
     )  # fmt: skip
-
-
-def draw_seed_of(options: TrainingOptions) -> int:
-    """Return the seed of the views' random numbers: --draw-seed where a recipe has it, else --seed."""
-    own: int | None = getattr(options, "draw_seed", None)
-    return options.seed if own is None else own
 
 
 # The beginnings of the names of files that a run writes besides its checkpoints.

@@ -275,25 +275,13 @@ class Task:
     def start_epoch(self, context: EpochContext) -> EpochMetrics | None:
         """Prepare for an epoch before its first step, for example by passes over all training samples.
 
-        Where a training resumes within the epoch, `resume_epoch` is called instead. It is called again if a
-        signal stopped it.
+        It is not called if training resumes within the epoch. It is called again if a signal stopped it.
 
         Args:
             context: The epoch, with the operations that are allowed.
 
         Returns:
             Metrics for epochs.jsonl, of which rank 0's are logged; None for none.
-        """
-        return None
-
-    def resume_epoch(self, context: EpochContext) -> EpochMetrics | None:
-        """Prepare to go on within an epoch, by what `start_epoch` made that no state holds.
-
-        Args:
-            context: The epoch, with the operations that are allowed.
-
-        Returns:
-            As `start_epoch`.
         """
         return None
 

@@ -330,13 +330,13 @@ class StageTrainer:
         position, task = self.position, self.experiment.task
         if position.step and task.pass_views(self.stage.level):
             self.safepoint.keep()
-        begin = task.resume_epoch if step_in_epoch else task.start_epoch
-        try:
-            figures = begin(self._context(epoch))
-        except PassStopped:
-            return False
-        # Logged with the next step's number, because a resume at the present step starts the epoch again.
-        self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
+        if step_in_epoch == 0:
+            try:
+                figures = task.start_epoch(self._context(epoch))
+            except PassStopped:
+                return False
+            # Logged with the next step's number, because a resume at the present step starts the epoch again.
+            self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
         self.run.stop_signal.other_pace()  # passes had another duration per step
         return True
 

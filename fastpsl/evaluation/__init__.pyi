@@ -32,5 +32,4 @@ from .result import write_result as write_result
 from .result import write_run as write_run
 from .result import write_val as write_val
 from .teacher_features import DistillStored as DistillStored
-from .teacher_features import DistillStoredCrops as DistillStoredCrops
 from .teacher_features import TeacherFeatures as TeacherFeatures

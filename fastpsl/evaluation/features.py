@@ -33,7 +33,6 @@ from fastpsl.evaluation.feature_file import (
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, pooled, pooled_width
 from fastpsl.files.system_errors import output_errors
-from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.identity import parts_of
@@ -45,22 +44,6 @@ from fastpsl.pipelines.views import ViewSpec, center_view, squashed_view
 
 STORED = ("float16", "float32")
 SAVE_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class Crops:
-    """The random crops of an epoch of a training, by the seed of its views' random numbers."""
-
-    view: ViewSpec  # a `train_view` of random resized crops
-    seed: int
-    epoch: int  # counted over all stages
-
-    def record(self) -> dict[str, Any]:
-        """Return what they depend on, besides size and channels."""
-        crop = self.view.crop
-        assert isinstance(crop, RandomResizedCrop)
-        scale, ratio = map(list, (crop.scale, crop.ratio))
-        return {"draw_seed": self.seed, "epoch": self.epoch, "crop_scale": scale, "crop_ratio": ratio}
 
 
 @dataclass(frozen=True)
@@ -80,7 +63,6 @@ class Extraction:
     # Pools a block's map [C, h, w], which is then flattened (`pooled`); None averages over all positions.
     pool: Pool | None = None
     squashed: bool = False  # whether the view is `squashed_view` instead of `center_view`
-    crops: Crops | None = None  # the view is that of these crops
 
     @classmethod
     def of(
@@ -140,8 +122,6 @@ class Extraction:
 
     @property
     def view(self) -> ViewSpec:
-        if self.crops:
-            return self.crops.view
         if self.squashed:
             return squashed_view(self.pretrained.input, self.size_px)
         return center_view(self.pretrained.input, self.size_px, self.whole)
@@ -169,7 +149,6 @@ class Extraction:
             **({"whole": True} if self.whole else {}),
             **({"squashed": True} if self.squashed else {}),
             **({"pool": asdict(self.pool)} if self.pool else {}),
-            **(self.crops.record() if self.crops else {}),
         }
 
     def digest(self) -> str:
@@ -184,7 +163,7 @@ class Extraction:
     def publish(self, file: PartialFeatures, seconds: float) -> None:
         """Give the file its final name, with its record beside it; on rank 0 alone."""
         labels = self.data.labels()
-        has_labels = self.crops is None and bool((labels >= 0).any())  # crops have a file for each epoch
+        has_labels = bool((labels >= 0).any())
         record = self.wanted() | {
             "digest": file.digest, "rows": "samples of the data, in its order",
             "pooling": "average over all positions" if self.pool is None else "by pool, then flattened",
@@ -281,8 +260,7 @@ def _write(
         loader = stack.enter_context(
             Loader(
                 first.data, [first.view], batch_size_per_rank=first.batch_size, train=False, rank=world.rank,
-                world=world.size, device=world.device, draw_seed=first.crops.seed if first.crops else None,
-                **first.loader,
+                world=world.size, device=world.device, **first.loader,
             )
         )  # fmt: skip
         _fill(works, files, loader, world, save_every_s, stopped)
@@ -350,7 +328,7 @@ def _launched(
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
     network = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
     dtype, augment = DTYPES[first.precision], choose_augment("torch", loader.views, device)
-    for batch in loader.epoch(first.crops.epoch if first.crops else 0, first_step):
+    for batch in loader.epoch(0, first_step):
         (maps,) = augment.inputs(batch, loader.views, dtype)
         features: dict[int, Tensor] = {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

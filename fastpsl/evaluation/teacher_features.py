@@ -1,12 +1,11 @@
-"""A distillation that learns from stored features: of each whole image, computed once, or of the very crops.
+"""A distillation that learns from stored features of the whole images, computed once.
 
-Of whole images, every crop of an image has the target that the whole image has. FKD (arXiv 2112.01528) and
-TinyViT (arXiv 2207.10666) store a teacher's outputs for each of the very crops: classes of ImageNet, of which
-a small crop may show another one than the image.
+Every crop of an image has the target that the whole image has. FKD (arXiv 2112.01528) and TinyViT (arXiv
+2207.10666) store a teacher's outputs for each of the very crops: classes of ImageNet, of which a small crop
+may show another one than the image.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,18 +17,16 @@ from typing_extensions import Self, override
 
 from fastpsl.console.progress import clock, operation
 from fastpsl.console.words import gigabytes
-from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import share
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run, RunData, draw_seed_of
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.feature_file import FeatureFile, read_features
-from fastpsl.evaluation.features import STORED, Crops, Extraction, extract, loader_options
+from fastpsl.evaluation.features import STORED, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import is_own
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.beton.estimate import free_bytes
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
@@ -42,14 +39,13 @@ _KEY = {
     "weights": "teacher", "backbone": "network of the teacher", "channels": "channels of the teacher",
     "mean": "mean of the teacher", "std": "std of the teacher", "size_px": "--teacher-px", "block": "block",
     "data": "images", "shape": "number of images and features", "whole": "part of each image",
-    "squashed": "shape of each image", "pool": "pooling", "draw_seed": "--draw-seed", "epoch": "epoch",
-    "crop_scale": "--crop-scale", "crop_ratio": "ratio of crops",
+    "squashed": "shape of each image", "pool": "pooling",
 }  # fmt: skip
 _ROWS_AT_A_TIME = 1 << 16
 
 
 class TeacherFeatures:
-    """The teacher's features of all training images, or of the crops of each epoch: files of a folder.
+    """The teacher's features of all training images: files of a folder, one of each block.
 
     Copies are the same features: a task in parts (`--plan blockwise`) has them once.
 
@@ -62,12 +58,9 @@ class TeacherFeatures:
 
     def __init__(self, teacher: Teacher, stages: Sequence[Stage], num_blocks: int, folder: Path | None):
         self.teacher, self.folder = teacher, folder
-        self.blocks_of_stages = [
-            sorted({teacher.block_beside(part.last_block, num_blocks) for part in stage.parts or (stage,)})
-            for stage in stages
-        ]
-        self.blocks = sorted({block for blocks in self.blocks_of_stages for block in blocks})
-        self.files = dict[tuple[int, int | None], FeatureFile]()
+        learned = [part.last_block for stage in stages for part in stage.parts or (stage,)]
+        self.blocks = sorted({teacher.block_beside(block, num_blocks) for block in learned})
+        self.files = dict[int, FeatureFile]()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -77,28 +70,25 @@ class TeacherFeatures:
         """The teacher's view of whole images: their middle square."""
         return center_view(self.teacher.input, self.teacher.size_px, True)
 
-    def path(self, folder: Path, block: int, epoch: int | None = None) -> Path:
-        """Return the file of a block's features: of whole images, or of the crops of an epoch."""
-        return folder / f"teacher-B{block}{'' if epoch is None else f'-epoch-{epoch:04d}'}.npy"
+    def path(self, folder: Path, block: int) -> Path:
+        """Return the file of a block's features."""
+        return folder / f"teacher-B{block}.npy"
 
-    def make(self, run: Run, crops: Crops | None = None) -> None:
+    def make(self, run: Run) -> None:
         """Compute the files that are missing, by one pass over the images with all ranks.
 
         A replay makes them in its own folder.
 
         Args:
             run: The run.
-            crops: An epoch's crops, of which the present stage's blocks have files; None for whole images.
 
         Raises:
             ValueError: The folder cannot be written, or holds features of something else.
             PassStopped: A signal arrived. The same command goes on with the images that are left.
         """
-        world, epoch = run.world, crops.epoch if crops else None
-        works = self.works(run.data, crops, self.blocks_of_stages[run.position.stage] if crops else None)
-        if all((block, epoch) in self.files for block in works):
+        if self.files:
             return
-        own = run.folder / FOLDER
+        world, works, own = run.world, self.works(run.data), run.folder / FOLDER
         folder = self.folder or own
         found: list[int] | ValueError | None = None
         if world.rank == 0:  # its copy of the images has times of its own
@@ -110,7 +100,7 @@ class TeacherFeatures:
         if isinstance(missing, ValueError):
             raise missing
         out = own if run.is_replay else folder
-        paths = {block: self.path(out if block in missing else folder, block, epoch) for block in works}
+        paths = {block: self.path(out if block in missing else folder, block) for block in works}
         if missing:
             with output_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
@@ -124,21 +114,19 @@ class TeacherFeatures:
         for block, path in paths.items():
             file = read_features(path)
             assert file is not None, path
-            self.files[block, epoch] = file
+            self.files[block] = file
 
-    def works(
-        self, data: RunData, crops: Crops | None = None, blocks: Sequence[int] | None = None
-    ) -> dict[int, Extraction]:
-        """Return the extractions of some blocks, by default of all, by block."""
+    def works(self, data: RunData) -> dict[int, Extraction]:
+        """Return the extraction of each block."""
         teacher, options = self.teacher, data.options
         pretrained = Pretrained(teacher.network, teacher.input, teacher.record)
         return {
             block: Extraction(
                 pretrained, data.train, block, teacher.size_px, data.batch_size,
-                options.resolved_precision(data.world.device), whole=crops is None,
-                loader=loader_options(options), crops=crops,
+                options.resolved_precision(data.world.device), whole=True,
+                loader=loader_options(options),
             )
-            for block in blocks or self.blocks
+            for block in self.blocks
         }  # fmt: skip
 
     def missing(self, folder: Path, works: Mapping[int, Extraction]) -> list[int]:
@@ -149,7 +137,7 @@ class TeacherFeatures:
         """
         blocks = list[int]()
         for block, work in works.items():
-            path = self.path(folder, block, work.crops.epoch if work.crops else None)
+            path = self.path(folder, block)
             file = read_features(path)
             if file is None or file.features().dtype.name not in STORED:
                 blocks.append(block)
@@ -168,9 +156,9 @@ class TeacherFeatures:
                 blocks.append(block)
         return blocks
 
-    def read(self, block: int, epoch: int | None = None) -> Tensor:
+    def read(self, block: int) -> Tensor:
         """Return a block's features [N, D] on the host, of a file that `make` has found or made."""
-        file = self.files[block, epoch]
+        file = self.files[block]
         with operation(f"reading {file.path}"):
             return torch.from_numpy(np.array(file.features()))
 
@@ -231,29 +219,21 @@ class DistillStored(Distill):
         width = self.teacher.channels[self.block - 1]
         self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
         self.is_known = torch.ones(self.num_images, dtype=torch.bool, device=device)
-        self.is_fresh = True
-        if (self.block, None) in self.store.files:
+        if self.block in self.store.files:
             self._take(self.store.read(self.block))
 
     def _take(self, features: Tensor) -> None:
-        """Learn from these features from here on; a queue that is empty begins with some, in random order."""
+        """Learn from these features, and begin the queue with some of them, in random order."""
         known = ~features[:, 0].isnan()  # images that could not be decoded have no feature
         self.is_known.copy_(known)
         for place in range(0, len(features), _ROWS_AT_A_TIME):
             part = slice(place, place + _ROWS_AT_A_TIME)
             # Of length 1 in float32, because half precision does not hold all lengths.
             self.features[part] = F.normalize(features[part].float()).nan_to_num(0.0)
-        if self.is_fresh:
-            order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-            first = order[known[order]][: len(self.queue)].to(self.features.device)
-            self.queue[: len(first)] = F.normalize(self.features[first].float())
-            self.num_queued.fill_(len(first))
-        self.is_fresh = False
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.is_fresh = not self.num_queued  # a stage that was stopped within its first pass
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+        first = order[known[order]][: len(self.queue)].to(self.features.device)
+        self.queue[: len(first)] = F.normalize(self.features[first].float())
+        self.num_queued.fill_(len(first))
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -282,67 +262,4 @@ class DistillStored(Distill):
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(seconds)}, and kept: "
             f"{gigabytes(size)} in {store.folder or f'{FOLDER} of the run'}"
-        )
-
-
-class DistillStoredCrops(DistillStored):
-    """A task that learns a frozen network's stored features of the very crops, epoch by epoch.
-
-    Before an epoch, a pass makes those of its crops that are missing. The crops follow from the seed of the
-    views' random numbers, the epoch and the image. So another student with this seed sees the same ones.
-
-    Args:
-        teacher: As in `Distill`.
-        num_blocks: As in `Distill`.
-        size_px: As in `Distill`.
-        store: The features, in a folder that is given.
-    """
-
-    @override
-    def before_training(self, run: Run) -> None:
-        """Do nothing: each epoch has a pass of its own."""
-
-    @override
-    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return Distill.views(self, level)
-
-    @property
-    @override
-    def teacher_view(self) -> ViewSpec:
-        return replace(Distill.views(self, self.num_levels)[1], follows=None)
-
-    @override
-    def start_epoch(self, context: EpochContext) -> None:
-        """Make those of the epoch's features that are missing."""
-        run = context.run
-        context.train_step.release()  # the pass has the memory of the captured steps
-        # With the student's, because a stage leaves the size and the mean of a view that follows alone.
-        _, view = context.in_stage(Distill.views(self, self.num_levels))
-        crops = Crops(replace(view, follows=None), draw_seed_of(run.options), context.epoch)
-        with context.aside():
-            self.store.make(run, crops)
-
-    @override
-    def resume_epoch(self, context: EpochContext) -> None:
-        """Make those that went missing, and see that the others are the epoch's."""
-        self.start_epoch(context)
-
-    @override
-    def epoch_order(self, epoch: int) -> None:
-        """Take the epoch's features; the order is the loader's. A replay of images alone has none."""
-        file = self.store.files.get((self.block, epoch))
-        if file and file.path.exists():
-            self._take(self.store.read(self.block, epoch))
-
-    @override
-    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
-        num, size, folder = data.train.num_samples, 0, self.store.folder
-        assert folder
-        for stage, blocks in zip(stages, self.store.blocks_of_stages, strict=True):
-            epochs = stage.epochs or -(-stage.max_epochs // (num // data.options.batch_of(stage)))
-            size += 2 * epochs * num * sum(self.teacher.channels[block - 1] for block in blocks)
-        free = gigabytes(free_bytes(self.store.path(folder, self.store.blocks[0], epoch=0)))
-        return (
-            f"its features of all epochs' crops take {gigabytes(size)} in {folder}, where {free} are free; "
-            f"before each epoch a pass makes what is missing, {times.teacher_ms[-1]:.2g} ms for an image"
         )

@@ -28,7 +28,7 @@ from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import pretrain
-from fastpsl.evaluation.teacher_features import DistillStored, DistillStoredCrops, TeacherFeatures
+from fastpsl.evaluation.teacher_features import DistillStored, TeacherFeatures
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher
@@ -37,7 +37,6 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view
-from fastpsl.tasks.distill import Distill
 from tests.cli import Cli
 from tests.engine.exact_signals import signal_at_question, signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
@@ -58,12 +57,11 @@ class Pixels(Backbone):
         return [nn.PixelUnshuffle(32)]
 
 
-def experiment_of(teacher: Teacher, plan: str = "end_to_end", crops_in: Path | None = None) -> Experiment:
+def experiment_of(teacher: Teacher, plan: str = "end_to_end") -> Experiment:
     torch.manual_seed(0)
     backbone, stages = TinyNet(), make_plan(plan, (1, 1, 1), num_levels=1)
-    store = TeacherFeatures(teacher, stages, backbone.num_blocks, crops_in)
-    kind = DistillStoredCrops if crops_in else DistillStored
-    task = kind(teacher, backbone.num_blocks, size_px=32, store=store)
+    store = TeacherFeatures(teacher, stages, backbone.num_blocks, None)
+    task = DistillStored(teacher, backbone.num_blocks, size_px=32, store=store)
     return Experiment(task, backbone, stages, cosine(0.1), lambda named: sgd(named, momentum=0.0))
 
 
@@ -95,34 +93,10 @@ def test_features_are_those_of_the_very_images(tmp_path: Path) -> None:
     assert cosines(images.flip(3)).median() < 0.97 and cosines(images.roll(2, 3)).median() < 0.97
 
 
-@pytest.mark.parametrize("decoder", ["turbo", "pillow"])
-def test_features_are_those_of_the_very_crops(decoder: str, tmp_path: Path) -> None:
-    """They are those that the teacher has of a student's batches, in the second epoch and another order."""
-    teacher = Teacher(Pretrained(Pixels(), Input(size_px=32), teacher_of(1, 32).record), 32)
-    experiment = experiment_of(teacher, crops_in=tmp_path / "crops")
-    stages = tuple(replace(stage, epochs=2, crop_scale=0.5) for stage in experiment.stages)
-    options: dict[str, Any] = {"decoder": decoder, "max_steps_per_stage": 20, "seed": 4}
-    fit(tmp_path / "run", replace(experiment, stages=stages), **options)
-    rows = torch.from_numpy(np.load(tmp_path / "crops" / "teacher-B1-epoch-0001.npy")).float()
-    views = replace(experiment, task=Distill(teacher, 5, size_px=64)).views(stages[0])
-    cosines: dict[str, list[Tensor]] = {"same": [], "mirrored": [], "shifted": []}
-    with (
-        closing(open_data(sample_paths().train_32)) as data,
-        Loader(data, views, batch_size_per_rank=32, decoder=decoder, seed=5, draw_seed=4) as loader,
-        closing(loader.epoch(1)) as batches,
-    ):
-        for batch in batches:
-            _, theirs = batch.inputs(views, torch.float32)
-            for name, images in zip(cosines, (theirs, theirs.flip(3), theirs.roll(2, 3)), strict=True):
-                cosines[name].append(F.cosine_similarity(teacher.features(images, 1), rows[batch.indices]))
-    assert torch.cat(cosines["same"]).min() > 0.999
-    assert all(torch.cat(cosines[name]).median() < 0.97 for name in ("mirrored", "shifted"))
-
-
 def stored_task(teacher: Teacher, rows: Tensor, queue_size: int) -> DistillStored:
     """Return a task of which the pass has made these features."""
     store: Any = TeacherFeatures(teacher, make_plan("end_to_end", (1,), num_levels=1), 5, None)
-    store.files, store.read = {(5, None): None}, lambda block: rows.clone()
+    store.files, store.read = {5: None}, lambda block: rows.clone()
     task = DistillStored(teacher, 5, size_px=32, store=store)
     task.num_images, task.queue_size = len(rows), queue_size
     return task
@@ -165,24 +139,20 @@ def test_steps_are_those_of_a_plain_loop() -> None:
         assert torch.allclose(experiment.backbone.state_dict()[name], value, rtol=1e-3, atol=1e-5), name
 
 
-@pytest.mark.parametrize("of_crops", [False, True])
 @pytest.mark.parametrize("plan", ["psl", "blockwise"])
-def test_a_pass_serves_its_blocks_and_a_stopped_run_equals_one_never_stopped(
-    plan: str, of_crops: bool, tmp_path: Path
-) -> None:
+def test_a_pass_serves_its_blocks_and_a_stopped_run_equals_another(plan: str, tmp_path: Path) -> None:
     """It is stopped within the pass, after steps, and between stages."""
-    make = lambda out: experiment_of(teacher_of(1, 40), plan, tmp_path / out / "crops" if of_crops else None)
-    last, experiment, seen = 4 if plan == "blockwise" else 12, make("whole"), Counter[int]()
+    make = lambda: experiment_of(teacher_of(1, 40), plan)
+    last, experiment, seen = 4 if plan == "blockwise" else 12, make(), Counter[int]()
     task: Any = experiment.task.tasks[0][1] if plan == "blockwise" else experiment.task  # type: ignore[attr-defined]
     first = task.teacher.network.parts[0]
     first.register_forward_hook(lambda _, images, maps: seen.update({0: len(maps)}))
     assert fit(tmp_path / "whole", experiment)
     with closing(open_data(sample_paths().train_32)) as data:
-        num = data.num_samples * (3 if of_crops and plan == "psl" else 1)
-        assert seen[0] - num in range(96)  # a batch is filled up
+        assert seen[0] - data.num_samples in range(96)  # a batch is filled up
     in_pass = lambda run: signal_at_question(run, 3)
     for stop in (in_pass, *(partial(signal_at_step, step=step) for step in (2, last - 2)), None):
-        assert fit(tmp_path / "stopped", make("stopped"), stop) == (stop is None)
+        assert fit(tmp_path / "stopped", make(), stop) == (stop is None)
     whole, stopped = (tmp_path / each for each in ("whole", "stopped"))
     assert digests(newest_checkpoint(whole)) == digests(newest_checkpoint(stopped))
     names = [path.relative_to(whole) for path in whole.rglob("teacher-B*[0-9].npy")]
@@ -190,31 +160,6 @@ def test_a_pass_serves_its_blocks_and_a_stopped_run_equals_one_never_stopped(
     for name in names:
         one, other = (np.load(each / name) for each in (whole, stopped))
         assert np.array_equal(one, other) and np.isfinite(one).all()
-
-
-def test_crops_of_an_epoch_that_resumes_are_checked_and_made_again(tmp_path: Path) -> None:
-    make = lambda seed: experiment_of(teacher_of(seed, 40), crops_in=tmp_path / "crops")
-    assert not fit(tmp_path / "run", make(1), partial(signal_at_step, step=2))
-    path = tmp_path / "crops" / "teacher-B5-epoch-0000.npy"
-    before = np.load(path)
-    record = path.with_suffix(".json")
-    text = record.read_text()
-    record.write_text(text.replace('"epoch": 0', '"epoch": 1'))
-    with pytest.raises(ValueError, match=r"another epoch \(1 there, 0 now\)"):
-        fit(tmp_path / "run", make(1))
-    path.unlink()
-    assert fit(tmp_path / "run", make(1)) and np.array_equal(np.load(path), before)
-
-
-def test_stages_of_other_sizes_and_first_weights_leave_the_teachers_crops(tmp_path: Path) -> None:
-    made = []
-    for sizes, input in (((32, 32, 32), None), ((24, 24, 32), Input(mean=(0.1,) * 3, size_px=32))):
-        out = tmp_path / f"{sizes[0]}"
-        experiment = experiment_of(teacher_of(1, 40), "psl", out / "crops")
-        stages = [replace(stage, size_px=px) for stage, px in zip(experiment.stages, sizes, strict=True)]
-        assert fit(out, replace(experiment, stages=tuple(stages), input=input))
-        made.append({path.name: path.read_bytes() for path in (out / "crops").glob("*.npy")})
-    assert made[0] == made[1] and len(made[0]) == 3
 
 
 def of_ranks(folder: Path, rank: int, num_ranks: int) -> str:
@@ -275,32 +220,12 @@ def test_a_folder_serves_other_students_and_differences_are_named(
         ("another teacher_px", {"teacher_px": 48}),
         ("another images", {"data": sample_paths().test_32}),
         ("another block", {"plan": "psl", "epochs": (1, 1, 1)}),
+        ("they are of whole images", {"teacher_sees": "crop"}),
     ]
     for number, (words, options) in enumerate(rows):
         with pytest.raises(ValueError) as error:
             distilled(tmp_path / f"refused-{number}", **{**given, **options})
         assert words in str(error.value) and "\n" not in str(error.value), error.value
-
-
-def test_crops_serve_students_of_their_draw_seed(tmp_path: Path, passes: Counter[str]) -> None:
-    shared = tmp_path / "crops"
-    given: dict[str, Any] = {"teacher_features": shared, "teacher_sees": "crop", "epochs": (1,)}
-    weights = tmp_path / "weights.pth"
-    torch.save(make_backbone("resnet18").state_dict(), weights)
-    given |= {"teacher": weights, "teacher_backbone": "resnet18"}
-    run = distilled(tmp_path / "one", **given)
-    distilled(tmp_path / "two", **given, backbone="resnet18", size_px=48, seed=3, draw_seed=0)
-    assert passes == {"teacher-B5-epoch-0000.npy": 1}
-    for words, options in (
-        ("another draw_seed (0 there, 3 now)", {"seed": 3}),
-        ("another crop_scale", {"crop_scale": 0.5}),
-    ):
-        with pytest.raises(ValueError) as error:
-            distilled(tmp_path / "refused", **given, **options)
-        assert words in str(error.value)
-    for image in fastpsl.replay(run.folder, 1, backbone=SMALL_NET).images:
-        assert image.loss is not None and len(image.draws) == 1
-    assert passes == {"teacher-B5-epoch-0000.npy": 1}
 
 
 def test_damaged_files_and_those_of_touched_images_are_made_anew(
@@ -332,12 +257,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert distilled(tmp_path / "run").folder
 
 
-@pytest.mark.parametrize("of_crops", [False, True])
-def test_a_replay_reads_the_features_of_its_run_and_writes_none(
-    of_crops: bool, tmp_path: Path, passes: Counter[str]
-) -> None:
-    crops: dict[str, Any] = {"teacher_sees": "crop", "teacher_features": tmp_path / "crops", "epochs": (1,)}
-    run = distilled(tmp_path / "run", max_steps_per_stage=2, **(crops if of_crops else {}))
+def test_a_replay_reads_the_features_of_its_run_and_writes_none(tmp_path: Path, passes: Counter[str]) -> None:
+    run = distilled(tmp_path / "run", max_steps_per_stage=2)
     stored = [path for path in tmp_path.rglob("teacher-B5*") if "labels" not in path.name]
     for gone in (False, True):
         for path in stored if gone else ():

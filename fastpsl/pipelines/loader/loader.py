@@ -50,7 +50,6 @@ class Loader(Uncopyable):
         views: The views of each sample, at least one.
         batch_size_per_rank: Samples of this rank's batch. A step has `world` times as many.
         seed: The seed of the order and of the augmentations, 0 to 2**64 - 1.
-        draw_seed: Another seed of the augmentations; None for `seed`.
         rank: This process's rank, 0 to world - 1.
         world: The number of ranks.
         train: Whether to train or to evaluate.
@@ -85,7 +84,6 @@ class Loader(Uncopyable):
         *,
         batch_size_per_rank: int,
         seed: int = 0,
-        draw_seed: int | None = None,
         rank: int = 0,
         world: int = 1,
         train: bool = True,
@@ -160,10 +158,7 @@ class Loader(Uncopyable):
             hw_decoder_load=hw_decoder_load,
         )
         self.decoder_name = self.decoder.name
-        self._spec = LoaderSpec(
-            data, self.views, seed if draw_seed is None else draw_seed, self.decoder, on_bad_sample,
-            self.device, copy_stream,
-        )  # fmt: skip
+        self._spec = LoaderSpec(data, self.views, seed, self.decoder, on_bad_sample, self.device, copy_stream)
         self._engine: ThreadEngine | QueueEngine
         if isinstance(self.decoder, Decoder):
             on_device = crops_on_device(self.decoder, self.views, self.device)
