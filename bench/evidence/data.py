@@ -6,7 +6,8 @@
     distill-scenes, distill-crops
                         the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
                         takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
-    distill-clothes     the source is the repository clothing-dataset-small, with the same file beside it; the
+    distill-clothes, distill-longer
+                        the source is the repository clothing-dataset-small, with the same file beside it; the
                         search has every eighth photo of its folder train, held-out those of the others
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
@@ -129,6 +130,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
+    "distill-longer": clothes,
 }  # fmt: skip
 
 
