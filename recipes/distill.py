@@ -72,6 +72,8 @@ def build(options: Options) -> engine.Experiment:
             f"--teacher-features {options.teacher_features}: they are of whole images; give --teacher-sees "
             "image, or leave --teacher-features out"
         )
+    if options.teacher_features and options.teacher_features.is_file():
+        raise ValueError(f"--teacher-features {options.teacher_features}: it is a file; give a folder")
     if options.teacher is None:
         raise ValueError(
             "--teacher: give the network to learn from, such as timm/vit_small_patch14_dinov2, a run or a "

@@ -55,8 +55,8 @@ class File(evaluation.TeacherFeatures):
         self.rows, self.files = rows, dict.fromkeys(self.blocks, file)
 
     @override
-    def read(self, block: int) -> Tensor:
-        return self.rows.clone()
+    def read(self, block: int, device: torch.device) -> Tensor:
+        return F.normalize(self.rows).half().to(device)
 
 
 class Cosine(evaluation.DistillStored):
@@ -64,17 +64,23 @@ class Cosine(evaluation.DistillStored):
 
     @override
     def stage_head(self, stage: Stage, channels: int) -> torch.nn.Module:
-        return average_and_linear(channels, self.store.read(0).shape[1])
+        return average_and_linear(channels, self.rows.shape[1])
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: torch.nn.Module) -> None:
         self.queue_size = 0
         super().start_stage(stage, blocks, head)
-        self.mean = self.features.float().mean(0)
+        self.features = self.rows  # whitened ones have another width
+        self.mean = self.features.mean(0)
 
     @override
-    def _take(self, features: Tensor) -> None:
-        self.features = features  # whitened ones have another width
+    def _fill_queue(self) -> None:
+        """Do nothing: there is no queue."""
+
+    @property
+    def rows(self) -> Tensor:
+        assert isinstance(self.store, File)
+        return self.store.rows
 
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:

@@ -256,6 +256,10 @@ class Blockwise(Task):
         return self._last.lines_before(backbone, stages, data)
 
     @override
+    def seconds_before(self) -> float:
+        return self._last.seconds_before()
+
+    @override
     def chance(self, level: int) -> float | None:
         return self._last.chance(self._last_stage.level)
 
@@ -277,8 +281,10 @@ class Blockwise(Task):
         of_parts = [views_of(task, part.level) for part, task in self.tasks]
         views, places = list[ViewSpec](), dict[tuple[ViewSpec, ...], slice]()
         for own in dict.fromkeys(of_parts):
-            places[own] = slice(len(views), len(views) + len(own))
-            views += own
+            first = len(views)
+            places[own] = slice(first, first + len(own))
+            # A view follows another one by its place, here among those of all parts.
+            views += (replace(v, follows=None if v.follows is None else first + v.follows) for v in own)
         return tuple(views), [places[own] for own in of_parts]
 
     def _batch_of(self, part: _Part, own: slice, batch: Batch) -> Batch:

@@ -349,6 +349,10 @@ class Task:
         """
         return ()
 
+    def seconds_before(self) -> float:
+        """Return about how long `before_training` takes, as `lines_before` has found."""
+        return 0.0
+
     def chance(self, level: int) -> float | None:
         """Return the accuracy of guessing, to be shown with the validation accuracy; None if there is none.
 

@@ -105,10 +105,11 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
         with operation("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
     tell_shared_images(experiment, run)
-    try:
-        experiment.task.before_training(run)
-    except PassStopped:
-        return False
+    if len(position.summaries) < len(experiment.stages):
+        try:
+            experiment.task.before_training(run)
+        except PassStopped:
+            return False
     with LastStep(run) as last_step:
         while len(position.summaries) < len(experiment.stages):
             if len(position.summaries) > position.stage:

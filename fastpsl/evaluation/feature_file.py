@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from typing_extensions import override
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World, gather_objects, share
 from fastpsl.files.atomic import Uncopyable, partial_path, remove_leftovers, write_all, write_atomically
 from fastpsl.files.json_records import COUNT, COUNTS, TEXT, WHOLE, Form, NoRecord, maybe
@@ -24,6 +28,7 @@ from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.files.untrusted import map_npy, read_npy
 
 FORMAT = 1
+_ROWS_AT_A_TIME = 4096
 _RECORD = Form("F.json", {
     "format": WHOLE, "digest": TEXT, "shape": COUNTS, "dtype": TEXT, "block": TEXT, "size_px": COUNT,
     "backbone": maybe(TEXT), "labels": maybe(TEXT), "bad": COUNTS,
@@ -58,6 +63,21 @@ class FeatureFile:
     def good(self) -> np.ndarray:
         """Return the samples that could be decoded, int64."""
         return np.setdiff1d(np.arange(self.record["shape"][0]), self.record["bad"])
+
+    def of_length_1(self, samples: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """Return the features of some samples, scaled to length 1, float16 [n, C] on a device.
+
+        Lengths are divided out in float32, because half precision does not hold all of them. Samples that
+        could not be decoded have NaN.
+        """
+        parts = range(0, len(samples), _ROWS_AT_A_TIME)
+        rows = torch.empty(len(samples), self.record["shape"][1], dtype=torch.float16, device=device)
+        with operation(f"reading {self.path}", "images", len(samples)) as progress:
+            for start in progress.track(parts, _ROWS_AT_A_TIME):
+                part = slice(start, start + _ROWS_AT_A_TIME)
+                values = self.features()[samples[part]].astype(np.float32)
+                rows[part] = F.normalize(torch.from_numpy(values).to(device)).half()
+        return rows
 
     def labels(self) -> np.ndarray | None:
         """Return the labels, int32 [N] with -1 for none, or None if no sample has one."""

@@ -4,11 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
@@ -20,7 +16,6 @@ from fastpsl.tasks.pseudo_labels.k_means import clusters_of_samples
 # to 32 to 256 components lowered NMI with the true labels in all 16 cases, by 3 to 26 points. PCA without
 # whitening made no difference with 70 clusters. Nor did 100 iterations, or the best of the starts.
 NUM_ITERATIONS = 20
-_ROWS_AT_A_TIME = 4096
 
 
 class FeatureLabels(NamedTuple):
@@ -46,7 +41,7 @@ def feature_labels(
     file = work.to_file(folder / f"features-{work.digest()[:8]}.npy", world)
     own = np.array_split(file.good(), world.size)[world.rank]
     labels, _ = clusters_of_samples(
-        _of_length_1(file, own), own, work.data.num_samples, num_clusters=num_clusters,
+        file.of_length_1(own), own, work.data.num_samples, num_clusters=num_clusters,
         num_iterations=NUM_ITERATIONS, seed=seed, epoch=0, world=world,
     )  # fmt: skip
     record, block = work.pretrained.record, f"B{work.block}"
@@ -58,15 +53,3 @@ def feature_labels(
     whose = f"{record['path']}, sha256 {record['sha256'][:8]}…"
     made_by = f"fastpsl labels features, {block} of {record['backbone']} ({whose})"
     return FeatureLabels(labels.cpu().numpy(), configuration, made_by, file)
-
-
-def _of_length_1(file: FeatureFile, samples: np.ndarray) -> Tensor:
-    """Return the features of some samples, scaled to length 1, float16 [n, C]."""
-    with operation(f"reading {file.path}", "images", len(samples)) as progress:
-        parts = range(0, len(samples), _ROWS_AT_A_TIME)
-        rows = torch.empty(len(samples), file.features().shape[1], dtype=torch.float16)
-        for start in progress.track(parts, _ROWS_AT_A_TIME):
-            part = slice(start, start + _ROWS_AT_A_TIME)
-            values = file.features()[samples[part]].astype(np.float32)
-            rows[part] = F.normalize(torch.from_numpy(values)).half()
-    return rows

@@ -63,6 +63,8 @@ class Extraction:
     # Pools a block's map [C, h, w], which is then flattened (`pooled`); None averages over all positions.
     pool: Pool | None = None
     squashed: bool = False  # whether the view is `squashed_view` instead of `center_view`
+    # What to do with features that the file's dtype does not hold.
+    if_too_large: str = "fastpsl features --dtype float32 can; or give another --block"
 
     @classmethod
     def of(
@@ -198,17 +200,17 @@ def extract(
 ) -> list[FeatureFile]:
     """Write the features of each extraction to its file, with all ranks; existing files are kept.
 
-    The extractions may differ in block and pool only: images pass through the decoder and the backbone once
-    for all. An interrupted extraction continues with the rows that were saved every `save_every_s` seconds.
-    `stopped` is called after every batch, on all ranks, and returns the same there.
+    The extractions may differ in block, pool and dtype only: images pass through the decoder and the backbone
+    once for all. An interrupted extraction continues with the rows that were saved every `save_every_s`
+    seconds. `stopped` is called after every batch, on all ranks, and returns the same there.
 
     Raises:
         ValueError: A file holds other features and `overwrite` is not set.
         PassStopped: `stopped` returned True. The rows so far are saved.
     """
     first = works[0]
-    assert all(replace(work, block=first.block, pool=first.pool) == first for work in works)
-    assert first.dtype in STORED
+    of_file = {name: getattr(first, name) for name in ("block", "pool", "dtype", "if_too_large")}
+    assert all(replace(work, **of_file) == first and work.dtype in STORED for work in works)
     kept = [_kept(work, out) for work, out in zip(works, outs, strict=True)] if world.rank == 0 else []
     kept = share(world, kept)  # rank 0's copy of the images has times of its own
     for out, how in zip(outs, kept, strict=True):
@@ -346,8 +348,8 @@ def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.n
     with np.errstate(over="ignore", under="ignore"):
         values = features.astype(work.dtype)
     if not np.isfinite(values).all():
-        other = "fastpsl features --dtype float32 can; or give another --block"
-        remedy = other if np.isfinite(features).all() else "check the weights and their input record"
+        finite = np.isfinite(features).all()
+        remedy = work.if_too_large if finite else "check the weights and their input record"
         raise ValueError(
             f"features of B{work.block} reach {np.abs(features).max():.3g}, which {work.dtype} cannot hold: "
             f"{remedy}"

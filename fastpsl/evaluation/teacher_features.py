@@ -5,7 +5,8 @@ Every crop of an image has the target that the whole image has. FKD (arXiv 2112.
 may show another one than the image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from fastpsl.console.progress import clock, operation
-from fastpsl.console.words import gigabytes
+from fastpsl.console.progress import clock
+from fastpsl.console.words import gigabytes, number_of
 from fastpsl.engine.distributed import share
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.evaluation.feature_file import FeatureFile, read_features
+from fastpsl.evaluation.feature_file import FeatureFile, read_features, record_path
 from fastpsl.evaluation.features import STORED, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import is_own
@@ -30,18 +31,19 @@ from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
-from fastpsl.tasks.distill import BlockTimes, Distill
+from fastpsl.tasks.distill import Distill
 
 FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
 # What makes features others, in words. The precision in which they were computed does not.
 _KEY = {
-    "weights": "teacher", "backbone": "network of the teacher", "channels": "channels of the teacher",
-    "mean": "mean of the teacher", "std": "std of the teacher", "size_px": "--teacher-px", "block": "block",
-    "data": "images", "shape": "number of images and features", "whole": "part of each image",
-    "squashed": "shape of each image", "pool": "pooling",
+    "weights": "another teacher", "backbone": "another network of the teacher",
+    "channels": "other channels of the teacher", "mean": "another mean of the teacher",
+    "std": "another std of the teacher", "size_px": "another --teacher-px", "block": "another block",
+    "data": "other images", "shape": "another number of images and features",
+    "whole": "another part of each image: fastpsl features --whole", "pool": "another pooling",
+    "squashed": "another shape of each image",
 }  # fmt: skip
-_ROWS_AT_A_TIME = 1 << 16
 
 
 class TeacherFeatures:
@@ -90,7 +92,7 @@ class TeacherFeatures:
             return
         world, works, own = run.world, self.works(run.data), run.folder / FOLDER
         folder = self.folder or own
-        found: list[int] | ValueError | None = None
+        found: dict[int, str] | ValueError | None = None
         if world.rank == 0:  # its copy of the images has times of its own
             try:
                 found = self.missing(folder, works)
@@ -105,10 +107,10 @@ class TeacherFeatures:
             with output_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
             run.stop_signal.other_pace()
-            stopped = lambda: run.stop_signal.after_step().stop
             extract(
-                [works[block] for block in missing], [paths[block] for block in missing], world,
-                overwrite=True, stopped=stopped,
+                [replace(works[block], dtype=dtype) for block, dtype in missing.items()],
+                [paths[block] for block in missing], world, overwrite=True,
+                stopped=lambda: run.stop_signal.after_step().stop,
             )  # fmt: skip
         self.teacher.network.cpu()  # its work is done
         for block, path in paths.items():
@@ -125,26 +127,33 @@ class TeacherFeatures:
                 pretrained, data.train, block, teacher.size_px, data.batch_size,
                 options.resolved_precision(data.world.device), whole=True,
                 loader=loader_options(options),
+                if_too_large="store them once by fastpsl features --whole --dtype float32 as "
+                f"FOLDER/{self.path(Path(), block)}, and give --teacher-features FOLDER",
             )
             for block in self.blocks
         }  # fmt: skip
 
-    def missing(self, folder: Path, works: Mapping[int, Extraction]) -> list[int]:
-        """Return the blocks whose files are not in a folder, are damaged, or older than their images.
+    def missing(self, folder: Path, works: Mapping[int, Extraction]) -> dict[int, str]:
+        """Return the dtype of the files that are not in a folder, are damaged, or older than their images.
 
         Raises:
-            ValueError: A file is of something else.
+            ValueError: A file is of something else, or nothing tells what it is of.
         """
-        blocks = list[int]()
+        dtypes = dict[int, str]()
         for block, work in works.items():
             path = self.path(folder, block)
             file = read_features(path)
-            if file is None or file.features().dtype.name not in STORED:
-                blocks.append(block)
+            if file is None or (dtype := file.features().dtype.name) not in STORED:
+                if folder == self.folder and path.exists() and not record_path(path).exists():
+                    raise ValueError(
+                        f"{path}: nothing tells what these features are of; put its record "
+                        f"{path.stem}.json beside it, remove it, or give another --teacher-features"
+                    )
+                dtypes[block] = work.dtype
                 continue
             there, wanted = _keyed(file.record), _keyed(work.wanted())
             if differences := [
-                f"another {words} ({_short(there.get(name))} there, {_short(wanted.get(name))} now)"
+                f"{words} ({_short(there.get(name))} there, {_short(wanted.get(name))} now)"
                 for name, words in _KEY.items()
                 if there.get(name) != wanted.get(name)
             ]:
@@ -153,14 +162,15 @@ class TeacherFeatures:
                     "same, or another folder"
                 )
             if there.get("files") != wanted.get("files"):
-                blocks.append(block)
-        return blocks
+                dtypes[block] = dtype
+        return dtypes
 
-    def read(self, block: int) -> Tensor:
-        """Return a block's features [N, D] on the host, of a file that `make` has found or made."""
-        file = self.files[block]
-        with operation(f"reading {file.path}"):
-            return torch.from_numpy(np.array(file.features()))
+    def read(self, block: int, device: torch.device) -> Tensor:
+        """Return a block's features of length 1, float16 [N, D], of a file that `make` has found or made.
+
+        Images that could not be decoded have NaN.
+        """
+        return self.files[block].of_length_1(np.arange(self.files[block].record["shape"][0]), device)
 
 
 def _keyed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +201,7 @@ class DistillStored(Distill):
 
     def __init__(self, teacher: Teacher, num_blocks: int, *, size_px: int, store: TeacherFeatures):
         super().__init__(teacher, num_blocks, size_px=size_px)
-        self.store, self.why_uncapturable = store, ""
+        self.store, self.why_uncapturable, self.pass_s = store, "", 0.0
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -218,20 +228,17 @@ class DistillStored(Distill):
         # Zeros serve a dry run, which stores nothing.
         width = self.teacher.channels[self.block - 1]
         self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
-        self.is_known = torch.ones(self.num_images, dtype=torch.bool, device=device)
         if self.block in self.store.files:
-            self._take(self.store.read(self.block))
+            self.features = self.store.read(self.block, device)
+        self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
+        self.features.nan_to_num_(0.0)
+        if self.block in self.store.files:
+            self._fill_queue()
 
-    def _take(self, features: Tensor) -> None:
-        """Learn from these features, and begin the queue with some of them, in random order."""
-        known = ~features[:, 0].isnan()  # images that could not be decoded have no feature
-        self.is_known.copy_(known)
-        for place in range(0, len(features), _ROWS_AT_A_TIME):
-            part = slice(place, place + _ROWS_AT_A_TIME)
-            # Of length 1 in float32, because half precision does not hold all lengths.
-            self.features[part] = F.normalize(features[part].float()).nan_to_num(0.0)
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-        first = order[known[order]][: len(self.queue)].to(self.features.device)
+    def _fill_queue(self) -> None:
+        """Begin the queue with the features of some images, in random order."""
+        order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(0))
+        first = order[self.is_known.cpu()[order]][: len(self.queue)].to(self.features.device)
         self.queue[: len(first)] = F.normalize(self.features[first].float())
         self.num_queued.fill_(len(first))
 
@@ -253,13 +260,28 @@ class DistillStored(Distill):
         return self.store.view
 
     @override
-    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
+    def cost_line(
+        self,
+        teacher_ms: Sequence[float],
+        time_student: Callable[[], Sequence[float]],
+        stages: Sequence[Stage],
+        data: RunData,
+    ) -> str:
         store, num, blocks = self.store, data.train.num_samples, self.store.blocks
-        if store.folder and not store.missing(store.folder, store.works(data)):
-            return f"its features of {num:,} whole images are in {store.folder}"
-        seconds = num * times.teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
+        own = Path(data.options.out) / FOLDER if data.options.out else None
+        folder = store.folder or own
+        if folder and not store.missing(folder, store.works(data)):
+            file = read_features(store.path(folder, blocks[0]))
+            bad = len(file.record["bad"]) if file else 0
+            without = f", and {number_of(bad, 'image')} could not be decoded" if bad else ""
+            return f"its features of {num:,} whole images are in {folder}{without}"
+        self.pass_s = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
-            f"its features of {num:,} whole images are computed first, in about {clock(seconds)}, and kept: "
-            f"{gigabytes(size)} in {store.folder or f'{FOLDER} of the run'}"
+            f"its features of {num:,} whole images are computed first, in about {clock(self.pass_s)} without "
+            f"decoding, and kept: {gigabytes(size)} in {store.folder or f'{FOLDER} of the run'}"
         )
+
+    @override
+    def seconds_before(self) -> float:
+        return self.pass_s

@@ -167,7 +167,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
     with contextlib.closing(data_of(experiment, options, world)) as data:
         lines += lines_before(experiment, data)
         place_backbone(experiment, options, world)
-        total_s = 0.0
+        total_s = experiment.task.seconds_before()
         for number, num_planned in enumerate(stage_steps(experiment, data)):
             stage = experiment.stages[number]
             data.begin_stage(stage)

@@ -172,10 +172,13 @@ def _print_results(run: Run, finished: bool) -> None:
         run.write_status("preempted", "interrupted")
     run.write_results()
     if not finished:
-        where = f"stage {run.position.stage + 1}, step {run.position.step}"
+        position = run.position
+        where = f"in stage {position.stage + 1}, step {position.step}"
         what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
+        if not position.run_step:  # a pass over the images may have been stopped, which goes on
+            where, what_it_does = "before the first step", "goes on"
         folder = pasted(run.folder)
-        print(worded(f"interrupted in {where}; the same command with --out {folder} {what_it_does}"))
+        print(worded(f"interrupted {where}; the same command with --out {folder} {what_it_does}"))
     if not same_place(sys.stdout, sys.stderr):  # the reporter has printed them on stderr
         for summary in run.position.summaries:
             print(summary_line(summary))

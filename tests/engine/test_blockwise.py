@@ -1,12 +1,14 @@
 """Parts that learn at once have the gradients of PSL's stages, by loops, and resume as never stopped."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from typing_extensions import override
 
 import fastpsl
 from fastpsl.engine.blockwise import Blockwise
@@ -21,7 +23,7 @@ from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.revnet import RevNet
-from fastpsl.pipelines.views import Input
+from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.jigsaw import Jigsaw
@@ -178,6 +180,21 @@ def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
     for name, value in after_steps(0, 1).items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-5), name
+
+
+def test_a_view_follows_the_one_of_its_own_part() -> None:
+    class Followed(Rotation):
+        """A task whose second view takes the draws of its first, in each level."""
+
+        @override
+        def views(self, level: int) -> tuple[ViewSpec, ...]:
+            (view,) = super().views(level)
+            return view, replace(view, follows=0)
+
+    stages = make_plan("blockwise", (1, 1, 1), num_levels=Rotation.num_levels)
+    experiment = Experiment(Followed(shorter_px=40, size_px=32), TinyNet(), stages, cosine(0.1))
+    views = experiment.views(stages[0])
+    assert [view.follows for view in views] == [None, 0, None, 2, None, 4]
 
 
 def test_parts_are_not_compiled(tmp_path: Path) -> None:

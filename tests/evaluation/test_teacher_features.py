@@ -96,7 +96,7 @@ def test_features_are_those_of_the_very_images(tmp_path: Path) -> None:
 def stored_task(teacher: Teacher, rows: Tensor, queue_size: int) -> DistillStored:
     """Return a task of which the pass has made these features."""
     store: Any = TeacherFeatures(teacher, make_plan("end_to_end", (1,), num_levels=1), 5, None)
-    store.files, store.read = {5: None}, lambda block: rows.clone()
+    store.files, store.read = {5: None}, lambda block, device: rows.clone()
     task = DistillStored(teacher, 5, size_px=32, store=store)
     task.num_images, task.queue_size = len(rows), queue_size
     return task
@@ -160,6 +160,8 @@ def test_a_pass_serves_its_blocks_and_a_stopped_run_equals_another(plan: str, tm
     for name in names:
         one, other = (np.load(each / name) for each in (whole, stopped))
         assert np.array_equal(one, other) and np.isfinite(one).all()
+        (stopped / name).unlink()
+    assert fit(stopped, make()) and not [*stopped.rglob("teacher-B*[0-9].npy")]  # a finished run needs none
 
 
 def of_ranks(folder: Path, rank: int, num_ranks: int) -> str:
@@ -215,35 +217,45 @@ def test_a_folder_serves_other_students_and_differences_are_named(
     assert passes == {"teacher-B5.npy": 1, "teacher-B3.npy": 1, "teacher-B4.npy": 1}
     record = shared / "teacher-B3.json"
     record.write_text(record.read_text().replace('"B3"', '"B4"'))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    np.save(theirs / "teacher-B5.npy", np.zeros((3, 2), np.float32))
     rows: list[tuple[str, dict[str, Any]]] = [
         ("another teacher (", {"teacher": SMALL_NET, "teacher_backbone": None}),
         ("another teacher_px", {"teacher_px": 48}),
-        ("another images", {"data": sample_paths().test_32}),
+        ("other images", {"data": sample_paths().test_32}),
         ("another block", {"plan": "psl", "epochs": (1, 1, 1)}),
         ("they are of whole images", {"teacher_sees": "crop"}),
+        ("it is a file", {"teacher_features": weights}),
+        ("nothing tells what these features are of", {"teacher_features": theirs}),
     ]
     for number, (words, options) in enumerate(rows):
         with pytest.raises(ValueError) as error:
             distilled(tmp_path / f"refused-{number}", **{**given, **options})
         assert words in str(error.value) and "\n" not in str(error.value), error.value
+    assert np.load(theirs / "teacher-B5.npy").shape == (3, 2)
 
 
 def test_damaged_files_and_those_of_touched_images_are_made_anew(
     tmp_path: Path, passes: Counter[str]
 ) -> None:
-    shared, images = tmp_path / "shared", tmp_path / "images"
+    path, images = tmp_path / "shared" / "teacher-B5.npy", tmp_path / "images"
     images.mkdir()
     for number in range(20):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(images / f"{number}.png")
     for number in range(3):
-        distilled(tmp_path / f"{number}", teacher_features=shared, data=images, val="none", batch_size=4)
+        distilled(tmp_path / f"{number}", teacher_features=path.parent, data=images, val="none", batch_size=4)
         assert passes["teacher-B5.npy"] == number + 1
         if number == 0:
-            with (shared / "teacher-B5.npy").open("r+b") as file:
+            with path.open("r+b") as file:
                 file.truncate(1000)
         else:
+            np.save(path, np.load(path).astype(np.float32))
+            record = path.with_suffix(".json")
+            record.write_text(record.read_text().replace("float16", "float32"))
             os.utime(images / "3.png", (1.0, 1.0))
+    assert np.load(path).dtype == np.float32
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

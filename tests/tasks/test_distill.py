@@ -216,9 +216,20 @@ def test_the_cost_is_of_random_images_and_changes_none(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, epochs=(1,))
     try:
         first, second = experiment.task.lines_before(experiment.backbone, experiment.stages, run.data)
+        network.parts[4] = Constant()
+        with pytest.raises(ValueError, match="its features of 16 images are the same"):
+            list(experiment.task.lines_before(experiment.backbone, experiment.stages, run.data))
     finally:
         run.close()
     assert "teacher" in first and "E " in second and experiment.backbone.training
+
+
+class Constant(torch.nn.Module):
+    """A layer that knows no images."""
+
+    @override
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.ones_like(maps)
 
 
 class InPlace(torch.nn.Module):
