@@ -292,28 +292,8 @@ def cost_words(result: Record, plan: Plan) -> dict[str, Any]:
     return {
         "title": title, "about": data_in_words(result["title"]), "lines": lines,
         "description": f"{title}. {', '.join(spoken)}.", "minutes": minutes, "percents": percents,
-        "dots": [*zip(dots, _sides(dots, minutes, percents), strict=True)],
+        "dots": dots,
     }  # fmt: skip
-
-
-def _sides(
-    dots: Sequence[tuple[str, float, float, float]], minutes: Sequence[float], percents: Sequence[float]
-) -> Iterator[int]:
-    """Yield where each dot's name stands: 1 for right of it, -1 for left, so that names are apart."""
-    wide, high = 750 / (minutes[-1] - minutes[0]), 380 / (percents[-1] - percents[0])  # pixels, about
-    taken = [(cpu * wide - 8, cpu * wide + 8, mean * high) for _, cpu, mean, _ in dots]
-    for arm, cpu, mean, _ in dots:
-        place, length = cpu * wide, 14 + 11 * len(arm)
-        boxes = {1: (place + 9, place + length), -1: (place - length, place - 9)}
-        free = [
-            side
-            for side, (start, end) in boxes.items()
-            if 0 <= start and end <= 750
-            if not any(a < end and start < b and abs(y - mean * high) < 24 for a, b, y in taken)
-        ]
-        side = (free or [1 if cpu < minutes[-1] / 2 else -1])[0]
-        taken.append((*boxes[side], mean * high))
-        yield side
 
 
 def _mean(row: Record) -> float:

@@ -23,6 +23,7 @@ from bench.figures.svg import THEMES, render
 from tests.bench.test_figures import SVG, check_layout, number
 from tests.programs import ROOT
 
+COSTS = [name for name, result in page.read_results(page.RUNS) if [*page.cost_charts(name, result)]]
 ROTATION = page.PLANS / "psl_rotation-cpu.json"
 FULL = {
     "psl": [50.1, 51.3, 49.9, 50.6, 51.0, 50.2],
@@ -203,23 +204,23 @@ def test_a_chart_of_cost_has_each_arm_at_its_place(tmp_path: Path) -> None:
         one["stages"][0]["seconds"] += 1e6 * (one["arm"] == resumed)
     words = cost_words(record, plan)
     expected = {arm: ((100 * place + 1) / 60, 51.0 + 6 * place) for place, arm in enumerate(timed)}
-    found = {arm: (cpu, mean) for (arm, cpu, mean, _), _ in words["dots"]}
+    found = {arm: (cpu, mean) for arm, cpu, mean, _ in words["dots"]}
     assert found.keys() == expected.keys()
     assert np.allclose([*found.values()], [*expected.values()])
     assert words["lines"] == [(UNTRAINED, 30.0)]
     for theme in THEMES:
         check_layout(ElementTree.fromstring(render("cost", theme, words)))
-    circles = [*ElementTree.fromstring(render("cost", "light", words)).iter(f"{SVG}circle")]
-    for axis, values, sign in (("cx", 0, 1), ("cy", 1, -1)):
-        places = [number(one, axis) for one in circles]
+    marks = ElementTree.fromstring(render("cost", "light", words)).findall(f".//{SVG}rect[@class='mean']")
+    for axis, values, sign in (("x", 0, 1), ("y", 1, -1)):
+        places = [number(one, axis) for one in marks]
         fit = stats.linregress([sign * pair[values] for pair in expected.values()], places)
         assert fit.slope > 1 and fit.rvalue == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("claim", PAPERS)
-def test_a_committed_chart_can_be_read(claim: str, theme: str) -> None:
-    check_layout(ElementTree.fromstring(page.chart_path(claim, theme).read_text()))
+@pytest.mark.parametrize("name", sorted(PAPERS) + COSTS)
+def test_a_committed_chart_can_be_read(name: str, theme: str) -> None:
+    check_layout(ElementTree.fromstring(page.chart_path(name, theme).read_text()))
 
 
 def test_a_new_record_reaches_the_page_the_charts_and_the_tables(
