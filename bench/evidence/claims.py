@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from math import ceil, floor
+from math import ceil, floor, hypot
 from typing import Any
 
 from bench.evidence.plan import RANDOM, UNTRAINED, Plan
@@ -292,8 +292,23 @@ def cost_words(result: Record, plan: Plan) -> dict[str, Any]:
     return {
         "title": title, "about": data_in_words(result["title"]), "lines": lines,
         "description": f"{title}. {', '.join(spoken)}.", "minutes": minutes, "percents": percents,
-        "dots": dots,
+        "dots": [*zip(dots, _places(dots, minutes, percents), strict=True)],
     }  # fmt: skip
+
+
+def _places(
+    dots: Sequence[tuple[str, float, float, float]], minutes: Sequence[float], percents: Sequence[float]
+) -> Iterator[tuple[int, int]]:
+    """Yield where each dot's number stands, in pixels right of it and below, so that numbers are apart."""
+    wide, high = 750 / (minutes[-1] - minutes[0]), 380 / (percents[-1] - percents[0])  # pixels, about
+    taken = [(cpu * wide, -mean * high) for _, cpu, mean, _ in dots]
+    for x, y in taken[:]:
+        sides = [(20, 0), (-20, 0), (0, -22), (0, 22)]
+        others = [place for place in taken if place != (x, y)]
+        away = [min((hypot(x + a - b, y + c - d) for b, d in others), default=99.0) for a, c in sides]
+        side = sides[next((place for place, far in enumerate(away) if far > 18), 0)]
+        taken.append((x + side[0], y + side[1]))
+        yield side
 
 
 def _mean(row: Record) -> float:

@@ -204,15 +204,15 @@ def test_a_chart_of_cost_has_each_arm_at_its_place(tmp_path: Path) -> None:
         one["stages"][0]["seconds"] += 1e6 * (one["arm"] == resumed)
     words = cost_words(record, plan)
     expected = {arm: ((100 * place + 1) / 60, 51.0 + 6 * place) for place, arm in enumerate(timed)}
-    found = {arm: (cpu, mean) for arm, cpu, mean, _ in words["dots"]}
+    found = {arm: (cpu, mean) for (arm, cpu, mean, _), _ in words["dots"]}
     assert found.keys() == expected.keys()
     assert np.allclose([*found.values()], [*expected.values()])
     assert words["lines"] == [(UNTRAINED, 30.0)]
     for theme in THEMES:
         check_layout(ElementTree.fromstring(render("cost", theme, words)))
-    marks = ElementTree.fromstring(render("cost", "light", words)).findall(f".//{SVG}rect[@class='mean']")
-    for axis, values, sign in (("x", 0, 1), ("y", 1, -1)):
-        places = [number(one, axis) for one in marks]
+    circles = [*ElementTree.fromstring(render("cost", "light", words)).iter(f"{SVG}circle")]
+    for axis, values, sign in (("cx", 0, 1), ("cy", 1, -1)):
+        places = [number(one, axis) for one in circles]
         fit = stats.linregress([sign * pair[values] for pair in expected.values()], places)
         assert fit.slope > 1 and fit.rvalue == pytest.approx(1, abs=1e-3)
 
