@@ -135,11 +135,21 @@ def _call_as_test(rank: int, function: Callable[..., None], arguments: tuple[Any
     function(rank, *arguments)
 
 
+def reserved_port() -> socket.socket:
+    """Return a bound socket that never listens: a server may take its port, and no other program gets it."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
+_reserved = list[socket.socket]()  # until the process ends
+
+
 def rank_variables(ranks: int) -> list[dict[str, str]]:
-    """Return torchrun's variables for each rank. The port is free now, and rank 0 uses it a second later."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Return torchrun's variables for each rank. Rank 0 takes the port a second later."""
+    _reserved.append(reserved := reserved_port())
+    port = reserved.getsockname()[1]
     size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     size |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]

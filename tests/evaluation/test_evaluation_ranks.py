@@ -5,7 +5,6 @@ One pair of processes does all the work.
 
 import json
 import os
-import socket
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +40,7 @@ from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
 from tests.programs import digests, newest_checkpoint
 from tests.recipes.test_knn import by_others, numbers_by_hand
-from tests.warm import on_ranks
+from tests.warm import on_ranks, reserved_port
 
 STAGE = Stage("E", 3, 1, 5, 3)
 STEPS_PER_EPOCH = 5
@@ -175,15 +174,15 @@ def monitor(folder: Path, world: World) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the two processes and return the folder of their results."""
     path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        (path / "port").write_text(str(probe.getsockname()[1]))
+    reserved = reserved_port()
+    (path / "port").write_text(str(reserved.getsockname()[1]))
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
         leave_at(100, path / "left.npy", patched, data, batch_size=20)
     (path / "same").mkdir()
     (path / "labels").mkdir()
     torch.save(make_backbone("nin3").state_dict(), path / "net.pt")
-    on_ranks(in_a_process, (str(path),), 2)
+    with reserved:
+        on_ranks(in_a_process, (str(path),), 2)
     return path
 
 

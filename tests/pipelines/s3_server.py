@@ -15,6 +15,8 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from tests.warm import reserved_port
+
 BUCKET = "images"
 _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -41,10 +43,7 @@ class S3Server:
         self.put_fault: Callable[[str], str | None] = lambda key: None
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
-        # A bound socket that never listens: while the server is stopped, no other program is given the port.
-        self.reserved = socket.socket()
-        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.reserved.bind(("127.0.0.1", 0))
+        self.reserved = reserved_port()  # while the server is stopped, too
         self.port: int = self.reserved.getsockname()[1]
         self.start()
 
