@@ -70,12 +70,12 @@ class FeatureFile:
         Lengths are divided out in float32, because half precision does not hold all of them. Samples that
         could not be decoded have NaN.
         """
-        parts = range(0, len(samples), _ROWS_AT_A_TIME)
-        rows = torch.empty(len(samples), self.record["shape"][1], dtype=torch.float16, device=device)
+        features, parts = self.features(), range(0, len(samples), _ROWS_AT_A_TIME)
+        rows = torch.empty(len(samples), features.shape[1], dtype=torch.float16, device=device)
         with operation(f"reading {self.path}", "images", len(samples)) as progress:
             for start in progress.track(parts, _ROWS_AT_A_TIME):
                 part = slice(start, start + _ROWS_AT_A_TIME)
-                values = self.features()[samples[part]].astype(np.float32)
+                values = features[samples[part]].astype(np.float32)
                 rows[part] = F.normalize(torch.from_numpy(values).to(device)).half()
         return rows
 

@@ -64,7 +64,9 @@ class Extraction:
     pool: Pool | None = None
     squashed: bool = False  # whether the view is `squashed_view` instead of `center_view`
     # What to do with features that the file's dtype does not hold.
-    if_too_large: str = "fastpsl features --dtype float32 can; or give another --block"
+    if_too_large: str = field(
+        default="fastpsl features --dtype float32 can; or give another --block", compare=False
+    )
 
     @classmethod
     def of(
@@ -209,7 +211,7 @@ def extract(
         PassStopped: `stopped` returned True. The rows so far are saved.
     """
     first = works[0]
-    of_file = {name: getattr(first, name) for name in ("block", "pool", "dtype", "if_too_large")}
+    of_file: dict[str, Any] = {"block": first.block, "pool": first.pool, "dtype": first.dtype}
     assert all(replace(work, **of_file) == first and work.dtype in STORED for work in works)
     kept = [_kept(work, out) for work, out in zip(works, outs, strict=True)] if world.rank == 0 else []
     kept = share(world, kept)  # rank 0's copy of the images has times of its own

@@ -5,7 +5,7 @@ Every crop of an image has the target that the whole image has. FKD (arXiv 2112.
 may show another one than the image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,7 +31,7 @@ from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
-from fastpsl.tasks.distill import Distill
+from fastpsl.tasks.distill import BlockTimes, Distill
 
 FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
@@ -225,11 +225,11 @@ class DistillStored(Distill):
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         device = next(head.parameters()).device
         self._begin_queue(stage, device)
-        # Zeros serve a dry run, which stores nothing.
-        width = self.teacher.channels[self.block - 1]
-        self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
         if self.block in self.store.files:
             self.features = self.store.read(self.block, device)
+        else:  # a dry run stores nothing
+            width = self.teacher.channels[self.block - 1]
+            self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
         self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
         self.features.nan_to_num_(0.0)
         if self.block in self.store.files:
@@ -260,13 +260,7 @@ class DistillStored(Distill):
         return self.store.view
 
     @override
-    def cost_line(
-        self,
-        teacher_ms: Sequence[float],
-        time_student: Callable[[], Sequence[float]],
-        stages: Sequence[Stage],
-        data: RunData,
-    ) -> str:
+    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
         store, num, blocks = self.store, data.train.num_samples, self.store.blocks
         own = Path(data.options.out) / FOLDER if data.options.out else None
         folder = store.folder or own
@@ -275,7 +269,7 @@ class DistillStored(Distill):
             bad = len(file.record["bad"]) if file else 0
             without = f", and {number_of(bad, 'image')} could not be decoded" if bad else ""
             return f"its features of {num:,} whole images are in {folder}{without}"
-        self.pass_s = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
+        self.pass_s = num * times.teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(self.pass_s)} without "

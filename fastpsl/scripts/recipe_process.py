@@ -172,10 +172,10 @@ def _print_results(run: Run, finished: bool) -> None:
         run.write_status("preempted", "interrupted")
     run.write_results()
     if not finished:
-        position = run.position
-        where = f"in stage {position.stage + 1}, step {position.step}"
-        what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        if not position.run_step:  # a pass over the images may have been stopped, which goes on
+        if run.position.run_step:
+            where = f"in stage {run.position.stage + 1}, step {run.position.step}"
+            what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
+        else:  # a pass over the images may have been stopped, which goes on
             where, what_it_does = "before the first step", "goes on"
         folder = pasted(run.folder)
         print(worded(f"interrupted {where}; the same command with --out {folder} {what_it_does}"))

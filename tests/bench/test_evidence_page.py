@@ -23,7 +23,7 @@ from bench.figures.svg import THEMES, render
 from tests.bench.test_figures import SVG, check_layout, number
 from tests.programs import ROOT
 
-COSTS = [name for name, result in page.read_results(page.RUNS) if [*page.cost_charts(name, result)]]
+COSTS = [name for name in sorted(page.EXPERIMENTS) if page.chart_path(name, "light").exists()]
 ROTATION = page.PLANS / "psl_rotation-cpu.json"
 FULL = {
     "psl": [50.1, 51.3, 49.9, 50.6, 51.0, 50.2],
