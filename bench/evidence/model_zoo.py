@@ -34,7 +34,7 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
             continue
         commands = [word for one in results["training"] for word in one["command"].split()]
         scripts = [Path(word).stem for word in dict.fromkeys(commands) if word.endswith(".py")]
-        recipes = [names[script] for script in scripts if script in names]
+        recipes = list(dict.fromkeys(names[script] for script in scripts if script in names))
         by = evaluation_in_words(results["endpoint"]["evaluation"])
         here = [one | _cells(one, results, by) for one in certificates(runs / experiment, results)]
         links = (
