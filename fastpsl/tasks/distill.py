@@ -214,10 +214,12 @@ class Distill(Task):
             f"{teacher.size_px} px, {words_of_input(teacher.input)}"
         )
         views = (self.views(self.num_levels)[0], self.teacher_view)
-        loading = data.loader(data.train, views, train=True)  # in random order
+        size = min(_TIMED[data.world.device.type], data.batch_size)
+        if data.options.order == "quasi_random":  # its lanes share a batch of the run
+            size = data.batch_size
+        loading = data.loader(data.train, views, train=True, batch_size=size)
         with loading as loader, contextlib.closing(loader.epoch(0)) as batches:
-            images = next(batches).inputs(views, torch.float32)
-            own, theirs = (of_view[: _TIMED[data.world.device.type]].clone() for of_view in images)
+            own, theirs = next(batches).inputs(views, torch.float32)
         teacher_ms, features = _block_ms(teacher.network, theirs, data)
         teacher.network.cpu()  # until it is needed
         if not features.isfinite().all():
