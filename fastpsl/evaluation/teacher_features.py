@@ -174,8 +174,23 @@ class TeacherFeatures:
         """Return a block's features of length 1, float16 [N, D], of a file that `make` has found or made.
 
         Images that could not be decoded have NaN.
+
+        Raises:
+            ValueError: Others are not finite.
         """
-        return self.files[block].of_length_1(np.arange(self.files[block].record["shape"][0]), device)
+        file = self.files[block]
+        features = file.of_length_1(np.arange(file.record["shape"][0]), device)
+        if num := int((~_are_finite(features)).sum()) - len(file.record["bad"]):
+            raise ValueError(
+                f"{file.path}: features of {number_of(num, 'image')} are not finite; remove it, and the same "
+                "command makes it anew"
+            )
+        return features
+
+
+def _are_finite(rows: Tensor) -> Tensor:
+    """Return which rows [N, D] of length 1 are finite, bool [N]."""
+    return rows.sum(1).isfinite()
 
 
 def _keyed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +250,7 @@ class DistillStored(Distill):
         else:  # a dry run stores nothing
             width = self.teacher.channels[self.block - 1]
             self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
-        self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
+        self.is_known = _are_finite(self.features)  # images that could not be decoded have no feature
         self.features.nan_to_num_(0.0)
         if self.block in self.store.files:
             self._fill_queue()

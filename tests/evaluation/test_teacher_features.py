@@ -246,12 +246,17 @@ def test_damaged_files_and_those_of_touched_images_are_made_anew(
         if number == 0:
             with path.open("r+b") as file:
                 file.truncate(1000)
-        else:
+        if number == 1:
             np.save(path, np.load(path).astype(np.float32))
             record = path.with_suffix(".json")
             record.write_text(record.read_text().replace("float16", "float32"))
             os.utime(images / "3.png", (1.0, 1.0))
-    assert np.load(path).dtype == np.float32
+    rows = np.load(path)
+    assert rows.dtype == np.float32
+    rows[7, 3] = np.inf
+    np.save(path, rows)
+    with pytest.raises(ValueError, match=r"features of 1 image are not finite; remove it"):
+        distilled(tmp_path / "last", teacher_features=path.parent, data=images, val="none", batch_size=4)
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
