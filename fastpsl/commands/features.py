@@ -17,6 +17,7 @@ from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
     from fastpsl.engine.distributed import World
+    from fastpsl.evaluation.features import Extraction
     from fastpsl.evaluation.options import EvaluationOptions
     from fastpsl.evaluation.trained_run import TrainedRun
 
@@ -105,6 +106,25 @@ class ExtractionOptions:
         finally:
             leave_world()
 
+    @contextmanager
+    def of_images(
+        self, weights: str, data: str | None, block: str, dtype: str
+    ) -> Iterator[tuple["Extraction", "World"]]:
+        """Join torchrun's ranks and yield the extraction from `data`.
+
+        Data that is None is a run's training images, or the embedded sample's.
+        """
+        from fastpsl.engine.run import open_given
+        from fastpsl.evaluation.features import Extraction
+        from fastpsl.pipelines.sample.betons import sample_paths
+
+        if data is None and (run := run_of(weights)):
+            data = run.train_images()
+        with self.joined(weights, data=data) as (options, world):
+            pretrained = options.pretrained()
+            with closing(open_given(options, sample_paths().train if data is None else data)) as images:
+                yield Extraction.of(options, pretrained, images, block, world, dtype), world
+
 
 def run_of(weights: str | None) -> "TrainedRun | None":
     """Return the run that weights belong to, or None."""
@@ -138,22 +158,13 @@ class Features:
 
     def run(self) -> None:
         """Write the file and print what it holds; under torchrun every rank does its share."""
-        from fastpsl.engine.run import open_given
-        from fastpsl.evaluation.features import Extraction
-        from fastpsl.pipelines.sample.betons import sample_paths
-
         if self.out.suffix != ".npy":
             raise ValueError(f"--out {self.out}: give a name that ends in .npy")
-        source = self.data
-        if source is None and (run := run_of(self.checkpoint)):
-            source = run.train_images()
-        with self.extraction.joined(self.checkpoint, data=source) as (options, world):
-            pretrained = options.pretrained()
-            with closing(open_given(options, sample_paths().train if source is None else source)) as data:
-                extraction = Extraction.of(options, pretrained, data, self.block, world, self.dtype)
-                written = extraction.to_file(self.out, world, overwrite=self.overwrite)
-                if world.rank == 0:
-                    print(written)
+        with self.extraction.of_images(self.checkpoint, self.data, self.block, self.dtype) as (work, world):
+            work = replace(work, if_too_large="give --dtype float32, or another --block")
+            written = work.to_file(self.out, world, overwrite=self.overwrite)
+            if world.rank == 0:
+                print(written)
 
 
 @dataclass(frozen=True, kw_only=True)

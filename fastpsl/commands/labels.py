@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fastpsl.commands.features import RUN_HELP, Block, ExtractionOptions, run_of
+from fastpsl.commands.features import RUN_HELP, Block, ExtractionOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,24 +103,17 @@ class MakeLabels:
             raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
 
     def _of_features(self) -> None:
-        from fastpsl.engine.run import open_given
         from fastpsl.evaluation.feature_labels import feature_labels
-        from fastpsl.evaluation.features import Extraction
-        from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.tasks.pseudo_labels.baselines import require_images
 
-        source, num_clusters = self.data, self.num_clusters or NUM_CLASSES
-        if source is None and (run := run_of(self.weights)):
-            source = run.train_images()
-        with self.extraction.joined(self.weights, data=source) as (options, world):
-            pretrained = options.pretrained()
-            with closing(open_given(options, sample_paths().train if source is None else source)) as data:
-                require_images(data, num_clusters, self.source)
-                work = Extraction.of(options, pretrained, data, self.block, world, "float16")
-                made = feature_labels(work, self.out.parent, num_clusters, self.seed, world)
-                if world.rank == 0:
-                    print(f"features {made.features}")
-                    self._write(data, made.labels, num_clusters, made.made_by, made.configuration)
+        num_clusters = self.num_clusters or NUM_CLASSES
+        assert self.weights is not None  # checked
+        with self.extraction.of_images(self.weights, self.data, self.block, "float16") as (work, world):
+            require_images(work.data, num_clusters, self.source)
+            made = feature_labels(work, self.out.parent, num_clusters, self.seed, world)
+            if world.rank == 0:
+                print(f"features {made.features}")
+                self._write(work.data, made.labels, num_clusters, made.made_by, made.configuration)
 
     def _of_no_network(self) -> None:
         from fastpsl.pipelines.data.reading import Reading

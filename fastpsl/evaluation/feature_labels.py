@@ -38,7 +38,8 @@ def feature_labels(
     Raises:
         ValueError: They cannot be computed or written, or fewer images than clusters can be decoded.
     """
-    file = work.to_file(folder / f"features-{work.digest()[:8]}.npy", world)
+    # A file of this name without its record was damaged, or stopped while it got its name.
+    file = work.to_file(folder / f"features-{work.digest()[:8]}.npy", world, overwrite=True)
     own = np.array_split(file.good(), world.size)[world.rank]
     labels, _ = clusters_of_samples(
         file.of_length_1(own), own, work.data.num_samples, num_clusters=num_clusters,

@@ -64,9 +64,7 @@ class Extraction:
     pool: Pool | None = None
     squashed: bool = False  # whether the view is `squashed_view` instead of `center_view`
     # What to do with features that the file's dtype does not hold.
-    if_too_large: str = field(
-        default="fastpsl features --dtype float32 can; or give another --block", compare=False
-    )
+    if_too_large: str = field(default="give another --block", compare=False)
 
     @classmethod
     def of(

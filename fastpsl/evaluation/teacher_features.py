@@ -5,9 +5,9 @@ Every crop of an image has the target that the whole image has. FKD (arXiv 2112.
 may show another one than the image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,20 @@ from typing_extensions import Self, override
 from fastpsl.console.progress import clock
 from fastpsl.console.words import gigabytes, number_of
 from fastpsl.engine.distributed import share
+from fastpsl.engine.options import RunOptions, share_of
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.feature_file import FeatureFile, read_features, record_path
 from fastpsl.evaluation.features import STORED, Extraction, extract, loader_options
 from fastpsl.files.system_errors import output_errors
-from fastpsl.models.names import is_own
+from fastpsl.models.names import is_own, without_folder
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
-from fastpsl.tasks.distill import BlockTimes, Distill
+from fastpsl.tasks.distill import Distill
 
 FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
@@ -66,11 +67,6 @@ class TeacherFeatures:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
-
-    @property
-    def view(self) -> ViewSpec:
-        """The teacher's view of whole images: their middle square."""
-        return center_view(self.teacher.input, self.teacher.size_px, True)
 
     def path(self, folder: Path, block: int) -> Path:
         """Return the file of a block's features."""
@@ -127,11 +123,20 @@ class TeacherFeatures:
                 pretrained, data.train, block, teacher.size_px, data.batch_size,
                 options.resolved_precision(data.world.device), whole=True,
                 loader=loader_options(options),
-                if_too_large="store them once by fastpsl features --whole --dtype float32 as "
-                f"FOLDER/{self.path(Path(), block)}, and give --teacher-features FOLDER",
+                if_too_large=self._if_too_large(block, options),
             )
             for block in self.blocks
         }  # fmt: skip
+
+    def _if_too_large(self, block: int, options: RunOptions) -> str:
+        if is_own(self.teacher.record["path"]):
+            return "divide them in your module"
+        all_images = " and --val none" if share_of(options.val) else ""
+        return (
+            f"store them in an existing FOLDER by fastpsl features --whole --size-px {self.teacher.size_px} "
+            f"--block B{block} --dtype float32 --out {self.path(Path('FOLDER'), block)}, then give "
+            f"--teacher-features FOLDER{all_images}"
+        )
 
     def missing(self, folder: Path, works: Mapping[int, Extraction]) -> dict[int, str]:
         """Return the dtype of the files that are not in a folder, are damaged, or older than their images.
@@ -169,16 +174,30 @@ class TeacherFeatures:
         """Return a block's features of length 1, float16 [N, D], of a file that `make` has found or made.
 
         Images that could not be decoded have NaN.
+
+        Raises:
+            ValueError: Others are not finite.
         """
-        return self.files[block].of_length_1(np.arange(self.files[block].record["shape"][0]), device)
+        file = self.files[block]
+        features = file.of_length_1(np.arange(file.record["shape"][0]), device)
+        if num := int((~_are_finite(features)).sum()) - len(file.record["bad"]):
+            raise ValueError(
+                f"{file.path}: features of {number_of(num, 'image')} are not finite; remove it, and the same "
+                "command makes it anew"
+            )
+        return features
+
+
+def _are_finite(rows: Tensor) -> Tensor:
+    """Return which rows [N, D] of length 1 are finite, bool [N]."""
+    return rows.sum(1).isfinite()
 
 
 def _keyed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with the fields of its input, whose own size does not count, beside the others."""
-    input, backbone = record.get("input"), str(record.get("backbone"))
+    input = record.get("input")
     fields = dict(input) if isinstance(input, dict) else {}
-    name = PurePath(backbone).name if is_own(backbone) else backbone  # its folder may be another
-    return {**fields, **record, "backbone": name}
+    return {**fields, **record, "backbone": without_folder(str(record.get("backbone")))}
 
 
 def _short(value: object) -> str:
@@ -224,13 +243,14 @@ class DistillStored(Distill):
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         device = next(head.parameters()).device
+        vars(self).pop("features", None)  # those of the stage before, which are as large
         self._begin_queue(stage, device)
         if self.block in self.store.files:
             self.features = self.store.read(self.block, device)
         else:  # a dry run stores nothing
             width = self.teacher.channels[self.block - 1]
             self.features = torch.zeros(self.num_images, width, dtype=torch.float16, device=device)
-        self.is_known = ~self.features[:, 0].isnan()  # images that could not be decoded have no feature
+        self.is_known = _are_finite(self.features)  # images that could not be decoded have no feature
         self.features.nan_to_num_(0.0)
         if self.block in self.store.files:
             self._fill_queue()
@@ -240,7 +260,8 @@ class DistillStored(Distill):
         order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(0))
         first = order[self.is_known.cpu()[order]][: len(self.queue)].to(self.features.device)
         self.queue[: len(first)] = F.normalize(self.features[first].float())
-        self.num_queued.fill_(len(first))
+        self.filled[: len(first)] = 1.0
+        self.slot.fill_(len(first) % len(self.queue))
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -257,19 +278,26 @@ class DistillStored(Distill):
     @property
     @override
     def teacher_view(self) -> ViewSpec:
-        return self.store.view
+        return center_view(self.teacher.input, self.teacher.size_px, True)
 
     @override
-    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
-        store, num, blocks = self.store, data.train.num_samples, self.store.blocks
+    def cost_line(
+        self,
+        teacher_ms: Sequence[float],
+        time_student: Callable[[], Sequence[float]],
+        stages: Sequence[Stage],
+        data: RunData,
+    ) -> str:
+        store, num = self.store, data.train.num_samples
         own = Path(data.options.out) / FOLDER if data.options.out else None
         folder = store.folder or own
-        if folder and not store.missing(folder, store.works(data)):
-            file = read_features(store.path(folder, blocks[0]))
+        blocks = sorted(store.missing(folder, store.works(data))) if folder else store.blocks
+        if folder and not blocks:
+            file = read_features(store.path(folder, store.blocks[0]))
             bad = len(file.record["bad"]) if file else 0
             without = f", and {number_of(bad, 'image')} could not be decoded" if bad else ""
             return f"its features of {num:,} whole images are in {folder}{without}"
-        self.pass_s = num * times.teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
+        self.pass_s = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(self.pass_s)} without "

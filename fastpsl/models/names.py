@@ -1,5 +1,7 @@
 """The names of the backbones, for help texts and advice. This module does not import torch, which is slow."""
 
+from pathlib import PurePath
+
 from fastpsl.console.words import pasted
 
 BACKBONES = (
@@ -25,6 +27,11 @@ def is_timm(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Return whether the name is of a file of the user's own, with or without a class."""
     return name.endswith(".py") or ".py:" in name
+
+
+def without_folder(name: str) -> str:
+    """Return a network's name without the folder of a user's file, which may be another one elsewhere."""
+    return PurePath(name).name if is_own(name) else name
 
 
 def is_module(name: str) -> bool:

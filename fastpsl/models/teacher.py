@@ -1,6 +1,5 @@
 """The teacher of a distillation: a frozen network, whose features a student learns."""
 
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from fastpsl.models.backbone import cast_layers, check_size
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.initial_weights import open_initial
-from fastpsl.models.names import MAX_DOWNLOAD_GB, is_own, is_timm
+from fastpsl.models.names import MAX_DOWNLOAD_GB, is_own, is_timm, without_folder
 from fastpsl.models.weights import Pretrained, record_of, sha256_of_tensors, usual_input
 from fastpsl.pipelines.views import Input
 
@@ -98,7 +97,7 @@ class Teacher:
         try:
             check_size(size_px, self.network.min_px)
         except ValueError as error:
-            raise ValueError(f"--teacher-px {size_px}: {error}") from None
+            raise ValueError(f"--teacher-px {size_px}: {error}".replace("--backbone", "--teacher")) from None
         patch_px = _patch_px(self.network)
         if size_px % patch_px:
             lower = size_px // patch_px * patch_px
@@ -116,10 +115,9 @@ class Teacher:
 
     def science(self) -> dict[str, Any]:
         """Return what must not change on resume: the weights, what they are of, and the images' input."""
-        name = self.record["backbone"]
         return {
             "teacher": self.record["sha256"],
-            "teacher_backbone": PurePath(name).name if is_own(name) else name,  # its folder may be another
+            "teacher_backbone": without_folder(self.record["backbone"]),
             "teacher_input": self.input.as_dict() | {"size_px": self.size_px},
         }
 

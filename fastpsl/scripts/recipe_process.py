@@ -175,8 +175,8 @@ def _print_results(run: Run, finished: bool) -> None:
         if run.position.run_step:
             where = f"in stage {run.position.stage + 1}, step {run.position.step}"
             what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        else:  # a pass over the images may have been stopped, which goes on
-            where, what_it_does = "before the first step", "goes on"
+        else:
+            where, what_it_does = "before the first step", "begins the training"
         folder = pasted(run.folder)
         print(worded(f"interrupted {where}; the same command with --out {folder} {what_it_does}"))
     if not same_place(sys.stdout, sys.stderr):  # the reporter has printed them on stderr

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,6 @@ QUEUE, TEACHER_T, STUDENT_T = 65_536, 0.01, 0.2  # SEED's: features, and the tem
 _EMPTY = -100.0
 # Images by which the cost is measured, and the features are tried. Few do not fill a GPU.
 _TIMED = {"cpu": 16, "cuda": 128}
-
-
-class BlockTimes(NamedTuple):
-    """The milliseconds that an image takes forward, up to the end of each block."""
-
-    teacher_ms: Sequence[float]
-    time_student: Callable[[], Sequence[float]]  # measures the student, if its time is of interest
 
 
 class Distill(Task):
@@ -113,7 +106,8 @@ class Distill(Task):
         """Choose the stage's block of the teacher, and empty the queue."""
         self.block = self._block_of(stage)
         self.queue = torch.zeros(self.queue_size, self.teacher.channels[self.block - 1], device=device)
-        self.slot, self.num_queued = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
+        self.filled = torch.zeros(self.queue_size, 1, device=device)  # 1 where a place has a feature
+        self.slot = torch.zeros((), dtype=torch.long, device=device)
 
     def _block_of(self, stage: Stage) -> int:
         """Return the teacher's block that a stage learns."""
@@ -143,8 +137,8 @@ class Distill(Task):
     def _enqueue(self, targets: Tensor) -> None:
         """Put marked targets of all ranks into the queue."""
         targets = gathered(targets)[-len(self.queue) :]
+        enqueue(self.filled, self.slot.clone(), targets[:, :1] * 0 + 1)
         enqueue(self.queue, self.slot, targets)
-        self.num_queued.add_(len(targets)).clamp_(max=len(self.queue))
 
     @override
     def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -161,11 +155,11 @@ class Distill(Task):
         """Return the loss of each image, float32 [B], of features [B, D] of both networks."""
         with torch.autocast(students.device.type, enabled=False):
             students, targets = F.normalize(students.float()), F.normalize(targets)
-            is_queued = torch.arange(len(self.queue), device=self.queue.device) < self.num_queued
+            is_filled = self.filled[:, 0] > 0
             logits = [
                 torch.cat(
                     [
-                        torch.where(is_queued, rows @ self.queue.T, _EMPTY),
+                        torch.where(is_filled, rows @ self.queue.T, _EMPTY),
                         (rows * targets).sum(1, keepdim=True),
                     ],
                     1,
@@ -190,11 +184,11 @@ class Distill(Task):
 
     @override
     def step_state(self) -> Iterator[Tensor]:
-        yield from (self.queue, self.slot, self.num_queued)
+        yield from (self.queue, self.filled, self.slot)
 
     @override
     def state_dict(self) -> Mapping[str, Any]:
-        return {"queue": self.queue, "slot": self.slot, "num_queued": self.num_queued}
+        return {"queue": self.queue, "filled": self.filled, "slot": self.slot}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -220,11 +214,14 @@ class Distill(Task):
             f"{teacher.size_px} px, {words_of_input(teacher.input)}"
         )
         views = (self.views(self.num_levels)[0], self.teacher_view)
-        size = min(_TIMED[data.world.device.type], data.train.num_samples // data.world.size)
-        loading = data.loader(data.train, views, train=True, batch_size=size)  # in random order
+        size = min(_TIMED[data.world.device.type], data.batch_size)
+        if data.options.order == "quasi_random":  # its lanes share a batch of the run
+            size = data.batch_size
+        loading = data.loader(data.train, views, train=True, batch_size=size)
         with loading as loader, contextlib.closing(loader.epoch(0)) as batches:
             own, theirs = next(batches).inputs(views, torch.float32)
         teacher_ms, features = _block_ms(teacher.network, theirs, data)
+        teacher.network.cpu()  # until it is needed
         if not features.isfinite().all():
             raise ValueError(
                 f"--teacher {record['path']}: its features of some images are not finite in "
@@ -236,16 +233,29 @@ class Distill(Task):
                 f"--teacher {record['path']}: its features of {len(features)} images are the same, so it "
                 "teaches nothing; give another teacher"
             )
-        yield self.cost_line(BlockTimes(teacher_ms, lambda: _block_ms(backbone, own, data)[0]), stages, data)
+        yield self.cost_line(teacher_ms, lambda: _block_ms(backbone, own, data)[0], stages, data)
 
     @property
     def teacher_view(self) -> ViewSpec:
         """The teacher's view of an image."""
         return self.views(self.num_levels)[1]
 
-    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
-        """Return what the teacher costs."""
-        teacher_ms, student_ms, shares = times.teacher_ms, times.time_student(), list[str]()
+    def cost_line(
+        self,
+        teacher_ms: Sequence[float],
+        time_student: Callable[[], Sequence[float]],
+        stages: Sequence[Stage],
+        data: RunData,
+    ) -> str:
+        """Return what the teacher costs.
+
+        Args:
+            teacher_ms: The milliseconds that an image takes forward, up to the end of each block.
+            time_student: Measures the student's.
+            stages: The plan's stages.
+            data: The run's data.
+        """
+        student_ms, shares = time_student(), list[str]()
         for stage in stages:
             its = teacher_ms[self._block_of(stage) - 1]
             # Once forward; backward twice as long, where blocks learn.

@@ -113,7 +113,7 @@ def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> 
     assert half.dtype == np.float16 and np.array_equal(half, whole.astype(np.float16))
     work = extraction(data, dtype="float16")
     work.pretrained.backbone.blocks()[3][1].weight.data.fill_(1e6)  # type: ignore[index]
-    with pytest.raises(ValueError, match="float16 cannot hold: fastpsl features --dtype float32 can"):
+    with pytest.raises(ValueError, match="float16 cannot hold: give another --block"):
         work.to_file(tmp_path / "large.npy", one_process())
     assert not (tmp_path / "large.npy").exists()
 

@@ -41,7 +41,7 @@ from tests.cli import Cli
 from tests.engine.exact_signals import signal_at_question, signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
 from tests.programs import SMALL_NET, digests, newest_checkpoint
-from tests.tasks.test_distill import by_loops, head_like
+from tests.tasks.test_distill import VALUES, by_loops, distilled, head_like
 from tests.warm import results_of_ranks
 
 
@@ -102,12 +102,16 @@ def stored_task(teacher: Teacher, rows: Tensor, queue_size: int) -> DistillStore
     return task
 
 
-def test_steps_are_those_of_a_plain_loop() -> None:
-    """With an image that does not count, and one that has no feature, in each step."""
+@pytest.mark.parametrize("queue_size", [6, 8])
+def test_steps_are_those_of_a_plain_loop(queue_size: int) -> None:
+    """With an image that does not count, and one that has no feature, in each step.
+
+    Only seven images have a feature: the larger queue has a place left.
+    """
     teacher, rows = teacher_of(1, 40), torch.randn(8, 16, generator=torch.Generator().manual_seed(3))
     rows = F.normalize(rows).half()
     rows[4] = torch.nan
-    experiment = replace(experiment_of(teacher), task=stored_task(teacher, rows, queue_size=6))
+    experiment = replace(experiment_of(teacher), task=stored_task(teacher, rows, queue_size))
     step = make_train_step(experiment, 0, PretrainOptions(epochs=(1,), precision="fp32"), one_process())
     assert len(step.views) == 1
     student, head = TinyNet(), head_like(step.module.head)
@@ -115,7 +119,8 @@ def test_steps_are_those_of_a_plain_loop() -> None:
     optimiser = torch.optim.SGD([*student.parameters(), *head.parameters()], lr=0.05)
     student.train()
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
-    queue = [rows[i].float() for i in order if i != 4][:6]  # full from the start
+    first = [rows[i].float() for i in order if i != 4][:queue_size]
+    queue, place = dict(enumerate(first)), len(first) % queue_size
     for number in range(2):
         batch = noise_batch(step.views, 6, number)
         batch.indices[:] = torch.tensor([7, 0, 4, 2, 6, 3])
@@ -124,17 +129,17 @@ def test_steps_are_those_of_a_plain_loop() -> None:
         counted = [place for place, index in enumerate(batch.indices.tolist()) if index not in (-1, 4)]
         targets = rows[batch.indices[counted]].float()
         outputs = head(student(own).mean((2, 3)))[counted]
-        loss = by_loops(outputs, targets, torch.stack(queue)).mean()
+        loss = by_loops(outputs, targets, torch.stack([*queue.values()])).mean()
         metrics = step.step([batch], lr=0.05)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         value, count = metrics.values[metrics.names.index("loss")].tolist()
         assert count == 4 and value / count == pytest.approx(float(loss.detach()), rel=1e-4)
-        queue = [
-            rows[index].float() if place in counted else queue[place]
-            for place, index in enumerate(batch.indices)
-        ]
+        for i, index in enumerate(batch.indices.tolist()):
+            if i in counted:
+                queue[(place + i) % queue_size] = rows[index].float()
+        place = (place + 6) % queue_size
     for name, value in student.state_dict().items():
         assert torch.allclose(experiment.backbone.state_dict()[name], value, rtol=1e-3, atol=1e-5), name
 
@@ -179,16 +184,6 @@ def test_ranks_share_the_pass(tmp_path: Path) -> None:
     assert results_of_ranks(partial(of_ranks, tmp_path), 2, tmp_path / "ranks") == [digest, digest]
 
 
-VALUES: dict[str, Any] = {
-    "data": sample_paths().train_32, "size_px": 32, "batch_size": 16, "workers": 1, "tensorboard": False,
-    "teacher": SMALL_NET, "teacher_px": 32, "max_steps_per_stage": 1, "backbone": SMALL_NET,
-}  # fmt: skip
-
-
-def distilled(out: Path, **options: Any) -> fastpsl.Trained:
-    return fastpsl.pretrain("distill", out=out, **{**VALUES, **options})
-
-
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Count the passes of teachers."""
@@ -205,7 +200,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 def test_a_folder_serves_other_students_and_differences_are_named(
-    tmp_path: Path, passes: Counter[str]
+    tmp_path: Path, passes: Counter[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared, weights = tmp_path / "shared", tmp_path / "weights.pth"
     torch.save(make_backbone("resnet18").state_dict(), weights)
@@ -214,6 +209,7 @@ def test_a_folder_serves_other_students_and_differences_are_named(
     distilled(tmp_path / "two", **given, backbone="resnet18", seed=3, size_px=48)
     assert passes == {"teacher-B5.npy": 1} and not (tmp_path / "one" / "teacher-features").exists()
     distilled(tmp_path / "psl", **given, plan="psl", epochs=(1, 1, 1))
+    assert "kept: 0.11 MB" in capsys.readouterr().err  # of B3 and B4: 64 numbers each, of 431 images
     assert passes == {"teacher-B5.npy": 1, "teacher-B3.npy": 1, "teacher-B4.npy": 1}
     record = shared / "teacher-B3.json"
     record.write_text(record.read_text().replace('"B3"', '"B4"'))
@@ -250,12 +246,17 @@ def test_damaged_files_and_those_of_touched_images_are_made_anew(
         if number == 0:
             with path.open("r+b") as file:
                 file.truncate(1000)
-        else:
+        if number == 1:
             np.save(path, np.load(path).astype(np.float32))
             record = path.with_suffix(".json")
             record.write_text(record.read_text().replace("float16", "float32"))
             os.utime(images / "3.png", (1.0, 1.0))
-    assert np.load(path).dtype == np.float32
+    rows = np.load(path)
+    assert rows.dtype == np.float32
+    rows[7, 3] = np.inf
+    np.save(path, rows)
+    with pytest.raises(ValueError, match=r"features of 1 image are not finite; remove it"):
+        distilled(tmp_path / "last", teacher_features=path.parent, data=images, val="none", batch_size=4)
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,7 @@ def _principal(covariance: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 # sums of 2**31 rows fit an int64.
 _ONE = 2.0**32
 _BLOCK_DISTANCES = 1 << 26  # or numbers of rows: 256 MiB
+_LENGTHS_AT_A_TIME = 65_536  # rows
 _SPLIT = 1 / 1024  # as in faiss
 
 
@@ -113,8 +114,9 @@ def k_means(
     """
     assert rows.dtype in (torch.float16, torch.float32) and initial.dtype == torch.float32
     assert rows.shape[1:] == initial.shape[1:]
-    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
-    assert not len(rows) or float(lengths.max()) < 1.001, "rows longer than 1"
+    for part in rows.split(_LENGTHS_AT_A_TIME):  # no copy of all in float32
+        lengths = torch.linalg.vector_norm(part, dim=1, dtype=torch.float32)
+        assert not len(part) or float(lengths.max()) < 1.001, "rows longer than 1"
     centroids = initial
     with operation("k-means", "iterations", num_iterations) as progress:
         for _ in progress.track(range(num_iterations)):
