@@ -5,7 +5,7 @@ Every crop of an image has the target that the whole image has. FKD (arXiv 2112.
 may show another one than the image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
-from fastpsl.tasks.distill import Distill
+from fastpsl.tasks.distill import BlockTimes, Distill
 
 FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
@@ -176,14 +176,14 @@ class TeacherFeatures:
         Images that could not be decoded have NaN.
 
         Raises:
-            ValueError: Others are not finite.
+            ValueError: Those of others are not finite.
         """
         file = self.files[block]
         features = file.of_length_1(np.arange(file.record["shape"][0]), device)
-        if num := int((~_are_finite(features)).sum()) - len(file.record["bad"]):
+        if (num := int((~_are_finite(features)).sum())) != (num_bad := len(file.record["bad"])):
             raise ValueError(
-                f"{file.path}: features of {number_of(num, 'image')} are not finite; remove it, and the same "
-                "command makes it anew"
+                f"{file.path}: the features of {number_of(num, 'image')} are not finite, and its record "
+                f"tells {num_bad}; remove it, and the same command makes it anew"
             )
         return features
 
@@ -281,13 +281,7 @@ class DistillStored(Distill):
         return center_view(self.teacher.input, self.teacher.size_px, True)
 
     @override
-    def cost_line(
-        self,
-        teacher_ms: Sequence[float],
-        time_student: Callable[[], Sequence[float]],
-        stages: Sequence[Stage],
-        data: RunData,
-    ) -> str:
+    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
         store, num = self.store, data.train.num_samples
         own = Path(data.options.out) / FOLDER if data.options.out else None
         folder = store.folder or own
@@ -297,7 +291,7 @@ class DistillStored(Distill):
             bad = len(file.record["bad"]) if file else 0
             without = f", and {number_of(bad, 'image')} could not be decoded" if bad else ""
             return f"its features of {num:,} whole images are in {folder}{without}"
-        self.pass_s = num * teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
+        self.pass_s = num * times.teacher_ms[blocks[-1] - 1] / (1000 * data.world.size)
         size = 2 * num * sum(self.teacher.channels[block - 1] for block in blocks)
         return (
             f"its features of {num:,} whole images are computed first, in about {clock(self.pass_s)} without "

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,13 @@ QUEUE, TEACHER_T, STUDENT_T = 65_536, 0.01, 0.2  # SEED's: features, and the tem
 _EMPTY = -100.0
 # Images by which the cost is measured, and the features are tried. Few do not fill a GPU.
 _TIMED = {"cpu": 16, "cuda": 128}
+
+
+class BlockTimes(NamedTuple):
+    """The milliseconds that an image takes forward, up to the end of each block."""
+
+    teacher_ms: Sequence[float]
+    time_student: Callable[[], Sequence[float]]  # measures the student, if its time is of interest
 
 
 class Distill(Task):
@@ -233,29 +240,16 @@ class Distill(Task):
                 f"--teacher {record['path']}: its features of {len(features)} images are the same, so it "
                 "teaches nothing; give another teacher"
             )
-        yield self.cost_line(teacher_ms, lambda: _block_ms(backbone, own, data)[0], stages, data)
+        yield self.cost_line(BlockTimes(teacher_ms, lambda: _block_ms(backbone, own, data)[0]), stages, data)
 
     @property
     def teacher_view(self) -> ViewSpec:
         """The teacher's view of an image."""
         return self.views(self.num_levels)[1]
 
-    def cost_line(
-        self,
-        teacher_ms: Sequence[float],
-        time_student: Callable[[], Sequence[float]],
-        stages: Sequence[Stage],
-        data: RunData,
-    ) -> str:
-        """Return what the teacher costs.
-
-        Args:
-            teacher_ms: The milliseconds that an image takes forward, up to the end of each block.
-            time_student: Measures the student's.
-            stages: The plan's stages.
-            data: The run's data.
-        """
-        student_ms, shares = time_student(), list[str]()
+    def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
+        """Return what the teacher costs."""
+        teacher_ms, student_ms, shares = times.teacher_ms, times.time_student(), list[str]()
         for stage in stages:
             its = teacher_ms[self._block_of(stage) - 1]
             # Once forward; backward twice as long, where blocks learn.
