@@ -144,7 +144,7 @@ class Distill(Task):
     def _enqueue(self, targets: Tensor) -> None:
         """Put marked targets of all ranks into the queue."""
         targets = gathered(targets)[-len(self.queue) :]
-        enqueue(self.filled, self.slot.clone(), targets[:, :1] * 0 + 1)
+        enqueue(self.filled, self.slot.clone(), targets[:, :1] * 0 + 1)  # NaN stays NaN: it fills no place
         enqueue(self.queue, self.slot, targets)
 
     @override

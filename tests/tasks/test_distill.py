@@ -1,6 +1,7 @@
 """A student learns a frozen teacher's features: values by loops, views of one place, stages, refusals."""
 
 import gc
+import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,6 +23,7 @@ from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import pretrain
+from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher, open_teacher
 from fastpsl.models.weights import Pretrained
@@ -311,7 +313,9 @@ def test_teachers_of_all_kinds_and_a_resume_by_another_path(tmp_path: Path) -> N
     torch.save(make_backbone("resnet18").state_dict(), weights)
     third = distilled(tmp_path / "third", weights, teacher_backbone="resnet18", teacher_px=64)
     kinds = [newest_checkpoint(run.folder)["science"] for run in (first, second, third)]
-    assert open_teacher(SMALL_NET).input == Input()
+    pretrained = open_teacher(SMALL_NET)
+    assert isinstance(pretrained.backbone, Backbone) and pretrained.input == Input()
+    assert json.loads(json.dumps(pretrained.record))["sha256"]
     own = Path(SMALL_NET).name  # without the folder
     assert [each["teacher_backbone"] for each in kinds] == [own, own, "resnet18"]
     assert [each["teacher_input"]["size_px"] for each in kinds] == [32, 32, 64]

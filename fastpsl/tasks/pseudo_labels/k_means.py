@@ -97,7 +97,6 @@ def _principal(covariance: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 # sums of 2**31 rows fit an int64.
 _ONE = 2.0**32
 _BLOCK_DISTANCES = 1 << 26  # or numbers of rows: 256 MiB
-_LENGTHS_AT_A_TIME = 65_536  # rows
 _SPLIT = 1 / 1024  # as in faiss
 
 
@@ -114,7 +113,7 @@ def k_means(
     """
     assert rows.dtype in (torch.float16, torch.float32) and initial.dtype == torch.float32
     assert rows.shape[1:] == initial.shape[1:]
-    for part in rows.split(_LENGTHS_AT_A_TIME):  # no copy of all in float32
+    for part in _blocks(rows, initial):  # no copy of all in float32
         lengths = torch.linalg.vector_norm(part, dim=1, dtype=torch.float32)
         assert not len(part) or float(lengths.max()) < 1.001, "rows longer than 1"
     centroids = initial
@@ -213,10 +212,15 @@ def _moved(rows: Tensor, centroids: Tensor, world: World) -> Tensor:
     return split_biggest(means.cpu(), counts.tolist()).to(centroids.device)
 
 
+def _blocks(rows: Tensor, centroids: Tensor) -> Sequence[Tensor]:
+    """Return the rows in blocks, of which neither numbers nor distances to the centroids take much memory."""
+    return rows.split(max(1, _BLOCK_DISTANCES // max(centroids.shape)))
+
+
 def _assigned(rows: Tensor, centroids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the rows block by block, float32 on the device, their nearest centroids and squared distances."""
     halves = centroids.square().sum(1) / 2
-    for part in rows.split(max(1, _BLOCK_DISTANCES // max(centroids.shape))):
+    for part in _blocks(rows, centroids):
         block = part.to(centroids)
         with no_tf32():  # half of the squared distance, less half of the row's own squared length
             nearest = torch.addmm(halves, block, centroids.T, alpha=-1).min(1)
