@@ -2,8 +2,9 @@
 
     psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
     simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind;
-                        -fresh has other images of that kind, 480, 160 and 1,600 for validation
-    distill-scenes, distill-crops, distill-loss
+                        -fresh has other images of that kind, 480, 160 and 1,600 for validation, and
+                        precision-sample has the next ones
+    distill-scenes, distill-crops, distill-loss, precision-scenes
                         the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
                         takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
     distill-clothes, distill-longer
@@ -129,8 +130,9 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
+    "precision-sample": partial(drawn, first=110_000, num_held_out=1600),
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
-    "distill-longer": clothes, "distill-loss": scenes,
+    "distill-longer": clothes, "distill-loss": scenes, "precision-scenes": scenes,
 }  # fmt: skip
 
 
