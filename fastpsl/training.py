@@ -22,7 +22,7 @@ from fastpsl.model import Model, load
 from fastpsl.plots.charts import curve
 from fastpsl.plots.inline import InlineFigure, png_bytes
 from fastpsl.scripts.call import call, require_data
-from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe import Recipe, for_machine, print_now
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import train
 
@@ -158,8 +158,12 @@ def pretrain(
     require_data("val", val)
     values = {"data": data, "val": val, "out": out, "backbone": backbone, "epochs": epochs, **options}
 
+    def options_of(preset: str | None) -> Any:
+        given = values if preset is None else {**values, "preset": preset}
+        return script.from_values(given, by_machine="WORLD_SIZE" not in os.environ)  # ranks must agree
+
     def work(opened: list[Run]) -> Trained:
-        options = script.from_values(values)
+        options = for_machine(script, options_of, print_now)
         train_or_stop(script, options, opened)
         (run,) = opened
         checkpoint = run.last_checkpoint().absolute()

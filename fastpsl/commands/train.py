@@ -10,6 +10,7 @@ import tyro
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import pasted
+from fastpsl.scripts.presets import CPU_PRESETS
 from fastpsl.scripts.recipe_files import EVAL, TRAIN
 
 
@@ -133,7 +134,18 @@ class _Start:
             with operation(f"{prog}: starting"):
                 recipe = load_recipe(path)
             launch(recipe, options, prog)
-        return run_ranks([str(path), *options], self.gpus or 1, prog)
+        return run_ranks([str(path), *self._agreed(path, options, prog)], self.gpus or 1, prog)
+
+    def _agreed(self, path: Path, options: Sequence[str], prog: str) -> Sequence[str]:
+        """Return the options of several processes, which would each choose a preset by their own clock."""
+        if isinstance(self, Eval) or any(word.startswith("--preset") for word in options):
+            return options
+        from fastpsl.scripts.launch import parsed
+        from fastpsl.scripts.recipe_files import load_recipe
+
+        with operation(f"{prog}: starting"):
+            preset = getattr(parsed(load_recipe(path), options, prog), "preset", None)
+        return [*options, "--preset", preset] if preset in CPU_PRESETS else options
 
 
 @dataclass(frozen=True)

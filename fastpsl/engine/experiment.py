@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.blockwise import Blockwise
 from fastpsl.engine.distributed import World
 from fastpsl.engine.gpu import set_cudnn_benchmark, torch_seed
@@ -19,7 +20,8 @@ from fastpsl.engine.run import OpenData, Run, RunData, open_both
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import GraphChoice, StepChoice, choose_graph, choose_step
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.time_left import Costs, layer_costs, timed_costs
+from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
@@ -27,6 +29,8 @@ from fastpsl.models.own_backbone import OwnBackbone
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import Input, ViewSpec
+
+_TIMED_IMAGES = 8  # by which a CPU's blocks are timed
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,21 @@ def place_backbone(experiment: Experiment, options: TrainingOptions, world: Worl
     if options.sync_batchnorm:
         experiment.backbone.synchronise_batchnorms()
     experiment.backbone.to(world.device).to(memory_format=torch.channels_last)
+
+
+def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
+    """Return what the backbone's blocks cost: on a CPU by passes of a few images, else by their layers."""
+    blocks, device = experiment.backbone.blocks(), data.world.device
+    views = [view for view in experiment.views(stage) if view.follows is None]
+    if device.type != "cpu" or not views:
+        return layer_costs(blocks)
+    side_px, precision = max(view.side_px for view in views), data.options.resolved_precision(device)
+    num_channels = Input.from_dict(experiment.input_record(stage)).num_channels
+    images = torch.zeros(_TIMED_IMAGES, num_channels, side_px, side_px)
+    dtype = DTYPES[precision]
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    with operation("timing the network's blocks"):
+        return timed_costs(blocks, images.contiguous(memory_format=torch.channels_last), autocast)
 
 
 def make_train_step(experiment: Experiment, number: int, options: TrainingOptions, world: World) -> TrainStep:

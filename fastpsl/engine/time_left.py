@@ -1,15 +1,18 @@
 """Estimates of how long a training takes from here: its steps, the images that pass forward, its starts.
 
 A stage's steps are measured in the stage itself. What is not measured yet is guessed: the steps of later
-stages by the layers that they pass, and an image that only passes forward by the steps. A measurement
+stages by what a pass of each block costs, and an image that only passes forward by the steps. A measurement
 replaces the guess.
 """
 
+import copy
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastpsl.engine.plan import Stage
 
@@ -105,7 +108,7 @@ class Pace:
 def work_ahead(
     stages: Sequence[Stage],
     position: int,
-    blocks: Sequence[nn.Module],
+    costs: "Costs",
     inputs_per_image: Callable[[int], int],
     num_images: int,
     max_steps_per_stage: int | None,
@@ -114,14 +117,14 @@ def work_ahead(
 ) -> WorkAhead:
     """Estimate the work after the steps of the stage at `position`.
 
-    The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
-    task makes of an image. It grows with its images and their pixels, too. An image that only passes forward
-    takes its share of that.
+    The rule: a step's time grows with what its blocks cost (`step_cost`), and with the inputs that the task
+    makes of an image. It grows with its images and their pixels, too. An image that only passes forward takes
+    its share of that.
 
     Args:
         stages: The stages of the plan.
         position: The place of the present one.
-        blocks: The backbone's blocks.
+        costs: What the backbone's blocks cost.
         inputs_per_image: Returns the network inputs of an image at a level.
         num_images: The training images.
         max_steps_per_stage: The limit of a stage's steps, if there is one.
@@ -134,10 +137,10 @@ def work_ahead(
         num_steps = stage.num_steps or stage.epochs * (num_images // batch_of(stage))
         num_steps = min(num_steps, max_steps_per_stage or num_steps)
         larger = share * batch_of(stage) / batch_of(here)
-        later_steps += num_steps * larger * step_cost(blocks, stage) / step_cost(blocks, here)
-        longer = share * forward_cost(blocks, stage) / forward_cost(blocks, here)
+        later_steps += num_steps * larger * step_cost(costs, stage) / step_cost(costs, here)
+        longer = share * forward_cost(costs, stage) / forward_cost(costs, here)
         later_images += end_images(stage) * longer
-    image_steps = forward_cost(blocks, here) / step_cost(blocks, here) / batch_of(here)
+    image_steps = forward_cost(costs, here) / step_cost(costs, here) / batch_of(here)
     return WorkAhead(position + 1, len(stages), later_steps, end_images(here), later_images, image_steps)
 
 
@@ -146,20 +149,62 @@ def pixels(stage: Stage) -> int:
     return (stage.size_px or 1) ** 2
 
 
-def step_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:
-    """Count how often a step passes a layer: once forward, and twice more, backward, where it learns.
+class Costs(NamedTuple):
+    """What a pass of an image costs, in any unit: of each block, forward and backward, and of the head."""
+
+    forward: Sequence[float]
+    backward: Sequence[float]
+    head: tuple[float, float] = (0.0, 0.0)
+
+
+def layer_costs(blocks: Sequence[nn.Module]) -> Costs:
+    """Return the number of layers that a pass meets: once forward, and twice as many backward.
 
     Layers are those with weights of two dimensions or more: convolutions and linear ones. The head counts as
-    one that learns.
+    one.
     """
-    learning = blocks[stage.first_learning - 1 : stage.last_block]
-    return forward_cost(blocks, stage) + 2 * (_num_layers(learning) + 1)
+    nums = [sum(weights.dim() > 1 for weights in block.parameters()) for block in blocks]
+    return Costs(nums, [2 * num for num in nums], (1, 2))
 
 
-def forward_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:
-    """Count the layers that an image passes forward."""
-    return _num_layers(blocks[: stage.last_block]) + 1
+def timed_costs(blocks: Sequence[nn.Module], images: Tensor, autocast: torch.autocast) -> Costs:
+    """Return the seconds of a CPU's passes of some images, by copies of the blocks in evaluation mode.
+
+    On a CPU the number of layers tells little: a block of few positions and many channels takes several times
+    as long backward as others.
+
+    Args:
+        blocks: The blocks, each of which takes what the one before returns.
+        images: The images, [N, C, H, W].
+        autocast: The context of the passes.
+    """
+    found = Costs(forward := [], backward := [])
+    maps = images
+    for block in blocks:
+        copied, passes = copy.deepcopy(block).eval().requires_grad_(), list[tuple[float, float]]()
+        for _ in range(2):  # the first is warming up
+            given = maps.detach().clone().requires_grad_()
+            started = time.perf_counter()
+            with autocast:
+                output = copied(given)
+            passed = time.perf_counter()
+            output.float().sum().backward()
+            passes.append((passed - started, time.perf_counter() - passed))
+        forward.append(passes[-1][0])
+        backward.append(passes[-1][1])
+        maps = output
+    return found
 
 
-def _num_layers(blocks: Sequence[nn.Module]) -> int:
-    return sum(weights.dim() > 1 for block in blocks for weights in block.parameters())
+def step_cost(costs: Costs, stage: Stage) -> float:
+    """Return what a step costs of an image: forward, and backward where blocks learn, as the head does."""
+    return (
+        forward_cost(costs, stage)
+        + sum(costs.backward[stage.first_learning - 1 : stage.last_block])
+        + (costs.head[1])
+    )
+
+
+def forward_cost(costs: Costs, stage: Stage) -> float:
+    """Return what an image costs that only passes forward."""
+    return sum(costs.forward[: stage.last_block]) + costs.head[0]

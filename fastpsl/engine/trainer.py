@@ -15,7 +15,7 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.data_waits import DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
-from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
+from fastpsl.engine.experiment import Experiment, block_costs, make_train_step, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
 from fastpsl.engine.online_probe import OnlineProbe, is_probed
@@ -185,7 +185,7 @@ class StageTrainer:
                     val_loader = run.data.loader(part, self.val_views, train=False)
                     stack.enter_context(val_loader)
             ahead = work_ahead(
-                self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
+                self.experiment.stages, position.stage, block_costs(self.experiment, self.stage, run.data),
                 task.inputs_per_image, loader.num_samples, run.options.max_steps_per_stage,
                 lambda stage: self._end_images(stage, val_loader), run.options.batch_of,
             )  # fmt: skip

@@ -1,32 +1,20 @@
-"""The lines that a training prints before its first step, and --dry-run, which measures a few steps."""
+"""The lines that a training prints before its first step."""
 
-import contextlib
-import itertools
-import resource
 from collections.abc import Iterator
-from itertools import islice
-from time import perf_counter
-from typing import Any
 
 import numpy as np
 
-from fastpsl.console.progress import clock, operation
-from fastpsl.console.words import gibibytes, number_of, number_of_weights
-from fastpsl.engine.distributed import join_world
-from fastpsl.engine.experiment import Experiment, place_backbone
-from fastpsl.engine.gpu import peak_memory, reset_peak_memory
-from fastpsl.engine.options import PretrainOptions, TrainingOptions, flag, share_of
-from fastpsl.engine.run import RunData, val_part
-from fastpsl.engine.stage_bench import StageBench
+from fastpsl.console.words import number_of, number_of_weights
+from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.options import PretrainOptions, flag, per_stage, share_of
+from fastpsl.engine.run import RunData
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.views import Crop
-from fastpsl.scripts.beginning import begun, data_of
-from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, why_none_held_back
-from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.presets import MAX_BATCH_SHARE, SMALL_BELOW, why_none_held_back
 
 _SAMPLED = 1000  # images whose sizes are looked at
-_SIZES = ("short_side", "tile_px", "size_px")
-_MEASURED = 3  # steps and validation batches of each stage
+# Steps of a stage. On few photos, three stages of 65 taught nothing; 180 and more did (docs/runs).
+FEW_STEPS = 150
 
 
 def lines_before(experiment: Experiment, data: RunData) -> Iterator[str]:
@@ -120,95 +108,54 @@ def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
 
 
 def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
-    """Yield a line for each value that does not suit the data, with the options to use instead."""
-    options, num_images = data.options, data.train.num_samples
-    or_small = "" if getattr(options, "preset", "") == "small" else ", or --preset small"
+    """Yield a line for each value that does not suit the data, with the value to give instead."""
+    options, num_images, sizes = data.options, data.train.num_samples, list[str]()
+    limit = max(2, int(MAX_BATCH_SHARE * num_images))
+    if options.batch_of() > limit:
+        yield (
+            f"a step has {options.batch_of() / num_images:.0%} of the {num_images:,} images: give "
+            f"--batch-size {limit}"
+        )
     few = [
         f"{stage.name} has {num:,}"
         for stage, num in zip(experiment.stages, stage_steps(experiment, data), strict=True)
-        if num < MIN_STEPS
+        if num < FEW_STEPS
     ]
     if few:
+        per_epoch = [max(1, num_images // min(limit, options.batch_of(s))) for s in experiment.stages]
+        more = [
+            str(max(stage.epochs, -(-FEW_STEPS // num)))
+            for stage, num in zip(experiment.stages, per_epoch, strict=True)
+        ]
         yield (
-            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs "
-            f"or a smaller --batch-size{or_small}"
+            f"stages of fewer than {FEW_STEPS} steps were not seen to learn: {', '.join(few)}; give --epochs "
+            f"{' '.join(more)}"
         )
     warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
     if 0 < epochs <= warmup:
         yield (
             f"the rate rises for {warmup:g} epochs, and the run has {epochs}, so it never reaches --lr: give "
-            "a smaller --warmup-epochs"
+            f"--warmup-epochs {epochs / 10:g}"
         )
-    limit = max(2, int(MAX_BATCH_SHARE * num_images))
-    if options.batch_of() > limit:
-        yield (
-            f"a step has {options.batch_of() / num_images:.0%} of the {num_images:,} images: give "
-            f"--batch-size {limit} or less{or_small}"
-        )
-    sides = (getattr(crop, "shorter_px", crop.size_px) for crop in _crops(experiment))
-    needed = max(sides, default=0)
-    rows = data.train.rows(spread_indices(num_images, _SAMPLED))
-    side = int(np.median(np.minimum(rows.height, rows.width)))
+    needed, side = needed_side(experiment), typical_side(data)
     if side < needed:
-        flags = [flag(name) for name in _SIZES if getattr(options, name, None)]
+        unit = getattr(options, "grid", 1)  # of a jigsaw, whose window has as many cells on a side
+        for name in ("short_side", "tile_px", "size_px"):
+            if (given := getattr(options, name, None)) is not None:
+                fitting = [max(1, each * side // needed // unit) * unit for each in per_stage(given)]
+                sizes.append(f"{flag(name)} {' '.join(map(str, fitting))}")
         yield (
-            f"half of the images have a side of {side} px or less and are enlarged to {needed} px: "
-            f"give smaller {', '.join(flags)}"
+            f"half of the images have a side of {side} px or less and are enlarged to {needed} px: give "
+            f"{' '.join(sizes)}"
         )
 
 
-def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
-    """Print what a training would do and about how long it takes, from some steps of each stage.
-
-    Nothing is written. Passes over the data between epochs, which some tasks make, are not measured.
-    """
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    experiment, _, lines = begun(recipe, options, world)
-    with contextlib.closing(data_of(experiment, options, world)) as data:
-        lines += lines_before(experiment, data)
-        place_backbone(experiment, options, world)
-        total_s = experiment.task.seconds_before()
-        for number, num_planned in enumerate(stage_steps(experiment, data)):
-            stage = experiment.stages[number]
-            data.begin_stage(stage)
-            num_steps = min(num_planned, options.max_steps_per_stage or num_planned)
-            with operation(f"{stage.name}: measuring some steps"):
-                step_s, val_s, memory = _measured(experiment, number, data)
-            part = val_part(data, num_steps, num_planned)
-            num_val = part.num_samples if part is not None and val_s else 0
-            stage_s = num_steps * step_s + num_val * val_s
-            total_s += stage_s
-            val = f", validation of {num_val:,} images {clock(num_val * val_s)}" if num_val else ""
-            lines.append(
-                f"{stage.name}: {number_of(num_steps, 'step')} of {step_s:.3g} s{val}{memory}; it ends about "
-                f"{clock(total_s)} after the start"
-            )
-    if world.rank == 0:
-        print("\n".join(lines))
-        print("dry run: nothing was written; the times are those of few steps, without start and checkpoints")
+def needed_side(experiment: Experiment) -> int:
+    """Return the shorter side that the crops of all stages need of an image, in px; 0 without crops."""
+    return max((getattr(crop, "shorter_px", crop.size_px) for crop in _crops(experiment)), default=0)
 
 
-def _measured(experiment: Experiment, number: int, data: RunData) -> tuple[float, float, str]:
-    """Return the seconds of a stage's step and of a validation image, and the memory in words."""
-    options, world, stage = data.options, data.world, experiment.stages[number]
-    reset_peak_memory(world.device)
-    bench = StageBench(experiment, number, options, data.train, world, seconds=0, min_steps=_MEASURED)
-    step_s = data.step_size / (bench.both() * world.size)
-    val_s, views = 0.0, experiment.val_views(stage)
-    if data.val is not None and views:
-        evaluate = lambda some: bench.train_step.evaluate(some, views, lambda: False)
-        with (
-            data.loader(data.val, views, train=False) as loader,
-            contextlib.closing(loader.epoch(0)) as batches,
-        ):
-            evaluate([next(batches)])
-            started = perf_counter()
-            num_batches = min(_MEASURED, loader.num_steps)
-            # A small set has one batch, which is taken again.
-            evaluate(islice(itertools.chain(batches, loader.epoch(1)), num_batches))
-            val_s = (perf_counter() - started) / (num_batches * loader.batch_size_per_rank * world.size)
-    memory = peak_memory(world.device)
-    if memory:
-        return step_s, val_s, f", GPU memory {gibibytes(memory['peak_allocated_bytes'])}"
-    most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return step_s, val_s, f", memory {gibibytes(1024 * most_kib)}"
+def typical_side(data: RunData) -> int:
+    """Return the median of the shorter sides of the training images, in px."""
+    rows = data.train.rows(spread_indices(data.train.num_samples, _SAMPLED))
+    return int(np.median(np.minimum(rows.height, rows.width)))

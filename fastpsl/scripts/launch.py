@@ -20,7 +20,15 @@ from fastpsl.console.terminal import (
     safe_output,
 )
 from fastpsl.scripts.command_line import HELP
-from fastpsl.scripts.recipe import Evaluation, Recipe, print_now, require_paths
+from fastpsl.scripts.recipe import (
+    Evaluation,
+    Options,
+    Recipe,
+    Script,
+    for_machine,
+    print_now,
+    require_paths,
+)
 
 COMMAND = "FASTPSL_COMMAND"  # in the environment of the processes that `fastpsl` starts: what was typed
 
@@ -45,11 +53,7 @@ def launch(
             require_address_space()
             print_warnings_once(name, own_rank())
             with operation(f"{name}: reading its options"):
-                lines = list[str]()
-                options = script.parse(given, prog=prog, log=lines.append)
-                require_paths(options)
-                for line in lines:
-                    print_now(line)
+                options = parsed(script, given, prog)
             with operation(f"{name}: starting"):
                 from fastpsl.scripts.recipe_process import run
         except BrokenPipeError:  # `fastpsl train jigsaw --help | head`
@@ -59,6 +63,26 @@ def launch(
         except KeyboardInterrupt:
             _end(EXIT_PREEMPTED, f"{name}: {INTERRUPTED}")
         run(script, options, name)
+
+
+def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> Options:
+    """Return the options of a command, and print what is to be told of them.
+
+    Of `fastpsl train` the machine chooses the preset. A recipe that is started as a script has the values
+    that the number of images gives, on any machine, and so have torchrun's processes, which must agree.
+    """
+    lines, by_machine = list[str](), (prog or "").startswith("fastpsl ") and "WORLD_SIZE" not in os.environ
+
+    def options_of(preset: str | None) -> Options:
+        lines.clear()
+        words = [*given, *(["--preset", preset] if preset else [])]
+        return script.parse(words, prog=prog, log=lines.append, by_machine=by_machine)
+
+    options = for_machine(script, options_of, print_now)
+    require_paths(options)
+    for line in lines:
+        print_now(line)
+    return options
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:

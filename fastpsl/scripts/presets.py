@@ -1,4 +1,4 @@
-"""The presets: defaults that suit the number of images, and the share of them that is held back."""
+"""The presets: defaults that suit the images' number and the machine, and the share that is held back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpsl.console.words import number_of
 from fastpsl.engine.options import (
@@ -34,6 +34,22 @@ SMALL_BELOW = 100_000  # images, for which `auto` takes `small`
 MIN_IMAGES = 50  # fewer are mostly another folder than the one that was meant
 HELD_BACK = "10%"
 _SHOWN = 3  # folders and endings of a data set that is refused
+_SAMPLE_IMAGES = 480  # which a recipe's values for the sample are for
+_ON_CPU = {"resnet50": "resnet18", "revnet50": "resnet18"}  # networks that take hours without a GPU
+
+
+class CpuPreset(NamedTuple):
+    """A preset for machines without a GPU: a recipe's values for the sample, larger and longer."""
+
+    side: float  # of the images, in that of the sample's, up to the paper's
+    length: int  # of the training, in trainings on the sample
+
+
+# From the longest, of which a run takes the first that ends in about half an hour.
+CPU_PRESETS = {
+    "cpu-large": CpuPreset(2.0, 12), "cpu-medium": CpuPreset(1.5, 6), "cpu-small": CpuPreset(1.0, 3),
+}  # fmt: skip
+_STAND_IN = "cpu-medium"  # whose values options have until one is chosen
 
 
 def small_values(
@@ -42,26 +58,61 @@ def small_values(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the values of --preset small that differ from the paper's.
 
-    The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
-    one that the recipe does not scale itself, shrinks in proportion to the last stage's batch. The stages
-    become so long that each has 2,000 steps. Other sizes become powers of two.
+    Sizes are limited as `_limited` does. The stages become so long that each has 2,000 steps.
     """
-    values = dict[str, Any]()
-    for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
-        limit = int(share * num_images)
-        if paper[name] > limit:
-            values[name] = 1 << max(1, limit.bit_length() - 1)
-    if batch_size is not None:
-        values["batch_size"] = batch_size
+    values = _limited(paper, at_most, num_images, batch_size, scales_rate)
     sizes = per_stage(values.get("batch_size", paper["batch_size"]))
-    if sizes[-1] != paper["batch_size"] and "lr" in paper and not scales_rate:
-        values["lr"] = paper["lr"] * sizes[-1] / paper["batch_size"]
     epochs = [-(-MIN_STEPS // max(1, num_images // size)) for size in sizes]
     if len(epochs) != len(paper["epochs"]):
         epochs = [max(epochs)] * len(paper["epochs"])
     longer = tuple(map(max, paper["epochs"], epochs))
     if longer != tuple(paper["epochs"]):
         values["epochs"] = longer
+    return values
+
+
+def cpu_values(
+    preset: CpuPreset, paper: Mapping[str, Any], sample: Mapping[str, Any], at_most: Mapping[str, float],
+    num_images: int, batch_size: PerStage | None = None, *, scales_rate: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the values of a preset for machines without a GPU that differ from the paper's.
+
+    They are the sample's, with sizes that are limited as `_limited` does. A stage sees as many images as on
+    the sample, times the preset's length.
+    """
+    usual = {**paper, **sample, **{name: paper[name] for name in at_most}}
+    if (network := usual.get("backbone")) in _ON_CPU:
+        usual["backbone"] = _ON_CPU[network]
+    for name in {"size_px", "short_side"} & usual.keys():
+        usual[name] = min(paper[name], int(preset.side * usual[name]))
+    usual |= _limited(usual, at_most, num_images, batch_size, scales_rate)
+    seen = preset.length * _SAMPLE_IMAGES * sum(sample["epochs"])
+    # A plan of one stage may be given several, and the other way round.
+    shares = sample["epochs"] if len(sample["epochs"]) == len(paper["epochs"]) else paper["epochs"]
+    usual["epochs"] = tuple(max(1, round(seen * share / sum(shares) / num_images)) for share in shares)
+    return {name: value for name, value in usual.items() if name not in paper or value != paper[name]}
+
+
+def _limited(
+    usual: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: PerStage | None,
+    scales_rate: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the sizes that are too large for so many images, as they suit them, and the rate.
+
+    The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
+    one that the recipe does not scale itself, changes in proportion to the last stage's batch. Other sizes
+    become powers of two.
+    """
+    values = dict[str, Any]()
+    for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
+        limit = int(share * num_images)
+        if usual[name] > limit:
+            values[name] = 1 << max(1, limit.bit_length() - 1)
+    if batch_size is not None:
+        values["batch_size"] = batch_size
+    last = per_stage(values.get("batch_size", usual["batch_size"]))[-1]
+    if last != usual["batch_size"] and "lr" in usual and not scales_rate:
+        values["lr"] = usual["lr"] * last / usual["batch_size"]
     return values
 
 
@@ -73,11 +124,13 @@ def preset_values(
     at_most: Mapping[str, float],
     *,
     scales_rate: bool,
+    by_machine: bool,
 ) -> dict[str, Any]:
     """Return the preset, --val and the values by which the preset replaces the paper's.
 
     A run that goes on keeps the preset and --val of its start. Data that are not there give the paper's
-    values, because an error follows when they are opened.
+    values, because an error follows when they are opened. With `by_machine`, and without a GPU, `auto` stays,
+    with the values of one of `CPU_PRESETS`, until the machine has chosen.
 
     Raises:
         ValueError: There are too few images for `auto`, or the data cannot be read.
@@ -97,15 +150,23 @@ def preset_values(
         preset = "small" if found.num_samples < SMALL_BELOW else "paper"
         if found.num_samples < MIN_IMAGES and options.batch_size == paper["batch_size"]:
             raise _too_few(str(options.data), found)
-    if preset == "small" and (is_there or options.data is None):
-        found = found or _found(options, None)
+        if by_machine and "epochs" in sample and not _has_gpu(options):
+            preset = "auto"
+    name = _STAND_IN if preset == "auto" and is_there else preset
+    if name in ("small", *CPU_PRESETS) and (is_there or options.data is None):
+        found = found or _found(options, None if name == "small" else SMALL_BELOW)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
-        if may_hold_back and val is None and found.num_classes > 1 and not why_none_held_back(options):
+        is_few = found.num_samples < SMALL_BELOW or name == "small"
+        is_scored = may_hold_back and is_few and found.num_classes > 1
+        if is_scored and val is None and not why_none_held_back(options):
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
-        num = _num_training(found, share_of(val))
-        small = small_values(paper, at_most, num, batch_size, scales_rate=scales_rate)
-        return {**small, **given, "preset": preset, "val": val}
+        num, scaled = _num_training(found, share_of(val)), {"scales_rate": scales_rate}
+        if name == "small":
+            values = small_values(paper, at_most, num, batch_size, **scaled)
+        else:
+            values = cpu_values(CPU_PRESETS[name], paper, sample, at_most, num, batch_size, **scaled)
+        return {**values, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
 
 
@@ -132,6 +193,12 @@ def why_none_held_back(options: TrainingOptions) -> str:
     if os.path.isfile(getattr(options, "pseudo_labels", None) or ""):
         return "--pseudo-labels are of all images, so none are held back"
     return ""
+
+
+def _has_gpu(options: PretrainOptions) -> bool:
+    from fastpsl.engine.distributed import choose_device  # imports torch, which --help does without
+
+    return choose_device(options.device, 0).type == "cuda"
 
 
 def _is_there(source: str) -> bool:

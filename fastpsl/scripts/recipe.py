@@ -213,8 +213,12 @@ class Script(Generic[Options]):
         *,
         prog: str | None = None,
         log: Callable[[str], object] = print_now,
+        by_machine: bool = False,
     ) -> Options:
-        """Parse the command line."""
+        """Parse the command line.
+
+        With `by_machine` a training without a GPU keeps --preset auto, until `for_machine` chooses.
+        """
         is_rank_0 = own_rank() == 0
         given = sys.argv[1:] if arguments is None else list(arguments)
         if HELP.intersection(given):
@@ -231,7 +235,7 @@ class Script(Generic[Options]):
         if begun:
             first = parsed({**self.paper, **begun})
         paper = self.usual(first)
-        values = {**paper, **self.defaults(first, paper), **begun}
+        values = {**paper, **self.defaults(first, paper, by_machine), **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions):
             had_other_plan = options.plan != "continue" and getattr(first, "first_learning", None) is None
@@ -256,7 +260,9 @@ class Script(Generic[Options]):
                     )
         return options.completed()
 
-    def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
+    def defaults(
+        self, options: Options, paper: Mapping[str, Any], by_machine: bool = False
+    ) -> Mapping[str, Any]:
         """Return the values that replace `paper`'s where the command does not give them."""
         if options.config is not None:
             recorded = values_of_config(options.config, self.name, self.options)
@@ -267,8 +273,9 @@ class Script(Generic[Options]):
                 of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
             return {**(self.sample if of_run.get("data", options.data) is None else {}), **of_run}
         values = preset_values(
-            options, self.name, paper, self.sample, self.at_most, scales_rate=self.scales_rate
-        )
+            options, self.name, paper, self.sample, self.at_most,
+            scales_rate=self.scales_rate, by_machine=by_machine,
+        )  # fmt: skip
         given = {name: value for name, value in vars(options).items() if name not in self.paper}
         return values | self.options.renewed(given)
 
@@ -282,7 +289,9 @@ class Script(Generic[Options]):
         defaults = SimpleNamespace(**self.paper)
         parse(self.options, ["--help"], prog=prog, default=defaults, description=description)
 
-    def from_values(self, values: Mapping[str, Any], log: Callable[[str], object] = print_now) -> Options:
+    def from_values(
+        self, values: Mapping[str, Any], log: Callable[[str], object] = print_now, by_machine: bool = False
+    ) -> Options:
         """Return the options that `parse` returns for the same values on a command line."""
         names, kinds = [field.name for field in fields(self.options)], get_type_hints(self.options)
         for name, value in values.items():
@@ -293,12 +302,13 @@ class Script(Generic[Options]):
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
         module = values.get("backbone")
         if module is None or type(module) is str:
-            return self.parse(list(_arguments(values, self.options)), prog=self.name, log=log)
+            words = list(_arguments(values, self.options))
+            return self.parse(words, prog=self.name, log=log, by_machine=by_machine)
         from fastpsl.models.given import given  # imports torch, as who gives a module has
 
         name = given(module)
         arguments = list(_arguments({**values, "backbone": name}, self.options))
-        options = self.parse(arguments, prog=self.name, log=log)
+        options = self.parse(arguments, prog=self.name, log=log, by_machine=by_machine)
         return replace(options, backbone=name)  # type: ignore[call-arg]  # it has one, as its names say
 
 
@@ -318,6 +328,30 @@ class Evaluation(Script[Options]):
     """A script without training. `run` does its work and returns the exit code."""
 
     run: Callable[[Options], int]
+
+
+def for_machine(
+    script: Script[Options], options_of: Callable[[str | None], Options], log: Callable[[str], object]
+) -> Options:
+    """Return options of which the machine has chosen the preset, where it is to.
+
+    Args:
+        script: The script.
+        options_of: Parses the options with a preset; None for that of the command.
+        log: Takes a line about the choice.
+
+    Raises:
+        ValueError: Something that the options name is not there, or the training cannot begin.
+    """
+    options = options_of(None)
+    if not isinstance(script, Recipe) or getattr(options, "preset", "") != "auto":
+        return options
+    require_paths(options)
+    from fastpsl.scripts.forecast import choose_preset  # imports torch
+
+    name, line = choose_preset(script, options_of)
+    log(line)
+    return options_of(name)
 
 
 def differences(options: RunOptions, paper: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

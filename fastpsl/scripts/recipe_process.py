@@ -34,8 +34,9 @@ from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
-from fastpsl.scripts.before_training import dry_run, lines_before, stage_steps
+from fastpsl.scripts.before_training import lines_before, stage_steps
 from fastpsl.scripts.beginning import begun, data_of, seeing
+from fastpsl.scripts.forecast import dry_run
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
 
 

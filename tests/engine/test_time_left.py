@@ -7,55 +7,63 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from fastpsl.console.screen import Numbers
 from fastpsl.engine import reporter as reporter_module
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_blocks import StepMetrics
-from fastpsl.engine.time_left import ONLY_STAGE, PACE_INTERVALS, Pace, WorkAhead, step_cost, work_ahead
+from fastpsl.engine.time_left import (
+    ONLY_STAGE,
+    PACE_INTERVALS,
+    Costs,
+    Pace,
+    WorkAhead,
+    layer_costs,
+    step_cost,
+    work_ahead,
+)
 from fastpsl.models.factory import make_backbone
 from tests.engine.tiny import one_process
 
 PLAN = make_plan("psl", (2, 2, 4))
 
 
-def blocks() -> list[nn.Module]:
-    return make_backbone("resnet50").blocks()
+def layers() -> Costs:
+    return layer_costs(make_backbone("resnet50").blocks())
 
 
 def test_a_step_costs_a_pass_forward_and_two_backward_where_it_learns() -> None:
     # ResNet-50's blocks have 1, 10, 13, 19 and 10 convolutions.
-    assert [step_cost(blocks(), stage) for stage in PLAN] == [
+    assert [step_cost(layers(), stage) for stage in PLAN] == [
         (1 + 10 + 13) + 2 * (1 + 10 + 13) + 3,
         (1 + 10 + 13 + 19) + 2 * (10 + 13 + 19) + 3,
         (1 + 10 + 13 + 19 + 10) + 2 * (13 + 19 + 10) + 3,
     ]
     head_alone = Stage("linear", 1, 6, 5, 1)
-    assert step_cost(blocks(), head_alone) == 53 + 3
+    assert step_cost(layers(), head_alone) == 53 + 3
 
 
 def test_later_stages_count_in_steps_of_this_one() -> None:
-    costs = [step_cost(blocks(), stage) for stage in PLAN]
-    ahead = work_ahead(PLAN, 0, blocks(), lambda level: 1, 10, None)
+    costs = [step_cost(layers(), stage) for stage in PLAN]
+    ahead = work_ahead(PLAN, 0, layers(), lambda level: 1, 10, None)
     assert ahead[:3] == (1, 3, pytest.approx((20 * costs[1] + 40 * costs[2]) / costs[0]))
-    ahead = work_ahead(PLAN, 1, blocks(), lambda level: 1, 10, 25)
+    ahead = work_ahead(PLAN, 1, layers(), lambda level: 1, 10, 25)
     assert ahead[:3] == (2, 3, pytest.approx(25 * costs[2] / costs[1]))
     # A step of eight inputs of each image takes four times as long as one of two.
-    ahead = work_ahead(PLAN, 1, blocks(), {2: 2, 3: 8}.__getitem__, 10, None)
+    ahead = work_ahead(PLAN, 1, layers(), {2: 2, 3: 8}.__getitem__, 10, None)
     assert ahead[:3] == (2, 3, pytest.approx(160 * costs[2] / costs[1]))
-    assert work_ahead(PLAN, 2, blocks(), lambda level: 1, 10, None)[:5] == (3, 3, 0, 0, 0)
+    assert work_ahead(PLAN, 2, layers(), lambda level: 1, 10, None)[:5] == (3, 3, 0, 0, 0)
     # 80 images are 10 steps of 8, and 5 of 16 that take twice as long; 4 times the pixels, 4 times as long.
     sized = (replace(PLAN[0], size_px=16, batch_size=8), replace(PLAN[1], size_px=32, batch_size=16))
     batch_of = lambda stage: stage.batch_size
-    ahead = work_ahead(sized, 0, blocks(), lambda level: 1, 80, None, lambda stage: 3, batch_of)
+    ahead = work_ahead(sized, 0, layers(), lambda level: 1, 80, None, lambda stage: 3, batch_of)
     assert ahead.later_steps == pytest.approx(2 * 5 * 2 * 4 * costs[1] / costs[0])
     assert ahead.later_images == pytest.approx(3 * 4 * 44 / 25) and ahead.image_steps == pytest.approx(
         25 / 75 / 8
     )
     in_steps = (PLAN[0], Stage("S2", 2, 2, 4, 0, num_steps=7))
-    assert work_ahead(in_steps, 0, blocks(), lambda level: 1, 10, None).later_steps == pytest.approx(
+    assert work_ahead(in_steps, 0, layers(), lambda level: 1, 10, None).later_steps == pytest.approx(
         7 * costs[1] / costs[0]
     )
 
@@ -64,7 +72,7 @@ def test_images_that_pass_forward_count_by_the_layers_that_they_pass() -> None:
     """A stage of level 2 validates 50 images of four inputs each, others 100 of one."""
     inputs, images = {1: 1, 2: 4, 3: 1}.__getitem__, {1: 100, 2: 50, 3: 100}
     ahead = work_ahead(
-        PLAN, 0, blocks(), inputs, 80, None, lambda stage: images[stage.level], lambda stage: 8
+        PLAN, 0, layers(), inputs, 80, None, lambda stage: images[stage.level], lambda stage: 8
     )
     assert (ahead.images, ahead.later_images) == (100, pytest.approx((4 * 50 * 44 + 100 * 54) / 25))
     assert ahead.image_steps == pytest.approx(25 / (25 + 2 * 25) / 8)
@@ -139,7 +147,7 @@ class Simulation:
         for position in range(begin[0], len(PLAN)):
             first = begin[1] if position == begin[0] else 0
             ahead = work_ahead(
-                PLAN, position, blocks(), lambda level: 1, self.spe * self.batch_size, self.num_steps,
+                PLAN, position, layers(), lambda level: 1, self.spe * self.batch_size, self.num_steps,
                 lambda stage: num_images, lambda stage: self.batch_size,
             )  # fmt: skip
             self.reporter.stage_begins(PLAN[position], first, self.num_steps, self.spe, ahead)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,9 +69,9 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     assert "network: nin3, " in text and "images of 48 px, in fp32 on the CPU\n" in text
     steps = "2 steps of 4 images (S1 1, S2 1); --preset paper; network inputs per step: S1 8, S2 32; "
     assert f"{steps}--max-steps-per-stage cuts each at 1" in text
-    assert "stages of fewer than 2,000 steps learn little: S1 has 1, S2 has 1" in text
-    assert "a step has 67% of the 6 images: give --batch-size 2 or less, or --preset small" in text
-    assert "a side of 60 px or less and are enlarged to 64 px: give smaller --short-side, --size-px" in text
+    assert "fewer than 150 steps were not seen to learn: S1 has 1, S2 has 1; give --epochs 50 50" in text
+    assert "a step has 67% of the 6 images: give --batch-size 2\n" in text
+    assert "a side of 60 px or less and are enlarged to 64 px: give --short-side 60 --size-px 45\n" in text
     config = json.loads((out / "config.json").read_text())
     assert config["differences"]["batch_size"] == [4, 32]
     assert config["images"] == {"train": 6, "val": 0} and "lr" not in config["differences"]
@@ -143,20 +144,21 @@ def told(
     return stage_steps(experiment, data), list(unsuitable(experiment, data))
 
 
-def test_2_000_steps_are_enough() -> None:
-    others = Stage("B", 1, 1, 5, 0, num_steps=1999), Stage("C", 1, 1, 5, 200), Stage("D", 1, 1, 5, 199)
-    steps, lines = told((*LONG, *others))
-    assert steps == [2000, 1999, 2000, 1990] and len(lines) == 1
-    assert "fewer than 2,000 steps learn little: B has 1,999, D has 1,990;" in lines[0]
+def test_so_few_steps_are_told_with_the_epochs_to_give() -> None:
+    """An epoch has 10 steps of 10 images, and as many where a tenth of them is given instead of 50."""
+    stages = replace(LONG[0], num_steps=150), Stage("C", 1, 1, 5, 15), Stage("D", 1, 1, 5, 14)
+    steps, lines = told(stages)
+    assert steps == [150, 150, 140] and len(lines) == 1
+    assert lines[0].endswith("not seen to learn: D has 140; give --epochs 15 15 15")
+    (*_, line) = told(stages[1:], batch_size=50)[1]
+    assert line.endswith("C has 30, D has 28; give --epochs 15 15")
 
 
 @pytest.mark.parametrize(("batch_size", "share"), [(10, None), (11, "11%"), (50, "50%")])
 def test_a_tenth_of_the_images_is_a_large_batch(batch_size: int, share: str | None) -> None:
     _, lines = told(batch_size=batch_size)
-    expected = f"a step has {share} of the 100 images: give --batch-size 10 or less, or --preset small"
+    expected = f"a step has {share} of the 100 images: give --batch-size 10"
     assert lines == ([] if share is None else [expected])
-    (*_, line) = [*told(batch_size=50, preset="small")[1]]
-    assert "--batch-size 10 or less" in line and "preset" not in line  # it is followed already
 
 
 def test_a_warm_up_ends_before_the_run() -> None:
@@ -164,13 +166,15 @@ def test_a_warm_up_ends_before_the_run() -> None:
     assert told(stages)[1] == told(stages, warmup_epochs=499.0)[1] == told(warmup_epochs=500.0)[1] == []
     (line,) = told(stages, warmup_epochs=500.0)[1]
     assert line.startswith("the rate rises for 500 epochs, and the run has 500, so it never reaches --lr: ")
+    assert line.endswith("give --warmup-epochs 50")
 
 
 def test_half_of_the_images_are_as_large_as_what_is_cut_from_them() -> None:
-    """The shorter sides are 10, 40 and 60 px. Some crops are of resized images."""
+    """The shorter sides are 10, 40 and 60 px. Some crops are of resized images. A jigsaw has whole cells."""
     for crop in ({"size_px": 40}, {"size_px": 8, "shorter_px": 40}):
         assert told(crop=SimpleNamespace(**crop))[1] == []
         larger = SimpleNamespace(**{name: px + (px == 40) for name, px in crop.items()})
-        (line,) = told(crop=larger, short_side=48, size_px=41)[1]
+        (line,) = told(crop=larger, short_side=48, size_px=(41, 20))[1]
         assert line.startswith("half of the images have a side of 40 px or less and are enlarged to 41 px: ")
-        assert line.endswith("give smaller --short-side, --size-px")
+        assert line.endswith("give --short-side 46 --size-px 40 19")
+        assert told(crop=larger, size_px=42, grid=3)[1][0].endswith("give --size-px 39")

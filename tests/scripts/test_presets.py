@@ -10,10 +10,11 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import held_back
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts import presets
-from fastpsl.scripts.presets import MIN_STEPS, small_values
+from fastpsl.scripts import forecast, launch, presets
+from fastpsl.scripts.presets import CPU_PRESETS, MIN_STEPS, cpu_values, small_values
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe
+from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree
 from tests.programs import ROOT
 
@@ -163,3 +164,86 @@ def test_a_run_that_goes_on_keeps_its_preset_and_its_split(
     (tmp_path / "out" / "config.json").write_text(json.dumps(record))
     monkeypatch.setattr(presets, "SMALL_BELOW", 61)
     assert (parsed(*data).preset, parsed(*data).val) == ("paper", None)
+
+
+@pytest.mark.parametrize("recipe", WITH_PRESETS)
+@pytest.mark.parametrize("name", CPU_PRESETS)
+def test_a_cpu_preset_is_the_samples_training_larger_and_longer(recipe: str, name: str) -> None:
+    """Each stage sees as many images as on the sample, times the length. Sides end at the paper's."""
+    script, preset = find_recipe(recipe), CPU_PRESETS[name]
+    options = parsed("--data", sample_paths().train, "--val", "none", "--preset", name, recipe=recipe)
+    usual = {**script.paper, **script.sample}
+    assert options.preset == name and options.backbone not in ("resnet50", "revnet50")
+    assert options.epochs == tuple(preset.length * epochs for epochs in usual["epochs"])
+    for side in {"size_px", "short_side"} & usual.keys():
+        assert getattr(options, side) == min(script.paper[side], int(preset.side * usual[side]))
+    for value in {"temperature", "trust", "momentum", "rotations_per_image"} & usual.keys():
+        assert getattr(options, value) == usual[value]
+    assert options.batch_size == min(usual["batch_size"], 32 if usual["batch_size"] > 48 else 48)
+
+
+def test_a_cpu_preset_suits_the_number_of_images() -> None:
+    """Of 200 images a batch has 16, with half the rate; of 5 million, a stage has one epoch."""
+    paper: dict[str, Any] = PAPER | {"backbone": "resnet50", "size_px": 224}
+    sample = {"batch_size": 32, "epochs": (6, 4), "size_px": 40}
+    few = cpu_values(CPU_PRESETS["cpu-medium"], paper, sample, {"queue_size": 0.5}, 200)
+    assert few == {
+        "batch_size": 16, "lr": 0.2, "epochs": (86, 58), "queue_size": 64, "backbone": "resnet18",
+        "size_px": 60,
+    }  # fmt: skip
+    many = cpu_values(CPU_PRESETS["cpu-small"], paper, sample, {"queue_size": 0.5}, 5_000_000)
+    assert (many["epochs"], many["batch_size"], many["size_px"]) == ((1, 1), 32, 40)
+    # A plan of one stage sees as many images, and one of several in the paper's shares.
+    one = cpu_values(CPU_PRESETS["cpu-small"], paper | {"epochs": (9,)}, sample, {}, 480)
+    two = cpu_values(
+        CPU_PRESETS["cpu-small"], paper | {"epochs": (30, 10)}, sample | {"epochs": (8,)}, {}, 480
+    )
+    assert (one["epochs"], two["epochs"]) == ((30,), (18, 6))
+
+
+STEP_S = {"cpu-large": 0.005, "cpu-medium": 0.04, "cpu-small": 1.0}  # of the preset that is timed
+
+
+@pytest.mark.parametrize(("expected", "step_s"), STEP_S.items())
+def test_the_machine_chooses_by_a_clock_once(
+    expected: str, step_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed, repeated by --config, named or started as a script, nothing is timed."""
+    files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(photo(i, 120, 130)) for i in range(60)}
+    photos, command = tree(tmp_path / "photos", files), "fastpsl train simclr"
+    timed = list[int]()
+    monkeypatch.setattr(forecast, "_measured", lambda *_, **more: timed.append(1) or (step_s, 0.0, ""))
+    monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
+    words = ["--data", str(photos), "--out", str(tmp_path / "out"), "--batch-size", "4", "--device", "cpu"]
+    script = find_recipe("simclr_r50")
+    options = launch.parsed(script, words, command)
+    assert (options.preset, options.batch_size, options.val, len(timed)) == (expected, 4, "10%", 1)
+    assert options.size_px == int(32 * CPU_PRESETS[expected].side)
+    record = {"options": options.as_dict(), "science": {"recipe": "simclr_r50"}}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text(json.dumps(record))
+    again = [
+        launch.parsed(script, words, command),
+        launch.parsed(script, ["--config", str(tmp_path / "out")], command),
+        launch.parsed(
+            script, [*words[:2], "--preset", expected, "--batch-size", "4"], "fastpsl train simclr"
+        ),
+    ]
+    assert [each.science() for each in again] == [options.science()] * 3
+    assert launch.parsed(script, words[:2], "simclr_r50").preset == "small"
+    monkeypatch.setattr(presets, "_has_gpu", lambda options: True)
+    assert launch.parsed(script, words[:2], command).preset == "small"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
+    assert launch.parsed(script, words[:2], command).preset == "small" and len(timed) == 1
+
+
+def test_no_preset_of_a_machine_enlarges_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = tree(tmp_path / "photos", {f"{i}.jpg": jpeg(photo(i, 40, 50)) for i in range(60)})
+    monkeypatch.setattr(forecast, "_measured", lambda *_, **more: (0.001, 0.0, ""))
+    monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
+    words, command = ["--data", str(photos), "--device", "cpu"], "fastpsl train simclr"
+    options = launch.parsed(find_recipe("simclr_r50"), words, command)
+    assert (options.preset, options.size_px) == ("cpu-small", 32)
+    own = launch.parsed(find_recipe("simclr_r50"), [*words, "--size-px", "24"], command)
+    assert (own.preset, own.size_px) == ("cpu-large", 24)

@@ -1,0 +1,234 @@
+"""Forecasts from a few steps: what --dry-run tells, and the preset that suits a machine without a GPU."""
+
+import contextlib
+import itertools
+import resource
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from fastpsl.console.progress import clock, operation
+from fastpsl.console.words import gibibytes, number_of
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.experiment import Experiment, block_costs, place_backbone
+from fastpsl.engine.gpu import peak_memory, reset_peak_memory
+from fastpsl.engine.options import TrainingOptions, at_end, per_stage
+from fastpsl.engine.run import RunData, val_part
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.time_left import Costs, work_ahead
+from fastpsl.scripts.before_training import lines_before, needed_side, stage_steps, typical_side
+from fastpsl.scripts.beginning import begun, data_of
+from fastpsl.scripts.presets import CPU_PRESETS, SMALL_BELOW
+from fastpsl.scripts.recipe import Recipe
+
+USUAL_S = 1800.0  # of a run that fits
+LONG_S = 7200.0  # of a run that is told a shorter command
+_MEASURED = 3  # steps and validation batches of each stage
+_TIMED = "cpu-medium"  # the preset that is timed
+_FEW = 4  # images that tell how many are measured on a CPU
+_STAGE_S = 4.0  # of a CPU's steps that are measured of a stage
+
+
+class Opened(NamedTuple):
+    """An experiment on its device, and its data."""
+
+    experiment: Experiment
+    data: RunData
+    lines: Sequence[str] = ()  # about the weights that it begins with
+
+    def stage_s(self, number: int, step_s: float, val_s: float) -> tuple[int, int, float]:
+        """Return a stage's steps, its validation images, and the seconds of both."""
+        num_planned = stage_steps(self.experiment, self.data)[number]
+        num_steps = min(num_planned, self.data.options.max_steps_per_stage or num_planned)
+        part = val_part(self.data, num_steps, num_planned)
+        num_val = part.num_samples if part is not None and val_s else 0
+        return num_steps, num_val, num_steps * step_s + num_val * val_s
+
+
+def opened(recipe: Recipe[Any], options: TrainingOptions, world: World) -> Opened:
+    """Open the data, build the network and place it on the device. The caller closes the data."""
+    experiment, _, lines = begun(recipe, options, world)
+    data = data_of(experiment, options, world)
+    place_backbone(experiment, options, world)
+    return Opened(experiment, data, lines)
+
+
+def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
+    """Print what a training would do and about how long it takes, from some steps of each stage.
+
+    Nothing is written. Passes over the data between epochs, which some tasks make, are not measured.
+    """
+    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    whole = opened(recipe, options, world)
+    with contextlib.closing(whole.data):
+        lines = [*whole.lines, *lines_before(whole.experiment, whole.data)]
+        with operation("measuring some steps"):
+            part, scale = _quick(recipe, options, whole)
+        total_s = whole.experiment.task.seconds_before()
+        for number, stage in enumerate(whole.experiment.stages):
+            with operation(f"{stage.name}: measuring some steps"):
+                step_s, val_s, memory = _measured(part, number)
+            step_s *= scale
+            num_steps, num_val, stage_s = whole.stage_s(number, step_s, val_s)
+            total_s += stage_s
+            val = f", validation of {num_val:,} images {clock(num_val * val_s)}" if num_val else ""
+            lines.append(
+                f"{stage.name}: {number_of(num_steps, 'step')} of {step_s:.3g} s{val}{memory}; it ends about "
+                f"{clock(total_s)} after the start"
+            )
+        measured = f", which were measured with {part.data.options.batch_of()} images" if scale != 1 else ""
+        lines.append(
+            f"dry run: nothing was written; the times are those of few steps{measured}, without start and "
+            "checkpoints"
+        )
+        if total_s > LONG_S:
+            lines.append(_shorter(recipe, options, whole, total_s))
+    if world.rank == 0:
+        print("\n".join(lines))
+
+
+def _quick(recipe: Recipe[Any], options: TrainingOptions, whole: Opened) -> tuple[Opened, float]:
+    """Return the experiment to measure, and what its steps' seconds are multiplied by.
+
+    On a CPU, a step that takes long is measured with fewer images, by the pace of the fewest.
+    """
+    world, sizes = whole.data.world, per_stage(options.batch_size)
+    parts = world.size * options.passes_per_step
+    if world.device.type != "cpu" or min(sizes) <= _FEW * parts:
+        return whole, 1.0
+    try:
+        few = _with_batch(recipe, options, _FEW * parts, whole)
+        step_s = _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0]
+        num = int(_FEW * _STAGE_S / ((_MEASURED + 2) * step_s))
+        if num * parts >= max(sizes):
+            return whole, 1.0
+        batch = parts << max(_FEW.bit_length() - 1, num.bit_length() - 1)
+        part = few if batch == _FEW * parts else _with_batch(recipe, options, batch, whole)
+    except ValueError:  # the task cannot have so few
+        return whole, 1.0
+    return part, options.batch_of() / batch
+
+
+def _with_batch(recipe: Recipe[Any], options: TrainingOptions, batch: int, whole: Opened) -> Opened:
+    """Return the experiment with smaller batches, of the same open data."""
+    least: dict[str, Any] = {
+        name: tuple(min(size, batch) for size in given) if isinstance(given, tuple) else min(given, batch)
+        for name in ("batch_size", "key_group")
+        if (given := getattr(options, name, None)) is not None
+    }
+    smaller: Any = replace(options, **least)
+    experiment, _, _ = begun(recipe, smaller, whole.data.world)
+    place_backbone(experiment, smaller, whole.data.world)
+    data = RunData(smaller, whole.data.world, lambda _: (whole.data.train, whole.data.val))
+    return Opened(experiment, data)
+
+
+def _measured(
+    opened: Opened, number: int, num: int = _MEASURED, *, val: bool = True
+) -> tuple[float, float, str]:
+    """Return the seconds of a stage's step and of a validation image, and the memory in words."""
+    experiment, data = opened.experiment, opened.data
+    options, world, stage = replace(data.options, prefetch_batches=1), data.world, experiment.stages[number]
+    data.begin_stage(stage)
+    reset_peak_memory(world.device)
+    bench = StageBench(experiment, number, options, data.train, world, seconds=0, min_steps=num, warm_up=1)
+    step_s = data.step_size / (bench.both() * world.size)
+    val_s, views = 0.0, experiment.val_views(stage)
+    if val and data.val is not None and views:
+        evaluate = lambda some: bench.train_step.evaluate(some, views, lambda: False)
+        with (
+            data.loader(data.val, views, train=False) as loader,
+            contextlib.closing(loader.epoch(0)) as batches,
+        ):
+            evaluate([next(batches)])
+            started = perf_counter()
+            num_batches = min(num, loader.num_steps)
+            # A small set has one batch, which is taken again.
+            evaluate(itertools.islice(itertools.chain(batches, loader.epoch(1)), num_batches))
+            val_s = (perf_counter() - started) / (num_batches * loader.batch_size_per_rank * world.size)
+    memory = peak_memory(world.device)
+    if memory:
+        return step_s, val_s, f", GPU memory {gibibytes(memory['peak_allocated_bytes'])}"
+    most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return step_s, val_s, f", memory {gibibytes(1024 * most_kib)}"
+
+
+def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tuple[str, str]:
+    """Choose the preset for a machine without a GPU, by timed steps of one of them.
+
+    Args:
+        recipe: The recipe.
+        options_of: Returns the options of a preset.
+
+    Returns:
+        The longest of `CPU_PRESETS` that ends in about half an hour and enlarges no image, or else the
+        shortest; and a line about it.
+
+    Raises:
+        ValueError: The training cannot begin.
+    """
+    options = {name: options_of(name) for name in CPU_PRESETS}
+    timed = options[_TIMED]
+    with operation("choosing --preset by timed steps"):
+        world = join_world(timed.device, timeout_s=10 * timed.timeout_s)
+        whole = opened(recipe, timed, world)
+        with contextlib.closing(whole.data):
+            task, number = whole.experiment.task, len(whole.experiment.stages) - 1
+            for _ in task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data):
+                pass  # which times what comes before the first step
+            step_s, _, _ = _measured(whole, number, val=False)
+            costs = block_costs(whole.experiment, whole.experiment.stages[-1], whole.data)
+            side_px, needed_px = typical_side(whole.data), needed_side(whole.experiment)
+            seconds = {
+                name: task.seconds_before() + step_s * _steps_in(whole, costs, each)
+                for name, each in options.items()
+            }
+    fitting = [
+        name
+        for name, each in options.items()
+        if seconds[name] <= USUAL_S and needed_px * _side(each) <= side_px * _side(timed)
+    ]
+    name = (fitting or [list(CPU_PRESETS)[-1]])[0]
+    usual = recipe.usual(options[name])
+    whose = "the paper has" if recipe.source == "paper" else "usual are"
+    back = "small" if whole.data.train.num_samples < SMALL_BELOW else "paper"
+    return name, (
+        f"--preset {name}, by timed steps on this CPU: {_words(vars(options[name]))}, about "
+        f"{clock(seconds[name])} in all; {whose} {_words(usual)}, which --preset {back} takes"
+    )
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    """Return the network, the side of its images and the length of a training, in words."""
+    epochs = f"{' '.join(map(str, values['epochs']))} epochs"
+    side = [f"{at_end(values['size_px'])} px"] if "size_px" in values else []
+    return ", ".join([*([values["backbone"]] if "backbone" in values else []), *side, epochs])
+
+
+def _shorter(recipe: Recipe[Any], options: Any, whole: Opened, total_s: float) -> str:
+    """Return the command of this dry run, with the option by which a training takes half an hour."""
+    command = [word for word in sys.argv if word not in ("--dry-run", "--dry_run")]
+    steps = max(stage_steps(whole.experiment, whole.data))
+    return (
+        f"for about half an hour: {shlex.join(command)} --max-steps-per-stage "
+        f"{max(1, int(steps * USUAL_S / total_s))}"
+    )
+
+
+def _side(options: Any) -> int:
+    """Return the side of the images that the network sees, or 1 if the recipe has no such option."""
+    return at_end(options.size_px) if hasattr(options, "size_px") else 1
+
+
+def _steps_in(whole: Opened, costs: Costs, options: Any) -> float:
+    """Return the length of a training by other options, in steps of the last stage of an opened one."""
+    experiment, data = whole.experiment, whole.data
+    stages = options.stages(experiment.task.num_levels, experiment.backbone.num_blocks)
+    ahead = work_ahead(
+        (experiment.stages[-1], *stages), 0, costs, experiment.task.inputs_per_image, data.train.num_samples,
+        options.max_steps_per_stage, batch_of=options.batch_of,
+    )  # fmt: skip
+    return ahead.later_steps * (_side(options) / _side(data.options)) ** 2
