@@ -158,12 +158,14 @@ def pretrain(
     require_data("val", val)
     values = {"data": data, "val": val, "out": out, "backbone": backbone, "epochs": epochs, **options}
 
+    by_machine = "WORLD_SIZE" not in os.environ  # ranks must agree
+
     def options_of(preset: str | None) -> Any:
         given = values if preset is None else {**values, "preset": preset}
-        return script.from_values(given, by_machine="WORLD_SIZE" not in os.environ)  # ranks must agree
+        return script.from_values(given, by_machine=by_machine)
 
     def work(opened: list[Run]) -> Trained:
-        options = for_machine(script, options_of, print_now)
+        options = for_machine(script, options_of, print_now, by_machine=by_machine)
         train_or_stop(script, options, opened)
         (run,) = opened
         checkpoint = run.last_checkpoint().absolute()

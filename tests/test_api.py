@@ -43,7 +43,7 @@ from tests.programs import ENVIRONMENT
 from tests.warm import Running
 
 TINY = {"backbone": "resnet18", "size_px": 32, "batch_size": 16, "max_steps_per_stage": 2}
-TINY |= {"workers": 1, "tensorboard": False}
+TINY |= {"workers": 1, "tensorboard": False, "preset": "small"}
 
 
 def pretrain(out: Path, **options: Any) -> fastpsl.Trained:
@@ -184,7 +184,8 @@ def test_a_second_call_is_equal_and_leaves_nothing(
     assert again.metrics == run.metrics
     said = "".join(capfd.readouterr())
     assert "; max_steps_per_stage cuts each at 2\n" in said and "480 training images in 8 classes" in said
-    assert "give more epochs or a smaller batch_size\n" in said and " --" not in said
+    assert "; give epochs 5\n" in said
+    assert "fastpsl.pretrain('distill', " in said and " --" not in said
     threads = {thread.name for thread in threading.enumerate()}
     assert not {name for name in threads if "last-step" in name}, threads
 

@@ -141,6 +141,11 @@ _FLAG = re.compile(_COMMAND + r"|(?<![\w./-])--([a-z][a-z-]*)")
 _called_from_python = ContextVar("called_from_python", default=False)
 
 
+def is_python() -> bool:
+    """Return whether a program has called, to whom options are arguments and commands are calls."""
+    return _called_from_python.get()
+
+
 def worded(text: str) -> str:
     """Return a message with options as they were given: --batch-size, or batch_size in a call of Python."""
     if _called_from_python.get():

@@ -30,7 +30,8 @@ from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import Input, ViewSpec
 
-_TIMED_IMAGES = 8  # by which a CPU's blocks are timed
+# By which a CPU's blocks are timed: a small step, but for large images fewer of them.
+_TIMED_IMAGES, _TIMED_SIDE_PX = 64, 64
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,8 @@ def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
         return layer_costs(blocks)
     side_px, precision = max(view.side_px for view in views), data.options.resolved_precision(device)
     num_channels = Input.from_dict(experiment.input_record(stage)).num_channels
-    images = torch.zeros(_TIMED_IMAGES, num_channels, side_px, side_px)
+    num = max(2, min(_TIMED_IMAGES, _TIMED_IMAGES * _TIMED_SIDE_PX**2 // side_px**2))
+    images = torch.zeros(num, num_channels, side_px, side_px)
     dtype = DTYPES[precision]
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     with operation("timing the network's blocks"):

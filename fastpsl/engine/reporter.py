@@ -466,7 +466,7 @@ class Reporter:
             self._pace.add(len(lines), elapsed)
         numbers = self._numbers(last["step"], means, last["lr"])
         left_s = numbers.eta_s if numbers.run_eta_s is None else numbers.run_eta_s
-        if left_s and not self._has_told_length:
+        if left_s and not self._has_told_length and self._pace.is_known:
             self._has_told_length = True
             self.log(f"the run takes {clock(left_s)} from here, at the pace of its first steps")
         self.screen.show(replace(numbers, gpu_bytes=memory_held(self.world.device), **pace))

@@ -18,6 +18,7 @@ from fastpsl.engine.plan import Stage
 
 # The pace is a mean over at most this many log intervals.
 PACE_INTERVALS = 20
+_KNOWN_BY = 2  # log intervals
 
 
 class WorkAhead(NamedTuple):
@@ -76,6 +77,11 @@ class Pace:
         self._image_s = seconds / num
         if self._intervals and image_steps:
             self._image_factor = self._image_s / (self._step_s * image_steps)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the pace is of more than a moment: of two measurements."""
+        return len(self._intervals) >= _KNOWN_BY
 
     @property
     def _step_s(self) -> float:

@@ -10,11 +10,19 @@ from fastpsl.engine.options import PretrainOptions, flag, per_stage, share_of
 from fastpsl.engine.run import RunData
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.views import Crop
-from fastpsl.scripts.presets import MAX_BATCH_SHARE, SMALL_BELOW, why_none_held_back
+from fastpsl.scripts.advice import (
+    BATCH,
+    FEW_IMAGES,
+    FEW_STEPS,
+    MAX_BATCH_SHARE,
+    SIDES,
+    STEPS,
+    WARM_UP,
+    on_few_images,
+)
+from fastpsl.scripts.presets import HELD_BACK, SMALL_BELOW, why_none_held_back
 
 _SAMPLED = 1000  # images whose sizes are looked at
-# Steps of a stage. On few photos, three stages of 65 taught nothing; 180 and more did (docs/runs).
-FEW_STEPS = 150
 
 
 def lines_before(experiment: Experiment, data: RunData) -> Iterator[str]:
@@ -26,6 +34,18 @@ def lines_before(experiment: Experiment, data: RunData) -> Iterator[str]:
     if data.options.data is not None and isinstance(data.options, PretrainOptions):
         for line in unsuitable(experiment, data):
             yield f"warning: {line}"
+        yield from instead(experiment, data)
+
+
+def instead(experiment: Experiment, data: RunData) -> list[str]:
+    """Return what worked better on so few images than a training from random weights; [] elsewhere."""
+    options = data.options
+    num = data.train.num_samples + (data.val.num_samples if data.val and share_of(options.val) else 0)
+    others = experiment.task.needs_labels or hasattr(options, "teacher") or getattr(options, "init", None)
+    if options.data is None or others or num >= FEW_IMAGES:
+        return []
+    val = options.val if data.val is not None and options.val else HELD_BACK
+    return on_few_images(options.data, val if data.train.num_classes > 1 else None)
 
 
 def data_line(data: RunData) -> str:
@@ -112,10 +132,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     options, num_images, sizes = data.options, data.train.num_samples, list[str]()
     limit = max(2, int(MAX_BATCH_SHARE * num_images))
     if options.batch_of() > limit:
-        yield (
-            f"a step has {options.batch_of() / num_images:.0%} of the {num_images:,} images: give "
-            f"--batch-size {limit}"
-        )
+        yield BATCH.line.format(share=options.batch_of() / num_images, num_images=num_images, limit=limit)
     few = [
         f"{stage.name} has {num:,}"
         for stage, num in zip(experiment.stages, stage_steps(experiment, data), strict=True)
@@ -127,16 +144,10 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             str(max(stage.epochs, -(-FEW_STEPS // num)))
             for stage, num in zip(experiment.stages, per_epoch, strict=True)
         ]
-        yield (
-            f"stages of fewer than {FEW_STEPS} steps were not seen to learn: {', '.join(few)}; give --epochs "
-            f"{' '.join(more)}"
-        )
+        yield STEPS.line.format(few=", ".join(few), epochs=" ".join(more))
     warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
     if 0 < epochs <= warmup:
-        yield (
-            f"the rate rises for {warmup:g} epochs, and the run has {epochs}, so it never reaches --lr: give "
-            f"--warmup-epochs {epochs / 10:g}"
-        )
+        yield WARM_UP.line.format(warmup=warmup, epochs=epochs, fitting=epochs / 10)
     needed, side = needed_side(experiment), typical_side(data)
     if side < needed:
         unit = getattr(options, "grid", 1)  # of a jigsaw, whose window has as many cells on a side
@@ -144,10 +155,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             if (given := getattr(options, name, None)) is not None:
                 fitting = [max(1, each * side // needed // unit) * unit for each in per_stage(given)]
                 sizes.append(f"{flag(name)} {' '.join(map(str, fitting))}")
-        yield (
-            f"half of the images have a side of {side} px or less and are enlarged to {needed} px: give "
-            f"{' '.join(sizes)}"
-        )
+        yield SIDES.line.format(side=side, needed=needed, sides=" ".join(sizes))
 
 
 def needed_side(experiment: Experiment) -> int:

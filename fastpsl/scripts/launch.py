@@ -78,7 +78,7 @@ def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> O
         words = [*given, *(["--preset", preset] if preset else [])]
         return script.parse(words, prog=prog, log=lines.append, by_machine=by_machine)
 
-    options = for_machine(script, options_of, print_now)
+    options = for_machine(script, options_of, print_now, by_machine=by_machine)
     require_paths(options)
     for line in lines:
         print_now(line)

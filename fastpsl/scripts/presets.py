@@ -24,12 +24,12 @@ from fastpsl.files.remote.address import is_remote
 from fastpsl.files.run_folder import CONFIG
 from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_module, is_own
+from fastpsl.scripts.advice import MAX_BATCH_SHARE
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.datasets.open import Glance
 
 MIN_STEPS = 2000  # of a stage; with fewer, features hardly change
-MAX_BATCH_SHARE = 0.1  # of the images
 SMALL_BELOW = 100_000  # images, for which `auto` takes `small`
 MIN_IMAGES = 50  # fewer are mostly another folder than the one that was meant
 HELD_BACK = "10%"

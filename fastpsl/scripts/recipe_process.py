@@ -34,7 +34,7 @@ from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
-from fastpsl.scripts.before_training import lines_before, stage_steps
+from fastpsl.scripts.before_training import instead, lines_before, stage_steps
 from fastpsl.scripts.beginning import begun, data_of, seeing
 from fastpsl.scripts.forecast import dry_run
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
@@ -160,7 +160,8 @@ def train(
             print(line)
         if finished and isinstance(options, PretrainOptions):
             print(worded(f"done: {result_words(run.position.summaries[-1])}"))
-            print("\n".join(next_lines(run, options)))
+            lines = map(worded, instead(experiment, run.data))
+            print("\n".join([*next_lines(run, options), *lines]))
     if not finished:
         wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished

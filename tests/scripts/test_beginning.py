@@ -41,7 +41,7 @@ from tests.threaded_world import results_of_threads
 RECIPE: Any = find_recipe("simclr_r50")
 VALUES = {
     "data": sample_paths().train_32, "size_px": 32, "batch_size": 16, "workers": 1, "tensorboard": False,
-    "warmup_epochs": 0, "max_steps_per_stage": 2, "checkpoint_steps": 1,
+    "warmup_epochs": 0, "preset": "small", "max_steps_per_stage": 2, "checkpoint_steps": 1,
 }  # fmt: skip
 
 

@@ -212,7 +212,12 @@ def test_the_machine_chooses_by_a_clock_once(
     files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(photo(i, 120, 130)) for i in range(60)}
     photos, command = tree(tmp_path / "photos", files), "fastpsl train simclr"
     timed = list[int]()
-    monkeypatch.setattr(forecast, "_measured", lambda *_, **more: timed.append(1) or (step_s, 0.0, ""))
+
+    def measured(opened: Any, number: int, **more: Any) -> tuple[float, float, str]:
+        timed.append(number)
+        return step_s, 0.0, ""
+
+    monkeypatch.setattr(forecast, "_measured", measured)
     monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
     words = ["--data", str(photos), "--out", str(tmp_path / "out"), "--batch-size", "4", "--device", "cpu"]
     script = find_recipe("simclr_r50")
