@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -209,13 +210,30 @@ def _words(values: Mapping[str, Any]) -> str:
 
 
 def _shorter(recipe: Recipe[Any], options: Any, whole: Opened, total_s: float) -> str:
-    """Return the command of this dry run, with the option by which a training takes half an hour."""
-    command = [word for word in sys.argv if word not in ("--dry-run", "--dry_run")]
-    steps = max(stage_steps(whole.experiment, whole.data))
-    return (
-        f"for about half an hour: {shlex.join(command)} --max-steps-per-stage "
-        f"{max(1, int(steps * USUAL_S / total_s))}"
-    )
+    """Return the command of this dry run with what makes it take about half an hour.
+
+    Without a GPU it leaves the preset to the machine, unless that has chosen already.
+    """
+    words = [Path(sys.argv[0]).name if sys.argv[0].endswith("/fastpsl") else sys.argv[0], *sys.argv[1:]]
+    words.remove("--dry-run")
+    other = getattr(options, "preset", "") in ("small", "paper") and "epochs" in recipe.sample
+    if other and whole.data.world.device.type == "cpu" and options.data is not None:
+        fits = ["--preset", list(CPU_PRESETS)[-1]] if words[0] != "fastpsl" else []
+        words = [*without_preset(words), *fits]
+    else:
+        steps = max(stage_steps(whole.experiment, whole.data))
+        words += ["--max-steps-per-stage", str(max(1, int(steps * USUAL_S / total_s)))]
+    return f"for about half an hour: {shlex.join(words)}"
+
+
+def without_preset(words: Sequence[str]) -> list[str]:
+    """Return the words of a command without --preset and its value."""
+    followed = [before == "--preset" for before in ("", *words)]
+    return [
+        word
+        for word, is_value in zip(words, followed, strict=False)
+        if not is_value and word.partition("=")[0] != "--preset"
+    ]
 
 
 def _side(options: Any) -> int:

@@ -1,0 +1,94 @@
+"""Forecasts: steps with fewer images, scaled; the command that fits; and what blocks cost on a CPU."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.time_left import forward_cost, step_cost, timed_costs
+from fastpsl.scripts import forecast
+from fastpsl.scripts.recipe_files import find_recipe
+from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tree
+
+WORDS = ("--plan", "end_to_end", "--workers", "1", "--device", "cpu", "--precision", "fp32")
+
+
+def dry(monkeypatch: pytest.MonkeyPatch, *words: object) -> Any:
+    given = [str(word) for word in (*words, *WORDS, "--dry-run")]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/fastpsl", "train", "simclr", *given])
+    recipe: Any = find_recipe("simclr_r50")
+    forecast.dry_run(recipe, recipe.parse(given, log=print))
+
+
+def test_a_long_step_is_measured_with_fewer_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step of four images takes 40 s, so of 64 it takes 640 s. Two of 24 fit into half an hour."""
+    photos = tree(tmp_path / "photos", {f"{i}.jpg": jpeg(photo(i, 40, 44)) for i in range(130)})
+    batches = list[int]()
+
+    def measured(opened: Any, number: int, *_: Any, **more: Any) -> tuple[float, float, str]:
+        batches.append(opened.data.options.batch_of())
+        return 10.0 * batches[-1], 0.0, ""
+
+    def last(*more: object) -> str:
+        dry(monkeypatch, *words, *more)
+        return capsys.readouterr().out.splitlines()[-1]
+
+    monkeypatch.setattr(forecast, "_measured", measured)
+    words = ("--data", photos, "--backbone", "resnet18", "--size-px", 32, "--batch-size", 64)
+    dry(monkeypatch, *words, "--preset", "sample", "--epochs", 4)
+    *_, line, end = capsys.readouterr().out.splitlines()
+    assert batches == [4, 4] and line.startswith("E: 8 steps of 640 s; it ends about 1:25:20")
+    assert "which were measured with 4 images" in end
+    command = f"fastpsl train simclr {' '.join(map(str, (*words, '--epochs', 12, *WORDS)))}"
+    assert last("--preset", "small", "--epochs", 12) == f"for about half an hour: {command}"
+    assert last("--preset", "sample", "--epochs", 12).endswith("--max-steps-per-stage 2")
+
+
+def test_no_word_but_the_preset_is_left_out() -> None:
+    words = ["fastpsl", "--preset", "small", "--out", "--preset=x", "--presets", "--preset"]
+    assert forecast.without_preset(words) == ["fastpsl", "--out", "--presets"]
+
+
+class Slow(nn.Module):
+    """A block whose passes take the seconds that are given, by a clock of its own."""
+
+    now = 0.0
+
+    def __init__(self, forward_s: float, backward_s: float):
+        super().__init__()
+        self.forward_s, self.backward_s = forward_s, backward_s
+        self.conv, self.norm = nn.Conv2d(3, 3, 1).requires_grad_(False), nn.BatchNorm2d(3)
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        Slow.now += self.forward_s
+        maps: Tensor = self.norm(self.conv(images))
+        maps.register_hook(self.pass_back)
+        return maps
+
+    def pass_back(self, _: Tensor) -> None:
+        Slow.now += self.backward_s
+
+
+def test_what_blocks_cost_is_timed_by_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, statistics, gradients and modes stay as they are."""
+    monkeypatch.setattr("fastpsl.engine.time_left.time.perf_counter", lambda: Slow.now)
+    blocks = [Slow(1.0, 2.0), Slow(4.0, 16.0)]
+    before = [value.clone() for block in blocks for value in block.state_dict().values()]
+    costs = timed_costs(blocks, torch.randn(2, 3, 4, 4), torch.autocast("cpu", enabled=False))
+    assert (costs.forward, costs.backward, costs.head) == ([1.0, 4.0], [2.0, 16.0], (0, 0))
+    after = [value for block in blocks for value in block.state_dict().values()]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    for block in blocks:
+        assert block.training and not block.conv.weight.requires_grad and block.norm.weight.requires_grad
+        assert all(weights.grad is None for weights in block.parameters())
+    assert step_cost(costs, Stage("S", 1, 2, 2, 1)) == 1 + 4 + 16
+    assert forward_cost(costs, Stage("S", 1, 1, 1, 1)) == 1
