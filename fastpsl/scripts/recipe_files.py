@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
+from fastpsl.console.installed import reinstall
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import hint
 from fastpsl.scripts.command_line import HELP
@@ -46,8 +47,7 @@ def _installed(name: str) -> Path:
     path = recipe_path(name)
     if path is None:
         raise ValueError(
-            f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by pip install "
-            "--force-reinstall --no-deps fastpsl-vision"
+            f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by {reinstall()}"
         )
     return path
 

@@ -11,6 +11,7 @@ import pytest
 
 import fastpsl
 from fastpsl.cli import main
+from fastpsl.console.installed import install
 from fastpsl.files.paths import FORMS, named_files, require_existing
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar, shard_paths
@@ -85,7 +86,7 @@ def test_without_datasets_the_line_tells_what_to_install(
     for name in ("datasets", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with refused("pip install 'fastpsl-vision[datasets]'"):
+    with refused(install("datasets")):
         open_source(src if src.startswith("hf:") else str(tmp_path / src))
 
 
