@@ -665,7 +665,7 @@ def test_an_error_of_the_training_is_noted_and_raised(
         ({"data": "nothere"}, "^nothere: no such file or folder; give a folder of images, a .beton file"),
         ({"data": 3}, "data is int, not a path: give the path of a folder"),
         ({"val": "nothere"}, "^val nothere without data"),
-        ({"backbone": "resnet1"}, "^backbone resnet1: allowed are alexnet, "),
+        ({"backbone": "resnet1"}, "^backbone resnet1: no network .*allowed are alexnet, "),
         ({"epochs": ()}, "give one or more, each of at least 1 epoch$"),
         ({"batch_size": 1000}, "^480 training images are fewer than one batch of 1000: lower batch_size,"),
         ({"out": __file__}, "^out .* is a file: give a folder"),

@@ -25,6 +25,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from fastpsl.console.words import nearest
 from fastpsl.engine.options import flag
+from fastpsl.models.names import check_backbone
 
 HELP = frozenset({"-h", "--help"})
 _alone = threading.Lock()  # tyro and what redirects stdout keep states of the whole process
@@ -247,6 +248,9 @@ def parse(
     if rest or missing:
         problem = _unknown(rest, options, prog) if rest else _missing(missing, options, prog)
         raise ValueError(f"{problem}; {see}")
+    for name in ("backbone", "teacher_backbone"):  # here, because torch is not imported yet
+        if values.get(name) is not None:
+            check_backbone(values[name], flag(name))
     return _built(kind, values)
 
 

@@ -289,7 +289,7 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
     assert (one.record["kind"], one.record["path"], one.record["cut"]) == ("random", None, False)
     assert one.science() != other.science() and one.science()["backbone"] == "resnet18"
     assert str(one).startswith("resnet18, random weights; input RGB")
-    with pytest.raises(ValueError, match="allowed are alexnet, .*, resnet50, "):
+    with pytest.raises(ValueError, match="did you mean resnet50.*allowed are alexnet, .*, resnet50, "):
         random_weights("resnet51", 0)
 
 
