@@ -369,4 +369,5 @@ def _text(value: Any) -> str:
 
 
 def _words(value: Any) -> str:
+    value = () if value is None else value
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)

@@ -146,9 +146,8 @@ def train(
     if world.rank == 0 and not run.resumed:
         for line in (*told, *lines_before(experiment, run.data)):
             run.reporter.log(line)
-        run.reporter.log(
-            f"all values, and where they differ from the {recipe.source}'s: {run.folder / CONFIG.name}"
-        )
+        usual = "the paper's" if recipe.source == "paper" else "the defaults"
+        run.reporter.log(f"all values, and where they differ from {usual}: {run.folder / CONFIG.name}")
     finished = pretrain(experiment, run)
     if world.rank == 0:
         _print_results(run, finished)

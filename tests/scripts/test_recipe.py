@@ -60,6 +60,8 @@ def test_first_line_tells_every_value_that_differs() -> None:
         "plan sl (default psl)", "levels 1 2 2 (default none)",
     ]  # fmt: skip
     assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
+    options = PretrainOptions(data="d")
+    assert "crop_scale none (paper 0.1)" in describe_choice(options, {"crop_scale": (0.1,)})
     options = PretrainOptions(data="d", epochs=(1, 2, 3))
     assert describe_choice(options, {"epochs": (1, 2, 3)}).endswith("paper")
 
