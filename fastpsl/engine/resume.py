@@ -93,10 +93,10 @@ _POSITION: dict[str, Any] = {
 _OLDER = "resume from an older one, or give another --out"
 
 
-def choose_folder(recipe: str, options: RunOptions) -> Path:
+def choose_folder(called: str, options: RunOptions) -> Path:
     """Return the run's folder, and create it if necessary.
 
-    It is --out, or the folder of --resume's checkpoint, or a new numbered one.
+    It is --out, or the folder of --resume's checkpoint, or a new one: runs/CALLED-001, -002, ….
     """
     if options.out is not None:
         folder = options.out
@@ -109,7 +109,7 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
         folder = checkpoint.parent.parent
     else:
         with output_errors(Path("runs").absolute()):
-            return new_numbered_folder(Path("runs"), recipe)
+            return new_numbered_folder(Path("runs"), called)
     require_folder(folder)
     for name in (".lock", *LINES, "bad-samples.csv", "error.txt", "wandb-id.txt"):  # others are replaced
         path = folder / name
@@ -147,9 +147,9 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path]:
+def open_folder(called: str, options: RunOptions, world: World) -> Iterator[Path]:
     """Yield the run's folder on every rank, locked by rank 0 until the end."""
-    folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
+    folder = Path(share(world, str(choose_folder(called, options)) if world.rank == 0 else None))
     lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
     with lock:
         yield folder

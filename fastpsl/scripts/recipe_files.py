@@ -28,7 +28,13 @@ EVAL: dict[str, str] = {
     "semi-supervised": "semi_supervised", "knn": "knn", "svm": "voc_svm", "few-shot": "few_shot",
     "detect": "voc_detection", "segment": "voc_segmentation", "multilabel": "voc_classification",
 }  # fmt: skip
+_SHORT = {stem: name for name, stem in {**TRAIN, **EVAL}.items()}
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
+
+
+def short_name(name: str) -> str:
+    """Return what `fastpsl` calls a recipe; its runs are called so, too. A script of yours keeps its name."""
+    return _SHORT.get(name, name)
 
 
 def recipe_path(name: str) -> Path | None:

@@ -37,6 +37,7 @@ from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import dry_run, lines_before, stage_steps
 from fastpsl.scripts.beginning import begun, data_of, seeing
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
+from fastpsl.scripts.recipe_files import short_name
 
 
 def run(script: Recipe[Any] | Evaluation[Any], options: Any, name: str) -> NoReturn:
@@ -140,7 +141,10 @@ def train(
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
     steps = sum(stage_steps(experiment, data))
-    run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed, steps=steps)
+    run = Run(
+        recipe.name, data, science, owns_process=owns_process, differences=changed, steps=steps,
+        called=short_name(recipe.name),
+    )  # fmt: skip
     opened.append(run)
     experiment = seeing(experiment, run.science.get(INITIAL_WEIGHTS))
     if world.rank == 0 and not run.resumed:
