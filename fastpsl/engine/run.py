@@ -366,11 +366,19 @@ class Run:
         if self.steps is not None:
             config["steps"] = self.steps
         write_atomically(self.folder / CONFIG.name, json.dumps(config, indent=1).encode())
-        write_atomically(
-            self.folder / ENVIRONMENT.name, json.dumps(environment(self.world), indent=1).encode()
-        )
+        self._environment = environment(self.world)
+        self._write_environment()
         if (self.folder / RESULTS.name).exists():  # it may have stages of after the checkpoint
             self.write_results()
+
+    def _write_environment(self) -> None:
+        write_atomically(self.folder / ENVIRONMENT.name, json.dumps(self._environment, indent=1).encode())
+
+    def note_choices(self, stage: Stage, choices: Mapping[str, str]) -> None:
+        """Record how a stage is computed on this machine, and why."""
+        if self.world.rank == 0:
+            self._environment.setdefault("choices", {})[stage.name] = dict(choices)
+            self._write_environment()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the training's state as the checkpoint of `step`, after the metrics up to it.

@@ -36,8 +36,6 @@ def test_smallest_run_ends_with_lines_and_figures(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone).ok()
-    told_decoders = "decoder turbo: it decodes what the crops need", "decoder pillow: "
-    assert any(words in outcome.err for words in told_decoders)
     lines, run = outcome.results, "runs/jigsaw-001"
     assert outcome.out.splitlines()[len(lines) + 1 :] == [
         f"next: fastpsl eval knn {run}",
@@ -55,6 +53,14 @@ def test_smallest_run_ends_with_lines_and_figures(
         *(f"contact-sheet-G{level}.png" for level in (1, 2, 3)),
     ]
     assert all(p.stat().st_size > 0 and p.parts[:2] == ("runs", "jigsaw-001") for p in paths)
+    environment = json.loads(Path("runs/jigsaw-001/environment.json").read_text())
+    assert list(environment["choices"]) == ["S1", "S2", "S3"]
+    choices = environment["choices"]["S1"]
+    assert choices["augment backend"] == "fused: numba, an image at a time"
+    assert choices["graph"] == "off: CUDA graphs need CUDA"
+    is_usual = choices["decoder"] == "turbo: it decodes what the crops need"
+    told = [line for line in outcome.err.splitlines() if line.startswith(tuple(choices))]
+    assert [line.split()[0] for line in told] == ([] if is_usual else ["decoder"])
     status = json.loads(Path("runs/jigsaw-001/status.json").read_text())
     assert status == {"state": "finished", "stage": 3, "step": 1, "reason": ""}
     assert newest_checkpoint(Path("runs/jigsaw-001"))["input"]["channels"] == "RGB"

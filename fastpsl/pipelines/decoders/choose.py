@@ -87,6 +87,7 @@ READS = {
     "synthetic": ("synthetic",),
 }
 NAMES = tuple(dict.fromkeys(name for names in READS.values() for name in names))
+SLOWER = ("ffcv", "pillow")  # than turbo, of whole images that are cropped
 # The samples of which `auto` looks at the format, and the most that may be no JPEGs for the GPU's engines.
 _NUM_LOOKED_AT, _MOST_OTHERS = 256, 0.25
 
