@@ -450,11 +450,7 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"data": b"photos"}, "^data is bytes, not a path"),
         ({"data": 3}, "^data is int, not a path"),
         ({"data": torch.zeros(2, 3, 8, 8)}, "^data is Tensor, not a path"),
-        ({"data": "~/no photos"}, f"^~/no photos: no such .*; did you mean {Path.home()}/no photos. give"),
-        (
-            {"data": "~/no photos/*"},
-            f"^~/no photos/.: no file matches; did you mean {Path.home()}/no photos/",
-        ),
+        ({"data": "~/no photos"}, f"^{Path.home()}/no photos: no such file or folder"),
         ({"rank": 2}, "rank is 2"),
         ({"dtype": torch.uint8}, "dtype is torch.uint8; it must be torch.float32, torch.float16, "),
         ({"as_batch": "lightly"}, r"as_batch is 'lightly'; it must be a function of \(inputs, labels\)$"),

@@ -23,7 +23,7 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastpsl.console.words import nearest
+from fastpsl.console.words import at_home, nearest
 from fastpsl.engine.options import flag
 from fastpsl.models.names import check_backbone
 
@@ -130,7 +130,7 @@ class Option:
         if not words and self._may_be_one:
             raise _Refused(f"{self.called}: {_WORDS[self._item][1]}")
         try:
-            values = [self._choices[word] if self._choices else self._item(word) for word in words]
+            values = [self._choices[word] if self._choices else self._item(at_home(word)) for word in words]
         except (KeyError, ValueError):
             allowed = f"allowed are {', '.join(self._choices)}"
             several = self._is_list and not (len(words) == 1 and self._may_be_one)

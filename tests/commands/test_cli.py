@@ -119,7 +119,7 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, cli: Cli) -> Non
         ("data write {tmp}/none {photos}/cat/a.jpg", "a.jpg: exists already"),
         ("data write {tmp}/none {photos}", "is a folder; choose another name"),
         ("data write {tmp}/none-*.tar {tmp}/a.beton", "no file matches"),
-        ("data write {photos}/cat/a.jpg {tmp}/a.beton", "neither a folder nor a file of a known kind"),
+        ("data write {photos}/cat/a.jpg {tmp}/a.beton", "a.jpg: images are read by their folder, "),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),
         ("data write {photos} {tmp}/a.beton --format zip", "zip"),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton --format npz", "no sound .npz"),

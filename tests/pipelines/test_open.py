@@ -289,6 +289,15 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
     ("source", "words"),
     [
         ("notes.md", f"notes.md: is no dataset file, and by its name no list of images; give {FORMS}"),
+        (
+            "photos/train/*/*.jpg",
+            "photos/train/*/*.jpg: images are read by their folder, photos/train; globs",
+        ),
+        ("photos/*", "photos/*: images are read by their folder, photos; a glob is of packed files"),
+        (
+            "photos/train/cat/a.jpg",
+            "photos/train/cat/a.jpg: images are read by their folder, ",
+        ),
         ("empty", "empty: holds no images (.jpg, .jpeg, "),
         ("photos", "photos: holds parts of a data set (train, val), not classes: write each alone, as in"),
     ],

@@ -66,6 +66,19 @@ def test_first_line_tells_every_value_that_differs() -> None:
     assert describe_choice(options, {"epochs": (1, 2, 3)}).endswith("paper")
 
 
+def test_paths_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script: Any = find_recipe("simclr_r50")
+    given: dict[str, Any] = {"data": "~/photos", "val": "~/v*.beton", "out": Path("~/a"), "init": "~/w.pth"}
+    wanted = {name: str(tmp_path / str(path)[2:]) for name, path in given.items()}
+    for values in (wanted, given):
+        options = script.from_values({**values, "preset": "paper"}, log=lambda line: None)
+        assert {name: str(getattr(options, name)) for name in given} == wanted
+    config = {"options": {"data": "~/photos"}, "science": {"recipe": "simclr_r50"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert values_of_config(tmp_path, "simclr_r50", script.options) == {"data": f"{tmp_path}/photos"}
+
+
 def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
     script: Any = find_recipe("jigsaw_r50")
     words = "--data photos --epochs 1 2 3 --permutations p.npy --seed 7 --out a --resume never"
