@@ -35,7 +35,7 @@ from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import dry_run, lines_before, stage_steps
-from fastpsl.scripts.beginning import begun, data_of, seeing
+from fastpsl.scripts.beginning import begun, data_of, require_room, seeing
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
 from fastpsl.scripts.recipe_files import short_name
 
@@ -137,6 +137,7 @@ def train(
         raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
     world = world or join_world(options.device, timeout_s=10 * options.timeout_s)
     experiment, origin, told = begun(recipe, options, world)
+    require_room(experiment, options, world)
     data = data_of(experiment, options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}

@@ -291,7 +291,7 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
         ("notes.md", f"notes.md: is no dataset file, and by its name no list of images; give {FORMS}"),
         (
             "photos/train/*/*.jpg",
-            "photos/train/*/*.jpg: images are read by their folder, photos/train; globs",
+            "photos/train/*/*.jpg: images are read by their folder, photos/train/cat",
         ),
         ("photos/*", "photos/*: images are read by their folder, photos; a glob is of packed files"),
         (

@@ -31,7 +31,7 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import center_view
-from fastpsl.scripts.beginning import begun, data_of
+from fastpsl.scripts.beginning import _least_bytes, begun, data_of
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import one_process
 from tests.files.test_remote_http import serving
@@ -381,3 +381,26 @@ def test_weights_from_elsewhere(
         for place, words in (("a/bad", "does not say which model of timm"), ("absent.pth", "no such file")):
             with pytest.raises(ValueError, match=words):
                 start(init=f"{server.address}/{place}")
+
+
+def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is below the sizes that the files have, so that no run is refused that fits."""
+    values: dict[str, Any] = {"backbone": "resnet18", "epochs": (1, 1, 1), "keep_checkpoints": 2}
+    experiment = start(**values)[0]
+    least = [_least_bytes(experiment, stage) for stage in experiment.stages]
+    needed = least[1] + 2 * least[2]
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(
+        ValueError, match="MB free, and 3 checkpoints need at least .*; give out on another"
+    ):
+        pretrain(tmp_path / "no" / "run", **values)
+    assert not (tmp_path / "no").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    run = pretrain(tmp_path / "run", **values)
+    sizes = [path.stat().st_size for path in sorted(run.folder.glob("checkpoints/*.pt"))]
+    assert len(sizes) == 2 and all(size > bound for size, bound in zip(sizes, least[1:], strict=True))
+    assert sizes[1] < 1.2 * least[2]  # it is a bound of use
