@@ -314,7 +314,7 @@ class PretrainOptions(TrainingOptions):
     --init has them.
     """
     first_learning: str | None = field(default=None, metadata=PLAN)
-    """For --plan continue: the first block that learns, such as B3. Without it, a line proposes one."""
+    """For --plan continue: the first block that learns, such as B3; by default the one above the best kNN."""
     epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
     """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
     batch_size: PerStage = field(default=256, metadata=OPTIMISATION)  # type: ignore[assignment]

@@ -20,7 +20,7 @@ from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.views import Crop
-from fastpsl.scripts.beginning import begun, data_of
+from fastpsl.scripts.beginning import begun, with_first_learning
 from fastpsl.scripts.presets import MAX_BATCH_SHARE, MIN_STEPS, SMALL_BELOW, why_none_held_back
 from fastpsl.scripts.recipe import Recipe
 
@@ -163,9 +163,10 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
     Nothing is written. Passes over the data between epochs, which some tasks make, are not measured.
     """
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    experiment, _, lines = begun(recipe, options, world)
-    with contextlib.closing(data_of(experiment, options, world)) as data:
-        lines += lines_before(experiment, data)
+    options, lines = with_first_learning(recipe, options, world)
+    experiment, _, told = begun(recipe, options, world)
+    with contextlib.closing(experiment.open_data(options, world)) as data:
+        lines += [*told, *lines_before(experiment, data)]
         place_backbone(experiment, options, world)
         total_s = experiment.task.seconds_before()
         for number, num_planned in enumerate(stage_steps(experiment, data)):

@@ -16,14 +16,13 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import RunData
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import bytes_of
 from fastpsl.models.given import Given, module_record
 from fastpsl.models.initial_weights import begin_with, lines_of
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.views import Input
-from fastpsl.scripts.recipe import Recipe, origin_of_config
+from fastpsl.scripts.recipe import Recipe, Training, origin_of_config
 
 
 def begun(
@@ -70,20 +69,22 @@ def begun(
     return seeing(experiment, origin), science | {INITIAL_WEIGHTS: origin}, lines
 
 
-def data_of(experiment: Experiment, options: TrainingOptions, world: World) -> RunData:
-    """Open the data, and check that a plan that goes on from weights says where.
+def with_first_learning(
+    recipe: Recipe[Training], options: Training, world: World
+) -> tuple[Training, list[str]]:
+    """Return the options with the first block that learns, and a line about it if none was given.
 
-    Raises:
-        ValueError: The data cannot be opened or does not fit, or --first-learning is missing.
+    A run that goes on has the block of its start.
     """
-    data = experiment.open_data(options, world)
-    is_open = getattr(options, "plan", "") == "continue" and getattr(options, "first_learning", None) is None
-    if is_open and not options.goes_on():
-        from fastpsl.engine.first_learning import propose_first_learning
+    is_open = getattr(options, "plan", "") == "continue" and getattr(options, "first_learning", "") is None
+    if not is_open or options.goes_on():
+        return options, []
+    from fastpsl.engine.first_learning import choose_first_learning
 
-        with contextlib.closing(data):
-            propose_first_learning(experiment, data)
-    return data
+    experiment, _, _ = begun(recipe, options, world)
+    with contextlib.closing(experiment.open_data(options, world)) as data:
+        first, line = choose_first_learning(experiment, data)
+    return replace(options, first_learning=first), [line]  # type: ignore[call-arg]
 
 
 def require_room(experiment: Experiment, options: TrainingOptions, world: World) -> None:

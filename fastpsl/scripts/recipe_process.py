@@ -35,7 +35,7 @@ from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import dry_run, lines_before, stage_steps
-from fastpsl.scripts.beginning import begun, data_of, require_room, seeing
+from fastpsl.scripts.beginning import begun, require_room, seeing, with_first_learning
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
 from fastpsl.scripts.recipe_files import short_name
 
@@ -136,9 +136,10 @@ def train(
     if options.dry_run:
         raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
     world = world or join_world(options.device, timeout_s=10 * options.timeout_s)
+    options, chosen = with_first_learning(recipe, options, world)
     experiment, origin, told = begun(recipe, options, world)
     require_room(experiment, options, world)
-    data = data_of(experiment, options, world)
+    data = experiment.open_data(options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
     steps = sum(stage_steps(experiment, data))
@@ -149,7 +150,7 @@ def train(
     opened.append(run)
     experiment = seeing(experiment, run.science.get(INITIAL_WEIGHTS))
     if world.rank == 0 and not run.resumed:
-        for line in (*told, *lines_before(experiment, run.data)):
+        for line in (*chosen, *told, *lines_before(experiment, run.data)):
             run.reporter.log(line)
         usual = "the paper's" if recipe.source == "paper" else "the defaults"
         run.reporter.log(f"all values, and where they differ from {usual}: {run.folder / CONFIG.name}")
