@@ -351,8 +351,6 @@ class PretrainOptions(TrainingOptions):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop_scale == ():
-            raise ValueError("--crop-scale without a value: give shares of the area, above 0 and up to 1")
         for scale in self.crop_scale or ():
             if not 0 < scale <= 1:
                 raise ValueError(f"--crop-scale {scale:g}: it is a share of the area, above 0 and up to 1")

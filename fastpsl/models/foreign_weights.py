@@ -303,8 +303,8 @@ def recognise(
         else:
             rest.append(name)
     unknown = [name for name in rest if not HEADS.match(name)]
-    if len(rest) == len(tensors):
-        unknown = []  # `fill` misses all tensors of the backbone
+    if not any(t.shape == wanted[name].shape for name, t in backbone.items() if not name.endswith(COUNTER)):
+        unknown = []  # `fill` refuses it, because no tensor of the backbone fits
     if unknown and not partial:
         raise MisfitError(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
