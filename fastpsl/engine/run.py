@@ -377,7 +377,8 @@ class Run:
     def note_choices(self, stage: Stage, choices: Mapping[str, str]) -> None:
         """Record how a stage is computed on this machine, and why."""
         if self.world.rank == 0:
-            self._environment.setdefault("choices", {})[stage.name] = dict(choices)
+            record = {"stage": stage.name, **{name.replace(" ", "_"): why for name, why in choices.items()}}
+            self._environment.setdefault("choices", []).append(record)
             self._write_environment()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
