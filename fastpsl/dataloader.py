@@ -29,7 +29,7 @@ from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augmen
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, require_views, train_view
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224
@@ -351,6 +351,7 @@ def loader(
         views = _default_views(
             1 if num_views is None else num_views, _SIZE_PX if size_px is None else size_px, train
         )
+    views = require_views(views)
     if device == "auto":
         device = choose_device("auto", number_in("LOCAL_RANK", 0))
     if dtype not in _DTYPES:

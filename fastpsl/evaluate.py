@@ -23,7 +23,7 @@ from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.model import Model
 from fastpsl.scripts.call import call, require_data
 from fastpsl.scripts.recipe import Evaluation
-from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import find_recipe, short_name
 from fastpsl.training import train_or_stop
 
 __all__ = [
@@ -127,7 +127,7 @@ def _without_training(script: Evaluation[Any], options: Any) -> Scores:
         raise ValueError(
             f'{script.name}: several processes must share one folder; give it, such as out="runs/a"'
         )
-    folder = new_numbered_folder(Path("runs"), script.name)
+    folder = new_numbered_folder(Path("runs"), short_name(script.name))
     try:
         script.run(replace(options, out=folder))
     finally:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.offered import named_arguments
-from fastpsl.console.words import number_of
+from fastpsl.console.words import at_home, number_of
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import block_number
 from fastpsl.files.paths import WEIGHTS, require_path
@@ -168,8 +168,9 @@ class Model(nn.Module):
             ValueError: The library lacks this backbone or needs another file ending, the file exists, or a
                 package is missing.
         """
-        export(self.pretrained(), to, Path(path), overwrite=overwrite)
-        return Path(path)
+        path = Path(at_home(path))
+        export(self.pretrained(), to, path, overwrite=overwrite)
+        return path
 
     def pretrained(self) -> Pretrained:
         """Return a copy of the weights with their record, on the CPU and in float32.
@@ -251,7 +252,7 @@ def _pixels(picture: Picture, reading: Reading) -> Tensor:
         if isinstance(picture, Image.Image):
             pixels = convert_pillow(picture, reading)
         elif isinstance(picture, str | os.PathLike):
-            pixels = decode_any(read_image_file(Path(picture)), reading)
+            pixels = decode_any(read_image_file(Path(at_home(picture))), reading)
         else:
             kind = type(picture).__name__
             raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004

@@ -140,7 +140,7 @@ def views(
             batch = next(batches)
             batches.close()
             rows = []
-            for view, images in zip(views, batch.inputs(views, torch.float32), strict=True):
+            for view, images in zip(loader.views, batch.inputs(loader.views, torch.float32), strict=True):
                 if len(images) != len(indices):
                     raise ValueError(
                         "a view makes several images of one, for which this figure has no place: "

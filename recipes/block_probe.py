@@ -7,7 +7,7 @@ SSL++ does.
 Paper, CIFAR-10, a NIN block on B2, B3 and B4: Rotation 90.8, 86.4 and 60.1 %, with SSL++ 90.1, 86.5
 and 75.9 % (Table III). Here: not yet run on CIFAR-10.
 
-    fastpsl eval blocks runs/sslpp_rotation-001 \\
+    fastpsl eval blocks runs/sslpp-rotation-001 \\
         --data cifar10-train.beton --val cifar10-test.beton         # --heads fc1_B4 fc2_B4 fc3_B4 conv_B4
     fastpsl eval blocks           # random weights on the embedded sample, a minute on two cores
 """

@@ -80,7 +80,7 @@ def run(options: Options) -> int:
         # All of them now, so that a wrong one is named before the work.
         networks = [*evaluation.contenders(options, options.more_runs, with_pixels=options.pixels)]
         shared = evaluation.find_shared(draws.pool, val, world)
-        folder = stack.enter_context(engine.open_folder("few_labels", options, world))
+        folder = stack.enter_context(engine.open_folder("few-labels", options, world))
         if world.rank == 0:
             lines = evaluation.draw_lines(draws, train, val)
             print("\n".join([*lines, *filter(None, [shared.line()])]), flush=True)

@@ -7,7 +7,7 @@ miniImageNet.
 Give the 20 test classes of 600 images as --data: test.csv beside images/, a folder per class, or a .beton
 file. Larger images are first resized to 84 x 84.
 
-    fastpsl eval few-shot runs/uic_alexnet-001 --gpus 8 \\
+    fastpsl eval few-shot runs/uic-alexnet-001 --gpus 8 \\
         --data miniImageNet/test.csv        # and with --size-px 84
     fastpsl eval few-shot        # random weights, the sample's validation images, seconds on two cores
 
@@ -78,7 +78,7 @@ def run(options: Options) -> int:
         num_each = options.shots + options.queries
         transfer.classes_of(data, options.ways, num_each)  # checks the data before the work
         works = transfer.few_shot_works(options, weights, data, options.block, options.source_px, world)
-        folder = stack.enter_context(engine.open_folder("few_shot", options, world))
+        folder = stack.enter_context(engine.open_folder("few-shot", options, world))
         files = evaluation.extract(
             works, [folder / f"{work.name}.npy" for work in works], world, overwrite=True
         )

@@ -5,14 +5,14 @@ class. K and T are MMSelfSup's; VISSL has k 200 and T 0.1. Majority vote: each h
 classes the nearer one wins. The search is exact for any number of images. PSL has no such table. Here: not
 yet run on ImageNet.
 
-    fastpsl eval knn runs/jigsaw_r50-001 --gpus 8 \\
+    fastpsl eval knn runs/jigsaw-001 --gpus 8 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     fastpsl eval knn            # random weights on the embedded sample, seconds on two cores
 
 SSL++ (Tables V and VI) reports majority votes on NIN's blocks for CIFAR-10. It does not state the
 distance; here it is the cosine. One pass over the images serves all blocks. Here: not yet run.
 
-    fastpsl eval knn runs/sslpp_rotation-001 --data cifar10-train.beton \\
+    fastpsl eval knn runs/sslpp-rotation-001 --data cifar10-train.beton \\
         --val cifar10-test.beton --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
 
 The features stay in the run's folder and are used again for other k.

@@ -11,11 +11,11 @@ and 43.0 % (vissl_places205); iNaturalist 2018 24.1 and 25.9 % (vissl_inat18). I
 these are VISSL's. For the lists of images see
 https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html. Here: not yet run.
 
-    fastpsl eval linear runs/jigsaw_r50-001 --gpus 8 \\
+    fastpsl eval linear runs/jigsaw-001 --gpus 8 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    fastpsl eval linear runs/uic_alexnet-001 --gpus 8 --protocol uic \\
+    fastpsl eval linear runs/uic-alexnet-001 --gpus 8 --protocol uic \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    fastpsl eval linear runs/jigsaw_r50-001 --gpus 8 --protocol vissl_inat18 \\
+    fastpsl eval linear runs/jigsaw-001 --gpus 8 --protocol vissl_inat18 \\
         --data inat18/train2018.json --val inat18/val2018.json
     fastpsl eval linear            # random weights on the embedded sample, a minute on two cores
 """

@@ -4,7 +4,7 @@ Paper: with 1 % / 10 % of the labels Jigsaw+PSL has 48.7 / 83.5 % ImageNet top-5
 has 54.8 / 83.7 %. It states "a class-balanced data selection", but neither a list nor a schedule. --protocol
 pirl is that of PIRL, which it follows. Here: not yet run on ImageNet.
 
-    fastpsl eval few-labels runs/jigsaw_r50-001 --gpus 8 --percent 1 \\
+    fastpsl eval few-labels runs/jigsaw-001 --gpus 8 --percent 1 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     fastpsl eval few-labels   # random weights, 10 % of the embedded sample, a minute on two cores
 """

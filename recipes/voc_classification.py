@@ -4,9 +4,9 @@ Paper, mAP of fc6-8 / all: UIC 76.2 / 75.9 %, ImageNet labels 78.9 / 79.9 %, Ran
 Random-Sobel 29.0 / 61.9 %, DeepCluster 72.0 / 73.7 %. UIC does not state its schedule; the protocol
 deepcluster is that of the peers in its table. SSL++ only plots its numbers. Here: not yet run on VOC2007.
 
-    fastpsl eval multilabel runs/uic_alexnet-001 --data VOCdevkit \\
+    fastpsl eval multilabel runs/uic-alexnet-001 --data VOCdevkit \\
         --layers fc6_8      # and again with all
-    fastpsl eval multilabel runs/sslpp_rotation-001 --protocol sslpp \\
+    fastpsl eval multilabel runs/sslpp-rotation-001 --protocol sslpp \\
         --data VOCdevkit
     fastpsl eval multilabel      # random weights on synthetic images, a minute on two cores
 """

@@ -7,12 +7,12 @@ BatchNorm learns. UIC has fast_rcnn, and SSL++ has sslpp.
 Paper (AP, AP50, AP75): Jigsaw 48.9, 75.1, 52.9, with PSL 51.1, 78.9, 55.3; Rotation 46.3, 72.5, 49.3, with
 PSL 47.6, 74.6, 51.1. UIC's AlexNet has 54.9 AP50. Here: not yet run.
 
-    fastpsl eval detect runs/jigsaw_r50-001 --gpus 8 --data VOCdevkit
-    fastpsl eval detect runs/mocov2_r50-001 --gpus 8 --protocol moco --sync-batchnorm \\
+    fastpsl eval detect runs/jigsaw-001 --gpus 8 --data VOCdevkit
+    fastpsl eval detect runs/mocov2-001 --gpus 8 --protocol moco --sync-batchnorm \\
         --data VOCdevkit
-    python recipes/voc_detection.py runs/uic_alexnet-001 --protocol fast_rcnn --data VOCdevkit \\
+    python recipes/voc_detection.py runs/uic-alexnet-001 --protocol fast_rcnn --data VOCdevkit \\
         --proposals selective_search_data/voc_2007_trainval.mat selective_search_data/voc_2007_test.mat
-    python recipes/voc_detection.py runs/sslpp_rotation-001 --protocol sslpp --data VOCdevkit
+    python recipes/voc_detection.py runs/sslpp-rotation-001 --protocol sslpp --data VOCdevkit
     fastpsl eval detect            # random weights on synthetic images, minutes on two cores
 """
 

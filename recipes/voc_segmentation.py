@@ -6,10 +6,10 @@ table. SSL++ only plots its numbers. AlexNet and VGG16 become FCN-32s; others ar
 torchvision's FCN head. What each protocol leaves open is stated in
 fastpsl/transfer/segmentation/task.py. Here: not yet run on VOC.
 
-    fastpsl eval segment runs/uic_alexnet-001 --protocol fcn_alexnet \\
+    fastpsl eval segment runs/uic-alexnet-001 --protocol fcn_alexnet \\
         --data VOCdevkit --sbd benchmark_RELEASE
-    fastpsl eval segment runs/sslpp_rotation-001 --data VOCdevkit
-    fastpsl eval segment runs/jigsaw_r50-001 --gpus 4 --protocol mmseg --sync-batchnorm \\
+    fastpsl eval segment runs/sslpp-rotation-001 --data VOCdevkit
+    fastpsl eval segment runs/jigsaw-001 --gpus 4 --protocol mmseg --sync-batchnorm \\
         --data VOCdevkit --sbd benchmark_RELEASE
     fastpsl eval segment        # random weights on synthetic images, a minute on two cores
 """

@@ -4,7 +4,7 @@ Paper, mAP of the best of ResNet-50's five blocks: ImageNet labels 87.5 %, Jigsa
 Rotation 63.5 %, with PSL 65.9 %. The protocol is VISSL's, which succeeds that of PSL's source [23]; for the
 source's costs give --costs fsb. Here: not yet run on VOC2007.
 
-    fastpsl eval svm runs/jigsaw_r50-001 --data VOCdevkit      # and with --low-shot
+    fastpsl eval svm runs/jigsaw-001 --data VOCdevkit      # and with --low-shot
     fastpsl eval svm            # random weights on synthetic images, a minute on two cores
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
@@ -67,7 +67,7 @@ def run(options: Options) -> int:
             for data in pipelines.open_train_and_test(root, svm.VISSL.train, svm.VISSL.test, "boxes")
         )
         classes = svm.Classes.of(train, test, svm.VISSL, shots)
-        folder = stack.enter_context(engine.open_folder("voc_svm", options, world))
+        folder = stack.enter_context(engine.open_folder("svm", options, world))
         files = [
             evaluation.extract(
                 svm.extractions(options, weights, data, svm.VISSL, world),

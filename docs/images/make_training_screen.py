@@ -52,8 +52,8 @@ class KeptScreen(Screen):
 
     kept: tuple[list[str], Numbers] | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
         self.lines: list[str] = []
 
     @override

@@ -54,12 +54,14 @@ class Doctor:
     def run(self, *recipe_options: str) -> int:
         """Measure and print the report; return the exit code as above, or 130 if interrupted."""
         try:
-            from fastpsl.doctor.examination import examine
             from fastpsl.scripts.recipe_files import named_path
 
             path = None
             if self.recipe is not None:
-                path = named_path(self.recipe, Train.names) if Train.knows(self.recipe) else Path(self.recipe)
+                is_path = not Train.knows(self.recipe) and Path(self.recipe).exists()
+                path = Path(self.recipe) if is_path else named_path(self.recipe, Train.names)
+            from fastpsl.doctor.examination import examine
+
             return examine(
                 path,
                 recipe_options,

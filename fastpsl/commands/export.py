@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastpsl.models.names import ANY_BACKBONE, EXPORTS
+from fastpsl.models.names import ANY_BACKBONE, ExportName
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Export:
     (https://fastpsl.github.io/fastpsl/how_to/weights.html#use-weights-of-other-projects)."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors, .onnx; of hf, a new folder."""
-    to: Annotated[str, tyro.conf.arg(metavar="|".join(EXPORTS))]
+    to: ExportName
     """The library that shall read it; hf is a folder for the Hugging Face Hub."""
     overwrite: bool = False
     """Replace OUT, which is refused otherwise; of hf, its three files and no others."""

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
+from fastpsl.console.words import hint
 from fastpsl.tables.paper_file import NAMES
 
 
@@ -35,7 +36,7 @@ class Table:
     """The folder that holds the runs, at any depth; the commands write there too. [runs]"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to write to. [nothing is written]"""
-    scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
+    scale: Literal["paper", "tiny"] = "paper"
     """tiny: small sizes for any folder of images of 64 px or more (sslpp: 32), three seeds; two cores do a
     row in less than an hour."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
@@ -63,6 +64,9 @@ class Table:
 
     def run(self) -> None:
         """Print the table, or the list of tables; write its pages."""
+        if self.name not in (None, *NAMES):
+            near = hint(str(self.name), NAMES)
+            raise ValueError(f"unknown table {self.name!r}: {near}allowed are {', '.join(NAMES)}")
         from fastpsl.tables.terminal import print_table, print_tables
 
         if self.name is None:

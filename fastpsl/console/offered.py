@@ -5,11 +5,11 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import override
 
-from fastpsl.console.words import nearest, unknown
+from fastpsl.console.words import at_home, nearest, unknown
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -39,8 +39,14 @@ def offer_only_all(module: str) -> None:
     sys.modules[module].__class__ = _Offering
 
 
+def _paths_at_home(value: Any) -> Any:
+    return type(value)(map(at_home, value)) if type(value) in (list, tuple) else at_home(value)
+
+
 def named_arguments(*others: str) -> Callable[[Callable[Arguments, Answer]], Callable[Arguments, Answer]]:
     """Let a function raise ValueError with the nearest name for an argument that it does not have.
+
+    Paths that begin with ~ are in the home folder.
 
     `others` are the names that it takes as `**options`.
     """
@@ -54,7 +60,8 @@ def named_arguments(*others: str) -> Callable[[Callable[Arguments, Answer]], Cal
             for name in options:
                 if name not in names:
                     raise unknown(f"argument of {function.__name__}", name, names)
-            return function(*arguments, **options)
+            given = [*map(_paths_at_home, arguments)]
+            return function(*given, **{name: _paths_at_home(value) for name, value in options.items()})
 
         return checked
 

@@ -8,11 +8,14 @@ By its name, a metric is one of these:
 """
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
 
 
 def number_of(number: float | str, noun: str, plural: str = "") -> str:
@@ -79,6 +82,14 @@ def pasted(path: object) -> str:
     """Return a path as a word of a shell's command, which never takes it for an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def at_home(given: Any) -> Any:
+    """Return a path that begins with ~ as a shell reads it; a name that is there stays."""
+    if not isinstance(given, str | Path) or not str(given).startswith("~"):
+        return given
+    is_there = os.path.lexists(str(given).partition("/")[0])
+    return given if is_there else type(given)(os.path.expanduser(given))
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> ValueError:

@@ -168,7 +168,7 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
     data, name = loader.data, loader.decoder_name
     if name in ("pillow", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
         if reason := libturbo.why_missing():
-            return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
+            return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.remedy()}"
         return "decoder", f"{name} decodes slowly: give --decoder turbo"
     if found := _of_idle_engines(loader):
         return found

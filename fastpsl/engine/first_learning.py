@@ -1,14 +1,13 @@
-"""The proposal of the first block that learns, for `--plan continue` without `--first-learning`."""
+"""The choice of the first block that learns, for `--plan continue` without `--first-learning`."""
 
-import sys
 from functools import partial
-from typing import NoReturn
 
 import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import percent
 from fastpsl.engine.dataset_pass import undisturbed
+from fastpsl.engine.distributed import share
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.online_probe import (
     Features,
@@ -20,30 +19,27 @@ from fastpsl.engine.online_probe import (
     why_no_knn,
 )
 from fastpsl.engine.run import RunData
-from fastpsl.pipelines.datasets.shared_images import shared_images
 
 
-def propose_first_learning(experiment: Experiment, data: RunData) -> NoReturn:
-    """Refuse a plan without its first block, and propose one if the images have classes.
+def choose_first_learning(experiment: Experiment, data: RunData) -> tuple[str, str]:
+    """Return the first block that learns, and a line that tells why. Every rank calls this.
 
-    The blocks up to the one with the best kNN stay, and at least one learns. Every rank calls this.
+    Those up to the one with the best kNN stay, or without classes all but the last. Each stage has a block.
     """
-    num_blocks = experiment.backbone.num_blocks
-    if reason := why_no_knn(data):
-        raise ValueError(
-            f"--plan continue without --first-learning: no block is proposed, because {reason}; give one of "
-            f"B2 to B{num_blocks}"
-        )
-    assert data.val is not None
-    if data.world.rank == 0 and (line := shared_images(data.val, data.train).line()):
-        print(line, file=sys.stderr, flush=True)
-    accuracies = knn_of_blocks(experiment, data)
-    told = ", ".join(f"B{number} {percent(each)}" for number, each in enumerate(accuracies, start=1))
-    best = 1 + accuracies.index(max(accuracies))
-    raise ValueError(
-        f"--plan continue without --first-learning: kNN of the blocks is {told}; those up to the best, "
-        f"B{best}, may stay: give --first-learning B{min(best + 1, num_blocks)}"
-    )
+    num_blocks, num_stages = experiment.backbone.num_blocks, len(experiment.stages)
+    best, why = num_blocks, why_no_knn(data)
+    if why:
+        why = f"there is no kNN of the blocks, because {why}"
+    else:
+        accuracies = knn_of_blocks(experiment, data)
+        told = ", ".join(f"B{number} {percent(each)}" for number, each in enumerate(accuracies, start=1))
+        best = 1 + accuracies.index(max(accuracies))
+        why = f"kNN of the blocks is {told}, the best is B{best}"
+    wanted, highest = min(best + 1, num_blocks), num_blocks - num_stages + 1
+    if highest < wanted:
+        why += f", and {num_stages} stages need a block each"
+    first = share(data.world, f"B{min(wanted, highest)}")
+    return first, f"--plan continue: {why}; {first} is the first that learns (--first-learning names another)"
 
 
 def knn_of_blocks(experiment: Experiment, data: RunData) -> list[float]:

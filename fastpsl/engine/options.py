@@ -316,7 +316,7 @@ class PretrainOptions(TrainingOptions):
     --init has them.
     """
     first_learning: str | None = field(default=None, metadata=PLAN)
-    """For --plan continue: the first block that learns, such as B3. Without it, a line proposes one."""
+    """For --plan continue: the first block that learns, such as B3; by default the one above the best kNN."""
     epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
     """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
     batch_size: PerStage = field(default=256, metadata=OPTIMISATION)  # type: ignore[assignment]
@@ -353,8 +353,6 @@ class PretrainOptions(TrainingOptions):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop_scale == ():
-            raise ValueError("--crop-scale without a value: give shares of the area, above 0 and up to 1")
         for scale in self.crop_scale or ():
             if not 0 < scale <= 1:
                 raise ValueError(f"--crop-scale {scale:g}: it is a share of the area, above 0 and up to 1")

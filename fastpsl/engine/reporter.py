@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastpsl.console.installed import install
 from fastpsl.console.progress import clock
 from fastpsl.console.screen import Numbers, Screen, make_console
 from fastpsl.console.terminal import escaped
@@ -102,7 +103,7 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError('--wandb needs wandb: pip install "fastpsl-vision[wandb]"') from error
+        raise ValueError(f"--wandb needs wandb: {install('wandb')}") from error
     id_file = folder / "wandb-id.txt"
     if not id_file.exists():
         write_atomically(id_file, secrets.token_hex(8).encode())

@@ -41,23 +41,28 @@ def choices_of(train_step: TrainStep) -> dict[str, Any]:
     }
 
 
-def report_choices(
+def reasons_of(
     train_step: TrainStep,
     stage: Stage,
     views: Sequence[ViewSpec],
+    options: TrainingOptions,
     kept: Collection[str],
-    log: Callable[[str, str], None],
-) -> None:
-    """Report how a stage is computed, and why."""
-    augment, step, frozen = train_step.augment, train_step.step_choice, stage.first_learning - 1
-    graph = train_step.graph_choice
-    choices = [("compile", step.mode, step.reason), ("graph", graph.value, graph.reason)]
+) -> Iterator[tuple[str, str, bool]]:
+    """Yield how a stage is computed and why, and whether to tell: a slower way, or one that was asked for."""
+    augment, step, graph = train_step.augment, train_step.step_choice, train_step.graph_choice
+    on_gpu, frozen = train_step.world.device.type == "cuda", stage.first_learning - 1
+    choices = [
+        ("compile", step.mode, step.reason, on_gpu and step.mode == "off"),
+        ("graph", graph.value, graph.reason, on_gpu and not graph.captures),
+    ]
     if views:
-        choices.insert(0, ("augment_backend", augment.path, augment.reason))
-    for name, value, reason in choices:
-        log(name.replace("_", " "), f"{value}: {'as the stage began' if name in kept else reason}")
+        choices.insert(0, ("augment_backend", augment.path, augment.reason, augment.path != "fused"))
+    for name, value, reason, is_slower in choices:
+        why = "as the stage began" if name in kept else reason
+        yield name.replace("_", " "), f"{value}: {why}", is_slower or getattr(options, name) != "auto"
     if train_step.fold_frozen:
-        log("folded:", f"{'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}")
+        blocks = f"{'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
+        yield "folded blocks", blocks, True
 
 
 def apply_kept_choices(
@@ -93,10 +98,10 @@ _POSITION: dict[str, Any] = {
 _OLDER = "resume from an older one, or give another --out"
 
 
-def choose_folder(recipe: str, options: RunOptions) -> Path:
+def choose_folder(called: str, options: RunOptions) -> Path:
     """Return the run's folder, and create it if necessary.
 
-    It is --out, or the folder of --resume's checkpoint, or a new numbered one.
+    It is --out, or the folder of --resume's checkpoint, or a new one: runs/CALLED-001, -002, ….
     """
     if options.out is not None:
         folder = options.out
@@ -109,7 +114,7 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
         folder = checkpoint.parent.parent
     else:
         with output_errors(Path("runs").absolute()):
-            return new_numbered_folder(Path("runs"), recipe)
+            return new_numbered_folder(Path("runs"), called)
     require_folder(folder)
     for name in (".lock", *LINES, "bad-samples.csv", "error.txt", "wandb-id.txt"):  # others are replaced
         path = folder / name
@@ -147,9 +152,9 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path]:
+def open_folder(called: str, options: RunOptions, world: World) -> Iterator[Path]:
     """Yield the run's folder on every rank, locked by rank 0 until the end."""
-    folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
+    folder = Path(share(world, str(choose_folder(called, options)) if world.rank == 0 else None))
     lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
     with lock:
         yield folder

@@ -278,6 +278,7 @@ class Run:
         differences: Mapping[str, Any] | None = None,
         steps: int | None = None,
         is_replay: bool = False,
+        called: str = "",
     ):
         """Open the run. It owns `data` from here on.
 
@@ -290,6 +291,7 @@ class Run:
             steps: The plan's number of steps, for the record.
             is_replay: Whether it makes a past step again: nothing is printed but warnings, and nothing is
                 written but in its folder.
+            called: The beginning of the folder's name, if --out does not give it; by default the recipe's.
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
@@ -306,18 +308,18 @@ class Run:
                 raise ValueError(
                     "--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU; leave it out"
                 )
-            self._begin(recipe, science)
+            self._begin(recipe, science, called or recipe)
         except BaseException:
             self._close_files()
             raise
 
-    def _begin(self, recipe: str, science: Mapping[str, Any] | None) -> None:
+    def _begin(self, recipe: str, science: Mapping[str, Any] | None, called: str) -> None:
         options, world = self.options, self.world
         self.science = dict(science or {}) | options.science()
         self.science |= {"recipe": recipe, "precision": self.precision}
         self.science["data_digest"] = self.data.train.digest()
         self.science |= self.data.train.reading.as_dict()
-        self.folder = self._folder.enter_context(open_folder(recipe, options, world))
+        self.folder = self._folder.enter_context(open_folder(called, options, world))
         self.checkpoints = CheckpointManager(self.folder / "checkpoints", options.keep_checkpoints)
         self.resumed_from, self.resume_state, notes = find_checkpoint(
             options, world, self.folder, self.science, self._machine()
@@ -364,11 +366,20 @@ class Run:
         if self.steps is not None:
             config["steps"] = self.steps
         write_atomically(self.folder / CONFIG.name, json.dumps(config, indent=1).encode())
-        write_atomically(
-            self.folder / ENVIRONMENT.name, json.dumps(environment(self.world), indent=1).encode()
-        )
+        self._environment = environment(self.world)
+        self._write_environment()
         if (self.folder / RESULTS.name).exists():  # it may have stages of after the checkpoint
             self.write_results()
+
+    def _write_environment(self) -> None:
+        write_atomically(self.folder / ENVIRONMENT.name, json.dumps(self._environment, indent=1).encode())
+
+    def note_choices(self, stage: Stage, choices: Mapping[str, str]) -> None:
+        """Record how a stage is computed on this machine, and why."""
+        if self.world.rank == 0:
+            record = {"stage": stage.name, **{name.replace(" ", "_"): why for name, why in choices.items()}}
+            self._environment.setdefault("choices", []).append(record)
+            self._write_environment()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the training's state as the checkpoint of `step`, after the metrics up to it.

@@ -22,12 +22,13 @@ from fastpsl.engine.online_probe import OnlineProbe, is_probed
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
+from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, reasons_of
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice, val_part
 from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
 from fastpsl.engine.time_left import pixels, work_ahead
 from fastpsl.pipelines.datasets.shared_images import shared_images
+from fastpsl.pipelines.decoders.choose import SLOWER
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
@@ -39,7 +40,6 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
     """
-    run.reporter.log_choice("decoder", f"{loader.decoder_name}: {loader.decoder_reason}")
     batch = None
     with operation("") as progress:
         progress.rename(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
@@ -191,7 +191,7 @@ class StageTrainer:
             )  # fmt: skip
             run.reporter.accuracy_name = task.accuracy_name
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
-            report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
+            self._tell_choices(loader)
             warm_up_loader(run, task, self.stage, loader)
             if position.run_step == 0 and not run.resumed and not self.online_probe.look_untrained():
                 return False
@@ -228,6 +228,22 @@ class StageTrainer:
                     run.write_results()
                 self.safepoint.save()
         return True
+
+    def _tell_choices(self, loader: BatchSource) -> None:
+        """Note how the stage is computed, and why; print what is slower than it could be or was asked for."""
+        run = self.run
+        is_slower = isinstance(loader, Loader) and (
+            loader.decoder_name in SLOWER or bool(loader.decoder.remark)
+        )
+        text = f"{loader.decoder_name}: {loader.decoder_reason}"
+        choices = [
+            *reasons_of(self.train_step, self.stage, self.views, run.options, self.kept),
+            ("decoder", text, is_slower or run.options.decoder != "auto"),
+        ]
+        run.note_choices(self.stage, {name: text for name, text, _ in choices})
+        for name, text, is_told in choices:
+            if is_told:
+                run.reporter.log_choice(name, text)
 
     def _validate(self, loader: Loader) -> dict[str, float] | None:
         """Return the metrics of the validation data; None if a signal stopped the pass."""

@@ -13,7 +13,7 @@ from fastpsl.files.system_errors import raise_of_the_system
 
 LIST_ENDINGS = (".json", ".csv", ".txt")  # of lists of images
 # What may be given as data, for messages.
-FORMS = "a folder of images, a .beton file, a quoted glob of them, or a list of images (.txt, .csv, .json)"
+FORMS = "a folder of images, a .beton file, a quoted glob of those, or a list of images (.txt, .csv, .json)"
 WEIGHTS = "a checkpoint, a run's folder, or a file of weights"
 _MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a similar name
 
@@ -39,7 +39,7 @@ def require_existing(source: str | Path, allowed: str) -> None:
     if glob.has_magic(str(source)) and not is_link:
         if not named_files(source):
             _require_listed(Path(source))
-            raise ValueError(f"{source}: no file matches; {_home_hint(Path(source))}give {allowed}")
+            raise ValueError(f"{source}: no file matches; give {allowed}")
         return
     hint = _hint(Path(source))
     if is_link:
@@ -81,8 +81,6 @@ def _require_listed(pattern: Path) -> None:
 
 def _hint(path: Path) -> str:
     """Return "did you mean …? " with a path that exists and differs in one name, or nothing without one."""
-    if hint := _home_hint(path):
-        return hint
     missing = path
     while not os.path.exists(missing.parent):
         missing = missing.parent
@@ -94,16 +92,8 @@ def _hint(path: Path) -> str:
     return ""
 
 
-def _home_hint(path: Path) -> str:
-    """Return what a path with ~ means to a shell, or nothing; here it is the name of a folder."""
-    meant = os.path.expanduser(path)
-    return "" if meant == str(path) else f"did you mean {meant}? "
-
-
 def require_folder(out: Path) -> None:
     """Raise ValueError unless --out is a folder that can be written, or that can be made; make nothing."""
-    if (hint := _home_hint(out)) and not os.path.lexists(out.parts[0]):
-        raise ValueError(f"--out {out}: there is no folder {out.parts[0]}; {hint}give a path without ~")
     place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
         which = out if place == out else f"{out}: {place}"

@@ -5,7 +5,7 @@ from torch import nn
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import NIN, VGG, AlexNet, read_channels
 from fastpsl.models.given import Given, backbone_of, given, take_weights
-from fastpsl.models.names import ANY_BACKBONE, BACKBONES, is_module, is_own, is_timm, module_not_given
+from fastpsl.models.names import check_backbone, is_module, is_own, is_timm, module_not_given
 
 WITH_DROPOUT = ("alexnet", "vgg16")
 # The last blocks of these backbones are fully-connected and return vectors, not maps.
@@ -43,8 +43,7 @@ def make_backbone(name: str | nn.Module, *, num_channels: int = 3, dropout: floa
         return backbone
     if is_module(name):
         raise module_not_given("the run", name)
-    if name not in BACKBONES and not is_timm(name) and not is_own(name):
-        raise ValueError(f"--backbone {name}: allowed are {ANY_BACKBONE}")
+    check_backbone(name)
     if dropout is not None and name not in WITH_DROPOUT:
         raise ValueError(
             f"--dropout {dropout:g}: {name} has no dropout; leave it out, or choose --backbone "

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.console.installed import install
 from fastpsl.files.json_records import (
     COUNT,
     RECORD,
@@ -35,7 +36,6 @@ from fastpsl.files.untrusted import leaves, load_plain
 from fastpsl.models.checkpoint import ForeignObjectError, load_tensors
 
 _CHUNK = 1 << 22
-_NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl-vision[export]"'
 
 
 def sha256_of_file(path: Path) -> str:
@@ -135,7 +135,7 @@ def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) ->
     try:
         from safetensors.torch import save
     except ImportError as error:
-        raise ValueError(_NO_SAFETENSORS) from error
+        raise ValueError(f"safetensors is not installed: {install('export')}") from error
     # timm and transformers look for "format".
     return save(tensors, metadata={"format": "pt", "fastpsl": json.dumps(told)})
 
@@ -144,7 +144,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise ValueError(f"{path}: {_NO_SAFETENSORS}") from error
+        raise ValueError(f"{path}: safetensors is not installed: {install('export')}") from error
     try:
         with input_errors(path):
             open_regular(path).close()  # safe_open says of any error that there is no such file
@@ -303,8 +303,8 @@ def recognise(
         else:
             rest.append(name)
     unknown = [name for name in rest if not HEADS.match(name)]
-    if len(rest) == len(tensors):
-        unknown = []  # `fill` misses all tensors of the backbone
+    if not any(t.shape == wanted[name].shape for name, t in backbone.items() if not name.endswith(COUNTER)):
+        unknown = []  # `fill` refuses it, because no tensor of the backbone fits
     if unknown and not partial:
         raise MisfitError(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "

@@ -1,8 +1,9 @@
 """The names of the backbones, for help texts and advice. This module does not import torch, which is slow."""
 
 from pathlib import PurePath
+from typing import Literal, get_args
 
-from fastpsl.console.words import pasted
+from fastpsl.console.words import hint, pasted
 
 BACKBONES = (
     "alexnet", "alexnet_rotnet", "nin3", "nin4", "nin5", "resnet18", "resnet18_cifar", "resnet34",
@@ -10,13 +11,22 @@ BACKBONES = (
 )  # fmt: skip
 # A backbone → one of the same shape that takes less memory in training, and why.
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
-EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")
+ExportName = Literal["torchvision", "timm", "detectron2", "safetensors", "onnx", "hf"]
+EXPORTS = get_args(ExportName)
 # What a file of weights may end in, in lower case. An address that ends in none of them is a folder's.
 WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl", ".torch", ".pyth")
 MAX_DOWNLOAD_GB = 8.0  # of weights, unless --max-download-gb tells another bound
 TIMM = "timm/"
 MODULE = "module:"  # of a module that a program gave
 ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"
+
+
+def check_backbone(name: str, option: str = "--backbone") -> None:
+    """Raise ValueError unless a backbone may have this name; timm and files are not asked."""
+    if name in BACKBONES or is_timm(name) or is_own(name) or is_module(name):
+        return
+    similar = hint(name, BACKBONES)
+    raise ValueError(f"{option} {name}: no network has this name; {similar}allowed are {ANY_BACKBONE}")
 
 
 def is_timm(name: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.installed import install
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import OF_VECTORS
 from fastpsl.models.weights import Pretrained
@@ -36,9 +37,7 @@ def onnx_bytes(pretrained: Pretrained, record: dict[str, Any]) -> tuple[bytes, l
     """
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f'--to onnx needs {" and ".join(missing)}, not installed: pip install "fastpsl-vision[onnx]"'
-        )
+        raise ValueError(f"--to onnx needs {' and '.join(missing)}, not installed: {install('onnx')}")
     name = pretrained.record["backbone"]
     network = _Outputs(pretrained.backbone, with_map=name not in OF_VECTORS).eval()
     side = max(pretrained.input.size_px, pretrained.backbone.min_px)

@@ -12,6 +12,7 @@ from torch.utils._device import DeviceContext
 from torchvision.ops import Permute
 from typing_extensions import override
 
+from fastpsl.console.installed import install
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.foreign_weights import first_three
@@ -259,9 +260,7 @@ def _timm(name: str, option: str = "--backbone ") -> ModuleType:
     try:
         import timm
     except ImportError:
-        raise ValueError(
-            f'{option}{name}: timm is not installed; pip install "fastpsl-vision[timm]"'
-        ) from None
+        raise ValueError(f"{option}{name}: timm is not installed; {install('timm')}") from None
     return timm
 
 

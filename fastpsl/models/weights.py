@@ -365,6 +365,11 @@ def fill(
     ]
     extra = [key for key in tensors if key not in wanted]
     fitting = [key for key in wanted if key in tensors and key not in mismatches]
+    if all(key.endswith(COUNTER) for key in fitting):
+        raise ValueError(
+            f"{source} has none of the {len(wanted)} tensors of {name} ({first_three([*wanted])}): give the "
+            "--backbone that it holds, or another file"
+        )
     if missing and not partial:
         raise MisfitError(
             f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({first_three(missing)}): "
@@ -392,8 +397,6 @@ def fill(
             f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the "
             "--backbone that it holds"
         )
-    if all(key.endswith(COUNTER) for key in fitting):
-        raise ValueError(f"{source} has no tensor that fits {name}: give weights of such a network")
     backbone = backbone.float()
     # What float32 cannot hold becomes infinite.
     if bad := unusable(backbone, {key: tensors[key].float() for key in fitting}):

@@ -1,7 +1,7 @@
 """Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -357,6 +357,27 @@ class ViewSpec:
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""
         return self.input().as_dict()
+
+
+def require_views(views: object) -> tuple[ViewSpec, ...]:
+    """Return the views that a program gives.
+
+    Raises:
+        ValueError: They are none, or something else is among them, such as another library's transform.
+    """
+    is_list = isinstance(views, Sequence | Iterator) and not isinstance(views, str)
+    given: tuple[Any, ...] = tuple(views) if is_list else (views,)  # type: ignore[arg-type]
+    others = [each for each in given if not isinstance(each, ViewSpec)]
+    if is_list and given and not others:
+        return given
+    what = "one ViewSpec" if given else "empty"
+    if others:
+        kind, name = type(others[0]).__name__, getattr(others[0], "__name__", "")
+        what = f"{'a list with ' * is_list}{kind} {name}".rstrip()
+    raise ValueError(
+        f"views is {what}: it takes a list of fastpsl.ViewSpec, such as fastpsl.views.simclr(); transforms "
+        "of other libraries go on the batch: https://fastpsl.github.io/fastpsl/how_to/drop_in_loaders.html"
+    )
 
 
 _Part = TypeVar("_Part")

@@ -81,7 +81,7 @@ def network_line(experiment: Experiment, data: RunData) -> str:
     """Return the backbone, its weights, the sizes of its images, and where it is computed."""
     options, device = data.options, data.world.device
     num = sum(weights.numel() for weights in experiment.backbone.parameters())
-    name = getattr(options, "backbone", type(experiment.backbone).__name__)
+    name = getattr(options, "backbone", None) or experiment.backbone.name
     sizes = sorted({crop.size_px for crop in _crops(experiment)})
     of_px = f", images of {' and '.join(map(str, sizes))} px" if sizes else ""
     where = number_of(data.world.size, "GPU") if device.type == "cuda" else "the CPU"

@@ -1,24 +1,28 @@
 """The experiment of a recipe with the weights that it begins with."""
 
 import contextlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastpsl.console.progress import operation
-from fastpsl.console.words import number_of
-from fastpsl.engine.distributed import World, take_tensors_of_rank_0
+from fastpsl.console.words import gigabytes, number_of
+from fastpsl.engine.distributed import World, share, take_tensors_of_rank_0
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, TrainingOptions
-from fastpsl.engine.run import RunData
+from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.checkpoint import bytes_of
 from fastpsl.models.given import Given, module_record
 from fastpsl.models.initial_weights import begin_with, lines_of
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.views import Input
-from fastpsl.scripts.recipe import Recipe, origin_of_config
+from fastpsl.scripts.recipe import Recipe, Training, origin_of_config
 
 
 def begun(
@@ -65,20 +69,63 @@ def begun(
     return seeing(experiment, origin), science | {INITIAL_WEIGHTS: origin}, lines
 
 
-def data_of(experiment: Experiment, options: TrainingOptions, world: World) -> RunData:
-    """Open the data, and check that a plan that goes on from weights says where.
+def with_first_learning(
+    recipe: Recipe[Training], options: Training, world: World
+) -> tuple[Training, list[str]]:
+    """Return the options with the first block that learns, and a line about it if none was given.
+
+    A run that goes on has the block of its start.
+    """
+    is_open = getattr(options, "plan", "") == "continue" and getattr(options, "first_learning", "") is None
+    if not is_open or options.goes_on():
+        return options, []
+    from fastpsl.engine.first_learning import choose_first_learning
+
+    experiment, _, _ = begun(recipe, options, world)
+    with contextlib.closing(experiment.open_data(options, world)) as data:
+        first, line = choose_first_learning(experiment, data)
+    return replace(options, first_learning=first), [line]  # type: ignore[call-arg]
+
+
+def require_room(experiment: Experiment, options: TrainingOptions, world: World) -> None:
+    """Check that the checkpoints of the stages' ends fit on rank 0's disk, and one that is being written.
 
     Raises:
-        ValueError: The data cannot be opened or does not fit, or --first-learning is missing.
+        ValueError: They do not fit in what is free.
     """
-    data = experiment.open_data(options, world)
-    is_open = getattr(options, "plan", "") == "continue" and getattr(options, "first_learning", None) is None
-    if is_open and not options.goes_on():
-        from fastpsl.engine.first_learning import propose_first_learning
+    lacking = share(world, _lacking_room(experiment, options) if world.rank == 0 else None)
+    if lacking:
+        out, free, num, needed = lacking
+        raise ValueError(
+            f"{out}: its disk has {gigabytes(free)} free, and {num} checkpoints need at least "
+            f"{gigabytes(needed)}; give --out on another disk, fewer --keep-checkpoints, or free some space"
+        )
 
-        with contextlib.closing(data):
-            propose_first_learning(experiment, data)
-    return data
+
+def _lacking_room(experiment: Experiment, options: TrainingOptions) -> tuple[str, int, int, int] | None:
+    """Return where too little is free, how much, and what how many checkpoints need; None if they may fit."""
+    if options.goes_on():
+        return None
+    out = (options.out or Path("runs")).absolute()
+    disk = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists()))
+    kept = [_least_bytes(experiment, stage) for stage in experiment.stages][-options.keep_checkpoints :]
+    needed = sum(kept) + kept[-1]
+    tells_none = disk.total == 0  # as some file systems do
+    return None if tells_none or needed <= disk.free else (str(out), disk.free, len(kept) + 1, needed)
+
+
+def _least_bytes(experiment: Experiment, stage: Stage) -> int:
+    """Return what a checkpoint of a stage has at least: the backbone, and momenta of blocks that learn."""
+    blocks = nn.ModuleList(experiment.backbone.blocks()[stage.first_learning - 1 : stage.last_block])
+    weights = {f"blocks.{name}": each for name, each in blocks.named_parameters()}
+    # The optimiser gets a number instead of each weight, and one of a head, of which nothing is known.
+    small = {name: nn.Parameter(torch.zeros((1,) * each.ndim)) for name, each in weights.items()}
+    state = experiment.optimiser([*small.items(), ("head.weight", nn.Parameter(torch.zeros(1, 1)))]).state
+    num_bytes = bytes_of(experiment.backbone.state_dict().values())
+    for name, number in small.items():
+        like = [each for each in state.get(number, {}).values() if getattr(each, "shape", ()) == number.shape]
+        num_bytes += len(like) * weights[name].nbytes
+    return num_bytes
 
 
 def seeing(experiment: Experiment, origin: dict[str, Any] | None) -> Experiment:

@@ -23,8 +23,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastpsl.console.words import nearest
+from fastpsl.console.words import at_home, nearest
 from fastpsl.engine.options import flag
+from fastpsl.models.names import check_backbone
 
 HELP = frozenset({"-h", "--help"})
 _alone = threading.Lock()  # tyro and what redirects stdout keep states of the whole process
@@ -53,6 +54,7 @@ class Option:
     text: str
     default: Any
     group: str
+    may_be_empty: bool
 
     @cached_property
     def _marks(self) -> tuple[Any, ...]:
@@ -117,6 +119,17 @@ class Option:
         return self.name.upper() if "|" in self.usage else self.usage
 
     @property
+    def without_value(self) -> str:
+        """The error of the option alone: what its value may be."""
+        words = _WORDS.get(self._item, ("", "", ""))[1 + self._is_list]
+        text = ": ".join(filter(None, (self._said("metavar"), self.text.rstrip("."))))
+        return f"{self.called} without a value; {self._allowed or words or text}"
+
+    @property
+    def _allowed(self) -> str:
+        return f"allowed are {', '.join(self._choices)}" if self._choices else ""
+
+    @property
     def flags(self) -> list[str]:
         if self.is_argument:
             return []
@@ -126,14 +139,13 @@ class Option:
         """Return the value that the words of a command line give."""
         if words == [[]]:  # what tyro has for an argument that is missing beside an unknown option
             return None if self.default is MISSING else self.default
-        if not words and self._may_be_one:
-            raise _Refused(f"{self.called}: {_WORDS[self._item][1]}")
+        if not words and not (self.is_argument or self.may_be_empty):
+            raise _Refused(self.without_value)
         try:
-            values = [self._choices[word] if self._choices else self._item(word) for word in words]
+            values = [self._choices[word] if self._choices else self._item(at_home(word)) for word in words]
         except (KeyError, ValueError):
-            allowed = f"allowed are {', '.join(self._choices)}"
             several = self._is_list and not (len(words) == 1 and self._may_be_one)
-            wanted = allowed if self._choices else _WORDS[self._item][1 + several]
+            wanted = self._allowed or _WORDS[self._item][1 + several]
             near = next(filter(None, (nearest(word, self._choices) for word in words)), None)
             hint = f"; perhaps you meant {near}" if near else ""
             raise _Refused(f"{self.called} {' '.join(words)}: {wanted}{hint}") from None
@@ -190,6 +202,7 @@ def options_of(kind: type, default: Any = None, group: str = "") -> Iterator[Opt
             told[0] if told else texts.get(each.name, ""),
             getattr(default, each.name, each.default),
             group or each.metadata.get("group", UNGROUPED),
+            each.default == (),
         )
 
 
@@ -239,7 +252,7 @@ def parse(
             shown.seek(0)
             _print_help(shown.read())
             raise
-        raise ValueError(f"{_first_part(box.getvalue())}; {see}") from None
+        raise ValueError(f"{_in_our_words(_first_part(box.getvalue()), options)}; {see}") from None
     values = vars(parsed)
     for name in groups:
         values |= vars(values.pop(name))
@@ -247,6 +260,9 @@ def parse(
     if rest or missing:
         problem = _unknown(rest, options, prog) if rest else _missing(missing, options, prog)
         raise ValueError(f"{problem}; {see}")
+    for name in ("backbone", "teacher_backbone"):  # here, because torch is not imported yet
+        if values.get(name) is not None:
+            check_backbone(values[name], flag(name))
     return _built(kind, values)
 
 
@@ -334,6 +350,13 @@ def _texts(options: type) -> dict[str, str]:
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
                     texts[ast.unparse(node.target)] = " ".join(value.value.split())
     return texts
+
+
+def _in_our_words(problem: str, options: Sequence[Option]) -> str:
+    """Return tyro's line; of a missing value, with what the option takes."""
+    match = re.fullmatch(r"Missing value for argument '(\S+)'. Expected \d+ values", problem)
+    option = next((each for each in options if match and match[1] in each.flags), None)
+    return problem if option is None else option.without_value
 
 
 def _first_part(box: str) -> str:

@@ -5,11 +5,11 @@ from importlib import metadata
 from pathlib import Path
 
 import fastpsl
+from fastpsl.console.installed import NAME, reinstall
 
-NAME = "fastpsl-vision"
 # A parser of public suffix lists, which also installs a package called fastpsl.
 OTHER = "fastpsl"
-REMEDY = f"pip uninstall {OTHER}, then pip install --force-reinstall --no-deps {NAME}"
+REMEDY = f"pip uninstall {OTHER}, then {reinstall()}"
 
 
 def version() -> str:

@@ -21,7 +21,7 @@ from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.time_left import Costs, work_ahead
 from fastpsl.scripts.before_training import lines_before, needed_side, stage_steps, typical_side
-from fastpsl.scripts.beginning import begun, data_of
+from fastpsl.scripts.beginning import begun, with_first_learning
 from fastpsl.scripts.presets import CPU_PRESETS, SMALL_BELOW
 from fastpsl.scripts.recipe import Recipe
 
@@ -38,7 +38,7 @@ class Opened(NamedTuple):
 
     experiment: Experiment
     data: RunData
-    lines: Sequence[str] = ()  # about the weights that it begins with
+    lines: Sequence[str] = ()  # about the weights that it begins with, and what learns of them
 
     def stage_s(self, number: int, step_s: float, val_s: float) -> tuple[int, int, float]:
         """Return a stage's steps, its validation images, and the seconds of both."""
@@ -49,12 +49,13 @@ class Opened(NamedTuple):
         return num_steps, num_val, num_steps * step_s + num_val * val_s
 
 
-def opened(recipe: Recipe[Any], options: TrainingOptions, world: World) -> Opened:
+def opened(recipe: Recipe[Any], options: Any, world: World) -> Opened:
     """Open the data, build the network and place it on the device. The caller closes the data."""
-    experiment, _, lines = begun(recipe, options, world)
-    data = data_of(experiment, options, world)
+    options, lines = with_first_learning(recipe, options, world)
+    experiment, _, told = begun(recipe, options, world)
+    data = experiment.open_data(options, world)
     place_backbone(experiment, options, world)
-    return Opened(experiment, data, lines)
+    return Opened(experiment, data, [*lines, *told])
 
 
 def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
@@ -67,7 +68,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
     with contextlib.closing(whole.data):
         lines = [*whole.lines, *lines_before(whole.experiment, whole.data)]
         with operation("measuring some steps"):
-            part, scale = _quick(recipe, options, whole)
+            part, scale = _quick(recipe, whole)
         total_s = whole.experiment.task.seconds_before()
         for number, stage in enumerate(whole.experiment.stages):
             with operation(f"{stage.name}: measuring some steps"):
@@ -91,30 +92,32 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         print("\n".join(lines))
 
 
-def _quick(recipe: Recipe[Any], options: TrainingOptions, whole: Opened) -> tuple[Opened, float]:
+def _quick(recipe: Recipe[Any], whole: Opened) -> tuple[Opened, float]:
     """Return the experiment to measure, and what its steps' seconds are multiplied by.
 
     On a CPU, a step that takes long is measured with fewer images, by the pace of the fewest.
     """
-    world, sizes = whole.data.world, per_stage(options.batch_size)
+    world, options = whole.data.world, whole.data.options
+    sizes = per_stage(options.batch_size)
     parts = world.size * options.passes_per_step
     if world.device.type != "cpu" or min(sizes) <= _FEW * parts:
         return whole, 1.0
     try:
-        few = _with_batch(recipe, options, _FEW * parts, whole)
+        few = _with_batch(recipe, _FEW * parts, whole)
         step_s = _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0]
         num = int(_FEW * _STAGE_S / ((_MEASURED + 2) * step_s))
         if num * parts >= max(sizes):
             return whole, 1.0
         batch = parts << max(_FEW.bit_length() - 1, num.bit_length() - 1)
-        part = few if batch == _FEW * parts else _with_batch(recipe, options, batch, whole)
+        part = few if batch == _FEW * parts else _with_batch(recipe, batch, whole)
     except ValueError:  # the task cannot have so few
         return whole, 1.0
     return part, options.batch_of() / batch
 
 
-def _with_batch(recipe: Recipe[Any], options: TrainingOptions, batch: int, whole: Opened) -> Opened:
+def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:
     """Return the experiment with smaller batches, of the same open data."""
+    options = whole.data.options
     least: dict[str, Any] = {
         name: tuple(min(size, batch) for size in given) if isinstance(given, tuple) else min(given, batch)
         for name in ("batch_size", "key_group")
@@ -244,6 +247,8 @@ def _side(options: Any) -> int:
 def _steps_in(whole: Opened, costs: Costs, options: Any) -> float:
     """Return the length of a training by other options, in steps of the last stage of an opened one."""
     experiment, data = whole.experiment, whole.data
+    if options.plan == "continue":  # the block may have been proposed
+        options = replace(options, first_learning=data.options.first_learning)  # type: ignore[attr-defined]
     stages = options.stages(experiment.task.num_levels, experiment.backbone.num_blocks)
     ahead = work_ahead(
         (experiment.stages[-1], *stages), 0, costs, experiment.task.inputs_per_image, data.train.num_samples,

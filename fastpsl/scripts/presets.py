@@ -141,6 +141,8 @@ def preset_values(
     defaults = {each.name: each.default for each in fields(options) if each.name in ("batch_size", "epochs")}
     paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
+    if options.goes_on() and earlier.get("first_learning"):
+        given["first_learning"] = earlier["first_learning"]
     if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
         preset = "sample" if options.data is None else "paper"
     named = (options.data, options.val if names_val(options) else None)
@@ -246,11 +248,9 @@ def _too_few(source: str, found: Glance) -> ValueError:
 
 def _earlier_options(options: PretrainOptions, recipe: str) -> dict[str, Any]:
     """Return the options that the run to go on with was started with; none if there is no such run."""
-    folder = options.out
     if options.resume == "never":
         return {}
-    if folder is None and options.resume != "auto":
-        folder = Path(options.resume).resolve().parent.parent
+    folder = options.out if options.resume == "auto" else Path(options.resume).resolve().parent.parent
     if folder is None or not (path := folder / CONFIG.name).exists():
         return {}
     try:

@@ -15,7 +15,7 @@ from types import SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastpsl.console.terminal import own_rank, plain
-from fastpsl.console.words import unknown, worded
+from fastpsl.console.words import at_home, unknown, worded
 from fastpsl.engine.options import (
     INITIAL_WEIGHTS,
     PretrainOptions,
@@ -99,9 +99,9 @@ def _of_json(value: Any, kind: Any) -> Any:
             with suppress(TypeError):
                 return _of_json(value, part)
     if kind is Path and isinstance(value, str):
-        return Path(value)
+        return Path(at_home(value))
     if type(value) is kind or (kind is float and type(value) is int):
-        return value
+        return at_home(value)
     raise TypeError
 
 
@@ -408,4 +408,5 @@ def _text(value: Any) -> str:
 
 
 def _words(value: Any) -> str:
+    value = () if value is None else value
     return " ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
+from fastpsl.console.installed import reinstall
 from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import hint
 from fastpsl.scripts.command_line import HELP
@@ -27,7 +28,13 @@ EVAL: dict[str, str] = {
     "semi-supervised": "semi_supervised", "knn": "knn", "svm": "voc_svm", "few-shot": "few_shot",
     "detect": "voc_detection", "segment": "voc_segmentation", "multilabel": "voc_classification",
 }  # fmt: skip
+_SHORT = {stem: name for name, stem in {**TRAIN, **EVAL}.items()}
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
+
+
+def short_name(name: str) -> str:
+    """Return what `fastpsl` calls a recipe; its runs are called so, too. A script of yours keeps its name."""
+    return _SHORT.get(name, name)
 
 
 def recipe_path(name: str) -> Path | None:
@@ -46,8 +53,7 @@ def _installed(name: str) -> Path:
     path = recipe_path(name)
     if path is None:
         raise ValueError(
-            f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by pip install "
-            "--force-reinstall --no-deps fastpsl-vision"
+            f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by {reinstall()}"
         )
     return path
 

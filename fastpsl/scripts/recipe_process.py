@@ -35,9 +35,10 @@ from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
 from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts.before_training import instead, lines_before, stage_steps
-from fastpsl.scripts.beginning import begun, data_of, seeing
+from fastpsl.scripts.beginning import begun, require_room, seeing, with_first_learning
 from fastpsl.scripts.forecast import dry_run
 from fastpsl.scripts.recipe import Evaluation, Recipe, Training, differences
+from fastpsl.scripts.recipe_files import short_name
 
 
 def run(script: Recipe[Any] | Evaluation[Any], options: Any, name: str) -> NoReturn:
@@ -136,20 +137,24 @@ def train(
     if options.dry_run:
         raise ValueError("--dry-run is for commands: `fastpsl train NAME --dry-run`; leave it out here")
     world = world or join_world(options.device, timeout_s=10 * options.timeout_s)
+    options, chosen = with_first_learning(recipe, options, world)
     experiment, origin, told = begun(recipe, options, world)
-    data = data_of(experiment, options, world)
+    require_room(experiment, options, world)
+    data = experiment.open_data(options, world)
     changed = differences(options, recipe.usual(options))
     science = {**experiment.science, **origin}
     steps = sum(stage_steps(experiment, data))
-    run = Run(recipe.name, data, science, owns_process=owns_process, differences=changed, steps=steps)
+    run = Run(
+        recipe.name, data, science, owns_process=owns_process, differences=changed, steps=steps,
+        called=short_name(recipe.name),
+    )  # fmt: skip
     opened.append(run)
     experiment = seeing(experiment, run.science.get(INITIAL_WEIGHTS))
     if world.rank == 0 and not run.resumed:
-        for line in (*told, *lines_before(experiment, run.data)):
+        for line in (*chosen, *told, *lines_before(experiment, run.data)):
             run.reporter.log(line)
-        run.reporter.log(
-            f"all values, and where they differ from the {recipe.source}'s: {run.folder / CONFIG.name}"
-        )
+        usual = "the paper's" if recipe.source == "paper" else "the defaults"
+        run.reporter.log(f"all values, and where they differ from {usual}: {run.folder / CONFIG.name}")
     finished = pretrain(experiment, run)
     if world.rank == 0:
         _print_results(run, finished)

@@ -269,10 +269,6 @@ def make_table(
     `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that
     can be opened, only results on them count. Without `num_processes` the scale has the number.
     """
-    if name not in TABLES:
-        raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}: allowed are {', '.join(SCALES)}")
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--gpus {num_processes}: give 1 or more")
     table = TABLES[name]

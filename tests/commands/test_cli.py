@@ -3,6 +3,7 @@ errors.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, cli: Cli) -> Non
         ("data write {tmp}/none {photos}/cat/a.jpg", "a.jpg: exists already"),
         ("data write {tmp}/none {photos}", "is a folder; choose another name"),
         ("data write {tmp}/none-*.tar {tmp}/a.beton", "no file matches"),
-        ("data write {photos}/cat/a.jpg {tmp}/a.beton", "neither a folder nor a file of a known kind"),
+        ("data write {photos}/cat/a.jpg {tmp}/a.beton", "a.jpg: images are read by their folder, "),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),
         ("data write {photos} {tmp}/a.beton --format zip", "zip"),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton --format npz", "no sound .npz"),
@@ -194,3 +195,34 @@ def test_permutations(tmp_path: Path, cli: Cli) -> None:
     assert (read_permutations(out) == permutations).all()
     assert cli("permutations", "--out", out, "--counts", 5, "--overwrite")[0] == 0
     assert len(read_permutations(out)) == 5
+
+
+WRONG_NAMES = """
+import sys
+from fastpsl.cli import main
+
+for line in sys.stdin.read().splitlines():
+    try:
+        main(line.split())
+    except SystemExit as end:
+        print(end.code, *(name for name in ("torch", "numba", "matplotlib") if name in sys.modules))
+"""
+
+
+def test_a_wrong_name_is_refused_before_torch_is_imported() -> None:
+    wrong = {
+        "train simclr --backbone resnet51": "--backbone resnet51.* did you mean resnet50",
+        "train distill --teacher x.pth --teacher-backbone resnet_18": "backbone .* did you mean resnet18",
+        "train distill --teacher nothing.pth": "nothing.pth: no such file",
+        "eval linear --random-weights --backbone VGG-16": "--backbone .* did you mean vgg16",
+        "features RUN --out x.npy --backbone alexnets": "--backbone .* did you mean alexnet",
+        "export RUN x.pth --to tim": "--to tim: allowed are torchvision, timm, .*; perhaps you meant timm",
+        "table psl/44": "unknown table 'psl/44': did you mean psl/4",
+        "table psl/4 --scale tyny": "--scale tyny: allowed are paper, tiny; perhaps you meant tiny",
+        "doctor jigsaws": "there is no recipe jigsaws; did you mean jigsaw",
+    }
+    command = [sys.executable, "-c", WRONG_NAMES]
+    done = subprocess.run(command, input="\n".join(wrong), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["2"] * len(wrong)
+    for line, words in zip(done.stderr.splitlines(), wrong.values(), strict=True):
+        assert re.search(words, line), line

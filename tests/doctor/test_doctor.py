@@ -142,8 +142,8 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("none.py", "none.py: no such recipe; give a recipe that trains"),
-        ("jigsw --data x.beton", "jigsw: no such recipe; give a recipe that trains"),
+        ("none.py", "none.py: there is no such file"),
+        ("jigsw --data x.beton", "there is no recipe jigsw; did you mean jigsaw?"),
         ("jigsaw --data /nowhere.beton", "/nowhere.beton: no such file or folder"),
         ("--stages S9 simclr", "S9: the plan has S1, S2, S3"),
         ("{root}/recipes", "recipes: is a folder, not a script"),

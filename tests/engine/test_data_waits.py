@@ -159,7 +159,7 @@ DALI = {"decoder_name": "dali", "device": GPU}
         ({"kind": "folder", "side_px": 1200}, BUSY, "size", "--max-side 512"),
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "pillow"}, BUSY, "decoder", "give --decoder turbo"),
-        ({"decoder_name": "ffcv", "no_turbo": True}, BUSY, "decoder", "no compiler: a wheel"),
+        ({"decoder_name": "ffcv", "no_turbo": True}, BUSY, "decoder", "no compiler: apt install gcc"),
         ({"device": GPU, "has_engines": True}, BUSY, "cores", "try --decoder dali, or write smaller"),
         (DALI | {"has_engines": True}, BUSY, "cores", "give it more, or write"),
         ({**DALI, "decoder": SimpleNamespace(remark="no video")}, BUSY, "engines", "no video"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import make_train_step
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.resume import (
@@ -17,12 +18,14 @@ from fastpsl.engine.resume import (
     apply_kept_choices,
     choices_of,
     loading,
+    reasons_of,
     refuse_incomplete,
     refuse_other_science,
-    report_choices,
 )
 from fastpsl.engine.run import Position
+from fastpsl.engine.step_modes import GraphChoice
 from fastpsl.engine.trainer import pretrain
+from fastpsl.pipelines.loader.augment import Augment
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import one_process, tiny_run
 
@@ -196,24 +199,46 @@ def test_a_checkpoint_has_them_under_the_names_of_options(fold_frozen: bool) -> 
     }  # fmt: skip
 
 
-def test_each_is_told_with_its_reason() -> None:
+def test_each_has_a_reason_and_is_told_if_it_was_asked_for() -> None:
     experiment, folded = tiny_experiment(), ("no block is frozen", "B1", "B1 to B2")
     for number, words in enumerate(folded):
-        options, told = replace(OPTIONS, fold_frozen=True), list[tuple[str, str]]()
+        options = replace(OPTIONS, fold_frozen=True)
         train_step = make_train_step(experiment, number, options, one_process())
         stage = experiment.stages[number]
-        report_choices(
-            train_step, stage, train_step.views, {"compile"}, lambda *words, told=told: told.append(words)
-        )
-        assert told == [
-            ("augment backend", f"kornia: {train_step.augment.reason}"),
-            ("compile", "off: as the stage began"),
-            ("graph", "off: CUDA graphs need CUDA"),
-            ("folded:", words),
+        assert list(reasons_of(train_step, stage, train_step.views, options, {"compile"})) == [
+            ("augment backend", f"kornia: {train_step.augment.reason}", True),
+            ("compile", "off: as the stage began", True),
+            ("graph", "off: CUDA graphs need CUDA", False),
+            ("folded blocks", words, True),
         ]
-    told = []
-    report_choices(train_step, stage, (), (), lambda *words: told.append(words))
-    assert [value for _, value in told] == ["off: asked for", "off: CUDA graphs need CUDA", "B1 to B2"]
+    of_no_views = list(reasons_of(train_step, stage, (), options, ()))
+    assert [value for _, value, _ in of_no_views] == [
+        "off: asked for",
+        "off: CUDA graphs need CUDA",
+        "B1 to B2",
+    ]
+
+
+def test_what_is_slower_than_the_machine_could_be_is_told() -> None:
+    """On a CPU that is an operation without a fused kernel, on a GPU also a step that is not captured."""
+    options = replace(OPTIONS, augment_backend="auto", compile="auto")
+    train_step = make_train_step(tiny_experiment(), 0, options, one_process())
+    stage = tiny_experiment().stages[0]
+
+    def told() -> list[str]:
+        return [
+            name
+            for name, _, is_told in reasons_of(train_step, stage, train_step.views, options, ())
+            if is_told
+        ]
+
+    assert told() == []
+    train_step.augment = Augment("torch", "no fused kernel for Solarise on cpu")
+    assert told() == ["augment backend"]
+    train_step.world = World(0, 1, 0, 1, torch.device("cuda"))
+    assert told() == ["augment backend", "compile", "graph"]
+    train_step.graph_choice = GraphChoice(True, "the host launches a step at once")
+    assert told() == ["augment backend", "compile"]
 
 
 def test_a_stage_goes_on_as_it_began_unless_a_flag_or_the_machine_forbids() -> None:

@@ -234,7 +234,7 @@ def test_words_of_a_command_are_one_value_or_several() -> None:
     assert parse(PretrainOptions, ["--batch-size", "64"]).batch_size == 64
     assert parse(PretrainOptions, ["--batch-size", "64", "32"]).batch_size == (64, 32)
     assert parse(PretrainOptions, []).batch_size == 256
-    for words, text in (("--batch-size", "give a whole number"), ("--batch-size 9 0", "--batch-size 9 0")):
+    for words, text in (("--batch-size", "without a value"), ("--batch-size 9 0", "--batch-size 9 0")):
         with pytest.raises(ValueError, match=text):
             parse(PretrainOptions, words.split())
 

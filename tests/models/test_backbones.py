@@ -18,9 +18,9 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import NIN, VGG, AlexNet
-from fastpsl.models.factory import BACKBONES, make_backbone
+from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.models.names import ANY_BACKBONE, BACKBONES
 from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo

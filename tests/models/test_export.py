@@ -345,7 +345,7 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
         ((folder, "--to", "timm", out), f"{out}: exists already"),
         ((folder, "--to", "detectron2", str(tmp_path / "x.pth2")), "call it *.pkl"),
         ((folder, "--to", "timm", str(tmp_path / "no" / "x.pth")), "cannot be written"),
-        ((folder, "--to", "onxn", out), "hf; did you mean onnx?"),
+        ((folder, "--to", "onxn", out), "hf; perhaps you meant onnx"),
         ((folder, "--to", "tensorflow", out), "allowed are torchvision, timm, detectron2, safetensors, onnx"),
         ((folder, "--to", "onnx", out), "call it *.onnx"),
         ((folder, "--to", "timm", str(tmp_path)), f"{tmp_path} is a folder: name a file in it, such as"),

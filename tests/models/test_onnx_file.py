@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.installed import install
 from fastpsl.models import onnx_file
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.export import export
@@ -200,7 +201,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "find_spec", find_spec)
     with pytest.raises(ValueError, match="onnxscript and onnxruntime") as excinfo:
         onnx_bytes(random_weights("nin3", 0), {})
-    assert 'pip install "fastpsl-vision[onnx]"' in str(excinfo.value)
+    assert install("onnx") in str(excinfo.value)
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import fastpsl
+from fastpsl.console.installed import install
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import step_drops
@@ -452,4 +453,4 @@ def without_timm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("without_timm")
 def test_without_timm_one_line_says_how_to_install_it() -> None:
-    assert refusal("timm/resnet18").endswith('timm is not installed; pip install "fastpsl-vision[timm]"')
+    assert refusal("timm/resnet18").endswith(f"timm is not installed; {install('timm')}")

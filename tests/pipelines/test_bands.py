@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.console.installed import install
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.reading import PLAIN, Reading
@@ -299,7 +300,7 @@ def test_packages_are_named_where_they_are_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bands, "is_missing", lambda package: True)
     with pytest.raises(BadImage) as caught:
         decode_any(tiff(DEEP), Reading(None, (1,)))
-    command = 'pip install "fastpsl-vision[tiff]"'
+    command = install("tiff")
     assert str(caught.value) == f"bands of a TIFF need a package; {command} installs it"
 
 

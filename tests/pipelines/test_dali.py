@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.console.installed import install
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.datasets.subset import Synthetic
@@ -336,12 +337,12 @@ def test_no_dali_is_said_with_the_install_line(
     use_cuda(monkeypatch, cuda)
     with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
         open_decoder("dali", SimpleNamespace(kind="beton"))  # type: ignore[arg-type]
-    assert f'pip install "fastpsl-vision[{extra}]"' in str(error.value) and "\n" not in str(error.value)
+    assert install(extra) in str(error.value) and "\n" not in str(error.value)
     assert "or use auto" in str(error.value)
 
 
 ANOTHER_CUDA = r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst"
-TOO_OLD = r'DALI 1.53.0 is older than 2.2; pip install "fastpsl-vision\[dali-cu13\]" --upgrade'
+TOO_OLD = rf"DALI 1.53.0 is older than 2.2; {re.escape(install('dali-cu13'))} --upgrade"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +374,7 @@ def test_a_dali_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.M
     importlib.invalidate_caches()
     assert dali.why_missing(CPU) == (
         "DALI does not load (libnvjpeg.so.13: cannot open shared object file); "
-        'pip install "fastpsl-vision[dali-cu13]" installs that for torch\'s CUDA'
+        f"{install('dali-cu13')} installs that for torch's CUDA"
     )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import warnings
 import zlib
@@ -19,6 +20,7 @@ from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 from PIL import Image
 
+from fastpsl.console.installed import install
 from fastpsl.engine.options import DecoderName
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
@@ -249,7 +251,7 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
     assert (decoder.name, len(caught)) == ("pillow", 1)
     assert why == "no faster one can read this here"  # not the advice a second time
-    missing = r"ffcv is not installed: pip install 'fastpsl-vision\[ffcv\]' .*; or use auto"
+    missing = rf"ffcv is not installed: {re.escape(install('ffcv'))} .*; or use auto"
     with pytest.raises(ValueError, match=missing):
         open_decoder("ffcv", beton)  # type: ignore[arg-type]
     with warnings.catch_warnings():

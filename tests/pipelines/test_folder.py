@@ -393,7 +393,7 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert choose_decoder("auto", data, CPU) == ("turbo", "it decodes what the crops need")
         monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed; pip install it")
         monkeypatch.setattr(libturbo, "why_missing", lambda: "it was not built")
-        slow = f"decoding by pillow is slow: it was not built; {libturbo.INSTALL}"
+        slow = f"decoding by pillow is slow: it was not built; {libturbo.remedy()}"
         for device in ("cpu", "cuda"):
             with pytest.warns(UserWarning) as caught:
                 chosen = choose_decoder("auto", data, torch.device(device))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from fastpsl.console.installed import install
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import (
@@ -452,7 +453,7 @@ HEIC = zlib.decompress(
     )
 )
 TURN, EXIF = b"\x09irot\x03", b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
-WHY = 'HEIC needs a package; pip install "fastpsl-vision[heic]" installs it'
+WHY = f"HEIC needs a package; {install('heic')} installs it"
 
 
 @needs_heic

@@ -292,7 +292,7 @@ def test_synthetic_data_need_no_file() -> None:
         ({"timeout_s": 0}, "timeout_s is 0"),
         ({"timeout_s": float("nan")}, "timeout_s is nan"),
         ({"on_bad_sample": "ignore"}, "'ignore'; it must be 'raise' or 'skip'"),
-        ({"views": []}, "no views"),
+        ({"views": []}, "views is empty: it takes a list of fastpsl.ViewSpec"),
         ({"batch_size_per_rank": 20, "world": 2}, "38 samples are fewer than one global batch of 40"),
         ({"decoder": "jpegturbo"}, "decoder 'jpegturbo': there are auto, turbo"),
         ({"device": "cuda"}, "device cuda was asked for, but torch finds no CUDA device"),

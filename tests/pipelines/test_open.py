@@ -11,6 +11,7 @@ import pytest
 
 import fastpsl
 from fastpsl.cli import main
+from fastpsl.console.installed import install
 from fastpsl.files.paths import FORMS, named_files, require_existing
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar, shard_paths
@@ -85,7 +86,7 @@ def test_without_datasets_the_line_tells_what_to_install(
     for name in ("datasets", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with refused("pip install 'fastpsl-vision[datasets]'"):
+    with refused(install("datasets")):
         open_source(src if src.startswith("hf:") else str(tmp_path / src))
 
 
@@ -288,6 +289,15 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
     ("source", "words"),
     [
         ("notes.md", f"notes.md: is no dataset file, and by its name no list of images; give {FORMS}"),
+        (
+            "photos/train/*/*.jpg",
+            "photos/train/*/*.jpg: images are read by their folder, photos/train/cat",
+        ),
+        ("photos/*", "photos/*: images are read by their folder, photos; a glob is of packed files"),
+        (
+            "photos/train/cat/a.jpg",
+            "photos/train/cat/a.jpg: images are read by their folder, ",
+        ),
         ("empty", "empty: holds no images (.jpg, .jpeg, "),
         ("photos", "photos: holds parts of a data set (train, val), not classes: write each alone, as in"),
     ],

@@ -36,15 +36,13 @@ def test_smallest_run_ends_with_lines_and_figures(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = start(JIGSAW, *SMALL_JIGSAW, *backbone).ok()
-    told_decoders = "decoder turbo: it decodes what the crops need", "decoder pillow: "
-    assert any(words in outcome.err for words in told_decoders)
-    lines, run = outcome.results, "runs/jigsaw_r50-001"
+    lines, run = outcome.results, "runs/jigsaw-001"
     assert outcome.out.splitlines()[len(lines) + 1 :] == [
         f"next: fastpsl eval knn {run}",
         f"      fastpsl tsne {run}",
         f"      fastpsl export {run} --to timm {backbone[-1] if backbone else 'resnet50'}.pth",
     ]
-    changed = differences(Path("runs/jigsaw_r50-001"))
+    changed = differences(Path("runs/jigsaw-001"))
     assert changed["batch_size"] == [8, 256] and changed.get("backbone") == told
     assert [line[:2] for line in lines[:3]] == ["S1", "S2", "S3"]
     assert all("validation" in line and " accuracy " in line and "chance" in line for line in lines[:3])
@@ -54,10 +52,22 @@ def test_smallest_run_ends_with_lines_and_figures(
         "curve.png",
         *(f"contact-sheet-G{level}.png" for level in (1, 2, 3)),
     ]
-    assert all(p.stat().st_size > 0 and p.parts[:2] == ("runs", "jigsaw_r50-001") for p in paths)
-    status = json.loads(Path("runs/jigsaw_r50-001/status.json").read_text())
+    assert all(p.stat().st_size > 0 and p.parts[:2] == ("runs", "jigsaw-001") for p in paths)
+    environment = json.loads(Path("runs/jigsaw-001/environment.json").read_text())
+    assert [choices["stage"] for choices in environment["choices"]] == ["S1", "S2", "S3"]
+    choices = environment["choices"][0]
+    assert choices["augment_backend"] == "fused: numba, an image at a time"
+    assert choices["graph"] == "off: CUDA graphs need CUDA"
+    is_usual = choices["decoder"] == "turbo: it decodes what the crops need"
+    told = [
+        line
+        for line in outcome.err.splitlines()
+        if line.startswith(("augment", "compile", "graph", "decoder"))
+    ]
+    assert [line.split()[0] for line in told] == ([] if is_usual else ["decoder"])
+    status = json.loads(Path("runs/jigsaw-001/status.json").read_text())
     assert status == {"state": "finished", "stage": 3, "step": 1, "reason": ""}
-    assert newest_checkpoint(Path("runs/jigsaw_r50-001"))["input"]["channels"] == "RGB"
+    assert newest_checkpoint(Path("runs/jigsaw-001"))["input"]["channels"] == "RGB"
 
 
 def damaged(tmp_path: Path, change: Any) -> Path:

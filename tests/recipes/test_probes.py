@@ -71,6 +71,7 @@ def test_a_run_puts_every_block_on_record(supervised: Path, tmp_path: Path) -> N
     assert (settings["epochs"], settings["lr"], settings["weight_decay"]) == (1, 0.1, 5e-4)
     assert "RandomResizedCrop(size_px=32" in settings["train_view"] and "37" in settings["val_view"]
     printed = outcome.out + outcome.err
+    assert "network: resnet18, " in printed and "None" not in printed and " the defaults: " in printed
     line = next(line for line in printed.splitlines() if line.startswith("linear (level"))
     for block in BLOCKS:
         (score,) = re.findall(rf"{block} ([\d.]+)", line)

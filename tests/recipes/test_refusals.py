@@ -31,7 +31,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         [
             ("--heads conv_B7", "conv_B7", "nin4 has the blocks B1 to B4"),
             ("--heads linear_B2", "linear_B2", "allowed are conv_B<k>"),
-            ("--heads", "--heads without any"),
+            ("--heads", "--heads without a value; conv_Bk: "),
             ("--heads conv_B2 conv_B2", "conv_B2 2 times"),
             ("--labels-per-class 61", "has 60 images", "give 60 or fewer"),
             ("--labels-per-class 0", "--labels-per-class 0"),
@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[str, list[tuple[str, ...]]]] = {
             ("--partition 1-2 4-5 3-5", "partition"), ("--backbone lenet", "lenet", "resnet50"),
             ("--batch-size 1000", "480", "1000"), ("--sync-batchnorm", "CUDA"),
             ("--size-px 32 --plan end_to_end --batch-size 32 16", "2 values, and --plan end_to_end has 1"),
-            ("--batch-size 32 16 1", "--batch-size 1", "2 or more"), ("--size-px", "give a whole number"),
+            ("--batch-size 32 16 1", "--batch-size 1", "2 or more"), ("--size-px", "give whole numbers"),
             ("--crop-scale 0", "--crop-scale 0", "above 0 and up to 1"), ("--crop-scale", "without a value"),
             ("--size-px 32 0 32", "--size-px 32 0 32: a side has 1 to"),
             ("--batch-size 48 24 1000", "one batch of 1000"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastpsl.console.installed import install
 from fastpsl.engine.dataset_pass import read_predictions
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result_file import read_result
@@ -181,7 +182,7 @@ def test_pycocotools_is_asked_for_before_training(
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, name, None)
     outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path / "out")
-    refused(outcome, "pycocotools", 'pip install "fastpsl-vision[transfer]"')
+    refused(outcome, "pycocotools", install("transfer"))
     assert not (tmp_path / "out").exists()
 
 

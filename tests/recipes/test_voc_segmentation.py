@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.console.installed import install
 from fastpsl.engine.dataset_pass import read_predictions
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result_file import read_result
@@ -171,5 +172,5 @@ def test_without_torchmetrics_nothing_is_trained(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     outcome = recipe(*QUICK, *RANDOM, "--data", drawn, "--out", tmp_path / "refused")
-    refused(outcome, 'pip install "fastpsl-vision[transfer]"')
+    refused(outcome, install("transfer"))
     assert not (tmp_path / "refused").exists()

@@ -31,7 +31,7 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import center_view
-from fastpsl.scripts.beginning import begun, data_of
+from fastpsl.scripts.beginning import _least_bytes, begun, with_first_learning
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import one_process
 from tests.files.test_remote_http import serving
@@ -170,7 +170,7 @@ def test_a_module_s_look_at_the_start_is_that_of_its_weights(
             assert same(newest_checkpoint(given.folder)["backbone"], weights, ["layer3.5.bn2.running_mean"])
 
 
-def test_a_block_is_proposed_by_the_knn_of_each(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_block_that_learns_is_above_the_best_knn(source: Path) -> None:
     """Of the features of each block, computed one image at a time, and votes counted by a loop."""
     paths = sample_paths()
     values = {**VALUES, "data": paths.train_32, "val": paths.test_32, "max_steps_per_stage": 4}
@@ -205,13 +205,45 @@ def test_a_block_is_proposed_by_the_knn_of_each(source: Path, capsys: pytest.Cap
                 votes[labels[0][place]] += np.exp(similar[place] / TEMPERATURE)
             right += int(votes.argmax() == label)
         assert accuracy == pytest.approx(right / len(val), abs=1.5 / len(val))  # a tie may go either way
-    best = found.index(max(found))
-    with pytest.raises(ValueError, match=rf"B1 .*: give --first-learning B{min(best + 2, 5)}$"):
-        data_of(experiment, options, one_process())
-    assert "training images (the same" not in capsys.readouterr().err
-    with pytest.raises(ValueError, match="give --first-learning"):
-        data_of(experiment, replace(options, val=options.data), one_process())
-    assert "480 of 480 validation images are training images (the same" in capsys.readouterr().err
+    best = 1 + found.index(max(found))
+    wanted = {1: min(best + 1, 5), 3: min(best + 1, 3)}  # each stage has a block
+    for num_stages, first in wanted.items():
+        given = replace(options, epochs=(1,) * num_stages)
+        chosen, (line,) = with_first_learning(RECIPE, given, one_process())
+        assert chosen == replace(given, first_learning=f"B{first}")
+        assert f"the best is B{best}" in line and f"; B{first} is the first that learns" in line
+        assert with_first_learning(RECIPE, chosen, one_process()) == (chosen, [])
+
+
+def test_a_chosen_block_is_recorded_and_kept(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without classes it is the last. A dry run tells it and writes nothing; a resume does not look again."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)):
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    words = ["train", "simclr", "--data", photos, "--init", source, "--plan", "continue", "--epochs", 1]
+    words += ["--size-px", 32, "--batch-size", 16, "--workers", 1, "--preset", "paper", "--warmup-epochs", 0]
+    words += ["--out", tmp_path / "run", "--max-steps-per-stage", 1]
+    told = "no kNN of the blocks, because the training images have no classes; B5 is the first that learns"
+
+    def said(*more: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*map(str, words), *map(str, more)])
+        printed = capsys.readouterr()
+        assert end.value.code == 0, printed.err
+        return printed.out + printed.err
+
+    assert told in said("--dry-run") and not (tmp_path / "run").exists()
+    assert told in said() and (record := json.loads((tmp_path / "run" / "config.json").read_text()))
+    assert record["options"]["first_learning"] == record["science"]["first_learning"] == "B5"
+    for more in (
+        ("--max-steps-per-stage", 2),
+        ("--resume", tmp_path / "run/checkpoints/step-00000001.pt", "--out", tmp_path / "b"),
+    ):
+        again = said(*more)
+        assert "resuming" in again and "is the first that learns" not in again
 
 
 def test_what_fits_in_part_is_taken_if_that_is_asked_for(
@@ -235,8 +267,9 @@ def test_what_fits_in_part_is_taken_if_that_is_asked_for(
     state, fresh = experiment.backbone.state_dict(), start(backbone="resnet34")[0].backbone.state_dict()
     assert same(state, weights, [name for name in weights if name not in missed])
     assert same(state, fresh, missed[:2])
-    with pytest.raises(ValueError, match="has no tensor that fits alexnet"):
-        start(init=tmp_path / "theirs.pth", backbone="alexnet", init_partial=True)
+    for partial in (True, False):  # it is not proposed where it would take nothing
+        with pytest.raises(ValueError, match="has none of the 39 tensors of alexnet .* or another file$"):
+            start(init=tmp_path / "theirs.pth", backbone="alexnet", init_partial=partial)
 
 
 def test_what_cannot_be_begun_with_is_one_line(
@@ -265,7 +298,6 @@ def test_what_cannot_be_begun_with_is_one_line(
         ),
         "--plan continue --first-learning B3": "--plan continue without --init",
         f"--init {source} --first-learning B3": "it is for --plan continue",
-        f"--init {source} --plan continue": "no block is proposed, because there are no validation images",
         f"--init {source} --plan continue --first-learning B6": "give one of B1 to B5",
         f"--init {source} --plan continue --first-learning B4 --epochs 1 1 1": "for 2 blocks: give at most 2",
         f"--init {source} --plan continue --first-learning B4 --epochs 1 --partition 3-5": "within 4 to 5",
@@ -381,3 +413,24 @@ def test_weights_from_elsewhere(
         for place, words in (("a/bad", "does not say which model of timm"), ("absent.pth", "no such file")):
             with pytest.raises(ValueError, match=words):
                 start(init=f"{server.address}/{place}")
+
+
+def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is below the sizes that the files have, so that no run is refused that fits."""
+    values: dict[str, Any] = {"backbone": "resnet18", "epochs": (1, 1, 1), "keep_checkpoints": 2}
+    experiment = start(**values)[0]
+    least = [_least_bytes(experiment, stage) for stage in experiment.stages]
+    needed = least[1] + 2 * least[2]
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(ValueError, match="MB free, and 3 checkpoints need at least .*; give out on another"):
+        pretrain(tmp_path / "no" / "run", **values)
+    assert not (tmp_path / "no").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    run = pretrain(tmp_path / "run", **values)
+    sizes = [path.stat().st_size for path in sorted(run.folder.glob("checkpoints/*.pt"))]
+    assert len(sizes) == 2 and all(size > bound for size, bound in zip(sizes, least[1:], strict=True))
+    assert sizes[1] < 1.2 * least[2]  # it is a bound of use

@@ -60,7 +60,10 @@ CASES = (
     (("--zzz", "--epochs", "1"), f"--zzz: there is no such option; {SEE}"),
     (("--source=random",), f"--source: give it without a flag, as in `fastpsl show SOURCE`; {SEE}"),
     (("random", "--file", "a"), f"--file: give it without a flag, as in `fastpsl show SOURCE FILE`; {SEE}"),
-    ((*GIVEN, "--lr"), f"Missing value for argument '--lr'. Expected 1 values; {SEE}"),
+    ((*GIVEN, "--lr"), f"--lr without a value; give a number; {SEE}"),
+    ((*GIVEN[:2], "--out", "--lr", "1"), f"--out without a value; ; {SEE}"),
+    ((*GIVEN, "--channels"), f"--channels without a value; allowed are RGB, L; {SEE}"),
+    ((*GIVEN, "--epochs"), "--epochs without a value; give whole numbers"),
     ((*GIVEN, "--lr", "abc"), "--lr abc: give a number"),
     ((*GIVEN, "--lr", "a'c"), "--lr a'c: give a number"),
     ((*GIVEN, "--lr=-1"), "--lr -1: it must be 0 or more"),
@@ -94,7 +97,7 @@ def test_values_reach_their_fields() -> None:
 def test_a_missing_value_is_told_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     """tyro's boxes have other frames where the encoding lacks lines."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    with pytest.raises(ValueError, match="^Missing value for argument '--lr'. Expected 1 values; see"):
+    with pytest.raises(ValueError, match="^--lr without a value; give a number; see"):
         parse(Show, [*GIVEN, "--lr"])
 
 

@@ -60,8 +60,23 @@ def test_first_line_tells_every_value_that_differs() -> None:
         "plan sl (default psl)", "levels 1 2 2 (default none)",
     ]  # fmt: skip
     assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
+    options = PretrainOptions(data="d")
+    assert "crop_scale none (paper 0.1)" in describe_choice(options, {"crop_scale": (0.1,)})
     options = PretrainOptions(data="d", epochs=(1, 2, 3))
     assert describe_choice(options, {"epochs": (1, 2, 3)}).endswith("paper")
+
+
+def test_paths_begin_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script: Any = find_recipe("simclr_r50")
+    given: dict[str, Any] = {"data": "~/photos", "val": "~/v*.beton", "out": Path("~/a"), "init": "~/w.pth"}
+    wanted = {name: str(tmp_path / str(path)[2:]) for name, path in given.items()}
+    for values in (wanted, given):
+        options = script.from_values({**values, "preset": "paper"}, log=lambda line: None)
+        assert {name: str(getattr(options, name)) for name in given} == wanted
+    config = {"options": {"data": "~/photos"}, "science": {"recipe": "simclr_r50"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert values_of_config(tmp_path, "simclr_r50", script.options) == {"data": f"{tmp_path}/photos"}
 
 
 def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:

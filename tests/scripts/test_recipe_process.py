@@ -69,7 +69,7 @@ def leave_a_stopped_run(rank: int, folder: Path) -> None:
     recipe: Any = SimpleNamespace(name="", build=lambda _: experiment, usual=lambda _: {}, source="")
     steps.differences = lambda *_: {}
     steps.stage_steps = lambda *_: []
-    options: Any = SimpleNamespace(device="cpu", timeout_s=60, seed=0, dry_run=False)
+    options: Any = SimpleNamespace(device="cpu", timeout_s=60, seed=0, dry_run=False, goes_on=lambda: True)
     assert not recipe_process.train(recipe, options, [])
     (folder / f"{rank}").write_text(str((folder / "written").exists()))
     leave_world()

@@ -15,7 +15,8 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Kind, Shift, WarpPair
 from fastpsl.kernels.normalise import normalise
-from fastpsl.models.factory import BACKBONES, OF_VECTORS, make_backbone
+from fastpsl.models.factory import OF_VECTORS, make_backbone
+from fastpsl.models.names import BACKBONES
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader

@@ -1,6 +1,7 @@
 """Test segmentation: its crops, loss in plain loops, scores, two ranks, and interrupted predictions."""
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.installed import install
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
@@ -527,7 +529,7 @@ def test_rows_are_the_truth_and_large_counts_are_exact_to_a_ten_thousandth() -> 
 def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     require_torchmetrics()
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(ValueError, match=r'pip install "fastpsl-vision\[transfer\]"') as caught:
+    with pytest.raises(ValueError, match=re.escape(install("transfer"))) as caught:
         require_torchmetrics()
     assert "\n" not in str(caught.value)
 

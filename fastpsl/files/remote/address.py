@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Buffer, override
 
+from fastpsl.console.installed import install
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import with_literal_folder
 from fastpsl.files.remote.failures import HELP, NEVER, RemoteDataError, WrongBytesError, persistently
@@ -60,7 +61,7 @@ def check_address(address: str) -> None:
             f"give it without, and credentials by the environment ({HELP})"
         )
     if find_spec("fsspec") is None or find_spec(package) is None:
-        raise ValueError(f"{address}: needs the package {package}; pip install 'fastpsl-vision[remote]'")
+        raise ValueError(f"{address}: needs the package {package}; {install('remote')}")
 
 
 def _path_of(address: str) -> str:

@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpsl.console.words import at_home
 from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, REMEDY, Shard, Table
@@ -218,10 +219,11 @@ def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
             raise ValueError(
                 f"dataset files are named by {type(source).__name__}; give a path, a glob or a list of paths"
             )
-        paths = [Path(path) for path in source]
+        paths = [Path(at_home(path)) for path in source]
         if not paths:
             raise ValueError("no dataset file given: give a file, a glob or a list of files")
         return sorted(paths)
+    source = Path(at_home(source))
     require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
     return named_files(source)
 

@@ -46,7 +46,7 @@ from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file
 from fastpsl.pipelines.data.source import BAD, SMALL, Relabelled, Sample, Source
 from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import read_image_file
-from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
+from fastpsl.pipelines.image.libturbo import remedy, why_missing
 
 
 def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> None:
@@ -216,7 +216,7 @@ def write_beton(
             journal.leave()
             raise
     if why_missing():
-        warnings.warn(f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {INSTALL}", stacklevel=2)
+        warnings.warn(f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {remedy()}", stacklevel=2)
     results, keep, num_before, seen = None, True, 0, Scale(target.reading.range)
     try:
         if is_resumed:

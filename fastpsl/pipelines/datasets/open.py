@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastpsl.console.words import worded
-from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
+from fastpsl.console.words import pasted, worded
+from fastpsl.files.paths import FORMS, LIST_ENDINGS, named_files, require_existing
 from fastpsl.files.remote.address import check_address, is_remote, remote_objects
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
@@ -20,7 +20,7 @@ from fastpsl.pipelines.beton.shard import HEADER, VERSION
 from fastpsl.pipelines.beton.sidecar import shard_paths
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.data.reading import PLAIN, Reading
-from fastpsl.pipelines.data.source import Relabelled, Source, renumbered
+from fastpsl.pipelines.data.source import Relabelled, Source, is_image, renumbered
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import (
     SourceFile,
@@ -226,7 +226,9 @@ def _format_of(src: str) -> str:
 
 
 def _format_of_files(src: str) -> str:
-    formats = {_format_of_file(path) for path in _paths(src)}
+    paths = _paths(src)
+    refuse_images(src, paths)
+    formats = set(map(_format_of_file, paths))
     if len(formats) > 1:
         raise ValueError(
             f"{src}: files of several kinds ({', '.join(sorted(formats))}); give files of one kind"
@@ -343,10 +345,23 @@ def check_form(source: str | Path) -> None:
         return check_address(str(source))
     require_existing(source, FORMS)
     path = Path(source)
+    refuse_images(source, named_files(source))
     if path.is_dir():
         folder_classes(path)  # refuses those that are no classes
     elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
         raise ValueError(f"{source}: is no dataset file, and by its name no list of images; give {FORMS}")
+
+
+def refuse_images(source: str | Path, named: Sequence[SourceFile]) -> None:
+    """Raise ValueError, with the folder to give, if `source` is an image, or a glob of images or folders."""
+    if os.path.isdir(source):
+        return
+    images = [file for file in named if isinstance(file, Path) and (is_image(file.name) or file.is_dir())]
+    if images:
+        folder = os.path.commonpath([file.parent for file in images])
+        raise ValueError(
+            f"{source}: images are read by their folder, {pasted(folder)}; a glob is of packed files"
+        )
 
 
 def _is_list(source: str | Path) -> bool:

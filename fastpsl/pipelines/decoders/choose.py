@@ -87,6 +87,7 @@ READS = {
     "synthetic": ("synthetic",),
 }
 NAMES = tuple(dict.fromkeys(name for names in READS.values() for name in names))
+SLOWER = ("ffcv", "pillow")  # than turbo, of whole images that are cropped
 # The samples of which `auto` looks at the format, and the most that may be no JPEGs for the GPU's engines.
 _NUM_LOOKED_AT, _MOST_OTHERS = 256, 0.25
 
@@ -171,7 +172,7 @@ def _why_missing(name: str, device: "torch.device") -> str:
     if name == "ffcv":
         from fastpsl.pipelines.decoders import libffcv as library  # imports numba, which takes 0.7 s
     why = library.why_missing()
-    return why and f"{why}: {library.INSTALL}"
+    return why and f"{why}: {library.remedy()}"
 
 
 def _automatic(
@@ -200,7 +201,7 @@ def _automatic(
         if name == "turbo" and (others := (some.mode == MODE_FILE).mean()):
             reason += f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
         return name, reason
-    remedy = f"{no_turbo}; {libturbo.INSTALL}"
+    remedy = f"{no_turbo}; {libturbo.remedy()}"
     if is_gpu:
         from fastpsl.pipelines.decoders import dali
         from fastpsl.pipelines.decoders.dali import why_slower

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastpsl.console.installed import install
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.device_crops import crop_isotropic
@@ -92,26 +93,26 @@ HW_DECODER_LOAD = 0.9
 def why_missing(device: torch.device) -> str:
     """Return why DALI cannot make batches on `device`, with the remedy; empty if it can."""
     cuda = (torch.version.cuda or "13").split(".")[0]
-    install = f'pip install "fastpsl-vision[dali-cu{cuda}]"'
+    command = install(f"dali-cu{cuda}")
     try:
         dali = _dali()
     except ModuleNotFoundError as error:
         if str(error.name) in ("nvidia", "nvidia.dali"):
-            return f"DALI is not installed; {install} installs it"
-        return f"DALI does not load ({error}); {install} installs what it needs"
+            return f"DALI is not installed; {command} installs it"
+        return f"DALI does not load ({error}); {command} installs what it needs"
     except (ImportError, OSError, RuntimeError) as error:
         raise_of_the_system("DALI", error)
         return (
-            f"DALI does not load ({' '.join(str(error).split())}); {install} installs that for torch's CUDA"
+            f"DALI does not load ({' '.join(str(error).split())}); {command} installs that for torch's CUDA"
         )
     _watch_exit()
     version, built_for = str(dali.__version__), str(dali.__cuda_version__)[:2]
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"DALI {version} is older than {OLDEST[0]}.{OLDEST[1]}; {install} --upgrade"
+        return f"DALI {version} is older than {OLDEST[0]}.{OLDEST[1]}; {command} --upgrade"
     if device.type == "cuda" and built_for != cuda:
         return (
             f"DALI is built for CUDA {built_for}, torch for CUDA {cuda}; "
-            f"pip uninstall nvidia-dali-cuda{built_for}0, then {install}"
+            f"pip uninstall nvidia-dali-cuda{built_for}0, then {command}"
         )
     return ""
 

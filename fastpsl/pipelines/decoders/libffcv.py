@@ -20,10 +20,15 @@ import llvmlite.binding
 import numpy as np
 from numba import njit, types
 
+from fastpsl.console.installed import install
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.system_errors import raise_of_the_system
 
-INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
+
+def remedy() -> str:
+    """Return how to install ffcv."""
+    return f"{install('ffcv')} (needs g++, libturbojpeg0-dev, libopencv-dev)"
+
 
 # turbojpeg.h: the pixel format, and flags of decoding.
 _RGB, _NO_REALLOC, _FAST_DCT = 0, 1024, 2048
@@ -94,7 +99,7 @@ def library() -> ctypes.CDLL:
     """Return libffcv, loaded once per process. Call it before running compiled code that decodes."""
     loaded, reason = _load()
     if loaded is None:
-        raise ValueError(f"{reason}: {INSTALL}, or choose another decoder")
+        raise ValueError(f"{reason}: {remedy()}, or choose another decoder")
     return loaded
 
 

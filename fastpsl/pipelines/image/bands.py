@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from fastpsl.console.installed import install
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, BadImage
 from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.host_settings import log_quietly
@@ -169,7 +170,7 @@ def needs_tifffile(layout: Layout, reading: Reading) -> bool:
         return False
     check_number(reading.bands, layout.num_bands, layout.name)
     if is_missing("tifffile"):
-        raise BadImage('bands of a TIFF need a package; pip install "fastpsl-vision[tiff]" installs it')
+        raise BadImage(f"bands of a TIFF need a package; {install('tiff')} installs it")
     if layout.compression not in (_NONE, *_DEFLATE):
         name = _BY_IMAGECODECS.get(layout.compression)
         if name is None:

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from fastpsl.console.installed import install
 from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
 from fastpsl.pipelines.data.reading import PLAIN, Reading
@@ -137,7 +138,7 @@ def _open(file: BinaryIO) -> Image.Image:
     """Open an image of any known format; nothing but its header is decoded."""
     if is_heic(file):
         if is_missing("pi_heif"):
-            raise BadImage('HEIC needs a package; pip install "fastpsl-vision[heic]" installs it')
+            raise BadImage(f"HEIC needs a package; {install('heic')} installs it")
         file.seek(0)
         # It is upright by the file's boxes, and EXIF is of no account.
         image: Image.Image = importlib.import_module("pi_heif").HeifImageFile(file)

@@ -4,12 +4,17 @@ import ctypes
 import functools
 from pathlib import Path
 
+from fastpsl.console.installed import reinstall
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.kernels.c_library import open_library
 
 _ROOT = Path(__file__).parents[3]
-INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg-dev, pip install ."
+
+
+def remedy() -> str:
+    """Return how to install our C library, which a wheel has and else is compiled."""
+    return f"apt install gcc libjpeg-dev, then {reinstall()}"
 
 
 @functools.cache
@@ -63,7 +68,7 @@ def library() -> ctypes.CDLL:
     """Return the library, loaded once per process."""
     loaded, reason = _load()
     if loaded is None:
-        raise ValueError(f"{reason}: {INSTALL}, or choose another decoder")
+        raise ValueError(f"{reason}: {remedy()}, or choose another decoder")
     return loaded
 
 
@@ -80,7 +85,7 @@ class Handle(Uncopyable):
         self._library = library()
         self.address = self._library.fastpsl_turbo_open() or 0
         if not self.address:
-            raise ValueError(f"fastpsl's C library was built for another libjpeg: {INSTALL}")
+            raise ValueError(f"fastpsl's C library was built for another libjpeg: {remedy()}")
 
     def __del__(self) -> None:
         if self.address:

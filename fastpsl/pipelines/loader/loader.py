@@ -33,7 +33,7 @@ from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, 
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.readahead import Readahead, fetch_ahead, prepare_fetching
 from fastpsl.pipelines.loader.stages import LoaderSpec
-from fastpsl.pipelines.views import ViewSpec, drawn_as
+from fastpsl.pipelines.views import ViewSpec, drawn_as, require_views
 
 ORDERS = ("random", "quasi_random")
 
@@ -119,8 +119,7 @@ class Loader(Uncopyable):
             raise ValueError(f"Loader: on_bad_sample is {on_bad_sample!r}; it must be 'raise' or 'skip'")
         if order not in ORDERS:
             raise ValueError(f"Loader: order is {order!r}; it must be {' or '.join(ORDERS)}")
-        if not views:
-            raise ValueError("Loader: no views were given; give at least one ViewSpec")
+        views = require_views(views)
         if train and data.num_samples < batch_size_per_rank * world:
             raise ValueError(
                 f"{data.num_samples} samples are fewer than one global batch of "
@@ -132,7 +131,7 @@ class Loader(Uncopyable):
         for view in views:
             view.crop.check(min_height, min_width)
         drawn_as(views)  # it refuses views that follow none
-        self.data, self.views = data, tuple(views)
+        self.data, self.views = data, views
         self.batch_size_per_rank, self.seed, self.train = batch_size_per_rank, seed, train
         self.rank, self.world = rank, world
         self.num_threads, self.prefetch_batches, self.timeout_s = num_threads, prefetch_batches, timeout_s

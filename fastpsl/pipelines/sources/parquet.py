@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 from urllib.parse import unquote
 
+from fastpsl.console.installed import install
 from fastpsl.console.progress import operation
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.remote.address import RemoteObject
@@ -262,7 +263,6 @@ def reading_errors(what: object) -> Iterator[None]:
         ) from None
 
 
-INSTALL = "pip install 'fastpsl-vision[datasets]'"
 _LABEL_ROWS = 1 << 14  # at a time, where labels alone are read
 _PICKED = 16  # neighbouring rows, for an estimate
 _SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that datasets gives
@@ -489,4 +489,4 @@ def hugging_face(
 
 
 def _missing(error: ImportError) -> ValueError:
-    return ValueError(f"parquet files and hf: need Hugging Face's datasets ({error}); {INSTALL}")
+    return ValueError(f"parquet files and hf: need Hugging Face's datasets ({error}); {install('datasets')}")

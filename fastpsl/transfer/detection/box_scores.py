@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastpsl.console.installed import install
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 
 IOUS = np.arange(50, 100, 5) / 100
@@ -207,6 +208,6 @@ def require_pycocotools() -> tuple[type, type]:
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise ValueError(
-            'scores by COCO need pycocotools, which is not installed; pip install "fastpsl-vision[transfer]"'
+            f"scores by COCO need pycocotools, which is not installed; {install('transfer')}"
         ) from None
     return COCO, COCOeval

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.installed import install
 from fastpsl.engine.dataset_pass import EpochContext, Predictions, begin_folder
 from fastpsl.engine.optim.schedules import Schedule, polynomial, step_drops
 from fastpsl.engine.plan import Stage
@@ -200,7 +201,7 @@ def require_torchmetrics() -> None:
     except ImportError as error:
         raise ValueError(
             f"segmentation is scored by torchmetrics, and it cannot be imported ({error}): "
-            'pip install "fastpsl-vision[transfer]"'
+            + install("transfer")
         ) from None
 
 
