@@ -267,7 +267,7 @@ def test_networks_from_elsewhere_see_images_of_their_own_size(
         small = "--batch-size 8 --workers 1 --labels-per-class 1 --draws 1"
         recipe(*networks, small, *noise, "--out", tmp_path / "few").ok()
     first, second = (result(tmp_path / "few" / str(place)) for place in (1, 2))
-    assert [each["settings"]["size_px"] for each in (first, second)] == [48, 224]
+    assert [each["settings"]["size_px"] for each in (first, second)] == [48, 96]
     assert [each["checkpoint"]["backbone"] for each in (first, second)] == ["nin3", "timm/resnet10t"]
     assert second["checkpoint"]["input"]["std"] == [0.25] * 3
 
