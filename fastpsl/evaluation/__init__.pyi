@@ -17,9 +17,10 @@ from .logistic import check_draws as check_draws
 from .logistic import contenders as contenders
 from .logistic import draw_lines as draw_lines
 from .logistic import few_label_lines as few_label_lines
+from .neighbours import BlockNeighbours as BlockNeighbours
+from .neighbours import all_numbers as all_numbers
 from .neighbours import find_shared as find_shared
 from .neighbours import fitting_neighbours as fitting_neighbours
-from .neighbours import score as score
 from .neighbours import score_lines as score_lines
 from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import LinearProtocol as LinearProtocol
@@ -33,3 +34,5 @@ from .result import write_run as write_run
 from .result import write_val as write_val
 from .teacher_features import DistillStored as DistillStored
 from .teacher_features import TeacherFeatures as TeacherFeatures
+from .untrained import no_floor_lines as no_floor_lines
+from .untrained import with_floor as with_floor

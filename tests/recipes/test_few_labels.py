@@ -19,7 +19,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from torch import nn
 
 import fastpsl
-from fastpsl.evaluation import fine_tuning, logistic
+from fastpsl.evaluation import fine_tuning, logistic, untrained
 from fastpsl.evaluation.few_labels import draw_few
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.factory import make_backbone
@@ -46,7 +46,7 @@ RANDOM = ("--random-weights --backbone nin3",)
 def few_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Choose between two strengths, which takes a quarter of the time, and keep floors in a fresh cache."""
     monkeypatch.setattr(logistic, "COSTS", (1.0, 100.0))
-    monkeypatch.setattr(logistic, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(untrained, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
