@@ -10,6 +10,7 @@ weights of --init it is called "at the start", and BatchNorm's statistics are th
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
@@ -455,6 +456,15 @@ def knn_accuracy(train: Features, val: Features) -> float:
     neighbours = find_neighbours(val.features, train.features, k, train.features.device)
     counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
     return float(counts[f"top1_k{k}"] / len(val.labels))
+
+
+def two_standard_errors(accuracy: float, num: int) -> float:
+    """Return twice the binomial standard error of an accuracy p in [0, 1] of n images, sqrt(p (1 - p) / n).
+
+    Two networks that are scored on the same n images err alike. With a correlation of one half between their
+    errors, it is also that of their difference.
+    """
+    return 2 * math.sqrt(accuracy * (1 - accuracy) / num)
 
 
 def figures(train: Features, val: Features | None = None) -> dict[str, Any]:

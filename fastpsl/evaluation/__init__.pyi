@@ -4,6 +4,7 @@ from .few_labels import FewLabels as FewLabels
 from .few_labels import draw_few as draw_few
 from .few_labels import labelled_part as labelled_part
 from .few_labels import write_label_list as write_label_list
+from .fine_tuning import ProbeFloor as ProbeFloor
 from .fine_tuning import fine_tuned as fine_tuned
 from .linear import BlockProbes as BlockProbes
 from .linear import FewLabelBlockProbes as FewLabelBlockProbes
@@ -25,14 +26,15 @@ from .neighbours import score_lines as score_lines
 from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import LinearProtocol as LinearProtocol
 from .result import data_record as data_record
+from .result import num_scored as num_scored
 from .result import overridden as overridden
 from .result import require_val as require_val
 from .result import result_line as result_line
 from .result import scores as scores
+from .result import with_floor as with_floor
 from .result import write_result as write_result
 from .result import write_run as write_run
 from .result import write_val as write_val
 from .teacher_features import DistillStored as DistillStored
 from .teacher_features import TeacherFeatures as TeacherFeatures
 from .untrained import no_floor_lines as no_floor_lines
-from .untrained import with_floor as with_floor

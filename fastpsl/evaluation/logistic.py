@@ -22,7 +22,8 @@ from fastpsl.evaluation.few_labels import Draws
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.evaluation.protocols import block_number
-from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor, with_floor
+from fastpsl.evaluation.result import with_floor
+from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import on_vectors
 from fastpsl.models.foreign_weights import sha256_of_bytes

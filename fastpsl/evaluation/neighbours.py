@@ -21,8 +21,8 @@ from fastpsl.engine.run import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor, with_floor
+from fastpsl.evaluation.result import data_record, result_line, with_floor, write_result
+from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.kernels.nearest import Neighbours, count_correct
 from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.weights import Pretrained

@@ -162,6 +162,16 @@ class TrainedEvaluationOptions(EvaluationOptions, TrainingOptions):
     """The options of evaluations that train something on the features, such as a classifier."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(TrainedEvaluationOptions):
+    """The options of classifiers on frozen blocks."""
+
+    floor: bool = field(default=False, metadata=MACHINE)
+    """Also train the same classifiers on the same network before any training, and show them beside. It takes
+    as long again, once: the scores are kept in the cache.
+    """
+
+
 Options = TypeVar("Options", bound=EvaluationOptions)
 
 

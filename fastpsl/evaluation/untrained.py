@@ -98,11 +98,6 @@ def _kept(path: Path, names: Collection[str]) -> Floor | None:
     return Floor(record["block"], numbers) if all(name in numbers for name in names) else None
 
 
-def with_floor(numbers: Mapping[str, float], floor: Mapping[str, float] | None) -> dict[str, float]:
-    """Return the numbers of a result, and with "untrained_" those of the floor."""
-    return {**numbers, **{f"untrained_{name}": value for name, value in (floor or {}).items()}}
-
-
 def no_floor_lines(why_not: str) -> list[str]:
     """Return a line of why no untrained network is scored, if there is a reason."""
     return [f"no untrained network beside it: {why_not}"] * bool(why_not)

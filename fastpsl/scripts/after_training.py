@@ -1,12 +1,11 @@
 """What a finished training was worth, and what to do with it: a run's last lines."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from fastpsl.console.words import pasted, percent
 from fastpsl.engine.experiment import why_no_knn
-from fastpsl.engine.online_probe import read_probes
+from fastpsl.engine.online_probe import read_probes, two_standard_errors
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
 from fastpsl.engine.reporter import BEFORE, result_words
 from fastpsl.engine.run import Run
@@ -43,17 +42,13 @@ def first_and_last(run: Run) -> tuple[Look, Look] | None:
 
 
 def why_not_better(before: Look, after: Look) -> str:
-    """Return that the kNN has not risen by two standard errors, or "" if it has.
-
-    The error is the binomial one of the start's accuracy p of n images, sqrt(p (1 - p) / n). Two looks at the
-    same n images err alike, and with a correlation of one half it is also the error of their difference.
-    """
-    p, accuracy, num = before["knn_accuracy"], after["knn_accuracy"], after["num_val"]
-    margin = 2 * math.sqrt(p * (1 - p) / num)
-    if accuracy > p + margin:
+    """Return that the kNN has not risen by `two_standard_errors` of the start's, or "" if it has."""
+    start, accuracy, num = before["knn_accuracy"], after["knn_accuracy"], after["num_val"]
+    margin = two_standard_errors(start, num)
+    if accuracy > start + margin:
         return ""
     return (
-        f"not better than the weights it began with: kNN {percent(accuracy)} after {percent(p)} "
+        f"not better than the weights it began with: kNN {percent(accuracy)} after {percent(start)} "
         f"(two standard errors of {num:,} images are {100 * margin:.1f} points)"
     )
 

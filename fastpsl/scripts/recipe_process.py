@@ -147,7 +147,7 @@ def train(
         run.reporter.log(
             f"all values, and where they differ from the {recipe.source}'s: {run.folder / CONFIG.name}"
         )
-    finished = pretrain(experiment, run)
+    finished = pretrain(experiment, run) and experiment.beside(run)
     if world.rank == 0:
         _print_results(run, finished)
         results = experiment.finish(run) if finished else ()

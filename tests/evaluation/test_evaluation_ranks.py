@@ -84,9 +84,9 @@ def few_labels(folder: Path) -> None:
         assert recipe.run(options) == 0
     knn, words = find_recipe("knn"), "--k 3 --size-px 32 --batch-size 20 --workers 1"
     assert isinstance(knn, Evaluation)
-    out = ("--out", str(folder / "floor"))
+    more = (*words.split(), *given.split(), "--out", str(folder / "floor"))
     leave_world()
-    assert knn.run(knn.parse([str(folder / "net.pt"), *data, *words.split(), *given.split(), *out])) == 0
+    assert knn.run(knn.parse([str(folder / "net.pt"), *data, *more])) == 0
 
 
 def itself(folder: Path, world: World) -> None:
