@@ -417,8 +417,8 @@ def _floor(
         def scored(place: Path) -> Floor | None:
             place.mkdir(exist_ok=True)
             files = [
-                work.to_file(place / f"{each}.npy", world, overwrite=True)
-                for work, each in zip(same, ("gallery", "queries"), strict=True)
+                work.to_file(place / file.path.name, world, overwrite=True)
+                for work, file in zip(same, (search.gallery, search.queries), strict=True)
             ]
             precision, _ = replace(search, gallery=files[0], queries=files[1]).precision(world)
             return None if world.rank else Floor("", {name: precision})
