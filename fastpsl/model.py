@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.offered import named_arguments
-from fastpsl.console.words import at_home, number_of
+from fastpsl.console.words import at_home, number_of, worded
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import block_number
 from fastpsl.files.paths import WEIGHTS, require_path
@@ -21,7 +22,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
 from fastpsl.models.given import given
-from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
+from fastpsl.models.initial_weights import load_pretrained
+from fastpsl.models.weights import Pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, read_image_file
@@ -207,14 +209,16 @@ def load(
     """Load a trained backbone.
 
     Args:
-        weights: A run's folder (its newest checkpoint), the result of `fastpsl.pretrain`, a checkpoint, a
-            file of `fastpsl export`, or another project's weights.
+        weights: A run's folder (its newest checkpoint), the result of `fastpsl.pretrain`, a checkpoint or a
+            file of `fastpsl export`. Or another project's file, "timm/NAME[.TAG]", or an address such as
+            "hf://ORG/NAME".
         backbone: The backbone's name or a module, for another project's weights. fastpsl's own files record
             it. A file of Python code in them ("my_net.py:MyNet") runs only if you name it here as well. A
             module of your program must be given again.
         size_px: Side of the images of `Model.transform`, in pixels. By default, that of the weights' record.
         input_channels: What another project's weights were trained on: "RGB", "L" (lightness), "Sobel" or
-            "SobelXY". Give it together with `input_mean` and `input_std`, or give none of the three.
+            "SobelXY". Give it together with `input_mean` and `input_std`, or give none of the three. Then
+            they are timm's of a model of timm, or ImageNet's usual, and a warning tells them.
         input_mean: The mean that was subtracted from pixels in [0, 1], one value per channel.
         input_std: The standard deviation that pixels were divided by, one value per channel.
 
@@ -226,7 +230,6 @@ def load(
             name a Python file, and `backbone` does not.
     """
     require_path("weights", weights, WEIGHTS)
-    path = Path(weights)
     if backbone is None:
         backbone = getattr(weights, "backbone", None)  # of the result of `fastpsl.pretrain`
     elif not isinstance(backbone, str):
@@ -234,7 +237,11 @@ def load(
     if size_px is not None and size_px < 1:
         raise ValueError(f"size_px is {size_px}; it must be 1 or more")
     input = given_input(input_channels, input_mean, input_std, size_px or Input.size_px)
-    return Model(load_pretrained(path, backbone, input), size_px)
+    loaded = load_pretrained(os.fspath(weights), backbone, input)
+    if loaded.record["assumed"]:
+        # Three decorators stand between this and the caller.
+        warnings.warn(worded(f"the input of weights is assumed: {loaded}"), stacklevel=5)
+    return Model(loaded, size_px)
 
 
 def _pixels(picture: Picture, reading: Reading) -> Tensor:

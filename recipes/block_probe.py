@@ -21,9 +21,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from fastpsl import engine, evaluation, models, pipelines, plots
+from fastpsl import engine, evaluation, pipelines, plots
 from fastpsl.engine import optim
-from fastpsl.evaluation.options import TrainedEvaluationOptions
+from fastpsl.evaluation.options import ProbeOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -36,7 +36,7 @@ CONSTANTS: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "decay_biases": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainedEvaluationOptions):
+class Options(ProbeOptions):
     sample_backbone = "nin4"
 
     heads: tuple[str, ...]
@@ -83,6 +83,7 @@ def build(options: Options) -> engine.Experiment:
         backbone=weights.backbone,
         heads=heads,
     )
+    floor = evaluation.ProbeFloor("block_probe", options, weights)
     return engine.Experiment(
         task=task,
         backbone=weights.backbone,
@@ -90,20 +91,22 @@ def build(options: Options) -> engine.Experiment:
         schedule=optim.step_drops(options.lr, options.intervals),
         optimiser=functools.partial(optim.sgd, **CONSTANTS, weight_decay=options.weight_decay),
         science=weights.science(),
-        finish=functools.partial(finish, options, weights, task),
+        beside=floor.train,
+        finish=functools.partial(finish, task, floor),
     )
 
 
-def finish(
-    options: Options, weights: models.Pretrained, task: evaluation.BlockProbes, run: engine.Run
-) -> Sequence[str]:
-    name, record = "block_probe", weights.record
-    path = evaluation.write_val(task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
+def finish(task: evaluation.BlockProbes, floor: evaluation.ProbeFloor, run: engine.Run) -> Sequence[str]:
+    name, record = "block_probe", floor.weights.record
+    path = evaluation.write_val(
+        task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record, floor=floor.numbers
+    )
     numbers = evaluation.scores(run)
     title = f"{name}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = plots.draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)
-    lines = [evaluation.result_line(path), f"chart {chart}"]
-    convs = [head for head in options.heads if head.startswith("conv_")]
+    lines = evaluation.best_block_lines(numbers, evaluation.num_scored(run))
+    lines += [*floor.lines(), evaluation.result_line(path), f"chart {chart}"]
+    convs = [head.name for head in task.heads if head.kind == "conv"]
     if len(convs) > 1:  # the tables' "Avg."
         mean = sum(numbers[f"top1_{head}"] for head in convs) / len(convs)
         lines.insert(0, f"average of {', '.join(convs)}: {mean:.1f} %")

@@ -54,7 +54,7 @@ class Options(EvaluationOptions):
     pixels: bool = False
     """Score the pixels of the middle square at 32 px, too, each standardised."""
     size_px: int | None  # type: ignore[assignment]  # until a RUN is there
-    """Side of the images; by default that of each RUN's, and 224 of other weights."""
+    """Side of the images; by default that of each RUN's or of timm's model, else 224."""
     epochs: int | None = None
     """For finetune: epochs; by default those of semi-supervised."""
     lr: float | None = None

@@ -15,7 +15,8 @@ distance; here it is the cosine. One pass over the images serves all blocks. Her
     fastpsl eval knn runs/sslpp-rotation-001 --data cifar10-train.beton \\
         --val cifar10-test.beton --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
 
-The features stay in the run's folder and are used again for other k.
+The features stay in the run's folder and are used again for other k. Beside the network stands an untrained
+one of the same kind.
 """
 
 from __future__ import annotations
@@ -70,40 +71,33 @@ def run(options: Options) -> int:
             stack.enter_context(closing(data))
         shared = evaluation.find_shared(train, val, world)
         ks = evaluation.fitting_neighbours(train, val, options.k, PAPER["k"], shared)
-        works = {
-            name: evaluation.Extraction.for_blocks(options, weights, data, options.block, world, "float16")
-            for name, data in (("train", train), ("val", val))
-        }
-        blocks = [f"B{work.block}" for work in works["train"]]
-        ends = [f"_{block}" for block in blocks] if len(blocks) > 1 else [""]
+        knn = evaluation.BlockNeighbours(
+            train, val, options.block, ks, options.temperature, shared, world
+        )  # fmt: skip
+        works = knn.works(options, weights)
+        blocks, record = [f"B{work.block}" for work in works["train"]], weights.record
         folder = stack.enter_context(engine.open_folder("knn", options, world))
-        banks, queries = (
-            evaluation.extract(
-                extractions, [folder / f"{name}{end}.npy" for end in ends], world, overwrite=True
-            )
-            for name, extractions in works.items()
-        )
-        pairs = zip(banks, queries, strict=True)
-        scores = [evaluation.score(*pair, ks, options.temperature, world, shared.own) for pair in pairs]
+        scores = knn.score(works, folder)
+        floor, why_not = knn.score_untrained(options, weights, folder / "untrained")
         if world.rank == 0:
-            by_end, record = dict(zip(ends, scores, strict=True)), weights.record
-            print("\n".join(evaluation.score_lines(scores, blocks, options.vote, record["backbone"], shared)))
+            lines = evaluation.score_lines(
+                [*scores.values()], blocks, options.vote, record["backbone"], shared, floor
+            )
+            print("\n".join([*lines, *evaluation.no_floor_lines(why_not)]))
+            numbers = evaluation.all_numbers(scores, options.vote)
+            floor = {name: value for name, value in floor.items() if name in numbers}
             path = evaluation.write_result(
                 folder, recipe="knn", protocol=f"knn/{options.vote}",
-                numbers={
-                    name + end: value
-                    for end, block_score in by_end.items()
-                    for name, value in block_score.numbers(options.vote).items()
-                },
+                numbers=evaluation.with_floor(numbers, floor),
                 settings=options.as_dict() | {
-                    "k": ks, "similarity": "cosine", "features": [bank.record["digest"] for bank in banks],
+                    "k": ks, "similarity": "cosine", "features": [work.digest() for work in works["train"]],
                     "each_without_itself": shared.are_all, "shared_images": shared.num,
                 },
                 checkpoint=record, data=evaluation.data_record(train, val),
                 seconds=time.monotonic() - started, cut=bool(record.get("cut")),
             )  # fmt: skip
             print(evaluation.result_line(path))
-            for end, block_score in by_end.items():
+            for end, block_score in scores.items():
                 sheet = plots.draw_neighbours(
                     folder / f"neighbours{end}.png", val, train, *block_score.shown(options.seed),
                     works["val"][0].loader, whole=options.whole,

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from fastpsl import engine, evaluation, models, pipelines, plots
-from fastpsl.evaluation.options import TrainedEvaluationOptions
+from fastpsl.evaluation.options import ProbeOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 
@@ -39,7 +39,7 @@ SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainedEvaluationOptions):
+class Options(ProbeOptions):
     protocol: Annotated[
         Literal["vissl", "vissl_places205", "vissl_inat18", "moco", "uic", "rotnet", "deepcluster", "sslpp"],
         arg(
@@ -76,6 +76,7 @@ def build(options: Options) -> engine.Experiment:
         batchnorm=protocol.batchnorm,
         more_crops=tuple(more_crops) if protocol.num_crops == 10 else (),
     )
+    floor = evaluation.ProbeFloor("linear_probe", options, weights)
     return engine.Experiment(
         task=task,
         backbone=weights.backbone,
@@ -88,25 +89,25 @@ def build(options: Options) -> engine.Experiment:
             nesterov=protocol.nesterov,
         ),
         science=weights.science(),
-        finish=functools.partial(finish, options, weights, task),
+        beside=floor.train,
+        finish=functools.partial(finish, options, weights, task, floor),
     )
 
 
 def finish(
-    options: Options, weights: models.Pretrained, task: evaluation.LinearProbes, run: engine.Run
-) -> Sequence[str]:
-    record, protocol = weights.record, f"linear/{options.protocol}"
+    options: Options, weights: models.Pretrained, task: evaluation.LinearProbes,
+    floor: evaluation.ProbeFloor, run: engine.Run,
+) -> Sequence[str]:  # fmt: skip
+    record, protocol, numbers = weights.record, f"linear/{options.protocol}", evaluation.scores(run)
     constants = asdict(options.constants())
     path = evaluation.write_val(
-        task, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
-    )
+        task, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record,
+        floor=floor.numbers,
+    )  # fmt: skip
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-    chart = plots.draw_blocks(evaluation.scores(run), run.folder / "result.png", title, 100 * task.chance(1))
-    return [
-        *evaluation.best_block_lines(evaluation.scores(run)),
-        evaluation.result_line(path),
-        f"chart {chart}",
-    ]
+    chart = plots.draw_blocks(numbers, run.folder / "result.png", title, 100 * task.chance(1))
+    best = evaluation.best_block_lines(numbers, evaluation.num_scored(run))
+    return [*best, *floor.lines(), evaluation.result_line(path), f"chart {chart}"]
 
 
 RECIPE = Recipe("linear_probe", __doc__, Options, PAPER, SAMPLE, build, source="default")

@@ -694,10 +694,7 @@ def test_data_and_runs_are_not_mistaken(run: fastpsl.Trained, images: Path, mode
     for wrong, words in (
         (images, "holds no checkpoint: give a run's folder, or a file of weights$"),
         (images / "class 0" / "0.png", "no readable file of weights"),
-        (
-            "nothere",
-            "^nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights$",
-        ),
+        ("nothere", "^nothere: no such file or folder; give a run's folder, .* such as hf://ORG/NAME$"),
     ):
         for function in (fastpsl.load, fastpsl.embed, fastpsl.evaluate.knn, fastpsl.plot.neighbours):
             with pytest.raises(ValueError, match=words):
@@ -736,7 +733,7 @@ def test_a_process_group_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         (lambda m: m.transform(Image.new("F", (9, 9))), "^the PIL image cannot be read .*floating-point"),
         (lambda m: m.export("x.pth", to="nobody"), "to nobody"),
         (lambda m: fastpsl.load("nothere", size_px=0), "size_px is 0"),
-        (lambda m: fastpsl.load(3), "weights is int, not a path: give the path of a checkpoint"),  # type: ignore[arg-type]
+        (lambda m: fastpsl.load(3), "weights is int, not a path: give the path of a run's folder"),  # type: ignore[arg-type]
         (lambda m: fastpsl.plot.views([__file__]), "data is list, not a path"),  # type: ignore[arg-type]
         (lambda m: fastpsl.load(m.record["path"], "vgg16"), "resnet18, not vgg16; leave out backbone$"),
         (lambda m: fastpsl.load(m.record["path"], input_channels="RGB"), "input_std belong together"),
@@ -756,7 +753,9 @@ def test_wrong_calls_of_a_model_are_one_line(call: Any, words: str, model: fastp
 
 def test_weights_of_others_need_their_input(tmp_path: Path, model: fastpsl.Model) -> None:
     torch.save(model.backbone.state_dict(), tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match="give backbone, input_channels, input_mean and input_std"):
+    with pytest.raises(
+        ValueError, match="does not say which backbone it holds: give backbone, such as resnet50$"
+    ):
         fastpsl.load(tmp_path / "foreign.pth")
     loaded = fastpsl.load(
         tmp_path / "foreign.pth",

@@ -31,7 +31,8 @@ from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.export import export
 from fastpsl.models.foreign_weights import sha256_of_file
-from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
+from fastpsl.models.initial_weights import load_pretrained
+from fastpsl.models.weights import Pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.identity import same_data
 
 RULE = (

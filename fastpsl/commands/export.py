@@ -18,9 +18,10 @@ class Export:
     config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/weights.html#export-a-backbone.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell
-    (https://fastpsl.github.io/fastpsl/how_to/weights.html#use-weights-of-other-projects)."""
+    checkpoint: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights
+    (https://fastpsl.github.io/fastpsl/how_to/weights.html#use-weights-of-other-projects): a file,
+    timm/NAME[.TAG], or an address such as hf://ORG/NAME."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors, .onnx; of hf, a new folder."""
     to: ExportName

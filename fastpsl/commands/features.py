@@ -49,7 +49,7 @@ class ExtractionOptions:
 
     size_px: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
     """Side of the middle that is cut from each image, whose shorter side becomes PX * 256 / 224. [that of
-    the run's images; of others' weights 224]"""
+    the run's images or of timm's model; else 224]"""
     whole: bool = False
     """The shorter side becomes PX, so that small images are seen whole."""
     backbone: Annotated[

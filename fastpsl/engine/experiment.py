@@ -50,6 +50,8 @@ class Experiment:
         batchnorm: The BatchNorms of learning blocks: "train"; "eval", which normalises by fixed running
             statistics; or "fixed", which is "eval" with scales and shifts that do not learn.
         clip_norm: The largest norm of all gradients together, or None.
+        beside: Called on every rank after a complete training, for what is trained beside it. It returns
+            False after a signal.
         finish: Called on rank 0 after a complete run. It returns lines to print.
         input: The input of the weights that the backbone began with, whose mean and std the views get; None
             for the task's own.
@@ -68,6 +70,7 @@ class Experiment:
     open: OpenData = open_both
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None
+    beside: Callable[[Run], bool] = lambda run: True
     finish: Callable[[Run], Sequence[str]] = lambda run: ()
     input: Input | None = None
 

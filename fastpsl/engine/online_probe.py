@@ -10,10 +10,12 @@ weights of --init it is called "at the start", and BatchNorm's statistics are th
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,16 +84,14 @@ class Features(NamedTuple):
 def is_probed(run: Run, task: Task) -> bool:
     """Return whether the features of a run are probed, and log why there is no kNN if there can be none.
 
-    Without --probe-every they are, where there are classes and the task does not learn these itself.
+    Without --probe-every they are, unless the task learns classes itself.
     """
     every = getattr(run.options, "probe_every", 0)
     if every == 0 or (every is None and task.needs_labels):
         return False
-    reason = why_no_knn(run.data)
-    if reason:
-        shown = "loss alone shows how the training goes" if every is None else "probes show signs of collapse"
-        run.reporter.log_once("no kNN", f"no kNN: {reason}; the {shown}")
-    return every is not None or not reason
+    if reason := why_no_knn(run.data):
+        run.reporter.log_once("no kNN", f"no kNN: {reason}; std and rank show signs of collapse")
+    return True
 
 
 def look_images(experiment: Experiment, data: RunData) -> tuple[Subset, Subset | None]:
@@ -208,7 +208,7 @@ class OnlineProbe:
             # A run that starts anew may find the lines of one that had no checkpoint yet.
             known = run.resumed or run.position.run_step > 0
             self.file = MetricsFile(run.folder / PROBES, run.position.run_step if known else -1)
-            self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
+            self._last_look = max((line["run_step"] for line in self._lines()), default=-1)
         self._last_look = share(run.world, self._last_look)
         self._settle()
 
@@ -227,13 +227,14 @@ class OnlineProbe:
         if share(self.run.world, again):
             self._last_look, self.settled = -1, False
 
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_probes(self.file.path)
+
     def _looks(self) -> list[dict[str, Any]]:
         """Return the lines of the stage's looks since its first step, on rank 0."""
         if not self.is_on or self.run.world.rank:
             return []
-        return [
-            each for each in read_probes(self.file) if each["stage"] == self.stage.name and each["run_step"]
-        ]
+        return [each for each in self._lines() if each["stage"] == self.stage.name and each["run_step"]]
 
     def _settle(self) -> None:
         """Decide, by the looks on record, whether the stage ends at the present step; alike on all ranks."""
@@ -288,7 +289,7 @@ class OnlineProbe:
                 self._write([line])
                 from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
 
-                draw_probes(read_probes(self.file), self.run.folder / "probe.png")
+                draw_probes(self._lines(), self.run.folder / "probe.png")
                 if self.every:
                     self.run.reporter.log(f"{probe_line(line)}; {taken()}")
                 if reason:
@@ -323,7 +324,7 @@ class OnlineProbe:
         """Return the kNN accuracy at the run's present step and untrained, for the stage's summary."""
         if not self.is_on or self.run.world.rank:
             return {}
-        lines = [line for line in read_probes(self.file) if line["run_step"] == self.run.position.run_step]
+        lines = [line for line in self._lines() if line["run_step"] == self.run.position.run_step]
         names = ("knn_accuracy", self.before)
         return {name: line[name] for line in lines for name in names if line.get(name) is not None}
 
@@ -418,7 +419,7 @@ class OnlineProbe:
         """Return the untrained network's accuracy of the same block on the same images; None if unknown."""
         same = ("run_step", "stage", "block", "num_train", "num_val")
         wanted = [0, *(line[name] for name in same[1:])]
-        found = [each for each in read_probes(self.file) if [each.get(name) for name in same] == wanted]
+        found = [each for each in self._lines() if [each.get(name) for name in same] == wanted]
         return found[0]["knn_accuracy"] if found else None
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
@@ -455,6 +456,15 @@ def knn_accuracy(train: Features, val: Features) -> float:
     neighbours = find_neighbours(val.features, train.features, k, train.features.device)
     counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
     return float(counts[f"top1_k{k}"] / len(val.labels))
+
+
+def two_standard_errors(accuracy: float, num: int) -> float:
+    """Return twice the binomial standard error of an accuracy p in [0, 1] of n images, sqrt(p (1 - p) / n).
+
+    Two networks that are scored on the same n images err alike. With a correlation of one half between their
+    errors, it is also that of their difference.
+    """
+    return 2 * math.sqrt(accuracy * (1 - accuracy) / num)
 
 
 def figures(train: Features, val: Features | None = None) -> dict[str, Any]:
@@ -558,9 +568,9 @@ def untrained_line(lines: Sequence[dict[str, Any]], before: str = "untrained") -
     )
 
 
-def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
+def read_probes(path: Path) -> list[dict[str, Any]]:
     """Return the lines of probe.jsonl that have all that a look has; another program may add others."""
-    return [line.row for line in read_lines(file.path) if line.row.keys() >= _LOOK]
+    return [line.row for line in read_lines(path) if line.row.keys() >= _LOOK]
 
 
 def _some(data: Dataset, limit: int, seed: tuple[int, int]) -> Subset:

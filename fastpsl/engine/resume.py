@@ -231,11 +231,12 @@ def find_checkpoint(
 def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run_step: int) -> list[str]:
     """Make `chosen` the newest of its folder by renaming later ones, which a resume would otherwise prefer.
 
-    If the run continues in another folder, the metrics up to that point are copied.
+    If the run continues in another folder, its metrics up to that point and its first weights are copied.
     """
-    for name in LINES:
+    for name in (*LINES, f"checkpoints/{checkpoints.start.name}"):
         source, target = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
         if source.exists() and not target.exists():
+            target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
     notes = []
     for path in checkpoints.paths():

@@ -20,7 +20,7 @@ from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
 from fastpsl.engine.online_probe import OnlineProbe, is_probed
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.options import INITIAL_WEIGHTS, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, reasons_of
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice, val_part
@@ -100,6 +100,8 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
     if state:
         with loading(run.resumed_from):
             experiment.backbone.load_state_dict(state["backbone"])
+    elif INITIAL_WEIGHTS in run.science and run.world.rank == 0 and not run.is_replay:
+        _save_start(experiment, run)
     if views := experiment.views(experiment.stages[0]):  # else whole images are read
         kept = state["choices"].pop("decoder", None) if state else None
         with operation("choosing the decoder"):
@@ -122,6 +124,16 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
                 if not stage_trainer.run_to_end(progress):
                     return False
     return True
+
+
+def _save_start(experiment: Experiment, run: Run) -> None:
+    """Keep the weights that the run begins with as a checkpoint, which evaluations and export read."""
+    position: dict[str, Any] = {"run_step": 0, "summaries": []}
+    # With no stages, nothing of the training of these weights is missing.
+    state = {"science": run.science, "position": position, "num_stages": 0}
+    input = experiment.input_record(experiment.stages[0]) | run.data.train.reading.as_dict()
+    state |= {"backbone": experiment.backbone.state_dict(), "input": input}
+    run.checkpoints.write(run.checkpoints.start, state)
 
 
 def tell_shared_images(experiment: Experiment, run: Run) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.system_errors import output_errors
-from fastpsl.models.weights import load_pretrained
+from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
 from fastpsl.pipelines.datasets.subset import split_by_name

@@ -1,8 +1,11 @@
-"""Train copies of a network further on draws of few labels, each by the recipe semi_supervised."""
+"""Trainings within evaluations: of copies on few labels, and on blocks of an untrained network."""
 
+import contextlib
 import copy
+import io
 import shutil
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ from fastpsl.engine.run import Run
 from fastpsl.evaluation.features import digest_of
 from fastpsl.evaluation.few_labels import Draws, write_label_list
 from fastpsl.evaluation.logistic import Scores, mean_and_deviation
-from fastpsl.evaluation.options import EvaluationOptions, with_weights
+from fastpsl.evaluation.options import EvaluationOptions, ProbeOptions, with_weights
+from fastpsl.evaluation.result import scores
 from fastpsl.evaluation.result_file import NAME, read_result
+from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
+from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.scripts.recipe_files import find_recipe
@@ -71,6 +77,57 @@ def fine_tuned(
                 shutil.rmtree(place / "checkpoints", ignore_errors=True)
         numbers[f"top1_{num}"], numbers[f"sd_{num}"] = mean_and_deviation(scored)
     return Scores("", numbers, {}, {}) if world.rank == 0 else None
+
+
+class ProbeFloor:
+    """The floor of classifiers on frozen blocks: those of the same network before any training, with --floor.
+
+    Attributes:
+        numbers: Its numbers, on rank 0.
+        why_not: Why there are none, or "".
+    """
+
+    def __init__(self, recipe: str, options: ProbeOptions, weights: Pretrained):
+        self.recipe, self.options, self.weights = recipe, options, weights
+        self.numbers, self.why_not = dict[str, float](), ""
+
+    def train(self, run: Run) -> bool:
+        """Train it in a folder of the run, or read its numbers in the cache; return False after a signal."""
+        if not self.options.floor:
+            return True
+        prepare, place = partial(self._work, run), run.folder / "untrained"
+        try:
+            floor, self.why_not = score_floor(self.weights, self.options.seed, prepare, place, run.world)
+        except KeyboardInterrupt:
+            return False
+        self.numbers = floor.numbers if floor else {}
+        return True
+
+    def _work(self, run: Run, network: Pretrained) -> Work:
+        own = replace(self.options, floor=False, resume="auto", config=None)
+        sets = [data for data in (run.data.train, run.data.val) if data is not None]
+        wanted = own.science() | {
+            "recipe": self.recipe, "precision": run.precision, "weights": network.science(),
+            "max_steps_per_stage": own.max_steps_per_stage, "digests": [data.digest() for data in sets],
+            "labels": [sha256_of_bytes(data.labels().tobytes()) for data in sets],
+        }  # fmt: skip
+
+        def score(place: Path) -> Floor | None:
+            run.reporter.log("the same network before any training, by the same protocol:")
+            # What it prints are its files, which do not stay.
+            with contextlib.redirect_stdout(io.StringIO()):
+                _run(find_recipe(self.recipe), with_weights(replace(own, out=place), network), run.world)
+            return None if run.world.rank else Floor("", read_result(place / NAME)["numbers"])
+
+        return Work(wanted, tuple(scores(run)) if run.world.rank == 0 else (), score)
+
+    def lines(self) -> list[str]:
+        """Return the numbers as a line for people, or why there are none."""
+        values = [
+            f"{name[5:]} {value:.1f}" for name, value in self.numbers.items() if name.startswith("top1_")
+        ]
+        told = [f"untrained: {', '.join(values)} %"] if values else []
+        return told + no_floor_lines(self.why_not)
 
 
 def _run(script: Any, options: Any, world: World) -> None:

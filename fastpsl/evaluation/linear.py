@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.words import number_of
+from fastpsl.engine.online_probe import two_standard_errors
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.evaluation.few_labels import FewLabels
@@ -151,16 +152,30 @@ class ProbeHead(Heads):
         self.widths = widths
 
 
-def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
-    """Return a line that names the block with the highest of scores in percent, such as top1_B1, if any.
+def best_block_lines(numbers: Mapping[str, float], num: int) -> list[str]:
+    """Return which block has the highest of scores in percent, such as top1_B1 or top1_conv_B2.
 
-    Papers report this score for other data than ImageNet (PSL, Table 9). "final" counts as no block.
+    Papers report this score for other data than ImageNet (PSL, Table 9). "final" counts as no block. There is
+    a line for each kind of classifier on several blocks. If the best block is above the last one by more than
+    two standard errors of `num` images, it says what takes the block.
     """
-    scores = {name[5:]: value for name, value in numbers.items() if name.startswith("top1_B")}
-    if not scores:
-        return []
-    best = max(scores, key=scores.__getitem__)
-    return [f"best of {len(scores)} blocks: {best}, validation top-1 {scores[best]:.1f} %"]
+    by_kind = dict[str, dict[str, float]]()
+    for name, value in numbers.items():
+        if match := re.fullmatch(r"top1_(?:(\w+)_)?(B\d+)", name):
+            by_kind.setdefault(match[1] or "", {})[match[2]] = value
+    return [_best_block(kind, of_kind, num) for kind, of_kind in by_kind.items() if len(of_kind) > 1]
+
+
+def _best_block(kind: str, scores: Mapping[str, float], num: int) -> str:
+    best, last = max(scores, key=scores.__getitem__), max(scores, key=lambda block: int(block[1:]))
+    beginning = f"best of {len(scores)} blocks{f' by {kind}' if kind else ''}: {best}"
+    above = scores[best] - scores[last]
+    if above <= 100 * two_standard_errors(scores[last] / 100, num):
+        return f"{beginning}, validation top-1 {scores[best]:.1f} %"
+    return (
+        f"{beginning} ({scores[best]:.1f} %), {above:.1f} points above the last, {last}: give --block {best} "
+        "to fastpsl retrieve, tsne, features and eval knn"
+    )
 
 
 def probe_sgd(

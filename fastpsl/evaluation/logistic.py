@@ -4,10 +4,8 @@ The strength is chosen by cross-validation within the labels of a draw. The bloc
 is chosen there, too, so no validation image has a say in either.
 """
 
-import json
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,23 +15,21 @@ from torch import nn
 from typing_extensions import override
 
 from fastpsl.console.words import number_of
-from fastpsl.engine.distributed import World, share
+from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction, digest_of, extract
 from fastpsl.evaluation.few_labels import Draws
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.evaluation.protocols import block_number
-from fastpsl.files.atomic import write_atomically
-from fastpsl.files.caches import cache_folder
-from fastpsl.files.json_records import NUMBERS, TEXT, Form, NoRecord
-from fastpsl.files.system_errors import output_errors
+from fastpsl.evaluation.result import with_floor
+from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import on_vectors
 from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.initial_weights import recorded_backbone
-from fastpsl.models.names import MAX_DOWNLOAD_GB, is_module
-from fastpsl.models.weights import Pretrained, random_weights, record_of
+from fastpsl.models.names import MAX_DOWNLOAD_GB
+from fastpsl.models.weights import Pretrained, record_of
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.views import Input
 
@@ -148,8 +144,7 @@ class Scores(NamedTuple):
 
     def with_untrained(self, untrained: "Scores | None") -> dict[str, float]:
         """Return the numbers, and with "untrained_" those of an untrained network's own block."""
-        names = [f"{what}_{num}" for num in self.curve() for what in ("top1", "sd")]
-        return self.numbers | ({f"untrained_{n}": untrained.numbers[n] for n in names} if untrained else {})
+        return with_floor(self.numbers, untrained and untrained.numbers)
 
     def settings(self) -> dict[str, Any]:
         """Return what was chosen, for result.json."""
@@ -214,37 +209,33 @@ class FewLabelScorer:
     def score_untrained(
         self, options: EvaluationOptions, weights: Pretrained, folder: Path
     ) -> tuple[Scores | None, str]:
-        """Score a network of the same kind with random weights of --seed, or read its scores in the cache.
-
-        Features are written into a folder that is then removed.
+        """Score an untrained network of the same kind, as `score_floor` does; pixels have none.
 
         Returns:
-            The scores, on rank 0 alone, and why there are none, or "".
+            The scores, on rank 0 at least, and why there are none, or "".
         """
-        name = str(weights.record["backbone"])
-        if weights.record["kind"] in ("random", PIXELS):
+        if weights.record["kind"] == PIXELS:
             return None, ""
-        if is_module(name):
-            return None, "a module that a program made cannot be made anew with random weights"
-        works = self._works(options, random_weights(name, options.seed, weights.input))
-        wanted = {
-            "features": [work.digest() for each in works for work in each], "block": self.block,
-            "images": {num: [each.tolist() for each in draws] for num, draws in self.draws.images.items()},
-            "solver": _solver(),
-        }  # fmt: skip
-        path = cache_folder() / "untrained" / f"{digest_of(wanted)[:32]}.json"
-        nums = self.draws.images
-        kept: Scores | None = share(self.world, _kept(path, nums) if self.world.rank == 0 else None)
-        if kept is not None:
-            return kept, ""
-        scores = self._score(works, folder)
-        if scores is not None:
-            with output_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                record = {"block": scores.block, "numbers": scores.numbers}
-                write_atomically(path, (json.dumps(record) + "\n").encode())
-            shutil.rmtree(folder)
-        return scores, ""
+
+        def prepare(network: Pretrained) -> Work:
+            works = self._works(options, network)
+            images = {num: [each.tolist() for each in draws] for num, draws in self.draws.images.items()}
+            wanted = {
+                "features": [work.digest() for each in works for work in each], "block": self.block,
+                "images": images, "solver": _solver(),
+            }  # fmt: skip
+
+            def score(place: Path) -> Floor | None:
+                scores = self._score(works, place)
+                return None if scores is None else Floor(scores.block, scores.numbers)
+
+            return Work(wanted, names, score)
+
+        names = [f"{what}_{num}" for num in self.draws.images for what in ("top1", "sd")]
+        floor, why_not = score_floor(weights, options.seed, prepare, folder, self.world)
+        if floor is None:
+            return None, why_not
+        return Scores(floor.block, {name: floor.numbers[name] for name in names}, {}, {}), ""
 
     def _works(self, options: EvaluationOptions, weights: Pretrained) -> tuple[list[Extraction], ...]:
         self._judged(weights)  # an error comes before the work
@@ -327,21 +318,6 @@ def _best_in_cross_validation(by_block: Mapping[str, Mapping[int, Sequence[Mappi
     return max(means, key=means.__getitem__)
 
 
-_KEPT = Form("untrained.json", {"block": TEXT, "numbers": NUMBERS})
-
-
-def _kept(path: Path, nums: Iterable[int]) -> Scores | None:
-    """Return scores that were kept; None if there are none, or they are not as they were written."""
-    try:
-        record = _KEPT.read(path)
-    except (OSError, NoRecord):
-        return None
-    numbers, names = record["numbers"], [f"{what}_{num}" for num in nums for what in ("top1", "sd")]
-    if not all(name in numbers for name in names):
-        return None
-    return Scores(record["block"], {name: numbers[name] for name in names}, {}, {})
-
-
 def _solver() -> list[Any]:
     """Return what scores depend on besides features, images and labels."""
     import sklearn
@@ -415,7 +391,7 @@ def few_label_lines(
     lines.append(_line(f"judged by {scores.block}" if scores.block else "fine-tuned", scores.curve()))
     if untrained is not None:
         lines.append(_line(f"untrained, {untrained.block}", untrained.curve()))
-    return lines + [f"no untrained network beside it: {why_not}"] * bool(why_not)
+    return lines + no_floor_lines(why_not)
 
 
 def _line(name: str, curve: Mapping[int, tuple[float, float]]) -> str:

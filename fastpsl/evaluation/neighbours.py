@@ -5,9 +5,10 @@ sets; if they are the same images, a query does not find itself.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from fastpsl.engine.online_probe import find_neighbours
 from fastpsl.engine.resume import open_folder
 from fastpsl.engine.run import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.features import Extraction
+from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.result import data_record, result_line, with_floor, write_result
+from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.kernels.nearest import Neighbours, count_correct
+from fastpsl.models.foreign_weights import sha256_of_bytes
+from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.pipelines.datasets.shared_images import SharedImages, shared_images
 from fastpsl.plots.neighbours import NUM_NEIGHBOURS, draw_neighbours
@@ -58,17 +62,106 @@ class Scores:
         )
 
 
+@dataclass(frozen=True)
+class BlockNeighbours:
+    """The kNN of a network's blocks: validation images, whose neighbours are training images.
+
+    Attributes:
+        train: The training images.
+        val: The validation images.
+        blocks: The blocks, such as B4 and final.
+        ks: Numbers of neighbours.
+        temperature: That of the weighted vote.
+        shared: Which images of `val` are of `train`.
+        world: The ranks that share the work.
+    """
+
+    train: Dataset
+    val: Dataset
+    blocks: tuple[str, ...]
+    ks: tuple[int, ...]
+    temperature: float
+    shared: SharedImages
+    world: World
+
+    def works(self, options: EvaluationOptions, weights: Pretrained) -> dict[str, list[Extraction]]:
+        """Return what extracts the features of each block; ValueError for a block that is not there."""
+        return {
+            name: Extraction.for_blocks(options, weights, data, self.blocks, self.world, "float16")
+            for name, data in (("train", self.train), ("val", self.val))
+        }
+
+    def score(self, works: Mapping[str, Sequence[Extraction]], folder: Path) -> dict[str, Scores]:
+        """Write the features into a folder, and score them; return the scores by the end of their names."""
+        ends = name_ends([f"B{work.block}" for work in works["train"]])
+        banks, queries = (
+            extract(each, [folder / f"{name}{end}.npy" for end in ends], self.world, overwrite=True)
+            for name, each in works.items()
+        )
+        return {
+            end: score(bank, each, self.ks, self.temperature, self.world, self.shared.own)
+            for end, bank, each in zip(ends, banks, queries, strict=True)
+        }
+
+    def score_untrained(
+        self, options: EvaluationOptions, weights: Pretrained, folder: Path
+    ) -> tuple[dict[str, float], str]:
+        """Return the numbers of an untrained network, on rank 0, and why there are none (`score_floor`)."""
+
+        def prepare(network: Pretrained) -> Work:
+            works = self.works(options, network)
+            both = [*works["train"], *works["val"]]
+            wanted = _wanted(both) | {"k": self.ks, "temperature": self.temperature}
+            names = [
+                name + end
+                for end in name_ends([f"B{work.block}" for work in works["train"]])
+                for k in self.ks
+                for name in (f"top1_k{k}", f"top5_k{k}", f"top1_k{k}_majority")
+            ]
+
+            def scored(place: Path) -> Floor | None:
+                place.mkdir(exist_ok=True)
+                numbers = all_numbers(self.score(works, place), "both")
+                return None if self.world.rank else Floor("", numbers)
+
+            return Work(wanted, names, scored)
+
+        return _numbers_of(score_floor(weights, options.seed, prepare, folder, self.world))
+
+
+def _wanted(works: Sequence[Extraction]) -> dict[str, Any]:
+    """Return what the neighbours depend on, and the classes that are compared."""
+    labels = [sha256_of_bytes(work.data.labels().tobytes()) for work in works]
+    return {"features": [work.digest() for work in works], "labels": labels}
+
+
+def _numbers_of(found: tuple[Floor | None, str]) -> tuple[dict[str, float], str]:
+    floor, why_not = found
+    return (floor.numbers if floor else {}), why_not
+
+
+def name_ends(blocks: Sequence[str]) -> list[str]:
+    """Return what the names of each block's files and numbers end in: nothing for one block alone."""
+    return [f"_{block}" for block in blocks] if len(blocks) > 1 else [""]
+
+
+def all_numbers(scores: Mapping[str, Scores], vote: str) -> dict[str, float]:
+    """Return the numbers of one vote, or of both, of all blocks, by the names of result.json."""
+    return {name + end: value for end, each in scores.items() for name, value in each.numbers(vote).items()}
+
+
 def score_lines(
     scores: Sequence[Scores],
     blocks: Sequence[str],
     vote: str,
     backbone: str,
     shared: SharedImages | None = None,
+    floor: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Return tables of the scores of each block: a table per vote, a line per block, a column per k.
 
     Several lines or columns also get their mean, as in SSL++, Tables V and VI. Before them is a line of the
-    `shared` images, if there are any.
+    `shared` images, if there are any. `floor` has the numbers of an untrained network, whose lines come last.
     """
     first, named = scores[0], f"{', '.join(blocks)} of {backbone}"
     lines = [f"{first.num:,} validation images, neighbours of {first.num_bank:,}; {named}"]
@@ -85,11 +178,15 @@ def score_lines(
         rows, table = list(blocks), np.array([[each.numbers(title)[n] for n in names] for each in scores])
         if len(rows) > 1:
             rows, table = [*rows, "mean"], np.vstack([table, table.mean(0)])
+        if floor:
+            rows += [f"untrained{' ' * bool(end)}{end[1:]}" for end in name_ends(blocks)]
+            table = np.vstack([table, *([floor[n + end] for n in names] for end in name_ends(blocks))])
         if len(heads) > 1:
             heads, table = [*heads, "mean"], np.column_stack([table, table.mean(1)])
-        lines.append(f"{title + ' %':<12}" + "".join(f"{head:>7}" for head in heads))
+        width = max(12, *map(len, rows))
+        lines.append(f"{title + ' %':<{width}}" + "".join(f"{head:>7}" for head in heads))
         lines += [
-            f"{row:<12}" + "".join(f"{value:>7.1f}" for value in values)
+            f"{row:<{width}}" + "".join(f"{value:>7.1f}" for value in values)
             for row, values in zip(rows, table, strict=True)
         ]
     return lines
@@ -257,6 +354,7 @@ def retrieve(
         if len(wrong):
             raise ValueError(f"query {wrong[0]} could not be decoded; leave it out of --query-indices")
         precision, chance = (None, None) if reason else search.precision(world)
+        floor, why_not = ({}, "") if reason else _floor(options, weights, works, search, folder, world)
         if world.rank != 0:
             return []
         random_queries = np.random.default_rng(options.seed).permutation(good)[:num]
@@ -281,22 +379,53 @@ def retrieve(
         }  # fmt: skip
         path = write_result(
             folder, recipe="retrieve", protocol="retrieval",
-            numbers={} if precision is None else {f"precision_top{k}": precision}, settings=settings,
+            numbers=with_floor({} if precision is None else {f"precision_top{k}": precision}, floor),
+            settings=settings,
             checkpoint=weights.record, data=data_record(gallery, queries), seconds=time.monotonic() - started,
             cut=bool(weights.record["cut"]),
         )  # fmt: skip
     score = f"no precision, as {reason}"
     if precision is not None:
-        score = f"{precision:.1f} % of the nearest {k} are of the query's class (chance {chance:.1f} %)"
+        beside = "".join(f"untrained {value:.1f} %, " for value in floor.values()) + f"chance {chance:.1f} %"
+        score = f"{precision:.1f} % of the nearest {k} are of the query's class ({beside})"
     title = f"{bank.record['block']} of {bank.record['backbone']}"
     others = f"{search.num_others():,} {'other ' if shared.are_all else ''}images"
     if shared.num and not shared.are_all:
         others += f" ({shared.num:,} of the queries are among them, and find themselves)"
     return [
         f"{len(good):,} queries, each among {others}; {title}: {score}",
+        *no_floor_lines(why_not),
         f"retrieval {sheet}",
         result_line(path),
     ]
+
+
+def _floor(
+    options: EvaluationOptions,
+    weights: Pretrained,
+    works: Sequence[Extraction],
+    search: Search,
+    folder: Path,
+    world: World,
+) -> tuple[dict[str, float], str]:
+    """Return the precision of an untrained network, on rank 0, and why there is none (`score_floor`)."""
+    name = f"precision_top{search.k}"
+
+    def prepare(network: Pretrained) -> Work:
+        same = [replace(work, pretrained=network) for work in works]
+
+        def scored(place: Path) -> Floor | None:
+            place.mkdir(exist_ok=True)
+            files = [
+                work.to_file(place / file.path.name, world, overwrite=True)
+                for work, file in zip(same, (search.gallery, search.queries), strict=True)
+            ]
+            precision, _ = replace(search, gallery=files[0], queries=files[1]).precision(world)
+            return None if world.rank else Floor("", {name: precision})
+
+        return Work(_wanted(same) | {"k": search.k}, [name], scored)
+
+    return _numbers_of(score_floor(weights, options.seed, prepare, folder / "untrained", world))
 
 
 def _require_enough(k: int, num: int) -> None:

@@ -97,20 +97,20 @@ class EvaluationOptions(RunOptions):
         own, _ = super().reading()
         if self.checkpoint is None or (self.range and self.bands):
             return own, ""
-        from fastpsl.models.initial_weights import recorded_input
+        from fastpsl.models.initial_weights import known_input
         from fastpsl.pipelines.datasets.open import OF_WEIGHTS
 
-        input = recorded_input(self.checkpoint)
+        input = known_input(self.checkpoint)
         theirs = PLAIN if input is None else input.reading
         limits = None if own.measures else own.range or theirs.range
         reading = Reading(limits, own.bands or theirs.bands, own.measures)
         return reading, "" if own != PLAIN else OF_WEIGHTS
 
     def recorded_size(self) -> dict[str, Any]:
-        """Return the side of RUN's images as `size_px`; nothing for random and for others' weights."""
-        from fastpsl.models.initial_weights import recorded_input
+        """Return the side of RUN's images, or of a model of timm, as `size_px`; nothing if none is known."""
+        from fastpsl.models.initial_weights import known_input
 
-        input = None if self.checkpoint is None else recorded_input(self.checkpoint)
+        input = None if self.checkpoint is None else known_input(self.checkpoint, self.backbone)
         return {} if input is None else {"size_px": input.size_px}
 
     def _data_of(self, run: TrainedRun) -> dict[str, str | None]:
@@ -124,13 +124,13 @@ class EvaluationOptions(RunOptions):
 
     def pretrained(self) -> Pretrained:
         """Return the weights that the options name; rank 0 prints which they are."""
-        from fastpsl.models.initial_weights import open_initial
+        from fastpsl.models.initial_weights import load_pretrained
         from fastpsl.models.weights import random_weights
 
         if self.random_weights == (self.checkpoint is not None):
             raise ValueError("give either RUN or --random-weights")
         if self.checkpoint is not None:
-            weights = open_initial(self.checkpoint).load(self.backbone, self.given_input())
+            weights = load_pretrained(self.checkpoint, self.backbone, self.given_input())
         elif self.backbone is None:
             raise ValueError("--random-weights needs --backbone, such as --backbone resnet50")
         else:
@@ -160,6 +160,16 @@ class VocOptions(EvaluationOptions):
 @dataclass(frozen=True, kw_only=True)
 class TrainedEvaluationOptions(EvaluationOptions, TrainingOptions):
     """The options of evaluations that train something on the features, such as a classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(TrainedEvaluationOptions):
+    """The options of classifiers on frozen blocks."""
+
+    floor: bool = field(default=False, metadata=MACHINE)
+    """Also train the same classifiers on the same network before any training, and show them beside. It takes
+    as long again, once: the scores are kept in the cache.
+    """
 
 
 Options = TypeVar("Options", bound=EvaluationOptions)

@@ -56,6 +56,11 @@ def write_result(
     return path
 
 
+def with_floor(numbers: Mapping[str, float], floor: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the numbers of a result, and with "untrained_" those of the floor."""
+    return {**numbers, **{f"untrained_{name}": value for name, value in (floor or {}).items()}}
+
+
 def data_record(train: Dataset, val: Dataset | None) -> dict[str, Any]:
     """Return the "data" of result.json: digests and sizes of the training and validation data."""
     return {
@@ -101,6 +106,13 @@ def scores(run: Run) -> dict[str, float]:
     return {name: 100 * value for name, value in val.items() if name.startswith(("top1", "top5"))}
 
 
+def num_scored(run: Run) -> int:
+    """Return the number of validation images that `scores` are of."""
+    assert run.data.val is not None
+    num: int = run.position.summaries[-1].get("num_val_images", run.data.val.num_samples)
+    return num
+
+
 def write_val(
     task: Task,
     run: Run,
@@ -109,10 +121,11 @@ def write_val(
     protocol: str,
     constants: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
+    floor: Mapping[str, float] | None = None,
 ) -> Path:
     """Write result.json of a finished run: its scores, options, views and the protocol's constants.
 
-    `checkpoint` is the record of the weights, `Pretrained.record`.
+    `checkpoint` is the record of the weights, `Pretrained.record`. `floor` has an untrained network's scores.
     """
     level = run.position.summaries[-1]["level"]
     views = {"train_view": task.views(level), "val_view": task.val_views(level)}
@@ -120,8 +133,9 @@ def write_val(
     settings = {
         name: " and ".join(repr(spec.seen_by(input)) for spec in specs) for name, specs in views.items()
     } | dict(constants)
+    numbers = with_floor(scores(run), floor)
     return write_run(
-        run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint
+        run, recipe=recipe, protocol=protocol, numbers=numbers, settings=settings, checkpoint=checkpoint
     )
 
 

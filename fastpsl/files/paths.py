@@ -14,7 +14,7 @@ from fastpsl.files.system_errors import raise_of_the_system
 LIST_ENDINGS = (".json", ".csv", ".txt")  # of lists of images
 # What may be given as data, for messages.
 FORMS = "a folder of images, a .beton file, a quoted glob of those, or a list of images (.txt, .csv, .json)"
-WEIGHTS = "a checkpoint, a run's folder, or a file of weights"
+WEIGHTS = "a run's folder, a checkpoint, a file of weights, timm/NAME, or an address such as hf://ORG/NAME"
 _MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a similar name
 
 

@@ -6,9 +6,9 @@ from .convolutional import AlexNet as AlexNet
 from .factory import OF_VECTORS as OF_VECTORS
 from .factory import make_backbone as make_backbone
 from .foreign_weights import sha256_of_file as sha256_of_file
+from .initial_weights import load_pretrained as load_pretrained
 from .resnet import ResNet as ResNet
 from .revnet import RevNet as RevNet
 from .teacher import Teacher as Teacher
 from .teacher import open_teacher as open_teacher
 from .weights import Pretrained as Pretrained
-from .weights import load_pretrained as load_pretrained

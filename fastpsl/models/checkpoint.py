@@ -125,11 +125,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 class CheckpointManager:
     """A folder of checkpoints (OUT/checkpoints) that keeps the newest `keep` files.
 
-    Files are named step-00000120.pt, where the number counts the steps since the run began.
+    Files are named step-00000120.pt, where the number counts the steps since the run began. One more,
+    `start`, has the weights that the run began with, and always stays.
     """
 
     def __init__(self, folder: Path, keep: int = 3):
-        self.folder = folder
+        self.folder, self.start = folder, folder / "start.pt"
         self.keep = keep
         self._tried = False
 
@@ -144,9 +145,16 @@ class CheckpointManager:
             OSError: The file cannot be written. The older checkpoints are unchanged.
             TypeError: The state holds an object that weights_only would refuse to read.
         """
+        path = self.write(self.folder / f"step-{step:08d}.pt", state)
+        for old in self.paths()[: -self.keep]:
+            if old != path:
+                old.unlink()
+        return path
+
+    def write(self, path: Path, state: dict[str, Any]) -> Path:
+        """Write `state` to a file of the folder, and return its path; errors are those of `save`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
-        remove_leftovers(self.folder, beginning="step-")
+        remove_leftovers(self.folder, beginning=("step-", "start"))
         with atomic_file(path) as file:
             try:
                 torch.save({"format": FORMAT, **state}, file)
@@ -157,9 +165,6 @@ class CheckpointManager:
                 raise
             if not self._tried:
                 self._try_to_read(file)
-        for old in self.paths()[: -self.keep]:
-            if old != path:
-                old.unlink()
         return path
 
     def _try_to_read(self, file: BinaryIO) -> None:

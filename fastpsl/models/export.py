@@ -17,10 +17,11 @@ from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG as RUN_CONFIG
 from fastpsl.files.system_errors import UnreadableError, input_errors, output_errors
 from fastpsl.models.foreign_weights import read_weights_sidecar, sha256_of_bytes
+from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, key_table, renamed
-from fastpsl.models.weights import Pretrained, load_pretrained
+from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.views import CHANNELS, SHORTER_OF_SIZE, Input
 
@@ -348,7 +349,7 @@ ENDINGS = {name: target.ending for name, target in TARGETS.items()} | {"onnx": (
 
 
 def export(
-    checkpoint: Path | Pretrained,
+    checkpoint: str | Path | Pretrained,
     to: str,
     out: Path,
     *,

@@ -1,4 +1,4 @@
-"""The weights that a training begins with, `--init`: of a run, of a file, or published ones."""
+"""The weights that trainings begin with and evaluations score: of a run, of a file, or published ones."""
 
 import fcntl
 import json
@@ -20,11 +20,12 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
 from fastpsl.models.names import MAX_DOWNLOAD_GB, TIMM, WEIGHT_ENDINGS, is_module, is_own, is_timm
 from fastpsl.models.weights import (
+    TOLD_BY_EXPORT,
+    Pretrained,
     WeightsFile,
     input_of_timm,
     open_weights,
     sha256_of_tensors,
-    usual_input,
     words_of_input,
 )
 from fastpsl.pipelines.views import Input
@@ -48,12 +49,12 @@ _SHARE_OF_DISK = 0.95  # of what is free: a disk that is full stops other progra
 
 
 def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> WeightsFile:
-    """Read the weights that `--init` names: a path, timm/NAME[.TAG], or the address of a file or a folder.
+    """Read weights: of a path, timm/NAME[.TAG], or the address of a file or a folder.
 
     A folder elsewhere is as the Hugging Face Hub has it for models of timm.
 
     Args:
-        source: The value of --init.
+        source: The value of --init, or the RUN of an evaluation.
         max_download_gb: The largest file that is downloaded from an address, in 10^9 bytes.
 
     Raises:
@@ -84,6 +85,32 @@ def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> Weigh
             "file of weights, and --backbone"
         ) from None
     return replace(weights, kind="timm", backbone=name, input=input)
+
+
+def load_pretrained(
+    source: str | Path,
+    backbone: str | None = None,
+    input: Input | None = None,
+    max_download_gb: float = MAX_DOWNLOAD_GB,
+) -> Pretrained:
+    """Load a backbone with weights.
+
+    Checkpoints and exported files record their backbone and input, and the arguments must agree with the
+    record. Files of other projects have no such record and need `backbone`. Without `input`, theirs is taken
+    to be timm's of a model of timm, and else ImageNet's usual. A record may name a file of Python code, which
+    runs only if `backbone` names it as well.
+
+    Args:
+        source: What `open_initial` reads, such as a run's folder.
+        backbone: The backbone's name.
+        input: The input that the weights expect.
+        max_download_gb: The largest file that is downloaded from an address, in 10^9 bytes.
+
+    Raises:
+        ValueError: The weights are unreadable, lack a tensor of the backbone, or are of another backbone or
+            hold tensors that belong to no head. Or they name a Python file, and `backbone` does not.
+    """
+    return open_initial(str(source), max_download_gb).load(backbone, input)
 
 
 def _is_file(address: str) -> bool:
@@ -173,16 +200,23 @@ def _read_copy(source: str, path: Path) -> WeightsFile:
         ) from None
 
 
-def recorded_input(source: str) -> Input | None:
-    """Return the input that a checkpoint or an exported file records; `source` is as for `open_initial`.
+def known_input(source: str, backbone: str | None = None) -> Input | None:
+    """Return the input that weights record, or timm's of a model of timm; `source` is as for `open_initial`.
 
-    It is None for other projects' files and published weights, and for those that are refused with a reason.
+    It is None for other networks' files that record none, and for those that are refused with a reason.
     """
     try:
         weights = None if is_timm(source) else open_initial(source)
+        if weights and weights.input:
+            return weights.input
+        name = source if weights is None else backbone
+        if name is None or not is_timm(name):
+            return None
+        from fastpsl.models.timm_backbone import config_of
+
+        return input_of_timm(config_of(name))
     except ValueError:
         return None
-    return weights.input if weights and weights.kind in ("fastpsl", "export") else None
 
 
 def recorded_backbone(source: str, max_download_gb: float) -> str | None:
@@ -236,23 +270,20 @@ def begin_with(
     """
     weights = open_initial(source, max_download_gb)
     recorded = weights.input
-    usual = usual_input(backbone)
-    if recorded is None and usual and input.channels == "RGB":
-        input = replace(usual, size_px=input.size_px)
     if recorded is not None and recorded.channels != input.channels and not partial:
         raise ValueError(
             f"--init {source}: its weights read {recorded.channels}, and the recipe shows {input.channels}; "
             f"give weights that were trained on {input.channels}"
         )
     try:
-        loaded = weights.load(name, recorded or input, backbone, partial=partial)
+        loaded = weights.load(name, None, backbone, partial=partial, usual=input)
     except MisfitError as error:
         raise ValueError(f"--init: {error}; or --init-partial, which takes the tensors that fit") from None
     record = loaded.record
     return {
         "path": source, **{key: record[key] for key in ("sha256", "kind", "run_step", "input", "left_out")},
         "backbone": str(weights.backbone or name), "recipe": (record["science"] or {}).get("recipe"),
-        "recorded": recorded is not None, "not_taken": record.get("not_taken", []),
+        "recorded": not record["assumed"], "not_taken": record.get("not_taken", []),
     }  # fmt: skip
 
 
@@ -260,11 +291,11 @@ def lines_of(record: dict[str, Any]) -> list[str]:
     """Return what tells people the weights of `begin_with`, and what was not taken of them."""
     steps = None if record["run_step"] is None else number_of(record["run_step"], "step")
     whose = ", ".join(filter(None, (record["kind"], record["recipe"], steps)))
-    why = "" if record["recorded"] else " (usual for it: the file does not tell)"
     left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
-    input = words_of_input(Input.from_dict(record["input"]))
+    told_by = "" if record["recorded"] else TOLD_BY_EXPORT
+    input = words_of_input(Input.from_dict(record["input"]), told_by)
     digest = f"sha256 {record['sha256'][:8]}…"
-    lines = [f"begins with {record['path']} ({whose}; {digest}), {input}{why}{left_out}"]
+    lines = [f"begins with {record['path']} ({whose}; {digest}), {input}{left_out}"]
     if missed := record["not_taken"]:
         lines.append(f"--init-partial: {number_of(len(missed), 'tensor')} not taken: {first_three(missed)}")
     return lines

@@ -11,8 +11,8 @@ from fastpsl.files.system_errors import UnreadableError
 from fastpsl.models.backbone import cast_layers, check_size
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.initial_weights import open_initial
-from fastpsl.models.names import MAX_DOWNLOAD_GB, is_own, is_timm, without_folder
+from fastpsl.models.initial_weights import load_pretrained
+from fastpsl.models.names import MAX_DOWNLOAD_GB, is_own, without_folder
 from fastpsl.models.weights import Pretrained, record_of, sha256_of_tensors, usual_input
 from fastpsl.pipelines.views import Input
 
@@ -37,14 +37,7 @@ def open_teacher(
     try:
         if is_own(source):
             return _own(source, backbone)
-        weights = open_initial(source, max_download_gb)
-        name = backbone or weights.backbone
-        if name is None:
-            raise ValueError(
-                f"{source} does not say which network it holds: give --teacher-backbone, its name"
-            )
-        usual = None if weights.input or is_timm(name) else Input()
-        return weights.load(backbone, usual)
+        return load_pretrained(source, backbone, None, max_download_gb)
     except UnreadableError:
         raise
     except ValueError as error:
@@ -61,7 +54,7 @@ def _own(source: str, backbone: str | None) -> Pretrained:
             f"{source} with --teacher-backbone {backbone}: the file is the network; leave it out"
         )
     network = make_backbone(source)
-    input = usual_input(network) or Input()
+    input = usual_input(network, Input())
     digest = sha256_of_tensors(network.state_dict())
     return Pretrained(network, input, record_of(source, digest, "own", source, input))
 

@@ -275,6 +275,20 @@ def model_of(weights: str) -> str:
     return backbone
 
 
+def config_of(weights: str) -> dict[str, Any]:
+    """Return timm's `pretrained_cfg` of weights or of a model; nothing is downloaded.
+
+    Raises:
+        ValueError: timm knows none of this name.
+    """
+    try:
+        config = _timm(weights, "").get_pretrained_cfg(weights.removeprefix(TIMM), allow_unregistered=False)
+    except RuntimeError as error:
+        raise ValueError(f"{weights}: {error}") from None
+    found: dict[str, Any] = config.to_dict()
+    return found
+
+
 def license_of(weights: str) -> str:
     """Return the license that timm has of published weights, such as timm/resnet18.a1_in1k.
 

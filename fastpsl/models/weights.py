@@ -39,8 +39,8 @@ class Pretrained:
     Attributes:
         backbone: The backbone.
         input: The input that the weights expect.
-        record: The "checkpoint" of result.json: path, sha256, kind, backbone, run_step, science, input, cut,
-            left_out.
+        record: The "checkpoint" of result.json: path, sha256, kind, backbone, run_step, science, input,
+            assumed (whether nobody tells the input), cut, left_out.
     """
 
     backbone: Backbone
@@ -58,7 +58,7 @@ class Pretrained:
     @override
     def __str__(self) -> str:
         record = self.record
-        input_text = words_of_input(self.input)
+        input_text = words_of_input(self.input, _TOLD_BY if record.get("assumed") else "")
         if record["kind"] == "random":
             return f"{record['backbone']}, random weights; input {input_text}"
         text = f"{record['path']}: {record['backbone']} ({record['kind']}"
@@ -67,26 +67,6 @@ class Pretrained:
         text += ", its training was cut short, so no result is comparable)" if record["cut"] else ")"
         left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
         return f"{text}; input {input_text}{left_out}"
-
-
-def load_pretrained(path: Path, backbone: str | None = None, input: Input | None = None) -> Pretrained:
-    """Load a backbone from a file or a run's folder.
-
-    Checkpoints and exported files record their backbone and input, and the arguments must agree with the
-    record. Files of other projects have no such record and require both arguments. A record may name a file
-    of Python code, which runs only if `backbone` names it as well.
-
-    Args:
-        path: A checkpoint, a run's folder (its newest readable checkpoint is read), a file of `fastpsl
-            export`, or another project's file.
-        backbone: The backbone's name.
-        input: The input that the weights expect.
-
-    Raises:
-        ValueError: The file is unreadable, lacks a tensor of the backbone, or holds another backbone or
-            tensors that belong to no head. Or it names a Python file, and `backbone` does not.
-    """
-    return open_weights(Path(path)).load(backbone, input)
 
 
 _SPARE_NUMBERS = 1 << 24  # of a network that is built to name the tensors that a file lacks
@@ -127,6 +107,7 @@ class WeightsFile:
         network: Backbone | None = None,
         *,
         partial: bool = False,
+        usual: Input | None = None,
     ) -> Pretrained:
         """Return a backbone with these weights, as `load_pretrained` describes it.
 
@@ -135,26 +116,20 @@ class WeightsFile:
             input: The input that the weights expect.
             network: The backbone to fill; None for a new one.
             partial: Whether to take the tensors that fit. The record lists the others as "not_taken".
+            usual: The input of weights that tell none, unless it is timm's; None for ImageNet's usual.
 
         Raises:
             MisfitError: Not all tensors fit. The network may have some of them.
         """
-        input = self._checked_input(input)
-        name = backbone if partial and network is not None else self._checked_name(backbone)
-        if input is None and name is not None and is_timm(name) and network is None:
-            network = make_backbone(name)
-            input = usual_input(network)
-        if name is None or input is None:
-            raise ValueError(
-                f"{self.source} is no checkpoint of fastpsl, so what it is must be told: give --backbone, "
-                "--input-channels, --input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 "
-                "0.406, 0.229 0.224 0.225)"
-            )
+        known, usual = self._checked_input(input), usual or Input()
+        name = backbone if partial and network is not None and backbone else self._checked_name(backbone)
         if network is None and backbone is None:
             self.check_room()
-        network = network or make_backbone(name, num_channels=input.num_channels)
+        network = network or make_backbone(name, num_channels=(known or usual).num_channels)
+        input = known or usual_input(network, usual)
         kind, left_out, not_taken = self._fill(network, name, partial)
         record = record_of(self.source, self.sha256, kind, name, input) | dict(self.more)
+        record["assumed"] = known is None
         if left_out is not None:
             record["left_out"] = left_out
         if partial:
@@ -196,15 +171,17 @@ class WeightsFile:
         )
         return "timm" if of_timm else found.kind, found.left_out, not_taken
 
-    def _checked_name(self, argument: str | None) -> str | None:
+    def _checked_name(self, argument: str | None) -> str:
         """Return the backbone's name.
 
         A Python file is always that of the argument, because the path in a file may be a stranger's, or an
         old one. So is a program's module. The names and shapes of their tensors are checked later.
         """
         path, name = self.source, self.backbone
-        if name is None and argument is None and self.kind:
-            raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
+        if name is None and argument is None:
+            raise ValueError(
+                f"{path} does not say which backbone it holds: give --backbone, such as resnet50"
+            )
         if name is not None and (is_own(name) or is_module(name)):
             if argument is None or not (is_own(argument) or isinstance(argument, Given)):
                 raise module_not_given(path, name) if is_module(name) else not_given(path, name)
@@ -213,7 +190,7 @@ class WeightsFile:
             raise ValueError(
                 f"{path} is a checkpoint of another backbone: {name}, not {argument}; leave out --backbone"
             )
-        return argument or name
+        return argument or str(name)
 
     def _checked_input(self, argument: Input | None) -> Input | None:
         """Return the recorded input, or else the argument, which must agree with it."""
@@ -329,10 +306,13 @@ def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def usual_input(network: nn.Module) -> Input | None:
-    """Return the input that a model of timm is usually trained on; None for other networks."""
+def usual_input(network: nn.Module, otherwise: Input) -> Input:
+    """Return the input that a model of timm is usually trained on, if that has the channels of `otherwise`.
+
+    For other networks, return `otherwise`.
+    """
     config = getattr(getattr(network, "network", None), "pretrained_cfg", None)
-    return input_of_timm(config) if config else None
+    return input_of_timm(config) if config and otherwise.channels == "RGB" else otherwise
 
 
 def input_of_timm(config: Mapping[str, Any]) -> Input:
@@ -412,10 +392,19 @@ def was_cut_short(state: Mapping[str, Any]) -> bool:
     return short or len(summaries) < state["num_stages"]
 
 
-def words_of_input(input: Input) -> str:
-    """Return the channels of an input and their statistics, for people."""
+# What tells another input than the usual one; trainings have no such options.
+_TOLD_BY = "--input-channels, --input-mean and --input-std give others"
+TOLD_BY_EXPORT = "a file of fastpsl export tells others"
+
+
+def words_of_input(input: Input, told_by: str = "") -> str:
+    """Return the channels of an input and their statistics, for people.
+
+    `told_by` says how another one is told; "" if it is not assumed.
+    """
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (input.mean, input.std))
-    return f"{input.channels}, mean {mean}, std {std} {input.reading.in_words()}".rstrip()
+    words = f"{input.channels}, mean {mean}, std {std} {input.reading.in_words()}".rstrip()
+    return f"{words} (usual for it: the file does not tell; {told_by})" if told_by else words
 
 
 def record_of(path: Path | str | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
@@ -423,5 +412,5 @@ def record_of(path: Path | str | None, sha256: str, kind: str, backbone: str, in
     return {
         "path": None if path is None else str(path), "sha256": sha256, "kind": kind,
         "backbone": str(backbone), "input": input.as_dict(), "run_step": None, "science": None,
-        "cut": False, "left_out": [],
+        "assumed": False, "cut": False, "left_out": [],
     }  # fmt: skip

@@ -77,7 +77,7 @@ def on_few_images(data: str, val: str | None) -> list[str]:
             look = f"fastpsl.evaluate.few_labels({_TEACHER!r}, {data!r}, {val!r}, labels_per_class=(5,))"
     else:
         distil = f"fastpsl train distill --data {pasted(data)} --teacher {_TEACHER}"
-        look = f"fastpsl retrieve {_TEACHER} --data {pasted(data)}"
+        look = f"fastpsl retrieve {_TEACHER} --gallery {pasted(data)} --queries {pasted(data)}"
         if val is not None:
             look = (
                 f"fastpsl eval few-labels {_TEACHER} --labels-per-class 5 --data {pasted(data)} "

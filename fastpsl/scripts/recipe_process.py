@@ -24,16 +24,14 @@ from fastpsl.console.terminal import (
 from fastpsl.console.words import pasted, worded
 from fastpsl.engine.distributed import World, join_world, leave_world, wait_for_all
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
-from fastpsl.engine.online_probe import why_no_knn
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
-from fastpsl.engine.reporter import DivergedError, result_words, summary_line
+from fastpsl.engine.reporter import DivergedError, summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.run_folder import CONFIG
 from fastpsl.files.system_errors import output_errors
-from fastpsl.models.names import BACKBONES, TIMM, is_module, is_own, is_timm
-from fastpsl.models.state_dict_files import TARGETS
 from fastpsl.pipelines.loader.batch import BadSampleError
+from fastpsl.scripts.after_training import last_lines
 from fastpsl.scripts.before_training import instead, lines_before, stage_steps
 from fastpsl.scripts.beginning import begun, require_room, seeing, with_first_learning
 from fastpsl.scripts.forecast import dry_run
@@ -155,7 +153,7 @@ def train(
             run.reporter.log(line)
         usual = "the paper's" if recipe.source == "paper" else "the defaults"
         run.reporter.log(f"all values, and where they differ from {usual}: {run.folder / CONFIG.name}")
-    finished = pretrain(experiment, run)
+    finished = pretrain(experiment, run) and experiment.beside(run)
     if world.rank == 0:
         _print_results(run, finished)
         results = experiment.finish(run) if finished else ()
@@ -164,9 +162,8 @@ def train(
         for line in results:
             print(line)
         if finished and isinstance(options, PretrainOptions):
-            print(worded(f"done: {result_words(run.position.summaries[-1])}"))
-            lines = map(worded, instead(experiment, run.data))
-            print("\n".join([*next_lines(run, options), *lines]))
+            lines = [*last_lines(run, options), *instead(experiment, run.data)]
+            print(worded("\n".join(lines)))
     if not finished:
         wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished
@@ -200,29 +197,6 @@ def _print_results(run: Run, finished: bool) -> None:
         print(f"probes {probes}")
     for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
         print(f"contact sheet {sheet}")
-
-
-def next_lines(run: Run, options: PretrainOptions) -> list[str]:
-    """Return what to do with a finished run: commands, or calls if a Python program has trained it."""
-    has_classes, backbone = not why_no_knn(run.data), str(getattr(options, "backbone", ""))
-    own_data = "" if run.data.val is not None else options.data
-    is_named_again = is_own(backbone) or is_module(backbone)
-    if not run.owns_process:
-        folder, data = repr(str(run.folder)), f", {options.data!r}" if options.data else ""
-        made = f"{folder}, backbone={'module' if is_module(backbone) else repr(backbone)}"
-        folder, model = (made, f"fastpsl.load({made})") if is_named_again else (folder, folder)
-        steps = [f"fastpsl.evaluate.knn({folder})"] if has_classes else []
-        steps += [f"features, labels = fastpsl.embed({model}{data})", f"model = fastpsl.load({folder})"]
-    else:
-        folder, name = pasted(run.folder), pasted(backbone.removeprefix(TIMM))
-        folder += f" --backbone {pasted(backbone)}" if is_named_again else ""
-        steps = [f"fastpsl eval knn {folder}"] if has_classes else []
-        steps.append(f"fastpsl tsne {folder}" + (f" --data {pasted(own_data)}" if own_data else ""))
-        if backbone in TARGETS["timm"].backbones or is_timm(backbone):
-            steps.append(f"fastpsl export {folder} --to timm {name}.pth")
-        elif backbone in BACKBONES:
-            steps.append(f"fastpsl export {folder} --to safetensors {name}.safetensors")
-    return [f"{'next:' if step is steps[0] else '     '} {step}" for step in steps]
 
 
 def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, state: str = "failed") -> None:

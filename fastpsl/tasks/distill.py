@@ -31,7 +31,7 @@ from fastpsl.engine.train_step import DTYPES
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher
-from fastpsl.models.weights import words_of_input
+from fastpsl.models.weights import TOLD_BY_EXPORT, words_of_input
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.loader.batch import Batch
@@ -216,9 +216,10 @@ class Distill(Task):
         teacher, record = self.teacher, self.teacher.record
         num = sum(weights.numel() for weights in teacher.network.parameters())
         names = ", ".join(dict.fromkeys((str(record["path"]), record["backbone"])))
+        told_by = TOLD_BY_EXPORT if record.get("assumed") else ""
         yield (
             f"teacher: {names}, sha256 {record['sha256'][:8]}…, {number_of_weights(num)}, images of "
-            f"{teacher.size_px} px, {words_of_input(teacher.input)}"
+            f"{teacher.size_px} px, {words_of_input(teacher.input, told_by)}"
         )
         views = (self.views(self.num_levels)[0], self.teacher_view)
         size = min(_TIMED[data.world.device.type], data.batch_size)

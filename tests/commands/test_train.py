@@ -82,7 +82,7 @@ def test_user_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: str, word
          "--out w.pt/a/b: {here}/w.pt is a file: give a folder"),
         ("eval knn w.pt --data nothere", "nothere: no such file or folder; give a folder"),
         ("eval knn nothere --data photos/train --val photos/val",
-         "nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights"),
+         "nothere: no such file or folder; give a run's folder, a checkpoint, a file of weights, timm/NAME"),
         ("eval svm w.pt --data nothere", "nothere: no such file or folder; give VOCd"),
         ("features w.pt --data nothere --out f.npy", "nothere: no such file or folder; give a folder of"),
         ("tsne w.pt --data nothere --out o", "nothere: no such file or folder; give a folder of"),

@@ -70,7 +70,7 @@ def neighbours(folder: Path) -> None:
 
 
 def few_labels(folder: Path) -> None:
-    """Score and fine-tune the network of a file beside an untrained one."""
+    """Score and fine-tune the network of a file beside an untrained one; also by its neighbours."""
     recipe = find_recipe("few_labels")
     assert isinstance(recipe, Evaluation)
     data = ("--data", str(sample_paths().train_32), "--val", str(sample_paths().test_32))
@@ -82,6 +82,11 @@ def few_labels(folder: Path) -> None:
         options = recipe.parse([str(folder / "net.pt"), *data, *words.split(), *given.split(), *out])
         leave_world()  # the recipe joins it
         assert recipe.run(options) == 0
+    knn, words = find_recipe("knn"), "--k 3 --size-px 32 --batch-size 20 --workers 1"
+    assert isinstance(knn, Evaluation)
+    more = (*words.split(), *given.split(), "--out", str(folder / "floor"))
+    leave_world()
+    assert knn.run(knn.parse([str(folder / "net.pt"), *data, *more])) == 0
 
 
 def itself(folder: Path, world: World) -> None:
@@ -212,11 +217,11 @@ def test_few_labels_are_scored_as_by_one_process(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "net.pt").write_bytes((folder / "net.pt").read_bytes())
     few_labels(tmp_path)
-    for classifier in ("linear", "finetune"):
-        both, alone = (read_result(place / classifier / "result.json") for place in (folder, tmp_path))
+    for place, name in (("linear", "top1_1"), ("finetune", "top1_1"), ("floor", "top1_k3")):
+        both, alone = (read_result(each / place / "result.json") for each in (folder, tmp_path))
         # An image of 160 may change its class: float32 rounds differently in other batches.
         assert both["numbers"] == pytest.approx(alone["numbers"], abs=1.3)
-        assert both["numbers"].keys() > {"top1_1", "sd_1", "untrained_top1_1"}
+        assert both["numbers"].keys() > {name, f"untrained_{name}"}
 
 
 def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:

@@ -220,8 +220,22 @@ def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
 
 def test_the_best_block_is_that_of_the_highest_top1() -> None:
     numbers = {"top1_B1": 10.94, "top5_B1": 99.0, "top1_B2": 50.06, "top1_B3": 50.05, "top1_final": 80.0}
-    assert best_block_lines(numbers) == ["best of 3 blocks: B2, validation top-1 50.1 %"]
-    assert best_block_lines({"top1_final": 80.0, "top5_final": 90.0}) == []
+    assert best_block_lines(numbers, 900) == ["best of 3 blocks: B2, validation top-1 50.1 %"]
+    assert best_block_lines({"top1_final": 80.0, "top5_final": 90.0}, 900) == []
+
+
+@pytest.mark.parametrize(("kind", "words"), [("", ""), ("conv_", " by conv")])
+def test_a_better_block_than_the_last_is_named_with_what_takes_it(kind: str, words: str) -> None:
+    """Two standard errors of 40 % of 900 images are 200 sqrt(0.4 * 0.6 / 900) = 3.27 points."""
+    numbers = {"B2": 43.2, "B3": 42.0, "B10": 40.0}
+    named = {f"top1_{kind}{block}": value for block, value in numbers.items()} | {"top1_fc1_B3": 90.0}
+    within = f"best of 3 blocks{words}: B2, validation top-1 43.2 %"
+    assert best_block_lines(named, 900) == [within]
+    (line,) = best_block_lines(named | {f"top1_{kind}B2": 43.3}, 900)
+    assert line == (
+        f"best of 3 blocks{words}: B2 (43.3 %), 3.3 points above the last, B10: give --block B2 to fastpsl "
+        "retrieve, tsne, features and eval knn"
+    )
 
 
 def test_each_classifier_reads_its_own_block() -> None:

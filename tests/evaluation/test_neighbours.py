@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.evaluation import neighbours
+from fastpsl.evaluation import neighbours, untrained
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import (
     Scores,
@@ -83,12 +83,56 @@ def test_a_table_has_means_over_blocks_and_over_ks() -> None:
         "weighted % k 5 k 20 mean", "B4 20.0 40.0 30.0", "B5 60.0 50.0 55.0", "mean 40.0 45.0 42.5",
         "majority % k 5 k 20 mean", "B4 30.0 10.0 20.0", "B5 70.0 30.0 50.0", "mean 50.0 20.0 35.0",
     ]  # fmt: skip
+    floor = {
+        f"top1_k{k}{vote}_{block}": 5.0
+        for k in (5, 20)
+        for vote in ("", "_majority")
+        for block in ("B4", "B5")
+    }
+    beside = score_lines(scores, ["B4", "B5"], "weighted", "resnet18", None, floor | {"top1_k20_B5": 15.0})
+    assert [" ".join(line.split()) for line in beside[2:]] == [
+        "B4 20.0 40.0 30.0", "B5 60.0 50.0 55.0", "mean 40.0 45.0 42.5", "untrained B4 5.0 5.0 5.0",
+        "untrained B5 5.0 15.0 10.0",
+    ]  # fmt: skip
     one = score_lines(scores[:1], ["B4"], "majority", "resnet18")
     assert [" ".join(line.split()) for line in one[1:]] == ["majority % k 5 k 20 mean", "B4 30.0 10.0 20.0"]
 
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = ("--size-px", "32", "--whole", "--workers", "1", "--batch-size", "40")
+
+
+def test_an_untrained_network_finds_beside_it(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its precision is that of random weights, and is kept in the cache; there is none without labels."""
+    monkeypatch.setattr(untrained, "cache_folder", lambda: tmp_path / "cache")
+    paths, weights = sample_paths(), tmp_path / "net.pth"
+    torch.manual_seed(1)
+    torch.save(make_backbone("resnet18").state_dict(), weights)
+    sets = ("--backbone", "resnet18", "--gallery", paths.train_32, "--queries", paths.test_32, *SMALL)
+
+    def found(*given: object) -> tuple[dict[str, float], str]:
+        code, shown, errors = cli("retrieve", *given, "--out", tmp_path / "out")
+        assert code == 0, errors
+        return read_result(tmp_path / "out" / "result.json")["numbers"], shown
+
+    (random, _), (numbers, shown) = found("--random-weights", *sets), found(weights, *sets)
+    (own,), (floor,) = [*numbers.values()][:1], random.values()
+    assert list(random) == ["precision_top8"] and own != floor
+    assert numbers == {"precision_top8": own, "untrained_precision_top8": floor}
+    assert (
+        f": {own:.1f} % of the nearest 8 are of the query's class (untrained {floor:.1f} %, chance 1" in shown
+    )
+    (kept,) = (tmp_path / "cache/untrained").iterdir()
+    kept.write_text(json.dumps({"block": "", "numbers": {"precision_top8": 77.0}}))
+    assert found(weights, *sets)[0]["untrained_precision_top8"] == 77
+    kept.write_text("{")
+    assert found(weights, *sets)[0] == numbers
+    write_raw(tmp_path / "photos.beton", [photo(seed, 40, 40) for seed in range(9)], [-1] * 9)
+    photos = ("--gallery", tmp_path / "photos.beton", "--queries", tmp_path / "photos.beton")
+    numbers, shown = found(weights, *sets[:2], *photos, *SMALL)
+    assert numbers == {} and "(untrained" not in shown
 
 
 def refused(cli: Cli, out: Path, words: tuple[str, ...], command: str, *arguments: object) -> None:
@@ -173,7 +217,7 @@ def test_the_seed_draws_and_indices_choose(tmp_path: Path, cli: Cli) -> None:
         record = read_result(out / "result.json")
         charts.append([each["query"] for each in record["settings"]["shown"]])
         assert record["settings"]["num"] == len(charts[-1])
-        numbers.append(record["numbers"])
+        numbers.append(record["numbers"]["precision_top8"])  # the seed is the untrained network's, too
         times.add((out / "gallery.npy").stat().st_mtime_ns)
     assert len(charts[0]) == len(charts[1]) == 4 and charts[0] != charts[1] and charts[2] == [7, 3, 7]
     assert numbers[0] == numbers[1] == numbers[2] and len(times) == 1
@@ -343,8 +387,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, cli: Cli) -> None:
         ((*sets,), ("RUN", "--random-weights")),
         ((foreign, *RANDOM, *sets), ("RUN", "--random-weights")),
         (("--random-weights", *sets), ("--backbone",)),
-        ((foreign, *sets), ("foreign.pth", "--input-channels", "--input-mean")),
-        ((foreign, "--backbone", "nin3", *sets), ("foreign.pth", "--input-channels")),
+        ((foreign, *sets), ("foreign.pth does not say which backbone", "--backbone")),
         ((tmp_path / "none.pt", *sets), ("none.pt",)),
         ((*RANDOM, "--gallery", tmp_path / "none.beton", "--queries", paths.test_32), ("none.beton",)),
         ((*RANDOM, "--gallery", paths.test_32), ("--queries",)),

@@ -8,7 +8,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.evaluation.trained_run import TrainedRun
-from fastpsl.models.initial_weights import recorded_input
+from fastpsl.models.initial_weights import known_input
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.launch import COMMAND, launch
 from fastpsl.scripts.recipe_files import find_recipe
@@ -39,7 +39,7 @@ def test_a_run_is_found_by_each_of_its_places(photos: Path, place: str) -> None:
     found = TrainedRun.of(folder / place)
     assert found is not None and found.folder == folder
     assert (found.train_images(), found.val_images()) == ("train", "val")
-    record = recorded_input(str(folder / place))
+    record = known_input(str(folder / place))
     assert record is not None and record.size_px == 48
 
 
@@ -55,7 +55,7 @@ def test_a_run_is_found_from_its_folder_of_checkpoints(
 
 def test_other_weights_belong_to_no_run(photos: Path) -> None:
     (photos / "w.pt").write_bytes(b"")
-    assert TrainedRun.of(photos / "w.pt") is None and recorded_input(str(photos / "w.pt")) is None
+    assert TrainedRun.of(photos / "w.pt") is None and known_input(str(photos / "w.pt")) is None
 
 
 def test_weights_from_elsewhere_belong_to_no_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

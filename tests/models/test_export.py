@@ -19,8 +19,9 @@ from fastpsl.cli import main
 from fastpsl.evaluation.result import write_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.export import export
+from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.state_dict_files import key_table
-from fastpsl.models.weights import load_pretrained, random_weights
+from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.views import Input
 from tests.slow import slow
 
@@ -218,7 +219,7 @@ def test_a_record_of_other_weights_is_not_believed(run: tuple[Path, nn.Module], 
     export(run[0], "torchvision", tmp_path / "a.pth")
     state = torch.load(tmp_path / "a.pth")
     torch.save(state | {"bn1.weight": state["bn1.weight"] + 1}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="must be told"):
+    with pytest.raises(ValueError, match="does not say which backbone it holds"):
         load_pretrained(tmp_path / "a.pth")
 
 
@@ -355,7 +356,7 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
         ((folder, "--to", "hf", "--results", "none", str(tmp_path / "y")), "--results none: no such folder"),
         (
             (str(tmp_path / "none.pt"), "--to", "hf", str(tmp_path / "y")),
-            "none.pt: no such file or folder; give a checkpoint",
+            "none.pt: no such file or folder; give a run's folder",
         ),
         ((out + ".json", "--to", "hf", str(tmp_path / "y")), "is no readable file of weights"),
         ((str(tmp_path), "--to", "timm", str(tmp_path / "y.pth")), "holds no checkpoint"),

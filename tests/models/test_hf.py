@@ -28,7 +28,8 @@ from fastpsl.models.export import (
     table_row,
     without_folders,
 )
-from fastpsl.models.weights import Pretrained, load_pretrained
+from fastpsl.models.initial_weights import load_pretrained
+from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.views import Input
 from tests.models.test_export import SEEN, assert_same_features, checkpoint
 from tests.slow import slow

@@ -16,7 +16,8 @@ from fastpsl import cli
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import safetensors_bytes, sha256_of_file
-from fastpsl.models.weights import load_pretrained, random_weights
+from fastpsl.models.initial_weights import load_pretrained
+from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT, digests, newest_checkpoint, run

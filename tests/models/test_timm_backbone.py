@@ -28,8 +28,8 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.foreign_weights import recognise
 from fastpsl.models.given import given
+from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.timm_backbone import maps_of, tokens_of
-from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR

@@ -27,8 +27,8 @@ from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import safetensors_bytes
-from fastpsl.models.initial_weights import recorded_backbone
-from fastpsl.models.weights import fill, load_pretrained, random_weights, was_cut_short
+from fastpsl.models.initial_weights import load_pretrained, recorded_backbone
+from fastpsl.models.weights import fill, random_weights, was_cut_short
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -163,10 +163,15 @@ def test_was_cut_short(position: list[tuple[int, int]], num_stages: int, cut: bo
 
 
 def test_foreign_weights_must_be_told(torchvision_file: Path) -> None:
-    for arguments in ((), ("resnet18",), (None, USUAL)):
-        assert "give --backbone, --input-channels, --input-mean and --input-std" in error_line(
-            torchvision_file, *arguments
-        )
+    for arguments in ((), (None, USUAL)):
+        assert "give --backbone, such as resnet50" in error_line(torchvision_file, *arguments)
+    assumed = load_pretrained(torchvision_file, "resnet18")
+    assert assumed.input == Input() == USUAL and assumed.record["assumed"]
+    assert str(assumed).endswith(
+        "input RGB, mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (usual for it: the file does not tell; "
+        "--input-channels, --input-mean and --input-std give others); left out: fc.*"
+    )
+    assert not load_pretrained(torchvision_file, "resnet18", USUAL).record["assumed"]
     input_record = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
     result = load_pretrained(torchvision_file, "resnet18", input_record)
     assert result.input == input_record and result.record["left_out"] == ["fc.*"]
@@ -187,7 +192,7 @@ def test_timms_safetensors_are_read(torchvision_file: Path, tmp_path: Path) -> N
     path = tmp_path / "model.safetensors"
     save_file(torch.load(torchvision_file), path, metadata={"format": "pt"})
     assert load_pretrained(path, "resnet18", USUAL).record["kind"] == "timm"
-    assert "must be told" in error_line(path)
+    assert "does not say which backbone it holds" in error_line(path)
     path.write_bytes(path.read_bytes()[:-100])
     assert "is no readable safetensors file" in error_line(path, "resnet18", USUAL)
 

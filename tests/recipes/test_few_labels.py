@@ -19,7 +19,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from torch import nn
 
 import fastpsl
-from fastpsl.evaluation import fine_tuning, logistic
+from fastpsl.evaluation import fine_tuning, logistic, untrained
 from fastpsl.evaluation.few_labels import draw_few
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.factory import make_backbone
@@ -46,7 +46,7 @@ RANDOM = ("--random-weights --backbone nin3",)
 def few_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Choose between two strengths, which takes a quarter of the time, and keep floors in a fresh cache."""
     monkeypatch.setattr(logistic, "COSTS", (1.0, 100.0))
-    monkeypatch.setattr(logistic, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(untrained, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_networks_from_elsewhere_see_images_of_their_own_size(
         small = "--batch-size 8 --workers 1 --labels-per-class 1 --draws 1"
         recipe(*networks, small, *noise, "--out", tmp_path / "few").ok()
     first, second = (result(tmp_path / "few" / str(place)) for place in (1, 2))
-    assert [each["settings"]["size_px"] for each in (first, second)] == [48, 224]
+    assert [each["settings"]["size_px"] for each in (first, second)] == [48, 96]
     assert [each["checkpoint"]["backbone"] for each in (first, second)] == ["nin3", "timm/resnet10t"]
     assert second["checkpoint"]["input"]["std"] == [0.25] * 3
 

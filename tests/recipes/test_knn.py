@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from fastpsl.engine.distributed import World
-from fastpsl.evaluation import neighbours
+from fastpsl.evaluation import neighbours, untrained
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.neighbours import score
 from fastpsl.evaluation.result_file import read_result
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -86,6 +87,39 @@ def test_scores_result_and_figure_of_the_sample(tmp_path: Path) -> None:
     assert np.load(out / "train.npy").shape == (480, 64)
     result = json.loads((out / "result.json").read_text())
     assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
+
+
+def test_an_untrained_network_stands_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are those of random weights; they are made once, and are kept for both votes."""
+    monkeypatch.setattr(untrained, "cache_folder", lambda: tmp_path / "cache")
+    torch.manual_seed(1)
+    torch.save(make_backbone("resnet18").state_dict(), tmp_path / "net.pth")
+    common = (*SMALL, "--backbone resnet18 --seed 3 --k 3 5 --block B1 final --out")
+    paths = sample_paths()
+    images = ("--data", paths.train_32, "--val", paths.test_32)
+    random = recipe("--random-weights", *images, *common, tmp_path / "random").ok()
+    outcome = recipe(tmp_path / "net.pth", *images, *common, tmp_path / "out").ok()
+    numbers, floor = (
+        json.loads((tmp_path / f"{name}/result.json").read_text())["numbers"] for name in ("out", "random")
+    )
+    assert "\nuntrained" not in random.out and len(floor) == 12
+    assert {name: numbers.pop(f"untrained_{name}") for name in floor} == floor != numbers
+    values = [floor[f"top1_k{k}_B5"] for k in (3, 5)]
+    line = " ".join(f"{value:.1f}" for value in (*values, np.mean(values)))
+    assert f"untrained B5 {line}" in [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert not (tmp_path / "out/untrained").exists()
+    monkeypatch.setattr(neighbours, "extract", no_untrained(neighbours.extract))
+    recipe(tmp_path / "net.pth", *images, "--vote majority", *common, tmp_path / "again").ok()
+    numbers = json.loads((tmp_path / "again/result.json").read_text())["numbers"]
+    assert len(numbers) == 8 and numbers["untrained_top1_k5_majority_B5"] == floor["top1_k5_majority_B5"]
+
+
+def no_untrained(extract: Any) -> Any:
+    def extracted(works: Any, outs: list[Path], *more: Any, **options: Any) -> Any:
+        assert all(out.parent.name != "untrained" for out in outs)
+        return extract(works, outs, *more, **options)
+
+    return extracted
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import tifffile
 
 import fastpsl
 from fastpsl.engine.run import open_both
-from fastpsl.models.weights import load_pretrained
+from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe

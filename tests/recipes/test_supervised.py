@@ -9,7 +9,7 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.few_labels import draw_label_list
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.models.weights import load_pretrained
+from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths

@@ -23,6 +23,8 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.first_learning import knn_of_blocks
 from fastpsl.engine.online_probe import TEMPERATURE, K, look_images
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.initial_weights import open_initial
@@ -30,7 +32,7 @@ from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import center_view
+from fastpsl.pipelines.views import Input, center_view
 from fastpsl.scripts.beginning import _least_bytes, begun, with_first_learning
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import one_process
@@ -352,6 +354,31 @@ def test_all_ranks_begin_with_equal_weights(source: Path, tmp_path: Path, weight
     assert all(same(each, weights) for each in results_of_threads(first_weights, 2))
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "size_px"),
+    [("timm/test_resnet", (0.5, 0.5, 0.5), 160), ("resnet18", Input().mean, None)],
+)
+def test_trainings_and_evaluations_assume_the_same_input(
+    tmp_path: Path, name: str, mean: tuple[float, ...], size_px: int | None
+) -> None:
+    """Of a file that tells none: timm's of a model of timm, else ImageNet's usual; one line tells it."""
+    torch.save(make_backbone(name).state_dict(), tmp_path / "x.pth")
+    words = f"mean {' '.join(map(str, mean))}, std "
+    _, origin, (line,) = start(init=tmp_path / "x.pth", backbone=name)
+    assert words in line and line.endswith(
+        "(usual for it: the file does not tell; a file of fastpsl export tells others)"
+    )
+    assert not origin["initial_weights"]["recorded"]
+    with pytest.warns(UserWarning, match="input_channels, input_mean and input_std give others") as told:
+        model = fastpsl.load(tmp_path / "x.pth", name)
+    assert words in str(told[0].message) and told[0].filename == __file__
+    assert model.input.as_dict() | {"size_px": 0} == origin["initial_weights"]["input"] | {"size_px": 0}
+    values = {"checkpoint": tmp_path / "x.pth", "data": sample_paths().train_32, "val": sample_paths().test}
+    options = find_recipe("knn").from_values({**values, "backbone": name}, lambda line: None)
+    assert options.pretrained().input == model.input and options.size_px == (size_px or 224)
+    assert EvaluationOptions(checkpoint="timm/test_resnet.r160_in1k").recorded_size() == {"size_px": 160}
+
+
 # Published weights, by a server of this machine.
 
 
@@ -407,6 +434,10 @@ def test_weights_from_elsewhere(
             assert same(experiment.backbone.state_dict(), tensors), place
             about = origin["initial_weights"]
             assert (about["path"], about["backbone"], about["input"]["mean"]) == (address, name, mean)
+            model = fastpsl.load(address)
+            assert (model.record["path"], model.backbone.name, [*model.input.mean]) == (address, name, mean)
+            export(address, "timm", tmp_path / "out.pth", overwrite=True)
+            assert same(torch.load(tmp_path / "out.pth"), tensors, list(tensors)), place
         num_sent = server.num_sent
         start(init=f"{server.address}/a/ours")
         assert server.num_sent - num_sent < len(ours)  # it has been fetched before

@@ -15,7 +15,7 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.scripts import recipe_process
+from fastpsl.scripts import after_training, recipe_process
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_process import error_line
 from fastpsl.tasks.jigsaw import Jigsaw
@@ -125,13 +125,15 @@ def test_a_bad_image_comes_with_the_way_to_go_on() -> None:
 
 
 def test_the_next_commands_fit_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_process, "why_no_knn", lambda data: "" if data.val else "no images")
+    monkeypatch.setattr(after_training, "why_no_knn", lambda data: "" if data.val else "no images")
 
     def following(backbone: str, val: object = None, *, by_command: bool = True) -> list[str]:
         data = SimpleNamespace(val=val)
         run: Any = SimpleNamespace(data=data, folder=Path("runs/my run"), owns_process=by_command)
         options: Any = SimpleNamespace(data="my photos", backbone=backbone)
-        return [line.removeprefix("next:").strip() for line in recipe_process.next_lines(run, options)]
+        return [
+            line.removeprefix("next:").strip() for line in after_training.next_lines(run, options, run.folder)
+        ]
 
     folder, tsne = "'runs/my run'", "fastpsl tsne 'runs/my run'"
     assert following("timm/convnext_tiny", "val") == [
@@ -139,9 +141,14 @@ def test_the_next_commands_fit_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     own_data = f"{tsne} --data 'my photos'"
     alexnet = f"fastpsl export {folder} --to safetensors alexnet.safetensors"
-    assert following("alexnet") == [own_data, alexnet]
-    assert following("net.py:Net") == [f"{tsne} --backbone net.py:Net --data 'my photos'"]
+    retrieve = f"fastpsl retrieve {folder}"
+    assert following("alexnet") == [f"{retrieve} --queries 'my photos'", own_data, alexnet]
+    own = "--backbone net.py:Net"
+    assert following("net.py:Net") == [
+        f"{retrieve} {own} --queries 'my photos'", f"{tsne} {own} --data 'my photos'",
+    ]  # fmt: skip
     assert following("timm/-a b", "val")[2].endswith("--to timm './-a b'.pth")
+    assert following("alexnet", by_command=False)[0] == f"fastpsl.plot.neighbours({folder}, 'my photos')"
     assert following("alexnet", "val", by_command=False) == [
         f"fastpsl.evaluate.knn({folder})",
         f"features, labels = fastpsl.embed({folder}, 'my photos')",
