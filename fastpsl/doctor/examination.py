@@ -287,10 +287,6 @@ def examine(
     """
     if seconds is not None and not seconds > 0:
         raise ValueError(f"--seconds {seconds:g}: it must be above 0")
-    if stages == ():
-        raise ValueError(
-            "--stages: names no stage; give some, such as --stages S1 S2, or leave it out for all"
-        )
     with _warnings_as_checks() as messages, status("measuring") as log:
         log("the recipe and its data")
         if path is None:

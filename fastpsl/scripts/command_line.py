@@ -122,7 +122,8 @@ class Option:
     def without_value(self) -> str:
         """The error of the option alone: what its value may be."""
         words = _WORDS.get(self._item, ("", "", ""))[1 + self._is_list]
-        text = ": ".join(filter(None, (self._said("metavar"), self.text.rstrip("."))))
+        text = re.sub(r" \[[^]]*\]$", "", self.text).rstrip(".")  # without the default
+        text = ": ".join(filter(None, (self._said("metavar"), text)))
         return f"{self.called} without a value; {self._allowed or words or text}"
 
     @property

@@ -223,9 +223,9 @@ def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
         if not paths:
             raise ValueError("no dataset file given: give a file, a glob or a list of files")
         return sorted(paths)
-    source = Path(at_home(source))
-    require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
-    return named_files(source)
+    named = at_home(source)
+    require_existing(named, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
+    return named_files(named)
 
 
 @dataclass(frozen=True)
