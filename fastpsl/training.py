@@ -22,7 +22,8 @@ from fastpsl.model import Model, load
 from fastpsl.plots.charts import curve
 from fastpsl.plots.inline import InlineFigure, png_bytes
 from fastpsl.scripts.call import call, require_data
-from fastpsl.scripts.recipe import Recipe, for_machine, print_now
+from fastpsl.scripts.launch import for_machine
+from fastpsl.scripts.recipe import Recipe, print_now
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import train
 

@@ -156,7 +156,7 @@ def pixels(stage: Stage) -> int:
 
 
 class Costs(NamedTuple):
-    """What a pass of an image costs, in any unit: of each block, forward and backward, and of the head."""
+    """The cost of a pass of an image, in any unit: of each block, forward and backward, and of the head."""
 
     forward: Sequence[float]
     backward: Sequence[float]

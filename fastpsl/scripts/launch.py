@@ -25,7 +25,6 @@ from fastpsl.scripts.recipe import (
     Options,
     Recipe,
     Script,
-    for_machine,
     print_now,
     require_paths,
 )
@@ -68,8 +67,8 @@ def launch(
 def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> Options:
     """Return the options of a command, and print what is to be told of them.
 
-    Of `fastpsl train` the machine chooses the preset. A recipe that is started as a script has the values
-    that the number of images gives, on any machine, and so have torchrun's processes, which must agree.
+    Of `fastpsl train` the machine chooses the preset. A recipe that is started as a script has the same values
+    on any machine. So have torchrun's processes, which must agree.
     """
     lines, by_machine = list[str](), (prog or "").startswith("fastpsl ") and "WORLD_SIZE" not in os.environ
 
@@ -83,6 +82,35 @@ def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> O
     for line in lines:
         print_now(line)
     return options
+
+
+def for_machine(
+    script: Script[Options],
+    options_of: Callable[[str | None], Options],
+    log: Callable[[str], object],
+    *,
+    by_machine: bool,
+) -> Options:
+    """Return options of which the machine has chosen the preset, where it is to.
+
+    Args:
+        script: The script.
+        options_of: Parses the options with a preset; None for that of the command.
+        log: Takes a line about the choice.
+        by_machine: As it is given to `Script.parse`.
+
+    Raises:
+        ValueError: Something that the options name is not there, or the training cannot begin.
+    """
+    options = options_of(None)
+    if not by_machine or not isinstance(script, Recipe) or getattr(options, "preset", "") != "auto":
+        return options
+    require_paths(options)
+    from fastpsl.scripts.forecast import choose_preset  # imports torch
+
+    name, line = choose_preset(script, options_of)
+    log(line)
+    return options_of(name)
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:

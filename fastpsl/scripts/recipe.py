@@ -330,35 +330,6 @@ class Evaluation(Script[Options]):
     run: Callable[[Options], int]
 
 
-def for_machine(
-    script: Script[Options],
-    options_of: Callable[[str | None], Options],
-    log: Callable[[str], object],
-    *,
-    by_machine: bool,
-) -> Options:
-    """Return options of which the machine has chosen the preset, where it is to.
-
-    Args:
-        script: The script.
-        options_of: Parses the options with a preset; None for that of the command.
-        log: Takes a line about the choice.
-        by_machine: As it is given to `Script.parse`.
-
-    Raises:
-        ValueError: Something that the options name is not there, or the training cannot begin.
-    """
-    options = options_of(None)
-    if not by_machine or not isinstance(script, Recipe) or getattr(options, "preset", "") != "auto":
-        return options
-    require_paths(options)
-    from fastpsl.scripts.forecast import choose_preset  # imports torch
-
-    name, line = choose_preset(script, options_of)
-    log(line)
-    return options_of(name)
-
-
 def differences(options: RunOptions, paper: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the values in which `options` differ from the usual ones, each with the usual one."""
     values = options.as_dict()
