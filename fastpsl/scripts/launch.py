@@ -67,7 +67,7 @@ def launch(
 def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> Options:
     """Return the options of a command, and print what is to be told of them.
 
-    Of `fastpsl train` the machine chooses the preset. A recipe that is started as a script has the same values
+    Of `fastpsl train` the machine chooses the preset. A recipe started as a script has the same values
     on any machine. So have torchrun's processes, which must agree.
     """
     lines, by_machine = list[str](), (prog or "").startswith("fastpsl ") and "WORLD_SIZE" not in os.environ
