@@ -3,8 +3,8 @@
     psl_jigsaw-small    the source is the folder tiny-imagenet-200, of whose 200 classes it takes 50
     simclr_*-small      the source is -: the embedded sample, and for the search the next 160 of its kind;
                         -fresh has other images of that kind, 480, 160 and 1,600 for validation, and
-                        precision-sample has the next ones
-    distill-scenes, distill-crops, distill-loss, precision-scenes
+                        precision-sample and presets-sample have further ones
+    distill-scenes, distill-crops, distill-loss, precision-scenes, presets-scenes
                         the source is the repository Scene-Classification-Dataset, of whose 17,034 photos it
                         takes 5,000, 1,500 and 3,000; a file lite0.pth beside it has the teacher's weights
     distill-clothes, distill-longer
@@ -131,8 +131,10 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
     "precision-sample": partial(drawn, first=110_000, num_held_out=1600),
+    "presets-sample": partial(drawn, first=120_000, num_held_out=1600),
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
     "distill-longer": clothes, "distill-loss": scenes, "precision-scenes": scenes,
+    "presets-scenes": scenes,
 }  # fmt: skip
 
 
