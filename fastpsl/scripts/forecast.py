@@ -68,20 +68,22 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
     with contextlib.closing(whole.data):
         lines = [*whole.lines, *lines_before(whole.experiment, whole.data)]
         with operation("measuring some steps"):
-            part, scale = _quick(recipe, whole)
+            part = _quick(recipe, whole)
         total_s = whole.experiment.task.seconds_before()
         for number, stage in enumerate(whole.experiment.stages):
             with operation(f"{stage.name}: measuring some steps"):
                 step_s, val_s, memory = _measured(part, number)
-            step_s *= scale
+            own, few = (each.data.options.batch_of(each.experiment.stages[number]) for each in (whole, part))
+            step_s *= own / few
             num_steps, num_val, stage_s = whole.stage_s(number, step_s, val_s)
             total_s += stage_s
             val = f", validation of {num_val:,} images {clock(num_val * val_s)}" if num_val else ""
+            memory = memory if part is whole else ""
             lines.append(
                 f"{stage.name}: {number_of(num_steps, 'step')} of {step_s:.3g} s{val}{memory}; it ends about "
                 f"{clock(total_s)} after the start"
             )
-        measured = f", which were measured with {part.data.options.batch_of()} images" if scale != 1 else ""
+        measured = f", which had {part.data.options.batch_of()} images" if part is not whole else ""
         lines.append(
             f"dry run: nothing was written; the times are those of few steps{measured}, without start and "
             "checkpoints"
@@ -92,27 +94,23 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         print("\n".join(lines))
 
 
-def _quick(recipe: Recipe[Any], whole: Opened) -> tuple[Opened, float]:
-    """Return the experiment to measure, and what its steps' seconds are multiplied by.
+def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
+    """Return the experiment to measure: on a CPU, where a step takes long, with fewer images.
 
-    On a CPU, a step that takes long is measured with fewer images, by the pace of the fewest.
+    The pace of the fewest images tells how many.
     """
     world, options = whole.data.world, whole.data.options
     sizes = per_stage(options.batch_size)
     parts = world.size * options.passes_per_step
     if world.device.type != "cpu" or min(sizes) <= _FEW * parts:
-        return whole, 1.0
-    try:
-        few = _with_batch(recipe, _FEW * parts, whole)
-        step_s = _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0]
-        num = int(_FEW * _STAGE_S / ((_MEASURED + 2) * step_s))
-        if num * parts >= max(sizes):
-            return whole, 1.0
-        batch = parts << max(_FEW.bit_length() - 1, num.bit_length() - 1)
-        part = few if batch == _FEW * parts else _with_batch(recipe, batch, whole)
-    except ValueError:  # the task cannot have so few
-        return whole, 1.0
-    return part, options.batch_of() / batch
+        return whole
+    few = _with_batch(recipe, _FEW * parts, whole)
+    step_s = _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0]
+    num = int(_FEW * _STAGE_S / ((_MEASURED + 2) * step_s))
+    if num * parts >= max(sizes):
+        return whole
+    batch = parts << max(_FEW.bit_length() - 1, num.bit_length() - 1)
+    return few if batch == _FEW * parts else _with_batch(recipe, batch, whole)
 
 
 def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:

@@ -46,7 +46,7 @@ def test_a_long_step_is_measured_with_fewer_images(
     dry(monkeypatch, *words, "--preset", "sample", "--epochs", 4)
     *_, line, end = capsys.readouterr().out.splitlines()
     assert batches == [4, 4] and line.startswith("E: 8 steps of 640 s; it ends about 1:25:20")
-    assert "which were measured with 4 images" in end
+    assert "few steps, which had 4 images, without" in end
     command = f"fastpsl train simclr {' '.join(map(str, (*words, '--epochs', 12, *WORDS)))}"
     assert last("--preset", "small", "--epochs", 12) == f"for about half an hour: {command}"
     assert last("--preset", "sample", "--epochs", 12).endswith("--max-steps-per-stage 2")
