@@ -20,7 +20,7 @@ from fastpsl.scripts.advice import (
     WARM_UP,
     on_few_images,
 )
-from fastpsl.scripts.presets import HELD_BACK, SMALL_BELOW, why_none_held_back
+from fastpsl.scripts.presets import HELD_BACK, SMALL_BELOW, holds_back, why_none_held_back
 
 _SAMPLED = 1000  # images whose sizes are looked at
 
@@ -68,11 +68,11 @@ def _size(data: Dataset, what: str) -> str:
 
 
 def _why_without_val(data: RunData) -> str:
-    """Return why none were held back, if a share was asked for or with --preset small; else ""."""
+    """Return why none were held back, if a share was asked for or the preset holds some back; else ""."""
     options, reason = data.options, ""
     if share_of(options.val):
         reason = f"--val {options.val} holds none back"
-    elif options.val is None and options.data is not None and getattr(options, "preset", "") == "small":
+    elif options.val is None and options.data is not None and holds_back(getattr(options, "preset", "")):
         reason = why_none_held_back(options)
     return f": {reason}" if reason else ""  # the monitor tells why there is no kNN
 

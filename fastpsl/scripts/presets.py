@@ -29,7 +29,7 @@ from fastpsl.scripts.advice import MAX_BATCH_SHARE
 if TYPE_CHECKING:
     from fastpsl.pipelines.datasets.open import Glance
 
-MIN_STEPS = 2000  # of a stage; with fewer, features hardly change
+MIN_STEPS = 2000  # of a stage of `small`
 SMALL_BELOW = 100_000  # images, for which `auto` takes `small`
 MIN_IMAGES = 50  # fewer are mostly another folder than the one that was meant
 HELD_BACK = "10%"
@@ -155,7 +155,7 @@ def preset_values(
         if by_machine and "epochs" in sample and not _has_gpu(options):
             preset = "auto"
     name = _STAND_IN if preset == "auto" and is_there else preset
-    if name in ("small", *CPU_PRESETS) and (is_there or options.data is None):
+    if holds_back(name) and (is_there or options.data is None):
         found = found or _found(options, None if name == "small" else SMALL_BELOW)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
         is_few = found.num_samples < SMALL_BELOW or name == "small"
@@ -188,8 +188,13 @@ def backbone_of_init(options: RunOptions, recipe: str) -> dict[str, str]:
     return {} if name is None else {"backbone": name}
 
 
+def holds_back(preset: str) -> bool:
+    """Return whether a preset holds images with classes back, of fewer than 100,000."""
+    return preset == "small" or preset in CPU_PRESETS
+
+
 def why_none_held_back(options: TrainingOptions) -> str:
-    """Return why --preset small trains on all images, though they have classes; "" where it does not."""
+    """Return why a preset trains on all images, though they have classes; "" where it does not."""
     if options.order != "random":
         return f"--order {options.order} reads whole pages, so none are held back"
     if os.path.isfile(getattr(options, "pseudo_labels", None) or ""):
