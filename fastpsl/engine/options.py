@@ -64,7 +64,8 @@ class RunOptions:
         str | None,
         arg(
             help="Validation images, in the same forms; or a share of --data, such as 10%, held back by the "
-            "images' names; or none. By default the sample's own, with --preset small or cpu-... 10%, else none."
+            "images' names; or none. By default the sample's own, with --preset small or cpu-... 10%, else "
+            "none."
         ),
     ] = field(default=None, metadata=MACHINE | DATA)
     cache_dir: Path | None = field(default=None, metadata=MACHINE | DATA)
