@@ -161,12 +161,17 @@ def pretrain(
 
     by_machine = "WORLD_SIZE" not in os.environ  # ranks must agree
 
+    lines = list[str]()
+
     def options_of(preset: str | None) -> Any:
+        lines.clear()
         given = values if preset is None else {**values, "preset": preset}
-        return script.from_values(given, by_machine=by_machine)
+        return script.from_values(given, lines.append, by_machine=by_machine)
 
     def work(opened: list[Run]) -> Trained:
         options = for_machine(script, options_of, print_now, by_machine=by_machine)
+        for line in lines:
+            print_now(line)
         train_or_stop(script, options, opened)
         (run,) = opened
         checkpoint = run.last_checkpoint().absolute()

@@ -138,7 +138,7 @@ class _Start:
 
     def _agreed(self, path: Path, options: Sequence[str], prog: str) -> Sequence[str]:
         """Return the options of several processes, which would each choose a preset by their own clock."""
-        if isinstance(self, Eval) or any(word.startswith("--preset") for word in options):
+        if isinstance(self, Eval):
             return options
         from fastpsl.scripts.launch import parsed
         from fastpsl.scripts.recipe_files import load_recipe

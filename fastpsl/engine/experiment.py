@@ -25,6 +25,7 @@ from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
+from fastpsl.models.names import BACKBONES, is_timm
 from fastpsl.models.own_backbone import OwnBackbone
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
@@ -273,10 +274,13 @@ def place_backbone(experiment: Experiment, options: TrainingOptions, world: Worl
 
 
 def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
-    """Return what the backbone's blocks cost: on a CPU by passes of a few images, else by their layers."""
-    blocks, device = experiment.backbone.blocks(), data.world.device
+    """Return what the backbone's blocks cost: on a CPU by passes of a few images, else by their layers.
+
+    A network that somebody else wrote may count its calls, or not be copied, so its layers tell.
+    """
+    blocks, device, name = experiment.backbone.blocks(), data.world.device, experiment.backbone.name
     views = [view for view in experiment.views(stage) if view.follows is None]
-    if device.type != "cpu" or not views:
+    if device.type != "cpu" or not views or not (name in BACKBONES or is_timm(name)):
         return layer_costs(blocks)
     side_px, precision = max(view.side_px for view in views), data.options.resolved_precision(device)
     num_channels = Input.from_dict(experiment.input_record(stage)).num_channels

@@ -21,6 +21,7 @@ from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.options import INITIAL_WEIGHTS, RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
+from fastpsl.files.atomic import atomic_file
 from fastpsl.files.paths import require_folder
 from fastpsl.files.run_folder import LINES, RESULTS
 from fastpsl.files.system_errors import output_errors
@@ -237,7 +238,8 @@ def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run
         source, target = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
         if source.exists() and not target.exists():
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+            with open(source, "rb") as file, atomic_file(target) as copied:
+                shutil.copyfileobj(file, copied)
     notes = []
     for path in checkpoints.paths():
         if int(path.stem.split("-")[1]) > run_step:

@@ -60,8 +60,7 @@ class StageBench:
     """A benchmark of stage `number` (from 0) on this rank's share of the batch, after `place_backbone`.
 
     Rates are images of the data set per second. A timed region lasts at least `seconds` and `min_steps`.
-    With several ranks, use seconds=0, because all ranks must make the same number of steps. At most `warm_up`
-    batches are passed before the first step.
+    With several ranks, use seconds=0, because all ranks must make the same number of steps.
     """
 
     def __init__(
@@ -75,10 +74,9 @@ class StageBench:
         seconds: float = 3.0,
         min_steps: int = 1,
         views: Sequence[ViewSpec] | None = None,
-        warm_up: int | None = None,
     ):
         self.experiment, self.options, self.data, self.world = experiment, options, data, world
-        self.seconds, self.min_steps, self._most_warm_up = seconds, min_steps, warm_up
+        self.seconds, self.min_steps = seconds, min_steps
         self.cores_used = 0.0
         """CPU seconds per second in the last timed region, over all threads of this process."""
         self.stage = experiment.stages[number]
@@ -165,8 +163,7 @@ class StageBench:
         if self._warmed_up:
             return
         self._warmed_up = True
-        num = self.experiment.task.num_warm_up_batches(self.stage) or 0
-        for _ in range(num if self._most_warm_up is None else min(num, self._most_warm_up)):
+        for _ in range(self.experiment.task.num_warm_up_batches(self.stage) or 0):
             self.train_step.warm_up(self.experiment.task.warm_up, self.synthetic_batch())
         for _ in range(self.train_step.num_first_steps):
             self._step(itertools.repeat(self.synthetic_batch()))

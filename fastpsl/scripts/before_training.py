@@ -8,7 +8,9 @@ from fastpsl.console.words import number_of, number_of_weights
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions, flag, per_stage, share_of
 from fastpsl.engine.run import RunData
+from fastpsl.models.names import is_module
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
+from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.views import Crop
 from fastpsl.scripts.advice import (
     BATCH,
@@ -42,6 +44,8 @@ def instead(experiment: Experiment, data: RunData) -> list[str]:
     options = data.options
     num = data.train.num_samples + (data.val.num_samples if data.val and share_of(options.val) else 0)
     others = experiment.task.needs_labels or hasattr(options, "teacher") or getattr(options, "init", None)
+    # A module may come with weights, and published networks read colours of 8 bits.
+    others = others or is_module(getattr(options, "backbone", "")) or data.train.reading != PLAIN
     if options.data is None or others or num >= FEW_IMAGES:
         return []
     val = options.val if data.val is not None and options.val else HELD_BACK

@@ -107,7 +107,10 @@ def _lacking_room(experiment: Experiment, options: TrainingOptions) -> tuple[str
     if options.goes_on():
         return None
     out = (options.out or Path("runs")).absolute()
-    disk = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists()))
+    try:
+        disk = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists()))
+    except OSError:  # the file system does not tell
+        return None
     kept = [_least_bytes(experiment, stage) for stage in experiment.stages][-options.keep_checkpoints :]
     needed = sum(kept) + kept[-1]
     tells_none = disk.total == 0  # as some file systems do

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import resource
 import shlex
 import sys
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastpsl.console.progress import clock, operation
 from fastpsl.console.words import gibibytes, number_of
-from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.distributed import World, join_world, share
 from fastpsl.engine.experiment import Experiment, block_costs, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.options import TrainingOptions, at_end, per_stage
@@ -22,6 +23,7 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.time_left import Costs, work_ahead
 from fastpsl.scripts.before_training import lines_before, needed_side, stage_steps, typical_side
 from fastpsl.scripts.beginning import begun, with_first_learning
+from fastpsl.scripts.launch import COMMAND
 from fastpsl.scripts.presets import CPU_PRESETS, SMALL_BELOW
 from fastpsl.scripts.recipe import Recipe
 
@@ -89,7 +91,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
             "checkpoints"
         )
         if total_s > LONG_S:
-            lines.append(_shorter(recipe, options, whole, total_s))
+            lines.append(_shorter(options, whole, total_s))
     if world.rank == 0:
         print("\n".join(lines))
 
@@ -105,7 +107,8 @@ def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
     if world.device.type != "cpu" or min(sizes) <= _FEW * parts:
         return whole
     few = _with_batch(recipe, _FEW * parts, whole)
-    step_s = _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0]
+    # All ranks must take as many.
+    step_s = share(world, _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0])
     num = int(_FEW * _STAGE_S / ((_MEASURED + 2) * step_s))
     if num * parts >= max(sizes):
         return whole
@@ -136,7 +139,7 @@ def _measured(
     options, world, stage = replace(data.options, prefetch_batches=1), data.world, experiment.stages[number]
     data.begin_stage(stage)
     reset_peak_memory(world.device)
-    bench = StageBench(experiment, number, options, data.train, world, seconds=0, min_steps=num, warm_up=1)
+    bench = StageBench(experiment, number, options, data.train, world, seconds=0, min_steps=num)
     step_s = data.step_size / (bench.both() * world.size)
     val_s, views = 0.0, experiment.val_views(stage)
     if val and data.val is not None and views:
@@ -173,10 +176,8 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
         ValueError: The training cannot begin.
     """
     options = {name: options_of(name) for name in CPU_PRESETS}
-    timed = options[_TIMED]
     with operation("choosing --preset by timed steps"):
-        world = join_world(timed.device, timeout_s=10 * timed.timeout_s)
-        whole = opened(recipe, timed, world)
+        whole, timed, options = _first_opened(recipe, options)
         with contextlib.closing(whole.data):
             task, number = whole.experiment.task, len(whole.experiment.stages) - 1
             for _ in task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data):
@@ -188,19 +189,39 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
                 name: task.seconds_before() + step_s * _steps_in(whole, costs, each)
                 for name, each in options.items()
             }
+    is_sized = len(set(map(_side, options.values()))) > 1  # else no preset enlarges less
     fitting = [
         name
         for name, each in options.items()
-        if seconds[name] <= USUAL_S and needed_px * _side(each) <= side_px * _side(timed)
+        if seconds[name] <= USUAL_S and (not is_sized or needed_px * _side(each) <= side_px * _side(timed))
     ]
-    name = (fitting or [list(CPU_PRESETS)[-1]])[0]
+    name = (fitting or [list(options)[-1]])[0]
     usual = recipe.usual(options[name])
     whose = "the paper has" if recipe.source == "paper" else "usual are"
     back = "small" if whole.data.train.num_samples < SMALL_BELOW else "paper"
     return name, (
         f"--preset {name}, by timed steps on this CPU: {_words(vars(options[name]))}, about "
-        f"{clock(seconds[name])} in all; {whose} {_words(usual)}, which --preset {back} takes"
+        f"{clock(seconds[name])} of steps; {whose} {_words(usual)}, which --preset {back} takes"
     )
+
+
+def _first_opened(recipe: Recipe[Any], options: dict[str, Any]) -> tuple[Opened, Any, dict[str, Any]]:
+    """Return the experiment of the preset to time, its options, and the presets that may be chosen.
+
+    Where a network refuses the images of one, such as those that are too small for it, another is timed, and
+    it alone may be chosen.
+    """
+    refused: ValueError | None = None
+    for name in (_TIMED, *(name for name in options if name != _TIMED)):
+        timed = options[name]
+        try:
+            whole = opened(recipe, timed, join_world(timed.device, timeout_s=10 * timed.timeout_s))
+        except ValueError as error:
+            refused = refused or error
+            continue
+        return whole, timed, options if name == _TIMED else {name: timed}
+    assert refused is not None
+    raise refused
 
 
 def _words(values: Mapping[str, Any]) -> str:
@@ -210,31 +231,29 @@ def _words(values: Mapping[str, Any]) -> str:
     return ", ".join([*([values["backbone"]] if "backbone" in values else []), *side, epochs])
 
 
-def _shorter(recipe: Recipe[Any], options: Any, whole: Opened, total_s: float) -> str:
-    """Return the command of this dry run with what makes it take about half an hour.
-
-    Without a GPU it leaves the preset to the machine, unless that has chosen already.
-    """
-    words = [Path(sys.argv[0]).name if sys.argv[0].endswith("/fastpsl") else sys.argv[0], *sys.argv[1:]]
-    words.remove("--dry-run")
-    other = getattr(options, "preset", "") in ("small", "paper") and "epochs" in recipe.sample
-    if other and whole.data.world.device.type == "cpu" and options.data is not None:
-        fits = ["--preset", list(CPU_PRESETS)[-1]] if words[0] != "fastpsl" else []
-        words = [*without_preset(words), *fits]
-    else:
-        steps = max(stage_steps(whole.experiment, whole.data))
-        words += ["--max-steps-per-stage", str(max(1, int(steps * USUAL_S / total_s)))]
+def _shorter(options: Any, whole: Opened, total_s: float) -> str:
+    """Return the command of this dry run, cut to as many steps as take about half an hour."""
+    limit = options.max_steps_per_stage
+    steps = max(min(num, limit or num) for num in stage_steps(whole.experiment, whole.data))
+    fitting = str(max(1, int(steps * USUAL_S / total_s)))
+    words = [*_command(whole.data.world), "--max-steps-per-stage", fitting]
     return f"for about half an hour: {shlex.join(words)}"
 
 
-def without_preset(words: Sequence[str]) -> list[str]:
-    """Return the words of a command without --preset and its value."""
-    followed = [before == "--preset" for before in ("", *words)]
-    return [
-        word
-        for word, is_value in zip(words, followed, strict=False)
-        if not is_value and word.partition("=")[0] != "--preset"
-    ]
+def _command(world: World) -> list[str]:
+    """Return the words of this command as they were typed, without --dry-run and a limit of steps."""
+    if typed := os.environ.get(COMMAND):  # of several processes
+        words = [*typed.split(), "--gpus", str(world.size), *sys.argv[1:]]
+    else:
+        is_ours = Path(sys.argv[0]).name == "fastpsl" or Path(sys.argv[0]).parent.name == "fastpsl"
+        words = [*(["fastpsl"] if is_ours else ["python", sys.argv[0]]), *sys.argv[1:]]
+    kept, is_value = list[str](), False
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if not is_value and name not in ("--dry-run", "--max-steps-per-stage"):
+            kept.append(word)
+        is_value = name == "--max-steps-per-stage" and "=" not in word
+    return kept
 
 
 def _side(options: Any) -> int:

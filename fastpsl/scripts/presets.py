@@ -15,6 +15,7 @@ from fastpsl.engine.options import (
     PretrainOptions,
     RunOptions,
     TrainingOptions,
+    at_end,
     names_val,
     per_stage,
     share_of,
@@ -24,7 +25,7 @@ from fastpsl.files.remote.address import is_remote
 from fastpsl.files.run_folder import CONFIG
 from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_module, is_own
-from fastpsl.scripts.advice import MAX_BATCH_SHARE
+from fastpsl.scripts.advice import FEW_STEPS, MAX_BATCH_SHARE
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.datasets.open import Glance
@@ -78,7 +79,7 @@ def cpu_values(
     """Return the values of a preset for machines without a GPU that differ from the paper's.
 
     They are the sample's, with sizes that are limited as `_limited` does. A stage sees as many images as on
-    the sample, times the preset's length.
+    the sample, times the preset's length, in `FEW_STEPS` or more.
     """
     usual = {**paper, **sample, **{name: paper[name] for name in at_most}}
     if (network := usual.get("backbone")) in _ON_CPU:
@@ -89,7 +90,11 @@ def cpu_values(
     seen = preset.length * _SAMPLE_IMAGES * sum(sample["epochs"])
     # A plan of one stage may be given several, and the other way round.
     shares = sample["epochs"] if len(sample["epochs"]) == len(paper["epochs"]) else paper["epochs"]
-    usual["epochs"] = tuple(max(1, round(seen * share / sum(shares) / num_images)) for share in shares)
+    per_epoch = max(1, num_images // at_end(usual["batch_size"]))
+    least = -(-FEW_STEPS // per_epoch)
+    usual["epochs"] = tuple(max(least, round(seen * share / sum(shares) / num_images)) for share in shares)
+    if "warmup_epochs" in usual:
+        usual["warmup_epochs"] = min(usual["warmup_epochs"], sum(usual["epochs"]) / 10)
     return {name: value for name, value in usual.items() if name not in paper or value != paper[name]}
 
 
@@ -138,7 +143,8 @@ def preset_values(
     found, earlier = None, _earlier_options(options, recipe)
     preset = earlier.get("preset", "auto") if options.preset == "auto" else options.preset
     val = earlier.get("val") if options.val is None else options.val
-    defaults = {each.name: each.default for each in fields(options) if each.name in ("batch_size", "epochs")}
+    needed = {"batch_size", "epochs", *sample}
+    defaults = {each.name: each.default for each in fields(options) if each.name in needed}
     paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
     if options.goes_on() and earlier.get("first_learning"):

@@ -225,9 +225,9 @@ def test_the_runs_length_is_told_once(tmp_path: Path, monkeypatch: pytest.Monkey
             monkeypatch.setattr(reporter_module.time, "perf_counter", lambda at=10.0 * i: at)
             step(report, i, 0.5)
     report.close()
-    # The first step is not counted; 10 s for the second, of 60 to come, and of 300 in the next stage.
+    # Two measurements end at the fourth step: 10 s for each of 58 to come, and of 300 in the next stage.
     lines = [line for line in text.getvalue().splitlines() if line.startswith("the run takes")]
-    assert lines == ["the run takes 1:00:00 from here, at the pace of its first steps"]
+    assert lines == ["the run takes 0:59:40 from here, at the pace of its first steps"]
 
 
 class Board:

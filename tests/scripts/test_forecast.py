@@ -1,5 +1,6 @@
 """Forecasts: steps with fewer images, scaled; the command that fits; and what blocks cost on a CPU."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from typing_extensions import override
 
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.time_left import forward_cost, step_cost, timed_costs
-from fastpsl.scripts import forecast
+from fastpsl.models.factory import make_backbone
+from fastpsl.scripts import forecast, launch, presets
+from fastpsl.scripts.launch import COMMAND
+from fastpsl.scripts.presets import CPU_PRESETS
 from fastpsl.scripts.recipe_files import find_recipe
+from tests.engine.tiny import one_process
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree
+from tests.scripts.test_presets import WITH_PRESETS
 
 WORDS = ("--plan", "end_to_end", "--workers", "1", "--device", "cpu", "--precision", "fp32")
 
@@ -47,14 +53,68 @@ def test_a_long_step_is_measured_with_fewer_images(
     *_, line, end = capsys.readouterr().out.splitlines()
     assert batches == [4, 4] and line.startswith("E: 8 steps of 640 s; it ends about 1:25:20")
     assert "few steps, which had 4 images, without" in end
-    command = f"fastpsl train simclr {' '.join(map(str, (*words, '--epochs', 12, *WORDS)))}"
-    assert last("--preset", "small", "--epochs", 12) == f"for about half an hour: {command}"
-    assert last("--preset", "sample", "--epochs", 12).endswith("--max-steps-per-stage 2")
+    command = f"fastpsl train simclr {shlex.join(map(str, (*words, '--epochs', 12, *WORDS)))}"
+    assert last("--epochs", 12) == f"for about half an hour: {command} --max-steps-per-stage 2"
+    limited = last("--epochs", 12, "--max-steps-per-stage", 20)
+    assert limited == f"for about half an hour: {command} --max-steps-per-stage 2"
+    assert last("--epochs", 12, "--max-steps-per-stage", 4).startswith("dry run: nothing was written")
 
 
-def test_no_word_but_the_preset_is_left_out() -> None:
-    words = ["fastpsl", "--preset", "small", "--out", "--preset=x", "--presets", "--preset"]
-    assert forecast.without_preset(words) == ["fastpsl", "--out", "--presets"]
+@pytest.mark.parametrize(
+    ("typed", "argv", "expected"),
+    [
+        ("", ["/bin/fastpsl", "train", "uic", "--dry_run"], "fastpsl train uic"),
+        ("", ["/lib/fastpsl/__main__.py", "train", "uic", "--dry-run"], "fastpsl train uic"),
+        ("", ["recipes/uic_r50.py", "--out", "a b", "--dry-run"], "python recipes/uic_r50.py --out 'a b'"),
+        ("fastpsl train uic", ["/x/uic_r50.py", "--dry-run"], "fastpsl train uic --gpus 1"),
+        (
+            "",
+            ["/bin/fastpsl", "train", "uic", "--max_steps_per_stage", "7", "--dry-run", "--seed=1"],
+            "fastpsl train uic --seed=1",
+        ),
+        (
+            "",
+            ["/bin/fastpsl", "train", "uic", "--max-steps-per-stage=7", "--seed", "1"],
+            "fastpsl train uic --seed 1",
+        ),
+    ],
+)
+def test_the_command_is_as_it_was_typed(
+    typed: str, argv: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setenv(COMMAND, typed)
+    assert shlex.join(forecast._command(one_process())) == expected
+
+
+@pytest.mark.parametrize("recipe", WITH_PRESETS)
+def test_the_step_of_each_recipe_is_timed(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed is a real step of the task, with all that precedes it."""
+    files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(photo(i, 200, 210)) for i in range(60)}
+    photos, script = tree(tmp_path / "photos", files), find_recipe(recipe)
+    words = ["--data", str(photos), "--batch-size", "4", "--workers", "1", "--device", "cpu"]
+    if recipe == "distill":
+        torch.save(make_backbone("resnet18").state_dict(), tmp_path / "theirs.pth")
+        words += ["--teacher", str(tmp_path / "theirs.pth"), "--teacher-backbone", "resnet18"]
+    monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
+    options: Any = launch.parsed(script, words, "fastpsl train NAME")
+    assert options.preset in CPU_PRESETS and options.batch_size == 4
+
+
+def test_a_preset_is_timed_whose_images_the_network_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AlexNet reads images of 63 px and more, which the largest preset alone has."""
+    photos = tree(tmp_path / "photos", {f"{i}.jpg": jpeg(photo(i, 80, 90)) for i in range(60)})
+    monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
+    monkeypatch.setattr(forecast, "_measured", lambda *_, **more: (100.0, 0.0, ""))
+    words = ["--data", str(photos), "--backbone", "alexnet", "--device", "cpu"]
+    options: Any = launch.parsed(find_recipe("simclr_r50"), words, "fastpsl train simclr")
+    assert (options.preset, options.size_px) == ("cpu-large", 64)
+    with pytest.raises(ValueError, match="this backbone reads 63 px and more"):
+        launch.parsed(find_recipe("simclr_r50"), [*words, "--size-px", "32"], "fastpsl train simclr")
 
 
 class Slow(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.time_left import Costs
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import held_back
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -174,7 +175,8 @@ def test_a_cpu_preset_is_the_samples_training_larger_and_longer(recipe: str, nam
     options = parsed("--data", sample_paths().train, "--val", "none", "--preset", name, recipe=recipe)
     usual = {**script.paper, **script.sample}
     assert options.preset == name and options.backbone not in ("resnet50", "revnet50")
-    assert options.epochs == tuple(preset.length * epochs for epochs in usual["epochs"])
+    least = -(-150 // (480 // options.batch_size))  # steps of a stage
+    assert options.epochs == tuple(max(least, preset.length * epochs) for epochs in usual["epochs"])
     for side in {"size_px", "short_side"} & usual.keys():
         assert getattr(options, side) == min(script.paper[side], int(preset.side * usual[side]))
     for value in {"temperature", "trust", "momentum", "rotations_per_image"} & usual.keys():
@@ -193,12 +195,14 @@ def test_a_cpu_preset_suits_the_number_of_images() -> None:
     }  # fmt: skip
     many = cpu_values(CPU_PRESETS["cpu-small"], paper, sample, {"queue_size": 0.5}, 5_000_000)
     assert (many["epochs"], many["batch_size"], many["size_px"]) == ((1, 1), 32, 40)
-    # A plan of one stage sees as many images, and one of several in the paper's shares.
+    short = cpu_values(CPU_PRESETS["cpu-small"], paper | {"warmup_epochs": 9.0}, sample, {}, 5_000_000)
+    assert short["warmup_epochs"] == 0.2
+    # A plan of one stage sees as many images, and one of several in the paper's shares, but for 150 steps.
     one = cpu_values(CPU_PRESETS["cpu-small"], paper | {"epochs": (9,)}, sample, {}, 480)
     two = cpu_values(
         CPU_PRESETS["cpu-small"], paper | {"epochs": (30, 10)}, sample | {"epochs": (8,)}, {}, 480
     )
-    assert (one["epochs"], two["epochs"]) == ((30,), (18, 6))
+    assert (one["epochs"], two["epochs"]) == ((30,), (18, 10))
 
 
 STEP_S = {"cpu-large": 0.005, "cpu-medium": 0.04, "cpu-small": 1.0}  # of the preset that is timed
@@ -218,6 +222,7 @@ def test_the_machine_chooses_by_a_clock_once(
         return step_s, 0.0, ""
 
     monkeypatch.setattr(forecast, "_measured", measured)
+    monkeypatch.setattr(forecast, "block_costs", lambda *_: Costs([1.0] * 5, [2.0] * 5))
     monkeypatch.setattr(presets, "_has_gpu", lambda options: False)
     words = ["--data", str(photos), "--out", str(tmp_path / "out"), "--batch-size", "4", "--device", "cpu"]
     script = find_recipe("simclr_r50")
