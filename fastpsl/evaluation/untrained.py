@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastpsl.engine.distributed import World, share
+from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.evaluation.features import digest_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.caches import cache_folder
@@ -77,11 +77,12 @@ def score_floor(
     if kept is not None:
         return kept, ""
     scored = score(folder)
+    wait_for_all(world)  # no rank reads the folder any more
     if scored is not None:
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, (json.dumps(scored._asdict()) + "\n").encode())
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # what a disk elsewhere still holds may stay
     return scored, ""
 
 
