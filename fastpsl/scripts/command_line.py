@@ -27,6 +27,7 @@ from fastpsl.console.words import at_home, nearest
 from fastpsl.engine.options import flag
 from fastpsl.models.names import check_backbone
 
+COMMAND = "FASTPSL_COMMAND"  # in the environment of the processes that `fastpsl` starts: what was typed
 HELP = frozenset({"-h", "--help"})
 _alone = threading.Lock()  # tyro and what redirects stdout keep states of the whole process
 _MAX_METAVAR = 60  # columns; longer lists of values stand in the text

@@ -23,7 +23,7 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.time_left import Costs, work_ahead
 from fastpsl.scripts.before_training import lines_before, needed_side, stage_steps, typical_side
 from fastpsl.scripts.beginning import begun, with_first_learning
-from fastpsl.scripts.launch import COMMAND
+from fastpsl.scripts.command_line import COMMAND
 from fastpsl.scripts.presets import CPU_PRESETS, SMALL_BELOW
 from fastpsl.scripts.recipe import Recipe
 

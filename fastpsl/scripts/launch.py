@@ -19,7 +19,7 @@ from fastpsl.console.terminal import (
     require_address_space,
     safe_output,
 )
-from fastpsl.scripts.command_line import HELP
+from fastpsl.scripts.command_line import COMMAND, HELP
 from fastpsl.scripts.recipe import (
     Evaluation,
     Options,
@@ -28,8 +28,6 @@ from fastpsl.scripts.recipe import (
     print_now,
     require_paths,
 )
-
-COMMAND = "FASTPSL_COMMAND"  # in the environment of the processes that `fastpsl` starts: what was typed
 
 
 def launch(

@@ -13,7 +13,7 @@ from types import FrameType
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
 from fastpsl.files.workers import usable_cores
-from fastpsl.scripts.launch import COMMAND
+from fastpsl.scripts.command_line import COMMAND
 
 # Ranks stop at a step's end upon these, as a recipe of one process does.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -14,7 +14,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.time_left import forward_cost, step_cost, timed_costs
 from fastpsl.models.factory import make_backbone
 from fastpsl.scripts import forecast, launch, presets
-from fastpsl.scripts.launch import COMMAND
+from fastpsl.scripts.command_line import COMMAND
 from fastpsl.scripts.presets import CPU_PRESETS
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import one_process
