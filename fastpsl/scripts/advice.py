@@ -51,14 +51,14 @@ SIDES = Advice(
     "Enlarged images cost time and show nothing new.",
 )
 DISTIL = Advice(
-    f"fewer than {FEW_IMAGES:,} images, without --init",
+    f"there are fewer than {FEW_IMAGES:,} images and no `--init`",
     f"fewer than {FEW_IMAGES:,} images: in our runs a published network taught a small one more than such "
     "images did alone: {distil}",
     "With 10 labels a class, of 3,068 photos of clothes, a ResNet-18 named 55 % of others rightly. After "
     "SimCLR it named 22 %, and untrained 21 %.",
 )
 PUBLISHED = Advice(
-    f"fewer than {FEW_IMAGES:,} images, without --init",
+    f"there are fewer than {FEW_IMAGES:,} images and no `--init`",
     "and its own features are worth more still: {look}",
     "That network itself named 66 % rightly.",
 )
@@ -86,11 +86,10 @@ def on_few_images(data: str, val: str | None) -> list[str]:
     return [DISTIL.line.format(distil=distil), PUBLISHED.line.format(look=look)]
 
 
-def table() -> str:
-    """Return all advice as a table in Markdown."""
-    rows = list[str]()
-    few = dict(zip((DISTIL, PUBLISHED), on_few_images("photos", None), strict=True))
+def listed() -> str:
+    """Return all advice as a list in Markdown."""
+    items, few = list[str](), dict(zip((DISTIL, PUBLISHED), on_few_images("photos", None), strict=True))
     for each in ALL:
         line = few.get(each) or re.sub(r"{.*?}", "…", each.line)
-        rows.append(f"| {each.when} | `{line}` | {each.why} |")
-    return "\n".join(["| if | a training says | because |", "|---|---|---|", *rows])
+        items.append(f"- **If {each.when}.** {each.why}\n\n  ```text\n  {line}\n  ```\n")
+    return "\n".join(items)

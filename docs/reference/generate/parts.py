@@ -5,13 +5,13 @@ import re
 from docs.reference.generate.command_pages import commands_part
 from docs.reference.generate.messages import messages_part
 from docs.reference.generate.recipe_pages import common_part, options_of_recipes
-from fastpsl.scripts.advice import table as advice_table
+from fastpsl.scripts.advice import listed
 
 PARTS = {
     "messages": messages_part,
     "commands": commands_part,
     "common options": common_part,
-    "advice": advice_table,
+    "advice": listed,
 }
 MARK = re.compile(rf"^<!-- (?:({'|'.join(PARTS)})|options of (.+)) -->$", re.MULTILINE)
 
