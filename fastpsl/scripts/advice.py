@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastpsl.console.words import is_python, pasted
 
 FEW_IMAGES = 5000
-# Steps of a stage. On few photos, three stages of 65 taught nothing; 180 and more did (docs/runs).
+# Steps of a stage. On 180 photos, 72 and 96 taught nothing (docs/runs/simclr_clothing-200).
 FEW_STEPS = 150
 MAX_BATCH_SHARE = 0.1  # of the images
 _TEACHER = "timm/tf_efficientnet_lite0"  # of the trainings in docs/runs
@@ -32,7 +32,7 @@ class Advice(NamedTuple):
 STEPS = Advice(
     f"a stage has fewer than {FEW_STEPS} steps",
     f"stages of fewer than {FEW_STEPS} steps were not seen to learn: {{few}}; give --epochs {{epochs}}",
-    "Three stages of 65 steps on 180 photos taught nothing; stages of 180 steps and more did.",
+    "Stages of 72 and 96 steps on 180 photos taught nothing; stages of 180 steps and more did.",
 )
 BATCH = Advice(
     f"a step has more than {MAX_BATCH_SHARE:.0%} of the images",
