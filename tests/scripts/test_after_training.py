@@ -1,5 +1,6 @@
 """What a finished run says of its worth: against the weights it began with, and without labels."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def test_a_run_made_worse_names_the_weights_it_began_with(
     network, run, start = make_backbone("resnet18"), tmp_path / "run", Path("run/checkpoints/start.pt")
     torch.save(network.state_dict(), tmp_path / "theirs.pth")
     monkeypatch.chdir(tmp_path)
-    values = {"init": "theirs.pth", "lr": 1.0, "keep_checkpoints": 1, "checkpoint_steps": 1}
+    accuracies = itertools.chain([0.5], itertools.repeat(0.25))
+    monkeypatch.setattr("fastpsl.engine.online_probe.knn_accuracy", lambda *parts: next(accuracies))
+    values = {"init": "theirs.pth", "keep_checkpoints": 1, "checkpoint_steps": 1}
     done, worse, *following = last_lines(capsys, Path("run"), **values)
     first, *_, last = [json.loads(line) for line in (run / "probe.jsonl").read_text().splitlines()]
     numbers = " after ".join(f"{100 * look['knn_accuracy']:.1f} %" for look in (last, first))
