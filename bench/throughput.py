@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -56,7 +56,8 @@ from fastpsl.pipelines.sample.betons import sample_paths
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: Annotated[str | None, DATA] = None
-    recipe: tuple[Recipe, ...] = ("jigsaw",)  # Whose stages; none, written as --recipe, for loaders alone.
+    recipe: tuple[Recipe, ...] = field(default=("jigsaw",), metadata={"may_be_empty": True})
+    """Whose stages; none, written as --recipe, for loaders alone."""
     stages: tuple[str, ...] = ("S1", "S2", "S3")
     """Of PSL, and E for end to end: of each --recipe, or of one as RECIPE:STAGE."""
     decoders: tuple[str, ...] | None = None  # By name. Default: all but resident, that of `auto` first.

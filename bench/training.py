@@ -38,7 +38,8 @@ class Options:
     data: str | None = None  # A dataset file, or a quoted glob of shards. Without it: the embedded sample.
     stages: tuple[str, ...] = ("simclr:E", "simclr:S1")
     """Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL."""
-    peers: tuple[PeerName, ...] = ("lightly",)  # None, written as --peers, for ours alone.
+    peers: tuple[PeerName, ...] = field(default=("lightly",), metadata={"may_be_empty": True})
+    """None, written as --peers, for ours alone."""
     folder: bool = False  # Ours reads the JPEGs of the data from a folder, as lightly does.
     decoder: str = "auto"  # Ours.
     backbone: str | None = None  # Everybody's. Default: resnet50, and resnet18 for the sample.

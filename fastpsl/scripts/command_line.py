@@ -204,7 +204,7 @@ def options_of(kind: type, default: Any = None, group: str = "") -> Iterator[Opt
             told[0] if told else texts.get(each.name, ""),
             getattr(default, each.name, each.default),
             group or each.metadata.get("group", UNGROUPED),
-            each.default == (),
+            each.default == () or each.metadata.get("may_be_empty", False),
         )
 
 
