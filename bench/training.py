@@ -12,7 +12,7 @@ stages, so a stage of PSL stands beside their end-to-end training. Writes a JSON
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
