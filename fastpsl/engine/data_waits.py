@@ -22,6 +22,7 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.data.dataset import spread_indices
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders.choose import SLOWER
 from fastpsl.pipelines.decoders.dali import why_slower
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
@@ -166,7 +167,7 @@ def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]
 def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str, str]:
     """Return why the threads, which are busy, are too slow."""
     data, name = loader.data, loader.decoder_name
-    if name in ("pillow", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
+    if name in SLOWER or (name == "dali" and loader.device.type == "cpu"):
         if reason := libturbo.why_missing():
             return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.remedy()}"
         return "decoder", f"{name} decodes slowly: give --decoder turbo"

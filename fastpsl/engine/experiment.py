@@ -21,7 +21,7 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import GraphChoice, StepChoice, choose_graph, choose_step
 from fastpsl.engine.task import Task
 from fastpsl.engine.time_left import Costs, layer_costs, timed_costs
-from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
+from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep, autocast
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
@@ -286,10 +286,9 @@ def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
     num_channels = Input.from_dict(experiment.input_record(stage)).num_channels
     num = max(2, min(_TIMED_IMAGES, _TIMED_IMAGES * _TIMED_SIDE_PX**2 // side_px**2))
     images = torch.zeros(num, num_channels, side_px, side_px)
-    dtype = DTYPES[precision]
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    images = images.contiguous(memory_format=torch.channels_last)
     with operation("timing the network's blocks"):
-        return timed_costs(blocks, images.contiguous(memory_format=torch.channels_last), autocast)
+        return timed_costs(blocks, images, autocast(device, DTYPES[precision]))
 
 
 def make_train_step(experiment: Experiment, number: int, options: TrainingOptions, world: World) -> TrainStep:

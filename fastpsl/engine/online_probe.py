@@ -35,7 +35,7 @@ from fastpsl.engine.reporter import BEFORE, MetricsFile, knn_words
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import DTYPES
+from fastpsl.engine.train_step import DTYPES, autocast
 from fastpsl.files.run_folder import PROBES, read_lines
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
 from fastpsl.models.backbone import Backbone
@@ -152,7 +152,7 @@ def features_of(
 def _computed(data: RunData, forward: Forward, images: Tensor) -> list[Tensor]:
     device = data.world.device
     dtype = DTYPES[data.options.resolved_precision(device)]
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+    with autocast(device, dtype):
         return forward(images)
 
 

@@ -31,6 +31,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context in which layers compute in a precision; float32 leaves them as they are."""
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
 class StepTask(Protocol):
     """The part of a `Task` that a step calls."""
 
@@ -296,8 +302,7 @@ class TrainStep:
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the step's precision and device."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+        return autocast(self.world.device, self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of head, optimiser and scaler. The backbone is saved by its owner."""

@@ -22,7 +22,7 @@ from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.distributed import World, own_commit, share, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import DTYPES
+from fastpsl.engine.train_step import DTYPES, autocast
 from fastpsl.evaluation.feature_file import (
     FORMAT,
     FeatureFile,
@@ -333,7 +333,7 @@ def _launched(
     for batch in loader.epoch(0, first_step):
         (maps,) = augment.inputs(batch, loader.views, dtype)
         features: dict[int, Tensor] = {}
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             for number, block in enumerate(network, start=1):
                 maps = block(maps)
                 for place, work in enumerate(works):

@@ -27,7 +27,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import DTYPES
+from fastpsl.engine.train_step import DTYPES, autocast
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher
@@ -272,7 +272,7 @@ def _block_ms(backbone: Backbone, images: Tensor, data: RunData) -> tuple[list[f
     device, precision = data.world.device, data.options.resolved_precision(data.world.device)
     was_training, maps, times = backbone.training, images, list[float]()
     backbone.to(device).eval()
-    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+    with autocast(device, DTYPES[precision]):
         for block in backbone.blocks():
             # A copy for each pass, because a block may compute in place.
             again = lambda block=block, maps=maps: block(maps.clone())
