@@ -3,7 +3,7 @@
 import base64
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -161,15 +161,12 @@ def pretrain(
 
     by_machine = "WORLD_SIZE" not in os.environ  # ranks must agree
 
-    lines = list[str]()
-
-    def options_of(preset: str | None) -> Any:
-        lines.clear()
+    def options_of(preset: str | None, log: Callable[[str], object]) -> Any:
         given = values if preset is None else {**values, "preset": preset}
-        return script.from_values(given, lines.append, by_machine=by_machine)
+        return script.from_values(given, log, by_machine=by_machine)
 
     def work(opened: list[Run]) -> Trained:
-        options = for_machine(script, options_of, print_now, by_machine=by_machine)
+        options, lines = for_machine(script, options_of, by_machine=by_machine)
         for line in lines:
             print_now(line)
         train_or_stop(script, options, opened)

@@ -204,11 +204,8 @@ def timed_costs(blocks: Sequence[nn.Module], images: Tensor, autocast: torch.aut
 
 def step_cost(costs: Costs, stage: Stage) -> float:
     """Return what a step costs of an image: forward, and backward where blocks learn, as the head does."""
-    return (
-        forward_cost(costs, stage)
-        + sum(costs.backward[stage.first_learning - 1 : stage.last_block])
-        + (costs.head[1])
-    )
+    learning = costs.backward[stage.first_learning - 1 : stage.last_block]
+    return forward_cost(costs, stage) + sum(learning) + costs.head[1]
 
 
 def forward_cost(costs: Costs, stage: Stage) -> float:

@@ -26,7 +26,7 @@ from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loa
 from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice, val_part
 from fastpsl.engine.step_modes import what_is_built
 from fastpsl.engine.task import Task
-from fastpsl.engine.time_left import pixels, work_ahead
+from fastpsl.engine.time_left import layer_costs, pixels, work_ahead
 from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.decoders.choose import SLOWER
 from fastpsl.pipelines.loader.augment import choose_augment
@@ -196,8 +196,11 @@ class StageTrainer:
                 if part is not None and self.val_views:
                     val_loader = run.data.loader(part, self.val_views, train=False)
                     stack.enter_context(val_loader)
+            stages, blocks = self.experiment.stages, self.experiment.backbone.blocks()
+            is_last = position.stage + 1 == len(stages)  # then no later stage's steps are to be guessed
+            costs = layer_costs(blocks) if is_last else block_costs(self.experiment, self.stage, run.data)
             ahead = work_ahead(
-                self.experiment.stages, position.stage, block_costs(self.experiment, self.stage, run.data),
+                stages, position.stage, costs,
                 task.inputs_per_image, loader.num_samples, run.options.max_steps_per_stage,
                 lambda stage: self._end_images(stage, val_loader), run.options.batch_of,
             )  # fmt: skip

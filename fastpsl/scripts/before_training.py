@@ -133,7 +133,7 @@ def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
 
 def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     """Yield a line for each value that does not suit the data, with the value to give instead."""
-    options, num_images, sizes = data.options, data.train.num_samples, list[str]()
+    options, num_images = data.options, data.train.num_samples
     limit = max(2, int(MAX_BATCH_SHARE * num_images))
     if options.batch_of() > limit:
         yield BATCH.line.format(share=options.batch_of() / num_images, num_images=num_images, limit=limit)
@@ -155,6 +155,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     needed, side = needed_side(experiment), typical_side(data)
     if side < needed:
         unit = getattr(options, "grid", 1)  # of a jigsaw, whose window has as many cells on a side
+        sizes = list[str]()
         for name in ("short_side", "tile_px", "size_px"):
             if (given := getattr(options, name, None)) is not None:
                 fitting = [max(1, each * side // needed // unit) * unit for each in per_stage(given)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import resource
 import shlex
@@ -42,14 +43,6 @@ class Opened(NamedTuple):
     data: RunData
     lines: Sequence[str] = ()  # about the weights that it begins with, and what learns of them
 
-    def stage_s(self, number: int, step_s: float, val_s: float) -> tuple[int, int, float]:
-        """Return a stage's steps, its validation images, and the seconds of both."""
-        num_planned = stage_steps(self.experiment, self.data)[number]
-        num_steps = min(num_planned, self.data.options.max_steps_per_stage or num_planned)
-        part = val_part(self.data, num_steps, num_planned)
-        num_val = part.num_samples if part is not None and val_s else 0
-        return num_steps, num_val, num_steps * step_s + num_val * val_s
-
 
 def opened(recipe: Recipe[Any], options: Any, world: World) -> Opened:
     """Open the data, build the network and place it on the device. The caller closes the data."""
@@ -71,14 +64,17 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         lines = [*whole.lines, *lines_before(whole.experiment, whole.data)]
         with operation("measuring some steps"):
             part = _quick(recipe, whole)
-        total_s = whole.experiment.task.seconds_before()
-        for number, stage in enumerate(whole.experiment.stages):
+        total_s, steps = whole.experiment.task.seconds_before(), list[int]()
+        for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
+            stage = whole.experiment.stages[number]
             with operation(f"{stage.name}: measuring some steps"):
                 step_s, val_s, memory = _measured(part, number)
             own, few = (each.data.options.batch_of(each.experiment.stages[number]) for each in (whole, part))
             step_s *= own / few
-            num_steps, num_val, stage_s = whole.stage_s(number, step_s, val_s)
-            total_s += stage_s
+            steps.append(num_steps := min(num_planned, options.max_steps_per_stage or num_planned))
+            validated = val_part(whole.data, num_steps, num_planned)
+            num_val = validated.num_samples if validated is not None and val_s else 0
+            total_s += num_steps * step_s + num_val * val_s
             val = f", validation of {num_val:,} images {clock(num_val * val_s)}" if num_val else ""
             memory = memory if part is whole else ""
             lines.append(
@@ -91,7 +87,10 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
             "checkpoints"
         )
         if total_s > LONG_S:
-            lines.append(_shorter(options, whole, total_s))
+            # As many steps of each stage as take about half an hour.
+            limit = str(max(1, int(max(steps) * USUAL_S / total_s)))
+            command = shlex.join([*_command(world), "--max-steps-per-stage", limit])
+            lines.append(f"for about half an hour: {command}")
     if world.rank == 0:
         print("\n".join(lines))
 
@@ -161,7 +160,7 @@ def _measured(
     return step_s, val_s, f", memory {gibibytes(1024 * most_kib)}"
 
 
-def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tuple[str, str]:
+def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tuple[Any, str]:
     """Choose the preset for a machine without a GPU, by timed steps of one of them.
 
     Args:
@@ -169,44 +168,42 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
         options_of: Returns the options of a preset.
 
     Returns:
-        The longest of `CPU_PRESETS` that ends in about half an hour and enlarges no image, or else the
-        shortest; and a line about it.
+        The options of a preset, and a line about it. It is the longest of `CPU_PRESETS` that ends in about
+        half an hour and enlarges no image, or else the shortest.
 
     Raises:
         ValueError: The training cannot begin.
     """
     options = {name: options_of(name) for name in CPU_PRESETS}
     with operation("choosing --preset by timed steps"):
-        whole, timed, options = _first_opened(recipe, options)
+        whole, options = _first_opened(recipe, options)
         with contextlib.closing(whole.data):
-            task, number = whole.experiment.task, len(whole.experiment.stages) - 1
-            for _ in task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data):
+            task, stages = whole.experiment.task, whole.experiment.stages
+            for _ in task.lines_before(whole.experiment.backbone, stages, whole.data):
                 pass  # which times what comes before the first step
-            step_s, _, _ = _measured(whole, number, val=False)
-            costs = block_costs(whole.experiment, whole.experiment.stages[-1], whole.data)
+            step_s, _, _ = _measured(whole, len(stages) - 1, val=False)
+            costs = block_costs(whole.experiment, stages[-1], whole.data)
             side_px, needed_px = typical_side(whole.data), needed_side(whole.experiment)
             seconds = {
                 name: task.seconds_before() + step_s * _steps_in(whole, costs, each)
                 for name, each in options.items()
             }
     is_sized = len(set(map(_side, options.values()))) > 1  # else no preset enlarges less
-    fitting = [
-        name
-        for name, each in options.items()
-        if seconds[name] <= USUAL_S and (not is_sized or needed_px * _side(each) <= side_px * _side(timed))
-    ]
-    name = (fitting or [list(options)[-1]])[0]
-    usual = recipe.usual(options[name])
+    fitting_px = side_px * _side(whole.data.options) / needed_px if is_sized and needed_px else math.inf
+    fitting = [n for n, each in options.items() if seconds[n] <= USUAL_S and _side(each) <= fitting_px]
+    name = (fitting or list(options)[-1:])[0]
+    chosen = options[name]
+    usual = recipe.usual(chosen)
     whose = "the paper has" if recipe.source == "paper" else "usual are"
     back = "small" if whole.data.train.num_samples < SMALL_BELOW else "paper"
-    return name, (
-        f"--preset {name}, by timed steps on this CPU: {_words(vars(options[name]))}, about "
+    return chosen, (
+        f"--preset {name}, by timed steps on this CPU: {_words(vars(chosen))}, about "
         f"{clock(seconds[name])} of steps; {whose} {_words(usual)}, which --preset {back} takes"
     )
 
 
-def _first_opened(recipe: Recipe[Any], options: dict[str, Any]) -> tuple[Opened, Any, dict[str, Any]]:
-    """Return the experiment of the preset to time, its options, and the presets that may be chosen.
+def _first_opened(recipe: Recipe[Any], options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+    """Return the experiment of the preset to time, and the options of those that may be chosen.
 
     Where a network refuses the images of one, such as those that are too small for it, another is timed, and
     it alone may be chosen.
@@ -219,7 +216,7 @@ def _first_opened(recipe: Recipe[Any], options: dict[str, Any]) -> tuple[Opened,
         except ValueError as error:
             refused = refused or error
             continue
-        return whole, timed, options if name == _TIMED else {name: timed}
+        return whole, options if name == _TIMED else {name: timed}
     assert refused is not None
     raise refused
 
@@ -229,15 +226,6 @@ def _words(values: Mapping[str, Any]) -> str:
     epochs = f"{' '.join(map(str, values['epochs']))} epochs"
     side = [f"{at_end(values['size_px'])} px"] if "size_px" in values else []
     return ", ".join([*([values["backbone"]] if "backbone" in values else []), *side, epochs])
-
-
-def _shorter(options: Any, whole: Opened, total_s: float) -> str:
-    """Return the command of this dry run, cut to as many steps as take about half an hour."""
-    limit = options.max_steps_per_stage
-    steps = max(min(num, limit or num) for num in stage_steps(whole.experiment, whole.data))
-    fitting = str(max(1, int(steps * USUAL_S / total_s)))
-    words = [*_command(whole.data.world), "--max-steps-per-stage", fitting]
-    return f"for about half an hour: {shlex.join(words)}"
 
 
 def _command(world: World) -> list[str]:

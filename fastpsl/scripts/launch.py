@@ -68,14 +68,13 @@ def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> O
     Of `fastpsl train` the machine chooses the preset. A recipe started as a script has the same values
     on any machine. So have torchrun's processes, which must agree.
     """
-    lines, by_machine = list[str](), (prog or "").startswith("fastpsl ") and "WORLD_SIZE" not in os.environ
+    by_machine = (prog or "").startswith("fastpsl ") and "WORLD_SIZE" not in os.environ
 
-    def options_of(preset: str | None) -> Options:
-        lines.clear()
+    def options_of(preset: str | None, log: Callable[[str], object]) -> Options:
         words = [*given, *(["--preset", preset] if preset else [])]
-        return script.parse(words, prog=prog, log=lines.append, by_machine=by_machine)
+        return script.parse(words, prog=prog, log=log, by_machine=by_machine)
 
-    options = for_machine(script, options_of, print_now, by_machine=by_machine)
+    options, lines = for_machine(script, options_of, by_machine=by_machine)
     require_paths(options)
     for line in lines:
         print_now(line)
@@ -84,31 +83,29 @@ def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> O
 
 def for_machine(
     script: Script[Options],
-    options_of: Callable[[str | None], Options],
-    log: Callable[[str], object],
+    options_of: Callable[[str | None, Callable[[str], object]], Options],
     *,
     by_machine: bool,
-) -> Options:
-    """Return options of which the machine has chosen the preset, where it is to.
+) -> tuple[Options, list[str]]:
+    """Return options of which the machine has chosen the preset, where it is to, and what to tell of them.
 
     Args:
         script: The script.
-        options_of: Parses the options with a preset; None for that of the command.
-        log: Takes a line about the choice.
+        options_of: Parses the options with a preset, None for that of the command, and tells lines.
         by_machine: As it is given to `Script.parse`.
 
     Raises:
         ValueError: Something that the options name is not there, or the training cannot begin.
     """
-    options = options_of(None)
+    lines = list[str]()
+    options = options_of(None, lines.append)
     if not by_machine or not isinstance(script, Recipe) or getattr(options, "preset", "") != "auto":
-        return options
+        return options, lines
     require_paths(options)
     from fastpsl.scripts.forecast import choose_preset  # imports torch
 
-    name, line = choose_preset(script, options_of)
-    log(line)
-    return options_of(name)
+    options, line = choose_preset(script, lambda preset: options_of(preset, lambda _: None))
+    return options, [line, *lines]
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:

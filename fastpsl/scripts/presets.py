@@ -50,7 +50,6 @@ class CpuPreset(NamedTuple):
 CPU_PRESETS = {
     "cpu-large": CpuPreset(2.0, 12), "cpu-medium": CpuPreset(1.5, 6), "cpu-small": CpuPreset(1.0, 3),
 }  # fmt: skip
-_STAND_IN = "cpu-medium"  # whose values options have until one is chosen
 
 
 def small_values(
@@ -134,8 +133,8 @@ def preset_values(
     """Return the preset, --val and the values by which the preset replaces the paper's.
 
     A run that goes on keeps the preset and --val of its start. Data that are not there give the paper's
-    values, because an error follows when they are opened. With `by_machine`, and without a GPU, `auto` stays,
-    with the values of one of `CPU_PRESETS`, until the machine has chosen.
+    values, because an error follows when they are opened. With `by_machine`, and without a GPU, `auto` stays
+    until the machine has chosen one of `CPU_PRESETS`.
 
     Raises:
         ValueError: There are too few images for `auto`, or the data cannot be read.
@@ -160,20 +159,19 @@ def preset_values(
             raise _too_few(str(options.data), found)
         if by_machine and "epochs" in sample and not _has_gpu(options):
             preset = "auto"
-    name = _STAND_IN if preset == "auto" and is_there else preset
-    if holds_back(name) and (is_there or options.data is None):
-        found = found or _found(options, None if name == "small" else SMALL_BELOW)
+    if holds_back(preset) and (is_there or options.data is None):
+        found = found or _found(options, None if preset == "small" else SMALL_BELOW)
         may_hold_back = options.data is not None and not earlier and "val" not in options.without
-        is_few = found.num_samples < SMALL_BELOW or name == "small"
+        is_few = found.num_samples < SMALL_BELOW or preset == "small"
         is_scored = may_hold_back and is_few and found.num_classes > 1
         if is_scored and val is None and not why_none_held_back(options):
             val = HELD_BACK
         batch_size = options.batch_size if options.batch_size != paper["batch_size"] else None
         num, scaled = _num_training(found, share_of(val)), {"scales_rate": scales_rate}
-        if name == "small":
+        if preset == "small":
             values = small_values(paper, at_most, num, batch_size, **scaled)
         else:
-            values = cpu_values(CPU_PRESETS[name], paper, sample, at_most, num, batch_size, **scaled)
+            values = cpu_values(CPU_PRESETS[preset], paper, sample, at_most, num, batch_size, **scaled)
         return {**values, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
 
