@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -288,7 +289,7 @@ def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
     images = torch.zeros(num, num_channels, side_px, side_px)
     images = images.contiguous(memory_format=torch.channels_last)
     with operation("timing the network's blocks"):
-        return timed_costs(blocks, images, autocast(device, DTYPES[precision]))
+        return timed_costs(blocks, images, partial(autocast, device, DTYPES[precision]))
 
 
 def make_train_step(experiment: Experiment, number: int, options: TrainingOptions, world: World) -> TrainStep:

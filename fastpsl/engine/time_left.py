@@ -9,9 +9,9 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fastpsl.engine.plan import Stage
@@ -173,7 +173,9 @@ def layer_costs(blocks: Sequence[nn.Module]) -> Costs:
     return Costs(nums, [2 * num for num in nums], (1, 2))
 
 
-def timed_costs(blocks: Sequence[nn.Module], images: Tensor, autocast: torch.autocast) -> Costs:
+def timed_costs(
+    blocks: Sequence[nn.Module], images: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Costs:
     """Return the seconds of a CPU's passes of some images, by copies of the blocks in evaluation mode.
 
     On a CPU the number of layers tells little: a block of few positions and many channels takes several times
@@ -182,7 +184,7 @@ def timed_costs(blocks: Sequence[nn.Module], images: Tensor, autocast: torch.aut
     Args:
         blocks: The blocks, each of which takes what the one before returns.
         images: The images, [N, C, H, W].
-        autocast: The context of the passes.
+        autocast: Makes the context of a pass.
     """
     found = Costs(forward := [], backward := [])
     maps = images
@@ -191,7 +193,7 @@ def timed_costs(blocks: Sequence[nn.Module], images: Tensor, autocast: torch.aut
         for _ in range(2):  # the first is warming up
             given = maps.detach().clone().requires_grad_()
             started = time.perf_counter()
-            with autocast:
+            with autocast():
                 output = copied(given.view_as(given))  # which a block may compute in place, as no leaf
             passed = time.perf_counter()
             output.float().sum().backward()

@@ -22,6 +22,7 @@ from fastpsl.engine.step_modes import (
     beside,
     make_runner,
 )
+from fastpsl.kernels.thin_maps import ThinMapsInFloat32
 from fastpsl.models.foreign_weights import first_three
 from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
@@ -31,10 +32,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the context in which layers compute in a precision; float32 leaves them as they are."""
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Let layers compute in a precision; float32 leaves them as they are."""
     enabled = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+    on_cpu = enabled and device.type == "cpu"
+    with (
+        torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled),
+        ThinMapsInFloat32() if on_cpu else contextlib.nullcontext(),
+    ):
+        yield
 
 
 class StepTask(Protocol):
@@ -300,7 +307,7 @@ class TrainStep:
             output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
             return output
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the autocast context of the step's precision and device."""
         return autocast(self.world.device, self.dtype)
 

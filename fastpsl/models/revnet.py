@@ -15,6 +15,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fastpsl.kernels.thin_maps import ThinMapsInFloat32
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import normal_weights
 
@@ -203,7 +204,8 @@ def _pull_back(
     The gradients of the function's parameters are added to the dict `gradients`.
     """
     x = x.detach().requires_grad_()
-    with torch.enable_grad(), torch.autocast(**autocast):
+    thin = ThinMapsInFloat32() if autocast["device_type"] == "cpu" else contextlib.nullcontext()
+    with torch.enable_grad(), torch.autocast(**autocast), thin:
         value = function(x)
     learning = [parameter for parameter in function.parameters() if parameter.requires_grad]
     # Backward passes run outside autocast.
