@@ -46,7 +46,7 @@ from bench.schema import RUNS, data_record, environment, over, spread
 from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
-from fastpsl.engine.options import GraphName, RunOptions
+from fastpsl.engine.options import GraphName, PretrainOptions
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName
@@ -305,7 +305,7 @@ def main() -> None:
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
             "batch_size": setting.batch_size, "num_threads": setting.num_threads,
             "backbone": options.backbone,
-            "precision": RunOptions(precision=options.precision).resolved_precision(world.device),
+            "precision": PretrainOptions(precision=options.precision).resolved_precision(world.device),
             "device": world.device.type, "augment": options.augment_backend,
             "step": options.compile, "graph": options.graph, "min_steps_of_an_epoch": MIN_STEPS,
             "fold_frozen": options.fold_frozen,

@@ -2,6 +2,7 @@
 
     python bench/training.py --data photos.beton               SimCLR end to end and in S1, beside lightly's
     python bench/training.py --data photos.beton --folder      ours reads a folder of JPEGs, as lightly
+    python bench/training.py --data photos.beton --folder --precisions fp32 bf16
     python bench/training.py --data photos.beton --peers dali_resnet50 --stages supervised:E
 
 Each trains in a process of its own, from the same photos, in turn. Peers are as their users write them
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
 from bench.interleaved import Rates, measure
@@ -24,6 +27,7 @@ from bench.recipe_stages import Recipe
 from bench.schema import RUNS, data_record, environment, over, spread
 from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -31,6 +35,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 PeerName = Literal["lightly", "dali_resnet50"]
 SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
 """Peer → the recipe of ours that has its method."""
+HAVE_PRECISIONS = ("lightly",)  # DALI's example has its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,8 @@ class Options:
     """None, written as --peers, for ours alone."""
     folder: bool = False  # Ours reads the JPEGs of the data from a folder, as lightly does.
     decoder: str = "auto"  # Ours.
+    precisions: tuple[Literal["auto", "fp32", "bf16", "fp16"], ...] = ("auto",)
+    """Everybody's but DALI's, each measured. auto: ours by the device, lightly's half on CUDA, else fp32."""
     backbone: str | None = None  # Everybody's. Default: resnet50, and resnet18 for the sample.
     size_px: int | None = None
     """Side of the crops; jigsaw's tiles have the recipe's. Default: 224, and 96 for the sample."""
@@ -67,35 +74,61 @@ class Options:
 def works_of(options: Options, work: peers.Work) -> tuple[dict[str, peers.Work], list[dict[str, str]]]:
     """Return what can be measured here by name, ours first, and what cannot, with the reason."""
     works, missing = {}, []
+    named: dict[str, str] = {
+        f", {each}" if len(options.precisions) > 1 else "": each for each in options.precisions
+    }
     for text in options.stages:
         recipe, _, stage = text.partition(":")
-        works[f"fastpsl, {recipe} {stage}"] = replace(
-            work, kind="training", recipe=recipe, stage=stage, from_folder=options.folder
-        )
+        for name, precision in named.items():
+            works[f"fastpsl, {recipe} {stage}{name}"] = replace(
+                work, kind="training", recipe=recipe, stage=stage, from_folder=options.folder,
+                precision=_resolved(precision, "training", work.device),
+            )  # fmt: skip
     for kind in options.peers:
         title = peers.TRAINING[kind].title
         if reason := peers.why_missing(kind, work.data):
             missing.append({"what": title, "reason": reason})
-        else:
-            works[title] = replace(work, kind=kind)
+            continue
+        for name, precision in (named if kind in HAVE_PRECISIONS else {"": "auto"}).items():
+            works[title + name] = replace(work, kind=kind, precision=_resolved(precision, kind, work.device))
     return works, missing
 
 
+def _resolved(precision: str, kind: str, device: str) -> str:
+    """Return the precision in which what trains computes."""
+    if precision != "auto":
+        return precision
+    own = PretrainOptions().resolved_precision(torch.device(device))
+    return own if kind == "training" or own == "fp16" else "fp32"
+
+
 def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows, and the ratios of ours to the peer of the same method, repeat by repeat."""
+    """Return the rows, and the ratios of ours to the peer of the same method, repeat by repeat.
+
+    A peer counts in its fastest precision.
+    """
     rows, ratios = [], []
     for each in rates:
         work, cores = each.work, spread(each.cores)["median"]
-        labels = {"recipe": work.recipe or None, "stage": work.stage or None, "trained_by": work.kind}
+        labels = {
+            "recipe": work.recipe or None, "stage": work.stage or None, "trained_by": work.kind,
+            "precision": work.precision,
+        }  # fmt: skip
         rows.append({
             "measured": "trained", **labels, "unit": "samples/s", "cores_used": round(cores, 3),
             "first_batch_s": round(each.first_batch_s, 2), **spread(each.values),
         })  # fmt: skip
-        for other in rates if work.kind == "training" else ():
+        for other in fastest_peers(rates) if work.kind == "training" else ():
             if SAME_METHOD.get(other.work.kind) == work.recipe:
                 ratio = over(each.values, other.values)
                 ratios.append({"what": "ours / the peer's", **labels, "peer": other.work.kind, **ratio})
     return rows, ratios
+
+
+def fastest_peers(rates: list[Rates]) -> list[Rates]:
+    """Return each peer in the precision of its highest median."""
+    ascending = sorted(rates, key=lambda each: spread(each.values)["median"])
+    return list({each.work.kind: each for each in ascending if each.work.kind != "training"}.values())
 
 
 def main() -> None:
@@ -129,11 +162,11 @@ def main() -> None:
     rows, ratios = tabulate(rates)
     publish(
         options.out, "training", machine,
-        "trained_by recipe stage peer cores_used first_batch_s", data=record,
+        "trained_by recipe stage precision peer cores_used first_batch_s", data=record,
         settings={
             "repeats": repeats, "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
-            "size_px": size_px, "backbone": backbone, "decoder": options.decoder, "device": device.type,
-            "folder": options.folder,
+            "size_px": size_px, "backbone": backbone, "precisions": options.precisions,
+            "decoder": options.decoder, "device": device.type, "folder": options.folder,
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip

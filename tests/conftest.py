@@ -1,8 +1,12 @@
 """Options of the tests. pytest-xdist's controller imports nothing else, because torch takes seconds."""
 
+import os
 from collections.abc import Sequence
 
 import pytest
+
+# Expected values are those of float32, which a CPU with instructions for bf16 does not train in by itself.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
 SLOW_TEST_S = 8000  # the timeout of slow and nightly tests; the longest one takes 390 s on idle cores
 

@@ -232,6 +232,15 @@ class Run:
         return f"{self.arm.replace(' ', '_')}{rate}-s{self.seed}"
 
 
+def of_cpu(words: Sequence[str]) -> list[str]:
+    """Return the words of a command as it runs without a GPU: in fp32 if it names no precision.
+
+    A CPU's default has become another since most plans were committed and run.
+    """
+    is_plain = words[0].startswith(("recipes/", "bench/")) and "--precision" not in words
+    return [*words, "--precision", "fp32"] if is_plain else [*words]
+
+
 def commands_of(record: Mapping[str, Any]) -> set[str]:
     """Return the commands of all entries of a results.json, by which they are known."""
     return {one["command"] for kind in ("search", "training", "scores", "beside") for one in record[kind]}

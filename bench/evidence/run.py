@@ -27,11 +27,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from tyro.conf import Positional, arg
 
 from bench.evidence.data import write as write_data
-from bench.evidence.plan import RANDOM, Plan, Run, Step
+from bench.evidence.plan import RANDOM, Plan, Run, Step, of_cpu
 from bench.evidence.results import Results, done_file
 from bench.program import run_program
 from bench.schema import cpu_name
@@ -149,7 +150,7 @@ class Runner:
                 raise ValueError(f"{done} is of another command ({before}): give another --work")
             return
         process = _PROCESSES.Process(
-            target=work, args=(step.words(self.data, self.runs), step.command, log, done), name=name
+            target=work, args=(self.words_of(step), step.command, log, done), name=name
         )
         with _POLLING:
             process.start()
@@ -163,6 +164,11 @@ class Runner:
             raise ValueError(
                 f"{name} failed with exit code {process.exitcode}: {_last_line(log)} (all in {log})"
             )
+
+    def words_of(self, step: Step) -> list[str]:
+        """Return the words of a command on this machine."""
+        words = step.words(self.data, self.runs)
+        return words if torch.cuda.is_available() else of_cpu(words)
 
     def _wait(self, process: ForkServerProcess, log: Path) -> None:
         said = time.monotonic()

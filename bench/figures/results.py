@@ -81,11 +81,13 @@ def training_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     file, result = newest(beside, "training")
     settings, device = result["settings"], _device(result)
     names = {"E": f"{OURS}, end to end", None: "lightly"}
-    rows = [
-        (names.get(row["stage"], f"{OURS}, stage {str(row['stage'])[-1]}"), [row["median"]])
-        for row in sorted(result["rows"], key=lambda row: -row["median"])
-        if row["recipe"] in ("simclr", None)
-    ]
+    shown = [row for row in result["rows"] if row["recipe"] in ("simclr", None)]
+    # Each in its fastest precision. Older results have one, without its name.
+    fastest = {row["stage"]: row for row in sorted(shown, key=lambda row: row["median"])}
+    rows = []
+    for stage, row in sorted(fastest.items(), key=lambda pair: -pair[1]["median"]):
+        name = names.get(stage, f"{OURS}, stage {str(stage)[-1]}")
+        rows.append((f"{name}, {row['precision']}" if row.get("precision") else name, [row["median"]]))
     spoken = "; ".join(f"{name}: {rate:,.0f}" for name, (rate,) in rows)
     reads = "a folder of JPEGs" if settings.get("folder") else "a dataset file"
     return {

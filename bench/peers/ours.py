@@ -98,7 +98,7 @@ def training_batches(work: Work, num_views: int) -> Iterator[int]:
     world = World(0, 1, 0, 1, torch.device(work.device))
     options = recipe_options(
         work.recipe, is_sample=work.size_px < 224, batch_size=work.batch_size, backbone=work.backbone,
-        device=world.device.type, decoder=work.decoder, workers=work.num_threads,
+        device=world.device.type, decoder=work.decoder, workers=work.num_threads, precision=work.precision,
         size_px=work.size_px if "size_px" in recipe_of(work.recipe).paper else None,
     )  # fmt: skip
     experiment, number = stage_experiment(work.recipe, work.stage, options, world)

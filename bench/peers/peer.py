@@ -38,6 +38,7 @@ class Work:
     stage: str = ""
     decoder: str = "auto"
     backbone: str | None = None  # the network of what trains; None for its own
+    precision: str = "auto"  # of what trains: fp32, bf16, fp16; auto is its own choice
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ from torch import Tensor
 from fastpsl.pipelines.decoders.memory import pinned_like
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_CPU_FILE = Path("/proc/cpuinfo")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+# Values of oneDNN's own limit that take these instructions from torch.
+_ISA_WITHOUT_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni"}
 # The driver's errors that mean: it is older than torch's CUDA.
 DRIVER_TOO_OLD = (
     "driver on your system is too old", "driver version is insufficient",
@@ -57,6 +61,19 @@ def without_advice(error: Exception) -> str:
 def unused_gpu() -> bool:
     """Return whether NVIDIA's driver is installed and CUDA_VISIBLE_DEVICES does not hide all GPUs."""
     return _DRIVER_FILE.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether torch multiplies bf16 by the CPU's own instructions: AVX-512 BF16 or AMX.
+
+    Other CPUs convert each number, which is slower than float32.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower() in _ISA_WITHOUT_BF16:
+        return False
+    with suppress(OSError), _CPU_FILE.open(encoding="utf-8") as lines:
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        return not _BF16_FLAGS.isdisjoint(flags.split())
+    return False
 
 
 _restore = ExitStack()  # global, as the flags are

@@ -14,7 +14,7 @@ from tyro.conf import arg
 from fastpsl.engine.plan import FreezeRule, Stage, make_plan, with_values
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
-from fastpsl.models.names import ANY_BACKBONE, MAX_DOWNLOAD_GB, is_module, is_own
+from fastpsl.models.names import ANY_BACKBONE, BACKBONES, MAX_DOWNLOAD_GB, is_module, is_own
 from fastpsl.pipelines.data.reading import Reading
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class RunOptions:
     seed: int = field(default=0, metadata=OUTPUT)
     """Random seed of the initial weights, the order of the images and their augmentations."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", metadata=SPEED)
-    """Number format of the network; auto is fp16 on CUDA and fp32 on the CPU."""
+    """Number format of the network; auto is fp16 on CUDA. On the CPU it is fp32, and in pre-training of a
+    network of ours bf16 where the CPU has instructions for it.
+    """
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE | SPEED)
     """Where to compute; auto is CUDA if there is a GPU."""
     decoder: DecoderName = field(default="auto", metadata=MACHINE | SPEED)
@@ -394,6 +396,15 @@ class PretrainOptions(TrainingOptions):
             partition=tuple(part.replace("B", "") for part in self.partition),
             probe_every=1 if self.freeze_when != "never" and every is None else every,
         )
+
+    @override
+    def resolved_precision(self, device: torch.device) -> str:
+        is_ours = getattr(self, "backbone", BACKBONES[0]) in BACKBONES  # others are not measured in bf16
+        if self.precision == "auto" and device.type == "cpu" and is_ours:
+            from fastpsl.engine.gpu import cpu_has_bf16  # imports torch, which --help does without
+
+            return "bf16" if cpu_has_bf16() else "fp32"
+        return super().resolved_precision(device)
 
     @override
     def science(self) -> dict[str, Any]:

@@ -339,6 +339,10 @@ class Run:
             if world.rank == 0:
                 self._write_records()
         self.stop_signal = StopSignal(world, options.checkpoint_minutes)
+        if self.resumed and self.precision != (
+            usual := replace(options, precision="auto").resolved_precision(world.device)
+        ):
+            notes.append(f"computes in {self.precision}, as the run began; a new one here would in {usual}")
         for line in (*notes, *map(summary_line, self.position.summaries)):
             self.reporter.log(line)
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -47,6 +47,18 @@ RESULTS = Form("results.json", {
     "loss_start": maybe(NUMBER), "loss_end": maybe(NUMBER), "chance": maybe(NUMBER),
     "accuracy_name": maybe(TEXT), "knn_accuracy": maybe(NUMBER), "peak_allocated_bytes": maybe(NUMBER),
 }, is_list=True)  # fmt: skip
+
+
+def recorded_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a config.json, with the precision that the run had in place of "auto".
+
+    fp16 stays "auto", which takes it on every GPU and never on a CPU.
+    """
+    options, precision = dict(config.get("options") or {}), (config.get("science") or {}).get("precision")
+    if options.get("precision") == "auto" and precision not in (None, "fp16"):
+        options["precision"] = precision
+    return options
+
 
 METRICS, PROBES, EPOCHS = LINES = "metrics.jsonl", "probe.jsonl", "epochs.jsonl"
 _MAX_LINE_BYTES = 1 << 20

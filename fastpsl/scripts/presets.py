@@ -22,7 +22,7 @@ from fastpsl.engine.options import (
 )
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.remote.address import is_remote
-from fastpsl.files.run_folder import CONFIG
+from fastpsl.files.run_folder import CONFIG, recorded_options
 from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_module, is_own
 from fastpsl.scripts.advice import FEW_STEPS, MAX_BATCH_SHARE
@@ -146,8 +146,9 @@ def preset_values(
     defaults = {each.name: each.default for each in fields(options) if each.name in needed}
     paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
-    if options.goes_on() and earlier.get("first_learning"):
-        given["first_learning"] = earlier["first_learning"]
+    if options.goes_on():
+        kept = {name: earlier.get(name) for name in ("first_learning", "precision")}
+        given |= {name: value for name, value in kept.items() if value is not None}
     if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
         preset = "sample" if options.data is None else "paper"
     named = (options.data, options.val if names_val(options) else None)
@@ -270,4 +271,4 @@ def _earlier_options(options: PretrainOptions, recipe: str) -> dict[str, Any]:
             f"{error}, so the options of the run's start are not known; move it away, and give them again"
         ) from None
     is_its = (config.get("science") or {}).get("recipe") == recipe
-    return dict(config.get("options") or {}) if is_its else {}
+    return recorded_options(config) if is_its else {}

@@ -28,7 +28,7 @@ from fastpsl.engine.options import (
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.files.remote.address import is_remote
-from fastpsl.files.run_folder import CONFIG
+from fastpsl.files.run_folder import CONFIG, recorded_options
 from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.scripts.command_line import HELP, options_of, parse
@@ -68,7 +68,7 @@ def recorded_values(
     Raises:
         ValueError: The recipe has no such option, or a value is not of the option's kind.
     """
-    given, origin = dict(config["options"]), config["science"].get(INITIAL_WEIGHTS) or {}
+    given, origin = recorded_options(config), config["science"].get(INITIAL_WEIGHTS) or {}
     hints = get_type_hints(options)
     kinds = {field.name: hints[field.name] for field in fields(options)}
     if unknown := given.keys() - kinds.keys():
@@ -235,13 +235,16 @@ class Script(Generic[Options]):
         if begun:
             first = parsed({**self.paper, **begun})
         paper = self.usual(first)
-        values = {**paper, **self.defaults(first, paper, by_machine), **begun}
+        defaults = self.defaults(first, paper, by_machine)
+        values = {**paper, **defaults, **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions):
+            chosen = {"preset": "paper", "precision": "auto", **defaults}
             had_other_plan = options.plan != "continue" and getattr(first, "first_learning", None) is None
             options = replace(
                 options,
-                preset=values["preset"] if options.preset == "auto" else options.preset,
+                preset=chosen["preset"] if options.preset == "auto" else options.preset,
+                precision=chosen["precision"] if options.precision == "auto" else options.precision,
                 first_learning=None if had_other_plan else options.first_learning,  # that of --config
             )
         for name in _NAMES_OF_NETWORKS:

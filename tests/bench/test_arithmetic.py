@@ -138,6 +138,15 @@ def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:
         rates("lightly", (10.0, 8.0)),
     ])  # fmt: skip
     assert (ratio["recipe"], ratio["peer"], ratio["values"]) == ("simclr", "lightly", [3.0, 5.0])
+    _, ratios = training.tabulate([
+        rates("training", (30.0, 40.0), recipe="simclr", stage="E", precision="fp32"),
+        rates("training", (60.0, 80.0), recipe="simclr", stage="E", precision="bf16"),
+        rates("lightly", (20.0, 16.0), precision="bf16"), rates("lightly", (10.0, 8.0), precision="fp32"),
+    ])  # fmt: skip
+    assert [(each["precision"], each["values"]) for each in ratios] == [
+        ("fp32", [1.5, 2.5]),
+        ("bf16", [3.0, 5.0]),
+    ]
 
 
 def test_a_ranks_rate_is_compared_with_that_of_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,14 @@ def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
         ("lightly", [5.0]),
     ]
     assert words["longest"] == 20 and words["title"].endswith("2 CPU cores")
+    both = result(None, "lightly", 10.0, 20.0)
+    both["rows"] = [row | {"precision": "fp32"} for row in both["rows"]] + [
+        row | {"precision": "bf16", "median": median}
+        for row, median in zip(both["rows"], (12.0, 19.0, 21.0), strict=True)
+    ]
+    assert training_words({"training-b.json": both})["rows"] == [
+        ("lightly, bf16", [21.0]), ("fastpsl, stage 1, fp32", [20.0]), ("fastpsl, end to end, bf16", [12.0]),
+    ]  # fmt: skip
     assert words["about"].endswith("a folder of JPEGs.") and words["source"].endswith("/training-b.json")
     with pytest.raises(ValueError, match="no file in bench/results/"):
         training_words({"training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0)})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.evidence.plan import UNTRAINED, Run, read_plan
+from bench.evidence.plan import UNTRAINED, Run, of_cpu, read_plan
 from fastpsl.pipelines.datasets.open import Glance
 from fastpsl.scripts import presets
 from fastpsl.scripts.launch import parsed
@@ -26,7 +26,7 @@ def values_of(plan: Path) -> dict[str, list[Any]]:
         opened = opened.with_epochs(opened.epochs[-1])
     for arm in (*opened.arms, UNTRAINED):
         run = Run(arm, opened.search.rates[0], opened.seeds[0], counts=True)
-        script, *words = opened.training_of(run).words("DATA", "RUNS")
+        script, *words = of_cpu(opened.training_of(run).words("DATA", "RUNS"))
         if script.startswith("recipes/"):
             science = parsed(find_recipe(Path(script).stem), words, None).science()
             values[f"{plan.stem}: {arm}"] = [science.get(name) for name in CHOSEN]

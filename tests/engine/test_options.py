@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine import gpu
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
+from fastpsl.evaluation.options import ProbeOptions
 from fastpsl.scripts import recipe_process
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import tiny_recipe
@@ -90,6 +92,36 @@ def test_precision_follows_the_device() -> None:
     assert RunOptions().resolved_precision(torch.device("cpu")) == "fp32"
     assert RunOptions().resolved_precision(torch.device("cuda")) == "fp16"
     assert RunOptions(precision="bf16").resolved_precision(torch.device("cuda")) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "expected"),
+    [
+        ("fpu avx512f avx512_bf16 avx512_vnni", "", "bf16"),
+        ("fpu amx_bf16 amx_tile", "ALL", "bf16"),
+        ("fpu avx512_bf16", "AVX512_CORE_BF16", "bf16"),
+        ("fpu avx512_bf16", "AVX512_CORE", "fp32"),
+        ("fpu amx_bf16", "avx2", "fp32"),
+        ("fpu avx2 avx512f avx512_vnni amx_tile", "", "fp32"),
+        (None, "", "fp32"),
+    ],
+)
+def test_pre_training_takes_bf16_where_a_cpu_has_its_instructions(
+    flags: str | None, limit: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays fp32 where oneDNN may not use them, for others' networks, and where a network is evaluated."""
+    monkeypatch.setattr(gpu, "_CPU_FILE", tmp_path / "cpuinfo")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: bf16\nflags\t\t: {flags}\n\n")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert PretrainOptions().resolved_precision(cpu) == expected
+    assert PretrainOptions(precision="fp32").resolved_precision(cpu) == "fp32"
+    assert PretrainOptions().resolved_precision(cuda) == "fp16"
+    assert ProbeOptions().resolved_precision(cpu) == "fp32"
+    for backbone in ("resnet18", "timm/tf_efficientnet_lite0", "net.py:Net"):
+        options = find_recipe("simclr_r50").with_paper(backbone=backbone)
+        assert options.resolved_precision(cpu) == (expected if backbone == "resnet18" else "fp32")
 
 
 @pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "recipes").glob("*.py")))

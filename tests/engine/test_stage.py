@@ -173,6 +173,26 @@ def test_a_warm_up_computes_in_the_steps_precision(precision: str, dtype: torch.
     assert seen == [dtype]
 
 
+def test_bf16_leaves_weights_momenta_and_statistics_in_float32() -> None:
+    """BatchNorm's statistics are those of the bf16 outputs before it, summed in float32."""
+    torch.manual_seed(0)
+    train_step = train_step_of(make_plan("end_to_end", (1, 1, 1))[0], precision="bf16")
+    net, seen = train_step.module, list[tuple[nn.BatchNorm2d, Tensor]]()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_pre_hook(lambda norm, inputs: seen.append((norm, inputs[0].detach())))
+    train_step.step([noise_batch(VIEWS, 8)], lr=0.1)
+    assert seen and {inputs.dtype for _, inputs in seen} == {torch.bfloat16}
+    for norm, inputs in seen:
+        var, mean = torch.var_mean(inputs.double(), (0, 2, 3))
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        assert torch.allclose(norm.running_mean.double(), norm.momentum * mean, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(norm.running_var.double(), 1 + norm.momentum * (var - 1), rtol=1e-5)
+    optimiser = train_step.optimiser
+    momenta = [value for state in optimiser.state.values() for value in state.values() if value is not None]
+    assert {value.dtype for value in (*net.parameters(), *momenta)} == {torch.float32}
+
+
 def test_an_evaluation_is_of_the_samples_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics are sums over samples. One that no sample counts for is left out."""
     pairs = [{"loss": (3.0, 2.0), "none": (0.0, 0.0)}, {"loss": (1.0, 6.0), "late": (2.0, 4.0)}]

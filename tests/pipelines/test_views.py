@@ -47,7 +47,8 @@ def test_apply_is_the_ops_in_order_then_normalisation() -> None:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (VIEW.mean, VIEW.std))
     torch.testing.assert_close(result, (expected - mean) / std, rtol=1e-5, atol=1e-5)
     assert result.is_contiguous(memory_format=torch.channels_last)
-    assert VIEW.apply(images, draws, torch.bfloat16).dtype == torch.bfloat16
+    # Half precision rounds the result alone.
+    assert torch.equal(VIEW.apply(images, draws, torch.bfloat16), result.bfloat16())
 
 
 def test_draws_are_the_samples_own() -> None:

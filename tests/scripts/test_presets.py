@@ -167,6 +167,31 @@ def test_a_run_that_goes_on_keeps_its_preset_and_its_split(
     assert (parsed(*data).preset, parsed(*data).val) == ("paper", None)
 
 
+@pytest.mark.parametrize(
+    ("option", "begun", "given", "expected"),
+    [
+        ("auto", "fp32", (), "fp32"),
+        ("auto", "bf16", ("--precision", "auto"), "bf16"),
+        ("auto", "fp32", ("--precision", "bf16"), "bf16"),  # which the checkpoint then refuses
+        ("bf16", "bf16", (), "bf16"),
+        ("auto", "fp16", (), "auto"),  # of a GPU, and on a CPU the checkpoint refuses what auto is there
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_precision(
+    option: str, begun: str, given: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    """So a run in fp32 goes on where auto has become bf16, and a repetition computes as it did."""
+    photos = folder(tmp_path / "photos", 60)
+    record = {"options": {"precision": option}, "science": {"recipe": "jigsaw_r50", "precision": begun}}
+    checkpoint = tree(tmp_path / "out", {"checkpoints/step-00000001.pt": b""}) / "checkpoints"
+    (tmp_path / "out" / "config.json").write_text(json.dumps(record))
+    assert parsed("--data", photos, "--out", tmp_path / "out", *given).precision == expected
+    assert parsed("--data", photos, "--resume", next(checkpoint.iterdir()), *given).precision == expected
+    assert parsed("--config", tmp_path / "out", "--data", photos, *given).precision == expected
+    anew = parsed("--data", photos, "--out", tmp_path / "out", "--resume", "never", *given)
+    assert anew.precision == (given[1] if given else "auto")
+
+
 @pytest.mark.parametrize("recipe", WITH_PRESETS)
 @pytest.mark.parametrize("name", CPU_PRESETS)
 def test_a_cpu_preset_is_the_samples_training_larger_and_longer(recipe: str, name: str) -> None:
