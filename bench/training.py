@@ -165,7 +165,7 @@ def main() -> None:
         "trained_by recipe stage precision peer cores_used first_batch_s", data=record,
         settings={
             "repeats": repeats, "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
-            "size_px": size_px, "backbone": backbone, "precisions": options.precisions,
+            "size_px": size_px, "backbone": backbone, "precisions": list(options.precisions),
             "decoder": options.decoder, "device": device.type, "folder": options.folder,
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,

@@ -212,6 +212,10 @@ def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
         ("lightly, bf16", [21.0]), ("fastpsl, stage 1, fp32", [20.0]), ("fastpsl, end to end, bf16", [12.0]),
     ]  # fmt: skip
     assert words["about"].endswith("a folder of JPEGs.") and words["source"].endswith("/training-b.json")
+    both["rows"] = both["rows"][3:]
+    words = training_words({"training-b.json": both})
+    assert [name for name, _ in words["rows"]] == ["lightly", "fastpsl, stage 1", "fastpsl, end to end"]
+    assert words["about"].endswith("a dataset file, all in bf16.")
     with pytest.raises(ValueError, match="no file in bench/results/"):
         training_words({"training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0)})
 
