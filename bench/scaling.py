@@ -88,7 +88,10 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                 bench = StageBench(experiment, number, settings, data, world, seconds=0.0, min_steps=3)
                 bench.step_alone()  # warm-up
                 bench.min_steps = options.steps or (60 if world.device.type == "cuda" else 3)
-                labels = {"recipe": recipe, "stage": stage, "num_ranks": world.size}
+                labels = {
+                    "recipe": recipe, "stage": stage, "num_ranks": world.size,
+                    "precision": settings.resolved_precision(world.device),
+                }  # fmt: skip
                 rates: dict[str, list[float]] = {"step": [], "both": [], "loader": []}
                 cores: dict[str, list[float]] = {name: [] for name in rates}
                 work = {"step": bench.step_alone, "both": bench.both, "loader": bench.loader_alone}
@@ -197,7 +200,7 @@ def main() -> None:
         options.out, "scaling", machine, "recipe stage num_ranks cores_used", data=about,
         settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
-            "backbone": options.backbone,
+            "backbone": options.backbone, 
             "decoder": options.decoder, "step": options.compile, "graph": options.graph,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,

@@ -104,7 +104,8 @@ LINES = (
         "torchvision + DataLoader", batches="folder",
     ),
     Line(
-        "training SimCLR from a folder of JPEGs: end to end / PSL's S1", "lightly's SimCLR, end to end",
+        "training SimCLR from a folder of JPEGs, both in bf16: end to end / PSL's S1",
+        "lightly's SimCLR, end to end",
         "training-cpu-folder.json", _SIMCLR_STAGES,
     ),
     Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-cpu.json", _T3),

@@ -31,7 +31,7 @@ import fastpsl
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import LongEpochs, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from fastpsl.engine.distributed import join_world
+from fastpsl.engine.distributed import choose_device, join_world
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import VERSION, draw_part, sample_paths
 
@@ -147,8 +147,10 @@ def main() -> None:
     machine = environment()
     with progress() as log:
         rows = trainings(options, options.trainings, log) if options.trainings else speeds(options, log)
+    measured = recipe_options("simclr", is_sample=True, batch_size=1, backbone=options.backbone)
     settings: dict[str, Any] = {
-        "workers": options.workers, "threads": os.environ.get("OMP_NUM_THREADS", "all")
+        "workers": options.workers, "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "precision": measured.resolved_precision(choose_device(options.device, 0)),
     }  # fmt: skip
     if options.trainings:
         settings |= {"repeats": len(options.seeds), "seeds": list(options.seeds), "num_val": NUM_VAL}

@@ -46,7 +46,7 @@ from bench.schema import RUNS, data_record, environment, over, spread
 from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
-from fastpsl.engine.options import GraphName, PretrainOptions
+from fastpsl.engine.options import GraphName
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName
@@ -297,6 +297,10 @@ def main() -> None:
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
         parts = measure(setting, Path(files), log)
     parts["not_measured"] = missing + parts["not_measured"]
+    of_first = recipe_options(
+        (options.recipe or ("jigsaw",))[0], is_sample=setting.is_sample, batch_size=setting.batch_size,
+        backbone=options.backbone, precision=options.precision,
+    )  # fmt: skip
     publish(
         options.out, "throughput", machine,
         "recipe stage decoder num_views cores_used cores_beyond_step first_batch_s",
@@ -305,7 +309,7 @@ def main() -> None:
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
             "batch_size": setting.batch_size, "num_threads": setting.num_threads,
             "backbone": options.backbone,
-            "precision": PretrainOptions(precision=options.precision).resolved_precision(world.device),
+            "precision": of_first.resolved_precision(world.device),
             "device": world.device.type, "augment": options.augment_backend,
             "step": options.compile, "graph": options.graph, "min_steps_of_an_epoch": MIN_STEPS,
             "fold_frozen": options.fold_frozen,

@@ -223,7 +223,7 @@ def main() -> None:
         settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
             "target": options.accuracy, "device": world.device.type, "batch_size": batch_size,
-            "epochs": list(values["epochs"]),
+            "epochs": list(values["epochs"]), "precision": recipe.resolved_precision(world.device),
         },
         **tabulate(runs, options), notes=[stopped] if len(runs) < len(options.seeds) else [],
     )  # fmt: skip

@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recip
 from bench import peers
 from bench.interleaved import Rates, measure
 from bench.program import check_positive, options_of, progress, run_program
-from bench.recipe_stages import Recipe
+from bench.recipe_stages import Recipe, recipe_options
 from bench.schema import RUNS, data_record, environment, over, spread
 from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
-from fastpsl.engine.options import PretrainOptions
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -48,7 +47,7 @@ class Options:
     folder: bool = False  # Ours reads the JPEGs of the data from a folder, as lightly does.
     decoder: str = "auto"  # Ours.
     precisions: tuple[Literal["auto", "fp32", "bf16", "fp16"], ...] = ("auto",)
-    """Everybody's but DALI's, each measured. auto: ours by the device, lightly's half on CUDA, else fp32."""
+    """Everybody's but DALI's, each measured; auto is that of `fastpsl train`."""
     backbone: str | None = None  # Everybody's. Default: resnet50, and resnet18 for the sample.
     size_px: int | None = None
     """Side of the crops; jigsaw's tiles have the recipe's. Default: 224, and 96 for the sample."""
@@ -82,7 +81,7 @@ def works_of(options: Options, work: peers.Work) -> tuple[dict[str, peers.Work],
         for name, precision in named.items():
             works[f"fastpsl, {recipe} {stage}{name}"] = replace(
                 work, kind="training", recipe=recipe, stage=stage, from_folder=options.folder,
-                precision=_resolved(precision, "training", work.device),
+                precision=_resolved(precision, work),
             )  # fmt: skip
     for kind in options.peers:
         title = peers.TRAINING[kind].title
@@ -90,16 +89,16 @@ def works_of(options: Options, work: peers.Work) -> tuple[dict[str, peers.Work],
             missing.append({"what": title, "reason": reason})
             continue
         for name, precision in (named if kind in HAVE_PRECISIONS else {"": "auto"}).items():
-            works[title + name] = replace(work, kind=kind, precision=_resolved(precision, kind, work.device))
+            works[title + name] = replace(work, kind=kind, precision=_resolved(precision, work))
     return works, missing
 
 
-def _resolved(precision: str, kind: str, device: str) -> str:
-    """Return the precision in which what trains computes."""
-    if precision != "auto":
-        return precision
-    own = PretrainOptions().resolved_precision(torch.device(device))
-    return own if kind == "training" or own == "fp16" else "fp32"
+def _resolved(precision: str, work: peers.Work) -> str:
+    """Return the precision in which ours computes by default, or the one that is given."""
+    options = recipe_options(
+        "simclr", is_sample=False, batch_size=work.batch_size, backbone=work.backbone, precision=precision
+    )
+    return options.resolved_precision(torch.device(work.device))
 
 
 def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -26,7 +26,7 @@ from tyro.conf import Positional, arg
 from fastpsl import engine, evaluation, plots
 from fastpsl.console.terminal import EXIT_FINISHED
 from fastpsl.engine.options import MACHINE
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import FloorOptions
 from fastpsl.files.workers import default_num_threads
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Evaluation
@@ -36,7 +36,7 @@ SAMPLE: dict[str, Any] = {"batch_size": 32, "size_px": 96}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(FloorOptions):
     size_from_run: ClassVar[bool] = False  # each RUN's images have a size of their own
 
     more_runs: Positional[Annotated[tuple[str, ...], arg(metavar="[RUN ...]")]] = field(

@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, plots
 from fastpsl.console.terminal import EXIT_FINISHED
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import FloorOptions
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Evaluation
 
@@ -39,7 +39,7 @@ SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(FloorOptions):
     block: tuple[str, ...] = ("final",)
     """Blocks scored one by one on their average-pooled outputs: B1, B2, …, or final, the last."""
     k: tuple[int, ...]

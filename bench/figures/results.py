@@ -89,14 +89,14 @@ def training_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for stage, row in sorted(fastest.items(), key=lambda pair: -pair[1]["median"]):
         name = names.get(stage, f"{OURS}, stage {str(stage)[-1]}")
         rows.append((f"{name}, {row['precision']}" if len(precisions) > 1 else name, [row["median"]]))
-    in_all = f", all in {precision}" if len(precisions) == 1 and (precision := precisions.pop()) else ""
+    in_all = f" in {precision}" if len(precisions) == 1 and (precision := precisions.pop()) else ""
     spoken = "; ".join(f"{name}: {rate:,.0f}" for name, (rate,) in rows)
     reads = "a folder of JPEGs" if settings.get("folder") else "a dataset file"
     return {
-        "title": f"Training SimCLR: images per second on {device}",
-        "description": f"Training SimCLR: images per second on {device}{in_all}, higher is better. {spoken}.",
+        "title": f"Training SimCLR{in_all}: images per second on {device}",
+        "description": f"Training SimCLR{in_all}: images per second on {device}, higher is better. {spoken}.",
         "about": f"Higher is better. {settings['backbone']}, crops of {settings['size_px']} px, "
-        f"batches of {settings['batch_size']}, from {reads}{in_all}.",
+        f"batches of {settings['batch_size']}, from {reads}.",
         "source": _medians(file, result), "crops": ["images of two crops each"], "rows": rows, "ours": OURS,
         "longest": max(rate for _, (rate,) in rows),
     }  # fmt: skip

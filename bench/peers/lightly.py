@@ -22,7 +22,7 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
     from torchvision.models import get_model
 
     from bench.recipe_stages import MIN_STEPS
-    from fastpsl.engine.train_step import DTYPES, autocast
+    from fastpsl.engine.train_step import DTYPES
 
     is_cuda = work.device != "cpu"
     torch.backends.cudnn.benchmark = True
@@ -43,14 +43,14 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
     model.to(work.device).to(memory_format=torch.channels_last)
     criterion = NTXentLoss()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.06)
-    dtype = DTYPES["fp16" if is_cuda else "fp32"] if work.precision == "auto" else DTYPES[work.precision]
-    scaler = torch.amp.GradScaler(work.device.split(":")[0], enabled=dtype == torch.float16)
+    device, dtype = torch.device(work.device).type, DTYPES[work.precision]
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     while True:
         for views, _, _ in loader:
             images = [
                 view.to(work.device, non_blocking=True, memory_format=torch.channels_last) for view in views
             ]
-            with autocast(torch.device(work.device), dtype):
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 first, second = map(model, images)
                 loss = criterion(first, second)
             scaler.scale(loss).backward()

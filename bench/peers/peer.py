@@ -38,7 +38,7 @@ class Work:
     stage: str = ""
     decoder: str = "auto"
     backbone: str | None = None  # the network of what trains; None for its own
-    precision: str = "auto"  # of what trains: fp32, bf16, fp16; auto is its own choice
+    precision: str = "auto"  # of what trains: fp32, bf16 or fp16; auto is ours
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,9 @@ class Retrieve:
     seed: int = 0
     """Of the queries that are shown, and of random weights."""
     random_weights: RandomWeights = False
+    floor: bool = True
+    """Also search with the same network before any training. It takes as long again, once: the precision is
+    kept in the cache."""
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How features are computed."""
 
@@ -262,6 +265,7 @@ class Retrieve:
             random_weights=self.random_weights,
         ) as (options, world):  # fmt: skip
             for line in retrieve(
-                options, world, block=self.block, k=self.k, num=self.num, indices=self.query_indices
-            ):
+                options, world, block=self.block, k=self.k, num=self.num, indices=self.query_indices,
+                shows_floor=self.floor,
+            ):  # fmt: skip
                 print(line)

@@ -5,10 +5,11 @@ process's own values.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _CPU_FILE = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # Values of oneDNN's own limit that take these instructions from torch.
-_ISA_WITHOUT_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx512_core", "avx512_core_vnni"}
+_ISA_WITHOUT_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
 # The driver's errors that mean: it is older than torch's CUDA.
 DRIVER_TOO_OLD = (
     "driver on your system is too old", "driver version is insufficient",
@@ -70,10 +71,15 @@ def cpu_has_bf16() -> bool:
     """
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower() in _ISA_WITHOUT_BF16:
         return False
-    with suppress(OSError), _CPU_FILE.open(encoding="utf-8") as lines:
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        return not _BF16_FLAGS.isdisjoint(flags.split())
-    return False
+    return not _BF16_FLAGS.isdisjoint(_cpu_flags(_CPU_FILE))
+
+
+@functools.cache
+def _cpu_flags(path: Path) -> Sequence[str]:
+    """Return the names of the first core's instructions, as Linux tells them; none elsewhere."""
+    with suppress(OSError), path.open(encoding="utf-8") as lines:
+        return next((line for line in lines if line.startswith("flags")), "").split()
+    return ()
 
 
 _restore = ExitStack()  # global, as the flags are

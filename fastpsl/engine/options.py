@@ -399,7 +399,7 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def resolved_precision(self, device: torch.device) -> str:
-        is_ours = getattr(self, "backbone", BACKBONES[0]) in BACKBONES  # others are not measured in bf16
+        is_ours = getattr(self, "backbone", None) in BACKBONES  # others are not measured in bf16
         if self.precision == "auto" and device.type == "cpu" and is_ours:
             from fastpsl.engine.gpu import cpu_has_bf16  # imports torch, which --help does without
 

@@ -308,6 +308,11 @@ class Run:
                 raise ValueError(
                     "--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU; leave it out"
                 )
+            if share(self.world, self.precision) != self.precision:
+                raise ValueError(
+                    f"this rank's CPU would compute in {self.precision}, and rank 0's in another precision: "
+                    "give all the same --precision, such as fp32"
+                )
             self._begin(recipe, science, called or recipe)
         except BaseException:
             self._close_files()
@@ -342,7 +347,7 @@ class Run:
         if self.resumed and self.precision != (
             usual := replace(options, precision="auto").resolved_precision(world.device)
         ):
-            notes.append(f"computes in {self.precision}, as the run began; a new one here would in {usual}")
+            notes.append(f"computes in {self.precision}, as the run began; a new run here would take {usual}")
         for line in (*notes, *map(summary_line, self.position.summaries)):
             self.reporter.log(line)
 

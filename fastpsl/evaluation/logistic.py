@@ -19,7 +19,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction, digest_of, extract
 from fastpsl.evaluation.few_labels import Draws
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import EvaluationOptions, FloorOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.evaluation.protocols import block_number
 from fastpsl.evaluation.result import with_floor
@@ -207,14 +207,16 @@ class FewLabelScorer:
         return self._score(self._works(options, weights), folder)
 
     def score_untrained(
-        self, options: EvaluationOptions, weights: Pretrained, folder: Path
+        self, options: FloorOptions, weights: Pretrained, folder: Path
     ) -> tuple[Scores | None, str]:
-        """Score an untrained network of the same kind, as `score_floor` does; pixels have none.
+        """Score an untrained network of the same kind, as `score_floor` does.
+
+        Pixels have none, and there is none with --no-floor.
 
         Returns:
             The scores, on rank 0 at least, and why there are none, or "".
         """
-        if weights.record["kind"] == PIXELS:
+        if weights.record["kind"] == PIXELS or not options.floor:
             return None, ""
 
         def prepare(network: Pretrained) -> Work:
@@ -335,8 +337,8 @@ def check_draws(nums: Sequence[int], num_draws: int) -> None:
 
 
 def contenders(
-    options: EvaluationOptions, more_runs: Sequence[str], *, with_pixels: bool
-) -> Iterator[tuple[str, str, EvaluationOptions, Pretrained]]:
+    options: FloorOptions, more_runs: Sequence[str], *, with_pixels: bool
+) -> Iterator[tuple[str, str, FloorOptions, Pretrained]]:
     """Yield each network: its name, the path of its result below --out, its options and its weights.
 
     --backbone and --input-… are of weights that record no backbone.

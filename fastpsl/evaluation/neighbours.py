@@ -20,7 +20,7 @@ from fastpsl.engine.resume import open_folder
 from fastpsl.engine.run import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction, extract
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import EvaluationOptions, FloorOptions
 from fastpsl.evaluation.result import data_record, result_line, with_floor, write_result
 from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.kernels.nearest import Neighbours, count_correct
@@ -104,9 +104,14 @@ class BlockNeighbours:
         }
 
     def score_untrained(
-        self, options: EvaluationOptions, weights: Pretrained, folder: Path
+        self, options: FloorOptions, weights: Pretrained, folder: Path
     ) -> tuple[dict[str, float], str]:
-        """Return the numbers of an untrained network, on rank 0, and why there are none (`score_floor`)."""
+        """Return the numbers of an untrained network, on rank 0, and why there are none (`score_floor`).
+
+        With --no-floor there are none, without a reason.
+        """
+        if not options.floor:
+            return {}, ""
 
         def prepare(network: Pretrained) -> Work:
             works = self.works(options, network)
@@ -307,12 +312,14 @@ class Search:
 
 
 def retrieve(
-    options: EvaluationOptions, world: World, *, block: str, k: int, num: int, indices: tuple[int, ...]
-) -> list[str]:
+    options: EvaluationOptions, world: World, *, block: str, k: int, num: int, indices: tuple[int, ...],
+    shows_floor: bool = True,
+) -> list[str]:  # fmt: skip
     """Search --val's images, the queries, in --data's, the gallery; and return lines to print.
 
     The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
-    The precision is that of all queries. Lines are returned on rank 0 alone.
+    The precision is that of all queries; `shows_floor` puts an untrained network's beside it. Lines are
+    returned on rank 0 alone.
     """
     started = time.monotonic()
     if k < 1:
@@ -354,7 +361,9 @@ def retrieve(
         if len(wrong):
             raise ValueError(f"query {wrong[0]} could not be decoded; leave it out of --query-indices")
         precision, chance = (None, None) if reason else search.precision(world)
-        floor, why_not = ({}, "") if reason else _floor(options, weights, works, search, folder, world)
+        floor, why_not = dict[str, float](), ""
+        if not reason and shows_floor:
+            floor, why_not = _floor(options, weights, works, search, folder, world)
         if world.rank != 0:
             return []
         random_queries = np.random.default_rng(options.seed).permutation(good)[:num]

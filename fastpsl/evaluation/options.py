@@ -158,6 +158,16 @@ class VocOptions(EvaluationOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FloorOptions(EvaluationOptions):
+    """The options of evaluations that show an untrained network beside."""
+
+    floor: bool = field(default=True, metadata=MACHINE)
+    """Also score the same network before any training. It takes as long again, once: the scores are kept in
+    the cache.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedEvaluationOptions(EvaluationOptions, TrainingOptions):
     """The options of evaluations that train something on the features, such as a classifier."""
 

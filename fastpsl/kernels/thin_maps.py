@@ -1,4 +1,4 @@
-"""Convolutions of maps of one row or column under autocast on the CPU."""
+"""Convolutions of maps that are smaller than a stride, under autocast on the CPU."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,9 +9,10 @@ from typing_extensions import override
 
 
 class ThinMapsInFloat32(TorchFunctionMode):
-    """A mode in which convolutions of maps of one row or column stay in float32 under autocast.
+    """A mode in which convolutions of maps of few pixels stay in float32 under autocast.
 
     In bf16, oneDNN leaves the gradients of weights that no pixel meets as the memory had them: any numbers.
+    It was seen where a side of the map is smaller than the stride, and with kernels of 5 on a side of 1.
     """
 
     @override
@@ -26,8 +27,15 @@ class ThinMapsInFloat32(TorchFunctionMode):
         if func is not torch.conv2d or len(args) < 2:
             return func(*args, **kwargs)
         (images, weight), rest = args[:2], args[2:]
+        stride = kwargs.get("stride", rest[1] if len(rest) > 1 else 1)
         is_learnt = weight.requires_grad and torch.is_autocast_enabled("cpu")
-        if not is_learnt or 1 not in images.shape[-2:] or max(weight.shape[-2:]) == 1:
+        if not is_learnt or not _is_thin(images.shape[-2:], weight.shape[-2:], stride):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             return func(images.float(), weight, *rest, **kwargs).to(torch.get_autocast_dtype("cpu"))
+
+
+def _is_thin(sides: Sequence[int], kernel: Sequence[int], stride: int | Sequence[int]) -> bool:
+    steps = [stride] * 2 if isinstance(stride, int) else [*stride, *stride][:2]
+    is_below_stride = any(side < step for side, step in zip(sides, steps, strict=True))
+    return is_below_stride or (min(sides) == 1 and max(kernel) > 3)

@@ -146,9 +146,8 @@ def preset_values(
     defaults = {each.name: each.default for each in fields(options) if each.name in needed}
     paper = defaults | {**paper}  # a recipe need not set them
     given = {"data": options.data}  # options refuse a share of no data
-    if options.goes_on():
-        kept = {name: earlier.get(name) for name in ("first_learning", "precision")}
-        given |= {name: value for name, value in kept.items() if value is not None}
+    if options.goes_on() and earlier.get("first_learning"):
+        given["first_learning"] = earlier["first_learning"]
     if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
         preset = "sample" if options.data is None else "paper"
     named = (options.data, options.val if names_val(options) else None)
@@ -175,6 +174,12 @@ def preset_values(
             values = cpu_values(CPU_PRESETS[preset], paper, sample, at_most, num, batch_size, **scaled)
         return {**values, **given, "preset": preset, "val": val}
     return {**(sample if preset == "sample" else {}), **given, "preset": preset, "val": val}
+
+
+def kept_precision(options: RunOptions, recipe: str) -> dict[str, str]:
+    """Return the precision of a run that goes on, as a default; {} if there is none to keep."""
+    precision = _earlier_options(options, recipe).get("precision") if options.goes_on() else None
+    return {} if precision is None else {"precision": precision}
 
 
 def backbone_of_init(options: RunOptions, recipe: str) -> dict[str, str]:
@@ -256,7 +261,7 @@ def _too_few(source: str, found: Glance) -> ValueError:
     )
 
 
-def _earlier_options(options: PretrainOptions, recipe: str) -> dict[str, Any]:
+def _earlier_options(options: RunOptions, recipe: str) -> dict[str, Any]:
     """Return the options that the run to go on with was started with; none if there is no such run."""
     if options.resume == "never":
         return {}

@@ -32,7 +32,7 @@ from fastpsl.files.run_folder import CONFIG, recorded_options
 from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.scripts.command_line import HELP, options_of, parse
-from fastpsl.scripts.presets import backbone_of_init, preset_values
+from fastpsl.scripts.presets import backbone_of_init, kept_precision, preset_values
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -236,6 +236,7 @@ class Script(Generic[Options]):
             first = parsed({**self.paper, **begun})
         paper = self.usual(first)
         defaults = self.defaults(first, paper, by_machine)
+        defaults = {**defaults, **kept_precision(first, self.name)}
         values = {**paper, **defaults, **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions):

@@ -215,7 +215,7 @@ def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
     both["rows"] = both["rows"][3:]
     words = training_words({"training-b.json": both})
     assert [name for name, _ in words["rows"]] == ["lightly", "fastpsl, stage 1", "fastpsl, end to end"]
-    assert words["about"].endswith("a dataset file, all in bf16.")
+    assert words["title"] == "Training SimCLR in bf16: images per second on 2 CPU cores"
     with pytest.raises(ValueError, match="no file in bench/results/"):
         training_words({"training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0)})
 

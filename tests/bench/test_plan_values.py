@@ -26,7 +26,8 @@ def values_of(plan: Path) -> dict[str, list[Any]]:
         opened = opened.with_epochs(opened.epochs[-1])
     for arm in (*opened.arms, UNTRAINED):
         run = Run(arm, opened.search.rates[0], opened.seeds[0], counts=True)
-        script, *words = of_cpu(opened.training_of(run).words("DATA", "RUNS"))
+        script, *words = opened.training_of(run).words("DATA", "RUNS")
+        words = words if plan.stem.endswith("-gpu") else of_cpu([script, *words])[1:]
         if script.startswith("recipes/"):
             science = parsed(find_recipe(Path(script).stem), words, None).science()
             values[f"{plan.stem}: {arm}"] = [science.get(name) for name in CHOSEN]

@@ -115,8 +115,7 @@ def test_pre_training_takes_bf16_where_a_cpu_has_its_instructions(
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: bf16\nflags\t\t: {flags}\n\n")
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert PretrainOptions().resolved_precision(cpu) == expected
-    assert PretrainOptions(precision="fp32").resolved_precision(cpu) == "fp32"
+    assert PretrainOptions().resolved_precision(cpu) == "fp32"  # without the name of a network
     assert PretrainOptions().resolved_precision(cuda) == "fp16"
     assert ProbeOptions().resolved_precision(cpu) == "fp32"
     for backbone in ("resnet18", "timm/tf_efficientnet_lite0", "net.py:Net"):

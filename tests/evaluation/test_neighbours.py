@@ -129,6 +129,7 @@ def test_an_untrained_network_finds_beside_it(
     assert found(weights, *sets)[0]["untrained_precision_top8"] == 77
     kept.write_text("{")
     assert found(weights, *sets)[0] == numbers
+    assert found(weights, *sets, "--no-floor")[0] == {"precision_top8": own}
     write_raw(tmp_path / "photos.beton", [photo(seed, 40, 40) for seed in range(9)], [-1] * 9)
     photos = ("--gallery", tmp_path / "photos.beton", "--queries", tmp_path / "photos.beton")
     numbers, shown = found(weights, *sets[:2], *photos, *SMALL)

@@ -1,4 +1,4 @@
-"""Gradients of convolutions of maps of one row or column, in bf16 on the CPU."""
+"""Gradients of convolutions of maps of few pixels, in bf16 on the CPU."""
 
 import pytest
 import torch
@@ -17,8 +17,11 @@ def soil_memory() -> None:
         torch.full((size,), torch.nan)
 
 
-@pytest.mark.parametrize("sides", [(1, 1), (2, 1), (1, 2), (3, 3)])
-@pytest.mark.parametrize(("channels", "kernel", "stride"), [(16, 3, 2), (16, 5, 2), (512, 5, 1), (16, 1, 1)])
+@pytest.mark.parametrize("sides", [(1, 1), (2, 1), (1, 5), (2, 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride"),
+    [(16, 3, 2), (16, 3, 4), (16, 5, 2), (16, 7, 4), (512, 5, 1), (16, 1, 1)],
+)
 def test_gradients_are_those_of_float64(
     sides: tuple[int, int], channels: int, kernel: int, stride: int
 ) -> None:
@@ -50,9 +53,16 @@ def test_gradients_are_those_of_float64(
 
 
 def test_other_maps_and_weights_are_left_as_they_are() -> None:
-    conv, images = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 1, 1)
+    torch.manual_seed(0)
+    conv, images = nn.Conv2d(3, 4, 3, 2, padding=1), torch.randn(2, 3, 1, 1)
     with ThinMapsInFloat32():  # without autocast
-        assert torch.equal(conv(images), F.conv2d(images, conv.weight, conv.bias, padding=1))
+        assert torch.equal(conv(images), F.conv2d(images, conv.weight, conv.bias, 2, 1))
+    for given, stride in (torch.randn(2, 3, 4, 4), 2), (images, 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = F.conv2d(given, conv.weight, conv.bias, stride, 1)
+        with autocast(CPU, torch.bfloat16):
+            assert torch.equal(F.conv2d(given, conv.weight, conv.bias, stride, 1), expected)
+            assert torch.equal(F.conv2d(given, conv.weight, conv.bias, stride=[stride], padding=1), expected)
     frozen = conv.requires_grad_(False).bfloat16()  # as a folded block
     with autocast(CPU, torch.bfloat16):
         assert frozen(images.bfloat16()).dtype == torch.bfloat16

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastpsl.engine import gpu
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.programs import newest_checkpoint
+from tests.programs import digests, newest_checkpoint
 from tests.recipes.in_process import differences, goes_on, ran, start, words
 from tests.slow import slow
 
@@ -42,6 +43,21 @@ def test_smallest_run_ends_with_lines_and_figures(tmp_path: Path, backbone: str,
     assert head["layers.0.weight"].shape == (width, width) and head["layers.3.weight"].shape == (128, width)
     rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rates[0] == 0 < rates[2] < rates[1]  # because only the run's first epoch warms up
+
+
+def test_a_run_in_bf16_goes_on_so_and_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps are down to one pixel. A CPU without the instructions goes on in bf16, and tells it."""
+    monkeypatch.setattr(gpu, "cpu_has_bf16", lambda: True)
+    small = ("--batch-size 8 --size-px 16 --workers 1 --no-tensorboard --max-steps-per-stage 3",)
+    arguments = (SIMCLR, *images_of_32_px(), *small)
+    first = start(*arguments, "--out", tmp_path / "out").ok()
+    assert ", in bf16 on the CPU" in first.err
+    start(*arguments, "--out", tmp_path / "again").ok()
+    assert digests(newest_checkpoint(tmp_path / "again")) == digests(newest_checkpoint(tmp_path / "out"))
+    monkeypatch.setattr(gpu, "cpu_has_bf16", lambda: False)
+    resumed = start(*arguments, "--out", tmp_path / "out").ok()
+    assert "computes in bf16, as the run began; a new run here would take fp32" in resumed.err
+    assert json.loads((tmp_path / "out/config.json").read_text())["science"]["precision"] == "bf16"
 
 
 @pytest.mark.slow

@@ -191,6 +191,9 @@ def test_a_floor_is_made_once_and_a_run_stands_beside_it(
     random = result(tmp_path / "random")
     assert numbers["untrained_top1_4"] == random["numbers"]["top1_4"]
     assert "untrained_top1_4" not in random["numbers"]
+    recipe(weights, *given, *common, "--no-floor", "--out", tmp_path / "without").ok()
+    kept = result(tmp_path / "without")["numbers"]
+    assert kept == {name: value for name, value in numbers.items() if "untrained" not in name}
 
     extracted: list[Path] = []
 

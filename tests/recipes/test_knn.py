@@ -112,6 +112,9 @@ def test_an_untrained_network_stands_beside(tmp_path: Path, monkeypatch: pytest.
     recipe(tmp_path / "net.pth", *images, "--vote majority", *common, tmp_path / "again").ok()
     numbers = json.loads((tmp_path / "again/result.json").read_text())["numbers"]
     assert len(numbers) == 8 and numbers["untrained_top1_k5_majority_B5"] == floor["top1_k5_majority_B5"]
+    without = recipe(tmp_path / "net.pth", *images, *common, tmp_path / "without", "--no-floor").ok()
+    kept = json.loads((tmp_path / "without/result.json").read_text())["numbers"]
+    assert kept.keys() == floor.keys() and "\nuntrained" not in without.out
 
 
 def no_untrained(extract: Any) -> Any:
