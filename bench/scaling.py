@@ -200,7 +200,7 @@ def main() -> None:
         options.out, "scaling", machine, "recipe stage num_ranks cores_used", data=about,
         settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
-            "backbone": options.backbone, 
+            "backbone": options.backbone,
             "decoder": options.decoder, "step": options.compile, "graph": options.graph,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.evidence.claims import evaluation_in_words
 from bench.evidence.weights import RULE, beating, gains
+from bench.program import counted
 from docs.reference.generate.recipe_pages import DOCS, pages_of_recipes
 from fastpsl.models.export import table_row
 from fastpsl.models.foreign_weights import sha256_of_file
@@ -99,7 +100,7 @@ def _means(results: Record) -> str:
 def _seeds(results: Record) -> str:
     """Return the number of seeds, which differs between rows until all is run."""
     nums = sorted({len(row["values"]) for row in results["means"]})
-    return f"{' to '.join(map(str, dict.fromkeys((nums[0], nums[-1]))))} seeds"
+    return f"{nums[0]} to {nums[-1]} seeds" if len(nums) > 1 else counted(nums[0], "seed")
 
 
 def _blocks(results: Record) -> str:

@@ -1,8 +1,8 @@
 """lightly's SimCLR, as its documentation has it for PyTorch: SimCLRTransform, LightlyDataset, DataLoader,
 NTXentLoss.
 
-Ours besides: ResNet-50 instead of ResNet-18, half precision with channels-last (on a CPU if it is asked for),
-and all cores. So it is as fast as its users can have it without changing it.
+Ours besides: ResNet-50 instead of ResNet-18, half precision with channels-last, and all cores. So it is as
+fast as its users can have it without changing it.
 """
 
 from collections.abc import Iterator

@@ -22,7 +22,8 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import GraphChoice, StepChoice, choose_graph, choose_step
 from fastpsl.engine.task import Task
 from fastpsl.engine.time_left import Costs, layer_costs, timed_costs
-from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep, autocast
+from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
+from fastpsl.kernels.autocast import autocast
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable

@@ -35,8 +35,9 @@ from fastpsl.engine.reporter import BEFORE, MetricsFile, knn_words
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import DTYPES, autocast
+from fastpsl.engine.train_step import DTYPES
 from fastpsl.files.run_folder import PROBES, read_lines
+from fastpsl.kernels.autocast import autocast
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset

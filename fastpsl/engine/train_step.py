@@ -22,7 +22,7 @@ from fastpsl.engine.step_modes import (
     beside,
     make_runner,
 )
-from fastpsl.kernels.thin_maps import ThinMapsInFloat32
+from fastpsl.kernels.autocast import autocast
 from fastpsl.models.foreign_weights import first_three
 from fastpsl.pipelines.loader.augment import TORCH, Augment
 from fastpsl.pipelines.loader.batch import Batch
@@ -30,18 +30,6 @@ from fastpsl.pipelines.views import ViewSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Let layers compute in a precision; float32 leaves them as they are."""
-    enabled = dtype != torch.float32
-    on_cpu = enabled and device.type == "cpu"
-    with (
-        torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled),
-        ThinMapsInFloat32() if on_cpu else contextlib.nullcontext(),
-    ):
-        yield
 
 
 class StepTask(Protocol):

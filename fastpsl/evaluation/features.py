@@ -22,7 +22,7 @@ from fastpsl.engine.dataset_pass import PassStopped
 from fastpsl.engine.distributed import World, own_commit, share, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import DTYPES, autocast
+from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation.feature_file import (
     FORMAT,
     FeatureFile,
@@ -33,6 +33,7 @@ from fastpsl.evaluation.feature_file import (
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, pooled, pooled_width
 from fastpsl.files.system_errors import output_errors
+from fastpsl.kernels.autocast import autocast
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.identity import parts_of

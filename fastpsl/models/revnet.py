@@ -15,7 +15,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.kernels.thin_maps import ThinMapsInFloat32
+from fastpsl.kernels.autocast import autocast
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import normal_weights
 
@@ -165,13 +165,8 @@ class _Recomputed(Function):
         ctx.save_for_backward(output, *parameters)
         ctx.units, ctx.training = units, [module.training for module in units.modules()]
         device_type = output.device.type
-        ctx.autocast = {
-            "device_type": device_type,
-            "dtype": torch.get_autocast_dtype(device_type),
-            "enabled": torch.is_autocast_enabled(device_type),
-            # The cache holds weights that the forward pass cast without a graph.
-            "cache_enabled": False,
-        }
+        enabled = torch.is_autocast_enabled(device_type)
+        ctx.dtype = torch.get_autocast_dtype(device_type) if enabled else torch.float32
         return output
 
     @staticmethod
@@ -189,23 +184,23 @@ class _Recomputed(Function):
         gradients: dict[Tensor, Tensor] = {}
         with _frozen_statistics(ctx.units):
             for unit in reversed(ctx.units):
-                value, through_g = _pull_back(unit.g, y1, dy2, ctx.autocast, gradients)
+                value, through_g = _pull_back(unit.g, y1, dy2, ctx.dtype, gradients)
                 y2, dy1 = y2 - value, dy1 + through_g
-                value, through_f = _pull_back(unit.f, y2, dy1, ctx.autocast, gradients)
+                value, through_f = _pull_back(unit.f, y2, dy1, ctx.dtype, gradients)
                 y1, dy2 = y1 - value, dy2 + through_f
         return None, dy1, dy2, *(gradients.get(parameter) for parameter in ctx.units.parameters())
 
 
 def _pull_back(
-    function: nn.Module, x: Tensor, dy: Tensor, autocast: dict[str, Any], gradients: dict[Tensor, Tensor]
+    function: nn.Module, x: Tensor, dy: Tensor, dtype: torch.dtype, gradients: dict[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return function(x) and the gradient of x, given the gradient dy of function(x).
 
     The gradients of the function's parameters are added to the dict `gradients`.
     """
     x = x.detach().requires_grad_()
-    thin = ThinMapsInFloat32() if autocast["device_type"] == "cpu" else contextlib.nullcontext()
-    with torch.enable_grad(), torch.autocast(**autocast), thin:
+    # The cache holds weights that the forward pass cast without a graph.
+    with torch.enable_grad(), autocast(x.device, dtype, caches=False):
         value = function(x)
     learning = [parameter for parameter in function.parameters() if parameter.requires_grad]
     # Backward passes run outside autocast.

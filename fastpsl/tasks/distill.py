@@ -27,7 +27,8 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import DTYPES, autocast
+from fastpsl.engine.train_step import DTYPES
+from fastpsl.kernels.autocast import autocast
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastpsl.engine.train_step import autocast
-from fastpsl.kernels.thin_maps import ThinMapsInFloat32
+from fastpsl.kernels.autocast import ThinMapsInFloat32, autocast
 
 CPU = torch.device("cpu")
 

@@ -1,11 +1,29 @@
-"""Convolutions of maps that are smaller than a stride, under autocast on the CPU."""
+"""The context in which layers compute in a precision."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype, *, caches: bool = True) -> Iterator[None]:
+    """Let layers compute in a precision; float32 leaves them as they are.
+
+    Args:
+        device: Where they compute.
+        dtype: The precision.
+        caches: Whether a weight is cast once for all layers that read it.
+    """
+    enabled = dtype != torch.float32
+    with (
+        torch.autocast(device.type, dtype if enabled else None, enabled=enabled, cache_enabled=caches),
+        ThinMapsInFloat32() if enabled and device.type == "cpu" else contextlib.nullcontext(),
+    ):
+        yield
 
 
 class ThinMapsInFloat32(TorchFunctionMode):
