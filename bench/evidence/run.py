@@ -190,8 +190,12 @@ _PROCESSES.set_forkserver_preload(PRELOADED)
 
 
 def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
-    """Do a command, `fastpsl ...` or a script, in this process, which ends with its exit code."""
+    """Do a command, `fastpsl ...` or a script, in this process, which ends with its exit code.
+
+    The seconds of its parts, where it was stopped and gone on with, are added up.
+    """
     began, sys.argv = time.monotonic(), [*words]
+    parts = done.with_suffix(".parts.json")
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     os.chdir(ROOT)
     with log.open("a") as file:
@@ -205,15 +209,25 @@ def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
         else:
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
+        if end.code == EXIT_PREEMPTED:
+            write_atomically(parts, json.dumps(_spent(began, parts)).encode())
         if end.code:
             raise
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     record = {
         "command": command, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in usage), 1), "cpu": cpu_name(),
+        **_spent(began, parts), "cpu": cpu_name(),
     }  # fmt: skip
     write_atomically(done, json.dumps(record).encode())
+
+
+def _spent(began: float, parts: Path) -> dict[str, float]:
+    """Return the seconds of this process and of the parts before it, by the clock and of the processor."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    now = {
+        "seconds": time.monotonic() - began, "cpu_seconds": sum(each.ru_utime + each.ru_stime for each in usage),
+    }  # fmt: skip
+    before = json.loads(parts.read_text()) if parts.exists() else dict.fromkeys(now, 0.0)
+    return {name: round(before[name] + seconds, 1) for name, seconds in now.items()}
 
 
 def _end_with_the_parent() -> None:

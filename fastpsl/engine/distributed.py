@@ -24,7 +24,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastpsl.console.progress import operation, print_in_handler
 from fastpsl.console.terminal import number_in
-from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark, unused_gpu, why_no_cuda
+from fastpsl.engine.gpu import (
+    allow_tf32,
+    keep_freed_memory,
+    restore_flags,
+    set_cudnn_benchmark,
+    unused_gpu,
+    why_no_cuda,
+)
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
 
@@ -125,6 +132,8 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if device.type == "cuda":
         set_cudnn_benchmark(True)  # shapes are fixed within a stage
         allow_tf32()
+    else:
+        keep_freed_memory()
     return World(rank, size, local_rank, local_size, device)
 
 

@@ -285,11 +285,14 @@ def test_what_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             time.sleep(0.05)
         os.kill(running.pid, getattr(signal, how))
         assert running.wait(60)[0] == {"SIGTERM": 143, "SIGKILL": -9}[how]
-    while not (training / "stopped").exists():
+    parts, done = (training.with_name(f"good-lr0.2-s0.done.{name}") for name in ("parts.json", "json"))
+    while not parts.exists():
         time.sleep(0.05)
-    assert half.exists() and not training.with_name("good-lr0.2-s0.done.json").exists()
+    assert half.exists() and (training / "stopped").exists() and not done.exists()
+    parts.write_text(json.dumps({"seconds": 3000.0, "cpu_seconds": 2000.0}))  # which the end adds to
     assert call(monkeypatch, path) == 0
-    assert training.with_name("good-lr0.2-s0.done.json").exists()
+    spent = json.loads(done.read_text())
+    assert spent["seconds"] > 3000 and spent["cpu_seconds"] > 2000
 
 
 def test_a_failure_is_named_and_another_plan_is_refused(

@@ -207,6 +207,9 @@ class LARS(torch.optim.Optimizer):
             closure: Must be None.
         """
         assert closure is None, "a closure would have to be scaled and checked too"
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.is_cpu and found_inf:  # read at no cost
+            return
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
@@ -216,12 +219,14 @@ class LARS(torch.optim.Optimizer):
         keep, unscale = self._from_scaler(weights[0].device)
         velocities = [self.state[p]["momentum_buffer"] for p in weights]
         gradients = [p.grad.clone() for p in weights if p.grad is not None]
-        # 0 times infinity is not 0. To skip a step, the gradients' bits are therefore multiplied as integers.
-        torch._foreach_mul_([g.view(torch.int32) for g in gradients], keep.int())
-        torch._foreach_mul_(gradients, unscale)
+        if keep is not None:
+            # 0 times infinity is not 0. To skip a step, the gradients' bits are multiplied as integers.
+            torch._foreach_mul_([g.view(torch.int32) for g in gradients], keep.int())
+        if unscale is not None:
+            torch._foreach_mul_(gradients, unscale)
         if group["weight_decay"]:
             torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
-        rate = group["lr"] * keep
+        rate = group["lr"] if keep is None else group["lr"] * keep
         if group["adapt"]:
             weight_norms, gradient_norms = (
                 torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients)
@@ -232,14 +237,20 @@ class LARS(torch.optim.Optimizer):
         else:
             torch._foreach_mul_(gradients, rate)
         # A skipped step computes v · 1 + 0, then w - v · 0.
-        torch._foreach_mul_(velocities, torch.where(keep > 0, group["momentum"], 1.0))
+        momentum = group["momentum"] if keep is None else torch.where(keep > 0, group["momentum"], 1.0)
+        torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, gradients)
-        torch._foreach_sub_(weights, torch._foreach_mul(velocities, keep))
+        torch._foreach_sub_(weights, velocities if keep is None else torch._foreach_mul(velocities, keep))
 
-    def _from_scaler(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return 1.0 (or 0.0 to skip the step) and the factor that unscales gradients, as device scalars."""
-        one = torch.ones((), device=device)
+    def _from_scaler(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Return 1.0 (or 0.0 to skip the step) and the factor that unscales gradients, as device scalars.
+
+        On a CPU, where each costs a pass over the weights, None stands for 1.
+        """
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if device.type == "cpu":
+            return None, None if scale is None or scale == 1 else scale.reciprocal().reshape(())
+        one = torch.ones((), device=device)
         keep = one if found_inf is None else (found_inf == 0).float().reshape(())
         return keep, one if scale is None else scale.reciprocal().reshape(())
 
