@@ -286,7 +286,9 @@ def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
         return layer_costs(blocks)
     side_px, precision = max(view.side_px for view in views), data.options.resolved_precision(device)
     num_channels = Input.from_dict(experiment.input_record(stage)).num_channels
-    num = max(2, min(_TIMED_IMAGES, _TIMED_IMAGES * _TIMED_SIDE_PX**2 // side_px**2))
+    # As a pass of the stage, because with few images the weights cost more than these; or what is quick.
+    size = data.options.rank_batch(data.world.size, data.options.batch_of(stage))
+    num = max(2, min(size, _TIMED_IMAGES, _TIMED_IMAGES * _TIMED_SIDE_PX**2 // side_px**2))
     images = torch.zeros(num, num_channels, side_px, side_px)
     images = images.contiguous(memory_format=torch.channels_last)
     with operation("timing the network's blocks"):

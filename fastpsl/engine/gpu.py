@@ -24,8 +24,8 @@ _CPU_FILE = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # Values of oneDNN's own limit that take these instructions from torch.
 _ISA_WITHOUT_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
-# glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: the bytes from which memory goes back to Linux. Their values
-# in a process that has freed a large tensor, which it can only be set to, not left to find again.
+# glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: the bytes from which memory goes back to Linux. These are the
+# largest that glibc itself comes to in a process with large tensors; it does not tell its present ones.
 _MALLOC = {-3: 32 << 20, -1: 64 << 20}
 _NEVER_BYTES = (1 << 31) - 1
 # The driver's errors that mean: it is older than torch's CUDA.
@@ -105,14 +105,15 @@ def allow_tf32() -> None:
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep the memory of large tensors that are freed, for the next ones.
 
-    It would give each back to Linux, which maps and clears pages anew: a quarter of a small network's step.
+    It would give each back to Linux, which maps and clears the pages of the next one anew.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another libc
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # not glibc
         return
+    _restore.callback(libc.malloc_trim, 0)  # at last, what was kept goes back
     for parameter, usual in _MALLOC.items():
-        mallopt(parameter, _NEVER_BYTES)
-        _restore.callback(mallopt, parameter, usual)
+        libc.mallopt(parameter, _NEVER_BYTES)
+        _restore.callback(libc.mallopt, parameter, usual)
 
 
 def restore_flags() -> None:

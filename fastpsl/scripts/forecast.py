@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import os
 import resource
 import shlex
@@ -16,12 +15,11 @@ from typing import Any, NamedTuple
 from fastpsl.console.progress import clock, operation
 from fastpsl.console.words import gibibytes, number_of
 from fastpsl.engine.distributed import World, join_world, share
-from fastpsl.engine.experiment import Experiment, block_costs, place_backbone
+from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.options import TrainingOptions, at_end, per_stage
 from fastpsl.engine.run import RunData, val_part
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.time_left import Costs, work_ahead
 from fastpsl.scripts.before_training import lines_before, needed_side, stage_steps, typical_side
 from fastpsl.scripts.beginning import begun, with_first_learning
 from fastpsl.scripts.command_line import COMMAND
@@ -31,7 +29,6 @@ from fastpsl.scripts.recipe import Recipe
 USUAL_S = 1800.0  # of a run that fits
 LONG_S = 7200.0  # of a run that is told a shorter command
 _MEASURED = 3  # steps and validation batches of each stage
-_TIMED = "cpu-medium"  # the preset that is timed
 _FEW = 4  # images that tell how many are measured on a CPU
 _STAGE_S = 4.0  # of a CPU's steps that are measured of a stage
 
@@ -69,8 +66,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
             stage = whole.experiment.stages[number]
             with operation(f"{stage.name}: measuring some steps"):
                 step_s, val_s, memory = _measured(part, number)
-            own, few = (each.data.options.batch_of(each.experiment.stages[number]) for each in (whole, part))
-            step_s *= own / few
+            step_s *= _size(whole, number) / _size(part, number)
             steps.append(num_steps := min(num_planned, options.max_steps_per_stage or num_planned))
             validated = val_part(whole.data, num_steps, num_planned)
             num_val = validated.num_samples if validated is not None and val_s else 0
@@ -115,6 +111,11 @@ def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
     return few if batch == _FEW * parts else _with_batch(recipe, batch, whole)
 
 
+def _size(opened: Opened, number: int) -> int:
+    """Return the images of a stage's step."""
+    return opened.data.options.batch_of(opened.experiment.stages[number])
+
+
 def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:
     """Return the experiment with smaller batches, of the same open data."""
     options = whole.data.options
@@ -124,9 +125,15 @@ def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:
         if (given := getattr(options, name, None)) is not None
     }
     smaller: Any = replace(options, **least)
-    experiment, _, _ = begun(recipe, smaller, whole.data.world)
-    place_backbone(experiment, smaller, whole.data.world)
-    data = RunData(smaller, whole.data.world, lambda _: (whole.data.train, whole.data.val))
+    return _with_options(recipe, smaller, whole)
+
+
+def _with_options(recipe: Recipe[Any], options: Any, whole: Opened) -> Opened:
+    """Return the experiment with other options, of the same open data."""
+    world = whole.data.world
+    experiment, _, _ = begun(recipe, options, world)
+    place_backbone(experiment, options, world)
+    data = RunData(options, world, lambda _: (whole.data.train, whole.data.val))
     return Opened(experiment, data)
 
 
@@ -161,7 +168,7 @@ def _measured(
 
 
 def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tuple[Any, str]:
-    """Choose the preset for a machine without a GPU, by timed steps of one of them.
+    """Choose the preset for a machine without a GPU, by timed steps.
 
     Args:
         recipe: The recipe.
@@ -169,56 +176,63 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
 
     Returns:
         The options of a preset, and a line about it. It is the longest of `CPU_PRESETS` that ends in about
-        half an hour and enlarges no image, or else the shortest.
+        half an hour and enlarges no image, or else the shortest that the network reads.
 
     Raises:
         ValueError: The training cannot begin.
     """
     options = {name: options_of(name) for name in CPU_PRESETS}
-    with operation("choosing --preset by timed steps"):
-        whole, options = _first_opened(recipe, options)
-        with contextlib.closing(whole.data):
-            task, stages = whole.experiment.task, whole.experiment.stages
-            for _ in task.lines_before(whole.experiment.backbone, stages, whole.data):
-                pass  # which times what comes before the first step
-            step_s, _, _ = _measured(whole, len(stages) - 1, val=False)
-            costs = block_costs(whole.experiment, stages[-1], whole.data)
-            side_px, needed_px = typical_side(whole.data), needed_side(whole.experiment)
-            seconds = {
-                name: task.seconds_before() + step_s * _steps_in(whole, costs, each)
-                for name, each in options.items()
-            }
-    is_sized = len(set(map(_side, options.values()))) > 1  # else no preset enlarges less
-    fitting_px = side_px * _side(whole.data.options) / needed_px if is_sized and needed_px else math.inf
-    fitting = [n for n, each in options.items() if seconds[n] <= USUAL_S and _side(each) <= fitting_px]
-    name = (fitting or list(options)[-1:])[0]
+    are_sized = len({_sides(each) for each in options.values()}) > 1  # else no preset enlarges less
+    found, refused = dict[str, float](), list[ValueError]()
+    whole: Opened | None = None
+    with operation("choosing --preset by timed steps"), contextlib.ExitStack() as stack:
+        for name, each in options.items():
+            try:
+                if whole is None:
+                    whole = opened(recipe, each, join_world(each.device, timeout_s=10 * each.timeout_s))
+                    stack.callback(whole.data.close)
+                else:
+                    whole = _as_preset(recipe, each, whole)
+            except ValueError as error:  # such as images that are too small for the network
+                refused.append(error)
+                continue
+            found[name] = _steps_s(recipe, whole)
+            enlarges = are_sized and typical_side(whole.data) < needed_side(whole.experiment)
+            if found[name] <= USUAL_S and not enlarges:
+                break
+    if whole is None:
+        raise refused[0]
+    name, seconds = list(found.items())[-1]
     chosen = options[name]
     usual = recipe.usual(chosen)
     whose = "the paper has" if recipe.source == "paper" else "usual are"
     back = "small" if whole.data.train.num_samples < SMALL_BELOW else "paper"
     return chosen, (
         f"--preset {name}, by timed steps on this CPU: {_words(vars(chosen))}, about "
-        f"{clock(seconds[name])} of steps; {whose} {_words(usual)}, which --preset {back} takes"
+        f"{clock(seconds)} of steps; {whose} {_words(usual)}, which --preset {back} takes"
     )
 
 
-def _first_opened(recipe: Recipe[Any], options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
-    """Return the experiment of the preset to time, and the options of those that may be chosen.
+def _as_preset(recipe: Recipe[Any], options: Any, whole: Opened) -> Opened:
+    """Return the experiment with the options of another preset, checked, of the same open data."""
+    if options.plan == "continue":  # the block may have been proposed
+        options = replace(options, first_learning=whole.data.options.first_learning)  # type: ignore[attr-defined]
+    other = _with_options(recipe, options, whole)
+    other.experiment.check(other.data)
+    return other
 
-    Where a network refuses the images of one, such as those that are too small for it, another is timed, and
-    it alone may be chosen.
-    """
-    refused: ValueError | None = None
-    for name in (_TIMED, *(name for name in options if name != _TIMED)):
-        timed = options[name]
-        try:
-            whole = opened(recipe, timed, join_world(timed.device, timeout_s=10 * timed.timeout_s))
-        except ValueError as error:
-            refused = refused or error
-            continue
-        return whole, options if name == _TIMED else {name: timed}
-    assert refused is not None
-    raise refused
+
+def _steps_s(recipe: Recipe[Any], whole: Opened) -> float:
+    """Return about how many seconds all steps take, with what comes before the first."""
+    task, part = whole.experiment.task, _quick(recipe, whole)
+    for _ in task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data):
+        pass  # which times what comes before the first step
+    seconds = task.seconds_before()
+    for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
+        num_steps = min(num_planned, whole.data.options.max_steps_per_stage or num_planned)
+        step_s, _, _ = _measured(part, number, val=False)
+        seconds += num_steps * step_s * _size(whole, number) / _size(part, number)
+    return seconds
 
 
 def _words(values: Mapping[str, Any]) -> str:
@@ -244,19 +258,6 @@ def _command(world: World) -> list[str]:
     return kept
 
 
-def _side(options: Any) -> int:
-    """Return the side of the images that the network sees, or 1 if the recipe has no such option."""
-    return at_end(options.size_px) if hasattr(options, "size_px") else 1
-
-
-def _steps_in(whole: Opened, costs: Costs, options: Any) -> float:
-    """Return the length of a training by other options, in steps of the last stage of an opened one."""
-    experiment, data = whole.experiment, whole.data
-    if options.plan == "continue":  # the block may have been proposed
-        options = replace(options, first_learning=data.options.first_learning)  # type: ignore[attr-defined]
-    stages = options.stages(experiment.task.num_levels, experiment.backbone.num_blocks)
-    ahead = work_ahead(
-        (experiment.stages[-1], *stages), 0, costs, experiment.task.inputs_per_image, data.train.num_samples,
-        options.max_steps_per_stage, batch_of=options.batch_of,
-    )  # fmt: skip
-    return ahead.later_steps * (_side(options) / _side(data.options)) ** 2
+def _sides(options: Any) -> tuple[Any, Any]:
+    """Return the options of the images' side that the recipe has."""
+    return getattr(options, "size_px", None), getattr(options, "short_side", None)

@@ -1,5 +1,7 @@
-"""Copies to the host arrive, and leaving a world restores the flags of torch."""
+"""Copies to the host arrive, and leaving a world restores the settings of the process."""
 
+import ctypes
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from fastpsl.engine import distributed
 from fastpsl.engine.distributed import join_world, leave_world
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.gpu import AsyncCopy, one_behind
+from fastpsl.engine.gpu import AsyncCopy, keep_freed_memory, one_behind, restore_flags
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import make_train_step
@@ -104,3 +106,23 @@ def test_whose_images_have_many_sizes() -> None:
     assert not Detection.fixed_sizes and not Segmentation(network, Input()).fixed_sizes
     assert Segmentation(network, Input(), crop).fixed_sizes
     assert "fixed_sizes" not in repr(Segmentation(network, Input()))  # results store the repr
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is another libc's")
+def test_a_run_keeps_the_memory_of_large_tensors_that_are_freed() -> None:
+    """Pages that Linux has cleared anew are its faults; a page has 2 MiB at most."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.empty(64 << 20, dtype=torch.uint8).fill_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    try:
+        faults()
+        assert faults() < 32
+    finally:
+        restore_flags()
+    faults()
+    assert faults() >= 5 * 32
