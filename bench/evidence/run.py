@@ -223,9 +223,8 @@ def work(words: Sequence[str], command: str, log: Path, done: Path) -> None:
 def _spent(began: float, parts: Path) -> dict[str, float]:
     """Return the seconds of this process and of the parts before it, by the clock and of the processor."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    now = {
-        "seconds": time.monotonic() - began, "cpu_seconds": sum(each.ru_utime + each.ru_stime for each in usage),
-    }  # fmt: skip
+    cpu_s = sum(each.ru_utime + each.ru_stime for each in usage)
+    now = {"seconds": time.monotonic() - began, "cpu_seconds": cpu_s}
     before = json.loads(parts.read_text()) if parts.exists() else dict.fromkeys(now, 0.0)
     return {name: round(before[name] + seconds, 1) for name, seconds in now.items()}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import resource
 import shlex
@@ -61,6 +62,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         lines = [*whole.lines, *lines_before(whole.experiment, whole.data)]
         with operation("measuring some steps"):
             part = _quick(recipe, whole)
+        is_whole = part.data.options.batch_size == options.batch_size
         total_s, steps = whole.experiment.task.seconds_before(), list[int]()
         for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
             stage = whole.experiment.stages[number]
@@ -72,12 +74,12 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
             num_val = validated.num_samples if validated is not None and val_s else 0
             total_s += num_steps * step_s + num_val * val_s
             val = f", validation of {num_val:,} images {clock(num_val * val_s)}" if num_val else ""
-            memory = memory if part is whole else ""
+            memory = memory if is_whole else ""
             lines.append(
                 f"{stage.name}: {number_of(num_steps, 'step')} of {step_s:.3g} s{val}{memory}; it ends about "
                 f"{clock(total_s)} after the start"
             )
-        measured = f", which had {part.data.options.batch_of()} images" if part is not whole else ""
+        measured = f", which had {part.data.options.batch_of()} images" if not is_whole else ""
         lines.append(
             f"dry run: nothing was written; the times are those of few steps{measured}, without start and "
             "checkpoints"
@@ -106,7 +108,7 @@ def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
     step_s = share(world, _measured(few, len(few.experiment.stages) - 1, num=1, val=False)[0])
     num = int(_FEW * _STAGE_S / ((_MEASURED + 2) * step_s))
     if num * parts >= max(sizes):
-        return whole
+        return _with_batch(recipe, max(sizes), whole) if hasattr(options, "queue_size") else whole
     batch = parts << max(_FEW.bit_length() - 1, num.bit_length() - 1)
     return few if batch == _FEW * parts else _with_batch(recipe, batch, whole)
 
@@ -117,13 +119,18 @@ def _size(opened: Opened, number: int) -> int:
 
 
 def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:
-    """Return the experiment with smaller batches, of the same open data."""
+    """Return the experiment with batches of at most so many images, of the same open data.
+
+    A queue has the keys of one, because to fill a long one takes longer than what is measured.
+    """
     options = whole.data.options
     least: dict[str, Any] = {
         name: tuple(min(size, batch) for size in given) if isinstance(given, tuple) else min(given, batch)
         for name in ("batch_size", "key_group")
         if (given := getattr(options, name, None)) is not None
     }
+    if hasattr(options, "queue_size"):
+        least["queue_size"] = math.lcm(*per_stage(least["batch_size"]))
     smaller: Any = replace(options, **least)
     return _with_options(recipe, smaller, whole)
 
