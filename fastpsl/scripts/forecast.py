@@ -244,7 +244,7 @@ def _steps_s(recipe: Recipe[Any], whole: Opened) -> float:
 
 def _words(values: Mapping[str, Any]) -> str:
     """Return the network, the side of its images and the length of a training, in words."""
-    epochs = f"{' '.join(map(str, values['epochs']))} epochs"
+    epochs = f"{' '.join(map(str, values['epochs']))} epoch{'s' * (values['epochs'] != (1,))}"
     side = [f"{at_end(values['size_px'])} px"] if "size_px" in values else []
     return ", ".join([*([values["backbone"]] if "backbone" in values else []), *side, epochs])
 
