@@ -67,9 +67,8 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
         for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
             stage = whole.experiment.stages[number]
             with operation(f"{stage.name}: measuring some steps"):
-                step_s, val_s, memory = _measured(part, number)
-            step_s *= _size(whole, number) / _size(part, number)
-            steps.append(num_steps := min(num_planned, options.max_steps_per_stage or num_planned))
+                num_steps, step_s, val_s, memory = _stage(whole, part, number, num_planned)
+            steps.append(num_steps)
             validated = val_part(whole.data, num_steps, num_planned)
             num_val = validated.num_samples if validated is not None and val_s else 0
             total_s += num_steps * step_s + num_val * val_s
@@ -113,9 +112,14 @@ def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
     return few if batch == _FEW * parts else _with_batch(recipe, batch, whole)
 
 
-def _size(opened: Opened, number: int) -> int:
-    """Return the images of a stage's step."""
-    return opened.data.options.batch_of(opened.experiment.stages[number])
+def _stage(
+    whole: Opened, part: Opened, number: int, num_planned: int, *, val: bool = True
+) -> tuple[int, float, float, str]:
+    """Return a stage's steps, and what `_measured` tells of `part`, with the seconds of the whole step."""
+    step_s, val_s, memory = _measured(part, number, val=val)
+    own, few = (each.data.options.batch_of(each.experiment.stages[number]) for each in (whole, part))
+    num_steps = min(num_planned, whole.data.options.max_steps_per_stage or num_planned)
+    return num_steps, step_s * own / few, val_s, memory
 
 
 def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:
@@ -236,9 +240,8 @@ def _steps_s(recipe: Recipe[Any], whole: Opened) -> float:
         pass  # which times what comes before the first step
     seconds = task.seconds_before()
     for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
-        num_steps = min(num_planned, whole.data.options.max_steps_per_stage or num_planned)
-        step_s, _, _ = _measured(part, number, val=False)
-        seconds += num_steps * step_s * _size(whole, number) / _size(part, number)
+        num_steps, step_s, _, _ = _stage(whole, part, number, num_planned, val=False)
+        seconds += num_steps * step_s
     return seconds
 
 
