@@ -24,10 +24,11 @@ _CPU_FILE = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # Values of oneDNN's own limit that take these instructions from torch.
 _ISA_WITHOUT_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
-# glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: the bytes from which memory goes back to Linux. These are the
-# largest that glibc itself comes to in a process with large tensors; it does not tell its present ones.
-_MALLOC = {-3: 32 << 20, -1: 64 << 20}
-_NEVER_BYTES = (1 << 31) - 1
+# glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, the bytes from which memory goes back to Linux, and
+# M_MMAP_MAX, how many tensors may: the value in a run, and the one afterwards. glibc does not tell the values
+# before. Those afterwards are its default and the largest that it comes to by itself. Some glibc refuse a
+# larger first one.
+_MALLOC = {-3: (32 << 20, 32 << 20), -1: ((1 << 31) - 1, 64 << 20), -4: (0, 65536)}
 # The driver's errors that mean: it is older than torch's CUDA.
 DRIVER_TOO_OLD = (
     "driver on your system is too old", "driver version is insufficient",
@@ -111,8 +112,8 @@ def keep_freed_memory() -> None:
     if not hasattr(libc, "mallopt"):  # not glibc
         return
     _restore.callback(libc.malloc_trim, 0)  # at last, what was kept goes back
-    for parameter, usual in _MALLOC.items():
-        libc.mallopt(parameter, _NEVER_BYTES)
+    for parameter, (kept, usual) in _MALLOC.items():
+        libc.mallopt(parameter, kept)
         _restore.callback(libc.mallopt, parameter, usual)
 
 
