@@ -1,6 +1,7 @@
 """Folders for what can be made again, and long checks that are remembered there."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -19,6 +20,13 @@ def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG Base Directory Specification says to ignore a path that is not absolute.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fastpsl"
+
+
+def cache_remedy(error: OSError) -> str:
+    """Return what helps against an error of writing into the cache."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or set XDG_CACHE_HOME to a folder on another disk"
+    return remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
 
 
 def choose_caches() -> None:
@@ -105,7 +113,7 @@ def _keeping(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
+        advice = cache_remedy(error)
         raise ValueError(
             f"{folder}: what was checked cannot be kept there ({error.strerror}); {advice}"
         ) from None

@@ -6,6 +6,7 @@ its exit) need a process of their own: `fresh`.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -246,7 +247,8 @@ def verdict(
         return "crash", f"{signal.Signals(-ended.code).name}: {last}"
     if ended.code in codes:
         return "goes on", last if ended.code else ""
-    if ended.code not in refusals or not words or not lines[-1].startswith(f"{speaker}: "):
+    # A command of `fastpsl` speaks with its own name behind that.
+    if ended.code not in refusals or not words or not re.match(rf"{speaker}( [a-z-]+)*: ", lines[-1]):
         return "unclear", f"exit {ended.code}: {last}"
     missing = [word for word in words if word not in lines[-1]]
     return ("unclear", f"without {missing}: {last}") if missing else ("refused", last)

@@ -21,8 +21,8 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.files.caches import cache_folder
-from fastpsl.files.system_errors import input_error, is_of_the_system, remedy
+from fastpsl.files.caches import cache_folder, cache_remedy
+from fastpsl.files.system_errors import input_error, is_of_the_system
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.data.dataset import (
     MAX_PIXELS,
@@ -137,7 +137,7 @@ def _keeping(folder: Path, root: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
+        advice = cache_remedy(error)
         raise ValueError(
             f"{folder}: the index of {root} cannot be kept there ({error.strerror}); {advice}"
         ) from None

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastpsl.files.caches import cache_folder
-from fastpsl.files.system_errors import UnreadableError, remedy
+from fastpsl.files.caches import cache_folder, cache_remedy
+from fastpsl.files.system_errors import UnreadableError
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
@@ -123,5 +123,5 @@ def drawing(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        advice = remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
+        advice = cache_remedy(error)
         raise ValueError(f"{folder}: the sample cannot be made there ({error.strerror}); {advice}") from None
