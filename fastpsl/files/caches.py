@@ -1,7 +1,6 @@
 """Folders for what can be made again, and long checks that are remembered there."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -24,9 +23,11 @@ def cache_folder() -> Path:
 
 def cache_remedy(error: OSError) -> str:
     """Return what helps against an error of writing into the cache."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space, or set XDG_CACHE_HOME to a folder on another disk"
-    return remedy(error, "set XDG_CACHE_HOME to a folder that can be written")
+    return remedy(
+        error,
+        "set XDG_CACHE_HOME to a folder that can be written",
+        "free some space, or set XDG_CACHE_HOME to a folder on another disk",
+    )
 
 
 def choose_caches() -> None:

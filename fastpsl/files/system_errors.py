@@ -12,8 +12,6 @@ from pathlib import Path
 _SPACE = "free some space or choose another disk"
 _FILES = "raise the limit of open files (ulimit -n)"
 _REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
     errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another disk",
     errno.EMFILE: _FILES,
     errno.ENFILE: _FILES,
@@ -62,9 +60,10 @@ def is_of_the_system(error: BaseException) -> bool:
     return number != 0 and number not in _OF_THE_PATH
 
 
-def remedy(error: BaseException, otherwise: str) -> str:
-    """Return what helps against an error of the system."""
-    return _REMEDIES.get(_number(error), otherwise)
+def remedy(error: BaseException, otherwise: str, space: str = _SPACE) -> str:
+    """Return what helps against an error of the system; `space` helps where the disk is full."""
+    number = _number(error)
+    return space if number in (errno.ENOSPC, errno.EDQUOT) else _REMEDIES.get(number, otherwise)
 
 
 @contextlib.contextmanager

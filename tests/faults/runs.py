@@ -6,7 +6,6 @@ its exit) need a process of their own: `fresh`.
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -247,8 +246,7 @@ def verdict(
         return "crash", f"{signal.Signals(-ended.code).name}: {last}"
     if ended.code in codes:
         return "goes on", last if ended.code else ""
-    # A command of `fastpsl` speaks with its own name behind that.
-    if ended.code not in refusals or not words or not re.match(rf"{speaker}( [a-z-]+)*: ", lines[-1]):
+    if ended.code not in refusals or not words or not lines[-1].startswith(f"{speaker}: "):
         return "unclear", f"exit {ended.code}: {last}"
     missing = [word for word in words if word not in lines[-1]]
     return ("unclear", f"without {missing}: {last}") if missing else ("refused", last)
@@ -270,8 +268,9 @@ def recipe(
 
 
 def fastpsl(folder: Path, *arguments: object, words: Sequence[str] = (), **settings: Any) -> Outcome:
-    """Run a command of `fastpsl`: it must finish, or end in a line with `words`."""
-    return verdict(start(("fastpsl", *arguments), folder / "log", **settings).wait(), "fastpsl", words)
+    """Run a command of `fastpsl data`: it must finish, or end in a line with `words`."""
+    command = ("fastpsl", *arguments)
+    return verdict(start(command, folder / "log", **settings).wait(), " ".join(map(str, command[:3])), words)
 
 
 def long_run(out: Path, log: Path, *more: object) -> RunningProcess:

@@ -370,7 +370,7 @@ def _with_output(work: str, kind: str, folder: Path) -> Outcome:
         process = fresh(command, folder / "log", **settings[kind])
     if work == "tell":
         codes = (0, 1, 141) if kind == "no reader" else (0,)
-        return verdict(process.wait(), "fastpsl", ("stdout cannot be written",), codes)
+        return verdict(process.wait(), "fastpsl data info", ("stdout cannot be written",), codes)
     outcome = verdict(process.wait(), codes=(0, 120))
     status = (folder / "run" / "status.json").read_text()
     if '"finished"' not in status or not runs.checkpoints(folder / "run"):
@@ -492,7 +492,7 @@ def _two_writers(folder: Path) -> Outcome:
     out, source = folder / "x.beton", write_images(folder / "pictures", 200)
     command = ("fastpsl", "data", "write", source, out, "--max-side", 100)
     processes = [runs.start(command, folder / f"{which}.log") for which in "ab"]
-    outcomes = [verdict(process.wait(), "fastpsl", words=(out.name,)) for process in processes]
+    outcomes = [verdict(process.wait(), "fastpsl data write", words=(out.name,)) for process in processes]
     by_name = dict(outcomes)
     if by_name.keys() != {"goes on", "refused"}:
         failures = (each for each in outcomes if each[0] not in ("goes on", "refused"))

@@ -87,7 +87,6 @@ def test_how_a_process_ended_is_told_apart() -> None:
 
     assert ended(0, "") == "goes on" and ended(None, "") == "hang" and ended(-9, "") == "crash"
     assert ended(2, "jigsaw_r50: no space; give --out") == "refused"
-    assert ended(2, "jigsaw_r50 data write: give --out") == "refused"
     for code, text in ((2, "jigsaw_r50: no space"), (2, "give --out"), (1, "jigsaw_r50: --out")):
         assert ended(code, text) == "unclear"
     assert ended(1, "Traceback (most recent call last):\n KeyError: --out") == "traceback"
