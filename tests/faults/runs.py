@@ -267,10 +267,12 @@ def recipe(
     return verdict(how(command, folder / "log", **settings).wait(), speaker, words, refusals=refusals)
 
 
-def fastpsl(folder: Path, *arguments: object, words: Sequence[str] = (), **settings: Any) -> Outcome:
+def fastpsl(
+    folder: Path, *arguments: object, words: Sequence[str] = (), speaker: str = "", **settings: Any
+) -> Outcome:
     """Run a command of `fastpsl data`: it must finish, or end in a line with `words`."""
-    command = ("fastpsl", *arguments)
-    return verdict(start(command, folder / "log", **settings).wait(), " ".join(map(str, command[:3])), words)
+    speaker = speaker or f"fastpsl {arguments[0]} {arguments[1]}"
+    return verdict(start(("fastpsl", *arguments), folder / "log", **settings).wait(), speaker, words)
 
 
 def long_run(out: Path, log: Path, *more: object) -> RunningProcess:

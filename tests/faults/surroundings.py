@@ -186,6 +186,8 @@ def _set_limit(name: str, value: int) -> None:
 
 def _limited(work: str, name: str, value: int, words: tuple[str, ...]) -> Trial:
     settings: dict[str, Any] = {"words": words, "prepare": partial(_set_limit, name, value)}
+    if (work, name) == ("write", "AS"):  # told before the command's name is read
+        settings["speaker"] = "fastpsl"
     work_in = recipe if work == "train" else lambda folder, **more: _write(folder, folder, **more)
     return lambda folder: work_in(folder, **settings)
 
