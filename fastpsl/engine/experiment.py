@@ -305,7 +305,9 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     head = task.stage_head(stage, experiment.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    blocks = StageBlocks(experiment.backbone, stage, _frozen_batchnorm(options), experiment.batchnorm)
+    keeps_statistics = getattr(options, "learning_batchnorm", "train") == "eval"
+    batchnorm = "eval" if keeps_statistics else experiment.batchnorm
+    blocks = StageBlocks(experiment.backbone, stage, _frozen_batchnorm(options), batchnorm)
     module = StageModule(blocks, head.to(world.device), task)
     task.start_stage(stage, blocks, head)
     if not task.fixed_sizes:

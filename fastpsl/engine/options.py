@@ -342,6 +342,8 @@ class PretrainOptions(TrainingOptions):
     """Difficulty of the task in each stage, or one for all; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = field(default="eval", metadata=PLAN)
     """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
+    learning_batchnorm: Literal["train", "eval"] = field(default="train", metadata=PLAN)
+    """How BatchNorm of blocks that learn normalises: by batch statistics, or by those that --init has."""
     probe_every: int | None = field(default=None, metadata=MACHINE | MONITORING)
     """Epochs between further tests of the features by kNN, which each stage's end has anyway (0: no test)."""
     freeze_when: Literal["never", "knn", "similarity"] = field(default="never", metadata=PLAN)
@@ -408,10 +410,12 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def science(self) -> dict[str, Any]:
-        """Return what must not change on resume, of --freeze-when and --plan continue only what is in use."""
+        """Return what must not change on resume, of options for --init and --freeze-when what is in use."""
         science = super().science()
         if self.first_learning is None:
             del science["first_learning"]
+        if self.learning_batchnorm == "train":
+            del science["learning_batchnorm"]
         if self.freeze_when == "never":
             return {name: value for name, value in science.items() if not name.startswith("freeze_")}
         return science | {"probe_every": self.probe_every}

@@ -34,10 +34,15 @@ def begun(
     """
     given = isinstance(getattr(options, "backbone", None), Given)
     plan, init = getattr(options, "plan", ""), getattr(options, "init", None)
-    if plan == "continue" and not (init or options.goes_on() or given):
-        raise ValueError(
-            "--plan continue without --init: no block has weights that could stay; give --init WEIGHTS"
-        )
+    if not (init or options.goes_on() or given):
+        if plan == "continue":
+            raise ValueError(
+                "--plan continue without --init: no block has weights that could stay; give --init WEIGHTS"
+            )
+        if getattr(options, "learning_batchnorm", "train") == "eval":
+            raise ValueError(
+                "--learning-batchnorm eval without --init: random weights have no statistics; leave it out"
+            )
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     with operation("building the network"):
         experiment = recipe.build(options)

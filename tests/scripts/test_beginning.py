@@ -170,6 +170,11 @@ def test_a_module_s_look_at_the_start_is_that_of_its_weights(
         assert [summary["knn_at_start"] for summary in given.summaries] == [expected]
         if plan == "continue":
             assert same(newest_checkpoint(given.folder)["backbone"], weights, ["layer3.5.bn2.running_mean"])
+    kept = pretrain(tmp_path / "kept", init=source, plan="continue", learning_batchnorm="eval", **values)
+    own = newest_checkpoint(kept.folder)["backbone"]
+    assert same(own, weights, [name for name in weights if "running_" in name])
+    assert not same(own, weights, ["layer4.2.bn2.weight"])
+    assert json.loads((kept.folder / "config.json").read_text())["science"]["learning_batchnorm"] == "eval"
 
 
 def test_the_first_block_that_learns_is_above_the_best_knn(source: Path) -> None:
@@ -299,6 +304,7 @@ def test_what_cannot_be_begun_with_is_one_line(
             "blocks that stay need all"
         ),
         "--plan continue --first-learning B3": "--plan continue without --init",
+        "--learning-batchnorm eval": "--learning-batchnorm eval without --init",
         f"--init {source} --first-learning B3": "it is for --plan continue",
         f"--init {source} --plan continue --first-learning B6": "give one of B1 to B5",
         f"--init {source} --plan continue --first-learning B4 --epochs 1 1 1": "for 2 blocks: give at most 2",

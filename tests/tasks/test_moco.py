@@ -6,7 +6,7 @@ import math
 from collections import deque
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -361,7 +361,10 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
 
 
 def query(
-    frozen_batchnorm: str = "eval", sync: bool = False, reversible: bool = False
+    frozen_batchnorm: str = "eval",
+    sync: bool = False,
+    reversible: bool = False,
+    batchnorm: Literal["train", "eval"] = "train",
 ) -> tuple[nn.Module, StageBlocks, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     backbone: Backbone = TinyNet()
@@ -369,7 +372,7 @@ def query(
         backbone = RevNet(channels=(8, 8, 12, 16, 16), units=(1, 2, 2, 2), widths=(4, 4, 4, 4))
     if sync:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
-    blocks = StageBlocks(backbone, make_plan("psl", (1, 1, 1))[1], frozen_batchnorm)
+    blocks = StageBlocks(backbone, make_plan("psl", (1, 1, 1))[1], frozen_batchnorm, batchnorm)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
     return backbone, blocks, head, torch.randn(8, 3, 32, 32)
 
@@ -397,6 +400,12 @@ def test_keys_are_normalised_by_their_own_images_and_move_nothing(
     expected = nn.functional.normalize(head(blocks(images)))  # train mode uses these images' statistics
     assert torch.allclose(keys, expected, atol=1e-6)
     assert not torch.allclose(keys[:4], encoder(images[:4], 4), atol=1e-3)
+
+
+def test_keys_of_blocks_that_keep_their_statistics_do_too() -> None:
+    _, blocks, head, images = query(batchnorm="eval")
+    keys = KeyEncoder(blocks, head, 0.9)(images, 2)
+    assert torch.allclose(keys, nn.functional.normalize(head(blocks(images))), atol=1e-6)
 
 
 @pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])

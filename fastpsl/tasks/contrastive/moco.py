@@ -117,9 +117,10 @@ Module = TypeVar("Module", bound=nn.Module)
 class KeyEncoder:
     """A copy of the learning blocks and the head, without gradients, that follows them by momentum.
 
-    Its BatchNorm always uses the statistics of the images of the call, in training and in validation passes.
-    So a key does not depend on a rank's history. Frozen blocks are the backbone's own, because they are equal
-    in both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they
+    Its BatchNorm uses the statistics of the images of the call, in training and in validation passes. So a
+    key does not depend on a rank's history. Only where learning blocks keep the statistics of their weights
+    (learning_batchnorm "eval") does their copy, too. Frozen blocks are the backbone's own, because they are
+    equal in both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they
     copied, because keys would otherwise change their running statistics. Below a part of `--plan blockwise`,
     all blocks learn, and the copy has them all. The encoder is not part of the stage's module, so DDP and the
     optimiser do not see it. Its blocks run as the backbone's do, folded and compiled where those are.
@@ -135,7 +136,8 @@ class KeyEncoder:
             frozen, learning = frozen[:0], nn.ModuleList([*frozen, *learning])
         shared = blocks.frozen_batchnorm == "eval"
         self.frozen = frozen if shared else _by_batch_statistics(frozen)
-        self.learning, self.head = _by_batch_statistics(learning), _by_batch_statistics(head)
+        copied = _by_batch_statistics if blocks.batchnorm == "train" else _frozen_copy
+        self.learning, self.head = copied(learning), _by_batch_statistics(head)
         self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
         self._theirs = [*learning.parameters(), *head.parameters()]
         self._update = get_ema_multi_avg_fn(momentum)
@@ -194,13 +196,18 @@ class KeyEncoder:
         self.head.load_state_dict(state["head"])
 
 
+def _frozen_copy(module: Module) -> Module:
+    """Return a copy without gradients, in evaluation mode."""
+    return copy.deepcopy(module).requires_grad_(False).eval()
+
+
 def _by_batch_statistics(module: Module) -> Module:
-    """Return a copy without gradients whose BatchNorm uses the batch statistics of this rank alone.
+    """Return such a copy whose BatchNorm uses the batch statistics of this rank alone.
 
     In eval mode without running statistics, torch normalises by the batch. SyncBatchNorm does so too, without
     communication.
     """
-    module = copy.deepcopy(module).requires_grad_(False).eval()
+    module = _frozen_copy(module)
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.track_running_stats = False
