@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.power import LEVEL, POWER, smallest_difference, spread
-from bench.evidence.results import block_means, holm, numbers_of
+from bench.evidence.results import block_means, compared_numbers, holm, numbers_of
 from fastpsl.tables.paper_file import TABLES
 
 Record = Mapping[str, Any]
@@ -171,13 +171,8 @@ def by_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _line(result: Record, one: Record, p: float | None, plan: Plan, seconds: Mapping[str, str]) -> Line:
-    end, number = result["endpoint"], one["number"]
-    of = {
-        (score["arm"], score["seed"]): score["numbers"][number]
-        for score in result["scores"]
-        if score["evaluation"] == end["evaluation"]
-    }
-    first, second = (statistics.fmean(of[arm, seed] for seed in one["seeds"]) for arm in one["pair"])
+    end, number, of = result["endpoint"], one["number"], compared_numbers(result)
+    first, second = (statistics.fmean(of[arm, seed][number] for seed in one["seeds"]) for arm in one["pair"])
     where = f", {block(number)}" if len(end["numbers"]) > 1 else ""
     return Line(
         " − ".join(one["pair"]) + where, (first, second), one["mean"], one["interval"], one["values"], p,

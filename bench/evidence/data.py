@@ -10,6 +10,9 @@
     distill-clothes, distill-longer
                         the source is the repository clothing-dataset-small, with the same file beside it; the
                         search has every eighth photo of its folder train, held-out those of the others
+    worth-*             the source is the folder of a set of splits.py, with lite0.pth in it; train has all
+                        training images, or as many as the plan's name ends with, and labelled has those that
+                        are not in search
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
                         -cpu takes 10,000, -gpu all but the 2,000 of the search
@@ -28,11 +31,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.evidence import splits
+from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
 from bench.pack_images import joined
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, draw_part
 from fastpsl.pipelines.sources.published import published
 
-TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
+LABELLED = "labelled"
 
 
 def tiny_imagenet_50(folder: Path, out: Path) -> None:
@@ -114,6 +119,18 @@ def clothes(folder: Path, out: Path) -> None:
     _jpegs({TRAIN: train, SEARCH: search, HELD_OUT: held_out}, folder, out)
 
 
+def of_split(name: str, folder: Path, out: Path, num: int | None = None) -> None:
+    """Write lists of a committed split, whose images must be those; of training images all, or `num`."""
+    lists: dict[str, list[str]] = {part: [] for part in (TRAIN, LABELLED, SEARCH, HELD_OUT)}
+    for line in splits.read(name):
+        image = f"{splits.SETS[name].checked(folder, line)} {line.label}\n"
+        lists[LABELLED if line.part == TRAIN else line.part].append(image)
+    lists[TRAIN] = lists[LABELLED] + lists[SEARCH]
+    if num is not None:
+        lists[TRAIN] = sorted(random.Random(0).sample(lists[TRAIN], num))
+    _jpegs(lists, folder, out)
+
+
 def _jpegs(lists: Mapping[str, Sequence[str]], folder: Path, out: Path) -> None:
     """Write dataset files of JPEGs, and a copy of the teacher's weights."""
     for part, lines in lists.items():
@@ -134,7 +151,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "presets-sample": partial(drawn, first=120_000, num_held_out=1600),
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
     "distill-longer": clothes, "distill-loss": scenes, "precision-scenes": scenes,
-    "presets-scenes": scenes,
+    "presets-scenes": scenes, "worth-settings": partial(of_split, "scenes"),
 }  # fmt: skip
 
 
@@ -153,10 +170,11 @@ def write(plan: str, source: Path | None, out: Path) -> None:
 
 def write_betons(folder: Path, *how: str) -> None:
     """Write a dataset file of each part: by default a raw one, which `--decoder resident` keeps."""
-    for part in (TRAIN, SEARCH, HELD_OUT):
-        if (folder / f"{part}.beton").exists():
+    for part in (TRAIN, LABELLED, SEARCH, HELD_OUT):
+        sources = [path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists()]
+        if (folder / f"{part}.beton").exists() or not sources:
             continue
-        source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())
+        (source,) = sources
         words: list[str | Path] = ["data", "write", source, folder / f"{part}.beton"]
         words += [*(how or ("--mode", "raw")), "--overwrite"]
         # A list numbers its classes by the names that it has.

@@ -10,22 +10,22 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     arms             by name: what an arm adds to it, or its whole command if that begins with "recipes/" or
                      "bench/"
     untrained        what the row "no training" adds to it: the same training at a rate that moves no weight,
-                     so that BatchNorm's statistics alone change
+                     so that BatchNorm's statistics alone change; null for no such row
     epochs           numbers of epochs, from the most to the fewest: the clock chooses the first by which all
                      seeds end in time, before any score, and the curve ends there; none where the commands
                      say them
     search           rates, and the seed, evaluation and numbers by whose mean the rate of an arm is chosen;
                      the seed counts nowhere else. With "arm", that arm alone is searched, and all take its
-                     rate
+                     rate; null where the commands have their rates
     seeds            the seeds that count
     evaluations      by name: commands that score a training's features; those of the search are not counted
     random           what an evaluation gets as {weights} for random weights, "" for no such row; for others
                      it is FOLDER, and --backbone as in the training if that is FILE.py:CLASS
     keep             files of a training's folder that are kept beside results.json, as ARM-sSEED-FILE
     beside           by name: a command whose number is to be compared with, and which of its numbers
-    endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared. With
-                     "chosen_by", another evaluation, an arm has one of the numbers alone: the one that is
-                     best there by the mean over the seeds
+    endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared, of
+                     which one may be a name of "beside" with {seed}. With "chosen_by", another evaluation, an
+                     arm has one of the numbers alone: the one that is best there by the mean over the seeds
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, and two epochs
                      between which its change is reported
     cost             whether a chart shows each arm's accuracy against the CPU minutes of its training
@@ -112,8 +112,8 @@ class Plan:
     first: Mapping[str, str]
     training: str
     arms: Mapping[str, str]
-    untrained: str
-    search: Search
+    untrained: str | None
+    search: Search | None
     seeds: Sequence[int]
     evaluations: Mapping[str, str]
     random: str
@@ -127,7 +127,8 @@ class Plan:
     @property
     def rows(self) -> list[str]:
         """The names of all that is scored: the arms, and the rows without training."""
-        return [*self.arms, UNTRAINED, *([RANDOM] if self.random else [])]
+        untrained = [] if self.untrained is None else [UNTRAINED]
+        return [*self.arms, *untrained, *([RANDOM] if self.random else [])]
 
     def with_epochs(self, num: int) -> "Plan":
         """Return the plan with a number of epochs in its commands."""
@@ -159,7 +160,7 @@ class Plan:
 
     def training_of(self, run: "Run") -> Step:
         """Return the training of a run."""
-        flags = self.untrained if run.arm == UNTRAINED else self.arms[run.arm]
+        flags = (self.untrained or "") if run.arm == UNTRAINED else self.arms[run.arm]
         command = flags if flags.startswith(("recipes/", "bench/")) else f"{self.training} {flags}"
         return Step(run.name, command, run.values)
 
@@ -183,25 +184,26 @@ class Plan:
 
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""
-        if len(self.search.rates) > 1:
+        if self.search and len(self.search.rates) > 1:
             for arm in [self.search.arm] if self.search.arm else self.arms:
                 for rate in self.search.rates:
                     yield Run(arm, rate, self.search.seed, counts=False)
 
-    def counted(self, rates: Mapping[str, float]) -> Iterator["Run"]:
-        """Yield what counts, seed by seed: the arms that have a rate, and the rows without training."""
+    def counted(self, rates: Mapping[str, float | None]) -> Iterator["Run"]:
+        """Yield what counts, seed by seed: the arms that are searched, and the rows without training."""
         for seed in self.seeds:
             for arm in self.arms:
                 if arm in rates:
                     yield Run(arm, rates[arm], seed, counts=True)
-            yield Run(UNTRAINED, UNTRAINED_RATE, seed, counts=True)
+            if self.untrained is not None:
+                yield Run(UNTRAINED, UNTRAINED_RATE, seed, counts=True)
             if self.random:
                 yield Run(RANDOM, None, seed, counts=True)
 
     def evaluations_of(self, run: "Run") -> list[str]:
         """Return the names of the evaluations of a training: the search's, or all others if it counts."""
-        others = [name for name in self.evaluations if name != self.search.evaluation]
-        return others if run.counts else [self.search.evaluation]
+        searched = [self.search.evaluation] if self.search else []
+        return [name for name in self.evaluations if name not in searched] if run.counts else searched
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class Run:
     """A training of one arm, the row without one, or random weights."""
 
     arm: str  # the arm's name, UNTRAINED or RANDOM
-    rate: float | None  # the rate; None for random weights
+    rate: float | None  # the rate; None for random weights, and where commands have their rates
     seed: int  # the seed
     counts: bool  # whether it counts; otherwise it serves the search for the rate
 
@@ -250,24 +252,29 @@ def read_plan(path: Path) -> Plan:
     """Return the plan in a JSON file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        record |= {"search": _made(Search, record["search"]), "endpoint": _made(Endpoint, record["endpoint"])}
+        record["search"] = record["search"] and _made(Search, record["search"])
+        record["endpoint"] = _made(Endpoint, record["endpoint"])
         record |= {"beside": {name: _made(Beside, one) for name, one in record["beside"].items()}}
         plan = _made(Plan, record | {"curve": record["curve"] and _made(Curve, record["curve"])})
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; give a plan, such as those in bench/evidence") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    evaluations = plan.evaluations
-    unknown = {arm for pair in plan.endpoint.pairs for arm in pair} - {*plan.rows}
-    unknown |= {plan.search.arm or plan.rows[0]} - {*plan.arms}
-    named = {plan.search.evaluation, plan.endpoint.evaluation, plan.endpoint.chosen_by}
-    unknown |= named - {None} - evaluations.keys()
+    search, end = plan.search, plan.endpoint
+    compared = {*plan.rows, *(name for name, one in plan.beside.items() if "{seed}" in one.command)}
+    unknown = {arm for pair in end.pairs for arm in pair} - compared
+    unknown |= {end.evaluation, end.chosen_by} - {None} - plan.evaluations.keys()
+    if search:
+        unknown |= {search.arm or plan.rows[0]} - {*plan.arms}
+        unknown |= {search.evaluation} - plan.evaluations.keys()
     if unknown:
-        raise ValueError(f"{path}: {', '.join(sorted(unknown))}: no such arm or evaluation")
-    if plan.search.seed in plan.seeds:
-        raise ValueError(f"{path}: seed {plan.search.seed} chooses rates, so it cannot count: give another")
-    if plan.search.evaluation == plan.endpoint.evaluation:
-        raise ValueError(f"{path}: {plan.search.evaluation} chooses rates, so it cannot decide: give another")
+        raise ValueError(f"{path}: {', '.join(sorted(map(str, unknown)))}: no such arm or evaluation")
+    if plan.epochs and not search:
+        raise ValueError(f"{path}: the clock times runs of the search's seed: give search, or no epochs")
+    if search and search.seed in plan.seeds:
+        raise ValueError(f"{path}: seed {search.seed} chooses rates, so it cannot count: give another")
+    if search and search.evaluation == end.evaluation:
+        raise ValueError(f"{path}: {search.evaluation} chooses rates, so it cannot decide: give another")
     return plan
 
 

@@ -92,21 +92,24 @@ class Results:
         self.record["beside"].append(of_step | score_of(folder, step))
         self.write()
 
-    def rates(self) -> dict[str, float]:
-        """Return the rates of the arms whose search is complete: the best by the mean of its numbers."""
-        plan = self.plan
-        if len(plan.search.rates) == 1:
-            return dict.fromkeys(plan.arms, plan.search.rates[0])
-        means: dict[str, dict[float, float]] = {arm: {} for arm in plan.arms}
+    def rates(self) -> Mapping[str, float | None]:
+        """Return the rates of the arms whose search is complete: the best by the mean of its numbers.
+
+        It is None for arms whose commands have it.
+        """
+        arms, search = self.plan.arms, self.plan.search
+        if search is None or len(search.rates) == 1:
+            return dict.fromkeys(arms, search.rates[0] if search else None)
+        means: dict[str, dict[float, float]] = {arm: {} for arm in arms}
         for score in self.record["search"]:
-            numbers = [score["numbers"][name] for name in plan.search.numbers]
+            numbers = [score["numbers"][name] for name in search.numbers]
             means[score["arm"]][score["rate"]] = statistics.fmean(numbers)
-        complete = {arm: found for arm, found in means.items() if len(found) == len(plan.search.rates)}
+        complete = {arm: found for arm, found in means.items() if len(found) == len(search.rates)}
         # The lower one of equal ones.
         best = {arm: max(sorted(found), key=lambda rate: found[rate]) for arm, found in complete.items()}
-        if plan.search.arm is None:
+        if search.arm is None:
             return best
-        return dict.fromkeys(plan.arms, best[plan.search.arm]) if best else {}
+        return dict.fromkeys(arms, best[search.arm]) if best else {}
 
     def write(self) -> None:
         """Write results.json, with means and differences of what is there."""
@@ -117,7 +120,7 @@ class Results:
             record[kind].sort(key=lambda one: (one["seed"], plan.rows.index(one["arm"])))
         record |= {
             "rates": self.rates(), "means": list(_means(plan, record["scores"])),
-            "differences": list(_differences(plan, record["scores"])),
+            "differences": list(_differences(plan, record)),
             "curves": _curves(plan, record["training"]),
         }  # fmt: skip
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,11 +185,9 @@ def _read(path: Path) -> Any:
 
 
 def _check_data(scores: Sequence[Record]) -> None:
-    for part, of in (
-        ("train", scores),
-        ("val", [score for score in scores if score["evaluation"] == scores[-1]["evaluation"]]),
-    ):
-        if not all_same(score["data"][part] for score in of):
+    newest = [score["data"] for score in scores if score["evaluation"] == scores[-1]["evaluation"]]
+    for part in ("train", "val"):
+        if not all_same(data[part] for data in newest):
             raise ValueError(
                 f"the scores are of several {part} sets; give another --work and --out for other data"
             )
@@ -231,10 +232,21 @@ def block_means(results: Mapping[str, Any]) -> tuple[list[str], dict[str, list[R
     return numbers, {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
 
 
-def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
+def compared_numbers(results: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, float]]:
+    """Return what decides: the numbers of the endpoint's evaluation, and those to compare with, by seed."""
+    evaluation = results["endpoint"]["evaluation"]
+    of_arms = {
+        (one["arm"], one["seed"]): one["numbers"]
+        for one in results["scores"]
+        if one["evaluation"] == evaluation
+    }
+    return of_arms | {(one["name"], one["seed"]): one["numbers"] for one in results["beside"]}
+
+
+def _differences(plan: Plan, results: Record) -> Iterator[Record]:
     """Yield the differences of the endpoint's pairs, seed by seed, with the t interval of their mean."""
-    end = plan.endpoint
-    of = {(s["arm"], s["seed"]): s["numbers"] for s in scores if s["evaluation"] == end.evaluation}
+    end, scores = plan.endpoint, results["scores"]
+    of = compared_numbers(results)
     for first, second in end.pairs:
         seeds = [seed for seed in plan.seeds if (first, seed) in of and (second, seed) in of]
         its, others = (numbers_of(plan, arm, scores) for arm in (first, second))
@@ -245,11 +257,18 @@ def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
 
 
 def numbers_of(plan: Plan, arm: str, scores: Sequence[Record]) -> Sequence[str]:
-    """Return the numbers of an arm that are compared: all of the endpoint, or the best by `chosen_by`."""
+    """Return the numbers of an arm that are compared: all of the endpoint, or the best by `chosen_by`.
+
+    What stands beside the arms has one number.
+    """
     end = plan.endpoint
+    if arm in plan.beside:
+        return [plan.beside[arm].number] * (1 if end.chosen_by else len(end.numbers))
     means = {row["number"]: row["mean"] for row in _means(plan, scores)
              if (row["arm"], row["evaluation"]) == (arm, end.chosen_by)}  # fmt: skip
-    return [max(end.numbers, key=lambda number: means[number])] if means else end.numbers
+    if means:
+        return [max(end.numbers, key=lambda number: means[number])]
+    return end.numbers[:1] if end.chosen_by else end.numbers
 
 
 def difference(values: Sequence[float]) -> Record:

@@ -11,6 +11,7 @@ clock, short runs of all arms are timed first. The number is written before any 
 import json
 import multiprocessing
 import os
+import re
 import resource
 import runpy
 import signal
@@ -110,12 +111,13 @@ class Runner:
             self.run_step(self.plan.training_of(run))
 
     def compare(self) -> None:
-        """Run the commands of the numbers to compare with."""
+        """Run the commands of the numbers to compare with, but those of trainings that are to come."""
         for name, seed, step in self.results.missing_beside():
             for first in self.plan.first_of(seed) if seed is not None else ():
                 self.run_step(first)
-            self.run_step(step)
-            self.results.add_beside(name, seed, step, self.runs)
+            if all((self.runs / run).exists() for run in re.findall(r"{runs}/([^\s/]+)", step.template)):
+                self.run_step(step)
+                self.results.add_beside(name, seed, step, self.runs)
 
     def all(self, runs: Sequence[Run], work: Callable[[Run], None]) -> None:
         """Do all, some at a time. A failure stops the others; what has no time left is left out."""
@@ -263,8 +265,10 @@ def choose_epochs(runner: Runner) -> None:
 
     They have the seed that counts nowhere, and their scores are not looked at.
     """
-    plan, runs = runner.plan, [Run(arm, rate, runner.plan.search.seed, counts=True) for arm, rate in
-                               runner.results.rates().items()]  # fmt: skip
+    plan = runner.plan
+    assert plan.search is not None, "read_plan requires it of plans with epochs"
+    rates = runner.results.rates()
+    runs = [Run(arm, rate, plan.search.seed, counts=True) for arm, rate in rates.items()]
     for num in _TIMED_EPOCHS:
         folder = runner.runs / f"timed-{num}"
         folder.mkdir(exist_ok=True)
@@ -335,6 +339,7 @@ def main() -> int:
         for arm, timed in results.record.get("calibration", {}).items():
             runner.needed_s[arm] = needed_s(timed, results.record["epochs"])
         runner.all(results.missing(runner.plan.searched()), runner.enter)
+        runner.compare()
         runner.all(results.missing(runner.plan.counted(results.rates())), runner.enter)
         runner.compare()
     except OutOfTime:

@@ -91,7 +91,7 @@ def test_a_part_of_a_method_goes_on_with_its_plan(part: str, plan: Plan) -> None
     assert options.out == Path("docs", "runs", f"{part}-gpu") and 300 < options.seconds <= last - 20
     experiment = read_plan(ROOT / options.plan)
     assert options.jobs == len(experiment.arms) and not experiment.random and experiment.epochs
-    assert len(experiment.search.rates) == 1  # there is no time to search
+    assert experiment.search and len(experiment.search.rates) == 1  # there is no time to search
 
 
 def test_the_readme_lists_what_a_call_carries() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.evidence.plan import UNTRAINED, Run, of_cpu, read_plan
+from bench.evidence.plan import RANDOM, Run, of_cpu, read_plan
 from fastpsl.pipelines.datasets.open import Glance
 from fastpsl.scripts import presets
 from fastpsl.scripts.launch import parsed
@@ -24,8 +24,11 @@ def values_of(plan: Path) -> dict[str, list[Any]]:
     opened, values = read_plan(plan), dict[str, list[Any]]()
     if opened.epochs:
         opened = opened.with_epochs(opened.epochs[-1])
-    for arm in (*opened.arms, UNTRAINED):
-        run = Run(arm, opened.search.rates[0], opened.seeds[0], counts=True)
+    rate = opened.search.rates[0] if opened.search else None
+    for arm in opened.rows:
+        if arm == RANDOM:
+            continue
+        run = Run(arm, rate, opened.seeds[0], counts=True)
         script, *words = opened.training_of(run).words("DATA", "RUNS")
         words = words if plan.stem.endswith("-gpu") else of_cpu([script, *words])[1:]
         if script.startswith("recipes/"):
