@@ -319,6 +319,13 @@ def test_a_failure_is_named_and_another_plan_is_refused(
             {"endpoint": {"evaluation": "linear", "numbers": ["a"], "pairs": [["good", "bad"]]}},
             "bad: no such",
         ),
+        (
+            {
+                "untrained": None,
+                "endpoint": {"evaluation": "linear", "numbers": [], "pairs": [["good", UNTRAINED]]},
+            },
+            "no training: no such",
+        ),
         ({"search": {"rates": [1]}}, "keys that are unknown or missing: evaluation, numbers, seed"),
     ],
 )
@@ -376,6 +383,34 @@ def test_one_arm_can_be_searched_for_all(tmp_path: Path, monkeypatch: pytest.Mon
     results = results_of(path)
     assert results["rates"] == {"good": 0.2, "plain one": 0.2} and len(results["search"]) == 2
     assert [one["arm"] for one in results["scores"]] == ["good", "plain one", UNTRAINED]
+
+
+def test_arms_with_rates_of_their_own_are_compared_with_what_stands_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads a training's folder waits for it; another evaluation chooses the number that decides."""
+    evaluate = f"{FAKE} %s {{weights}} --seed {{seed}} --out {{out}}"
+    tuned = evaluate.replace("{weights}", "{runs}/good-s0") % "tuned"
+    numbers = {"numbers": ["top1_B1", "top1_B2"], "pairs": [["good", "some labels"]], "chosen_by": "block"}
+    plan = plan_of(
+        tmp_path, arms={"good": "--gain 2 --lr 0.1"}, search=None, untrained=None, random="", curve=None,
+        training=f"{FAKE} train --seed {{seed}} --out {{out}}", endpoint={"evaluation": "linear", **numbers},
+        evaluations={"block": evaluate % "block", "linear": evaluate % "linear"},
+        beside={
+            "tuned": {"command": tuned.replace("{seed}", "7"), "number": "top1_B1"},
+            "some labels": {"command": evaluate.replace("{weights}", "") % "labels", "number": "top1_B1"},
+        },
+    )  # fmt: skip
+    assert call(monkeypatch, plan) == 0
+    results = results_of(plan)
+    assert [(one["arm"], one["rate"], one["seed"]) for one in results["training"]] == [
+        ("good", None, 0), ("good", None, 1),
+    ]  # fmt: skip
+    assert [(one["name"], one["seed"]) for one in results["beside"]] == [
+        ("some labels", 0), ("some labels", 1), ("tuned", None),
+    ]  # fmt: skip
+    (difference,) = results["differences"]
+    assert (difference["number"], difference["values"]) == ("top1_B2 - top1_B1", [19.4, 20.4])
 
 
 def test_a_differences_power_is_that_of_many_trials() -> None:
