@@ -11,7 +11,6 @@ clock, short runs of all arms are timed first. The number is written before any 
 import json
 import multiprocessing
 import os
-import re
 import resource
 import runpy
 import signal
@@ -26,7 +25,7 @@ from heapq import heapreplace
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import tyro
@@ -56,6 +55,9 @@ class Options:
     """The folder of results.json; docs/runs/PLAN adds to what is published. [WORK]"""
     seconds: float = 540.0  # After so long everything is stopped, to be gone on with.
     jobs: int = 1  # Entries at a time; each has its part of the cores.
+
+
+Thing = TypeVar("Thing")
 
 
 class OutOfTime(Exception):
@@ -112,21 +114,30 @@ class Runner:
 
     def compare(self) -> None:
         """Run the commands of the numbers to compare with, but those of trainings that are to come."""
-        for name, seed, step in self.results.missing_beside():
+        runs = self.plan.counted(self.results.rates())
+        trainings = [self.plan.training_of(run) for run in runs if run.arm != RANDOM]
+        missing = {f"RUNS/{step.name}" for step in trainings if not done_file(self.runs, step).exists()}
+        beside = self.results.missing_beside()
+        self.all([one for one in beside if missing.isdisjoint(one[2].command.split())], self.enter_beside)
+
+    def enter_beside(self, one: tuple[str, int | None, Step]) -> None:
+        """Run the command of a number to compare with, and add that to the results."""
+        name, seed, step = one
+        with self.lock:  # because others may need the same
             for first in self.plan.first_of(seed) if seed is not None else ():
                 self.run_step(first)
-            if all((self.runs / run).exists() for run in re.findall(r"{runs}/([^\s/]+)", step.template)):
-                self.run_step(step)
-                self.results.add_beside(name, seed, step, self.runs)
+        self.run_step(step)
+        with self.lock:
+            self.results.add_beside(name, seed, step, self.runs)
 
-    def all(self, runs: Sequence[Run], work: Callable[[Run], None]) -> None:
+    def all(self, things: Sequence[Thing], work: Callable[[Thing], None]) -> None:
         """Do all, some at a time. A failure stops the others; what has no time left is left out."""
 
-        def one(run: Run) -> None:
+        def one(thing: Thing) -> None:
             if self.stopping.is_set():
                 raise OutOfTime
             try:
-                work(run)
+                work(thing)
             except OutOfTime:
                 raise
             except BaseException:
@@ -134,7 +145,7 @@ class Runner:
                 raise
 
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(one, run) for run in runs]
+            futures = [pool.submit(one, thing) for thing in things]
             try:
                 errors = [error for future in futures if (error := future.exception()) is not None]
             except BaseException:
@@ -342,6 +353,10 @@ def main() -> int:
         runner.compare()
         runner.all(results.missing(runner.plan.counted(results.rates())), runner.enter)
         runner.compare()
+        if left := [name for name, _, _ in results.missing_beside()]:
+            raise ValueError(
+                f"{', '.join(left)}: of trainings that are not in {runner.runs}: give their --work"
+            )
     except OutOfTime:
         end = "; the time is over, and the same command goes on"
     print(f"{results.path}: {len(results.record['scores'])} scores{end}")

@@ -1,0 +1,213 @@
+"""Write the tables and the chart of docs/methods/worth.md: what training is worth on four public sets.
+
+The plans are worth-*.json. An arm of worth-SET stands in the table of its set with what worth-continued-SET
+adds, and with the numbers to compare with. Where such a number's name ends with ": NAME", it is of the column
+NAME.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.evidence import splits
+from bench.evidence.claims import p_in_words, p_values, points
+from bench.evidence.plan import Plan, read_plan
+from bench.evidence.power import POWER, smallest_difference, spread
+from bench.evidence.results import CONFIDENCE, numbers_of, t_interval
+from bench.figures.svg import THEMES, render
+from fastpsl.tables.templates import templates
+
+Record = Mapping[str, Any]
+PLANS = Path(__file__).parent
+SETS = tuple(splits.SETS)
+LABELS = (1, 5, 10, 50)
+COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
+_OF_COLUMN = {"all labels": ("neighbours", "top1_k20"), "fine-tuned": ("fine_tuned", "top1_10")}
+_DECIDES = 10  # labels a class
+# The chart's rows: of several, the arm that is best on images of the search.
+_SHOWN = {
+    "labels alone": ("labels alone",), "from scratch": ("SimCLR psl", "rotation psl"),
+    "published": ("published, 160 px",), "distilled": ("distilled",), "continued": ("continued",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm of a set, or what it is compared with."""
+
+    name: str
+    epochs: str
+    minutes: float | None  # of the processor, the mean over seeds
+    values: Mapping[str, Sequence[float]]  # by column, one for each seed
+    block: str = ""  # the block that was chosen
+    on_search: float = 0.0  # in %, its mean on the images by which it was chosen
+
+    def cells(self) -> list[str]:
+        """Return the cells of the table: the mean, and its 95 % interval where seeds are several."""
+        minutes = "" if self.minutes is None else f"{self.minutes:.0f}"
+        return [
+            self.name,
+            self.epochs,
+            minutes,
+            *(in_words(self.values.get(column, ())) for column in COLUMNS),
+        ]
+
+
+def in_words(values: Sequence[float]) -> str:
+    """Return 71.2 ± 0.8, the mean and half of its 95 % interval by Student's t, or the mean of one value."""
+    if not values:
+        return "–"
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {(t_interval(values, CONFIDENCE)[1] - mean):.1f}"
+
+
+def rows_of(name: str, results: Mapping[str, Record]) -> list[Row]:
+    """Return the rows of a set, those with fewer labels to learn from first."""
+    rows = list[Row]()
+    for record_name in (f"worth-{name}", f"worth-continued-{name}"):
+        if record := results.get(record_name):
+            known = {row.name for row in rows}
+            plan = read_plan(PLANS / f"{record_name}.json")
+            rows += [row for row in _rows(plan, record) if row.name not in known]
+    return rows
+
+
+def _rows(plan: Plan, record: Record) -> Iterator[Row]:
+    beside = dict[str, dict[str, list[float]]]()
+    for one in record["beside"]:
+        name, _, column = one["name"].partition(": ")
+        values = beside.setdefault(name, {})
+        if column:
+            values.setdefault(column, []).append(one["numbers"][one["number"]])
+            continue
+        for num in LABELS:
+            number = one["number"].replace(f"_{_DECIDES}", f"_{num}")
+            values.setdefault(str(num), []).append(one["numbers"][number])
+    for name, values in beside.items():
+        yield Row(name, "", None, values)
+    for arm in plan.arms:
+        scores = [one for one in record["scores"] if one["arm"] == arm]
+        if not scores:
+            continue
+        (number,) = numbers_of(plan, arm, record["scores"])
+        block = number.rpartition("_")[2]
+        wanted = {str(num): ("few_labels", f"top1_{num}_{block}") for num in LABELS}
+        wanted |= {
+            column: (evaluation, f"{stem}_{block}" if evaluation == "neighbours" else stem)
+            for column, (evaluation, stem) in _OF_COLUMN.items()
+        }
+        values = {
+            column: [one["numbers"][number] for one in scores if one["evaluation"] == evaluation]
+            for column, (evaluation, number) in wanted.items()
+        }
+        trainings = [one for one in record["training"] if one["arm"] == arm]
+        minutes = statistics.fmean(one["cpu_seconds"] for one in trainings) / 60
+        epochs = re.search(r"--epochs((?: \d+)+)", trainings[0]["command"])
+        chosen = statistics.fmean(
+            one["numbers"][number] for one in scores if one["evaluation"] == plan.endpoint.chosen_by
+        )
+        yield Row(arm, epochs[1].strip() if epochs else "", minutes, values, block, chosen)
+
+
+def parts(results: Mapping[str, Record]) -> dict[str, str]:
+    """Return the tables of the page by the names of their places, of what is there."""
+    found = {"worth sets": _render("sets", sets=_sets())}
+    for name in SETS:
+        records = {
+            key: results[key] for key in (f"worth-{name}", f"worth-continued-{name}") if key in results
+        }
+        rows = rows_of(name, results)
+        found[f"worth {name}"] = _render(
+            "set", columns=COLUMNS, rows=[row.cells() for row in rows], records=records,
+            differences=[line for key, record in records.items() for line in _differences(key, record)],
+            notes=[note for key, record in records.items() for note in _notes(key, record)],
+        )  # fmt: skip
+    found["worth settings"] = _render("settings", rows=[*_settings(results.get("worth-settings"))])
+    return found
+
+
+def _sets() -> Iterator[list[str]]:
+    for name, of in json.loads((splits.FOLDER / "splits.json").read_text()).items():
+        images, near = of["images"], of["near_duplicates"]
+        twins = near["held-out in train"] + near["held-out in search"]
+        yield [
+            f"[{name}]({of['source']})", str(of["classes"]), f"{images['train'] + images['search']:,}",
+            f"{images['held-out']:,}", str(twins), of["license"],
+        ]  # fmt: skip
+
+
+def _differences(name: str, record: Record) -> Iterator[list[str]]:
+    plan = read_plan(PLANS / f"{name}.json")
+    for one, p in zip(record["differences"], p_values(record), strict=True):
+        seeds, words = len(one["values"]), points(one["mean"], one["interval"])
+        shown = p_in_words(p) if seeds == len(plan.seeds) else "seeds to come"
+        yield [" − ".join(one["pair"]), words, str(seeds), shown]
+
+
+def _notes(name: str, record: Record) -> Iterator[str]:
+    plan = read_plan(PLANS / f"{name}.json")
+    there = {(one["arm"], one["seed"]) for one in record["scores"]}
+    if len(there) < len(plan.arms) * len(plan.seeds):
+        yield f"{len(there)} of {len(plan.arms) * len(plan.seeds)} trainings of `{name}` are there."
+    if record["differences"] and min(len(one["values"]) for one in record["differences"]) > 2:
+        least = spread(record)[0] * smallest_difference(len(plan.seeds), len(plan.endpoint.pairs))
+        yield f"A difference of {least:.1f} points would be found with a probability of {100 * POWER:.0f} %."
+
+
+def _settings(record: Record | None) -> Iterator[list[str]]:
+    """Yield each setting with its CPU minutes and its score by 10 labels a class on images of the search."""
+    if record is None:
+        return
+    plan = read_plan(PLANS / "worth-settings.json")
+    of_training = {one["arm"]: one["cpu_seconds"] / 60 for one in record["training"]}
+    for arm, of in {one["arm"]: one["numbers"] for one in record["scores"]}.items():
+        yield [arm, f"{of_training[arm]:.0f}", *(f"{of[number]:.1f}" for number in plan.endpoint.numbers)]
+    for one in record["beside"]:
+        yield [one["name"], f"{one['cpu_seconds'] / 60:.0f}", "", f"{one['numbers'][one['number']]:.1f}"]
+
+
+def charts(results: Mapping[str, Record], root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield path and content of the chart, where each set has its rows."""
+    words = chart_words(results)
+    if words["panels"]:
+        for theme in THEMES:
+            yield root / "docs" / "images" / f"worth-{theme}.svg", render("worth", theme, words)
+
+
+def chart_words(results: Mapping[str, Record]) -> dict[str, Any]:
+    """Return the words of the chart: a panel for each set, with a row for each way to a classifier."""
+    panels = dict[str, list[dict[str, Any]]]()
+    for name in SETS:
+        rows = {row.name: row for row in rows_of(name, results)}
+        for shown, names in _SHOWN.items():
+            if known := [rows[each] for each in names if each in rows]:
+                best = max(known, key=lambda row: row.on_search)
+                panels.setdefault(name, []).append(_dot(shown, best.values[str(_DECIDES)]))
+    title = f"A classifier with {_DECIDES} labels a class: top-1 in %"
+    spoken = [
+        f"{name}: " + ", ".join(f"{row['name']} {row['mean']:.1f}" for row in of_set)
+        for name, of_set in panels.items()
+    ]
+    return {
+        "title": title, "panels": panels, "ticks": [*range(0, 101, 20)],
+        "about": "Dots: means over seeds. Lines: 95 % intervals.",
+        "description": f"{title}. {'; '.join(spoken)}.",
+    }  # fmt: skip
+
+
+def _dot(name: str, values: Sequence[float]) -> dict[str, Any]:
+    interval = t_interval(values, CONFIDENCE) if len(values) > 1 else None
+    return {"name": name, "mean": statistics.fmean(values), "interval": interval}
+
+
+def _render(kind: str, **words: Any) -> str:
+    return _TEMPLATES.get_template("worth.md.jinja").render(kind=kind, **words).strip()
+
+
+_TEMPLATES = templates(PLANS)
