@@ -81,14 +81,19 @@ def _places(piece: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", piece.stem.rpartition("-")[2]))
 
 
-def joined(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images and labels of all pieces; ValueError if one is missing."""
+def pieces(folder: Path, stem: str) -> list[Path]:
+    """Return all pieces in order; ValueError if one is missing."""
     found = sorted(folder.glob(f"{stem}-*of*.packed"), key=_places)
     nums = {_places(path)[1] for path in found}
     if len(nums) != 1 or len(found) != max(nums):
         there = ", ".join(path.name for path in found) or "none"
         raise ValueError(f"{folder}: of {stem}'s pieces there is {there}; bring all, of one packing")
-    images, labels = zip(*map(unpacked, found), strict=True)
+    return found
+
+
+def joined(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels of all pieces; ValueError if one is missing."""
+    images, labels = zip(*map(unpacked, pieces(folder, stem)), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 

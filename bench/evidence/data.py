@@ -21,10 +21,13 @@ Each set has three parts: `train`; `search`, by which rates are chosen; and `hel
 images, by which all is scored.
 """
 
+import io
 import random
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +36,7 @@ import numpy as np
 
 from bench.evidence import splits
 from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
-from bench.pack_images import joined
+from bench.pack_images import joined, pieces
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, draw_part
 from fastpsl.pipelines.sources.published import published
 
@@ -119,8 +122,10 @@ def clothes(folder: Path, out: Path) -> None:
     _jpegs({TRAIN: train, SEARCH: search, HELD_OUT: held_out}, folder, out)
 
 
-def of_split(name: str, folder: Path, out: Path, num: int | None = None) -> None:
-    """Write lists of a committed split, whose images must be those; of training images all, or `num`."""
+def of_split(
+    name: str, folder: Path, out: Path, num: int | None = None, side_px: int = 160, quality: int = 95
+) -> None:
+    """Write the data of a committed split, whose images must be those; of training images all, or `num`."""
     lists: dict[str, list[str]] = {part: [] for part in (TRAIN, LABELLED, SEARCH, HELD_OUT)}
     for line in splits.read(name):
         image = f"{splits.SETS[name].checked(folder, line)} {line.label}\n"
@@ -128,15 +133,48 @@ def of_split(name: str, folder: Path, out: Path, num: int | None = None) -> None
     lists[TRAIN] = lists[LABELLED] + lists[SEARCH]
     if num is not None:
         lists[TRAIN] = sorted(random.Random(0).sample(lists[TRAIN], num))
-    _jpegs(lists, folder, out)
+    _jpegs(lists, folder, out, side_px, quality)
 
 
-def _jpegs(lists: Mapping[str, Sequence[str]], folder: Path, out: Path) -> None:
+def _jpegs(
+    lists: Mapping[str, Sequence[str]], folder: Path, out: Path, side_px: int = 160, quality: int = 95
+) -> None:
     """Write dataset files of JPEGs, and a copy of the teacher's weights."""
     for part, lines in lists.items():
         (out / f"{part}.txt").write_text("".join(lines))
-    write_betons(out, "--mode", "jpg", "--short-side", "160", "--quality", "95")
+    write_betons(out, "--mode", "jpg", "--short-side", str(side_px), "--quality", str(quality))
     shutil.copy(folder / "lite0.pth", out)
+
+
+def pack(name: str, folder: Path, out: Path, num_pieces: int) -> None:
+    """Write a split's dataset files of small JPEGs as pieces of an archive.
+
+    train-labelled and train-search have the training images.
+    """
+    names = {LABELLED: f"{TRAIN}-{LABELLED}", SEARCH: f"{TRAIN}-{SEARCH}", HELD_OUT: HELD_OUT}
+    archive = io.BytesIO()
+    with (
+        tempfile.TemporaryDirectory() as work,
+        tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as tar,  # the files have holes
+    ):
+        of_split(name, folder, Path(work), side_px=128, quality=80)
+        for part, packed in names.items():
+            for ending in (".beton", ".beton.json"):
+                tar.add(Path(work) / f"{part}{ending}", f"{packed}{ending}")
+        tar.add(folder / "lite0.pth", "lite0.pth")
+    data = archive.getvalue()
+    size = -(-len(data) // num_pieces)
+    out.mkdir(parents=True, exist_ok=True)
+    for number in range(num_pieces):
+        piece = out / f"{name}-{number + 1}of{num_pieces}.packed"
+        piece.write_bytes(data[number * size : (number + 1) * size])
+
+
+def _unpacked(name: str, folder: Path, out: Path) -> None:
+    """Write the dataset files of all pieces that `pack` made."""
+    data = b"".join(piece.read_bytes() for piece in pieces(folder, name))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        tar.extractall(out, filter="data")
 
 
 SETS: Mapping[str, Callable[[Path, Path], None]] = {

@@ -26,6 +26,8 @@ from bench.evidence.claims import (
 from bench.evidence.model_zoo import PARTS as ZOO
 from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import read_plan
+from bench.evidence.worth import charts as worth_charts
+from bench.evidence.worth import parts as worth_parts
 from bench.figures.svg import THEMES, render
 from bench.performance import marks, pages_of, written
 from bench.program import run_program
@@ -38,7 +40,7 @@ RUNS = ROOT / "docs" / "runs"
 ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
 EVIDENCE = ROOT / "docs" / "evidence.md"
 EXPERIMENTS = {path.stem for path in PLANS.glob("*.json")}
-PARTS = {*(f"{claim} claim" for claim in PAPERS), "power", *ZOO}
+PARTS = {*(f"{claim} claim" for claim in PAPERS), "power", *ZOO, *worth_parts({})}
 _COMPARISONS = "6"  # of those in power.json: the most that a plan on two cores has
 
 
@@ -48,6 +50,8 @@ def texts() -> dict[Path, str]:
     own = {name: page for page in pages_of(ROOT) for name in marks(page.read_text()) if name in EXPERIMENTS}
     parts = {name: part(name, results[name]) for name in own}
     charts = {path: svg for name, result in results.items() for path, svg in cost_charts(name, result)}
+    charts |= worth_charts(results, ROOT)
+    parts |= worth_parts(results)
     for claim in PAPERS:
         names = sorted(EXPERIMENTS - own.keys(), key=lambda name: (not name.startswith(claim), name))
         mine = {name: results.get(name) for name in names if _claim_of(name) == claim}

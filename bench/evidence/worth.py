@@ -18,6 +18,7 @@ from bench.evidence.claims import p_in_words, p_values, points
 from bench.evidence.plan import Plan, read_plan
 from bench.evidence.power import POWER, smallest_difference, spread
 from bench.evidence.results import CONFIDENCE, numbers_of, t_interval
+from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
 from bench.figures.svg import THEMES, render
 from fastpsl.tables.templates import templates
 
@@ -128,6 +129,8 @@ def parts(results: Mapping[str, Record]) -> dict[str, str]:
             differences=[line for key, record in records.items() for line in _differences(key, record)],
             notes=[note for key, record in records.items() for note in _notes(key, record)],
         )  # fmt: skip
+    chart = chart_words(results)
+    found["worth chart"] = _render("chart", themes=THEMES, **chart) if chart["panels"] else "Not drawn yet."
     found["worth settings"] = _render("settings", rows=[*_settings(results.get("worth-settings"))])
     return found
 
@@ -135,10 +138,10 @@ def parts(results: Mapping[str, Record]) -> dict[str, str]:
 def _sets() -> Iterator[list[str]]:
     for name, of in json.loads((splits.FOLDER / "splits.json").read_text()).items():
         images, near = of["images"], of["near_duplicates"]
-        twins = near["held-out in train"] + near["held-out in search"]
+        twins = sum(near[f"{HELD_OUT} in {part}"] for part in (TRAIN, SEARCH))
         yield [
-            f"[{name}]({of['source']})", str(of["classes"]), f"{images['train'] + images['search']:,}",
-            f"{images['held-out']:,}", str(twins), of["license"],
+            f"[{name}]({of['source']})", str(of["classes"]), f"{images[TRAIN] + images[SEARCH]:,}",
+            f"{images[HELD_OUT]:,}", str(twins), of["license"],
         ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A part of the measurements on a rented GPU: bash bench/gpu_day/part.sh PART. README.md says what each needs; setup.sh explains the variables.
 part=${1:-}
-[[ $part =~ ^([a-h]|uic|iic|sslpp|psl|deepcluster)$ ]] || {
-    echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h|uic|iic|sslpp|psl|deepcluster" >&2
+[[ $part =~ ^([a-h]|uic|iic|sslpp|psl|deepcluster|worth)$ ]] || {
+    echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h|uic|iic|sslpp|psl|deepcluster|worth" >&2
     exit 2
 }
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -156,6 +156,7 @@ part_iic() { evidence 1; }
 part_sslpp() { evidence 4; }
 part_psl() { evidence 4; }
 part_deepcluster() { evidence 2; }
+part_worth() { evidence 2; }
 
 evidence() { # evidence JOBS: arms that learn at a time
     local name=$part-gpu last=405
@@ -165,7 +166,7 @@ evidence() { # evidence JOBS: arms that learn at a time
         [ -n "$LIST" ] || small_evidence "$plan"
     fi
     # A training that is stopped writes a checkpoint, and this part its archive.
-    step evidence $last "$PYTHON" -m bench.evidence.run "$plan" --source "$WORK/cifar" --work "$work" --out "$out" \
+    step evidence $last "$PYTHON" -m bench.evidence.run "$plan" --source "$WORK/images" --work "$work" --out "$out" \
         --seconds $(($(left $last) - 25)) --jobs "$1"
     [ -z "$LIST" ] || return 0
     mkdir -p "$RESULTS/experiments/$name"
@@ -187,8 +188,17 @@ from bench.pack_images import pack
 for name, num, each in (('train', 300, 110), ('test', 60, 40)):
     images = np.random.default_rng(num).integers(0, 256, (num, 32, 32, 3), np.uint8)
     np.savez('$WORK/' + name + '.npz', images=images, labels=np.arange(num) % 10)
-    pack(Path('$WORK/' + name + '.npz'), Path('$WORK/cifar'), each)
+    pack(Path('$WORK/' + name + '.npz'), Path('$WORK/images'), each)
 "
+    [ $part = worth ] || return 0
+    (
+        cd "$WORK" && mkdir -p scenes
+        for each in train-labelled:train train-search:test held-out:test; do
+            "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "${each#*:}.npz" "scenes/${each%%:*}.beton" --mode jpg --overwrite
+        done
+        "$PYTHON" -c 'import timm, torch; torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), "scenes/lite0.pth")'
+        tar czf images/scenes-1of1.packed -C scenes .
+    )
 }
 
 "part_$part"

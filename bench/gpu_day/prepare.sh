@@ -2,11 +2,12 @@
 # Makes .gpu/: what a GPU machine without a network lacks, to be carried there with the tree. No GPU needed. In the checkout's root, after
 # `make install`:
 #
-#   bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]
+#   bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES [SCENES]]
 #
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
 #   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; part H and those of the methods
 #                take them
+#   SCENES       a folder with the public set that bench/evidence/splits/scenes.csv lists, and lite0.pth; part worth takes them
 #
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, fastpsl's C libraries, and sources.sha256, which says what was
 #                measured
@@ -14,10 +15,12 @@
 #   .gpu/dali2   and second part
 #   .gpu/cifar1  12,000 + 3,000 images, packed (bench/pack_images.py)
 #   .gpu/cifar2  and so on up to .gpu/cifar4: the others
+#   .gpu/scenes1 to .gpu/scenes4: the scenes at 128 px with their published weights, in pieces (pack in bench/evidence/data.py)
 set -euo pipefail
-usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]'
+usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES [SCENES]]'
 wheel=${1:-}
 images=${2:-}
+scenes=${3:-}
 python=${PYTHON:-.venv/bin/python}
 most_mib=63 # of a call: the tree without weights, and what is carried beside it
 most_images=29000000 # bytes of images in a call
@@ -27,6 +30,7 @@ first_bytes=20000000 # of DALI
     echo "prepare: $images has no train.npz and test.npz; $usage" >&2
     exit 2
 }
+[[ -z $scenes || -e $scenes/lite0.pth ]] || { echo "prepare: $scenes has no lite0.pth; $usage" >&2; exit 2; }
 rm -rf .gpu/new
 mkdir -p .gpu/new .gpu/dali1 .gpu/dali2
 
@@ -37,7 +41,7 @@ for year in 2014 2010 1; do platforms+=(--platform "manylinux${year}_x86_64"); d
 "$python" -m pip download -qq --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
     "${platforms[@]}" -c constraints.txt -d .gpu/new \
     kornia kornia-rs tyro docstring-parser typeguard tqdm terminaltables pytorch-pfn-extras webdataset braceexpand pycocotools \
-    astunparse gast makefun nvtx optree libcst lightly lightning-utilities
+    astunparse gast makefun nvtx optree libcst lightly lightning-utilities timm
 "$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/new assertpy fastargs # have no wheels
 cp "$wheel" .gpu/new/
 # fastpsl's own C, what makes the tests' JPEGs, and the JPEG library that both need.
@@ -78,6 +82,15 @@ if [ -n "$images" ]; then
     rmdir .gpu/cifar
 fi
 
+if [ -n "$scenes" ]; then
+    rm -rf .gpu/scenes*
+    "$python" -c '
+import sys; from pathlib import Path; from bench.evidence.data import pack
+pack("scenes", Path(sys.argv[1]), Path(".gpu/scenes"), 4)' "$scenes"
+    for n in 1 2 3 4; do mkdir .gpu/scenes$n && mv .gpu/scenes/*-${n}of* .gpu/scenes$n/; done
+    rmdir .gpu/scenes
+fi
+
 # There is no git on the GPU machine: the commit, and a sum of each file, by which setup.sh sees whether the tree is another.
 {
     echo "# $("$python" -c 'from bench.schema import commit; print(commit())')"
@@ -85,8 +98,8 @@ fi
 } >.gpu/whl/sources.sha256
 
 tree=$(git ls-files -z --cached --others --exclude-standard ':!*.safetensors' | xargs -0 du -cb | tail -n 1 | cut -f 1)
-for parts in 'whl dali1' dali2 cifar1 cifar2 cifar3 cifar4; do # what a call carries beside the tree
-    if [[ $parts == cifar* && -d .gpu/$parts ]] && [ "$(du -sb ".gpu/$parts" | cut -f 1)" -gt $most_images ]; then
+for parts in 'whl dali1' dali2 cifar1 cifar2 cifar3 cifar4 scenes1 scenes2 scenes3 scenes4; do # what a call carries beside the tree
+    if [[ $parts =~ ^(cifar|scenes) && -d .gpu/$parts ]] && [ "$(du -sb ".gpu/$parts" | cut -f 1)" -gt $most_images ]; then
         echo "prepare: more than $most_images bytes in .gpu/$parts" >&2
         exit 1
     fi

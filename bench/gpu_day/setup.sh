@@ -68,11 +68,11 @@ make_photos() { # make_photos LAST: JPEGs as long and as dear as ImageNet's, unl
 unpack_cifar() { # unpack_cifar LAST: sets `cifar` to options for CIFAR-10's first images, or to none where they were not carried
     local first
     cifar=()
-    compgen -G "$WORK/cifar/train-1of*.packed" >/dev/null || [ -n "$LIST" ] || return 0
+    compgen -G "$WORK/images/train-1of*.packed" >/dev/null || [ -n "$LIST" ] || return 0
     cifar=(--data "$WORK/cifar-train.beton" --val "$WORK/cifar-test.beton")
     for each in train test; do
         [ ! -e "$WORK/cifar-$each.beton" ] || continue
-        first=("$WORK"/cifar/$each-1of*.packed) # the others change no figure
+        first=("$WORK"/images/$each-1of*.packed) # the others change no figure
         step "unpack-$each" "$1" "$PYTHON" bench/pack_images.py unpack "${first[0]}" "$WORK/$each.npz"
         step "dataset-$each" "$1" "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
     done
@@ -93,10 +93,10 @@ finish_part() {
 
 if [ -z "$LIST" ]; then
     rm -rf "$RESULTS"
-    mkdir -p "$OUT" "$SITE" "$WORK/cifar" "$RESULTS"/{logs,results,runs}
+    mkdir -p "$OUT" "$SITE" "$WORK/images" "$RESULTS"/{logs,results,runs}
     trap finish_part EXIT
-    # CIFAR-10 comes in four calls.
-    for piece in .gpu/cifar[1-4]/*.packed; do [ ! -e "$piece" ] || cp "$piece" "$WORK/cifar/"; done
+    # CIFAR-10 and the scenes come in four calls each.
+    for piece in .gpu/{cifar,scenes}[1-4]/*.packed; do [ ! -e "$piece" ] || cp "$piece" "$WORK/images/"; done
     if [ -d .gpu/whl ] && [ -z "$SMALL" ]; then
         export XDG_CACHE_HOME=$WORK/cache
         [ -e "$SITE/.done" ] || { "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" .gpu/whl/*.whl && touch "$SITE/.done"; }

@@ -34,7 +34,7 @@ from fastpsl.scripts.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FINISH_S = 15
-MEASURE, METHODS = ("a", "b", "c", "d", "e", "f", "g", "h"), ("uic", "iic", "sslpp", "psl", "deepcluster")
+MEASURE, METHODS = ("a", "b", "c", "d", "e", "f", "g", "h"), ("uic", "iic", "sslpp", "psl", "deepcluster", "worth")
 PART_S = dict.fromkeys(MEASURE, 240) | dict.fromkeys(METHODS, 420)
 
 
