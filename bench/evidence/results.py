@@ -118,6 +118,8 @@ class Results:
         _check_inputs(record["scores"])
         for kind in ("search", "training", "scores"):
             record[kind].sort(key=lambda one: (one["seed"], plan.rows.index(one["arm"])))
+        names = [*plan.beside]
+        record["beside"].sort(key=lambda one: (names.index(one["name"]), one["seed"] or 0))
         record |= {
             "rates": self.rates(), "means": list(_means(plan, record["scores"])),
             "differences": list(_differences(plan, record)),

@@ -407,7 +407,7 @@ def test_arms_with_rates_of_their_own_are_compared_with_what_stands_beside(
         ("good", None, 0), ("good", None, 1),
     ]  # fmt: skip
     assert [(one["name"], one["seed"]) for one in results["beside"]] == [
-        ("some labels", 0), ("some labels", 1), ("tuned", None),
+        ("tuned", None), ("some labels", 0), ("some labels", 1),
     ]  # fmt: skip
     (difference,) = results["differences"]
     assert (difference["number"], difference["values"]) == ("top1_B2 - top1_B1", [19.4, 20.4])
