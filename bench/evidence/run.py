@@ -17,15 +17,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from heapq import heapreplace
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 import tyro
@@ -55,9 +56,6 @@ class Options:
     """The folder of results.json; docs/runs/PLAN adds to what is published. [WORK]"""
     seconds: float = 540.0  # After so long everything is stopped, to be gone on with.
     jobs: int = 1  # Entries at a time; each has its part of the cores.
-
-
-Thing = TypeVar("Thing")
 
 
 class OutOfTime(Exception):
@@ -112,17 +110,21 @@ class Runner:
         if run.arm != RANDOM:
             self.run_step(self.plan.training_of(run))
 
-    def compare(self) -> None:
-        """Run the commands of the numbers to compare with, but those of trainings that are to come."""
+    def comparing(self) -> list[Callable[[], None]]:
+        """Return what finds the numbers to compare with, but those of trainings that are to come."""
         runs = self.plan.counted(self.results.rates())
         trainings = [self.plan.training_of(run) for run in runs if run.arm != RANDOM]
         missing = {f"RUNS/{step.name}" for step in trainings if not done_file(self.runs, step).exists()}
         beside = self.results.missing_beside()
-        self.all([one for one in beside if missing.isdisjoint(one[2].command.split())], self.enter_beside)
+        ready = [one for one in beside if missing.isdisjoint(one[2].command.split())]
+        return [partial(self.enter_beside, *one) for one in ready]
 
-    def enter_beside(self, one: tuple[str, int | None, Step]) -> None:
+    def entering(self, runs: Iterable[Run]) -> list[Callable[[], None]]:
+        """Return what makes the entries that are missing."""
+        return [partial(self.enter, run) for run in self.results.missing(runs)]
+
+    def enter_beside(self, name: str, seed: int | None, step: Step) -> None:
         """Run the command of a number to compare with, and add that to the results."""
-        name, seed, step = one
         with self.lock:  # because others may need the same
             for first in self.plan.first_of(seed) if seed is not None else ():
                 self.run_step(first)
@@ -130,14 +132,14 @@ class Runner:
         with self.lock:
             self.results.add_beside(name, seed, step, self.runs)
 
-    def all(self, things: Sequence[Thing], work: Callable[[Thing], None]) -> None:
+    def all(self, works: Sequence[Callable[[], None]]) -> None:
         """Do all, some at a time. A failure stops the others; what has no time left is left out."""
 
-        def one(thing: Thing) -> None:
+        def one(work: Callable[[], None]) -> None:
             if self.stopping.is_set():
                 raise OutOfTime
             try:
-                work(thing)
+                work()
             except OutOfTime:
                 raise
             except BaseException:
@@ -145,7 +147,7 @@ class Runner:
                 raise
 
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(one, thing) for thing in things]
+            futures = [pool.submit(one, work) for work in works]
             try:
                 errors = [error for future in futures if (error := future.exception()) is not None]
             except BaseException:
@@ -284,8 +286,8 @@ def choose_epochs(runner: Runner) -> None:
         folder = runner.runs / f"timed-{num}"
         folder.mkdir(exist_ok=True)
         timing = replace(runner, runs=folder, results=replace(runner.results, plan=plan.with_epochs(num)))
-        timing.all(runs, timing.train)
-    timing.all(runs, timing.do)
+        timing.all([partial(timing.train, run) for run in runs])
+    timing.all([partial(timing.do, run) for run in runs])
     timed = {run.arm: _timed(timing, run, num) for run in runs}
     fitting = [num for num in plan.epochs if _span(runner, timed, num) <= runner.left_s()]
     runner.results.choose_epochs((fitting or plan.epochs[-1:])[0], timed)
@@ -349,10 +351,9 @@ def main() -> int:
             choose_epochs(runner)
         for arm, timed in results.record.get("calibration", {}).items():
             runner.needed_s[arm] = needed_s(timed, results.record["epochs"])
-        runner.all(results.missing(runner.plan.searched()), runner.enter)
-        runner.compare()
-        runner.all(results.missing(runner.plan.counted(results.rates())), runner.enter)
-        runner.compare()
+        runner.all(runner.entering(runner.plan.searched()))
+        runner.all(runner.comparing() + runner.entering(runner.plan.counted(results.rates())))
+        runner.all(runner.comparing())
         if left := [name for name, _, _ in results.missing_beside()]:
             raise ValueError(
                 f"{', '.join(left)}: of trainings that are not in {runner.runs}: give their --work"
