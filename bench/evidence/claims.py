@@ -105,9 +105,13 @@ def p_in_words(p: float | None) -> str:
 def p_values(result: Record) -> list[float | None]:
     """Return the differences' p, corrected for all comparisons of the plan; None of single seeds."""
     known = [one["values"] for one in result["differences"] if len(one["values"]) > 1]
-    end = result["endpoint"]
-    found = iter(holm(known, len(end["pairs"]) * len(end["numbers"])))
+    found = iter(holm(known, num_comparisons(result["endpoint"])))
     return [next(found) if len(one["values"]) > 1 else None for one in result["differences"]]
+
+
+def num_comparisons(endpoint: Record) -> int:
+    """Return how many differences decide: one of each pair and number, or of each pair if one is chosen."""
+    return len(endpoint["pairs"]) * (1 if endpoint.get("chosen_by") else len(endpoint["numbers"]))
 
 
 def evaluation_in_words(evaluation: str) -> str:
@@ -234,8 +238,7 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
         yield f"{there} of {num} entries are there."
     num_seeds = min(len(one["values"]) for one in result["differences"])
     if num_seeds > 2:
-        end = result["endpoint"]
-        of_one = smallest_difference(num_seeds, len(end["pairs"]) * len(end["numbers"]))
+        of_one = smallest_difference(num_seeds, num_comparisons(result["endpoint"]))
         yield (
             f"A difference of {spread(result)[0] * of_one:.1f} points would be found by {num_seeds} seeds "
             f"with a probability of {100 * POWER:.0f} %."

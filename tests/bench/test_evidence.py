@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 from typing_extensions import override
 
+from bench.evidence.claims import num_comparisons
 from bench.evidence.data import SEARCH, SETS, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.page import part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
@@ -411,6 +412,7 @@ def test_arms_with_rates_of_their_own_are_compared_with_what_stands_beside(
     ]  # fmt: skip
     (difference,) = results["differences"]
     assert (difference["number"], difference["values"]) == ("top1_B2 - top1_B1", [19.4, 20.4])
+    assert num_comparisons(results["endpoint"]) == 1  # of two numbers, one is chosen
 
 
 def test_a_differences_power_is_that_of_many_trials() -> None:
