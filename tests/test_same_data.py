@@ -290,11 +290,11 @@ def test_a_committed_record_is_compared_with_new_scores(beton: Path) -> None:
         now = data_record(data, val)
     older = {name: parts_of(text)[0] if isinstance(text, str) else text for name, text in now.items()}
     assert _saw_same(older, now) and _saw_same(now, now)
-    _check_data([{"data": older, "evaluation": "knn"}, {"data": now, "evaluation": "knn"}])
+    _check_data([[older, now]])
     other = now | {"train": f"{older['train']}.v2.{'0' * 32}"}
     assert not _saw_same(other, now) and not _saw_same(now | {"num_train": 1}, now)
     with pytest.raises(ValueError, match="several train sets"):
-        _check_data([{"data": each, "evaluation": "knn"} for each in (older, now, other)])
+        _check_data([[older, now, other]])
 
 
 def test_runs_are_compared_by_what_both_tell(beton: Path, tmp_path: Path) -> None:

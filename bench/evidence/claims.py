@@ -176,7 +176,11 @@ def by_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
 
 def _line(result: Record, one: Record, p: float | None, plan: Plan, seconds: Mapping[str, str]) -> Line:
     end, number, of = result["endpoint"], one["number"], compared_numbers(result)
-    first, second = (statistics.fmean(of[arm, seed][number] for seed in one["seeds"]) for arm in one["pair"])
+    its, _, others = number.partition(" - ")
+    first, second = (
+        statistics.fmean(of[arm, seed][name] for seed in one["seeds"])
+        for arm, name in zip(one["pair"], (its, others or its), strict=True)
+    )
     where = f", {block(number)}" if len(end["numbers"]) > 1 else ""
     return Line(
         " − ".join(one["pair"]) + where, (first, second), one["mean"], one["interval"], one["values"], p,

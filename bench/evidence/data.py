@@ -12,7 +12,7 @@
                         search has every eighth photo of its folder train, held-out those of the others
     worth-*             the source is the folder of a set of splits.py, with lite0.pth in it; train has all
                         training images, or as many as the plan's name ends with, and labelled has those that
-                        are not in search
+                        are not in search; of worth-gpu it is a folder with all that `pack` has made
     all others          the source is CIFAR-10 as published, or a folder with its arrays (images, labels):
                         train.npz and test.npz, or all pieces of both by bench/pack_images.py;
                         -cpu takes 10,000, -gpu all but the 2,000 of the search
@@ -98,15 +98,10 @@ def drawn(folder: Path, out: Path, first: int = 0, num_held_out: int = NUM_TEST)
         first += num
 
 
-_SCENES = ("buildings", "forest", "glacier", "mountain", "sea", "street")
-
-
 def scenes(folder: Path, out: Path) -> None:
     """Write lists of the labelled photos, which have 150 px, in an order by seed 0."""
-    (table,) = folder.rglob("train.csv")
-    rows = [line.split(",") for line in table.read_text().split()[1:]]
-    random.Random(0).shuffle(rows)
-    lines = [f"{(table.parent / 'train' / name).resolve()} {_SCENES[int(label)]}\n" for name, label in rows]
+    root = folder / splits.SETS["scenes"].root
+    lines = [f"{(root / name).resolve()} {label}\n" for label, name in splits.shuffled_scenes(root)]
     _jpegs({TRAIN: lines[:5000], SEARCH: lines[5000:6500], HELD_OUT: lines[6500:9500]}, folder, out)
 
 
@@ -130,9 +125,10 @@ def of_split(
     for line in splits.read(name):
         image = f"{splits.SETS[name].checked(folder, line)} {line.label}\n"
         lists[LABELLED if line.part == TRAIN else line.part].append(image)
+    if num is not None:  # four fifths and a fifth, as of all
+        for part, size in ((SEARCH, num // 5), (LABELLED, num - num // 5)):
+            lists[part] = sorted(random.Random(0).sample(lists[part], size))
     lists[TRAIN] = lists[LABELLED] + lists[SEARCH]
-    if num is not None:
-        lists[TRAIN] = sorted(random.Random(0).sample(lists[TRAIN], num))
     _jpegs(lists, folder, out, side_px, quality)
 
 
@@ -190,6 +186,11 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
     "distill-longer": clothes, "distill-loss": scenes, "precision-scenes": scenes,
     "presets-scenes": scenes, "worth-settings": partial(of_split, "scenes"),
+    "worth-scenes": partial(of_split, "scenes"), "worth-scenes-longer": partial(of_split, "scenes"),
+    "worth-scenes-500": partial(of_split, "scenes", num=500),
+    "worth-scenes-2000": partial(of_split, "scenes", num=2000),
+    "worth-clothes": partial(of_split, "clothes"), "worth-satellite": partial(of_split, "satellite"),
+    "worth-steel": partial(of_split, "steel"), "worth-gpu": partial(_unpacked, "scenes"),
 }  # fmt: skip
 
 
@@ -202,7 +203,8 @@ def write(plan: str, source: Path | None, out: Path) -> None:
     partial_folder = out.with_name(f"{out.name}.partial")
     partial_folder.mkdir(parents=True, exist_ok=True)
     SETS[plan](source, partial_folder)
-    write_betons(partial_folder)
+    if not [*partial_folder.glob("*.beton")]:
+        write_betons(partial_folder)
     partial_folder.rename(out)
 
 
@@ -210,7 +212,7 @@ def write_betons(folder: Path, *how: str) -> None:
     """Write a dataset file of each part: by default a raw one, which `--decoder resident` keeps."""
     for part in (TRAIN, LABELLED, SEARCH, HELD_OUT):
         sources = [path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists()]
-        if (folder / f"{part}.beton").exists() or not sources:
+        if (folder / f"{part}.beton").exists() or (part == LABELLED and not sources):
             continue
         (source,) = sources
         words: list[str | Path] = ["data", "write", source, folder / f"{part}.beton"]

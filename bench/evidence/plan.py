@@ -15,8 +15,9 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
                      seeds end in time, before any score, and the curve ends there; none where the commands
                      say them
     search           rates, and the seed, evaluation and numbers by whose mean the rate of an arm is chosen;
-                     the seed counts nowhere else. With "arm", that arm alone is searched, and all take its
-                     rate; null where the commands have their rates
+                     the seed counts nowhere else. No rates where the commands have theirs. With "arm", that
+                     arm alone is searched, and all take its rate. Null where nothing is to be chosen, neither
+                     rates nor epochs
     seeds            the seeds that count
     evaluations      by name: commands that score a training's features; those of the search are not counted
     random           what an evaluation gets as {weights} for random weights, "" for no such row; for others

@@ -98,8 +98,8 @@ class Results:
         It is None for arms whose commands have it.
         """
         arms, search = self.plan.arms, self.plan.search
-        if search is None or len(search.rates) == 1:
-            return dict.fromkeys(arms, search.rates[0] if search else None)
+        if search is None or len(search.rates) < 2:
+            return dict.fromkeys(arms, next(iter(search.rates if search else ()), None))
         means: dict[str, dict[float, float]] = {arm: {} for arm in arms}
         for score in self.record["search"]:
             numbers = [score["numbers"][name] for name in search.numbers]
@@ -114,14 +114,15 @@ class Results:
     def write(self) -> None:
         """Write results.json, with means and differences of what is there."""
         plan, record = self.plan, self.record
-        _check_data([*record["search"], *record["scores"]])
+        _check_data(_data(plan, record).values())
         _check_inputs(record["scores"])
         for kind in ("search", "training", "scores"):
             record[kind].sort(key=lambda one: (one["seed"], plan.rows.index(one["arm"])))
         names = [*plan.beside]
         record["beside"].sort(key=lambda one: (names.index(one["name"]), one["seed"] or 0))
+        rates = {arm: rate for arm, rate in self.rates().items() if rate is not None}
         record |= {
-            "rates": self.rates(), "means": list(_means(plan, record["scores"])),
+            "rates": rates, "means": list(_means(plan, record["scores"])),
             "differences": list(_differences(plan, record)),
             "curves": _curves(plan, record["training"]),
         }  # fmt: skip
@@ -186,10 +187,21 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _check_data(scores: Sequence[Record]) -> None:
-    newest = [score["data"] for score in scores if score["evaluation"] == scores[-1]["evaluation"]]
+def _data(plan: Plan, record: Record) -> dict[str, list[Record]]:
+    """Return what the scores of each evaluation, and what is paired with them, are of."""
+    data: dict[str, list[Record]] = {name: [] for name in plan.evaluations}
+    for score in (*record["search"], *record["scores"]):
+        data[score["evaluation"]].append(score["data"])
+    paired = {arm for pair in plan.endpoint.pairs for arm in pair}
+    data[plan.endpoint.evaluation] += [one["data"] for one in record["beside"] if one["name"] in paired]
+    return data
+
+
+def _check_data(data: Iterable[Sequence[Record]]) -> None:
+    """Raise ValueError if an evaluation's scores are of several sets."""
+    of_each = [*data]
     for part in ("train", "val"):
-        if not all_same(data[part] for data in newest):
+        if not all(all_same(one[part] for one in of) for of in of_each):
             raise ValueError(
                 f"the scores are of several {part} sets; give another --work and --out for other data"
             )

@@ -11,6 +11,7 @@ clock, short runs of all arms are timed first. The number is written before any 
 import json
 import multiprocessing
 import os
+import re
 import resource
 import runpy
 import signal
@@ -110,14 +111,13 @@ class Runner:
         if run.arm != RANDOM:
             self.run_step(self.plan.training_of(run))
 
-    def comparing(self) -> list[Callable[[], None]]:
-        """Return what finds the numbers to compare with, but those of trainings that are to come."""
-        runs = self.plan.counted(self.results.rates())
-        trainings = [self.plan.training_of(run) for run in runs if run.arm != RANDOM]
-        missing = {f"RUNS/{step.name}" for step in trainings if not done_file(self.runs, step).exists()}
-        beside = self.results.missing_beside()
-        ready = [one for one in beside if missing.isdisjoint(one[2].command.split())]
-        return [partial(self.enter_beside, *one) for one in ready]
+    def comparing(self, *, with_trainings: bool = True) -> list[Callable[[], None]]:
+        """Return what finds the numbers to compare with: all, or those that read nothing of a training."""
+        return [
+            partial(self.enter_beside, *one)
+            for one in self.results.missing_beside()
+            if with_trainings or not re.search("{runs}|docs/runs/", one[2].template)
+        ]
 
     def entering(self, runs: Iterable[Run]) -> list[Callable[[], None]]:
         """Return what makes the entries that are missing."""
@@ -317,10 +317,11 @@ def needed_s(timed: Mapping[str, float], num: int) -> float:
 
 def _span(runner: Runner, timed: Mapping[str, Mapping[str, float]], num: int) -> float:
     """Return the seconds of all seeds; no training is as long as two epochs of the longest arm."""
-    arms = [needed_s(of_arm, num) for of_arm in timed.values()]
-    untrained = max(needed_s(of_arm, 2) for of_arm in timed.values())
+    runs = [needed_s(of_arm, num) for of_arm in timed.values()]
+    if runner.plan.untrained is not None:
+        runs.append(max(needed_s(of_arm, 2) for of_arm in timed.values()))
     free = [0.0] * runner.jobs
-    for seconds in [*arms, untrained] * len(runner.plan.seeds):
+    for seconds in runs * len(runner.plan.seeds):
         heapreplace(free, free[0] + seconds)
     return max(free)
 
@@ -352,12 +353,10 @@ def main() -> int:
         for arm, timed in results.record.get("calibration", {}).items():
             runner.needed_s[arm] = needed_s(timed, results.record["epochs"])
         runner.all(runner.entering(runner.plan.searched()))
-        runner.all(runner.comparing() + runner.entering(runner.plan.counted(results.rates())))
+        # Where the clock has chosen the epochs, it left no time for anything before them.
+        first = [] if runner.plan.epochs else runner.comparing(with_trainings=False)
+        runner.all(first + runner.entering(runner.plan.counted(results.rates())))
         runner.all(runner.comparing())
-        if left := [name for name, _, _ in results.missing_beside()]:
-            raise ValueError(
-                f"{', '.join(left)}: of trainings that are not in {runner.runs}: give their --work"
-            )
     except OutOfTime:
         end = "; the time is over, and the same command goes on"
     print(f"{results.path}: {len(results.record['scores'])} scores{end}")

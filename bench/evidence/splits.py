@@ -4,7 +4,9 @@
 
 A list, bench/evidence/splits/SET.csv, has a line for each image: its part, its class, its path and the first
 16 digits of its SHA-256. splits.json beside the lists has their sizes and licenses. It counts how many images
-of a part have a near duplicate in another: a perceptual hash that differs in at most NEAR of 64 bits.
+of a part have a near duplicate in another: a perceptual hash that differs in at most NEAR of 64 bits. And it
+counts the validation images that are also among the others, byte by byte, and those that have another label
+there.
 
 `search` is a fifth of each class of the training images, by which rates and lengths are chosen. It is trained
 on like the others, without labels; no label that a search learns from is of it.
@@ -68,11 +70,16 @@ _SCENES = ("buildings", "forest", "glacier", "mountain", "sea", "street")
 Labelled = tuple[str, str]  # the label and the path of an image
 
 
+def shuffled_scenes(root: Path) -> list[Labelled]:
+    """Return the labelled photos in an order by seed 0."""
+    rows = [line.split(",") for line in (root.parent / "train.csv").read_text().split()[1:]]
+    random.Random(0).shuffle(rows)
+    return [(_SCENES[int(label)], name) for name, label in rows]
+
+
 def _scenes(root: Path) -> Iterator[tuple[str, list[Labelled]]]:
     """Yield 3,000 held-out photos that no earlier plan here has used, and all others."""
-    rows = [line.split(",") for line in (root.parent / "train.csv").read_text().split()[1:]]
-    random.Random(0).shuffle(rows)  # the order of data.scenes, which uses the first 9,500
-    images = [(_SCENES[int(label)], name) for name, label in rows]
+    images = shuffled_scenes(root)  # earlier plans use the first 9,500
     yield HELD_OUT, images[9500:12500]
     yield TRAIN, images[:9500] + images[12500:]
 
@@ -153,16 +160,32 @@ def perceptual_hash(path: Path) -> int:
 
 def near_duplicates(hashes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Return how many images of the second part have a near duplicate in the first, for each two parts."""
-    values = {part: np.array(of_part, np.uint64) for part, of_part in hashes.items()}
-    found = {}
-    for first, second in ((TRAIN, HELD_OUT), (SEARCH, HELD_OUT), (TRAIN, SEARCH)):
-        apart = np.bitwise_count(values[second][:, None] ^ values[first][None, :])
-        found[f"{second} in {first}"] = int((apart <= NEAR).any(1).sum())
-    return found
+    bits = {
+        part: np.unpackbits(np.array(of_part, ">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(bool)
+        for part, of_part in hashes.items()
+    }
+    pairs = ((TRAIN, HELD_OUT), (SEARCH, HELD_OUT), (TRAIN, SEARCH))
+    return {
+        f"{second} in {first}": sum(bool(((bits[first] ^ one).sum(1) <= NEAR).any()) for one in bits[second])
+        for first, second in pairs
+    }
+
+
+def twins(lines: Sequence[Line]) -> dict[str, int]:
+    """Return how many validation images are also among the others, and of these those with other labels."""
+    labels = dict[str, set[str]]()
+    for line in lines:
+        if line.part != HELD_OUT:
+            labels.setdefault(line.sha256, set()).add(line.label)
+    found = [line for line in lines if line.part == HELD_OUT and line.sha256 in labels]
+    others = [line for line in found if line.label not in labels[line.sha256]]
+    return {"same_bytes": len(found), "same_bytes_other_label": len(others)}
 
 
 def main() -> int:
     """Write the list of a set, and its counts."""
+    if len(sys.argv) != 3 or sys.argv[1] not in SETS:
+        raise ValueError(f"{' '.join(sys.argv[1:])}: give a set ({', '.join(SETS)}) and its folder")
     name, folder = sys.argv[1], Path(sys.argv[2])
     lines = split(name, folder)
     rows = [Line._fields, *lines]
@@ -176,7 +199,7 @@ def main() -> int:
         "source": SETS[name].source, "license": SETS[name].license,
         "images": {part: len(of_part) for part, of_part in hashes.items()},
         "classes": len({line.label for line in lines}),
-        "near_duplicates": near_duplicates(hashes),
+        "near_duplicates": near_duplicates(hashes), **twins(lines),
     }  # fmt: skip
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"{name}: {record[name]}")

@@ -8,23 +8,29 @@ NAME.
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.evidence import splits
-from bench.evidence.claims import p_in_words, p_values, points
-from bench.evidence.plan import Plan, read_plan
+from bench.evidence.claims import num_comparisons, p_in_words, p_values, points
+from bench.evidence.plan import Plan, Run, read_plan
 from bench.evidence.power import POWER, smallest_difference, spread
 from bench.evidence.results import CONFIDENCE, numbers_of, t_interval
 from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
 from bench.figures.svg import THEMES, render
+from fastpsl.commands.train import Train
 from fastpsl.tables.templates import templates
 
 Record = Mapping[str, Any]
 PLANS = Path(__file__).parent
 SETS = tuple(splits.SETS)
+# Name of a table → the plans of its rows.
+TABLES = {name: (f"worth-{name}", f"worth-continued-{name}") for name in SETS} | {
+    name: (f"worth-{name}",) for name in ("scenes-500", "scenes-2000", "scenes-longer", "gpu")
+}
 LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
 _OF_COLUMN = {"all labels": ("neighbours", "top1_k20"), "fine-tuned": ("fine_tuned", "top1_10")}
@@ -42,7 +48,7 @@ class Row:
 
     name: str
     epochs: str
-    minutes: float | None  # of the processor, the mean over seeds
+    minutes: float | None  # the mean over seeds
     values: Mapping[str, Sequence[float]]  # by column, one for each seed
     block: str = ""  # the block that was chosen
     on_search: float = 0.0  # in %, its mean on the images by which it was chosen
@@ -51,7 +57,7 @@ class Row:
         """Return the cells of the table: the mean, and its 95 % interval where seeds are several."""
         minutes = "" if self.minutes is None else f"{self.minutes:.0f}"
         return [
-            self.name,
+            f"{self.name}, {self.block}" if self.block else self.name,
             self.epochs,
             minutes,
             *(in_words(self.values.get(column, ())) for column in COLUMNS),
@@ -69,9 +75,9 @@ def in_words(values: Sequence[float]) -> str:
 
 
 def rows_of(name: str, results: Mapping[str, Record]) -> list[Row]:
-    """Return the rows of a set, those with fewer labels to learn from first."""
+    """Return the rows of a table, those that need no training first."""
     rows = list[Row]()
-    for record_name in (f"worth-{name}", f"worth-continued-{name}"):
+    for record_name in TABLES[name]:
         if record := results.get(record_name):
             known = {row.name for row in rows}
             plan = read_plan(PLANS / f"{record_name}.json")
@@ -87,9 +93,9 @@ def _rows(plan: Plan, record: Record) -> Iterator[Row]:
         if column:
             values.setdefault(column, []).append(one["numbers"][one["number"]])
             continue
-        for num in LABELS:
-            number = one["number"].replace(f"_{_DECIDES}", f"_{num}")
-            values.setdefault(str(num), []).append(one["numbers"][number])
+        names = {num: one["number"].replace(f"_{_DECIDES}", f"_{num}") for num in LABELS}
+        for num in (num for num, number in names.items() if number in one["numbers"]):
+            values.setdefault(str(num), []).append(one["numbers"][names[num]])
     for name, values in beside.items():
         yield Row(name, "", None, values)
     for arm in plan.arms:
@@ -108,7 +114,7 @@ def _rows(plan: Plan, record: Record) -> Iterator[Row]:
             for column, (evaluation, number) in wanted.items()
         }
         trainings = [one for one in record["training"] if one["arm"] == arm]
-        minutes = statistics.fmean(one["cpu_seconds"] for one in trainings) / 60
+        minutes = statistics.fmean(_seconds(one) for one in trainings) / 60
         epochs = re.search(r"--epochs((?: \d+)+)", trainings[0]["command"])
         chosen = statistics.fmean(
             one["numbers"][number] for one in scores if one["evaluation"] == plan.endpoint.chosen_by
@@ -116,23 +122,52 @@ def _rows(plan: Plan, record: Record) -> Iterator[Row]:
         yield Row(arm, epochs[1].strip() if epochs else "", minutes, values, block, chosen)
 
 
+def _seconds(training: Record) -> float:
+    """Return the seconds of a training: of the processor, or of the clock with a GPU."""
+    return float(training["seconds" if training["machine"]["gpu"] else "cpu_seconds"])
+
+
 def parts(results: Mapping[str, Record]) -> dict[str, str]:
     """Return the tables of the page by the names of their places, of what is there."""
     found = {"worth sets": _render("sets", sets=_sets())}
-    for name in SETS:
-        records = {
-            key: results[key] for key in (f"worth-{name}", f"worth-continued-{name}") if key in results
-        }
+    for name, plans in TABLES.items():
+        records = {key: results[key] for key in plans if key in results}
         rows = rows_of(name, results)
         found[f"worth {name}"] = _render(
             "set", columns=COLUMNS, rows=[row.cells() for row in rows], records=records,
             differences=[line for key, record in records.items() for line in _differences(key, record)],
             notes=[note for key, record in records.items() for note in _notes(key, record)],
         )  # fmt: skip
+    found["worth commands"] = _render(
+        "commands", commands=[*commands_of(read_plan(PLANS / "worth-scenes.json"))]
+    )
     chart = chart_words(results)
     found["worth chart"] = _render("chart", themes=THEMES, **chart) if chart["panels"] else "Not drawn yet."
     found["worth settings"] = _render("settings", rows=[*_settings(results.get("worth-settings"))])
     return found
+
+
+# What a command of a plan has for the plan alone, and how people name the rest.
+_NOT_SHOWN = ("--seed", "--out", "--checkpoint-minutes", "--no-tensorboard")
+_SHOWN_DATA = {"DATA/train.beton": "photos", "DATA/lite0.pth": "lite0.pth"}
+
+
+def commands_of(plan: Plan) -> Iterator[str]:
+    """Yield a comment and the command of each arm, as people give it."""
+    names = {stem: name for name, stem in Train.names.items()}
+    for arm in plan.arms:
+        script, *words = plan.training_of(Run(arm, None, 0, counts=True)).words("DATA", "RUNS")
+        options = list[list[str]]()  # with their values
+        for word in words:
+            if word.startswith("--"):
+                options.append([])
+            options[-1].append(_SHOWN_DATA.get(word, word))
+        # Glued together, because a line must not end between an option and its values.
+        shown = ["\xa0".join(option) for option in options if option[0] not in _NOT_SHOWN]
+        command = " ".join([f"fastpsl train {names[Path(script).stem]}", *shown])
+        lines = textwrap.wrap(command, 104, break_on_hyphens=False, break_long_words=False)
+        yield f"# {arm}"
+        yield " \\\n    ".join(lines).replace("\xa0", " ")
 
 
 def _sets() -> Iterator[list[str]]:
@@ -141,7 +176,7 @@ def _sets() -> Iterator[list[str]]:
         twins = sum(near[f"{HELD_OUT} in {part}"] for part in (TRAIN, SEARCH))
         yield [
             f"[{name}]({of['source']})", str(of["classes"]), f"{images[TRAIN] + images[SEARCH]:,}",
-            f"{images[HELD_OUT]:,}", str(twins), of["license"],
+            f"{images[HELD_OUT]:,}", str(twins), str(of["same_bytes"]), of["license"],
         ]  # fmt: skip
 
 
@@ -159,7 +194,7 @@ def _notes(name: str, record: Record) -> Iterator[str]:
     if len(there) < len(plan.arms) * len(plan.seeds):
         yield f"{len(there)} of {len(plan.arms) * len(plan.seeds)} trainings of `{name}` are there."
     if record["differences"] and min(len(one["values"]) for one in record["differences"]) > 2:
-        least = spread(record)[0] * smallest_difference(len(plan.seeds), len(plan.endpoint.pairs))
+        least = spread(record)[0] * smallest_difference(len(plan.seeds), num_comparisons(record["endpoint"]))
         yield f"A difference of {least:.1f} points would be found with a probability of {100 * POWER:.0f} %."
 
 
@@ -189,7 +224,8 @@ def chart_words(results: Mapping[str, Record]) -> dict[str, Any]:
     for name in SETS:
         rows = {row.name: row for row in rows_of(name, results)}
         for shown, names in _SHOWN.items():
-            if known := [rows[each] for each in names if each in rows]:
+            known = [rows[each] for each in names if each in rows and str(_DECIDES) in rows[each].values]
+            if known:
                 best = max(known, key=lambda row: row.on_search)
                 panels.setdefault(name, []).append(_dot(shown, best.values[str(_DECIDES)]))
     title = f"A classifier with {_DECIDES} labels a class: top-1 in %"

@@ -177,7 +177,8 @@ evidence() { # evidence JOBS: arms that learn at a time
 
 small_evidence() { # small_evidence PLAN: a plan of tiny values with a title that says so, and made-up images in several pieces
     mkdir -p "${1%/*}"
-    sed -E "s#--backbone [^ \"]+#--backbone bench/evidence/networks.py:SmallResNet#g; s#docs/runs/#$WORK/rehearsal/#g
+    # A run of a network of one's own is scored where the plan has a command for all arms: worth keeps its networks.
+    sed -E "$([ $part = worth ] || echo 's#--backbone [^ "]+#--backbone bench/evidence/networks.py:SmallResNet#g;') s#docs/runs/#$WORK/rehearsal/#g
         s#--num-clusters [0-9]+#--num-clusters 8#g; s#--pca-width [0-9]+#--pca-width 16#g; s#--batch-size [0-9]+#--batch-size 32#g
         s#--epochs [0-9]+#--epochs 1#g; s#\"epochs\": .*#\"epochs\": [1],#; s#\"seeds\": .*#\"seeds\": [0],#
         s#\"title\": \"#&a rehearsal at tiny values: its figures mean nothing; #" "bench/evidence/${1##*/}" >"$1"
@@ -185,20 +186,18 @@ small_evidence() { # small_evidence PLAN: a plan of tiny values with a title tha
 import numpy as np
 from pathlib import Path
 from bench.pack_images import pack
-for name, num, each in (('train', 300, 110), ('test', 60, 40)):
+for name, num, each in (('train', 600, 220), ('test', 60, 40)):
     images = np.random.default_rng(num).integers(0, 256, (num, 32, 32, 3), np.uint8)
     np.savez('$WORK/' + name + '.npz', images=images, labels=np.arange(num) % 10)
     pack(Path('$WORK/' + name + '.npz'), Path('$WORK/images'), each)
 "
     [ $part = worth ] || return 0
-    (
-        cd "$WORK" && mkdir -p scenes
-        for each in train-labelled:train train-search:test held-out:test; do
-            "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "${each#*:}.npz" "scenes/${each%%:*}.beton" --mode jpg --overwrite
-        done
-        "$PYTHON" -c 'import timm, torch; torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), "scenes/lite0.pth")'
-        tar czf images/scenes-1of1.packed -C scenes .
-    )
+    mkdir -p "$WORK/scenes"
+    for each in train-labelled:train train-search:test held-out:test; do
+        "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/${each#*:}.npz" "$WORK/scenes/${each%%:*}.beton" --mode jpg --overwrite
+    done
+    "$PYTHON" -c 'import sys, timm, torch; torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), sys.argv[1])' "$WORK/scenes/lite0.pth"
+    tar czf "$WORK/images/scenes-1of1.packed" -C "$WORK/scenes" .
 }
 
 "part_$part"

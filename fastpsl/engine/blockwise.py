@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
@@ -29,7 +30,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class PartBlocks(StageBlocks):
-    """The blocks of a part, and those below it, which run without gradients and by batch statistics.
+    """The blocks of a part, and those below it, which run without gradients and normalise as they learn.
 
     Parts that see the same images share the pass through the blocks below: `known` has the features at the
     end of the part before, by the images that they are of, until the step's end.
@@ -44,6 +45,12 @@ class PartBlocks(StageBlocks):
         self.learning = whole.learning[part.first_learning - 1 : part.last_block]
         self._folded = []
         self.known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    @override
+    def _learning_norms(self) -> Iterator[nn.Module]:
+        """Yield those of the blocks below, too, because they learn in other parts."""
+        every = (part for blocks in (self.frozen, self.learning) for part in blocks.modules())
+        return (part for part in every if isinstance(part, _BatchNorm))
 
     @property  # type: ignore[explicit-override]
     def runner(self) -> Runner:  # type: ignore[override]

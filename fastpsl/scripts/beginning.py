@@ -41,7 +41,8 @@ def begun(
             )
         if getattr(options, "learning_batchnorm", "train") == "eval":
             raise ValueError(
-                "--learning-batchnorm eval without --init: random weights have no statistics; leave it out"
+                "--learning-batchnorm eval without --init: random weights have no statistics; give --init "
+                "WEIGHTS, or --learning-batchnorm train"
             )
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     with operation("building the network"):
@@ -58,11 +59,18 @@ def begun(
             options.init, experiment.backbone, name, input,
             partial=options.init_partial, max_download_gb=options.max_download_gb,
         )  # fmt: skip
-    if plan == "continue" and origin["not_taken"]:
-        raise ValueError(
-            f"--plan continue with --init-partial: {number_of(len(origin['not_taken']), 'tensor')} of "
-            f"{options.init} do not fit, and blocks that stay need all; use another plan"
-        )
+    if origin["not_taken"]:
+        missing = f"{number_of(len(origin['not_taken']), 'tensor')} of {options.init} do not fit"
+        if plan == "continue":
+            raise ValueError(
+                f"--plan continue with --init-partial: {missing}, and blocks that stay need all; use another "
+                "plan"
+            )
+        if options.learning_batchnorm == "eval":
+            raise ValueError(
+                f"--learning-batchnorm eval with --init-partial: {missing}, and statistics that stay need "
+                "all; give --learning-batchnorm train"
+            )
     take_tensors_of_rank_0(experiment.backbone.state_dict().values(), world)
     lines = lines_of(origin)
     before = origin_of_config(options.config) if options.config else {}

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 from typing_extensions import override
 
-from bench.evidence.claims import num_comparisons
+from bench.evidence.claims import experiment_group, num_comparisons
 from bench.evidence.data import SEARCH, SETS, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.page import part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
@@ -399,7 +399,7 @@ def test_arms_with_rates_of_their_own_are_compared_with_what_stands_beside(
         evaluations={"block": evaluate % "block", "linear": evaluate % "linear"},
         beside={
             "tuned": {"command": tuned.replace("{seed}", "7"), "number": "top1_B1"},
-            "some labels": {"command": evaluate.replace("{weights}", "") % "labels", "number": "top1_B1"},
+            "some labels": {"command": evaluate.replace("{weights}", "") % "linear", "number": "top1_B1"},
         },
     )  # fmt: skip
     assert call(monkeypatch, plan) == 0
@@ -413,6 +413,13 @@ def test_arms_with_rates_of_their_own_are_compared_with_what_stands_beside(
     (difference,) = results["differences"]
     assert (difference["number"], difference["values"]) == ("top1_B2 - top1_B1", [19.4, 20.4])
     assert num_comparisons(results["endpoint"]) == 1  # of two numbers, one is chosen
+    (line,) = experiment_group("x", results, read_plan(plan)).lines
+    assert (line.means, line.difference) == (pytest.approx((21.4, 1.5)), pytest.approx(19.9))
+    other = results["beside"][1]
+    other["data"]["val"] = "other"
+    plan.with_name("out").joinpath("results.json").write_text(json.dumps(results | {"scores": []}))
+    with pytest.raises(ValueError, match="several val sets"):
+        call(monkeypatch, plan)
 
 
 def test_a_differences_power_is_that_of_many_trials() -> None:

@@ -65,11 +65,13 @@ def test_a_split_is_written_as_listed_and_another_image_is_refused(
     rows = [splits.Line._fields, *lines]
     (tmp_path / "own.csv").write_text("".join(",".join(row) + "\n" for row in rows))
     assert splits.read("own") == lines
-    out.mkdir()
-    of_split("own", source, out, num=10)
+    few = tmp_path / "few"
+    for folder, num in ((out, None), (few, 10)):
+        folder.mkdir()
+        of_split("own", source, folder, num)
 
-    def names(part: str) -> set[str]:
-        sidecar = read_sidecar(out / f"{part}.beton")
+    def names(part: str, folder: Path = out) -> set[str]:
+        sidecar = read_sidecar(folder / f"{part}.beton")
         assert sidecar is not None
         return {Path(path).name for path in sidecar.source_paths()}
 
@@ -80,7 +82,11 @@ def test_a_split_is_written_as_listed_and_another_image_is_refused(
         map(listed, (TRAIN, SEARCH, HELD_OUT))
     )
     assert [len(listed(part)) for part in (TRAIN, SEARCH, HELD_OUT)] == [20, 4, 6]
-    assert len(names("train")) == 10 and names("train") < listed(TRAIN, SEARCH)
+    assert names("train") == listed(TRAIN, SEARCH) and names("train", few) == names("labelled", few) | names(
+        "search", few
+    )
+    for part, size in {"labelled": 8, "search": 2, "held-out": 6}.items():
+        assert len(names(part, few)) == size and names(part, few) <= names(part)
     (source / "root" / lines[0].path).write_bytes(b"other")
     with pytest.raises(ValueError, match=r"is another image than the split's; give the set of the page"):
         of_split("own", source, tmp_path / "other")

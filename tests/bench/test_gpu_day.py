@@ -34,7 +34,10 @@ from fastpsl.scripts.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FINISH_S = 15
-MEASURE, METHODS = ("a", "b", "c", "d", "e", "f", "g", "h"), ("uic", "iic", "sslpp", "psl", "deepcluster", "worth")
+MEASURE, METHODS = (
+    ("a", "b", "c", "d", "e", "f", "g", "h"),
+    ("uic", "iic", "sslpp", "psl", "deepcluster", "worth"),
+)
 PART_S = dict.fromkeys(MEASURE, 240) | dict.fromkeys(METHODS, 420)
 
 
@@ -91,7 +94,7 @@ def test_a_part_of_a_method_goes_on_with_its_plan(part: str, plan: Plan) -> None
     assert options.out == Path("docs", "runs", f"{part}-gpu") and 300 < options.seconds <= last - 20
     experiment = read_plan(ROOT / options.plan)
     assert options.jobs == len(experiment.arms) and not experiment.random and experiment.epochs
-    assert experiment.search and len(experiment.search.rates) == 1  # there is no time to search
+    assert experiment.search and len(experiment.search.rates) <= 1  # there is no time to search
 
 
 def test_the_readme_lists_what_a_call_carries() -> None:
@@ -173,7 +176,7 @@ def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tm
 @pytest.mark.nightly
 def test_a_rehearsal_of_methods_is_refused_as_one(tmp_path: Path) -> None:
     """SSL++ takes the labels that IIC has left."""
-    for part in ("iic", "sslpp"):
+    for part in ("iic", "sslpp", "worth"):
         process = call(
             f"bash bench/gpu_day/part.sh {part}", SMALL="1", SLOW="10", OUT=str(tmp_path / "out"),
             WORK=str(tmp_path / "work"),

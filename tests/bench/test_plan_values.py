@@ -24,7 +24,7 @@ def values_of(plan: Path) -> dict[str, list[Any]]:
     opened, values = read_plan(plan), dict[str, list[Any]]()
     if opened.epochs:
         opened = opened.with_epochs(opened.epochs[-1])
-    rate = opened.search.rates[0] if opened.search else None
+    rate = next(iter(opened.search.rates if opened.search else ()), None)
     for arm in opened.rows:
         if arm == RANDOM:
             continue

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 import fastpsl
-from fastpsl.engine.blockwise import Blockwise
+from fastpsl.engine.blockwise import Blockwise, PartBlocks
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.optimisers import sgd
@@ -173,6 +173,16 @@ def after_steps(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
     for number in range(3):
         step.step([part_of(noise_batch(task.views(3), BATCH, number), rank, num_ranks)], lr=0.1)
     return {name: value.detach() for name, value in module.named_parameters()}
+
+
+@pytest.mark.parametrize("batchnorm", ["train", "eval"])
+def test_blocks_below_a_part_normalise_as_they_learn(batchnorm: Literal["train", "eval"]) -> None:
+    experiment = experiment_of("rotation", BATCH)
+    (stage,) = experiment.stages
+    whole = StageBlocks(experiment.backbone, stage, batchnorm=batchnorm)
+    last = PartBlocks(whole, stage.parts[-1], None).train()
+    norms = [part for part in last.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert len(last.frozen) and {norm.training for norm in norms} == {batchnorm == "train"}
 
 
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:

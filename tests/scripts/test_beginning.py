@@ -305,6 +305,7 @@ def test_what_cannot_be_begun_with_is_one_line(
         ),
         "--plan continue --first-learning B3": "--plan continue without --init",
         "--learning-batchnorm eval": "--learning-batchnorm eval without --init",
+        f"--init {source} --backbone resnet18 --init-partial --learning-batchnorm eval": "stay need all",
         f"--init {source} --first-learning B3": "it is for --plan continue",
         f"--init {source} --plan continue --first-learning B6": "give one of B1 to B5",
         f"--init {source} --plan continue --first-learning B4 --epochs 1 1 1": "for 2 blocks: give at most 2",

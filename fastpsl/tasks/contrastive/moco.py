@@ -148,8 +148,8 @@ class KeyEncoder:
     def __call__(self, images: Tensor, group_size: int) -> Tensor:
         """Return keys of length 1, float32 [B, width], of images [B, C, H, W].
 
-        Each group of images is normalised by its own statistics; its size divides B. Frozen blocks that
-        normalise by running statistics see all images at once.
+        Each group of images is normalised by its own statistics, unless learning blocks keep theirs; its size
+        divides B. Frozen blocks that normalise by running statistics see all images at once.
         """
         blocks = self.blocks
         learning, head = self._as_run(images.device.type)
