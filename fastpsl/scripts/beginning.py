@@ -59,18 +59,17 @@ def begun(
             options.init, experiment.backbone, name, input,
             partial=options.init_partial, max_download_gb=options.max_download_gb,
         )  # fmt: skip
-    if origin["not_taken"]:
-        missing = f"{number_of(len(origin['not_taken']), 'tensor')} of {options.init} do not fit"
-        if plan == "continue":
-            raise ValueError(
-                f"--plan continue with --init-partial: {missing}, and blocks that stay need all; use another "
-                "plan"
-            )
-        if options.learning_batchnorm == "eval":
-            raise ValueError(
-                f"--learning-batchnorm eval with --init-partial: {missing}, and statistics that stay need "
-                "all; give --learning-batchnorm train"
-            )
+    unfit = number_of(len(origin["not_taken"]), "tensor") if origin["not_taken"] else ""
+    if unfit and plan == "continue":
+        raise ValueError(
+            f"--plan continue with --init-partial: {unfit} of {options.init} do not fit, and blocks that "
+            "stay need all; use another plan"
+        )
+    if unfit and options.learning_batchnorm == "eval":
+        raise ValueError(
+            f"--learning-batchnorm eval with --init-partial: {unfit} of {options.init} do not fit, and "
+            "statistics that stay need all; give --learning-batchnorm train"
+        )
     take_tensors_of_rank_0(experiment.backbone.state_dict().values(), world)
     lines = lines_of(origin)
     before = origin_of_config(options.config) if options.config else {}
