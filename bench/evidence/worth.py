@@ -165,7 +165,7 @@ def commands_of(plan: Plan) -> Iterator[str]:
         # Glued together, because a line must not end between an option and its values.
         shown = ["\xa0".join(option) for option in options if option[0] not in _NOT_SHOWN]
         command = " ".join([f"fastpsl train {names[Path(script).stem]}", *shown])
-        lines = textwrap.wrap(command, 104, break_on_hyphens=False, break_long_words=False)
+        lines = textwrap.wrap(command, 82, break_on_hyphens=False, break_long_words=False)
         yield f"# {arm}"
         yield " \\\n    ".join(lines).replace("\xa0", " ")
 
@@ -207,7 +207,10 @@ def _settings(record: Record | None) -> Iterator[list[str]]:
     for arm, of in {one["arm"]: one["numbers"] for one in record["scores"]}.items():
         yield [arm, f"{of_training[arm]:.0f}", *(f"{of[number]:.1f}" for number in plan.endpoint.numbers)]
     for one in record["beside"]:
-        yield [one["name"], f"{one['cpu_seconds'] / 60:.0f}", "", f"{one['numbers'][one['number']]:.1f}"]
+        numbers = [one["numbers"].get(number) for number in plan.endpoint.numbers]
+        shown = numbers if None not in numbers else ["", one["numbers"][one["number"]]]
+        minutes = f"{one['cpu_seconds'] / 60:.0f}"
+        yield [one["name"], minutes, *(each and f"{each:.1f}" for each in shown)]
 
 
 def charts(results: Mapping[str, Record], root: Path) -> Iterator[tuple[Path, str]]:
