@@ -198,12 +198,12 @@ def _verdict(one: Record, p: float | None, num_seeds: int) -> str:
 
 def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str]:
     """Return arm → the mean seconds of its trainings in words."""
-    by_arm = _seconds_of_each(trainings)
+    by_arm = seconds_of_each(trainings)
     by_arm |= {row["arm"]: row["cpu_seconds"] for row in (times or {"rows": ()})["rows"]}
     return {arm: f"{statistics.fmean(values):,.0f}" for arm, values in by_arm.items()}
 
 
-def _seconds_of_each(trainings: Sequence[Record]) -> dict[str, list[float]]:
+def seconds_of_each(trainings: Sequence[Record]) -> dict[str, list[float]]:
     """Return arm → the seconds of each of its trainings: of the processor, or of the clock with a GPU.
 
     Of a training that was resumed only the last part's seconds are known, so it does not count.
@@ -240,13 +240,7 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
     )
     if there < num:
         yield f"{there} of {num} entries are there."
-    num_seeds = min(len(one["values"]) for one in result["differences"])
-    if num_seeds > 2:
-        of_one = smallest_difference(num_seeds, num_comparisons(result["endpoint"]))
-        yield (
-            f"A difference of {spread(result)[0] * of_one:.1f} points would be found by {num_seeds} seeds "
-            f"with a probability of {100 * POWER:.0f} %."
-        )
+    yield from power_notes(result)
     rates = result["rates"]
     if len({*rates.values()}) == 1:
         yield f"Rate: {next(iter(rates.values())):g}."
@@ -268,6 +262,17 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
             )
 
 
+def power_notes(result: Record) -> Iterator[str]:
+    """Yield which difference would be found, if all comparisons have three seeds or more."""
+    num_seeds = min((len(one["values"]) for one in result["differences"]), default=0)
+    if num_seeds > 2:
+        of_one = smallest_difference(num_seeds, num_comparisons(result["endpoint"]))
+        yield (
+            f"A difference of {spread(result)[0] * of_one:.1f} points would be found by {num_seeds} seeds "
+            f"with a probability of {100 * POWER:.0f} %."
+        )
+
+
 def cost_words(result: Record, plan: Plan) -> dict[str, Any]:
     """Return the words of the chart of cost: a point for each arm, a line for each number to compare with."""
     scores, evaluation = result["scores"], result["endpoint"]["evaluation"]
@@ -280,7 +285,7 @@ def cost_words(result: Record, plan: Plan) -> dict[str, Any]:
     for name in plan.beside:
         values = [one["numbers"][one["number"]] for one in result["beside"] if one["name"] == name]
         lines += [(name, statistics.fmean(values))] if values else []
-    seconds = _seconds_of_each(result["training"])
+    seconds = seconds_of_each(result["training"])
     dots = [
         (arm, statistics.fmean(seconds[arm]) / 60, row["mean"], row["deviation"] or 0.0)
         for arm, row in best.items()

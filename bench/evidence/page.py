@@ -26,6 +26,7 @@ from bench.evidence.claims import (
 from bench.evidence.model_zoo import PARTS as ZOO
 from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import read_plan
+from bench.evidence.worth import PARTS as WORTH
 from bench.evidence.worth import charts as worth_charts
 from bench.evidence.worth import parts as worth_parts
 from bench.figures.svg import THEMES, render
@@ -40,7 +41,7 @@ RUNS = ROOT / "docs" / "runs"
 ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
 EVIDENCE = ROOT / "docs" / "evidence.md"
 EXPERIMENTS = {path.stem for path in PLANS.glob("*.json")}
-PARTS = {*(f"{claim} claim" for claim in PAPERS), "power", *ZOO, *worth_parts({})}
+PARTS = {*(f"{claim} claim" for claim in PAPERS), "power", *ZOO, *WORTH}
 _COMPARISONS = "6"  # of those in power.json: the most that a plan on two cores has
 
 

@@ -13,7 +13,6 @@ on like the others, without labels; no label that a search learns from is of it.
 """
 
 import csv
-import hashlib
 import json
 import random
 import sys
@@ -28,6 +27,7 @@ from scipy.fft import dctn
 
 from bench.program import run_program
 from fastpsl.files.atomic import write_atomically
+from fastpsl.models.foreign_weights import sha256_of_file
 
 FOLDER = Path(__file__).parent / "splits"
 TRAIN, SEARCH, HELD_OUT = "train", "search", "held-out"
@@ -57,13 +57,13 @@ class Set(NamedTuple):
         path = folder / self.root / line.path
         if not path.is_file():
             raise ValueError(f"{path}: is missing; give the folder that has the set as {self.source} has it")
-        if _sha256(path) != line.sha256:
+        if _digest(path) != line.sha256:
             raise ValueError(f"{path}: is another image than the split's; give the set of {self.source}")
         return path
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def _digest(path: Path) -> str:
+    return sha256_of_file(path)[:16]
 
 
 _SCENES = ("buildings", "forest", "glacier", "mountain", "sea", "street")
@@ -101,8 +101,9 @@ def _steel(root: Path) -> Iterator[tuple[str, list[Labelled]]]:
 
 def _by_class(images: Sequence[Labelled], one_of: int) -> Iterator[tuple[str, list[Labelled]]]:
     """Yield one of so many images of each class as held out, and all others."""
-    yield HELD_OUT, _drawn(images, one_of)
-    yield TRAIN, sorted({*images} - {*_drawn(images, one_of)})
+    drawn = _drawn(images, one_of)
+    yield HELD_OUT, drawn
+    yield TRAIN, sorted({*images} - {*drawn})
 
 
 def _drawn(images: Sequence[Labelled], one_of: int) -> list[Labelled]:
@@ -137,7 +138,7 @@ def split(name: str, folder: Path) -> list[Line]:
     searched = {*_drawn(parts[TRAIN], _SEARCHED)}
     parts |= {SEARCH: [*searched], TRAIN: [image for image in parts[TRAIN] if image not in searched]}
     return [
-        Line(part, label, path, _sha256(root / path))
+        Line(part, label, path, _digest(root / path))
         for part in (TRAIN, SEARCH, HELD_OUT)
         for label, path in sorted(parts[part])
     ]
@@ -149,21 +150,18 @@ def read(name: str) -> list[Line]:
         return [Line(*row) for row in csv.reader(file)][1:]
 
 
-def perceptual_hash(path: Path) -> int:
-    """Return 64 bits that similar images share: which low frequencies are above their median."""
+def perceptual_hash(path: Path) -> np.ndarray:
+    """Return bits, bool [64], that similar images share: which low frequencies are above their median."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     low = dctn(pixels)[:8, :8].ravel()
-    bits = low > np.median(low[1:])  # the first one is the brightness
-    return int.from_bytes(np.packbits(bits), "big")
+    bits: np.ndarray = low > np.median(low[1:])  # the first one is the brightness
+    return bits
 
 
-def near_duplicates(hashes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def near_duplicates(hashes: Mapping[str, Sequence[np.ndarray]]) -> dict[str, int]:
     """Return how many images of the second part have a near duplicate in the first, for each two parts."""
-    bits = {
-        part: np.unpackbits(np.array(of_part, ">u8").view(np.uint8).reshape(-1, 8), axis=1).astype(bool)
-        for part, of_part in hashes.items()
-    }
+    bits = {part: np.stack(of_part) for part, of_part in hashes.items()}
     pairs = ((TRAIN, HELD_OUT), (SEARCH, HELD_OUT), (TRAIN, SEARCH))
     return {
         f"{second} in {first}": sum(bool(((bits[first] ^ one).sum(1) <= NEAR).any()) for one in bits[second])
@@ -190,7 +188,7 @@ def main() -> int:
     lines = split(name, folder)
     rows = [Line._fields, *lines]
     write_atomically(FOLDER / f"{name}.csv", "".join(",".join(row) + "\n" for row in rows).encode())
-    hashes: dict[str, list[int]] = {part: [] for part in (TRAIN, SEARCH, HELD_OUT)}
+    hashes: dict[str, list[np.ndarray]] = {part: [] for part in (TRAIN, SEARCH, HELD_OUT)}
     for line in lines:
         hashes[line.part].append(perceptual_hash(folder / SETS[name].root / line.path))
     path = FOLDER / "splits.json"

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.evidence import splits
-from bench.evidence.claims import num_comparisons, p_in_words, p_values, points
+from bench.evidence.claims import p_in_words, p_values, points, power_notes, seconds_of_each
 from bench.evidence.plan import Plan, Run, read_plan
-from bench.evidence.power import POWER, smallest_difference, spread
 from bench.evidence.results import CONFIDENCE, numbers_of, t_interval
 from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
 from bench.figures.svg import THEMES, render
-from fastpsl.commands.train import Train
+from fastpsl.scripts.recipe_files import TRAIN as RECIPES
 from fastpsl.tables.templates import templates
 
 Record = Mapping[str, Any]
@@ -31,9 +30,9 @@ SETS = tuple(splits.SETS)
 TABLES = {name: (f"worth-{name}", f"worth-continued-{name}") for name in SETS} | {
     name: (f"worth-{name}",) for name in ("scenes-500", "scenes-2000", "scenes-longer", "gpu")
 }
+PARTS = {*(f"worth {name}" for name in (*TABLES, "sets", "commands", "chart", "settings"))}
 LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
-_OF_COLUMN = {"all labels": ("neighbours", "top1_k20"), "fine-tuned": ("fine_tuned", "top1_10")}
 _DECIDES = 10  # labels a class
 # The chart's rows: of several, the arm that is best on images of the search.
 _SHOWN = {
@@ -98,33 +97,19 @@ def _rows(plan: Plan, record: Record) -> Iterator[Row]:
             values.setdefault(str(num), []).append(one["numbers"][names[num]])
     for name, values in beside.items():
         yield Row(name, "", None, values)
-    for arm in plan.arms:
-        scores = [one for one in record["scores"] if one["arm"] == arm]
-        if not scores:
-            continue
+    means = {(row["arm"], row["evaluation"], row["number"]): row["values"] for row in record["means"]}
+    seconds = seconds_of_each(record["training"])
+    commands = {one["arm"]: one["command"] for one in record["training"]}
+    for arm in (arm for arm in plan.arms if arm in commands):
         (number,) = numbers_of(plan, arm, record["scores"])
         block = number.rpartition("_")[2]
         wanted = {str(num): ("few_labels", f"top1_{num}_{block}") for num in LABELS}
-        wanted |= {
-            column: (evaluation, f"{stem}_{block}" if evaluation == "neighbours" else stem)
-            for column, (evaluation, stem) in _OF_COLUMN.items()
-        }
-        values = {
-            column: [one["numbers"][number] for one in scores if one["evaluation"] == evaluation]
-            for column, (evaluation, number) in wanted.items()
-        }
-        trainings = [one for one in record["training"] if one["arm"] == arm]
-        minutes = statistics.fmean(_seconds(one) for one in trainings) / 60
-        epochs = re.search(r"--epochs((?: \d+)+)", trainings[0]["command"])
-        chosen = statistics.fmean(
-            one["numbers"][number] for one in scores if one["evaluation"] == plan.endpoint.chosen_by
-        )
+        wanted |= {"all labels": ("neighbours", f"top1_k20_{block}"), "fine-tuned": ("fine_tuned", "top1_10")}
+        values = {column: means.get((arm, *of), ()) for column, of in wanted.items()}
+        minutes = statistics.fmean(seconds[arm]) / 60 if arm in seconds else None
+        epochs = re.search(r"--epochs((?: \d+)+)", commands[arm])
+        chosen = statistics.fmean(means[arm, plan.endpoint.chosen_by, number])
         yield Row(arm, epochs[1].strip() if epochs else "", minutes, values, block, chosen)
-
-
-def _seconds(training: Record) -> float:
-    """Return the seconds of a training: of the processor, or of the clock with a GPU."""
-    return float(training["seconds" if training["machine"]["gpu"] else "cpu_seconds"])
 
 
 def parts(results: Mapping[str, Record]) -> dict[str, str]:
@@ -154,7 +139,7 @@ _SHOWN_DATA = {"DATA/train.beton": "photos", "DATA/lite0.pth": "lite0.pth"}
 
 def commands_of(plan: Plan) -> Iterator[str]:
     """Yield a comment and the command of each arm, as people give it."""
-    names = {stem: name for name, stem in Train.names.items()}
+    names = {stem: name for name, stem in RECIPES.items()}
     for arm in plan.arms:
         script, *words = plan.training_of(Run(arm, None, 0, counts=True)).words("DATA", "RUNS")
         options = list[list[str]]()  # with their values
@@ -193,9 +178,7 @@ def _notes(name: str, record: Record) -> Iterator[str]:
     there = {(one["arm"], one["seed"]) for one in record["scores"]}
     if len(there) < len(plan.arms) * len(plan.seeds):
         yield f"{len(there)} of {len(plan.arms) * len(plan.seeds)} trainings of `{name}` are there."
-    if record["differences"] and min(len(one["values"]) for one in record["differences"]) > 2:
-        least = spread(record)[0] * smallest_difference(len(plan.seeds), num_comparisons(record["endpoint"]))
-        yield f"A difference of {least:.1f} points would be found with a probability of {100 * POWER:.0f} %."
+    yield from power_notes(record)
 
 
 def _settings(record: Record | None) -> Iterator[list[str]]:

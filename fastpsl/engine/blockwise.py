@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
@@ -48,9 +47,8 @@ class PartBlocks(StageBlocks):
 
     @override
     def _learning_norms(self) -> Iterator[nn.Module]:
-        """Yield those of the blocks below, too, because they learn in other parts."""
-        every = (part for blocks in (self.frozen, self.learning) for part in blocks.modules())
-        return (part for part in every if isinstance(part, _BatchNorm))
+        """Return those of the whole, because the blocks below learn in other parts."""
+        return self._whole[0]._learning_norms()
 
     @property  # type: ignore[explicit-override]
     def runner(self) -> Runner:  # type: ignore[override]

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from scipy import stats
@@ -139,7 +140,7 @@ def test_a_set_s_table_and_the_chart(tmp_path: Path, monkeypatch: pytest.MonkeyP
         of_seed = {"arm": "distilled", "rate": None, "seed": seed, "data": {"train": "a", "val": "b"}}
         results.record["training"].append(of_seed | {
             "cpu_seconds": 600.0 + 120 * seed, "command": f"x {seed} --epochs 5", "curve": None,
-            "machine": {"gpu": None},
+            "machine": {"gpu": None}, "seconds": 600.0, "stages": [{"seconds": 500.0}],
         })  # fmt: skip
         for evaluation in evaluations:
             values = dict.fromkeys(["top1_10", *numbers], 0.0) | {
@@ -174,9 +175,9 @@ def test_a_set_s_table_and_the_chart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "2 of 6 trainings of `worth-steel` are there." in text
     assert worth.parts({})["worth steel"] == "Not run yet."
     early = [one for one in record["worth-steel"]["beside"] if one["name"] == "labels alone: 50"]
-    assert not worth.chart_words({"worth-steel": record["worth-steel"] | {"scores": [], "beside": early}})[
-        "panels"
-    ]
+    assert not worth.chart_words(
+        {"worth-steel": record["worth-steel"] | {"scores": [], "training": [], "means": [], "beside": early}}
+    )["panels"]
     words = worth.chart_words(record)
     assert [row["name"] for row in words["panels"]["steel"]] == ["labels alone", "published", "distilled"]
     for theme in THEMES:
@@ -191,7 +192,6 @@ COMMANDS = re.findall(r"^fastpsl ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILI
 def test_the_commands_of_the_page_run_as_printed(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timm = pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     for number, image in enumerate(random_images(160, 80)):
         path = Path("photos", "ab"[number % 2], f"{number}.jpg")
