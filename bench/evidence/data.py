@@ -185,12 +185,12 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "presets-sample": partial(drawn, first=120_000, num_held_out=1600),
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
     "distill-longer": clothes, "distill-loss": scenes, "precision-scenes": scenes,
-    "presets-scenes": scenes, "worth-settings": partial(of_split, "scenes"),
-    "worth-scenes": partial(of_split, "scenes"), "worth-scenes-longer": partial(of_split, "scenes"),
-    "worth-scenes-500": partial(of_split, "scenes", num=500),
-    "worth-scenes-2000": partial(of_split, "scenes", num=2000),
-    "worth-clothes": partial(of_split, "clothes"), "worth-satellite": partial(of_split, "satellite"),
-    "worth-steel": partial(of_split, "steel"), "worth-gpu": partial(_unpacked, "scenes"),
+    "presets-scenes": scenes, **{f"worth-{name}": partial(of_split, name) for name in splits.SETS},
+    **dict.fromkeys(
+        ("worth-settings", "worth-settings-ends", "worth-scenes-longer"), partial(of_split, "scenes")
+    ),
+    **{f"worth-scenes-{num}": partial(of_split, "scenes", num=num) for num in (500, 2000)},
+    "worth-gpu": partial(_unpacked, "scenes"),
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ SETS = tuple(splits.SETS)
 TABLES = {name: (f"worth-{name}", f"worth-continued-{name}") for name in SETS} | {
     name: (f"worth-{name}",) for name in ("scenes-500", "scenes-2000", "scenes-longer", "gpu")
 }
+_SETTINGS = ("worth-settings", "worth-settings-ends")
 PARTS = {*(f"worth {name}" for name in (*TABLES, "sets", "commands", "chart", "settings"))}
 LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
@@ -128,7 +129,9 @@ def parts(results: Mapping[str, Record]) -> dict[str, str]:
     )
     chart = chart_words(results)
     found["worth chart"] = _render("chart", themes=THEMES, **chart) if chart["panels"] else "Not drawn yet."
-    found["worth settings"] = _render("settings", rows=[*_settings(results.get("worth-settings"))])
+    found["worth settings"] = _render(
+        "settings", rows=[row for name in _SETTINGS for row in _settings(name, results.get(name))]
+    )
     return found
 
 
@@ -181,11 +184,11 @@ def _notes(name: str, record: Record) -> Iterator[str]:
     yield from power_notes(record)
 
 
-def _settings(record: Record | None) -> Iterator[list[str]]:
+def _settings(name: str, record: Record | None) -> Iterator[list[str]]:
     """Yield each setting with its CPU minutes and its score by 10 labels a class on images of the search."""
     if record is None:
         return
-    plan = read_plan(PLANS / "worth-settings.json")
+    plan = read_plan(PLANS / f"{name}.json")
     of_training = {one["arm"]: one["cpu_seconds"] / 60 for one in record["training"]}
     for arm, of in {one["arm"]: one["numbers"] for one in record["scores"]}.items():
         yield [arm, f"{of_training[arm]:.0f}", *(f"{of[number]:.1f}" for number in plan.endpoint.numbers)]
