@@ -117,8 +117,11 @@ if libjpeg:  # what contains libjpeg-turbo must carry these; setuptools takes fi
         shutil.copyfile(Path(libjpeg, "doc", name), ROOT / licences[-1])
 turbo = Extension(
     "fastpsl.pipelines.decoders._turbo",
-    [f"{DECODERS}/{name}.c" for name in ("samples", "turbo", "huffman", "shrink", "area", "isotropic")],
-    depends=[f"{DECODERS}/turbo.h", f"{DECODERS}/handle.h"],
+    [
+        f"{DECODERS}/{name}.c"
+        for name in ("samples", "turbo", "huffman", "pack", "unpack", "shrink", "area", "isotropic")
+    ],
+    depends=[f"{DECODERS}/{name}.h" for name in ("turbo", "handle", "coefficients")],
     include_dirs=[f"{libjpeg}/include"] if libjpeg else [],
     extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
     libraries=["m"] if libjpeg else ["jpeg", "m"],

@@ -42,7 +42,7 @@ class _Writing:
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     format: Literal[
-        "auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"
+        "auto", "folder", "list", "tar", "npz", "parquet", "beton", "cifar10", "cifar100", "stl10"
     ] = "auto"  # fmt: skip
     """What SRC is. [told from SRC]"""
     split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -84,6 +84,7 @@ class _Writing:
             "shard": shard,
             "num_total": source.num_total,
             "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
+            **source.reading.as_dict(),
         }
 
     def write(self, out: Path, num_samples: int, samples: Any, target: "Target", **more: Any) -> None:
@@ -129,6 +130,9 @@ class _Writing:
             f"{report.num_passed:,} taken over, "
             f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
         )
+        if target.mode == "coefficients":
+            num_others = report.num_samples - report.num_coefficients
+            print(f"{what}: {report.num_coefficients:,} packed coefficients, {num_others:,} kept as JPEGs")
         if report.num_clipped:
             print(
                 f"{what}: {report.num_clipped_values:,} values of {number_of(report.num_clipped, 'image')} "
@@ -209,8 +213,9 @@ class Write(_Writing):
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     """The images. A folder with a folder per class, or a flat folder (label -1). A list of image files (.txt,
     .csv, or iNaturalist's .json). A tar, or a quoted glob of tars, also WebDataset's. An .npz of uint8
-    images. Parquet files, or hf:NAME for a data set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as
-    published. Tars and Parquet files may be elsewhere, e.g. s3://bucket/*.tar. See
+    images. Parquet files, or hf:NAME for a data set in Hugging Face's cache. A dataset file, or a quoted glob
+    of shards. CIFAR-10, CIFAR-100 or STL-10 as published. Tars and Parquet files may be elsewhere, e.g.
+    s3://bucket/*.tar. See
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton; or its address, e.g. s3://bucket/train.beton."""
@@ -221,8 +226,9 @@ class Write(_Writing):
     """Class names in the order of the labels: those of a training set (a folder, a .beton file), or a list
     with one class per line. folders: folders are classes, even train and val. none: no labels. [SRC's own,
     sorted]"""
-    mode: Literal["auto", "jpg", "raw"] = "auto"
-    """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
+    mode: Literal["auto", "jpg", "raw", "coefficients"] = "auto"
+    """How images are stored: jpg; raw RGB; or coefficients, JPEGs without their entropy coding, which CPUs
+    decode faster, and which ffcv and DALI cannot read. [raw for .npz, CIFAR and STL-10, else jpg]"""
     short_side: Pixels = None
     """Shrink images to this shorter side."""
     max_side: Pixels = None
@@ -257,7 +263,7 @@ class Write(_Writing):
 
     def run(self) -> None:
         """Write the dataset file and print what became of the images."""
-        from fastpsl.pipelines.beton.encode import Target
+        from fastpsl.pipelines.beton.encode import Target, require_mode
         from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable
         from fastpsl.pipelines.data.reading import Reading, range_text
@@ -273,6 +279,7 @@ class Write(_Writing):
         ):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+        require_mode(self.mode)
         shard = _shard(self.shard)
         reading = Reading.of(self.range, self.bands)
         if reading.measures and shard != (0, 1):

@@ -36,19 +36,19 @@ from fastpsl.pipelines.data.dataset import (
     MODE_RAW,
     Dataset,
     SampleTable,
-    read_bytes,
     spread_indices,
 )
 from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders import dali, libffcv, resident
-from fastpsl.pipelines.decoders.choose import READS
+from fastpsl.pipelines.decoders.choose import decoders_of, is_packed
 from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slower
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.decoders.memory import pinned_empty
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
+from fastpsl.pipelines.sources.dataset_files import stored_image
 from fastpsl.pipelines.views import ViewSpec, short_side_px
 
 # Training never reaches these epochs, so that its most recent reads do not favour this measurement.
@@ -211,7 +211,7 @@ class Feed:
         missing = {
             "turbo": libturbo.why_missing(), "ffcv": libffcv.why_missing(), "dali": dali.why_missing(device),
         }  # fmt: skip
-        for name in READS[data.kind]:
+        for name in decoders_of(data):
             if name in (chosen, "synthetic") or (name == "resident" and not resident.is_small(data)):
                 continue
             option = f"--decoder {name}"
@@ -256,7 +256,7 @@ class Feed:
         parent.mkdir(parents=True, exist_ok=True)
         alternatives = []
         for target in targets:
-            samples = (Sample(str(i), read_bytes(rows, i), int(rows.label[i])) for i in range(num))
+            samples = (Sample(str(i), stored_image(rows, i), int(rows.label[i])) for i in range(num))
             with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as folder:
                 out = Path(folder) / "tried.beton"
                 write_beton(samples, out, num_samples=num, target=Target(short_side=target))
@@ -295,7 +295,8 @@ def measure_engines(feed: Feed, seconds: float, log: Callable[[str], None]) -> J
     device = feed.setup.world.device
     if device.type != "cuda" or dali.why_missing(device):
         return None
-    if not (feed.warm.rows(np.arange(feed.warm.num_samples)).mode == MODE_JPEG).any():
+    rows = feed.warm.rows(np.arange(feed.warm.num_samples))
+    if is_packed(feed.warm) or not (rows.mode == MODE_JPEG).any():
         return None
     with torch.cuda.device(device):
         num = num_engines(nvjpeg_library())

@@ -22,7 +22,7 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.data.dataset import spread_indices
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.decoders.choose import SLOWER
+from fastpsl.pipelines.decoders.choose import SLOWER, is_packed
 from fastpsl.pipelines.decoders.dali import why_slower
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
@@ -185,7 +185,8 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
         return "threads", f"There are few decoding threads: give --workers {num_cores}"
     if loader.device.type == "cuda":
         # The GPU's JPEG engines may decode some of the images.
-        engines = name == "turbo" and not getattr(data, "is_raw", False) and not why_slower(loader.device)
+        has_jpegs = not getattr(data, "is_raw", False) and not is_packed(data)
+        engines = name == "turbo" and has_jpegs and not why_slower(loader.device)
         others = ", try --decoder dali" if engines else ""
         return "cores", (
             f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more{others}, or "

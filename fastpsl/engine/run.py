@@ -35,7 +35,7 @@ from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset, split_by_name
-from fastpsl.pipelines.decoders.choose import NAMES, READS, choose_decoder, is_kept_on_device
+from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, decoders_of, is_kept_on_device
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -158,7 +158,7 @@ class RunData:
         """Return the decoder for data of the run: "auto" where the chosen one is not for them."""
         if self.options.decoder != "auto" or self.decoder == "auto":
             return self.decoder
-        is_other = self.decoder not in READS[data.kind] or is_kept_on_device(data, self.world.device)
+        is_other = self.decoder not in decoders_of(data) or is_kept_on_device(data, self.world.device)
         return "auto" if is_other else self.decoder
 
     def annotated_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:

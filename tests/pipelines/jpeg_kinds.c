@@ -95,3 +95,30 @@ int jpeg_whole(const uint8_t *jpeg, uint64_t num_bytes, uint32_t denominator, ui
     jpeg_destroy_decompress(&info);
     return 0;
 }
+
+// Write a JPEG's quantisation tables, uint16 [3, 64], and its coefficients, int16 [blocks, 64], a component after the
+// other, both in natural order; returns the number of blocks, or 0 after an error.
+uint64_t jpeg_coefficients(const uint8_t *jpeg, uint64_t num_bytes, uint16_t *tables, int16_t *out) {
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    info.err = begin(&errors);
+    jpeg_create_decompress(&info);
+    if (setjmp(errors.escape)) {
+        jpeg_destroy_decompress(&info);
+        return 0;
+    }
+    jpeg_mem_src(&info, jpeg, num_bytes);
+    jpeg_read_header(&info, TRUE);
+    jvirt_barray_ptr *arrays = jpeg_read_coefficients(&info);
+    uint64_t num = 0;
+    for (int c = 0; c < info.num_components; c++) {
+        jpeg_component_info *component = &info.comp_info[c];
+        for (int k = 0; k < 64; k++) tables[64 * c + k] = component->quant_table->quantval[k];
+        for (JDIMENSION y = 0; y < component->height_in_blocks; y++, num += component->width_in_blocks) {
+            JBLOCKARRAY row = info.mem->access_virt_barray((j_common_ptr)&info, arrays[c], y, 1, FALSE);
+            memcpy(out + 64 * num, row[0], component->width_in_blocks * sizeof(JBLOCK));
+        }
+    }
+    jpeg_destroy_decompress(&info);
+    return num;
+}

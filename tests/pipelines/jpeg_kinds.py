@@ -35,6 +35,8 @@ def library() -> ctypes.CDLL:
         *(ctypes.c_int,) * 7, ctypes.c_void_p, ctypes.c_uint64,
     ]  # fmt: skip
     loaded.jpeg_whole.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p]
+    loaded.jpeg_coefficients.restype = ctypes.c_uint64
+    loaded.jpeg_coefficients.argtypes = [ctypes.c_char_p, ctypes.c_uint64, *(ctypes.c_void_p,) * 2]
     return loaded
 
 
@@ -72,6 +74,14 @@ def whole(data: bytes, height: int, width: int, denominator: int = 1) -> np.ndar
     out = np.empty((-(-height // denominator), -(-width // denominator), 3), np.uint8)
     assert library().jpeg_whole(data, len(data), denominator, out.ctypes.data) == 0
     return out
+
+
+def coefficients(data: bytes, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a JPEG's tables, uint16 [3, 64], and its coefficients, int16 [blocks, 64], by libjpeg."""
+    tables, out = np.zeros((3, 64), np.uint16), np.empty((3 * (num_pixels + 4096), 64), np.int16)
+    num = library().jpeg_coefficients(data, len(data), tables.ctypes.data, out.ctypes.data)
+    assert num
+    return tables, out[:num]
 
 
 def _luma(across: int, down: int) -> tuple[tuple[int, int], ...]:

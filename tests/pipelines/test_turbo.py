@@ -12,6 +12,7 @@ from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.codec import Codec, shrink
+from fastpsl.pipelines.image.coefficients import PADDING
 from fastpsl.pipelines.image.libturbo import Handle, library
 from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
 
@@ -29,13 +30,18 @@ FORMS: dict[str, dict[str, object]] = {
 
 
 def decode(
-    data: bytes, height: int, width: int, region: tuple[int, int, int, int], denominator: int = 1
+    data: bytes,
+    height: int,
+    width: int,
+    region: tuple[int, int, int, int],
+    denominator: int = 1,
+    is_packed: bool = False,
 ) -> tuple[int, np.ndarray, list[int]]:
     """Return the status, the part that was decoded, and where it lies."""
     pixels, placed = np.empty(height * width * 3, np.uint8), np.zeros(4, np.int64)
     handle, wanted = Handle(), np.array(region, np.int64)
     status = library().fastpsl_turbo_decode(
-        handle.address, data, len(data), height, width, denominator, True,
+        handle.address, data + bytes(PADDING), len(data), height, width, denominator, True, is_packed,
         wanted.ctypes.data, pixels.ctypes.data, placed.ctypes.data,
     )  # fmt: skip
     rows, columns = placed[2:].tolist()

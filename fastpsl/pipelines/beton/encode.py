@@ -5,7 +5,7 @@ must be upright, of the wanted size and with all of its tables, and the readers'
 a libjpeg warning. Any other image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB
 (image_file.py), shrunk (never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate
 one, as Pillow's. From a JPEG to a JPEG, luma and colours are shrunk as they are stored, without RGB between
-them.
+them. Of each JPEG that would be stored, the coefficients can be packed instead (image/coefficients.py).
 """
 
 import contextlib
@@ -18,15 +18,16 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from fastpsl.pipelines.beton.shard import JPG, RAW
+from fastpsl.pipelines.beton.shard import COEFFICIENTS, JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
 from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.bands import leaves_jpeg
 from fastpsl.pipelines.image.codec import Codec, shrink
+from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
 from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import check_pixels, decode_any, decode_deep, num_pixels
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, decode_plainly, jpeg_header, jpeg_scans
-from fastpsl.pipelines.image.libturbo import why_missing
+from fastpsl.pipelines.image.libturbo import remedy, why_missing
 from fastpsl.pipelines.image.orientation import jpeg_orientation, turn
 
 # The most that an image takes from decoding to JPEG. Measured: JPEG 2000 with alpha 25, WebP 16, AVIF and
@@ -78,7 +79,7 @@ class Target:
     short_side: int | None = None  # the most px of the shorter side; None for no limit
     max_side: int | None = None  # the most px of the longer side; None for no limit
     quality: int = 90  # the JPEG quality, in percent
-    mode: str = "jpg"  # "jpg" or "raw"
+    mode: str = "jpg"  # "jpg", "raw" or "coefficients"
     min_px: int = 0  # images with a shorter side below it, after shrinking, are left out
     # Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored byte for
     # byte; with "all" the others too, unless that makes them no smaller.
@@ -126,26 +127,52 @@ def _codec() -> Codec | None:
     return _local.codec
 
 
+def require_mode(mode: str) -> None:
+    """Raise ValueError where images cannot be stored in a mode here."""
+    if mode == "coefficients" and (why := why_missing()):
+        raise ValueError(f"--mode coefficients: {why}, which packs them: {remedy()}; or give --mode jpg")
+
+
 def convert(data: bytes, target: Target) -> Stored:
     """Convert an image file's bytes to their stored form, in any thread. Large ones wait for each other."""
     if not data:
         raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))
+    is_usual = status == HEADER_GOOD and components in (1, 3) and precision == 8
+    if target.mode == "coefficients" and is_usual and height * width <= MAX_PIXELS:
+        with _large.room_for(height * width):
+            if packed := _packed_as_it_is(data, height, width, components, target):
+                return packed
     is_plain = components == 3 and precision == 8 and leaves_jpeg(target.reading.bands, components)
     if status != HEADER_GOOD or not is_plain or height * width > MAX_PIXELS:
         with _large.room_for(num_pixels(data, target.reading)):
             image, scale = decode_deep(data, target.reading)
-            stored = _store(_shrink(image, target), target, "encoded")
+            stored = _packed(_store(_shrink(image, target), target, "encoded"), target)
             return replace(stored, num_clipped=scale.num_outside, scale=scale if scale.is_deep else None)
     with _large.room_for(height * width):
-        return _convert_jpeg(data, height, width, bool(is_progressive), target)
+        return _packed(_convert_jpeg(data, height, width, bool(is_progressive), target), target)
+
+
+def _packed_as_it_is(data: bytes, height: int, width: int, components: int, target: Target) -> Stored | None:
+    """Return a JPEG's own coefficients, also of a progressive or grey one; None where others are wanted."""
+    is_kept = target.reencode == "larger" and leaves_jpeg(target.reading.bands, components)
+    is_kept = is_kept and target.size(height, width) == (height, width) and jpeg_orientation(data) == UPRIGHT
+    stored = _packed(Stored(data, height, width, JPG, "passed"), target) if is_kept else None
+    return stored if stored and stored.mode == COEFFICIENTS else None
+
+
+def _packed(stored: Stored, target: Target) -> Stored:
+    """Return a JPEG with packed coefficients, if they are wanted and can be packed."""
+    codec = _codec() if target.mode == "coefficients" else None
+    packed = codec.pack(stored.data) if codec else None
+    return replace(stored, data=packed, mode=COEFFICIENTS) if packed else stored
 
 
 def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, target: Target) -> Stored:
     orientation = jpeg_orientation(data)
     size = target.size(height, width)
     may_pass = (
-        target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and size == (height, width)
+        target.mode != "raw" and not is_progressive and orientation == UPRIGHT and size == (height, width)
     )
     # Readers of other projects take the Huffman tables of the image before, where there are none.
     may_pass = may_pass and jpeg_scans(data) == SCANS_GOOD
@@ -167,7 +194,21 @@ def store_array(image: np.ndarray, target: Target) -> Stored:
     """Convert an RGB image in memory, uint8 [H, W, 3], to its stored form."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise BadImage(f"array of {image.dtype} {list(image.shape)}; uint8 [H, W, 3] is wanted")
-    return _store(_shrink(image, target), target, "encoded")
+    return _packed(_store(_shrink(image, target), target, "encoded"), target)
+
+
+def unpacks_cleanly(data: bytes, height: int, width: int) -> bool:
+    """Return whether packed coefficients are those of an image of that size; raise OtherVersion."""
+    codec = _codec()
+    if codec and codec.unpacks_cleanly(data, height, width):
+        return True
+    try:
+        jpeg = to_jpeg(data)  # tells of another version
+    except OtherVersion:
+        raise
+    except BadImage:
+        return False
+    return not codec and decodes_cleanly(jpeg, height, width)
 
 
 def decodes_cleanly(data: bytes, height: int, width: int) -> bool:
@@ -191,7 +232,7 @@ def _convert_sound(
         return _store(turn(shrink(whole, *size), orientation), target, "encoded")
     rows, columns = (side * _SCALE_MARGIN for side in size)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
-    if target.mode == "jpg" and orientation == UPRIGHT:
+    if target.mode != "raw" and orientation == UPRIGHT:
         shrunk = codec.shrink_jpeg(data, *size, target.quality, denominator)
         if shrunk is not None:
             return Stored(shrunk, *size, JPG, "encoded")

@@ -17,7 +17,7 @@ from fastpsl.console.words import gigabytes, number_of
 from fastpsl.files.atomic import partial_path
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Stored, Target
-from fastpsl.pipelines.beton.shard import ALLOCATION, IMAGE_TYPE, INT_TYPE, row_dtype
+from fastpsl.pipelines.beton.shard import ALLOCATION, COEFFICIENTS, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count, no_image
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.source import Sample, Source
@@ -42,7 +42,8 @@ class Estimate:
     high_bytes: float  # the greatest that is likely; infinite where the images seen are the first ones
     seconds: float  # the time for reading and converting, with this many threads on this machine
     num_threads: int
-    counts: Counter[str]  # how many images seen are "passed", "encoded", "mended", "bad" and "small"
+    # How many images seen are "passed", "encoded", "mended", "bad" and "small"; and "coefficients"
+    counts: Counter[str]
     sides: np.ndarray  # the (height, width) of those that would be stored, int [n, 2]
     first_bad: str  # the first bad image and its fault
     scale: Scale  # what was seen of values of more than 8 bits
@@ -74,6 +75,8 @@ class Estimate:
             f"{counts['encoded']:,} encoded, {counts['mended']:,} encoded after a libjpeg warning, "
             f"{counts['bad']:,} bad, {counts['small']:,} too small"
         )
+        if num_packed := counts["coefficients"]:
+            yield f"{num_packed:,} of them as packed coefficients, which ffcv cannot read"
         if len(self.sides):
             yield _sides(self.sides)
         num_bad_images = counts["bad"] / self.num_seen * self.num_total
@@ -123,6 +126,8 @@ def estimate(
     for sample, result in chain([(first, first_result)], results):
         if isinstance(result, Stored):
             counts[result.how] += 1
+            if result.mode == COEFFICIENTS:
+                counts["coefficients"] += 1
             scale.add(result.scale)
             sides.append((result.height, result.width))
         elif isinstance(result, BadImage):

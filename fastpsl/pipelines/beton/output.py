@@ -35,6 +35,7 @@ from fastpsl.files.atomic import (
 )
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
+from fastpsl.pipelines.beton.shard import COEFFICIENTS
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
 from fastpsl.pipelines.data.source import BAD, SMALL, Tally
 
@@ -234,6 +235,7 @@ class WriteReport:
     num_bad: int = 0
     num_clipped: int = 0  # of num_encoded, those with values outside of the range
     num_clipped_values: int = 0
+    num_coefficients: int = 0  # of the samples, those that are packed coefficients
     num_small: int = 0  # left out, because the shorter side is below the target's min_px
     first_bad: str = ""  # the first bad image and its fault
     first_small: str = ""  # the first image that was too small and its size
@@ -244,7 +246,10 @@ class WriteReport:
 
     def counts(self) -> dict[str, int]:
         """Return the counts of one file for its JSON."""
-        names = "samples", "passed", "encoded", "mended", "bad", "small", "clipped", "clipped_values", "bytes"
+        names = (
+            "samples", "passed", "encoded", "mended", "bad", "small", "clipped", "clipped_values",
+            "coefficients", "bytes",
+        )  # fmt: skip
         return {f"num_{name}": getattr(self, f"num_{name}") for name in names}
 
 
@@ -343,6 +348,7 @@ class Output:
         checksum = self.file.add(image, label)
         self.packer.add(name)
         self._count(image.how)
+        self.report.num_coefficients += image.mode == COEFFICIENTS
         self.report.num_clipped += image.num_clipped > 0
         self.report.num_clipped_values += image.num_clipped
         return checksum

@@ -25,7 +25,7 @@ from fastpsl.files.remote.cache import Cache
 from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.output import left_out_before
 from fastpsl.pipelines.beton.remote import RemotePages
-from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
+from fastpsl.pipelines.beton.shard import COEFFICIENTS, COPY_AGAIN, HEADER, Shard, chunks
 from fastpsl.pipelines.beton.sidecar import (
     Written,
     checksum_bytes,
@@ -36,9 +36,10 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import SampleTable, checked, size_in_words, written_when
+from fastpsl.pipelines.data.dataset import BadImage, SampleTable, checked, size_in_words, written_when
 from fastpsl.pipelines.data.identity import identity
 from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.image.coefficients import to_jpeg
 
 
 @final
@@ -62,6 +63,7 @@ class Beton:
         split: The name of the part of the source, such as "train"; empty if it is not known.
         max_bytes: The largest number of bytes of a sample.
         is_raw: Whether all images are stored as raw pixels, not as JPEGs.
+        is_packed: Whether some are stored as packed coefficients, which ffcv and DALI do not read.
         left_out: The numbers of what was left out when it was written, as far as the JSONs tell.
         reading: The range and the bands that its pixels are of, as far as the JSONs tell.
 
@@ -120,6 +122,7 @@ class Beton:
         self.reading = reading
         self.tells_reading = any("mode" in record for record in records)  # which older files have as well
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
+        self.is_packed = any(shard.num_packed for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
 
@@ -215,7 +218,7 @@ class Beton:
             index: The sample, in [0, num_samples).
 
         Returns:
-            A JPEG, or height * width * 3 raw values.
+            A JPEG, also of packed coefficients, or height * width * 3 raw values.
 
         Raises:
             ValueError: They cannot be read whole.
@@ -231,7 +234,12 @@ class Beton:
             raise ValueError(
                 f"{self.name(index)}: {len(data)} of {num_bytes} bytes; the file was truncated, {COPY_AGAIN}"
             )
-        return data
+        if rows.mode[0] != COEFFICIENTS:
+            return data
+        try:
+            return to_jpeg(data)
+        except BadImage as error:
+            raise ValueError(f"{self.name(index)}: {error}") from None
 
     def wait(self, indices: np.ndarray) -> None:
         """Wait until the bytes of samples are on this machine, which those of local files are.

@@ -24,7 +24,13 @@ import numpy as np
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.system_errors import input_error, raise_of_the_system
 from fastpsl.kernels.c_library import open_library
-from fastpsl.pipelines.data.dataset import MAX_PIXELS, written_when
+from fastpsl.pipelines.data.dataset import (
+    MAX_PIXELS,
+    MODE_COEFFICIENTS,
+    MODE_JPEG,
+    MODE_RAW,
+    written_when,
+)
 
 
 class TruncatedError(Exception):
@@ -99,7 +105,8 @@ _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _WORD = np.dtype("<u8")
 ROW_OF_TYPE = dict(enumerate([np.dtype("<f8"), LABEL, IMAGE, _BYTES, _WORD, _BYTES, _WORD]))
 INT_TYPE, IMAGE_TYPE = 1, 2
-JPG, RAW = 0, 1
+# The modes of images: the first two are ffcv's own.
+JPG, RAW, COEFFICIENTS = MODE_JPEG, MODE_RAW, MODE_COEFFICIENTS
 MAX_LABEL = 2**31 - 1
 CHUNK = 1 << 18  # samples checked at a time, so that a thread's temporaries stay near 20 MB
 _NUM_CHECKERS = 4  # one computes the checksum, which takes as long as the other checks on one core
@@ -135,12 +142,13 @@ class _Ranges(NamedTuple):
     max_bytes: int
     max_label: int
     num_raw: int
+    num_packed: int
 
     @classmethod
     def of_all(cls, parts: "Sequence[_Ranges]") -> "_Ranges":
-        height, width, max_height, max_width, num_bytes, label, num_raw = zip(*parts, strict=True)
+        height, width, max_height, max_width, num_bytes, label, *counts = zip(*parts, strict=True)
         largest = max(max_height), max(max_width), max(num_bytes), max(label)
-        return cls(min(height), min(width), *largest, sum(num_raw))
+        return cls(min(height), min(width), *largest, *map(sum, counts))
 
 
 class Shard(Uncopyable):
@@ -161,7 +169,7 @@ class Shard(Uncopyable):
                 ranges = _Ranges.of_all(list(pool.map(check, chunks(self.num_samples))))
                 self.opened_crc = crc.result()
             self.min_height, self.min_width, self.max_height, self.max_width = ranges[:4]
-            self.max_bytes, self.max_label, self.num_raw = ranges[4:]
+            self.max_bytes, self.max_label, self.num_raw, self.num_packed = ranges[4:]
         except OSError as error:
             self.close()
             raise input_error(path, error) from None
@@ -321,7 +329,12 @@ class Shard(Uncopyable):
         heights, widths, modes = images["height"], images["width"], images["mode"]
         end = np.uint64(self.alloc)
         self._refuse_where(part, (heights == 0) | (widths == 0), "has a side of 0 px")
-        self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
+        is_packed = modes == COEFFICIENTS
+        self._refuse_where(
+            part,
+            (modes > RAW) & ~is_packed,
+            "has an unknown image mode (known: 0, 1 and 3)",
+        )
         outside = (pointers < self.table_end) | (pointers > end) | (sizes > end) | (sizes == 0)
         outside |= pointers + sizes > end  # after the others, which exclude an overflow
         self._refuse_where(part, outside, "lies outside of the file's data")
@@ -330,7 +343,7 @@ class Shard(Uncopyable):
             part, (modes == RAW) & (sizes != 3 * pixels), "is raw, and its length is not height * width * 3"
         )
         self._refuse_where(
-            part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
+            part, (modes != RAW) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
         )
         self._refuse_where(part, labels < -1, "has a label below -1")
         if num_classes is None:
@@ -340,7 +353,7 @@ class Shard(Uncopyable):
             self._refuse_where(part, labels >= num_classes, fault)
         return _Ranges(
             int(heights.min()), int(widths.min()), int(heights.max()), int(widths.max()),
-            int(sizes.max()), int(labels.max()), int((modes == RAW).sum()),
+            int(sizes.max()), int(labels.max()), int((modes == RAW).sum()), int(is_packed.sum()),
         )  # fmt: skip
 
     def _refuse_where(self, part: slice, bad: np.ndarray, fault: str) -> None:

@@ -14,11 +14,11 @@ from fastpsl.files.atomic import is_locked
 from fastpsl.files.paths import named_files
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.workers import map_in_order, usable_cores
-from fastpsl.pipelines.beton.encode import decodes_cleanly
+from fastpsl.pipelines.beton.encode import decodes_cleanly, unpacks_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton.output import journal_path, whole_of
 from fastpsl.pipelines.beton.reader import Beton, SampleTable
-from fastpsl.pipelines.beton.shard import JPG, chunks
+from fastpsl.pipelines.beton.shard import COEFFICIENTS, JPG, RAW, chunks
 from fastpsl.pipelines.beton.sidecar import (
     Sidecar,
     Written,
@@ -31,6 +31,7 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, HEADER_REASONS, SCAN_REASONS, jpeg_header, jpeg_scans
 
 _BLOCK_BYTES = 1 << 22
@@ -207,12 +208,12 @@ def _decoded(sample: tuple[int, SampleTable, int]) -> tuple[bytes, str]:
         return b"", f"cannot be read ({error.strerror})"
     if len(data) != num_bytes:
         return data, f"{len(data)} of {num_bytes} bytes are there"
-    if rows.mode[i] != JPG:
-        return data, ""  # the length of a raw image was checked with the table
-    return data, _why_no_jpeg(data, int(rows.height[i]), int(rows.width[i]))
+    if rows.mode[i] == RAW:
+        return data, ""  # its length was checked with the table
+    return data, _why_no_jpeg(data, int(rows.height[i]), int(rows.width[i]), int(rows.mode[i]))
 
 
-def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
+def _why_no_jpeg(data: bytes, height: int, width: int, mode: int) -> str:
     status, header_height, header_width, components, _, precision = jpeg_header(data, len(data))
     if status != HEADER_GOOD:
         return HEADER_REASONS[status]
@@ -220,6 +221,11 @@ def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
         return f"a JPEG of {header_width} x {header_height} px, {width} x {height} by the table"
     if components not in (1, 3) or precision != 8:
         return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
+    if mode == COEFFICIENTS:
+        try:
+            return "" if unpacks_cleanly(data, height, width) else "packed coefficients that are damaged"
+        except BadImage as error:
+            return str(error)
     if decodes_cleanly(data, height, width):
         return ""
     return SCAN_REASONS.get(jpeg_scans(data), "does not decode without a libjpeg error or warning")
@@ -245,7 +251,7 @@ def _spread(counts: np.ndarray) -> str:
 def info(beton: Beton) -> str:
     """Return counts, sizes, classes and origin of a dataset file (or shards), as text for people."""
     heights, widths = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
-    kilobytes, modes = np.zeros(65536, np.int64), np.zeros(2, np.int64)
+    kilobytes, modes = np.zeros(65536, np.int64), np.zeros(COEFFICIENTS + 1, np.int64)
     num_bytes = 0
     for shard in beton.shards:
         for part in chunks(shard.num_samples):
@@ -253,17 +259,20 @@ def info(beton: Beton) -> str:
             heights += np.bincount(images["height"], minlength=65536)
             widths += np.bincount(images["width"], minlength=65536)
             kilobytes += np.bincount(np.minimum(sizes // 1000, 65535).astype(np.int64), minlength=65536)
-            modes += np.bincount(images["mode"], minlength=2)
+            modes += np.bincount(images["mode"], minlength=len(modes))
             num_bytes += int(sizes.sum())
     mean_kb = num_bytes / beton.num_samples / 1e3
     more = f" and {len(beton.shards) - 1} more" if len(beton.shards) > 1 else ""
     file_bytes = sum(shard.file_size for shard in beton.shards)
+    packed = (
+        f", {modes[COEFFICIENTS]:,} packed coefficients, which ffcv cannot read" if beton.is_packed else ""
+    )
     lines = [
         f"{beton.shards[0].name}{more}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
         f"  height min / median / max  {_spread(heights)} px",
         f"  width  min / median / max  {_spread(widths)} px",
         f"  bytes  min / median / max  {_spread(kilobytes)} kB, mean {mean_kb:.1f} kB",
-        f"  stored as                  {modes[0]:,} JPEG, {modes[1]:,} raw",
+        f"  stored as                  {modes[JPG]:,} JPEG, {modes[RAW]:,} raw{packed}",
         f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
         f"  checksum of each sample    {'CRC-32' if all(map(has_checksums, beton.shards)) else 'none'}",
     ]

@@ -29,7 +29,7 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
 from fastpsl.files.system_errors import input_error, output_errors
 from fastpsl.files.workers import map_in_order, usable_cores
-from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
+from fastpsl.pipelines.beton.encode import Stored, Target, convert, require_mode, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.output import (
     Journal,
@@ -333,6 +333,7 @@ def appendix(data: str, source: Source, record: dict[str, object]) -> NewShard:
                     f"{path}: was written with {option} {value}, {paths[0]} with {option} {first}; "
                     f"append to one of the two"
                 )
+    require_mode(targets[0].mode)
     out = _next(paths)
     written = [how_written(p, s.written, s.class_names) for p, s in zip(paths, sidecars, strict=True)]
     new = how_written(out, record, class_names)

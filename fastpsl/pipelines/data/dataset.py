@@ -16,7 +16,7 @@ from fastpsl.pipelines.data.reading import PLAIN, Reading
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
 MAX_PIXELS = 1 << 29  # so the bytes of an image as RGB, 1.6 GB, are a number of 32 bits
-MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
+MODE_JPEG, MODE_RAW, MODE_FILE, MODE_COEFFICIENTS = 0, 1, 2, 3
 UPRIGHT = 1
 
 
@@ -33,7 +33,8 @@ class SampleTable(NamedTuple):
     num_bytes: np.ndarray  # int64
     height: np.ndarray  # int32, px, of the upright image
     width: np.ndarray  # int32, px, of the upright image
-    mode: np.ndarray  # uint8: MODE_JPEG, MODE_RAW (height x width x 3 bytes) or MODE_FILE (PNG, WebP, ...)
+    # uint8: MODE_JPEG, MODE_RAW (height x width x 3 bytes), MODE_FILE (PNG, WebP, ...), MODE_COEFFICIENTS
+    mode: np.ndarray
     label: np.ndarray  # int64, -1 for none
     orientation: np.ndarray  # uint8, EXIF's 1 to 8; betons are upright
     path: np.ndarray  # object: str, the path of the sample's own file; "" where `fd` is used

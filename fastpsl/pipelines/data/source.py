@@ -14,6 +14,7 @@ import numpy as np
 from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.data.reading import PLAIN, Reading
 
 BAD, SMALL, OTHERS, LEFTOVERS, REPLACED, SAME_KEY, EMPTY = (
     "bad", "small", "other files", "leftovers", "replaced", "same key", "empty classes"
@@ -130,6 +131,10 @@ class Source(Protocol):
     def left_out(self) -> Tally:
         """What is left out, as far as it is known before the images are read."""
 
+    @property
+    def reading(self) -> Reading:
+        """The range and the bands that its pixels are of, which dataset files were written with."""
+
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order; raise ValueError when the source has changed since counting.
 
@@ -178,6 +183,7 @@ class Counted:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     left_out: Tally = field(default_factory=Tally)
+    reading: Reading = PLAIN
 
     @property
     def num_total(self) -> int:
@@ -231,6 +237,7 @@ class Relabelled:
         self.source, self.class_names = source, class_names
         self.num_total, self.num_samples, self.mode = source.num_total, source.num_samples, source.mode
         self.warnings, self.left_out, self.picks = source.warnings, source.left_out, source.picks
+        self.reading = source.reading
         words = f"labels of {len(class_names):,} given classes" if class_names else "no labels: -1"
         self.notes = [*source.notes, words]
 

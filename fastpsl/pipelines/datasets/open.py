@@ -22,6 +22,7 @@ from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.data.source import Relabelled, Source, is_image, renumbered
 from fastpsl.pipelines.sources.arrays import arrays
+from fastpsl.pipelines.sources.dataset_files import dataset_files
 from fastpsl.pipelines.sources.folder import (
     SourceFile,
     folder_classes,
@@ -138,6 +139,7 @@ _ENDINGS = {
     **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), "tar"),
     ".npz": "npz",
     ".parquet": "parquet",
+    ".beton": "beton",
     **dict.fromkeys(LIST_ENDINGS, "list"),
 }
 HUGGING_FACE = "hf:"
@@ -178,7 +180,7 @@ def open_source(
         )
     if classes == FOLDERS and (format not in ("folder", "tar") or labels is not None):
         raise ValueError(f"--classes {FOLDERS}: it is for folders and tars of class folders; leave it out")
-    if split is not None and format in ("folder", "list", "tar"):
+    if split is not None and format in ("folder", "list", "tar", "beton"):
         raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
     if format != "parquet" and (image_column is not None or label_column is not None):
         raise ValueError(
@@ -204,6 +206,8 @@ def open_source(
         source = labelled_folder(Path(src), Path(labels), shard)
     elif format == "folder":
         source = image_folder(src, shard, are_classes=are_classes)
+    elif format == "beton":
+        source = dataset_files(src, shard)
     elif format == "list":
         source = image_list(_one_path(src), shard)
     else:

@@ -58,7 +58,7 @@ class Subset(Local):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute that only some kinds of data have, such as a beton's `is_raw` and `paths`."""
-        if name in ("is_raw", "paths"):
+        if name in ("is_raw", "is_packed", "paths"):
             return getattr(self.data, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

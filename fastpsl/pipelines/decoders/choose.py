@@ -80,12 +80,13 @@ def choose_on_gpu(
     return "turbo", f"{estimate}. If the step waits, {more} would do. dali is not taken: {reason}"
 
 
-# The decoders for each kind of data.
+# The decoders for each kind of data, and those of them that do not read packed coefficients.
 READS = {
     "beton": ("turbo", "ffcv", "dali", "pillow", "resident", "synthetic"),
     "folder": ("turbo", "dali", "pillow", "synthetic"),
     "synthetic": ("synthetic",),
 }
+_NOT_PACKED = ("ffcv", "dali", "resident")
 NAMES = tuple(dict.fromkeys(name for names in READS.values() for name in names))
 SLOWER = ("ffcv", "pillow")  # than turbo, of whole images that are cropped
 # The samples of which `auto` looks at the format, and the most that may be no JPEGs for the GPU's engines.
@@ -155,9 +156,25 @@ def choose_decoder(
         )
     if name == "synthetic" and data.kind != "synthetic":
         return name, "asked for: images are noise, whatever the data holds"
+    if name not in decoders_of(data) and name != "resident":  # which says more
+        raise ValueError(
+            f"decoder {name!r} does not read packed coefficients; use turbo, or make JPEGs of them again: "
+            "fastpsl data write DATA OUT --mode jpg"
+        )
     if missing := _why_missing(name, device):
         raise ValueError(f"decoder {name!r}: {missing}; or use auto")
     return name, "asked for"
+
+
+def is_packed(data: Dataset) -> bool:
+    """Return whether some images are packed coefficients, which `turbo` and `pillow` alone read."""
+    return getattr(data, "is_packed", False)
+
+
+def decoders_of(data: Dataset) -> tuple[str, ...]:
+    """Return the names of the decoders that can read data, if they are installed."""
+    others = _NOT_PACKED if is_packed(data) else ()
+    return tuple(name for name in READS[data.kind] if name not in others)
 
 
 def _why_missing(name: str, device: "torch.device") -> str:
@@ -188,6 +205,8 @@ def _automatic(
         return "resident", f"raw images of one size, {size}: kept on the device"
     no_turbo = libturbo.why_missing()
     if not no_turbo:
+        if is_packed(data):
+            return "turbo", "it unpacks coefficients"
         if not is_gpu and data.kind == "beton":
             return "turbo", "it decodes what the crops need"
         if getattr(data, "is_raw", False):
@@ -202,7 +221,7 @@ def _automatic(
             reason += f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
         return name, reason
     remedy = f"{no_turbo}; {libturbo.remedy()}"
-    if is_gpu:
+    if is_gpu and not is_packed(data):
         from fastpsl.pipelines.decoders import dali
         from fastpsl.pipelines.decoders.dali import why_slower
 
@@ -211,7 +230,7 @@ def _automatic(
                 warnings.warn(f"decoding by dali without JPEG engines is slow: {remedy}", stacklevel=5)
             return "dali", f"it decodes on the GPU. turbo is not here: {remedy}"
     name = "pillow"
-    if data.kind == "beton":
+    if data.kind == "beton" and not is_packed(data):
         from fastpsl.pipelines.decoders import libffcv
 
         name = "pillow" if libffcv.why_missing() else "ffcv"

@@ -18,6 +18,7 @@ RAW_SIZE = 7
 BAD_MODE = 8
 CHANGED = 9
 BAD_FILE = 10
+OTHER_VERSION = 11
 
 # The resampling, the fifth number of a box: AREA is the mean of the area under each pixel. The others are
 # ISOTROPIC and DIAGONAL (kernels/isotropic.py: upright or turned by 45 degrees).
@@ -31,9 +32,10 @@ REASONS: dict[int, str] = {
     CORRUPT: "libjpeg error or warning while decoding",
     BAD_BOX: "the crop lies outside of the image",
     RAW_SIZE: "raw pixels of another size than height x width x 3",
-    BAD_MODE: "neither a JPEG nor raw pixels by the table",
+    BAD_MODE: "neither a JPEG, packed coefficients nor raw pixels by the table",
     CHANGED: "the file is not as it was when the folder was listed",
     BAD_FILE: "no image that can be read",
+    OTHER_VERSION: "coefficients packed by another version of fastpsl; update it, or write the file again",
 }
 
 

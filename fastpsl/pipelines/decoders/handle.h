@@ -10,6 +10,7 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
+#include "coefficients.h"
 #include "turbo.h"
 #ifndef LIBJPEG_TURBO_VERSION_NUMBER
 #error "libjpeg-turbo is needed; this is another libjpeg"
@@ -69,6 +70,17 @@ typedef struct {
     uint64_t num_left;                                       // MCUs
 } Scan;
 
+// What unpack.c decodes, and how far.
+typedef struct {
+    const uint8_t *table, *heads, *masks, *values, *extras, *escapes, *wides; // coefficients.h; the bytes may be unaligned
+    uint32_t row, num_rows;                                  // of MCUs; `row` is the one after the present
+    PackedRow at, stop;                                      // what comes next of the present row, and where it ends
+    uint32_t predictor[MAX_COMPS_IN_SCAN];
+    int component[D_MAX_BLOCKS_IN_MCU], needs_ac[D_MAX_BLOCKS_IN_MCU];
+    uint32_t column, num_columns, first_column, stop_column; // MCUs; those outside of the crop are skipped
+    int is_other;                                            // whether the sample is of another version
+} Packed;
+
 struct Turbo {
     struct jpeg_decompress_struct decompress; // first: libjpeg's pointer to it is ours
     struct jpeg_compress_struct compress;
@@ -76,6 +88,7 @@ struct Turbo {
     struct jpeg_progress_mgr progress;
     jmp_buf escape;
     Scan scan;
+    Packed packed;
     uint8_t *memory[2];
     size_t capacities[2];
 };
@@ -87,6 +100,15 @@ void turbo_read_header(Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes);
 // Let our Huffman decoder read the scan that begins, if it is of the usual kind. Return 0 where memory lacks.
 // The columns are those of MCUs; values of the others are skipped.
 int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column);
+
+// Let unpack.c decode the scan that begins, of a sample that PACKED_PADDING bytes follow. libjpeg's error is raised for
+// one that is damaged.
+void turbo_take_packed(Turbo *turbo, const uint8_t *sample, uint32_t first_column, uint32_t stop_column);
+
+// Let `decode` read the scan's MCUs in the place of libjpeg's own.
+void turbo_set_entropy_decoder(j_decompress_ptr info, boolean (*decode)(j_decompress_ptr, JBLOCKROW *));
+
+extern const uint8_t turbo_zigzag[64] __attribute__((visibility("hidden")));
 
 // Set a baseline JPEG, 4:2:0, with the accurate DCT.
 void turbo_set_encoder(

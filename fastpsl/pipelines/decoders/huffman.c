@@ -10,7 +10,7 @@
 #define NO_ROOM 127
 #define END 128
 
-static const uint8_t zigzag[64] = {
+const uint8_t turbo_zigzag[64] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
     41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
     30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
@@ -143,8 +143,8 @@ INLINE int take_ac(const HuffmanTable *table, Bits *bits, JCOEF *block) {
             Step step = table->step[next];
             room = step.room, taken = step.bits;
             if (LIKELY(room <= 64 - k)) {
-                block[zigzag[k + step.place[1]]] = step.value[1];
-                block[zigzag[k + step.place[0]]] = step.value[0];
+                block[turbo_zigzag[k + step.place[1]]] = step.value[1];
+                block[turbo_zigzag[k + step.place[0]]] = step.value[0];
             }
         } else {
             Skip skip = table->skip[next];
@@ -162,7 +162,7 @@ INLINE int take_ac(const HuffmanTable *table, Bits *bits, JCOEF *block) {
         k += run;
         if (k > 63 && size) return 0;
         int value = take_value(bits, size);
-        if (block && size) block[zigzag[k]] = (JCOEF)value;
+        if (block && size) block[turbo_zigzag[k]] = (JCOEF)value;
         k++;
     }
     return 1;
@@ -197,6 +197,15 @@ static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks) {
     scan->bits = bits;
     if (!--scan->num_left && read < scan->end) WARNMS(info, JWRN_EXTRANEOUS_DATA);
     return TRUE;
+}
+
+void turbo_set_entropy_decoder(j_decompress_ptr info, boolean (*decode)(j_decompress_ptr, JBLOCKROW *)) {
+    // The beginning of jpegint.h's struct jpeg_entropy_decoder, the same since version 6b.
+    struct {
+        void (*start_pass)(j_decompress_ptr);
+        boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW *);
+    } *entropy = (void *)info->entropy;
+    entropy->decode_mcu = decode;
 }
 
 int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
@@ -245,11 +254,6 @@ int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
     scan->first_column = first_column, scan->stop_column = stop_column;
     scan->num_left = (uint64_t)info->MCUs_per_row * info->MCU_rows_in_scan;
     source->bytes_in_buffer = stop - byte, source->next_input_byte = byte; // libjpeg goes on at the marker
-    // The beginning of jpegint.h's struct jpeg_entropy_decoder, the same since version 6b.
-    struct {
-        void (*start_pass)(j_decompress_ptr);
-        boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW *);
-    } *entropy = (void *)info->entropy;
-    entropy->decode_mcu = decode_mcu;
+    turbo_set_entropy_decoder(info, decode_mcu);
     return 1;
 }

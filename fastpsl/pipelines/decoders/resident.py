@@ -40,7 +40,7 @@ def is_small(data: Dataset) -> bool:
 def _why_not(data: "Beton") -> str:
     low_height, low_width, height, width = data.image_sizes()
     if not data.is_raw:
-        return "some images are JPEGs"
+        return "some images are JPEGs or their coefficients"
     if (low_height, low_width) != (height, width):
         return f"the images have sizes from {low_height} x {low_width} to {height} x {width} px"
     return ""

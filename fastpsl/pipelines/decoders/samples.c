@@ -17,10 +17,10 @@
 
 // codes.py and data/dataset.py have these numbers, too.
 enum { READING = -1, GOOD, SHORT_READ, NOT_JPEG, WRONG_SIZE, WRONG_COMPONENTS, CORRUPT, BAD_BOX, RAW_SIZE, BAD_MODE };
-enum { CHANGED = 9, BAD_FILE };
+enum { CHANGED = 9, BAD_FILE, OTHER_VERSION };
 #define ERROR(number) (READING - ((number) < 127 ? (number) : EIO)) // the code of the system's error
 enum { AREA, ISOTROPIC, DIAGONAL };
-enum { MODE_JPEG, MODE_RAW, MODE_FILE };
+enum { MODE_JPEG, MODE_RAW, MODE_FILE, MODE_COEFFICIENTS };
 
 // A JPEG is decoded at 1/d (2, 4, 8) where every box is at least this many times d as large as its crop.
 // ffcv.py says why.
@@ -166,10 +166,11 @@ static int read_checked(Turbo *turbo, const Batch *batch, int64_t i, const Reque
     int mode = batch->modes[i];
     const char *path = batch->paths ? batch->paths[i] : NULL;
     if (mode == MODE_FILE && path) return BAD_FILE; // which turbo.py leaves to Pillow
-    if (mode != MODE_JPEG && mode != MODE_RAW) return BAD_MODE;
+    if (mode != MODE_JPEG && mode != MODE_RAW && mode != MODE_COEFFICIENTS) return BAD_MODE;
     if (mode == MODE_RAW && num_bytes != request->height * request->width * 3) return RAW_SIZE;
-    *stored = turbo_memory(turbo, 0, num_bytes);
+    *stored = turbo_memory(turbo, 0, num_bytes + PACKED_PADDING);
     if (!*stored) return ERROR(ENOMEM);
+    if (mode == MODE_COEFFICIENTS) memset(*stored + num_bytes, 0, PACKED_PADDING);
     if (path) {
         int code = read_file(path, num_bytes, *stored);
         if (code != GOOD) return code;
@@ -180,7 +181,8 @@ static int read_checked(Turbo *turbo, const Batch *batch, int64_t i, const Reque
     if (mode == MODE_RAW) return GOOD;
     int64_t height, width;
     find_stored_size(request, &height, &width);
-    return check_header(*stored, num_bytes, height, width);
+    int code = check_header(*stored, num_bytes, height, width);
+    return mode == MODE_COEFFICIENTS && code == NOT_JPEG ? CORRUPT : code;
 }
 
 static int64_t margin_of(const int32_t *box, int64_t size) {
@@ -336,7 +338,7 @@ static int decode_views(
     Turbo *turbo, const Batch *batch, int64_t i, const Request *request, const uint8_t *stored, Memory *memory
 ) {
     Part part = {stored, 0, 0, request->height, request->width, 1};
-    if (batch->modes[i] == MODE_JPEG) {
+    if (batch->modes[i] != MODE_RAW) {
         int64_t region[4], placed[4], height, width;
         find_stored_size(request, &height, &width);
         int denominator = find_denominator(request);
@@ -344,11 +346,11 @@ static int decode_views(
         if (!turbo_reserve(&memory->bytes, &memory->capacity, (size_t)(height * width * 3 + PIXELS_OFFSET)))
             return ERROR(ENOMEM);
         uint8_t *pixels = memory->bytes + PIXELS_OFFSET;
-        if (fastpsl_turbo_decode(
-                turbo, stored, (uint64_t)batch->num_bytes[i], (uint32_t)height, (uint32_t)width,
-                (uint32_t)denominator, 1, region, pixels, placed
-            ))
-            return CORRUPT;
+        int status = fastpsl_turbo_decode(
+            turbo, stored, (uint64_t)batch->num_bytes[i], (uint32_t)height, (uint32_t)width, (uint32_t)denominator, 1,
+            batch->modes[i] == MODE_COEFFICIENTS, region, pixels, placed
+        );
+        if (status) return status == TURBO_OTHER_VERSION ? OTHER_VERSION : CORRUPT;
         part = (Part){pixels, (double)placed[0], (double)placed[1], placed[2], placed[3], denominator};
     }
     if (request->orientation > 1) {

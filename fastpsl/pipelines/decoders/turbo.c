@@ -84,22 +84,26 @@ static int crops_columns(j_decompress_ptr info) {
 
 // Decode the part of a JPEG that contains a region, to RGB.
 //
-// Returns 0, or 1 where the JPEG has no end, another size, or what libjpeg finds an error in or warns of as far
-// as it was decoded.
+// Returns TURBO_CORRUPT where the JPEG has no end, another size, or what libjpeg finds an error in or warns of as far
+// as it was decoded, and TURBO_OTHER_VERSION where its coefficients are packed in another way.
 PUBLIC int fastpsl_turbo_decode(
     Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
     int is_smooth,           // whether colour of half the size is interpolated, which equals a usual decode
+    int is_packed,           // whether its coefficients are packed, with PACKED_PADDING bytes behind them
     const int64_t region[4], // top, left, height, width, in pixels of the image scaled by 1 / denominator
     uint8_t *pixels,         // room for the whole scaled image
     int64_t placed[4]        // the part that was decoded, as in `region`; its rows follow each other in `pixels`
 ) {
     j_decompress_ptr info = &turbo->decompress;
+    turbo->packed.is_other = 0;
     if (setjmp(turbo->escape)) {
         jpeg_abort_decompress(info);
-        return 1;
+        return turbo->packed.is_other ? TURBO_OTHER_VERSION : TURBO_CORRUPT;
     }
     turbo_read_header(turbo, jpeg, num_bytes);
     if (info->image_height != height || info->image_width != width) ERREXIT(info, JERR_IMAGE_TOO_BIG);
+    // libjpeg would read the scans of others itself, before the streams are checked.
+    if (is_packed && (jpeg_has_multiple_scans(info) || info->arith_code)) ERREXIT(info, JERR_INPUT_EOF);
     info->out_color_space = JCS_RGB;
     info->dct_method = JDCT_ISLOW;
     info->do_fancy_upsampling = is_smooth;
@@ -115,7 +119,11 @@ PUBLIC int fastpsl_turbo_decode(
     stop = (stop + 2 * mcu - 1) / mcu * mcu;
     if (stop > full_width) stop = full_width;
     if (!crops_columns(info)) left = 0, stop = full_width;
-    if (!turbo_take_over(turbo, left / mcu, (stop + mcu - 1) / mcu)) ERREXIT1(info, JERR_OUT_OF_MEMORY, 0);
+    uint32_t first_column = left / mcu, stop_column = (stop + mcu - 1) / mcu;
+    if (is_packed)
+        turbo_take_packed(turbo, jpeg, first_column, stop_column);
+    else if (!turbo_take_over(turbo, first_column, stop_column))
+        ERREXIT1(info, JERR_OUT_OF_MEMORY, 0);
     if (left > 0 || stop < full_width) {
         JDIMENSION offset = left, columns = stop - left;
         jpeg_crop_scanline(info, &offset, &columns);
@@ -131,11 +139,11 @@ PUBLIC int fastpsl_turbo_decode(
         jpeg_read_scanlines(info, rows, num < 16 ? num : 16);
     }
     placed[0] = top, placed[1] = left, placed[2] = bottom - top, placed[3] = stop - left;
-    if (bottom == full_height)
+    if (bottom == full_height && !is_packed)
         jpeg_finish_decompress(info); // reads on to the end, where a marker may be missing
     else
         jpeg_abort_decompress(info);
-    return 0;
+    return TURBO_GOOD;
 }
 
 void turbo_set_encoder(

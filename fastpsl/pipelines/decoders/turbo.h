@@ -14,6 +14,9 @@
 
 typedef struct Turbo Turbo;
 
+#define PACKED_PADDING 2048 // bytes that may be read behind packed coefficients
+enum { TURBO_GOOD, TURBO_CORRUPT, TURBO_OTHER_VERSION };
+
 // Return memory of at least `num_bytes` for a use, 0 or 1, which lasts until the next call; NULL where it lacks.
 uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes);
 // Make `memory` hold `needed` bytes at least; what it held is lost. Return 0 where memory lacks.
@@ -29,7 +32,7 @@ static inline int turbo_reserve(uint8_t **memory, size_t *capacity, size_t neede
 void turbo_free_large(Turbo *turbo);
 int fastpsl_turbo_decode(
     Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
-    int is_smooth, const int64_t region[4], uint8_t *pixels, int64_t placed[4]
+    int is_smooth, int is_packed, const int64_t region[4], uint8_t *pixels, int64_t placed[4]
 );
 int fastpsl_area_resize(
     const uint8_t *pixels, int64_t stride, double top, double left, double box_height, double box_width,

@@ -2,9 +2,18 @@
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, BadImage, SampleTable, read_bytes
+from fastpsl.pipelines.data.dataset import (
+    MODE_COEFFICIENTS,
+    MODE_FILE,
+    MODE_JPEG,
+    MODE_RAW,
+    BadImage,
+    SampleTable,
+    read_bytes,
+)
 from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
 from fastpsl.pipelines.image.image_file import decode_any
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, decode_plainly, jpeg_header
 from fastpsl.pipelines.image.orientation import TURNED, turn
@@ -24,7 +33,14 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         return codes.GOOD, np.frombuffer(data, np.uint8).reshape(*size, 3)
     if rows.mode[i] == MODE_FILE:
         return _decode_file(data, size, rows.reading)
-    if rows.mode[i] != MODE_JPEG:
+    if rows.mode[i] == MODE_COEFFICIENTS:
+        try:
+            data = to_jpeg(data)
+        except OtherVersion:
+            return codes.OTHER_VERSION, None
+        except BadImage:
+            return codes.CORRUPT, None
+    elif rows.mode[i] != MODE_JPEG:
         return codes.BAD_MODE, None
     # Checked first, because the decoder would allocate memory for any size in a damaged header.
     status, height, width, components, _, _ = jpeg_header(data, len(data))

@@ -1,7 +1,10 @@
 """A decoder and encoder of whole JPEGs for plain Python, by our C library."""
 
+import ctypes
+
 import numpy as np
 
+from fastpsl.pipelines.image.coefficients import PADDING
 from fastpsl.pipelines.image.libturbo import Handle, library, why_missing
 
 _MAX_KEPT_BYTES = 3 << 23  # larger buffers are freed after each image
@@ -47,6 +50,12 @@ class Codec:
         out = self._buffer("check", 3 * width)
         return self._decode(jpeg, height, width, 1, True, (height - 1, 0, 1, width), out) == 0
 
+    def unpacks_cleanly(self, sample: bytes, height: int, width: int) -> bool:
+        """Return whether packed coefficients are those of an image of that size."""
+        out, padded = self._buffer("decode", height * width * 3), sample + bytes(PADDING)
+        region = (0, 0, height, width)
+        return self._decode(padded, height, width, 1, True, region, out, len(sample), is_packed=True) == 0
+
     def _decode(
         self,
         jpeg: bytes,
@@ -56,10 +65,13 @@ class Codec:
         is_smooth: bool,
         region: tuple[int, int, int, int],
         out: np.ndarray,
+        num_bytes: int | None = None,
+        is_packed: bool = False,
     ) -> int:
         wanted, placed = np.array(region, np.int64), np.empty(4, np.int64)
         status: int = self._library.fastpsl_turbo_decode(
-            self._handle.address, jpeg, len(jpeg), height, width, denominator, is_smooth,
+            self._handle.address, jpeg, len(jpeg) if num_bytes is None else num_bytes, height, width,
+            denominator, is_smooth, is_packed,
             wanted.ctypes.data, out.ctypes.data, placed.ctypes.data,
         )  # fmt: skip
         return status
@@ -98,6 +110,18 @@ class Codec:
             len(out),
         )
         return out[:num_bytes].tobytes() if num_bytes else None
+
+    def pack(self, jpeg: bytes) -> bytes | None:
+        """Pack a JPEG's coefficients (decoders/coefficients.h).
+
+        None is returned where libjpeg finds an error or warns, or where they cannot be packed: CMYK, 12 bits,
+        values that no baseline JPEG has, progressive JPEGs without all of their scans.
+        """
+        out = ctypes.c_void_p()
+        num_bytes: int = self._library.fastpsl_coefficients_pack(
+            self._handle.address, jpeg, len(jpeg), ctypes.byref(out)
+        )
+        return ctypes.string_at(out.value, num_bytes) if num_bytes and out.value else None
 
 
 def _encoded_bytes(height: int, width: int) -> int:

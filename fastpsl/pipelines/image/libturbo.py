@@ -35,9 +35,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     pointer, i64, u32, u64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
     library.fastpsl_turbo_open.restype = pointer
     library.fastpsl_turbo_close.argtypes = [pointer]
-    library.fastpsl_turbo_decode.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, *(pointer,) * 3]
+    library.fastpsl_turbo_decode.argtypes = [
+        *(pointer,) * 2, u64, *(u32,) * 3, *(ctypes.c_int,) * 2, *(pointer,) * 3,
+    ]  # fmt: skip
     library.fastpsl_turbo_encode.argtypes = [*(pointer,) * 2, *(u32,) * 2, ctypes.c_int, pointer, u64]
     library.fastpsl_turbo_encode.restype = u64
+    library.fastpsl_coefficients_pack.argtypes = [*(pointer,) * 2, u64, ctypes.POINTER(pointer)]
+    library.fastpsl_coefficients_pack.restype = u64
     library.fastpsl_turbo_shrink.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, pointer, u64]
     library.fastpsl_turbo_shrink.restype = u64
     library.fastpsl_decode_samples.argtypes = [pointer, pointer, i64, i64, pointer]
