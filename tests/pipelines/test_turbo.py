@@ -113,6 +113,23 @@ def test_damage_is_refused_as_far_as_it_is_read() -> None:
     assert decode(more, 120, 140, whole)[0] == 1
 
 
+def test_damage_between_restart_markers_is_refused() -> None:
+    data, whole = jpeg(photo(2, 120, 140), restart_marker_rows=1), (0, 0, 120, 140)
+    second = data.index(b"\xff\xd1")
+    assert decode(data, 120, 140, whole)[0] == 0
+    for before, between, after in [
+        (second, b"\xff\xd2", second + 2),  # another number
+        (second, b"", second + 2),  # no marker
+        (second, b"\x12", second),  # a byte too many
+        (second - 3, b"", second),  # three too few
+        (second, b"\xff\xd1\xff\xd2", second + 2),  # a part without bytes
+    ]:
+        assert decode(data[:before] + between + data[after:], 120, 140, whole)[0] == 1, between
+    # Neither fill bytes nor a marker after the last part are damage.
+    for good in (data[:second] + b"\xff\xff" + data[second:], data[:-2] + b"\xff\xd7" + data[-2:]):
+        np.testing.assert_array_equal(decode(good, 120, 140, whole)[1], pil_decode(data))
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 97])
 def test_resizes_are_exact_means(size: int) -> None:
     random = np.random.default_rng(size)

@@ -59,7 +59,9 @@ typedef struct {
 typedef struct {
     uint8_t *bytes; // the scan without the stuffed zeros, then zeros
     size_t capacity;
-    const uint8_t *end;
+    uint32_t *ends; // of its parts, between which restart markers were
+    size_t ends_capacity;
+    const uint8_t *end; // of the present part
     Bits bits;
     uint32_t predictor[MAX_COMPS_IN_SCAN];
     int component[D_MAX_BLOCKS_IN_MCU];
@@ -67,7 +69,7 @@ typedef struct {
     const HuffmanTable *dc[D_MAX_BLOCKS_IN_MCU], *ac[D_MAX_BLOCKS_IN_MCU];
     HuffmanTable tables[2][NUM_TABLES];
     uint32_t column, num_columns, first_column, stop_column; // MCUs; those outside of the crop are skipped
-    uint64_t num_left;                                       // MCUs
+    uint64_t part, num_left, num_after;                      // the next part; MCUs of this one, and of those after it
 } Scan;
 
 // What unpack.c decodes, and how far.

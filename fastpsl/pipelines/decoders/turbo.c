@@ -41,6 +41,7 @@ PUBLIC void fastpsl_turbo_close(Turbo *turbo) {
     jpeg_destroy_decompress(&turbo->decompress);
     jpeg_destroy_compress(&turbo->compress);
     free(turbo->scan.bytes);
+    free(turbo->scan.ends);
     free(turbo->memory[0]);
     free(turbo->memory[1]);
     free(turbo);
