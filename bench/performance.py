@@ -29,7 +29,7 @@ from bench.charts import draw
 from bench.program import run_program
 from bench.schema import Results, write_result
 from bench.speed_ups import how_fast_table, losses_table, targets_table
-from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, show
+from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, packed_table, show
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 
@@ -89,7 +89,8 @@ def linked(text: str, page: Path, root: Path) -> str:
 # Name of a part → the function that makes it of all results.
 PARTS: dict[str, Callable[[Results], str]] = {
     "how fast": how_fast_table, "losses": losses_table, "loader sizes": all_size_tables,
-    "loaders": best_table, "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
+    "packed coefficients": packed_table, "loaders": best_table,
+    "targets": lambda results: targets_table(of_gpus(results)), "machines": machines,
 }  # fmt: skip
 
 

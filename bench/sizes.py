@@ -6,8 +6,9 @@
 
 Random resized crops to min(size, 224) px on the device, in three tables. uint8: crops from a dataset file.
 float32: crops that are flipped at random and normalised, as a network gets them. folder: the same from a
-folder of JPEGs. Images are drawn as heavy as real ones (SIZES) and kept in --drawn. The result is written
-after each size and number of crops; --resume goes on from there. See bench/README.md.
+folder of JPEGs. Ours also reads dataset files with packed coefficients of the same images. Images are drawn
+as heavy as real ones (SIZES) and kept in --drawn. The result is written after each size and number of crops;
+--resume goes on from there. See bench/README.md.
 """
 
 import itertools
@@ -26,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markdown import Markdown
@@ -33,7 +35,7 @@ from rich.markdown import Markdown
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 
 from bench.interleaved import Rates, measure
-from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing
+from bench.peers import FLOATS, PACKED, PEERS, TITLES, Work, why_missing
 from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
 from bench.photos import QUALITY, SIDES, Side, write_photos
 from bench.program import check_positive, counted, options_of, progress, run_program, wide_console
@@ -53,7 +55,10 @@ from bench.tables import (
 )  # fmt: skip
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
+from fastpsl.pipelines.beton.encode import Target, require_mode
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.sources.dataset_files import dataset_files
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 
@@ -67,8 +72,8 @@ class Options:
     num: int = 4000  # Drawn images of a size.
     drawn: Path = RUNS / "drawn"  # Folder of the drawn images, kept for the next run.
     decoders: tuple[str, ...] | None = None
-    """Ours; ratios are the first one's. Default: all but resident and synthetic, that of `auto` first; for
-    float32 batches `auto` alone."""
+    """Ours; ratios are of the first one, and of coefficients: turbo with packed coefficients. Default: all but
+    resident and synthetic, that of `auto` first; for float32 batches auto and coefficients."""
     peers: tuple[str, ...] = tuple(PEERS | FLOATS)
     batch_size: int | None = None  # Default: 256 for uint8 alone, else 128.
     workers: int | None = None  # Decoding threads (DataLoader, WebDataset: processes). Default: the cores.
@@ -170,6 +175,26 @@ def own(source: str, folder: Path) -> str:
     return str(path)
 
 
+def packed(path: str, folder: Path) -> str:
+    """Return the dataset file of the same images as packed coefficients, which the first call writes."""
+    out = folder / f"{Path(path).stem}-packed.beton"
+    if not out.exists():
+        require_mode(PACKED)
+        source = dataset_files(path)
+        write_beton(source.samples, out, num_samples=source.num_samples, target=Target(mode=PACKED))
+        source.data.close()
+    return str(out)
+
+
+def packed_over_jpegs(path: str, packed: str) -> float:
+    """Return the bytes of packed coefficients over those of the JPEGs."""
+    num_bytes = []
+    for each in (packed, path):
+        with Beton(each) as data:
+            num_bytes.append(data.rows(np.arange(data.num_samples)).num_bytes.sum())
+    return round(float(num_bytes[0] / num_bytes[1]), 3)
+
+
 def works_of(
     options: Options, path: str, files: str, size: str, device: torch.device, *, floats: bool
 ) -> tuple[dict[str, Work], list[dict[str, str]], str]:
@@ -183,14 +208,19 @@ def works_of(
                 "lower it or give more images"
             )
         names = options.decoders or (
-            ("auto",) if floats else tuple(n for n in decoder_names(data, device) if n != "synthetic")
+            ("auto", PACKED)
+            if floats
+            else tuple(n for n in (*decoder_names(data, device), PACKED) if n != "synthetic")
         )
         reasons = {name: why_no_decoder(name, data, device) for name in names}
     peers = [name for name in options.peers if name in (FLOATS if floats else PEERS)]
     from_folder = [True, False] if floats else [False]
     for name, is_folder in (*itertools.product(names, from_folder), *((name, False) for name in peers)):
+        if name == PACKED and (is_folder or reasons[name]):
+            continue
+        images = packed(path, Path(files).parent) if name == PACKED else path
         work = Work(
-            name, path, files, options.batch, options.num_threads, crop_px(size),
+            name, images, files, options.batch, options.num_threads, crop_px(size),
             "cpu" if device.type == "cpu" else str(device), floats, is_folder,
         )  # fmt: skip
         if not any(is_of(labels_of(work), batches) for batches in options.batches):
@@ -208,8 +238,8 @@ def works_of(
 
 
 def family(kind: str) -> str:
-    """Return the peer that a kind is a form of: SPDL for "SPDL, OpenCV"."""
-    return without_form(titled(kind))
+    """Return the peer that a kind is a form of: SPDL for "SPDL, OpenCV"; a decoder of ours is itself."""
+    return without_form(titled(kind)) if kind in TITLES else kind
 
 
 def rows_of(rates: Sequence[Rates], size: str) -> list[dict[str, Any]]:
@@ -227,21 +257,26 @@ def rows_of(rates: Sequence[Rates], size: str) -> list[dict[str, Any]]:
 def ratios_of(rates: Sequence[Rates], size: str, decoder: str) -> list[dict[str, Any]]:
     """Return the ratios of ours by a decoder over each peer, by rates and by CPU time, repeat by repeat.
 
+    Those of packed coefficients are also over that decoder.
+
     A peer of several forms stands there with the better one, by rates and by CPU time each.
     """
     ratios: list[dict[str, Any]] = []
     for batches in BATCHES:
         here = [each for each in rates if is_of(labels_of(each.work), batches)]
         for ours in here:
-            if ours.work.kind == decoder:
-                ratios += _over_peers(ours, here, {"size": size, "batches": batches})
+            labels = {"size": size, "batches": batches}
+            if ours.work.kind in (decoder, PACKED):
+                ratios += _over_others(ours, [each for each in here if each.measured == "peer"], labels)
+            if ours.work.kind == PACKED:
+                ratios += _over_others(ours, [each for each in here if each.work.kind == decoder], labels)
     return ratios
 
 
-def _over_peers(ours: Rates, rates: Sequence[Rates], labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _over_others(ours: Rates, rates: Sequence[Rates], labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     forms: dict[str, list[Rates]] = {}
     for each in rates:
-        if each.measured == "peer" and each.num_views == ours.num_views:
+        if each.num_views == ours.num_views:
             forms.setdefault(family(each.work.kind), []).append(each)
     for peer, each_form in forms.items():
         by_rate = max(each_form, key=lambda each: spread(each.values)["median"])
@@ -319,6 +354,8 @@ def main() -> None:
             works, missing, ours = works_of(
                 options, path, str(folder / "files"), size, device, floats=dtype == "float32"
             )
+            for work in (work for work in works.values() if work.kind == PACKED):
+                result["data"][f"packed_{size}"] = packed_over_jpegs(path, work.data)
             rates, failed, notes = measure(
                 works, (num_views,), repeats=options.repeats, seconds=options.seconds, deadline=math.inf,
                 log=lambda what, phase=phase: log(f"{phase}: {what}"),  # type: ignore[misc]

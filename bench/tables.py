@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
-from bench.peers import TITLES, Work, reads
+from bench.peers import PACKED, TITLES, Work, reads
 from bench.program import counted, wide_console
 from bench.schema import Results, over, save_result
 from fastpsl.pipelines.decoders.choose import NAMES
@@ -281,7 +281,7 @@ def best_peers(result: Result, batches: str = "uint8") -> dict[tuple[str, int], 
     """Return (size, crops) → what → the ratio over the best peer of a table, which is the lowest one."""
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for ratio in result["ratios"] if result["bench"] == "sizes" else ():
-        if ratio.get("batches", "uint8") == batches:
+        if ratio.get("batches", "uint8") == batches and ratio.get("decoder") != PACKED:
             cell = cells.setdefault((ratio["size"], ratio["num_views"]), {})
             cell[ratio["what"]] = min(cell.get(ratio["what"], ratio), ratio, key=lambda each: each["median"])
     return cells
@@ -364,6 +364,51 @@ def size_tables(results: Results, batches: str = "uint8") -> str:
         about = f"Samples per second, and CPU time of all cores per sample ({name}):"
         parts.append(f"{about}\n\n{table(('crops', 'loader', *sizes), lines)}")
     return "\n\n".join(parts)
+
+
+def packed_table(results: Results) -> str:
+    """Return tables of packed coefficients by the size of images: bytes, and speed over JPEGs and others."""
+    parts = []
+    for name, result in of_bench(results, "sizes"):
+        ratios = [each for each in result["ratios"] if each.get("decoder") == PACKED]
+        labels = ("batches", "size", "num_views", "what", "peer")
+        cells = {tuple(each[label] for label in labels): each for each in ratios}
+        crops = sorted({num for _, _, num, _, _ in cells})
+        lines = []
+        for size in dict.fromkeys(each["size"] for each in ratios):
+            line = [size, f"{result['data'][f'packed_{size}']:.2f}"]
+            for num in crops:
+                own = cells.get(("uint8", size, num, CPU, "turbo"))
+                line.append(f"{own['median']:.2f}x" if own else "-")
+            for num in crops:
+                others = [
+                    each for (batches, *of, peer), each in cells.items()
+                    if (batches, *of) == ("uint8", size, num, RATE) and peer not in NAMES
+                ]  # fmt: skip
+                found = min(others, key=lambda each: each["median"], default=None)
+                line.append(f"{found['median']:.2f}x {titled(found['form'])}" if found else "-")
+            line.append(_saved(result, size, "uint8", "turbo"))
+            line.append(_saved(result, size, "float32", "auto"))
+            lines.append(line)
+        if lines:
+            titles = ["px", "bytes over the JPEG"]
+            titles += [f"{counted(num, 'crop')}, over JPEGs" for num in crops]
+            titles += [f"{counted(num, 'crop')}, over the best other loader" for num in crops]
+            titles += ["CPU ms saved, uint8", "CPU ms saved, float32"]
+            parts.append(f"{device_of(result)} (bench/results/{name}):\n\n{table(titles, lines)}")
+    return "\n\n".join(parts) or "Not measured yet: `python bench/sizes.py`."
+
+
+def _saved(result: Result, size: str, dtype: str, decoder: str) -> str:
+    """Return the CPU time of a sample that packed coefficients save, for one crop, or two, ..."""
+    cpu = {
+        (row["decoder"], row["num_views"]): row["median"]
+        for row in result["rows"]
+        if row["measured"] == "cpu" and (row["size"], row["dtype"]) == (size, dtype)
+        and (row["decoder"] in TITLES or row["reads"] == "dataset file")
+    }  # fmt: skip
+    saved = [f"{cpu[decoder, num] - ms:.2f}" for (kind, num), ms in sorted(cpu.items()) if kind == PACKED]
+    return " / ".join(saved) or "-"
 
 
 def all_size_tables(results: Results) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.peers.peer import Peer, Views, Work
+from bench.peers.peer import PACKED, Peer, Views, Work
 
 
 def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
@@ -25,11 +25,14 @@ def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
 def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
     """Return the reason why our Loader cannot run with a decoder, or None if it can."""
     from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
+    from fastpsl.pipelines.image import libturbo
 
     if name == "auto":
         return None
+    if name == PACKED:
+        return libturbo.why_missing() or None
     if name not in NAMES:
-        raise ValueError(f"--decoders {name}: there are {', '.join(NAMES)}")
+        raise ValueError(f"--decoders {name}: there are {', '.join((*NAMES, PACKED))}")
     if name == "synthetic":
         return None
     try:
@@ -49,6 +52,11 @@ def auto_decoder(path: Path, device: torch.device) -> str:
         return choose_decoder("auto", data, device)[0]
 
 
+def decoder_of(work: Work) -> str:
+    """Return the decoder of ours that reads the data of a work."""
+    return "turbo" if work.kind == PACKED else work.kind
+
+
 @contextmanager
 def open_ours(work: Work, num_views: int) -> Iterator[Any]:
     """Open our Loader with `num_views` random resized crops."""
@@ -61,7 +69,7 @@ def open_ours(work: Work, num_views: int) -> Iterator[Any]:
     with (
         Beton(work.data) as data,
         Loader(
-            data, [view] * num_views, batch_size_per_rank=work.batch_size, decoder=work.kind,
+            data, [view] * num_views, batch_size_per_rank=work.batch_size, decoder=decoder_of(work),
             num_threads=work.num_threads, device=work.device, hw_decoder_load=work.hw_decoder_load,
         ) as loader,
     ):  # fmt: skip
@@ -75,7 +83,7 @@ def batches(work: Work, num_views: int) -> Iterator[Views]:
 
         with fastpsl.loader(
             Path(work.files) / "images" if work.from_folder else work.data, batch_size=work.batch_size,
-            num_views=num_views, size_px=work.size_px, device=work.device, decoder=work.kind,
+            num_views=num_views, size_px=work.size_px, device=work.device, decoder=decoder_of(work),
             num_threads=work.num_threads,
         ) as loader:  # fmt: skip
             while True:

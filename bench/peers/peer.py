@@ -15,6 +15,7 @@ from fastpsl.pipelines.beton.reader import Beton
 SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset, as in their examples
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels from 0 to 1
 
+PACKED = "coefficients"  # the kind of ours that reads packed coefficients, by `turbo`
 Reads = Literal["dataset file", "folder", "tar"]
 Views = Sequence[Any]
 """A batch's views, tensors [B, ...]."""
@@ -24,7 +25,7 @@ Views = Sequence[Any]
 class Work:
     """A loader and its task, or a training."""
 
-    kind: str  # a key of PEERS, or one of our decoders
+    kind: str  # a key of PEERS, one of our decoders, or PACKED
     data: str  # a dataset file, or a glob of shards
     files: str  # a folder written by `copy_out`, for loaders that need files
     batch_size: int

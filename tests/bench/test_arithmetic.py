@@ -8,14 +8,14 @@ import torch
 
 from bench import interleaved, loaders, peers, training
 from bench.interleaved import Rates
-from bench.peers import Work, why_missing
+from bench.peers import PACKED, Work, why_missing
 from bench.scaling import Options as ScalingOptions
 from bench.scaling import efficiencies, numbers_of_ranks
 from bench.schema import spread
 from bench.sizes import Options, begun, ratios_of, rows_of, save, works_of
 from bench.step import CAPTURE, COST, FLOOR, GAIN, MEMORY, Key, Timed
 from bench.step import ratios_of as step_ratios
-from bench.tables import CPU, RATE, Batches, best_table, size_tables
+from bench.tables import CPU, RATE, Batches, best_table, packed_table, size_tables
 from bench.time_to_accuracy import Options as TimesOptions
 from bench.time_to_accuracy import Trained, look_of, seconds_to, tabulate
 from fastpsl.pipelines.decoders import choose, dali, libffcv
@@ -80,6 +80,26 @@ def test_sizes_are_over_each_peers_better_form_and_tables_over_the_best_peer() -
     assert "| 64 | 1.38x WebDataset | 2.00x SPDL |" in best_table(results)
     assert "| 1 | ours, `ffcv` | 1,100, 1 ms |" in size_tables(results)
     assert best_table(results, "float32") == best_table({}) == ""
+
+
+def test_packed_coefficients_are_over_our_jpegs_and_over_the_best_peer() -> None:
+    measured = [
+        rates("turbo", (1000.0, 1000.0), (1.0, 1.0)), rates(PACKED, (3000.0, 2000.0), (1.0, 1.0)),
+        rates("spdl_cv2", (500.0, 500.0), (2.0, 2.0)), rates("webdataset", (400.0, 400.0), (2.0, 2.0)),
+    ]  # fmt: skip
+    ratios = ratios_of(measured, "64", "turbo")
+    assert {(one["what"], one["peer"]): one["values"] for one in ratios if one["decoder"] == PACKED} == {
+        (RATE, "turbo"): [3.0, 2.0], (CPU, "turbo"): [3.0, 2.0], (RATE, "SPDL"): [6.0, 4.0],
+        (CPU, "SPDL"): [12.0, 8.0], (RATE, "WebDataset"): [7.5, 5.0], (CPU, "WebDataset"): [15.0, 10.0],
+    }  # fmt: skip
+    machine = {"gpu": None, "cpu": "a CPU", "num_cores": 2}
+    result = {"bench": "sizes", "environment": machine, "settings": {"batch_size": 8, "num_threads": 2}}
+    result |= {"ratios": ratios, "rows": rows_of(measured, "64"), "data": {"packed_64": 1.2}}
+    # The best other loader of ours with JPEGs is not one of packed coefficients.
+    assert "| 64 | 2.00x SPDL | 4.00x SPDL |" in best_table({"a.json": result})
+    # A JPEG takes 1 ms of the CPU, its coefficients 0.42: the median of a third and a half.
+    assert "| 64 | 1.20 | 2.50x | 5.00x SPDL | 0.58 | - |" in packed_table({"a.json": result})
+    assert packed_table({}).startswith("Not measured yet")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -209,7 +209,19 @@ def betons(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     The seed also determines the mode (raw or JPEG), the JSON, the decoder, and whether bad samples are
     skipped.
     """
-    path, modes = folder / "mutant.beton", ("jpg", "raw")
+    yield from _mutants(folder, seed, count, ("jpg", "jpg", "jpg", "jpg", "raw"), DECODERS)
+
+
+def coefficients(folder: Path, seed: int, count: int) -> Iterator[Finding]:
+    """Yield the findings of the same mutants of packed coefficients."""
+    decoders = [name for name in DECODERS if name in ("turbo", "pillow")]
+    yield from _mutants(folder, seed, count, ("coefficients",), decoders)
+
+
+def _mutants(
+    folder: Path, seed: int, count: int, modes: Sequence[str], decoders: Sequence[str]
+) -> Iterator[Finding]:
+    path = folder / "mutant.beton"
     sound = {mode: sound_beton(folder / f"{mode}.beton", mode) for mode in modes}
     contents = {mode: (sound[mode].read_bytes(), sidecar_path(sound[mode]).read_bytes()) for mode in modes}
     expected: dict[tuple[str, str], Reading] = {}
@@ -217,13 +229,12 @@ def betons(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     def read_sound() -> None:
         """Read the sound betons in each child, which also warms the decoders."""
         for mode in modes:
-            expected.update({(mode, decoder): read(sound[mode], decoder) for decoder in DECODERS})
+            expected.update({(mode, decoder): read(sound[mode], decoder) for decoder in decoders})
             assert verify(sound[mode]).error is None
 
     def judge(case: Case) -> Outcome:
         choices = Random(f"{case.seed} choices")
-        mode = modes[choices.random() < 0.2]
-        decoder = choices.choice(DECODERS)
+        mode, decoder = choices.choice(modes), choices.choice(decoders)
         with_json = choices.random() < 0.5
         on_bad_sample = "skip" if choices.random() < 0.25 else "raise"
         mutant = Mutant(contents[mode][0])

@@ -39,6 +39,7 @@ FAILURES = {
 # The categories in the order of a run: the module and the number of cases of each.
 CATEGORIES = {
     "betons": ("betons", 10_000),
+    "coefficients": ("betons", 10_000),
     "side_files": ("betons", 10_000),
     "images": ("images", 10_000),
     "hostile": ("hostile", 1_500),

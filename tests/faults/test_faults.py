@@ -34,6 +34,7 @@ from tests.slow import nightly
     ("name", "seed", "count"),
     [
         ("betons", 0, 30),
+        ("coefficients", 0, 20),
         ("side_files", 0, 20),
         ("images", 0, 20),
         ("hostile", 0, 10),  # code in pickles
