@@ -130,6 +130,16 @@ def test_damage_between_restart_markers_is_refused() -> None:
         np.testing.assert_array_equal(decode(good, 120, 140, whole)[1], pil_decode(data))
 
 
+def test_fill_bytes_in_the_midst_of_data_give_what_libjpeg_gives() -> None:
+    data = jpeg(photo(2, 120, 140), quality=100)
+    at = data.index(b"\xff\x00", len(data) // 2)
+    filled = data[:at] + b"\xff\xff" + data[at:]
+    status, pixels, _ = decode(filled, 120, 140, (0, 0, 120, 140))
+    if not status:
+        np.testing.assert_array_equal(pixels, pil_decode(filled))
+    assert (status != 0) == (Codec().pack(filled) is None)
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 97])
 def test_resizes_are_exact_means(size: int) -> None:
     random = np.random.default_rng(size)

@@ -251,6 +251,8 @@ int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
             byte--;
             break;
         }
+        // After fill bytes in the midst of data, libjpeg's fast loop leaves values of its own.
+        if (byte - to > 1) return 1;
         *out++ = 0xFF, byte++;
     }
     if (byte == stop) WARNMS(info, JWRN_JPEG_EOF);
