@@ -72,8 +72,8 @@ class Options:
     num: int = 4000  # Drawn images of a size.
     drawn: Path = RUNS / "drawn"  # Folder of the drawn images, kept for the next run.
     decoders: tuple[str, ...] | None = None
-    """Ours; ratios are of the first one, and of coefficients: turbo with packed ones. Default: all but resident
-    and synthetic, that of `auto` first; for float32 batches auto and coefficients."""
+    """Ours; ratios are of the first one, and of coefficients: turbo with packed ones. Default: all but
+    resident and synthetic, that of `auto` first; for float32 batches auto and coefficients."""
     peers: tuple[str, ...] = tuple(PEERS | FLOATS)
     batch_size: int | None = None  # Default: 256 for uint8 alone, else 128.
     workers: int | None = None  # Decoding threads (DataLoader, WebDataset: processes). Default: the cores.
