@@ -1,6 +1,7 @@
 """Packed coefficients: by their definition in plain loops, by libjpeg, and in what reads dataset files."""
 
 import ctypes
+import itertools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from fastpsl.pipelines.image.codec import Codec
 from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
 from tests.cli import Cli
 from tests.pipelines.decoding import Samples, decode, make, whole
-from tests.pipelines.jpeg_kinds import KINDS, coefficients
+from tests.pipelines.jpeg_kinds import KINDS, Kind, coefficients
 from tests.pipelines.jpeg_kinds import whole as whole_jpeg
 from tests.pipelines.photos import JPG, exif, jpeg, photo, pil_decode, write
 from tests.pipelines.test_turbo import decode as decode_region
@@ -224,6 +225,9 @@ def test_what_does_not_fit_stays_a_jpeg() -> None:
     block = np.array([0, 1024, *[0] * 62])
     with pytest.raises(BadImage, match="damaged"):  # no JPEG has it
         to_jpeg(packed(segments, [[(0, block), *others]]))
+    # 18 blocks are too many for an MCU of all components.
+    large = Kind(((3, 2), (3, 2), (3, 2)), is_interleaved=False).encode(photo(0, 60, 80))
+    assert Codec().pack(large) is None and convert(large, PACK).mode == JPG
     progressive = jpeg(photo(0, 60, 80), progressive=True)
     scans = [i for i in range(len(progressive)) if progressive[i : i + 2] == b"\xff\xda"]
     incomplete = progressive[: scans[3]] + b"\xff\xd9"
@@ -271,6 +275,21 @@ def test_damaged_coefficients_are_told(name: str, tmp_path: Path, processor: Non
     assert not status[1::2].any() and (out[1::2] == out[1]).all()
     assert (status[::2] != codes.GOOD).sum() > 200
     assert all(reason_of(int(status[i]), rows, i) for i in np.flatnonzero(status).tolist())
+
+
+@pytest.mark.parametrize("name", ["turbo", "pillow"])
+def test_a_row_ends_where_the_table_says(name: str, tmp_path: Path, processor: None) -> None:
+    sample = Codec().pack(jpeg(photo(0, 32, 16), subsampling="4:2:0"))
+    assert sample
+    table = -(-(sample.index(b"\xff\xda") + 14) // 16) * 16 + 16
+    for stream, change in itertools.product(range(5), (-1, 1)):
+        changed = bytearray(sample)
+        at = table + 20 + 4 * stream  # where the second row of MCUs begins
+        value = int.from_bytes(changed[at : at + 4], "little") + change
+        if value >= 0:
+            changed[at : at + 4] = value.to_bytes(4, "little")
+            rows = Samples(tmp_path / "samples", [(bytes(changed), 32, 16, COEFFICIENTS)]).rows
+            assert decode(make(name), rows, [whole(rows)], [8])[0].tolist() == [codes.CORRUPT], stream
 
 
 def test_another_version_is_refused_by_name(tmp_path: Path, cli: Cli) -> None:
