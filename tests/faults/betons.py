@@ -222,13 +222,13 @@ def _mutants(
     folder: Path, seed: int, count: int, modes: Sequence[str], decoders: Sequence[str]
 ) -> Iterator[Finding]:
     path = folder / "mutant.beton"
-    sound = {mode: sound_beton(folder / f"{mode}.beton", mode) for mode in modes}
-    contents = {mode: (sound[mode].read_bytes(), sidecar_path(sound[mode]).read_bytes()) for mode in modes}
+    sound = {mode: sound_beton(folder / f"{mode}.beton", mode) for mode in dict.fromkeys(modes)}
+    contents = {mode: (path.read_bytes(), sidecar_path(path).read_bytes()) for mode, path in sound.items()}
     expected: dict[tuple[str, str], Reading] = {}
 
     def read_sound() -> None:
         """Read the sound betons in each child, which also warms the decoders."""
-        for mode in modes:
+        for mode in sound:
             expected.update({(mode, decoder): read(sound[mode], decoder) for decoder in decoders})
             assert verify(sound[mode]).error is None
 
