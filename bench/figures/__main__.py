@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from bench.figures.results import (
     augmentations_words,
     determinism_words,
+    packed_words,
     sizes_words,
     throughput_words,
     training_words,
@@ -33,6 +34,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "sizes": lambda: sizes_words(read_results(RESULTS)),
     "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
     "sizes-folder": lambda: sizes_words(read_results(RESULTS), "folder"),
+    "sizes-packed": lambda: packed_words(read_results(RESULTS)),
     "augmentations": lambda: augmentations_words(read_results(RESULTS)),
     "determinism": lambda: determinism_words(read_results(RESULTS)), "psl-stages": stages_words,
     "data-path": dict, "step-graph": dict, "views": views_words, "uic": dict, "sslpp": sslpp_words,
@@ -45,6 +47,7 @@ CHARTS = (
     "sizes",
     "sizes-float32",
     "sizes-folder",
+    "sizes-packed",
     "augmentations",
     "determinism",
 )

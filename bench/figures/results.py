@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from bench.tables import JPEG_DECODERS, RATE, Batches, best_peers, is_of, kernel_ratios, without_form
+from bench.peers import PACKED
+from bench.tables import CPU, JPEG_DECODERS, RATE, Batches, best_peers, is_of, kernel_ratios, without_form
 
 NAMES = {
     "ffcv_loader": "FFCV", "dali_reader": "DALI", "dataloader": "PyTorch DataLoader",
@@ -151,6 +152,34 @@ def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> di
         "Images per second of fastpsl over its own. The line is equal speed.",
         f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}"
         + "".join(f". {peer} reads a tar" for peer in sorted(of_tars)),
+        [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
+        rows,
+        lambda ratio: ratio,
+    )
+
+
+def packed_words(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Return the words of the figure of packed coefficients: the CPU time of JPEGs over theirs."""
+    own = {
+        name: {
+            (ratio["size"], ratio["num_views"]): ratio["median"]
+            for ratio in result["ratios"]
+            if (ratio.get("decoder"), ratio["what"], ratio.get("peer")) == (PACKED, CPU, "turbo")
+        }
+        for name, result in results.items()
+        if result["bench"] == "sizes"
+    }
+    file, result = newest({name: results[name] for name, found in own.items() if found}, "sizes")
+    crops = sorted({num for _, num in own[file]})
+    rows: list[Row] = []
+    for size in dict.fromkeys(size for size, _ in own[file]):
+        ratios = [own[file].get((size, num)) for num in crops]
+        name = "original sizes" if size == "originals" else f"{size} px"
+        rows.append((name, [(ratio, "") if ratio else None for ratio in ratios]))
+    return _words(
+        f"Packed coefficients over JPEGs, on {_device(result)}",
+        "CPU time of fastpsl for JPEGs over that for packed coefficients. The line is equal time.",
+        f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}",
         [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
         rows,
         lambda ratio: ratio,

@@ -25,6 +25,7 @@ from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.codec import Codec
 from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
 from tests.cli import Cli
+from tests.pipelines import interrupted
 from tests.pipelines.decoding import Samples, decode, make, whole
 from tests.pipelines.jpeg_kinds import KINDS, Kind, coefficients
 from tests.pipelines.jpeg_kinds import whole as whole_jpeg
@@ -364,6 +365,22 @@ def test_dataset_files_go_both_ways(
     monkeypatch.setattr(encode, "why_missing", lambda: "no compiler")
     code, _, err = cli("data", "write", photos, "y.beton", "--mode", "coefficients")
     assert code == 2 and "--mode coefficients: no compiler" in err and "or give --mode jpg" in err
+
+
+def test_an_interrupted_packing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_file, out = tmp_path / "whole" / "a.beton", tmp_path / "out" / "a.beton"
+    target = Target(mode="coefficients", min_px=20)
+    for path in (whole_file, out):
+        path.parent.mkdir()
+    report = interrupted.write(whole_file, target=target)
+    assert (report.num_coefficients, report.num_samples) == (10, 10)
+    with monkeypatch.context() as patch:
+        interrupted.interrupt_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.write(out, target=target)
+    report = interrupted.write(out, target=target, resume=True)
+    assert (report.num_coefficients, report.num_before) == (10, 6)
+    assert interrupted.files(out.parent) == interrupted.files(whole_file.parent)
 
 
 def test_a_training_sees_the_same_pixels(

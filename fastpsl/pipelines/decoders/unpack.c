@@ -8,8 +8,8 @@
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define EACH_NIBBLE 0x1111111111111111u
 
-// Bytes behind a sample that may be read: an MCU takes at most 10 * 63 * 2 of a stream, before its end is checked.
-_Static_assert(PACKED_PADDING >= 10 * 63 * 2 + 64, "an MCU and what a vector reads beyond it");
+// Bytes behind a sample that may be read: an MCU takes at most 10 * 64 * 2 of a stream, before its end is checked.
+_Static_assert(PACKED_PADDING >= 10 * 64 * 2 + 64, "an MCU and what a vector reads beyond it");
 
 // Which kind decodes: 0 in plain C, 1 with AVX2, 2 with AVX-512 and VBMI2; -1 is the best of this processor's.
 PUBLIC int fastpsl_unpack_kind = -1;
