@@ -367,47 +367,53 @@ def size_tables(results: Results, batches: str = "uint8") -> str:
 
 
 def packed_table(results: Results) -> str:
-    """Return tables of packed coefficients by the size of images: bytes, and speed over JPEGs and others."""
-    parts = []
-    for name, result in of_bench(results, "sizes"):
-        ratios = [each for each in result["ratios"] if each.get("decoder") == PACKED]
-        labels = ("batches", "size", "num_views", "what", "peer")
-        cells = {tuple(each[label] for label in labels): each for each in ratios}
-        crops = sorted({num for _, _, num, _, _ in cells})
-        lines = []
-        for size in dict.fromkeys(each["size"] for each in ratios):
-            line = [size, f"{result['data'][f'packed_{size}']:.2f}"]
-            for num in crops:
-                own = cells.get(("uint8", size, num, CPU, "turbo"))
-                line.append(f"{own['median']:.2f}x" if own else "-")
-            for num in crops:
-                others = [
-                    each for (batches, *of, peer), each in cells.items()
-                    if (batches, *of) == ("uint8", size, num, RATE) and peer not in NAMES
-                ]  # fmt: skip
-                found = min(others, key=lambda each: each["median"], default=None)
-                line.append(f"{found['median']:.2f}x {titled(found['form'])}" if found else "-")
-            line.append(_saved(result, size, "uint8", "turbo"))
-            line.append(_saved(result, size, "float32", "auto"))
-            lines.append(line)
-        if lines:
-            titles = ["px", "bytes over the JPEG"]
-            titles += [f"{counted(num, 'crop')}, over JPEGs" for num in crops]
-            titles += [f"{counted(num, 'crop')}, over the best other loader" for num in crops]
-            titles += ["CPU ms saved, uint8", "CPU ms saved, float32"]
-            parts.append(f"{device_of(result)} (bench/results/{name}):\n\n{table(titles, lines)}")
-    return "\n\n".join(parts) or "Not measured yet: `python bench/sizes.py`."
+    """Return a table of packed coefficients by the size of images: bytes, and speed over JPEGs and others."""
+    files = [pair for pair in of_bench(results, "sizes") if any(map(_is_packed, pair[1]["rows"]))]
+    if not files:
+        return "Not measured yet: `python bench/sizes.py`."
+    num_bytes = {name: value for _, result in files for name, value in result["data"].items()}
+    cells = dict[tuple[Any, ...], list[Row]]()  # a ratio over JPEGs, or those over each other loader
+    for _, result in files:
+        for each in filter(_is_packed, result["ratios"]):
+            whose = "JPEGs" if each["peer"] in ("turbo", "auto") else "others"
+            key = each["batches"], each["size"], each["num_views"], each["what"], whose
+            cells.setdefault(key, []).append(each)
+    crops = sorted({row["num_views"] for _, result in files for row in filter(_is_packed, result["rows"])})
+    sizes = dict.fromkeys(row["size"] for _, result in files for row in filter(_is_packed, result["rows"]))
+    lines = []
+    for size in sizes:
+        over_jpegs = [cells.get(("uint8", size, num, CPU, "JPEGs"), []) for num in crops]
+        over_others = [cells.get(("uint8", size, num, RATE, "others"), []) for num in crops]
+        best_others = [min(found, key=lambda each: each["median"], default=None) for found in over_others]
+        lines.append([
+            size, f"{num_bytes[f'packed_{size}']:.2f}",
+            *(f"{found[0]['median']:.2f}x" if found else "-" for found in over_jpegs),
+            *(f"{found['median']:.2f}x {titled(found['form'])}" if found else "-" for found in best_others),
+            *(_saved(files, size, dtype, crops) for dtype in ("uint8", "float32")),
+        ])  # fmt: skip
+    titles = ["px", "bytes over the JPEG"]
+    titles += [f"{counted(num, 'crop')}, over JPEGs" for num in crops]
+    titles += [f"{counted(num, 'crop')}, over the best other loader" for num in crops]
+    titles += ["CPU ms saved, uint8", "CPU ms saved, float32"]
+    names = " and ".join(f"bench/results/{name}" for name, _ in files)
+    return f"{device_of(files[0][1])}, no GPU ({names}):\n\n{table(titles, lines)}"
 
 
-def _saved(result: Result, size: str, dtype: str, decoder: str) -> str:
-    """Return the CPU time of a sample that packed coefficients save, for one crop, or two, ..."""
+def _is_packed(row: Row) -> bool:
+    return row.get("decoder") == PACKED
+
+
+def _saved(files: Sequence[tuple[str, Result]], size: str, dtype: str, crops: Sequence[int]) -> str:
+    """Return the CPU milliseconds of a sample that packed coefficients save, for each number of crops."""
     cpu = {
         (row["decoder"], row["num_views"]): row["median"]
+        for _, result in files
         for row in result["rows"]
-        if row["measured"] == "cpu" and (row["size"], row["dtype"]) == (size, dtype)
-        and (row["decoder"] in TITLES or row["reads"] == "dataset file")
+        if (row["measured"], row["size"], row.get("dtype")) == ("cpu", size, dtype)
+        and row["reads"] == "dataset file"
     }  # fmt: skip
-    saved = [f"{cpu[decoder, num] - ms:.2f}" for (kind, num), ms in sorted(cpu.items()) if kind == PACKED]
+    pairs = [((("turbo" if dtype == "uint8" else "auto"), num), (PACKED, num)) for num in crops]
+    saved = [f"{cpu[jpegs] - cpu[own]:.2f}" for jpegs, own in pairs if jpegs in cpu and own in cpu]
     return " / ".join(saved) or "-"
 
 

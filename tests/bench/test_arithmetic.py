@@ -99,6 +99,12 @@ def test_packed_coefficients_are_over_our_jpegs_and_over_the_best_peer() -> None
     assert "| 64 | 2.00x SPDL | 4.00x SPDL |" in best_table({"a.json": result})
     # A JPEG takes 1 ms of the CPU, its coefficients 0.42: the median of a third and a half.
     assert "| 64 | 1.20 | 2.50x | 5.00x SPDL | 0.58 | - |" in packed_table({"a.json": result})
+    floats = {"rows": [row | {"dtype": "float32"} for row in result["rows"]], "ratios": []}
+    floats["rows"] = [
+        row | {"decoder": "auto"} if row["decoder"] == "turbo" else row for row in floats["rows"]
+    ]
+    both = packed_table({"a.json": result, "b.json": result | floats})
+    assert "| 64 | 1.20 | 2.50x | 5.00x SPDL | 0.58 | 0.58 |" in both
     assert packed_table({}).startswith("Not measured yet")
 
 

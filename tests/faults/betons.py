@@ -228,9 +228,9 @@ def _mutants(
 
     def read_sound() -> None:
         """Read the sound betons in each child, which also warms the decoders."""
-        for mode in sound:
-            expected.update({(mode, decoder): read(sound[mode], decoder) for decoder in decoders})
-            assert verify(sound[mode]).error is None
+        for mode, file in sound.items():
+            expected.update({(mode, decoder): read(file, decoder) for decoder in decoders})
+            assert verify(file).error is None
 
     def judge(case: Case) -> Outcome:
         choices = Random(f"{case.seed} choices")
