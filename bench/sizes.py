@@ -35,7 +35,7 @@ from rich.markdown import Markdown
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 
 from bench.interleaved import Rates, measure
-from bench.peers import FLOATS, PACKED, PEERS, TITLES, Work, why_missing
+from bench.peers import FLOATS, LOOPS, PACKED, PEERS, TITLES, Work, why_missing
 from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
 from bench.photos import QUALITY, SIDES, Side, write_photos
 from bench.program import check_positive, counted, options_of, progress, run_program, wide_console
@@ -182,7 +182,6 @@ def packed(path: str, folder: Path) -> str:
         require_mode(PACKED)
         source = dataset_files(path)
         write_beton(source.samples, out, num_samples=source.num_samples, target=Target(mode=PACKED))
-        source.data.close()
     return str(out)
 
 
@@ -216,9 +215,9 @@ def works_of(
     peers = [name for name in options.peers if name in (FLOATS if floats else PEERS)]
     from_folder = [True, False] if floats else [False]
     for name, is_folder in (*itertools.product(names, from_folder), *((name, False) for name in peers)):
-        if name == PACKED and (is_folder or reasons[name]):
+        if name in LOOPS and (is_folder or reasons[name]):
             continue
-        images = packed(path, Path(files).parent) if name == PACKED else path
+        images = packed(path, Path(files).parent) if name in LOOPS else path
         work = Work(
             name, images, files, options.batch, options.num_threads, crop_px(size),
             "cpu" if device.type == "cpu" else str(device), floats, is_folder,
@@ -266,9 +265,9 @@ def ratios_of(rates: Sequence[Rates], size: str, decoder: str) -> list[dict[str,
         here = [each for each in rates if is_of(labels_of(each.work), batches)]
         for ours in here:
             labels = {"size": size, "batches": batches}
-            if ours.work.kind in (decoder, PACKED):
+            if ours.work.kind in (decoder, *LOOPS):
                 ratios += _over_others(ours, [each for each in here if each.measured == "peer"], labels)
-            if ours.work.kind == PACKED:
+            if ours.work.kind in LOOPS and decoder not in LOOPS:
                 ratios += _over_others(ours, [each for each in here if each.work.kind == decoder], labels)
     return ratios
 
@@ -354,7 +353,7 @@ def main() -> None:
             works, missing, ours = works_of(
                 options, path, str(folder / "files"), size, device, floats=dtype == "float32"
             )
-            for work in (work for work in works.values() if work.kind == PACKED):
+            for work in (work for work in works.values() if work.kind in LOOPS):
                 result["data"][f"packed_{size}"] = packed_over_jpegs(path, work.data)
             rates, failed, notes = measure(
                 works, (num_views,), repeats=options.repeats, seconds=options.seconds, deadline=math.inf,

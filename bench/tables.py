@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
-from bench.peers import PACKED, TITLES, Work, reads
+from bench.peers import LOOPS, PACKED, TITLES, Work, reads
 from bench.program import counted, wide_console
 from bench.schema import Results, over, save_result
 from fastpsl.pipelines.decoders.choose import NAMES
@@ -281,7 +281,7 @@ def best_peers(result: Result, batches: str = "uint8") -> dict[tuple[str, int], 
     """Return (size, crops) → what → the ratio over the best peer of a table, which is the lowest one."""
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for ratio in result["ratios"] if result["bench"] == "sizes" else ():
-        if ratio.get("batches", "uint8") == batches and ratio.get("decoder") != PACKED:
+        if ratio.get("batches", "uint8") == batches and ratio.get("decoder") not in LOOPS:
             cell = cells.setdefault((ratio["size"], ratio["num_views"]), {})
             cell[ratio["what"]] = min(cell.get(ratio["what"], ratio), ratio, key=lambda each: each["median"])
     return cells
@@ -295,7 +295,7 @@ def _files(results: Results, batches: str) -> list[tuple[str, dict[str, Any]]]:
     return [
         (name, result)
         for name, result in of_bench(results, "sizes")
-        if any(is_of(row, batches) for row in result["rows"])
+        if any(is_of(row, batches) for row in result["rows"]) and best_peers(result, batches)
     ]
 
 
@@ -396,7 +396,20 @@ def packed_table(results: Results) -> str:
     titles += [f"{counted(num, 'crop')}, over the best other loader" for num in crops]
     titles += ["CPU ms saved, uint8", "CPU ms saved, float32"]
     names = " and ".join(f"bench/results/{name}" for name, _ in files)
-    return f"{device_of(files[0][1])}, no GPU ({names}):\n\n{table(titles, lines)}"
+    parts = [f"{device_of(files[0][1])}, no GPU ({names}):\n\n{table(titles, lines)}"]
+    for name, result in of_bench(results, "sizes"):
+        loops = [
+            [each["size"], _LOOPS[each["decoder"]], str(each["num_views"]), f"{each['median']:.2f}x"]
+            for each in result["ratios"]
+            if each.get("decoder") in _LOOPS and each["what"] == CPU and each["peer"] == "turbo"
+        ]
+        if loops:
+            about = f"The loops of other processors, over JPEGs (bench/results/{name}):"
+            parts.append(f"{about}\n\n{table(('px', 'loops', 'crops', 'over JPEGs'), loops)}")
+    return "\n\n".join(parts)
+
+
+_LOOPS = {"coefficients_avx2": "AVX2", "coefficients_plain": "plain C"}
 
 
 def _is_packed(row: Row) -> bool:

@@ -58,7 +58,14 @@ static void make_jpeg(Sound *sound) {
     jpeg_set_quality(&info, 1 + (int)below(100), TRUE);
     uint32_t sampling = below(6);
     info.comp_info[0].h_samp_factor = samplings[sampling][0], info.comp_info[0].v_samp_factor = samplings[sampling][1];
-    if (!below(4)) jpeg_simple_progression(&info);
+    jpeg_scan_info scans[3] = {{0}};
+    if (!below(4)) {
+        jpeg_simple_progression(&info);
+    } else if (!below(3)) { // a scan a component
+        for (int i = 0; i < info.num_components; i++)
+            scans[i].comps_in_scan = 1, scans[i].component_index[0] = i, scans[i].Se = 63;
+        info.scan_info = scans, info.num_scans = info.num_components;
+    }
     info.optimize_coding = !below(4), info.restart_interval = below(3) ? 0 : 1 + below(9);
     jpeg_start_compress(&info, TRUE);
     uint32_t noise = below(256);

@@ -8,7 +8,7 @@ must not import another's.
 """
 
 from bench.peers import dali, ffcv, lightly, ours, pil, spdl, turboloader
-from bench.peers.peer import PACKED, Peer, Reads, Work, has_raw
+from bench.peers.peer import LOOPS, PACKED, Peer, Reads, Work, has_raw
 
 PEERS: dict[str, Peer] = {
     "ffcv_loader": ffcv.PEER, "dali_reader": dali.PEER, "dataloader": pil.DATALOADER,
@@ -49,5 +49,6 @@ def reads(work: Work) -> Reads:
 
 
 __all__ = [
-    "ALL", "EVERY", "FLOATS", "PACKED", "PEERS", "TITLES", "TRAINING", "Peer", "Work", "reads", "why_missing",
+    "ALL", "EVERY", "FLOATS", "LOOPS", "PACKED", "PEERS", "TITLES", "TRAINING", "Peer", "Work", "reads",
+    "why_missing",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Our Loader, by decoder."""
 
+import ctypes
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.peers.peer import PACKED, Peer, Views, Work
+from bench.peers.peer import LOOPS, Peer, Views, Work
 
 
 def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
@@ -29,10 +30,13 @@ def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
 
     if name == "auto":
         return None
-    if name == PACKED:
-        return libturbo.why_missing() or None
+    if name in LOOPS:
+        if missing := libturbo.why_missing():
+            return missing
+        is_here = LOOPS[name] <= libturbo.library().fastpsl_unpack_best()
+        return None if is_here else "this processor has no such loops"
     if name not in NAMES:
-        raise ValueError(f"--decoders {name}: there are {', '.join((*NAMES, PACKED))}")
+        raise ValueError(f"--decoders {name}: there are {', '.join((*NAMES, *LOOPS))}")
     if name == "synthetic":
         return None
     try:
@@ -53,8 +57,13 @@ def auto_decoder(path: Path, device: torch.device) -> str:
 
 
 def decoder_of(work: Work) -> str:
-    """Return the decoder of ours that reads the data of a work."""
-    return "turbo" if work.kind == PACKED else work.kind
+    """Return the decoder of ours that reads the data of a work; choose its loops in this process."""
+    if work.kind not in LOOPS:
+        return work.kind
+    from fastpsl.pipelines.image.libturbo import library
+
+    ctypes.c_int.in_dll(library(), "fastpsl_unpack_kind").value = LOOPS[work.kind]
+    return "turbo"
 
 
 @contextmanager

@@ -11,11 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import MODE_RAW
 
 SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset, as in their examples
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels from 0 to 1
 
-PACKED = "coefficients"  # the kind of ours that reads packed coefficients, by `turbo`
+# The kinds of ours that read packed coefficients by `turbo`: by the processor's best loops, or by others of
+# unpack.c, whose number stands here.
+PACKED = "coefficients"
+LOOPS = {PACKED: -1, "coefficients_avx2": 1, "coefficients_plain": 0}
 Reads = Literal["dataset file", "folder", "tar"]
 Views = Sequence[Any]
 """A batch's views, tensors [B, ...]."""
@@ -25,7 +29,7 @@ Views = Sequence[Any]
 class Work:
     """A loader and its task, or a training."""
 
-    kind: str  # a key of PEERS, one of our decoders, or PACKED
+    kind: str  # a key of PEERS, one of our decoders, or a key of LOOPS
     data: str  # a dataset file, or a glob of shards
     files: str  # a folder written by `copy_out`, for loaders that need files
     batch_size: int
@@ -79,7 +83,7 @@ def copied(num_samples: int) -> np.ndarray:
 
 def has_raw(data: Beton) -> bool:
     """Return whether raw images are among the samples that are copied out."""
-    return bool(data.rows(copied(data.num_samples)).mode.any())
+    return bool((data.rows(copied(data.num_samples)).mode == MODE_RAW).any())
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:

@@ -52,6 +52,7 @@ def dataset_file_batches(work: Work, num_views: int) -> Iterator[Views]:
     from PIL import Image
 
     from fastpsl.pipelines.beton.reader import Beton
+    from fastpsl.pipelines.data.dataset import MODE_RAW
 
     data, crops = Beton(work.data), PilCrops(work, num_views)
 
@@ -63,7 +64,7 @@ def dataset_file_batches(work: Work, num_views: int) -> Iterator[Views]:
         def __getitem__(self, index: int) -> Any:
             row = data.rows(np.array([index]))
             stored = data.read(index)
-            if row.mode[0]:
+            if row.mode[0] == MODE_RAW:
                 pixels = np.frombuffer(stored, np.uint8).reshape(row.height[0], row.width[0], 3)
                 image = Image.fromarray(pixels)
             else:

@@ -84,7 +84,7 @@ class _Writing:
             "shard": shard,
             "num_total": source.num_total,
             "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
-            **source.reading.as_dict(),
+            **source.reading.as_options(),
         }
 
     def write(self, out: Path, num_samples: int, samples: Any, target: "Target", **more: Any) -> None:
@@ -202,7 +202,8 @@ Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 @dataclass(frozen=True)
 class Write(_Writing):
-    """Write images as one dataset file: FFCV's format, which ffcv's own Reader and Loader read too.
+    """Write images as one dataset file: FFCV's format, which ffcv's own Reader and Loader read too, but for
+    --mode coefficients.
 
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
     GIF, HEIC, 16-bit, ...) become baseline JPEGs, upright, alpha over white. Nothing is enlarged. Bad
@@ -228,7 +229,8 @@ class Write(_Writing):
     sorted]"""
     mode: Literal["auto", "jpg", "raw", "coefficients"] = "auto"
     """How images are stored: jpg; raw RGB; or coefficients, JPEGs without their entropy coding, which CPUs
-    decode faster, and which ffcv and DALI cannot read. [raw for .npz, CIFAR and STL-10, else jpg]"""
+    decode faster, and which ffcv and DALI cannot read. [raw for .npz, CIFAR and STL-10;
+    of a dataset file as there; else jpg]"""
     short_side: Pixels = None
     """Shrink images to this shorter side."""
     max_side: Pixels = None
@@ -303,6 +305,7 @@ class Write(_Writing):
             require_writable(out, overwrite=self.overwrite, resume=self.resume, shards=shards)
         source = self.counted(shard=shard, labels=self.labels, classes=self.classes)
         mode = source.mode if self.mode == "auto" else self.mode
+        require_mode(mode)
         if mode == "raw" and self.reencode == "all":
             raise ValueError(
                 "--reencode all: it makes JPEGs, but this source is stored as raw pixels; "

@@ -251,6 +251,7 @@ class Feed:
         num = min(self.warm.num_samples, max(_NUM_WRITTEN, 4 * self.batch_size))
         part = Subset(self.warm, np.arange(num))
         unchanged_rate = self.rate(part)
+        mode = "coefficients" if is_packed(self.warm) else "jpg"
         pixels = rows.height[:num].astype(float) * rows.width[:num]
         parent = cache_folder()
         parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +260,7 @@ class Feed:
             samples = (Sample(str(i), stored_image(rows, i), int(rows.label[i])) for i in range(num))
             with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as folder:
                 out = Path(folder) / "tried.beton"
-                write_beton(samples, out, num_samples=num, target=Target(short_side=target))
+                write_beton(samples, out, num_samples=num, target=Target(short_side=target, mode=mode))
                 with Beton(out) as beton:
                     rate = self.rate(beton, decoder=self.setup.opened.options.decoder)
             option, note = BETON_WRITE, f"tried with {num:,} of the images"

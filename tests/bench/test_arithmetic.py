@@ -93,13 +93,14 @@ def test_packed_coefficients_are_over_our_jpegs_and_over_the_best_peer() -> None
         (CPU, "SPDL"): [12.0, 8.0], (RATE, "WebDataset"): [7.5, 5.0], (CPU, "WebDataset"): [15.0, 10.0],
     }  # fmt: skip
     machine = {"gpu": None, "cpu": "a CPU", "num_cores": 2}
-    result = {"bench": "sizes", "environment": machine, "settings": {"batch_size": 8, "num_threads": 2}}
+    result: dict[str, Any] = {"bench": "sizes", "environment": machine}
+    result["settings"] = {"batch_size": 8, "num_threads": 2}
     result |= {"ratios": ratios, "rows": rows_of(measured, "64"), "data": {"packed_64": 1.2}}
     # The best other loader of ours with JPEGs is not one of packed coefficients.
     assert "| 64 | 2.00x SPDL | 4.00x SPDL |" in best_table({"a.json": result})
     # A JPEG takes 1 ms of the CPU, its coefficients 0.42: the median of a third and a half.
     assert "| 64 | 1.20 | 2.50x | 5.00x SPDL | 0.58 | - |" in packed_table({"a.json": result})
-    floats = {"rows": [row | {"dtype": "float32"} for row in result["rows"]], "ratios": []}
+    floats: dict[str, Any] = {"rows": [row | {"dtype": "float32"} for row in result["rows"]], "ratios": []}
     floats["rows"] = [
         row | {"decoder": "auto"} if row["decoder"] == "turbo" else row for row in floats["rows"]
     ]

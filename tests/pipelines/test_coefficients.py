@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastpsl.cli import main
 from fastpsl.models.checkpoint import read_checkpoint
-from fastpsl.pipelines.beton import encode
+from fastpsl.pipelines.beton import encode, output
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import COEFFICIENTS
@@ -24,6 +24,7 @@ from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder, reas
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.codec import Codec
 from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
+from fastpsl.pipelines.image.jpeg import jpeg_header
 from tests.cli import Cli
 from tests.pipelines import interrupted
 from tests.pipelines.decoding import Samples, decode, make, whole
@@ -48,6 +49,12 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
     kind.value = request.param
     yield
     kind.value = -1
+
+
+def jpeg_of(sample: bytes) -> bytes:
+    """Return the JPEG of packed coefficients, of the size that they tell."""
+    _, height, width, *_ = jpeg_header(sample, len(sample))
+    return to_jpeg(sample, height, width)
 
 
 def nibbles(values: list[int]) -> bytes:
@@ -135,7 +142,7 @@ def test_packing_is_that_of_the_definition(size: tuple[int, int], processor: Non
     for seed in range(3):
         rows = random_rows(*size, seed)
         sample = packed(segments, rows)
-        data = to_jpeg(sample)
+        data = jpeg_of(sample)
         assert Codec().pack(data) == sample
         _, found = coefficients(data, size[0] * size[1])
         expected = [block for c in range(3) for block in placed(rows, c, *size)]
@@ -168,7 +175,7 @@ def test_each_kind_of_jpeg_is_packed_without_loss(kind: str, processor: None) ->
         data = KINDS[kind].encode(image[:height, :width])
         sample = Codec().pack(data)
         assert sample
-        again = to_jpeg(sample)
+        again = jpeg_of(sample)
         for one, other in zip(
             coefficients(again, height * width), coefficients(data, height * width), strict=True
         ):
@@ -207,10 +214,10 @@ def test_what_is_kept_and_what_is_encoded() -> None:
         assert (stored.mode, stored.how) == (COEFFICIENTS, how)
         as_jpeg = convert(data, Target(short_side=target.short_side, reencode=target.reencode))
         np.testing.assert_array_equal(
-            pil_decode(to_jpeg(stored.data)), pil_decode(as_jpeg.data) if expected is None else expected
+            pil_decode(jpeg_of(stored.data)), pil_decode(as_jpeg.data) if expected is None else expected
         )
     stored = store_array(image, PACK)
-    assert (stored.mode, to_jpeg(stored.data)) == (COEFFICIENTS, to_jpeg(Codec().pack(plain) or b""))
+    assert (stored.mode, jpeg_of(stored.data)) == (COEFFICIENTS, jpeg_of(Codec().pack(plain) or b""))
 
 
 def test_what_does_not_fit_stays_a_jpeg() -> None:
@@ -220,15 +227,18 @@ def test_what_does_not_fit_stays_a_jpeg() -> None:
     segments, ((_, *others),) = sample[: sample.index(b"\xff\xda") + 14], random_rows(16, 16, 0)
     for dc in (1024, -1025):
         block = np.array([dc, *[0] * 63])
-        data = to_jpeg(packed(segments, [[(0, block), *others]]))
+        data = jpeg_of(packed(segments, [[(0, block), *others]]))
         assert Codec().pack(data) is None
         assert convert(data, PACK) == Stored(data, 16, 16, JPG, "passed")
     block = np.array([0, 1024, *[0] * 62])
     with pytest.raises(BadImage, match="damaged"):  # no JPEG has it
-        to_jpeg(packed(segments, [[(0, block), *others]]))
+        jpeg_of(packed(segments, [[(0, block), *others]]))
     # 18 blocks are too many for an MCU of all components.
     large = Kind(((3, 2), (3, 2), (3, 2)), is_interleaved=False).encode(photo(0, 60, 80))
     assert Codec().pack(large) is None and convert(large, PACK).mode == JPG
+    # Without the last component's scan, libjpeg has no tables for it.
+    apart = KINDS["4:2:0 a scan a component"].encode(photo(0, 60, 80))
+    assert Codec().pack(apart[: apart.rindex(b"\xff\xda")] + b"\xff\xd9") is None
     progressive = jpeg(photo(0, 60, 80), progressive=True)
     scans = [i for i in range(len(progressive)) if progressive[i : i + 2] == b"\xff\xda"]
     incomplete = progressive[: scans[3]] + b"\xff\xd9"
@@ -274,8 +284,29 @@ def test_damaged_coefficients_are_told(name: str, tmp_path: Path, processor: Non
     rows = Samples(tmp_path / "samples", table).rows
     status, (out,) = decode(make(name), rows, [whole(rows)], [40])
     assert not status[1::2].any() and (out[1::2] == out[1]).all()
-    assert (status[::2] != codes.GOOD).sum() > 200
+    # What is whole and what is cut is good and bad whatever the flips are.
+    assert status[: 2 * len(range(0, len(good), 37)) : 2].all()
     assert all(reason_of(int(status[i]), rows, i) for i in np.flatnonzero(status).tolist())
+
+
+def test_a_damaged_sample_is_named(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = Codec().pack(jpeg(photo(0, 40, 56)))
+    assert good
+    samples = [(good, 40, 56), (good[:-9], 40, 56), (good, 41, 56), (good, 40, 56)]
+    path = write(tmp_path / "a.beton", [(*sample, COEFFICIENTS) for sample in samples])
+    code, out, _ = cli("data", "verify", path)
+    assert code == 2 and "sample 1: packed coefficients that are damaged" in out
+    assert "sample 2: a JPEG of 56 x 40 px, 56 x 41 by the table" in out and "sample 3" not in out
+    with Beton(path) as data:
+        for index in (1, 2):
+            with pytest.raises(ValueError, match=f"sample {index}: packed coefficients that are damaged"):
+                data.read(index)
+    code, _, err = cli("data", "write", path, "b.beton", "--max-bad", 2)
+    assert code == 0, err
+    assert (tmp_path / "b.beton.bad.csv").read_text().count("packed coefficients that are damaged") == 2
+    with Beton(tmp_path / "b.beton") as data:
+        assert (data.num_samples, data.is_packed) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["turbo", "pillow"])
@@ -300,7 +331,7 @@ def test_another_version_is_refused_by_name(tmp_path: Path, cli: Cli) -> None:
     assert sample[at : at + 4] == bytes([1, 0, 0, 0])
     other = sample[:at] + bytes([7]) + sample[at + 1 :]
     with pytest.raises(OtherVersion, match="version 7 of their layout, and this fastpsl reads 1"):
-        to_jpeg(other)
+        jpeg_of(other)
     rows = Samples(tmp_path / "samples", [(other, 40, 56, COEFFICIENTS)]).rows
     for name in ("turbo", "pillow"):
         status, _ = decode(make(name), rows, [whole(rows)], [8])
@@ -370,6 +401,8 @@ def test_dataset_files_go_both_ways(
 def test_an_interrupted_packing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_file, out = tmp_path / "whole" / "a.beton", tmp_path / "out" / "a.beton"
     target = Target(mode="coefficients", min_px=20)
+    monkeypatch.setattr(output, "EVERY_BYTES", 1)  # note each image
+    monkeypatch.setattr(output, "EVERY_S", 0.0)
     for path in (whole_file, out):
         path.parent.mkdir()
     report = interrupted.write(whole_file, target=target)

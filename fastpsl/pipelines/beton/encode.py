@@ -23,7 +23,7 @@ from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
 from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.bands import leaves_jpeg
 from fastpsl.pipelines.image.codec import Codec, shrink
-from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
+from fastpsl.pipelines.image.coefficients import to_jpeg
 from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import check_pixels, decode_any, decode_deep, num_pixels
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, decode_plainly, jpeg_header, jpeg_scans
@@ -198,17 +198,9 @@ def store_array(image: np.ndarray, target: Target) -> Stored:
 
 
 def unpacks_cleanly(data: bytes, height: int, width: int) -> bool:
-    """Return whether packed coefficients are those of an image of that size; raise OtherVersion."""
-    codec = _codec()
-    if codec and codec.unpacks_cleanly(data, height, width):
-        return True
-    try:
-        jpeg = to_jpeg(data)  # tells of another version
-    except OtherVersion:
-        raise
-    except BadImage:
-        return False
-    return not codec and decodes_cleanly(jpeg, height, width)
+    """Return whether readers decode packed coefficients; raise BadImage where no JPEG can be made of them."""
+    jpeg, codec = to_jpeg(data, height, width), _codec()
+    return codec.unpacks_cleanly(data, height, width) if codec else decodes_cleanly(jpeg, height, width)
 
 
 def decodes_cleanly(data: bytes, height: int, width: int) -> bool:

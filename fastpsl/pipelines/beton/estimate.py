@@ -70,8 +70,9 @@ class Estimate:
     def details(self, max_bad: str) -> Iterator[str]:
         """Yield what becomes of the images and their sizes, a line each."""
         counts = self.counts
+        taken = "taken over" if counts["coefficients"] else "taken over byte for byte"
         yield (
-            f"of {self.num_seen:,} images: {counts['passed']:,} taken over byte for byte, "
+            f"of {self.num_seen:,} images: {counts['passed']:,} {taken}, "
             f"{counts['encoded']:,} encoded, {counts['mended']:,} encoded after a libjpeg warning, "
             f"{counts['bad']:,} bad, {counts['small']:,} too small"
         )

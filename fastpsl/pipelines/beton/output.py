@@ -229,7 +229,7 @@ class WriteReport:
     """The outcome of writing; its counts add up to the number of images."""
 
     num_samples: int = 0
-    num_passed: int = 0  # byte for byte
+    num_passed: int = 0  # byte for byte, or with their coefficients
     num_encoded: int = 0
     num_mended: int = 0  # encoded again because libjpeg warned, though Pillow could read them
     num_bad: int = 0

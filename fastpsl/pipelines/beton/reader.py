@@ -237,7 +237,7 @@ class Beton:
         if rows.mode[0] != COEFFICIENTS:
             return data
         try:
-            return to_jpeg(data)
+            return to_jpeg(data, int(rows.height[0]), int(rows.width[0]))
         except BadImage as error:
             raise ValueError(f"{self.name(index)}: {error}") from None
 

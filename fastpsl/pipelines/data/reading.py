@@ -81,11 +81,17 @@ class Reading:
             raise _no_bands(bands) from None
         return cls(limits, numbers, range == AUTO)
 
+    def as_options(self) -> dict[str, str]:
+        """Return the values of the options that name it, for those that are not the usual ones."""
+        values = {
+            "range": range_text(self.range) if self.range else "",
+            "bands": ",".join(map(str, self.bands)),
+        }
+        return {name: value for name, value in values.items() if value}
+
     def in_words(self) -> str:
         """Return the options that name it, such as "--range 0:4095"; "" for the usual reading."""
-        words = [f"--range {range_text(self.range)}"] if self.range else []
-        words += [f"--bands {','.join(map(str, self.bands))}"] if self.bands else []
-        return " ".join(words)
+        return " ".join(f"--{name} {value}" for name, value in self.as_options().items())
 
 
 PLAIN = Reading()

@@ -117,7 +117,7 @@ class Source(Protocol):
 
     @property
     def mode(self) -> str:
-        """The best form of storage: "jpg" or "raw"."""
+        """The best form of storage: "jpg", "raw" or "coefficients"."""
 
     @property
     def notes(self) -> list[str]:

@@ -70,8 +70,8 @@ class SharedImages:
 def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     """Return which images of `val` are images of `train`, by hashes of their stored bytes.
 
-    Images that cannot be read are none. It is not looked where more than `MAX_BYTES` would be read, and where
-    the bytes of data that live elsewhere are not on this machine.
+    Images that cannot be read are none. It is not looked where more than `MAX_BYTES` would be read, where the
+    bytes of data that live elsewhere are not on this machine, and where one of both has packed coefficients.
 
     Raises:
         ValueError: A file was written to since it was opened, or the system lets no more files be read.
@@ -79,6 +79,8 @@ def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     identity = train.digest()
     if val.digest() == identity and parts_of(identity)[1]:
         return SharedImages(np.arange(train.num_samples), train.num_samples)
+    if getattr(val, "is_packed", False) != getattr(train, "is_packed", False):
+        return SharedImages(None, train.num_samples)
     asked, there = _Images.of(val), _Images.of(train)
     rows = _in_place(asked, there)
     asked = asked.part((rows < 0) & (asked.num_bytes > 0))

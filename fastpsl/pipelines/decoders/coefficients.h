@@ -19,7 +19,7 @@
 // DC's differences begin anew in each row of MCUs, so rows can be decoded apart. Blocks that a component has beyond its
 // own end, to fill up an MCU, are empty. In each byte the low nibble comes first.
 
-#define PACKED_VERSION 1 // image/coefficients.py has these, too
+#define PACKED_VERSION 1 // image/coefficients.py has this and the next, too
 #define PACKED_ALIGNMENT 16
 #define PACKED_MOST_DC 1024 // DC is -1024 to 1023, and AC -1023 to 1023, as a baseline JPEG can have them
 #define PACKED_MOST_AC 1023

@@ -59,7 +59,7 @@ typedef struct {
 typedef struct {
     uint8_t *bytes; // the scan without the stuffed zeros, then zeros
     size_t capacity;
-    uint32_t *ends; // of its parts, between which restart markers were
+    uint8_t *ends; // uint32 each: of its parts, between which restart markers were
     size_t ends_capacity;
     const uint8_t *end; // of the present part
     Bits bits;

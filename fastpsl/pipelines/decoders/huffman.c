@@ -172,7 +172,7 @@ INLINE int take_ac(const HuffmanTable *table, Bits *bits, JCOEF *block) {
 // Begin the scan, or go on with the part after the next restart marker.
 static void begin_part(Scan *scan, uint32_t restart_interval) {
     scan->bits = (Bits){.next = scan->part ? scan->end : scan->bytes};
-    scan->end = scan->bytes + scan->ends[scan->part++];
+    scan->end = scan->bytes + ((const uint32_t *)scan->ends)[scan->part++];
     scan->num_left = restart_interval && restart_interval < scan->num_after ? restart_interval : scan->num_after;
     scan->num_after -= scan->num_left;
     memset(scan->predictor, 0, sizeof scan->predictor);
@@ -232,7 +232,8 @@ int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
     uint64_t num_mcus = (uint64_t)info->MCUs_per_row * info->MCU_rows_in_scan;
     uint64_t num_parts = info->restart_interval ? (num_mcus - 1) / info->restart_interval + 1 : 1, part = 0;
     if (num_parts > source->bytes_in_buffer / 3 + 1) return 1; // a part has a byte, and a marker two
-    if (!turbo_reserve((uint8_t **)&scan->ends, &scan->ends_capacity, num_parts * sizeof *scan->ends)) return 0;
+    if (!turbo_reserve(&scan->ends, &scan->ends_capacity, num_parts * sizeof(uint32_t))) return 0;
+    uint32_t *ends = (uint32_t *)scan->ends;
     uint8_t *out = scan->bytes;
     while (byte < stop) { // 0xFF in data is followed by 0; by anything else it is a marker
         const uint8_t *found = memchr(byte, 0xFF, stop - byte);
@@ -243,7 +244,7 @@ int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
         while (byte < stop && *byte == 0xFF) byte++;
         if (byte == stop) break;
         if (part + 1 < num_parts && *byte == (JPEG_RST0 | (part & 7))) {
-            scan->ends[part++] = (uint32_t)(out - scan->bytes), byte++;
+            ends[part++] = (uint32_t)(out - scan->bytes), byte++;
             continue;
         }
         if (*byte) {
@@ -256,7 +257,7 @@ int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
         *out++ = 0xFF, byte++;
     }
     if (byte == stop) WARNMS(info, JWRN_JPEG_EOF);
-    scan->ends[part] = (uint32_t)(out - scan->bytes);
+    ends[part] = (uint32_t)(out - scan->bytes);
     memset(out, 0, PADDING);
     for (int b = 0; b < info->blocks_in_MCU; b++) {
         int i = info->MCU_membership[b];

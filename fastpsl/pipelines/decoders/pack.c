@@ -111,6 +111,7 @@ static int64_t count_values(j_decompress_ptr info, jvirt_barray_ptr *coefficient
     int64_t num = 0;
     for (int i = 0; i < info->num_components; i++) {
         const jpeg_component_info *component = &info->comp_info[i];
+        if (!component->quant_table) return -1; // no scan has the component
         // Where scans of a progressive JPEG are missing, libjpeg smooths what it has.
         for (int k = 0; info->progressive_mode && k < DCTSIZE2; k++)
             if (info->coef_bits[i][k]) return -1;

@@ -14,7 +14,7 @@
 
 typedef struct Turbo Turbo;
 
-#define PACKED_PADDING 2048 // bytes that may be read behind packed coefficients
+#define PACKED_PADDING 2048 // bytes that may be read behind packed coefficients; image/coefficients.py has it, too
 enum { TURBO_GOOD, TURBO_CORRUPT, TURBO_OTHER_VERSION };
 
 // Return memory of at least `num_bytes` for a use, 0 or 1, which lasts until the next call; NULL where it lacks.

@@ -164,8 +164,11 @@ AVX2 INLINE void unpack_avx2(const Packed *packed, PackedRow *at, uint64_t mask,
     mask <<= 1;
     int num = 0; // bytes of the mask
     for (uint64_t left = mask; left; left >>= 8, num++) {
-        uint64_t nibbles = _pdep_u64(nibbles_of(packed->values, at->values), 0x0f0f0f0f0f0f0f0fu);
-        __m128i own = _mm_shuffle_epi8(values, _mm_cvtsi64_si128((long long)nibbles));
+        // Without pdep, which Zen 1 and 2 have in microcode.
+        long long nibbles = (long long)nibbles_of(packed->values, at->values);
+        __m128i low = _mm_and_si128(_mm_cvtsi64_si128(nibbles), _mm_set1_epi8(15));
+        __m128i high = _mm_and_si128(_mm_cvtsi64_si128(nibbles >> 4), _mm_set1_epi8(15));
+        __m128i own = _mm_shuffle_epi8(values, _mm_unpacklo_epi8(low, high));
         own = _mm_shuffle_epi8(own, _mm_loadl_epi64((const __m128i *)spread[left & 255]));
         _mm_storel_epi64((__m128i *)(found + 8 * num), own);
         at->values += (uint32_t)__builtin_popcountll(left & 255);
@@ -192,7 +195,7 @@ AVX2 INLINE void unpack_avx2(const Packed *packed, PackedRow *at, uint64_t mask,
     }
 }
 
-// Return 64 nibbles or more of a stream as bytes; those from the 65th on are zeros.
+// Return the first 63 nibbles of a stream as bytes, and one that is of no use. A block has no more.
 AVX512 INLINE __m512i bytes_of(const uint8_t *stream, uint32_t at) {
     __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(stream + (at >> 1))));
     bytes = _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi16(bytes, 4)), _mm512_set1_epi8(15));
@@ -242,7 +245,7 @@ static int best_kind(void) {
 static int best_kind(void) { return 0; }
 #endif
 
-// Return the kind of decoder that this processor has, or that was set.
+// Return the best kind of decoder that this processor has.
 PUBLIC int fastpsl_unpack_best(void) { return best_kind(); }
 
 void turbo_take_packed(Turbo *turbo, const uint8_t *sample, uint32_t first_column, uint32_t stop_column) {

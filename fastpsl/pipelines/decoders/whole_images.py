@@ -33,14 +33,7 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         return codes.GOOD, np.frombuffer(data, np.uint8).reshape(*size, 3)
     if rows.mode[i] == MODE_FILE:
         return _decode_file(data, size, rows.reading)
-    if rows.mode[i] == MODE_COEFFICIENTS:
-        try:
-            data = to_jpeg(data)
-        except OtherVersion:
-            return codes.OTHER_VERSION, None
-        except BadImage:
-            return codes.CORRUPT, None
-    elif rows.mode[i] != MODE_JPEG:
+    if rows.mode[i] not in (MODE_JPEG, MODE_COEFFICIENTS):
         return codes.BAD_MODE, None
     # Checked first, because the decoder would allocate memory for any size in a damaged header.
     status, height, width, components, _, _ = jpeg_header(data, len(data))
@@ -51,6 +44,13 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         return codes.WRONG_SIZE, None
     if components not in (1, 3):
         return codes.WRONG_COMPONENTS, None
+    if rows.mode[i] == MODE_COEFFICIENTS:
+        try:
+            data = to_jpeg(data, height, width)
+        except OtherVersion:
+            return codes.OTHER_VERSION, None
+        except BadImage:
+            return codes.CORRUPT, None
     image = decode_plainly(data)
     if image is None or image.shape != (height, width, 3):
         return codes.CORRUPT, None

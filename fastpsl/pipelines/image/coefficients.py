@@ -23,12 +23,14 @@ class OtherVersion(BadImage):
     """An error of coefficients that are packed by another layout."""
 
 
-def to_jpeg(sample: bytes) -> bytes:
+def to_jpeg(sample: bytes, height: int, width: int) -> bytes:
     """Return the baseline JPEG of packed coefficients: with them, with their tables, and with their pixels.
 
-    Raises BadImage where they are damaged, or OtherVersion.
+    Raises BadImage where they are damaged or of another size, or OtherVersion.
     """
-    if (jpeg := _to_jpeg(sample)) is None:
+    # The size comes first, because that in a damaged header asks for any amount of memory.
+    is_of_size = jpeg_header(sample, len(sample))[:3] == (HEADER_GOOD, height, width)
+    if not is_of_size or (jpeg := _to_jpeg(sample)) is None:
         raise BadImage("packed coefficients that are damaged")
     return jpeg
 

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 
+from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import (
     MODE_COEFFICIENTS,
@@ -32,38 +33,58 @@ def stored_image(rows: SampleTable, i: int) -> "bytes | np.ndarray | BadImage":
     if rows.mode[i] != MODE_COEFFICIENTS:
         return data
     try:
-        return to_jpeg(data)
+        return to_jpeg(data, int(rows.height[i]), int(rows.width[i]))
     except BadImage as error:
         return error
 
 
 @dataclass
 class DatasetFiles(Counted):
-    """The samples of a dataset file, or of a glob of shards."""
+    """The samples of a dataset file, or of a glob of shards, which are open while they are read."""
 
-    data: Beton
+    src: str
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order."""
         here = self.here[skip:]
-        names = islice(self.data.names(), here.start, None)
-        for start in range(here.start, here.stop, _CHUNK):
-            rows = self.data.rows(np.arange(start, min(start + _CHUNK, here.stop)))
-            for i in range(len(rows.indices)):
-                yield Sample(next(names), stored_image(rows, i), int(rows.label[i]))
+        with Beton(self.src) as data:
+            names = islice(data.names(), here.start, None)
+            for start in range(here.start, here.stop, _CHUNK):
+                indices = np.arange(start, min(start + _CHUNK, here.stop))
+                for name, image, label in zip(names, *self._read(data, indices), strict=False):
+                    yield Sample(name, image, label)
 
     def picks(self, num: int, random: Random) -> Picks:
-        """Draw images of this shard."""
-        indices = random.sample(self.here, min(num, len(self.here)))
-        rows = self.data.rows(np.array(indices, np.int64))
-        samples = (Sample(str(at), stored_image(rows, i), int(rows.label[i])) for i, at in enumerate(indices))
-        return Picks("picked at random", True, samples)
+        """Choose images of this shard at random."""
+        indices = np.array(random.sample(self.here, min(num, len(self.here))), np.int64)
+
+        def samples() -> Iterator[Sample]:
+            with Beton(self.src) as data:
+                for index, image, label in zip(indices.tolist(), *self._read(data, indices), strict=True):
+                    yield Sample(str(index), image, label)
+
+        return Picks("picked at random", True, samples())
+
+    def _read(
+        self, data: Beton, indices: np.ndarray
+    ) -> "tuple[Iterator[bytes | np.ndarray | BadImage], list[int]]":
+        rows = data.rows(indices)
+
+        def images() -> "Iterator[bytes | np.ndarray | BadImage]":
+            for i in range(len(indices)):
+                try:
+                    yield stored_image(rows, i)
+                except OSError as error:
+                    raise input_error(data.name(int(indices[i])), error) from None
+
+        return images(), rows.label.tolist()
 
 
 def dataset_files(src: str, shard: tuple[int, int] = (0, 1)) -> DatasetFiles:
     """Open a dataset file or a glob of shards as a source; `shard` (i, n) keeps the i-th of n runs."""
-    data = Beton(src)
-    return DatasetFiles(
-        data, counts=[data.num_samples], mode="raw" if data.is_raw else "jpg", shard=shard,
-        class_names=data.class_names, left_out=data.left_out, reading=data.reading,
-    )  # fmt: skip
+    with Beton(src) as data:
+        mode = "raw" if data.is_raw else "coefficients" if data.is_packed else "jpg"
+        return DatasetFiles(
+            src, counts=[data.num_samples], mode=mode, shard=shard, class_names=data.class_names,
+            left_out=data.left_out, reading=data.reading,
+        )  # fmt: skip
