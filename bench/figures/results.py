@@ -178,7 +178,7 @@ def packed_words(results: Mapping[str, Result]) -> dict[str, Any]:
         rows.append((name, [(ratio, "") if ratio else None for ratio in ratios]))
     return _words(
         f"Packed coefficients over JPEGs, on {_device(result)}",
-        "CPU time of fastpsl for JPEGs over that for packed coefficients. The line is equal time.",
+        "CPU time for JPEGs over that for their coefficients. The line is equal time.",
         f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}",
         [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
         rows,

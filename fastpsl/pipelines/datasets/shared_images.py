@@ -70,8 +70,9 @@ class SharedImages:
 def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     """Return which images of `val` are images of `train`, by hashes of their stored bytes.
 
-    Images that cannot be read are none. It is not looked where more than `MAX_BYTES` would be read, where the
-    bytes of data that live elsewhere are not on this machine, and where one of both has packed coefficients.
+    Images that cannot be read are none. It is not looked where more than `MAX_BYTES` would be read, and where
+    the bytes of data that live elsewhere are not on this machine. Nor is it where one of both has packed
+    coefficients.
 
     Raises:
         ValueError: A file was written to since it was opened, or the system lets no more files be read.
