@@ -73,18 +73,23 @@ uint64_t jpeg_kind(
     return memory == out ? num_bytes : 0;
 }
 
+// Read a JPEG's header; errors escape to where `errors` says.
+static void read_header(struct jpeg_decompress_struct *info, Errors *errors, const uint8_t *jpeg, uint64_t num_bytes) {
+    info->err = begin(errors);
+    jpeg_create_decompress(info);
+    jpeg_mem_src(info, jpeg, num_bytes);
+    jpeg_read_header(info, TRUE);
+}
+
 // Decode a whole JPEG at 1 / denominator, to uint8 [rows, columns, 3]; returns 0, or 1 after an error.
 int jpeg_whole(const uint8_t *jpeg, uint64_t num_bytes, uint32_t denominator, uint8_t *out) {
-    struct jpeg_decompress_struct info;
+    struct jpeg_decompress_struct info = {0};
     Errors errors;
-    info.err = begin(&errors);
-    jpeg_create_decompress(&info);
     if (setjmp(errors.escape)) {
         jpeg_destroy_decompress(&info);
         return 1;
     }
-    jpeg_mem_src(&info, jpeg, num_bytes);
-    jpeg_read_header(&info, TRUE);
+    read_header(&info, &errors, jpeg, num_bytes);
     info.out_color_space = JCS_RGB, info.scale_num = 1, info.scale_denom = denominator;
     jpeg_start_decompress(&info);
     while (info.output_scanline < info.output_height) {
@@ -99,16 +104,13 @@ int jpeg_whole(const uint8_t *jpeg, uint64_t num_bytes, uint32_t denominator, ui
 // Write a JPEG's quantisation tables, uint16 [3, 64], and its coefficients, int16 [blocks, 64], a component after the
 // other, both in natural order; returns the number of blocks, or 0 after an error.
 uint64_t jpeg_coefficients(const uint8_t *jpeg, uint64_t num_bytes, uint16_t *tables, int16_t *out) {
-    struct jpeg_decompress_struct info;
+    struct jpeg_decompress_struct info = {0};
     Errors errors;
-    info.err = begin(&errors);
-    jpeg_create_decompress(&info);
     if (setjmp(errors.escape)) {
         jpeg_destroy_decompress(&info);
         return 0;
     }
-    jpeg_mem_src(&info, jpeg, num_bytes);
-    jpeg_read_header(&info, TRUE);
+    read_header(&info, &errors, jpeg, num_bytes);
     jvirt_barray_ptr *arrays = jpeg_read_coefficients(&info);
     uint64_t num = 0;
     for (int c = 0; c < info.num_components; c++) {

@@ -21,6 +21,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable, is_of_one_file, open_file
 from fastpsl.pipelines.data.identity import parts_of
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders.choose import is_packed
 
 MAX_BYTES = 4_000_000_000  # to read; where it would be more, it is not looked
 _CHUNK = 65_536  # rows of a table per read
@@ -80,7 +81,7 @@ def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     identity = train.digest()
     if val.digest() == identity and parts_of(identity)[1]:
         return SharedImages(np.arange(train.num_samples), train.num_samples)
-    if getattr(val, "is_packed", False) != getattr(train, "is_packed", False):
+    if is_packed(val) != is_packed(train):
         return SharedImages(None, train.num_samples)
     asked, there = _Images.of(val), _Images.of(train)
     rows = _in_place(asked, there)

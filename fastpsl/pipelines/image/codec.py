@@ -52,9 +52,8 @@ class Codec:
 
     def unpacks_cleanly(self, sample: bytes, height: int, width: int) -> bool:
         """Return whether packed coefficients are those of an image of that size."""
-        out, padded = self._buffer("decode", height * width * 3), sample + bytes(PADDING)
-        region = (0, 0, height, width)
-        return self._decode(padded, height, width, 1, True, region, out, len(sample), is_packed=True) == 0
+        out = self._buffer("decode", height * width * 3)
+        return self._decode(sample, height, width, 1, True, (0, 0, height, width), out, is_packed=True) == 0
 
     def _decode(
         self,
@@ -65,13 +64,12 @@ class Codec:
         is_smooth: bool,
         region: tuple[int, int, int, int],
         out: np.ndarray,
-        num_bytes: int | None = None,
         is_packed: bool = False,
     ) -> int:
         wanted, placed = np.array(region, np.int64), np.empty(4, np.int64)
+        padded = jpeg + bytes(PADDING) if is_packed else jpeg
         status: int = self._library.fastpsl_turbo_decode(
-            self._handle.address, jpeg, len(jpeg) if num_bytes is None else num_bytes, height, width,
-            denominator, is_smooth, is_packed,
+            self._handle.address, padded, len(jpeg), height, width, denominator, is_smooth, is_packed,
             wanted.ctypes.data, out.ctypes.data, placed.ctypes.data,
         )  # fmt: skip
         return status

@@ -30,12 +30,12 @@ def to_jpeg(sample: bytes, height: int, width: int) -> bytes:
     """
     # The size comes first, because that in a damaged header asks for any amount of memory.
     is_of_size = jpeg_header(sample, len(sample))[:3] == (HEADER_GOOD, height, width)
-    if not is_of_size or (jpeg := _to_jpeg(sample)) is None:
+    if not is_of_size or (jpeg := _to_jpeg(sample, height, width)) is None:
         raise BadImage("packed coefficients that are damaged")
     return jpeg
 
 
-def _to_jpeg(sample: bytes) -> bytes | None:
+def _to_jpeg(sample: bytes, height: int, width: int) -> bytes | None:
     segments = _segments(sample)
     if segments is None:
         return None
@@ -49,7 +49,6 @@ def _to_jpeg(sample: bytes) -> bytes | None:
             f"coefficients packed by version {version} of their layout, and this fastpsl reads {VERSION}; "
             "update it, or write the file again"
         )
-    _, height, width, _, _, _ = jpeg_header(sample, len(sample))
     most = np.array(sampling).max(0)
     rows, columns = -(-height // (8 * most[0])), -(-width // (8 * most[1]))
     components = np.repeat(np.arange(len(sampling)), [down * across for down, across in sampling])
@@ -93,10 +92,8 @@ def _segments(sample: bytes) -> tuple[bytes, int, list[tuple[int, int]]] | None:
     """Return a JPEG's start and the segments that it shares with a sample, and where the sample's end.
 
     The last are the (vertical, horizontal) sampling factors of its components. None is returned for a sample
-    that does not begin as one.
+    that does not go on as one after a good header.
     """
-    if jpeg_header(sample, len(sample))[0] != HEADER_GOOD:
-        return None
     kept, sampling, at, is_rgb = b"", list[tuple[int, int]](), 2, False
     while at + 4 <= len(sample) and sample[at] == 0xFF:
         marker, end = sample[at + 1], at + 2 + int.from_bytes(sample[at + 2 : at + 4], "big")
