@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
         version: The header that tells a file's version, and its value; None for a server without one.
         on_request: Called with the number of each request, from 1 on, and its Range, before it is answered.
         shift: How far before the range that was asked for an answer begins.
-        num_sent: The bytes that were sent.
+        num_sent: The bytes that were sent, counted before they go.
     """
 
     files: Mapping[str, tuple[bytes, int]]
@@ -95,12 +95,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         while with_body and start < stop:
             part = data[start : min(stop, start + (1 << 20))] or bytes(min(stop - start, 1 << 20))
+            self.server.num_sent += len(part)  # before who reads them can ask for the count
             try:
                 self.wfile.write(part)
             except OSError:
                 self.close_connection = True
                 return
-            self.server.num_sent += len(part)
             start += len(part)
 
 
