@@ -236,22 +236,26 @@ class Feed:
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
         """Time some images written as a dataset file, beside the same images as they are.
 
-        They are shrunk if the crops allow it; a folder's images are also tried at full size. The file is
-        written into the cache folder and removed.
+        They are shrunk if the crops allow it. At full size, a folder's images are also tried as JPEGs, and
+        all that are not packed yet as packed coefficients. The file is written into the cache folder and
+        removed.
         """
         rows = self.warm.rows(np.arange(self.warm.num_samples))
         sides = np.minimum(rows.height, rows.width)
         short_side = short_side_px(views)
-        targets: list[int | None] = [None] if self.warm.kind == "folder" else []
-        are_large = short_side and np.median(sides) >= _WORTH_WRITING * short_side
-        if are_large and not (rows.mode == MODE_RAW).any():
-            targets.append(short_side)
+        mode = "coefficients" if is_packed(self.warm) else "jpg"
+        targets = [Target(mode=mode)] if self.warm.kind == "folder" else []
+        if not (rows.mode == MODE_RAW).any():
+            decoder = self.setup.opened.options.decoder
+            if mode == "jpg" and decoder in ("auto", "turbo") and not libturbo.why_missing():
+                targets.append(Target(mode="coefficients"))
+            if short_side and np.median(sides) >= _WORTH_WRITING * short_side:
+                targets.append(Target(short_side=short_side, mode=mode))
         if not targets:
             return []
         num = min(self.warm.num_samples, max(_NUM_WRITTEN, 4 * self.batch_size))
         part = Subset(self.warm, np.arange(num))
         unchanged_rate = self.rate(part)
-        mode = "coefficients" if is_packed(self.warm) else "jpg"
         pixels = rows.height[:num].astype(float) * rows.width[:num]
         parent = cache_folder()
         parent.mkdir(parents=True, exist_ok=True)
@@ -260,13 +264,15 @@ class Feed:
             samples = (Sample(str(i), stored_image(rows, i), int(rows.label[i])) for i in range(num))
             with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as folder:
                 out = Path(folder) / "tried.beton"
-                write_beton(samples, out, num_samples=num, target=Target(short_side=target, mode=mode))
+                write_beton(samples, out, num_samples=num, target=target)
                 with Beton(out) as beton:
                     rate = self.rate(beton, decoder=self.setup.opened.options.decoder)
             option, note = BETON_WRITE, f"tried with {num:,} of the images"
-            if target is not None:
-                shrunk = pixels * np.minimum(1, target / sides[:num]) ** 2
-                option += f" --short-side {target}"
+            if target.mode != mode:
+                option += f" --mode {target.mode}"
+            if target.short_side:
+                shrunk = pixels * np.minimum(1, target.short_side / sides[:num]) ** 2
+                option += f" --short-side {target.short_side}"
                 note = f"costs detail: {shrunk.sum() / pixels.sum():.0%} of the pixels stay; {note}"
             alternatives.append(Alternative(option, rate, unchanged_rate, note))
         return alternatives

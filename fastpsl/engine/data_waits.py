@@ -188,9 +188,10 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
         has_jpegs = not getattr(data, "is_raw", False) and not is_packed(data)
         engines = name == "turbo" and has_jpegs and not why_slower(loader.device)
         others = ", try --decoder dali" if engines else ""
+        also = " or packed coefficients (--mode coefficients)" if name == "turbo" and has_jpegs else ""
         return "cores", (
             f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more{others}, or "
-            f"write smaller images (fastpsl data write SRC OUT --short-side {needed or 'PX'})"
+            f"write smaller images (fastpsl data write {source} OUT --short-side {needed or 'PX'}){also}"
         )
     return "cores", f"Decoding needs the {number_of(num_cores, 'core')} on which the step runs: {_DOCTOR}"
 

@@ -297,14 +297,16 @@ def test_reading_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_ways_to_load() -> None:
-    """Smaller images and more threads are measured, not calculated."""
+    """Smaller images, packed ones and more threads are measured, not calculated."""
     recipe = load_recipe(Path(JIGSAW), SMALL)
     setup = open_setup(recipe, 1, ("S1",))
     try:
         assert setup.experiment is not None
         views, data = setup.experiment.task.views(1), setup.opened.train
         feed = Feed(setup, views, 8, data, 0.01)
-        (small,) = feed.written(views)
+        packed, small = feed.written(views)
+        assert packed.option == "fastpsl data write SRC OUT --mode coefficients" and packed.images_per_s > 0
+        assert packed.note == "tried with 480 of the images"
         assert small.option == "fastpsl data write SRC OUT --short-side 60" and small.part == "decode"
         rows = data.rows(np.arange(data.num_samples))
         pixels = rows.height.astype(float) * rows.width
@@ -355,8 +357,8 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
     assert num_views == [1] and measured.decoder == "pillow"
     assert loaded[0] == ("loader_rates", "pillow")
     assert {name for place, name in loaded if place == "stage_bench"} == {"pillow", "synthetic"}
-    # A run on the new file would choose.
-    assert loaded[-2:] == [("loader_rates", "pillow"), ("loader_rates", "auto")]
+    # A run on a new file would choose: on one of packed coefficients, and on a smaller one.
+    assert loaded[-3:] == [("loader_rates", name) for name in ("pillow", "auto", "auto")]
 
 
 def test_the_shorter_side_that_crops_need() -> None:

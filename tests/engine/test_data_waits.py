@@ -151,11 +151,11 @@ DALI = {"decoder_name": "dali", "device": GPU}
     ("values", "waits", "cause", "words"),
     [
         ({}, BUSY, "cores", "8 cores"),
-        ({"device": GPU}, BUSY, "cores", "--short-side 256"),
+        ({"device": GPU}, BUSY, "cores", "--short-side 256) or packed coefficients (--mode coefficients)"),
         ({"num_threads": 3}, BUSY, "threads", "--workers 8"),
         ({"kind": "folder"}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "dali"}, BUSY, "decoder", "give --decoder turbo"),
-        (DALI, BUSY, "cores", "--short-side 256"),
+        (DALI, BUSY, "cores", "OUT --short-side 256)"),
         ({"kind": "folder", "side_px": 1200}, BUSY, "size", "--max-side 512"),
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "pillow"}, BUSY, "decoder", "give --decoder turbo"),

@@ -43,7 +43,8 @@ from fastpsl.pipelines.beton.output import (
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
 from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file
-from fastpsl.pipelines.data.source import BAD, SMALL, Relabelled, Sample, Source
+from fastpsl.pipelines.data.source import BAD, SMALL, Packed, Relabelled, Sample, Source
+from fastpsl.pipelines.image.coefficients import to_jpeg
 from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import read_image_file
 from fastpsl.pipelines.image.libturbo import remedy, why_missing
@@ -130,7 +131,7 @@ class TooSmall(str):
 
 
 def convert_one(
-    image: "Path | bytes | np.ndarray | BadImage", target: Target
+    image: "Path | bytes | Packed | np.ndarray | BadImage", target: Target
 ) -> Stored | BadImage | TooSmall:
     """Convert an image in a worker, and return the error where this one image fails."""
     if isinstance(image, BadImage):
@@ -138,6 +139,8 @@ def convert_one(
     try:
         if isinstance(image, Path):
             image = read_image_file(image)
+        elif isinstance(image, Packed):
+            image = to_jpeg(*image)
         stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)
     except OSError as error:
         if not is_of_one_file(error):

@@ -84,13 +84,21 @@ EXTENSIONS = (
 )  # fmt: skip
 
 
+class Packed(NamedTuple):
+    """An image's packed coefficients, of which a JPEG is made where it is converted."""
+
+    data: bytes
+    height: int
+    width: int
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image to be written: a name for lists and messages, the image, and its label (-1 for none)."""
 
     name: str  # for files, the path relative to the source
-    # A file, a file's bytes, RGB uint8 [H, W, 3], or the reason why there is none.
-    image: "Path | bytes | np.ndarray | BadImage"
+    # A file, a file's bytes, coefficients, RGB uint8 [H, W, 3], or the reason why there is none.
+    image: "Path | bytes | Packed | np.ndarray | BadImage"
     label: int
 
 

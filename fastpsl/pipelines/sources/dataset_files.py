@@ -16,26 +16,22 @@ from fastpsl.pipelines.data.dataset import (
     SampleTable,
     read_bytes,
 )
-from fastpsl.pipelines.data.source import Counted, Picks, Sample
+from fastpsl.pipelines.data.source import Counted, Packed, Picks, Sample
 from fastpsl.pipelines.decoders.codes import REASONS, SHORT_READ
-from fastpsl.pipelines.image.coefficients import to_jpeg
 
 _CHUNK = 4096  # rows of the tables read at a time
 
 
-def stored_image(rows: SampleTable, i: int) -> "bytes | np.ndarray | BadImage":
-    """Return a sample as an image to be written: an image file's bytes, or RGB uint8 [H, W, 3]."""
+def stored_image(rows: SampleTable, i: int) -> "bytes | Packed | np.ndarray | BadImage":
+    """Return a sample as an image to be written: a file's bytes, coefficients, or RGB uint8 [H, W, 3]."""
     data = read_bytes(rows, i)
     if len(data) != rows.num_bytes[i]:
         return BadImage(REASONS[SHORT_READ])
     if rows.mode[i] == MODE_RAW:
         return np.frombuffer(data, np.uint8).reshape(int(rows.height[i]), int(rows.width[i]), 3)
-    if rows.mode[i] != MODE_COEFFICIENTS:
-        return data
-    try:
-        return to_jpeg(data, int(rows.height[i]), int(rows.width[i]))
-    except BadImage as error:
-        return error
+    if rows.mode[i] == MODE_COEFFICIENTS:
+        return Packed(data, int(rows.height[i]), int(rows.width[i]))
+    return data
 
 
 @dataclass
@@ -67,10 +63,10 @@ class DatasetFiles(Counted):
 
     def _read(
         self, data: Beton, indices: np.ndarray
-    ) -> "tuple[Iterator[bytes | np.ndarray | BadImage], list[int]]":
+    ) -> "tuple[Iterator[bytes | Packed | np.ndarray | BadImage], list[int]]":
         rows = data.rows(indices)
 
-        def images() -> "Iterator[bytes | np.ndarray | BadImage]":
+        def images() -> "Iterator[bytes | Packed | np.ndarray | BadImage]":
             for i in range(len(indices)):
                 try:
                     yield stored_image(rows, i)
