@@ -101,13 +101,6 @@ INLINE Bytes packed(Lanes low, Lanes high) {
     const Bytes order = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15};
     return __builtin_shuffle((Bytes)_mm_packus_epi16(_mm_srli_epi16(low, 8), _mm_srli_epi16(high, 8)), order);
 }
-
-// Return the sums for two output pixels of a column's upper and lower values.
-INLINE Lanes mixed_lines(const uint16_t *a, const uint16_t *b, uint16_t above, uint16_t below) {
-    __m128i upper = _mm_mulhi_epu16(_mm_loadu_si128((const void *)a), _mm_set1_epi16((short)above));
-    __m128i lower = _mm_mulhi_epu16(_mm_loadu_si128((const void *)b), _mm_set1_epi16((short)below));
-    return _mm_add_epi16(_mm_add_epi16(upper, lower), _mm_set1_epi16(128 + 1));
-}
 #else
 typedef struct { uint16_t lanes[2 * LANES]; } Lanes;
 typedef struct { uint8_t bytes[16]; } Bytes;
@@ -129,13 +122,6 @@ INLINE Bytes packed(Lanes low, Lanes high) {
         for (int i = 0; i < 3; i++) out.bytes[3 * c + i] = (c < 2 ? low : high).lanes[c % 2 * LANES + i] >> 8;
     return out;
 }
-
-INLINE Lanes mixed_lines(const uint16_t *a, const uint16_t *b, uint16_t above, uint16_t below) {
-    Lanes sum;
-    for (int i = 0; i < 2 * LANES; i++)
-        sum.lanes[i] = (uint16_t)(((uint32_t)a[i] * above >> 16) + ((uint32_t)b[i] * below >> 16) + 128 + 1);
-    return sum;
-}
 #endif
 
 // Store four pixels at `out`, of which `num_left` are left. The next pixels' bytes may be written over.
@@ -146,7 +132,13 @@ INLINE void store(Bytes four, uint8_t *out, int num_left) {
         memcpy(out, &four, 3 * (size_t)(num_left < 4 ? num_left : 4));
 }
 
-// Mix the columns of a line: to bytes in `out`, or to sums of LANES a pixel in `sums` where `out` is NULL.
+// Store the sums of two pixels, three each. Two more are written over.
+INLINE void store_sums(Lanes pair, uint16_t *sums) {
+    memcpy(sums, &pair, sizeof pair / 2);
+    memcpy(sums + 3, (const char *)&pair + sizeof pair / 2, sizeof pair / 2);
+}
+
+// Mix the columns of a line: to bytes in `out`, or to sums, three a pixel, in `sums` where `out` is NULL.
 INLINE void mix_columns_of(
     const uint16_t *line, const int32_t *first, const uint16_t *weights, int num_taps, int size, uint8_t *out,
     uint16_t *sums
@@ -158,8 +150,8 @@ INLINE void mix_columns_of(
         if (out)
             store(packed(low, high), out + 3 * c, size - c);
         else {
-            memcpy(sums + LANES * c, &low, sizeof low);
-            memcpy(sums + LANES * (c + 2), &high, sizeof high);
+            store_sums(low, sums + 3 * c);
+            store_sums(high, sums + 3 * c + 6);
         }
     }
 }
@@ -190,14 +182,14 @@ FOR_EACH_CPU static void mix_columns_to_sums(
     mix_columns(line, first, weights, num_taps, size, NULL, sums);
 }
 
-// Mix two lines of sums to a row of output pixels.
+// Mix two lines of `num` sums to bytes.
 FOR_EACH_CPU static void mix_lines(
-    const uint16_t *a, const uint16_t *b, const uint16_t *weights, int size, uint8_t *out
+    const uint16_t *a, const uint16_t *b, const uint16_t *weights, int num, uint8_t *restrict out
 ) {
-    for (int c = 0; c < size; c += 4, a += 4 * LANES, b += 4 * LANES) {
-        Lanes low = mixed_lines(a, b, weights[0], weights[1]);
-        Lanes high = mixed_lines(a + 2 * LANES, b + 2 * LANES, weights[0], weights[1]);
-        store(packed(low, high), out + 3 * c, size - c);
+    uint16_t above = weights[0], below = weights[1];
+    for (int j = 0; j < num; j++) {
+        uint16_t sum = (uint16_t)(((uint32_t)a[j] * above >> 16) + ((uint32_t)b[j] * below >> 16) + 128 + 1);
+        out[j] = (uint8_t)(sum >> 8);
     }
 }
 
@@ -276,7 +268,7 @@ PUBLIC int fastpsl_area_resize(
             mix_rows(source + next * stride, 0, 1, row_weights[r], num, line);
             mix_columns_to_sums(line, first_column, pairs, taps, (int)width, sums[next & 1]);
         }
-        mix_lines(sums[from & 1], sums[(from + count - 1) & 1], row_weights[r], (int)width, out);
+        mix_lines(sums[from & 1], sums[(from + count - 1) & 1], row_weights[r], 3 * (int)width, out);
     }
     free(memory);
     return 0;
