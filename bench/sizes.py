@@ -74,7 +74,7 @@ class Options:
     decoders: tuple[str, ...] | None = None
     """Ours; ratios are of the first one, and of coefficients: turbo with packed ones. Default: all but
     resident and synthetic, that of `auto` first; for float32 batches auto and coefficients."""
-    peers: tuple[str, ...] = tuple(PEERS | FLOATS)
+    peers: tuple[str, ...] = tuple(PEERS | FLOATS)  # Or none.
     batch_size: int | None = None  # Default: 256 for uint8 alone, else 128.
     workers: int | None = None  # Decoding threads (DataLoader, WebDataset: processes). Default: the cores.
     device: Literal["auto", "cpu", "cuda"] = "cpu"
@@ -92,12 +92,18 @@ class Options:
                 "--sizes, --crops, --batches and --decoders: give at least one of each, crops from 1"
             )
         for name in self.peers:
-            if name not in PEERS | FLOATS:
-                raise ValueError(f"--peers {name}: there are {', '.join(PEERS | FLOATS)}")
+            if name not in PEERS | FLOATS and self.peers != ("none",):
+                raise ValueError(f"--peers {name}: there are {', '.join(PEERS | FLOATS)}, or none alone")
         if self.data and "originals" not in self.sizes:
             raise ValueError(f"--data {self.data}: it gives originals; add originals to --sizes")
         if self.num < self.batch:
             raise ValueError(f"--num {self.num}: it must be --batch-size {self.batch} or more")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the sizes in tables: your own originals have that of their file or folder."""
+        own = Path(self.data).stem if self.data else "originals"
+        return [own if size == "originals" and own not in SIZES else size for size in self.sizes]
 
     @property
     def batch(self) -> int:
@@ -336,7 +342,7 @@ def main() -> None:
     done = {(row["size"], row["dtype"], row["num_views"]) for row in result["rows"]}
     dtypes = [name for name in ("uint8", "float32") if name in options.batches]
     dtypes += ["float32"] if "folder" in options.batches and "float32" not in dtypes else []
-    cells = [cell for cell in itertools.product(options.sizes, dtypes, options.crops) if cell not in done]
+    cells = [cell for cell in itertools.product(options.names, dtypes, options.crops) if cell not in done]
     if not cells:
         raise ValueError(f"--resume: {options.out} has all these cells; give other --sizes, --crops or --out")
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
@@ -345,7 +351,7 @@ def main() -> None:
             if not folder.exists():
                 log(f"{size}: the images")
                 folder.mkdir()
-                is_own = size == "originals" and options.data is not None
+                is_own = size not in SIZES or (size == "originals" and options.data is not None)
                 path = (
                     own(str(options.data), folder) if is_own else str(drawn(size, options.num, options.drawn))
                 )
@@ -379,7 +385,7 @@ def main() -> None:
 
 def save(options: Options, result: dict[str, Any]) -> dict[str, Any]:
     """Write a result as far as it is measured, by size, whatever was measured first."""
-    sizes = list(SIZES)
+    sizes = [*SIZES, *options.names]
     by_size = {
         part: sorted(result[part], key=lambda row: sizes.index(row["size"])) for part in ("rows", "ratios")
     }

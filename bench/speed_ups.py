@@ -224,7 +224,9 @@ def _loaders(result: Result) -> Iterator[Ratio]:
     alone = [row for row in result["rows"] if row.get("stage") is None and row["decoder"] != "synthetic"]
     for ours in (row for row in alone if row["measured"] == "loader"):
         batches = next(each for each in BATCHES if is_of(ours, each))
-        case = counted(ours["num_views"], "view") + (f" of {ours['size']} px" if "size" in ours else "")
+        size = ours.get("size", "")
+        case = counted(ours["num_views"], "view") + (f" of {size}" if size else "")
+        case += " px" if size.isdecimal() else ""
         for peer in (row for row in alone if row["measured"] == "peer" and is_of(row, batches)):
             if all(ours.get(label) == peer.get(label) for label in ("num_views", "size")):
                 both = spread([a / b for a, b in zip(ours["values"], peer["values"], strict=False)])
@@ -243,19 +245,27 @@ def waiting(result: Result) -> Iterator[Ratio]:
 
 
 def losses_table(results: Results) -> str:
-    """Return a table of all ratios below 1; a line has those of one of ours on one task."""
-    lines: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    """Return a table of the ratios below 1; a line has those of one of ours on one task.
+
+    Of several cases beside one peer it has the lowest one, and their number.
+    """
+    lines: dict[tuple[str, str, str], dict[str, list[Ratio]]] = {}
     for find in (against_others, waiting):
         for file, result in results.items():
             for each in find(result):
                 if round(each.median, 2) < 1:
-                    beside = lines.setdefault((each.what, each.ours, file), {}).setdefault(each.beside, [])
-                    beside.append(f"{each.median:.2f}x" + (f" ({each.case})" if each.case else ""))
+                    peers = lines.setdefault((each.what, each.ours, file), {})
+                    peers.setdefault(each.beside, []).append(each)
+
+    def words(peer: str, found: list[Ratio]) -> str:
+        lowest = min(found, key=lambda each: each.median)
+        cases = [lowest.case] * bool(lowest.case) + [f"the lowest of {len(found)}"] * (len(found) > 1)
+        return f"{peer}: {lowest.median:.2f}x" + (f" ({', '.join(cases)})" if cases else "")
+
     rows = (
-        [what, ours, "; ".join(f"{peer}: {', '.join(found)}" for peer, found in peers.items()),
-         f"[{file}](/bench/results/{file})"]
+        [what, ours, "; ".join(words(*pair) for pair in peers.items()), f"[{file}](/bench/results/{file})"]
         for (what, ours, file), peers in lines.items()
-    )  # fmt: skip
+    )
     return table(("what", "fastpsl", "slower than, with the ratio of the speeds", "file"), rows)
 
 

@@ -101,10 +101,9 @@ def device_of(result: Result) -> str:
 
 
 def of_bench(results: Results, *benches: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the files of some benches with their results."""
-    for name, result in results.items():
-        if result["bench"] in benches:
-            yield name, result
+    """Yield the files of some benches with their results, those of own photos after those of drawn ones."""
+    found = [(name, result) for name, result in results.items() if result["bench"] in benches]
+    yield from sorted(found, key=lambda pair: "originals of" in str(pair[1].get("data")))
 
 
 def rows_of(results: Results, bench: str, part: str, **labels: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -395,7 +394,7 @@ def packed_table(results: Results) -> str:
     titles += [f"{counted(num, 'crop')}, over JPEGs" for num in crops]
     titles += [f"{counted(num, 'crop')}, over the best other loader" for num in crops]
     titles += ["CPU ms saved, uint8", "CPU ms saved, float32"]
-    names = " and ".join(f"bench/results/{name}" for name, _ in files)
+    names = ", ".join(f"bench/results/{name}" for name, _ in files)
     parts = [f"{device_of(files[0][1])}, no GPU ({names}):\n\n{table(titles, lines)}"]
     for name, result in of_bench(results, "sizes"):
         loops = [
