@@ -203,7 +203,7 @@ class Bench:
         options = recipe_options(
             key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone,
             compile={"eager": "off", "compiled": "on"}.get(step, step), graph=key.graph,
-            fold_frozen=bool(fold),
+            fold_frozen="on" if fold else "off",
             device=self.world.device.type, precision=self.options.precision,
         )  # fmt: skip
         self.precision = options.resolved_precision(self.world.device)

@@ -46,7 +46,7 @@ from bench.schema import RUNS, data_record, environment, over, spread
 from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
-from fastpsl.engine.options import GraphName
+from fastpsl.engine.options import FoldName, GraphName
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.augment import AugmentName
@@ -68,7 +68,7 @@ class Options:
     augment_backend: AugmentName = "auto"
     compile: Literal["auto", "off", "fused", "on"] = "auto"
     graph: GraphName = "auto"
-    fold_frozen: bool = False
+    fold_frozen: FoldName = "auto"
     batch_size: int | None = None  # Default: 256 on CUDA, else 32.
     workers: int | None = None  # Decoding threads (DataLoader: processes). Default: the cores.
     repeats: int | None = None  # Default: 5, and 3 for the sample.

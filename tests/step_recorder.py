@@ -210,7 +210,7 @@ def differences(one: Step, other: Step) -> list[str]:
 
 def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
     """Record the further steps of `train_step`, which copies batches to static ones, in the returned list."""
-    steps, task, compute = list[Step](), train_step.module.task, train_step._compute
+    steps, task, compute = list[Step](), train_step.module.task, train_step.compute
 
     def recorded(batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         batches = list(batches)
@@ -219,7 +219,7 @@ def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
         steps.append(step)
         return metrics
 
-    train_step._compute = recorded  # type: ignore[method-assign]
+    train_step.compute = recorded  # type: ignore[method-assign]
     return steps
 
 

@@ -1,9 +1,14 @@
 """A world of many ranks in one process: a thread each, whose collectives are PyTorch's own for its tests."""
 
+import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -11,6 +16,25 @@ from torch.testing._internal.distributed import multi_threaded_pg
 
 Result = TypeVar("Result")
 _c10d: Any = torch._C._distributed_c10d
+
+
+class Messages:
+    """Messages from rank to rank, which PyTorch's threads lack."""
+
+    def __init__(self, errors: list[BaseException]):
+        self._errors = errors
+        self._queues = defaultdict[tuple[int, int], queue.SimpleQueue[torch.Tensor]](queue.SimpleQueue)
+
+    def isend(self, tensor: torch.Tensor, dst: int) -> Any:
+        self._queues[dist.get_rank(), dst].put(tensor.clone())
+        return SimpleNamespace(wait=lambda: None)
+
+    def recv(self, tensor: torch.Tensor, src: int) -> None:
+        while not self._errors:
+            with suppress(queue.Empty):
+                tensor.copy_(self._queues[src, dist.get_rank()].get(timeout=0.1))
+                return
+        raise RuntimeError("another rank has failed")
 
 
 def results_of_threads(function: Callable[[int, int], Result], num_ranks: int) -> list[Result]:
@@ -40,8 +64,13 @@ def results_of_threads(function: Callable[[int, int], Result], num_ranks: int) -
     torch.set_num_threads(1)
     _c10d._set_thread_isolation_mode(True)
     multi_threaded_pg._install_threaded_pg()
+    messages = Messages(first_errors)
     try:
-        with ThreadPoolExecutor(num_ranks) as pool:
+        with (
+            mock.patch.object(dist, "isend", messages.isend),
+            mock.patch.object(dist, "recv", messages.recv),
+            ThreadPoolExecutor(num_ranks) as pool,  # which waits for its threads first
+        ):
             ranks = [pool.submit(run, rank) for rank in range(num_ranks)]
         if first_errors:
             raise first_errors[0]

@@ -130,8 +130,10 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     is_copied = device.type == "cuda" and decoder in ("turbo", "ffcv", "pillow", "synthetic")
     stages = tuple(_stage(setup, i, feed_of, untried, seconds, log) for i in setup.stages)
     is_slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
-    fastest = max((stage.synthetic for stage in stages), default=fastest_step(len(first_views)))
-    needed = fastest if device.type == "cuda" else None
+    needed = None
+    if device.type == "cuda":
+        expected = fastest_step(len(first_views), torch.cuda.get_device_capability(device))
+        needed = max((stage.synthetic for stage in stages), default=expected)
     # Nobody would write the embedded sample again.
     if is_slow and setup.options.data is not None:
         log("decode what is written anew")
@@ -204,7 +206,7 @@ def _stage(
         spread=max((max(rates) - min(rates)) / statistics.median(rates) for rates in (synthetic, both)),
         cores_used=statistics.median(cores_used),
         peak_bytes=peak,
-        folded=bench.train_step.fold_frozen and len(bench.train_step.module.blocks.frozen) > 0,
+        folded=bench.train_step.fold_choice.folds and len(bench.train_step.module.blocks.frozen) > 0,
     )
     del bench
     if world.device.type == "cuda":

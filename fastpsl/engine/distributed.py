@@ -56,6 +56,8 @@ def own_commit() -> str | None:
     return done.stdout.strip() or None
 
 
+# torch wants it to be 0, before the group starts, where DDP's steps are captured as CUDA graphs.
+NCCL_FLAG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 _LOOK_AGAIN_S = 0.5
 _stores: dict[tuple[str | None, str | None], dist.Store] = {}  # by the address of rank 0
 
@@ -115,7 +117,10 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type == "cuda":
+            backend = "cpu:gloo,cuda:nccl"
+            os.environ.setdefault(NCCL_FLAG, "0")
         timeout = timedelta(seconds=timeout_s)
         with operation(f"waiting for all {size} processes"):
             # Kept until the process ends: one that joins again might reach the store of rank 0's former
@@ -181,12 +186,20 @@ def share(world: World, value: Any = None) -> Any:
 def on_any_rank(world: World, fact: bool) -> bool:
     """Return whether `fact` holds on at least one rank.
 
-    Every rank calls it. Gloo is used, so that no GPU waits.
+    Every rank calls it. Gloo is used, so that no GPU waits. After k messages a rank knows the facts of the
+    2^k ranks up to it. So N ranks need ⌈log2 N⌉ hops in sequence, where Gloo's ring has 2 (N - 1).
     """
     if world.size == 1:
         return fact
-    flag = torch.tensor(float(fact))
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    flag, distance = torch.tensor(float(fact)), 1
+    rank, size = place_among_ranks()
+    while distance < size:
+        other = torch.empty_like(flag)
+        sending = dist.isend(flag, (rank + distance) % size)
+        dist.recv(other, (rank - distance) % size)
+        assert sending is not None
+        sending.wait()
+        flag, distance = torch.maximum(flag, other), 2 * distance
     return bool(flag)
 
 

@@ -19,14 +19,19 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import OpenData, Run, RunData, open_both
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_modes import GraphChoice, StepChoice, choose_graph, choose_step
+from fastpsl.engine.step_modes import (
+    StageChoices,
+    StepChoice,
+    choose_fold,
+    choose_graph,
+    choose_step,
+)
 from fastpsl.engine.task import Task
 from fastpsl.engine.time_left import Costs, layer_costs, timed_costs
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.autocast import autocast
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
-from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.models.names import BACKBONES, is_timm
 from fastpsl.models.own_backbone import OwnBackbone
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
@@ -185,13 +190,9 @@ class Experiment:
                 check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
             choose_augment(options.augment_backend, (*views, *others, *pass_views), world.device)
             self.choose_step(stage, options, world)
-            if options.fold_frozen:
-                check_foldable(self.backbone.blocks()[: stage.first_learning - 1], _frozen_batchnorm(options))
 
-    def choose_step(
-        self, stage: Stage, options: TrainingOptions, world: World
-    ) -> tuple[StepChoice, GraphChoice]:
-        """Choose the mode of the stage's steps, and whether they are captured.
+    def choose_step(self, stage: Stage, options: TrainingOptions, world: World) -> StageChoices:
+        """Choose how the stage's steps run.
 
         Raises:
             ValueError: The steps cannot run as the options require.
@@ -199,20 +200,28 @@ class Experiment:
         graph = choose_graph(
             options.graph, world.device, world.size, self._why_not_captured(stage, options, world)
         )
+        precision = options.resolved_precision(world.device)
+        frozen = self.backbone.blocks()[: stage.first_learning - 1]
+        fold = choose_fold(
+            options.fold_frozen, frozen, _frozen_batchnorm(options), precision, captured=graph.captures
+        )
         if not self.views(stage):
             if options.compile not in ("auto", "off"):
                 raise ValueError(
                     f"--compile {options.compile}: it needs images of one size, and this recipe's have "
                     "many; leave it out"
                 )
-            return StepChoice("off", "images of many sizes"), graph
-        precision = options.resolved_precision(world.device)
+            step = StepChoice("off", "images of many sizes")
+            return StageChoices(step, graph, fold, step)
         side_px = max(view.side_px for view in self.views(stage) if view.follows is None)
-        step = choose_step(
-            options.compile, self.backbone, stage, world.device, precision, side_px,
-            captured=graph.captures, num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
+        choose = partial(
+            choose_step, options.compile, self.backbone, stage, world.device, precision, side_px,
+            sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
-        return step, graph
+        step = launched = choose(captured=graph.captures)
+        if graph.captures:
+            launched = choose(captured=False)
+        return StageChoices(step, graph, fold, launched)
 
     def _why_not_captured(self, stage: Stage, options: TrainingOptions, world: World) -> str:
         """Return why the stage's steps are no function of tensors of fixed sizes; empty if they are."""
@@ -316,8 +325,5 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     views = experiment.views(stage)
     augment = choose_augment(options.augment_backend, (*views, *experiment.val_views(stage)), world.device)
     precision = options.resolved_precision(world.device)
-    step, graph = experiment.choose_step(stage, options, world)
-    return TrainStep(
-        module, optimiser, views, precision, world, augment, step, options.fold_frozen, experiment.clip_norm,
-        graph,
-    )  # fmt: skip
+    choices = experiment.choose_step(stage, options, world)
+    return TrainStep(module, optimiser, views, precision, world, augment, choices, experiment.clip_norm)

@@ -33,6 +33,7 @@ DATA, PLAN, OPTIMISATION, OUTPUT, MONITORING, SPEED = (
 # How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
 CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
+FoldName = Literal["auto", "on", "off"]
 _MAX_WORKERS = 4096  # threads, some for each core of the largest machines
 _MAX_SIDE_PX = 65_535  # of JPEG, and of dataset files
 # What --val may be besides data; see `share_of` for the other.
@@ -220,9 +221,23 @@ class RunOptions:
         return share
 
     def resolved_precision(self, device: torch.device) -> str:
+        if self.precision == "bf16" and device.type == "cuda":
+            _require_bf16(device)
         if self.precision != "auto":
             return self.precision
         return "fp16" if device.type == "cuda" else "fp32"
+
+
+def _require_bf16(device: torch.device) -> None:
+    """Raise ValueError for a GPU that lacks bf16: torch would emulate it, and cuDNN has no convolutions."""
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        raise ValueError(
+            "--precision bf16: GPUs have it from compute capability 8.0 on, and this one is of "
+            f"{capability[0]}.{capability[1]}; use --precision fp16, or auto"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +280,11 @@ class TrainingOptions(RunOptions):
         ),
     ] = field(default="auto", metadata=MACHINE | SPEED)
     graph: GraphName = field(default="auto", metadata=MACHINE | SPEED)
-    """Replay each step as one CUDA graph; auto: on one GPU, wherever the stage can be captured."""
-    fold_frozen: bool = field(default=False, metadata=MACHINE | SPEED)
-    """Fold BatchNorm into the convolutions of blocks that do not learn."""
+    """Replay each step as one CUDA graph; auto: wherever the stage can be captured."""
+    fold_frozen: FoldName = field(default="auto", metadata=MACHINE | SPEED | {"bare": "on"})
+    """Fold BatchNorm into the convolutions of blocks that do not learn; auto: in captured steps in half
+    precision, wherever it can be done.
+    """
 
     @override
     def __post_init__(self) -> None:

@@ -303,7 +303,7 @@ def prepare_stage(
     """
     task = experiment.task
     plain = replace(
-        options, compile="off", graph="off", augment_backend="torch", sync_batchnorm=False, fold_frozen=False
+        options, compile="off", graph="off", augment_backend="torch", sync_batchnorm=False, fold_frozen="off"
     )
     stage = experiment.stages[past.stage]
     make_train_step(experiment, past.stage, plain, World(0, 1, 0, 1, data.world.device))

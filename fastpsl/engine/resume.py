@@ -30,7 +30,8 @@ from fastpsl.pipelines.data.identity import not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 
 # The options for which "auto" makes a choice.
-AUTOMATIC = ("compile", "augment_backend", "decoder")
+AUTOMATIC = ("compile", "augment_backend", "fold_frozen", "decoder")
+_OLD_VALUES = {"fold_frozen": {False: "off", True: "on"}}  # of earlier checkpoints
 
 
 def choices_of(train_step: TrainStep) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def choices_of(train_step: TrainStep) -> dict[str, Any]:
     return {
         "compile": train_step.step_choice.mode,
         "augment_backend": train_step.augment.path,
-        "fold_frozen": train_step.fold_frozen,
+        "fold_frozen": train_step.fold_choice.value,
     }
 
 
@@ -51,19 +52,19 @@ def reasons_of(
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield how a stage is computed and why, and whether to tell: a slower way, or one that was asked for."""
     augment, step, graph = train_step.augment, train_step.step_choice, train_step.graph_choice
+    fold = train_step.fold_choice
     on_gpu, frozen = train_step.world.device.type == "cuda", stage.first_learning - 1
     choices = [
         ("compile", step.mode, step.reason, on_gpu and step.mode == "off"),
         ("graph", graph.value, graph.reason, on_gpu and not graph.captures),
     ]
+    if frozen or options.fold_frozen == "on":
+        choices.append(("fold_frozen", fold.value, fold.reason, graph.captures and not fold.folds))
     if views:
         choices.insert(0, ("augment_backend", augment.path, augment.reason, augment.path != "fused"))
     for name, value, reason, is_slower in choices:
         why = "as the stage began" if name in kept else reason
         yield name.replace("_", " "), f"{value}: {why}", is_slower or getattr(options, name) != "auto"
-    if train_step.fold_frozen:
-        blocks = f"{'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
-        yield "folded blocks", blocks, True
 
 
 def apply_kept_choices(
@@ -73,7 +74,8 @@ def apply_kept_choices(
     log: Callable[[str], None],
 ) -> TrainingOptions:
     """Return the options for a stage that resumes from a checkpoint: "auto" becomes the stored choice."""
-    for name, value in kept.items():
+    for name, stored in kept.items():
+        value = _OLD_VALUES.get(name, {}).get(stored, stored)
         option = getattr(options, name)
         if name in AUTOMATIC and option == "auto":
             as_begun = replace(options, **{name: value})

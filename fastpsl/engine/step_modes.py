@@ -15,19 +15,20 @@ import os
 import shutil
 import traceback
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.distributed import World, on_any_rank
-from fastpsl.engine.options import CompileName, GraphName
+from fastpsl.engine.distributed import NCCL_FLAG, World, on_any_rank
+from fastpsl.engine.options import CompileName, FoldName, GraphName
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Runner, StepMetrics, run_blocks
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.fold_batchnorm import FoldError, check_foldable
 from fastpsl.pipelines.loader.batch import Batch
 
 # (backbone, first and last learning block, side of the images in px) → the speed relative to eager. Measured
@@ -43,8 +44,7 @@ CAPTURED: dict[tuple[str, int, int, int], float] = {
 MEASURED_PRECISIONS = ("fp16", "bf16")  # bf16 by analogy: it has fp16's kernels and its layout
 
 
-# Triton, torch.compile's GPU backend, requires it.
-MIN_CAPABILITY = (7, 0)
+MIN_CAPABILITY = (7, 5)  # torch's wheels with CUDA 13 have no kernels for older GPUs
 
 
 class StepChoice(NamedTuple):
@@ -101,7 +101,6 @@ def choose_step(
     side_px: int,
     *,
     captured: bool,
-    num_ranks: int = 1,
     sync_batchnorm: bool = False,
 ) -> StepChoice:
     """Choose the mode of a stage's steps."""
@@ -109,7 +108,7 @@ def choose_step(
         return OFF
     choice = StepChoice(asked, "asked for")
     if asked == "auto":
-        choice = _fastest(backbone, stage, device, precision, side_px, captured, num_ranks)
+        choice = _fastest(backbone, stage, device, precision, side_px, captured)
         if choice.mode == "off":
             return choice
     if choice.mode == "fused":
@@ -127,9 +126,8 @@ def choose_step(
 
 
 def _fastest(
-    backbone: Backbone, stage: Stage, device: torch.device, precision: str, side_px: int, captured: bool,
-    num_ranks: int,
-) -> StepChoice:  # fmt: skip
+    backbone: Backbone, stage: Stage, device: torch.device, precision: str, side_px: int, captured: bool
+) -> StepChoice:
     if device.type != "cuda":
         return StepChoice("off", "other modes were measured on CUDA only")
     if stage.first_learning > stage.last_block:
@@ -143,8 +141,6 @@ def _fastest(
         return StepChoice("fused", f"faster for ResNet-50 in captured steps; not measured for {blocks}")
     if gain is None:
         return StepChoice("off", f"nothing faster was measured for launched steps of {blocks}")
-    if num_ranks > 1 and not captured:
-        return StepChoice("off", "fused was measured on one GPU only; try --compile fused")
     both = "both captured, " if captured else ""
     return StepChoice("fused", f"{gain} times eager's speed was measured, {both}for {blocks}")
 
@@ -170,7 +166,8 @@ def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> st
 def _why_no_triton(device: torch.device) -> str:
     """Return why torch.compile on CUDA and our own kernels cannot use Triton, or an empty string."""
     if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        return f"Triton needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+        least = ".".join(map(str, MIN_CAPABILITY))
+        return f"torch's wheels have kernels for GPUs of compute capability {least} and above"
     if importlib.util.find_spec("triton") is None:
         return "it needs Triton (pip install triton)"
     if not any(map(shutil.which, (_compiler("CC", "cc"), "gcc", "clang"))):
@@ -195,6 +192,44 @@ def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: 
     if not shutil.which(_compiler("CXX", "g++")):
         return "torch.compile on the CPU needs a C++ compiler (apt-get install g++), and none is on the PATH"
     return ""
+
+
+class FoldChoice(NamedTuple):
+    """A choice whether frozen blocks run folded, with the reason for it."""
+
+    folds: bool
+    reason: str  # for people
+
+    @property
+    def value(self) -> str:
+        """The value of --fold-frozen that asks for it."""
+        return "on" if self.folds else "off"
+
+
+UNFOLDED = FoldChoice(False, "asked for")
+
+
+def choose_fold(
+    asked: FoldName, frozen: Sequence[nn.Module], frozen_batchnorm: str, precision: str, *, captured: bool
+) -> FoldChoice:
+    """Choose whether a stage's frozen blocks run folded.
+
+    Raises:
+        ValueError: It was asked for, and cannot be done.
+    """
+    if asked == "off":
+        return UNFOLDED
+    if not frozen:
+        return FoldChoice(False, "no block is frozen")
+    if asked == "auto" and not (captured and precision in MEASURED_PRECISIONS):
+        return FoldChoice(False, "it was measured for captured steps in half precision alone")
+    try:
+        check_foldable(frozen, frozen_batchnorm)
+    except FoldError as error:
+        if asked == "on":
+            raise
+        return FoldChoice(False, error.reason)
+    return FoldChoice(True, "asked for" if asked == "on" else "frozen blocks then pass over their maps once")
 
 
 # Values are kept back as integers of their size, because 0 times infinity is not 0.
@@ -264,7 +299,9 @@ def _may_be_written(tensor: Tensor) -> bool:
 # Steps of each variant before its capture: they load kernels, choose convolutions and fill the optimiser's
 # state. DDP times its buckets for longer (torch's notes on CUDA graphs).
 NUM_LAUNCHED, NUM_LAUNCHED_BY_DDP = 3, 11
-_NCCL_FLAG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+# Launched and captured steps from one state, which several ranks compare before they go on with replays.
+NUM_COMPARED = 3
+_LOSSES_APART, _CHANGES_APART = 0.01, 0.1  # relatively, at most; sums are rounded in another order
 
 
 class GraphChoice(NamedTuple):
@@ -289,22 +326,41 @@ def choose_graph(asked: GraphName, device: torch.device, num_ranks: int, why_not
         return LAUNCHED
     if device.type != "cuda":
         why_not = "CUDA graphs need CUDA"
-    elif num_ranks > 1 and asked == "auto" and not why_not:
-        why_not = f"with {num_ranks} ranks it was never measured; try --graph on"
-    elif num_ranks > 1 and os.environ.get(_NCCL_FLAG) != "0" and not why_not:
-        why_not = f"with {num_ranks} ranks it needs the environment variable {_NCCL_FLAG}=0, as torch states"
+    elif num_ranks > 1 and os.environ.get(NCCL_FLAG) != "0" and not why_not:
+        why_not = f"with {num_ranks} ranks it needs the environment variable {NCCL_FLAG}=0, as torch states"
     if why_not and asked == "on":
         raise ValueError(f"--graph on: {why_not}; use --graph off, or auto")
     if why_not:
         return GraphChoice(False, why_not)
     reason = "asked for" if asked == "on" else "the host launches a step at once"
+    if num_ranks > 1 and asked == "auto":
+        reason += f", where {NUM_COMPARED} steps give the losses of launched ones on all {num_ranks} ranks"
     return GraphChoice(True, reason, must=asked == "on")
 
 
-class Compute(Protocol):
-    """A whole step on batches, of which the second argument is the number."""
+class StageChoices(NamedTuple):
+    """The choices of how a stage's steps run."""
 
-    def __call__(self, batches: Iterable[Batch], num_batches: int, /) -> StepMetrics: ...
+    step: StepChoice = OFF
+    graph: GraphChoice = LAUNCHED
+    fold: FoldChoice = UNFOLDED
+    launched: StepChoice = OFF  # of the steps of a stage whose capture fails
+
+
+PLAIN = StageChoices()
+
+
+class Steps(Protocol):
+    """The steps of a stage, as they are launched."""
+
+    def compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
+        """Make a whole step on so many batches."""
+
+    def abandon(self) -> None:
+        """Forget what half of a step has left, and launch all further steps."""
+
+    def written(self) -> Iterable[Tensor]:
+        """Yield all tensors that a step writes and a later one reads."""
 
 
 Replay = Callable[[], StepMetrics]
@@ -323,34 +379,96 @@ class StepGraphs:
         self._static: list[Batch] = []
         self._made: Counter[int] = Counter()
         self._replays: dict[int, Replay] = {}
+        self._ends = deque[torch.cuda.Event]()  # of the last two replays
 
-    def step(
-        self, batches: Iterable[Batch], num_batches: int, compute: Compute, abandon: Callable[[], None]
-    ) -> StepMetrics:
-        """Make a step, as `compute` does."""
+    def step(self, batches: Iterable[Batch], num_batches: int, steps: Steps) -> StepMetrics:
+        """Make a step, as `steps.compute` does."""
         if self._given_up:
-            return compute(batches, num_batches)
+            return steps.compute(batches, num_batches)
         static = self._copied(batches)
         variant = static[0].variant
         if variant in self._replays:
-            return self._replays[variant]()
+            return self._replayed(self._replays[variant])
         if self._made[variant] < self.num_launched:
             self._made[variant] += 1
             with beside(self._device):
-                return compute(static, num_batches)
+                return steps.compute(static, num_batches)
         why, replay = "", None
         try:
-            replay = capture(lambda: compute(static, num_batches), self._device, self._pool)
+            replay = capture(lambda: steps.compute(static, num_batches), self._device, self._pool)
         except Exception as error:  # noqa: BLE001  (a capture may fail by any)
-            why = reason_of(error)
+            why = f"this stage's step cannot be captured as a CUDA graph ({reason_of(error)})"
         # The error, which held the memory of the capture, is gone here.
         if on_any_rank(self._world, replay is None):
-            abandon()
-            self._give_up(why or "another rank could not")
-            return compute(static, num_batches)
+            why = why or "another rank cannot capture this stage's step as a CUDA graph"
+        elif self._world.size > 1 and not self._choice.must:
+            assert replay is not None
+            why = self._why_not_proven(replay, lambda: steps.compute(static, num_batches), steps.written())
+            if on_any_rank(self._world, bool(why)):
+                why = why or "on another rank, captured steps differ from launched ones"
+        if why:
+            del replay
+            steps.abandon()
+            self._give_up(why)
+            return steps.compute(static, num_batches)
         assert replay is not None
         self._replays[variant] = replay
-        return replay()
+        return self._replayed(replay)
+
+    def _replayed(self, replay: Replay) -> StepMetrics:
+        """Replay a step once the last but one has ended.
+
+        Otherwise the host would run ahead until CUDA's queue is full, hold the batches of all these steps,
+        and spin in the next launch.
+        """
+        if self._device.type != "cuda":
+            return replay()
+        if len(self._ends) < 2:
+            end = torch.cuda.Event(blocking=True)
+        else:
+            end = self._ends.popleft()
+            end.synchronize()
+        metrics = replay()
+        end.record()
+        self._ends.append(end)
+        return metrics
+
+    def _why_not_proven(self, replay: Replay, launch: Replay, written: Iterable[Tensor]) -> str:
+        """Return in what replays differ from launched steps. The state is as before afterwards.
+
+        An exchange that a graph lacks, or that its replays do not wait for, changes the weights' changes.
+        """
+        tensors = list({id(tensor): tensor for tensor in written}.values())
+        before = [tensor.detach().clone() for tensor in tensors]
+        draws = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+
+        @torch.no_grad()
+        def restore() -> None:
+            torch._foreach_copy_(tensors, before)
+            if draws is not None:
+                torch.cuda.set_rng_state(draws, self._device)
+
+        def outcome(step: Replay) -> tuple[Tensor, list[Tensor]]:
+            losses = torch.stack([step().values for _ in range(NUM_COMPARED)]).double()
+            pairs = zip(tensors, before, strict=True)
+            changes = [tensor.detach() - value for tensor, value in pairs if tensor.requires_grad]
+            restore()
+            return losses, changes
+
+        with beside(self._device):
+            losses, changes = outcome(launch)
+        other_losses, other_changes = outcome(replay)
+        apart = (other_losses - losses).abs().max() / losses.abs().max()
+        length, gap = (
+            torch.stack(torch._foreach_norm(each)).norm()
+            for each in (changes, torch._foreach_sub(other_changes, changes))
+        )
+        share = gap / length.clamp_min(1e-30)
+        if not apart <= _LOSSES_APART:
+            return f"the losses of captured steps differ from those of launched ones by {apart:.2g}"
+        if not share <= _CHANGES_APART:
+            return f"captured steps change the weights otherwise than launched ones, by {share:.2g}"
+        return ""
 
     def _copied(self, batches: Iterable[Batch]) -> list[Batch]:
         """Copy a step's batches to the static ones, which are made of the first step's."""
@@ -364,9 +482,8 @@ class StepGraphs:
             copied.append(static)
         return copied
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, why: str) -> None:
         """Launch all further steps after a failed capture, or raise ValueError if it must be captured."""
-        why = f"this stage's step cannot be captured as a CUDA graph ({reason})"
         if self._choice.must:
             raise ValueError(f"--graph on: {why}; use --graph off, or auto")
         self._given_up = True
@@ -408,7 +525,7 @@ def capture(compute: Callable[[], StepMetrics], device: torch.device, pool: Any)
     except BaseException as error:  # noqa: BLE001  (it is raised again)
         # torch 2.11 leaves the stream, the allocator and the generator as if the capture went on.
         torch.cuda.set_stream(stream)
-        with contextlib.suppress(RuntimeError):  # a newer torch has done both
+        with contextlib.suppress(RuntimeError, AttributeError):  # a newer torch has done both, or has none
             torch._C._cuda_endAllocateToPool(device.index or 0, pool)
             torch._C._cuda_releasePool(device.index or 0, pool)
         generator.graphsafe_set_state(spare)

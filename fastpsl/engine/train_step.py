@@ -12,11 +12,9 @@ from typing_extensions import override
 from fastpsl.engine.distributed import World, sum_over_ranks, take_tensors_of_rank_0
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
 from fastpsl.engine.step_modes import (
-    LAUNCHED,
-    OFF,
-    GraphChoice,
+    PLAIN,
     SkippedStep,
-    StepChoice,
+    StageChoices,
     StepGraphs,
     StepState,
     beside,
@@ -92,10 +90,8 @@ class TrainStep:
         precision: "fp32", "bf16" or "fp16".
         world: The ranks.
         augment: The augmentation.
-        step: The mode in which blocks run.
-        fold_frozen: Whether frozen blocks run as folded copies (`StageBlocks.fold_frozen`).
+        choices: How steps run.
         clip_norm: As in `Experiment`.
-        graph: Whether steps are captured.
     """
 
     def __init__(
@@ -106,14 +102,12 @@ class TrainStep:
         precision: str,
         world: World,
         augment: Augment = TORCH,
-        step: StepChoice = OFF,
-        fold_frozen: bool = False,
+        choices: StageChoices = PLAIN,
         clip_norm: float | None = None,
-        graph: GraphChoice = LAUNCHED,
     ):
         self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
-        self.augment, self.step_choice, self.fold_frozen = augment, step, fold_frozen
-        self.clip_norm, self.graph_choice = clip_norm, graph
+        self.augment, self.clip_norm = augment, clip_norm
+        self.step_choice, self.graph_choice, self.fold_choice, self.launched = choices
         self.dtype = DTYPES[precision]
         self.scaler = self._new_scaler()
         self.num_skipped = torch.zeros((), device=world.device)
@@ -123,11 +117,11 @@ class TrainStep:
         self._skipped = SkippedStep(self.num_skipped)
         optimiser.register_step_pre_hook(self._skipped)
         self._state = StepState([*module.written_buffers(), *module.task.step_state()])
-        self._graphs = StepGraphs(graph, world) if graph.captures else None
+        self._graphs = StepGraphs(choices.graph, world) if choices.graph.captures else None
         self.forward: nn.Module = module
         self._is_first = True
         if world.size > 1:
-            with beside(world.device) if graph.captures else contextlib.nullcontext():
+            with beside(world.device) if choices.graph.captures else contextlib.nullcontext():
                 parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
             # DDP has copied rank 0's buffers to all ranks on construction. Copying them at each forward pass
             # would make the other ranks wait. It is not needed: a training step only reads the running
@@ -136,8 +130,8 @@ class TrainStep:
             # argument.)
             parallel.broadcast_buffers = False
             self.forward = parallel
-        module.blocks.runner = make_runner(step.mode)
-        if fold_frozen:
+        module.blocks.runner = make_runner(choices.step.mode)
+        if choices.fold.folds:
             module.blocks.fold_frozen(self.dtype)
 
     def step(self, batches: Iterable[Batch], lr: float, num_batches: int | None = None) -> StepMetrics:
@@ -157,8 +151,8 @@ class TrainStep:
         self._set_rate(lr)
         prepared = (self.prepared(batch).of_step() for batch in batches)
         if self._graphs is None:
-            return self._compute(prepared, num_batches)
-        return self._graphs.step(prepared, num_batches, self._compute, self._abandon)
+            return self.compute(prepared, num_batches)
+        return self._graphs.step(prepared, num_batches, self)
 
     @property
     def num_first_steps(self) -> int:
@@ -170,7 +164,7 @@ class TrainStep:
         if self._graphs is not None:
             self._graphs = StepGraphs(self.graph_choice, self.world)
 
-    def _compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
+    def compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         """Launch a whole step, in which no value is read on the host."""
         self._state.keep()
         first, self._is_first = self._is_first, False
@@ -213,8 +207,23 @@ class TrainStep:
                 "and several ranks wait for that of each: train on one, or use these layers in forward()"
             )
 
-    def _abandon(self) -> None:
-        """Forget what half of a step has left on the host, after its capture failed."""
+    def written(self) -> Iterator[Tensor]:
+        """Yield all tensors that a step writes and a later one reads."""
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+        yield from self.module.task.step_state()
+        for state in self.optimiser.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from (getattr(self.scaler, name) for name in ("_scale", "_growth_tracker"))
+        yield self.num_skipped
+
+    def abandon(self) -> None:
+        """Forget what half of a step has left on the host, after its capture failed.
+
+        Further steps are launched, in the mode that is the fastest for them.
+        """
+        if self.launched != self.step_choice:
+            self.step_choice, self.module.blocks.runner = self.launched, make_runner(self.launched.mode)
         self.optimiser.zero_grad(set_to_none=True)
         state, self.scaler = self.scaler.state_dict(), self._new_scaler()
         self.scaler.load_state_dict(state)
@@ -310,6 +319,7 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.release()  # a captured step writes to tensors that are replaced here
         self.module.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
         self._lr_on_host = float(self.optimiser.param_groups[0]["lr"])

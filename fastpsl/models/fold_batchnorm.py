@@ -19,13 +19,22 @@ from fastpsl.models.backbone import cast_layers
 from fastpsl.models.revnet import Group
 
 
+class FoldError(ValueError):
+    """An error of blocks that cannot be folded, for `reason`."""
+
+    def __init__(self, text: str, reason: str):
+        super().__init__(text)
+        self.reason = reason
+
+
+def _unfoldable(reason: str) -> FoldError:
+    return FoldError(f"--fold-frozen: {reason}; leave it out", reason)
+
+
 def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
-    """Raise ValueError if frozen `blocks` cannot be folded, which needs `frozen_batchnorm` "eval"."""
+    """Raise FoldError if frozen `blocks` cannot be folded, which needs `frozen_batchnorm` "eval"."""
     if frozen_batchnorm != "eval":
-        raise ValueError(
-            f"--fold-frozen with --frozen-batchnorm {frozen_batchnorm}: what normalises by each batch "
-            "cannot be folded; leave out one of them"
-        )
+        raise _unfoldable(f"--frozen-batchnorm {frozen_batchnorm} normalises by each batch")
     for block in blocks:
         folded(block, torch.float32)
 
@@ -52,31 +61,23 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     clone = copy.deepcopy(block).requires_grad_(False).eval()
     if any(isinstance(part, Group) for part in clone.modules()):
-        raise ValueError(
-            "--fold-frozen: RevNet's BatchNorms stand before its convolutions, behind a ReLU; leave it out"
-        )
+        raise _unfoldable("RevNet's BatchNorms stand before its convolutions, behind a ReLU")
     if why_not := foreign_batchnorm(clone):
-        raise ValueError(f"--fold-frozen: {why_not}, so it cannot be folded; leave it out")
+        raise _unfoldable(f"{why_not}, so it cannot be folded")
     try:
         traced = fx.symbolic_trace(clone)
         _unsynchronise(traced)
         repeated = _repeated(traced)
         result: nn.Module = fuse(clone, inplace=True)
     except (TraceError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            "--fold-frozen: torch.fx cannot follow a block of this backbone "
-            f"({' '.join(str(error).split())[:120]}); leave it out"
-        ) from error
+        words = " ".join(str(error).split())[:120]
+        raise _unfoldable(f"torch.fx cannot follow a block of this backbone ({words})") from error
     if repeated:
-        raise ValueError(
-            f"--fold-frozen: {repeated} is called twice in a block, and one convolution takes one "
-            "BatchNorm; leave it out"
-        )
+        raise _unfoldable(f"{repeated} is called twice in a block, and one convolution takes one BatchNorm")
     unfolded = [name for name, part in result.named_modules() if isinstance(part, _BatchNorm)]
     if unfolded:
-        raise ValueError(
-            f"--fold-frozen: {len(unfolded)} BatchNorms of a block follow no convolution alone, such as "
-            f"{unfolded[0]}; leave it out"
+        raise _unfoldable(
+            f"{len(unfolded)} BatchNorms of a block follow no convolution alone, such as {unfolded[0]}"
         )
     cast_layers(result, dtype)
     result.to(memory_format=torch.channels_last)

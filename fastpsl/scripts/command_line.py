@@ -56,6 +56,7 @@ class Option:
     default: Any
     group: str
     may_be_empty: bool
+    bare: str = ""  # its value where it is given alone; "" if it must be given with one
 
     @cached_property
     def _marks(self) -> tuple[Any, ...]:
@@ -139,16 +140,21 @@ class Option:
 
     def read(self, words: list[Any]) -> Any:
         """Return the value that the words of a command line give."""
+        if self.bare and not words:
+            return self.bare
         if words == [[]]:  # what tyro has for an argument that is missing beside an unknown option
             return None if self.default is MISSING else self.default
         if not words and not (self.is_argument or self.may_be_empty):
             raise _Refused(self.without_value)
         try:
             values = [self._choices[word] if self._choices else self._item(at_home(word)) for word in words]
+            if len(values) > 1 and not self._is_list:  # of an option that may stand without one
+                raise ValueError
         except (KeyError, ValueError):
             several = self._is_list and not (len(words) == 1 and self._may_be_one)
             wanted = self._allowed or _WORDS[self._item][1 + several]
-            near = next(filter(None, (nearest(word, self._choices) for word in words)), None)
+            others = [word for word in words if word not in self._choices]
+            near = next(filter(None, (nearest(word, self._choices) for word in others)), None)
             hint = f"; perhaps you meant {near}" if near else ""
             raise _Refused(f"{self.called} {' '.join(words)}: {wanted}{hint}") from None
         is_one = not self._is_list or (len(values) == 1 and self._may_be_one)
@@ -175,7 +181,7 @@ class Option:
         if self.kind is not bool:
             kinds = get_args(self.kind)
             is_open = self._is_list and (len(kinds) == 1 or kinds[-1] is ...)
-            nargs: Any = "*" if is_open else len(kinds) if self._is_list else 1
+            nargs: Any = "*" if is_open or self.bare else len(kinds) if self._is_list else 1
             reader = PrimitiveConstructorSpec(nargs, metavar, self.read, lambda _: True, lambda x: [str(x)])
             marks.append(reader)
             hint = object
@@ -205,6 +211,7 @@ def options_of(kind: type, default: Any = None, group: str = "") -> Iterator[Opt
             getattr(default, each.name, each.default),
             group or each.metadata.get("group", UNGROUPED),
             each.default == () or each.metadata.get("may_be_empty", False),
+            each.metadata.get("bare", ""),
         )
 
 

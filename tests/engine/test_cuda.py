@@ -22,7 +22,7 @@ from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_modes import LAUNCHED, GraphChoice, StepChoice
+from fastpsl.engine.step_modes import LAUNCHED, GraphChoice, StageChoices, StepChoice
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
@@ -103,7 +103,7 @@ def stage_bench(recipe: str, **values: Any) -> StageBench:
 @pytest.mark.parametrize(("mode", "graph"), [("off", "off"), ("off", "on"), ("fused", "on"), ("on", "on")])
 def test_no_task_and_no_mode_waits(recipe: str, mode: str, graph: str) -> None:
     """Covers momentum copies and queues. The capture is in the bench's warm-up."""
-    bench = stage_bench(recipe, compile=mode, graph=graph, fold_frozen=mode == "on")
+    bench = stage_bench(recipe, compile=mode, graph=graph, fold_frozen="on" if mode == "on" else "off")
     assert bench.train_step.graph_choice.value == graph
     batches = itertools.repeat(bench.synthetic_batch())
     for _ in range(4):
@@ -162,10 +162,10 @@ def train(
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
     module = StageModule(StageBlocks(backbone, stage), head, task)
+    choices = StageChoices(StepChoice(mode, "asked for"), graph)
     train_step = TrainStep(
-        module, sgd(module.learning_parameters()), VIEWS, precision, world,
-        step=StepChoice(mode, "asked for"), graph=graph,
-    )  # fmt: skip
+        module, sgd(module.learning_parameters()), VIEWS, precision, world, choices=choices
+    )
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1024.0})
     for seed in range(steps):
         batches = [on_device(16, accumulate * seed + part) for part in range(accumulate)]
@@ -256,7 +256,8 @@ def test_a_step_that_cannot_be_captured_is_launched_and_random_numbers_go_on() -
     def step_of(graph: GraphChoice) -> TrainStep:
         task, net = Reading(), TinyNet().to(DEVICE)
         module = StageModule(StageBlocks(net, STAGES[0]), task.head(1, 12).to(DEVICE), task)
-        return TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", WORLD, graph=graph)
+        choices, optimiser = StageChoices(graph=graph), sgd(module.learning_parameters())
+        return TrainStep(module, optimiser, VIEWS, "fp32", WORLD, choices=choices)
 
     train_step = step_of(CAPTURED._replace(must=False))
     for seed in range(3):

@@ -1,6 +1,7 @@
 """Ranks, their world and record, signals, and restarts by torchrun."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import re
 import signal
 import socket
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastpsl.engine import distributed
+from fastpsl.engine import distributed, step_modes
 from fastpsl.engine.distributed import (
     StopSignal,
     World,
@@ -32,10 +35,12 @@ from fastpsl.engine.distributed import (
     leave_world,
     total_over_ranks,
 )
+from fastpsl.engine.gpu_failures import explained
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
+from fastpsl.engine.step_modes import GraphChoice, StageChoices
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.permutations import permutation_set
@@ -48,6 +53,7 @@ from fastpsl.tasks.sslpp.aet import AET
 from fastpsl.tasks.sslpp.context import Context
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
+from tests import threaded_world
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, teacher_of
 from tests.evaluation.test_teacher_features import stored_task
 from tests.programs import (
@@ -87,6 +93,31 @@ def test_where_there_are_two_gpus_a_rank_has_its_own_and_the_cpu_can_be_asked_fo
     assert [choose_device(name, 1) for name in ("auto", "cuda")] == 2 * [torch.device("cuda", 1)]
     with pytest.raises(ValueError, match="local rank 2, but 2 CUDA devices"):
         choose_device("auto", 2)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 7, 8, 9])
+def test_a_fact_on_any_rank_reaches_all_in_log2_hops(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pattern of facts, of nine ranks those with one, all or no fact, and some."""
+    patterns = [*itertools.product((False, True), repeat=num_ranks)]
+    if len(patterns) > 64:
+        patterns = [pattern for pattern in patterns if sum(pattern) in (0, 1, num_ranks)] + patterns[::37]
+    hops = Counter[int]()
+
+    def answers(rank: int, size: int) -> list[bool]:
+        world = World(rank, size, rank, size, torch.device("cpu"))
+        return [distributed.on_any_rank(world, pattern[rank]) for pattern in patterns]
+
+    receive = threaded_world.Messages.recv
+
+    def counted(messages: threaded_world.Messages, tensor: Tensor, source: int) -> None:
+        hops[dist.get_rank()] += 1
+        receive(messages, tensor, source)
+
+    monkeypatch.setattr(threaded_world.Messages, "recv", counted)
+    found = threaded_world.results_of_threads(answers, num_ranks)
+    assert all(of_rank == [any(pattern) for pattern in patterns] for of_rank in found)
+    wanted = len(patterns) * math.ceil(math.log2(num_ranks))
+    assert all(hops[rank] == wanted for rank in range(num_ranks))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -328,6 +359,88 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     train_step.evaluate([batch], views, lambda: False)
     buffers["evaluated"] = list(blocks.buffers())
     return buffers
+
+
+def captured_steps(rank: int, world_size: int, folder: Path, kind: str) -> None:
+    """Train 16 steps, of which the last five are to be captured. `kind` is a fault of the replays."""
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=5)
+    place = f"file://{folder}/{kind}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size, timeout=limit)
+    num_replays = itertools.count(1)
+
+    def capture(compute: Callable[[], StepMetrics], *_: Any) -> Callable[[], StepMetrics]:
+        def replay() -> StepMetrics:
+            is_trained = next(num_replays) > step_modes.NUM_COMPARED + 1
+            if kind in ("killed", "hangs") and rank == 1 and is_trained:
+                time.sleep(0 if kind == "killed" else 8)
+                os._exit(0)
+            with train_step.forward.no_sync() if kind == "no exchange" else contextlib.nullcontext():  # type: ignore[operator]
+                metrics = compute()
+            other = kind == "other losses" and rank == 1
+            return metrics._replace(values=metrics.values * 1.1) if other else metrics
+
+        return replay
+
+    step_modes.capture = capture  # type: ignore[assignment]
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), make_task("rotation")
+    stage = make_plan("psl", (1, 1, 1))[1]
+    module = StageModule(
+        StageBlocks(backbone, stage), task.head(2, backbone.channels[stage.last_block - 1]), task
+    )
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    choices = StageChoices(graph=GraphChoice(kind != "launched", "for the test"))
+    train_step = TrainStep(
+        module, sgd(module.learning_parameters()), task.views(2), "fp32", world, choices=choices
+    )
+    error: Exception | None = None
+    with warnings.catch_warnings(record=True) as told:
+        for number in range(16):
+            batch = part_of(noise_batch(task.views(2), GLOBAL_BATCH, number), rank, world_size)
+            try:
+                train_step.step([batch], lr=1e-3)
+            except RuntimeError as caught:
+                error = caught
+                break
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    lines = [str(each.message) for each in told]
+    torch.save((state, lines, error and explained(error, [])), folder / f"{kind}-{rank}.pt")
+    if error is None:
+        del train_step, module
+        leave_world()
+    else:
+        os._exit(0)  # as a process ends that has told its error; the group waits for the other rank
+
+
+def by_two_ranks(folder: Path, kind: str) -> list[Any]:
+    on_ranks(captured_steps, (2, folder, kind), 2)
+    return [torch.load(path) for path in sorted(folder.glob(f"{kind}-*.pt"))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("sound", ""),
+        ("no exchange", "captured steps change the weights otherwise than launched ones, by "),
+        ("other losses", "the losses of captured steps differ from those of launched ones by 0."),
+    ],
+)
+def test_captured_steps_must_do_as_launched_ones_on_all_ranks(kind: str, says: str, tmp_path: Path) -> None:
+    """Whatever the replays do, the weights become those of a launched training, bit for bit."""
+    launched, captured = by_two_ranks(tmp_path, "launched"), by_two_ranks(tmp_path, kind)
+    for (state, lines, error), (expected, _, _) in zip(captured, launched, strict=True):
+        assert not error and len(lines) == bool(says)
+        assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    if says:
+        texts = [lines[0] for _, lines, _ in captured]
+        assert any(text.startswith(says) for text in texts) and all("launched" in text for text in texts)
+
+
+@pytest.mark.parametrize("kind", ["killed", "hangs"])
+def test_a_rank_that_is_lost_in_a_captured_step_ends_the_other_in_one_line(kind: str, tmp_path: Path) -> None:
+    ((_, _, error),) = by_two_ranks(tmp_path, kind)
+    assert error.startswith("a rank other than 0 has gone or hangs") and "\n" not in error
 
 
 def report_steps(rank: int, world_size: int, folder: Path) -> None:

@@ -154,12 +154,12 @@ PER_STAGE = {"size_px": (32, 48, 64), "batch_size": (16, 32, 64), "crop_scale": 
 OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
     ("rotation", "S1", "fp16", "fused", {"backbone": "resnet50", "compile": "fused"}),
-    ("jigsaw", "S3", "fp16", "fused", SMALL | {"fold_frozen": True, "compile": "fused"}),
+    ("jigsaw", "S3", "fp16", "fused", SMALL | {"fold_frozen": "on", "compile": "fused"}),
     ("rotation", "S1", "fp16", "fused", SMALL | {"rotations_per_image": "one"}),
     ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
     ("rotation", "E", "fp16", "kornia", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
     ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
-    ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
+    ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": "on"}),
     ("moco", "S3", "fp16", "fused", SMALL | {"frozen_batchnorm": "train", "accumulate": 2}),
     ("moco", "B", "fp16", "kornia", SMALL | {"accumulate": 2, "levels": (3,)}),
     ("uic", "B", "fp16", "fused", {"epochs": (1, 1, 1)}),
@@ -245,7 +245,7 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
     train_step = parts[-1]
     frozen = nn.ModuleList(train_step.module.blocks.frozen_as_run).modules()
     folded = [part.by_cudnn for part in frozen if isinstance(part, ConvReLU)]
-    assert all(folded) and bool(folded) == values.get("fold_frozen", False)
+    assert all(folded) and bool(folded) == train_step.fold_choice.folds
     assert train_step.augment.path == augment and bool(record.kernels) == (augment == "fused")
     assert train_step.dtype == DTYPES[precision]
 

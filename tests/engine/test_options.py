@@ -88,10 +88,16 @@ def test_ranks_must_divide_the_batch() -> None:
         TrainingOptions(batch_size=2).rank_batch(4)
 
 
-def test_precision_follows_the_device() -> None:
+def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert RunOptions().resolved_precision(torch.device("cpu")) == "fp32"
     assert RunOptions().resolved_precision(torch.device("cuda")) == "fp16"
     assert RunOptions(precision="bf16").resolved_precision(torch.device("cuda")) == "bf16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    for options in (RunOptions(precision="bf16"), PretrainOptions(precision="bf16")):
+        assert options.resolved_precision(torch.device("cpu")) == "bf16"
+        with pytest.raises(ValueError, match=r"^--precision bf16: .*8\.0 on, and this one is of 7\.5; use"):
+            options.resolved_precision(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

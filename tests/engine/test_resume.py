@@ -12,7 +12,7 @@ import torch
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import make_train_step
-from fastpsl.engine.options import PretrainOptions, TrainingOptions
+from fastpsl.engine.options import FoldName, PretrainOptions, TrainingOptions
 from fastpsl.engine.resume import (
     _POSITION,
     apply_kept_choices,
@@ -190,8 +190,8 @@ def test_a_checkpoint_follows_its_metrics_and_restarts_the_clock(tmp_path: Path)
 OPTIONS = PretrainOptions(batch_size=32, epochs=(2, 2, 2), augment_backend="kornia", compile="off")
 
 
-@pytest.mark.parametrize("fold_frozen", [False, True])
-def test_a_checkpoint_has_them_under_the_names_of_options(fold_frozen: bool) -> None:
+@pytest.mark.parametrize("fold_frozen", ["off", "on"])
+def test_a_checkpoint_has_them_under_the_names_of_options(fold_frozen: FoldName) -> None:
     options = replace(OPTIONS, fold_frozen=fold_frozen)
     train_step = make_train_step(tiny_experiment(), 1, options, one_process())
     assert choices_of(train_step) == {
@@ -200,22 +200,22 @@ def test_a_checkpoint_has_them_under_the_names_of_options(fold_frozen: bool) -> 
 
 
 def test_each_has_a_reason_and_is_told_if_it_was_asked_for() -> None:
-    experiment, folded = tiny_experiment(), ("no block is frozen", "B1", "B1 to B2")
+    experiment, folded = tiny_experiment(), ("off: no block is frozen", "on: asked for", "on: asked for")
     for number, words in enumerate(folded):
-        options = replace(OPTIONS, fold_frozen=True)
+        options = replace(OPTIONS, fold_frozen="on")
         train_step = make_train_step(experiment, number, options, one_process())
         stage = experiment.stages[number]
         assert list(reasons_of(train_step, stage, train_step.views, options, {"compile"})) == [
             ("augment backend", f"kornia: {train_step.augment.reason}", True),
             ("compile", "off: as the stage began", True),
             ("graph", "off: CUDA graphs need CUDA", False),
-            ("folded blocks", words, True),
+            ("fold frozen", words, True),
         ]
     of_no_views = list(reasons_of(train_step, stage, (), options, ()))
     assert [value for _, value, _ in of_no_views] == [
         "off: asked for",
         "off: CUDA graphs need CUDA",
-        "B1 to B2",
+        "on: asked for",
     ]
 
 
@@ -248,12 +248,11 @@ def test_a_stage_goes_on_as_it_began_unless_a_flag_or_the_machine_forbids() -> N
 
     kept, told = {"compile": "on", "augment_backend": "fused", "fold_frozen": True}, list[str]()
     begun = apply_kept_choices(TrainingOptions(), kept, refuse_fused, told.append)
-    assert (begun.compile, begun.augment_backend, begun.fold_frozen) == ("on", "auto", False)
+    assert (begun.compile, begun.augment_backend, begun.fold_frozen) == ("on", "auto", "on")
     assert told == [
         "the stage began with augment_backend fused, which cannot be here, and goes on by auto: no GPU",
-        "the stage began with fold_frozen True and goes on with False, as this command has it",
     ]
     told.clear()
-    given = TrainingOptions(compile="off", augment_backend="fused", fold_frozen=True)
+    given = TrainingOptions(compile="off", augment_backend="fused", fold_frozen="on")
     assert apply_kept_choices(given, kept, refuse_fused, told.append) == given
     assert told == ["the stage began with compile on and goes on with off, as this command has it"]

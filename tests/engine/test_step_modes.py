@@ -30,7 +30,10 @@ from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
 from fastpsl.engine.step_modes import (
     OFF,
     GraphChoice,
+    StageChoices,
+    StepChoice,
     StepGraphs,
+    choose_fold,
     choose_graph,
     choose_step,
     make_runner,
@@ -259,14 +262,12 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
         captured("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
         launched("auto", backbone, STAGES[0], CUDA, "fp16", 64),
         launched("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
-        launched("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
     )
-    assert [choice.mode for choice in others] == ["off"] * 7
+    assert [choice.mode for choice in others] == ["off"] * 6
     assert all(choice.reason for choice in others) and "on 64 px" in others[4].reason
     assert launched("fused", backbone, STAGES[1], CUDA, "fp16", 224).mode == "fused"
-    both: dict[str, Any] = {"num_ranks": 2, "sync_batchnorm": True}
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
-    assert launched("fused", synchronised, STAGES[1], CUDA, "fp16", 224, **both).mode == "fused"
+    assert launched("fused", synchronised, STAGES[1], CUDA, "fp16", 224, sync_batchnorm=True).mode == "fused"
 
 
 def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +323,29 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "--compile off" in str(excinfo.value) and "\n" not in str(excinfo.value)
 
 
+@pytest.mark.parametrize(
+    ("asked", "block", "norms", "precision", "captured", "folds", "reason"),
+    [
+        ("auto", ResNet, "eval", "fp16", True, True, "pass over their maps once"),
+        ("auto", ResNet, "eval", "bf16", True, True, "pass over their maps once"),
+        ("auto", ResNet, "eval", "fp32", True, False, "captured steps in half precision"),
+        ("auto", ResNet, "eval", "fp16", False, False, "captured steps in half precision"),
+        ("auto", ResNet, "train", "fp16", True, False, "--frozen-batchnorm train normalises by each batch"),
+        ("auto", RevNet, "eval", "fp16", True, False, "RevNet's BatchNorms stand before"),
+        ("auto", None, "eval", "fp16", True, False, "no block is frozen"),
+        ("off", ResNet, "eval", "fp16", True, False, "asked for"),
+        ("on", ResNet, "eval", "fp32", False, True, "asked for"),
+        ("on", None, "eval", "fp16", True, False, "no block is frozen"),
+    ],
+)
+def test_auto_folds_what_is_captured_in_half_precision_and_refuses_nothing(
+    asked: Any, block: Any, norms: str, precision: str, captured: bool, folds: bool, reason: str
+) -> None:
+    frozen = [block().blocks()[1]] if block else []
+    choice = choose_fold(asked, frozen, norms, precision, captured=captured)
+    assert choice.folds == folds and reason in choice.reason
+
+
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_modes.importlib.util, "find_spec", lambda name: None)
     for mode in ("on", "fused"):
@@ -331,7 +355,7 @@ def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match=r"C\+\+ compiler"):
         launched("on", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    with pytest.raises(ValueError, match=r"compute capability 7\.0"):
+    with pytest.raises(ValueError, match=r"compute capability 7\.5 and above"):
         launched("on", TinyNet(), STAGES[0], CUDA, "fp32", 224)
 
 
@@ -353,7 +377,7 @@ def test_a_resumed_stage_goes_on_as_it_began(
     stopped_in_mid_stage(tmp_path, compile="on", augment_backend="torch")
     choices = newest_checkpoint(tmp_path)["choices"]
     del choices["decoder"]  # tests/engine/test_run.py
-    assert choices == {"compile": "on", "augment_backend": TORCH.path, "fold_frozen": False}
+    assert choices == {"compile": "on", "augment_backend": TORCH.path, "fold_frozen": "off"}
     modes.clear()
     # "auto" means eager on a CPU, which the next stages use because they start anew.
     fit(tmp_path, max_steps_per_stage=2)
@@ -361,11 +385,11 @@ def test_a_resumed_stage_goes_on_as_it_began(
     modes.clear()
     capsys.readouterr()
     stopped_in_mid_stage(tmp_path / "other", compile="on")
-    fit(tmp_path / "other", max_steps_per_stage=2, compile="off", fold_frozen=True)
+    fit(tmp_path / "other", max_steps_per_stage=2, compile="off", fold_frozen="on")
     assert modes == ["on", "off", "off", "off"]
     output = " ".join(capsys.readouterr().err.split())
     assert "began with compile on and goes on with off, as this command has it" in output
-    assert "began with fold_frozen False and goes on with True" in output
+    assert "began with fold_frozen off and goes on with on" in output
 
 
 def test_a_kept_choice_that_cannot_be_here_is_made_anew(tmp_path: Path) -> None:
@@ -382,12 +406,24 @@ CAPTURED = GraphChoice(True, "asked for")
 GPU = World(0, 1, 0, 1, DEVICE)
 
 
-def train_step_of(task: Brightness, world: World = CPU, graph: GraphChoice = CAPTURED) -> TrainStep:
+def train_step_of(
+    task: Brightness,
+    world: World = CPU,
+    graph: GraphChoice = CAPTURED,
+    choices: StageChoices | None = None,
+) -> TrainStep:
     torch.manual_seed(0)
     stage = make_plan("psl", (1, 1, 1))[0]
     backbone, head = TinyNet().to(world.device), task.head(1, 12).to(world.device)
     module = StageModule(StageBlocks(backbone, stage), head, task)
-    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", world, graph=graph)
+    return TrainStep(
+        module,
+        sgd(module.learning_parameters()),
+        VIEWS,
+        "fp32",
+        world,
+        choices=choices or StageChoices(graph=graph),
+    )
 
 
 # What a step must not do. Each is planted in a task, and must be found.
@@ -500,10 +536,11 @@ def test_steps_are_launched_captured_and_replayed(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(step_modes, "capture", capture)
     graphs = StepGraphs(CAPTURED, CPU)
+    steps: Any = SimpleNamespace(compute=compute)
     expected = []
     for number, variant in enumerate((0, 0, 1, 0, 0, 1, 1, 1, 0, 1)):
         batch = replace(noise_batch(VIEWS, 2, number), labels=torch.full((2,), number), variant=variant)
-        metrics = graphs.step([batch.of_step()], 1, compute, lambda: None)
+        metrics = graphs.step([batch.of_step()], 1, steps)
         assert metrics.values.tolist() == [number, number]
         expected += ["capture"] * (number in (4, 7)) + [f"{variant}: [{number}, {number}]"]
     assert done == expected and len(places) == 1
@@ -560,6 +597,85 @@ def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: p
         must.step([batches[3]], lr=0.1)
 
 
+def out_of_memory(compute: Callable[[], StepMetrics], *_: Any) -> Any:
+    raise torch.OutOfMemoryError("20 GiB")
+
+
+def test_steps_that_cannot_be_captured_take_the_mode_for_launched_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fused BatchNorms are faster than eager ones where steps are captured, and in S1 alone launched."""
+    modes = list[str]()
+
+    def noted_runner(mode: str) -> Any:
+        modes.append(mode)
+        return step_modes.run_blocks
+
+    monkeypatch.setattr(step_modes, "capture", out_of_memory)
+    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", noted_runner)
+    choices = StageChoices(StepChoice("fused", "captured"), CAPTURED, launched=StepChoice("off", "launched"))
+    train_step = train_step_of(Brightness(), choices=choices)
+    for seed in range(3):
+        train_step.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
+    assert modes == ["fused"]
+    with pytest.warns(UserWarning, match="its memory does not fit"):
+        train_step.step([noise_batch(VIEWS, 4, 3)], lr=0.1)
+    train_step.step([noise_batch(VIEWS, 4, 4)], lr=0.1)
+    assert modes == ["fused", "off"] and train_step.step_choice == choices.launched
+
+
+def test_a_loaded_state_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading replaces the optimiser's tensors, to which a graph of before would go on writing."""
+    captured = list[Any]()
+
+    def capture(compute: Callable[[], StepMetrics], *_: Any) -> Any:
+        captured.append(compute)
+        return compute
+
+    monkeypatch.setattr(step_modes, "capture", capture)
+    batches = [noise_batch(VIEWS, 4, seed) for seed in range(10)]
+    used, fresh = train_step_of(Brightness()), train_step_of(Brightness())
+    start, weights = used.state_dict(), weights_of(used)
+    start = copy.deepcopy(start)
+    for batch in batches[:5]:
+        used.step([batch], lr=0.1)
+    assert len(captured) == 1
+    used.module.load_state_dict(dict(zip(used.module.state_dict(), weights, strict=True)))
+    for train_step in (used, fresh):
+        train_step.load_state_dict(copy.deepcopy(start))
+        for batch in batches[5:]:
+            train_step.step([batch], lr=0.1)
+    assert len(captured) == 3 and all(map(torch.equal, weights_of(used), weights_of(fresh)))
+
+
+def test_the_host_is_at_most_two_replays_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    queued, ended, ahead = 0, 0, list[int]()
+
+    class Event:
+        def __init__(self, *, blocking: bool):
+            assert blocking, "the host would spin"
+
+        def record(self) -> None:
+            self.number = queued
+
+        def synchronize(self) -> None:
+            nonlocal ended
+            ended = max(ended, self.number)
+
+    def replay() -> StepMetrics:
+        nonlocal queued
+        queued += 1
+        ahead.append(queued - ended)
+        return StepMetrics((), torch.zeros(1, 2))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    graphs = StepGraphs(CAPTURED, World(0, 1, 0, 1, CUDA))
+    for _ in range(300):
+        graphs._replayed(replay)
+    assert max(ahead) == 2
+
+
 @pytest.mark.parametrize("ending_fails", [True, False])
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), torch.OutOfMemoryError("20 GiB"), ValueError("operation not permitted")]
@@ -585,7 +701,7 @@ def test_a_failed_capture_is_ended_and_its_first_error_is_raised(
     }  # fmt: skip
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    for name in ("endAllocateToPool", "releasePool"):
+    for name in ("endAllocateToPool", "releasePool"):  # a later torch may lack them
         monkeypatch.setattr(torch._C, f"_cuda_{name}", lambda *place: calls.append(place), raising=False)
 
     def fail() -> StepMetrics:
@@ -605,6 +721,7 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_graph("on", gpu, 1, "").must and not choose_graph("auto", gpu, 1, "").must
     for choice in (
         choose_graph("off", gpu, 1, ""), choose_graph("auto", cpu, 1, ""), choose_graph("auto", gpu, 2, ""),
+        choose_graph("auto", cpu, 2, ""), choose_graph("auto", gpu, 2, "images of many sizes"),
         choose_graph("auto", gpu, 1, "images of many sizes"),
     ):  # fmt: skip
         assert choice.value == "off" and choice.reason
@@ -612,7 +729,10 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="--graph on: .*; use --graph off, or auto"):
             choose_graph("on", device, num_ranks, why_not)
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    assert choose_graph("on", gpu, 2, "").captures
+    assert choose_graph("on", gpu, 2, "").must
+    on_two = choose_graph("auto", gpu, 2, "")
+    assert on_two.captures and not on_two.must and "on all 2 ranks" in on_two.reason
+    assert not choose_graph("auto", gpu, 2, "images of many sizes").captures
 
 
 # Whole runs.

@@ -340,7 +340,7 @@ def test_blocks_that_cannot_be_folded_are_refused_before_the_first_step(tmp_path
     """In the second stage, the first block is frozen. Its BatchNorm follows no convolution."""
     refused = replace(experiment(Asking()), stages=make_plan("psl", (1, 1, 1)))
     refused.backbone.blocks()[0][0] = nn.Identity()  # type: ignore[index, operator]
-    run = tiny_run(tmp_path, batch_size=16, fold_frozen=True)
+    run = tiny_run(tmp_path, batch_size=16, fold_frozen="on")
     with pytest.raises(ValueError, match="fold"):
         refused.check(run.data)
     replace(refused, stages=refused.stages[:1]).check(run.data)
@@ -385,7 +385,7 @@ def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: 
     options, two = TrainingOptions(precision="bf16", compile="on", sync_batchnorm=True), experiment(Asking())
     world = replace(one_process(), rank=1, size=4)
     assert two.choose_step(two.stages[1], options, world)[0] == OFF
-    more = {"captured": False, "num_ranks": 4, "sync_batchnorm": True}
+    more = {"captured": False, "sync_batchnorm": True}
     assert asked == [("on", two.backbone, two.stages[1], world.device, "bf16", 32, more)]
 
 

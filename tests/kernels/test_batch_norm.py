@@ -41,7 +41,7 @@ class Case(NamedTuple):
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use so few programs that each has several tiles, and the last one has a tile of its own."""
-    monkeypatch.setattr(module, "SUMS_WARPS", 16)
+    monkeypatch.setattr(module, "num_multiprocessors", lambda _: 1)
     monkeypatch.setattr(module, "MAPS_WARPS", 24)
 
 
@@ -134,13 +134,24 @@ def test_of_any_size(shape: tuple[int, ...]) -> None:
     check(shape, torch.float32, "both", True, True)
 
 
+@pytest.mark.parametrize("multiprocessors", [40, 108, 114, 128, 132, 142, 148, 170])
+def test_programs_that_leave_sums_run_at_once(multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On T4, A100, H100 PCIe, RTX 4090, H200, L40S, B200 and RTX 5090, for the maps of ResNet-50."""
+    monkeypatch.setattr(module, "num_multiprocessors", lambda _: multiprocessors)
+    for channels, side in ((64, 112), (64, 56), (128, 28), (256, 56), (512, 28), (1024, 14), (2048, 7)):
+        maps = torch.empty((256, channels, side, side), device="meta")
+        division = module._Division(maps, module.MOMENTS_ROWS, leaves_sums=True)
+        programs = division.grid[0] - division.num_tiles * (multiprocessors == 132)
+        assert programs <= 4 * multiprocessors and division.constants["num_warps"] == 4
+
+
 def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean 1,000 and deviation 1, over 3,000 positions, with more programs than are added up at once.
 
     float32 has a spacing of 2^-14 there, and a mean is exact to two of these. A difference of mean squares
     would be off by a hundredth. There is no ReLU, because it may cut values this near to 0.
     """
-    monkeypatch.setattr(module, "SUMS_WARPS", 320)
+    monkeypatch.setattr(module, "num_multiprocessors", lambda _: 20)
     case = make_case((4, 4, 27, 29), torch.float32)
     with torch.no_grad():
         x = case.leaves[0]

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_modes import make_runner
+from fastpsl.engine.step_modes import FoldChoice, StageChoices, make_runner
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -75,7 +75,12 @@ def train_step(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: 
     task, width = Brightness(), backbone.channels[stage.last_block - 1]
     module = StageModule(StageBlocks(backbone, stage), task.head(1, width), task)
     return TrainStep(
-        module, sgd(module.learning_parameters()), views(backbone), precision, CPU, fold_frozen=fold
+        module,
+        sgd(module.learning_parameters()),
+        views(backbone),
+        precision,
+        CPU,
+        choices=StageChoices(fold=FoldChoice(fold, "")),
     )
 
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
-from fastpsl.engine.step_modes import make_runner
+from fastpsl.engine.step_modes import FoldChoice, StageChoices, make_runner
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.fold_batchnorm import folded
@@ -51,7 +51,10 @@ def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> Trai
     torch.manual_seed(0)
     backbone, task = as_after_training(ResNet(name)), Brightness()
     module = StageModule(StageBlocks(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
-    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
+    optimiser = sgd(module.learning_parameters())
+    return TrainStep(
+        module, optimiser, VIEWS, precision, CPU, choices=StageChoices(fold=FoldChoice(fold, ""))
+    )
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -190,8 +193,8 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says) as excinfo:
             folded(block, torch.float32)
         assert "leave it out" in str(excinfo.value) and "\n" not in str(excinfo.value)
-    run = tiny_run(tmp_path, fold_frozen=True, frozen_batchnorm="train")
-    with pytest.raises(ValueError, match="--fold-frozen with --frozen-batchnorm train"):
+    run = tiny_run(tmp_path, fold_frozen="on", frozen_batchnorm="train")
+    with pytest.raises(ValueError, match="--fold-frozen: --frozen-batchnorm train normalises by each batch"):
         tiny_experiment().check(run.data)
     run.close()
 
@@ -199,9 +202,9 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
     """S2 and S3 train as without folding, except for rounding, and do not run the frozen blocks."""
     losses, calls = [], []
-    for fold in (False, True):
+    for fold in ("auto", "on"):
         run, experiment = (
-            tiny_run(tmp_path / str(fold), max_steps_per_stage=3, val=None, fold_frozen=fold),
+            tiny_run(tmp_path / fold, max_steps_per_stage=3, val=None, fold_frozen=fold),
             tiny_experiment(),
         )
         first: nn.Module = experiment.backbone.blocks()[0]  # type: ignore[operator]

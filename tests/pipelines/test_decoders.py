@@ -419,6 +419,9 @@ AUTO_CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"threads": 1, "images": RAW_IMAGES}, "turbo", ["raw images need no decoding"]),
     ({"cores": 8}, "dali", ["8 threads decode about 10,500"]),
     ({"cores": 8, "dali": IDLE}, "turbo", ["13 cores per GPU instead of 8"]),
+    # An A100 has 2.04 / 4.8 of an H200's bandwidth. A GPU that is not in the table is taken for an H200.
+    ({"cores": 8, "capability": (8, 0)}, "turbo", ["8 threads decode about 10,500", "takes 6,906"]),
+    ({"cores": 8, "capability": (11, 0)}, "dali", ["8 threads decode about 10,500", "takes 16,250"]),
     # Two views: 7 / 1.02 ms = 6,863; 6 / 1.02 ms = 5,882. Eight views are estimated at 2.58 ms: 6,202.
     ({"threads": 7, "views": 2}, "turbo", ["7 threads"]),
     ({"threads": 6, "views": 2}, "dali", ["about 5,880"]),
@@ -450,7 +453,8 @@ def test_what_auto_takes(
     case: dict[str, Any], name: str, mentions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, tried = list[torch.device](), list[torch.device]()
-    cores = case.get("cores", 16)
+    cores, capability = case.get("cores", 16), case.get("capability", (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(choose, "default_num_threads", lambda: cores)
     monkeypatch.setattr(libturbo, "why_missing", lambda: "no compiler" if "no_turbo" in case else "")
     monkeypatch.setattr(libffcv, "why_missing", lambda: "no ffcv" if "no_ffcv" in case else "")

@@ -39,6 +39,7 @@ class Show:
     mean: tuple[float, ...] | None = None
     epochs: tuple[int, ...] = (1,)
     parts: tuple[Literal["head", "blocks"], ...] = ()
+    fold: Literal["auto", "on", "off"] = field(default="auto", metadata={"bare": "on"})
     more: More = field(default_factory=More)
 
     def __post_init__(self) -> None:
@@ -73,6 +74,8 @@ CASES = (
     ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L; perhaps you meant RGB"),
     ((*GIVEN, "--num-heads", "3"), "--num-heads 3: allowed are 1, 2"),
     ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, blocks; perhaps you meant head"),
+    ((*GIVEN, "--fold", "yes"), "--fold yes: allowed are auto, on, off"),
+    ((*GIVEN, "--fold", "on", "off"), "--fold on off: allowed are auto, on, off"),
     (("kmeans", *GIVEN[1:]), "SOURCE kmeans: allowed are k-means, random; perhaps you meant k-means"),
 )  # fmt: skip
 
@@ -92,6 +95,10 @@ def test_values_reach_their_fields() -> None:
         source="random", file="a", out="b", channels="L", mean=(1.0, 0.5), epochs=(3, 4), more=More(7, False)
     )
     assert parse(Show, GIVEN) == Show(source="random", file="a", out="b")
+    folds = [
+        parse(Show, [*GIVEN, *words.split()]).fold for words in ("", "--fold", "--fold off", "--fold --parts")
+    ]
+    assert folds == ["auto", "on", "off", "on"]
 
 
 def test_a_missing_value_is_told_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:

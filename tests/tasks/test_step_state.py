@@ -32,7 +32,7 @@ ROWS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("rotation", "S2", "fp32", {"frozen_batchnorm": "train", "rotations_per_image": "one"}),
     ("moco", "S2", "fp32", {"queue_size": 24, "key_group": 4}),
     ("moco", "S1", "bf16", {"queue_size": 32, "key_group": 4, "accumulate": 2, "batch_size": 2 * SIZE,
-                            "frozen_batchnorm": "train", "fold_frozen": False}),
+                            "frozen_batchnorm": "train", "fold_frozen": "off"}),
     ("uic", "E", "fp32", {"num_clusters": 8}),
     ("sslpp_iic", "E", "bf16", {"num_heads": 2}),
     ("sslpp_colorization", "E", "fp32", {"pseudo_labels": "coupled"}),

@@ -31,6 +31,7 @@ Forward, `moments_pass` goes from a map's beginning to its end, and `normalise_p
 `sums_pass` begins where dy was written last.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -281,11 +282,16 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # The size of a tile. Its rows give a thread 32 values of one map, or 16 of several.
 CHANNELS = 64
 MOMENTS_ROWS, ROWS = 64, 32
-# The total number of warps: 16 per multiprocessor of an H200 (132). In passes that leave sums all of them run
-# at once, and the last one adds the sums up. Passes that only write maps have more, so that none waits long
-# for the slowest.
-SUMS_WARPS = 16 * 132
-MAPS_WARPS = 4 * SUMS_WARPS
+# Warps of a multiprocessor. In passes that leave sums all of them run at once, and the last one adds the sums
+# up. Passes that only write maps have more, so that none waits long for the slowest.
+SUMS_WARPS, MAPS_WARPS = 16, 64
+_H200 = 132  # its multiprocessors
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Return a GPU's number of multiprocessors; an H200's for the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _H200
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -385,8 +391,14 @@ class _Division:
         # maps and the windows of a pool (`has_more`). Triton knows whether 16 divides an integer.
         are_aligned = self.num_channels % 16 == 0
         num_warps = 8 if has_more or not are_aligned else 4
-        num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) // num_warps
-        self.stride = min(ceil_div(self.num_rows, rows), ceil_div(num_programs, self.num_tiles))
+        multiprocessors = num_multiprocessors(x.device)
+        num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) * multiprocessors // num_warps
+        # Rounded down, because programs that run after all others would double the time. An H200 has half a
+        # program more in a few maps, and keeps the bits of its sums.
+        share = ceil_div(num_programs, self.num_tiles)
+        if multiprocessors != _H200:
+            share = max(1, num_programs // self.num_tiles)
+        self.stride = min(ceil_div(self.num_rows, rows), share)
         self.grid = (self.stride * self.num_tiles,)
         self.sizes = (self.num_rows, self.num_channels, self.stride)
         self.constants = {"ROWS": rows, "CHANNELS": CHANNELS, "num_warps": num_warps}
