@@ -223,7 +223,7 @@ def works_of(
     for name, is_folder in (*itertools.product(names, from_folder), *((name, False) for name in peers)):
         if name in LOOPS and (is_folder or reasons[name]):
             continue
-        images = packed(path, Path(files).parent) if name in LOOPS else path
+        images = packed(path, Path(files).parent) if name.startswith(PACKED) else path
         work = Work(
             name, images, files, options.batch, options.num_threads, crop_px(size),
             "cpu" if device.type == "cpu" else str(device), floats, is_folder,
@@ -262,7 +262,7 @@ def rows_of(rates: Sequence[Rates], size: str) -> list[dict[str, Any]]:
 def ratios_of(rates: Sequence[Rates], size: str, decoder: str) -> list[dict[str, Any]]:
     """Return the ratios of ours by a decoder over each peer, by rates and by CPU time, repeat by repeat.
 
-    Those of packed coefficients are also over that decoder.
+    Those of packed coefficients are also over that decoder with JPEGs, by the same loops.
 
     A peer of several forms stands there with the better one, by rates and by CPU time each.
     """
@@ -273,8 +273,10 @@ def ratios_of(rates: Sequence[Rates], size: str, decoder: str) -> list[dict[str,
             labels = {"size": size, "batches": batches}
             if ours.work.kind in (decoder, *LOOPS):
                 ratios += _over_others(ours, [each for each in here if each.measured == "peer"], labels)
-            if ours.work.kind in LOOPS and decoder not in LOOPS:
-                ratios += _over_others(ours, [each for each in here if each.work.kind == decoder], labels)
+            if ours.work.kind.startswith(PACKED):
+                jpegs = decoder if ours.work.kind == PACKED else ours.work.kind.replace(PACKED, "turbo")
+                beside = [each for each in here if each.work.kind == jpegs and each is not ours]
+                ratios += _over_others(ours, beside, labels)
     return ratios
 
 
@@ -359,7 +361,7 @@ def main() -> None:
             works, missing, ours = works_of(
                 options, path, str(folder / "files"), size, device, floats=dtype == "float32"
             )
-            for work in (work for work in works.values() if work.kind in LOOPS):
+            for work in (work for work in works.values() if work.kind.startswith(PACKED)):
                 result["data"][f"packed_{size}"] = packed_over_jpegs(path, work.data)
             rates, failed, notes = measure(
                 works, (num_views,), repeats=options.repeats, seconds=options.seconds, deadline=math.inf,

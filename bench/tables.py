@@ -400,7 +400,7 @@ def packed_table(results: Results) -> str:
         loops = [
             [each["size"], _LOOPS[each["decoder"]], str(each["num_views"]), f"{each['median']:.2f}x"]
             for each in result["ratios"]
-            if each.get("decoder") in _LOOPS and each["what"] == CPU and each["peer"] == "turbo"
+            if each.get("decoder") in _LOOPS and each["what"] == CPU and each["peer"].startswith("turbo")
         ]
         if loops:
             about = f"The loops of other processors, over JPEGs (bench/results/{name}):"

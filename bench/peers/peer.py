@@ -16,10 +16,10 @@ from fastpsl.pipelines.data.dataset import MODE_RAW
 SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset, as in their examples
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels from 0 to 1
 
-# The kinds of ours that read packed coefficients by `turbo`: by the processor's best loops, or by others of
-# unpack.c, whose number stands here.
+# The kinds of ours that read packed coefficients by `turbo`, by the processor's best loops or by others, and
+# that read JPEGs by others. A number is that of unpack.c.
 PACKED = "coefficients"
-LOOPS = {PACKED: -1, "coefficients_avx2": 1, "coefficients_plain": 0}
+LOOPS = {PACKED: -1, "coefficients_avx2": 1, "coefficients_plain": 0, "turbo_avx2": 1, "turbo_plain": 0}
 Reads = Literal["dataset file", "folder", "tar"]
 Views = Sequence[Any]
 """A batch's views, tensors [B, ...]."""

@@ -1,5 +1,6 @@
 """The C library's parts of images are those of Pillow's whole decode bit for bit, and its means are exact."""
 
+import ctypes
 import io
 from pathlib import Path
 
@@ -241,6 +242,23 @@ def means(plane: np.ndarray, extent: tuple[float, float], size: tuple[int, int])
 
     padded = np.pad(plane.astype(float), 40, "edge")[40:, 40:]
     return shares(len(padded), extent[0], size[0]) @ padded @ shares(len(padded[0]), extent[1], size[1]).T
+
+
+def test_the_loops_of_all_processors_resize_to_the_same_bytes() -> None:
+    """Pixels are mixed in pairs, or with AVX-512 in groups of up to ten, the last of which is cut."""
+    kind = ctypes.c_int.in_dll(library(), "fastpsl_unpack_kind")
+    random, image = np.random.default_rng(0), photo(3, 180, 260)
+    for number in range(300):
+        height, width = random.integers(1, (40, 70)[number % 2], 2).tolist()
+        box = [min(side, max(1.0, random.uniform(0.2, 7) * of)) for side, of in ((180, height), (260, width))]
+        start = [random.uniform(0, side - length) for side, length in zip((180, 260), box, strict=True)]
+        results = []
+        for kind.value in range(library().fastpsl_unpack_best() + 1):
+            out = np.empty((height, width, 3), np.uint8)
+            assert resize(image, (*start, *box), out) == 0
+            results.append(out)
+        kind.value = -1
+        assert all((other == results[0]).all() for other in results[1:]), (height, width, start, box)
 
 
 @pytest.mark.parametrize(("size", "small"), SHRUNK_SIZES)

@@ -14,6 +14,9 @@
 
 typedef struct Turbo Turbo;
 
+// Return which loops run: 0, 1 with AVX2, 2 with AVX-512 and VBMI2.
+int turbo_kind(void);
+
 #define PACKED_PADDING 2048 // bytes that may be read behind packed coefficients; image/coefficients.py has it, too
 enum { TURBO_GOOD, TURBO_CORRUPT, TURBO_OTHER_VERSION };
 

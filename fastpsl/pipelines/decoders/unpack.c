@@ -11,7 +11,8 @@
 // Bytes behind a sample that may be read: an MCU takes at most 10 * 64 * 2 of a stream, before its end is checked.
 _Static_assert(PACKED_PADDING >= 10 * 64 * 2 + 64, "an MCU and what a vector reads beyond it");
 
-// Which kind decodes: 0 in plain C, 1 with AVX2, 2 with AVX-512 and VBMI2; -1 is the best of this processor's.
+// Which loops run, of coefficients and of resizes: 0 in plain C or SSE2, 1 with AVX2, 2 with AVX-512 and VBMI2; -1 is
+// the best of this processor's.
 PUBLIC int fastpsl_unpack_kind = -1;
 
 INLINE int nibble_of(const uint8_t *stream, uint32_t at) { return stream[at >> 1] >> 4 * (at & 1) & 15; }
@@ -245,8 +246,10 @@ static int best_kind(void) {
 static int best_kind(void) { return 0; }
 #endif
 
-// Return the best kind of decoder that this processor has.
+// Return the best kind that this processor has.
 PUBLIC int fastpsl_unpack_best(void) { return best_kind(); }
+
+int turbo_kind(void) { return fastpsl_unpack_kind < 0 ? best_kind() : fastpsl_unpack_kind; }
 
 void turbo_take_packed(Turbo *turbo, const uint8_t *sample, uint32_t first_column, uint32_t stop_column) {
     static boolean (*const kinds[])(j_decompress_ptr, JBLOCKROW *) = {take_mcu_plainly, take_mcu_avx2, take_mcu_avx512};
@@ -287,6 +290,5 @@ void turbo_take_packed(Turbo *turbo, const uint8_t *sample, uint32_t first_colum
     packed->column = 0, packed->num_columns = info->MCUs_per_row;
     packed->first_column = first_column, packed->stop_column = stop_column;
     source->bytes_in_buffer = 0;
-    int kind = fastpsl_unpack_kind;
-    turbo_set_entropy_decoder(info, kinds[kind < 0 ? best_kind() : kind]);
+    turbo_set_entropy_decoder(info, kinds[turbo_kind()]);
 }
