@@ -3,7 +3,8 @@
 // Where the height shrinks, rows are mixed first, then columns; where it grows, each source row's columns once,
 // then rows. A value has 8 bits behind the point, a weight 16, and the product's high half is kept, which is
 // one instruction for 8 to 32 values. Columns are mixed in pairs of pixels, or with AVX-512 in groups, for which
-// a permutation takes the values of a tap from a window of the line. The result is within 0.52 of the exact mean for up to MAX_TAPS taps.
+// a permutation takes the values of a tap from a window of the line. The result is within 0.52 of the exact mean
+// for up to MAX_TAPS taps.
 
 #include <stdlib.h>
 #include <string.h>
