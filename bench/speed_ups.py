@@ -482,9 +482,6 @@ TARGETS = (
             ),
         ),
     ),
-    Target(
-        "the same, next", "<= 0.10 ms", f"{FIRST_TRY}: bytes alone 0.027 ms", (_fused("SimCLR T3", 0.10),)
-    ),
     Target("jigsaw: flip, tiles, normalise, 9 x 256 tiles of 64", "<= 0.1 ms", "-", (_fused("jigsaw", 0.1),)),
     Target(
         "rotation: all 8 of 256 images", "<= 0.5 ms", f"{FIRST_TRY}: writing alone 0.145 ms",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from typing_extensions import Self, override
 from tyro.conf import arg
@@ -291,6 +291,10 @@ class TrainingOptions(RunOptions):
         super().__post_init__()
         self._require_positive("accumulate", "keep_checkpoints", "log_steps", "lanes")
         self._require_positive_or_none("max_steps_per_stage")
+        for name, known in (("compile", CompileName), ("graph", GraphName), ("fold_frozen", FoldName)):
+            if (value := getattr(self, name)) not in get_args(known):
+                names = ", ".join(get_args(known))
+                raise ValueError(f"unknown value {value!r} of {name}: allowed are {names}")
         for name in ("checkpoint_minutes", "checkpoint_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: it must be 0 (never) or more")

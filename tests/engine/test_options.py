@@ -88,6 +88,12 @@ def test_ranks_must_divide_the_batch() -> None:
         TrainingOptions(batch_size=2).rank_batch(4)
 
 
+@pytest.mark.parametrize("name", ["compile", "graph", "fold_frozen"])
+def test_a_value_of_python_that_no_command_line_gives_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^unknown value True of {name}: allowed are auto, o"):
+        TrainingOptions(**{name: True})  # type: ignore[arg-type]
+
+
 def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert RunOptions().resolved_precision(torch.device("cpu")) == "fp32"

@@ -13,8 +13,10 @@ from fastpsl.files.caches import cache_folder
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
 
-# H100 and H200, for which everything is compiled; A100; B200.
-ARCHITECTURES = (90, 80, 100)
+# H100 and H200, for which everything is compiled; T4; A100; RTX 3090; RTX 4090 and L40S; B200; RTX 5090.
+ARCHITECTURES = (90, 75, 80, 86, 89, 100, 120)
+# These have fewer registers for a tile, or other instructions. What spills there is slower, and runs.
+MAY_SPILL = (75, 120)
 # No task has this chain. ptxas takes 128 registers and 8 bytes of stack for it, and 138 and none for the same
 # chain at 97 x 97 px.
 SPILLED = {"neighbourhood_pass, T3, lightness, 51 taps, float32, 64 x 97 px"}
@@ -42,7 +44,8 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
     assert not failed, "\n".join(failed)
     # Newer architectures may have null, if Triton's ptxas does not know them.
     assert all(row["shared"] is not None for row in rows if row["arch"] < 100)
-    assert not [row for row in rows if row["spills"] and row["name"] not in SPILLED]
+    spilled = [row for row in rows if row["spills"] and row["arch"] not in MAY_SPILL]
+    assert not [row for row in spilled if row["name"] not in SPILLED]
     return rows
 
 
@@ -58,5 +61,7 @@ def test_all_launches_compile() -> None:
     """This is one test because workers that share a file's tests would each compile."""
     rows = compiled(*map(str, ARCHITECTURES))
     names = {arch: {row["name"] for row in rows if row["arch"] == arch} for arch in ARCHITECTURES}
-    assert names[80] == names[100] and names[80] < names[90], "what training launches is compiled for all"
+    others = [names[arch] for arch in ARCHITECTURES[1:]]
+    assert all(each == names[80] for each in others), "what training launches is compiled for all"
+    assert names[80] < names[90]
     assert len(names[80]) >= 12 and len(names[90]) >= 100
