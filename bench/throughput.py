@@ -68,7 +68,7 @@ class Options:
     augment_backend: AugmentName = "auto"
     compile: Literal["auto", "off", "fused", "on"] = "auto"
     graph: GraphName = "auto"
-    fold_frozen: FoldName = "auto"
+    fold_frozen: FoldName = field(default="auto", metadata={"bare": "on"})
     batch_size: int | None = None  # Default: 256 on CUDA, else 32.
     workers: int | None = None  # Decoding threads (DataLoader: processes). Default: the cores.
     repeats: int | None = None  # Default: 5, and 3 for the sample.

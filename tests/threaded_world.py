@@ -19,7 +19,7 @@ _c10d: Any = torch._C._distributed_c10d
 
 
 class Messages:
-    """Messages from rank to rank, which PyTorch's threads lack."""
+    """The messages from rank to rank, which PyTorch's threads lack."""
 
     def __init__(self, errors: list[BaseException]):
         self._errors = errors
