@@ -47,7 +47,8 @@ class DatasetFiles(Counted):
             names = islice(data.names(), here.start, None)
             for start in range(here.start, here.stop, _CHUNK):
                 indices = np.arange(start, min(start + _CHUNK, here.stop))
-                for name, image, label in zip(names, *self._read(data, indices), strict=False):
+                # The names come last, because zip takes from the first before it finds the second at its end.
+                for image, label, name in zip(*self._read(data, indices), names, strict=False):
                     yield Sample(name, image, label)
 
     def picks(self, num: int, random: Random) -> Picks:
