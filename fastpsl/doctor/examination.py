@@ -206,7 +206,7 @@ def _stage(
         spread=max((max(rates) - min(rates)) / statistics.median(rates) for rates in (synthetic, both)),
         cores_used=statistics.median(cores_used),
         peak_bytes=peak,
-        folded=bench.train_step.fold_choice.folds and len(bench.train_step.module.blocks.frozen) > 0,
+        folded=bench.train_step.fold_choice.mode == "on",
     )
     del bench
     if world.device.type == "cuda":

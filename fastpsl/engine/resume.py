@@ -39,7 +39,7 @@ def choices_of(train_step: TrainStep) -> dict[str, Any]:
     return {
         "compile": train_step.step_choice.mode,
         "augment_backend": train_step.augment.path,
-        "fold_frozen": train_step.fold_choice.value,
+        "fold_frozen": train_step.fold_choice.mode,
     }
 
 
@@ -59,7 +59,7 @@ def reasons_of(
         ("graph", graph.value, graph.reason, on_gpu and not graph.captures),
     ]
     if frozen or options.fold_frozen == "on":
-        choices.append(("fold_frozen", fold.value, fold.reason, graph.captures and not fold.folds))
+        choices.append(("fold_frozen", fold.mode, fold.reason, graph.captures and fold.mode == "off"))
     if views:
         choices.insert(0, ("augment_backend", augment.path, augment.reason, augment.path != "fused"))
     for name, value, reason, is_slower in choices:

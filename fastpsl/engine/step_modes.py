@@ -50,7 +50,7 @@ MIN_CAPABILITY = (7, 5)  # torch's wheels with CUDA 13 have no kernels for older
 class StepChoice(NamedTuple):
     """A mode with the reason for it."""
 
-    mode: str  # "off", "fused" or "on"
+    mode: str  # "off", "fused" or "on"; of folding, "off" or "on"
     reason: str  # for people
 
 
@@ -194,42 +194,27 @@ def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: 
     return ""
 
 
-class FoldChoice(NamedTuple):
-    """A choice whether frozen blocks run folded, with the reason for it."""
-
-    folds: bool
-    reason: str  # for people
-
-    @property
-    def value(self) -> str:
-        """The value of --fold-frozen that asks for it."""
-        return "on" if self.folds else "off"
-
-
-UNFOLDED = FoldChoice(False, "asked for")
-
-
 def choose_fold(
     asked: FoldName, frozen: Sequence[nn.Module], frozen_batchnorm: str, precision: str, *, captured: bool
-) -> FoldChoice:
-    """Choose whether a stage's frozen blocks run folded.
+) -> StepChoice:
+    """Choose whether a stage's frozen blocks run folded: "on" or "off".
 
     Raises:
         ValueError: It was asked for, and cannot be done.
     """
     if asked == "off":
-        return UNFOLDED
+        return OFF
     if not frozen:
-        return FoldChoice(False, "no block is frozen")
+        return StepChoice("off", "no block is frozen")
     if asked == "auto" and not (captured and precision in MEASURED_PRECISIONS):
-        return FoldChoice(False, "it was measured for captured steps in half precision alone")
+        return StepChoice("off", "it was measured for captured steps in half precision alone")
     try:
         check_foldable(frozen, frozen_batchnorm)
     except FoldError as error:
         if asked == "on":
             raise
-        return FoldChoice(False, error.reason)
-    return FoldChoice(True, "asked for" if asked == "on" else "frozen blocks then pass over their maps once")
+        return StepChoice("off", error.reason)
+    return StepChoice("on", "asked for" if asked == "on" else "frozen blocks then pass over their maps once")
 
 
 # Values are kept back as integers of their size, because 0 times infinity is not 0.
@@ -343,7 +328,7 @@ class StageChoices(NamedTuple):
 
     step: StepChoice = OFF
     graph: GraphChoice = LAUNCHED
-    fold: FoldChoice = UNFOLDED
+    fold: StepChoice = OFF  # "on" or "off"
     launched: StepChoice = OFF  # of the steps of a stage whose capture fails
 
 

@@ -131,7 +131,7 @@ class TrainStep:
             parallel.broadcast_buffers = False
             self.forward = parallel
         module.blocks.runner = make_runner(choices.step.mode)
-        if choices.fold.folds:
+        if choices.fold.mode == "on":
             module.blocks.fold_frozen(self.dtype)
 
     def step(self, batches: Iterable[Batch], lr: float, num_batches: int | None = None) -> StepMetrics:

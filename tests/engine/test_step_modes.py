@@ -343,7 +343,7 @@ def test_auto_folds_what_is_captured_in_half_precision_and_refuses_nothing(
 ) -> None:
     frozen = [block().blocks()[1]] if block else []
     choice = choose_fold(asked, frozen, norms, precision, captured=captured)
-    assert choice.folds == folds and reason in choice.reason
+    assert choice.mode == ("on" if folds else "off") and reason in choice.reason
 
 
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

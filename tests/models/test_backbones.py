@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_modes import FoldChoice, StageChoices, make_runner
+from fastpsl.engine.step_modes import StageChoices, StepChoice, make_runner
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -80,7 +80,7 @@ def train_step(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: 
         views(backbone),
         precision,
         CPU,
-        choices=StageChoices(fold=FoldChoice(fold, "")),
+        choices=StageChoices(fold=StepChoice("on" if fold else "off", "")),
     )
 
 

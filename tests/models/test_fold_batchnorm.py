@@ -18,7 +18,7 @@ from typing_extensions import override
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
-from fastpsl.engine.step_modes import FoldChoice, StageChoices, make_runner
+from fastpsl.engine.step_modes import StageChoices, StepChoice, make_runner
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.fold_batchnorm import folded
@@ -53,7 +53,12 @@ def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> Trai
     module = StageModule(StageBlocks(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
     optimiser = sgd(module.learning_parameters())
     return TrainStep(
-        module, optimiser, VIEWS, precision, CPU, choices=StageChoices(fold=FoldChoice(fold, ""))
+        module,
+        optimiser,
+        VIEWS,
+        precision,
+        CPU,
+        choices=StageChoices(fold=StepChoice("on" if fold else "off", "")),
     )
 
 
