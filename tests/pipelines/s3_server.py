@@ -43,8 +43,10 @@ class S3Server:
         self.put_fault: Callable[[str], str | None] = lambda key: None
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
-        self.reserved = reserved_port()  # while the server is stopped, too
-        self.port: int = self.reserved.getsockname()[1]
+        with reserved_port() as reserved:
+            # A port that is bound by its number stays bound while nobody listens.
+            self._listener = socket.create_server(reserved.getsockname())
+        self.port: int = self._listener.getsockname()[1]
         self.start()
 
     @property
@@ -53,13 +55,21 @@ class S3Server:
 
     def start(self) -> None:
         """Serve, on the same port as before."""
-        self._server: BaseWSGIServer = make_server("127.0.0.1", self.port, self._answer, threaded=True)
+        self._listener.listen(128)
+        self._server: BaseWSGIServer = make_server(
+            "127.0.0.1", self.port, self._answer, threaded=True, fd=self._listener.fileno()
+        )
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
-        """Refuse connections."""
+        """Refuse connections, of whatever process has a copy of the socket."""
         self._server.shutdown()
-        self._server.server_close()
+        self._listener.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._server.shutdown()
+        self._listener.close()
 
     def client(self) -> Any:
         return boto3.client("s3", endpoint_url=self.url)
@@ -118,6 +128,5 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
             client.delete_object(Bucket=BUCKET, Key=key)
         client.delete_bucket(Bucket=BUCKET)
     finally:
-        server.stop()
-        server.reserved.close()
+        server.close()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
