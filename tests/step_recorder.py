@@ -224,7 +224,10 @@ def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
 
 
 def not_restored(train_step: TrainStep, recorder: Recorder, step: Step) -> list[str]:
-    """Return the lines that write a tensor which a skipped step would leave changed."""
+    """Return the lines that write a tensor which a skipped step would leave changed.
+
+    What a task keeps by itself is tested by values (tests/tasks/test_step_state.py).
+    """
     task = train_step.module.task
     tasks = [own for _, own in task.tasks] if isinstance(task, Blockwise) else [task]
     casts = [getattr(getattr(each, "key_encoder", None), "_cast", None) or () for each in tasks]
@@ -233,6 +236,7 @@ def not_restored(train_step: TrainStep, recorder: Recorder, step: Step) -> list[
     kept = [
         *train_step.module.parameters(), *tree_leaves(dict(train_step.optimiser.state)), scaler._scale,
         scaler._growth_tracker, train_step.num_skipped, *tree_leaves((state._tensors, state._before)), *cast,
+        *(tensor for each in tasks if not [*each.kept_state()] for tensor in each.step_state()),
     ]  # fmt: skip
     known = {_storage(tensor)[0] for tensor in kept if isinstance(tensor, Tensor)}
     names = {name for key, (name, _) in recorder.kept.items() if key in known}

@@ -100,7 +100,7 @@ class CosineLive(tasks.Distill):
         self.mean, self.num_seen = torch.zeros_like(self.queue[0]), torch.zeros_like(self.queue[0, 0])
 
     @override
-    def _enqueue(self, targets: Tensor) -> None:
+    def _enqueue(self, targets: Tensor, is_skipped: Tensor | None = None) -> None:
         """Do nothing: there is no queue."""
 
     @override

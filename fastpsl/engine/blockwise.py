@@ -19,6 +19,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import Metrics, Runner, StageBlocks, run_blocks
+from fastpsl.engine.step_modes import IS_SKIPPED
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule
 from fastpsl.kernels.normalise import joined
@@ -211,6 +212,11 @@ class Blockwise(Task):
             yield from task.step_state()
 
     @override
+    def kept_state(self) -> Iterator[Tensor]:
+        for _, task in self.tasks:
+            yield from task.kept_state()
+
+    @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         return max(task.num_warm_up_batches(part) for part, task in self.tasks)
 
@@ -322,9 +328,10 @@ def _with_views(batch: Batch, own: slice) -> Batch:
 
 
 def _extra_of(part: Stage, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a part's task has added to a batch."""
+    """Return what a part's task has added to a batch, and whether its step is skipped, once it is known."""
     beginning = f"{part.name}."
-    return {n.removeprefix(beginning): value for n, value in extra.items() if n.startswith(beginning)}
+    own = {n.removeprefix(beginning): value for n, value in extra.items() if n.startswith(beginning)}
+    return own | {n: extra[n] for n in (IS_SKIPPED,) if n in extra}
 
 
 def _context_of(part: _Part, context: EpochContext) -> EpochContext:

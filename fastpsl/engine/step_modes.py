@@ -252,6 +252,10 @@ class StepState:
             torch._foreach_add_(tensors, before)
 
 
+# In the extras of `Task.after_step`: a float32 [1] on the device, not 0 where the step is skipped.
+IS_SKIPPED = "is_skipped"
+
+
 class SkippedStep:
     """A hook that counts steps with non-finite gradients in `num`, and tells whether the present one is one.
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 from fastpsl.engine.distributed import World, sum_over_ranks, take_tensors_of_rank_0
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
 from fastpsl.engine.step_modes import (
+    IS_SKIPPED,
     PLAIN,
     SkippedStep,
     StageChoices,
@@ -40,6 +41,8 @@ class StepTask(Protocol):
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None: ...
 
     def step_state(self) -> Iterable[Tensor]: ...
+
+    def kept_state(self) -> Iterable[Tensor]: ...
 
     def variant(self, epoch: int) -> int: ...
 
@@ -116,7 +119,7 @@ class TrainStep:
         self._bind_rate()
         self._skipped = SkippedStep(self.num_skipped)
         optimiser.register_step_pre_hook(self._skipped)
-        self._state = StepState([*module.written_buffers(), *module.task.step_state()])
+        self._state = StepState([*module.written_buffers(), *module.task.kept_state()])
         self._graphs = StepGraphs(choices.graph, world) if choices.graph.captures else None
         self.forward: nn.Module = module
         self._is_first = True
@@ -192,8 +195,9 @@ class TrainStep:
         else:
             self.scaler.update(new_scale=1.0)
         self.optimiser.zero_grad(set_to_none=True)
-        self.module.task.after_step(extras)
-        self._state.restore_if(self._skipped.take())
+        is_skipped = self._skipped.take()
+        self.module.task.after_step([{**extra, IS_SKIPPED: is_skipped} for extra in extras])
+        self._state.restore_if(is_skipped)
         pairs = [*totals.values(), (self.num_skipped, torch.ones_like(self.num_skipped))]
         return StepMetrics(tuple(totals), torch.stack([torch.stack(pair).float() for pair in pairs]))
 

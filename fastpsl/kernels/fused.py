@@ -64,6 +64,26 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     return modules, f"Triton {version}"
 
 
+@cache
+def lars_module(device: torch.device) -> tuple[ModuleType | None, str]:
+    """Return the module of LARS' kernels on a device, or None and why there is none."""
+    if device.type != "cuda":
+        return None, "its kernels need CUDA"
+    try:
+        module = importlib.import_module("fastpsl.kernels.fused_cuda.lars")
+        tensors, rate = [torch.zeros(3, device=device)], torch.zeros((), device=device)
+        one = torch.arange(2, dtype=torch.int32, device=device)  # `divided` of three values, without a copy
+        division = one[:1], one, torch.full((1,), 3, device=device)
+        rates = module.rates_of(tensors, tensors, *division, rate, None, 0.0, 0.0)
+        momenta = [torch.zeros(3, device=device)]
+        module.update(tensors, momenta, momenta, *division, rates, rate, None, None, 0.0, 0.0)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of the import, the driver, the compiler: many types
+        return None, f"Triton does not work here: {' '.join(str(error).split())[:200]}"
+    return module, "Triton"
+
+
 def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
     """Run images through every kind of kernel, so that an old driver or a missing compiler fails here."""
     from fastpsl.kernels.colour import ColourDistortion

@@ -26,6 +26,7 @@ from fastpsl.engine.gpu import milliseconds
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.step_modes import IS_SKIPPED
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.kernels.autocast import autocast
@@ -142,11 +143,12 @@ class Distill(Task):
         """Return targets of length 1, and NaN for samples that do not count, which no queue takes."""
         return torch.where(self.valid(batch)[:, None], F.normalize(targets), torch.nan)
 
-    def _enqueue(self, targets: Tensor) -> None:
-        """Put marked targets of all ranks into the queue."""
+    def _enqueue(self, targets: Tensor, is_skipped: Tensor | None = None) -> None:
+        """Put marked targets of all ranks into the queue, but in a skipped step."""
         targets = gathered(targets)[-len(self.queue) :]
-        enqueue(self.filled, self.slot.clone(), targets[:, :1] * 0 + 1)  # NaN stays NaN: it fills no place
-        enqueue(self.queue, self.slot, targets)
+        is_target = targets[:, :1] * 0 + 1  # NaN stays NaN: it fills no place
+        enqueue(self.filled, self.slot.clone(), is_target, is_skipped)
+        enqueue(self.queue, self.slot, targets, is_skipped)
 
     @override
     def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -188,11 +190,16 @@ class Distill(Task):
 
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
-        self._enqueue(torch.cat([extra["targets"] for extra in extras]))
+        self._enqueue(torch.cat([extra["targets"] for extra in extras]), extras[0].get(IS_SKIPPED))
 
     @override
     def step_state(self) -> Iterator[Tensor]:
         yield from (self.queue, self.filled, self.slot)
+
+    @override
+    def kept_state(self) -> tuple[()]:
+        """Return nothing, because a skipped step does not write the queue."""
+        return ()
 
     @override
     def state_dict(self) -> Mapping[str, Any]:

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World
+from fastpsl.engine.optim import optimisers
 from fastpsl.engine.optim.optimisers import LARS, adam, fused_sgd, lars, require_apex, sgd
 from fastpsl.engine.optim.schedules import (
     Moment,
@@ -34,6 +38,7 @@ from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.contrastive.simclr import ProjectionHead
 from tests.engine.test_stage import VIEWS, Brightness
 from tests.engine.tiny import TinyNet, noise_batch
+from tests.fake_cuda import fake_cuda
 from tests.programs import ROOT
 
 
@@ -309,7 +314,18 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     random = torch.Generator().manual_seed(seed)
     values = {name: nn.Parameter(torch.randn(shape, generator=random)) for name, shape in SHAPES.items()}
     values["zero.weight"] = nn.Parameter(torch.zeros(3, 2))  # a norm of 0
-    return values
+    # More values than a program of the kernels has, and another order in memory.
+    large = torch.randn((5, 7, 13, 11), generator=random).contiguous(memory_format=torch.channels_last)
+    return values | {"large.weight": nn.Parameter(large), "none.weight": nn.Parameter(torch.empty(0, 3))}
+
+
+@pytest.fixture(params=["operations", "kernels"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let LARS step by torch's operations, and by the kernels that it has on a GPU."""
+    if request.param == "kernels":
+        pytest.importorskip("triton")
+        module = importlib.import_module("fastpsl.kernels.fused_cuda.lars")
+        monkeypatch.setattr(optimisers, "_lars_kernels", lambda device: module)
 
 
 def gradients() -> Iterator[dict[str, Tensor]]:
@@ -343,6 +359,7 @@ def make_lars(named: dict[str, nn.Parameter]) -> LARS:
     return lars(named.items(), momentum=MOMENTUM, weight_decay=DECAY, eeta=EETA)
 
 
+@pytest.mark.usefixtures("way")
 def test_equals_a_plain_loop() -> None:
     expected = {name: p.detach().double().numpy().copy() for name, p in parameters().items()}
     velocity = {name: np.zeros_like(w) for name, w in expected.items()}
@@ -365,6 +382,80 @@ def test_equals_a_plain_loop() -> None:
         np.testing.assert_allclose(buffer.numpy(), velocity[name], rtol=1e-5, atol=1e-6)
 
 
+class Bytes(TorchDispatchMode):
+    """A mode that counts what operations read and write of tensors of at least `least` values."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.num, self.least = 0, least
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.inplace_view not in func.tags and not func.is_view:
+            written = [
+                value
+                for value, argument in zip(args, func._schema.arguments, strict=False)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
+            made = [] if written else result
+            for each in tree_leaves((args, kwargs, written, made)):
+                if isinstance(each, Tensor) and each.numel() >= self.least:
+                    self.num += each.nbytes
+        return result
+
+
+@pytest.mark.parametrize("has_kernels", [False, True])
+def test_a_step_on_a_gpu_moves_few_bytes(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    if not has_kernels:
+        monkeypatch.setattr(optimisers, "_lars_kernels", lambda device: None)
+    with fake_cuda() as cuda:
+        weights = [nn.Parameter(torch.zeros(256, 300, device=cuda.device)) for _ in range(5)]
+        optimiser: Any = LARS(weights, lr=0.0, weight_decay=0.1)
+        optimiser.param_groups[0]["lr"] = torch.zeros((), device=cuda.device)
+        optimiser.grad_scale, optimiser.found_inf = torch.zeros(2, 1, device=cuda.device)
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        with cuda.watched() as seen, Bytes(1000) as bytes_:
+            optimiser.step()
+        assert not seen.waits
+    assert bytes_.num == (28 if has_kernels else 92) * sum(weight.numel() for weight in weights)
+
+
+@pytest.mark.gpu
+def test_kernels_give_the_values_of_operations_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within roundings, and in a captured step, whose gradients lie elsewhere than those of launched ones."""
+    results = []
+    for has_kernels in (True, False):
+        if not has_kernels:
+            monkeypatch.setattr(optimisers, "_lars_kernels", lambda device: None)
+        torch.manual_seed(0)
+        network = ResNet("resnet18").cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser: Any = lars(network.named_parameters(), momentum=MOMENTUM, weight_decay=DECAY, eeta=EETA)
+        for group in optimiser.param_groups:
+            group["lr"] = torch.full((), 0.3, device="cuda")
+        optimiser.grad_scale, optimiser.found_inf = torch.tensor([[8.0], [0.0]], device="cuda")
+
+        def step(network: nn.Module = network, optimiser: Any = optimiser) -> None:
+            for weight in network.parameters():
+                weight.grad = weight.detach().sin() * 8
+            optimiser.step()
+            optimiser.zero_grad()
+
+        for _ in range(2):
+            step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for _ in range(2):
+            graph.replay()
+        results.append([weight.detach().double() for weight in network.parameters()])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_scaled_gradients_give_the_same_weights(scale: float) -> None:
     """Equality is exact, because the scale is a power of two. Decay and norms use unscaled gradients."""
@@ -375,6 +466,7 @@ def test_scaled_gradients_give_the_same_weights(scale: float) -> None:
         assert torch.equal(parameter, scaled[name]), name
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
 def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
     named = parameters()
@@ -382,7 +474,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(poison: float
     steps(optimiser, named)
     everything = [*named.values(), *(s["momentum_buffer"] for s in optimiser.state.values())]
     before = [t.detach().clone() for t in everything]
-    assert all(t.any() for t in before)
+    assert all(t.any() for t in before if t.numel())
     flags = []
     optimiser.register_step_pre_hook(lambda o, *_: flags.append(o.found_inf.item()))
     for parameter in named.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY
-from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
+from fastpsl.kernels.fused_cuda import geometric, isotropic, lars, photometric, prepared, shifted, warped
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
 from fastpsl.kernels.fused_cuda.pool_windows import Windows
 from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
@@ -135,6 +135,19 @@ def launches() -> Iterator[Launch]:
         name = f"BatchNorms, {width} channels, {dtype}{', used twice' if fork else ''}".replace("torch.", "")
         on_all = width == 64 and dtype != torch.float32
         yield Launch(name, partial(_batch_norms, width, dtype, fork), on_all)
+
+    for start in (0, 1):  # gradients of DDP lie anywhere
+        yield Launch(f"LARS{', unaligned' if start else ''}", partial(_lars, start), start == 0)
+
+
+def _lars(start: int) -> None:
+    """Make a step of one tensor."""
+    tensors, scalar = [torch.zeros(65)[start:]], torch.zeros(())
+    division = lars.divided([tensors[0].numel()])
+    rates = lars.rates_of(tensors, tensors, *division, scalar, scalar, 0.1, 0.001)
+    for each in (rates, None):
+        momenta = [torch.zeros(65)[start:]]
+        lars.update(tensors, momenta, momenta, *division, each, scalar, scalar, scalar, 0.1, 0.9)
 
 
 def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:

@@ -1,6 +1,7 @@
 """A step with gradients that are not finite changes nothing, whatever its forward pass has written."""
 
 import copy
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine import experiment as experiment_module
 from fastpsl.engine import step_modes
 from fastpsl.engine.experiment import Experiment, make_train_step
-from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.step_modes import GraphChoice, StepState
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
@@ -23,9 +24,11 @@ from fastpsl.models.convolutional import read_channels
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.memory import ViewMemory
 from fastpsl.pipelines.loader.batch import Batch
+from tests.engine.test_blockwise import experiment_of as of_parts
 from tests.engine.test_stage import CPU
-from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.engine.tiny import TinyNet, noise_batch, teacher_of, tiny_run
 from tests.step_recorder import Recorder, Step, differences
+from tests.tasks.test_distill import experiment_of as distilling
 
 SIZE, NUM = 8, 96
 ROWS: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -102,6 +105,37 @@ def test_a_skipped_step_changes_nothing(
         assert equal(value, paths[1][place]), place
     written = [place for place, value in paths[0].items() if not equal(value, paths[2][place])]
     assert len(written) > 10 and all(torch.isfinite(leaf).all() for leaf in tree_leaves(states[2]["module"]))
+
+
+QUEUES: dict[str, Callable[[], Experiment]] = {
+    "moco": lambda: experiment_of("moco", "S2", {"queue_size": 24, "key_group": 4, "batch_size": SIZE})[0],
+    "by parts": lambda: of_parts("moco", SIZE),
+    "distill": lambda: distilling(teacher_of(1, 40)),
+}
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_a_skipped_step_leaves_queues_without_a_copy(name: str) -> None:
+    experiment = QUEUES[name]()
+    experiment.task.check_data(Synthetic(NUM), SIZE)
+    options = PretrainOptions(epochs=(1,), precision="fp32")
+    train_step = make_train_step(experiment, len(experiment.stages) - 1, options, CPU)
+    task, module = experiment.task, train_step.module
+    for seed in range(4):
+        train_step.warm_up(task.warm_up, batch_of(train_step, seed))
+    copied = [tensor.numel() for group in train_step._state._before for tensor in group]
+    assert copied and max(copied) <= 16  # running statistics
+    states = []
+    for seed, factor in enumerate([1.0, torch.inf, 1.0]):
+        loss: Any = lambda *arguments, by=factor: (type(task).loss(task, *arguments)[0] * by, {})
+        task.loss = loss  # type: ignore[method-assign]
+        train_step.step([batch_of(train_step, seed)], 0.01)
+        states.append(copy.deepcopy([*task.step_state(), *module.parameters(), *module.buffers()]))
+    pairs = list(zip(*states, strict=True))
+    assert all(equal(first, skipped) for first, skipped, _ in pairs)
+    assert sum(not equal(skipped, last) for _, skipped, last in pairs) > 10
+    queue, _, new = pairs[0]
+    assert not equal(queue, new) and new.isfinite().all()
 
 
 def equal(one: Any, other: Any) -> bool:

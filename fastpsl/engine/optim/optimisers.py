@@ -1,11 +1,17 @@
 """SGD, Adam and LARS over the (name, parameter) pairs that learn in a stage."""
 
+import warnings
 from collections.abc import Iterable
+from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
+
+from fastpsl.kernels.fused import lars_module
+from fastpsl.pipelines.decoders.memory import to_device
 
 Optimiser = TypeVar("Optimiser", bound=torch.optim.Optimizer)
 
@@ -154,7 +160,8 @@ class LARS(torch.optim.Optimizer):
 
     The rate is inside the momentum, so the buffer keeps past rates. A group with "adapt": False has trust 1.
     Norms are those of unscaled gradients. With torch's gradient scaler, a step with non-finite gradients
-    changes neither weights nor momentum, and the host never waits.
+    changes neither weights nor momentum, and the host never waits. On CUDA two passes of Triton's kernels do
+    it, where they work.
 
     Args:
         groups: Parameters, all float32, or groups of them such as those of `lars_groups`.
@@ -181,6 +188,7 @@ class LARS(torch.optim.Optimizer):
         adapt: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eeta": eeta}
+        self._divisions: dict[tuple[int, ...], tuple[Tensor, ...]] = {}  # by the sizes of tensors
         super().__init__(groups, {**defaults, "adapt": adapt})
 
     @override
@@ -207,15 +215,43 @@ class LARS(torch.optim.Optimizer):
             closure: Must be None.
         """
         assert closure is None, "a closure would have to be scaled and checked too"
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.is_cpu and found_inf:  # read at no cost
-            return
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
-                self._step_group(group, weights)
+                kernels = _lars_kernels(weights[0].device)
+                if kernels is None:
+                    self._step_group(group, weights)
+                else:
+                    self._step_by_kernels(kernels, group, weights)
+
+    def _step_by_kernels(self, kernels: ModuleType, group: dict[str, Any], weights: list[Tensor]) -> None:
+        device, sizes = weights[0].device, tuple(weight.numel() for weight in weights)
+        gradients = [
+            # In the order of the weight's memory.
+            p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad)
+            for p in weights
+            if p.grad is not None
+        ]
+        velocities = [self.state[p]["momentum_buffer"] for p in weights]
+        if sizes not in self._divisions:
+            self._divisions[sizes] = tuple(to_device(part, device) for part in kernels.divided(sizes))
+        division = self._divisions[sizes]
+        lr, scale = group["lr"], getattr(self, "grad_scale", None)
+        if not isinstance(lr, Tensor):
+            lr = torch.full((), lr, device=device)
+        decay = group["weight_decay"]
+        rates = None
+        if group["adapt"]:
+            rates = kernels.rates_of(weights, gradients, *division, lr, scale, decay, group["eeta"])
+        found_inf = getattr(self, "found_inf", None)
+        kernels.update(
+            weights, gradients, velocities, *division, rates, lr, scale, found_inf, decay, group["momentum"]
+        )
 
     def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.is_cpu and found_inf:  # read at no cost
+            return
         keep, unscale = self._from_scaler(weights[0].device)
         velocities = [self.state[p]["momentum_buffer"] for p in weights]
         gradients = [p.grad.clone() for p in weights if p.grad is not None]
@@ -253,6 +289,17 @@ class LARS(torch.optim.Optimizer):
         one = torch.ones((), device=device)
         keep = one if found_inf is None else (found_inf == 0).float().reshape(())
         return keep, one if scale is None else scale.reciprocal().reshape(())
+
+
+@cache
+def _lars_kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of the kernels. Where a GPU has none, say why, once."""
+    kernels, why_not = lars_module(device)
+    if kernels is None and device.type == "cuda":
+        warnings.warn(
+            f"LARS takes torch's operations, half a millisecond a step slower: {why_not}", stacklevel=4
+        )
+    return kernels
 
 
 def lars(

@@ -36,12 +36,16 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, valid: Tensor, temper
         return InfoNCE((losses * weights).sum(), ((logits.argmax(1) == 0) * weights).sum(), losses.detach())
 
 
-def enqueue(queue: Tensor, slot: Tensor, keys: Tensor) -> None:
+def enqueue(queue: Tensor, slot: Tensor, keys: Tensor, is_skipped: Tensor | None = None) -> None:
     """Replace the oldest keys, from `slot` on, which moves behind them.
 
-    `slot` is an int64 scalar. A key that is not finite leaves the old one in its place.
+    `slot` is an int64 scalar. A key that is not finite leaves the old one in its place. If `is_skipped`, a
+    number on the device, is not 0, all stay.
     """
     places = (slot + torch.arange(len(keys), device=keys.device)) % len(queue)
-    finite = keys.isfinite().all(1, keepdim=True)
-    queue.index_copy_(0, places, torch.where(finite, keys, queue[places]))
-    slot.add_(len(keys)).remainder_(len(queue))
+    taken, num = keys.isfinite().all(1, keepdim=True), torch.full_like(slot, len(keys))
+    if is_skipped is not None:
+        is_made = is_skipped.reshape(()) == 0
+        taken, num = taken & is_made, num * is_made
+    queue.index_copy_(0, places, torch.where(taken, keys, queue[places]))
+    slot.add_(num).remainder_(len(queue))

@@ -19,12 +19,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.engine.step_modes import IS_SKIPPED
 from fastpsl.engine.task import Task
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys, Slot, words
@@ -140,8 +140,10 @@ class KeyEncoder:
         self.learning, self.head = copied(learning), _by_batch_statistics(head)
         self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
         self._theirs = [*learning.parameters(), *head.parameters()]
-        self._update = get_ema_multi_avg_fn(momentum)
-
+        # k - (1 - momentum) * (k - q) by torch's one kernel that does nothing in a skipped step.
+        self._update = torch.optim.SGD(
+            self._mine, lr=1 - momentum, weight_decay=1.0, maximize=True, fused=True
+        )
         self._cast: tuple[nn.ModuleList, nn.Module] | None = None
 
     @torch.no_grad()
@@ -180,9 +182,17 @@ class KeyEncoder:
                 torch._foreach_copy_([copied for copied, _ in chosen], [mine for _, mine in chosen])
         return self._cast
 
-    def follow(self) -> None:
-        """Update every parameter after a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2)."""
-        self._update(self._mine, self._theirs, None)
+    def follow(self, is_skipped: Tensor | None = None) -> None:
+        """Update every parameter after a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2).
+
+        If `is_skipped`, a float32 number on the device, is not 0, all stay.
+        """
+        for mine, theirs in zip(self._mine, self._theirs, strict=True):
+            mine.grad = theirs.detach()
+        self._update.found_inf = is_skipped  # type: ignore[attr-defined]
+        self._update.step()
+        self._update.zero_grad()
+        self._update.found_inf = None  # type: ignore[attr-defined]  # it may lie in a graph's memory
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters that `follow` writes."""
@@ -343,6 +353,11 @@ class MoCo(Task):
         return [self.queue, self.slot, *self.key_encoder.parameters()]
 
     @override
+    def kept_state(self) -> tuple[()]:
+        """Return nothing, because a skipped step does not write the queue and the key encoder."""
+        return ()
+
+    @override
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -376,8 +391,9 @@ class MoCo(Task):
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         """Update the key encoder and enqueue the keys of all accumulated batches, once per step."""
-        self.key_encoder.follow()
-        enqueue(self.queue, self.slot, torch.cat([extra["keys"] for extra in extras]))
+        is_skipped = extras[0].get(IS_SKIPPED)
+        self.key_encoder.follow(is_skipped)
+        enqueue(self.queue, self.slot, torch.cat([extra["keys"] for extra in extras]), is_skipped)
 
     @override
     def state_dict(self) -> dict[str, Any]:
