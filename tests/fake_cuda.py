@@ -128,7 +128,13 @@ def fake_cuda(*, has_pinned: bool = True) -> Iterator[FakeCuda]:
     Without `has_pinned`, pinned memory is exhausted.
     """
     cuda = FakeCuda()
-    caches = (fused_modules, device_crops.fused_form, device_crops._tried, step_modes._side_stream)
+    caches = (
+        fused_modules,
+        device_crops.fused_form,
+        device_crops.area_form,
+        device_crops._tried,
+        step_modes._side_stream,
+    )
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),

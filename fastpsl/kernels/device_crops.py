@@ -1,6 +1,6 @@
 """Crops of whole batches on their device: by the mean over areas, and the windows of isotropic.py.
 
-The latter go through Triton or dense matrix products.
+Both go through Triton where it works, else through torch's operations: running sums, or matrix products.
 """
 
 import importlib
@@ -136,8 +136,17 @@ def fused_form(
 
 
 @cache
-def _tried(device: torch.device) -> tuple[ModuleType | None, str]:
-    """Return `fused_form`'s module, or None and why Triton does not work."""
+def area_form(device: torch.device) -> ModuleType | None:
+    """Return the module of the kernel that gathers and crops, as `fused_form` does."""
+    module, reason = _tried(device, "area")
+    if reason:
+        warnings.warn(f"crops are made by 45 operations a batch: {reason}", stacklevel=3)
+    return module
+
+
+@cache
+def _tried(device: torch.device, name: str = "isotropic") -> tuple[ModuleType | None, str]:
+    """Return a module of kernels, or None and why Triton does not work."""
     if device.type != "cuda":
         return None, ""
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
@@ -145,8 +154,11 @@ def _tried(device: torch.device) -> tuple[ModuleType | None, str]:
     boxes[:, :2].fill_(28)
     boxes[:, 4].fill_(DIAGONAL)
     try:
-        module = importlib.import_module("fastpsl.kernels.fused_cuda.isotropic")
-        module.crop(images, boxes, 8)
+        module = importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}")
+        if name == "area":
+            module.crop(images, torch.zeros(1, dtype=torch.int64, device=device), boxes, 8)
+        else:
+            module.crop(images, boxes, 8)
     except torch.cuda.OutOfMemoryError:
         raise
     except ImportError as error:

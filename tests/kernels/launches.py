@@ -12,7 +12,16 @@ from torch import Tensor
 from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import GaussianBlur, Sobel, SobelXY
-from fastpsl.kernels.fused_cuda import geometric, isotropic, lars, photometric, prepared, shifted, warped
+from fastpsl.kernels.fused_cuda import (
+    area,
+    geometric,
+    isotropic,
+    lars,
+    photometric,
+    prepared,
+    shifted,
+    warped,
+)
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
 from fastpsl.kernels.fused_cuda.pool_windows import Windows
 from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Rotate90, Shift, WarpPair
@@ -128,6 +137,8 @@ def launches() -> Iterator[Launch]:
         boxes = torch.zeros(2, 5, dtype=torch.int64)
         name = f"isotropic windows, from byte {start} on"
         yield Launch(name, partial(isotropic.crop, images, boxes, 32), start == 0)
+    images, indices = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    yield Launch("crops by area", partial(area.crop, images, indices, boxes.int(), 32), True)
 
     # Widths that 8 divides, and others.
     widths = {torch.float16: (64, 72, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}

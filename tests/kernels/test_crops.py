@@ -272,6 +272,20 @@ def test_each_pixel_is_the_mean_of_the_area_under_it(size: int) -> None:
         assert (out[i] == compiled)[~is_tie].all(), box
 
 
+@pytest.mark.parametrize("size", [1, 16, 40])
+def test_one_kernel_gathers_and_crops_the_same(size: int) -> None:
+    area = pytest.importorskip("fastpsl.kernels.fused_cuda.area", exc_type=ImportError)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    random = torch.Generator().manual_seed(0)
+    for channels in (1, 3):
+        images = torch.randint(0, 256, (5, 61, 47, channels), dtype=torch.uint8, generator=random).to(device)
+        for some in (BOXES, BOXES[:1], BOXES[:0]):
+            boxes = torch.tensor([[*map(int, box), 0] for box in some], dtype=torch.int32).view(-1, 5)
+            indices = torch.randint(0, 5, (len(some),), generator=random)
+            out = area.crop(images, indices.to(device), boxes.to(device), size)
+            assert torch.equal(out, crop_area(images[indices.to(device)], boxes.to(device), size))
+
+
 def test_whole_pixels_are_taken_as_they_are_and_halves_go_up() -> None:
     images = torch.randint(0, 256, (3, 20, 20, 3), dtype=torch.uint8)
     boxes = torch.tensor([[0, 0, 16, 16], [4, 2, 16, 16], [3, 4, 16, 16]])

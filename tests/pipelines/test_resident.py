@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.device_crops import crop_area
@@ -15,6 +18,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import resident
 from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder
 from fastpsl.pipelines.views import ViewSpec
+from tests.fake_cuda import fake_cuda
 from tests.pipelines.decoding import batches_of
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, jpeg, photo, photo_samples, write
 
@@ -131,6 +135,34 @@ def test_other_boxes_and_sizes_are_cropped(square: Path, monkeypatch: pytest.Mon
     assert calls == ["crop_area", "crop_area", "crop_area", "crop_isotropic"]
     whole = cropped(square, [4, 5], [([WHOLE], 33)])[0]
     assert torch.equal(crops[0][0], whole[0]) and not torch.equal(crops[0][1], whole[1])
+
+
+def test_one_launch_makes_a_view_on_a_gpu(raw: Path) -> None:
+    pytest.importorskip("triton")
+    rows = np.array([3, 29, 3])
+    box = np.array([[2, 3, 20, 25, 0]] * 3, np.int32)
+    with Beton(raw) as data:
+        decoder = resident.ResidentDecoder(data, torch.device("cpu"))
+    with fake_cuda() as cuda:
+        decoder._device, decoder._images = cuda.device, torch.empty(NUM, 40, 36, 3, dtype=torch.uint8).cuda()
+        for _ in range(2):  # the kernel is tried out before its first use
+            decoder.submit(decoder.table.part(rows), None, [box, box], [32, 24])
+            with cuda.watched() as seen, CountedOperations() as counted:
+                _, (first, second) = decoder.collect()
+        assert first.shape == (3, 32, 32, 3) and second.shape == (3, 24, 24, 3) and first.is_cuda
+        assert seen.kernels == {"crop_kernel": 2} and not seen.waits
+        assert counted.num <= 12  # copies of indices and boxes, and memory
+
+
+class CountedOperations(TorchDispatchMode):
+    """A mode that counts operations."""
+
+    num = 0
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num += func.namespace == "aten"  # not the questions that a tensor without values asks
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.kernels.device_crops import crop_area, crop_isotropic
+from fastpsl.kernels.device_crops import area_form, crop_area, crop_isotropic
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, cannot, is_isotropic
@@ -56,7 +56,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 class ResidentDecoder(BatchDecoder):
-    """A decoder with all images of a dataset file on the device."""
+    """A decoder with all images of a dataset file on the device.
+
+    Attributes:
+        table: The rows of all samples, so that a batch's are not looked up in the file.
+    """
 
     name = "resident"
     depth = 1  # `submit` does no work that could overlap
@@ -77,7 +81,7 @@ class ResidentDecoder(BatchDecoder):
                 f"{free / 1e9:.2f} GB free; use turbo or dali, which read as they go"
             )
         self._device = device
-        self._images = _load(beton, device)
+        self._images, self.table = _load(beton, device)
         self._waiting: deque[tuple[np.ndarray, list[np.ndarray], list[int]]] = deque()
 
     @override
@@ -95,7 +99,7 @@ class ResidentDecoder(BatchDecoder):
     @override
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         indices, boxes, sizes_px = self._waiting.popleft()
-        sources = self._images[self._moved(indices)]
+        places = self._moved(indices)
         status = np.zeros(len(indices), np.int8)
         images = []
         for box, size_px in zip(boxes, sizes_px, strict=True):
@@ -105,10 +109,13 @@ class ResidentDecoder(BatchDecoder):
             whole = np.array([0, 0, *self._images.shape[1:3], codes.AREA], np.int32)
             valid = np.where((status == codes.GOOD)[:, None], box, whole)
             if _is_identity(valid, size_px, whole):
-                images.append(sources.clone())  # because views share no memory
-                continue
-            crop = crop_isotropic if is_isotropic(box) else crop_area
-            images.append(crop(sources, self._moved(valid), size_px))
+                images.append(self._images[places])  # anew, because views share no memory
+            elif is_isotropic(box):
+                images.append(crop_isotropic(self._images[places], self._moved(valid), size_px))
+            elif kernel := area_form(self._device):
+                images.append(kernel.crop(self._images, places, self._moved(valid), size_px))
+            else:
+                images.append(crop_area(self._images[places], self._moved(valid), size_px))
         return status, images
 
     def _moved(self, values: np.ndarray) -> Tensor:
@@ -128,9 +135,14 @@ def _is_identity(boxes: np.ndarray, size_px: int, whole: np.ndarray) -> bool:
     return bool((whole[2:4] == size_px).all() and (boxes == whole).all())
 
 
-def _load(data: "Beton", device: torch.device) -> Tensor:
-    """Read all images, uint8 [N, H, W, 3], to the device; raise ValueError if the file has been cut short."""
+def _load(data: "Beton", device: torch.device) -> tuple[Tensor, SampleTable]:
+    """Read all images, uint8 [N, H, W, 3], to the device, and their rows.
+
+    Raises:
+        ValueError: The file has been cut short.
+    """
     _, _, height, width = data.image_sizes()
+    tables = [data.rows(np.arange(0))]
     images = torch.empty((data.num_samples, height, width, 3), dtype=torch.uint8, device=device)
     with operation(f"{data.paths[0]}: reading all of it into memory", "images", data.num_samples) as progress:
         for start in progress.track(range(0, data.num_samples, _CHUNK), _CHUNK):
@@ -140,6 +152,7 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
             indices = np.arange(start, start + len(part))
             data.wait(indices)
             rows = data.rows(indices)
+            tables.append(rows)
             for i, (fd, offset) in enumerate(zip(rows.fd.tolist(), rows.offset.tolist(), strict=True)):
                 if os.preadv(fd, [pixels[i].reshape(-1)], offset) != pixels[i].size:
                     raise ValueError(
@@ -149,4 +162,5 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
                 part.copy_(host)
     if device.type == "cuda":  # because batches are gathered on another stream
         torch.cuda.current_stream(device).synchronize()
-    return images
+    columns = [np.concatenate(parts) for parts in zip(*(table[:-1] for table in tables), strict=True)]
+    return images, SampleTable._make([*columns, tables[0].reading])

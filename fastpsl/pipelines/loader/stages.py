@@ -15,6 +15,7 @@ from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD, READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.decoders.resident import ResidentDecoder
 from fastpsl.pipelines.loader.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.views import Crop, ViewSpec, drawn_as
@@ -42,6 +43,13 @@ class LoaderSpec:
         # A thread starts on device 0, and leaving the stream would create a CUDA context there.
         torch.cuda.set_device(self.device)
         return torch.cuda.stream(self.copy_stream)
+
+    def rows(self, indices: np.ndarray) -> SampleTable:
+        """Return where samples lie, when they are there."""
+        if isinstance(self.decoder, ResidentDecoder):
+            return self.decoder.table.part(indices)
+        self.data.wait(indices)
+        return self.data.rows(indices)
 
     def names(self, indices: np.ndarray) -> str:
         """Return the first few of samples in words, for messages."""
@@ -72,8 +80,7 @@ def plan(spec: LoaderSpec, epoch: int, step: int, numbers: np.ndarray) -> Plan:
     indices = index_of(numbers)
     num = int((indices != PADDING).sum())
     try:
-        spec.data.wait(indices[:num])
-        rows = spec.data.rows(indices[:num])
+        rows = spec.rows(indices[:num])
     except ValueError as error:  # a file was cut short: the message names the file, and here the samples
         raise ValueError(f"{error} (while reading {spec.names(indices[:num])})") from None
     boxes, draws = [], []
