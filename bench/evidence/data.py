@@ -186,6 +186,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "distill-scenes": scenes, "distill-crops": scenes, "distill-clothes": clothes,
     "distill-longer": clothes, "distill-loss": scenes, "precision-scenes": scenes,
     "presets-scenes": scenes, **{f"worth-{name}": partial(of_split, name) for name in splits.SETS},
+    **{f"worth-continued-{name}": partial(of_split, name) for name in ("scenes", "clothes")},
     **dict.fromkeys(
         ("worth-settings", "worth-settings-ends", "worth-scenes-longer"), partial(of_split, "scenes")
     ),
