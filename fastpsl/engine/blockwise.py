@@ -237,6 +237,10 @@ class Blockwise(Task):
         return [task.epoch_order(epoch) for _, task in self.tasks][-1]
 
     @override
+    def next_order(self, epoch: int) -> np.ndarray | None:
+        return self.tasks[-1][1].next_order(epoch)
+
+    @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         for part, task in self.tasks:
             task.after_step([_extra_of(part, extra) for extra in extras])

@@ -308,6 +308,19 @@ class Task:
         """
         return None
 
+    def next_order(self, epoch: int) -> np.ndarray | None:
+        """Return the order of the epoch that comes next, so that its first batches start at once.
+
+        It is called after an epoch's last step, before `end_epoch`.
+
+        Args:
+            epoch: That epoch, counted over all stages.
+
+        Returns:
+            What `epoch_order` will return; None if `start_epoch` is needed before.
+        """
+        return None
+
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         """Update momentum copies and queues after an optimizer step; a function of tensors, as `loss`.
 

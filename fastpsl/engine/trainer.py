@@ -8,11 +8,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
-from fastpsl.engine.data_waits import DataWaits, line_of
+from fastpsl.engine.data_waits import LONG_SHARE, DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
 from fastpsl.engine.experiment import Experiment, block_costs, make_train_step, place_backbone
@@ -155,6 +156,8 @@ class StageTrainer:
         self.stage = stage = experiment.stages[run.position.stage]
         self.all_epochs = sum(each.max_epochs for each in experiment.stages)
         self.fresh = state is None
+        self.loader: BatchSource | None = None
+        self.ended_s: float | None = None  # when the last epoch's last step was made
         self.val_views = experiment.val_views(stage)
         run.data.begin_stage(stage)
         options = run.options
@@ -188,6 +191,7 @@ class StageTrainer:
                 loader = stack.enter_context(
                     own_loader or run.data.loader(run.data.train, self.views, train=True)
                 )
+                self.loader = loader
                 self.steps_per_epoch = loader.num_steps // run.options.accumulate
                 self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
                 self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
@@ -309,6 +313,7 @@ class StageTrainer:
     def _train(self, loader: BatchSource, progress: operation) -> bool:
         """Train up to `end_step`, epoch by epoch and step by step. Return False if a signal stopped it."""
         run, position, steps_per_epoch, name = self.run, self.position, self.steps_per_epoch, self.stage.name
+        task = self.experiment.task
         tell = lambda waits: run.reporter.log_once(*line_of(name, waits, loader))
         data_waits = DataWaits(run.world.device, run.options.prefetch_batches, tell)
         is_first = True
@@ -319,20 +324,39 @@ class StageTrainer:
             with progress.span(f"{name}: before epoch {epoch + 1}"):
                 if not self._begin_epoch(epoch, step_in_epoch):
                     return False
-            order = self.experiment.task.epoch_order(position.first_epoch + epoch)
             first_batch = step_in_epoch * run.options.accumulate
             num_steps = min(steps_per_epoch - step_in_epoch, self.end_step - position.step)
-            batches = loader.epoch(position.first_epoch + epoch, first_batch, order)
+            batches = loader.epoch(position.first_epoch + epoch, first_batch, self.order)
             watched = data_waits.track(run.reporter.watched(batches), loader.num_steps - first_batch)
+            goes_on = not task.has_own_order and position.step + num_steps < self.end_step
             with contextlib.closing(batches):
-                for _ in range(num_steps):
+                for number in range(num_steps):
                     self._step(watched, progress, is_first)
+                    if number == 0 and goes_on:
+                        self._begin(position.first_epoch + epoch + 1)
                     if self.safepoint.after_step(is_first=is_first, is_last=position.step == self.end_step):
                         return False
                     is_first = False
             if not self._probe():
                 return False
         return True
+
+    def _tell_gap(self, seconds: float) -> None:
+        """Tell the time between two epochs, once: if labels decide their order, or if it is long."""
+        epoch_s = self.position.seconds * self.steps_per_epoch / self.position.step
+        share = seconds / (seconds + epoch_s)
+        if self.experiment.task.has_own_order or share > LONG_SHARE:
+            self.run.reporter.log_once(
+                "between epochs",
+                f"{self.stage.name}: {seconds:.2g} s without a step before epoch "
+                f"{self.position.step // self.steps_per_epoch + 1}, {share:.1%} of its time: labels, log, "
+                "checkpoint and probe",
+            )
+
+    def _begin(self, epoch: int, order: np.ndarray | None = None) -> None:
+        """Let the loader start the next epoch's first batches, if it can."""
+        if isinstance(self.loader, Loader):
+            self.loader.begin(epoch, order)
 
     def _step(self, batches: Iterator[Batch], progress: operation, is_first: bool) -> None:
         """Make the next step: its seed, its rate, its batches, the update and the report."""
@@ -346,20 +370,30 @@ class StageTrainer:
         lr = self.experiment.schedule(Moment(position.step, self.num_steps, *place))
         with progress.span(f"{step_words}: {waiting}", early=is_first):
             first = next_on_all_ranks(batches, run.world, self._save_last_step)
+        if self.ended_s is not None:
+            self._tell_gap(time.perf_counter() - self.ended_s)
+            self.ended_s = None
         with progress.span(f"{step_words}{building}", early=is_first):
             rest = itertools.islice(batches, options.accumulate - 1)
             metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
         position.step += 1
         position.run_step += 1
         if position.step % self.steps_per_epoch == 0:
-            with progress.span(f"{self.stage.name}: after epoch {position.step // self.steps_per_epoch}"):
+            whole, self.ended_s = position.step // self.steps_per_epoch, time.perf_counter()
+            with progress.span(f"{self.stage.name}: after epoch {whole}"):
+                number = position.first_epoch + whole
+                if position.step < self.end_step:
+                    order = self.experiment.task.next_order(number)
+                    if order is not None:
+                        self._begin(number, order)
                 self._end_epoch()
         run.reporter.step(position.step, position.run_step, lr, metrics)
         position.seconds += time.perf_counter() - started  # the reporter has waited for the device
 
     def _begin_epoch(self, epoch: int, step_in_epoch: int) -> bool:
-        """Call the task, if an epoch begins. Return False if a signal stopped it."""
+        """Call the task, if an epoch begins, and set its order. Return False if a signal stopped it."""
         position, task = self.position, self.experiment.task
+        number, figures = position.first_epoch + epoch, None
         if position.step and task.pass_views(self.stage.level):
             self.safepoint.keep()
         if step_in_epoch == 0:
@@ -367,8 +401,12 @@ class StageTrainer:
                 figures = task.start_epoch(self._context(epoch))
             except PassStopped:
                 return False
+        self.order = task.epoch_order(number)
+        if step_in_epoch == 0:
+            if task.has_own_order:  # its first batches come while figures are logged
+                self._begin(number, self.order)
             # Logged with the next step's number, because a resume at the present step starts the epoch again.
-            self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
+            self.run.reporter.epoch(figures, number, position.run_step + 1)
         self.run.stop_signal.other_pace()  # passes had another duration per step
         return True
 

@@ -298,6 +298,10 @@ class FewLabels(Classify):
     def epoch_order(self, epoch: int) -> np.ndarray:
         return repeated_order(self.chosen, self.num_samples, self.seed, epoch)
 
+    @override
+    def next_order(self, epoch: int) -> np.ndarray:
+        return self.epoch_order(epoch)
+
 
 def repeated_order(chosen: np.ndarray, num: int, seed: int, epoch: int) -> np.ndarray:
     """Return an order, int64 [num]: passes over `chosen` (indices, int64 [n]), each shuffled anew.

@@ -40,6 +40,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec, train_view
 from fastpsl.scripts import recipe_process
 from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.pipelines.paged import write_paged
@@ -67,6 +68,56 @@ def fit(out: Path, plan: str = "psl", stop_at: int | None = None, **options: Any
         return pretrain(tiny_experiment(plan), run), run
     finally:
         run.close()
+
+
+def begun_and_written(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Record which epochs the loader begins, and when epochs' figures and checkpoints are written."""
+    events = list[Any]()
+    begin, figures, write = Loader.begin, Reporter.epoch, CheckpointManager.write
+
+    def beginning(loader: Loader, epoch: int, order: Any = None) -> None:
+        events.append(epoch)
+        begin(loader, epoch, order)
+        assert loader._next is not None and loader._next.number == epoch
+
+    def telling(reporter: Reporter, *arguments: Any) -> None:
+        events.append("figures")
+        figures(reporter, *arguments)
+
+    def writing(*arguments: Any) -> None:
+        events.append("checkpoint")
+        write(*arguments)
+
+    monkeypatch.setattr(Loader, "begin", beginning)
+    monkeypatch.setattr(Reporter, "epoch", telling)
+    monkeypatch.setattr(CheckpointManager, "write", writing)
+    return events
+
+
+def test_the_next_epochs_batches_begin_within_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = begun_and_written(monkeypatch)
+    assert fit(tmp_path)[0]
+    # Each of the three stages has two epochs.
+    assert [event for event in events if isinstance(event, int)] == [1, 3, 5]
+
+
+def test_labels_begin_the_next_epoch_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = begun_and_written(monkeypatch)
+    task = UIC(20, Input.usual("RGB", 32), 32, seed=0, augmentation="standard", label_view="train")
+    experiment = Experiment(task, TinyNet(), make_plan("end_to_end", (3,), num_levels=1), cosine(0.05))
+    with closing(tiny_run(tmp_path, epochs=(3,), keep_checkpoints=100)) as run:
+        assert pretrain(experiment, run)
+    epochs = "".join(str(event)[0] for event in events if event != "checkpoint")
+    # What has begun is begun again, with the same order, before the epoch's own figures.
+    assert epochs == "0f" + "1f1f" + "2f2f" + "f"
+    written = [events[place - 1] for place, event in enumerate(events) if event == "checkpoint"]
+    assert all(before in ("figures", "checkpoint") for before in written)
+    told = [line for line in capsys.readouterr().err.splitlines() if "without a step before epoch 2" in line]
+    assert len(told) == 1 and told[0].startswith("E: ")
 
 
 def lines(out: Path) -> list[dict[str, Any]]:

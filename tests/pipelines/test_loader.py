@@ -272,6 +272,50 @@ def test_prefetch_is_bounded(beton: Path) -> None:
                 break
 
 
+def as_values(all_batches: list[Batch]) -> list[tuple[int, list[int], bytes]]:
+    return [(b.epoch, b.indices.tolist(), b.images[0].numpy().tobytes()) for b in all_batches]
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random", "own"])
+def test_the_next_epoch_begins_before_the_present_one_ends(
+    beton: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = np.random.default_rng(0).integers(0, NUM, (3, NUM)) if order == "own" else [None] * 3
+    options: dict[str, Any] = {"batch_size_per_rank": GLOBAL_BATCH, "num_threads": 2, "prefetch_batches": 3}
+    if order == "quasi_random":
+        options |= {"order": order, "lanes": 1}
+    started, taken = list[tuple[int, int]](), 0
+    with Beton(beton) as data, Loader(data, [VIEW], **options) as loader:
+        expected = [as_values(list(loader.epoch(number, 0, own[number]))) for number in range(3)]
+        start = loader._engine.start
+
+        def noting(pending: Any) -> None:
+            started.append((pending.epoch, pending.step))
+            assert len(started) - taken <= 4  # three under way, and one that is handed over
+            start(pending)
+
+        monkeypatch.setattr(loader._engine, "start", noting)
+        for number in range(3):
+            got = []
+            for step, batch in enumerate(loader.epoch(number, 0, own[number])):
+                taken += 1
+                got.append(batch)
+                if step == 0 and number < 2:
+                    loader.begin(number + 1, own[number + 1])
+                    loader.begin(number + 1, own[number + 1])  # is begun already
+                if step == loader.num_steps - 1 and number < 2:
+                    assert started[-1] == (number + 1, 2)
+            assert as_values(got) == expected[number]
+        assert len(started) == 3 * loader.num_steps
+        # One that nobody takes is left, and one that is begun between two epochs starts at once.
+        loader.begin(7)
+        assert started[-1] == (7, 2)
+        taken = 100
+        assert as_values(list(loader.epoch(1, 0, own[1]))) == expected[1]
+        loader.begin(2)
+    wait_for_the_end_of_loader_threads()
+
+
 def test_synthetic_data_need_no_file() -> None:
     with Loader(Synthetic(50, num_classes=7), VIEWS, batch_size_per_rank=8) as loader:
         results = by_index(list(loader.epoch(0)))

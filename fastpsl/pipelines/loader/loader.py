@@ -22,8 +22,9 @@ from typing_extensions import override
 from fastpsl.console.words import number_of
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.workers import default_num_threads
-from fastpsl.pipelines.beton.remote import FetchAhead
+from fastpsl.pipelines.beton.remote import FetchAhead, remote_pages
 from fastpsl.pipelines.data.dataset import Dataset, size_in_words
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.batch import Batch, checked_device
@@ -36,6 +37,53 @@ from fastpsl.pipelines.loader.stages import LoaderSpec
 from fastpsl.pipelines.views import ViewSpec, drawn_as, require_views
 
 ORDERS = ("random", "quasi_random")
+
+
+@final
+class _Epoch:
+    """An epoch's batches, which are started one after the other.
+
+    Attributes:
+        number: The epoch.
+        own_order: The caller's order, or None.
+        pending: The batches that are under way, the oldest first.
+        readahead: What reads ahead of them, or None.
+        is_left: Set when nobody wants them any more.
+    """
+
+    def __init__(self, number: int, steps: range, own_order: np.ndarray | None) -> None:
+        self.number, self.own_order = number, own_order
+        self.pending: deque[PendingBatch] = deque()
+        self.readahead: Readahead | FetchAhead | None = None
+        self.is_left = threading.Event()
+        self._order: Order | None = None
+        self._steps = steps
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its batches have been started."""
+        return not self._steps
+
+    def is_of(self, number: int, own_order: np.ndarray | None) -> bool:
+        """Return whether it is this epoch, in this order."""
+        ours = self.own_order
+        if ours is None or own_order is None:
+            return number == self.number and ours is own_order
+        return number == self.number and np.array_equal(ours, own_order)
+
+    def start(self, loader: "Loader", most: int) -> None:
+        """Start batches until `most` of them are under way."""
+        while len(self.pending) < most and self._steps:
+            if self._order is None:
+                self._order, self.readahead = loader._ordered(self.number, self._steps, self.own_order)
+            loader._check_open()
+            step, self._steps = self._steps[0], self._steps[1:]
+            numbers = step_indices(self._order, step, loader.batch_size_per_rank, loader.rank, loader.world)
+            if self.readahead is not None:
+                self.readahead.advance(step)
+            pending = PendingBatch(loader._spec, self.number, step, numbers, self.is_left)
+            loader._engine.start(pending)
+            self.pending.append(pending)
 
 
 @final
@@ -146,6 +194,7 @@ class Loader(Uncopyable):
             self.num_steps = self._quasi_random.num_steps
             self.order = f"quasi_random, {lanes} lanes"
         prepare_fetching(data, timeout_s, prefetch_batches, is_random=train and self._quasi_random is None)
+        self._is_local = remote_pages(data.data if isinstance(data, Subset) else data) is None
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder,
@@ -158,6 +207,8 @@ class Loader(Uncopyable):
         )
         self.decoder_name = self.decoder.name
         self._spec = LoaderSpec(data, self.views, seed, self.decoder, on_bad_sample, self.device, copy_stream)
+        self._present: _Epoch | None = None  # whose batches the consumer takes
+        self._next: _Epoch | None = None
         self._engine: ThreadEngine | QueueEngine
         if isinstance(self.decoder, Decoder):
             on_device = crops_on_device(self.decoder, self.views, self.device)
@@ -202,17 +253,53 @@ class Loader(Uncopyable):
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
         self._check_open()
-        return self._batches(epoch, first_step, None if order is None else self._checked(order))
+        if order is not None:
+            self._check(order)
+        return self._batches(epoch, first_step, order)
 
-    def _checked(self, order: np.ndarray) -> np.ndarray:
-        """Check the caller's order and return it with its repeats numbered (`order.numbered`)."""
+    def begin(self, epoch: int, order: np.ndarray | None = None) -> None:
+        """Start the first batches of the epoch that comes next, once all of the present one's are started.
+
+        `epoch(epoch, 0, order)` then takes them. Of data elsewhere nothing is started, because their cache
+        has room for the pages of one epoch.
+
+        Args:
+            epoch: The epoch that comes next, from 0.
+            order: As in `epoch`.
+        """
+        self._check_open()
+        if order is not None:
+            self._check(order)
+        if self._is_local and not (self._next is not None and self._next.is_of(epoch, order)):
+            self._leave_next()
+            self._next = _Epoch(epoch, range(self.num_steps), order)
+            self._start_next()
+
+    def _start_next(self) -> None:
+        present, num_pending = self._present, 0
+        if present is not None:
+            if not present.is_whole:
+                return
+            num_pending = len(present.pending)
+        if self._next is not None:
+            self._next.start(self, self.prefetch_batches - num_pending)
+
+    def _leave_next(self) -> None:
+        """Forget the batches of the next epoch, and end what reads ahead of them."""
+        left, self._next = self._next, None
+        if left is not None:
+            left.is_left.set()
+            if left.readahead is not None:
+                left.readahead.leave()
+                left.readahead.close(0.0)
+
+    def _check(self, order: np.ndarray) -> None:
         assert self.train and order.dtype == np.int64 and order.shape == (self.num_samples,), order
         assert order.min() >= 0 and order.max() < self.num_samples
         if self._quasi_random is not None:
             raise ValueError(
                 "an order of your own and the quasi-random order exclude each other; choose order random"
             )
-        return numbered(order)
 
     def _check_open(self) -> None:
         if self._engine.closed:
@@ -220,12 +307,16 @@ class Loader(Uncopyable):
                 "the loader is closed, or was made before this process was forked; make a new one"
             )
 
-    def _batches(self, epoch: int, first_step: int, order: Order | None) -> Generator[Batch, None, None]:
+    def _ordered(
+        self, epoch: int, steps: range, own_order: np.ndarray | None
+    ) -> tuple[Order, Readahead | FetchAhead | None]:
+        """Return an epoch's order, with repeats numbered (`order.numbered`), and what reads ahead of it."""
         readahead: Readahead | FetchAhead | None = None
-        if order is not None:
-            pass
+        order: Order
+        if own_order is not None:
+            order = numbered(own_order)
         elif self._quasi_random is not None:
-            order, readahead = self._quasi_random.epoch(epoch, first_step, self.prefetch_batches)
+            order, readahead = self._quasi_random.epoch(epoch, steps.start, self.prefetch_batches)
             if self.decoder_name in ("resident", "synthetic"):  # they read no files
                 readahead.close()
                 readahead = None
@@ -235,49 +326,52 @@ class Loader(Uncopyable):
             order = InOrder(self.num_samples)
         if readahead is None:
             share = self.batch_size_per_rank, self.rank, self.world
-            readahead = fetch_ahead(
-                self.data, order, range(first_step, self.num_steps), share, self.prefetch_batches, self.train
-            )
+            readahead = fetch_ahead(self.data, order, steps, share, self.prefetch_batches, self.train)
+        return order, readahead
+
+    def _taken(self, epoch: int, first_step: int, own_order: np.ndarray | None) -> _Epoch:
+        """Return the epoch that has begun, if it is this one, or a new one."""
+        begun = self._next
+        if begun is not None and first_step == 0 and begun.is_of(epoch, own_order):
+            self._next = None
+            return begun
+        self._leave_next()
+        return _Epoch(epoch, range(first_step, self.num_steps), own_order)
+
+    def _batches(
+        self, epoch: int, first_step: int, own_order: np.ndarray | None
+    ) -> Generator[Batch, None, None]:
         # Local names, because the module's globals may be gone when the interpreter's exit closes this.
         wait, is_finalizing = futures.wait, sys.is_finalizing
-        under_way: deque[PendingBatch] = deque()
-        is_left = threading.Event()
-        steps = iter(range(first_step, self.num_steps))
-
-        def start_batches() -> None:
-            while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
-                self._check_open()
-                numbers = step_indices(order, step, self.batch_size_per_rank, self.rank, self.world)
-                if readahead is not None:
-                    readahead.advance(step)
-                pending = PendingBatch(self._spec, epoch, step, numbers, is_left)
-                self._engine.start(pending)
-                under_way.append(pending)
-
+        self._present = present = self._taken(epoch, first_step, own_order)
         try:
-            start_batches()
-            while under_way:
+            present.start(self, self.prefetch_batches)
+            while present.pending:
                 self._check_open()  # threads of another process would never finish a batch
-                with nullcontext() if readahead is None else readahead.waiting():
-                    batch = under_way[0].result(self.timeout_s)
-                under_way.popleft()
-                start_batches()  # before the yield: the consumer's batch does not count as prefetched
+                with nullcontext() if present.readahead is None else present.readahead.waiting():
+                    batch = present.pending[0].result(self.timeout_s)
+                present.pending.popleft()
+                # Before the yield: the consumer's batch does not count as prefetched.
+                present.start(self, self.prefetch_batches)
+                self._start_next()
                 yield batch
         except TimeoutError as error:
             if error.errno is None:  # not the ETIMEDOUT of a sample's file
-                is_left.set()
+                present.is_left.set()
                 self.close(limit_s=0.0)  # without joining: a stuck daemon thread does not delay the exit
-                under_way.clear()
+                present.pending.clear()
             raise
         finally:
             # Wait for the batches in flight, so that the caller may close the data right after.
-            is_left.set()
-            if readahead is not None:
-                readahead.leave()
+            present.is_left.set()
+            if self._present is present:
+                self._present = None
+            if present.readahead is not None:
+                present.readahead.leave()
             if not (self._engine.closed or is_finalizing()):
-                wait([pending.done for pending in under_way], self.timeout_s)
-            if readahead is not None:
-                readahead.close(0.0 if self._engine.closed else 5.0)
+                wait([pending.done for pending in present.pending], self.timeout_s)
+            if present.readahead is not None:
+                present.readahead.close(0.0 if self._engine.closed else 5.0)
 
     def device_memory(self) -> dict[str, int]:
         """Return the bytes in use on the CUDA device now.
@@ -299,6 +393,7 @@ class Loader(Uncopyable):
         Args:
             limit_s: The longest wait for the threads, in seconds; by default `timeout_s`.
         """
+        self._leave_next()
         self._engine.close(self.timeout_s if limit_s is None else limit_s)
 
     def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:

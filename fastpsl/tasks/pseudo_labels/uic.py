@@ -31,6 +31,7 @@ from fastpsl.tasks.pseudo_labels.file import NAME, labels_of, write_labels
 from fastpsl.tasks.pseudo_labels.options import Augmentation, LabelView, UICOptions
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify, gathered_labels
 from fastpsl.tasks.pseudo_labels.scores import draw_label_curves
+from fastpsl.tasks.pseudo_labels.store import EpochOfLabels
 
 
 class UIC(PseudoClassify):
@@ -78,6 +79,7 @@ class UIC(PseudoClassify):
             num_classes, uic_view(input, size_px, augmentation), center_view(input, size_px), seed=seed
         )
         self.label_view, self.fixed, self.given, self.classifier = label_view, fixed, given, classifier
+        self.ended: EpochOfLabels | None = None  # where its labels are made and its figures are not told
 
     @property
     def from_training(self) -> bool:
@@ -116,11 +118,26 @@ class UIC(PseudoClassify):
             self.store.write(indices, logits)
 
     @override
+    def next_order(self, epoch: int) -> np.ndarray | None:
+        if self.label_view == "center" and not self.fixed and self.given is None:
+            return None  # the next epoch begins with a pass
+        if self.from_training:
+            self._renew()
+        self.begun = epoch, self.store.order(epoch)
+        return self.begun[1]
+
+    def _renew(self) -> None:
+        """Make all ranks' new labels those of the next epoch, once."""
+        self.ended = self.ended or self.store.end_epoch(self.epoch + 1)
+
+    @override
     def end_epoch(self) -> EpochMetrics | None:
         """Make all ranks' new labels those of the next epoch."""
         if not self.from_training:
             return None
-        ended = self.store.end_epoch(self.epoch + 1)
+        self._renew()
+        ended, self.ended = self.ended, None
+        assert ended is not None
         if ended.num_not_finite:
             warnings.warn(
                 f"epoch {self.epoch}: outputs for {ended.num_not_finite:,} images were not finite; "
