@@ -56,7 +56,8 @@ def reasons_of(
     on_gpu, frozen = train_step.world.device.type == "cuda", stage.first_learning - 1
     choices = [
         ("compile", step.mode, step.reason, on_gpu and step.mode == "off"),
-        ("graph", graph.value, graph.reason, on_gpu and not graph.captures),
+        # What several ranks need in the environment is told, too.
+        ("graph", graph.value, graph.reason, on_gpu and not (graph.captures and train_step.world.size == 1)),
     ]
     if frozen or options.fold_frozen == "on":
         choices.append(("fold_frozen", fold.mode, fold.reason, graph.captures and fold.mode == "off"))

@@ -324,6 +324,8 @@ def choose_graph(asked: GraphName, device: torch.device, num_ranks: int, why_not
     reason = "asked for" if asked == "on" else "the host launches a step at once"
     if num_ranks > 1 and asked == "auto":
         reason += f", where {NUM_COMPARED} steps give the losses of launched ones on all {num_ranks} ranks"
+    if num_ranks > 1:
+        reason += f"; {NCCL_FLAG} is 0 for it"
     return GraphChoice(True, reason, must=asked == "on")
 
 
@@ -334,6 +336,14 @@ class StageChoices(NamedTuple):
     graph: GraphChoice = LAUNCHED
     fold: StepChoice = OFF  # "on" or "off"
     launched: StepChoice = OFF  # of the steps of a stage whose capture fails
+
+    def reasons(self) -> dict[str, tuple[str, str]]:
+        """Return each option's value, and the reason for it."""
+        return {
+            "compile": (self.step.mode, self.step.reason),
+            "graph": (self.graph.value, self.graph.reason),
+            "fold_frozen": (self.fold.mode, self.fold.reason),
+        }
 
 
 PLAIN = StageChoices()
@@ -354,6 +364,55 @@ class Steps(Protocol):
 
 Replay = Callable[[], StepMetrics]
 """A captured step on the batches of its capture. Its metrics are the caller's own."""
+
+
+class Proof:
+    """A comparison of launched and captured steps from one state, which is as before after each part.
+
+    An exchange that a graph lacks, or that its replays do not wait for, changes what steps change in the
+    weights. `written` yields all tensors that a step writes and a later one reads. All memory is taken here.
+    """
+
+    def __init__(self, device: torch.device, written: Iterable[Tensor]):
+        self._device = device
+        self._tensors = list({id(tensor): tensor for tensor in written}.values())
+        self._before = [tensor.detach().clone() for tensor in self._tensors]
+        learning = [number for number, tensor in enumerate(self._tensors) if tensor.requires_grad]
+        self._weights = [(self._tensors[number].detach(), self._before[number]) for number in learning]
+        self._changes, self._gaps = (
+            [torch.empty_like(value) for _, value in self._weights] for _ in range(2)
+        )
+        self._draws = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def launched(self, launch: "Replay") -> None:
+        """Make launched steps, and keep their losses and changes."""
+        self._losses = self._made(launch, self._changes)
+
+    def why_not(self, replay: "Replay") -> str:
+        """Return in what replays differ from the launched steps, or an empty string."""
+        losses = self._made(replay, self._gaps)
+        torch._foreach_sub_(self._gaps, self._changes)
+        apart = (losses - self._losses).abs().max() / self._losses.abs().max()
+        length, gap = (torch.stack(torch._foreach_norm(each)).norm() for each in (self._changes, self._gaps))
+        share = gap / length.clamp_min(1e-30)
+        if not apart <= _LOSSES_APART:
+            return f"the losses of captured steps differ from those of launched ones by {apart:.2g}"
+        if not share <= _CHANGES_APART:
+            return f"captured steps change the weights otherwise than launched ones, by {share:.2g}"
+        return ""
+
+    @torch.no_grad()
+    def _made(self, step: "Replay", changes: list[Tensor]) -> Tensor:
+        """Return the losses of some steps, float64, and write what they change in the weights."""
+        with torch.enable_grad():
+            losses = torch.stack([step().values for _ in range(NUM_COMPARED)]).double()
+        weights, before = zip(*self._weights, strict=True)
+        torch._foreach_copy_(changes, weights)
+        torch._foreach_sub_(changes, before)
+        torch._foreach_copy_(self._tensors, self._before)
+        if self._draws is not None:
+            torch.cuda.set_rng_state(self._draws, self._device)
+        return losses
 
 
 class StepGraphs:
@@ -382,24 +441,38 @@ class StepGraphs:
             self._made[variant] += 1
             with beside(self._device):
                 return steps.compute(static, num_batches)
-        why, replay = "", None
-        try:
-            replay = capture(lambda: steps.compute(static, num_batches), self._device, self._pool)
-        except Exception as error:  # noqa: BLE001  (a capture may fail by any)
-            why = f"this stage's step cannot be captured as a CUDA graph ({reason_of(error)})"
-        # The error, which held the memory of the capture, is gone here.
-        if on_any_rank(self._world, replay is None):
-            why = why or "another rank cannot capture this stage's step as a CUDA graph"
-        elif self._world.size > 1 and not self._choice.must:
-            assert replay is not None
-            why = self._why_not_proven(replay, lambda: steps.compute(static, num_batches), steps.written())
-            if on_any_rank(self._world, bool(why)):
-                why = why or "on another rank, captured steps differ from launched ones"
+        why, replay, proof = "", None, None
+        launch = lambda: steps.compute(static, num_batches)
+        if self._world.size > 1 and not self._choice.must:
+            try:
+                proof = Proof(self._device, steps.written())
+            except torch.OutOfMemoryError:
+                pass  # the error would hold what there is of the copies
+            if on_any_rank(self._world, proof is None):
+                why = "a rank has no memory for the copies by which captured steps are proven"
+            else:
+                assert proof is not None
+                with beside(self._device):  # before the capture, which keeps a step's memory
+                    proof.launched(launch)
+        if not why:
+            try:
+                replay = capture(launch, self._device, self._pool)
+            except Exception as error:  # noqa: BLE001  (a capture may fail by any)
+                why = f"this stage's step cannot be captured as a CUDA graph ({reason_of(error)})"
+            # The error, which held the memory of the capture, is gone here.
+            if on_any_rank(self._world, replay is None):
+                why = why or "another rank cannot capture this stage's step as a CUDA graph"
+            elif proof is not None:
+                assert replay is not None
+                why = proof.why_not(replay)
+                if on_any_rank(self._world, bool(why)):
+                    why = why or "on another rank, captured steps differ from launched ones"
+        del proof
         if why:
             del replay
             steps.abandon()
             self._give_up(why)
-            return steps.compute(static, num_batches)
+            return launch()
         assert replay is not None
         self._replays[variant] = replay
         return self._replayed(replay)
@@ -421,43 +494,6 @@ class StepGraphs:
         end.record()
         self._ends.append(end)
         return metrics
-
-    def _why_not_proven(self, replay: Replay, launch: Replay, written: Iterable[Tensor]) -> str:
-        """Return in what replays differ from launched steps. The state is as before afterwards.
-
-        An exchange that a graph lacks, or that its replays do not wait for, changes the weights' changes.
-        """
-        tensors = list({id(tensor): tensor for tensor in written}.values())
-        before = [tensor.detach().clone() for tensor in tensors]
-        draws = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-
-        @torch.no_grad()
-        def restore() -> None:
-            torch._foreach_copy_(tensors, before)
-            if draws is not None:
-                torch.cuda.set_rng_state(draws, self._device)
-
-        def outcome(step: Replay) -> tuple[Tensor, list[Tensor]]:
-            losses = torch.stack([step().values for _ in range(NUM_COMPARED)]).double()
-            pairs = zip(tensors, before, strict=True)
-            changes = [tensor.detach() - value for tensor, value in pairs if tensor.requires_grad]
-            restore()
-            return losses, changes
-
-        with beside(self._device):
-            losses, changes = outcome(launch)
-        other_losses, other_changes = outcome(replay)
-        apart = (other_losses - losses).abs().max() / losses.abs().max()
-        length, gap = (
-            torch.stack(torch._foreach_norm(each)).norm()
-            for each in (changes, torch._foreach_sub(other_changes, changes))
-        )
-        share = gap / length.clamp_min(1e-30)
-        if not apart <= _LOSSES_APART:
-            return f"the losses of captured steps differ from those of launched ones by {apart:.2g}"
-        if not share <= _CHANGES_APART:
-            return f"captured steps change the weights otherwise than launched ones, by {share:.2g}"
-        return ""
 
     def _copied(self, batches: Iterable[Batch]) -> list[Batch]:
         """Copy a step's batches to the static ones, which are made of the first step's."""

@@ -7,7 +7,7 @@ import os
 import resource
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -60,6 +60,7 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
     whole = opened(recipe, options, world)
     with contextlib.closing(whole.data):
         lines = [*whole.lines, *lines_before(whole.experiment, whole.data)]
+        lines += choice_lines(whole.experiment, options, world)
         with operation("measuring some steps"):
             part = _quick(recipe, whole)
         is_whole = part.data.options.batch_size == options.batch_size
@@ -90,6 +91,15 @@ def dry_run(recipe: Recipe[Any], options: TrainingOptions) -> None:
             lines.append(f"for about half an hour: {command}")
     if world.rank == 0:
         print("\n".join(lines))
+
+
+def choice_lines(experiment: Experiment, options: TrainingOptions, world: World) -> Iterator[str]:
+    """Yield how each stage's steps run on a GPU, and why."""
+    if world.device.type == "cuda":
+        for stage in experiment.stages:
+            reasons = experiment.choose_step(stage, options, world).reasons()
+            words = (f"--{name.replace('_', '-')} {value} ({why})" for name, (value, why) in reasons.items())
+            yield f"{stage.name}: {'; '.join(words)}"
 
 
 def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:

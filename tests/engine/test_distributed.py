@@ -382,7 +382,12 @@ def captured_steps(rank: int, world_size: int, folder: Path, kind: str) -> None:
 
         return replay
 
+    def no_copies(*_: Any) -> step_modes.Proof:
+        raise torch.OutOfMemoryError("20 GiB")
+
     step_modes.capture = capture  # type: ignore[assignment]
+    if kind == "no memory" and rank == 1:
+        step_modes.Proof = no_copies  # type: ignore[assignment,misc]
     torch.manual_seed(0)
     backbone, task = TinyNet(), make_task("rotation")
     stage = make_plan("psl", (1, 1, 1))[1]
@@ -424,6 +429,7 @@ def by_two_ranks(folder: Path, kind: str) -> list[Any]:
         ("sound", ""),
         ("no exchange", "captured steps change the weights otherwise than launched ones, by "),
         ("other losses", "the losses of captured steps differ from those of launched ones by 0."),
+        ("no memory", "a rank has no memory for the copies by which captured steps are proven"),
     ],
 )
 def test_captured_steps_must_do_as_launched_ones_on_all_ranks(kind: str, says: str, tmp_path: Path) -> None:

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from bench.recipe_stages import recipe_options, stage_experiment
+from fastpsl.engine.distributed import NCCL_FLAG, World
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.time_left import forward_cost, step_cost, timed_costs
 from fastpsl.models.factory import make_backbone
 from fastpsl.scripts import forecast, launch, presets
 from fastpsl.scripts.command_line import COMMAND
+from fastpsl.scripts.forecast import choice_lines
 from fastpsl.scripts.presets import CPU_PRESETS
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import one_process
+from tests.fake_cuda import fake_cuda
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree
 from tests.scripts.test_presets import WITH_PRESETS
@@ -153,3 +157,34 @@ def test_what_blocks_cost_is_timed_by_copies(monkeypatch: pytest.MonkeyPatch) ->
         assert all(weights.grad is None for weights in block.parameters())
     assert step_cost(costs, Stage("S", 1, 2, 2, 1)) == 1 + 4 + 16
     assert forward_cost(costs, Stage("S", 1, 1, 1, 1)) == 1
+
+
+FASTEST = ["fused on off", "fused on on", "fused on on"]  # of stages S1 to S3
+LAUNCHED = ["fused off off", "off off off", "off off off"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_ranks", "flag", "expected"),
+    [
+        ("simclr", 1, None, FASTEST), ("simclr", 2, "0", FASTEST), ("simclr", 2, "1", LAUNCHED),
+        ("moco", 1, None, FASTEST), ("moco", 2, "0", LAUNCHED),
+    ],
+)  # fmt: skip
+def test_a_gpu_takes_the_fastest_way_on_any_number_of_ranks(
+    recipe: str, num_ranks: int, flag: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of --compile, --graph and --fold-frozen. Ranks that cannot capture choose by the launched steps."""
+    pytest.importorskip("triton")
+    if flag is None:
+        monkeypatch.delenv(NCCL_FLAG, raising=False)
+    else:
+        monkeypatch.setenv(NCCL_FLAG, flag)
+    with fake_cuda() as cuda:
+        world = World(0, num_ranks, 0, num_ranks, cuda.device)
+        options = recipe_options(recipe, is_sample=False, batch_size=256)
+        experiment, _ = stage_experiment(recipe, "S1", options, world)
+        told = [*choice_lines(experiment, options, world)]
+    names = ("compile", "graph", "fold-frozen")
+    chosen = [[line.split(f"--{name} ")[1].split()[0] for name in names] for line in told]
+    assert [" ".join(values) for values in chosen] == expected
+    assert all((f"{NCCL_FLAG} is 0" in line) == (flag == "0" and expected is FASTEST) for line in told)
