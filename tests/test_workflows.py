@@ -75,7 +75,7 @@ def test_what_makes_a_release_has_one_version() -> None:
 
 def test_commands_name_files_and_extras_that_exist() -> None:
     text = "\n".join(commands())
-    paths = set(re.findall(r"(?<![\w/.])(?:\.ci|tests|toolchain)/[\w./]+|constraints\.txt", text))
+    paths = set(re.findall(r"(?<![\w/.])(?:\.ci|tests|toolchain)/[\w./-]+|(?<!-)constraints\.txt", text))
     assert {"tests/kernels", ".ci/run", "constraints.txt"} <= paths
     assert not [path for path in paths if not (ROOT / path).exists()]
     declared = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))

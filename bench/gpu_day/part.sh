@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A part of the measurements on a rented GPU: bash bench/gpu_day/part.sh PART. README.md says what each needs; setup.sh explains the variables.
 part=${1:-}
-[[ $part =~ ^([a-h]|uic|iic|sslpp|psl|deepcluster|worth)$ ]] || {
-    echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h|uic|iic|sslpp|psl|deepcluster|worth" >&2
+[[ $part =~ ^([a-j]|uic|iic|sslpp|psl|deepcluster|worth)$ ]] || {
+    echo "usage: bash bench/gpu_day/part.sh a|b|c|d|e|f|g|h|i|j|uic|iic|sslpp|psl|deepcluster|worth" >&2
     exit 2
 }
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -143,11 +143,44 @@ part_h() {
     unpack_cifar 30
     if [ "${#cifar[@]}" != 0 ]; then # at the papers' batches
         small=("${cifar[@]:0:2}" --decoders resident --repeats 3 --seconds 1 --no-peers --recipe)
-        bench uic 65 throughput "${small[@]}" --stages uic_cifar10:E --batch-size 256 --limit-s "$(share 65 80)"
         bench sslpp 100 throughput "${small[@]}" --stages sslpp_rotation:E --batch-size 128 --limit-s "$(share 100 80)"
     fi
     bench rotation 165 time_to_accuracy "${cifar[@]}" --recipe rotation --seeds 0 --limit-s "$(share 165 95)"
     bench simclr 225 time_to_accuracy "${cifar[@]}" --recipe simclr --seeds 0 --limit-s "$(share 225 95)"
+}
+
+# The CUDA tests of what a step on a GPU is made of, graphs, folding, LARS and crops; then stages S3 by default options, SimCLR's with LARS.
+part_i() {
+    if [ -n "$SMALL" ]; then
+        make_photos 45
+        bench defaults 220 throughput --recipe --stages simclr:S3 --backbone resnet18 --batch-size 4 --decoders pillow --seconds 0.1 --repeats 1 \
+            --no-peers
+        return
+    fi
+    mapfile -t files < <(gpu_tests tests/engine tests/kernels tests/pipelines/test_resident.py tests/tasks/test_moco.py)
+    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 tests tests-defaults 110 20 -n 14 --dist worksteal -o timeout=40 -k 'not memory' "${files[@]}"
+    make_photos 135
+    bench defaults 225 throughput --data "$photos" --recipe --stages rotation:S3 simclr:S3 --backbone resnet50 --decoders turbo --seconds 1.2 \
+        --repeats 2 --limit-s "$(share 225 85)" --no-peers
+}
+
+# The loader's share: jigsaw S1 three times, and UIC of small images that stay on the GPU; then Inductor's step beside the fused norms, both
+# captured.
+part_j() {
+    make_photos 45
+    if [ -n "$SMALL" ]; then
+        bench jigsaw 220 throughput --recipe --stages jigsaw:S1 --backbone resnet18 --batch-size 4 --decoders pillow --seconds 0.1 --repeats 1 \
+            --no-peers
+        return
+    fi
+    unpack_cifar 60
+    bench jigsaw 95 throughput --data "$photos" --recipe --stages jigsaw:S1 --backbone resnet50 --decoders turbo --seconds 1.2 --repeats 3 \
+        --limit-s "$(share 95 85)" --no-peers
+    if [ "${#cifar[@]}" != 0 ]; then
+        bench uic 125 throughput "${cifar[@]:0:2}" --decoders resident --repeats 3 --seconds 1 --no-peers --recipe --stages uic_cifar10:E \
+            --batch-size 256 --limit-s "$(share 125 80)"
+    fi
+    bench inductor 225 step --recipes rotation --stages E --modes fused compiled --graph on --no-revnet --repeats 5 --limit-s "$(share 225 75)"
 }
 
 # Whether the methods work: the plan PART-gpu of bench/evidence, as far as it is missing. docs/runs/ has what earlier parts have brought back.

@@ -35,7 +35,7 @@ from fastpsl.scripts.command_line import parse
 ROOT = Path(__file__).resolve().parents[2]
 FINISH_S = 15
 MEASURE, METHODS = (
-    ("a", "b", "c", "d", "e", "f", "g", "h"),
+    tuple("abcdefghij"),
     ("uic", "iic", "sslpp", "psl", "deepcluster", "worth"),
 )
 PART_S = dict.fromkeys(MEASURE, 240) | dict.fromkeys(METHODS, 420)
@@ -140,6 +140,7 @@ RESULTS = {
     "b": {"throughput-cpu-recipes.json", "training-cpu-lightly.json"},
     "c": set(), "d": {"training-cpu-dali.json"}, "e": {"decode-cpu.json"}, "f": {"detection-cpu.json"},
     "g": {"step-cpu-compiled.json"}, "h": {"throughput-cpu-sslpp.json", "time_to_accuracy-cpu-rotation.json"},
+    "i": {"throughput-cpu-defaults.json"}, "j": {"throughput-cpu-jigsaw.json"},
 }  # fmt: skip
 
 
