@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
@@ -144,6 +145,7 @@ def fake_cuda(*, has_pinned: bool = True) -> Iterator[FakeCuda]:
         for name, value in _driver(cuda).items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(fake_tensor, "init_gpu_context", lambda device: None)  # of older torch, which asks cuda
         _patch_pinned_memory(patch, has_pinned)
         for kind in (JITFunction, InterpretedFunction):
             patch.setattr(kind, "run", lambda kernel, *args, **more: cuda.launched(kernel, *args, **more))

@@ -87,6 +87,7 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
 
 
 MAX_WARM_UP_EPOCHS = 1_000_000
+_TOLD_GAP_S = 0.1  # between two epochs
 
 
 def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrainer] | None" = None) -> bool:
@@ -345,7 +346,7 @@ class StageTrainer:
         """Tell the time between two epochs, once: if labels decide their order, or if it is long."""
         epoch_s = self.position.seconds * self.steps_per_epoch / self.position.step
         share = seconds / (seconds + epoch_s)
-        if self.experiment.task.has_own_order or share > LONG_SHARE:
+        if seconds >= _TOLD_GAP_S and (self.experiment.task.has_own_order or share > LONG_SHARE):
             self.run.reporter.log_once(
                 "between epochs",
                 f"{self.stage.name}: {seconds:.2g} s without a step before epoch "

@@ -107,6 +107,7 @@ def test_labels_begin_the_next_epoch_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = begun_and_written(monkeypatch)
+    monkeypatch.setattr(trainer, "_TOLD_GAP_S", 0.0)
     task = UIC(20, Input.usual("RGB", 32), 32, seed=0, augmentation="standard", label_view="train")
     experiment = Experiment(task, TinyNet(), make_plan("end_to_end", (3,), num_levels=1), cosine(0.05))
     with closing(tiny_run(tmp_path, epochs=(3,), keep_checkpoints=100)) as run:
