@@ -17,7 +17,7 @@ from torch.testing._internal.distributed import multi_threaded_pg
 Result = TypeVar("Result")
 _c10d: Any = torch._C._distributed_c10d
 if not hasattr(multi_threaded_pg.ThreadLocalWorld, "comms"):  # which torch 2.11 asks for
-    multi_threaded_pg.ThreadLocalWorld.comms = []
+    multi_threaded_pg.ThreadLocalWorld.comms = []  # type: ignore[method-assign,assignment]
 
 
 class Messages:
