@@ -528,6 +528,17 @@ def test_state_goes_through_a_file_bit_for_bit_also_before_the_first_step() -> N
             assert torch.equal(parameter, loaded[name]), name
 
 
+@pytest.mark.usefixtures("way")
+def test_a_copy_steps_as_the_original() -> None:
+    named = parameters()
+    optimiser = make_lars(named)
+    steps(optimiser, named)
+    copied, of_copy = copy.deepcopy((named, optimiser))
+    for each, parameters_of in ((optimiser, named), (of_copy, copied)):
+        steps(each, parameters_of)
+    assert all(torch.equal(parameter, copied[name]) for name, parameter in named.items())
+
+
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="momentum -1"):
         LARS([torch.zeros(2)], lr=0.1, momentum=-1)

@@ -192,6 +192,12 @@ class LARS(torch.optim.Optimizer):
         super().__init__(groups, {**defaults, "adapt": adapt})
 
     @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a copy or a file has of the optimizer."""
+        super().__setstate__(state)
+        self._divisions = {}
+
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with momentum buffers from the start, because the first step may be skipped."""
         super().add_param_group(param_group)
