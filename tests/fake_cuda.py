@@ -217,6 +217,7 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
 
     answers = {
         "is_available": True,
+        "is_current_stream_capturing": False,
         "is_initialized": True,
         "is_bf16_supported": True,
         "device_count": 1,
