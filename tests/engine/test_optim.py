@@ -316,7 +316,11 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     values["zero.weight"] = nn.Parameter(torch.zeros(3, 2))  # a norm of 0
     # More values than a program of the kernels has, and another order in memory.
     large = torch.randn((5, 7, 13, 11), generator=random).contiguous(memory_format=torch.channels_last)
-    return values | {"large.weight": nn.Parameter(large), "none.weight": nn.Parameter(torch.empty(0, 3))}
+    values |= {"large.weight": nn.Parameter(large), "none.weight": nn.Parameter(torch.empty(0, 3))}
+    # Axes of one, whose strides say nothing.
+    small = torch.randn((6, 5, 1, 1), generator=random)
+    values["small.weight"] = nn.Parameter(small.as_strided((6, 5, 1, 1), (5, 1, 7, 9)))
+    return values
 
 
 @pytest.fixture(params=["operations", "kernels"])
@@ -375,6 +379,9 @@ def test_equals_a_plain_loop() -> None:
             expected[name] = w - velocity[name]
     named = parameters()
     optimiser = make_lars(named)
+    # As a checkpoint of another memory format has them.
+    large = optimiser.state[named["large.weight"]]
+    large["momentum_buffer"] = large["momentum_buffer"].contiguous()
     steps(optimiser, named)
     for name, parameter in named.items():
         buffer = optimiser.state[parameter]["momentum_buffer"]
@@ -526,6 +533,20 @@ def test_state_goes_through_a_file_bit_for_bit_also_before_the_first_step() -> N
         steps(other, loaded)
         for name, parameter in saved.items():
             assert torch.equal(parameter, loaded[name]), name
+
+
+@pytest.mark.usefixtures("way")
+def test_weights_with_gaps_in_memory_step_as_others() -> None:
+    values = torch.randn(4, 6)
+    whole, gaps = {"a.weight": nn.Parameter(values[:, :3].clone())}, {"a.weight": nn.Parameter(values[:, :3])}
+    for named in (whole, gaps):
+        optimiser = make_lars(named)
+        for rate in RATES:
+            named["a.weight"].grad = torch.arange(12.0).view(4, 3)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+    assert torch.allclose(whole["a.weight"], gaps["a.weight"], rtol=1e-6) and values[:, 3:].abs().min() > 0
 
 
 @pytest.mark.usefixtures("way")

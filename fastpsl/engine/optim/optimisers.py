@@ -225,20 +225,23 @@ class LARS(torch.optim.Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
                 kernels = _lars_kernels(weights[0].device)
-                if kernels is None:
+                if kernels is None or not all(map(_is_dense, weights)):
                     self._step_group(group, weights)
                 else:
                     self._step_by_kernels(kernels, group, weights)
 
     def _step_by_kernels(self, kernels: ModuleType, group: dict[str, Any], weights: list[Tensor]) -> None:
         device, sizes = weights[0].device, tuple(weight.numel() for weight in weights)
-        gradients = [
-            # In the order of the weight's memory.
-            p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad)
-            for p in weights
-            if p.grad is not None
-        ]
-        velocities = [self.state[p]["momentum_buffer"] for p in weights]
+        gradients, velocities = list[Tensor](), list[Tensor]()
+        for weight in weights:
+            gradient, velocity = weight.grad, self.state[weight]["momentum_buffer"]
+            assert gradient is not None
+            if not _is_in_order(gradient, weight):
+                gradient = torch.empty_like(weight).copy_(gradient)
+            if not _is_in_order(velocity, weight):  # of a checkpoint of another memory format
+                velocity = self.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(velocity)
+            gradients.append(gradient)
+            velocities.append(velocity)
         if sizes not in self._divisions:
             self._divisions[sizes] = tuple(to_device(part, device) for part in kernels.divided(sizes))
         division = self._divisions[sizes]
@@ -295,6 +298,26 @@ class LARS(torch.optim.Optimizer):
         one = torch.ones((), device=device)
         keep = one if found_inf is None else (found_inf == 0).float().reshape(())
         return keep, one if scale is None else scale.reciprocal().reshape(())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor has no gaps in its memory, and no value twice."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _is_in_order(tensor: Tensor, weight: Tensor) -> bool:
+    """Return whether a tensor has its values in the order of the weight's memory."""
+    ours, theirs = tensor.stride(), weight.stride()
+    # An axis of one has any stride: cuDNN's gradients of 1 x 1 convolutions have others.
+    return ours == theirs or all(
+        one == other for one, other, size in zip(ours, theirs, weight.shape, strict=True) if size != 1
+    )
 
 
 @cache
