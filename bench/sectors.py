@@ -40,7 +40,16 @@ from triton.runtime import driver, interpreter
 from triton.runtime.jit import JITFunction
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
+from fastpsl.kernels.fused_cuda import (
+    area,
+    geometric,
+    isotropic,
+    lars,
+    photometric,
+    prepared,
+    shifted,
+    warped,
+)
 from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.normalise import out_shape
 from tests.kernels import launches
@@ -103,7 +112,10 @@ def chains() -> Iterator[tuple[str, Callable[[], object]]]:
     images = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
     boxes = torch.tensor([[2, 4, 90, 90, 0], [10, 40, 64, 64, DIAGONAL]])
     yield "isotropic windows", partial(isotropic.crop, images, boxes, 64)
+    whole = torch.tensor([[0, 0, 96, 128, 0]] * 2, dtype=torch.int32)
+    yield "crops by area", partial(area.crop, images, torch.arange(2), whole, 64)
     yield "BatchNorms", partial(launches._batch_norms, 64, torch.float16, False)
+    yield "LARS", partial(launches._lars, 0, 16 * lars.BLOCK + 8)
 
 
 def _run(module: ModuleType, ops: tuple[Any, ...], side: int) -> None:

@@ -151,13 +151,13 @@ def launches() -> Iterator[Launch]:
         yield Launch(f"LARS{', unaligned' if start else ''}", partial(_lars, start), start == 0)
 
 
-def _lars(start: int) -> None:
-    """Make a step of one tensor."""
-    tensors, scalar = [torch.zeros(65)[start:]], torch.zeros(())
+def _lars(start: int, num: int = 65) -> None:
+    """Make a step of one tensor, of values from `start` on."""
+    tensors, scalar = [torch.zeros(num)[start:]], torch.zeros(())
     division = lars.divided([tensors[0].numel()])
     rates = lars.rates_of(tensors, tensors, *division, scalar, scalar, 0.1, 0.001)
     for each in (rates, None):
-        momenta = [torch.zeros(65)[start:]]
+        momenta = [torch.zeros(num)[start:]]
         lars.update(tensors, momenta, momenta, *division, each, scalar, scalar, scalar, 0.1, 0.9)
 
 

@@ -37,27 +37,35 @@ def tensor_at(table, number, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def gradient_at(there, offset, mask, w, scale, weight_decay):
+def values_at(there, mask):
+    """Load values, all of them if `mask` is None: of a mask, only single values are loaded at a time."""
+    return tl.load(there) if mask is None else tl.load(there, mask=mask, other=0.0)
+
+
+@triton.jit
+def gradient_at(there, mask, w, scale, weight_decay):
     """Return the unscaled gradients, with the decay of weights `w`."""
-    g = tl.load(there + offset, mask=mask, other=0.0)
+    g = values_at(there, mask)
     if scale is not None:
         g *= tl.div_rn(1.0, tl.load(scale))
     return g + weight_decay * w
 
 
 @triton.jit
-def part_of_program(owners, firsts, sizes, found_inf, BLOCK: tl.constexpr):
-    """Return this program's tensor, and the places of its values: which they are, and which of them exist.
-
-    None exists in a step that is skipped.
-    """
+def part_of_program(owners, firsts, sizes, BLOCK: tl.constexpr):
+    """Return this program's tensor, its first value in it, and how many values are left from there on."""
     number = tl.load(owners + tl.program_id(0))
     first = (tl.program_id(0) - tl.load(firsts + number)).to(tl.int64) * BLOCK
-    offset = first + tl.arange(0, BLOCK)
-    size = tl.load(sizes + number)
-    if found_inf is not None:
-        size = tl.where(tl.load(found_inf) == 0, size, 0)
-    return number, offset, offset < size
+    return number, first, tl.load(sizes + number) - first
+
+
+@triton.jit
+def squares(weights, gradients, mask, scale, weight_decay, sums):
+    """Store the sums of the squares of a program's weights and gradients."""
+    w = values_at(weights, mask)
+    g = gradient_at(gradients, mask, w, scale, weight_decay)
+    tl.store(sums, tl.sum(w * w, 0))
+    tl.store(sums + 1, tl.sum(g * g, 0))
 
 
 @triton.jit
@@ -66,11 +74,15 @@ def squares_pass(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum the squares of each program's weights and gradients into `sums`, float32 [programs, 2]."""
-    number, offset, mask = part_of_program(owners, firsts, sizes, None, BLOCK)
-    w = tl.load(tensor_at(table, number, ALIGNED) + offset, mask=mask, other=0.0)
-    g = gradient_at(tensor_at(table, num_tensors + number, ALIGNED), offset, mask, w, scale, weight_decay)
-    tl.store(sums + 2 * tl.program_id(0), tl.sum(w * w, 0))
-    tl.store(sums + 2 * tl.program_id(0) + 1, tl.sum(g * g, 0))
+    number, first, left = part_of_program(owners, firsts, sizes, BLOCK)
+    offset = tl.arange(0, BLOCK)
+    weights = tensor_at(table, number, ALIGNED) + first + offset
+    gradients = tensor_at(table, num_tensors + number, ALIGNED) + first + offset
+    sums += 2 * tl.program_id(0)
+    if left >= BLOCK:
+        squares(weights, gradients, None, scale, weight_decay, sums)
+    else:
+        squares(weights, gradients, offset < left, scale, weight_decay, sums)
 
 
 @triton.jit
@@ -89,22 +101,34 @@ def rates_pass(sums, firsts, lr, rates, eeta, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def move(weights, gradients, momenta, mask, scale, weight_decay, momentum, rate):
+    """Update a program's momenta and weights."""
+    w = values_at(weights, mask)
+    g = gradient_at(gradients, mask, w, scale, weight_decay)
+    v = values_at(momenta, mask) * momentum + g * rate
+    tl.store(momenta, v, mask=mask)
+    tl.store(weights, w - v, mask=mask)
+
+
+@triton.jit
 def update_pass(
     table, owners, firsts, sizes, rates, lr, scale, found_inf, num_tensors, weight_decay, momentum,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Update momenta and weights, unless `found_inf` is not 0. `rates` is None if all tensors have `lr`."""
-    number, offset, mask = part_of_program(owners, firsts, sizes, found_inf, BLOCK)
-    weights, momenta = (
-        tensor_at(table, number, ALIGNED) + offset,
-        tensor_at(table, 2 * num_tensors + number, ALIGNED) + offset,
-    )
-    w = tl.load(weights, mask=mask, other=0.0)
-    g = gradient_at(tensor_at(table, num_tensors + number, ALIGNED), offset, mask, w, scale, weight_decay)
+    if found_inf is not None:  # noqa: SIM102  (this is known when it is compiled)
+        if tl.load(found_inf) != 0:
+            return
+    number, first, left = part_of_program(owners, firsts, sizes, BLOCK)
+    offset = tl.arange(0, BLOCK)
+    weights = tensor_at(table, number, ALIGNED) + first + offset
+    gradients = tensor_at(table, num_tensors + number, ALIGNED) + first + offset
+    momenta = tensor_at(table, 2 * num_tensors + number, ALIGNED) + first + offset
     rate = tl.load(lr) if rates is None else tl.load(rates + number)
-    v = tl.load(momenta, mask=mask, other=0.0) * momentum + g * rate
-    tl.store(momenta, v, mask=mask)
-    tl.store(weights, w - v, mask=mask)
+    if left >= BLOCK:
+        move(weights, gradients, momenta, None, scale, weight_decay, momentum, rate)
+    else:
+        move(weights, gradients, momenta, offset < left, scale, weight_decay, momentum, rate)
 
 
 class Division(NamedTuple):
