@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction
 from typing_extensions import override
 
 from fastpsl.engine import step_modes
+from fastpsl.engine.optim import optimisers
 from fastpsl.kernels import device_crops
 from fastpsl.kernels.fused import fused_modules
 from tests.host_waits import Seen, Watch
@@ -134,6 +135,7 @@ def fake_cuda(*, has_pinned: bool = True) -> Iterator[FakeCuda]:
         device_crops.fused_form,
         device_crops.area_form,
         device_crops._tried,
+        optimisers._lars_kernels,
         step_modes._side_stream,
     )
     with (

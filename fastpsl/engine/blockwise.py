@@ -334,8 +334,11 @@ def _with_views(batch: Batch, own: slice) -> Batch:
 def _extra_of(part: Stage, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a part's task has added to a batch, and whether its step is skipped, once it is known."""
     beginning = f"{part.name}."
-    own = {n.removeprefix(beginning): value for n, value in extra.items() if n.startswith(beginning)}
-    return own | {n: extra[n] for n in (IS_SKIPPED,) if n in extra}
+    return {
+        name.removeprefix(beginning): value
+        for name, value in extra.items()
+        if name.startswith(beginning) or name == IS_SKIPPED
+    }
 
 
 def _context_of(part: _Part, context: EpochContext) -> EpochContext:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.options import INITIAL_WEIGHTS, RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.step_modes import StageChoices
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import atomic_file
 from fastpsl.files.paths import require_folder
@@ -54,13 +55,14 @@ def reasons_of(
     augment, step, graph = train_step.augment, train_step.step_choice, train_step.graph_choice
     fold = train_step.fold_choice
     on_gpu, frozen = train_step.world.device.type == "cuda", stage.first_learning - 1
+    reasons = StageChoices(step, graph, fold).reasons()
     choices = [
-        ("compile", step.mode, step.reason, on_gpu and step.mode == "off"),
+        ("compile", *reasons["compile"], on_gpu and step.mode == "off"),
         # What several ranks need in the environment is told, too.
-        ("graph", graph.value, graph.reason, on_gpu and not (graph.captures and train_step.world.size == 1)),
+        ("graph", *reasons["graph"], on_gpu and not (graph.captures and train_step.world.size == 1)),
     ]
     if frozen or options.fold_frozen == "on":
-        choices.append(("fold_frozen", fold.mode, fold.reason, graph.captures and fold.mode == "off"))
+        choices.append(("fold_frozen", *reasons["fold_frozen"], graph.captures and fold.mode == "off"))
     if views:
         choices.insert(0, ("augment_backend", augment.path, augment.reason, augment.path != "fused"))
     for name, value, reason, is_slower in choices:

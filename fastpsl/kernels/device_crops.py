@@ -3,7 +3,6 @@
 Both go through Triton where it works, else through torch's operations: running sums, or matrix products.
 """
 
-import importlib
 import warnings
 from functools import cache
 from types import ModuleType
@@ -11,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastpsl.kernels.fused import tried_out
 from fastpsl.kernels.isotropic import (
     BLUE,
     COLOUR_SIGMA_PX,
@@ -153,19 +153,8 @@ def _tried(device: torch.device, name: str = "isotropic") -> tuple[ModuleType | 
     boxes = torch.full((1, 5), 8, dtype=torch.int32, device=device)
     boxes[:, :2].fill_(28)
     boxes[:, 4].fill_(DIAGONAL)
-    try:
-        module = importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}")
-        if name == "area":
-            module.crop(images, torch.zeros(1, dtype=torch.int64, device=device), boxes, 8)
-        else:
-            module.crop(images, boxes, 8)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except ImportError as error:
-        return None, f"Triton is missing ({error}; pip install triton)"
-    except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
-        return None, f"Triton does not work here ({' '.join(str(error).split())[:200]})"
-    return module, ""
+    places = [torch.zeros(1, dtype=torch.int64, device=device)] if name == "area" else []
+    return tried_out(name, lambda module: module.crop(images, *places, boxes, 8))
 
 
 def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -16,7 +16,7 @@ the result.
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -64,24 +64,18 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     return modules, f"Triton {version}"
 
 
-@cache
-def lars_module(device: torch.device) -> tuple[ModuleType | None, str]:
-    """Return the module of LARS' kernels on a device, or None and why there is none."""
-    if device.type != "cuda":
-        return None, "its kernels need CUDA"
+def tried_out(name: str, run: Callable[[ModuleType], object]) -> tuple[ModuleType | None, str]:
+    """Return a module of CUDA's kernels after one run, or None and why Triton does not work."""
     try:
-        module = importlib.import_module("fastpsl.kernels.fused_cuda.lars")
-        tensors, rate = [torch.zeros(3, device=device)], torch.zeros((), device=device)
-        one = torch.arange(2, dtype=torch.int32, device=device)  # `divided` of three values, without a copy
-        division = one[:1], one, torch.full((1,), 3, device=device)
-        rates = module.rates_of(tensors, tensors, *division, rate, None, 0.0, 0.0)
-        momenta = [torch.zeros(3, device=device)]
-        module.update(tensors, momenta, momenta, *division, rates, rate, None, None, 0.0, 0.0)
+        module = importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}")
+        run(module)
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - of the import, the driver, the compiler: many types
-        return None, f"Triton does not work here: {' '.join(str(error).split())[:200]}"
-    return module, "Triton"
+    except ImportError as error:
+        return None, f"Triton is missing ({error}; pip install triton)"
+    except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
+        return None, f"Triton does not work here ({' '.join(str(error).split())[:200]})"
+    return module, ""
 
 
 def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:

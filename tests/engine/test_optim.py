@@ -415,9 +415,9 @@ class Bytes(TorchDispatchMode):
 @pytest.mark.parametrize("has_kernels", [False, True])
 def test_a_step_on_a_gpu_moves_few_bytes(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    if not has_kernels:
-        monkeypatch.setattr(optimisers, "_lars_kernels", lambda device: None)
     with fake_cuda() as cuda:
+        if not has_kernels:
+            monkeypatch.setattr(optimisers, "_lars_kernels", lambda device: None)
         weights = [nn.Parameter(torch.zeros(256, 300, device=cuda.device)) for _ in range(5)]
         optimiser: Any = LARS(weights, lr=0.0, weight_decay=0.1)
         optimiser.param_groups[0]["lr"] = torch.zeros((), device=cuda.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.kernels.fused import lars_module
+from fastpsl.kernels.fused import tried_out
 from fastpsl.pipelines.decoders.memory import to_device
 
 Optimiser = TypeVar("Optimiser", bound=torch.optim.Optimizer)
@@ -188,7 +188,8 @@ class LARS(torch.optim.Optimizer):
         adapt: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eeta": eeta}
-        self._divisions: dict[tuple[int, ...], tuple[Tensor, ...]] = {}  # by the sizes of tensors
+        # By the layouts of weights; None where kernels do not take them.
+        self._divisions: dict[tuple[tuple[int, ...], ...], tuple[Tensor, ...] | None] = {}
         super().__init__(groups, {**defaults, "adapt": adapt})
 
     @override
@@ -225,13 +226,24 @@ class LARS(torch.optim.Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
                 kernels = _lars_kernels(weights[0].device)
-                if kernels is None or not all(map(_is_dense, weights)):
+                division = None if kernels is None else self._divided(kernels, weights)
+                if kernels is None or division is None:
                     self._step_group(group, weights)
                 else:
-                    self._step_by_kernels(kernels, group, weights)
+                    self._step_by_kernels(kernels, division, group, weights)
 
-    def _step_by_kernels(self, kernels: ModuleType, group: dict[str, Any], weights: list[Tensor]) -> None:
-        device, sizes = weights[0].device, tuple(weight.numel() for weight in weights)
+    def _divided(self, kernels: ModuleType, weights: list[Tensor]) -> tuple[Tensor, ...] | None:
+        """Return the division of weights among the kernels' programs; None if they have gaps in memory."""
+        layout = tuple((*weight.shape, *weight.stride()) for weight in weights)
+        if layout not in self._divisions:
+            parts = kernels.divided([weight.numel() for weight in weights])
+            of_device = tuple(to_device(part, weights[0].device) for part in parts)
+            self._divisions[layout] = of_device if all(map(_is_dense, weights)) else None
+        return self._divisions[layout]
+
+    def _step_by_kernels(
+        self, kernels: ModuleType, division: tuple[Tensor, ...], group: dict[str, Any], weights: list[Tensor]
+    ) -> None:
         gradients, velocities = list[Tensor](), list[Tensor]()
         for weight in weights:
             gradient, velocity = weight.grad, self.state[weight]["momentum_buffer"]
@@ -242,12 +254,9 @@ class LARS(torch.optim.Optimizer):
                 velocity = self.state[weight]["momentum_buffer"] = torch.empty_like(weight).copy_(velocity)
             gradients.append(gradient)
             velocities.append(velocity)
-        if sizes not in self._divisions:
-            self._divisions[sizes] = tuple(to_device(part, device) for part in kernels.divided(sizes))
-        division = self._divisions[sizes]
         lr, scale = group["lr"], getattr(self, "grad_scale", None)
         if not isinstance(lr, Tensor):
-            lr = torch.full((), lr, device=device)
+            lr = torch.full((), lr, device=weights[0].device)
         decay = group["weight_decay"]
         rates = None
         if group["adapt"]:
@@ -323,8 +332,19 @@ def _is_in_order(tensor: Tensor, weight: Tensor) -> bool:
 @cache
 def _lars_kernels(device: torch.device) -> ModuleType | None:
     """Return the module of the kernels. Where a GPU has none, say why, once."""
-    kernels, why_not = lars_module(device)
-    if kernels is None and device.type == "cuda":
+    if device.type != "cuda":
+        return None
+
+    def run(module: ModuleType) -> None:
+        tensors, rate = [torch.zeros(3, device=device)], torch.zeros((), device=device)
+        one = torch.arange(2, dtype=torch.int32, device=device)  # `divided` of three values, without a copy
+        division = one[:1], one, torch.full((1,), 3, device=device)
+        rates = module.rates_of(tensors, tensors, *division, rate, None, 0.0, 0.0)
+        momenta = [torch.zeros(3, device=device)]
+        module.update(tensors, momenta, momenta, *division, rates, rate, None, None, 0.0, 0.0)
+
+    kernels, why_not = tried_out("lars", run)
+    if kernels is None:
         warnings.warn(
             f"LARS takes torch's operations, half a millisecond a step slower: {why_not}", stacklevel=4
         )
