@@ -5,7 +5,17 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from bench.peers import PACKED
-from bench.tables import CPU, JPEG_DECODERS, RATE, Batches, best_peers, is_of, kernel_ratios, without_form
+from bench.tables import (
+    CPU,
+    JPEG_DECODERS,
+    RATE,
+    Batches,
+    best_peers,
+    is_of,
+    kernel_ratios,
+    packed_files,
+    without_form,
+)
 
 NAMES = {
     "ffcv_loader": "FFCV", "dali_reader": "DALI", "dataloader": "PyTorch DataLoader",
@@ -158,22 +168,19 @@ def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> di
     )
 
 
-def packed_words(results: Mapping[str, Result]) -> dict[str, Any]:
+def packed_words(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the words of the figure of packed coefficients: the CPU time of JPEGs over theirs."""
+    file, result = packed_files(results)[0]
     own = {
-        name: {
-            (ratio["size"], ratio["num_views"]): ratio["median"]
-            for ratio in result["ratios"]
-            if (ratio.get("decoder"), ratio["what"], ratio.get("peer")) == (PACKED, CPU, "turbo")
-        }
-        for name, result in results.items()
-        if result["bench"] == "sizes"
+        (ratio["size"], ratio["num_views"]): ratio["median"]
+        for ratio in result["ratios"]
+        if (ratio["batches"], ratio.get("decoder"), ratio["what"]) == ("uint8", PACKED, CPU)
+        and ratio["peer"] == "turbo"
     }
-    file, result = newest({name: results[name] for name, found in own.items() if found}, "sizes")
-    crops = sorted({num for _, num in own[file]})
+    crops = sorted({num for _, num in own})
     rows: list[Row] = []
-    for size in dict.fromkeys(size for size, _ in own[file]):
-        ratios = [own[file].get((size, num)) for num in crops]
+    for size in dict.fromkeys(size for size, _ in own):
+        ratios = [own.get((size, num)) for num in crops]
         name = "original sizes" if size == "originals" else f"{size} px"
         rows.append((name, [(ratio, "") if ratio else None for ratio in ratios]))
     return _words(

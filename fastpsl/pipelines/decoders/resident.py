@@ -72,7 +72,7 @@ class ResidentDecoder(BatchDecoder):
             remedy = ", or write images of one size with `fastpsl data write --mode raw`"
             raise ValueError(
                 f"decoder 'resident' keeps raw images of one size, and of {beton.paths[0]} {why_not}; "
-                f"use turbo or dali{'' if beton.is_raw else remedy}"
+                f"use turbo{'' if beton.is_packed else ' or dali'}{'' if beton.is_raw else remedy}"
             )
         needed, free = num_bytes(beton), free_bytes(device)
         if needed > free:
