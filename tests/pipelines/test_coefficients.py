@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -418,28 +419,47 @@ def test_an_interrupted_packing_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert interrupted.files(out.parent) == interrupted.files(whole_file.parent)
 
 
-def test_a_training_sees_the_same_pixels(
+def test_all_commands_see_the_same_pixels(
     betons: tuple[Path, Path, Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train, score and replay with coefficients and with the JPEGs that are made of them: equal weights."""
-    coefficients = betons[2]
+    """What reads DATA does so with coefficients as with the JPEGs that are made of them."""
     monkeypatch.chdir(tmp_path)
-    assert cli("data", "write", coefficients, "jpg.beton", "--mode", "jpg").code == 0
-    states = []
-    for data in (coefficients, "jpg.beton"):
-        out = f"run-{Path(data).stem}"
-        code, _, err = cli(
-            "train", "simclr", "--data", data, "--val", data, "--backbone", "resnet18", "--size-px", 32,
-            "--epochs", 1, "--batch-size", 8, "--plan", "end_to_end", "--device", "cpu", "--workers", 1,
-            "--out", out, "--no-tensorboard",
-        )  # fmt: skip
-        assert code == 0, err
-        states.append(read_checkpoint(Path(out) / "checkpoints" / "step-00000003.pt")["backbone"])
-        code, _, err = cli("eval", "knn", out, "--data", data, "--val", data, "--device", "cpu")
-        assert code == 0, err
-        code, _, err = cli("replay", out, "--step", 1, "--out", f"{out}-replay")
-        assert code == 0, err
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert cli("data", "write", betons[2], "jpg.beton", "--mode", "jpg").code == 0
+    cpu = ("--device", "cpu", "--workers", 1)
+    found = []
+    for data in (betons[2], "jpg.beton"):
+        run = f"run-{Path(data).stem}"
+        both = ("--data", data, "--val", data)
+        for words in (
+            ("train", "simclr", *both, "--backbone", "resnet18", "--size-px", 32, "--epochs", 1,
+             "--batch-size", 8, "--plan", "end_to_end", "--no-tensorboard", *cpu, "--out", run),
+            ("replay", run, "--step", 1, "--out", f"{run}-replay"),
+            ("eval", "knn", run, *both, "--no-floor", *cpu, "--out", f"{run}-knn"),
+            ("eval", "linear", run, *both, "--epochs", 1, "--batch-size", 8, *cpu, "--out", f"{run}-linear"),
+            ("eval", "few-labels", run, *both, "--labels-per-class", 2, "--no-floor", *cpu,
+             "--out", f"{run}-few"),
+            ("retrieve", run, "--queries", data, *cpu, "--out", f"{run}-near"),
+            ("tsne", run, "--data", data, *cpu, "--out", f"{run}-map"),
+            ("features", run, "--data", data, *cpu, "--out", f"{run}-features.npy"),
+            ("labels", "k-means", "--data", data, "--num-clusters", 2, "--pca-width", 8,
+             "--out", f"{run}-labels.npz"),
+        ):  # fmt: skip
+            code, _, err = cli(*words)
+            assert code == 0, err
+        code, _, err = cli("eval", "detect", run, "--data", data, "--device", "cpu", "--out", f"{run}-detect")
+        assert code == 2 and "no folder of PASCAL VOC" in err
+        weights = read_checkpoint(Path(run) / "checkpoints" / "step-00000003.pt")["backbone"]
+        numbers = [
+            json.loads((Path(f"{run}-{name}") / "result.json").read_text()).get("numbers")
+            for name in ("knn", "linear", "few", "near", "map")
+        ]
+        found.append(
+            (weights, numbers, np.load(f"{run}-features.npy"), np.load(f"{run}-labels.npz")["labels"])
+        )
+    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+    assert found[0][1] == found[1][1] and all(found[0][1])
+    for one, other in zip(found[0][2:], found[1][2:], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_decoders_that_cannot_read_them_are_refused(betons: tuple[Path, Path, Path]) -> None:
