@@ -12,9 +12,10 @@ from itertools import groupby
 from math import ceil, floor, hypot
 from typing import Any
 
+from bench.evidence.best_blocks import BEST, Best, bests
 from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.power import LEVEL, POWER, smallest_difference, spread
-from bench.evidence.results import block_means, compared_numbers, holm, numbers_of
+from bench.evidence.results import CONFIDENCE, block_means, compared_numbers, holm, numbers_of, t_interval
 from fastpsl.tables.paper_file import TABLES
 
 Record = Mapping[str, Any]
@@ -83,7 +84,9 @@ class Group:
     notes: Sequence[str] = ()
     link: str = ""
     columns: Sequence[str] = ()  # blocks
-    arms: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the means by block
+    arms: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the means by block, and of pairs
+    best_columns: Sequence[str] = ()
+    best: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by arm and pair
 
     @property
     def title(self) -> str:
@@ -121,7 +124,8 @@ def evaluation_in_words(evaluation: str) -> str:
 
 def block(number: str) -> str:
     """Return the block of a number: B4 of top1_k20_B4."""
-    return number.rpartition("_")[2]
+    of = number.rpartition("_")[2]
+    return "best block" if of == BEST else of
 
 
 def data_in_words(title: str) -> str:
@@ -160,7 +164,67 @@ def experiment_group(name: str, result: Record, plan: Plan, times: Record | None
         if RANDOM not in one["pair"]
     ]
     link = f"/docs/runs/{name}/results.json"
-    return Group(name, _about(result), lines, [*_notes(result, plan)], link, *by_block(result))
+    columns, arms = by_block(result)
+    return Group(
+        name, _about(result), lines, [*_notes(result, plan)], link, columns, arms | _pairs_by_block(result),
+        *by_best_block(result),
+    )  # fmt: skip
+
+
+def by_best_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the columns of the table of best blocks, and the cells of arms and of pairs of trainings.
+
+    An evaluation has two columns; one if there is no row "no training".
+    """
+    found = {(one.arm, one.evaluation): one for one in bests(result)}
+    evaluations = dict.fromkeys(evaluation for _, evaluation in found)
+    over = [f"over {UNTRAINED}'s"] if any(one.gains for one in found.values()) else []
+    columns = [words for name in evaluations for words in (f"best by {evaluation_in_words(name)}", *over)]
+
+    def of_arm(one: Best) -> list[str]:
+        gain = _points_of([*one.gains.values()]) if one.gains else ""
+        return [
+            f"{'/'.join(one.blocks)} {statistics.fmean(one.values.values()):.1f}",
+            *([gain] if over else []),
+        ]
+
+    def of_pair(first: Best, second: Best) -> list[str]:
+        values = [first.values[seed] - second.values[seed] for seed in first.values if seed in second.values]
+        return [_points_of(values), *([""] if over else [])]
+
+    arms = dict.fromkeys(arm for arm, _ in found)
+    rows = {arm: [cell for name in evaluations for cell in of_arm(found[arm, name])] for arm in arms}
+    for first, second in _trained_pairs(result):
+        if first in arms and second in arms:
+            both = [(found[first, name], found[second, name]) for name in evaluations]
+            rows[f"{first} − {second}"] = [cell for pair in both for cell in of_pair(*pair)]
+    return columns, rows
+
+
+def _pairs_by_block(result: Record) -> dict[str, list[str]]:
+    """Return the differences of each pair of trainings by block, in words."""
+    numbers, of = block_means(result)[0], compared_numbers(result)
+    rows = dict[str, list[str]]()
+    for first, second in _trained_pairs(result):
+        seeds = [seed for arm, seed in of if arm == first and (second, seed) in of]
+        if seeds:
+            rows[f"{first} − {second}"] = [
+                _points_of([of[first, seed][name] - of[second, seed][name] for seed in seeds])
+                for name in numbers
+            ]
+    return rows
+
+
+def _trained_pairs(result: Record) -> list[Sequence[str]]:
+    """Return the endpoint's pairs of trainings."""
+    arms = {score["arm"] for score in result["scores"]} - {UNTRAINED, RANDOM}
+    return [pair for pair in result["endpoint"]["pairs"] if {*pair} <= arms]
+
+
+def _points_of(values: Sequence[float]) -> str:
+    """Return the mean of differences with its interval, if there are two or more."""
+    interval = t_interval(values, CONFIDENCE) if len(values) > 1 else None
+    return points(statistics.fmean(values), interval)
 
 
 def by_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
@@ -241,11 +305,7 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
     if there < num:
         yield f"{there} of {num} entries are there."
     yield from power_notes(result)
-    rates = result["rates"]
-    if len({*rates.values()}) == 1:
-        yield f"Rate: {next(iter(rates.values())):g}."
-    elif rates:
-        yield f"Rates: {', '.join(f'{arm} {rate:g}' for arm, rate in rates.items())}."
+    yield from rate_notes(result, plan)
     beside = dict[tuple[str, str], list[float]]()
     for one in result["beside"]:
         beside.setdefault((one["name"], one["number"]), []).append(one["numbers"][one["number"]])
@@ -262,14 +322,37 @@ def _notes(result: Record, plan: Plan) -> Iterator[str]:
             )
 
 
+def rate_notes(result: Record, plan: Plan) -> Iterator[str]:
+    """Yield the rates, and of which grid each is the best."""
+    rates: Mapping[str, float] = result["rates"]
+    if not rates:
+        return
+    grid = sorted(plan.search.rates) if plan.search else []
+    ends = {grid[0], grid[-1]} if len(grid) > 2 else set()
+
+    def words(rate: float) -> str:
+        return f"{rate:g}{' (an end)' if rate in ends else ''}"
+
+    alike = len({*rates.values()}) == 1
+    each = (
+        [words(next(iter(rates.values())))] if alike else [f"{a} {words(rate)}" for a, rate in rates.items()]
+    )
+    yield f"Rate{'' if alike else 's'}: {', '.join(each)}."
+    if plan.search and len(grid) > 1:
+        values = ", ".join(f"{rate:g}" for rate in grid[:-1]) + f" and {grid[-1]:g}"
+        of = f" for {plan.search.arm}" if plan.search.arm else ""
+        which = "better" if len(grid) == 2 else "best"
+        yield f"{'It' if alike else 'Each'} was the {which} of {values}{of}, by one seed."
+
+
 def power_notes(result: Record) -> Iterator[str]:
     """Yield which difference would be found, if all comparisons have three seeds or more."""
     num_seeds = min((len(one["values"]) for one in result["differences"]), default=0)
     if num_seeds > 2:
         of_one = smallest_difference(num_seeds, num_comparisons(result["endpoint"]))
         yield (
-            f"A difference of {spread(result)[0] * of_one:.1f} points would be found by {num_seeds} seeds "
-            f"with a probability of {100 * POWER:.0f} %."
+            f"With a probability of {100 * POWER:.0f} %, {num_seeds} seeds find a difference of "
+            f"{spread(result)[0] * of_one:.1f} points."
         )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.evidence.claims import evaluation_in_words
-from bench.evidence.weights import RULE, beating, gains
+from bench.evidence.claims import block, evaluation_in_words, points
+from bench.evidence.weights import RULE, gains
 from bench.program import counted
 from docs.reference.generate.recipe_pages import DOCS, pages_of_recipes
 from fastpsl.models.export import table_row
@@ -30,6 +30,7 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
     names = {file: name for name, file in TRAIN.items()} | {"distilling": "distill"}
     pages = {name: f"/docs/{path.relative_to(DOCS).as_posix()}" for name, path in pages_of_recipes().items()}
     rows, files = [table_row(_HEADER), table_row(["---"] * len(_HEADER))], list[Record]()
+    refused = list[str]()
     for experiment, results in experiments.items():
         if not results["means"]:  # no seed yet: the page has a row of its own
             continue
@@ -47,36 +48,41 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
         )
         rows.append(table_row(links))
         files += here
+        refused += [
+            f"`{gain.arm}` of {experiment} {points(gain.mean, gain.interval)}"
+            for gain in (gains(results) if here else ())
+            if not gain.is_above
+        ]
     template = templates(Path(__file__).parent).get_template("weights.md.jinja")
-    return {"experiments": "\n".join(rows), "weights": template.render(files=files, rule=RULE).strip()}
+    return {
+        "experiments": "\n".join(rows),
+        "weights": template.render(files=files, refused=refused, rule=RULE).strip(),
+    }
 
 
 def certificates(folder: Path, results: Record) -> Iterator[dict[str, Any]]:
-    """Yield the certificates of an experiment's folder; ValueError for one that its record refutes."""
-    for path in sorted(folder.glob("*.safetensors.json")):
+    """Yield the certificates of an experiment's folder with their gains; ValueError for a refuted one."""
+    paths = sorted(folder.glob("*.safetensors.json"))
+    found = {gain.arm: gain for gain in gains(results)} if paths else {}
+    for path in paths:
         certificate, weights = json.loads(path.read_text()), path.with_suffix("")
         if sha256_of_file(weights) != certificate["sha256"]:
             raise ValueError(f"{weights}: its SHA-256 is not that of its certificate; make both again")
-        is_of_plan = certificate["plan_sha256"] == results["plan_sha256"]
-        if not is_of_plan or certificate["arm"] not in beating(gains(results)):
+        is_of_plan, gain = certificate["plan_sha256"] == results["plan_sha256"], found.get(certificate["arm"])
+        if not (is_of_plan and gain and gain.is_above):
             raise ValueError(f"{weights}: by results.json, its arm has no weights; remove it")
-        yield certificate
+        yield certificate | {"over": points(gain.mean, gain.interval)}
 
 
 def _cells(certificate: Record, results: Record, by: str) -> dict[str, str]:
     """Return what the table of weights says of a file."""
     end, name = results["endpoint"], certificate["experiment"]
     scores = certificate["scores_of_file"][end["evaluation"]]
-    over = [
-        "{mean:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})".format(**gain)
-        for gain in certificate["over_no_training"]
-    ]
     return {
         "path": f"/docs/runs/{name}/{certificate['file']}",
         "of": f"[{results['title']}](/docs/runs/{name}/results.json): {certificate['arm']}"
         + ("" if certificate["is_of_the_record"] else ", trained again"),
         "score": f"{by}, {_blocks(results)}: " + " / ".join(f"{scores[n]:.1f} %" for n in end["numbers"]),
-        "over": " / ".join(over),
         "size": f"{certificate['bytes'] / 1e6:.1f} MB",
     }
 
@@ -88,7 +94,7 @@ def _means(results: Record) -> str:
     for row in results["means"]:
         if row["evaluation"] == end["evaluation"] and row["number"] in numbers:
             means.setdefault(row["arm"], {})[row["number"]] = row["mean"]
-    rows = {arm: [of[number] for number in numbers] for arm, of in means.items()}
+    rows = {arm: [of[number] for number in numbers if number in of] for arm, of in means.items()}
     beside: dict[str, list[float]] = {}
     for one in results["beside"]:
         if one["number"] == numbers[0].rpartition("_")[0]:
@@ -105,4 +111,4 @@ def _seeds(results: Record) -> str:
 
 def _blocks(results: Record) -> str:
     """Return the blocks of the endpoint's numbers, such as B4 of top1_B4."""
-    return " / ".join(number.rpartition("_")[2] for number in results["endpoint"]["numbers"])
+    return " / ".join(map(block, results["endpoint"]["numbers"]))

@@ -14,6 +14,7 @@ from typing import Any
 from bench.evidence.claims import (
     PAPERS,
     Group,
+    by_best_block,
     by_block,
     chart_words,
     cost_words,
@@ -130,6 +131,7 @@ def power_part(power: Mapping[str, Any]) -> str:
 def part(name: str, result: Mapping[str, Any]) -> str:
     """Return an experiment's tables and files as Markdown."""
     columns, arms = by_block(result)
+    best_columns, best = by_best_block(result)
     return (
         _TEMPLATES.get_template("experiment.md.jinja")
         .render(
@@ -137,6 +139,8 @@ def part(name: str, result: Mapping[str, Any]) -> str:
             name=name,
             columns=columns,
             arms=arms,
+            best_columns=best_columns,
+            best=best,
             p=[*map(p_in_words, p_values(result))],
             evaluation=evaluation_in_words(result["endpoint"]["evaluation"]),
         )

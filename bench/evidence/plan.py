@@ -25,7 +25,8 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     keep             files of a training's folder that are kept beside results.json, as ARM-sSEED-FILE
     beside           by name: a command whose number is to be compared with, and which of its numbers
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared, of
-                     which one may be a name of "beside" with {seed}. With "chosen_by", another evaluation, an
+                     which one may be a name of "beside" with {seed}. The number top1_best is that of the
+                     arm's best block, as best_blocks.py chooses it. With "chosen_by", another evaluation, an
                      arm has one of the numbers alone: the one that is best there by the mean over the seeds
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, and two epochs
                      between which its change is reported

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from bench.evidence.best_blocks import BEST, scores_of, stem_of, with_best
 from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, commands_of, read_plan
 from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
@@ -220,11 +221,15 @@ def _check_inputs(scores: Sequence[Record]) -> None:
 
 def _means(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
     """Yield mean and sample standard deviation of each number of an arm, in percent."""
+    end = plan.endpoint
+    stem = stem_of(end.numbers)
     for arm in plan.rows:
         for name in plan.evaluations:
-            of_arm = [score for score in scores if (score["arm"], score["evaluation"]) == (arm, name)]
-            for number in of_arm[0]["numbers"] if of_arm else ():
-                values = [score["numbers"][number] for score in of_arm]
+            of_arm = scores_of({"scores": scores}, name).get(arm, {})
+            if name == end.evaluation and f"{stem}_{BEST}" in end.numbers:
+                of_arm = with_best(of_arm, stem)
+            for number in next(iter(of_arm.values()), ()):
+                values = [numbers[number] for numbers in of_arm.values()]
                 yield {
                     "arm": arm, "evaluation": name, "number": number, "values": values,
                     "mean": round(statistics.fmean(values), 3),
@@ -235,7 +240,7 @@ def _means(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
 def block_means(results: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Record]]]:
     """Return the numbers of the endpoint's kind, one for each block, and each arm's means in their order."""
     end = results["endpoint"]
-    stem = end["numbers"][0].rpartition("_")[0]
+    stem = stem_of(end["numbers"])
     rows = [
         row
         for row in results["means"]
@@ -248,11 +253,11 @@ def block_means(results: Mapping[str, Any]) -> tuple[list[str], dict[str, list[R
 
 def compared_numbers(results: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, float]]:
     """Return what decides: the numbers of the endpoint's evaluation, and those to compare with, by seed."""
-    evaluation = results["endpoint"]["evaluation"]
+    end = results["endpoint"]
     of_arms = {
-        (one["arm"], one["seed"]): one["numbers"]
-        for one in results["scores"]
-        if one["evaluation"] == evaluation
+        (arm, seed): numbers
+        for arm, of in scores_of(results, end["evaluation"]).items()
+        for seed, numbers in with_best(of, stem_of(end["numbers"])).items()
     }
     return of_arms | {(one["name"], one["seed"]): one["numbers"] for one in results["beside"]}
 
@@ -262,9 +267,14 @@ def _differences(plan: Plan, results: Record) -> Iterator[Record]:
     end, scores = plan.endpoint, results["scores"]
     of = compared_numbers(results)
     for first, second in end.pairs:
-        seeds = [seed for seed in plan.seeds if (first, seed) in of and (second, seed) in of]
         its, others = (numbers_of(plan, arm, scores) for arm in (first, second))
-        for number, other in zip(its, others, strict=True) if seeds else ():
+        for number, other in zip(its, others, strict=True):
+            here = ((first, number), (second, other))
+            seeds = [
+                seed for seed in plan.seeds if all(name in of.get((arm, seed), ()) for arm, name in here)
+            ]
+            if not seeds:
+                continue
             values = [of[first, seed][number] - of[second, seed][other] for seed in seeds]
             name = number if number == other else f"{number} - {other}"
             yield {"pair": [first, second], "number": name, "seeds": seeds, **difference(values)}

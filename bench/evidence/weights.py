@@ -14,15 +14,15 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from scipy import stats
 
-from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step
+from bench.evidence.best_blocks import bests
+from bench.evidence.plan import UNTRAINED, Run, Step
 from bench.evidence.power import LEVEL
 from bench.evidence.results import Record, holm, score_of, t_interval, training_of
 from bench.evidence.run import Options, OutOfTime, Runner, prepared
@@ -36,9 +36,10 @@ from fastpsl.models.weights import Pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.identity import same_data
 
 RULE = (
-    "An arm has weights if its differences from no training, seed by seed, have a mean above 0. The test is "
-    "Student's t, two-sided, at 5 %. Holm's correction is for all arms of the experiment and all numbers of "
-    "its endpoint. The interval at the i-th smallest p of N has the level 1 − 0.05 / (N − i + 1)."
+    "An arm has weights if its best block is above that of no training: by their differences, seed by seed, "
+    "in the evaluation of the endpoint. A seed's best block is that of the other seeds. The test is "
+    "Student's t, two-sided, at 5 %. Holm's correction is for all arms of the experiment. The interval at "
+    "the i-th smallest p of N has the level 1 − 0.05 / (N − i + 1)."
 )
 MAX_BYTES = 3_000_000
 _DTYPE = "float16; float32 where a tensor has one dimension, as BatchNorm's have"
@@ -46,10 +47,9 @@ _DTYPE = "float16; float32 where a tensor has one dimension, as BatchNorm's have
 
 @dataclass(frozen=True)
 class Gain:
-    """The mean difference of an arm from "no training" at a number, and what `RULE` says of it."""
+    """The mean difference of an arm's best block from that of "no training", and what `RULE` says of it."""
 
     arm: str
-    number: str
     mean: float
     interval: tuple[float, float]
     level: float  # of the interval
@@ -63,35 +63,27 @@ class Gain:
 
 def gains(results: Mapping[str, Any]) -> list[Gain]:
     """Return the gains of all arms of an experiment's results.json; each arm has each seed."""
-    end = results["endpoint"]
-    of: dict[str, dict[int, Record]] = {}
-    for score in results["scores"]:
-        if score["evaluation"] == end["evaluation"]:
-            of.setdefault(score["arm"], {})[score["seed"]] = score["numbers"]
-    untrained = of.get(UNTRAINED, {})
-    names = [(arm, number) for arm in of if arm not in (UNTRAINED, RANDOM) for number in end["numbers"]]
-    values = [
-        [numbers[number] - untrained[seed][number] for seed, numbers in of[arm].items()]
-        for arm, number in names
-    ]
-    if len(untrained) < 2:
-        raise ValueError(f"{len(untrained)} seeds of {UNTRAINED}: an interval needs two or more")
-    means, errors = [statistics.fmean(one) for one in values], [float(stats.sem(one)) for one in values]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        order = np.argsort(-np.abs(np.array(means) / np.array(errors)))
-    found, p = dict[int, Gain](), holm(values, len(values))
-    for rank, place in enumerate(order.tolist()):
-        level = 1 - LEVEL / (len(names) - rank)
-        low, high = t_interval(values[place], level)
-        arm, number = names[place]
-        found[place] = Gain(arm, number, round(means[place], 3), (low, high), round(level, 5), p[place])
-    return [found[place] for place in range(len(names))]
+    evaluation = results["endpoint"]["evaluation"]
+    values = {
+        one.arm: [*one.gains.values()] for one in bests(results) if one.evaluation == evaluation and one.gains
+    }
+    if not values:
+        raise ValueError(f"an interval needs two seeds or more of an arm and of {UNTRAINED}")
+    p = dict(zip(values, holm([*values.values()], len(values)), strict=True))
+    means = {arm: statistics.fmean(of_arm) for arm, of_arm in values.items()}
+    found = {}
+    for rank, arm in enumerate(
+        sorted(means, key=lambda arm: stats.sem(values[arm]) / abs(means[arm] or 1e-9))
+    ):
+        level = 1 - LEVEL / (len(values) - rank)
+        low, high = t_interval(values[arm], level)
+        found[arm] = Gain(arm, round(means[arm], 3), (low, high), round(level, 5), p[arm])
+    return [found[arm] for arm in values]
 
 
 def beating(found: list[Gain]) -> list[str]:
     """Return the arms that beat "no training"."""
-    arms = dict.fromkeys(gain.arm for gain in found)
-    return [arm for arm in arms if all(gain.is_above for gain in found if gain.arm == arm)]
+    return [gain.arm for gain in found if gain.is_above]
 
 
 def halved(pretrained: Pretrained) -> Pretrained:
@@ -104,13 +96,12 @@ def halved(pretrained: Pretrained) -> Pretrained:
     return pretrained
 
 
-def write_weights(runner: Runner, run: Run, found: list[Gain]) -> tuple[str, bool]:
+def write_weights(runner: Runner, run: Run) -> tuple[str, bool]:
     """Train if need be, and write or compare the weights of a run; return a line, and whether all is well."""
     runner.do(run)
     of = runner.plan.own_backbone.removeprefix(" --backbone ")
     pretrained = load_pretrained(runner.runs / run.name, of or None)
     certificate = _certificate(runner, run, pretrained)
-    certificate |= {"rule": RULE, "over_no_training": [asdict(one) for one in found if one.arm == run.arm]}
     name = run.short_name
     out = runner.results.path.with_name(f"{name}.safetensors")
     path = out.with_name(f"{out.name}.json")
@@ -212,7 +203,7 @@ def spread(values: list[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def _runs(runner: Runner) -> Iterator[tuple[Run, list[Gain]]]:
+def _runs(runner: Runner) -> Iterator[Run]:
     """Yield the first seed's run of each arm that beats "no training"; print the gains of all."""
     results, plan = runner.results, runner.plan
     rates = results.rates()
@@ -227,11 +218,11 @@ def _runs(runner: Runner) -> Iterator[tuple[Run, list[Gain]]]:
     for gain in found:
         low, high = gain.interval
         print(
-            f"{gain.arm} - {UNTRAINED}, {gain.number}: {gain.mean:+.2f} ({low:+.2f} to {high:+.2f} at "
+            f"{gain.arm} - {UNTRAINED}, best blocks: {gain.mean:+.2f} ({low:+.2f} to {high:+.2f} at "
             f"{100 * gain.level:.2f} %), p {gain.p:.2g}: {'above' if gain.is_above else 'not above'} 0"
         )
     for arm in beating(found):
-        yield Run(arm, rates[arm], plan.seeds[0], counts=True), found
+        yield Run(arm, rates[arm], plan.seeds[0], counts=True)
 
 
 def main() -> int:
@@ -239,8 +230,8 @@ def main() -> int:
     runner = prepared(tyro.cli(Options, description=__doc__))
     is_well = True
     try:
-        for run, found in _runs(runner):
-            said, is_alike = write_weights(runner, run, found)
+        for run in _runs(runner):
+            said, is_alike = write_weights(runner, run)
             print(said, flush=True)
             is_well = is_well and is_alike
     except OutOfTime:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,21 @@ import pytest
 from scipy import stats
 
 from bench.evidence import page
-from bench.evidence.claims import PAPERS, chart_words, cost_words, experiment_group, p_values, paper_groups
+from bench.evidence.best_blocks import bests
+from bench.evidence.claims import (
+    PAPERS,
+    chart_words,
+    cost_words,
+    experiment_group,
+    num_comparisons,
+    p_values,
+    paper_groups,
+)
 from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
 from bench.evidence.power import smallest_difference, spread
-from bench.evidence.results import Results
+from bench.evidence.results import Results, compared_numbers, t_interval
 from bench.figures.svg import THEMES, render
+from fastpsl.tables.paper_file import TABLES
 from tests.bench.test_figures import SVG, check_layout, number
 from tests.programs import ROOT
 
@@ -89,7 +100,7 @@ def test_a_whole_experiment_is_judged_by_rule(tmp_path: Path) -> None:
     ]
     points = statistics.fmean(variances) ** 0.5 * smallest_difference(6, 6)
     assert group.notes[0] == (
-        f"A difference of {points:.1f} points would be found by 6 seeds with a probability of 80 %."
+        f"With a probability of 80 %, 6 seeds find a difference of {points:.1f} points."
     )
     assert group.about == ("10,000 images of CIFAR-10, a small ResNet, 24 epochs; linear classifiers on B4")
     record["training"][0]["stages"][0]["seconds"] = 9.0  # in 0.0 s: it was resumed
@@ -108,7 +119,7 @@ def test_an_experiment_that_goes_on_has_no_verdict(tmp_path: Path) -> None:
     assert "psl − sl" not in {line.pair for line in group.lines} and len(group.lines) == 5
     assert {line.verdict for line in group.lines} == {"open: seeds to come"}
     assert group.lines[0].means[0] == pytest.approx(statistics.fmean(FULL["psl"][:2]))  # as its partner
-    assert group.notes[0] == "11 of 36 entries are there." and "would be found" not in " ".join(group.notes)
+    assert group.notes[0] == "11 of 36 entries are there." and "seeds find" not in " ".join(group.notes)
     plain = [stats.ttest_1samp(one["values"], 0).pvalue for one in record["differences"]]
     assert min(p for p in p_values(record) if p is not None) == pytest.approx(6 * min(plain))
     one = made(tmp_path / "one", ROTATION, {arm: FULL[arm][:1] for arm in FULL})
@@ -129,7 +140,10 @@ def test_labels_and_curves_are_told_beside_the_table(tmp_path: Path) -> None:
         "curves": {"psl": {"change": change}, "sl": {}},
     }  # fmt: skip
     assert experiment_group("x", record, read_plan(ROTATION)).notes == [
-        "12 of 36 entries are there.", "Rates: psl 0.1, sl 0.02.", "`acc` of labels: 31.5 ± 2.1 % (2).",
+        "12 of 36 entries are there.",
+        "Rates: psl 0.1, sl 0.02.",
+        "Each was the better of 0.02 and 0.05 for end to end, by one seed.",
+        "`acc` of labels: 31.5 ± 2.1 % (2).",
         "`nmi_true` of psl in %: 2.0 after epoch 1, 7.0 after epoch 19, +5.0 (−7.7 to +17.7).",
     ]  # fmt: skip
 
@@ -269,3 +283,139 @@ def test_a_plan_was_committed_before_its_first_score(name: str) -> None:
     scores = (*record["search"], *record["scores"])
     dates = [datetime.fromisoformat(one["date"]) for one in scores if "date" in one]
     assert committed < min(dates)
+
+
+GENERATED = re.compile(r"<!-- (?!loaders)[\w -]+ begin.*? end -->", re.DOTALL)
+FIGURE = re.compile(r"([+−]\d+\.\d)[^()+−]{0,60}\(([+−]\d+\.\d to [+−]\d+\.\d)\)")
+WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_intervals_that_people_wrote_stand_in_a_table() -> None:
+    """A figure with an interval is of the experiments' page, or of a table of its own page."""
+    evidence, known = (ROOT / "docs/evidence.md").read_text(), 0
+    for path in WRITTEN:
+        text = path.read_text()
+        tables = "\n".join(GENERATED.findall(text) + GENERATED.findall(evidence))
+        for figures in FIGURE.findall(GENERATED.sub("", text).replace("\n", " ")):
+            rows = ("{} ({})".format(*figures), "{} | {}".format(*figures).replace("−", "-"))
+            assert any(row in tables for row in rows), f"{path.relative_to(ROOT)}: {figures}"
+            known += 1
+    assert known > 30
+
+
+def test_accuracies_of_the_front_pages_are_linked_to_their_spread() -> None:
+    """A paragraph, with the code below it, links to a section that has its figures and how far they vary."""
+    found = []
+    for page_of in (ROOT / "README.md", ROOT / "docs/index.md"):
+        text = page_of.read_text().replace("\n\n```text", "\n```text")
+        for part in re.split(r"\n\n|\n- ", text):
+            figures = {f"{a} ({b})" for a, b in FIGURE.findall(part)} | {*re.findall(r"\d+\.\d %", part)}
+            if figures:
+                sections = [
+                    section((page_of.parent / path), anchor)
+                    for path, anchor in re.findall(r"\]\(([\w/]+\.md)#([\w-]+)\)", part)
+                ]
+                for figure in figures:
+                    assert any(figure in one and re.search(r"±|\d to [+−]\d", one) for one in sections), (
+                        f"{page_of.relative_to(ROOT)}: {figure}"
+                    )
+                found.append(figures)
+    assert len(found) == 3
+    rows = {row.method: row for row in TABLES["psl/4"].rows}
+    gains = [
+        (row.numbers[0] or 0) - (rows[row.baseline or ""].numbers[0] or 0)
+        for name, row in rows.items()
+        if name.endswith("+PSL")
+    ]
+    assert (
+        f"The paper reports {min(gains):.1f} to {max(gains):.1f} points" in (ROOT / "README.md").read_text()
+    )
+
+
+def section(path: Path, anchor: str) -> str:
+    """Return what stands below a heading, down to the next one that is as high."""
+    for heading in re.finditer(r"^(#+) (.*)$", path.read_text(), re.MULTILINE):
+        if heading[2].lower().replace(" ", "-") == anchor:
+            rest = path.read_text()[heading.end() :]
+            return re.split(rf"^#{{1,{len(heading[1])}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    raise AssertionError(f"{path}: no {anchor}")
+
+
+def test_a_margin_that_is_named_holds_by_its_interval() -> None:
+    """UIC beside DeepCluster on B4: two one-sided tests at 5 % are the interval of 90 %."""
+    results = json.loads((page.RUNS / "deepcluster-cpu/results.json").read_text())
+    of = compared_numbers(results)
+    interval = t_interval(
+        [of["uic", seed]["top1_B4"] - of["deepcluster", seed]["top1_B4"] for seed in range(6)], 0.9
+    )
+    low, high = (f"{end:+.1f}".replace("-", "−") for end in interval)
+    text = " ".join((ROOT / "docs/evidence.md").read_text().split())
+    assert f"margin of 2 points, named afterwards, holds there: the 90 % interval is {low} to {high}" in text
+    assert -2 < interval[0] < -1.5
+
+
+def test_best_blocks_are_chosen_by_the_other_seeds() -> None:
+    """By a plain loop over a record of made-up scores; B2 is best in all seeds but the last."""
+    draws, blocks = np.random.default_rng(3), ("B1", "B2", "B3")
+    scores: list[dict[str, Any]] = [
+        {"arm": arm, "seed": seed, "evaluation": "linear",
+         "numbers": {f"top1_{b}": float(draws.normal(10 * place, 4)) for place, b in enumerate(blocks)}}
+        for arm in ("one", "two", UNTRAINED, RANDOM)
+        for seed in range(4)
+    ]  # fmt: skip
+    scores[3]["numbers"] |= {"top1_B1": 90.0}  # of seed 3 of "one": it does not choose for itself
+    results = {"endpoint": {"evaluation": "linear", "numbers": ["top1_B2"]}, "scores": scores}
+    of = {(one["arm"], one["seed"]): one["numbers"] for one in scores}
+
+    def at_best(arm: str, seed: int) -> float:
+        means = {b: sum(of[arm, other][f"top1_{b}"] for other in range(4) if other != seed) for b in blocks}
+        best = max(blocks, key=lambda b: means[b])
+        return float(of[arm, seed][f"top1_{best}"])
+
+    found = {one.arm: one for one in bests(results)}
+    assert found.keys() == {"one", "two", UNTRAINED}
+    for arm, one in found.items():
+        assert one.values == {seed: at_best(arm, seed) for seed in range(4)}
+        gains = {} if arm == UNTRAINED else {s: at_best(arm, s) - at_best(UNTRAINED, s) for s in range(4)}
+        assert one.gains == pytest.approx(gains)
+        assert {*one.blocks} <= {*blocks}
+    assert found["one"].values[3] != 90.0 and "B1" in found["one"].blocks
+    numbers = compared_numbers(results | {"beside": []})
+    assert all(numbers[arm, seed]["top1_best"] == at_best(arm, seed) for arm, seed in of)
+    chosen = [
+        one | {"evaluation": "others", "numbers": {f"top1_{b}": float(b == "B1") for b in blocks}}
+        for one in scores
+    ]
+    end = {"evaluation": "linear", "numbers": ["top1_B2", "top1_B3"], "chosen_by": "others"}
+    for one in bests({"endpoint": end, "scores": scores + chosen}):
+        assert one.blocks == ["B1"] and one.evaluation == "linear"
+        assert one.values == {seed: of[one.arm, seed]["top1_B1"] for seed in range(4)}
+    single = [one for one in scores if one["seed"] == 0]
+    assert not [*bests(results | {"scores": single})]
+
+
+def test_best_blocks_can_decide(tmp_path: Path) -> None:
+    """A single seed has no row of them. Holm counts them beside the block."""
+    plan = tmp_path / "plan.json"
+    fields = json.loads(ROTATION.read_text())
+    end = fields["endpoint"] | {"numbers": ["top1_B4", "top1_best"], "pairs": [["psl", "sl"]]}
+    plan.write_text(json.dumps(fields | {"endpoint": end}))
+    numbers = {  # B4 and B5 of two seeds: the other seed's best is B5, then B4
+        "psl": [(50.0, 40.0), (44.0, 47.0)], "sl": [(39.0, 41.0), (38.0, 43.0)],
+    }  # fmt: skip
+    for num_seeds, names in ((1, ["top1_B4"]), (2, ["top1_B4", "top1_best"])):
+        results = Results.opened(tmp_path / f"{num_seeds}.json", plan)
+        results.record["scores"] = [
+            {"arm": arm, "rate": 0.05, "seed": seed, "evaluation": "linear", "input": None,
+             "command": f"{arm} {seed}", "data": {"train": "t", "val": "v"},
+             "numbers": {"top1_B4": of[seed][0], "top1_B5": of[seed][1]}}
+            for arm, of in numbers.items() for seed in range(num_seeds)
+        ]  # fmt: skip
+        results.write()
+        assert [one["number"] for one in results.record["differences"]] == names
+    assert [one["values"] for one in results.record["differences"]] == [[11.0, 6.0], [-1.0, 1.0]]
+    best = [row["values"] for row in results.record["means"] if row["number"] == "top1_best"]
+    assert best == [[40.0, 44.0], [41.0, 43.0]]
+    assert num_comparisons(results.record["endpoint"]) == 2
+    (_, line) = experiment_group("x", results.record, results.plan).lines
+    assert line.pair == "psl − sl, best block" and line.means == (42.0, 42.0)
