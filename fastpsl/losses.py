@@ -26,6 +26,8 @@ from fastpsl.tasks.contrastive.nt_xent import nt_xent
 __all__ = ["BYOL", "DINO", "BarlowTwins", "InfoNCE", "NTXent", "SwAV", "VICReg"]
 offer_only_all(__name__)
 
+_LEAST_EPSILON = 0.01  # of SwAV: below it, a row's exp underflows beside the largest score
+
 
 class _Remembering(nn.Module):
     """A loss whose buffers keep their dtype where a model that holds it takes another one."""
@@ -205,9 +207,10 @@ class BarlowTwins(nn.Module):
 
 
 class VICReg(nn.Module):
-    """A module of VICReg's loss: invariance, variance and covariance (arXiv 2105.04906, equations 1 to 6).
+    """A module of VICReg's loss: invariance, variance and covariance (arXiv 2105.04906).
 
-    Variances and covariances are over the batch of all ranks, as in the paper's code.
+    The constants are those of the paper's code. Its invariance is a mean over D, where equation 5 has a sum,
+    and it takes half of equation 6's variances. Variances and covariances are over the batch of all ranks.
 
     Args:
         invariance: Weight of the mean squared distance of the two views.
@@ -266,16 +269,18 @@ class SwAV(nn.Module):
 
     Args:
         temperature: Divisor of the scores that predict, above 0.
-        epsilon: Divisor of the scores that become codes, above 0; a larger one makes smoother codes.
+        epsilon: Divisor of the scores that become codes, 0.01 or more; a larger one makes smoother codes.
         num_iterations: Iterations of the Sinkhorn-Knopp algorithm.
 
     Raises:
-        ValueError: A value is not above 0.
+        ValueError: A value is not above 0, or epsilon is below 0.01.
     """
 
     def __init__(self, temperature: float = 0.1, epsilon: float = 0.05, num_iterations: int = 3):
         super().__init__()
-        self.temperature, self.epsilon = _positive("temperature", temperature), _positive("epsilon", epsilon)
+        self.temperature, self.epsilon = _positive("temperature", temperature), epsilon
+        if not epsilon >= _LEAST_EPSILON:
+            raise ValueError(f"epsilon {epsilon}: codes underflow in float32; give {_LEAST_EPSILON} or more")
         self.num_iterations = int(_positive("num_iterations", num_iterations))
 
     @override

@@ -67,6 +67,14 @@ NUM_COMPARED = 2_000
 # A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
+_CAUTIONS = {
+    "knn": "--freeze-when knn: the classes of the validation images decide where stages end, so the run's "
+    "accuracy on them is optimistic",
+    # 512 features of 2,000 images, variances falling as 1 / i²: where noise takes the place of 30 % of each
+    # image's variance, the similarity is still .997.
+    "similarity": "--freeze-when similarity: linear CKA follows the largest directions of the features; with "
+    "500 of them or more, a stage can end while 30 % of each image's variance still changes",
+}
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
 _LOOK = {"run_step", "stage", "epoch", "block", "num_train", "num_val", "num_classes", "channels", *FIGURES}
 _TRAIN, _VAL, _ORDER = 1, 2, 3  # parts of the seed
@@ -92,6 +100,8 @@ def is_probed(run: Run, task: Task) -> bool:
         return False
     if reason := why_no_knn(run.data):
         run.reporter.log_once("no kNN", f"no kNN: {reason}; std and rank show signs of collapse")
+    if caution := _CAUTIONS.get(getattr(run.options, "freeze_when", "never")):
+        run.reporter.log_once("freeze", caution)
     return True
 
 
