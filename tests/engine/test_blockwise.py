@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -136,6 +137,15 @@ def test_a_resumed_run_equals_one_never_stopped(name: str, tmp_path: Path) -> No
     if name == "uic":  # each part has labels of its own
         first, second = (state["store"]["current"] for state in whole["task"]["parts"])
         assert not torch.equal(first, second) and not torch.equal(second, whole["task"]["store"]["current"])
+
+
+def test_the_order_of_an_epoch_is_by_the_labels_of_the_last_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = experiment_of("uic", BATCH).task
+    assert isinstance(task, Blockwise)
+    for number, (_, part) in enumerate(task.tasks):
+        monkeypatch.setattr(part, "epoch_order", lambda epoch, number=number: np.array([number, epoch]))
+    order = task.epoch_order(7)
+    assert order is not None and order.tolist() == [2, 7]
 
 
 def test_the_key_encoder_follows_all_blocks_below() -> None:

@@ -44,6 +44,9 @@ def test_a_stage_ends_where_its_features_have_settled(rule: str, tmp_path: Path)
     assert [line["epoch"] for line in lines] == epochs
     assert [line["settled"] for line in lines] == [*[False] * (length - 1), True] * 3
     assert lines[0]["rule"]["by"] == rule
+    if rule == "similarity":  # of all images of the look, which are fewer than NUM_COMPARED
+        kept = state["probe"]["features"]
+        assert kept.shape == (lines[-1]["num_train"], lines[-1]["channels"]) and len(kept) > 20
     for stop in (
         STEPS_PER_EPOCH,
         STEPS_PER_EPOCH + 2,

@@ -91,6 +91,8 @@ def test_impossible_plans_are_refused(
         ("knn", [0.3, 0.5, 0.5], False),  # two looks, and none before the last three
         ("knn", [0.5, 0.505, 0.4, 0.509], True),
         ("knn", [0.5, 0.505, 0.4, 0.52], False),
+        ("knn", [0.5, 0.4, 0.52, 0.5], False),  # the best of the last three, not the last one
+        ("knn", [0.6, 0.1, 0.1, 0.1, 0.55, 0.55, 0.55], True),  # the best of all before
         ("knn", [0.1, 0.5, 0.5, 0.5], False),  # the gain is within the last three
         ("knn", [0.1, 0.5, 0.5, 0.5, 0.5], True),
         ("knn", [0.5, 0.5, None, 0.5], False),  # features that were not finite

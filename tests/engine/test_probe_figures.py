@@ -101,6 +101,15 @@ def test_neighbours_vote_by_the_usual_weights() -> None:
     assert found == pytest.approx(accuracies[0]) and accuracies[0] not in accuracies[1:]
 
 
+@pytest.mark.parametrize(("cosine", "nearest_wins"), [(0.94, 1.0), (0.96, 0.0)])
+def test_the_temperature_decides_between_one_near_and_two_farther(cosine: float, nearest_wins: float) -> None:
+    """One of cosine 1 outweighs two of cosine 1 - d if d is above 0.07 ln 2, which is 0.0485."""
+    farther = [cosine, (1 - cosine**2) ** 0.5]
+    train = Features(torch.tensor([[1.0, 0.0], farther, farther]), torch.tensor([0, 1, 1]))
+    found = figures(train, Features(torch.tensor([[1.0, 0.0]]), torch.tensor([0])))
+    assert found["knn_accuracy"] == nearest_wins
+
+
 def test_fewer_images_than_neighbours_all_vote() -> None:
     """A query is next to one image of class 0, but the two of class 1 are hardly farther."""
     train = Features(torch.tensor([[1.0, 0], [0.99, 0.1], [0.99, 0.1]]), torch.tensor([0, 1, 1]))

@@ -39,6 +39,22 @@ RECIPES = {
 NAMES = [name if name != "sslpp_iic" else slow(name) for name in RECIPES]
 
 
+DROPPING = """
+from torch import nn
+
+class Net(nn.Module):
+    channels = (8, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Dropout(0.5))
+        self.second = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Dropout(0.5))
+
+    def blocks(self):
+        return [self.first, self.second]
+"""
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "photos"
@@ -335,6 +351,45 @@ def test_from_python(train: Train, tmp_path: Path) -> None:
     assert all(path.is_file() for path in found.save(tmp_path))
     with pytest.raises(ValueError, match="1 to 21"):
         fastpsl.replay(folder, 99)
+
+
+def test_a_step_has_its_dropout(photos: Path, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "net.py").write_text(DROPPING)
+    network, folder = f"{tmp_path}/net.py:Net", tmp_path / "run"
+    options = SMALL.replace("nin3", network).replace("2 2 2", "2 2")
+    start("simclr_r50", options, "--partition 1-1 2-2", "--data", photos, "--out", folder).ok()
+    for step in (2, 6):
+        code, out, _ = cli("replay", folder, "--step", step, "--out", tmp_path / "out", "--backbone", network)
+        assert code == 0 and "to the last bit" in out, out
+        rows = csv.DictReader((tmp_path / "out" / f"step-{step:08d}.csv").open())
+        losses = [float(row["loss"]) for row in rows]
+        assert np.mean(losses) == pytest.approx(rows_of(folder)[step - 1]["loss"], rel=1e-5)
+
+
+def test_boxes_are_those_of_the_draw(train: Train) -> None:
+    """UIC's order repeats images of small classes, each time with another box; the pixels tell which."""
+    folder, seen = train("uic_alexnet")
+    past_run = opened(folder)
+    experiment = past_run.build()
+    data = experiment.open_data(past_run.options, one_process())
+    shown, num_again = set[int](), 0
+    for step, (indices, images) in enumerate(seen[:6], start=1):  # the first epoch
+        past = find_step(folder, str(step), experiment.stages)
+        prepare_stage(folder, experiment, past, data, past_run.options)
+        (made,), _ = batches_of(experiment, data, past, 0, 1)
+        for i, pixels, box in zip(indices.tolist(), images[0].float(), made.boxes[0].tolist(), strict=True):
+            top, left, height, width = box
+            with Image.open(data.train.name(i)) as image:
+                crop = image.resize(
+                    (32, 32), Image.Resampling.BILINEAR, (left, top, left + width, top + height)
+                )
+            plain = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float()
+            # The same but for the decoder's scaling; boxes of other draws are 20 grey values away and more.
+            assert min(float((pixels - one).abs().mean()) for one in (plain, plain.flip(2))) < 4
+            num_again += i in shown
+            shown.add(i)
+    data.close()
+    assert num_again
 
 
 def record_of_rank(folder: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_chosen_block_is_recorded_and_kept(
 
 
 def test_what_fits_in_part_is_taken_if_that_is_asked_for(
-    weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path, weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = {**weights, "fc.weight": torch.zeros(2, 2), "conv1.weight": torch.zeros(64, 3, 3, 3)}
     theirs["layer9.weight"] = theirs.pop("layer4.0.bn1.weight")
@@ -274,6 +274,14 @@ def test_what_fits_in_part_is_taken_if_that_is_asked_for(
     state, fresh = experiment.backbone.state_dict(), start(backbone="resnet34")[0].backbone.state_dict()
     assert same(state, weights, [name for name in weights if name not in missed])
     assert same(state, fresh, missed[:2])
+    # Weights that read RGB begin a recipe of Sobel's edges, but for the filters that meet the image.
+    script: Any = find_recipe("deepcluster_alexnet")
+    values = {"data": sample_paths().train_32, "init": source, "backbone": "resnet34", "init_partial": True}
+    experiment, origin, _ = begun(script, script.from_values(values, print), one_process())
+    assert origin["initial_weights"]["not_taken"] == ["conv1.weight"]
+    assert same(
+        experiment.backbone.state_dict(), weights, [name for name in weights if name != "conv1.weight"]
+    )
     for partial in (True, False):  # it is not proposed where it would take nothing
         with pytest.raises(ValueError, match="has none of the 39 tensors of alexnet .* or another file$"):
             start(init=tmp_path / "theirs.pth", backbone="alexnet", init_partial=partial)
@@ -403,6 +411,8 @@ def test_weights_of_timm_bring_their_statistics(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(timm, "create_model", create_from_file)
     experiment, origin, (line,) = start(init="timm/test_resnet.r160_in1k")
     assert experiment.backbone.name == "timm/test_resnet" and "mean 0.1 0.2 0.3" in line
+    seen = experiment.input_record(experiment.stages[0])
+    assert (seen["mean"], seen["size_px"]) == ([0.1, 0.2, 0.3], VALUES["size_px"])  # timm's are of 160 px
     assert same(
         network.state_dict(), experiment.backbone.state_dict(), list(experiment.backbone.state_dict())
     )

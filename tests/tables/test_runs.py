@@ -60,6 +60,8 @@ def test_figures_are_those_of_the_files(tmp_path: Path) -> None:
             accuracies[line["run_step"]] = line["knn_accuracy"]
     assert run.best is not None and (run.best.run_step, run.best.knn) == (20, max(accuracies.values()))
     assert (run.best.untrained, run.best.stage, run.best.epoch) == (0.25, "S2", 2)
+    equal = Run.of(write_run(tmp_path / "equal", accuracies=(0.25, 0.5, 0.5))).best
+    assert equal is not None and equal.run_step == 20  # the first of them
     seconds = sum(stage["seconds"] for stage in json.loads((tmp_path / "run" / "results.json").read_text()))
     assert run.images_per_s == 3 * 10 * 16 / seconds == 480 / 18
     assert (run.seconds, run.images, run.joules) == (16.5, 480, 300.0)
