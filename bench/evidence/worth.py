@@ -30,7 +30,7 @@ SETS = tuple(splits.SETS)
 TABLES = {name: (f"worth-{name}", f"worth-continued-{name}") for name in SETS} | {
     name: (f"worth-{name}",) for name in ("scenes-500", "scenes-2000", "scenes-longer", "gpu")
 }
-_SETTINGS = ("worth-settings", "worth-settings-ends")
+_SETTINGS = ("worth-settings", "worth-settings-ends", "worth-settings-labels", "worth-settings-clothes")
 PARTS = {*(f"worth {name}" for name in (*TABLES, "sets", "commands", "chart", "settings"))}
 LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
