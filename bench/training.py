@@ -1,18 +1,20 @@
-"""Training from JPEGs beside others' examples: ours, lightly's SimCLR and DALI's ResNet-50.
+"""Training from JPEGs beside others' examples: ours, lightly's SimCLR, a plain loop and DALI's ResNet-50.
 
-    python bench/training.py --data photos.beton               SimCLR end to end and in S1, beside lightly's
+    python bench/training.py --data photos.beton               SimCLR end to end and by stages, beside others
     python bench/training.py --data photos.beton --folder      ours reads a folder of JPEGs, as lightly
     python bench/training.py --data photos.beton --folder --precisions fp32 bf16
     python bench/training.py --data photos.beton --peers dali_resnet50 --stages supervised:E
 
 Each trains in a process of its own, from the same photos, in turn. Peers are as their users write them
-(bench/peers/). The headline is ours / the peer's of the same method, in images per second. Others have no
-stages, so a stage of PSL stands beside their end-to-end training. Writes a JSON; see bench/README.md.
+(bench/peers/), and in several forms, of which the fastest counts. The headline is ours / the peer's of the
+same method, in images per second. Others have no stages. Beside their end-to-end training stands PSL as a
+whole: its stages' rates by the recipe's epochs. Writes a JSON; see bench/README.md.
 """
 
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,9 +23,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
+from bench.figures.results import WHOLE_PLAN
 from bench.interleaved import Rates, measure
+from bench.peers.simclr import Form
 from bench.program import check_positive, options_of, progress, run_program
-from bench.recipe_stages import Recipe, recipe_options
+from bench.recipe_stages import Recipe, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, over, spread
 from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
@@ -31,19 +35,20 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 
-PeerName = Literal["lightly", "dali_resnet50"]
-SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
+PeerName = Literal["lightly", "torch_loop", "dali_resnet50"]
+SAME_METHOD = {"lightly": "simclr", "torch_loop": "simclr", "dali_resnet50": "supervised"}
 """Peer → the recipe of ours that has its method."""
-HAVE_PRECISIONS = ("lightly",)  # DALI's example has its own
+HAVE_FORMS = ("lightly", "torch_loop")  # DALI's example has its own precision and form
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None  # A dataset file, or a quoted glob of shards. Without it: the embedded sample.
-    stages: tuple[str, ...] = ("simclr:E", "simclr:S1")
+    stages: tuple[str, ...] = ("simclr:E", "simclr:S1", "simclr:S2", "simclr:S3")
     """Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL."""
-    peers: tuple[PeerName, ...] = field(default=("lightly",), metadata={"may_be_empty": True})
+    peers: tuple[PeerName, ...] = field(default=("lightly", "torch_loop"), metadata={"may_be_empty": True})
     """None, written as --peers, for ours alone."""
+    forms: tuple[Form, ...] = get_args(Form)  # Of peers of SimCLR, each measured.
     folder: bool = False  # Ours reads the JPEGs of the data from a folder, as lightly does.
     decoder: str = "auto"  # Ours.
     precisions: tuple[Literal["auto", "fp32", "bf16", "fp16"], ...] = ("auto",)
@@ -88,8 +93,13 @@ def works_of(options: Options, work: peers.Work) -> tuple[dict[str, peers.Work],
         if reason := peers.why_missing(kind, work.data):
             missing.append({"what": title, "reason": reason})
             continue
-        for name, precision in (named if kind in HAVE_PRECISIONS else {"": "auto"}).items():
-            works[title + name] = replace(work, kind=kind, precision=_resolved(precision, work))
+        for name, precision in (named if kind in HAVE_FORMS else {"": "auto"}).items():
+            of_kind = replace(work, kind=kind, precision=_resolved(precision, work))
+            if kind not in HAVE_FORMS:
+                works[title + name] = of_kind
+                continue
+            for form in options.forms:
+                works[f"{title}{name}, {form}"] = replace(of_kind, form=form)
     return works, missing
 
 
@@ -104,15 +114,17 @@ def _resolved(precision: str, work: peers.Work) -> str:
 def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows, and the ratios of ours to the peer of the same method, repeat by repeat.
 
-    A peer counts in its fastest precision.
+    A peer counts in its fastest precision and form.
     """
     rows, ratios = [], []
-    for each in rates:
+    for each in (*rates, *whole_plans(rates)):
         work, cores = each.work, spread(each.cores)["median"]
         labels = {
             "recipe": work.recipe or None, "stage": work.stage or None, "trained_by": work.kind,
             "precision": work.precision,
         }  # fmt: skip
+        if work.form:
+            labels["form"] = work.form
         rows.append({
             "measured": "trained", **labels, "unit": "samples/s", "cores_used": round(cores, 3),
             "first_batch_s": round(each.first_batch_s, 2), **spread(each.values),
@@ -124,8 +136,28 @@ def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, A
     return rows, ratios
 
 
+def whole_plans(rates: list[Rates]) -> Iterator[Rates]:
+    """Yield PSL as a whole where all stages were measured: images over seconds, by the recipe's epochs."""
+    stages: dict[tuple[str, str], dict[str, Rates]] = {}
+    for each in rates:
+        if each.work.kind == "training":
+            stages.setdefault((each.work.recipe, each.work.precision), {})[each.work.stage] = each
+    for (recipe, _), of in stages.items():
+        epochs: Sequence[int] = recipe_of(recipe).paper["epochs"]
+        names = [f"S{number + 1}" for number in range(len(epochs))]
+        if len(names) > 1 and of.keys() >= {*names}:
+            parts = [of[name] for name in names]
+            whole = Rates(WHOLE_PLAN, replace(parts[0].work, stage=WHOLE_PLAN), 1, parts[0].first_batch_s)
+            for repeat in range(min(len(part.values) for part in parts)):
+                seconds = [num / part.values[repeat] for num, part in zip(epochs, parts, strict=True)]
+                used = [s * part.cores[repeat] for s, part in zip(seconds, parts, strict=True)]
+                whole.values.append(sum(epochs) / sum(seconds))
+                whole.cores.append(sum(used) / sum(seconds))
+            yield whole
+
+
 def fastest_peers(rates: list[Rates]) -> list[Rates]:
-    """Return each peer in the precision of its highest median."""
+    """Return each peer in the precision and form of its highest median."""
     ascending = sorted(rates, key=lambda each: spread(each.values)["median"])
     return list({each.work.kind: each for each in ascending if each.work.kind != "training"}.values())
 
@@ -161,7 +193,7 @@ def main() -> None:
     rows, ratios = tabulate(rates)
     publish(
         options.out, "training", machine,
-        "trained_by recipe stage precision peer cores_used first_batch_s", data=record,
+        "trained_by recipe stage precision form peer cores_used first_batch_s", data=record,
         settings={
             "repeats": repeats, "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
             "size_px": size_px, "backbone": backbone, "precisions": list(options.precisions),

@@ -188,7 +188,8 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
     "presets-scenes": scenes, **{f"worth-{name}": partial(of_split, name) for name in splits.SETS},
     **{f"worth-continued-{name}": partial(of_split, name) for name in ("scenes", "clothes")},
     **dict.fromkeys(
-        ("worth-settings", "worth-settings-ends", "worth-settings-labels", "worth-scenes-longer"), partial(of_split, "scenes")
+        ("worth-settings", "worth-settings-ends", "worth-settings-labels", "worth-scenes-longer"),
+        partial(of_split, "scenes"),
     ),
     "worth-settings-clothes": partial(of_split, "clothes"),
     **{f"worth-scenes-{num}": partial(of_split, "scenes", num=num) for num in (500, 2000)},

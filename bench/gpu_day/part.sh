@@ -29,13 +29,13 @@ part_b() {
     if [ -n "$SMALL" ]; then
         bench recipes 100 throughput --recipe --stages jigsaw:S2 --backbone resnet18 --batch-size 8 --decoders pillow --compile off \
             --seconds 0.1 --repeats 1 --no-peers
-        bench lightly 220 training --stages simclr:S1 --batch-size 4 --workers 1 --repeats 1
+        bench lightly 220 training --peers lightly --forms channels_last --stages simclr:S1 --batch-size 4 --workers 1 --repeats 1
         return
     fi
     bench recipes 120 throughput --data "$photos" --recipe --stages jigsaw:S1 simclr:E simclr:S1 simclr:S3 rotation:E --backbone resnet50 \
         --decoders turbo --fold-frozen --seconds 1.2 --repeats 2 --limit-s "$(share 120 75)" --no-peers
     # Half a minute for each first batch and repeat of lightly, whose 16 processes hold 32 batches ready.
-    bench lightly 225 training --data "$photos" --stages simclr:E simclr:S1 --decoder turbo --repeats 2 --seconds 1.5 --limit-s "$(share 225 60)"
+    bench lightly 225 training --data "$photos" --peers lightly --forms channels_last --stages simclr:E simclr:S1 --decoder turbo --repeats 2 --seconds 1.5 --limit-s "$(share 225 60)"
 }
 
 # Every recipe on a GPU, with its resume, and two ranks of one GPU.

@@ -7,7 +7,7 @@ the photos to the optimiser's step. Imports of their libraries stand in function
 must not import another's.
 """
 
-from bench.peers import dali, ffcv, lightly, ours, pil, spdl, turboloader
+from bench.peers import dali, ffcv, lightly, ours, pil, spdl, torch_loop, turboloader
 from bench.peers.peer import LOOPS, PACKED, Peer, Reads, Work, has_raw
 
 PEERS: dict[str, Peer] = {
@@ -21,7 +21,10 @@ FLOATS: dict[str, Peer] = {kind: peer for kind, peer in PEERS.items() if kind !=
 }
 # Beside them bench/loaders.py measures DALI's reader with whole images.
 ALL = PEERS | FLOATS | {"dali_whole": dali.WHOLE}
-TRAINING = {"training": ours.TRAINING, "lightly": lightly.PEER, "dali_resnet50": dali.RESNET50}
+TRAINING = {
+    "training": ours.TRAINING, "lightly": lightly.PEER, "torch_loop": torch_loop.PEER,
+    "dali_resnet50": dali.RESNET50,
+}  # fmt: skip
 EVERY = ALL | TRAINING
 TITLES = {kind: peer.title for kind, peer in ALL.items()}
 

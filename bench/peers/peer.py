@@ -44,6 +44,7 @@ class Work:
     decoder: str = "auto"
     backbone: str | None = None  # the network of what trains; None for its own
     precision: str = "auto"  # of what trains: fp32, bf16 or fp16; auto is ours
+    form: str = ""  # of peers that train: one of bench.peers.simclr.Form
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,19 @@ def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:
         ("fp32", [1.5, 2.5]),
         ("bf16", [3.0, 5.0]),
     ]
+    # 60, 70 and 70 epochs; of a peer's forms the faster counts
+    rows, ratios = training.tabulate([
+        *(
+            rates("training", values, recipe="simclr", stage=stage)
+            for stage, values in (("S1", (60.0, 30.0)), ("S2", (35.0, 70.0)), ("S3", (70.0, 14.0)))
+        ),
+        rates("lightly", (10.0, 10.0), form="channels_last"),
+        rates("lightly", (20.0, 10.0), form="contiguous"),
+    ])  # fmt: skip
+    (whole,) = (row for row in rows if row["stage"] == "PSL")
+    assert whole["values"] == [200 / (1 + 2 + 1), 200 / (2 + 1 + 5)]
+    assert [each["values"] for each in ratios if each["stage"] == "PSL"] == [[2.5, 2.5]]
+    assert [row.get("form") for row in rows] == [None, None, None, "channels_last", "contiguous", None]
 
 
 def test_a_ranks_rate_is_compared_with_that_of_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:

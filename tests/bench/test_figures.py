@@ -186,40 +186,51 @@ def test_bars_are_as_long_as_the_results_say() -> None:
 
 
 def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
-    def result(gpu: str | None, peer: str | None, *rates: float, folder: bool = False) -> dict[str, Any]:
+    def result(gpu: str | None, *peers: str, precision: str = "bf16", factor: float = 1.0) -> dict[str, Any]:
+        """Return ours end to end at 10, all of PSL at 15 and a stage at 20; each peer in two forms."""
+        ours: dict[str, Any] = {"recipe": "simclr", "trained_by": "training", "precision": precision}
         rows = [
-            {"recipe": "simclr", "stage": stage, "trained_by": "training", "median": rate}
-            for stage, rate in zip(("E", "S1"), rates, strict=False)
-        ] + [{"recipe": None, "stage": None, "trained_by": peer, "median": 5.0}]
-        settings = {"backbone": "resnet18", "size_px": 64, "batch_size": 8, "repeats": 3, "folder": folder}
+            ours | {"stage": stage, "median": rate * factor}
+            for stage, rate in (("E", 10.0), ("S1", 20.0), ("PSL", 15.0))
+        ] + [
+            {"recipe": None, "stage": None, "trained_by": peer, "form": form, "precision": precision,
+             "median": rate * factor}
+            for place, peer in enumerate(peers)
+            for form, rate in (("contiguous", 5.0 + place), ("channels_last", 4.0))
+        ]  # fmt: skip
+        ratios = [
+            ours | {"stage": stage, "peer": peer, "median": 2.0, "quartile_1": 1.9, "quartile_3": 2.25}
+            for stage in ("E", "PSL")
+            for peer in peers
+        ]
+        settings = {"backbone": "resnet18", "size_px": 64, "batch_size": 8, "repeats": 3, "folder": True}
         machine = {"gpu": gpu, "num_cores": 2}
-        return {"bench": "training", "rows": rows, "settings": settings, "environment": machine}
+        return {
+            "bench": "training", "rows": rows, "ratios": ratios, "settings": settings, "environment": machine,
+        }  # fmt: skip
 
-    words = training_words({
-        "training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0),
-        "training-b.json": result(None, "lightly", 10.0, 20.0, folder=True),
-    })  # fmt: skip
+    dali = result("NVIDIA H200", "dali_resnet50")
+    both = result(None, "lightly", "torch_loop")
+    words = training_words({"training-a.json": dali, "training-b.json": both})
     assert words["rows"] == [
-        ("fastpsl, stage 1", [20.0]),
-        ("fastpsl, end to end", [10.0]),
+        ("fastpsl, all of PSL", [15.0]), ("fastpsl, end to end", [10.0]), ("torch, torchvision", [6.0]),
         ("lightly", [5.0]),
-    ]
-    assert words["longest"] == 20 and words["title"].endswith("2 CPU cores")
-    both = result(None, "lightly", 10.0, 20.0)
-    both["rows"] = [row | {"precision": "fp32"} for row in both["rows"]] + [
-        row | {"precision": "bf16", "median": median}
-        for row, median in zip(both["rows"], (12.0, 19.0, 21.0), strict=True)
-    ]
-    assert training_words({"training-b.json": both})["rows"] == [
-        ("lightly, bf16", [21.0]), ("fastpsl, stage 1, fp32", [20.0]), ("fastpsl, end to end, bf16", [12.0]),
     ]  # fmt: skip
-    assert words["about"].endswith("a folder of JPEGs.") and words["source"].endswith("/training-b.json")
-    both["rows"] = both["rows"][3:]
-    words = training_words({"training-b.json": both})
-    assert [name for name, _ in words["rows"]] == ["lightly", "fastpsl, stage 1", "fastpsl, end to end"]
+    assert words["longest"] == 15 and words["about"].endswith("a folder of JPEGs.")
     assert words["title"] == "Training SimCLR in bf16: images per second on 2 CPU cores"
+    assert words["source"] == (
+        "End to end over lightly 2.00 (1.90 to 2.25), torch, torchvision 2.00 (1.90 to 2.25): medians and "
+        "quartiles of 3 repeats"
+    )
+    slower = result(None, "lightly", precision="fp32", factor=0.5)
+    slower["rows"][-2]["median"] = 7.0  # lightly is faster in fp32
+    mixed = both | {"rows": both["rows"] + slower["rows"], "ratios": both["ratios"] + slower["ratios"]}
+    words = training_words({"training-b.json": mixed})
+    assert [name for name, _ in words["rows"]] == [
+        "fastpsl, all of PSL, bf16", "fastpsl, end to end, bf16", "lightly, fp32", "torch, torchvision, bf16",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="no file in bench/results/"):
-        training_words({"training-a.json": result("NVIDIA H200", "dali_resnet50", 9000.0)})
+        training_words({"training-a.json": dali})
 
 
 def test_a_gpus_file_is_taken_as_soon_as_it_is_there() -> None:
