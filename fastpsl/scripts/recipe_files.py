@@ -11,7 +11,7 @@ from typing import Any
 import fastpsl
 from fastpsl.console.installed import reinstall
 from fastpsl.console.interrupts import imports_undisturbed
-from fastpsl.console.words import hint
+from fastpsl.console.words import nearest
 from fastpsl.scripts.command_line import HELP
 from fastpsl.scripts.recipe import Evaluation, Recipe
 
@@ -109,7 +109,8 @@ def named_path(name: str, names: Mapping[str, str], options: Sequence[str] | Non
         return Path(name)
     stem = names.get(name, name)
     if stem not in names.values():
-        similar = hint(name, [*names, *names.values()])
+        near = nearest(name, [*names, *names.values()])
+        similar = f"did you mean {short_name(near)}? " if near else ""
         raise ValueError(f"there is no recipe {name}; {similar}allowed are {', '.join(names)}")
     return _installed(stem)
 

@@ -220,6 +220,7 @@ def test_a_wrong_name_is_refused_before_torch_is_imported() -> None:
         "table psl/44": "unknown table 'psl/44': did you mean psl/4",
         "table psl/4 --scale tyny": "--scale tyny: allowed are paper, tiny; perhaps you meant tiny",
         "doctor jigsaws": "there is no recipe jigsaws; did you mean jigsaw",
+        "eval voc-detection": "there is no recipe voc-detection; did you mean detect. allowed are linear",
     }
     command = [sys.executable, "-c", WRONG_NAMES]
     done = subprocess.run(command, input="\n".join(wrong), capture_output=True, text=True, check=True)
