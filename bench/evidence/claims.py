@@ -181,23 +181,26 @@ def by_best_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
     over = [f"over {UNTRAINED}'s"] if any(one.gains for one in found.values()) else []
     columns = [words for name in evaluations for words in (f"best by {evaluation_in_words(name)}", *over)]
 
-    def of_arm(one: Best) -> list[str]:
+    def of_arm(one: Best | None) -> list[str]:
+        if one is None:  # it has one seed there yet
+            return [""] * (1 + len(over))
         gain = _points_of([*one.gains.values()]) if one.gains else ""
-        return [
-            f"{'/'.join(one.blocks)} {statistics.fmean(one.values.values()):.1f}",
-            *([gain] if over else []),
-        ]
+        return [f"{'/'.join(one.blocks)} {statistics.fmean(one.values.values()):.1f}", gain][: 1 + len(over)]
 
-    def of_pair(first: Best, second: Best) -> list[str]:
-        values = [first.values[seed] - second.values[seed] for seed in first.values if seed in second.values]
-        return [_points_of(values), *([""] if over else [])]
+    def of_pair(first: Best | None, second: Best | None) -> list[str]:
+        seeds = [seed for seed in first.values if seed in second.values] if first and second else []
+        values = [first.values[seed] - second.values[seed] for seed in seeds] if first and second else []
+        return [_points_of(values) if values else "", ""][: 1 + len(over)]
 
     arms = dict.fromkeys(arm for arm, _ in found)
-    rows = {arm: [cell for name in evaluations for cell in of_arm(found[arm, name])] for arm in arms}
+    rows = {arm: [cell for name in evaluations for cell in of_arm(found.get((arm, name)))] for arm in arms}
     for first, second in _trained_pairs(result):
         if first in arms and second in arms:
-            both = [(found[first, name], found[second, name]) for name in evaluations]
-            rows[f"{first} − {second}"] = [cell for pair in both for cell in of_pair(*pair)]
+            rows[f"{first} − {second}"] = [
+                cell
+                for name in evaluations
+                for cell in of_pair(found.get((first, name)), found.get((second, name)))
+            ]
     return columns, rows
 
 

@@ -19,6 +19,7 @@ from bench.evidence import page
 from bench.evidence.best_blocks import bests
 from bench.evidence.claims import (
     PAPERS,
+    by_best_block,
     chart_words,
     cost_words,
     experiment_group,
@@ -390,6 +391,12 @@ def test_best_blocks_are_chosen_by_the_other_seeds() -> None:
     for one in bests({"endpoint": end, "scores": scores + chosen}):
         assert one.blocks == ["B1"] and one.evaluation == "linear"
         assert one.values == {seed: of[one.arm, seed]["top1_B1"] for seed in range(4)}
+    # While a plan runs, an arm may have its seeds in one evaluation alone.
+    more = [one | {"evaluation": "neighbours"} for one in scores if one["arm"] != "two"]
+    pairs = {"evaluation": "linear", "numbers": ["top1_B2"], "pairs": [["one", "two"]]}
+    columns, rows = by_best_block({"endpoint": pairs, "scores": scores + more})
+    assert [len(row) for row in rows.values()] == [len(columns)] * 4 == [4] * 4
+    assert rows["two"][2:] == rows["one − two"][2:] == ["", ""] and rows["one − two"][0].startswith("−")
     single = [one for one in scores if one["seed"] == 0]
     assert not [*bests(results | {"scores": single})]
 
