@@ -251,16 +251,22 @@ def _line(result: Record, one: Record, p: float | None, plan: Plan, seconds: Map
     where = f", {block(number)}" if len(end["numbers"]) > 1 else ""
     return Line(
         " − ".join(one["pair"]) + where, (first, second), one["mean"], one["interval"], one["values"], p,
-        "/".join(seconds.get(arm, "–") for arm in one["pair"]), _verdict(one, p, len(plan.seeds)),
+        "/".join(seconds.get(arm, "–") for arm in one["pair"]), _verdict(one, p, plan),
     )  # fmt: skip
 
 
-def _verdict(one: Record, p: float | None, num_seeds: int) -> str:
-    if len(one["values"]) < num_seeds:
+def _verdict(one: Record, p: float | None, plan: Plan) -> str:
+    if len(one["values"]) < len(plan.seeds):
         return "open: seeds to come"
     if p is None:
         return "one seed shows nothing"
-    return "not found" if p >= LEVEL else "higher" if one["mean"] > 0 else "lower"
+    if p < LEVEL:
+        return "higher" if one["mean"] > 0 else "lower"
+    margin = plan.endpoint.margin
+    # Two one-sided tests at LEVEL, each against an end of the margin.
+    if margin and all(abs(end) < margin for end in t_interval(one["values"], 1 - 2 * LEVEL)):
+        return f"alike within {margin:g}"
+    return "not found"
 
 
 def _seconds(trainings: Sequence[Record], times: Record | None) -> dict[str, str]:

@@ -43,15 +43,15 @@ from fastpsl.pipelines.sources.published import published
 LABELLED = "labelled"
 
 
-def tiny_imagenet_50(folder: Path, out: Path) -> None:
-    """Write lists of every fourth class: 400 and 100 training images, and 50 of the validation folder."""
+def tiny_imagenet_50(folder: Path, out: Path, num: int = 400) -> None:
+    """Write lists of every fourth class: `num` and 100 training images, and 50 of the validation folder."""
     classes = sorted(path.name for path in (folder / "train").iterdir())[::4]
     lists: dict[str, list[str]] = {TRAIN: [], HELD_OUT: [], SEARCH: _validation(folder, classes)}
     for name in classes:
         images = (folder / "train" / name / "images").glob("*.JPEG")
         in_order = sorted(images, key=lambda path: int(path.stem.rpartition("_")[2]))
         lines = [f"{path.resolve()} {name}" for path in in_order]
-        lists[TRAIN] += lines[:400]
+        lists[TRAIN] += lines[:num]
         lists[HELD_OUT] += lines[400:]
     for part, lines in lists.items():
         (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
@@ -175,11 +175,13 @@ def _unpacked(name: str, folder: Path, out: Path) -> None:
 
 SETS: Mapping[str, Callable[[Path, Path], None]] = {
     **dict.fromkeys(
-        ("uic-cpu", "deepcluster-cpu", "iic-cpu", "sslpp-cpu", "psl_rotation-cpu", "psl_simclr-cpu"),
+        ("uic-cpu", "deepcluster-cpu", "iic-cpu", "sslpp-cpu", "psl_rotation-cpu", "psl_simclr-cpu",
+         "psl_levels-cpu", "uic_time-cpu", "sslpp_controls-cpu"),
         partial(_cifar10, num=1000),
     ),
     **dict.fromkeys(("uic-gpu", "deepcluster-gpu", "iic-gpu", "sslpp-gpu", "psl-gpu"), _cifar10),
-    "psl_jigsaw-small": tiny_imagenet_50, "simclr_sample-small": drawn, "simclr_plans-small": drawn,
+    "psl_jigsaw-small": tiny_imagenet_50, "psl_jigsaw-rates": partial(tiny_imagenet_50, num=200),
+    "simclr_sample-small": drawn, "simclr_plans-small": drawn,
     "simclr_fresh-small": partial(drawn, first=100_000, num_held_out=1600),
     "precision-sample": partial(drawn, first=110_000, num_held_out=1600),
     "presets-sample": partial(drawn, first=120_000, num_held_out=1600),

@@ -27,7 +27,8 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared, of
                      which one may be a name of "beside" with {seed}. The number top1_best is that of the
                      arm's best block, as best_blocks.py chooses it. With "chosen_by", another evaluation, an
-                     arm has one of the numbers alone: the one that is best there by the mean over the seeds
+                     arm has one of the numbers alone: the one that is best there by the mean over the seeds.
+                     With "margin", in points, two trainings are alike if the 90 % interval lies within it
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, and two epochs
                      between which its change is reported
     cost             whether a chart shows each arm's accuracy against the CPU minutes of its training
@@ -84,6 +85,7 @@ class Endpoint:
     numbers: Sequence[str]
     pairs: Sequence[Sequence[str]]
     chosen_by: str | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

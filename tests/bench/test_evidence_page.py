@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,12 @@ def test_a_whole_experiment_is_judged_by_rule(tmp_path: Path) -> None:
         f"With a probability of 80 %, 6 seeds find a difference of {points:.1f} points."
     )
     assert group.about == ("10,000 images of CIFAR-10, a small ResNet, 24 epochs; linear classifiers on B4")
+    wide, narrow = (replace(plan, endpoint=replace(plan.endpoint, margin=margin)) for margin in (0.25, 0.2))
+    low, high = stats.ttest_rel(FULL["psl"], FULL["end to end"]).confidence_interval(0.9)
+    assert 0.2 < max(abs(low), abs(high)) < 0.25
+    assert experiment_group("x", record, wide).lines[0].verdict == "alike within 0.25"
+    assert experiment_group("x", record, wide).lines[1].verdict == "higher"
+    assert experiment_group("x", record, narrow).lines[0].verdict == "not found"
     record["training"][0]["stages"][0]["seconds"] = 9.0  # in 0.0 s: it was resumed
     assert {experiment_group("x", record, plan).lines[0].seconds} == {"6/305"}
     turned = FULL | {"psl": FULL["sl"], "sl": FULL["psl"]}
