@@ -193,7 +193,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
         ("worth-settings", "worth-settings-ends", "worth-settings-labels", "worth-scenes-longer"),
         partial(of_split, "scenes"),
     ),
-    "worth-settings-clothes": partial(of_split, "clothes"),
+    **dict.fromkeys(("worth-settings-clothes", "worth-settings-clothes-ends"), partial(of_split, "clothes")),
     **{f"worth-scenes-{num}": partial(of_split, "scenes", num=num) for num in (500, 2000)},
     "worth-gpu": partial(_unpacked, "scenes"),
 }  # fmt: skip

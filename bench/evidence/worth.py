@@ -30,7 +30,10 @@ SETS = tuple(splits.SETS)
 TABLES = {name: (f"worth-{name}", f"worth-continued-{name}") for name in SETS} | {
     name: (f"worth-{name}",) for name in ("scenes-500", "scenes-2000", "scenes-longer", "gpu")
 }
-_SETTINGS = ("worth-settings", "worth-settings-ends", "worth-settings-labels", "worth-settings-clothes")
+# Plan → what its rows begin with.
+_SETTINGS = dict.fromkeys(
+    ("worth-settings", "worth-settings-ends", "worth-settings-labels"), ""
+) | dict.fromkeys(("worth-settings-clothes", "worth-settings-clothes-ends"), "clothes: ")
 PARTS = {*(f"worth {name}" for name in (*TABLES, "sets", "commands", "chart", "settings"))}
 LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
@@ -130,7 +133,12 @@ def parts(results: Mapping[str, Record]) -> dict[str, str]:
     chart = chart_words(results)
     found["worth chart"] = _render("chart", themes=THEMES, **chart) if chart["panels"] else "Not drawn yet."
     found["worth settings"] = _render(
-        "settings", rows=[row for name in _SETTINGS for row in _settings(name, results.get(name))]
+        "settings",
+        rows=[
+            [begin + row[0], *row[1:]]
+            for name, begin in _SETTINGS.items()
+            for row in _settings(name, results.get(name))
+        ],
     )
     return found
 
@@ -191,7 +199,8 @@ def _settings(name: str, record: Record | None) -> Iterator[list[str]]:
     plan = read_plan(PLANS / f"{name}.json")
     of_training = {one["arm"]: one["cpu_seconds"] / 60 for one in record["training"]}
     for arm, of in {one["arm"]: one["numbers"] for one in record["scores"]}.items():
-        yield [arm, f"{of_training[arm]:.0f}", *(f"{of[number]:.1f}" for number in plan.endpoint.numbers)]
+        minutes = f"{of_training.get(arm, 0.0):.0f}"
+        yield [arm, minutes, *(f"{of[number]:.1f}" for number in plan.endpoint.numbers)]
     for one in record["beside"]:
         numbers = [one["numbers"].get(number) for number in plan.endpoint.numbers]
         shown = numbers if None not in numbers else ["", one["numbers"][one["number"]]]
