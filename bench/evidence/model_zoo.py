@@ -12,7 +12,7 @@ from bench.program import counted
 from docs.reference.generate.recipe_pages import DOCS, pages_of_recipes
 from fastpsl.models.export import table_row
 from fastpsl.models.foreign_weights import sha256_of_file
-from fastpsl.scripts.recipe_files import TRAIN
+from fastpsl.scripts.recipe_files import EVAL, TRAIN
 from fastpsl.tables.templates import templates
 
 Record = Mapping[str, Any]
@@ -40,7 +40,7 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
         by = evaluation_in_words(results["endpoint"]["evaluation"])
         here = [one | _cells(one, results, by) for one in certificates(runs / experiment, results)]
         links = (
-            ", ".join(f"[`{recipe}`]({pages[recipe]})" for recipe in recipes),
+            ", ".join(f"[`{recipe}`]({pages[recipe]})" for recipe in recipes) or _evaluated(results),
             f"[{results['title']}](/docs/runs/{experiment}/results.json)",
             f"top-1 by {by}, {_blocks(results)}; {_seeds(results)}",
             _means(results),
@@ -58,6 +58,13 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
         "experiments": "\n".join(rows),
         "weights": template.render(files=files, refused=refused, rule=RULE).strip(),
     }
+
+
+def _evaluated(results: Record) -> str:
+    """Return the evaluations of an experiment that has no training."""
+    names = {file: name for name, file in EVAL.items()}
+    scripts = [Path(one["command"].split()[0]).stem for one in (*results["scores"], *results["beside"])]
+    return ", ".join(f"`eval {names[script]}`" for script in dict.fromkeys(scripts) if script in names)
 
 
 def certificates(folder: Path, results: Record) -> Iterator[dict[str, Any]]:
