@@ -394,8 +394,11 @@ def packed_table(results: Results) -> str:
     titles += [f"{counted(num, 'crop')}, over JPEGs" for num in crops]
     titles += [f"{counted(num, 'crop')}, over the best other loader" for num in crops]
     titles += [f"CPU µs saved, {dtype}" for dtype in _PACKED_DTYPES]
-    names = ", ".join(f"bench/results/{name}" for name, _ in files)
-    parts = [f"{device_of(files[0][1])}, no GPU ({names}):\n\n{table(titles, lines)}"]
+    of_device: dict[str, list[str]] = {}
+    for name, result in files:
+        of_device.setdefault(device_of(result), []).append(f"bench/results/{name}")
+    machines = "; ".join(f"{device}, no GPU ({', '.join(names)})" for device, names in of_device.items())
+    parts = [f"{machines}:\n\n{table(titles, lines)}"]
     for name, result in of_bench(results, "sizes"):
         loops = [
             [each["size"], _LOOPS[each["decoder"]], str(each["num_views"]), f"{each['median']:.2f}x"]
