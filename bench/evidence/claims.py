@@ -188,8 +188,10 @@ def by_best_block(result: Record) -> tuple[list[str], dict[str, list[str]]]:
         return [f"{'/'.join(one.blocks)} {statistics.fmean(one.values.values()):.1f}", gain][: 1 + len(over)]
 
     def of_pair(first: Best | None, second: Best | None) -> list[str]:
-        seeds = [seed for seed in first.values if seed in second.values] if first and second else []
-        values = [first.values[seed] - second.values[seed] for seed in seeds] if first and second else []
+        values = list[float]()
+        if first and second:
+            both = [seed for seed in first.values if seed in second.values]
+            values = [first.values[seed] - second.values[seed] for seed in both]
         return [_points_of(values) if values else "", ""][: 1 + len(over)]
 
     arms = dict.fromkeys(arm for arm, _ in found)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.evidence.best_blocks import stem_of
 from bench.evidence.claims import block, evaluation_in_words, points
 from bench.evidence.weights import RULE, gains
 from bench.program import counted
@@ -104,7 +105,7 @@ def _means(results: Record) -> str:
     rows = {arm: [of[number] for number in numbers if number in of] for arm, of in means.items()}
     beside: dict[str, list[float]] = {}
     for one in results["beside"]:
-        if one["number"] == numbers[0].rpartition("_")[0]:
+        if one["number"] == stem_of(numbers):
             beside.setdefault(one["name"], []).append(one["numbers"][one["number"]])
     rows |= {name: [statistics.fmean(values)] for name, values in beside.items()}
     return "; ".join(f"{arm} {' / '.join(f'{mean:.1f}' for mean in of)}" for arm, of in rows.items())

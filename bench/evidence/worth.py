@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.evidence import splits
-from bench.evidence.claims import p_in_words, p_values, points, power_notes, seconds_of_each
+from bench.evidence.claims import block, p_in_words, p_values, points, power_notes, seconds_of_each
 from bench.evidence.plan import Plan, Run, read_plan
 from bench.evidence.results import CONFIDENCE, numbers_of, t_interval
 from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
@@ -106,14 +106,17 @@ def _rows(plan: Plan, record: Record) -> Iterator[Row]:
     commands = {one["arm"]: one["command"] for one in record["training"]}
     for arm in (arm for arm in plan.arms if arm in commands):
         (number,) = numbers_of(plan, arm, record["scores"])
-        block = number.rpartition("_")[2]
-        wanted = {str(num): ("few_labels", f"top1_{num}_{block}") for num in LABELS}
-        wanted |= {"all labels": ("neighbours", f"top1_k20_{block}"), "fine-tuned": ("fine_tuned", "top1_10")}
+        chosen_block = block(number)
+        wanted = {str(num): ("few_labels", f"top1_{num}_{chosen_block}") for num in LABELS}
+        wanted |= {
+            "all labels": ("neighbours", f"top1_k20_{chosen_block}"),
+            "fine-tuned": ("fine_tuned", "top1_10"),
+        }
         values = {column: means.get((arm, *of), ()) for column, of in wanted.items()}
         minutes = statistics.fmean(seconds[arm]) / 60 if arm in seconds else None
         epochs = re.search(r"--epochs((?: \d+)+)", commands[arm])
         chosen = statistics.fmean(means[arm, plan.endpoint.chosen_by, number])
-        yield Row(arm, epochs[1].strip() if epochs else "", minutes, values, block, chosen)
+        yield Row(arm, epochs[1].strip() if epochs else "", minutes, values, chosen_block, chosen)
 
 
 def parts(results: Mapping[str, Record]) -> dict[str, str]:
