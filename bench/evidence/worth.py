@@ -137,11 +137,12 @@ def parts(results: Mapping[str, Record]) -> dict[str, str]:
     found["worth chart"] = _render("chart", themes=THEMES, **chart) if chart["panels"] else "Not drawn yet."
     found["worth settings"] = _render(
         "settings",
-        rows=[
-            [begin + row[0], *row[1:]]
+        # Plans of one set have a row in common, which stands once.
+        rows=dict.fromkeys(
+            (begin + row[0], *row[1:])
             for name, begin in _SETTINGS.items()
             for row in _settings(name, results.get(name))
-        ],
+        ),
     )
     return found
 
