@@ -1,6 +1,6 @@
 """Writes the tables of README and docs, and the charts of results, from the committed results.
 
-    python bench/performance.py                    after a new file in bench/results/
+    python bench/performance.py                    after a new file in bench/results/ or bench/cards/
     python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first,
                                                    and experiments of bench/evidence into docs/runs/
     python bench/performance.py --check            says whether the pages are what the files say; exit 1 where
@@ -29,9 +29,9 @@ from bench.charts import draw
 from bench.program import run_program
 from bench.schema import Results, write_result
 from bench.speed_ups import how_fast_table, losses_table, targets_table
-from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, packed_table, show
+from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, packed_table, show, table
 
-RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
+RESULTS, CARDS, DOCS = ROOT / "bench" / "results", ROOT / "bench" / "cards", ROOT / "docs"
 
 
 def of_gpus(results: Results, is_gpu: bool = True) -> Results:
@@ -100,9 +100,28 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.name: checked(path.read_bytes(), path.name, "remove it") for path in paths}
 
 
+def cards_table(folder: Path) -> str:
+    """Return a table of the cards that `fastpsl doctor --card` made, the latest first."""
+    cards = {path: json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
+    rows = []
+    for path, card in sorted(cards.items(), key=lambda each: each[1]["machine"]["date"], reverse=True):
+        of, parts = card["machine"], {part["name"]: part for part in card["parts"]}
+        compared = [part for part in parts.values() if "worst" in part["values"]]
+        faults = [f"{part['name']} {part['state']}" for part in parts.values() if part["state"] in FAULTS]
+        num = sum(part["values"]["num"] for part in compared)
+        agree = "; ".join(faults) or f"all {num} comparisons"
+        link = f"[{of['device']}](/bench/cards/{path.name})"
+        rows.append([link, of["date"], of["versions"], agree, parts["speed"]["text"]])
+    return table(("card", "date", "versions", "agree", "speed"), rows)
+
+
+FAULTS = ("differs", "failed")  # of a card's parts
+
+
 def pages(results: Results) -> dict[Path, str]:
-    """Return page → its text with the parts that the results make."""
-    return written(ROOT, {name: part(results) for name, part in PARTS.items()})
+    """Return page → its text with the parts that the results and cards make."""
+    parts = {name: part(results) for name, part in PARTS.items()}
+    return written(ROOT, {**parts, "cards": cards_table(CARDS)})
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
+from bench.figures.results import WHOLE_PLAN
 from bench.peers import TITLES, TRAINING
 from bench.program import counted
 from bench.schema import Results, spread
@@ -85,8 +86,12 @@ _PEER = {
 }
 _T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
 _WRITE, _TRAINED = "fastpsl data write / ffcv DatasetWriter", "ours / the peer's"
-_SIMCLR = {"peer": "lightly", "recipe": "simclr"}
-_SIMCLR_STAGES = ratios(_TRAINED, *(_SIMCLR | {"stage": stage} for stage in ("E", "S1")))
+_WHOLE = {
+    name: ratios(
+        _TRAINED, *({"peer": name, "recipe": "simclr", "stage": stage} for stage in ("E", WHOLE_PLAN))
+    )
+    for name in ("lightly", "torch_loop")
+}
 _COST, _ROTATION = "PSL's cost per epoch / end to end's", {"recipe": "rotation", "backbone": "resnet50"}
 LINES = (
     *_by_size(
@@ -104,10 +109,10 @@ LINES = (
         "torchvision + DataLoader", batches="folder",
     ),
     Line(
-        "training SimCLR from a folder of JPEGs, both in bf16: end to end / PSL's S1",
-        "lightly's SimCLR, end to end",
-        "training-cpu-folder.json", _SIMCLR_STAGES,
+        "training SimCLR from a folder of JPEGs, each in its fastest form: end to end / all of PSL",
+        "lightly's SimCLR, end to end", "training-cpu-folder.json", _WHOLE["lightly"],
     ),
+    Line("", "torch and torchvision alone, end to end", "training-cpu-folder.json", _WHOLE["torch_loop"]),
     Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-cpu.json", _T3),
     Line(
         "writing a dataset file, JPEGs copied", "ffcv's DatasetWriter", "beton_write.json",
@@ -141,8 +146,8 @@ LINES = (
         ratios(_COST, _ROTATION | {"mode": "fused+fold", "graph": "on"}), True,
     ),
     Line(
-        "training SimCLR from JPEGs: end to end / PSL's S1", "lightly's SimCLR, end to end",
-        "training-*.json", _SIMCLR_STAGES, True,
+        "training SimCLR from JPEGs: end to end / all of PSL", "lightly's SimCLR, end to end",
+        "training-*.json", _WHOLE["lightly"], True,
     ),
     Line(
         "supervised training from JPEGs", "DALI's example of ResNet-50", "training-*.json",

@@ -125,7 +125,7 @@ def training_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "description": f"Training SimCLR{in_all}: images per second on {device}, higher is better. {spoken}.",
         "about": f"Higher is better. {settings['backbone']}, crops of {settings['size_px']} px, "
         f"batches of {settings['batch_size']}, from {reads}.",
-        "source": f"End to end over {spreads}: medians and quartiles of {settings['repeats']} repeats",
+        "source": f"End to end over {spreads}; {len(fastest['E']['values'])} repeats",
         "crops": ["images of two crops each"], "rows": rows, "ours": OURS,
         "longest": max(rate for _, (rate,) in rows),
     }  # fmt: skip

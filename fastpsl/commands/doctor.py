@@ -1,17 +1,25 @@
 """`fastpsl doctor`: the parts of a recipe that slow it down on this machine."""
 
+import json
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
 from fastpsl.commands.train import Train
-from fastpsl.console.terminal import EXIT_INTERRUPTED
+from fastpsl.console.terminal import EXIT_INTERRUPTED, EXIT_USER_ERROR, plain
 from fastpsl.files.system_errors import raise_of_the_system
+from fastpsl.scripts import distribution
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -28,14 +36,18 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own_arguments, []
 
 
+FORMAT = 2  # of the JSON
+
+
 @dataclass(frozen=True)
 class Doctor:
-    """Time a recipe's parts on this machine, name the bottleneck, and say what to change and what that gains.
+    """Time a recipe's parts on this machine, name the bottleneck, and say what to change.
 
     fastpsl doctor [its own options] [NAME OPTIONS]: OPTIONS are given as to `fastpsl train NAME`. Reads,
     decodes, copies, augments and steps, each alone and all together; looks at driver, libraries, limits, disk
     and data. Trains nothing and makes no run. Exit 0: no stage waits (both/synthetic >= .95); 1: one does, or
-    noise hides it; 2: something is broken. See https://fastpsl.github.io/fastpsl/how_to/bottleneck.html.
+    noise or the limit hides it; 2: something is broken. See
+    https://fastpsl.github.io/fastpsl/how_to/bottleneck.html.
     """
 
     recipe: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]] = None
@@ -45,32 +57,112 @@ class Doctor:
     stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
     """Of the recipe's plan, such as S1 S3. [all]"""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
-    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without
-    --data]"""
+    """Length of a timed region, of which there are many; one step at least. [1; 0.3 without --data]"""
     gpus: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its
     GPUs, or 1]"""
+    limit_s: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
+    """Seconds after which no further part begins; a line names what was left out. [40; for the
+    card of a GPU 150]"""
+    card: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Instead: compare this machine's kernels and steps with their definitions, and time them. FILE gets the
+    card as JSON, and the screen its text, to be pasted into an issue."""
 
     def run(self, *recipe_options: str) -> int:
         """Measure and print the report; return the exit code as above, or 130 if interrupted."""
+        if self.card is not None:
+            return self._carded(self.card)
+        if not self.json:
+            return self._examined(recipe_options, {})
+        found: dict[str, Any] = {
+            "format": FORMAT, "fastpsl": distribution.version(), "setting": None, "checks": [],
+            "measured": None, "bottleneck": None, "changes": [], "left_out": {"stages": [], "options": []},
+            "error": None, "exit_code": EXIT_USER_ERROR,
+        }  # fmt: skip
+        # Whatever ends it, the object is whole.
         try:
+            with _ended_by_sigterm():
+                found["exit_code"] = code = self._examined(recipe_options, found)
+                return code
+        except SystemExit as end:
+            found["exit_code"] = end.code
+            raise
+        except ValueError as error:
+            found["error"] = str(error)
+            raise
+        finally:
+            print(json.dumps(found, indent=1))
+
+    def _limit(self, default_s: float) -> float:
+        limit_s = default_s if self.limit_s is None else self.limit_s
+        if not limit_s > 0:
+            raise ValueError(f"--limit-s {limit_s:g}: it must be above 0")
+        return limit_s
+
+    def _carded(self, path: Path) -> int:
+        """Write and print the card; what was done before Ctrl-C is in the file."""
+        began = time.monotonic()
+        given = {"NAME": self.recipe, "--stages": self.stages, "--seconds": self.seconds, "--gpus": self.gpus}
+        others = [name for name, value in given.items() if value is not None] + ["--json"] * self.json
+        if others:
+            raise ValueError(
+                f"--card {path}: it takes no {' and no '.join(others)}; only --limit-s goes with it"
+            )
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ValueError(f"--card {path}: give a file in a folder that is there, such as card.json")
+        try:
+            import torch
+
+            from fastpsl.console.screen import status
+            from fastpsl.doctor.card import make_card
+            from fastpsl.doctor.report import Limit
+            from fastpsl.engine.distributed import choose_device
+            from fastpsl.files.atomic import write_atomically
+            from fastpsl.pipelines.decoders.choose import card_file
+
+            device = choose_device("auto", 0)
+            limit = Limit(self._limit(150.0 if device.type == "cuda" else 40.0), began)
+            with status("the card") as log, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a card has lines of its own
+                for card in make_card(torch.device(device), limit, log):
+                    write_atomically(path, json.dumps(card.as_dict(), indent=1).encode())
+            if device.type == "cuda":
+                write_atomically(card_file(card.machine["name"]), path.read_bytes())
+            print(card.text())
+            return card.exit_code
+        except KeyboardInterrupt:
+            print(f"fastpsl doctor: interrupted; {path} has the parts that were done", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    def _examined(self, recipe_options: Sequence[str], found: dict[str, Any]) -> int:
+        began = time.monotonic()
+        try:
+            limit_s = self._limit(40.0)
             from fastpsl.scripts.recipe_files import named_path
 
             path = None
             if self.recipe is not None:
                 is_path = not Train.knows(self.recipe) and Path(self.recipe).exists()
                 path = Path(self.recipe) if is_path else named_path(self.recipe, Train.names)
-            from fastpsl.doctor.examination import examine
+            from rich.console import Console
 
-            return examine(
+            from fastpsl.doctor.examination import examine
+            from fastpsl.doctor.report import Limit, show
+
+            report = examine(
                 path,
                 recipe_options,
-                as_json=self.json,
                 stages=self.stages,
                 seconds=self.seconds,
                 num_ranks=self.gpus,
+                limit=Limit(limit_s, began),
+                found=found,
             )
+            if not self.json:
+                show(report, Console(file=plain(sys.stdout), highlight=False))
+            return report.exit_code
         except KeyboardInterrupt:
+            found["error"] = "interrupted"
             print("fastpsl doctor: interrupted; nothing was changed", file=sys.stderr)
             return EXIT_INTERRUPTED
         except (ValueError, BrokenPipeError):
@@ -84,3 +176,20 @@ class Doctor:
             raise ValueError(
                 f"doctor itself fails ({fault}); start the recipe to see whether it trains"
             ) from error
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as sys.exit does, instead of killing the process at once."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

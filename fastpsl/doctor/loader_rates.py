@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, JpegEngines, ReadRate
-from fastpsl.doctor.report import Check
+from fastpsl.doctor.report import Check, Limit
 from fastpsl.doctor.setup import DoctorSetup
 from fastpsl.engine.gpu import milliseconds, nvml
 from fastpsl.engine.options import TrainingOptions
@@ -203,11 +203,11 @@ class Feed:
         return rate
 
     def other_decoders(
-        self, chosen: str, log: Callable[[str], None]
-    ) -> tuple[list[Alternative], dict[str, str]]:
-        """Time the other decoders briefly."""
+        self, chosen: str, untried: dict[str, str], limit: Limit, log: Callable[[str], None]
+    ) -> list[Alternative]:
+        """Time the other decoders briefly; `untried` gets the reasons of those that do not run."""
         data, device = self.setup.opened.train, self.setup.world.device
-        alternatives, untried = [], {}
+        alternatives = []
         missing = {
             "turbo": libturbo.why_missing(), "ffcv": libffcv.why_missing(), "dali": dali.why_missing(device),
         }  # fmt: skip
@@ -218,22 +218,24 @@ class Feed:
             if reason := missing.get(name):
                 untried[option] = reason
                 continue
+            if not limit.allows(option):
+                continue
             log(f"decode by {name}")
             try:
                 rate = self.rate(self.warm, self.seconds / 2, decoder=name)
                 alternatives.append(Alternative(option, rate, self.decode))
             except (ValueError, RuntimeError, OSError) as error:
                 untried[option] = f"does not run here: {' '.join(str(error).split())[:300]}"
-        return alternatives, untried
+        return alternatives
 
-    def all_cores(self, num_cores: int) -> list[Alternative]:
+    def all_cores(self, num_cores: int, limit: Limit) -> list[Alternative]:
         """Time one thread per core, if there are fewer threads now."""
-        if num_cores <= self.setup.num_threads:
+        option = f"--workers {num_cores}"
+        if num_cores <= self.setup.num_threads or not limit.allows(option):
             return []
-        rate = self.rate(self.warm, workers=num_cores)
-        return [Alternative(f"--workers {num_cores}", rate, self.decode, num_threads=num_cores)]
+        return [Alternative(option, self.rate(self.warm, workers=num_cores), self.decode)]
 
-    def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
+    def written(self, limit: Limit, log: Callable[[str], None]) -> list[Alternative]:
         """Time some images written as a dataset file, beside the same images as they are.
 
         They are shrunk if the crops allow it. At full size, a folder's images are also tried as JPEGs, and
@@ -242,7 +244,7 @@ class Feed:
         """
         rows = self.warm.rows(np.arange(self.warm.num_samples))
         sides = np.minimum(rows.height, rows.width)
-        short_side = short_side_px(views)
+        short_side = short_side_px(self.views)
         mode = "coefficients" if is_packed(self.warm) else "jpg"
         targets = [Target(mode=mode)] if self.warm.kind == "folder" else []
         if not (rows.mode == MODE_RAW).any():
@@ -251,8 +253,9 @@ class Feed:
                 targets.append(Target(mode="coefficients"))
             if short_side and np.median(sides) >= _WORTH_WRITING * short_side:
                 targets.append(Target(short_side=short_side, mode=mode))
-        if not targets:
+        if not targets or not limit.allows(BETON_WRITE):
             return []
+        log("decode what is written anew")
         num = min(self.warm.num_samples, max(_NUM_WRITTEN, 4 * self.batch_size))
         part = Subset(self.warm, np.arange(num))
         unchanged_rate = self.rate(part)
@@ -297,13 +300,17 @@ _IDLE_REMEDY = (
 )
 
 
-def measure_engines(feed: Feed, seconds: float, log: Callable[[str], None]) -> JpegEngines | None:
+def measure_engines(
+    feed: Feed, seconds: float, limit: Limit, log: Callable[[str], None]
+) -> JpegEngines | None:
     """Time decoding by DALI with several shares of a batch for the engines, in turn."""
     device = feed.setup.world.device
     if device.type != "cuda" or dali.why_missing(device):
         return None
     rows = feed.warm.rows(np.arange(feed.warm.num_samples))
     if is_packed(feed.warm) or not (rows.mode == MODE_JPEG).any():
+        return None
+    if not limit.allows("--hw-decoder-load"):
         return None
     with torch.cuda.device(device):
         num = num_engines(nvjpeg_library())

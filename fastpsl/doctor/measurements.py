@@ -1,21 +1,18 @@
-"""The results of the measurements, the bottleneck, and changes with a predicted gain, by pure functions.
+"""The results of the measurements, the bottleneck, and the options that change it, by pure functions.
 
-Rates are images of the data set per second, for one rank. The model: a step needs 1/s seconds per image, a
-loader needs 1/l, and both run side by side. An image takes the longer of the two. If both share the CPU's
-cores, an image takes at least their work divided by the cores. The gain of a change is the model's rate after
-it over the model's rate before it. The real rate is below the model's; their ratio is assumed to stay as
-measured.
+Rates are images of the data set per second, for one rank. The bottleneck follows from them. An option is
+named only if it was timed here and makes that part faster, or if it could not be tried.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fastpsl.console.words import number_of
 from fastpsl.pipelines.decoders.choose import DALI_MS
 
-MIN_GAIN = 0.05  # less does not speak for another decoder, nor for another share of a batch
+MIN_GAIN = 0.05  # less speaks for no other option
 CACHED = 0.95  # at this share or above, the data counts as being in the page cache
 # The command as a user types it; SRC stands for the images that the data was made from.
 BETON_WRITE = "fastpsl data write SRC OUT"
@@ -95,7 +92,6 @@ class Alternative:
     beside: float
     note: str = ""
     part: Literal["decode", "read"] = "decode"  # from memory, or from storage
-    num_threads: int | None = None  # None for the current number of decoding threads
 
     @property
     def factor(self) -> float:
@@ -168,7 +164,6 @@ class Measurements:
     is_cuda: bool
     num_cores: int  # this rank's share of the machine
     num_threads: int  # that decode
-    torch_threads: int  # of a step on the CPU
     decoder: str
     read: ReadRate
     decode: float  # as of a stage, for the first one's views
@@ -186,7 +181,6 @@ def gigabytes(num_bytes: float) -> str:
 
 
 GOOD_RATIO = 0.95
-_LEAST_GAIN = 0.02
 MAX_SPREAD = 2 * (1 - GOOD_RATIO)  # (max - min) / median of the repeats
 _LARGE_SHARE = 0.25
 
@@ -202,40 +196,16 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Change:
-    """An option to change, as a user types it, with the reason or measurement."""
+    """An option to change, as a user types it, with the measurement or the reason."""
 
     option: str
     text: str
-    gain: float | None  # 0.35: 35 % more images/s over all measured stages; None if not measured
-
-
-class Parts(NamedTuple):
-    """The rates of a stage's parts, each alone, in images/s: as in `StageRates`."""
-
-    step: float
-    decode: float
-    loader: float
-    num_threads: int | None = None  # None for the current number of decoding threads
-
-    @classmethod
-    def of(cls, stage: StageRates) -> "Parts":
-        """Return the measured rates of `stage`."""
-        return cls(stage.synthetic, stage.decode, stage.loader)
+    factor: float | None  # the part's rate with it over that without; None if it was not measured
 
 
 def is_good(measured: Measurements) -> bool:
     """Return whether no measured stage waits for its data; False if noise hides it."""
     return all(stage.ratio >= GOOD_RATIO and not _is_noise(stage, measured) for stage in measured.stages)
-
-
-def modelled(part: Parts, measured: Measurements) -> float:
-    """Return the model's images/s of all parts together, from the rates of each alone."""
-    seconds = max(1 / part.step, 1 / part.loader)
-    if not measured.is_cuda:
-        num_threads = part.num_threads or measured.num_threads
-        work = measured.torch_threads / part.step + num_threads / part.decode
-        seconds = max(seconds, work / max(measured.num_cores, measured.torch_threads, num_threads))
-    return 1 / seconds
 
 
 def bottleneck(measured: Measurements) -> Bottleneck | None:
@@ -272,8 +242,12 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
 
 
 def _is_explained(stage: StageRates, measured: Measurements) -> bool:
-    """Return whether the rates of loader and step alone explain half of the time that is lost together."""
-    expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
+    """Return whether the rates of loader and step alone explain half of the time that is lost together.
+
+    On the CPU they share the cores, so an image takes the time of both.
+    """
+    beside = 0.0 if measured.is_cuda else 1 / stage.decode
+    expected = max(1 / stage.loader, 1 / stage.synthetic + beside) - 1 / stage.synthetic
     return expected >= 0.5 * (1 / stage.both - 1 / stage.synthetic)
 
 
@@ -311,92 +285,40 @@ def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
 
 
 def changes(measured: Measurements) -> list[Change]:
-    """Return single changes, the largest gain first, and at the end those that were not tried."""
+    """Return what changes the bottleneck: the largest factor first, and at the end what was not tried."""
     limit = bottleneck(measured)
-    # Gains are computed from the lost time; if that is noise, so are they.
-    if limit is None or limit.part == "noise":
+    if limit is None:
         return []
-    options = [_load_as(alternative, measured) for alternative in measured.alternatives]
-    read = measured.read
-    if read.from_storage and read.fits:
-        text = f"{read.fitting}, where they are from the second epoch on anyway"
-        cached = lambda stage: Parts.of(stage)._replace(loader=max(stage.loader, stage.decode))
-        options.append(Change("read the data once before", text, _gain(measured, cached)))
-    modes = {mode for stage in measured.stages for mode in stage.step_rates}
-    options += [_step_as(mode, measured) for mode in sorted(modes)]
-    paths = {path for stage in measured.stages for path in stage.augment_ms}
-    options += [_augment_as(path, measured) for path in sorted(paths)]
-    useful = [change for change in options if change.gain is not None and change.gain >= _LEAST_GAIN]
-    return sorted(useful, key=lambda change: -(change.gain or 0)) + _untried(measured, limit)
+    found = [*_timed(measured, limit)]
+    useful = [change for change in found if change.factor and change.factor >= 1 + MIN_GAIN]
+    return sorted(useful, key=lambda change: -(change.factor or 0)) + _untried(measured, limit)
 
 
-def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
-    """Return a change's gain over all stages by epochs; `after` maps a stage to its changed parts."""
-    seconds_before = seconds_after = 0.0
-    for stage in measured.stages:
-        parts = after(stage)
-        rate = stage.both * modelled(parts, measured) / modelled(Parts.of(stage), measured)
-        # The gain of a faster part is bounded by the measured loss, whatever the model predicts.
-        rate = max(min(rate, parts.step), min(rate, stage.both))
-        seconds_before += stage.epochs / stage.both
-        seconds_after += stage.epochs / rate
-    return seconds_before / seconds_after - 1
-
-
-def _load_as(alternative: Alternative, measured: Measurements) -> Change:
-    """Return the change to another way of loading."""
-    factor = alternative.factor
-
-    def after(stage: StageRates) -> Parts:
-        now = Parts.of(stage)
-        if alternative.part == "read":
-            return now._replace(loader=now.loader * factor)
-        decode = now.decode * factor
-        # A thread first waits for storage, then decodes.
-        waiting = max(0.0, 1 / now.loader - 1 / now.decode)
-        return Parts(now.step, decode, 1 / (1 / decode + waiting), alternative.num_threads)
-
-    note = f" ({alternative.note})" if alternative.note else ""
-    text = f"{alternative.part}s {factor:.1f}x as fast here{note}"
-    return Change(alternative.option, text, _gain(measured, after))
-
-
-def _step_as(mode: str, measured: Measurements) -> Change:
-    """Return the change to another --compile; a stage without that mode stays as it is."""
-
-    def after(stage: StageRates) -> Parts:
-        return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
-
-    better = [f"{stage.name} {after(stage).step / stage.synthetic:.2f}x" for stage in measured.stages]
-    return Change(f"--compile {mode}", f"the step alone: {', '.join(better)}", _gain(measured, after))
-
-
-def _augment_as(path: str, measured: Measurements) -> Change:
-    """Return the change to another --augment-backend; a stage without that path stays as it is."""
-
-    def after(stage: StageRates) -> Parts:
-        now_ms, then_ms = stage.augment_ms[stage.augment], stage.augment_ms.get(path)
-        if then_ms is None:
-            return Parts.of(stage)
-        step_ms = 1e3 * stage.batch_size / stage.synthetic
-        # A step takes at least as long as its augmentation.
-        step = 1e3 * stage.batch_size / max(step_ms - now_ms + then_ms, then_ms)
-        return Parts.of(stage)._replace(step=step)
-
-    times = [
-        f"{stage.name} {stage.augment_ms[stage.augment]:.1f} to {stage.augment_ms[path]:.1f} ms"
-        for stage in measured.stages
-        if path in stage.augment_ms
-    ]
-    return Change(
-        f"--augment-backend {path}", f"a batch's augmentation: {', '.join(times)}", _gain(measured, after)
-    )
+def _timed(measured: Measurements, limit: Bottleneck) -> Iterator[Change]:
+    """Yield each option whose part is the bottleneck, as it was timed."""
+    (stage,) = (stage for stage in measured.stages if stage.name == limit.stage)
+    # Loaders are timed up to the device, so another decoder's rate has its copies.
+    part = "decode" if limit.part == "copy" else limit.part
+    for each in measured.alternatives:
+        if each.part == part:
+            note = f" ({each.note})" if each.note else ""
+            yield Change(each.option, f"{each.part}s {each.factor:.1f}x as fast here{note}", each.factor)
+    if limit.part == "read" and measured.read.fits:
+        text = f"{measured.read.fitting}, where they are from the second epoch on anyway"
+        yield Change("read the data once before", text, stage.decode / stage.loader)
+    if limit.part in ("step", "augment"):
+        for mode, rate in stage.step_rates.items():
+            factor = rate / stage.synthetic
+            yield Change(f"--compile {mode}", f"{stage.name}'s step alone is {factor:.2f}x as fast", factor)
+    if limit.part == "augment":
+        now_ms = stage.augment_ms[stage.augment]
+        for path, then_ms in stage.augment_ms.items():
+            text = f"a batch's augmentation: {stage.name} {now_ms:.1f} to {then_ms:.1f} ms"
+            yield Change(f"--augment-backend {path}", text, now_ms / then_ms)
 
 
 def _untried(measured: Measurements, limit: Bottleneck) -> list[Change]:
     """Return changes that may help a waiting stage, but were not or cannot be measured here."""
-    if limit.part in ("step", "augment"):
-        return []
     if limit.part == "overlap":
         fewer = max(1, measured.num_threads // 2)
         leaves = Change(f"--workers {fewer}", "leaves cores to the step", None)
@@ -404,8 +326,10 @@ def _untried(measured: Measurements, limit: Bottleneck) -> list[Change]:
     untried = [Change(option, reason, None) for option, reason in measured.untried.items()]
     if limit.part == "decode":
         return [one for one in untried if "--order" not in one.option and "--compile" not in one.option]
+    if limit.part != "read":
+        return []
     ideas = [one for one in untried if "--order" in one.option]
-    if limit.part == "read" and not measured.read.fits:
+    if not measured.read.fits:
         text = f"{measured.read.fitting}; smaller images are fewer bytes, and less detail"
         ideas.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
     return ideas

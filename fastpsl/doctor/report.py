@@ -1,7 +1,8 @@
 """The result of an examination: as JSON, as an exit code, and on one screen."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
@@ -20,10 +21,8 @@ from fastpsl.doctor.measurements import (
     in_words,
     is_good,
 )
-from fastpsl.scripts import distribution
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
-FORMAT = 1
 
 State = Literal["ok", "warning", "broken"]
 
@@ -38,6 +37,28 @@ class Check:
     remedy: str = ""
 
 
+@dataclass
+class Limit:
+    """The time after which no further part begins, and what was left out because of it."""
+
+    seconds: float  # after `began`
+    began: float  # by time.monotonic()
+    stages: list[str] = field(default_factory=list)  # that were left out
+    options: list[str] = field(default_factory=list)  # that were not tried
+
+    @property
+    def left_s(self) -> float:
+        """The seconds until the limit; below 0 behind it."""
+        return self.began + self.seconds - time.monotonic()
+
+    def allows(self, part: str, *, needs_s: float = 0.0, is_stage: bool = False) -> bool:
+        """Return whether a stage or an option may begin, and note it as left out if not."""
+        is_allowed = self.left_s > needs_s
+        if not is_allowed:
+            (self.stages if is_stage else self.options).append(part)
+        return is_allowed
+
+
 @dataclass(frozen=True)
 class Report:
     """The result of an examination.
@@ -49,13 +70,15 @@ class Report:
     setting: Mapping[str, Any]
     checks: tuple[Check, ...]
     measured: Measurements | None
+    limit: Limit
 
     @property
     def exit_code(self) -> int:
-        """0 if no stage waits for its data, 1 if one does or noise hides it, 2 if a check fails."""
+        """0 if no stage waits for its data, 1 if one does or that is not known, 2 if a check fails."""
         if any(check.state == "broken" for check in self.checks):
             return EXIT_BROKEN
-        assert self.measured is not None
+        if self.measured is None or self.limit.stages:
+            return EXIT_WAITS
         return EXIT_GOOD if is_good(self.measured) else EXIT_WAITS
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,10 +90,10 @@ class Report:
             for stage, values in zip(self.measured.stages, measured["stages"], strict=True):
                 values |= {"synthetic": stage.synthetic, "ratio": stage.ratio}
         return {
-            "format": FORMAT, "fastpsl": distribution.version(), "setting": dict(self.setting),
-            "checks": [asdict(check) for check in self.checks], "measured": measured,
-            "bottleneck": asdict(limit) if limit else None,
-            "changes": [asdict(change) for change in proposed], "exit_code": self.exit_code,
+            "setting": dict(self.setting), "checks": [asdict(check) for check in self.checks],
+            "measured": measured, "bottleneck": asdict(limit) if limit else None,
+            "changes": [asdict(change) for change in proposed],
+            "left_out": {"stages": list(self.limit.stages), "options": list(self.limit.options)},
         }  # fmt: skip
 
 
@@ -110,8 +133,10 @@ def show(report: Report, console: Console) -> None:
         if measured.jpeg_engines and measured.jpeg_engines.rates:
             log(measured.jpeg_engines.line)
         for change in changes(measured)[:_MAX_CHANGES]:
-            gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
-            log(f"{gain}: {change.option}: {change.text}")
+            log(f"{'untried: ' if change.factor is None else ''}{change.option}: {change.text}")
+    if left_out := [*report.limit.stages, *report.limit.options]:
+        after = f"after {report.limit.seconds:g} s (--limit-s NUM gives more)"
+        log(f"left out {after}: {', '.join(left_out)}", _COLOUR["warning"])
 
 
 def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[..., None]) -> None:

@@ -315,7 +315,7 @@ class StageTrainer:
         """Train up to `end_step`, epoch by epoch and step by step. Return False if a signal stopped it."""
         run, position, steps_per_epoch, name = self.run, self.position, self.steps_per_epoch, self.stage.name
         task = self.experiment.task
-        tell = lambda waits: run.reporter.log_once(*line_of(name, waits, loader))
+        tell = lambda waits: run.reporter.log_once(f"{name} waits", line_of(name, waits, loader))
         data_waits = DataWaits(run.world.device, run.options.prefetch_batches, tell)
         is_first = True
         if not self._probe():  # after a resume, the look may be missing

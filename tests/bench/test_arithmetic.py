@@ -150,6 +150,7 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(library, "why_missing", lambda: "")
     monkeypatch.setattr(dali, "why_missing", lambda device: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU without a card")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
     works, missing = loaders.variants(loaders.Options(), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0"))
     ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}

@@ -190,7 +190,7 @@ def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
         """Return ours end to end at 10, all of PSL at 15 and a stage at 20; each peer in two forms."""
         ours: dict[str, Any] = {"recipe": "simclr", "trained_by": "training", "precision": precision}
         rows = [
-            ours | {"stage": stage, "median": rate * factor}
+            ours | {"stage": stage, "median": rate * factor, "values": [rate * factor] * 3}
             for stage, rate in (("E", 10.0), ("S1", 20.0), ("PSL", 15.0))
         ] + [
             {"recipe": None, "stage": None, "trained_by": peer, "form": form, "precision": precision,
@@ -219,8 +219,7 @@ def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
     assert words["longest"] == 15 and words["about"].endswith("a folder of JPEGs.")
     assert words["title"] == "Training SimCLR in bf16: images per second on 2 CPU cores"
     assert words["source"] == (
-        "End to end over lightly 2.00 (1.90 to 2.25), torch, torchvision 2.00 (1.90 to 2.25): medians and "
-        "quartiles of 3 repeats"
+        "End to end over lightly 2.00 (1.90 to 2.25), torch, torchvision 2.00 (1.90 to 2.25); 3 repeats"
     )
     slower = result(None, "lightly", precision="fp32", factor=0.5)
     slower["rows"][-2]["median"] = 7.0  # lightly is faster in fp32

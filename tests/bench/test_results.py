@@ -69,7 +69,7 @@ def test_pages_are_what_the_files_make() -> None:
 
 
 def test_every_mark_has_a_writer_and_every_bench_its_words() -> None:
-    known = {*PARTS, *chart_parts(), *evidence.PARTS, *faults_page.pages(faults_page.RESULTS)}
+    known = {*PARTS, "cards", *chart_parts(), *evidence.PARTS, *faults_page.pages(faults_page.RESULTS)}
     found = [name for page in pages_of(ROOT) for name in marks(page.read_text())]
     assert known <= {*found} <= known | evidence.EXPERIMENTS
     assert WHAT.keys() == LABELS.keys()

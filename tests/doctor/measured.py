@@ -1,12 +1,13 @@
 """Measurements as doctor makes them, and its screen."""
 
 import io
+import time
 from typing import Any
 
 from rich.console import Console
 
 from fastpsl.doctor.measurements import Measurements, ReadRate, StageRates
-from fastpsl.doctor.report import Check, Report, show
+from fastpsl.doctor.report import Check, Limit, Report, show
 
 GB = 10**9
 IN_MEMORY = ReadRate(90_000, 50_000, 10 * GB, 100 * GB, 1.0)
@@ -25,7 +26,7 @@ def stage(name: str = "S1", epochs: int = 60, **values: Any) -> StageRates:
 
 def measured(*stages: StageRates, **values: Any) -> Measurements:
     usual: dict[str, Any] = {
-        "is_cuda": True, "num_cores": 16, "num_threads": 16, "torch_threads": 16, "decoder": "ffcv",
+        "is_cuda": True, "num_cores": 16, "num_threads": 16, "decoder": "ffcv",
         "read": IN_MEMORY, "decode": 4000.0, "copy": 50_000.0,
     }  # fmt: skip
     return Measurements(**(usual | values), stages=stages)
@@ -36,9 +37,15 @@ def waiting(**values: Any) -> StageRates:
     return stage(**({"decode": 500.0, "loader": 500.0, "both": 500.0} | values))
 
 
+def no_limit() -> Limit:
+    return Limit(1e9, time.monotonic())
+
+
 def report_of(measurements: Measurements | None, *checks: Check) -> Report:
     setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
-    return Report(setting | {"arguments": [], "num_ranks": 1, "precision": "fp16"}, checks, measurements)
+    return Report(
+        setting | {"arguments": [], "num_ranks": 1, "precision": "fp16"}, checks, measurements, no_limit()
+    )
 
 
 def screen_of(report: Report, width: int = 200) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -16,8 +18,10 @@ import torch
 
 from fastpsl.commands.doctor import split
 from fastpsl.doctor import examination, loader_rates, setup
+from fastpsl.doctor.examination import Examination
 from fastpsl.doctor.loader_rates import Feed, measure_read
 from fastpsl.doctor.measurements import JpegEngines
+from fastpsl.doctor.report import Limit
 from fastpsl.doctor.setup import default_recipe, load_recipe, open_setup
 from fastpsl.engine import stage_bench
 from fastpsl.engine.options import TrainingOptions
@@ -29,6 +33,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec, short_side_px
 from tests.cli import Cli, Outcome, refused
+from tests.doctor.measured import no_limit
 from tests.pipelines.memory import drop_from_cache
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS
@@ -91,8 +96,10 @@ def test_json(doctor: Cli) -> None:
     assert not besides_progress(err)
     report = json.loads(out)
     assert list(report) == [
-        "format", "fastpsl", "setting", "checks", "measured", "bottleneck", "changes", "exit_code",
+        "format", "fastpsl", "setting", "checks", "measured", "bottleneck", "changes", "left_out", "error",
+        "exit_code",
     ]  # fmt: skip
+    assert report["left_out"] == {"stages": [], "options": []} and report["error"] is None
     measured = report["measured"]
     (stage,) = measured["stages"]
     noise = report["bottleneck"]["part"] == "noise"
@@ -102,7 +109,7 @@ def test_json(doctor: Cli) -> None:
     assert stage["synthetic"] == stage["step_rates"][stage["step"]]
     assert {"--decoder pillow"}.isdisjoint(each["option"] for each in measured["alternatives"])
     assert min(measured["decode"], measured["read"]["images_per_s"], stage["both"]) > 0
-    assert {"pillow", *DECODERS} == measured["auto"]["costs"].keys()
+    assert "pillow" in measured["auto"]["costs"]
     assert min(cost["cpu_ms"] for cost in measured["auto"]["costs"].values()) > 0
     names = [check["name"] for check in report["checks"]]
     assert {"python", "torch", "gpu", "compiler", "cores", "disk", "data"} <= set(names)
@@ -117,6 +124,7 @@ def test_json(doctor: Cli) -> None:
 def test_what_the_jpeg_engines_do_reaches_the_report(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     engines = JpegEngines(7, "", 0.9, 3, {0.5: 1e9, 0.9: 100.0})
     monkeypatch.setattr(examination, "measure_engines", lambda *_: engines)
+    monkeypatch.setattr(examination, "bottleneck", lambda _: None)  # so that decoders are tried
     options = ("--decoder", "pillow")
     report = json.loads(doctor("--json", "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, *options).out)
     measured = report["measured"]
@@ -128,6 +136,7 @@ def test_what_the_jpeg_engines_do_reaches_the_report(doctor: Cli, monkeypatch: p
     assert (added["images_per_s"], added["beside"]) == (1e9, measured["decode"])
     (check,) = (check for check in report["checks"] if check["name"] == "jpeg engines")
     assert check["state"] == "ok" and "busy 3%" in check["text"]  # pillow trains
+    assert {"pillow", *DECODERS} == measured["auto"]["costs"].keys()
 
 
 def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +165,7 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch
         ("{root}/fastpsl/engine/gpu.py", "has no RECIPE, so it is no recipe"),
         ("--bogus", "--bogus"),
         ("--seconds 0", "--seconds 0: it must be above 0"),
+        ("--limit-s 0", "--limit-s 0: it must be above 0"),
         ("--stages S9", "S9: the plan has S1, S2, S3"),
         ("--gpus 0", "--gpus 0: it must be 1 or more"),
         ("--gpus 3", "over 3 ranks"),
@@ -226,6 +236,59 @@ def test_interrupted(doctor: Cli, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("raise KeyboardInterrupt")
     assert doctor(path) == (130, "", "fastpsl doctor: interrupted; nothing was changed\n")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "error"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("no such luck"), 2, "no such luck"),
+        (signal.SIGTERM, 143, None),
+    ],
+)
+def test_the_json_is_whole_whatever_ends_it(
+    doctor: Cli, monkeypatch: pytest.MonkeyPatch, end: Any, code: int, error: str | None
+) -> None:
+    """It ends in stage S2, so that there are the rates of S1."""
+    stage_bench_of = examination.StageBench
+
+    def begin(experiment: Any, number: int, *arguments: Any, **values: Any) -> StageBench:
+        if number == 1 and isinstance(end, BaseException):
+            raise end
+        if number == 1:
+            signal.raise_signal(end)
+        return stage_bench_of(experiment, number, *arguments, **values)
+
+    monkeypatch.setattr(examination, "StageBench", begin)
+    outcome = doctor("--json", "--seconds", 0.01, JIGSAW, *SMALL)
+    report = json.loads(outcome.out)
+    assert outcome.code == report["exit_code"] == code and (report["error"] or "").endswith(error or "")
+    assert [stage["name"] for stage in report["measured"]["stages"]] == ["S1"]
+    assert report["setting"]["recipe"] == JIGSAW and report["checks"]
+
+
+def test_an_error_before_any_measurement_is_json_as_well(doctor: Cli) -> None:
+    outcome = doctor("--json", "none.py")
+    report = json.loads(outcome.out)
+    assert outcome.code == report["exit_code"] == 2 and "there is no such file" in report["error"]
+    assert report["measured"] is None and report["checks"] == []
+
+
+def test_no_part_begins_after_the_limit(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps by a minute when the last repeat of S1 could begin."""
+    later = [0.0]
+    real, log = time.monotonic, Examination._stage
+
+    def stage(self: Examination, number: int, until: float) -> Any:
+        later[0] = 60.0
+        return log(self, number, until)
+
+    monkeypatch.setattr(Examination, "_stage", stage)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + later[0])
+    outcome = doctor("--json", "--seconds", 0.01, "--limit-s", 50, JIGSAW, *SMALL)
+    report = json.loads(outcome.out)
+    assert outcome.code == 1 and report["left_out"]["stages"] == ["S2", "S3"]
+    assert [stage["name"] for stage in report["measured"]["stages"]] == ["S1"]
 
 
 def test_help_of_doctor_and_of_the_recipe(doctor: Cli) -> None:
@@ -304,7 +367,7 @@ def test_other_ways_to_load() -> None:
         assert setup.experiment is not None
         views, data = setup.experiment.task.views(1), setup.opened.train
         feed = Feed(setup, views, 8, data, 0.01)
-        packed, small = feed.written(views)
+        packed, small = feed.written(no_limit(), lambda _: None)
         assert packed.option == "fastpsl data write SRC OUT --mode coefficients" and packed.images_per_s > 0
         assert packed.note == "tried with 480 of the images"
         assert small.option == "fastpsl data write SRC OUT --short-side 60" and small.part == "decode"
@@ -314,9 +377,13 @@ def test_other_ways_to_load() -> None:
         assert small.note == f"costs detail: {share:.0%} of the pixels stay; tried with 480 of the images"
         assert small.factor > 0 and small.images_per_s != small.beside
         feed.decode = 1000.0
-        (threads,) = feed.all_cores(2)
+        (threads,) = feed.all_cores(2, no_limit())
         assert threads.option == "--workers 2" and threads.beside == 1000.0
-        assert not feed.all_cores(1)
+        assert not feed.all_cores(1, no_limit())
+        over = Limit(1.0, 0.0)
+        assert not feed.all_cores(2, over) and not feed.written(over, lambda _: None)
+        assert not feed.other_decoders("pillow", {}, over, lambda _: None)
+        assert over.options[:2] == ["--workers 2", "fastpsl data write SRC OUT"]
     finally:
         setup.opened.close()
 
@@ -350,11 +417,13 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
     with closing(setup.opened):
         assert setup.experiment is not None and setup.options.decoder == "auto"
         assert len(setup.experiment.task.views(setup.experiment.stages[2].level)) == 2
-        measured = examination.measure(setup, 2, 0.01, lambda _: None)
+        examined = Examination(setup, 2, 0.01, no_limit(), lambda _: None)
+        examined.measure()
+        measured = examined.measured
         by_pillow = replace(setup, options=replace(setup.options, decoder="pillow"))
         views = setup.experiment.task.views(1)
-        Feed(by_pillow, views, 8, setup.opened.train, 0.01).written(views)
-    assert num_views == [1] and measured.decoder == "pillow"
+        Feed(by_pillow, views, 8, setup.opened.train, 0.01).written(no_limit(), lambda _: None)
+    assert num_views == [1] and measured is not None and measured.decoder == "pillow"
     assert loaded[0] == ("loader_rates", "pillow")
     assert {name for place, name in loaded if place == "stage_bench"} == {"pillow", "synthetic"}
     # A run on a new file would choose: on one of packed coefficients, and on a smaller one.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastpsl.doctor import examination, loader_rates
+from fastpsl.doctor.examination import Examination
 from fastpsl.doctor.loader_rates import (
     SHARES,
     best_share,
@@ -23,7 +24,7 @@ from fastpsl.doctor.measurements import JpegEngines, Measurements, changes
 from fastpsl.engine import gpu
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.doctor.measured import measured, report_of, screen_of, waiting
+from tests.doctor.measured import measured, no_limit, report_of, screen_of, waiting
 from tests.fake_nvml import Nvml
 from tests.pipelines.photos import RAW, photo, write
 
@@ -140,7 +141,7 @@ def test_shares_are_timed_in_turn(
 ) -> None:
     with Beton(sample_paths().train) as warm:
         feeds = Feeds(monkeypatch, warm, given)
-        engines = measure_engines(feeds, 3.0, lambda _: None)  # type: ignore[arg-type]
+        engines = measure_engines(feeds, 3.0, no_limit(), lambda _: None)  # type: ignore[arg-type]
     shares = sorted({*SHARES, share})
     assert feeds.asked == [*shares, *reversed(shares)]
     assert feeds.seconds == {each: 2.0 if each == share else 3.0 / len(shares) for each in shares}
@@ -152,7 +153,7 @@ def test_shares_are_timed_in_turn(
 def test_engines_that_do_not_work_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Beton(sample_paths().train) as warm:
         feeds = Feeds(monkeypatch, warm, None, "driver capability missing: start it with it")
-        engines = measure_engines(feeds, 3.0, lambda _: None)  # type: ignore[arg-type]
+        engines = measure_engines(feeds, 3.0, no_limit(), lambda _: None)  # type: ignore[arg-type]
     assert engines == JpegEngines(7, "driver capability missing: start it with it", 0.9)
     assert not feeds.asked and not best_share(engines, "dali", 1.0)
     for decoder, state, remedy in (("dali", "warning", "--decoder turbo needs none"), ("turbo", "ok", "")):
@@ -165,11 +166,11 @@ def test_raw_images_and_a_cpu_have_no_use_for_engines(tmp_path: Any, monkeypatch
     raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
     with Beton(write(tmp_path / "raw.beton", [raw] * 3)) as warm:
         feeds = Feeds(monkeypatch, warm, None)
-        assert measure_engines(feeds, 3.0, lambda _: None) is None  # type: ignore[arg-type]
+        assert measure_engines(feeds, 3.0, no_limit(), lambda _: None) is None  # type: ignore[arg-type]
     with Beton(sample_paths().train) as warm:
         feeds = Feeds(monkeypatch, warm, None)
         feeds.setup.world.device = torch.device("cpu")
-        assert measure_engines(feeds, 3.0, lambda _: None) is None  # type: ignore[arg-type]
+        assert measure_engines(feeds, 3.0, no_limit(), lambda _: None) is None  # type: ignore[arg-type]
     assert check_engines(None, "dali") == [] == best_share(None, "dali", 1.0)
 
 
@@ -230,7 +231,7 @@ def test_auto_is_asked_with_the_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> 
         options=SimpleNamespace(decoder="auto"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="asked"):
-        examination.measure(setup, 2, 1.0, lambda _: None)
+        Examination(setup, 2, 1.0, no_limit(), lambda _: None).measure()
 
 
 def engines_screen(measurements: Measurements) -> str:

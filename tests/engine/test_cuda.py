@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from bench.recipe_stages import recipe_options, stage_experiment
+from fastpsl.doctor.proof import STEP_BOUNDS
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
@@ -40,10 +41,6 @@ pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
 WORLD = World(0, 1, 0, 1, DEVICE)
 STAGES = make_plan("psl", (60, 60, 60))
-# fp16 has 11 bits. Rounding of gradients (2^-11) and other orders of sums change weights after three steps by
-# up to 2 % of the largest change of a weight. A missing step or a gradient that is added twice changes them
-# by 30 % and more.
-BOUNDS = {"fp32": 1e-3, "fp16": 0.02}
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +170,7 @@ def train(
     return torch.cat([value.flatten().double() for value in module.state_dict().values()]), train_step
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", STEP_BOUNDS)
 @pytest.mark.parametrize("mode", ["fused", "on"])
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> None:
@@ -181,7 +178,7 @@ def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> Non
     eager, _ = train(stage, "off", precision)
     other, train_step = train(stage, mode, precision)
     largest = (eager - before).abs().max()
-    assert (eager - other).abs().max() < BOUNDS[precision] * largest
+    assert (eager - other).abs().max() < STEP_BOUNDS[precision] * largest
     val = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
     assert val is not None and val["loss"] > 0
     train_step.step([on_device(16, 10)], 0.1)
@@ -190,7 +187,7 @@ def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> Non
 CAPTURED = GraphChoice(True, "asked for", must=True)
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", STEP_BOUNDS)
 @pytest.mark.parametrize("mode", ["off", "fused", "on"])
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_captured_steps_are_launched_ones(stage: Stage, mode: str, precision: str) -> None:
@@ -214,7 +211,7 @@ def test_captured_steps_are_launched_ones(stage: Stage, mode: str, precision: st
         ends.append(
             torch.cat([value.flatten().double() for value in train_step.module.state_dict().values()])
         )
-    assert (ends[0] - ends[1]).abs().max() < 2 * BOUNDS[precision] * (ends[0] - before).abs().max()
+    assert (ends[0] - ends[1]).abs().max() < 2 * STEP_BOUNDS[precision] * (ends[0] - before).abs().max()
 
 
 @pytest.mark.parametrize(

@@ -107,25 +107,27 @@ def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "limit", "expected"),
+    ("vendor", "flags", "limit", "expected"),
     [
-        ("fpu avx512f avx512_bf16 avx512_vnni", "", "bf16"),
-        ("fpu amx_bf16 amx_tile", "ALL", "bf16"),
-        ("fpu avx512_bf16", "AVX512_CORE_BF16", "bf16"),
-        ("fpu avx512_bf16", "AVX512_CORE", "fp32"),
-        ("fpu amx_bf16", "avx2", "fp32"),
-        ("fpu avx2 avx512f avx512_vnni amx_tile", "", "fp32"),
-        (None, "", "fp32"),
+        ("AuthenticAMD", "fpu avx512f avx512_bf16 avx512_vnni", "", "bf16"),
+        ("GenuineIntel", "fpu avx512f avx512_bf16 avx512_vnni", "", "fp32"),
+        ("GenuineIntel", "fpu amx_bf16 amx_tile", "ALL", "bf16"),
+        ("AuthenticAMD", "fpu avx512_bf16", "AVX512_CORE_BF16", "bf16"),
+        ("AuthenticAMD", "fpu avx512_bf16", "AVX512_CORE", "fp32"),
+        ("GenuineIntel", "fpu amx_bf16", "avx2", "fp32"),
+        ("AuthenticAMD", "fpu avx2 avx512f avx512_vnni amx_tile", "", "fp32"),
+        ("AuthenticAMD", None, "", "fp32"),
     ],
 )
-def test_pre_training_takes_bf16_where_a_cpu_has_its_instructions(
-    flags: str | None, limit: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_pre_training_takes_bf16_where_it_is_faster(
+    vendor: str, flags: str | None, limit: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays fp32 where oneDNN may not use them, for others' networks, and where a network is evaluated."""
     monkeypatch.setattr(gpu, "_CPU_FILE", tmp_path / "cpuinfo")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: bf16\nflags\t\t: {flags}\n\n")
+        of_core = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: bf16\nflags\t\t: {flags}\n\n"
+        (tmp_path / "cpuinfo").write_text(of_core)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert PretrainOptions().resolved_precision(cpu) == "fp32"  # without the name of a network
     assert PretrainOptions().resolved_precision(cuda) == "fp16"

@@ -1,6 +1,6 @@
 """Fused BatchNorm, sum and ReLU against torch's in float64: values, gradients and running statistics."""
 
-from typing import NamedTuple
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +9,18 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from fastpsl.doctor.proof import (
+    EPS,
+    MOMENTUM,
+    NORM_BOUNDS,
+    NORM_KINDS,
+    by_kernels,
+    by_torch,
+    near,
+    norm_case,
+    norms_apart,
+)
+from fastpsl.doctor.proof import noise as device_noise
 from fastpsl.kernels.fused_cuda import batch_norm as module
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
 from fastpsl.kernels.fused_cuda.pool_windows import Windows
@@ -16,26 +28,6 @@ from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
-EPS, Z_EPS, MOMENTUM = 1e-5, 1e-3, 0.1
-# Bounds relative to the largest value. float32 has some ten operations and sums in another order. Halves have
-# one rounding of the result, 2^-11 or 2^-8, and one of the sum before it. Triton's interpreter truncates
-# bfloat16, 2^-7.
-BOUNDS = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-6}
-KINDS = ("alone", "sum", "both")
-
-
-class Case(NamedTuple):
-    """A case of x and z.
-
-    Attributes:
-        leaves: x, its weight and bias, and the same of z.
-        running: x's running statistics.
-        gradients: Two gradients of the result.
-    """
-
-    leaves: list[Tensor]
-    running: tuple[Tensor, Tensor, Tensor]
-    gradients: list[Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -45,83 +37,28 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAPS_WARPS", 24)
 
 
-def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    if len(shape) == 4:
-        values = values.contiguous(memory_format=torch.channels_last)
-    return values.to(DEVICE)
-
-
-def make_case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
-    maps = [noise(*shape, dtype=dtype, seed=seed) for seed in range(4)]
-    maps[0] = (3 * maps[0] + 1).to(dtype)
-    affine = [noise(shape[1], seed=seed) for seed in range(4, 8)]
-    if shape[1] > 1:
-        affine[0][0] = affine[1][0] = 0  # the ReLU gets a 0, and lets no gradient through
-    leaves = [each.requires_grad_() for each in (maps[0], *affine[:2], maps[1], *affine[2:])]
-    running = noise(shape[1]), noise(shape[1]).exp(), torch.zeros((), dtype=torch.int64, device=DEVICE)
-    return Case(leaves, running, maps[2:])
-
-
-def by_kernels(case: Case, kind: str, relu: bool, fork: bool) -> tuple[Tensor, ...]:
-    x, weight, bias, z, z_weight, z_bias = case.leaves
-    other = {"alone": None, "sum": z, "both": Operand(z, z_weight, z_bias, Norm(Z_EPS))}[kind]
-    running_mean, running_var, num_batches = case.running
-    norm = Norm(EPS, MOMENTUM, running_mean, running_var, num_batches)
-    result = batch_norm(Operand(x, weight, bias, norm), other, relu=relu, fork=fork)
-    return result if isinstance(result, tuple) else (result,)
-
-
-def by_torch(case: Case, kind: str, relu: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the result, its leaves and the running mean and variance, in float64."""
-    leaves = [leaf.detach().double().requires_grad_() for leaf in case.leaves]
-    running = [each.double() for each in case.running[:2]]
-    x, weight, bias, z, z_weight, z_bias = leaves
-    y = F.batch_norm(x, running[0], running[1], weight, bias, True, MOMENTUM, EPS)
-    if kind != "alone":
-        y = y + (z if kind == "sum" else F.batch_norm(z, None, None, z_weight, z_bias, True, 0.0, Z_EPS))
-    return F.relu(y) if relu else y, leaves, running
+noise = partial(device_noise, device=DEVICE)
+make_case = partial(norm_case, device=DEVICE)
 
 
 def assert_near(actual: Tensor | None, expected: Tensor | None, bound: float) -> None:
-    if expected is None:
-        assert actual is None
-        return
-    assert actual is not None and actual.shape == expected.shape and actual.isfinite().all()
-    error = float((actual.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0))
-    assert error <= bound, error
+    assert near(actual, expected, bound) <= 1
 
 
 def check(shape: tuple[int, ...], dtype: torch.dtype, kind: str, relu: bool, fork: bool) -> None:
-    case = make_case(shape, dtype)
-    expected, leaves, running = by_torch(case, kind, relu)
-    results = by_kernels(case, kind, relu, fork)
-    gradients = case.gradients[: len(results)]
-    # The kernel reads the sum as another op that adds both would have rounded it.
-    expected.backward(torch.stack(gradients).sum(0).double())
-    torch.autograd.backward(results, gradients)
-    assert len(results) == (2 if fork else 1) and all(result.dtype == dtype for result in results)
-    assert all(result.is_contiguous(memory_format=torch.channels_last) for result in results)
-    for result in results:
-        assert_near(result.detach(), expected.detach(), BOUNDS[dtype])
-    for leaf, wanted in zip(case.leaves, leaves, strict=True):
-        # These are sums of some hundred independent roundings.
-        assert_near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * BOUNDS[dtype])
-    assert_near(case.running[0], running[0], 1e-6)
-    assert_near(case.running[1], running[1], 1e-6)
-    assert int(case.running[2]) == 1
+    assert norms_apart(shape, dtype, DEVICE, kind, relu, fork) <= 1
 
 
 @pytest.mark.parametrize(
     ("relu", "fork"), [(True, True), (False, False), slow(True, False), slow(False, True)]
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORM_KINDS)
 def test_it_is_torchs(kind: str, relu: bool, fork: bool) -> None:
     check((2, 66, 11, 9), torch.float32, kind, relu, fork)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, slow(torch.bfloat16)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORM_KINDS)
 def test_in_halves(kind: str, dtype: torch.dtype) -> None:
     check((2, 72, 11, 9), dtype, kind, True, kind != "sum")
 
@@ -266,10 +203,10 @@ def test_as_many_programs_as_in_training_and_more_than_2_to_the_31_values(
     assert_near(sums, torch.stack([d_weight, d_bias]), 1e-4)  # type: ignore[list-item]
     for place in (slice(0, 1000), slice(-1000, None)):
         normal = (as_rows(x)[place].double() - mean) / deviation
-        assert_near(as_rows(y)[place], (2 * normal + 0.5).clamp(min=0), BOUNDS[torch.float16])
+        assert_near(as_rows(y)[place], (2 * normal + 0.5).clamp(min=0), NORM_BOUNDS[torch.float16])
         g = as_rows(dy)[place].double() * (as_rows(y)[place] > 0)
         dx = 2 / deviation * (g - d_bias / num_rows - normal * d_weight / num_rows)
-        assert_near(as_rows(x.grad)[place], dx, BOUNDS[torch.float16])  # type: ignore[arg-type]
+        assert_near(as_rows(x.grad)[place], dx, NORM_BOUNDS[torch.float16])  # type: ignore[arg-type]
 
 
 STEM = Windows((3, 3), (2, 2), (1, 1))
@@ -317,7 +254,7 @@ def check_pooled(
     y = (F.relu(y) if relu else y).flatten(2).gather(2, places.flatten(2)).view(pooled.shape)
     y.backward(torch.stack(gradients).double().sum(0))
     for leaf, wanted in zip(leaves, exact, strict=True):
-        assert_near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * BOUNDS[dtype])
+        assert_near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * NORM_BOUNDS[dtype])
     for value, exact_value in zip(running, exact_running, strict=False):
         assert_near(value, exact_value, 1e-6)
     assert int(running[2]) == 1

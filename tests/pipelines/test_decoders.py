@@ -455,6 +455,7 @@ def test_what_auto_takes(
     asked, tried = list[torch.device](), list[torch.device]()
     cores, capability = case.get("cores", 16), case.get("capability", (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU without a card")
     monkeypatch.setattr(choose, "default_num_threads", lambda: cores)
     monkeypatch.setattr(libturbo, "why_missing", lambda: "no compiler" if "no_turbo" in case else "")
     monkeypatch.setattr(libffcv, "why_missing", lambda: "no ffcv" if "no_ffcv" in case else "")

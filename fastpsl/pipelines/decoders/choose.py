@@ -7,12 +7,17 @@ November 2026. Images were JPEGs of 500 px and 55 KB (bench/photos.py), crops we
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpsl.console.words import number_of
+from fastpsl.files.caches import cache_folder
+from fastpsl.files.json_records import NUMBER, Form, NoRecord
 from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.data.dataset import (
@@ -60,17 +65,32 @@ def turbo_ms(num_views: int, num_pixels: float = MEASURED_PIXELS) -> float:
     return TURBO_MS * min(share, share**0.5) + TURBO_MS_PER_FURTHER_VIEW * (num_views - 1) * min(share, 1)
 
 
-def fastest_step(num_views: int, capability: tuple[int, int] = (9, 0)) -> int:
-    """Return the images/s of a GPU's fastest step with so many views.
+_CARD = Form("card.json", {"fastest_step.1": NUMBER, "fastest_step.2": NUMBER})
 
-    It is an estimate for more than two views, and for a GPU that is no H200.
+
+def card_file(name: str) -> Path:
+    """Return the file in the user's cache where `fastpsl doctor --card` leaves the card of such a GPU."""
+    return cache_folder() / "cards" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.json"
+
+
+def fastest_step(num_views: int, name: str = "", capability: tuple[int, int] = (9, 0)) -> tuple[int, str]:
+    """Return the images/s of a GPU's fastest step with so many views, and whose they are, in words.
+
+    They are those of the card of this GPU, if the user's cache has one. Without it, and for more than two
+    views, they are an estimate, but for an H200.
     """
+    with suppress(OSError, NoRecord):
+        of_card = _CARD.read(card_file(name), *_CARD.fields)["fastest_step"]
+        measured = of_card["1"] if num_views == 1 else 2 * of_card["2"] / num_views
+        if math.isfinite(measured) and measured >= 1:
+            return round(measured), "the fastest step of this GPU's card"
     measured = FASTEST_STEP if num_views == 1 else 2 * FASTEST_STEP_OF_TWO_VIEWS // num_views
-    return round(measured * BANDWIDTHS.get(capability, BANDWIDTHS[9, 0]) / BANDWIDTHS[9, 0])
+    share = BANDWIDTHS.get(capability, BANDWIDTHS[9, 0]) / BANDWIDTHS[9, 0]
+    return round(measured * share), "the fastest step"
 
 
 def choose_on_gpu(
-    num_threads: int, num_cores: int, num_views: int, num_pixels: float, needed: int,
+    num_threads: int, num_cores: int, num_views: int, num_pixels: float, needed: int, whose: str,
     why_not_dali: Callable[[], str],
 ) -> tuple[str, str]:  # fmt: skip
     """Choose between `turbo`, which takes the CPU, and `dali`, which takes the GPU's JPEG engines."""
@@ -79,7 +99,7 @@ def choose_on_gpu(
     rate = 1e3 * num_threads / image_ms
     threads = number_of(num_threads, "thread decodes", "threads decode")
     decode = f"{threads} about {float(f'{rate:.3g}'):,.0f} images/s of {num_pixels / 1e6:.2g} Mpx"
-    estimate = f"{decode} (an estimate), and the fastest step takes {needed:,}"
+    estimate = f"{decode} (an estimate), and {whose} takes {needed:,}"
     if rate >= needed:
         return "turbo", estimate
     reason = why_not_dali()
@@ -202,10 +222,10 @@ def _why_missing(name: str, device: "torch.device") -> str:
     return why and f"{why}: {library.remedy()}"
 
 
-def _capability(device: "torch.device") -> tuple[int, int]:
+def _name_and_capability(device: "torch.device") -> tuple[str, tuple[int, int]]:
     import torch
 
-    return torch.cuda.get_device_capability(device)
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
 def _automatic(
@@ -232,8 +252,8 @@ def _automatic(
         if is_gpu:
             num_pixels = float((some.height.astype(float) * some.width).mean())
             why_not, most = partial(_why_not_dali, some, device), num_threads or num_cores
-            needed = fastest_step(num_views, _capability(device))
-            name, reason = choose_on_gpu(most, num_cores, num_views, num_pixels, needed, why_not)
+            needed = fastest_step(num_views, *_name_and_capability(device))
+            name, reason = choose_on_gpu(most, num_cores, num_views, num_pixels, *needed, why_not)
         if name == "turbo" and (others := (some.mode == MODE_FILE).mean()):
             reason += f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
         return name, reason

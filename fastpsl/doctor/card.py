@@ -1,0 +1,391 @@
+"""The card of a machine, by `fastpsl doctor --card FILE`: whether it computes rightly, and how fast it is.
+
+A part that fails, differs or is left out is a line of the card, and the others go on.
+"""
+
+import itertools
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastpsl.doctor.checks import driver_version
+from fastpsl.doctor.examination import free_memory
+from fastpsl.doctor.proof import (
+    CHAINS,
+    NORM_KINDS,
+    STEP_RECIPES,
+    WAYS,
+    chain_apart,
+    norms_apart,
+    steps_apart,
+    trained,
+)
+from fastpsl.doctor.report import EXIT_BROKEN, EXIT_GOOD, EXIT_WAITS, Limit
+from fastpsl.doctor.setup import LoadedRecipe, load_recipe, open_setup
+from fastpsl.engine.gpu import set_cudnn_benchmark
+from fastpsl.engine.stage_bench import StageBench, loader_rate
+from fastpsl.files.workers import usable_cores
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.fused import fused_modules
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.patterns import draw_image
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.scripts import distribution
+from fastpsl.scripts.recipe_files import recipe_path
+
+FORMAT = 1
+State = Literal["ok", "differs", "failed", "left out"]
+Values = dict[str, Any]
+Log = Callable[[str], None]
+
+
+class LeftOut(Exception):
+    """A part that this machine cannot do; the message has the reason."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a card.
+
+    Attributes:
+        name: Its name.
+        state: Whether it agrees with its definition, for parts that compare.
+        text: Its line.
+        values: Its figures.
+    """
+
+    name: str
+    state: State
+    text: str
+    values: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A machine, and its parts."""
+
+    machine: Mapping[str, Any]
+    parts: Sequence[Part]
+    limit: Limit
+
+    @property
+    def exit_code(self) -> int:
+        """2 if a part differs or failed, 1 if the limit left some out, else 0."""
+        if any(part.state in ("differs", "failed") for part in self.parts):
+            return EXIT_BROKEN
+        return EXIT_WAITS if self.limit.options else EXIT_GOOD
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the card as plain values. `fastest_step` is images/s by the number of views."""
+        rates = {
+            str(of["num_views"]): of["default"]
+            for part in self.parts
+            for of in part.values.get("images_per_s", {}).values()
+            if of["is_fastest"]
+        }
+        return {
+            "format": FORMAT, "machine": dict(self.machine), "parts": [asdict(part) for part in self.parts],
+            "fastest_step": rates, "exit_code": self.exit_code,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """Return some lines between fences, to be pasted into an issue."""
+        of = self.machine
+        lines = [f"fastpsl card {FORMAT} | {of['date']} | {of['device']}", f"versions: {of['versions']}"]
+        for part in self.parts:
+            state = "" if part.state == "ok" else f"{part.state}: "
+            lines.append(f"{part.name}: {state}{part.text}")
+        return "\n".join(["```text", *lines, "```"])
+
+
+def make_card(device: torch.device, limit: Limit, log: Log) -> Iterator[Card]:
+    """Yield the card after each of its parts."""
+    machine, parts = facts(device), list[Part]()
+    for name, measure in parts_of(device).items():
+        if not limit.allows(name):
+            parts.append(Part(name, "left out", f"no part begins after {limit.seconds:g} s (--limit-s)"))
+        else:
+            log(name)
+            parts.append(_done(name, measure))
+        yield Card(machine, tuple(parts), limit)
+
+
+def _done(name: str, measure: Callable[[], Part]) -> Part:
+    try:
+        return measure()
+    except LeftOut as reason:
+        return Part(name, "left out", str(reason))
+    except Exception as error:  # noqa: BLE001  (of a driver, a compiler, a kernel: its line is the finding)
+        return Part(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def parts_of(device: torch.device) -> dict[str, Callable[[], Part]]:
+    """Return the parts by name, in their order."""
+    precisions = ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
+    return {
+        "views": partial(views, device),
+        "norms": partial(norms, device),
+        **{
+            f"steps, {recipe}, {precision}": partial(steps, recipe, precision, device)
+            for precision in precisions
+            for recipe in STEP_RECIPES
+        },
+        "speed": partial(speed, device),
+        "loader": partial(loader, device),
+        "queue": partial(queue, device),
+    }
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Return what the machine is, as plain values."""
+    versions = [f"fastpsl {distribution.version()}", f"torch {torch.__version__}"]
+    names = ("triton", "numba", "nvidia-dali-cuda130") if device.type == "cuda" else ("numba",)
+    versions += [f"{name} {version}" for name in names if (version := _version(name))]
+    cores = usable_cores()
+    found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat(), "cores": cores}
+    if device.type == "cuda":
+        of = torch.cuda.get_device_properties(device)
+        found |= {
+            "name": of.name, "capability": f"{of.major}.{of.minor}",
+            "multiprocessors": of.multi_processor_count,
+            "memory_gib": round(of.total_memory / 2**30, 1), "driver": driver_version(),
+        }  # fmt: skip
+        versions += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+        versions.append(f"driver {found['driver']}")
+        found["device"] = (
+            f"{of.name}, sm {found['capability']}, {of.multi_processor_count} SMs, "
+            f"{found['memory_gib']:.0f} GiB, {cores} cores"
+        )
+    else:
+        found["name"] = cpu_name()
+        found["device"] = f"{found['name']}, {cores} cores, no GPU"
+    versions.append(f"Python {platform.python_version()}")
+    return found | {"versions": ", ".join(versions)}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as Linux has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "a CPU")
+
+
+def dtypes_of(device: torch.device) -> list[torch.dtype]:
+    """Return the precisions that the device has."""
+    has_bf16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    return [torch.float32, torch.float16, *([torch.bfloat16] if has_bf16 else [])]
+
+
+def _compared(name: str, apart: Mapping[str, float], what: str) -> Part:
+    """Return the part of some comparisons, in units of their bounds."""
+    far = {case: units for case, units in apart.items() if not units <= 1}
+    values = {"num": len(apart), "worst": max(apart.values()), "differ": far}
+    if not far:
+        return Part(
+            name, "ok", f"{len(apart)} agree with {what}, within {values['worst']:.0%} of the bound", values
+        )
+    shown = ", ".join(f"{case} by {units:.3g} bounds" for case, units in list(far.items())[:3])
+    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+    return Part(name, "differs", f"{len(far)} of {len(apart)} from {what}: {shown}{more}", values)
+
+
+def views(device: torch.device) -> Part:
+    """Compare each fused chain with its operations, at an odd side and at one that 16 divides."""
+    modules, reason = fused_modules(device)
+    if not modules:
+        raise LeftOut(reason)
+    found = {
+        f"{name}, {side} px, {dtype}".replace("torch.", ""): chain_apart(name, side, dtype, device)
+        for name in CHAINS
+        for side in (45, 48)
+        for dtype in dtypes_of(device)
+    }
+    return _compared(
+        "views", {k: v for k, v in found.items() if v is not None}, "their operations one by one"
+    )
+
+
+def norms(device: torch.device) -> Part:
+    """Compare fused norms with torch's in float64."""
+    if device.type != "cuda":
+        raise LeftOut("the kernels of norms need CUDA")
+    found = {
+        f"{kind}, {shape}, {dtype}".replace("torch.", ""): norms_apart(shape, dtype, device, kind, True, fork)
+        for kind, fork in zip(NORM_KINDS, (True, False, True), strict=True)
+        for shape in ((32, 64, 28, 28), (8, 256, 28, 28), (3, 70, 11, 9))
+        for dtype in dtypes_of(device)
+    }
+    return _compared("norms", found, "torch's in float64")
+
+
+def steps(recipe: str, precision: str, device: torch.device) -> Part:
+    """Compare the ways of a step, from one state, with eager launched steps."""
+    name = f"steps, {recipe}, {precision}"
+    with _exact():
+        eager = trained(recipe, precision, ())
+        ends = {way: trained(recipe, precision, options) for way, options in WAYS[device.type].items()}
+    apart = {way: steps_apart(eager, end, precision) for way, end in ends.items()}
+    resumed = {
+        f"{way} resumed": steps_apart(end, end._replace(after=end.resumed), precision)
+        for way, end in {"eager": eager, **ends}.items()
+    }
+    part = _compared(name, apart | resumed, "eager launched ones")
+    broken = [way for way, end in {"eager": eager, **ends}.items() if not end.is_kept]
+    values = part.values | {"changed_by_infinite_gradients": broken, "losses": eager.losses}
+    if broken:
+        return Part(
+            name, "differs", f"gradients that are not finite change weights: {', '.join(broken)}", values
+        )
+    equal = {"fused", "captured"} <= ends.keys() and torch.equal(ends["fused"].after, ends["captured"].after)
+    text = part.text.replace(" agree", f" ({', '.join(part.values['differ'] or [*apart])}) agree", 1)
+    text += ", a NaN changes nothing" + (", captured bits equal launched ones" if equal else "")
+    return Part(name, part.state, text if part.state == "ok" else part.text, values)
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Compute in plain float32, by the same convolutions each time."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    set_cudnn_benchmark(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        set_cudnn_benchmark(True)
+
+
+# Recipe and stage → the number of views. S1 is the fastest step, for which `--decoder auto` asks.
+_TIMED = {("jigsaw", "S1"): 1, ("jigsaw", "E"): 1, ("simclr", "S1"): 2}
+_GPU = ("--backbone", "resnet50")
+_CPU = ("--backbone", "resnet18", "--size-px", "96", "--batch-size", "16")
+
+
+def speed(device: torch.device) -> Part:
+    """Time steps on synthetic data: as they train by default, and on a GPU launched in eager mode, too."""
+    rates = dict[str, dict[str, Any]]()
+    for (recipe, stage), num_views in _TIMED.items():
+        ways: dict[str, tuple[str, ...]] = {"default": ()}
+        if device.type == "cuda":
+            ways["eager"] = ("--compile", "off", "--graph", "off", "--fold-frozen", "off")
+        found: dict[str, Any] = {"num_views": num_views, "is_fastest": stage == "S1"}
+        for way, options in ways.items():
+            rate, how = _rate(recipe, stage, options, device)
+            found[way] = round(rate, 1)
+            found.setdefault("how", how)
+        rates[f"{recipe} {stage}"] = found
+    shown = [
+        f"{name} {of['default']:,.0f}/s ({of['how']})"
+        + (f", eager {of['eager']:,.0f}" if "eager" in of else "")
+        for name, of in rates.items()
+    ]
+    return Part("speed", "ok", "; ".join(shown), {"images_per_s": rates})
+
+
+def _rate(recipe: str, stage: str, options: Sequence[str], device: torch.device) -> tuple[float, str]:
+    """Return images/s of a stage's step and how it runs, with the largest batch that fits on a GPU."""
+    path = recipe_path({"jigsaw": "jigsaw_r50", "simclr": "simclr_r50"}[recipe])
+    assert path is not None
+    plan = ("--plan", "end_to_end") if stage == "E" else ()
+    sizes = (256, 128, 64, 32) if device.type == "cuda" else (16,)
+    for batch_size in sizes:
+        usual = (*_GPU, "--batch-size", str(batch_size)) if device.type == "cuda" else _CPU
+        recipe_of_size = load_recipe(path, [*usual, *plan, *options])
+        with suppress(torch.cuda.OutOfMemoryError):
+            return _timed(recipe_of_size, stage, device)
+        free_memory(device)  # behind the error, which held the step
+    raise LeftOut(f"not even {sizes[-1]} images fit")
+
+
+def _timed(recipe: LoadedRecipe, stage: str, device: torch.device) -> tuple[float, str]:
+    setup = open_setup(recipe, 1, (stage,))
+    with closing(setup.opened):
+        assert setup.experiment is not None
+        bench = StageBench(setup.experiment, setup.stages[0], setup.options, Synthetic(2000), setup.world)
+        bench.seconds = 1.0 if device.type == "cuda" else 0.5
+        bench.step_ms(1)
+        rate, step = bench.step_alone(), bench.train_step
+        precision = setup.options.resolved_precision(device)
+        how = f"{setup.experiment.backbone.name}, batch {bench.batch_size}, {precision}"
+        how += f", {step.step_choice.mode}" if step.step_choice.mode != "off" else ""
+        how += ", captured" if bench.is_captured else ""
+        step.release()
+        return rate, how
+
+
+_NUM_DRAWN, _SIDES = 64, (375, 500)
+
+
+def loader(device: torch.device) -> Part:
+    """Time the loader on drawn JPEGs of 375 x 500 px, cropped to 224."""
+    drawn = (Sample(str(i), draw_image(0, i, *_SIDES), 0) for i in range(_NUM_DRAWN))
+    rates = dict[str, Any]()
+    names = ["turbo", *([] if dali.why_missing(device) or device.type == "cpu" else ["dali"])]
+    with tempfile.TemporaryDirectory(prefix="fastpsl-card-") as folder:
+        path = Path(folder) / "drawn.beton"
+        write_beton(drawn, path, num_samples=_NUM_DRAWN, target=Target(quality=92))
+        with Beton(path) as data:
+            for name in names:
+                with Loader(
+                    data,
+                    (ViewSpec(RandomResizedCrop(224)),),
+                    batch_size_per_rank=32,
+                    device=device,
+                    decoder=name,
+                    num_threads=usable_cores(),
+                ) as opened:
+                    rate, cores = loader_rate(opened, itertools.count(), 1.0)
+                rates[name] = {"images_per_s": round(rate, 1), "cores": round(cores, 2)}
+    shown = [f"{name} {of['images_per_s']:,.0f}/s on {of['cores']:.1f} cores" for name, of in rates.items()]
+    return Part(
+        "loader", "ok", f"{'; '.join(shown)} (drawn JPEGs of 375 x 500 px, crops of 224)", {"rates": rates}
+    )
+
+
+def queue(device: torch.device) -> Part:
+    """Count the replays of a graph that the host may launch ahead."""
+    if device.type != "cuda":
+        raise LeftOut("CUDA graphs need CUDA")
+    values = torch.ones(4096, 4096, device=device)
+    for _ in range(3):
+        values @ values
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        values @ values
+    graph.replay()
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    graph.replay()
+    torch.cuda.synchronize(device)
+    graph_s = time.perf_counter() - started
+    num, waited_s = 0, 0.0
+    while num < 2000 and waited_s < graph_s / 2:
+        started = time.perf_counter()
+        graph.replay()
+        num, waited_s = num + 1, time.perf_counter() - started
+    torch.cuda.synchronize(device)
+    return Part("queue", "ok", f"{num} replays before the host waits", {"replays": num})

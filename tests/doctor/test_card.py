@@ -1,0 +1,158 @@
+"""The card of a machine: its comparisons, parts that go wrong, its file and its text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.doctor import card as module
+from fastpsl.doctor import proof
+from fastpsl.doctor.card import Card, LeftOut, Part, make_card, norms, parts_of, queue, steps, views
+from fastpsl.doctor.proof import CHAINS, Trained, chain_apart, steps_apart, trained, views_apart
+from fastpsl.doctor.report import Limit
+from fastpsl.kernels.fused_cpu import geometric
+from fastpsl.pipelines.decoders.choose import card_file, fastest_step
+from tests.cli import Cli, refused
+from tests.doctor.measured import no_limit
+
+CPU = torch.device("cpu")
+
+
+def test_a_broken_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All agree, until the kernel of moves gives one value of one image another level."""
+    part = views(CPU)
+    assert part.state == "ok" and part.values["num"] >= 3 * 2 * 6 and 0 < part.values["worst"] <= 1
+    run = geometric.run
+
+    def broken(images: Any, ops: Any, draws: Any, mean: Any, std: Any, out: torch.Tensor) -> None:
+        run(images, ops, draws, mean, std, out)
+        out[2, 0, 3, 3] += 1 / 255 / std[0]
+
+    monkeypatch.setattr(geometric, "run", broken)
+    part = views(CPU)
+    assert part.state == "differs" and part.text.count(" bounds") == 3 and " more" in part.text
+    assert any("all turns, 48 px, float32" in case for case in part.values["differ"])
+
+
+def test_no_number_is_near_to_nothing() -> None:
+    one = torch.zeros(1, 3, 2, 2)
+    assert (
+        views_apart(one, one) == 0 and views_apart(one.fill_(torch.nan), torch.zeros(1, 3, 2, 2)) == torch.inf
+    )
+    assert chain_apart("UIC", 45, torch.float32, CPU) is not None
+    assert {name for name in CHAINS if chain_apart(name, 48, torch.float32, CPU) is None} <= {
+        "SSL++, colorization", "enlarged",
+    }  # fmt: skip
+
+
+def test_steps_agree_and_a_folded_block_that_does_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = steps("rotation", "fp32", CPU)
+    assert part.state == "ok" and "folded" in part.text, part
+    assert part.values["changed_by_infinite_gradients"] == [] and len(part.values["losses"]) == 6
+
+    def wrong(recipe: str, precision: str, way: Any) -> Trained:
+        end = trained_before[bool(way)]
+        return end._replace(after=1.01 * end.after, is_kept=False) if way else end
+
+    trained_before = {False: trained("rotation", "fp32", ())}
+    trained_before[True] = trained_before[False]
+    monkeypatch.setattr(module, "trained", wrong)
+    part = steps("rotation", "fp32", CPU)
+    assert part.state == "differs" and "folded" in part.text
+    eager = trained_before[False]
+    assert steps_apart(eager, eager, "fp32") == 0 and torch.equal(eager.after, eager.resumed)
+    assert (eager.after - eager.before).abs().max() > 1e-3 and proof.STEP_BOUNDS["fp32"] == 1e-3
+
+
+def test_what_needs_cuda_is_left_out() -> None:
+    for part in (norms, queue):
+        with pytest.raises(LeftOut, match="CUDA"):
+            part(CPU)
+    assert list(parts_of(CPU)) == [
+        "views", "norms", "steps, rotation, fp32", "steps, simclr, fp32", "speed", "loader", "queue",
+    ]  # fmt: skip
+
+
+def failing() -> Part:
+    raise RuntimeError("no kernel\nimage")
+
+
+PARTS = {
+    "views": lambda: Part("views", "ok", "all agree", {"num": 3, "worst": 0.5}),
+    "norms": failing,
+    "speed": lambda: Part("speed", "ok", "fast", {"images_per_s": {
+        "jigsaw S1": {"num_views": 1, "is_fastest": True, "default": 90.0},
+        "jigsaw E": {"num_views": 1, "is_fastest": False, "default": 50.0},
+        "simclr S1": {"num_views": 2, "is_fastest": True, "default": 40.0},
+    }}),
+}  # fmt: skip
+
+
+def test_a_part_that_fails_is_a_line(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "parts_of", lambda device: PARTS)
+    path = tmp_path / "card.json"
+    code, out, err = cli("doctor", "--card", path)
+    assert code == 2 and not err
+    card = json.loads(path.read_text())
+    assert card["exit_code"] == 2 and card["fastest_step"] == {"1": 90.0, "2": 40.0}
+    assert [part["state"] for part in card["parts"]] == ["ok", "failed", "ok"]
+    lines = out.splitlines()
+    assert lines[0] == "```text" and lines[-1] == "```" and lines[1].startswith("fastpsl card 1 | 20")
+    assert lines[3:-1] == ["views: all agree", "norms: failed: RuntimeError: no kernel image", "speed: fast"]
+
+
+def test_what_was_done_before_an_interruption_is_in_the_file(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Part:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "parts_of", lambda device: PARTS | {"speed": interrupted})
+    path = tmp_path / "card.json"
+    code, out, err = cli("doctor", "--card", path)
+    assert code == 130 and not out and str(path) in err
+    assert [part["name"] for part in json.loads(path.read_text())["parts"]] == ["views", "norms"]
+
+
+def test_after_the_limit_parts_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "parts_of", lambda device: PARTS)
+    *_, card = make_card(CPU, Limit(1.0, 0.0), lambda _: None)
+    assert {part.state for part in card.parts} == {"left out"} and card.exit_code == 1
+    assert "--limit-s" in card.text() and Card({}, (), no_limit()).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--card {folder}", "give a file in a folder that is there"),
+        ("--card {folder}/none/card.json", "give a file in a folder that is there"),
+        ("--card {folder}/card.json simclr", "it takes no NAME"),
+        ("--card {folder}/card.json --json --stages S1", "it takes no --stages and no --json"),
+        ("--card {folder}/card.json --limit-s -1", "--limit-s -1: it must be above 0"),
+    ],
+)
+def test_user_errors(cli: Cli, tmp_path: Path, arguments: str, words: str) -> None:
+    refused(cli("doctor", *arguments.format(folder=tmp_path).split()), words)
+
+
+def test_the_fastest_step_of_a_card_comes_before_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    table = fastest_step(1, "NVIDIA RTX 4090", (8, 9))
+    assert table == (3419, "the fastest step")
+    path = card_file("NVIDIA RTX 4090")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"fastest_step": {"1": 5000.4, "2": 2000}}')
+    steps = [fastest_step(num, "NVIDIA RTX 4090", (8, 9))[0] for num in (1, 2, 8)]
+    assert steps == [5000, 2000, 500] and fastest_step(1, "another", (8, 9)) == table
+    for damaged in (
+        "{}",
+        "[",
+        '{"fastest_step": {"1": "x", "2": 1}}',
+        '{"fastest_step": {"1": NaN, "2": 1}}',
+    ):
+        path.write_text(damaged)
+        assert fastest_step(1, "NVIDIA RTX 4090", (8, 9)) == table
