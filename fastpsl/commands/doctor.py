@@ -85,7 +85,7 @@ class Doctor:
                 found["exit_code"] = code = self._examined(recipe_options, found)
                 return code
         except SystemExit as end:
-            found["exit_code"] = end.code
+            found |= {"error": "ended", "exit_code": end.code}
             raise
         except ValueError as error:
             found["error"] = str(error)
@@ -110,9 +110,8 @@ class Doctor:
             )
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise ValueError(f"--card {path}: give a file in a folder that is there, such as card.json")
+        card = None
         try:
-            import torch
-
             from fastpsl.console.screen import status
             from fastpsl.doctor.card import make_card
             from fastpsl.doctor.report import Limit
@@ -124,14 +123,18 @@ class Doctor:
             limit = Limit(self._limit(150.0 if device.type == "cuda" else 40.0), began)
             with status("the card") as log, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a card has lines of its own
-                for card in make_card(torch.device(device), limit, log):
+                for card in make_card(device, limit, log):
                     write_atomically(path, json.dumps(card.as_dict(), indent=1).encode())
+            assert card is not None, "a card has parts"
             if device.type == "cuda":
-                write_atomically(card_file(card.machine["name"]), path.read_bytes())
+                kept = card_file(card.machine["name"])
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(kept, path.read_bytes())
             print(card.text())
             return card.exit_code
         except KeyboardInterrupt:
-            print(f"fastpsl doctor: interrupted; {path} has the parts that were done", file=sys.stderr)
+            there = f"{path} has the parts that were done" if card else "nothing was written"
+            print(f"fastpsl doctor: interrupted; {there}", file=sys.stderr)
             return EXIT_INTERRUPTED
 
     def _examined(self, recipe_options: Sequence[str], found: dict[str, Any]) -> int:
@@ -140,7 +143,7 @@ class Doctor:
             limit_s = self._limit(40.0)
             from fastpsl.scripts.recipe_files import named_path
 
-            path = None
+            path, is_path = None, False
             if self.recipe is not None:
                 is_path = not Train.knows(self.recipe) and Path(self.recipe).exists()
                 path = Path(self.recipe) if is_path else named_path(self.recipe, Train.names)
@@ -152,6 +155,7 @@ class Doctor:
             report = examine(
                 path,
                 recipe_options,
+                is_named=self.recipe is not None and not is_path,
                 stages=self.stages,
                 seconds=self.seconds,
                 num_ranks=self.gpus,

@@ -135,7 +135,8 @@ class Examination:
             assert experiment is not None
             if self.limit.allows(experiment.stages[number].name, is_stage=True):
                 until = time.monotonic() + self.limit.left_s / (len(numbers) - num_before)
-                self.stages.append(self._stage(number, until))
+                rates = self._stage(number, until)
+                self.stages += [rates] if rates else []
         self._try_others()
 
     def _choose_decoder(self, num_views: int) -> None:
@@ -164,8 +165,11 @@ class Examination:
             self._feeds[key] = feed
         return self._feeds[key]
 
-    def _stage(self, number: int, until: float) -> StageRates:
-        """Measure stage `number`; the last of three repeats begins before `until` or is left out."""
+    def _stage(self, number: int, until: float) -> StageRates | None:
+        """Measure stage `number`; the last of three repeats begins before `until` or is left out.
+
+        Return None if its steps take too long for the limit.
+        """
         experiment, options, world = self.setup.experiment, self.setup.options, self.setup.world
         assert experiment is not None
         stage = experiment.stages[number]
@@ -174,7 +178,10 @@ class Examination:
             reset_peak_memory(world.device)
             bench = StageBench(experiment, number, options, self.data, world, seconds=self.seconds)
             self.log(f"{stage.name}: step")
-            bench.step_ms(1)  # warm-up: cuDNN searches, torch.compile compiles
+            step_s = bench.step_ms(1)[0] / 1e3  # after another one: cuDNN searches, torch.compile compiles
+        # A repeat has a step alone and two with the loader.
+        if not self.limit.allows(stage.name, needs_s=3 * LEAST_REPEATS * step_s, is_stage=True):
+            return None
         feed = self._feed_of(bench.views, bench.batch_size)
         synthetic, both, cores_used = [], [], []
         with one_line(f"stage {stage.name}", when_too_large=remedy):
@@ -222,8 +229,8 @@ class Examination:
         if limit is None or experiment is None:
             self._try_decoding(self._feed)
             return
-        (at,) = (i for i, stage in enumerate(self.stages) if stage.name == limit.stage)
-        number, rates = self.setup.stages[at], self.stages[at]
+        (number,) = (i for i in self.setup.stages if experiment.stages[i].name == limit.stage)
+        (rates,) = (stage for stage in self.stages if stage.name == limit.stage)
         if limit.part in ("decode", "copy", "read"):  # what is tried is timed beside this stage's loader
             self._feed = self._feed_of(experiment.views(experiment.stages[number]), rates.batch_size)
         if limit.part in ("decode", "copy"):
@@ -324,6 +331,7 @@ def examine(
     path: Path | None,
     recipe_options: Sequence[str],
     *,
+    is_named: bool,
     stages: Sequence[str] | None,
     seconds: float | None,
     num_ranks: int | None,
@@ -332,7 +340,8 @@ def examine(
 ) -> Report:
     """Measure a recipe and return the report; `found` gets its plain values, also if an error ends it.
 
-    Without a path the recipe is jigsaw on the sample. `stages` are names of the plan's; None is all of them.
+    Without a path the recipe is jigsaw on the sample. Where it `is_named`, as for `fastpsl train`, the
+    machine chooses the preset. `stages` are names of the plan's; None is all of them.
     """
     if seconds is not None and not seconds > 0:
         raise ValueError(f"--seconds {seconds:g}: it must be above 0")
@@ -340,7 +349,7 @@ def examine(
         log("the recipe and its data")
         if path is None:
             path, recipe_options = default_recipe(), DEFAULT_OPTIONS
-        recipe = None if path is None else load_recipe(path, recipe_options)
+        recipe = None if path is None else load_recipe(path, recipe_options, by_machine=is_named)
         try:
             setup = open_setup(recipe, num_ranks, stages or ())
             try:

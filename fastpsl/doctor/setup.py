@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import NO_VAL, TrainingOptions, per_stage, share_of
 from fastpsl.engine.run import RunData
 from fastpsl.files.workers import default_num_threads
+from fastpsl.scripts.launch import for_machine
+from fastpsl.scripts.presets import CPU_PRESETS
 from fastpsl.scripts.recipe import Evaluation, Recipe
 from fastpsl.scripts.recipe_files import load_script, recipe_path
 
@@ -50,8 +52,8 @@ def default_recipe() -> Path | None:
     return recipe_path(Path(DEFAULT).stem)
 
 
-def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
-    """Load the script at `path` and parse its arguments."""
+def load_recipe(path: Path, arguments: Sequence[str], *, by_machine: bool = False) -> LoadedRecipe:
+    """Load the script at `path` and parse its arguments; the machine may choose the preset, as of a name."""
     if reason := _no_file(path):
         raise ValueError(f"{reason}; {_REMEDY}")
     if path.suffix != ".py":
@@ -70,7 +72,14 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
     with one_line(path, "parsing its options"):
-        options = recipe.parse(arguments, prog=str(path), log=lambda line: None)
+
+        def options_of(preset: str | None, log: Callable[[str], object]) -> Any:
+            words = [*arguments, *(["--preset", preset] if preset else [])]
+            return recipe.parse(words, prog=str(path), log=lambda line: None, by_machine=by_machine)
+
+        options, _ = for_machine(recipe, options_of, by_machine=by_machine)
+        if by_machine and options.preset in CPU_PRESETS and "--preset" not in arguments:
+            arguments = [*arguments, "--preset", options.preset]
         if share_of(options.val):  # all images are looked at
             options = replace(options, val=NO_VAL)
     return LoadedRecipe(path, tuple(arguments), options, recipe)

@@ -32,6 +32,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec, short_side_px
+from fastpsl.scripts import forecast
 from tests.cli import Cli, Outcome, refused
 from tests.doctor.measured import no_limit
 from tests.pipelines.memory import drop_from_cache
@@ -139,6 +140,23 @@ def test_what_the_jpeg_engines_do_reaches_the_report(doctor: Cli, monkeypatch: p
     assert {"pillow", *DECODERS} == measured["auto"]["costs"].keys()
 
 
+def test_a_named_recipe_has_the_preset_that_train_would_choose(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A script has the paper's values, with which a step of SimCLR takes minutes on a CPU."""
+    monkeypatch.setattr(
+        forecast, "choose_preset", lambda recipe, options_of: (options_of("cpu-small"), "it is")
+    )
+    data = str(sample_paths().train)
+    named, script = (
+        load_recipe(ROOT / "recipes" / "simclr_r50.py", ("--data", data), by_machine=by_machine)
+        for by_machine in (True, False)
+    )
+    assert named.arguments == ("--data", data, "--preset", "cpu-small")
+    assert (named.options.preset, script.options.preset) == ("cpu-small", "small")  # type: ignore[attr-defined]
+    assert script.arguments == ("--data", data)
+
+
 def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "default_recipe", lambda: None)
     code, out, err = doctor("--seconds", 0.01)
@@ -243,11 +261,11 @@ def test_interrupted(doctor: Cli, tmp_path: Path) -> None:
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("no such luck"), 2, "no such luck"),
-        (signal.SIGTERM, 143, None),
+        (signal.SIGTERM, 143, "ended"),
     ],
 )
 def test_the_json_is_whole_whatever_ends_it(
-    doctor: Cli, monkeypatch: pytest.MonkeyPatch, end: Any, code: int, error: str | None
+    doctor: Cli, monkeypatch: pytest.MonkeyPatch, end: Any, code: int, error: str
 ) -> None:
     """It ends in stage S2, so that there are the rates of S1."""
     stage_bench_of = examination.StageBench
@@ -262,7 +280,7 @@ def test_the_json_is_whole_whatever_ends_it(
     monkeypatch.setattr(examination, "StageBench", begin)
     outcome = doctor("--json", "--seconds", 0.01, JIGSAW, *SMALL)
     report = json.loads(outcome.out)
-    assert outcome.code == report["exit_code"] == code and (report["error"] or "").endswith(error or "")
+    assert outcome.code == report["exit_code"] == code and report["error"].endswith(error)
     assert [stage["name"] for stage in report["measured"]["stages"]] == ["S1"]
     assert report["setting"]["recipe"] == JIGSAW and report["checks"]
 
@@ -275,13 +293,14 @@ def test_an_error_before_any_measurement_is_json_as_well(doctor: Cli) -> None:
 
 
 def test_no_part_begins_after_the_limit(doctor: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock jumps by a minute when the last repeat of S1 could begin."""
+    """The clock jumps by a minute behind S1."""
     later = [0.0]
-    real, log = time.monotonic, Examination._stage
+    real, measure = time.monotonic, Examination._stage
 
     def stage(self: Examination, number: int, until: float) -> Any:
+        rates = measure(self, number, until)
         later[0] = 60.0
-        return log(self, number, until)
+        return rates
 
     monkeypatch.setattr(Examination, "_stage", stage)
     monkeypatch.setattr(time, "monotonic", lambda: real() + later[0])
