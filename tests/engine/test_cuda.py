@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from bench.recipe_stages import recipe_options, stage_experiment
@@ -281,20 +283,42 @@ def test_memory_of_a_stages_graph_is_given_back() -> None:
     assert torch.cuda.memory_allocated(DEVICE) <= before
 
 
-def test_a_group_of_one_rank_by_nccl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """DDP's all-reduce lies in the graph. The world says two ranks, because one has no DDP."""
+def doubled(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Exchange gradients that are doubled before, as if another rank had the same ones and nobody divided."""
+    bucket.buffer().mul_(2)
+    return allreduce_hook(group, bucket)  # type: ignore[arg-type]
+
+
+def test_the_exchange_of_gradients_lies_in_the_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """DDP's hook doubles the gradients, as a loss does that is doubled: a graph without it would not.
+
+    NCCL has a group of one rank. The world says two, because one has no DDP.
+    """
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     store = f"file://{tmp_path}/start"
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=store, rank=0, world_size=1)
+    monkeypatch.setattr(DistributedDataParallel, "__init__", with_hook(DistributedDataParallel.__init__))
     try:
-        alone, _ = train(STAGES[0], "off", "fp16", steps=14)
+        single, _ = train(STAGES[0], "off", "fp32", steps=14)
+        monkeypatch.setattr(Brightness, "factor", 2.0)
+        alone, _ = train(STAGES[0], "off", "fp32", steps=14)
+        monkeypatch.setattr(Brightness, "factor", 1.0)
         two = replace(WORLD, size=2)
-        together, train_step = train(STAGES[0], "off", "fp16", steps=14, graph=CAPTURED, world=two)
-        assert (alone - together).abs().max() < 0.1 * alone.abs().max()
+        together, train_step = train(STAGES[0], "off", "fp32", steps=14, graph=CAPTURED, world=two)
+        apart = (alone - single).abs().max()
+        assert (alone - together).abs().max() < 0.1 * apart < (single - together).abs().max()
         train_step.release()
         del train_step
     finally:
         dist.destroy_process_group()
+
+
+def with_hook(begin: Any) -> Any:
+    def begin_with_hook(parallel: DistributedDataParallel, *arguments: Any, **values: Any) -> None:
+        begin(parallel, *arguments, **values)
+        parallel.register_comm_hook(None, doubled)
+
+    return begin_with_hook
 
 
 def test_half_steps_that_are_not_finite_change_nothing() -> None:

@@ -139,11 +139,12 @@ QUICK = ("moco",)
 MORE: dict[str, tuple[str, ...]] = {
     "jigsaw": CAPTURED_PX,
     "jigsaw by parts": CAPTURED_PX,
-    "moco": ("--backbone", "resnet18", "--size-px", "32", "--queue-size", "64", "--key-group", "8"),
+    "moco": ("--backbone", "resnet18", "--size-px", "32", "--queue-size", "64", "--key-group", "4"),
     "simclr": ("--backbone", "resnet18", "--size-px", "32"),
     "sslpp_iic": ("--num-heads", "2", "--num-copies", "2"),
     "supervised": ("--probe-every", "0"),
 }
+MORE["moco bf16"] = MORE["moco"]
 
 
 def usual(name: str) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ from fastpsl.transfer.segmentation.task import (
     require_torchmetrics,
     with_background,
 )
+from tests.collectives import FakeRanks
 from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import one_process
 from tests.transfer.threads import one_thread
@@ -524,6 +525,14 @@ def test_rows_are_the_truth_and_large_counts_are_exact_to_a_ten_thousandth() -> 
     for n in range(21):
         union = total[n].sum() + total[:, n].sum() - total[n, n]
         assert result[f"IoU_{n}"] == pytest.approx(100 * total[n, n] / union, abs=1e-4)
+
+
+def test_rank_0_scores_alone() -> None:
+    """The others have left, so a call for them would never return."""
+    counts = np.array([[[3, 1], [0, 2]]])
+    with FakeRanks(2).rank(0) as (_, calls):
+        assert mask_scores(counts, ("a", "b"))["IoU_a"] == pytest.approx(75.0)
+    assert not calls
 
 
 def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,10 @@ def mask_scores(confusions: np.ndarray, class_names: Sequence[str]) -> dict[str,
     from torchmetrics.classification import MulticlassJaccardIndex
 
     total = torch.from_numpy(confusions.sum(0))
-    metric = MulticlassJaccardIndex(len(class_names), average="none", validate_args=False)
+    # Rank 0 scores alone, after the others have left.
+    metric = MulticlassJaccardIndex(
+        len(class_names), average="none", validate_args=False, sync_on_compute=False
+    )
     nothing = torch.zeros(0, dtype=torch.long)
     metric.update(nothing, nothing)  # because it warns of scores without an update
     metric.confmat += total
