@@ -86,6 +86,8 @@ class FakeParallel(nn.Module):
     def __init__(self, write: Write, module: nn.Module, **_: Any):
         super().__init__()
         self.module, self._write = module, write
+        nothing = lambda: None
+        self.reducer = SimpleNamespace(_push_all_rebuilt_params=nothing, _rebuild_buckets=nothing)
         write(of_module(module))
 
     @override

@@ -408,7 +408,10 @@ class Reporter:
 
     def _begin_copy(self) -> None:
         """Sum the pending metrics over the ranks, and start their transfer to the host."""
-        sums = sum_over_ranks(self.world, torch.stack([values for _, values in self._pending]))
+        # In float64, because how a sum over ranks is rounded depends on the number of steps that are summed at
+        # once, which depends on the clock.
+        values = torch.stack([values for _, values in self._pending])
+        sums = sum_over_ranks(self.world, values.double()).float()
         self._pending_copy = [row for row, _ in self._pending], self._names, AsyncCopy(sums)
         self._pending = []
 

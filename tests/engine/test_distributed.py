@@ -634,6 +634,21 @@ def test_after_kills_torchrun_restarts_and_the_run_ends_as_never_disturbed(
 
 
 @pytest.mark.slow
+def test_four_ranks_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    """A sum over two ranks has the same bits in any order, one over four has not."""
+    whole, out, name = tmp_path / "whole", tmp_path / "out", "step-00000018.pt"
+    assert run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", whole, ranks=4).returncode == 0
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
+    lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:18]))
+    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=4)
+    assert process.returncode == 0, process.stderr
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
+    assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
 def test_one_rank_goes_on_where_two_stopped(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "checkpoints").mkdir(parents=True)
