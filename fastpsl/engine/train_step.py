@@ -132,9 +132,9 @@ class TrainStep:
             # either way. `evaluate` copies them. (It is set as an attribute, because torch 2.15 renamed the
             # argument.)
             parallel.broadcast_buffers = False
-            # After its first step DDP sorts gradients into other buckets, by their arrival. Where a gradient
-            # lies decides how a sum over three ranks or more is rounded, so the first step after a resume
-            # would have other bits. On a GPU they differ between runs anyway, and the order hides the time.
+            # After its first step DDP sorts gradients into other buckets, by their arrival. Their places
+            # decide how a sum over three ranks or more is rounded, so a resumed run's first step would have
+            # other bits. On a GPU bits differ between runs anyway, and the order hides the exchange.
             if world.device.type == "cpu":
                 parallel.reducer._push_all_rebuilt_params()
                 parallel.reducer._rebuild_buckets()

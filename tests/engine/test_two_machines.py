@@ -1,4 +1,4 @@
-"""Training on two network namespaces as on two machines: delay, unequal ranks, a lost link, a lost machine."""
+"""Training on two network namespaces as on two machines: delay, unequal ranks, lost links and machines."""
 
 import contextlib
 import json
