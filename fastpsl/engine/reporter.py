@@ -408,8 +408,8 @@ class Reporter:
 
     def _begin_copy(self) -> None:
         """Sum the pending metrics over the ranks, and start their transfer to the host."""
-        # In float64, because how a sum over ranks is rounded depends on the number of steps that are summed at
-        # once, which depends on the clock.
+        # In float64: how a sum over ranks is rounded depends on how many steps are summed at once, and so on
+        # the clock.
         values = torch.stack([values for _, values in self._pending])
         sums = sum_over_ranks(self.world, values.double()).float()
         self._pending_copy = [row for row, _ in self._pending], self._names, AsyncCopy(sums)
