@@ -133,7 +133,7 @@ class FakeRanks:
             values[:] = [value] * len(values)
             if self.fails_at is not None:
                 values[1] = self.failure
-            elif sent and sent[-1]:
+            elif sent and sent[-1].any():
                 self.failure = value
 
         def send(flag: Tensor, dst: int) -> Any:
@@ -142,7 +142,7 @@ class FakeRanks:
 
         def receive(flag: Tensor, src: int) -> None:
             fails = self.fails_at is not None and len(sent) > self.fails_at
-            flag.fill_(1.0 if fails else 0.0)
+            flag.fill_(1.0 if fails and flag.dim() == 0 else 0.0)
 
         def gather(whole: Tensor, part: Tensor, **_: Any) -> None:
             whole.copy_(part.repeat(self.size, *[1] * (part.dim() - 1)))
@@ -165,4 +165,4 @@ class FakeRanks:
                 yield World(number, self.size, number % 8, 8, torch.device("cpu")), lines
         finally:
             dist.destroy_process_group()
-        self.first_failure = next((i for i, flag in enumerate(sent) if flag), None)
+        self.first_failure = next((i for i, flag in enumerate(sent) if flag.dim() == 0 and flag), None)

@@ -183,24 +183,26 @@ def share(world: World, value: Any = None) -> Any:
     return box[0]
 
 
-def on_any_rank(world: World, fact: bool) -> bool:
-    """Return whether `fact` holds on at least one rank.
+def highest_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the highest values [...] of all ranks, element by element, on the CPU; every rank calls it.
 
-    Every rank calls it. Gloo is used, so that no GPU waits. After k messages a rank knows the facts of the
-    2^k ranks up to it. So N ranks need ⌈log2 N⌉ hops in sequence, where Gloo's ring has 2 (N - 1).
+    Gloo is used, so that no GPU waits. After k messages a rank knows the values of the 2^k ranks up to it. So
+    N ranks need ⌈log2 N⌉ hops in sequence, where Gloo's ring has 2 (N - 1).
     """
-    if world.size == 1:
-        return fact
-    flag, distance = torch.tensor(float(fact)), 1
-    rank, size = place_among_ranks()
+    (rank, size), distance = place_among_ranks(), 1
     while distance < size:
-        other = torch.empty_like(flag)
-        sending = dist.isend(flag, (rank + distance) % size)
-        dist.recv(other, (rank - distance) % size)
+        others = torch.empty_like(values)
+        sending = dist.isend(values, (rank + distance) % size)
+        dist.recv(others, (rank - distance) % size)
         assert sending is not None
         sending.wait()
-        flag, distance = torch.maximum(flag, other), 2 * distance
-    return bool(flag)
+        values, distance = torch.maximum(values, others), 2 * distance
+    return values
+
+
+def on_any_rank(world: World, fact: bool) -> bool:
+    """Return whether `fact` holds on at least one rank; every rank calls it."""
+    return fact if world.size == 1 else bool(highest_over_ranks(torch.tensor(float(fact))))
 
 
 def gather_objects(world: World, value: Any) -> list[Any]:
@@ -318,7 +320,7 @@ class StopSignal:
         due = self._checkpoint_s > 0 and now - self._last_checkpoint >= self._checkpoint_s
         flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
         if self.world.size > 1:
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            flags = highest_over_ranks(flags)
             steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
             self._ask_after = min(max(steps, 1), self.max_steps_between)
         self._steps_since, self._last_asked = 0, now
