@@ -18,7 +18,7 @@ import tyro
 
 from fastpsl.commands.train import Train
 from fastpsl.console.terminal import EXIT_INTERRUPTED, EXIT_USER_ERROR, plain
-from fastpsl.files.system_errors import raise_of_the_system
+from fastpsl.files.system_errors import output_errors, raise_of_the_system
 from fastpsl.scripts import distribution
 
 
@@ -124,7 +124,8 @@ class Doctor:
             with status("the card") as log, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a card has lines of its own
                 for card in make_card(device, limit, log):
-                    write_atomically(path, json.dumps(card.as_dict(), indent=1).encode())
+                    with output_errors(path):
+                        write_atomically(path, json.dumps(card.as_dict(), indent=1).encode())
             assert card is not None, "a card has parts"
             if device.type == "cuda":
                 kept = card_file(card.machine["name"])

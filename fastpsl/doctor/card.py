@@ -26,12 +26,15 @@ from fastpsl.doctor.proof import (
     STEP_RECIPES,
     WAYS,
     chain_apart,
+    crops_apart,
+    lars_apart,
     norms_apart,
     steps_apart,
     trained,
 )
 from fastpsl.doctor.report import EXIT_BROKEN, EXIT_GOOD, EXIT_WAITS, Limit
 from fastpsl.doctor.setup import LoadedRecipe, load_recipe, open_setup
+from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu import set_cudnn_benchmark
 from fastpsl.engine.stage_bench import StageBench, loader_rate
 from fastpsl.files.workers import usable_cores
@@ -117,13 +120,16 @@ class Card:
 def make_card(device: torch.device, limit: Limit, log: Log) -> Iterator[Card]:
     """Yield the card after each of its parts."""
     machine, parts = facts(device), list[Part]()
-    for name, measure in parts_of(device).items():
-        if not limit.allows(name):
-            parts.append(Part(name, "left out", f"no part begins after {limit.seconds:g} s (--limit-s)"))
-        else:
-            log(name)
-            parts.append(_done(name, measure))
-        yield Card(machine, tuple(parts), limit)
+    try:
+        for name, measure in parts_of(device).items():
+            if not limit.allows(name):
+                parts.append(Part(name, "left out", f"no part begins after {limit.seconds:g} s (--limit-s)"))
+            else:
+                log(name)
+                parts.append(_done(name, measure))
+            yield Card(machine, tuple(parts), limit)
+    finally:
+        leave_world()  # which the recipes' steps have joined
 
 
 def _done(name: str, measure: Callable[[], Part]) -> Part:
@@ -140,7 +146,9 @@ def parts_of(device: torch.device) -> dict[str, Callable[[], Part]]:
     precisions = ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
     return {
         "views": partial(views, device),
+        "crops": partial(crops, device),
         "norms": partial(norms, device),
+        "LARS": partial(optimiser, device),
         **{
             f"steps, {recipe}, {precision}": partial(steps, recipe, precision, device)
             for precision in precisions
@@ -227,6 +235,21 @@ def views(device: torch.device) -> Part:
     )
 
 
+def crops(device: torch.device) -> Part:
+    """Compare crops of batches that lie on the GPU with torch's on the CPU."""
+    if device.type != "cuda":
+        raise LeftOut("the kernels of crops need CUDA")
+    found = {name: units for side in (97, 128) for name, units in crops_apart(side, device).items()}
+    return _compared("crops", found, "torch's on the CPU")
+
+
+def optimiser(device: torch.device) -> Part:
+    """Compare LARS's kernels with torch's operations on the CPU."""
+    if device.type != "cuda":
+        raise LeftOut("the kernels of LARS need CUDA")
+    return _compared("LARS", {"weights after three steps": lars_apart(device)}, "torch's on the CPU")
+
+
 def norms(device: torch.device) -> Part:
     """Compare fused norms with torch's in float64."""
     if device.type != "cuda":
@@ -251,17 +274,20 @@ def steps(recipe: str, precision: str, device: torch.device) -> Part:
         f"{way} resumed": steps_apart(end, end._replace(after=end.resumed), precision)
         for way, end in {"eager": eager, **ends}.items()
     }
-    part = _compared(name, apart | resumed, "eager launched ones")
+    part = _compared(name, apart | resumed, "eager launched steps")
     broken = [way for way, end in {"eager": eager, **ends}.items() if not end.is_kept]
     values = part.values | {"changed_by_infinite_gradients": broken, "losses": eager.losses}
     if broken:
-        return Part(
-            name, "differs", f"gradients that are not finite change weights: {', '.join(broken)}", values
-        )
-    equal = {"fused", "captured"} <= ends.keys() and torch.equal(ends["fused"].after, ends["captured"].after)
-    text = part.text.replace(" agree", f" ({', '.join(part.values['differ'] or [*apart])}) agree", 1)
-    text += ", a NaN changes nothing" + (", captured bits equal launched ones" if equal else "")
-    return Part(name, part.state, text if part.state == "ok" else part.text, values)
+        text = f"gradients that are not finite change weights: {', '.join(broken)}"
+        return Part(name, "differs", text, values)
+    if part.state == "ok":
+        text = f"{', '.join(ends)} as eager, and resumed as whole, within {part.values['worst']:.0%} of the "
+        text += "bound; gradients that are not finite change nothing"
+        fused, captured = ends.get("fused"), ends.get("captured")
+        if fused and captured and torch.equal(fused.after, captured.after):
+            text += "; captured bits are those of launched steps"
+        return Part(name, "ok", text, values)
+    return Part(name, part.state, part.text, values)
 
 
 @contextmanager

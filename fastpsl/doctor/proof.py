@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastpsl.doctor.setup import load_recipe, open_setup
+from fastpsl.engine.optim.optimisers import lars
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.colour import ColourDistortion, Grey
+from fastpsl.kernels.device_crops import crop_area, crop_densely
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.filters import SOBEL_XY_STD, GaussianBlur, Sobel, SobelXY
 from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.kernels.geometry import AllTurns, Enlarge, Flip, Hole, Rotate45, Shift, WarpPair
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise, out_shape
@@ -123,6 +126,56 @@ def chain_apart(name: str, side: int, dtype: torch.dtype, device: torch.device) 
     on_device = [{key: values.to(device) for key, values in draw.items()} for draw in draws]
     module.run(images.contiguous(memory_format=CHANNELS_LAST).to(device), ops, on_device, mean, std, out)
     return views_apart(out.cpu(), expected, close_calls(images, ops, draws))
+
+
+# Crops of whole batches, and the optimiser that has kernels.
+
+# Of bytes that may be on the other side of a half: rounding to half precision moves them by 0.005.
+MOST_DIFFER = 0.01
+
+
+def crops_apart(side: int, device: torch.device) -> dict[str, float]:
+    """Return how far crops by kernels are from those by torch on the CPU: by areas, and isotropic windows."""
+    from fastpsl.kernels.fused_cuda import area, isotropic
+
+    random = np.random.default_rng(side)
+    images = torch.from_numpy(random.integers(0, 256, (4, side, side + 4, 3), np.uint8))
+    places = [[0, 0, side, side, 0], [1, 2, side // 2, side // 3, 0], [5, 3, 9, 11, 0], [0, 4, 17, side, 0]]
+    boxes = torch.tensor(places)
+    found = area.crop(images.to(device), torch.arange(4, device=device), boxes.int().to(device), 16)
+    by_area = 0.0 if torch.equal(found.cpu(), crop_area(images, boxes, 16)) else float("inf")
+    # A third of the image in its middle, which leaves the margin that the kernel reads.
+    boxes = torch.tensor([[side // 3] * 4 + [base] for base in (ISOTROPIC, DIAGONAL)])
+    windows = isotropic.crop(images[:2].to(device), boxes.to(device), 16).cpu().int()
+    apart = (windows - crop_densely(images[:2], boxes, 16)).abs()
+    differ = float((apart > 0).float().mean()) / MOST_DIFFER if apart.max() <= 1 else float("inf")
+    return {f"by area, {side} px": by_area, f"isotropic, {side} px": differ}
+
+
+def lars_apart(device: torch.device) -> float:
+    """Return how far steps of LARS are from those of torch's operations on the CPU, in bounds of 1e-5."""
+    ends = []
+    for place in (torch.device("cpu"), device):
+        random = torch.Generator().manual_seed(0)
+        shapes = {
+            "conv.weight": (64, 32, 3, 3),
+            "linear.weight": (65, 129),
+            "bn.bias": (65,),
+            "one.weight": (1, 3),
+        }
+        named = {
+            name: nn.Parameter(torch.randn(shape, generator=random).to(place))
+            for name, shape in shapes.items()
+        }
+        optimiser = lars(named.items(), weight_decay=0.01)
+        for rate in (0.5, 1.0, 0.1):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            for parameter in named.values():
+                parameter.grad = torch.randn(parameter.shape, generator=random).to(place)
+            optimiser.step()
+        ends.append(torch.cat([parameter.detach().double().cpu().flatten() for parameter in named.values()]))
+    return near(ends[1], ends[0], 1e-5)
 
 
 # The fused norms.

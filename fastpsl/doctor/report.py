@@ -135,8 +135,8 @@ def show(report: Report, console: Console) -> None:
         for change in changes(measured)[:_MAX_CHANGES]:
             log(f"{'untried: ' if change.factor is None else ''}{change.option}: {change.text}")
     if left_out := [*report.limit.stages, *report.limit.options]:
-        after = f"after {report.limit.seconds:g} s (--limit-s NUM gives more)"
-        log(f"left out {after}: {', '.join(left_out)}", _COLOUR["warning"])
+        within = f"within {report.limit.seconds:g} s (--limit-s NUM gives more)"
+        log(f"left out {within}: {', '.join(left_out)}", _COLOUR["warning"])
 
 
 def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[..., None]) -> None:

@@ -234,7 +234,7 @@ def test_what_is_left_out_is_a_line_and_keys() -> None:
     limit.began -= 2
     assert not limit.allows("S3", is_stage=True) and report.exit_code == 1
     line = screen_of(report).splitlines()[-1]
-    assert line == "left out after 40 s (--limit-s NUM gives more): S3, --compile on"
+    assert line == "left out within 40 s (--limit-s NUM gives more): S3, --compile on"
     assert report.as_dict()["left_out"] == {"stages": ["S3"], "options": ["--compile on"]}
 
 

@@ -1,5 +1,6 @@
 """The card of a machine: its comparisons, parts that go wrong, its file and its text."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,31 @@ import torch
 
 from fastpsl.doctor import card as module
 from fastpsl.doctor import proof
-from fastpsl.doctor.card import Card, LeftOut, Part, make_card, norms, parts_of, queue, steps, views
-from fastpsl.doctor.proof import CHAINS, Trained, chain_apart, steps_apart, trained, views_apart
+from fastpsl.doctor.card import (
+    Card,
+    LeftOut,
+    Part,
+    crops,
+    make_card,
+    norms,
+    optimiser,
+    parts_of,
+    queue,
+    steps,
+    views,
+)
+from fastpsl.doctor.proof import (
+    CHAINS,
+    Trained,
+    chain_apart,
+    crops_apart,
+    lars_apart,
+    steps_apart,
+    trained,
+    views_apart,
+)
 from fastpsl.doctor.report import Limit
+from fastpsl.engine.optim import optimisers
 from fastpsl.kernels.fused_cpu import geometric
 from fastpsl.pipelines.decoders.choose import card_file, fastest_step
 from tests.cli import Cli, refused
@@ -47,6 +70,29 @@ def test_no_number_is_near_to_nothing() -> None:
     }  # fmt: skip
 
 
+def test_crops_and_lars_by_kernels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter runs the kernels."""
+    area = pytest.importorskip("fastpsl.kernels.fused_cuda.area", exc_type=ImportError)
+    for side in (97, 128):
+        assert max(crops_apart(side, CPU).values()) <= 1
+    crop = area.crop
+    monkeypatch.setattr(area, "crop", lambda *arguments: crop(*arguments) + 1)
+    assert crops_apart(97, CPU)["by area, 97 px"] == torch.inf
+    assert lars_apart(CPU) == 0
+    kernels = importlib.import_module("fastpsl.kernels.fused_cuda.lars")
+    places = iter([None, kernels])
+    monkeypatch.setattr(optimisers, "_lars_kernels", lambda device: current[0])
+    current = [None]
+
+    def switching(*arguments: Any, **values: Any) -> Any:
+        current[0] = next(places)
+        return make(*arguments, **values)
+
+    make = proof.lars
+    monkeypatch.setattr(proof, "lars", switching)
+    assert 0 < lars_apart(CPU) <= 1
+
+
 def test_steps_agree_and_a_folded_block_that_does_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     part = steps("rotation", "fp32", CPU)
     assert part.state == "ok" and "folded" in part.text, part
@@ -67,11 +113,12 @@ def test_steps_agree_and_a_folded_block_that_does_not_is_named(monkeypatch: pyte
 
 
 def test_what_needs_cuda_is_left_out() -> None:
-    for part in (norms, queue):
+    for part in (crops, norms, optimiser, queue):
         with pytest.raises(LeftOut, match="CUDA"):
             part(CPU)
     assert list(parts_of(CPU)) == [
-        "views", "norms", "steps, rotation, fp32", "steps, simclr, fp32", "speed", "loader", "queue",
+        "views", "crops", "norms", "LARS", "steps, rotation, fp32", "steps, simclr, fp32", "speed", "loader",
+        "queue",
     ]  # fmt: skip
 
 

@@ -71,6 +71,7 @@ def crop(images: Tensor, indices: Tensor, boxes: Tensor, size_px: int) -> Tensor
     """
     _, height, width, channels = images.shape
     assert images.is_contiguous() and boxes.dtype == torch.int32 and boxes.is_contiguous(), boxes.dtype
+    assert boxes.shape == (len(indices), 5), boxes.shape
     out = images.new_empty(len(indices), size_px, size_px, channels)
     num_values = size_px * size_px * channels
     if len(indices):
