@@ -35,6 +35,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from fastpsl.engine.gpu import cpu_name
 from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 
 SCHEMA = 1
@@ -318,14 +319,6 @@ def _check_three_rows(result: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"ratios: that of {key} is {ratio}, its rows say {rate / min(loader, step):.4f}"
                 )
-
-
-def cpu_name() -> str:
-    with suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def output_of(*command: str) -> str | None:

@@ -37,8 +37,8 @@ from bench.evidence.data import write as write_data
 from bench.evidence.plan import RANDOM, Plan, Run, Step, of_cpu
 from bench.evidence.results import Results, done_file
 from bench.program import run_program
-from bench.schema import cpu_name
 from fastpsl.console.terminal import EXIT_PREEMPTED
+from fastpsl.engine.gpu import cpu_name
 from fastpsl.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]

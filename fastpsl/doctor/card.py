@@ -9,16 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from fastpsl.doctor.checks import driver_version
+from fastpsl.doctor.checks import driver_version, version_of
 from fastpsl.doctor.examination import free_memory
 from fastpsl.doctor.proof import (
     CHAINS,
@@ -35,7 +34,7 @@ from fastpsl.doctor.proof import (
 from fastpsl.doctor.report import EXIT_BROKEN, EXIT_GOOD, EXIT_WAITS, Limit
 from fastpsl.doctor.setup import LoadedRecipe, load_recipe, open_setup
 from fastpsl.engine.distributed import leave_world
-from fastpsl.engine.gpu import set_cudnn_benchmark
+from fastpsl.engine.gpu import cpu_name, set_cudnn_benchmark
 from fastpsl.engine.stage_bench import StageBench, loader_rate
 from fastpsl.files.workers import usable_cores
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -50,7 +49,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.patterns import draw_image
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.scripts import distribution
-from fastpsl.scripts.recipe_files import recipe_path
+from fastpsl.scripts.recipe_files import TRAIN, recipe_path
 
 FORMAT = 1
 State = Literal["ok", "differs", "failed", "left out"]
@@ -163,8 +162,7 @@ def parts_of(device: torch.device) -> dict[str, Callable[[], Part]]:
 def facts(device: torch.device) -> dict[str, Any]:
     """Return what the machine is, as plain values."""
     versions = [f"fastpsl {distribution.version()}", f"torch {torch.__version__}"]
-    names = ("triton", "numba", "nvidia-dali-cuda130") if device.type == "cuda" else ("numba",)
-    versions += [f"{name} {version}" for name in names if (version := _version(name))]
+    versions.append(f"numba {version_of('numba')}")
     cores = usable_cores()
     found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat(), "cores": cores}
     if device.type == "cuda":
@@ -174,8 +172,14 @@ def facts(device: torch.device) -> dict[str, Any]:
             "multiprocessors": of.multi_processor_count,
             "memory_gib": round(of.total_memory / 2**30, 1), "driver": driver_version(),
         }  # fmt: skip
-        versions += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+        versions += [
+            f"triton {version_of('triton')}",
+            f"CUDA {torch.version.cuda}",
+            f"cuDNN {torch.backends.cudnn.version()}",
+        ]
         versions.append(f"driver {found['driver']}")
+        if not dali.why_missing(device):
+            versions.append(f"DALI {version_of('nvidia-dali-cuda130', 'nvidia-dali-cuda120')}")
         found["device"] = (
             f"{of.name}, sm {found['capability']}, {of.multi_processor_count} SMs, "
             f"{found['memory_gib']:.0f} GiB, {cores} cores"
@@ -185,19 +189,6 @@ def facts(device: torch.device) -> dict[str, Any]:
         found["device"] = f"{found['name']}, {cores} cores, no GPU"
     versions.append(f"Python {platform.python_version()}")
     return found | {"versions": ", ".join(versions)}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def cpu_name() -> str:
-    """Return the processor's name, as Linux has it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "a CPU")
 
 
 def dtypes_of(device: torch.device) -> list[torch.dtype]:
@@ -280,14 +271,14 @@ def steps(recipe: str, precision: str, device: torch.device) -> Part:
     if broken:
         text = f"gradients that are not finite change weights: {', '.join(broken)}"
         return Part(name, "differs", text, values)
-    if part.state == "ok":
-        text = f"{', '.join(ends)} as eager, and resumed as whole, within {part.values['worst']:.0%} of the "
-        text += "bound; gradients that are not finite change nothing"
-        fused, captured = ends.get("fused"), ends.get("captured")
-        if fused and captured and torch.equal(fused.after, captured.after):
-            text += "; captured bits are those of launched steps"
-        return Part(name, "ok", text, values)
-    return Part(name, part.state, part.text, values)
+    if part.state == "differs":
+        return replace(part, values=values)
+    text = f"{', '.join(ends)} as eager, and resumed as whole, within {part.values['worst']:.0%} of the bound"
+    text += "; gradients that are not finite change nothing"
+    fused, captured = ends.get("fused"), ends.get("captured")
+    if fused and captured and torch.equal(fused.after, captured.after):
+        text += "; captured bits are those of launched steps"
+    return Part(name, "ok", text, values)
 
 
 @contextmanager
@@ -334,7 +325,7 @@ def speed(device: torch.device) -> Part:
 
 def _rate(recipe: str, stage: str, options: Sequence[str], device: torch.device) -> tuple[float, str]:
     """Return images/s of a stage's step and how it runs, with the largest batch that fits on a GPU."""
-    path = recipe_path({"jigsaw": "jigsaw_r50", "simclr": "simclr_r50"}[recipe])
+    path = recipe_path(TRAIN[recipe])
     assert path is not None
     plan = ("--plan", "end_to_end") if stage == "E" else ()
     sizes = (256, 128, 64, 32) if device.type == "cuda" else (16,)

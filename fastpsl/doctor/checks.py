@@ -244,9 +244,9 @@ def _decoders(device: torch.device) -> list[Check]:
     """Return the decoders that can run; where one is missed, the loader's own warning says what to do."""
     found = []
     if not libffcv.why_missing():
-        found.append(Check("ffcv", "ok", _version("ffcv")))
+        found.append(Check("ffcv", "ok", version_of("ffcv")))
     if not dali.why_missing(device):
-        found.append(Check("dali", "ok", _version("nvidia-dali-cuda130", "nvidia-dali-cuda120")))
+        found.append(Check("dali", "ok", version_of("nvidia-dali-cuda130", "nvidia-dali-cuda120")))
     return found
 
 
@@ -273,7 +273,7 @@ def _compiler(is_cuda: bool) -> Check:
     return Check("compiler", "ok", compiler)
 
 
-def _version(*packages: str) -> str:
+def version_of(*packages: str) -> str:
     """Return the version of the first of `packages` that is installed."""
     for name in packages:
         try:

@@ -28,7 +28,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise, out_shape
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.scripts.recipe_files import recipe_path
+from fastpsl.scripts.recipe_files import TRAIN, recipe_path
 
 Ops = tuple[Any, ...]
 CHANNELS_LAST = torch.channels_last
@@ -313,7 +313,7 @@ def trained(recipe: str, precision: str, way: Sequence[str]) -> Trained:
     """Train from one seed: three steps, three at another rate, one that must change nothing, and two more."""
     given = {**_EAGER, **dict(zip(way[::2], way[1::2], strict=True)), "--precision": precision}
     arguments = [*itertools.chain(*given.items()), *STEP_RECIPES[recipe]]
-    path = recipe_path({"rotation": "rotation_rv50", "simclr": "simclr_r50"}[recipe])
+    path = recipe_path(TRAIN[recipe])
     assert path is not None
     usual = ("--backbone", "resnet18", "--size-px", "64", "--workers", "1")
     setup = open_setup(load_recipe(path, [*usual, *arguments]), 1, ("S2",))

@@ -8,8 +8,9 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,18 +77,23 @@ def cpu_has_bf16() -> bool:
     """
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower() in _ISA_WITHOUT_BF16:
         return False
-    flags = _of_cpu(_CPU_FILE, "flags")
+    flags = _of_cpu(_CPU_FILE, "flags").split()
     return "amx_bf16" in flags or (
-        "avx512_bf16" in flags and "AuthenticAMD" in _of_cpu(_CPU_FILE, "vendor_id")
+        "avx512_bf16" in flags and _of_cpu(_CPU_FILE, "vendor_id") == "AuthenticAMD"
     )
 
 
+def cpu_name() -> str:
+    """Return the processor's name, as Linux has it, or else its architecture."""
+    return _of_cpu(_CPU_FILE, "model name") or platform.machine()
+
+
 @functools.cache
-def _of_cpu(path: Path, field: str) -> Sequence[str]:
-    """Return the words of a field of the first core, as Linux tells them; none elsewhere."""
+def _of_cpu(path: Path, field: str) -> str:
+    """Return a field of the first core, as Linux tells it; nothing elsewhere."""
     with suppress(OSError), path.open(encoding="utf-8") as lines:
-        return next((line for line in lines if line.startswith(field)), "").split()
-    return ()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    return ""
 
 
 _restore = ExitStack()  # global, as the flags are

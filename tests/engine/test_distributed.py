@@ -568,9 +568,9 @@ LIMIT_S = 400.0
 class Agent(Running):
     """A torchrun of the recipe."""
 
-    def __init__(self, options: str, out: Path):
+    def __init__(self, options: str, out: Path, **how: Any):
         words = torchrun(options, DISTURBED, *DISTURBED_ARGUMENTS, "--out", out)
-        super().__init__(words, ENVIRONMENT, ROOT, together=True)
+        super().__init__(words, how.pop("environment", ENVIRONMENT), ROOT, together=True, **how)
 
     def ranks(self) -> list[int]:
         """Return the ids of the ranks' processes. They are forks, unlike multiprocessing's tracker."""

@@ -1,9 +1,6 @@
 """Training on two network namespaces as on two machines: delay, unequal ranks, lost links and machines."""
 
-import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_distributed import DISTURBED, DISTURBED_ARGUMENTS, ENVIRONMENT, LIMIT_S
+from tests.engine.test_distributed import DISTURBED, DISTURBED_ARGUMENTS, ENVIRONMENT, LIMIT_S, Agent
 from tests.network import ADDRESSES, DEVICE, Link, enter, two_machines, why_not
-from tests.programs import ROOT, digests, newest_checkpoint, run, torchrun, wait_for_step
-from tests.warm import Running
+from tests.programs import digests, newest_checkpoint, run, wait_for_step
 
 pytestmark = pytest.mark.nightly
 RANKS = (3, 1)  # of each machine
@@ -30,21 +26,14 @@ def link() -> Iterator[Link]:
         assert link.num_carried > 100
 
 
-class Machine(Running):
-    """A torchrun on one of the machines, with a folder of its own."""
-
-    def __init__(self, link: Link, number: int, out: Path):
-        options = (
-            f"--nnodes=2 --node-rank={number} --nproc-per-node={RANKS[number]} --max-restarts=0 "
-            f"--master-addr={ADDRESSES[0]} --master-port=29511 --local-addr={ADDRESSES[number]}"
-        )
-        words = torchrun(options, DISTURBED, *DISTURBED_ARGUMENTS, "--out", out)
-        variables = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": DEVICE}
-        super().__init__(words, variables, ROOT, together=True, prepare=partial(enter, link.names[number]))
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+def machine(link: Link, number: int, out: Path) -> Agent:
+    """Start torchrun on one of the machines, with a folder of its own."""
+    options = (
+        f"--nnodes=2 --node-rank={number} --nproc-per-node={RANKS[number]} --max-restarts=0 "
+        f"--master-addr={ADDRESSES[0]} --master-port=29511 --local-addr={ADDRESSES[number]}"
+    )
+    environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": DEVICE}
+    return Agent(options, out, environment=environment, prepare=partial(enter, link.names[number]))
 
 
 @pytest.fixture
@@ -53,11 +42,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def machines(link: Link, folders: tuple[Path, Path]) -> Iterator[list[Machine]]:
-    started = [Machine(link, number, out) for number, out in enumerate(folders)]
+def machines(link: Link, folders: tuple[Path, Path]) -> Iterator[list[Agent]]:
+    started = [machine(link, number, out) for number, out in enumerate(folders)]
     yield started
-    for machine in started:
-        machine.kill()
+    for agent in started:
+        agent.kill()
 
 
 @pytest.fixture(scope="module")
@@ -69,35 +58,33 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def assert_equal(out: Path, whole: Path) -> None:
+def assert_equal(agents: list[Agent], out: Path, whole: Path) -> None:
+    """Check that both machines end well, and as the undisturbed run."""
+    assert [agent.wait(LIMIT_S)[0] for agent in agents] == [0, 0], [agent.texts for agent in agents]
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
     assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
 
 
 def test_unequal_machines_train_as_one(
-    machines: list[Machine], folders: tuple[Path, Path], whole: Path
+    machines: list[Agent], folders: tuple[Path, Path], whole: Path
 ) -> None:
-    codes = [machine.wait(LIMIT_S)[0] for machine in machines]
-    assert codes == [0, 0], [machine.texts for machine in machines]
-    assert_equal(folders[0], whole)
+    assert_equal(machines, folders[0], whole)
 
 
 def test_a_link_that_is_down_for_five_seconds(
-    link: Link, machines: list[Machine], folders: tuple[Path, Path], whole: Path
+    link: Link, machines: list[Agent], folders: tuple[Path, Path], whole: Path
 ) -> None:
     """The run goes on."""
     wait_for_step(folders[0], 11, lambda: machines[0].code, LIMIT_S)
     link.is_up = False
     time.sleep(5)
     link.is_up = True
-    codes = [machine.wait(LIMIT_S)[0] for machine in machines]
-    assert codes == [0, 0], [machine.texts for machine in machines]
-    assert_equal(folders[0], whole)
+    assert_equal(machines, folders[0], whole)
 
 
 def test_a_machine_that_is_killed_ends_the_other_in_one_line(
-    link: Link, machines: list[Machine], folders: tuple[Path, Path], whole: Path
+    link: Link, machines: list[Agent], folders: tuple[Path, Path], whole: Path
 ) -> None:
     """The other ends within its limit, and the same command, on both, goes on to the same end."""
     wait_for_step(folders[0], 17, lambda: machines[0].code, LIMIT_S)
@@ -107,7 +94,5 @@ def test_a_machine_that_is_killed_ends_the_other_in_one_line(
     assert code and time.monotonic() - killed_at < 6 * TIMEOUT_S, text
     lines = [line for line in text.splitlines() if "has gone or hangs" in line]
     assert lines and all("goes on from" in line for line in lines), text
-    again = [Machine(link, number, out) for number, out in enumerate(folders)]
-    codes = [machine.wait(LIMIT_S)[0] for machine in again]
-    assert codes == [0, 0], [machine.texts for machine in again]
-    assert_equal(folders[0], whole)
+    again = [machine(link, number, out) for number, out in enumerate(folders)]
+    assert_equal(again, folders[0], whole)
