@@ -4,21 +4,20 @@ A part that fails, differs or is left out is a line of the card, and the others 
 """
 
 import itertools
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from fastpsl.doctor.checks import driver_version, version_of
 from fastpsl.doctor.examination import free_memory
+from fastpsl.doctor.facts import clocks_in_words, facts, read_clocks
+from fastpsl.doctor.loader_rates import NVML_S, jpeg_utilisation, sampled
 from fastpsl.doctor.proof import (
     CHAINS,
     NORM_KINDS,
@@ -26,16 +25,18 @@ from fastpsl.doctor.proof import (
     WAYS,
     chain_apart,
     crops_apart,
+    exact,
     lars_apart,
     norms_apart,
+    pooled_apart,
     steps_apart,
     trained,
 )
 from fastpsl.doctor.report import EXIT_BROKEN, EXIT_GOOD, EXIT_WAITS, Limit
-from fastpsl.doctor.setup import LoadedRecipe, load_recipe, open_setup
+from fastpsl.doctor.setup import opened_stage
+from fastpsl.doctor.two_cards import measured_on_two
 from fastpsl.engine.distributed import leave_world
-from fastpsl.engine.gpu import cpu_name, set_cudnn_benchmark
-from fastpsl.engine.stage_bench import StageBench, loader_rate
+from fastpsl.engine.stage_bench import loader_rate
 from fastpsl.files.workers import usable_cores
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.fused import fused_modules
@@ -43,13 +44,10 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import dali
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.patterns import draw_image
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.scripts import distribution
-from fastpsl.scripts.recipe_files import TRAIN, recipe_path
 
 FORMAT = 1
 State = Literal["ok", "differs", "failed", "left out"]
@@ -154,41 +152,11 @@ def parts_of(device: torch.device) -> dict[str, Callable[[], Part]]:
             for recipe in STEP_RECIPES
         },
         "speed": partial(speed, device),
+        "clocks": partial(clocks, device),
         "loader": partial(loader, device),
         "queue": partial(queue, device),
+        "two cards": partial(two_cards, device),
     }
-
-
-def facts(device: torch.device) -> dict[str, Any]:
-    """Return what the machine is, as plain values."""
-    versions = [f"fastpsl {distribution.version()}", f"torch {torch.__version__}"]
-    versions.append(f"numba {version_of('numba')}")
-    cores = usable_cores()
-    found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat(), "cores": cores}
-    if device.type == "cuda":
-        of = torch.cuda.get_device_properties(device)
-        found |= {
-            "name": of.name, "capability": f"{of.major}.{of.minor}",
-            "multiprocessors": of.multi_processor_count,
-            "memory_gib": round(of.total_memory / 2**30, 1), "driver": driver_version(),
-        }  # fmt: skip
-        versions += [
-            f"triton {version_of('triton')}",
-            f"CUDA {torch.version.cuda}",
-            f"cuDNN {torch.backends.cudnn.version()}",
-        ]
-        versions.append(f"driver {found['driver']}")
-        if not dali.why_missing(device):
-            versions.append(f"DALI {version_of('nvidia-dali-cuda130', 'nvidia-dali-cuda120')}")
-        found["device"] = (
-            f"{of.name}, sm {found['capability']}, {of.multi_processor_count} SMs, "
-            f"{found['memory_gib']:.0f} GiB, {cores} cores"
-        )
-    else:
-        found["name"] = cpu_name()
-        found["device"] = f"{found['name']}, {cores} cores, no GPU"
-    versions.append(f"Python {platform.python_version()}")
-    return found | {"versions": ", ".join(versions)}
 
 
 def dtypes_of(device: torch.device) -> list[torch.dtype]:
@@ -245,9 +213,14 @@ def norms(device: torch.device) -> Part:
     """Compare fused norms with torch's in float64."""
     if device.type != "cuda":
         raise LeftOut("the kernels of norms need CUDA")
+    kinds: dict[str, Callable[..., float]] = {kind: partial(norms_apart, kind=kind) for kind in NORM_KINDS}
+    kinds["pooled"] = pooled_apart
     found = {
-        f"{kind}, {shape}, {dtype}".replace("torch.", ""): norms_apart(shape, dtype, device, kind, True, fork)
-        for kind, fork in zip(NORM_KINDS, (True, False, True), strict=True)
+        f"{kind}{', used twice' if fork else ''}, {shape}, {str(dtype).removeprefix('torch.')}": apart(
+            shape, dtype, device, fork
+        )
+        for kind, apart in kinds.items()
+        for fork in (False, True)
         for shape in ((32, 64, 28, 28), (8, 256, 28, 28), (3, 70, 11, 9))
         for dtype in dtypes_of(device)
     }
@@ -257,7 +230,7 @@ def norms(device: torch.device) -> Part:
 def steps(recipe: str, precision: str, device: torch.device) -> Part:
     """Compare the ways of a step, from one state, with eager launched steps."""
     name = f"steps, {recipe}, {precision}"
-    with _exact():
+    with exact():
         eager = trained(recipe, precision, ())
         ends = {way: trained(recipe, precision, options) for way, options in WAYS[device.type].items()}
     apart = {way: steps_apart(eager, end, precision) for way, end in ends.items()}
@@ -279,21 +252,6 @@ def steps(recipe: str, precision: str, device: torch.device) -> Part:
     if fused and captured and torch.equal(fused.after, captured.after):
         text += "; captured bits are those of launched steps"
     return Part(name, "ok", text, values)
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Compute in plain float32, by the same convolutions each time."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    set_cudnn_benchmark(False)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-        set_cudnn_benchmark(True)
 
 
 # Recipe and stage → the number of views. S1 is the fastest step, for which `--decoder auto` asks.
@@ -325,33 +283,40 @@ def speed(device: torch.device) -> Part:
 
 def _rate(recipe: str, stage: str, options: Sequence[str], device: torch.device) -> tuple[float, str]:
     """Return images/s of a stage's step and how it runs, with the largest batch that fits on a GPU."""
-    path = recipe_path(TRAIN[recipe])
-    assert path is not None
     plan = ("--plan", "end_to_end") if stage == "E" else ()
     sizes = (256, 128, 64, 32) if device.type == "cuda" else (16,)
     for batch_size in sizes:
         usual = (*_GPU, "--batch-size", str(batch_size)) if device.type == "cuda" else _CPU
-        recipe_of_size = load_recipe(path, [*usual, *plan, *options])
         with suppress(torch.cuda.OutOfMemoryError):
-            return _timed(recipe_of_size, stage, device)
+            return _timed(recipe, [*usual, *plan, *options], stage, device)
         free_memory(device)  # behind the error, which held the step
     raise LeftOut(f"not even {sizes[-1]} images fit")
 
 
-def _timed(recipe: LoadedRecipe, stage: str, device: torch.device) -> tuple[float, str]:
-    setup = open_setup(recipe, 1, (stage,))
-    with closing(setup.opened):
-        assert setup.experiment is not None
-        bench = StageBench(setup.experiment, setup.stages[0], setup.options, Synthetic(2000), setup.world)
+def _timed(recipe: str, options: Sequence[str], stage: str, device: torch.device) -> tuple[float, str]:
+    with opened_stage(recipe, options, stage) as bench:
         bench.seconds = 1.0 if device.type == "cuda" else 0.5
         bench.step_ms(1)
-        rate, step = bench.step_alone(), bench.train_step
-        precision = setup.options.resolved_precision(device)
-        how = f"{setup.experiment.backbone.name}, batch {bench.batch_size}, {precision}"
-        how += f", {step.step_choice.mode}" if step.step_choice.mode != "off" else ""
+        rate, mode = bench.step_alone(), bench.train_step.step_choice.mode
+        precision = bench.options.resolved_precision(device)
+        how = f"{bench.experiment.backbone.name}, batch {bench.batch_size}, {precision}"
+        how += f", {mode}" if mode != "off" else ""
         how += ", captured" if bench.is_captured else ""
-        step.release()
-        return rate, how
+    return rate, how
+
+
+def clocks(device: torch.device) -> Part:
+    """Read the clocks while the GPU multiplies."""
+    if device.type != "cuda":
+        raise LeftOut("NVML tells of GPUs alone")
+    values = torch.ones(8192, 8192, device=device, dtype=torch.float16)
+    until_s = time.perf_counter() + 1
+    while time.perf_counter() < until_s:
+        for _ in range(10):
+            values @ values
+        found = read_clocks(device)  # behind launches, of which the GPU has not done all
+        torch.cuda.synchronize(device)
+    return Part("clocks", "ok", clocks_in_words(found), found)
 
 
 _NUM_DRAWN, _SIDES = 64, (375, 500)
@@ -367,17 +332,27 @@ def loader(device: torch.device) -> Part:
         write_beton(drawn, path, num_samples=_NUM_DRAWN, target=Target(quality=92))
         with Beton(path) as data:
             for name in names:
-                with Loader(
-                    data,
-                    (ViewSpec(RandomResizedCrop(224)),),
-                    batch_size_per_rank=32,
-                    device=device,
-                    decoder=name,
-                    num_threads=usable_cores(),
-                ) as opened:
-                    rate, cores = loader_rate(opened, itertools.count(), 1.0)
+                with (
+                    Loader(
+                        data,
+                        (ViewSpec(RandomResizedCrop(224)),),
+                        batch_size_per_rank=32,
+                        device=device,
+                        decoder=name,
+                        num_threads=usable_cores(),
+                    ) as opened,
+                    jpeg_utilisation(device) as read,
+                    sampled(read, after_s=NVML_S) as busy,
+                ):
+                    rate, cores = loader_rate(
+                        opened, itertools.count(), 2 * NVML_S if name == "dali" else 1.0
+                    )
                 rates[name] = {"images_per_s": round(rate, 1), "cores": round(cores, 2)}
+                if name == "dali":
+                    rates[name]["engines_busy_percent"] = max(busy, default=None)
     shown = [f"{name} {of['images_per_s']:,.0f}/s on {of['cores']:.1f} cores" for name, of in rates.items()]
+    if (busy_percent := rates.get("dali", {}).get("engines_busy_percent")) is not None:
+        shown[-1] += f" and JPEG engines that are busy {busy_percent} %"
     return Part(
         "loader", "ok", f"{'; '.join(shown)} (drawn JPEGs of 375 x 500 px, crops of 224)", {"rates": rates}
     )
@@ -406,3 +381,31 @@ def queue(device: torch.device) -> Part:
         num, waited_s = num + 1, time.perf_counter() - started
     torch.cuda.synchronize(device)
     return Part("queue", "ok", f"{num} replays before the host waits", {"replays": num})
+
+
+_LOSSES_BOUND = 0.01  # relative; a sum in another order changes the last of twenty steps by a thousandth
+
+
+def two_cards(device: torch.device) -> Part:
+    """Let two ranks add, train by launched and by captured steps, and time them beside one."""
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        raise LeftOut("it needs two GPUs")
+    free_memory(device)
+    return judged(measured_on_two(device.type))
+
+
+def judged(found: Values) -> Part:
+    """Return the part of what two ranks have found."""
+    (one, losses), (other, others) = found["losses"].items()
+    apart = [abs(a - b) / max(abs(a), 1e-6) for a, b in zip(losses, others, strict=True)]
+    wrong = ["a sum over both is wrong"] if found["sum_differs"] else []
+    wrong += [f"after {way} steps they have other weights" for way in found["weights_differ"]]
+    far = [each for each in apart if not each <= _LOSSES_BOUND]  # NaN, too
+    if far:
+        wrong.append(f"{len(far)} of {len(apart)} losses of {other} steps are {far[0]:.2g} from {one} ones")
+    if wrong:
+        return Part("two cards", "differs", "; ".join(wrong), found)
+    rates = found["images_per_s"]
+    text = f"sums are exact, {len(losses)} losses of {other} steps are those of {one} ones; jigsaw E "
+    text += f"{rates['1']:,.0f}/s on one, {rates['2']:,.0f} on two ({rates['2'] / rates['1']:.2f} times)"
+    return Part("two cards", "ok", text, found)

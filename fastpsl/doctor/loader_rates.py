@@ -292,7 +292,7 @@ SHARES = (0.0, 0.5, 0.65, 0.8, 0.9, 1.0)
 IDLE_PERCENT = 5  # below it, no image of a batch seems to have reached the engines
 _ROUNDS = 2
 _PERIOD_S = 0.05
-_NVML_S = 1.0  # a reading is the average over up to so long
+NVML_S = 1.0  # a reading is the average over up to so long
 _NO_NEED = "--decoder turbo needs none"
 _IDLE_REMEDY = (
     "they read baseline JPEGs, which `fastpsl data write` makes of others; "
@@ -325,8 +325,8 @@ def measure_engines(
             for each in sorted(rates, reverse=round_number % 2 == 1):
                 log(f"decode by dali, {each:g} of a batch for the JPEG engines")
                 # The share that trains is decoded long enough for a reading of it alone.
-                region_s = max(seconds / len(rates), 2 * _NVML_S if each == share else 0.0)
-                with sampled(read, after_s=_NVML_S) as samples:
+                region_s = max(seconds / len(rates), 2 * NVML_S if each == share else 0.0)
+                with sampled(read, after_s=NVML_S) as samples:
                     rate = feed.rate(feed.warm, region_s, decoder="dali", hw_decoder_load=each)
                 rates[each].append(rate)
                 busy += samples if each == share else []

@@ -5,8 +5,9 @@ Each gives a number of bounds: at most 1 if the two agree.
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.doctor.setup import load_recipe, open_setup
+from fastpsl.doctor.setup import opened_stage
+from fastpsl.engine.gpu import set_cudnn_benchmark
 from fastpsl.engine.optim.optimisers import lars
-from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.colour import ColourDistortion, Grey
 from fastpsl.kernels.device_crops import crop_area, crop_densely
 from fastpsl.kernels.draws import Keys
@@ -27,8 +28,6 @@ from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise, out_shape
-from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.scripts.recipe_files import TRAIN, recipe_path
 
 Ops = tuple[Any, ...]
 CHANNELS_LAST = torch.channels_last
@@ -255,7 +254,13 @@ def near(actual: Tensor | None, expected: Tensor | None, bound: float) -> float:
 
 
 def norms_apart(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, kind: str, relu: bool, fork: bool
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    fork: bool,
+    *,
+    kind: str,
+    relu: bool = True,
 ) -> float:
     """Return how far a fused norm is from torch's in float64: results, gradients, running statistics."""
     case = norm_case(shape, dtype, device)
@@ -278,6 +283,62 @@ def norms_apart(
     return max(*apart, 0.0 if int(case.running[2]) == 1 else float("inf"))
 
 
+# Of a max pool: the size of its windows, their stride and padding.
+Pool = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+STEM: Pool = ((3, 3), (2, 2), (1, 1))
+
+
+def pooled_apart(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    fork: bool,
+    *,
+    pool: Pool = STEM,
+    relu: bool = True,
+) -> float:
+    """Return how far a norm with a max pool behind it is from torch's, for maps with many equal maxima.
+
+    Which of them is the maximum follows from rounded values. So torch finds the places in the kernel's own
+    unpooled map, and float64 takes the values there.
+    """
+    from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
+    from fastpsl.kernels.fused_cuda.pool_windows import Windows
+
+    drawn = partial(noise, device=device)
+    x = drawn(*shape).round().to(dtype).requires_grad_()
+    weight, bias = (drawn(shape[1], seed=seed) for seed in (1, 2))
+    weight[0] = bias[0] = 0  # the ReLU gets zeros, and lets no gradient through
+    if shape[1] > 1:
+        weight[1], bias[1] = -0.01, 30  # halves round different values to equal ones
+    leaves = [x, weight.requires_grad_(), bias.requires_grad_()]
+    count = torch.zeros((), dtype=torch.int64, device=device)
+    running = drawn(shape[1]), drawn(shape[1]).exp(), count
+    exact_running = [each.double() for each in running[:2]]
+    of = Operand(x, weight, bias, Norm(EPS, MOMENTUM, *running))
+    result = batch_norm(of, relu=relu, fork=fork, pool=Windows(*pool))
+    results = result if isinstance(result, tuple) else (result,)
+    unpooled = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=relu)
+    assert isinstance(unpooled, Tensor) and len(results) == (2 if fork else 1)
+    assert all(each.is_contiguous(memory_format=CHANNELS_LAST) for each in results)
+    pooled, places = F.max_pool2d(unpooled.detach().float(), *pool, return_indices=True)
+    are_equal = all(each.dtype == dtype and torch.equal(each, pooled.to(dtype)) for each in results)
+
+    gradients = [drawn(*pooled.shape, dtype=dtype, seed=seed) for seed in (3, 4)][: len(results)]
+    torch.autograd.backward(results, gradients)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    mean, var = exact_running
+    y = F.batch_norm(exact[0], mean, var, exact[1], exact[2], True, MOMENTUM, EPS)
+    y = (F.relu(y) if relu else y).flatten(2).gather(2, places.flatten(2)).view(pooled.shape)
+    y.backward(torch.stack(gradients).double().sum(0))
+    apart = [
+        near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * NORM_BOUNDS[dtype])
+        for leaf, wanted in zip(leaves, exact, strict=True)
+    ]
+    apart += [near(running[i], exact_running[i], 1e-6) for i in range(2)]
+    return max(*apart, 0.0 if are_equal and int(count) == 1 else float("inf"))
+
+
 # The steps.
 
 # fp16 has 11 bits. Rounding of gradients (2^-11) and other orders of sums change weights after three steps by
@@ -294,9 +355,24 @@ WAYS: dict[str, dict[str, tuple[str, ...]]] = {
         "folded": ("--compile", "fused", "--graph", "on", "--fold-frozen", "on"),
     },
 }
-_EAGER = {"--compile": "off", "--graph": "off", "--fold-frozen": "off"}
+EAGER = {"--compile": "off", "--graph": "off", "--fold-frozen": "off"}
 # Recipes, whose optimisers are SGD and LARS.
 STEP_RECIPES = {"rotation": ("--batch-size", "4", "--short-side", "73"), "simclr": ("--batch-size", "8")}
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Compute in plain float32, by the same convolutions each time."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    set_cudnn_benchmark(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        set_cudnn_benchmark(True)
 
 
 class Trained(NamedTuple):
@@ -311,18 +387,13 @@ class Trained(NamedTuple):
 
 def trained(recipe: str, precision: str, way: Sequence[str]) -> Trained:
     """Train from one seed: three steps, three at another rate, one that must change nothing, and two more."""
-    given = {**_EAGER, **dict(zip(way[::2], way[1::2], strict=True)), "--precision": precision}
+    given = EAGER | dict(zip(way[::2], way[1::2], strict=True)) | {"--precision": precision}
     arguments = [*itertools.chain(*given.items()), *STEP_RECIPES[recipe]]
-    path = recipe_path(TRAIN[recipe])
-    assert path is not None
-    usual = ("--backbone", "resnet18", "--size-px", "64", "--workers", "1")
-    setup = open_setup(load_recipe(path, [*usual, *arguments]), 1, ("S2",))
-    with closing(setup.opened):
-        assert setup.experiment is not None
-        bench = StageBench(setup.experiment, 1, setup.options, Synthetic(1000), setup.world)
-        with bench.loader("synthetic", Synthetic(1000)) as loader:
+    usual = ("--backbone", "resnet18", "--size-px", "64")
+    with opened_stage(recipe, [*usual, *arguments], "S2") as bench:
+        with bench.loader("synthetic") as loader:
             batches = list(itertools.islice(loader.epoch(0), len(_RATES) + 3))
-        step, backbone = bench.train_step, setup.experiment.backbone
+        step, backbone = bench.train_step, bench.experiment.backbone
         tensors = lambda: [*backbone.state_dict().values(), *step.module.head.state_dict().values()]
         flat = lambda: torch.cat([value.flatten().double().cpu() for value in tensors()])
         before, losses = flat(), list[float]()
@@ -343,7 +414,6 @@ def trained(recipe: str, precision: str, way: Sequence[str]) -> Trained:
             for batch in batches[-2:]:
                 step.step([batch], _RATES[-1])
             ends.append(flat())
-        step.release()
     return Trained(before, ends[0], ends[1], is_kept, losses)
 
 

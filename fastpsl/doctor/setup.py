@@ -16,11 +16,13 @@ from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import NO_VAL, TrainingOptions, per_stage, share_of
 from fastpsl.engine.run import RunData
+from fastpsl.engine.stage_bench import StageBench
 from fastpsl.files.workers import default_num_threads
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.scripts.launch import for_machine
 from fastpsl.scripts.presets import CPU_PRESETS
 from fastpsl.scripts.recipe import Evaluation, Recipe
-from fastpsl.scripts.recipe_files import load_script, recipe_path
+from fastpsl.scripts.recipe_files import TRAIN, load_script, recipe_path
 
 DEFAULT = "jigsaw_r50.py"
 DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute
@@ -112,6 +114,30 @@ def one_line(place: object, what: str = "", *, when_too_large: str = "lower --ba
         raise ValueError(
             f"{part} fails ({type(error).__name__}: {reason}); start the recipe itself for more"
         ) from error
+
+
+@contextlib.contextmanager
+def opened_stage(
+    name: str, arguments: Sequence[str], stage: str, world: World | None = None
+) -> Iterator[StageBench]:
+    """Yield a benchmark of a stage of the recipe with this name, on synthetic data, and release its step.
+
+    `world` is what the process has joined; without one, it trains alone.
+    """
+    path = recipe_path(TRAIN[name])
+    assert path is not None
+    recipe, world = load_recipe(path, arguments), world or join_world("auto", 60.0)
+    options = replace(recipe.options, workers=1)
+    experiment = _build(recipe, options)
+    assert experiment is not None
+    (number,) = _stage_indices(experiment, (stage,))
+    with contextlib.closing(experiment.open_data(options, world)):
+        place_backbone(experiment, options, world)
+        bench = StageBench(experiment, number, options, Synthetic(1000), world)
+        try:
+            yield bench
+        finally:
+            bench.train_step.release()
 
 
 @dataclass(frozen=True)

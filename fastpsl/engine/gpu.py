@@ -242,14 +242,15 @@ def memory_held(device: torch.device) -> int | None:
 def nvml(device: torch.device) -> Iterator[Callable[..., bool]]:
     """Yield a function that asks NVML about a device.
 
-    `ask("nvmlDeviceGet…", *outputs)` fills the outputs, which are values of ctypes. It returns whether the
-    driver told them: it does not for a CPU, and for what is unknown to it or to the GPU.
+    `ask("nvmlDeviceGet…", *arguments)` fills those that are values of ctypes; a plain int is given. It
+    returns whether the driver told them: it does not for a CPU, and for what is unknown to it or to the GPU.
     """
     library, handle = _nvml() if device.type == "cuda" else None, ctypes.c_void_p()
 
-    def ask(question: str, *outputs: Any) -> bool:
+    def ask(question: str, *arguments: Any) -> bool:
         function = getattr(library, question, None)
-        return function is not None and function(handle, *map(ctypes.byref, outputs)) == 0
+        given = [each if isinstance(each, int) else ctypes.byref(each) for each in arguments]
+        return function is not None and function(handle, *given) == 0
 
     if library is None or library.nvmlInit_v2() != 0:
         yield lambda *_: False

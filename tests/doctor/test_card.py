@@ -2,27 +2,36 @@
 
 import importlib
 import json
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.doctor import card as module
 from fastpsl.doctor import proof
+from fastpsl.doctor import two_cards as ranks_module
 from fastpsl.doctor.card import (
     Card,
     LeftOut,
     Part,
+    clocks,
     crops,
+    judged,
     make_card,
     norms,
     optimiser,
     parts_of,
     queue,
     steps,
+    two_cards,
     views,
 )
+from fastpsl.doctor.facts import clocks_in_words, read_clocks
 from fastpsl.doctor.proof import (
     CHAINS,
     Trained,
@@ -34,11 +43,16 @@ from fastpsl.doctor.proof import (
     views_apart,
 )
 from fastpsl.doctor.report import Limit
+from fastpsl.doctor.two_cards import measured_on_two
+from fastpsl.engine import gpu
 from fastpsl.engine.optim import optimisers
 from fastpsl.kernels.fused_cpu import geometric
 from fastpsl.pipelines.decoders.choose import card_file, fastest_step
+from tests import cheaper
 from tests.cli import Cli, refused
 from tests.doctor.measured import no_limit
+from tests.fake_nvml import Nvml
+from tests.programs import ROOT, run
 
 CPU = torch.device("cpu")
 
@@ -111,13 +125,126 @@ def test_steps_agree_and_a_folded_block_that_does_not_is_named(monkeypatch: pyte
 
 
 def test_what_needs_cuda_is_left_out() -> None:
-    for part in (crops, norms, optimiser, queue):
-        with pytest.raises(LeftOut, match="CUDA"):
+    for part in (crops, norms, optimiser, clocks, queue, two_cards):
+        with pytest.raises(LeftOut, match="CUDA|GPU"):
             part(CPU)
     assert list(parts_of(CPU)) == [
-        "views", "crops", "norms", "LARS", "steps, rotation, fp32", "steps, simclr, fp32", "speed", "loader",
-        "queue",
+        "views", "crops", "norms", "LARS", "steps, rotation, fp32", "steps, simclr, fp32", "speed", "clocks",
+        "loader", "queue", "two cards",
     ]  # fmt: skip
+
+
+class Clocks(Nvml):
+    """An NVML of a GPU that its power limit slows; it knows nothing of MIG."""
+
+    def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, number: Any) -> int:
+        self.check(handle)
+        number._obj.value = {1: 1410}[kind]
+        return self.status
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: Any, kind: int, number: Any) -> int:
+        number._obj.value = {1: 1980}[kind]
+        return self.status
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: Any, number: Any) -> int:
+        number._obj.value = 400_500
+        return self.status
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Any, reasons: Any) -> int:
+        reasons._obj.value = 0x4 | 0x20 | 0x1
+        return self.status
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            0,
+            "SM at 1,410 MHz of at most 1,980, power limit 400.5 W, slowed by the power limit and heat",
+        ),
+        (3, "untold"),
+    ],
+)
+def test_clocks_are_told(status: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Clocks(status)
+    monkeypatch.setattr(gpu, "_nvml", lambda: library)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: library)
+    assert clocks_in_words(read_clocks(torch.device("cuda"))) == words
+    assert read_clocks(CPU) == {}
+    assert clocks_in_words({"is_mig": True, "slowed_by": []}) == "slowed by nothing, MIG on"
+
+
+def found_by_ranks(folder: Path, prepare: Callable[[], None]) -> dict[str, Any]:
+    """Return what two ranks of Gloo find on this CPU."""
+    path = folder / "found.json"
+    done = run(ROOT / "fastpsl/doctor/two_cards.py", path, "cpu", ranks=2, prepare=prepare)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(path.read_bytes()))
+
+
+def test_two_ranks_agree_and_what_differs_is_named(tmp_path: Path) -> None:
+    found = found_by_ranks(tmp_path, cheaper.for_good)
+    part = judged(found)
+    assert part.state == "ok" and not found["sum_differs"] and not found["weights_differ"], part
+    one, other = found["losses"].values()
+    assert len(one) == len(other) == 20 and len(set(one)) == 20 and found["images_per_s"]["2"] > 0
+    for wrong, words in (
+        ({"sum_differs": True}, "a sum"),
+        ({"weights_differ": ["folded"]}, "after folded steps"),
+        (
+            {"losses": {"eager": one, "folded": [*other[:-1], math.nan]}},
+            "1 of 20 losses of folded steps are nan",
+        ),
+    ):
+        part = judged(found | wrong)
+        assert part.state == "differs" and part.text.startswith(words)
+
+
+def own_gradients(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    future = torch.futures.Future[torch.Tensor]()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def exchange_nothing() -> None:
+    cheaper.for_good()
+    begin = DistributedDataParallel.__init__
+
+    def begin_without(parallel: Any, *arguments: Any, **values: Any) -> None:
+        begin(parallel, *arguments, **values)
+        parallel.register_comm_hook(None, own_gradients)
+
+    DistributedDataParallel.__init__ = begin_without  # type: ignore[assignment, method-assign]
+
+
+def test_ranks_without_an_exchange_have_other_weights(tmp_path: Path) -> None:
+    found = found_by_ranks(tmp_path, exchange_nothing)
+    assert found["weights_differ"] == ["eager", "folded"] and judged(found).state == "differs"
+
+
+@pytest.mark.parametrize(
+    ("script", "limit_s", "words"),
+    [
+        ("[ $RANK = 1 ] && sleep 60 || { echo an error; exit 3; }", 60.0, "a rank ended with 3: an error"),
+        ("exec sleep 60", 0.1, "did not end within"),
+    ],
+)  # fmt: skip
+def test_no_rank_stays(
+    script: str, limit_s: float, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program, pids = tmp_path / "python", tmp_path / "pids"
+    program.write_text(f"#!/bin/sh\necho $$ >> {pids}\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(ranks_module.sys, "executable", str(program))
+    monkeypatch.setattr(ranks_module, "_LIMIT_S", limit_s)
+    with pytest.raises(RuntimeError, match=words):
+        measured_on_two("cpu")
+    for pid in pids.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    program.write_text('#!/bin/sh\nif [ $RANK = 0 ]; then echo "{\\"port\\": $MASTER_PORT}" > $3; fi\n')
+    monkeypatch.setattr(ranks_module, "_LIMIT_S", 60.0)
+    assert list(measured_on_two("cpu")) == ["port"]
 
 
 def failing() -> Part:

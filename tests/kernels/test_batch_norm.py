@@ -11,14 +11,16 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.doctor.proof import (
     EPS,
-    MOMENTUM,
     NORM_BOUNDS,
     NORM_KINDS,
+    STEM,
+    Pool,
     by_kernels,
     by_torch,
     near,
     norm_case,
     norms_apart,
+    pooled_apart,
 )
 from fastpsl.doctor.proof import noise as device_noise
 from fastpsl.kernels.fused_cuda import batch_norm as module
@@ -46,7 +48,7 @@ def assert_near(actual: Tensor | None, expected: Tensor | None, bound: float) ->
 
 
 def check(shape: tuple[int, ...], dtype: torch.dtype, kind: str, relu: bool, fork: bool) -> None:
-    assert norms_apart(shape, dtype, DEVICE, kind, relu, fork) <= 1
+    assert norms_apart(shape, dtype, DEVICE, fork, kind=kind, relu=relu) <= 1
 
 
 @pytest.mark.parametrize(
@@ -209,77 +211,37 @@ def test_as_many_programs_as_in_training_and_more_than_2_to_the_31_values(
         assert_near(as_rows(x.grad)[place], dx, NORM_BOUNDS[torch.float16])  # type: ignore[arg-type]
 
 
-STEM = Windows((3, 3), (2, 2), (1, 1))
-HALVES = Windows((2, 2), (2, 2), (0, 0))
+HALVES: Pool = ((2, 2), (2, 2), (0, 0))
 # AlexNet's, one of other heights than widths, and one that leaves values out.
-OTHERS = (
-    Windows((3, 3), (2, 2), (0, 0)),
-    Windows((3, 2), (2, 1), (0, 1)),
-    Windows((1, 2), (2, 3), (0, 0)),
-)
+OTHERS: list[Pool] = [((3, 3), (2, 2), (0, 0)), ((3, 2), (2, 1), (0, 1)), ((1, 2), (2, 3), (0, 0))]
 
 
 def check_pooled(
-    shape: tuple[int, ...], windows: Windows, dtype: torch.dtype, relu: bool, fork: bool
+    shape: tuple[int, ...], dtype: torch.dtype, fork: bool, relu: bool = True, pool: Pool = STEM
 ) -> None:
-    """Compare with torch, for a map of so few numbers that most windows have equal maxima.
-
-    Which of them is the maximum follows from rounded values. So torch finds the places in the kernel's own
-    unpooled map, and float64 takes the values there.
-    """
-    x = noise(*shape).round().to(dtype).requires_grad_()
-    weight, bias = (noise(shape[1], seed=seed) for seed in (1, 2))
-    weight[0] = bias[0] = 0  # the ReLU gets zeros, and lets no gradient through
-    if shape[1] > 1:
-        weight[1], bias[1] = -0.01, 30  # halves round different values to equal ones
-    leaves = [x, weight.requires_grad_(), bias.requires_grad_()]
-    running = noise(shape[1]), noise(shape[1]).exp(), torch.zeros((), dtype=torch.int64, device=DEVICE)
-    exact_running = [each.double() for each in running[:2]]
-    of = Operand(x, weight, bias, Norm(EPS, MOMENTUM, *running))
-    result = batch_norm(of, relu=relu, fork=fork, pool=windows)
-    results = result if isinstance(result, tuple) else (result,)
-    unpooled = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=relu)
-    assert isinstance(unpooled, Tensor)
-    pooled, places = F.max_pool2d(unpooled.detach().float(), *windows, return_indices=True)
-    assert len(results) == (2 if fork else 1)
-    for each in results:
-        assert each.dtype == dtype and each.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(each, pooled.to(dtype))
-
-    gradients = [noise(*pooled.shape, dtype=dtype, seed=seed) for seed in (3, 4)][: len(results)]
-    torch.autograd.backward(results, gradients)
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    mean, var = exact_running
-    y = F.batch_norm(exact[0], mean, var, exact[1], exact[2], True, MOMENTUM, EPS)
-    y = (F.relu(y) if relu else y).flatten(2).gather(2, places.flatten(2)).view(pooled.shape)
-    y.backward(torch.stack(gradients).double().sum(0))
-    for leaf, wanted in zip(leaves, exact, strict=True):
-        assert_near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * NORM_BOUNDS[dtype])
-    for value, exact_value in zip(running, exact_running, strict=False):
-        assert_near(value, exact_value, 1e-6)
-    assert int(running[2]) == 1
+    assert pooled_apart(shape, dtype, DEVICE, fork, pool=pool, relu=relu) <= 1
 
 
 @pytest.mark.parametrize(("relu", "fork"), [(True, True), (False, False), slow(True, False)])
-@pytest.mark.parametrize("windows", [STEM, HALVES, OTHERS[0], *map(slow, OTHERS[1:])])
-def test_pooled_it_is_torchs(windows: Windows, relu: bool, fork: bool) -> None:
-    check_pooled((2, 66, 11, 6), windows, torch.float32, relu, fork)
+@pytest.mark.parametrize("pool", [STEM, HALVES, OTHERS[0], *map(slow, OTHERS[1:])])
+def test_pooled_it_is_torchs(pool: Pool, relu: bool, fork: bool) -> None:
+    check_pooled((2, 66, 11, 6), torch.float32, fork, relu, pool)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, slow(torch.bfloat16)])
 @pytest.mark.parametrize("fork", [False, True])
 def test_pooled_in_halves(fork: bool, dtype: torch.dtype) -> None:
-    check_pooled((2, 64, 9, 12), STEM, dtype, True, fork)
+    check_pooled((2, 64, 9, 12), dtype, fork)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 2), (2, 1, 2, 1), (3, 8, 1, 1), (1, 130, 3, 5), (1, 16, 16, 16)])
 def test_pooled_of_any_size(shape: tuple[int, ...]) -> None:
-    check_pooled(shape, STEM, torch.float32, True, True)
+    check_pooled(shape, torch.float32, True)
 
 
 def test_one_gradient_of_two_in_another_layout() -> None:
     x, weight, bias = noise(2, 8, 6, 7).requires_grad_(), noise(8, seed=1), noise(8, seed=2)
-    _, second = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=True, fork=True, pool=STEM)
+    _, second = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=True, fork=True, pool=Windows(*STEM))
     second.mean((2, 3)).square().sum().backward()
     exact = x.detach().double().requires_grad_()
     y = F.relu(F.batch_norm(exact, None, None, weight.double(), bias.double(), True, 0.0, EPS))
@@ -304,7 +266,7 @@ def unpacked(places: Tensor, like: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("windows", [STEM, HALVES, *OTHERS])
+@pytest.mark.parametrize("windows", [Windows(*pool) for pool in (STEM, HALVES, *OTHERS)])
 def test_places_are_torchs(windows: Windows, relu: bool) -> None:
     x = special(torch.float32)
     y = windows.pooled(x)
@@ -327,6 +289,6 @@ def test_places_are_torchs(windows: Windows, relu: bool) -> None:
 def test_a_pool_of_a_sum_with_a_bias(dtype: torch.dtype) -> None:
     x, bias = special(dtype).requires_grad_(), noise(20, seed=2).to(dtype)
     expected = F.max_pool2d(F.relu((x.float() + bias.float()[:, None, None]).to(dtype)), *STEM)
-    result = max_pool(x, STEM, bias, relu=True)
+    result = max_pool(x, Windows(*STEM), bias, relu=True)
     assert not result.requires_grad and result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result, expected.detach(), rtol=0, atol=0, equal_nan=True)
