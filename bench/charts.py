@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from bench.peers import TITLES
 from bench.program import counted
-from bench.tables import PATHS, launch
+from bench.schema import save_result
+from bench.tables import HAVE_CHARTS, PATHS, launch, show
 
 Row = Mapping[str, Any]
 # In inches. The height of a panel grows with its lines.
@@ -209,3 +210,12 @@ def _draw_bar(axes: Axes, line: int, bar: Bar, edge: float) -> None:
         text, (max(high, bar.mark or high), line), (6, 0), textcoords="offset points", va="center",
         fontsize=7.5, bbox=_HEADING, zorder=4,
     )  # fmt: skip
+
+
+def publish(out: Path, bench: str, machine: dict[str, Any], columns: str, **parts: Any) -> None:
+    """Write this program's result, show it with these columns, and print its path and its chart's."""
+    result = save_result(out, bench, machine, **parts)
+    show(result, *columns.split())
+    print(out)
+    if bench in HAVE_CHARTS:
+        print(draw(result, out.with_suffix(".png")))

@@ -35,9 +35,9 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.charts import publish
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.schema import RUNS, environment, over, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.gpu import milliseconds, synchronise

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.charts import publish
 from bench.kernel_chains import PEERS, Chain, Setting, Work, crop_chains, view_chain, views_of_chains
 from bench.program import in_turn, options_of, progress, run_program
 from bench.schema import RUNS, environment, over, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
 

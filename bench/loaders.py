@@ -24,12 +24,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
+from bench.charts import publish
 from bench.interleaved import Rates, measure
 from bench.peers import TITLES, Work
 from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_positive, counted, options_of, progress, run_program
 from bench.schema import RUNS, data_record, environment, over
-from bench.tables import publish
 from fastpsl.doctor.loader_rates import jpeg_utilisation, sampled
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads

@@ -24,10 +24,10 @@ import torch
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.charts import publish
 from bench.program import check_out, check_positive, counted, in_turn, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench

@@ -27,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.charts import publish
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, environment, over, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench

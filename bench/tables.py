@@ -5,14 +5,13 @@ it. bench/performance.py puts the tables onto pages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.table import Table
 
 from bench.peers import LOOPS, PACKED, TITLES, Work, reads
 from bench.program import counted, wide_console
-from bench.schema import Results, over, save_result
+from bench.schema import Results, over
 from fastpsl.pipelines.decoders.choose import NAMES
 
 Row = Mapping[str, Any]
@@ -218,17 +217,6 @@ def kernel_ratios(result: Result) -> list[Row]:
 def _measured(row: Row) -> str:
     names = {"loader": "loader alone", "step": f"step alone ({launch(row)})", "both": "trained"}
     return names.get(row["measured"], str(row["measured"]))
-
-
-def publish(out: Path, bench: str, machine: dict[str, Any], columns: str, **parts: Any) -> None:
-    """Write this program's result, show it with these columns, and print its path and its chart's."""
-    result = save_result(out, bench, machine, **parts)
-    show(result, *columns.split())
-    print(out)
-    if bench in HAVE_CHARTS:
-        from bench.charts import draw  # which reads this module
-
-        print(draw(result, out.with_suffix(".png")))
 
 
 def show(result: Result, *labels: str) -> None:

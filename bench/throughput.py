@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 
 from bench import interleaved, peers
+from bench.charts import publish
 from bench.peers import ours
 from bench.program import check_positive, in_turn, options_of, progress, run_program
 from bench.recipe_stages import (
@@ -43,7 +44,6 @@ from bench.recipe_stages import (
     stage_experiment,
 )
 from bench.schema import RUNS, data_record, environment, over, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.options import FoldName, GraphName

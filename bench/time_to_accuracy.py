@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.charts import publish
 from bench.program import counted, options_of, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.gpu import synchronise, torch_seed
 from fastpsl.engine.online_probe import OnlineProbe

@@ -23,13 +23,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
 from bench import peers
+from bench.charts import publish
 from bench.figures.results import WHOLE_PLAN
 from bench.interleaved import Rates, measure
 from bench.peers.simclr import Form
 from bench.program import check_positive, options_of, progress, run_program
 from bench.recipe_stages import Recipe, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, over, spread
-from bench.tables import publish
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
