@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.commands.labels import NUM_CLASSES
+from fastpsl.commands.labels import NUM_CLASSES, PCA_WIDTH, SIZE_PX
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
@@ -86,7 +86,9 @@ def test_every_command_parses_and_makes_what_is_missing(
             labels[made_labels.out] = made_labels.source, made_labels.seed
             assert made_labels.data == learned and runs == made_labels.out.parent  # a folder that is there
             wanted = scale.label_science(made_labels.source)
-            values = {"num_clusters": NUM_CLASSES} | {k: v for k, v in vars(made_labels).items() if v}
+            usual = {"num_clusters": NUM_CLASSES, "pca_width": PCA_WIDTH, "size_px": SIZE_PX}
+            given = vars(made_labels) | vars(made_labels.extraction)
+            values = usual | {name: value for name, value in given.items() if value}
             assert {key: values[key] for key in wanted} == wanted
         if weights.recipe:
             name, options = parsed(commands.pop(0))
