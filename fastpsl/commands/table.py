@@ -16,7 +16,7 @@ class Table:
 
     Below the table stand the commands of the results that are missing.
     Those result.json files under RUNS count that were measured whole, on one data set, with the values of
-    the scale. The others are listed with the reason. With --out, OUT gets NAME.md, NAME.png and NAME.html.
+    the scale. The others are listed with the reason. With --out, OUT gets NAME.md and NAME.png.
     Something missing is no error. See
     https://fastpsl.github.io/fastpsl/evaluate/tables.html; for the forms of DATA,
     https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.

@@ -1,12 +1,9 @@
-"""The pages of a table, as Markdown, PNG and HTML: `fastpsl table`.
+"""The page of a table, as Markdown with a chart: `fastpsl table`.
 
-The HTML is one file without network and scripts, as light or dark as the system.
 `python -m bench.evidence.page` writes small_scale.json from the results in docs/runs.
 """
 
-import base64
 import contextlib
-import io
 import json
 import shutil
 import sys
@@ -16,17 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from PIL import Image
-
 from fastpsl.console.words import pasted
 from fastpsl.engine.options import flag
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.paths import named_files
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.export import block, code, plain, table_row
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 from fastpsl.tables import data_sets
 from fastpsl.tables.matching import Place, needs_of
 from fastpsl.tables.paper_file import TABLES
@@ -36,69 +29,10 @@ from fastpsl.tables.rows import Measure, Row, Table
 from fastpsl.tables.scales import SCALES, Scale
 from fastpsl.tables.templates import templates
 
-MAX_WIDTH_PX = 1100
-
-
-class Embedded(NamedTuple):
-    """An image within the page, as a data URI; None if the file cannot be read."""
-
-    path: Path
-    caption: str
-    alt: str
-    uri: str | None
-
 
 def markdown(report: Report) -> str:
     """Return the whole page: the table, what rows add, which results went in, what is missing, the sizes."""
     return _TEMPLATES.get_template("page.md.jinja").render(words_of(report))
-
-
-def html(report: Report, chart: Path) -> str:
-    """Return the same page with the chart and with images of the trainings."""
-    table = report.table
-    paper = "Dashed lines" if table.curves else "Open diamonds"
-    caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
-    embedded = _embedded(chart, caption, f"{table.title}: the numbers of the table as points")
-    template = _TEMPLATES.get_template("page.html.jinja")
-    return template.render(words_of(report), chart=embedded, galleries=_galleries(report))
-
-
-def _galleries(report: Report) -> dict[str, list[Embedded]]:
-    """Return each run's training curves, and for one seed of each method its contact sheets."""
-    curves, sheets, folders, methods = [], [], set[Path](), set[str]()
-    for method, _, result in report.used:
-        folder = result.training_folder
-        if folder is None or folder in folders:
-            continue
-        folders.add(folder)
-        name = f"{method}, seed {result.seed}"
-        if (folder / "curve.png").exists():
-            curves.append(_embedded(folder / "curve.png", f"{name}: {folder}"))
-        if method not in methods:
-            paths = sorted(folder.glob("contact-sheet-*.png"))
-            sheets += [_embedded(path, f"{name}: {path.stem}") for path in paths]
-        methods.add(method)
-    return {"Training curves": curves, "What the networks saw": sheets}
-
-
-def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
-    uri = None
-    with contextlib.suppress(OSError, BadImage):
-        uri = _data_uri(path)
-    return Embedded(path, caption, alt or caption, uri)
-
-
-def _data_uri(path: Path) -> str:
-    """Return an image, at most 1,100 px wide, in 256 colours where that is smaller than a JPEG."""
-    image = Image.fromarray(decode_any(read_image_file(path)))
-    if image.width > MAX_WIDTH_PX:
-        size = (MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    flat, photo = io.BytesIO(), io.BytesIO()
-    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(flat, "PNG", optimize=True)
-    image.save(photo, "JPEG", quality=85)
-    kind, data = min((("png", flat.getvalue()), ("jpeg", photo.getvalue())), key=lambda pair: len(pair[1]))
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 _TEMPLATES = templates(Path(__file__).parent)
@@ -261,7 +195,7 @@ def make_table(
     others: data_sets.Paths,
     num_processes: int | None = None,
 ) -> tuple[Report, list[str]]:
-    """Write OUT/NAME.md, .png and .html if there is OUT; return the table and the lines to print below it.
+    """Write OUT/NAME.md and .png if there is OUT; return the table and the lines to print below it.
 
     The lines say which results are there and give the commands of those that are missing. Without `runs` it
     is runs/, which need not exist.
@@ -305,16 +239,15 @@ def make_table(
 
 
 def _write(report: Report, out: Path) -> list[Path]:
-    """Write OUT/NAME.md, .png and .html, and return their paths."""
+    """Write OUT/NAME.md and .png, and return their paths."""
     stem = out / report.table.name.replace("/", "-")
-    page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
+    page, chart = files = [stem.with_suffix(suffix) for suffix in (".md", ".png")]
     with output_errors(stem):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(page, markdown(report).encode())
         from fastpsl.tables.chart import save_chart  # imports matplotlib, which scripts of Slurm do without
 
         save_chart(report, chart)
-        write_atomically(web_page, html(report, chart).encode())
     return files
 
 
