@@ -95,7 +95,7 @@ def test_what_steers_a_terminal_is_on_no_page(tmp_path: Path, cli: Cli) -> None:
     rendered(cli, runs, tmp_path / "out")
     text = (tmp_path / "out" / "psl-5.md").read_bytes().decode()
     assert escaped(text) == text
-    assert r"\x1b" in text and r"\u202e" in text
+    assert r"| a \[2J" in text
 
 
 def test_at_the_papers_scale_the_difference_is_shown(tmp_path: Path, cli: Cli) -> None:
