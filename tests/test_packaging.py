@@ -148,9 +148,7 @@ def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
     built_here |= set() if libturbo.why_missing() else {"fastpsl/pipelines/decoders/_turbo.abi3.so"}
     assert libraries == built_here
     expected |= {f"fastpsl/recipes/{path.name}" for path in (built.tree / "recipes").glob("*.py")}
-    some = (
-        "kernels/new/__init__.py kernels/__init__.pyi tables/psl.json tables/page.md.jinja py.typed"
-    )
+    some = "kernels/new/__init__.py kernels/__init__.pyi tables/psl.json tables/page.md.jinja py.typed"
     assert {f"fastpsl/{name}" for name in (*some.split(), "recipes/jigsaw_r50.py")} <= expected
     assert shipped - libraries == expected
 

@@ -2,130 +2,19 @@
 
 import re
 import shlex
-import shutil
-import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import tyro
 
 from fastpsl.commands.train import Eval, Train
-from fastpsl.console.progress import note_output, operation
 from fastpsl.console.terminal import escaped
 from fastpsl.engine.options import flag
-from fastpsl.files.json_records import NoRecord
-from fastpsl.files.run_folder import STATUS
-from fastpsl.files.system_errors import is_of_the_system
+from fastpsl.files.system_errors import output_errors
 from fastpsl.scripts.command_line import HELP, parse
 from fastpsl.scripts.recipe import Recipe
-
-LOOK_EVERY_S = 1.0  # for new lines of the log
-ASK_EVERY_S = 5.0  # squeue, which all users of a cluster ask
-_ANSWER_S = 60.0
-_LEFT = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-
-
-class State(NamedTuple):
-    """A job's state in the queue: in words, and whether it has ended."""
-
-    words: str
-    has_ended: bool = False
-
-
-def require_slurm(*, has_environment: bool) -> None:
-    """Check that a job can be submitted, and that it will find `fastpsl`."""
-    if shutil.which("sbatch") is None:
-        raise ValueError(
-            "there is no sbatch here: give this command on a login node of a Slurm cluster; "
-            "--print shows the script"
-        )
-    if not has_environment and shutil.which("fastpsl") is None:
-        raise ValueError(
-            "the job would not find fastpsl, which is not on PATH: activate its environment first, or let "
-            "--setup do it"
-        )
-
-
-def submit(script: Path) -> str:
-    """Give a script to sbatch, and return the job's number."""
-    done = _ask("sbatch", "--parsable", str(script.absolute()))  # whose name may begin as an option does
-    if done.returncode:
-        raise ValueError(f"sbatch does not take the job: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().partition(";")[0]
-
-
-def state_of(job: str) -> State:
-    """Return a job's state as squeue tells it."""
-    done = _ask("squeue", "--noheader", "--states=all", "--format=%T|%r|%N|%S", f"--jobs={job}")
-    if done.returncode and "Invalid job id" not in done.stderr:
-        return State(f"squeue does not answer ({' '.join(done.stderr.split())})")
-    if not done.stdout.strip():
-        return State("no longer in the queue", has_ended=True)
-    state, reason, nodes, start = done.stdout.splitlines()[0].split("|")
-    words = state + (f" on {nodes}" if nodes else "") + (f" ({reason})" if reason != "None" else "")
-    if state == "PENDING" and start != "N/A":
-        words += f", to start by {start}"
-    return State(words, state in _LEFT)
-
-
-def follow(job: str, out: Path) -> int:
-    """Print a job's log as it grows, and its state beside the run's status.json, until it has ended."""
-    log, position, line, asked = out / f"slurm-{job}.log", 0, "", float("-inf")
-    try:
-        with operation(f"job {job}: asking for its state") as progress:
-            while True:
-                if time.monotonic() - asked >= ASK_EVERY_S:
-                    state, asked = state_of(job), time.monotonic()
-                position = _print_from(log, position)
-                if (now := f"job {job}: {state.words}; {_status(out)}") != line:
-                    line = now
-                    print(line, flush=True)
-                    progress.rename(f"{line}; waiting for news of it")
-                    note_output()
-                if state.has_ended:
-                    return 0 if _status(out).startswith(f"{STATUS.name} finished") else 1
-                time.sleep(LOOK_EVERY_S)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"job {job} goes on; `tail -f -- {shlex.quote(str(log))}` and `squeue --jobs {job}` show it, "
-            f"`scancel {job}` ends it"
-        ) from None
-
-
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANSWER_S)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no answer in {_ANSWER_S:.0f} s")
-
-
-def _status(out: Path) -> str:
-    """Return status.json in words."""
-    try:
-        status = STATUS.of(out, "state", "stage", "step")
-    except OSError as error:
-        return f"{STATUS.name}: {error}" if is_of_the_system(error) else f"no {STATUS.name} yet"
-    except NoRecord as error:
-        return f"{STATUS.name} {error.why}"
-    where = f"{STATUS.name} {status['state']}, stage {status['stage']}, step {status['step']}"
-    return where + (f": {status['reason']}" if status.get("reason") else "")
-
-
-def _print_from(log: Path, position: int) -> int:
-    """Print what a log has behind a position, and return the position of its end."""
-    if not log.exists():
-        return position
-    with log.open("rb") as file:
-        file.seek(position)
-        new = file.read()
-    if new:
-        print(new.decode(errors="replace"), end="", flush=True)
-        note_output()
-    return position + len(new)
-
 
 # The parts of NVIDIA's driver that a container gets; the GPU's JPEG engines need that of video.
 _DRIVER_PARTS = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
@@ -156,12 +45,12 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Slurm:
-    """Submit a training to Slurm, on one or more nodes.
+    """Print the script of a training for Slurm's sbatch, on one or more nodes.
 
-        fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --time 24:00:00 --data 'train-*.beton' --out runs/j
+        fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --data 'train-*.beton' --out runs/j | sbatch
 
-    Writes slurm.sh in --out, gives it to sbatch, and shows the job's state and its log until Ctrl-C, which
-    leaves the job alone. A job that is stopped by a signal is requeued and continues.
+    It makes the folder --out, in which Slurm puts the job's log. A job that a signal stops is requeued and
+    continues.
     """
 
     recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
@@ -183,26 +72,16 @@ class Slurm:
     of this command."""
     container: Annotated[str | None, tyro.conf.arg(metavar="IMAGE")] = None
     """Image that has fastpsl, in which apptainer runs the processes."""
-    print: bool = False
-    """Print the script; write and submit nothing."""
 
     def run(self, *recipe_options: str) -> int:
-        """Submit the job and follow it, or print its script."""
-        from fastpsl.files.atomic import write_atomically
-        from fastpsl.files.system_errors import output_errors
-
+        """Print the script, and make the folder of its log, without which Slurm would start no job."""
+        if "--print" in recipe_options:  # until version 0.2
+            raise ValueError("--print: the script is printed without it; leave it out, and give it to sbatch")
         script, out = self.script(recipe_options)
-        if self.print:
-            print(script, end="")
-            return 0
-        require_slurm(has_environment=bool(self.setup or self.container))
-        path = out / "slurm.sh"
-        with output_errors(path):
+        with output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, script.encode())
-        job = submit(path)
-        print(f"job {job}: {path}, log {out / f'slurm-{job}.log'}", flush=True)
-        return follow(job, out)
+        print(script, end="")
+        return 0
 
     def script(self, recipe_options: Sequence[str]) -> tuple[str, Path]:
         """Return the text for sbatch, and the run's folder."""
@@ -278,6 +157,6 @@ def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Pat
 
 
 class Launch:
-    """Submit a training to a cluster's queue, and follow it."""
+    """Print the script of a training for a cluster's queue."""
 
     commands: ClassVar[dict[str, type]] = {"slurm": Slurm}

@@ -41,12 +41,15 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a job that is left alone. `fastpsl launch slurm` follows it to its end."""
-    out = tmp_path_factory.mktemp("cluster") / "a whole run"
+    """Return the folder of a job that is left alone, whose script `fastpsl launch slurm` has printed."""
+    folder = tmp_path_factory.mktemp("cluster")
+    script, out = folder / "job.sh", folder / "a whole run"
     job = ("--nodes", "2", "--gpus", "0", "--time", "5")
     done = fastpsl("launch", "slurm", "jigsaw", *job, *OPTIONS, "--out", str(out))
     assert done.returncode == 0, done
-    (out / "followed.txt").write_text(done.stdout)
+    script.write_text(done.stdout)
+    ended = wait_for_end(submit(str(script)))
+    assert ended["JobState"] == "COMPLETED", log(out)
     return out
 
 
@@ -82,11 +85,8 @@ def assert_equal_runs(out: Path, whole: Path) -> None:
     assert metrics[0] == metrics[1] and metrics[0].count("\n") == 3 * NUM_STEPS
 
 
-def test_a_job_on_two_nodes_finishes_and_is_followed(whole: Path) -> None:
-    told = (whole / "followed.txt").read_text()
-    assert "RUNNING on node[1-2]" in told and "S3 (level G3)" in told
-    last = f"COMPLETED on node[1-2]; status.json finished, stage 3, step {NUM_STEPS}"
-    assert told.splitlines()[-1].endswith(last), told
+def test_a_job_on_two_nodes_finishes(whole: Path) -> None:
+    assert "S3 (level G3)" in log(whole)
     assert state(whole) == "finished" and newest_checkpoint(whole)["machine"]["world_size"] == 2
 
 

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from typing_extensions import override
 
 import fastpsl.model
-from fastpsl.commands.launch import _status
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.replay import PastRun
 from fastpsl.evaluation.result_file import read_result
@@ -308,15 +307,6 @@ def test_what_networks_are_made_of_is_not_called_wrong(monkeypatch: pytest.Monke
     monkeypatch.setattr("timm.create_model", create_model)
     line = told(lambda: timm_backbone.published("timm/resnet18"))
     assert line.startswith("model.safetensors: cannot be read (Too")
-
-
-def test_a_status_that_cannot_be_read_is_not_called_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert _status(tmp_path) == "no status.json yet"
-    (tmp_path / "status.json").touch()
-    break_opening(monkeypatch, errno.ESTALE, "status.json")
-    assert os.strerror(errno.ESTALE) in _status(tmp_path)
 
 
 def test_a_run_that_cannot_be_read_is_not_called_damaged(

@@ -14,7 +14,7 @@ EXAMPLES = {
     "train": "fastpsl train jigsaw --data photos/train --val photos/val --gpus 8 --out runs/jigsaw",
     "eval": "fastpsl eval knn runs/jigsaw --data photos/train --val photos/val",
     "launch": "fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --data 'train-*.beton' --out runs/jigsaw",
-    "launch slurm": "fastpsl launch slurm jigsaw --data 'train-*.beton' --out runs/jigsaw --print",
+    "launch slurm": "fastpsl launch slurm jigsaw --data 'train-*.beton' --out runs/jigsaw",
     "recipes": "fastpsl recipes",
     "recipes list": "fastpsl recipes",
     "recipes copy": "fastpsl recipes copy jigsaw my_jigsaw.py",
