@@ -258,7 +258,7 @@ IS_SKIPPED = "is_skipped"
 
 
 class SkippedStep:
-    """A hook that counts steps with non-finite gradients in `num`, and tells whether the last one is one."""
+    """A hook that counts steps with non-finite gradients in `num`, and tells whether this step is one."""
 
     def __init__(self, num: Tensor):
         self._num = num  # no `TrainStep`, which would live with its graphs until cycles are collected
