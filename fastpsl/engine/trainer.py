@@ -48,7 +48,7 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
         if run.world.local_rank == 0:
             batches = loader.epoch(run.position.first_epoch)
             batch = next(batches)
-            batches.close()
+            batches.close()  # nobody wants the batches that are in flight behind it
         progress.rename(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
         wait_for_all(run.world)
     if batch is None or run.world.rank != 0 or run.position.step > 0:
