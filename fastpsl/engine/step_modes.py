@@ -152,6 +152,7 @@ def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> st
     why_not = _why_no_triton(device)
     if why_not:
         return why_not
+    # Only now, because it imports Triton.
     names = importlib.import_module("fastpsl.engine.fused_norms")
     try:
         views = [names.fused(block) for block in backbone.blocks()[: stage.last_block]]
