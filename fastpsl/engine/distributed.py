@@ -320,6 +320,7 @@ class StopSignal:
         if self.world.size > 1:
             flags = highest_over_ranks(flags)
             # By the slowest rank's time, so that all compute the same step, whatever their clocks show.
+            # A clock that has not moved between two steps tells 0.
             steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
             self._ask_after = min(max(steps, 1), self.max_steps_between)
         self._steps_since, self._last_asked = 0, now
