@@ -62,6 +62,7 @@ def predict(
     """
     assert num_images > 0
     parts, whole = folder / "predictions", folder / NAME
+    # The other ranks wait here until rank 0 has made the folder of parts.
     if share(world, _begin(folder, parts, science) if world.rank == 0 else None):
         return whole
     starts = range(0, num_images, PART)
@@ -73,7 +74,7 @@ def predict(
         path = parts / f"{part:06d}.npz"
         rows: list[Predictions] = []
         predicted = iter(()) if path.exists() or not images else predict_images(images)
-        for _ in range(PART):
+        for _ in range(PART):  # also for a part that is there, or has fewer images, or none
             rows += itertools.islice(predicted, 1)
             if after_image(done + len(rows)):
                 return None
@@ -81,13 +82,14 @@ def predict(
             assert len(rows) == len(images)
             _save(path, _joined(rows, images.start))
         done += len(rows)
-    wait_for_all(world)
+    wait_for_all(world)  # rank 0 reads the parts of all
     if world.rank == 0:
         arrays = [read_predictions(parts / f"{number:06d}.npz") for number in range(len(starts))]
         _save(whole, {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})
+        # After the file: a run that is killed in between leaves a file without a record, which is made again.
         write_atomically(folder / RECORD, _science_text(science).encode())
-        shutil.rmtree(parts)
-    wait_for_all(world)
+        shutil.rmtree(parts)  # last, because until then they are what a killed run goes on with
+    wait_for_all(world)  # the others return a path, and the file is there
     return whole
 
 
@@ -119,6 +121,7 @@ def _begin(folder: Path, parts: Path, science: Mapping[str, Any]) -> bool:
     if _is_of(record, science) and (folder / NAME).exists():
         shutil.rmtree(parts, ignore_errors=True)  # a run may have been killed while it removed them
         return True
+    # First: an interrupted pass would leave the old file with its record, as if it was of this science.
     record.unlink(missing_ok=True)
     begin_folder(parts, science)
     return False
@@ -142,7 +145,7 @@ def _is_of(record: Path, science: Mapping[str, Any]) -> bool:
     with input_errors(record):
         try:
             return read_bytes(record) == _science_text(science).encode()
-        except (FileNotFoundError, NoRecord):
+        except (FileNotFoundError, NoRecord):  # then the pass is made anew
             return False
 
 
@@ -236,13 +239,15 @@ class EpochContext:
         ):
             for number, batch in enumerate(run.reporter.watched(batches), start=1):
                 (images,) = augment.inputs(batch, [view], train_step.dtype)
-                if training and number == loader.num_steps:
+                if training and number == loader.num_steps:  # the last batch alone has padding
                     images = _without_padding(images, batch)
+                # Dropout follows from the place in the pass, and not from what was drawn before it.
                 seed = torch_seed(run.options.seed, self.draws_epoch, number, run.world.rank)
-                torch.manual_seed(seed)  # dropout
+                torch.manual_seed(seed)
                 with train_step.autocast():
                     outputs = function(blocks(images))
                 yield batch.indices, outputs
+                # On every rank after each batch, because the ranks exchange here whether to stop.
                 if after(number * len(batch.indices)):
                     raise PassStopped
 
@@ -291,6 +296,7 @@ class EpochContext:
             # A pass without gradients would compile compiled blocks once more.
             stack.callback(setattr, module.blocks, "runner", module.blocks.runner)
             module.blocks.runner = run_blocks
+            # After fast steps, ranks would hear a signal only after as many batches of the pass.
             run.stop_signal.other_pace()
             progress = None
             if run.reporter.screen is not None:
@@ -309,7 +315,7 @@ class EpochContext:
 
 def _without_padding(images: Tensor, batch: Batch) -> Tensor:
     """Replace padding by copies of the batch's images, so that it does not affect the batch statistics."""
-    num_valid = int((batch.indices >= 0).sum())
+    num_valid = int((batch.indices >= 0).sum())  # waits for the device, in one batch of a pass
     if num_valid in (0, len(images)):
         return images
     order = torch.argsort((batch.indices < 0).int(), stable=True)[:num_valid]
@@ -322,13 +328,15 @@ def _without_padding(images: Tensor, batch: Batch) -> Tensor:
 def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iterator[None]:
     """Set eval mode (or train mode) within the context, and restore modes and buffers at its end.
 
-    Within the context, all ranks have rank 0's running statistics, because each rank's own differ since the
-    last step.
+    Within the context, all ranks have rank 0's running statistics.
     """
+    # Of each part, because frozen blocks are in eval mode within a module in train mode.
     modes = [(part, part.training) for part in module.modules()]
+    # Copies, because both rank 0's values and a pass in train mode overwrite them.
     buffers: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
     module.train(training)
     try:
+        # Each rank's own have become different in its steps.
         take_tensors_of_rank_0(module.buffers(), world)
         yield
     finally:

@@ -58,7 +58,7 @@ def own_commit() -> str | None:
 
 # torch wants it to be 0, before the group starts, where DDP's steps are captured as CUDA graphs.
 NCCL_FLAG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-_LOOK_AGAIN_S = 0.5
+_LOOK_AGAIN_S = 0.5  # a rank that starts later than this one changes the name
 _stores: dict[tuple[str | None, str | None], dist.Store] = {}  # by the address of rank 0
 
 
@@ -119,7 +119,7 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if size > 1:
         backend = "gloo"
         if device.type == "cuda":
-            backend = "cpu:gloo,cuda:nccl"
+            backend = "cpu:gloo,cuda:nccl"  # tensors on the CPU go over Gloo, so that no GPU waits for them
             os.environ.setdefault(NCCL_FLAG, "0")
         timeout = timedelta(seconds=timeout_s)
         with operation(f"waiting for all {size} processes"):
@@ -129,7 +129,7 @@ def join_world(device_name: str, timeout_s: float) -> World:
             if place not in _stores:
                 _stores[place] = next(rendezvous("env://", timeout=timeout))[0]
             store = _stores[place]
-            store.set_timeout(timeout)
+            store.set_timeout(timeout)  # a kept one has the limit of an earlier start
             own = dist.PrefixStore(_new_name(store, rank, size, timeout_s), store)
             dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
             # A rank that then refuses the options, and ends, would break another one's connecting.
@@ -143,11 +143,9 @@ def join_world(device_name: str, timeout_s: float) -> World:
 
 
 def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
-    """Agree with the other ranks on a name for keys that their store does not have yet.
-
-    A store may have keys of earlier starts: a process joins again, or torchrun has restarted the ranks. There
-    Gloo would find the addresses of processes that have ended.
-    """
+    """Agree with the other ranks on a name for keys that their store does not have yet."""
+    # The store may have keys of earlier starts: a process joins again, or torchrun has restarted the ranks.
+    # Under these, Gloo would find the addresses of processes that have ended.
     store.set(f"start-{rank}", uuid.uuid4().hex)
     deadline = time.monotonic() + timeout_s
     while True:
@@ -158,19 +156,16 @@ def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
         try:
             store.wait([f"{name}-{other}" for other in range(size)], timedelta(seconds=_LOOK_AGAIN_S))
             return name
-        except RuntimeError:
+        except RuntimeError:  # not all have come to this name yet
             if time.monotonic() > deadline:
                 raise
 
 
 def leave_world() -> None:
-    """Destroy the process group and restore torch's flags.
-
-    DDP's objects are collected first, because otherwise Gloo's threads abort the process.
-    """
+    """Destroy the process group and restore torch's flags."""
     restore_flags()
     if dist.is_initialized():
-        gc.collect()
+        gc.collect()  # DDP's objects go first, because otherwise Gloo's threads abort the process
         dist.destroy_process_group()
 
 
@@ -179,6 +174,7 @@ def share(world: World, value: Any = None) -> Any:
     if world.size == 1:
         return value
     box = [value]
+    # By the CPU's backend, Gloo, so that no GPU waits.
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
 
@@ -186,16 +182,18 @@ def share(world: World, value: Any = None) -> Any:
 def highest_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Return the highest values [...] of all ranks, element by element, on the CPU; every rank calls it.
 
-    Gloo is used, so that no GPU waits. After k messages a rank knows the values of the 2^k ranks up to it. So
-    N ranks need ⌈log2 N⌉ hops in sequence, where Gloo's ring has 2 (N - 1).
+    Gloo is used, so that no GPU waits.
     """
     (rank, size), distance = place_among_ranks(), 1
+    # After k messages a rank knows the values of the 2^k ranks up to it. So N ranks need ⌈log2 N⌉ hops in
+    # sequence, where an all-reduce by Gloo's ring has 2 (N - 1).
     while distance < size:
         others = torch.empty_like(values)
+        # All ranks send at once, and each would wait for another one to receive.
         sending = dist.isend(values, (rank + distance) % size)
         dist.recv(others, (rank - distance) % size)
         assert sending is not None
-        sending.wait()
+        sending.wait()  # it reads `values`
         values, distance = torch.maximum(values, others), 2 * distance
     return values
 
@@ -214,9 +212,9 @@ def gather_objects(world: World, value: Any) -> list[Any]:
 
 
 def wait_for_all(world: World) -> None:
-    """Return once every rank has called this. Gloo is used, so no GPU waits."""
+    """Return once every rank has called this."""
     if world.size > 1:
-        dist.all_reduce(torch.zeros(()))
+        dist.all_reduce(torch.zeros(()))  # on the CPU, so over Gloo, and no GPU waits
 
 
 def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
@@ -228,7 +226,7 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
 
 def total_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy of a tensor that is summed over all ranks, on every rank; all must call it."""
-    total = tensor.clone()
+    total = tensor.clone()  # the sum is made in place
     if place_among_ranks()[1] > 1:
         dist.all_reduce(total)
     return total
@@ -239,6 +237,7 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if not dist.is_initialized():
         return tensor
+    # One tensor, because a list of the ranks' tensors would be copied once more.
     whole = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
     dist.all_gather_into_tensor(whole, tensor.contiguous())
     return whole
@@ -255,7 +254,7 @@ def take_tensors_of_rank_0(tensors: Iterable[torch.Tensor], world: World) -> Non
         for tensor in tensors:
             values = tensor.detach().contiguous()  # itself, unless it is in channels-last memory
             dist.broadcast(values, src=0)
-            tensor.detach().copy_(values)
+            tensor.detach().copy_(values)  # for those that are copies
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -284,13 +283,11 @@ class StopSignal:
     """A decision of all ranks, after the same step, to stop or to write a checkpoint.
 
     They stop if any rank has received SIGTERM or SIGINT; in a thread, they are not received. Flags are
-    exchanged over Gloo about once per second. From the slowest rank's time per step, all ranks compute the
-    next step at which to exchange them. So the clocks need not agree, the GPU is never waited for, and
-    torchrun's 30 s suffice.
+    exchanged over Gloo about once per second, so the GPU is never waited for.
     """
 
-    ask_every_s = 1.0
-    max_steps_between = 64
+    ask_every_s = 1.0  # torchrun kills the ranks 30 s after a signal
+    max_steps_between = 64  # later steps may be slower than those that were timed
 
     def __init__(self, world: World, checkpoint_minutes: float):
         self.world = world
@@ -298,7 +295,7 @@ class StopSignal:
         self._checkpoint_s = checkpoint_minutes * 60
         self._last_checkpoint = self._last_asked = time.monotonic()
         self._steps_since = 0
-        self._ask_after = 1
+        self._ask_after = 1  # the first step tells how long one takes
         # Python delivers signals to the main thread, and refuses handlers in others.
         is_main = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
@@ -308,6 +305,7 @@ class StopSignal:
 
     def _request_stop(self, *_: object) -> None:
         if self.world.rank == 0 and not self.stop_requested:  # under torchrun, Ctrl-C arrives twice
+            # `print` takes a lock, which the code that is interrupted may hold.
             print_in_handler("interrupted: stopping after this step")
         self.stop_requested = True
 
@@ -321,6 +319,8 @@ class StopSignal:
         flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
         if self.world.size > 1:
             flags = highest_over_ranks(flags)
+            # By the slowest rank's time, so that all compute the same step, whatever their clocks show.
+            # A clock that has not moved between two steps tells 0.
             steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
             self._ask_after = min(max(steps, 1), self.max_steps_between)
         self._steps_since, self._last_asked = 0, now
@@ -338,8 +338,9 @@ class StopSignal:
     def ignore(self) -> None:
         """Ignore the signals from here on: the process is about to end, and its exit code shall say how."""
         for number in self._handlers:
+            # srun sends SIGTERM to the ranks that are left, which would die of it before they end.
             signal.signal(number, signal.SIG_IGN)
-        self._handlers.clear()
+        self._handlers.clear()  # `close` shall bring none back
 
     def close(self) -> None:
         """Restore the former signal handlers, unless the signals are ignored."""

@@ -47,8 +47,9 @@ class MetricsFile:
             kept_bytes = line.end
         else:
             if count_lines(path, kept_bytes):  # `read_lines` has warned
+                # Cutting would destroy lines that a person may still want to read.
                 shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
-        os.truncate(path, kept_bytes)
+        os.truncate(path, kept_bytes)  # a resumed run makes the steps after its checkpoint again
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         with open(self.path, "a") as file:
@@ -57,7 +58,7 @@ class MetricsFile:
     def sync(self) -> None:
         """Wait until the lines are on the disk."""
         with open(self.path, "a") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # of the file's lines, whichever descriptor wrote them
 
     def losses(self, stage: str) -> list[float]:
         """Return the losses of a stage's steps that had valid samples."""
@@ -85,8 +86,8 @@ class EpochLog:
 
     def __init__(self, path: Path, resumed_run_step: int):
         self.path = path
-        if path.exists():
-            MetricsFile(path, resumed_run_step)
+        if path.exists():  # it comes into being with its first line
+            MetricsFile(path, resumed_run_step)  # for its cut alone
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Add a line. It replaces lines of the same or a later "run_step" and "epoch"."""
@@ -106,6 +107,7 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
         raise ValueError(f"--wandb needs wandb: {install('wandb')}") from error
     id_file = folder / "wandb-id.txt"
     if not id_file.exists():
+        # Our own id and not W&B's, so that a resume goes on with the same curves.
         write_atomically(id_file, secrets.token_hex(8).encode())
     try:
         return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
@@ -221,12 +223,7 @@ EpochMetrics = Mapping[str, float | None]
 
 
 class Reporter:
-    """A reporter that collects each step's metrics on the device and fetches them every `log_steps` steps.
-
-    A stage's first step is fetched, too, and shown without a speed, because it builds what others only use.
-    On a GPU, a fetch is finished after the next step was launched. The host then waits only for a step that
-    is over or nearly so, and writes the numbers while the device computes the next one.
-    """
+    """A reporter that collects each step's metrics on the device and fetches them every `log_steps` steps."""
 
     def __init__(
         self,
@@ -252,13 +249,14 @@ class Reporter:
         if world.rank == 0 and tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
+            # It drops what an earlier start logged at the purged step and later, which comes again.
             self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
         self._pending: list[tuple[dict[str, Any], Tensor]] = []
         self._names: list[str] = []
         self._wait_s = 0.0
         self._window_started = time.perf_counter()
         self._pending_copy: tuple[list[dict[str, Any]], list[str], AsyncCopy] | None = None
-        self._is_timed = False
+        self._is_timed = False  # a stage's first step builds what others only use, and is no measure of them
         self._began = time.perf_counter()  # of the stage
         self._pace = Pace()
         self.accuracy_name = "accuracy"  # for people; in files, the metric is "accuracy"
@@ -323,7 +321,7 @@ class Reporter:
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """Exclude work between two steps from the logged speed. All ranks call it at the same step."""
-        self.flush()
+        self.flush()  # the pending steps' time ends here
         started = time.perf_counter()
         yield
         self._window_started, self._wait_s = time.perf_counter(), 0.0
@@ -370,8 +368,9 @@ class Reporter:
             return
         path = self.folder / "bad-samples.csv"
         # Names may hold any bytes.
+        # To append, because other ranks write to the same end.
         with open(path, "a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            file.seek(self._bad_read)
+            file.seek(self._bad_read)  # from there on are lines of other ranks, or of an earlier start
             for row in csv.reader(io.StringIO(file.read(), newline="")):
                 self._bad_names.update(row[1:2])
             for sample in bad:
@@ -384,6 +383,8 @@ class Reporter:
 
     def step(self, step: int, run_step: int, lr: float, metrics: StepMetrics) -> None:
         """Note one step."""
+        # Now, because this step has been launched: the host waits only for the one before, which is over or
+        # nearly so, and writes its numbers while the device computes.
         self._finish_copy()
         self._names = list(metrics.names)
         stage = {"stage": self._stage.name, "level": self._stage.level}
@@ -392,11 +393,11 @@ class Reporter:
             self._pace.add_epoch()
         if self.screen:
             self.screen.reach(step)
-        if step == self._num_steps:
+        if step == self._num_steps:  # no step follows in which the copy could be finished
             self.flush()
         elif step % self.log_steps == 0 or not self._is_timed:
             self._begin_copy()
-            if self.world.device.type == "cpu":
+            if self.world.device.type == "cpu":  # its step is over, and the numbers are there
                 self._finish_copy()
 
     def flush(self) -> None:
@@ -422,7 +423,7 @@ class Reporter:
         (steps, names, numbers), self._pending_copy = self._pending_copy, None
         rows = numbers.values().tolist()
         now = time.perf_counter()
-        elapsed = max(now - self._window_started, 1e-9)
+        elapsed = max(now - self._window_started, 1e-9)  # it divides, and a clock may stand still
         mean = lambda total, count: total / count if count else None
         lines = [
             row | {name: mean(*pair) for name, pair in zip(names, pairs, strict=True)}
@@ -439,6 +440,7 @@ class Reporter:
             self._pace.add_start(now - self._began)
         self._is_timed = True
         self._window_started, self._wait_s = time.perf_counter(), 0.0
+        # Last, so that the losses of a training that has diverged are on record.
         self._skipped_steps.require_effect(self.first_not_finite)
 
     def require_finite_loss(self) -> None:
@@ -447,6 +449,7 @@ class Reporter:
         All metrics have been flushed.
         """
         name = self._stage.name
+        # Rank 0 alone has the file, and all ranks must end.
         if share(self.world, self.file is not None and self.file.not_finite(name)[1]):
             raise diverged(f"the loss of {name}'s last step is not finite{self.first_not_finite()}")
 

@@ -1,9 +1,4 @@
-"""The folder of a run, the checkpoint that it resumes from, and the check that both belong together.
-
-Compiled, fused and folded computations round differently. A stage that resumes with `auto` therefore keeps
-the choice of its start, even if a later version or another GPU would choose differently. An explicit flag
-overrides it.
-"""
+"""The folder of a run, the checkpoint that it resumes from, and the check that both belong together."""
 
 import contextlib
 import fcntl
@@ -30,7 +25,8 @@ from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.data.identity import not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 
-# The options for which "auto" makes a choice.
+# The options whose "auto" keeps the choice of a stage's start when it resumes, even if a later version or
+# another GPU would choose differently: compiled, fused and folded computations round differently.
 AUTOMATIC = ("compile", "augment_backend", "fold_frozen", "decoder")
 _OLD_VALUES = {"fold_frozen": {False: "off", True: "on"}}  # of earlier checkpoints
 
@@ -85,7 +81,7 @@ def apply_kept_choices(
             try:
                 check(as_begun)
                 options = as_begun
-            except ValueError as error:
+            except ValueError as error:  # another machine may not be able to
                 log(
                     f"the stage began with {name} {value}, which cannot be here, and goes on by auto: {error}"
                 )
@@ -124,6 +120,7 @@ def choose_folder(called: str, options: RunOptions) -> Path:
     require_folder(folder)
     for name in (".lock", *LINES, "bad-samples.csv", "error.txt", "wandb-id.txt"):  # others are replaced
         path = folder / name
+        # We add lines to these files, and a link in a stranger's folder may lead to a file of yours.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise ValueError(f"{path}: is no file of the run's own; put the file in its place, or remove it")
     with output_errors(folder):
@@ -137,6 +134,7 @@ def lock_folder(folder: Path) -> TextIO:
     The file holds the machine's name, for those who ask whether the run is still at work.
     """
     with output_errors(folder):
+        # Opened without a cut, because it may hold the name of the machine that is at work.
         file = open(folder / ".lock", "a+")  # noqa: SIM115  (held open by the caller)
     for is_last in (False, True):  # `fastpsl runs` holds it for an instant
         try:
@@ -153,13 +151,14 @@ def lock_folder(folder: Path) -> TextIO:
             break  # the file system has no locks
     with output_errors(folder):
         file.truncate(0)
-        print(socket.gethostname(), file=file, flush=True)
+        print(socket.gethostname(), file=file, flush=True)  # the file stays open until the run ends
     return file
 
 
 @contextlib.contextmanager
 def open_folder(called: str, options: RunOptions, world: World) -> Iterator[Path]:
     """Yield the run's folder on every rank, locked by rank 0 until the end."""
+    # Rank 0 chooses, because each rank would make a numbered folder of its own.
     folder = Path(share(world, str(choose_folder(called, options)) if world.rank == 0 else None))
     lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
     with lock:
@@ -174,9 +173,9 @@ def new_numbered_folder(parent: Path, name: str) -> Path:
     while True:
         folder = parent / f"{name}-{number:03d}"
         try:
-            folder.mkdir()
+            folder.mkdir()  # the system makes it for one process alone
             return folder
-        except FileExistsError:
+        except FileExistsError:  # another run has taken it since we looked
             number += 1
 
 
@@ -199,7 +198,7 @@ def find_checkpoint(
         path, state, problems = newest
         chosen = str(path)
         notes += [f"passed over: {problem}" for problem in problems]
-    chosen = share(world, chosen)
+    chosen = share(world, chosen)  # all ranks must go on from one step
     if chosen is None:
         return None, None, notes
     if state is None:  # rank 0 has already read the newest one
@@ -235,7 +234,7 @@ def find_checkpoint(
 
 
 def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run_step: int) -> list[str]:
-    """Make `chosen` the newest of its folder by renaming later ones, which a resume would otherwise prefer.
+    """Make `chosen` the newest of its folder by renaming later ones.
 
     If the run continues in another folder, its metrics up to that point and its first weights are copied.
     """
@@ -248,6 +247,7 @@ def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run
     notes = []
     for path in checkpoints.paths():
         if int(path.stem.split("-")[1]) > run_step:
+            # Under its name, a resume would prefer it to `chosen`.
             path.rename(path.with_name(f"abandoned-{path.name}"))
             notes.append(f"{path} is of a line that ends here: renamed to abandoned-{path.name}")
     return notes
@@ -259,9 +259,10 @@ def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
         where = "" if within is state else "position: "
         for name, kind in keys.items():
             value = within.get(name)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool):  # a bool is an int
                 is_there = f"is of type {type(value).__name__}" if name in within else "is missing"
                 raise ValueError(f"{path} is no whole checkpoint ({where}{name!r} {is_there}): {_OLDER}")  # noqa: TRY004
+            # `not`, because NaN lies in no range.
             if isinstance(value, (int, float)) and not 0 <= value < 1 << 53:
                 raise ValueError(f"{path} is no whole checkpoint ({where}{name!r} is {value}): {_OLDER}")
         if within is not state and (unknown := within.keys() - keys.keys()):
@@ -286,6 +287,7 @@ def loading(path: str | None) -> Iterator[None]:
     """Turn errors of loading a state from the checkpoint `path` into a one-line ValueError that names it."""
     try:
         yield
+    # What `load_state_dict` of torch and of tasks raise for states that are not theirs.
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "state_dict" not in str(error):
             raise  # an error of the device
@@ -303,6 +305,7 @@ def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str
     different = [
         f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, "
         f"{asked.get(name)} now)"
+        # A resume does not read the weights that a run begins with, and `find_checkpoint` tells that.
         for name in sorted((saved.keys() | asked.keys()) - {INITIAL_WEIGHTS})
         if not _agree(name, saved.get(name), asked.get(name))
     ]

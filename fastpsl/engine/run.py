@@ -93,13 +93,14 @@ class RunData:
         """
         self.options, self.world = options, world
         self.decoder, self.decoder_reason = options.decoder, ""
+        # Of all sizes, because each must be divisible by the ranks; `begin_stage` takes the stage's own.
         self.batch_size = max(options.rank_batch(world.size, size) for size in per_stage(options.batch_size))
         with operation("opening the data"):
             self.train, self.val = (open or open_both)(options)
         if part is not None:
             try:
                 self.train = part(self.train)
-            except BaseException:
+            except BaseException:  # nobody else has the data yet to close them
                 self.close()
                 raise
 
@@ -130,7 +131,7 @@ class RunData:
         """
         for data, data_views in ((self.train, views), (self.val, val_views)):
             if data is not None and data_views:
-                if self.options.decoder != "auto":
+                if self.options.decoder != "auto":  # `auto` never takes one that cannot read the data
                     choose_decoder(self.options.decoder, data, self.world.device)
                 min_height, min_width, _, _ = data.image_sizes()
                 for view in data_views:
@@ -150,6 +151,7 @@ class RunData:
         size = batch_size or self.batch_size
         options = replace(self.options, decoder=self.decoder_of(data))  # type: ignore[arg-type]
         loader = open_loader(data, views, options, self.world, batch_size_per_rank=size, train=train)
+        # The loader was given the run's choice by name, and would call it asked for.
         if loader.decoder_name == self.decoder != self.options.decoder:
             loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, loader.decoder.remark)))
         return loader
@@ -210,7 +212,7 @@ def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
         if share := share_of(options.val):
             return split_by_name(opened, share)
         return opened, open_given(options, val, as_train) if val and val != NO_VAL else None
-    except BaseException:
+    except BaseException:  # the caller gets nothing that it could close
         opened.close()
         raise
 
@@ -308,13 +310,14 @@ class Run:
                 raise ValueError(
                     "--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU; leave it out"
                 )
+            # Each rank has chosen by its own CPU, and they must compute alike.
             if share(self.world, self.precision) != self.precision:
                 raise ValueError(
                     f"this rank's CPU would compute in {self.precision}, and rank 0's in another precision: "
                     "give all the same --precision, such as fp32"
                 )
             self._begin(recipe, science, called or recipe)
-        except BaseException:
+        except BaseException:  # a run that is refused gives its data and its folder's lock back
             self._close_files()
             raise
 
@@ -324,6 +327,7 @@ class Run:
         self.science |= {"recipe": recipe, "precision": self.precision}
         self.science["data_digest"] = self.data.train.digest()
         self.science |= self.data.train.reading.as_dict()
+        # Locked before anything in it is read, because another process may be at work there.
         self.folder = self._folder.enter_context(open_folder(called, options, world))
         self.checkpoints = CheckpointManager(self.folder / "checkpoints", options.keep_checkpoints)
         self.resumed_from, self.resume_state, notes = find_checkpoint(
@@ -358,6 +362,7 @@ class Run:
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science())
+        # Files may have moved; the science has the range and the bands; --init has a line of its own.
         names -= {"data", "val", "out", "resume", "init", "range", "bands"}
         values = {name: self.options.as_dict()[name] for name in sorted(names)}
         return values | {"world_size": self.world.size, "device": self.world.device.type}
@@ -393,13 +398,12 @@ class Run:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the training's state as the checkpoint of `step`, after the metrics up to it.
 
-        A resume cuts off lines after the checkpoint but cannot restore missing ones.
-
         Raises:
             DivergedError: A weight or a buffer is not finite, so nothing is written.
         """
-        self._require_finite(step, state)
+        self._require_finite(step, state)  # first, so that the last good checkpoint stays the newest
         assert self.reporter.file is not None
+        # A resume cuts off lines after the checkpoint but cannot restore missing ones.
         self.reporter.file.sync()
         self.checkpoints.save(step, {"science": self.science, "machine": self._machine(), **state})
 
@@ -418,7 +422,7 @@ class Run:
 
     def _require_finite(self, step: int, state: Mapping[str, Any]) -> None:
         names = _not_finite(state["backbone"], state["train_step"]["head"])
-        names = [name for name in names if name not in self._never_finite]
+        names = [name for name in names if name not in self._never_finite]  # a mask of -inf is no fault
         if not names:
             return
         paths = self.checkpoints.paths()
@@ -454,6 +458,7 @@ class Run:
         position = self.position
         before = position.summaries[position.stage - 1] if position.stage else {}
         others = (position.run_step - position.step) * self.options.batch_of()
+        # By the summaries, because stages may have batches of other sizes; those of older versions have none.
         images = before.get("so_far", {}).get("images", others)
         return self.meter.so_far() | {"images": images + position.step * self.data.step_size}
 
@@ -486,9 +491,10 @@ _KEPT = tuple(name for name in NAMES if name not in ("resident", "synthetic"))  
 def choose_run_decoder(run: Run, num_views: int, kept: str | None) -> None:
     """Choose the decoder of a run's data for `auto`. Every rank calls this.
 
-    Rank 0 chooses for all, by its own cores and GPU. A run that goes on keeps the decoder of its start, where
+    A run that goes on keeps the decoder of its start, where
     it works. Nothing is chosen for small raw images, which loaders keep on the GPU, nor for synthetic data.
     """
+    # By rank 0's cores and GPU for all ranks, because decoders differ in their pixels.
     choice = share(run.world, _choice(run, num_views, kept) if run.world.rank == 0 else None)
     if choice is not None:
         run.data.decoder, run.data.decoder_reason = choice

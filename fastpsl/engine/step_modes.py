@@ -65,12 +65,6 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
 
     The blocks are arguments, so the runner holds nothing of a stage, and a copy of a stage's blocks runs as
     its own.
-
-    Each runner has its own code object, because torch stores the sizes it has seen per code object. If two
-    stages shared one, torch would compile the second for symbolic sizes, for which Inductor does not use
-    channels-last: S2 was then slower compiled than eager, 5,000 against 7,000 images/s. With fullgraph=True,
-    a graph break, or more variants than torch keeps per code object (8), is an error. Otherwise torch would
-    silently run eagerly from then on.
     """
     if mode == "off":
         return run_blocks
@@ -78,8 +72,13 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
         # fused_norms imports Triton, which is not installed everywhere.
         fused_runner: Runner = importlib.import_module("fastpsl.engine.fused_norms").make_fused_runner()
         return fused_runner
+    # torch stores the sizes that it has seen per code object. With one for two stages, it would compile the
+    # second for symbolic sizes, for which Inductor does not use channels-last: S2 was then slower compiled
+    # than eager, 5,000 against 7,000 images/s.
     code = run_blocks.__code__.replace(co_name=f"run_blocks_{next(_numbers)}")
     function = FunctionType(code, run_blocks.__globals__, argdefs=run_blocks.__defaults__)
+    # Without fullgraph, torch would silently run eagerly after a graph break, or after the 8 variants that it
+    # keeps per code object.
     runner: Runner = torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
     return runner
 
@@ -153,6 +152,7 @@ def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> st
     why_not = _why_no_triton(device)
     if why_not:
         return why_not
+    # Only now, because it imports Triton.
     names = importlib.import_module("fastpsl.engine.fused_norms")
     try:
         views = [names.fused(block) for block in backbone.blocks()[: stage.last_block]]
@@ -247,6 +247,8 @@ class StepState:
     def restore_if(self, is_skipped: Tensor) -> None:
         """Write the values of the last `keep` back if `is_skipped`, a number on the device, is not 0."""
         for tensors, before in zip(self._tensors, self._before, strict=True):
+            # An `if` would wait for the device, and cannot be captured. Integers that overflow wrap around,
+            # so the sum has the very bits.
             torch._foreach_sub_(before, tensors)
             torch._foreach_mul_(before, (is_skipped != 0).to(before[0].dtype))
             torch._foreach_add_(tensors, before)
@@ -257,13 +259,10 @@ IS_SKIPPED = "is_skipped"
 
 
 class SkippedStep:
-    """A hook that counts steps with non-finite gradients in `num`, and tells whether the present one is one.
-
-    It knows no `TrainStep`, which would live until the collector of cycles runs, with its graphs.
-    """
+    """A hook that counts steps with non-finite gradients in `num`, and tells whether this step is one."""
 
     def __init__(self, num: Tensor):
-        self._num = num
+        self._num = num  # no `TrainStep`, which would live with its graphs until cycles are collected
         self._found_inf: Tensor | None = None
 
     def __call__(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
@@ -272,7 +271,8 @@ class SkippedStep:
         self._num += self._found_inf
 
     def take(self) -> Tensor:
-        """Return what the scaler has found, and forget it, because it may lie in a graph's memory."""
+        """Return what the scaler has found, and forget it."""
+        # Not kept, because it may lie in a graph's memory.
         found_inf, self._found_inf = self._found_inf, None
         assert found_inf is not None
         return found_inf
@@ -370,7 +370,7 @@ class Proof:
     """A comparison of launched and captured steps from one state, which is as before after each part.
 
     An exchange that a graph lacks, or that its replays do not wait for, changes what steps change in the
-    weights. `written` yields all tensors that a step writes and a later one reads. All memory is taken here.
+    weights. `written` yields all tensors that a step writes and a later one reads.
     """
 
     def __init__(self, device: torch.device, written: Iterable[Tensor]):
@@ -379,6 +379,7 @@ class Proof:
         self._before = [tensor.detach().clone() for tensor in self._tensors]
         learning = [number for number, tensor in enumerate(self._tensors) if tensor.requires_grad]
         self._weights = [(self._tensors[number].detach(), self._before[number]) for number in learning]
+        # Here, too, although needed later: the caller catches a lack of memory at the making alone.
         self._changes, self._gaps = (
             [torch.empty_like(value) for _, value in self._weights] for _ in range(2)
         )
@@ -395,6 +396,7 @@ class Proof:
         apart = (losses - self._losses).abs().max() / self._losses.abs().max()
         length, gap = (torch.stack(torch._foreach_norm(each)).norm() for each in (self._changes, self._gaps))
         share = gap / length.clamp_min(1e-30)
+        # `not … <=`, because NaN is a difference, too.
         if not apart <= _LOSSES_APART:
             return f"the losses of captured steps differ from those of launched ones by {apart:.2g}"
         if not share <= _CHANGES_APART:
@@ -410,7 +412,7 @@ class Proof:
         torch._foreach_copy_(changes, weights)
         torch._foreach_sub_(changes, before)
         torch._foreach_copy_(self._tensors, self._before)
-        if self._draws is not None:
+        if self._draws is not None:  # launched and captured steps must draw the same, as of dropout
             torch.cuda.set_rng_state(self._draws, self._device)
         return losses
 
@@ -448,6 +450,7 @@ class StepGraphs:
                 proof = Proof(self._device, steps.written())
             except torch.OutOfMemoryError:
                 pass  # the error would hold what there is of the copies
+            # All ranks go the same way from here, because the steps below exchange gradients.
             if on_any_rank(self._world, proof is None):
                 why = "a rank has no memory for the copies by which captured steps are proven"
             else:
@@ -467,27 +470,25 @@ class StepGraphs:
                 why = proof.why_not(replay)
                 if on_any_rank(self._world, bool(why)):
                     why = why or "on another rank, captured steps differ from launched ones"
-        del proof
+        del proof  # which has copies of the state
         if why:
-            del replay
+            del replay  # it holds the memory that launched steps need
             steps.abandon()
             self._give_up(why)
-            return launch()
+            return launch()  # the capture has computed nothing, and the proof has put everything back
         assert replay is not None
         self._replays[variant] = replay
         return self._replayed(replay)
 
     def _replayed(self, replay: Replay) -> StepMetrics:
-        """Replay a step once the last but one has ended.
-
-        Otherwise the host would run ahead until CUDA's queue is full, hold the batches of all these steps,
-        and spin in the next launch.
-        """
+        """Replay a step once the last but one has ended."""
         if self._device.type != "cuda":
             return replay()
         if len(self._ends) < 2:
-            end = torch.cuda.Event(blocking=True)
+            end = torch.cuda.Event(blocking=True)  # its wait sleeps, and would else occupy a core
         else:
+            # Without a wait, the host would run ahead until CUDA's queue is full, hold the batches of all
+            # these steps, and spin in the next launch.
             end = self._ends.popleft()
             end.synchronize()
         metrics = replay()
@@ -512,7 +513,7 @@ class StepGraphs:
         if self._choice.must:
             raise ValueError(f"--graph on: {why}; use --graph off, or auto")
         self._given_up = True
-        self._replays.clear()
+        self._replays.clear()  # those of other variants hold memory
         warnings.warn(f"{why}; its steps are launched one operation after the other", stacklevel=2)
 
 
@@ -528,6 +529,7 @@ def beside(device: torch.device) -> Iterator[None]:
         yield
         return
     stream = _side_stream(device)
+    # Both streams wait: this one for its inputs, the other one for its results.
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
@@ -545,7 +547,7 @@ def capture(compute: Callable[[], StepMetrics], device: torch.device, pool: Any)
             try:
                 metrics = compute()
             except BaseException as error:
-                first = error
+                first = error  # to end the capture then raises another one, which tells nothing
                 raise
     except BaseException as error:  # noqa: BLE001  (it is raised again)
         # torch 2.11 leaves the stream, the allocator and the generator as if the capture went on.

@@ -28,7 +28,7 @@ from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FP16_INITIAL_SCALE = 65536.0
+FP16_INITIAL_SCALE = 65536.0  # torch's default
 
 
 class StepTask(Protocol):
@@ -50,15 +50,12 @@ class StepTask(Protocol):
 
 
 class StageModule(nn.Module):
-    """A module with blocks, head and loss in one forward, because DDP needs exactly one forward per step.
-
-    The task is no submodule, because DDP must not handle its momentum copies.
-    """
+    """A module with blocks, head and loss in one forward, because DDP needs exactly one forward per step."""
 
     def __init__(self, blocks: StageBlocks, head: nn.Module, task: StepTask):
         super().__init__()
         self.blocks, self.head = blocks, head
-        self.task = task
+        self.task = task  # no submodule, because DDP must not handle its momentum copies
 
     @override
     def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
@@ -79,12 +76,8 @@ class StageModule(nn.Module):
 class TrainStep:
     """A training step, with the same code for one rank and many.
 
-    A step is a function of tensors, so that it can be captured once and replayed (`StepGraphs`).
-
-    The scaler is used in every precision. Outside fp16 its scale is 1 and changes no value, but it passes
-    found_inf to the fused optimiser as a tensor. The optimiser then skips steps with non-finite gradients
-    without a transfer to the host. A skipped step changes nothing else either: `StepState` restores what its
-    forward pass and the task have written.
+    A step is a function of tensors, so that it can be captured once and replayed (`StepGraphs`). A step with
+    gradients that are not finite is skipped, and changes nothing.
 
     Args:
         module: The blocks, the head and the task.
@@ -114,17 +107,20 @@ class TrainStep:
         self.dtype = DTYPES[precision]
         self.scaler = self._new_scaler()
         self.num_skipped = torch.zeros((), device=world.device)
-        self.lr = torch.zeros((), device=world.device)
-        self._lr_on_host = 0.0  # for checkpoints
+        self.lr = torch.zeros((), device=world.device)  # a captured step would keep a number
+        self._lr_on_host = 0.0  # for checkpoints, which need not ask the device
         self._bind_rate()
         self._skipped = SkippedStep(self.num_skipped)
+        # A hook, because the scaler takes its found_inf away again at the end of the optimiser's step.
         optimiser.register_step_pre_hook(self._skipped)
         self._state = StepState([*module.written_buffers(), *module.task.kept_state()])
         self._graphs = StepGraphs(choices.graph, world) if choices.graph.captures else None
         self.forward: nn.Module = module
         self._is_first = True
         if world.size > 1:
+            # torch wants DDP made on a side stream where its steps are captured (its notes on CUDA graphs).
             with beside(world.device) if choices.graph.captures else contextlib.nullcontext():
+                # Gradients lie in the buckets that are exchanged, so they are not copied there.
                 parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
             # DDP has copied rank 0's buffers to all ranks on construction. Copying them at each forward pass
             # would make the other ranks wait. It is not needed: a training step only reads the running
@@ -175,11 +171,14 @@ class TrainStep:
 
     def compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         """Launch a whole step, in which no value is read on the host."""
+        # Before the forward pass, which writes while nobody knows yet whether the step will be skipped.
         self._state.keep()
         first, self._is_first = self._is_first, False
         totals: dict[str, tuple[Tensor, Tensor]] = {}
         extras, number = list[Mapping[str, Tensor]](), 0
         for number, batch in enumerate(batches, start=1):
+            # Gradients of accumulated batches are exchanged once, with those of the last one. The forward
+            # pass is inside, too, because there DDP prepares the exchange.
             shares = number == num_batches or self.world.size == 1
             with contextlib.nullcontext() if shares else self.forward.no_sync():  # type: ignore[operator]
                 loss, metrics = self._forward(batch, self.views)
@@ -195,15 +194,18 @@ class TrainStep:
             # Clipping keeps non-finite gradients non-finite. The scaler has seen them and skips the step.
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_((p for _, p in self.module.learning_parameters()), self.clip_norm)
+        # In every precision: it gives found_inf to the fused optimiser as a tensor. So that skips the step by
+        # itself, and the host does not wait to look.
         self.scaler.step(self.optimiser)
         if self.dtype == torch.float16:
             self.scaler.update()
         else:
-            self.scaler.update(new_scale=1.0)
+            self.scaler.update(new_scale=1.0)  # a scale of 1 changes no value, and it would grow
         self.optimiser.zero_grad(set_to_none=True)
         is_skipped = self._skipped.take()
         self.module.task.after_step([{**extra, IS_SKIPPED: is_skipped} for extra in extras])
-        self._state.restore_if(is_skipped)
+        self._state.restore_if(is_skipped)  # after `after_step`, whose writes it takes back, too
+        # The count goes with the metrics, so that the host never asks for it.
         pairs = [*totals.values(), (self.num_skipped, torch.ones_like(self.num_skipped))]
         return StepMetrics(tuple(totals), torch.stack([torch.stack(pair).float() for pair in pairs]))
 
@@ -235,6 +237,7 @@ class TrainStep:
         if self.launched != self.step_choice:
             self.step_choice, self.module.blocks.runner = self.launched, make_runner(self.launched.mode)
         self.optimiser.zero_grad(set_to_none=True)
+        # A new one, because the old one may have unscaled gradients, and refuses to do so twice in a step.
         state, self.scaler = self.scaler.state_dict(), self._new_scaler()
         self.scaler.load_state_dict(state)
         for name in ("grad_scale", "found_inf"):  # the scaler's, which it deletes after a whole step
@@ -286,11 +289,12 @@ class TrainStep:
             stopped.
         """
         totals: dict[str, Tensor] = {}
+        # In training, each rank has statistics of its own batches, and a checkpoint has rank 0's.
         take_tensors_of_rank_0(self.module.buffers(), self.world)
         self.module.eval()
         for batch in batches:
             if stopped():
-                return None
+                return None  # in eval mode, because the run ends here
             _, metrics = self._forward(self.prepared(batch).of_step(), views)
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
@@ -321,6 +325,7 @@ class TrainStep:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of head, optimiser and scaler. The backbone is saved by its owner."""
         optimiser = self.optimiser.state_dict()
+        # The host's own number, so that the device is not asked for its tensor.
         groups = [{**group, "lr": self._lr_on_host} for group in optimiser["param_groups"]]
         return {
             "head": self.module.head.state_dict(),

@@ -37,21 +37,23 @@ from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
 
 def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
-    """Load a batch on one rank per machine, so that numba compiles the loader once instead of on every rank.
+    """Load a batch on one rank per machine.
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
     """
     batch = None
     with operation("") as progress:
         progress.rename(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
+        # One compiles the loader by numba. The machine's others then read the code from numba's cache.
         if run.world.local_rank == 0:
             batches = loader.epoch(run.position.first_epoch)
             batch = next(batches)
-            batches.close()
+            batches.close()  # nobody wants the batches that are in flight behind it
         progress.rename(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
         wait_for_all(run.world)
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return
+    # Before the ops, so that they augment only what is shown, on the host.
     batch = batch.first(NUM_IMAGES)
     # With the task's own mean and std, by which it makes images of its inputs.
     own = task.views(stage.level)
@@ -72,13 +74,14 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
         batch = next(batches)
     except (ValueError, OSError) as error:
         failure = error
+    # A rank that began the step alone would wait in its exchange of gradients for the one without a batch.
     if not on_any_rank(world, failure is not None):
         return batch
     text = f"{failure}; {failure.remedy}" if isinstance(failure, BadSampleError) else str(failure)
     texts = gather_objects(world, None if failure is None else text)
     others = (f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
     message = next(others) if failure is None else text
-    where = save()
+    where = save()  # no rank has begun this step, so the state is that of the last whole one
     if where is not None:
         message += f"; a checkpoint was written, and the same command goes on from {where}"
     elif failure is not None:
@@ -86,6 +89,7 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
     raise ValueError(message) from failure
 
 
+# The epoch numbers of a stage beyond all training: one half for its warm-up, the other for its passes.
 MAX_WARM_UP_EPOCHS = 1_000_000
 _TOLD_GAP_S = 0.1  # between two epochs
 
@@ -96,6 +100,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
     `trainer` makes what trains a stage; None for `StageTrainer`.
     """
     experiment.check(run.data)  # the run may have been opened without `open_data`
+    # The run lets go of the checkpoint's tensors, which are needed for the first stage alone.
     (state, run.resume_state), position = (run.resume_state, None), run.position
     run.meter.start()
     place_backbone(experiment, run.options, run.world)
@@ -105,6 +110,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
     elif INITIAL_WEIGHTS in run.science and run.world.rank == 0 and not run.is_replay:
         _save_start(experiment, run)
     if views := experiment.views(experiment.stages[0]):  # else whole images are read
+        # The decoder is the run's, so it is not among the choices that the stage takes below.
         kept = state["choices"].pop("decoder", None) if state else None
         with operation("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
@@ -118,7 +124,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
         while len(position.summaries) < len(experiment.stages):
             if len(position.summaries) > position.stage:
                 position.next_stage(experiment.stages[position.stage].max_epochs)
-                state = None
+                state = None  # head, optimiser and task begin anew with a stage
             name = experiment.stages[position.stage].name
             with operation(f"{name}: building the network"):
                 stage_trainer = (trainer or StageTrainer)(experiment, run, state, last_step)
@@ -166,7 +172,7 @@ class StageTrainer:
             options = apply_kept_choices(options, state["choices"], self._check, run.reporter.log)
         # The options for which the checkpoint replaces "auto".
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
-        reset_peak_memory(run.world.device)
+        reset_peak_memory(run.world.device)  # the summary tells the peak of this stage, with its building
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
         self.views, blocks = self.train_step.views, self.train_step.module.blocks
         self.online_probe = OnlineProbe(run, experiment, stage, blocks, is_probed(run, experiment.task))
@@ -175,6 +181,7 @@ class StageTrainer:
                 self.train_step.load_state_dict(state["train_step"])
                 experiment.task.load_state_dict(state["task"])
                 self.online_probe.load_state_dict(state.get("probe", {}))
+        # After the loading, because it checks the checkpoint's weights, too.
         run.begin_stage(experiment.backbone, self.train_step.module.head)
 
     def _check(self, options: TrainingOptions) -> None:
@@ -220,7 +227,7 @@ class StageTrainer:
                 return False
             finished = self._train(loader, progress)
             self.train_step.release()  # the pass over the validation data has the memory
-            self.safepoint.save()
+            self.safepoint.save()  # before the validation, so that a stop in it loses no step
             if finished:  # after the checkpoint, from which the same command comes to this line again
                 run.reporter.require_finite_loss()
             val = self._validate(val_loader) if finished and val_loader else {}
@@ -235,7 +242,7 @@ class StageTrainer:
                     return False
                 num_steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
                 figures: dict[str, Any] = {**self.online_probe.result(), **peak_memory(run.world.device)}
-                figures["so_far"] = run.so_far()
+                figures["so_far"] = run.so_far()  # sums the ranks' joules, so every rank calls it
                 summary = run.reporter.stage_summary(
                     self.stage, num_steps, position.seconds, val, chance, figures
                 )
@@ -244,6 +251,7 @@ class StageTrainer:
                 if run.num_shared is not None:
                     summary["shared_images"] = run.num_shared
                 position.summaries.append(summary)
+                # First, because a resume from the checkpoint below writes only a file that exists.
                 if run.world.rank == 0:
                     run.write_results()
                 self.safepoint.save()
@@ -269,6 +277,7 @@ class StageTrainer:
         """Return the metrics of the validation data; None if a signal stopped the pass."""
         run = self.run
         stopped = lambda: run.stop_signal.after_step().stop
+        # After fast steps, ranks would hear a signal only after as many slow validation batches.
         run.stop_signal.other_pace()
         if run.data.val is not None and loader.num_samples < run.data.val.num_samples:
             run.reporter.log(
@@ -299,7 +308,7 @@ class StageTrainer:
             run.reporter.log(f"{self.stage.name}: {words} without a step first")
         epoch, done = self._first_unused_epoch, 0
         with operation(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
-            run.stop_signal.other_pace()
+            run.stop_signal.other_pace()  # a batch without a step has another duration
             while done < num_batches:
                 with contextlib.closing(loader.epoch(epoch)) as batches:
                     for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
@@ -329,10 +338,12 @@ class StageTrainer:
             num_steps = min(steps_per_epoch - step_in_epoch, self.end_step - position.step)
             batches = loader.epoch(position.first_epoch + epoch, first_batch, self.order)
             watched = data_waits.track(run.reporter.watched(batches), loader.num_steps - first_batch)
+            # An order of the task's own is known only once the epoch's labels are there (`_step`).
             goes_on = not task.has_own_order and position.step + num_steps < self.end_step
-            with contextlib.closing(batches):
+            with contextlib.closing(batches):  # an early end waits for the batches in flight
                 for number in range(num_steps):
                     self._step(watched, progress, is_first)
+                    # Not earlier: `batches` begins in the first step, and drops another epoch that waits.
                     if number == 0 and goes_on:
                         self._begin(position.first_epoch + epoch + 1)
                     if self.safepoint.after_step(is_first=is_first, is_last=position.step == self.end_step):
@@ -365,6 +376,7 @@ class StageTrainer:
         step_words = f"{self.stage.name}: step {position.step + 1:,} of {self.end_step:,}"
         waiting = "waiting for its batch" + (" on every rank" if run.world.size > 1 else "")
         building = f", the first: {what_is_built(self.train_step.step_choice.mode)}" if is_first else ""
+        # By the position, so that a resume needs no generator's state; by the rank, for other dropout.
         torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
         place = (position.first_epoch, self.stage.max_epochs, self.all_epochs, position.stage)
         started = time.perf_counter()
@@ -375,6 +387,7 @@ class StageTrainer:
             self._tell_gap(time.perf_counter() - self.ended_s)
             self.ended_s = None
         with progress.span(f"{step_words}{building}", early=is_first):
+            # A step that has begun is not saved if its data fail: BatchNorm has seen the first batch.
             rest = itertools.islice(batches, options.accumulate - 1)
             metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
         position.step += 1
@@ -384,6 +397,7 @@ class StageTrainer:
             with progress.span(f"{self.stage.name}: after epoch {whole}"):
                 number = position.first_epoch + whole
                 if position.step < self.end_step:
+                    # First, so that the next batches come while figures and checkpoint are written.
                     order = self.experiment.task.next_order(number)
                     if order is not None:
                         self._begin(number, order)
@@ -395,6 +409,7 @@ class StageTrainer:
         """Call the task, if an epoch begins, and set its order. Return False if a signal stopped it."""
         position, task = self.position, self.experiment.task
         number, figures = position.first_epoch + epoch, None
+        # A launcher kills 30 s after a signal, and the task's passes may take longer.
         if position.step and task.pass_views(self.stage.level):
             self.safepoint.keep()
         if step_in_epoch == 0:
@@ -402,7 +417,7 @@ class StageTrainer:
                 figures = task.start_epoch(self._context(epoch))
             except PassStopped:
                 return False
-        self.order = task.epoch_order(number)
+        self.order = task.epoch_order(number)  # also in mid-epoch, where a resume has to ask for it
         if step_in_epoch == 0:
             if task.has_own_order:  # its first batches come while figures are logged
                 self._begin(number, self.order)
@@ -416,11 +431,13 @@ class StageTrainer:
 
         Return False if a signal stopped it.
         """
+        # As before a task's passes: a look may last longer than a launcher waits.
         if self.position.step and self.online_probe.is_on:
             self.safepoint.keep()
         if not self.online_probe.probe(self.steps_per_epoch, self.end_step, self.train_step.release):
             return False
         if self.online_probe.settled:
+            # Both, because the summary would call a stage cut that has fewer steps than planned.
             self.end_step = self.num_steps = self.position.step
         return True
 
@@ -435,6 +452,7 @@ class StageTrainer:
 
     def _context(self, epoch: int) -> EpochContext:
         """Return the argument of the task's hooks around the stage's epoch `epoch`."""
+        # In the second half, because warm-ups count from the first half's beginning.
         unused = self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2 + epoch
         in_stage = partial(self.experiment.in_stage, self.stage)
         number = self.position.first_epoch + epoch
@@ -460,7 +478,7 @@ class StageTrainer:
             "backbone": self.experiment.backbone.state_dict(),
             "train_step": self.train_step.state_dict(),
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
-            "task": dict(self.experiment.task.state_dict()),
+            "task": dict(self.experiment.task.state_dict()),  # on every rank, because it may communicate
             "probe": self.online_probe.state_dict(),
             "input": self.experiment.input_record(self.stage) | self.run.data.train.reading.as_dict(),
         }

@@ -20,6 +20,7 @@ import numpy as np
 
 from fastpsl.kernels.c_library import open_library
 
+# In uint64, where a product of two words of 32 bits does not overflow. The numbers are Random123's.
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
@@ -104,7 +105,7 @@ def _fill(
     indices: np.ndarray, epoch: np.uint64, place: np.uint64, k0: np.uint64, k1: np.uint64, out: np.ndarray
 ) -> None:
     for first in range(0, len(indices), _ROWS):
-        index = indices[first : first + _ROWS].view(np.uint64)
+        index = indices[first : first + _ROWS].view(np.uint64)  # padding, -1, has words like any index
         for block in range(0, out.shape[1], 4):
             counter = index & _MASK, index >> _SHIFT, epoch, place | np.uint64(block // 4)
             for lane, random_words in enumerate(philox(*counter, k0, k1)[: out.shape[1] - block]):
@@ -133,11 +134,12 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
         )
     assert 0 <= slot < 2**16, slot
     out = np.empty((len(keys.indices), num), np.uint32)
+    # Contiguous, because C goes from one index to the next without a stride.
     indices, counter_words, draws = np.ascontiguousarray(keys.indices), _counter_words(keys, slot), library()
     if draws:
         numbers = map(int, counter_words)
         draws.fastpsl_words(indices.ctypes.data, len(indices), num, *numbers, out.ctypes.data)
-    else:
+    else:  # the same numbers, more slowly
         _fill(indices, *counter_words, out)
     return out
 
@@ -153,12 +155,13 @@ def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
     Returns:
         float32 [B, num], in [0, 1).
     """
+    # 24 bits are what float32 holds exactly. From 32, it would round the highest words up to 1.
     return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
 def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
     """Return int64 in [0, high), (word * high) >> 32, from uint32 words of any shape."""
-    if not 1 <= high <= 2**31:
+    if not 1 <= high <= 2**31:  # so that a word's product with it fits into int64
         raise ValueError(f"a random integer below {high} asked for; allowed are bounds of 1 to 2**31")
     return (random_words.astype(np.int64) * high) >> 32
 

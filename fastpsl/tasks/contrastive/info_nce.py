@@ -27,12 +27,14 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, valid: Tensor, temper
     Queries and keys are [B, D], `valid` is bool [B], and the queue is float32 [K, D]. Queries may have any
     length. The keys and the queue have length 1.
     """
+    # Under autocast, the products would be of half precision.
     with torch.autocast(queries.device.type, enabled=False):
         queries = F.normalize(queries.float())
         positive = (queries * keys).sum(1, keepdim=True)
         logits = torch.cat([positive, queries @ queue.T], 1) / temperature
+        # Each query's own key is the logit 0.
         losses = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
-        weights = valid.float()
+        weights = valid.float()  # not an index, which would wait for the device to count
         return InfoNCE((losses * weights).sum(), ((logits.argmax(1) == 0) * weights).sum(), losses.detach())
 
 
@@ -45,7 +47,9 @@ def enqueue(queue: Tensor, slot: Tensor, keys: Tensor, is_skipped: Tensor | None
     places = (slot + torch.arange(len(keys), device=keys.device)) % len(queue)
     taken, num = keys.isfinite().all(1, keepdim=True), torch.full_like(slot, len(keys))
     if is_skipped is not None:
+        # No branch, because the device alone knows it, and no copy of the queue that could be put back.
         is_made = is_skipped.reshape(()) == 0
         taken, num = taken & is_made, num * is_made
+    # In place, as all that a captured step writes.
     queue.index_copy_(0, places, torch.where(taken, keys, queue[places]))
     slot.add_(num).remainder_(len(queue))

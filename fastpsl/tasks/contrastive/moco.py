@@ -46,6 +46,7 @@ def shuffled_order(seed: int, epoch: int, step: int, num: int) -> np.ndarray:
     """
     positions = np.arange(step * num, (step + 1) * num, dtype=np.int64)
     high, low = words(Keys(seed, epoch, positions), Slot.TASK, 2).astype(np.uint64).T
+    # Stable, so that equal bits have one order everywhere.
     return np.argsort((high << np.uint64(32)) | low, kind="stable")
 
 
@@ -66,15 +67,18 @@ def encode_shuffled(
             f"choose a divisor of {size}, or another --batch-size or --accumulate"
         )
     rank, world = place_among_ranks()
+    # Each rank encodes a part of the shuffled batch, and not of its own images: a group is cut from all.
     places = order[rank * size : (rank + 1) * size]
     if world == 1:
         share = images[places]
     else:
-        assert host_order is not None
+        assert host_order is not None  # counted on the device, the rows to send would be a wait
         share = redistributed(images, host_order)
     groups = valid[places].view(-1, group_size)
     starts = torch.arange(0, size, group_size, device=images.device)[:, None]
+    # Before the encoding, because one image of NaN would make all keys of its group NaN.
     share = share[(starts + substitutes(groups)).flatten()].contiguous(memory_format=torch.channels_last)
+    # Of all ranks, because each has the whole queue.
     shuffled = gathered(encode(share, group_size))
     return torch.empty_like(shuffled).index_copy_(0, order, shuffled)
 
@@ -90,6 +94,7 @@ def redistributed(rows: Tensor, order: np.ndarray) -> Tensor:
     senders = owners[rank * size : (rank + 1) * size]
     num_sent, num_received = (np.bincount(ranks, minlength=world) for ranks in (places // size, senders))
     received = torch.empty_like(sent)
+    # To each rank only the rows that it encodes. To gather the images would send them to all.
     dist.all_to_all_single(received, sent, num_received.tolist(), num_sent.tolist())
     by_sender = on_device(np.argsort(senders, kind="stable"), rows.device)
     return torch.empty_like(received).index_copy_(0, by_sender, received)
@@ -117,25 +122,22 @@ Module = TypeVar("Module", bound=nn.Module)
 class KeyEncoder:
     """A copy of the learning blocks and the head, without gradients, that follows them by momentum.
 
-    Its BatchNorm uses the statistics of the images of the call, in training and in validation passes. So a
-    key does not depend on a rank's history. Only where learning blocks keep the statistics of their weights
-    (learning_batchnorm "eval") does their copy, too. Frozen blocks are the backbone's own, because they are
-    equal in both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they
-    copied, because keys would otherwise change their running statistics. Below a part of `--plan blockwise`,
-    all blocks learn, and the copy has them all. The encoder is not part of the stage's module, so DDP and the
-    optimiser do not see it. Its blocks run as the backbone's do, folded and compiled where those are.
-
-    Under autocast, copies with weights of its type run. Autocast would cast weights without gradients in
-    every call, and there is a call per group: 424 casts per step for ResNet-50 and 8 groups instead of 53.
+    Its BatchNorm uses the statistics of the images of the call, in training and in validation passes. Only
+    where learning blocks keep the statistics of their weights (learning_batchnorm "eval") does their copy,
+    too. The encoder is not part of the stage's module, so DDP and the optimiser do not see it. Its blocks run
+    as the backbone's do, folded and compiled where those are.
     """
 
     def __init__(self, blocks: StageBlocks, head: nn.Module, momentum: float):
         self.blocks = blocks
         frozen, learning = blocks.frozen, blocks.learning
+        # Below a part of `--plan blockwise`, all blocks learn.
         if any(weights.requires_grad for weights in frozen.parameters()):
             frozen, learning = frozen[:0], nn.ModuleList([*frozen, *learning])
+        # Frozen blocks are equal in both encoders. By batch statistics, keys would change their running ones.
         shared = blocks.frozen_batchnorm == "eval"
         self.frozen = frozen if shared else _by_batch_statistics(frozen)
+        # By the call's images, so that a key does not depend on what its rank saw before.
         copied = _by_batch_statistics if blocks.batchnorm == "train" else _frozen_copy
         self.learning, self.head = copied(learning), _by_batch_statistics(head)
         self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
@@ -169,6 +171,8 @@ class KeyEncoder:
         """Return the learning blocks and the head, under autocast with weights of its type."""
         if not torch.is_autocast_enabled(device_type):
             return self.learning, self.head
+        # Autocast would cast weights without gradients in every call, and there is a call per group: 424
+        # casts per step for ResNet-50 and 8 groups instead of 53.
         if self._cast is None:
             dtype = torch.get_autocast_dtype(device_type)
             self._cast = copy.deepcopy((self.learning, self.head))
@@ -188,7 +192,7 @@ class KeyEncoder:
         If `is_skipped`, a float32 number on the device, is not 0, all stay.
         """
         for mine, theirs in zip(self._mine, self._theirs, strict=True):
-            mine.grad = theirs.detach()
+            mine.grad = theirs.detach()  # the weights themselves, without a copy
         self._update.found_inf = is_skipped  # type: ignore[attr-defined]
         self._update.step()
         self._update.zero_grad()
@@ -212,12 +216,10 @@ def _frozen_copy(module: Module) -> Module:
 
 
 def _by_batch_statistics(module: Module) -> Module:
-    """Return such a copy whose BatchNorm uses the batch statistics of this rank alone.
-
-    In eval mode without running statistics, torch normalises by the batch. SyncBatchNorm does so too, without
-    communication.
-    """
+    """Return such a copy whose BatchNorm uses the batch statistics of this rank alone."""
     module = _frozen_copy(module)
+    # In eval mode without running statistics, torch normalises by the batch. In train mode, SyncBatchNorm
+    # would join the groups of all ranks.
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.track_running_stats = False
@@ -329,8 +331,9 @@ class MoCo(Task):
         self.key_encoder = KeyEncoder(blocks, head, self.momentum)
         device = next(head.parameters()).device
         self.queue = torch.zeros(self.queue_size, self.width, device=device)
-        self.slot = torch.zeros((), dtype=torch.int64, device=device)  # of the next key
-        self.num_filled = 0
+        # Of the next key. On the device, because a captured step would keep a number of the host.
+        self.slot = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_filled = 0  # on the host: it changes in the warm-up alone, which is no step
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -355,7 +358,7 @@ class MoCo(Task):
     @override
     def kept_state(self) -> tuple[()]:
         """Return nothing, because a skipped step does not write the queue and the key encoder."""
-        return ()
+        return ()  # copies of both would cost 0.3 ms a step
 
     @override
     def loss(
@@ -382,7 +385,7 @@ class MoCo(Task):
         assert self.num_filled == self.queue_size, "the queue is not filled: call warm_up first"
         all_valid = gathered(batch.indices) >= 0
         keys = self._keys(inputs[1], batch, all_valid)
-        batch.extra["keys"] = keys
+        batch.extra["keys"] = keys  # not the task's, where keys of a step that is given up would stay
         size, rank = len(batch.indices), place_among_ranks()[0]
         own = slice(rank * size, (rank + 1) * size)
         features = head(blocks(inputs[0]))
@@ -391,7 +394,7 @@ class MoCo(Task):
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         """Update the key encoder and enqueue the keys of all accumulated batches, once per step."""
-        is_skipped = extras[0].get(IS_SKIPPED)
+        is_skipped = extras[0].get(IS_SKIPPED)  # one value for the whole step
         self.key_encoder.follow(is_skipped)
         enqueue(self.queue, self.slot, torch.cat([extra["keys"] for extra in extras]), is_skipped)
 

@@ -105,6 +105,7 @@ class _NTXent(torch.autograd.Function):
         factor = world_size / counts.sum().clamp(min=1)
         # The weight at a row's positive is (p - 1) for the row and for the positive, with p = exp(-loss).
         at_positive = torch.expm1(-losses).view(-1, 2).sum(1).repeat_interleave(2)
+        # Not the similarities, which backward computes again block by block: they are as many as pairs.
         ctx.save_for_backward(columns, counts, gathered(log_sums), at_positive, factor)
         ctx.blocks, ctx.start, ctx.temperature = blocks, own_rows.start, temperature
         of_samples = losses.view(-1, 2)
@@ -117,9 +118,11 @@ class _NTXent(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         columns, counts, log_sums, at_positive, factor = ctx.saved_tensors
         parts = []
+        # Again, because backward runs outside of the contexts of forward.
         with no_tf32(), torch.autocast(columns.device.type, enabled=False):
             for block in ctx.blocks:
                 similarities, positive = _similarities(columns, counts, block, ctx.temperature)
+                # In place where it can be, because each of these tensors is as large as a block may be.
                 weights = (similarities - log_sums).exp_()
                 weights += similarities.sub_(log_sums[block, None]).exp_()
                 local = slice(block.start - ctx.start, block.stop - ctx.start)

@@ -44,18 +44,18 @@ def contrastive_view(
 ) -> ViewSpec:
     """Return the view of a level: T1 crops, T2 adds colour distortion, T3 adds Gaussian blur and Sobel.
 
-    The table does not have a flip; here it is part of the crop, as in SimCLR. Colour distortion is jitter,
-    then grey, as in SimCLR.
-    Paper: does not state how Sobel is combined. Here: it comes last, and with probability `sobel_p` each
-    channel becomes the magnitude of its gradient, so the network has three input channels in every level.
-    SimCLR and MoCo v2 as published have no Sobel: `sobel_p` 0 leaves it out, and T3 is theirs. `scale` is the
-    range of the crop's share of the image's area.
+    With probability `sobel_p` each channel becomes the magnitude of its gradient. SimCLR and MoCo v2 as
+    published have no Sobel: `sobel_p` 0 leaves it out, and T3 is theirs. `scale` is the range of the crop's
+    share of the image's area.
     """
     if not 0 <= sobel_p <= 1:
         raise ValueError(f"--sobel-p {sobel_p:g}: it is a probability, 0 to 1")
+    # PSL's table has no flip; here it is part of the crop, as in SimCLR.
     ops: tuple[Op, ...] = (Flip(0.5),)
-    if level >= 2:
+    if level >= 2:  # jitter, then grey, as in SimCLR
         ops += (colour, Grey(grey_p))
+    # Paper: does not state how Sobel is combined. Here: last and by channel, so that the network has three
+    # input channels in every level.
     if level >= 3:
         ops += (simclr_blur(size_px, blur_p), *((Sobel(sobel_p),) if sobel_p else ()))
     return ViewSpec(RandomResizedCrop(size_px, scale=scale), ops=ops)
@@ -157,8 +157,7 @@ class SimCLR(Task):
         """Return NT-Xent.
 
         Accuracy is the share of anchors whose positive is nearer than all other embeddings of the global
-        batch. Both views pass through the network as one batch, as in SimCLR, so BatchNorm sees them
-        together.
+        batch.
         """
         whole = len(batch.indices) * place_among_ranks()[1] == self.batch_size
         assert whole or not head.training, (
@@ -177,6 +176,7 @@ class SimCLR(Task):
     def _compared(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> NTXent:
+        # As one batch, as in SimCLR, so that BatchNorm sees both views together.
         first, second = head(blocks(joined(inputs))).chunk(2)
         return nt_xent(first, second, batch.indices >= 0, self.temperature)
 
