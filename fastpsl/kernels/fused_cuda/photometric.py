@@ -2,8 +2,8 @@
 
 The cost for 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3 is counted, not measured: 80 % of
 the samples are distorted, and 60 % are blurred or filtered and go through a planar buffer of halves. Times
-are by bytes at 4.25 TB/s, by the instructions of warps in the compiled code (bench/sass.py of 53a9b800, for
-sm_90, Triton 3.9) at one per cycle and scheduler on 132 SMs of 1.755 GHz, and by products at 400 Tflop/s.
+are by bytes at 4.25 TB/s, and by products at 400 Tflop/s. Those of instructions are by warps, one a cycle and
+scheduler on 132 SMs of 1.755 GHz. They were counted for sm_90 (Triton 3.9; bench/sass.py of 53a9b800).
 
     launch      reads and writes                              bytes     ms   instructions   ms  products   ms
     mean        uint8, of the distorted                       31 MB  0.007         14.4 M  0.016
