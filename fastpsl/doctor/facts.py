@@ -61,10 +61,9 @@ def read_clocks(device: torch.device) -> dict[str, Any]:
     number, most, pending = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
     reasons = ctypes.c_ulonglong()
     with nvml(device) as ask:
-        if ask("nvmlDeviceGetClockInfo", _SM_CLOCK, number):
-            found["sm_mhz"] = number.value
-        if ask("nvmlDeviceGetMaxClockInfo", _SM_CLOCK, most):
-            found["most_sm_mhz"] = most.value
+        is_told = ask("nvmlDeviceGetClockInfo", _SM_CLOCK, number)
+        if is_told and ask("nvmlDeviceGetMaxClockInfo", _SM_CLOCK, most):
+            found |= {"sm_mhz": number.value, "most_sm_mhz": most.value}
         if ask("nvmlDeviceGetEnforcedPowerLimit", number):
             found["power_limit_w"] = number.value / 1000
         if ask("nvmlDeviceGetCurrentClocksThrottleReasons", reasons):
@@ -76,9 +75,10 @@ def read_clocks(device: torch.device) -> dict[str, Any]:
 
 def clocks_in_words(found: dict[str, Any]) -> str:
     """Return the line of a card."""
-    words = [f"SM at {found['sm_mhz']:,} MHz"] if "sm_mhz" in found else []
-    words += [f"of at most {found['most_sm_mhz']:,}"] if "most_sm_mhz" in found else []
+    words = list[str]()
+    if "sm_mhz" in found:
+        words.append(f"SM at {found['sm_mhz']:,} MHz of at most {found['most_sm_mhz']:,}")
     words += [f"power limit {found['power_limit_w']:g} W"] if "power_limit_w" in found else []
     words += [f"slowed by {' and '.join(found['slowed_by']) or 'nothing'}"] if "slowed_by" in found else []
     words += [f"MIG {'on' if found['is_mig'] else 'off'}"] if "is_mig" in found else []
-    return ", ".join(words).replace(", of at most", " of at most") or "untold"
+    return ", ".join(words) or "untold"

@@ -355,7 +355,7 @@ WAYS: dict[str, dict[str, tuple[str, ...]]] = {
         "folded": ("--compile", "fused", "--graph", "on", "--fold-frozen", "on"),
     },
 }
-EAGER = {"--compile": "off", "--graph": "off", "--fold-frozen": "off"}
+_EAGER = {"--compile": "off", "--graph": "off", "--fold-frozen": "off"}
 # Recipes, whose optimisers are SGD and LARS.
 STEP_RECIPES = {"rotation": ("--batch-size", "4", "--short-side", "73"), "simclr": ("--batch-size", "8")}
 
@@ -385,12 +385,16 @@ class Trained(NamedTuple):
     losses: list[float]
 
 
+def small_step(way: Sequence[str], precision: str) -> list[str]:
+    """Return the arguments of a small network whose steps run in a way of `WAYS`, or eager without one."""
+    given = {"--backbone": "resnet18", "--size-px": "64", "--precision": precision} | _EAGER
+    given |= dict(zip(way[::2], way[1::2], strict=True))
+    return [*itertools.chain(*given.items())]
+
+
 def trained(recipe: str, precision: str, way: Sequence[str]) -> Trained:
     """Train from one seed: three steps, three at another rate, one that must change nothing, and two more."""
-    given = EAGER | dict(zip(way[::2], way[1::2], strict=True)) | {"--precision": precision}
-    arguments = [*itertools.chain(*given.items()), *STEP_RECIPES[recipe]]
-    usual = ("--backbone", "resnet18", "--size-px", "64")
-    with opened_stage(recipe, [*usual, *arguments], "S2") as bench:
+    with opened_stage(recipe, [*small_step(way, precision), *STEP_RECIPES[recipe]], "S2") as bench:
         with bench.loader("synthetic") as loader:
             batches = list(itertools.islice(loader.epoch(0), len(_RATES) + 3))
         step, backbone = bench.train_step, bench.experiment.backbone

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fastpsl.doctor.proof import EAGER, WAYS, exact
+from fastpsl.doctor.proof import WAYS, exact, small_step
 from fastpsl.doctor.setup import opened_stage
 from fastpsl.engine.distributed import (
     World,
@@ -97,10 +97,7 @@ def _sum_differs(world: World) -> bool:
 
 def _losses(way: Sequence[str], world: World) -> tuple[list[float], bool]:
     """Return the losses of steps of SimCLR, and whether the ranks then have other weights."""
-    given = EAGER | dict(zip(way[::2], way[1::2], strict=True)) | {"--precision": "fp32"}
-    words = [word for pair in given.items() for word in pair]
-    words += ["--backbone", "resnet18", "--size-px", "64", "--batch-size", "16"]
-    losses = list[float]()
+    words, losses = [*small_step(way, "fp32"), "--batch-size", "16"], list[float]()
     with exact(), opened_stage("simclr", words, "S2", world) as bench:
         with bench.loader("synthetic") as loader:
             batches = list(loader.epoch(0))

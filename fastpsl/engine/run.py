@@ -491,8 +491,8 @@ _KEPT = tuple(name for name in NAMES if name not in ("resident", "synthetic"))  
 def choose_run_decoder(run: Run, num_views: int, kept: str | None) -> None:
     """Choose the decoder of a run's data for `auto`. Every rank calls this.
 
-    A run that goes on keeps the decoder of its start, where
-    it works. Nothing is chosen for small raw images, which loaders keep on the GPU, nor for synthetic data.
+    A run that goes on keeps the decoder of its start, where it works. Nothing is chosen for small raw images,
+    which loaders keep on the GPU, nor for synthetic data.
     """
     # By rank 0's cores and GPU for all ranks, because decoders differ in their pixels.
     choice = share(run.world, _choice(run, num_views, kept) if run.world.rank == 0 else None)

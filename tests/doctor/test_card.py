@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,23 +225,28 @@ def test_ranks_without_an_exchange_have_other_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "limit_s", "words"),
     [
-        ("[ $RANK = 1 ] && sleep 60 || { echo an error; exit 3; }", 60.0, "a rank ended with 3: an error"),
+        ("[ $RANK = 0 ] || exec sleep 60; echo an error; exit 3", 60.0, "a rank ended with 3: an error"),
         ("exec sleep 60", 0.1, "did not end within"),
     ],
 )  # fmt: skip
 def test_no_rank_stays(
     script: str, limit_s: float, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    program, pids = tmp_path / "python", tmp_path / "pids"
-    program.write_text(f"#!/bin/sh\necho $$ >> {pids}\n{script}\n")
+    program, started = tmp_path / "python", list[subprocess.Popen[bytes]]()
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     monkeypatch.setattr(ranks_module.sys, "executable", str(program))
     monkeypatch.setattr(ranks_module, "_LIMIT_S", limit_s)
     with pytest.raises(RuntimeError, match=words):
         measured_on_two("cpu")
-    for pid in pids.read_text().split():
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(pid), 0)
+    assert len(started) == 2 and all(process.returncode is not None for process in started)
     program.write_text('#!/bin/sh\nif [ $RANK = 0 ]; then echo "{\\"port\\": $MASTER_PORT}" > $3; fi\n')
     monkeypatch.setattr(ranks_module, "_LIMIT_S", 60.0)
     assert list(measured_on_two("cpu")) == ["port"]
