@@ -14,7 +14,7 @@ from typing import Any
 from bench.evidence.plan import commands_of
 from bench.schema import REHEARSAL, output_of, validate
 from fastpsl.files.atomic import write_atomically
-from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.files.digest import sha256_of_file
 
 _NAME = r"[A-Za-z0-9_][\w.+-]*"
 _RESULT = re.compile(rf"results/({_NAME}\.json)", re.ASCII)

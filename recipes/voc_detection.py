@@ -28,6 +28,7 @@ from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine import optim
 from fastpsl.engine.options import MACHINE
 from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions, VocOptions
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.transfer import detection
@@ -77,8 +78,7 @@ def build(options: Options) -> engine.Experiment:
         optimiser=functools.partial(
             optim.sgd, weight_decay=protocol.weight_decay, decay_biases=protocol.decay_biases
         ),
-        science=weights.science()
-        | {"proposals": [models.sha256_of_file(Path(path)) for path in options.proposals]},
+        science=weights.science() | {"proposals": [sha256_of_file(Path(path)) for path in options.proposals]},
         open=lambda opts: task.open(Path(opts.data) if opts.data else pipelines.drawn_voc(), opts),
         batchnorm=protocol.batchnorm,
         finish=functools.partial(finish, options, weights),

@@ -207,6 +207,23 @@ def test_files_import_each_other_one_way(folder: str) -> None:
     TopologicalSorter({name: imported_modules(path, folder) for name, path in of_folder}).prepare()
 
 
+ONE_MODULE_EACH = {
+    "hashlib": "files/digest.py", "flock": "files/locks.py", "F_OFD_SETLK": "files/locks.py",
+    "Unpickler": "files/untrusted.py", "get_close_matches": "console/words.py",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_MODULE_EACH)
+def test_one_module_uses(name: str) -> None:
+    """What locks, digests, unpickles or guesses names does so in one way."""
+    users = {
+        path.relative_to(ROOT / "fastpsl").as_posix()
+        for path in python_files("fastpsl")
+        if re.search(rf"(^(import|from) |\.){name}\b", path.read_text(), re.MULTILINE)
+    }
+    assert users == {ONE_MODULE_EACH[name]}
+
+
 def test_a_runs_config_is_opened_in_one_module() -> None:
     """Others name it in messages, within a longer text; two are about the Hub's file of that name."""
     allowed = {"files/run_folder.py", "models/export.py", "models/initial_weights.py"}

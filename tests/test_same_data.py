@@ -22,6 +22,7 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.replay import PastRun
 from fastpsl.evaluation.result import data_record
+from fastpsl.files.digest import sha256_of_json
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
@@ -155,7 +156,7 @@ def test_features_of_an_older_version_are_made_anew_once(
         work.to_file(out, one_process())
         record = json.loads((tmp_path / "F.json").read_text())
         wanted = work.wanted() | {"data": parts_of(data.digest())[0]}
-        old = record | wanted | {"digest": fastpsl.evaluation.features.digest_of(wanted)}
+        old = record | wanted | {"digest": sha256_of_json(wanted)}
         (tmp_path / "F.json").write_text(json.dumps(old))
         capsys.readouterr()
         for _ in range(2):

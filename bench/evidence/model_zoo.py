@@ -11,8 +11,8 @@ from bench.evidence.claims import block, evaluation_in_words, points
 from bench.evidence.weights import RULE, gains
 from bench.program import counted
 from docs.reference.generate.recipe_pages import DOCS, pages_of_recipes
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.models.export import table_row
-from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.scripts.recipe_files import EVAL, TRAIN
 from fastpsl.tables.templates import templates
 

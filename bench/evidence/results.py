@@ -16,7 +16,7 @@ from bench.evidence.best_blocks import BEST, scores_of, stem_of, with_best
 from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, commands_of, read_plan
 from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
-from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.pipelines.data.identity import all_same
 
 Record = dict[str, Any]

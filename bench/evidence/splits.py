@@ -27,7 +27,7 @@ from scipy.fft import dctn
 
 from bench.program import run_program
 from fastpsl.files.atomic import write_atomically
-from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.files.digest import sha256_of_file
 
 FOLDER = Path(__file__).parent / "splits"
 TRAIN, SEARCH, HELD_OUT = "train", "search", "held-out"

@@ -29,8 +29,8 @@ from bench.evidence.run import Options, OutOfTime, Runner, prepared
 from bench.program import run_program
 from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.files.atomic import write_atomically
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.models.export import export
-from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.weights import Pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.identity import same_data

@@ -136,12 +136,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_ ]", "", name).casefold()
 
 
+def similar(given: str, names: Iterable[str], num: int = 1, least: float = 0.6) -> list[str]:
+    """Return up to `num` names that are spelled like this one, the most similar first; 1 is equality."""
+    return difflib.get_close_matches(given, [*names], num, least)
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name that means the same or is most similar; None if none is similar."""
     names, plain = {_plain(name): name for name in allowed}, _plain(given)
     meant = (name for row in _SYNONYMS if plain in row for name in row if name in names)
-    similar = difflib.get_close_matches(plain, names, n=1)
-    name = next(iter((*[plain] * (plain in names), *meant, *similar)), None)
+    name = next(iter((*[plain] * (plain in names), *meant, *similar(plain, names))), None)
     return None if name is None else names[name]
 
 

@@ -1,7 +1,6 @@
 """The process group under torchrun, its machine, and how ranks agree: on values, and when to stop."""
 
 import gc
-import hashlib
 import os
 import platform
 import shutil
@@ -32,6 +31,7 @@ from fastpsl.engine.gpu import (
     unused_gpu,
     why_no_cuda,
 )
+from fastpsl.files.digest import sha256_of_bytes
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
 
@@ -151,7 +151,7 @@ def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
     while True:
         # What another rank has set may be of its earlier start. Then that rank computes another name.
         starts = store.multi_get([f"start-{other}" for other in range(size)])
-        name = hashlib.sha256(b"".join(starts)).hexdigest()
+        name = sha256_of_bytes(b"".join(starts))
         store.set(f"{name}-{rank}", "")
         try:
             store.wait([f"{name}-{other}" for other in range(size)], timedelta(seconds=_LOOK_AGAIN_S))

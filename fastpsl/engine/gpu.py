@@ -6,7 +6,6 @@ process's own values.
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import time
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastpsl.files.digest import blake2b
 from fastpsl.pipelines.decoders.memory import pinned_like
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -133,7 +133,7 @@ def restore_flags() -> None:
 
 def torch_seed(*numbers: int) -> int:
     """Return a 63-bit seed for `torch.manual_seed`, derived from `numbers`."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def samples_per_s(

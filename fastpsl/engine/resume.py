@@ -1,7 +1,6 @@
 """The folder of a run, the checkpoint that it resumes from, and the check that both belong together."""
 
 import contextlib
-import fcntl
 import re
 import shutil
 import socket
@@ -18,6 +17,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.step_modes import StageChoices
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import atomic_file
+from fastpsl.files.locks import try_lock
 from fastpsl.files.paths import require_folder
 from fastpsl.files.run_folder import LINES, RESULTS
 from fastpsl.files.system_errors import output_errors
@@ -137,18 +137,12 @@ def lock_folder(folder: Path) -> TextIO:
         # Opened without a cut, because it may hold the name of the machine that is at work.
         file = open(folder / ".lock", "a+")  # noqa: SIM115  (held open by the caller)
     for is_last in (False, True):  # `fastpsl runs` holds it for an instant
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if try_lock(file) is not False:
             break
-        except BlockingIOError:
-            if is_last:
-                file.close()
-                raise ValueError(
-                    f"another process trains in {folder}: wait for it, or give another --out"
-                ) from None
-            time.sleep(0.1)
-        except OSError:
-            break  # the file system has no locks
+        if is_last:
+            file.close()
+            raise ValueError(f"another process trains in {folder}: wait for it, or give another --out")
+        time.sleep(0.1)
     with output_errors(folder):
         file.truncate(0)
         print(socket.gethostname(), file=file, flush=True)  # the file stays open until the run ends

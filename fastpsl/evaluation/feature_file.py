@@ -6,7 +6,6 @@ killing the process.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -22,7 +21,14 @@ from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World, gather_objects, share
-from fastpsl.files.atomic import Uncopyable, partial_path, remove_leftovers, write_all, write_atomically
+from fastpsl.files.atomic import (
+    PartialFile,
+    Uncopyable,
+    partial_path,
+    remove_leftovers,
+    write_all,
+    write_atomically,
+)
 from fastpsl.files.json_records import COUNT, COUNTS, TEXT, WHOLE, Form, NoRecord, maybe
 from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.files.untrusted import map_npy, read_npy
@@ -147,18 +153,7 @@ class PartialFeatures(Uncopyable):
 
     def _begin(self) -> None:
         """Continue with an existing file of the same features, or else start a new one."""
-        self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        busy = False
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its writer may have renamed it between open and lock: then it is no partial file any more.
-            busy = not self.partial.exists() or not os.path.samestat(os.fstat(self.fd), os.stat(self.partial))
-        except BlockingIOError:
-            busy = True
-        except OSError:
-            pass  # a file system without locks
-        if busy:
-            raise ValueError(f"{self.path}: another process is writing it; wait for it, or name another file")
+        self.fd = PartialFile(self.path, keep=True).fd
         remove_leftovers(self.path.parent, self.path.name, self.progress.name)
         size = len(self._header) + self._num_rows * self._row_bytes
         with contextlib.suppress(FileNotFoundError, NoRecord):

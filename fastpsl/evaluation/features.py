@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +30,7 @@ from fastpsl.evaluation.feature_file import (
 )
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, block_number, block_shapes, pooled, pooled_width
+from fastpsl.files.digest import sha256_of_json
 from fastpsl.files.system_errors import output_errors
 from fastpsl.kernels.autocast import autocast
 from fastpsl.models.weights import Pretrained
@@ -155,7 +154,7 @@ class Extraction:
         }
 
     def digest(self) -> str:
-        return digest_of(self.wanted())
+        return sha256_of_json(self.wanted())
 
     def to_file(
         self, out: Path, world: World, *, overwrite: bool = False, save_every_s: float = SAVE_EVERY_S
@@ -182,11 +181,6 @@ def loader_options(options: RunOptions) -> dict[str, Any]:
     """Return what `Extraction.loader` takes from the options of a script."""
     names = ("decoder", "hw_decoder_load", "prefetch_batches", "timeout_s", "on_bad_sample")
     return {name: getattr(options, name) for name in names} | {"num_threads": options.workers}
-
-
-def digest_of(wanted: Mapping[str, Any]) -> str:
-    """Return the digest of what the values of features depend on."""
-    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -242,12 +236,12 @@ def _kept(work: Extraction, out: Path) -> str:
     if file is None:
         return _OTHERS if out.exists() else _NONE
     wanted, there = work.wanted(), file.record["digest"]
-    if there == digest_of(wanted):
+    if there == sha256_of_json(wanted):
         return ""
-    if there == digest_of(wanted | {"files": file.record.get("files")}):
+    if there == sha256_of_json(wanted | {"files": file.record.get("files")}):
         return _WRITTEN
     wanted.pop("files", None)
-    return _OLD if there == digest_of(wanted | {"data": parts_of(wanted["data"])[0]}) else _OTHERS
+    return _OLD if there == sha256_of_json(wanted | {"data": parts_of(wanted["data"])[0]}) else _OTHERS
 
 
 def _write(

@@ -11,14 +11,13 @@ from typing import Any
 
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.run import Run
-from fastpsl.evaluation.features import digest_of
 from fastpsl.evaluation.few_labels import Draws, write_label_list
 from fastpsl.evaluation.logistic import Scores, mean_and_deviation
 from fastpsl.evaluation.options import EvaluationOptions, ProbeOptions, with_weights
 from fastpsl.evaluation.result import scores
 from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
-from fastpsl.models.foreign_weights import sha256_of_bytes
+from fastpsl.files.digest import sha256_of_bytes, sha256_of_json
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.scripts.recipe_files import find_recipe
@@ -62,7 +61,7 @@ def fine_tuned(
             batch -= batch % world.size if batch >= world.size else 0
             tuned = script.with_paper(**shared, batch_size=batch)
             digests = weights.record["sha256"], draws.pool.digest(), val.digest()
-            digest = digest_of(tuned.science() | {"digests": digests, "images": images.tolist()})
+            digest = sha256_of_json(tuned.science() | {"digests": digests, "images": images.tolist()})
             place = folder / f"tuned-{num}-{draw}-{digest[:16]}"
             if not share(world, (place / NAME).exists() if world.rank == 0 else None):
                 if world.rank == 0:

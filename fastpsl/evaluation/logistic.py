@@ -17,16 +17,16 @@ from typing_extensions import override
 from fastpsl.console.words import number_of
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.features import Extraction, digest_of, extract
+from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.few_labels import Draws
 from fastpsl.evaluation.options import EvaluationOptions, FloorOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.evaluation.protocols import block_number
 from fastpsl.evaluation.result import with_floor
 from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
+from fastpsl.files.digest import sha256_of_bytes, sha256_of_json
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import on_vectors
-from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.initial_weights import recorded_backbone
 from fastpsl.models.names import MAX_DOWNLOAD_GB
 from fastpsl.models.weights import Pretrained, record_of
@@ -59,7 +59,7 @@ class Fit:
 
     def digest(self) -> str:
         """Return the digest of what the outcome depends on."""
-        return digest_of({
+        return sha256_of_json({
             "features": [file.record["digest"] for file in (self.train, self.val)],
             "arrays": [sha256_of_bytes(each.tobytes()) for each in (self.rows, self.labels, self.truth)],
             "standardised": self.standardised, "solver": _solver(),

@@ -23,8 +23,8 @@ from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions, FloorOptions
 from fastpsl.evaluation.result import data_record, result_line, with_floor, write_result
 from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
+from fastpsl.files.digest import sha256_of_bytes
 from fastpsl.kernels.nearest import Neighbours, count_correct
-from fastpsl.models.foreign_weights import sha256_of_bytes
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.pipelines.datasets.shared_images import SharedImages, shared_images

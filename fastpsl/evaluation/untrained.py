@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpsl.engine.distributed import World, share, wait_for_all
-from fastpsl.evaluation.features import digest_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.caches import cache_folder
+from fastpsl.files.digest import sha256_of_json
 from fastpsl.files.json_records import NUMBERS, TEXT, Form, NoRecord
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import is_module
@@ -72,7 +72,7 @@ def score_floor(
     if network is None:
         return None, why_not
     wanted, names, score = prepare(network)
-    path = cache_folder() / "untrained" / f"{digest_of(wanted)[:32]}.json"
+    path = cache_folder() / "untrained" / f"{sha256_of_json(wanted)[:32]}.json"
     kept: Floor | None = share(world, _kept(path, names) if world.rank == 0 else None)
     if kept is not None:
         return kept, ""

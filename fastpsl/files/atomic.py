@@ -9,8 +9,6 @@ and nothing reads it.
 """
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -19,6 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from typing_extensions import override
+
+from fastpsl.files.digest import blake2b
+from fastpsl.files.locks import try_lock
 
 
 class Uncopyable:
@@ -56,15 +57,11 @@ class PartialFile(Uncopyable):
         self.path, self.partial = path, partial or partial_path(path)
         while True:
             self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if try_lock(self.fd) is False:
                 os.close(self.fd)
                 raise ValueError(
                     f"{path}: another process is writing it; wait for it, or choose another name"
-                ) from None
-            except OSError:
-                pass  # this file system has no locks
+                )
             if self._is_in_place():
                 break
             # Another writer renamed it between open and lock, so it is no partial file any more.
@@ -99,10 +96,7 @@ class PartialFile(Uncopyable):
 def is_locked(partial: Path) -> bool:
     """Return whether another process holds the lock of this partial file."""
     with contextlib.suppress(OSError), open(partial, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        return try_lock(file, shared=True) is False
     return False
 
 
@@ -154,7 +148,7 @@ def _shortened(name: str) -> str:
     """Return a name's part of its temporary name, which no other name shares."""
     if len(name) <= _NAME_LENGTH:
         return name
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    digest = blake2b(os.fsencode(name), digest_size=8).hexdigest()
     return f"{name[: _NAME_LENGTH - len(digest)]}{digest}"
 
 

@@ -1,7 +1,6 @@
 """Folders for what can be made again, and long checks that are remembered there."""
 
 import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import own_rank
+from fastpsl.files.locks import locked
 from fastpsl.files.system_errors import remedy
 
 
@@ -93,14 +93,12 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
     """
     folder = cache_folder() / "checked"
     passed = folder / digest
-    with _keeping(folder):
-        if passed.exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115  (closed below)
-    with lock:
-        with _keeping(folder), operation(f"waiting for another process, which checks {what}"):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with _keeping(folder):
+            if passed.exists():
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / "lock", f"waiting for another process, which checks {what}"))
         if not passed.exists():
             print(f"checking {what}, this once", file=sys.stderr, flush=True)
             with operation(f"checking {what}"):

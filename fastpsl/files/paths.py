@@ -1,6 +1,5 @@
 """Checks that what a user names is there."""
 
-import difflib
 import glob
 import os
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from fastpsl.console.words import similar
 from fastpsl.files.atomic import partial_path
 from fastpsl.files.system_errors import raise_of_the_system
 
@@ -86,7 +86,7 @@ def _hint(path: Path) -> str:
         missing = missing.parent
     with suppress(OSError), os.scandir(missing.parent) as entries:
         names = [entry.name for entry in islice(entries, _MOST_NEIGHBOURS) if entry.name[0] != "."]
-        for name in difflib.get_close_matches(missing.name, names, n=1):
+        for name in similar(missing.name, names):
             found = missing.parent / name / path.relative_to(missing)
             return f"did you mean {found}? " if found.exists() else ""
     return ""

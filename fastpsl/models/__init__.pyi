@@ -5,7 +5,6 @@ from .convolutional import VGG as VGG
 from .convolutional import AlexNet as AlexNet
 from .factory import OF_VECTORS as OF_VECTORS
 from .factory import make_backbone as make_backbone
-from .foreign_weights import sha256_of_file as sha256_of_file
 from .initial_weights import load_pretrained as load_pretrained
 from .resnet import ResNet as ResNet
 from .revnet import RevNet as RevNet

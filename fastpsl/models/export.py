@@ -1,9 +1,7 @@
 """The work of `fastpsl export`: write a backbone in another library or format."""
 
-import difflib
 import json
 import os
-import re
 import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,12 +9,14 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fastpsl.console.words import number_of, pasted
+from fastpsl.console.markdown import block, code, plain, table_row
+from fastpsl.console.words import hint, number_of, pasted
 from fastpsl.files.atomic import sync_folder, write_atomically
+from fastpsl.files.digest import sha256_of_bytes
 from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG as RUN_CONFIG
 from fastpsl.files.system_errors import UnreadableError, input_errors, output_errors
-from fastpsl.models.foreign_weights import read_weights_sidecar, sha256_of_bytes
+from fastpsl.models.foreign_weights import read_weights_sidecar
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
@@ -24,47 +24,6 @@ from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config,
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.views import CHANNELS, SHORTER_OF_SIZE, Input
-
-# Letters with a meaning within a line: those of code, emphasis, links, HTML, entities and formulas. GitHub
-# makes links of addresses, too. An underscore between letters has none.
-_MARKS = re.compile(r"[\\`*\[\]<>&~$@]|(?<![^\W_])_|_(?![^\W_])|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)
-BAR = r"\|"  # of a cell, not of the table
-_BACKTICKS = re.compile("`+")
-
-
-def plain(text: str) -> str:
-    """Return a text for the middle of a line, with a backslash before each mark."""
-    return _MARKS.sub(lambda match: f"\\{match[0]}", _printable(text))
-
-
-def code(text: str) -> str:
-    """Return a text as code within a line."""
-    text = _printable(text) or " "
-    marks = "`" * (_longest_run(text) + 1)
-    # Readers take a space from both ends.
-    return f"{marks} {text} {marks}" if "`" in text or text.strip() != text else f"{marks}{text}{marks}"
-
-
-def block(text: str, language: str = "") -> str:
-    """Return lines of text as a block of code."""
-    marks = "`" * max(3, _longest_run(text) + 1)
-    lines = "\n".join(map(_printable, text.split("\n")))
-    return f"{marks}{language}\n{lines}\n{marks}"
-
-
-def table_row(cells: Iterable[str]) -> str:
-    """Return a row of a table. Its cells are Markdown, in which any bar is meant."""
-    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
-
-
-def _printable(text: str) -> str:
-    """Return a text of one line, in which characters that cannot be seen are spaces."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _longest_run(text: str) -> int:
-    return max((len(run) for run in _BACKTICKS.findall(text)), default=0)
-
 
 # Values of a command that have a slash and name no file.
 _NO_FILES = ("timm/", "hf://", "https://")
@@ -365,9 +324,7 @@ def export(
     to B5.
     """
     if to not in EXPORTS:
-        near = difflib.get_close_matches(to.lower(), EXPORTS, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"--to {to}: allowed are {', '.join(EXPORTS)}{hint}")
+        raise ValueError(f"--to {to}: {hint(to, EXPORTS)}allowed are {', '.join(EXPORTS)}")
     if to == "hf":
         check_folder(out, overwrite)
     else:

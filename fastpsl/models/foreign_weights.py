@@ -3,7 +3,6 @@
 docs/how_to/weights.md lists them.
 """
 
-import hashlib
 import json
 import mmap
 import re
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.console.installed import install
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.files.json_records import (
     COUNT,
     RECORD,
@@ -34,20 +34,6 @@ from fastpsl.files.paths import WEIGHTS, require_existing
 from fastpsl.files.system_errors import UnreadableError, input_errors, raise_of_the_system
 from fastpsl.files.untrusted import leaves, load_plain
 from fastpsl.models.checkpoint import ForeignObjectError, load_tensors
-
-_CHUNK = 1 << 22
-
-
-def sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with input_errors(path), open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sha256_of_bytes(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Any]:

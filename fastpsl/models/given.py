@@ -1,7 +1,6 @@
 """A module that a program gives as a backbone, instead of a name: what records call it, and its weights."""
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from fastpsl.files.digest import sha256_of_bytes
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.backbone import Backbone, unusable
 from fastpsl.models.convolutional import VGG, first_convolution, read_channels
@@ -105,7 +105,7 @@ def module_record(name: Given) -> dict[str, str]:
     shapes = "; ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in tensors.items())
     architecture = _architecture(name.module)
     made = f", {architecture} of timm with other arguments" if architecture else ""
-    digest = hashlib.sha256(shapes.encode()).hexdigest()[:16]
+    digest = sha256_of_bytes(shapes.encode())[:16]
     return {"module": f"{name.removeprefix(MODULE)}{made}, {len(tensors)} tensors, shapes {digest}"}
 
 

@@ -1,6 +1,5 @@
 """The weights that trainings begin with and evaluations score: of a run, of a file, or published ones."""
 
-import fcntl
 import json
 import math
 import re
@@ -13,11 +12,13 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
 from fastpsl.files.atomic import atomic_file, remove_leftovers
 from fastpsl.files.caches import cache_folder
+from fastpsl.files.digest import sha256_of_bytes
 from fastpsl.files.json_records import COUNTS, RECORD, Form, Kind, is_number, parse
+from fastpsl.files.locks import locked
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, read_whole, remote_objects
 from fastpsl.files.system_errors import UnreadableError, input_errors, output_errors
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.foreign_weights import MisfitError, first_three, sha256_of_bytes
+from fastpsl.models.foreign_weights import MisfitError, first_three
 from fastpsl.models.names import MAX_DOWNLOAD_GB, TIMM, WEIGHT_ENDINGS, is_module, is_own, is_timm
 from fastpsl.models.weights import (
     TOLD_BY_EXPORT,
@@ -134,8 +135,8 @@ def _fetched(address: str, max_gb: float) -> Path:
     path = folder / f"{_key(f'{remote.num_bytes} {remote.version}')}{ending}"
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock, operation(f"{address}: downloading it"):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = f"{address}: another process downloads it, waiting for it"
+        with locked(folder / "lock", waiting), operation(f"{address}: downloading it"):
             remove_leftovers(folder, beginning="")
             if not path.exists():
                 _check_size(remote, folder, max_gb)

@@ -1,6 +1,5 @@
 """timm's models as backbones: `--backbone timm/NAME`. The only file that imports timm."""
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from types import ModuleType
@@ -13,6 +12,7 @@ from torchvision.ops import Permute
 from typing_extensions import override
 
 from fastpsl.console.installed import install
+from fastpsl.console.words import similar
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.foreign_weights import first_three
@@ -349,7 +349,7 @@ def _check_name(timm: ModuleType, name: str, option: str = "--backbone ") -> Non
     known = timm.list_models()
     if model in known:
         return
-    near = difflib.get_close_matches(model, known, n=4, cutoff=0.4)
+    near = similar(model, known, num=4, least=0.4)
     nearest = (
         f"the nearest are {', '.join(TIMM + other for other in near)}" if near else "see timm.list_models()"
     )

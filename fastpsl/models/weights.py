@@ -1,6 +1,5 @@
 """Backbones with weights: from checkpoints, exported files and other projects' files, or random."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.words import number_of
+from fastpsl.files.digest import sha256, sha256_of_file
 from fastpsl.files.json_records import COUNT, RECORD, TEXT, WHOLE, Form, Kind, NoRecord, maybe, parse
 from fastpsl.models.backbone import Backbone, unusable
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager, bytes_of
@@ -24,7 +24,6 @@ from fastpsl.models.foreign_weights import (
     read_weights,
     read_weights_sidecar,
     recognise,
-    sha256_of_file,
     unclear,
 )
 from fastpsl.models.given import Given
@@ -298,7 +297,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of all names, shapes, dtypes and values, in the order of the names."""
-    digest = hashlib.sha256()
+    digest = sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())

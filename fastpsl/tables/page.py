@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from fastpsl.console.markdown import block, code, plain, table_row
 from fastpsl.console.words import pasted
 from fastpsl.engine.options import flag
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.paths import named_files
 from fastpsl.files.system_errors import output_errors
-from fastpsl.models.export import block, code, plain, table_row
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.tables import data_sets
 from fastpsl.tables.matching import Place, needs_of

@@ -5,7 +5,6 @@ be of an older version, damaged or not written yet. `Run.damage` names damaged f
 """
 
 import contextlib
-import fcntl
 import math
 import os
 import socket
@@ -21,6 +20,7 @@ from typing_extensions import override
 
 from fastpsl.engine.options import NO_VAL, share_of
 from fastpsl.files.json_records import Form, NoRecord, open_regular
+from fastpsl.files.locks import try_lock
 from fastpsl.files.paths import require_existing
 from fastpsl.files.run_folder import (
     CONFIG,
@@ -351,12 +351,12 @@ def _is_at_work(lock: Path) -> bool | None:
     try:
         with open_regular(lock) as file:
             host = file.read(256).decode().strip()
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            is_free = try_lock(file, shared=True)
     except (OSError, ValueError):
         return None
-    return False if host in ("", socket.gethostname()) else None
+    if is_free is False:
+        return True
+    return False if is_free and host in ("", socket.gethostname()) else None
 
 
 def is_run(folder: str | Path, files: Sequence[str]) -> bool:

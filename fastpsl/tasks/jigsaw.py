@@ -1,6 +1,5 @@
 """Train jigsaw puzzles in levels (PSL, section 3.3.1 and Table 1; section 4.1 "Jigsaw puzzle")."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
+from fastpsl.files.digest import sha256_of_bytes
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.untrusted import read_npy
 from fastpsl.kernels.crops import ShorterSideCrop
@@ -100,7 +100,7 @@ def permutations_digest(permutations: np.ndarray) -> str:
     Args:
         permutations: Integers [N, n].
     """
-    return hashlib.sha256(np.ascontiguousarray(permutations, np.int64).tobytes()).hexdigest()[:16]
+    return sha256_of_bytes(np.ascontiguousarray(permutations, np.int64).tobytes())[:16]
 
 
 class Jigsaw(Task):

@@ -15,7 +15,7 @@ import fastpsl
 from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
 from bench.evidence.weights import RULE, beating, gains, halved, main, spread
-from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.weights import sha256_of_tensors
 from tests.bench.test_evidence import FAKE, arguments, call, plan_of, results_of, runs_of

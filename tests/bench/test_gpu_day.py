@@ -28,7 +28,7 @@ from bench.gpu_day import report
 from bench.pack_images import joined, pack, unpack
 from bench.schema import REHEARSAL, environment, short_name, validate
 from bench.step import Mode
-from fastpsl.models.foreign_weights import sha256_of_file
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.pipelines.decoders.choose import NAMES
 from fastpsl.scripts.command_line import parse
 

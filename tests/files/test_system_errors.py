@@ -24,6 +24,7 @@ from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.replay import PastRun
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.evaluation.trained_run import TrainedRun
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.files.paths import require_existing
 from fastpsl.files.system_errors import (
     UnreadableError,
@@ -35,7 +36,7 @@ from fastpsl.files.system_errors import (
 )
 from fastpsl.models import export, timm_backbone
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.models.foreign_weights import read_weights, read_weights_sidecar, sha256_of_file
+from fastpsl.models.foreign_weights import read_weights, read_weights_sidecar
 from fastpsl.models.given import _copied
 from fastpsl.models.own_backbone import made
 from fastpsl.pipelines.beton import shard

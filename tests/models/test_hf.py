@@ -16,18 +16,10 @@ from markdown_it.tree import SyntaxTreeNode
 from PIL import Image
 from torch import nn
 
+from fastpsl.console.markdown import block, code, plain, table_row
 from fastpsl.console.terminal import escaped
 from fastpsl.models import export as module
-from fastpsl.models.export import (
-    block,
-    code,
-    export,
-    model_card,
-    plain,
-    results_of,
-    table_row,
-    without_folders,
-)
+from fastpsl.models.export import export, model_card, results_of, without_folders
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.views import Input

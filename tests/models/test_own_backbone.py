@@ -13,9 +13,10 @@ from torch import nn
 
 import fastpsl
 from fastpsl import cli
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.foreign_weights import safetensors_bytes, sha256_of_file
+from fastpsl.models.foreign_weights import safetensors_bytes
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.views import Input

@@ -315,7 +315,7 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
         make(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(folders, "_make", when_another_waits)
-    monkeypatch.setattr(folders, "operation", Watched)
+    monkeypatch.setattr("fastpsl.files.locks.operation", Watched)
     opened: list[Folder] = []
     threads = [threading.Thread(target=lambda: opened.append(Folder(root))) for _ in range(4)]
     for thread in threads:

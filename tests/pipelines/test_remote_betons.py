@@ -23,8 +23,9 @@ from fastpsl.commands.data import Info, Verify, Write
 from fastpsl.console.installed import install
 from fastpsl.doctor.loader_rates import measure_read
 from fastpsl.engine.options import RunOptions, TrainingOptions
+from fastpsl.files.locks import PartLocks
 from fastpsl.files.remote import address, failures
-from fastpsl.files.remote.cache import Cache, PartLocks
+from fastpsl.files.remote.cache import Cache
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import remote as prefetching
 from fastpsl.pipelines.beton.output import Output

@@ -24,9 +24,9 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.first_learning import knn_of_blocks
 from fastpsl.engine.online_probe import TEMPERATURE, K, look_images
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.initial_weights import open_initial
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.datasets.open import open_data

@@ -6,7 +6,6 @@ checkpoints.
 """
 
 import glob
-import hashlib
 import io
 import logging
 import posixpath
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from typing_extensions import Buffer, override
 
 from fastpsl.console.installed import install
+from fastpsl.files.digest import blake2b
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import with_literal_folder
 from fastpsl.files.remote.failures import HELP, NEVER, RemoteDataError, WrongBytesError, persistently
@@ -173,7 +173,7 @@ class RemoteObject:
 
     def _digest_of_ends(self) -> str:
         parts = (0, min(_END_BYTES, self.num_bytes)), (max(0, self.num_bytes - _END_BYTES), self.num_bytes)
-        return hashlib.blake2b(b"".join(self.read(*part) for part in parts), digest_size=16).hexdigest()
+        return blake2b(b"".join(self.read(*part) for part in parts), digest_size=16).hexdigest()
 
 
 def remote_objects(

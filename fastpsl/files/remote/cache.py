@@ -17,56 +17,21 @@ machine starts anew: ID contains its boot.
 
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
-import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from hashlib import blake2b
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from fastpsl.files.atomic import Uncopyable, write_all, write_atomically
+from fastpsl.files.digest import blake2b
+from fastpsl.files.locks import BusyError, PartLocks, locked
 from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.system_errors import remedy
-
-# struct flock: type, whence, start, length, pid (which must be 0).
-_FLOCK = "hhqqi4x"
-
-
-class PartLocks:
-    """The locks of a file's parts, by number, through an open file.
-
-    Each opening of the file is a holder of its own. These are Linux's "open file description" locks
-    (F_OFD_SETLK). Unlike those of lockf, they also exclude two holders in one process.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def try_shared(self, number: int) -> bool:
-        """Take a shared lock, or turn an exclusive one into it; return False if another holder has that."""
-        return self._set(fcntl.F_RDLCK, number)
-
-    def try_exclusive(self, number: int) -> bool:
-        """Take an exclusive lock; return False if another holder has any."""
-        return self._set(fcntl.F_WRLCK, number)
-
-    def release(self, number: int) -> None:
-        """Give a lock back."""
-        self._set(fcntl.F_UNLCK, number)
-
-    def _set(self, kind: int, number: int) -> bool:
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, 0, number, 1, 0))
-        except BlockingIOError:
-            return False
-        return True
-
 
 _PUNCH_HOLE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _SHARE_OF_DISK = 0.8  # of what is free, where no bound is given
@@ -77,7 +42,7 @@ _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond a
 _NAME = "data.beton"  # not the remote file's, which may be too long, or end as a list of parts does
 
 
-class CacheFullError(OSError):
+class CacheFullError(BusyError):
     """A cache of which all parts are in use."""
 
 
@@ -183,19 +148,8 @@ class Cache:
                 file.close()
         return num_freed
 
-    @contextmanager
-    def _locked(self, limit_s: float) -> Iterator[None]:
-        deadline = time.monotonic() + limit_s
-        with open(self.folder / "lock") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise CacheFullError(errno.EBUSY, "another process does not leave its lock") from None
-                    time.sleep(_POLL_S)
-            yield
+    def _locked(self, limit_s: float) -> AbstractContextManager[None]:
+        return locked(self.folder / "lock", f"{self.folder}: waiting for another process", limit_s)
 
 
 class CachedFile(Uncopyable):

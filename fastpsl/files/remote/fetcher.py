@@ -8,8 +8,9 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from fastpsl.files.locks import BusyError
 from fastpsl.files.remote.address import LIMIT_S
-from fastpsl.files.remote.cache import CachedFile, CacheFullError
+from fastpsl.files.remote.cache import CachedFile
 from fastpsl.files.remote.failures import RemoteDataError, WrongBytesError, persistently
 from fastpsl.files.system_errors import remedy
 from fastpsl.files.workers import Workers
@@ -200,12 +201,12 @@ class Fetcher:
             try:
                 return page.file.fill(page.part, data, self.limit_s)
             except OSError as error:
-                is_passing = isinstance(error, CacheFullError) and not self._left.is_set()
+                is_passing = isinstance(error, BusyError) and not self._left.is_set()
                 if is_passing and time.monotonic() < deadline:
                     time.sleep(10 * _POLL_S)
                     continue
                 advice = remedy(error, "start again")
-                if isinstance(error, CacheFullError):
+                if isinstance(error, BusyError):
                     advice = "raise --cache-gb, or give another --cache-dir"
                 raise RemoteDataError(
                     f"{page.file.path}: the cache cannot take more ({error.strerror}); {advice}"

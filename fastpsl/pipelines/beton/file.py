@@ -1,6 +1,5 @@
 """The writer of a dataset file's bytes: pages, tables, checksums; its allocation table is in sample order."""
 
-import hashlib
 import os
 from array import array
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.files.atomic import PartialFile, write_all
+from fastpsl.files.digest import sha256
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, IMAGE_TYPE, INT_TYPE, VERSION, row_dtype
 from fastpsl.pipelines.beton.sidecar import MARK, Checksums
@@ -39,7 +39,7 @@ class BetonFile:
         self._rows = np.zeros(_ROWS_BUFFERED, _ROW)
         self._sizes = array("I")
         self._checksums = Checksums()
-        self._digest = hashlib.sha256()
+        self._digest = sha256()
 
     @property
     def num_bytes(self) -> int:

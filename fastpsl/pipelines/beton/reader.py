@@ -7,7 +7,6 @@ causes an error message and not a SIGBUS.
 """
 
 import glob
-import hashlib
 import os
 import sys
 import warnings
@@ -20,6 +19,7 @@ from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import pasted
+from fastpsl.files.digest import blake2b
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.remote.cache import Cache
 from fastpsl.files.system_errors import input_error
@@ -291,7 +291,7 @@ class Beton:
 
         It takes 30 ms for a million samples.
         """
-        digest, contents = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+        digest, contents = blake2b(digest_size=16), blake2b(digest_size=16)
         for shard in self.shards:
             digest.update(os.pread(shard.fd, HEADER.itemsize, 0))
             for part in chunks(shard.num_samples):

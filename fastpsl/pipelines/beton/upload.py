@@ -11,12 +11,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import partial_path
+from fastpsl.files.digest import blake2b
 from fastpsl.files.remote.address import LIMIT_S, answer, file_system
 from fastpsl.files.remote.failures import WrongBytesError, persistently
 from fastpsl.files.system_errors import remedy

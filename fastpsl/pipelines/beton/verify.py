@@ -1,7 +1,6 @@
 """The summary of a dataset file and the search for its faults: `fastpsl data info` and `verify`."""
 
 import glob
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import is_locked
+from fastpsl.files.digest import sha256
 from fastpsl.files.paths import named_files
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.workers import map_in_order, usable_cores
@@ -171,7 +171,7 @@ def _pages(beton: Beton) -> Iterator[str]:
 
 def _checksum(path: Path, sidecar: Sidecar) -> str:
     """Return the SHA-256 of the bytes from data_start on, then of those before it, as they were written."""
-    digest, start = hashlib.sha256(), sidecar.data_start
+    digest, start = sha256(), sidecar.data_start
     num_mb = path.stat().st_size // 1_000_000
     with (
         open(path, "rb") as file,

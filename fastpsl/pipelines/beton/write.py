@@ -10,7 +10,6 @@ the samples before stay as they are.
 """
 
 import fnmatch
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ import numpy as np
 import fastpsl
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
+from fastpsl.files.digest import sha256_of_json
 from fastpsl.files.system_errors import input_error, output_errors
 from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, require_mode, store_array
@@ -297,7 +297,7 @@ def _digest(class_names: list[str] | None) -> str:
     """Return class names in short."""
     if class_names is None:
         return "none"
-    return f"{len(class_names):,} names ({hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:8]})"
+    return f"{len(class_names):,} names ({sha256_of_json(class_names)[:8]})"
 
 
 _MORE = ".more-"

@@ -4,8 +4,6 @@ An index is a folder of three files in the cache: the records and the names, whi
 summary. One process at a time writes it under another name and renames it.
 """
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +20,8 @@ from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import cache_folder, cache_remedy
+from fastpsl.files.digest import blake2b
+from fastpsl.files.locks import locked
 from fastpsl.files.system_errors import input_error, is_of_the_system
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.data.dataset import (
@@ -114,15 +114,15 @@ def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> Folde
     root = os.path.realpath(origin)
     folder = cache_folder() / "folders"
     of_bands = str(reading.bands).encode() if reading.bands else b""
-    prefix = hashlib.blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
+    prefix = blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
     digests = _listing_digests(files, origin)
     path = folder / f"{prefix}-{digests.key}"
     with _keeping(folder, root):
         index = _load(path)
         if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / f"{prefix}.lock", "w") as lock:
-                _wait_for(lock.fileno(), root)
+            waiting = f"{root}: another process reads the headers, waiting for it"
+            with locked(folder / f"{prefix}.lock", waiting):
                 index = _load(path)
                 if index is None or _is_outdated(index):  # no other process has made it meanwhile
                     _make(files, origin, path, digests, reading)
@@ -149,21 +149,13 @@ def _is_outdated(index: FolderIndex) -> bool:
     return bool(first) and not _scan(first, PLAIN)[0].is_unread
 
 
-def _wait_for(lock: int, root: str) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with operation(f"{root}: another process reads the headers, waiting for it"):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 class _Digests:
     """The digests of a listing: of names, labels and sizes; with the times of writing; with all times."""
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
         seeds = _LISTING, _VERSION, f"{_VERSION} {FORMATS} {[*map(is_missing, PACKAGES)]}"
-        self._all = [hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds]
+        self._all = [blake2b(seed.encode(), digest_size=16) for seed in seeds]
 
     def add(self, name: str, label: int, file: _File) -> None:
         line = b"%s\0%d\0%d\0" % (os.fsencode(name), label, file.num_bytes)
@@ -418,7 +410,7 @@ class ImageFiles(Local):
         if self.reading == PLAIN:
             return digest
         text = f"{digest} {self.reading.in_words()}"
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return blake2b(text.encode(), digest_size=16).hexdigest()
 
     @override
     def stamp(self) -> str:

@@ -5,7 +5,6 @@ width. Of those that do, the last bytes are read, and all bytes only where these
 same place of the same file is not read, nor are dataset files with the same checksums.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
+from fastpsl.files.digest import blake2b
 from fastpsl.files.system_errors import input_errors
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.reader import Beton
@@ -193,7 +193,7 @@ def _hash(rows: SampleTable, most_bytes: int, i: int) -> int | None:
             return None
     if len(data) != num_bytes - start:
         return None
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def _matched(asked: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Some samples of a data set as a data set of their own."""
 
 import copy
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, final
@@ -9,6 +8,7 @@ from typing import Any, final
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.files.digest import blake2b
 from fastpsl.pipelines.data.dataset import Dataset, Local, SampleTable, checked
 from fastpsl.pipelines.data.identity import identity, parts_of
 
@@ -106,7 +106,7 @@ class Subset(Local):
     def digest(self) -> str:
         """Return an identity that is equal for the same samples, in the same order, of the same data."""
         names, contents = parts_of(self.data.digest())
-        digest = hashlib.blake2b(names.encode(), digest_size=16)
+        digest = blake2b(names.encode(), digest_size=16)
         digest.update(self.indices.astype("<i8").tobytes())
         return identity(digest.hexdigest(), contents)
 
@@ -126,7 +126,7 @@ def held_back(names: Iterable[str], share: float) -> np.ndarray:
 
     It depends on each name alone, so no sample changes its part when others come or the folder moves.
     """
-    hashes = (hashlib.blake2b(os.fsencode(name), digest_size=8, key=_SPLIT_KEY).digest() for name in names)
+    hashes = (blake2b(os.fsencode(name), digest_size=8, key=_SPLIT_KEY).digest() for name in names)
     return np.frombuffer(b"".join(hashes), "<u8") < np.uint64(share * 2**64)
 
 

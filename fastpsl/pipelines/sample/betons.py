@@ -5,7 +5,6 @@ hold the middle squares of the same images as raw 32 x 32. The first use draws t
 that start at the same time wait for one another.
 """
 
-import fcntl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.files.caches import cache_folder, cache_remedy
+from fastpsl.files.locks import locked
 from fastpsl.files.system_errors import UnreadableError
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
@@ -119,8 +119,7 @@ def drawing(folder: Path) -> Iterator[None]:
     """Draw in a folder of the cache, a process at a time: one rank draws, the others find the files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / "lock", "waiting for another process, which draws the sample"):
             yield
     except OSError as error:
         advice = cache_remedy(error)

@@ -10,7 +10,6 @@ their length alone.
 """
 
 import contextlib
-import hashlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import IO
 
 import numpy as np
 
+from fastpsl.files.digest import md5
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.untrusted import load_plain
 from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed
@@ -260,7 +260,7 @@ def _find(
 def _md5(files: Sequence[Path], on_progress: Callable[[int, int], None] | None) -> list[str]:
     total, num_bytes, digests = sum(file.stat().st_size for file in files), 0, []
     for file in files:
-        digest = hashlib.md5(usedforsecurity=False)
+        digest = md5(usedforsecurity=False)
         with open(file, "rb") as stream:
             while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)

@@ -1,6 +1,5 @@
 """Read and write labels.npz: a pseudo-label of each image, with the data set and the recipe behind them."""
 
-import hashlib
 import io
 import json
 import re
@@ -16,6 +15,7 @@ import numpy as np
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import open_both
 from fastpsl.files.atomic import write_atomically
+from fastpsl.files.digest import blake2b
 from fastpsl.files.json_records import Form, parse
 from fastpsl.files.system_errors import output_errors, raise_of_the_system
 from fastpsl.files.untrusted import open_npz
@@ -57,7 +57,7 @@ class Labels:
 
     def digest(self) -> str:
         """Return a digest of the labels alone, whatever their file and origin."""
-        return hashlib.blake2b(self.labels.astype("<i4").tobytes(), digest_size=16).hexdigest()
+        return blake2b(self.labels.astype("<i4").tobytes(), digest_size=16).hexdigest()
 
 
 def write_labels(

@@ -19,10 +19,10 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.kernels.colour import Grey
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.weights import newest_checkpoint
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view

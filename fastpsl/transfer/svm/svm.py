@@ -21,10 +21,11 @@ import numpy as np
 
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.features import Extraction, digest_of
+from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.evaluation.protocols import PROTOCOLS, Pool
+from fastpsl.files.digest import sha256_of_json
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.datasets.voc.dataset import VOC
@@ -383,7 +384,7 @@ def solve(
             "costs": costs, "shots": shots, "seed": seed, "protocol": asdict(protocol),
             "scikit-learn": sklearn.__version__,
         }  # fmt: skip
-        digest = digest_of(settings)
+        digest = sha256_of_json(settings)
         in_test = classes.test.copy()
         in_test[test.record["bad"]] = -1
         for number in classes.numbers:

@@ -8,7 +8,6 @@ VOCdevkit/classes.txt                                              own class nam
 benchmark_RELEASE/dataset/{img/*.jpg,cls/*.mat,train.txt,val.txt}  SBD (Hariharan et al., 2011)
 """
 
-import hashlib
 import os
 import re
 import warnings
@@ -22,6 +21,7 @@ from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
+from fastpsl.files.digest import blake2b
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.workers import default_num_threads, map_in_order
 from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
@@ -268,7 +268,7 @@ class VOC(Local):
         """Read all annotations, keep the objects where boxes are needed, and return the digest."""
         assert self.class_names is not None
         numbers = {name: i for i, name in enumerate(self.class_names)}
-        digest = hashlib.blake2b(f"{_VERSION} {self.class_names}".encode(), digest_size=16)
+        digest = blake2b(f"{_VERSION} {self.class_names}".encode(), digest_size=16)
 
         def read(index: int) -> tuple[bytes, Objects | None]:
             path = self._files[index]
