@@ -30,7 +30,7 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
 
         def show(done: int, total: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(Progress("MB", total, "counting what there is to write")))
+                bars.append(stack.enter_context(Progress("counting what there is to write", "MB", total)))
             bars[0].update(done, 0)
 
         yield show
@@ -97,7 +97,7 @@ class _Writing:
             print(f"{out}: there is nothing to go on with, so writing starts at the first image")
         is_begun = False
 
-        with Progress("images", num_samples, f"{out}: writing") as progress:
+        with Progress(f"{out}: writing", "images", num_samples) as progress:
 
             def show(num_done: int, num_bad: int, num_bytes: int) -> None:
                 nonlocal is_begun
@@ -388,7 +388,7 @@ class Verify:
                     num_samples, less = beton.num_samples, unchecked(beton)
             except ValueError:
                 pass  # verify reports the reason
-            with Progress("samples", num_samples, f"{path}: decoding") as progress:
+            with Progress(f"{path}: decoding", "samples", num_samples) as progress:
                 problems = list(verify(path, self.workers, progress.update))
             for problem in problems:
                 print(problem)

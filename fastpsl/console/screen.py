@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from fastpsl.console.progress import clock, note_output, operation, redraw_with, report_to
 from fastpsl.console.terminal import escaped, plain
@@ -342,42 +343,41 @@ class Screen:
 _DRAW_EVERY_S = 0.1
 
 
-class Progress:
-    """A progress bar with counts of done and bad items, the speed and the time left.
+class Progress(operation):
+    """An operation that is shown as a bar, with counts of done and bad items, the speed and the time left.
 
-    Example: `with Progress("images", total, "training on features") as progress: progress.update(num_done,
+    Example: `with Progress("training on features", "images", total) as progress: progress.update(num_done,
     num_bad)`
     """
 
-    def __init__(self, unit: str, total: int, what: str = ""):
+    def __init__(self, what: str, unit: str, total: int = 0):
         console = make_console()
-        self._draws = draws_in_place(console)
-        self._doing = operation(what, unit, total, quiet=self._draws)
-        self._display = make_display(console, lambda: self) if self._draws else None
+        draws = draws_in_place(console)
+        super().__init__(what, unit, total, quiet=draws)
+        self._display = make_display(console, lambda: self) if draws else None
         self._caption: str | None = None
         self._last_drawn = 0.0
 
+    @override
     def __enter__(self) -> "Progress":  # noqa: PYI034  (typing.Self is 3.11's)
-        self._doing.__enter__()
+        super().__enter__()
         if self._display is not None:
             self._display.transient = True
             self._display.start(refresh=True)
             self._redrawn_before = redraw_with(self._tick)
         return self
 
+    @override
     def __exit__(self, *error: object) -> None:
         if self._display is not None:
             redraw_with(self._redrawn_before)
             self._display.stop()
-        self._doing.__exit__()
+        super().__exit__(*error)
 
-    def begin_at(self, num_done: int) -> None:
-        """Start the clock now, with items that an earlier run has done."""
-        self._doing.begin_at(num_done)
-
+    @override
     def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
         """Set how many items are done, how many of these are bad, and a text after the pace."""
-        self._doing.update(num_done, num_bad, note)
+        super().update(num_done, num_bad, note)
         if self._display is not None and time.monotonic() - self._last_drawn >= _DRAW_EVERY_S:
             self._tick(None)
 
@@ -389,10 +389,13 @@ class Progress:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the bar for the console's present width."""
-        now, work = time.monotonic(), self._doing
-        of_total = f" of {work.total:,}" if work.total else ""
-        parts = [f"{work.num_done:,}{of_total} {work.unit}", work.pace(now - work.started), work.what]
-        yield bar_line(work.num_done, work.total, [part for part in parts if part], options.max_width)
+        of_total = f" of {self.total:,}" if self.total else ""
+        parts = [
+            f"{self.num_done:,}{of_total} {self.unit}",
+            self.pace(time.monotonic() - self.started),
+            self.what,
+        ]
+        yield bar_line(self.num_done, self.total, [part for part in parts if part], options.max_width)
         if self._caption is not None:
             yield Text(self._caption, overflow="fold", style="dim")
 

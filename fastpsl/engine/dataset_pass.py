@@ -301,7 +301,7 @@ class EpochContext:
             progress = None
             if run.reporter.screen is not None:
                 stack.enter_context(run.reporter.screen.aside())
-                progress = stack.enter_context(Progress(what, num, "passing through the network"))
+                progress = stack.enter_context(Progress("passing through the network", what, num))
 
             def after(done: int) -> bool:
                 if progress:

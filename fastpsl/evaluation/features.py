@@ -284,7 +284,7 @@ def _fill(
         names = ", ".join(str(file.path) for file in files)
         print(f"{names}: goes on from row {first_step * step_rows:,}", file=sys.stderr, flush=True)
     left = num_samples - first_step * step_rows
-    with Progress("images", left, "features") if world.rank == 0 else contextlib.nullcontext() as progress:
+    with Progress("features", "images", left) if world.rank == 0 else contextlib.nullcontext() as progress:
         for step, (features, bad) in enumerate(batches, start=first_step):
             num_rows = min((step + 1) * step_rows, num_samples)
             for file, rows in zip(files, features, strict=True):

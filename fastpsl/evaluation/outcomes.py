@@ -56,7 +56,7 @@ def run_resumable(
         for _ in done:
             pass
         return None
-    with Progress(unit, len(missing)) as progress:
+    with Progress("", unit, len(missing)) as progress:
         while (num_done := sum(path.exists() for path in missing)) < len(missing):
             if num_done:
                 progress.update(num_done, 0)

@@ -366,7 +366,7 @@ def _made(
             on_step: Callable[[int], object] = lambda run_step: None
             if world.rank == 0:
                 total = past.run_step - start.step
-                progress = stack.enter_context(Progress("steps", total, "making them again"))
+                progress = stack.enter_context(Progress("making them again", "steps", total))
                 on_step = lambda run_step: progress.update(run_step - start.step)
             made = make_again(
                 experiment, run.recipe.name, run.options, world, run.science, past, start,

@@ -372,7 +372,7 @@ def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int
     monkeypatch.setattr(progress, "_heartbeat", progress.Heartbeat())
     monkeypatch.setattr(progress.threading.Thread, "start", lambda thread: None)
     stream = terminal(monkeypatch, width)
-    with Progress("images", 1_281_167, "training on features") as shown_bar:
+    with Progress("training on features", "images", 1_281_167) as shown_bar:
         now[0] += 10
         shown_bar.update(640_000)
         assert progress._heartbeat.redraw is not None
@@ -389,7 +389,7 @@ def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int
 
 def test_a_bar_without_a_total_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = terminal(monkeypatch, 80)
-    with Progress("images", 0):
+    with Progress("", "images"):
         pass
     assert "0 images" in without_styles(stream)
 
@@ -405,7 +405,7 @@ def test_a_changing_line_takes_what_takes_long_until_its_end(monkeypatch: pytest
     assert progress._heartbeat.log is progress._to_stderr
 
 
-@pytest.mark.parametrize("make", [lambda: Progress("images", 10), lambda: status("measuring")])
+@pytest.mark.parametrize("make", [lambda: Progress("", "images", 10), lambda: status("measuring")])
 def test_a_dumb_terminal_gets_the_lines_of_a_file(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], Progress]
 ) -> None:
@@ -420,6 +420,6 @@ def test_a_console_of_a_file_writes_no_escapes(monkeypatch: pytest.MonkeyPatch) 
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with Progress("images", 10) as shown_bar:
+    with Progress("", "images", 10) as shown_bar:
         shown_bar.update(5)
     assert not stream.getvalue()

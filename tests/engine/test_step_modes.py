@@ -234,10 +234,8 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
     assert "1.4 times" in launched("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
     modes = [captured("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["fused"] * 4
-    assert "1.38 times" in captured("auto", backbone, STAGES[1], CUDA, "fp16", 224).reason
     for network, precision in ((ResNet("resnet18"), "fp16"), (backbone, "fp32")):
-        other = captured("auto", network, STAGES[0], CUDA, precision, 224)
-        assert other.mode == "fused" and f"not measured for {network.name}" in other.reason
+        assert captured("auto", network, STAGES[0], CUDA, precision, 224).mode == "fused"
     others = (
         launched("auto", backbone, STAGES[0], CUDA, "fp32", 224),
         captured("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),

@@ -92,7 +92,7 @@ def _pixels(data: Dataset, size_px: int) -> Tensor:
     view = ViewSpec(ShorterSideCrop(size_px, size_px, "center"))
     with (
         Loader(data, [view], batch_size_per_rank=min(512, data.num_samples), train=False) as loader,
-        Progress("images", data.num_samples, "reading pixels") as progress,
+        Progress("reading pixels", "images", data.num_samples) as progress,
     ):
         for batch in loader.epoch(0):
             valid = batch.indices >= 0
@@ -103,7 +103,7 @@ def _pixels(data: Dataset, size_px: int) -> Tensor:
 
 def _components(rows: Tensor, width: int) -> Tensor:
     """Return principal components, float32 [N, width], of uint8 rows [N, D]; sklearn's PCA up to signs."""
-    with Progress("images of PCA's two passes", 2 * len(rows)) as progress:
+    with Progress("", "images of PCA's two passes", 2 * len(rows)) as progress:
         whitening = fit_whitening(_Parts(rows, progress), width, World(0, 1, 0, 1, torch.device("cpu")))
     lengths = whitening.matrix.norm(dim=0)  # the inverse standard deviations, 0 without variance
     deviations = torch.where(lengths > 0, 1 / lengths, 0.0)
@@ -142,7 +142,7 @@ def _clusters(rows: Tensor, num_clusters: int, seed: int) -> np.ndarray:
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # takes any seed
     # Threads add up in any order. In float64 that changes no label, in float32 it sometimes changes one.
     points, best = rows.double().numpy(), None
-    with Progress("starts", NUM_STARTS, "k-means") as progress:
+    with Progress("k-means", "starts", NUM_STARTS) as progress:
         for start in range(NUM_STARTS):
             fitted = KMeans(num_clusters, n_init=1, max_iter=NUM_ITERATIONS, tol=0, random_state=random)
             fitted.fit(points)
