@@ -125,6 +125,7 @@ class Batch:
         Args:
             source: A batch with the same views, draws and sizes, on the same device.
         """
+        # One call, because most of the tensors are small.
         torch._foreach_copy_(list(self.tensors()), list(source.tensors()))
 
     def draw(self, kind: type[Op]) -> dict[str, Tensor]:
@@ -189,8 +190,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Start a copy to a CUDA device on the current stream.
 
-        Each tensor of images is copied by itself from pinned memory. The small tensors (draws, indices,
-        labels) share one copy. torch keeps pinned memory until the copies from it have ended.
+        Each tensor of images is copied by itself from pinned memory.
 
         Args:
             device: The device.
@@ -200,6 +200,8 @@ class Batch:
         """
 
         small = [tensor for tensor in self._small() if tensor.device != device]
+        # Draws, indices and labels share one copy. torch keeps pinned memory until the copies from it have
+        # ended, so the buffer may go.
         buffer, starts = pack(small, pin_memory=True)
         return self._with(
             [to_device(images, device) for images in self.images],
@@ -264,6 +266,6 @@ def checked_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use device cpu")
-        if device.index is None:
+        if device.index is None:  # tensors tell theirs, and are compared with it
             device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -29,7 +29,7 @@ class Room:
     """The bytes of arenas, which grow. Batches of one size find the same memory in torch's pools again."""
 
     def __init__(self) -> None:
-        self.num_bytes, self._lock = 0, threading.Lock()
+        self.num_bytes, self._lock = 0, threading.Lock()  # several threads begin batches
 
     def fit(self, num_bytes: int) -> int:
         """Return the bytes of an arena for `num_bytes`: whole words, and a quarter more where it grows."""

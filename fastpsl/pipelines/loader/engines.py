@@ -43,7 +43,7 @@ class PendingBatch:
         # Done when no thread works on the batch any more, also after an error.
         self.done: Future[tuple[Batch, torch.cuda.Event | None]] = Future()
         self._codes = np.zeros(0, np.int8)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one thread alone ends the last chunk, and `result` lists the others
         self._waiting: dict[int, int] = {}  # chunks not finished: start → stop
 
     def plan(self) -> Plan:
@@ -70,12 +70,12 @@ class PendingBatch:
         size, errors = chunk_samples(len(codes), workers.num_threads), list[BaseException]()
         self._codes = codes
         self._waiting = {i: min(i + size, len(codes)) for i in range(0, len(codes), size)}
-        chunks = list(self._waiting.items())
+        chunks = list(self._waiting.items())  # a copy, because threads shorten the dict from now on
 
         def run(start: int, stop: int) -> None:
             try:
                 self.require_wanted()
-                if not errors:
+                if not errors:  # otherwise nobody gets the batch
                     decode(slice(start, stop))
             except BaseException as error:  # noqa: BLE001 - the consumer's to handle
                 errors.append(error)
@@ -116,8 +116,9 @@ class PendingBatch:
         batch, copied = self.done.result()
         if copied is not None:
             stream = torch.cuda.current_stream(self.spec.device)
-            stream.wait_event(copied)
-            # Once per storage, because all small tensors share one.
+            stream.wait_event(copied)  # the device waits, this thread does not
+            # The memory is the copy stream's. Without this, torch would give it to a later batch while a step
+            # still reads it. Once per storage, because all small tensors share one.
             owners = {tensor.untyped_storage().data_ptr(): tensor for tensor in batch.tensors()}
             for tensor in owners.values():
                 tensor.record_stream(stream)
@@ -143,6 +144,7 @@ class ThreadEngine:
         self._decoder, self._num_threads = decoder, num_threads
         self._workers = Workers(num_threads, "fastpsl-loader")
         self._arenas = Arenas(limit=_MAX_FREE)
+        # One for all batches, so that their arenas have one size.
         self._room = Room() if crops_on_device else None
 
     def start(self, pending: PendingBatch) -> None:
@@ -194,6 +196,7 @@ class ThreadEngine:
 
     def _decode(self, request: Request, part: slice) -> None:
         self._decoder.decode_part(request, part)
+        # After the part, whose times the decoder counts.
         self._workers.grow(self._decoder.wanted_threads(self._num_threads))
 
     @property
@@ -265,7 +268,7 @@ class QueueEngine:
 
     def close(self, limit_s: float) -> None:
         self._end()
-        self._workers.close(limit_s)
+        self._workers.close(limit_s)  # first, because the driver waits for what they read
         self._driver.close(limit_s)
 
 
@@ -276,7 +279,7 @@ def _drive(queue: "SimpleQueue[_Read | None]", decoder: BatchDecoder) -> None:
     while is_open or submitted:
         if is_open and not upcoming:
             try:
-                read = queue.get(block=not submitted)
+                read = queue.get(block=not submitted)  # a batch in the decoder is to be collected meanwhile
                 if read is None:
                     is_open = False
                 else:

@@ -74,11 +74,13 @@ class _Epoch:
     def start(self, loader: "Loader", most: int) -> None:
         """Start batches until `most` of them are under way."""
         while len(self.pending) < most and self._steps:
+            # Only now, because `begin` may name the epoch long before, and what reads ahead has a thread.
             if self._order is None:
                 self._order, self.readahead = loader._ordered(self.number, self._steps, self.own_order)
             loader._check_open()
             step, self._steps = self._steps[0], self._steps[1:]
             numbers = step_indices(self._order, step, loader.batch_size_per_rank, loader.rank, loader.world)
+            # Before the batch, which would ask for its parts itself, and one by one.
             if self.readahead is not None:
                 self.readahead.advance(step)
             pending = PendingBatch(loader._spec, self.number, step, numbers, self.is_left)
@@ -193,8 +195,10 @@ class Loader(Uncopyable):
             )
             self.num_steps = self._quasi_random.num_steps
             self.order = f"quasi_random, {lanes} lanes"
+        # Before the decoder opens: `resident` reads all of the data then.
         prepare_fetching(data, timeout_s, prefetch_batches, is_random=train and self._quasi_random is None)
         self._is_local = remote_pages(data.data if isinstance(data, Subset) else data) is None
+        # Of its own, so that a copy does not wait for the steps that are queued on the current one.
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder,
@@ -278,7 +282,7 @@ class Loader(Uncopyable):
     def _start_next(self) -> None:
         present, num_pending = self._present, 0
         if present is not None:
-            if not present.is_whole:
+            if not present.is_whole:  # its batches are wanted first
                 return
             num_pending = len(present.pending)
         if self._next is not None:
@@ -362,14 +366,15 @@ class Loader(Uncopyable):
                 present.pending.clear()
             raise
         finally:
-            # Wait for the batches in flight, so that the caller may close the data right after.
-            present.is_left.set()
-            if self._present is present:
+            present.is_left.set()  # first, so that threads give up what they have not begun
+            if self._present is present:  # another epoch may have begun before this iterator is closed
                 self._present = None
             if present.readahead is not None:
-                present.readahead.leave()
+                present.readahead.leave()  # a thread may wait for a page, and the lines below for the thread
+            # For the batches in flight, so that the caller may close the data right after.
             if not (self._engine.closed or is_finalizing()):
                 wait([pending.done for pending in present.pending], self.timeout_s)
+            # After them, because they read the parts that this gives back.
             if present.readahead is not None:
                 present.readahead.close(0.0 if self._engine.closed else 5.0)
 

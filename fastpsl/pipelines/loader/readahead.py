@@ -22,7 +22,7 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.order import PADDING, Order, index_of, step_indices
 
-_MIN_PIECE_KIB = 128
+_MIN_PIECE_KIB = 128  # Linux's usual read-ahead, where neither number below is known
 # Fetching gives up before the batch does, so that the error names the network.
 _SHARE_OF_LIMIT = 0.8
 
@@ -31,8 +31,7 @@ _SHARE_OF_LIMIT = 0.8
 class Readahead:
     """A schedule of read-ahead: advise WILLNEED for a part before it is read, DONTNEED after.
 
-    The steps of both are int64 [N] for the N parts. A thread of its own makes the calls, because WILLNEED
-    blocks while the storage's queue is full. Without any parts there is no thread.
+    The steps of both are int64 [N] for the N parts. Without any parts there is no thread.
     """
 
     def __init__(self, extents: Extents, ask_at: np.ndarray, give_at: np.ndarray) -> None:
@@ -44,6 +43,7 @@ class Readahead:
         self._piece_bytes = {fd: piece_bytes(fd) for fd in np.unique(extents.fd).tolist()}
         self._held: set[int] = set()  # parts asked for and not given back; only the thread uses it
         self._closing = threading.Event()
+        # A thread of its own makes the calls, because WILLNEED blocks while the storage's queue is full.
         self._workers = Workers(1, "fastpsl-readahead") if len(ask_at) else None
 
     def advance(self, step: int) -> None:
@@ -52,6 +52,7 @@ class Readahead:
             return
         num_given = int(np.searchsorted(self._give_steps, step, "right"))
         num_asked = int(np.searchsorted(self._ask_steps, step, "right"))
+        # First, so that the page cache has room for what is asked for next.
         if num_given > self._num_given:
             self._workers.submit(self._give, self._to_give[self._num_given : num_given].tolist())
             self._num_given = num_given
@@ -69,7 +70,7 @@ class Readahead:
     def close(self, limit_s: float = 5.0) -> None:
         """Give back all parts that are held and end the thread, waiting at most `limit_s` seconds."""
         if self._workers is not None and not self._workers.closed:
-            self._closing.set()
+            self._closing.set()  # what is queued ends at once, and the next line is queued behind it
             self._workers.submit(lambda: self._give(sorted(self._held)))
             self._workers.close(limit_s)
 
@@ -80,8 +81,8 @@ class Readahead:
             offset = int(self._extents.offset[i])
             end = offset + int(self._extents.num_bytes[i])
             piece = self._piece_bytes[int(self._extents.fd[i])]
-            self._held.add(i)
-            for start in range(offset, end, piece):
+            self._held.add(i)  # before the calls, because `close` also gives back what is half asked for
+            for start in range(offset, end, piece):  # the system reads no more for one call
                 if self._closing.is_set():
                     return
                 self._advise(i, start, min(piece, end - start), os.POSIX_FADV_WILLNEED)
@@ -108,9 +109,9 @@ class Readahead:
 def piece_bytes(fd: int) -> int:
     """Return how many bytes of an open file one WILLNEED reads at most, whatever length it is given.
 
-    That is the larger of the disk's read-ahead and its largest request (Linux, mm/readahead.c,
-    force_page_cache_ra). If neither is known, it is the usual read-ahead of 128 KiB.
+    That is the larger of the disk's read-ahead and its largest request.
     """
+    # Linux, mm/readahead.c, force_page_cache_ra.
     device = os.fstat(fd).st_dev
     block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
     kib = [_MIN_PIECE_KIB]
@@ -126,6 +127,7 @@ def prepare_fetching(data: Dataset, timeout_s: float, prefetch_batches: int, *, 
     remote = remote_pages(data.data if isinstance(data, Subset) else data)
     if remote is not None:
         remote.fetcher.limit_s = _SHARE_OF_LIMIT * timeout_s
+        # Twice as many as are in flight, because a batch reads its pages after its wait for them has ended.
         remote.fetcher.num_waits = max(remote.fetcher.num_waits, 2 * prefetch_batches)
         if is_random:
             require_room(remote, "random", remote.total_bytes, "--order quasi_random, or ")

@@ -48,7 +48,7 @@ class LoaderSpec:
         """Return where samples lie, when they are there."""
         if isinstance(self.decoder, ResidentDecoder):
             return self.decoder.table.part(indices)
-        self.data.wait(indices)
+        self.data.wait(indices)  # in a thread of the loader, so the consumer's limit of time holds
         return self.data.rows(indices)
 
     def names(self, indices: np.ndarray) -> str:
@@ -125,7 +125,8 @@ def _fill_bad(
     if not codes.any():
         return []
     data = planned.spec.data
-    for i in np.flatnonzero(codes < READING).tolist():  # the system's errors
+    # The system's errors, which are never skipped: the image may be good.
+    for i in np.flatnonzero(codes < READING).tolist():
         number, name = READING - int(codes[i]), data.name(int(indices[i]))
         if number == errno.ENOMEM:
             raise MemoryError(f"{name}: no memory to decode it")
@@ -145,5 +146,6 @@ def _fill_bad(
         source = int(good[np.searchsorted(good, i) % len(good)])
         for of_view in images:
             of_view[i] = of_view[source]
+        # Without the source's index, so that metrics and stores do not count it twice.
         labels[i], indices[i] = labels[source], PADDING
     return bad
