@@ -96,7 +96,7 @@ class BetonFile:
 
     def flush(self) -> None:
         """Write the samples' data that are in memory; their rows may stay there."""
-        if not self._again:
+        if not self._again:  # then the bytes come from the file itself
             write_all(self.file.fd, memoryview(self._buffer), self._written)
         self._digest.update(self._buffer)
         self._written += len(self._buffer)
@@ -121,6 +121,7 @@ class BetonFile:
             table["size"] = self._sizes[first : first + num]
             self._append(table.tobytes())
         self.flush()
+        # Last, because a file whose header points to no table counts as unfinished.
         write_all(fd, head, 0)
         for offset in range(0, self.data_start, _BUFFER_BYTES):
             self._digest.update(os.pread(fd, min(_BUFFER_BYTES, self.data_start - offset), offset))

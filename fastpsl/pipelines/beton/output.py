@@ -7,8 +7,7 @@ from them (the tables, checksums and counts) becomes what it was. Shards that ar
 
 The journal lies beside the partial file, `.train.beton.journal` for `train.beton`, and is removed when the
 file is whole. Each line is a JSON with its CRC-32: first the command, then the images whose bytes are on
-the disk, in batches, and the ends of shards. A line is written after the bytes that it speaks of have been
-synced. So what the journal holds is true after a loss of power, too. A last line that is torn is dropped.
+the disk, in batches, and the ends of shards.
 """
 
 import csv
@@ -100,7 +99,8 @@ class LeftOut:
             self._file.discard()
 
 
-# Both must have passed since the last batch. An interruption costs what was written since then.
+# Both must have passed since the last batch, because each waits for the disk. An interruption costs what was
+# written since then.
 EVERY_BYTES, EVERY_S = 16 << 20, 3.0
 _MAX_TEXT_BYTES = 1 << 20  # a batch is written when its text is this long, so that memory is bounded
 _Entry = dict[str, Any]
@@ -150,12 +150,12 @@ class Journal:
             for line in file:
                 checksum, _, text = line.partition(b" ")
                 if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
-                    return
+                    return  # torn by a kill or a loss of power; none follows it
                 yield len(line), json.loads(text)
 
     def entries(self) -> Iterator[_Entry]:
         """Yield what was written after the command, as far as it was there when the journal was opened."""
-        end, position = self._end, 0
+        end, position = self._end, 0  # kept, because lines are added while these are read
         for num_bytes, entry in self._lines():
             position += num_bytes
             if position > end:
@@ -186,7 +186,7 @@ class Journal:
 
     def commit(self, sync: Callable[[], None]) -> None:
         """Write the images noted so far, after `sync` has brought their bytes to the disk."""
-        sync()
+        sync()  # first, so that what the journal holds is true after a loss of power, too
         if self._pending:
             self._write_text(b'{"images":[%b]}\n' % bytes(self._pending))
             self.num_images += self._num_pending
@@ -204,7 +204,7 @@ class Journal:
         line = b"%08x %b" % (zlib.crc32(text), text)
         write_all(self.file.fd, line, self._end)
         os.fsync(self.file.fd)
-        if self._end == 0:
+        if self._end == 0:  # the journal's name must be on the disk, too
             sync_folder(self.file.partial.parent)
         self._end += len(line)
 
@@ -296,6 +296,7 @@ class Output:
     ):
         self.out, self.journal, self.class_names, self.written = out, journal, class_names, written
         self.page_bytes, self.shard_bytes = page_bytes, shard_bytes
+        # The table lies before the data. How many samples a shard gets is not known when its data begin.
         self.max_samples = min(max_samples, rows_in_a_page(page_bytes)) if shard_bytes else max_samples
         self.bad, self.small = LeftOut(bad_path(out)), LeftOut(small_path(out))
         self.num_done = self._num_whole_bytes = 0
@@ -328,7 +329,7 @@ class Output:
         if self.shard_bytes and self.file.num_samples and not self.file.has_room(num_bytes, self.shard_bytes):
             self._end_shard(is_last=False)
             self.file = BetonFile(self._begun(len(self.whole)), self.max_samples, self.page_bytes)
-            sync_folder(self.out.parent)
+            sync_folder(self.out.parent)  # before the journal tells of images in it
         checksum = self._add(name, label, image)
         record = [name, label, image.height, image.width, image.mode, image.how, num_bytes, checksum]
         record += [image.num_clipped] if image.num_clipped else []
@@ -437,6 +438,7 @@ class Output:
         )
         os.fsync(fd)
         self._write_sidecar(sidecar_path(file.file.partial), sidecar)
+        # Last: a shard that the journal calls whole is not read again.
         self.journal.end_shard(report.counts(), is_last)
         file.file.close()
         self.whole.append(report)
@@ -458,7 +460,7 @@ class Output:
             path.unlink()  # of an older writing, which had another number of shards
             sidecar_path(path).unlink(missing_ok=True)
         sync_folder(self.out.parent)
-        self.journal.file.discard()
+        self.journal.file.discard()  # last, because without it nothing would finish what is left
         self._is_published = True
         total = {name: sum(report.counts()[name] for report in self.whole) for name in self.report.counts()}
         return WriteReport(**total, first_bad=self.bad.first, first_small=self.small.first, num_shards=num)
@@ -473,7 +475,7 @@ class Output:
         if partial.exists():
             os.replace(partial, final)
         sync_folder(final.parent)
-        sidecar_path(partial).unlink()
+        sidecar_path(partial).unlink()  # last, because its absence tells that the lines above are done
 
     def _write_sidecar(self, path: Path, sidecar: Sidecar) -> None:
         remove_leftovers(path.parent, path.name)  # OUT's lock keeps other writers away

@@ -2,8 +2,7 @@
 
 Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The
 tables stay on disk. Memory per sample is zero, or 4 bytes where the allocation table is not in sample order,
-as ffcv's writer with several processes leaves it. All is read by pread, because a file that shrinks then
-causes an error message and not a SIGBUS.
+as ffcv's writer with several processes leaves it.
 """
 
 import glob

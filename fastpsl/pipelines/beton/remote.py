@@ -35,8 +35,8 @@ from fastpsl.pipelines.beton.sidecar import (
 _HEAD_BYTES = 1 << 14  # a header with 15 fields
 _DISK_BLOCK = 4096
 _PIECE_BYTES = 16 << 20  # of the tables
-_SIDECAR_BYTES, _MAX_SIDECAR_BYTES = 16 << 20, 1 << 30  # beside a file without samples, and at most
-_MAX_READINGS = 4  # of a stretch whose bytes are in doubt
+_SIDECAR_BYTES, _MAX_SIDECAR_BYTES = 16 << 20, 1 << 30  # of a file without samples, and of any
+_MAX_READINGS = 4  # of a stretch whose bytes are in doubt, until two agree
 
 
 class Layout(NamedTuple):
@@ -136,6 +136,7 @@ class RemoteBeton:
     def table_bytes(self) -> int:
         """Return about how many bytes the tables take on the disk, with the list of parts."""
         parts = self.file.parts
+        # 24 bytes are a row of the list of parts. The two stretches of tables and the list fill whole blocks.
         return int(np.diff(parts[: self.num_tables]).sum()) + 24 * len(parts) + 4 * _DISK_BLOCK
 
     def mend_tables(self) -> bool:
@@ -228,7 +229,7 @@ class RemotePages:
         except ValueError as error:
             raise_of_the_system(self.paths[number], error)
             if not self._files[number].mend_tables():
-                raise
+                raise  # the file itself is damaged
         return CachedShard(*arguments)
 
     def open(self, shards: Sequence[Shard]) -> None:
@@ -313,7 +314,7 @@ class RemotePages:
             file.file.close()
 
 
-_JUDGED_AFTER_S, _SLOW_SHARE = 30.0, 0.2
+_JUDGED_AFTER_S, _SLOW_SHARE = 30.0, 0.2  # the first pages of an epoch are waited for in any case
 
 
 def require_room(remote: RemotePages, order: str, needed_bytes: int, remedy: str) -> None:
@@ -321,6 +322,7 @@ def require_room(remote: RemotePages, order: str, needed_bytes: int, remedy: str
     room = remote.room_bytes()
     if room is None or needed_bytes <= room:
         return
+    # A cache of 1.06 times the data has room for all of them: 1 / _SHARE_FOR_DATA, rounded up.
     enough = min(needed_bytes * remote.cache.max_bytes / room, 1.06 * remote.total_bytes)
     raise ValueError(
         f"--order {order}: of {remote.address} ({remote.total_bytes / 1e9:,.3g} GB) this process needs "
@@ -375,6 +377,7 @@ class FetchAhead:
     def advance(self, step: int) -> None:
         """Give back what was read, and fetch more."""
         num_given = int(np.searchsorted(self._give_at, step, "right"))
+        # Before more is asked for, because it makes room.
         given = self._by_step[self._num_given : num_given]
         self._num_given = num_given
         self._is_given[given] = True
@@ -383,6 +386,7 @@ class FetchAhead:
         self._remote.give_back(self._pages[asked].tolist())
         first = self._num_asked
         while self._num_asked < len(self._pages):
+            # A page that is given back before it was asked for is passed over.
             size = 0 if self._is_given[self._num_asked] else int(self._sizes[self._num_asked])
             if self._room is not None and self._num_bytes + size > self._room:
                 break
@@ -396,6 +400,7 @@ class FetchAhead:
         """Count the part of a step's wait that is for the network, and say once where it is much."""
         began, stalled_s = time.monotonic(), self._remote.fetcher.stalled_s
         yield
+        # The network is at fault only while a page is waited for, and several threads may wait at once.
         self._blocked_s += min(time.monotonic() - began, self._remote.fetcher.stalled_s - stalled_s)
         elapsed_s = time.monotonic() - self._began
         is_slow = elapsed_s >= _JUDGED_AFTER_S and self._blocked_s >= _SLOW_SHARE * elapsed_s
@@ -426,4 +431,4 @@ class FetchAhead:
         """Give back all pages. `limit_s` is not used, since nothing is waited for."""
         asked = np.arange(self._num_asked)
         self._remote.give_back(self._pages[asked[~self._is_given[asked]]].tolist())
-        self._remote.fetcher.begin()
+        self._remote.fetcher.begin()  # the data stay open for other readers, who may wait again

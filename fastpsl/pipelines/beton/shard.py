@@ -4,9 +4,6 @@ The file begins with a header, the field descriptors and a table with one row pe
 mode, width, height, pointer; label). Pages of data follow, and no sample crosses two of them. At the end is
 the allocation table (sample, pointer, size), the only place that holds each sample's length. fastpsl writes
 checksums before it (sidecar.py). The layout follows ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
-
-Rows are read by pread. A memory map would end the process with SIGBUS where the file is cut short between a
-check and an access.
 """
 
 import ctypes
@@ -53,6 +50,7 @@ class Table:
         first, end, _ = which.indices(self._num_rows)
         out = np.empty(max(0, end - first), self._row)
         view, place = out.view(np.uint8).data, self._start + first * self._row.itemsize
+        # Not by a memory map, which would end the process with SIGBUS where the file is cut short.
         while view:  # a call reads 2 GiB at most
             num_read = os.preadv(self._fd, [view], place)
             if not num_read:
@@ -164,7 +162,7 @@ class Shard(Uncopyable):
         try:
             self._open_tables()
             with ThreadPoolExecutor(_NUM_CHECKERS) as pool:
-                crc = pool.submit(self._tables_crc)
+                crc = pool.submit(self._tables_crc)  # first, because it takes the longest
                 check = partial(self._check_rows_of, num_classes)
                 ranges = _Ranges.of_all(list(pool.map(check, chunks(self.num_samples))))
                 self.opened_crc = crc.result()
@@ -188,7 +186,7 @@ class Shard(Uncopyable):
         return ValueError(f"{self.name}: {fault}; {remedy}")
 
     def _open_tables(self) -> None:
-        status = os.fstat(self.fd)
+        status = os.fstat(self.fd)  # before any reading, so that later writing is noticed
         self.file_size, self._written_when = status.st_size, written_when(status)
         head = os.pread(self.fd, HEADER.itemsize, 0)
         if not head:
@@ -244,13 +242,14 @@ class Shard(Uncopyable):
             np.array_equal(self._pointers(part), self._read(self._allocations, part)["ptr"])
             for part in chunks(self.num_samples)
         ):
-            return None
+            return None  # sizes are read from the table then, and take no memory
         allocations = self._read(self._allocations, slice(None))
         allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
         ordered = np.ascontiguousarray(allocations["ptr"])
         sizes = np.empty(self.num_samples, np.uint32)
         for part in chunks(self.num_samples):
             part_pointers = self._pointers(part)
+            # A pointer beyond the last one has no place, and is refused below.
             places = np.minimum(np.searchsorted(ordered, part_pointers), len(ordered) - 1)
             unallocated = np.flatnonzero(ordered[places] != part_pointers)
             if len(unallocated):

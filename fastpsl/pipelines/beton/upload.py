@@ -1,8 +1,6 @@
 """Dataset files that are written here first, in a folder of their own, and then uploaded one by one.
 
-An object store shows an object when all of it is there. Lists go first, and a dataset file before its JSON.
-Each is removed here once it is there. So an interrupted upload goes on with what is left, the last JSON at
-least. A list alone is of a writing that has failed.
+An object store shows an object when all of it is there.
 """
 
 import glob
@@ -55,7 +53,7 @@ class StagedUpload:
         if overwrite and not resume:
             shutil.rmtree(self._folder)
             self._folder.mkdir(mode=0o700)
-        # The journal goes when all files have their names.
+        # The journal goes when all files have their names. A list alone is of a writing that has failed.
         is_begun = journal_path(self.local).exists()
         is_whole = not is_begun and any(path.suffix != ".csv" for path in self._finished())
         if is_whole and not resume:
@@ -71,6 +69,7 @@ class StagedUpload:
 
     def _finished(self) -> Iterator[Path]:
         """Yield the finished files, lists first, and each dataset file before its JSON."""
+        # So a JSON is left to the last, and tells of an upload that was interrupted.
         for path in sorted(self._folder.iterdir(), key=lambda path: (path.suffix != ".csv", path)):
             if not path.name.startswith("."):
                 yield path
@@ -108,7 +107,8 @@ class StagedUpload:
             for path in files:
                 num_bytes += self._send(path)
                 progress.update(num_bytes // 1_000_000)
-                path.unlink()
+                path.unlink()  # an interrupted upload goes on with what is left
+        # After the sending, so that data are there at any moment.
         self._remove_others({match[1] for path in files if (match := _SHARD.search(path.name))})
         shutil.rmtree(self._folder)
         return sum(path.suffix == ".beton" for path in files), num_bytes
