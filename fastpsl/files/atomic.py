@@ -66,7 +66,7 @@ class PartialFile(Uncopyable):
                 break
             # Another writer renamed it between open and lock, so it is no partial file any more.
             os.close(self.fd)
-        if not keep:
+        if not keep:  # after the lock, because the file may have been another writer's
             os.ftruncate(self.fd, 0)
 
     def _is_in_place(self) -> bool:
@@ -77,14 +77,14 @@ class PartialFile(Uncopyable):
 
     def publish(self) -> None:
         """Sync the file to the disk, rename it to its final name and close it."""
-        os.fsync(self.fd)
+        os.fsync(self.fd)  # first: after a loss of power, the new name could be there without the bytes
         os.replace(self.partial, self.path)
-        self.close()
+        self.close()  # last, because it ends the lock
 
     def discard(self) -> None:
         if self.fd >= 0:
             with contextlib.suppress(OSError):
-                os.unlink(self.partial)
+                os.unlink(self.partial)  # before the lock ends: then the name may be another writer's
         self.close()
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "x+b") as file:
             yield file
-            if durable:
+            if durable:  # before the rename, as in `PartialFile.publish`
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)

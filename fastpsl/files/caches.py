@@ -33,10 +33,9 @@ def cache_remedy(error: OSError) -> str:
 def choose_caches() -> None:
     """Set $XDG_CACHE_HOME to a private folder if the user's cache (by default ~/.cache) cannot be written.
 
-    This must run before numba is imported, because numba looks for its cache then and refuses to start
-    without one. Matplotlib and Triton have variables of their own, which are set, too. Rank 0 prints a line,
-    and child processes inherit the variables.
+    This must run before numba is imported. Rank 0 prints a line, and child processes inherit the variables.
     """
+    # numba looks for its cache when it is imported, and refuses to start without one.
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if os.path.isabs(user_cache) and _can_be_written(user_cache):
         return
@@ -51,6 +50,7 @@ def choose_caches() -> None:
             f"and XDG_CACHE_HOME to a folder that can be written"
         ) from None
     os.environ["XDG_CACHE_HOME"] = str(private)
+    # Matplotlib and Triton have variables of their own.
     for name, folder in (("MPLCONFIGDIR", "matplotlib"), ("TRITON_CACHE_DIR", "triton")):
         os.environ[name] = os.environ.get(name) or str(private / folder)
     if own_rank() == 0 and sys.stderr is not None:
@@ -71,17 +71,16 @@ def _can_be_written(folder: str) -> bool:
 
 
 def _private_folder() -> Path:
-    """Return a folder that belongs to this user alone, because code is read from it and run.
-
-    All processes of a user share it, since compiled code is worth keeping. Where the usual name belongs to
-    somebody else, a new folder is made. Raises OSError where none can be made.
-    """
+    """Return a folder that belongs to this user alone; raises OSError where none can be made."""
+    # One name for all processes of a user, since compiled code is worth keeping.
     folder = Path(tempfile.gettempdir()) / f"fastpsl-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
+    # Code is read from it and run, so neither a link nor another user's folder will do.
     status = os.lstat(folder)
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
         return folder
+    # The name belongs to somebody else.
     return Path(tempfile.mkdtemp(prefix="fastpsl-"))
 
 
@@ -99,7 +98,7 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
                 return
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / "lock", f"waiting for another process, which checks {what}"))
-        if not passed.exists():
+        if not passed.exists():  # another process may have checked during the wait
             print(f"checking {what}, this once", file=sys.stderr, flush=True)
             with operation(f"checking {what}"):
                 check()

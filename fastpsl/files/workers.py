@@ -23,7 +23,7 @@ from fastpsl.files.atomic import Uncopyable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
-_EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0
+_EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0  # a thread that hangs in a read would be joined for ever
 _LEFT_TO_OTHERS = 8  # threads, where no more can be started
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GROUP = 8  # items per submission: single ones cost 0.1 ms of an image's 0.8
@@ -40,7 +40,7 @@ def usable_cores() -> int:
 def cpu_quota() -> float | None:
     """Return a container's share of the CPU in cores, or None without a limit."""
     quotas = []
-    for group in control_groups("cpu"):
+    for group in control_groups("cpu"):  # a group above may allow less
         for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # versions 2 and 1
             with suppress(OSError, ValueError):
                 quota, period = " ".join((group / name).read_text() for name in names).split()
@@ -76,20 +76,19 @@ def num_local_ranks() -> int:
 
 
 def default_num_threads() -> int:
-    """Return the number of cores for this process: its share, where it is one of several local ranks.
-
-    Some launchers bind each rank to cores of its own (numactl, torchrun --numa-binding). So what is shared
-    are the cores of the process that started the ranks. A container's quota is shared in any case.
-    """
+    """Return the number of cores for this process: its share, where it is one of several local ranks."""
     num_ranks = num_local_ranks()
     own = len(os.sched_getaffinity(0))
     if num_ranks > 1:
+        # Some launchers bind each rank to cores of its own (numactl, torchrun --numa-binding). So the ranks
+        # share the cores of the process that started them.
         try:
             shared = len(os.sched_getaffinity(os.getppid()))
         except OSError:  # it has ended, or may not be seen
             shared = own
         own = min(own, max(own, shared) // num_ranks)
     quota = cpu_quota()
+    # The ranks share a container's quota in any case.
     return max(1, own if quota is None else min(own, int(quota / num_ranks)))
 
 
@@ -118,6 +117,7 @@ class Workers(Uncopyable):
 
     def _start_one(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
+        # A daemon, because the interpreter's exit waits for others without a limit.
         thread = threading.Thread(target=_work, args=(self._queue,), name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -158,7 +158,7 @@ class Workers(Uncopyable):
         if self._process != os.getpid():  # a fork has no such threads, and maybe a lock that is held for ever
             return
         with self._lock:
-            is_open = self._end.detach() is not None
+            is_open = self._end.detach() is not None  # for one caller alone
         if is_open:
             _end(self._queue, self._threads, limit_s)
 
@@ -196,7 +196,7 @@ def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None
         queue.put(None)
     deadline = time.monotonic() + limit_s
     for thread in threads:
-        if thread is not threading.current_thread():
+        if thread is not threading.current_thread():  # a finalizer may run in any thread
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
@@ -233,5 +233,5 @@ def map_in_order(
         while waiting:
             yield from first_pairs()
     finally:
-        is_left.set()
+        is_left.set()  # first, because `close` lets the threads finish the queue
         workers.close(_LEAVING_LIMIT_S)

@@ -9,10 +9,9 @@ one by one, and given up by punching holes. So what reads a local dataset file r
                                       one
     CACHE/files/ID/data.beton.json    the JSON beside a dataset file
 
-Each process holds a shared lock (cache.py, in the file of parts) on each part that it uses. An exclusive
-one is needed to fetch a part, and to give it up. A process that is killed leaves no lock. A part counts as
-present only after its bytes are written. Since they may not be on the disk yet, a cache is good until the
-machine starts anew: ID contains its boot.
+Each process holds a shared lock, in the file of parts, on each part that it uses. An exclusive one is needed
+to fetch a part, and to give it up. A process that is killed leaves no lock. A cache is good until the machine
+starts anew.
 """
 
 import ctypes
@@ -35,7 +34,8 @@ from fastpsl.files.system_errors import remedy
 
 _PUNCH_HOLE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _SHARE_OF_DISK = 0.8  # of what is free, where no bound is given
-_SHARE_AT_ONCE = 32  # room is made for a 32nd of the bound more than is needed
+# Room is made for a 32nd of the bound more than is needed, because each time all lists of parts are read.
+_SHARE_AT_ONCE = 32
 _POLL_S, _OPEN_LIMIT_S = 0.02, 30.0
 _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
@@ -91,6 +91,7 @@ class Cache:
 
         `parts` has the start and stop of each part, int64 [num_parts, 2], in bytes, without overlaps.
         """
+        # By the boot, because bytes that count as present may not be on the disk when the machine stops.
         key = f"{_boot()}\n{remote.address}\n{remote.num_bytes}\n{remote.version}\n".encode()
         place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
         with cache_errors(self.folder), self._locked(_OPEN_LIMIT_S):
@@ -117,6 +118,7 @@ class Cache:
                 freed = self._give_up(too_many + self.max_bytes // _SHARE_AT_ONCE)
                 if freed < too_many:
                     raise CacheFullError(errno.ENOSPC, f"all of its {self.max_bytes / 1e9:.1f} GB are in use")
+            # Under the lock, because others count the bytes by what the disk has allocated.
             os.posix_fallocate(file.fd, start, stop - start)
 
     def num_bytes(self) -> int:
@@ -125,7 +127,7 @@ class Cache:
         for place in os.scandir(self._files):
             with suppress(FileNotFoundError, NotADirectoryError):
                 num_blocks += sum(entry.stat().st_blocks for entry in os.scandir(place.path))
-        return 512 * num_blocks
+        return 512 * num_blocks  # st_blocks counts 512 bytes, whatever the disk's blocks are
 
     def _give_up(self, num_bytes: int) -> int:
         """Give up parts that nobody uses, the oldest first, for `num_bytes`; return how many were freed."""
@@ -170,7 +172,7 @@ class CachedFile(Uncopyable):
     def _open(self) -> None:
         path, parts = self.path, self.parts
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self.fd, self.remote.num_bytes)
+        os.ftruncate(self.fd, self.remote.num_bytes)  # holes, which take no room
         self._table_fd = os.open(f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         is_new = os.fstat(self._table_fd).st_size < len(parts) * _PART.itemsize
         os.ftruncate(self._table_fd, len(parts) * _PART.itemsize)
@@ -179,7 +181,7 @@ class CachedFile(Uncopyable):
         if is_new:
             self._table["start"], self._table["stop"] = parts.T
         self._locks = PartLocks(self._table_fd)
-        self._locks.try_shared(_IS_OPEN)
+        self._locks.try_shared(_IS_OPEN)  # so that nobody removes the files, even when they have no part
 
     def is_present(self, part: int) -> bool:
         """Return whether the bytes of a part are there. They stay only if the part is held or claimed."""
@@ -205,7 +207,7 @@ class CachedFile(Uncopyable):
         """
         self._cache.make_room(self, part, limit_s)
         write_all(self.fd, data, int(self.parts[part, 0]))
-        self._table["time"][part] = _now()
+        self._table["time"][part] = _now()  # after the bytes, because from here on the part counts as present
         self._locks.try_shared(part)
 
     def give_back(self, part: int) -> None:
@@ -238,7 +240,7 @@ class _Evictable(Uncopyable):
         if not self._locks.try_exclusive(part):
             return 0
         start, stop = int(self.table["start"][part]), int(self.table["stop"][part])
-        self.table["time"][part] = 0
+        self.table["time"][part] = 0  # first: killed in between, this process would leave zeros as bytes
         _punch(self._fd, start, stop - start)
         self._locks.release(part)
         return stop - start

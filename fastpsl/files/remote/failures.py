@@ -118,5 +118,6 @@ def persistently(
                     file=sys.stderr,
                     flush=True,
                 )
+        # By chance, so that the threads do not all ask again at once.
         left.wait(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)

@@ -17,8 +17,8 @@ from fastpsl.files.workers import Workers
 
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
 _MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own
-_NUM_WAITS = 8
-_POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0
+_NUM_WAITS = 8  # whose pages stay held; more than the batches that a loader has in flight by default
+_POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0  # polled, because nothing tells when another process ends a lock
 
 
 class Page(NamedTuple):
@@ -56,7 +56,7 @@ class Fetcher:
         self._loose: OrderedDict[int, None] = OrderedDict()  # the last one used is the last
         self._max_loose = _NUM_WAITS * NUM_CONNECTIONS
         self._left = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held during a request or while waiting
         self._num_waiting, self._waiting_since = 0, 0.0
         self._workers = Workers(NUM_CONNECTIONS, "fastpsl-fetch")
 
@@ -73,6 +73,7 @@ class Fetcher:
         self._check_open()
         with self._lock:
             fetches = {page: self._asked(page) for page in pages}
+            # Samples are read after this wait, and no plan tells when. So the last waits' pages stay held.
             self._max_loose = max(self._max_loose, self.num_waits * len(fetches))
             while len(self._loose) > self._max_loose:
                 oldest, _ = self._loose.popitem(last=False)
@@ -86,7 +87,7 @@ class Fetcher:
                     self._wait_for(page, fetch)
             finally:
                 self._count_waiting(-1)
-        for fetch in fetches.values():
+        for fetch in fetches.values():  # of all, because one may have failed before this wait
             if fetch.error is not None:
                 raise fetch.error
 
@@ -118,7 +119,7 @@ class Fetcher:
         self.leave()
         with self._lock:
             for fetch in self._fetches.values():
-                fetch.is_wanted = False
+                fetch.is_wanted = False  # so threads pass over those in the queue
         self._workers.close(_CLOSE_LIMIT_S)
 
     def _check_open(self) -> None:
@@ -170,6 +171,7 @@ class Fetcher:
             self._bring(self._pages[page])
         except Exception as error:  # noqa: BLE001 - raised in `wait`
             fetch.error = error
+        # Both under the lock, so that either this thread or `_give_back` ends the hold, and not both.
         with self._lock:
             fetch.done.set()
             if not fetch.is_wanted:
@@ -179,6 +181,7 @@ class Fetcher:
         file, part, deadline = page.file, page.part, time.monotonic() + self.limit_s
         while not file.hold(part):
             if file.claim(part):
+                # Another process may have brought it since `hold`. The next `hold` then shares this lock.
                 if not file.is_present(part):
                     try:
                         self._fill(page, self._read(page))
@@ -201,6 +204,7 @@ class Fetcher:
             try:
                 return page.file.fill(page.part, data, self.limit_s)
             except OSError as error:
+                # Other threads and processes give parts back, and then there is room.
                 is_passing = isinstance(error, BusyError) and not self._left.is_set()
                 if is_passing and time.monotonic() < deadline:
                     time.sleep(10 * _POLL_S)
@@ -223,7 +227,7 @@ class Fetcher:
             if page.is_sound(data):
                 return data
             num_wrong += 1
-            remote.check_unchanged()
+            remote.check_unchanged()  # first, because a replaced file's bytes would never be sound
             if num_wrong >= _MAX_WRONG:
                 raise RemoteDataError(
                     f"{remote.address}: its bytes {start:,} to {stop:,} do not match their checksums; upload "
@@ -236,7 +240,7 @@ class Fetcher:
     def _wait_for(self, page: int, fetch: _Fetch) -> None:
         # Another thread tries for `limit_s`, perhaps after others before it in the queue.
         deadline = time.monotonic() + 1.5 * self.limit_s
-        while not fetch.done.wait(0.1):
+        while not fetch.done.wait(0.1):  # in short waits, to notice `leave`
             if self._left.is_set() or time.monotonic() > deadline:
                 address = self._pages[page].file.remote.address
                 raise RemoteDataError(
@@ -247,6 +251,6 @@ class Fetcher:
     def _count_waiting(self, change: int) -> None:
         with self._lock:
             now = time.monotonic()
-            if self._num_waiting:
+            if self._num_waiting:  # once, however many threads wait
                 self.stalled_s += now - self._waiting_since
             self._num_waiting, self._waiting_since = self._num_waiting + change, now
