@@ -121,21 +121,20 @@ def _dali() -> Any:
     return importlib.import_module("nvidia.dali")
 
 
+# The lock keeps the exit waiting for a pipeline that is being built.
 _building, _exiting = threading.Lock(), threading.Event()
 
 
 @cache
 def _watch_exit() -> None:
-    """Prevent new pipelines during the interpreter's exit.
+    """Prevent new pipelines during the interpreter's exit."""
 
-    DALI's exit handler ends its pipelines and asserts that none is left, so no thread may then start another.
-    Handlers run in reverse order, so this one, registered after DALI's import, runs before DALI's.
-    """
-
+    # DALI's exit handler ends its pipelines and asserts that none is left, so no thread may start another.
     def stop() -> None:
         with _building:
             _exiting.set()
 
+    # Handlers run in reverse order, so this one, registered after DALI's import, runs before DALI's.
     atexit.register(stop)
 
 
@@ -243,9 +242,7 @@ def feeds(
 def first_feeds(graph: Graph, batch_size: int, depth: int) -> list[tuple[str, Any]]:
     """Return the inputs for a pipeline's first `depth` runs, of small black images.
 
-    The first run is a full batch, the others have one image. nvImageCodec turns the hardware decoder's share
-    of the first batch into a number of samples, and keeps it for all later batches. A small first batch would
-    leave the decoder idle. (Source: nvImageCodec 0.8, src/image_generic_codec.h, adjustBatchSizes.)
+    The first run is a full batch, the others have one image.
     """
     black = np.zeros((_SAMPLE_PX, _SAMPLE_PX, 3), np.uint8)
     file = io.BytesIO()
@@ -253,6 +250,9 @@ def first_feeds(graph: Graph, batch_size: int, depth: int) -> list[tuple[str, An
     sample = black if graph.is_raw else np.frombuffer(file.getvalue(), np.uint8)
     middle = _SAMPLE_PX // 2
     inputs = []
+    # nvImageCodec turns the hardware decoder's share of the first batch into a number of samples, and keeps it
+    # for all later batches. A small first batch would leave the decoder idle. (Source: nvImageCodec 0.8,
+    # src/image_generic_codec.h, adjustBatchSizes.)
     for num in (batch_size, *[1] * (depth - 1)):
         boxes = [np.array([[middle, middle, 1, 1, kernel]] * num, np.int32) for kernel in graph.isotropic]
         inputs += feeds(graph, [sample] * num, boxes)
@@ -331,7 +331,7 @@ class DaliPipeline:
             try:
                 return self._take(run)
             except Exception as error:  # noqa: BLE001 - DALI's errors are of many types
-                message = str(error)
+                message = str(error)  # and not the error, which would keep the pipeline alive
         self._stop()
         return self._recover(run, message)
 
@@ -339,9 +339,9 @@ class DaliPipeline:
         """Delete the pipeline, after which it reads no more of its input.
 
         Only a GPU's copies from pinned memory may still be in flight. Their results are discarded, and torch
-        keeps those pages locked. No reference to an error of DALI may exist here, because its traceback would
-        keep the pipeline alive, and its threads would read freed memory.
+        keeps those pages locked. No reference to an error of DALI may exist here.
         """
+        # The traceback of an error would keep the pipeline alive, and its threads would read freed memory.
         self._pipe = None
 
     def _start(self) -> None:
@@ -351,6 +351,7 @@ class DaliPipeline:
                 if _exiting.is_set():
                     raise RuntimeError("the process ends")
                 pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
+            # So an error of DALI's installation shows here, and not in a batch.
             for name, values in first_feeds(self._graph, self._batch_size, self._depth):
                 pipe.feed_input(name, values)
             pipe.schedule_run()  # the first call starts as many runs as the prefetch queue holds
@@ -392,7 +393,7 @@ class DaliPipeline:
         """Return the oldest outputs as `collect` does, waiting for DALI's threads but not for the GPU."""
         # DALI binds its outputs to this stream, which waits for them.
         stream = torch.cuda.current_stream(self._device) if self._is_gpu else None
-        self._release()
+        self._release()  # before the next outputs, so that DALI has those back that the GPU has read
         outputs = self._pipe.share_outputs(stream)
         crops = [self._crop(output, run.boxes[k], k) for k, output in enumerate(outputs[: len(run.boxes)])]
         failed = {}
@@ -422,7 +423,7 @@ class DaliPipeline:
 
     def close(self) -> None:
         """End the pipeline, after which no submitted batch is read any more."""
-        self._stop()
+        self._stop()  # first, because until then DALI reads the runs' memory
         self._pending.clear()
         self._release(0)
 
@@ -483,11 +484,12 @@ class DaliPipeline:
                     if len(which):
                         waiting.append((which, None))
                 else:
+                    # DALI names no sample, so halves are tried until it is found.
                     waiting += [(half, None) for half in np.array_split(which, 2)]
             if self._pipe is None:
                 self._start()
         finally:
-            for later in self._pending:
+            for later in self._pending:  # their inputs went with the old pipeline
                 self._feed(later)
         return crops, failed
 

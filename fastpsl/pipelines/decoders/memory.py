@@ -51,7 +51,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if tensor.device == device:
         return tensor
-    if not tensor.is_pinned():
+    if not tensor.is_pinned():  # the thread would wait for a copy from such memory
         try:
             tensor = tensor.pin_memory()
         except RuntimeError as error:
@@ -62,7 +62,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def warn_of_unpinned(num_bytes: int, error: RuntimeError) -> None:
     """Warn, once per process, that memory which should be pinned is not."""
-    if _has_warned.is_set():
+    if _has_warned.is_set():  # every later batch would warn as well
         return
     _has_warned.set()
     warnings.warn(
@@ -94,14 +94,11 @@ class Arena(Uncopyable):
 
 
 class Arenas:
-    """A pool of arenas.
-
-    Fresh memory is mapped and cleared page by page, under a lock of the whole process. Each arena is a
-    quarter larger than the batch it was allocated for.
-    """
+    """A pool of arenas."""
 
     def __init__(self, pinned: bool = False, limit: int | None = None) -> None:
         self._pinned = pinned
+        # A deque, which needs no lock: arenas come back in whatever thread deletes them.
         self._free: deque[np.ndarray] = deque(maxlen=limit)
 
     def take(self, num_bytes: int) -> Arena:
@@ -109,12 +106,13 @@ class Arenas:
 
         Where pinned memory is exhausted, it warns once, and no arena counts as pinned from then on.
         """
+        # Fresh memory is mapped and cleared page by page, under a lock of the whole process.
         try:
             memory = self._free.pop()  # the last one returned, because a CPU cache may still hold it
         except IndexError:
             memory = np.empty(0, np.uint8)
         if len(memory) < num_bytes:
-            memory = self._new(num_bytes * 5 // 4)
+            memory = self._new(num_bytes * 5 // 4)  # a quarter more, so that larger batches find room, too
         return Arena(memory, self._pinned, self._free)
 
     def _new(self, num_bytes: int) -> np.ndarray:
@@ -139,10 +137,8 @@ class ViewMemory:
     """A pool of memory for the views of batches, for any thread.
 
     Memory goes back when the last tensor or array that refers to it is deleted, also by DLPack or in a graph
-    of autograd. If all of it is in use, more is allocated. A forked process has its own copy.
-
-    In a process that uses CUDA the memory is pinned, by torch's allocator. That uses it again when the copies
-    from it have ended, too.
+    of autograd. If all of it is in use, more is allocated. A forked process has its own copy. In a process
+    that uses CUDA the memory is pinned.
     """
 
     def __init__(self) -> None:
@@ -164,7 +160,7 @@ class ViewMemory:
     def _take(self, num_bytes: int) -> Tensor:
         """Return a tensor, uint8 [num_bytes], whose storage has no more than these bytes."""
         if torch.cuda.is_initialized():
-            return pinned_empty(num_bytes)
+            return pinned_empty(num_bytes)  # by torch, which uses it again after the copies from it
         memory = np.asarray(self._arenas.take(num_bytes + _ALIGNMENT))
         start = -memory.ctypes.data % _ALIGNMENT
         return torch.from_numpy(memory[start : start + num_bytes])

@@ -62,6 +62,7 @@ void turbo_free_large(Turbo *turbo) {
 
 void turbo_read_header(Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes) {
     j_decompress_ptr info = &turbo->decompress;
+    // Anew, because libjpeg keeps the tables of the image before, and would use them where this one has none.
     jpeg_destroy_decompress(info);
     jpeg_create_decompress(info);
     info->progress = &turbo->progress;
@@ -97,6 +98,7 @@ PUBLIC int fastpsl_turbo_decode(
 ) {
     j_decompress_ptr info = &turbo->decompress;
     turbo->packed.is_other = 0;
+    // libjpeg reports errors by jumping here, and nothing below may hold memory of its own.
     if (setjmp(turbo->escape)) {
         jpeg_abort_decompress(info);
         return turbo->packed.is_other ? TURBO_OTHER_VERSION : TURBO_CORRUPT;

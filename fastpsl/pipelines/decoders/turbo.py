@@ -77,8 +77,10 @@ class TurboDecoder(Decoder):
     def __init__(self, num_threads: int | None = None) -> None:
         self._library = libturbo.library()
         self._local = threading.local()  # each thread has a handle of its own
+        # So many threads decode at a time. Others of `wanted_threads` read meanwhile.
         self._slots = libturbo.Slots(num_threads or default_num_threads())
-        # Of late: samples, their bytes, and the ns of reading and of decoding them.
+        # Of late: samples, their bytes, and the ns of reading and of decoding them. Without a lock, because a
+        # part that is lost changes them little.
         self._sums = np.zeros(4)
 
     @override
@@ -136,7 +138,7 @@ class TurboDecoder(Decoder):
         for i in range(part.start, part.stop):
             if request.codes[i] not in (codes.CORRUPT, codes.BAD_FILE) or not request.rows.path[i]:
                 continue
-            request.codes[i] = codes.READING
+            request.codes[i] = codes.READING  # a wait that is too long names the samples that are read
             with self._slots:
                 code, image = decode_whole(request.rows, i)
                 if image is not None:
@@ -148,7 +150,7 @@ class TurboDecoder(Decoder):
     def wanted_threads(self, num_threads: int) -> int:
         """Return `num_threads`, and more where they wait for storage."""
         num, num_bytes, reading, decoding = self._sums
-        if reading < _SLOW_NS * num:
+        if reading < _SLOW_NS * num:  # more threads would only take cores from each other
             return num_threads
         most = min(_MAX_READERS // num_local_ranks(), int(_MAX_READ_BYTES * num / max(num_bytes, 1.0)))
         return num_threads + min(most, int(num_threads * reading / max(decoding, 1.0)))
