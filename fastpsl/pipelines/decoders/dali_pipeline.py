@@ -250,8 +250,8 @@ def first_feeds(graph: Graph, batch_size: int, depth: int) -> list[tuple[str, An
     sample = black if graph.is_raw else np.frombuffer(file.getvalue(), np.uint8)
     middle = _SAMPLE_PX // 2
     inputs = []
-    # nvImageCodec turns the hardware decoder's share of the first batch into a number of samples, and keeps it
-    # for all later batches. A small first batch would leave the decoder idle. (Source: nvImageCodec 0.8,
+    # nvImageCodec turns the hardware decoder's share of the first batch into a number of samples, and keeps
+    # it for all later batches. A small first batch would leave the decoder idle. (Source: nvImageCodec 0.8,
     # src/image_generic_codec.h, adjustBatchSizes.)
     for num in (batch_size, *[1] * (depth - 1)):
         boxes = [np.array([[middle, middle, 1, 1, kernel]] * num, np.int32) for kernel in graph.isotropic]
