@@ -196,7 +196,7 @@ class Append(_Writing):
         print(f"'{new.pattern}' names all of it")
 
 
-_FORESEEN_FROM = 1000  # images: fewer are written about as soon as some are looked at
+_FORESEEN_FROM = 1000  # images; writing fewer takes hardly longer than an estimate
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
@@ -339,7 +339,7 @@ class Write(_Writing):
         print(f"{self.out}: {number_of(num, 'file')} uploaded, {num_bytes / 1e6:,.1f} MB")
 
     def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
-        """Print what is expected of writing; return whether that is all that was asked for."""
+        """Print an estimate of the file's size and of the time; return whether --dry-run wants no more."""
         from fastpsl.files.workers import default_num_threads
         from fastpsl.pipelines.beton.estimate import estimate
 

@@ -252,12 +252,12 @@ class Retrieve:
 
         gallery, queries = self.gallery, self.queries
         if run := run_of(self.checkpoint):
-            if queries is None:  # a share is one of the run's own gallery
+            if queries is None:  # --val 10% is a part of the run's own images
                 queries = (run.val_data if gallery else run.val_images)("give --queries")
             gallery = gallery or run.train_images("give --gallery")
         elif (gallery is None) != (queries is None):
             raise ValueError("--gallery and --queries: give both, or neither for the embedded sample")
-        if gallery or queries:  # one of them may be the sample's, which the run learned from
+        if gallery or queries:  # None is the embedded sample
             sample = sample_paths()
             gallery, queries = gallery or str(sample.train), queries or str(sample.test)
         with self.extraction.joined(

@@ -31,8 +31,8 @@ class LabelExtraction(ExtractionOptions):
 
 @dataclass(frozen=True)
 class MakeLabels:
-    """Write a file of pseudo-labels for a recipe's --pseudo-labels: clusters of a network's features, or what
-    no network made, for comparison.
+    """Write a file of pseudo-labels for a recipe's --pseudo-labels: clusters of a network's features, or
+    labels that were made without a network, for comparison.
 
     features: clusters of the features of --weights. k-means: clusters of the pixels. random: drawn by --seed.
     true: the true classes, for an ablation only: what learns from them is supervised.

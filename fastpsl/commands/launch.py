@@ -140,7 +140,7 @@ def _words(options: str) -> list[str]:
 
 
 def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Path]:
-    """Return the command that each process runs, and --out."""
+    """Return the command that each process runs, and the folder of its --out."""
     from fastpsl.scripts.recipe_files import load_recipe, named_path
 
     script = load_recipe(named_path(recipe, Train.names | Eval.names, recipe_options))

@@ -114,7 +114,7 @@ class Replay:
 
 
 def _comparison(recorded: Mapping[str, float], made: Mapping[str, Any]) -> str:
-    """Return how near the step that was made again is to the recorded one."""
+    """Return a line that compares the numbers of the repeated step with the recorded ones."""
     off = {name: made.get(name) for name, value in recorded.items() if repr(made.get(name)) != repr(value)}
     if not off:
         return "made again: each of these numbers is the recorded one, to the last bit"

@@ -54,7 +54,7 @@ def imports_undisturbed() -> Iterator[None]:
 
 
 class _RepeatedSignal:
-    """A signal that the thread which starts it gets every 0.05 s.
+    """A signal that is sent every 0.05 s to the thread that started the repetition.
 
     A signal's handler starts and stops it, which must not wait for the locks of `threading.Thread`.
     """
@@ -75,7 +75,7 @@ class _RepeatedSignal:
             _thread.start_new_thread(self._repeat, (threading.get_ident(),))
 
     def stop(self) -> bool:
-        """Return whether it was on; if so, its last repetition has come."""
+        """End the repetition and return whether it was on; no further signal comes afterwards."""
         if not self._is_on:
             return False
         self._stop.set()

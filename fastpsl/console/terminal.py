@@ -15,8 +15,8 @@ EXIT_CRASHED = 1
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the same command goes on
 EXIT_INTERRUPTED = 130
-# What is printed where a script is interrupted before it has something to keep.
-INTERRUPTED = "interrupted; the same command starts again, or goes on where it had come to"
+# The message where a script is interrupted before its run has a checkpoint.
+INTERRUPTED = "interrupted; the same command begins again, or goes on with what was saved"
 
 
 def number_in(variable: str, otherwise: int) -> int:

@@ -106,7 +106,8 @@ def hint(given: str, allowed: Iterable[str]) -> str:
     return f"did you mean {near}? " if near else ""
 
 
-# Names that others give the same thing. Of a wrong one, the first of its row that is allowed is meant.
+# A row has the names of one thing in this and other programs. A wrong name means the first allowed name of
+# its row.
 _SYNONYMS = tuple(
     row.split()
     for row in (
@@ -157,12 +158,12 @@ _called_from_python = ContextVar("called_from_python", default=False)
 
 
 def is_python() -> bool:
-    """Return whether a program has called, to whom options are arguments and commands are calls."""
+    """Return whether a Python program has called fastpsl: messages then name arguments instead of options."""
     return _called_from_python.get()
 
 
 def worded(text: str) -> str:
-    """Return a message with options as they were given: --batch-size, or batch_size in a call of Python."""
+    """Return a message that names options as the caller gives them: --batch-size, or batch_size in Python."""
     if _called_from_python.get():
         text = _HELP.sub("", text).replace("the same command", "the same call")
         text = _FLAG.sub(lambda match: match[1].replace("-", "_") if match[1] else match[0], text)
@@ -171,7 +172,7 @@ def worded(text: str) -> str:
 
 @contextmanager
 def words_of_python() -> Iterator[None]:
-    """Let errors (ValueError) name options as Python does, and also what is `worded`."""
+    """Let ValueErrors, and the texts that pass through `worded`, name options as arguments of Python."""
     token = _called_from_python.set(True)
     try:
         yield

@@ -12,7 +12,7 @@ from typing import Literal
 from fastpsl.console.words import number_of
 from fastpsl.pipelines.decoders.choose import DALI_MS
 
-MIN_GAIN = 0.05  # less speaks for no other option
+MIN_GAIN = 0.05  # a smaller gain is no reason to propose another option
 CACHED = 0.95  # at this share or above, the data counts as being in the page cache
 # The command as a user types it; SRC stands for the images that the data was made from.
 BETON_WRITE = "fastpsl data write SRC OUT"
@@ -54,7 +54,7 @@ class JpegEngines:
 
     num: int | None  # None if nvJPEG does not tell
     why_idle: str  # why they cannot be used, with the remedy; empty if they can
-    share: float  # of a batch, with which it trains
+    share: float  # the engines' share of a batch in training, 0 to 1
     busy_percent: int | None = None  # NVML's highest reading with that share; None if it does not tell
     rates: dict[float, float] = field(default_factory=dict)  # share → images/s; empty if they cannot be used
 

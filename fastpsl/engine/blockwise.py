@@ -38,7 +38,7 @@ class PartBlocks(StageBlocks):
 
     def __init__(self, whole: StageBlocks, part: Stage, below: "PartBlocks | None"):
         nn.Module.__init__(self)
-        self._whole = [whole]  # no submodule, which would hold this one
+        self._whole = [whole]  # in a list, because it holds this one and must be no submodule
         self._below = [below]
         self.min_px, self.batchnorm, self.frozen_batchnorm = whole.min_px, whole.batchnorm, "train"
         self.frozen = whole.learning[: part.first_learning - 1]
@@ -48,12 +48,12 @@ class PartBlocks(StageBlocks):
 
     @override
     def _learning_norms(self) -> Iterator[nn.Module]:
-        """Return those of the whole, because the blocks below learn in other parts."""
+        """Return the BatchNorms of all learning blocks: those below this part learn, too, in other parts."""
         return self._whole[0]._learning_norms()
 
     @property  # type: ignore[explicit-override]
     def runner(self) -> Runner:  # type: ignore[override]
-        """How blocks run: as the whole backbone's, of which this is no submodule."""
+        """The function that runs this part's blocks: the whole backbone's in training, else `run_blocks`."""
         whole = self._whole[0]
         return whole.runner if whole.training else run_blocks
 
@@ -74,7 +74,7 @@ class PartBlocks(StageBlocks):
         else:
             features = below[1]
         features = self.run(self.learning, features)  # type: ignore[arg-type]
-        self.known[place] = images, features.detach()  # while `images` live, no others have their place
+        self.known[place] = images, features.detach()  # kept, or others might get their address
         return features
 
 
@@ -256,7 +256,7 @@ class Blockwise(Task):
 
     @override
     def state_dict(self) -> Mapping[str, Any]:
-        """Return the last part's state, as that of a run without parts, and the others' below "parts"."""
+        """Return the last part's state, as a run without parts has it, and the others' in a list "parts"."""
         *others, last = [task.state_dict() for _, task in self.tasks]
         return {**last, "parts": [dict(state) for state in others]}
 
@@ -292,7 +292,7 @@ class Blockwise(Task):
     def _slices(
         self, views_of: Callable[[Task, int], tuple[ViewSpec, ...]]
     ) -> tuple[tuple[ViewSpec, ...], list[slice]]:
-        """Return the views of all levels, equal ones once, and the place of each part's."""
+        """Return the views of all parts, equal ones once, and for each part the slice that its views have."""
         of_parts = [views_of(task, part.level) for part, task in self.tasks]
         views, places = list[ViewSpec](), dict[tuple[ViewSpec, ...], slice]()
         for own in dict.fromkeys(of_parts):
@@ -303,19 +303,19 @@ class Blockwise(Task):
         return tuple(views), [places[own] for own in of_parts]
 
     def _batch_of(self, part: _Part, own: slice, batch: Batch) -> Batch:
-        """Return the batch as the part's task sees it: its views and its own `extra`."""
+        """Return the batch with the views and the `extra` of one part alone, for the part's task."""
         of_part = _with_views(batch, own)
         of_part.extra = _extra_of(part.stage, batch.extra)
         return of_part
 
     def _named(self, part: _Part, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return values under the names that they have among those of all parts."""
+        """Return a part's values, with the part's name before each name unless it is the last part."""
         if part is self.parts[-1]:
             return dict(values)
         return {f"{part.stage.name}_{name}": value for name, value in values.items()}
 
     def _figures(self, of_part: Callable[[_Part], EpochMetrics | None]) -> EpochMetrics | None:
-        """Return the figures of all parts, None if none has any."""
+        """Return the epoch's figures of all parts in one mapping; None if no part has figures."""
         found = [(part, of_part(part)) for part in self.parts]
         if all(figures is None for _, figures in found):
             return None
@@ -326,13 +326,13 @@ class Blockwise(Task):
 
 def _with_views(batch: Batch, own: slice) -> Batch:
     """Return a batch with some of its views."""
-    part = copy.copy(batch)  # which may lack the fields that a step has not
+    part = copy.copy(batch)  # not `replace`, because a batch within a step lacks some fields
     part.images, part.draws, part.ops = batch.images[own], batch.draws[own], batch.ops[own]
     return part
 
 
 def _extra_of(part: Stage, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a part's task has added to a batch, and whether its step is skipped, once it is known."""
+    """Return the tensors that a part's task has added to a batch, with IS_SKIPPED once it is there."""
     beginning = f"{part.name}."
     return {
         name.removeprefix(beginning): value

@@ -30,8 +30,8 @@ class Waits:
     """The waits of a number of batches, from one batch's arrival to the next."""
 
     num_batches: int = 0
-    seconds: float = 0.0  # that they took
-    idle_s: float = 0.0  # the part in which the step waited for them
+    seconds: float = 0.0  # of all batches, each from its arrival to the next one's
+    idle_s: float = 0.0  # the part of `seconds` in which the step waited for a batch
 
     @property
     def share(self) -> float:
@@ -40,17 +40,17 @@ class Waits:
 
     @property
     def batch_ms(self) -> float:
-        """The time from one batch to the next."""
+        """The milliseconds from one batch to the next."""
         return 1e3 * self.seconds / self.num_batches
 
     @property
     def step_ms(self) -> float:
-        """The part of it in which the step did not wait."""
+        """The milliseconds of `batch_ms` in which the step did not wait."""
         return 1e3 * (self.seconds - self.idle_s) / self.num_batches
 
 
 def line_of(stage: str, waits: Waits, loader: BatchSource) -> str:
-    """Return the line for people."""
+    """Return a line that tells how long a stage waits for its data, and why."""
     decoder = f"the decoder {loader.decoder_name}"
     if isinstance(loader, Loader):
         decoder += f" with {number_of(loader.num_threads, 'thread')}"

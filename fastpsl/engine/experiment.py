@@ -38,7 +38,8 @@ from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import Input, ViewSpec
 
-# By which a CPU's blocks are timed: a small step, but for large images fewer of them.
+# The most images of a pass by which blocks are timed on a CPU. Of larger images there are fewer, with as many
+# pixels in all.
 _TIMED_IMAGES, _TIMED_SIDE_PX = 64, 64
 
 
@@ -295,7 +296,8 @@ def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
         return layer_costs(blocks)
     side_px, precision = max(view.side_px for view in views), data.options.resolved_precision(device)
     num_channels = Input.from_dict(experiment.input_record(stage)).num_channels
-    # As a pass of the stage, because with few images the weights cost more than these; or what is quick.
+    # As many images as a pass of the stage has, because with few of them reading the weights costs most. A
+    # larger pass is cut to one that is quick.
     size = data.options.rank_batch(data.world.size, data.options.batch_of(stage))
     num = max(2, min(size, _TIMED_IMAGES, _TIMED_IMAGES * _TIMED_SIDE_PX**2 // side_px**2))
     images = torch.zeros(num, num_channels, side_px, side_px)

@@ -267,7 +267,7 @@ def make_fused_runner() -> Runner:
         return of_first[rest]
 
     def run(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
-        # What is not fused is no part of a view, which would keep it alive.
+        # Blocks without BatchNorms run as they are: in a view, they would live as long as the view.
         parts: list[nn.Module] = []
         for is_fusable, group in groupby(blocks, _has_fusable):
             chain = list(group)

@@ -22,12 +22,12 @@ from fastpsl.pipelines.decoders.memory import pinned_like
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _CPU_FILE = Path("/proc/cpuinfo")
-# Values of oneDNN's own limit that take these instructions from torch.
+# Values of oneDNN's variable for its highest instruction set under which torch does not use those of bf16.
 _ISA_WITHOUT_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
 # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, the bytes from which memory goes back to Linux, and
-# M_MMAP_MAX, how many tensors may: the value in a run, and the one afterwards. glibc does not tell the values
-# before. Those afterwards are its default and the largest that it comes to by itself. Some glibc refuse a
-# larger first one.
+# M_MMAP_MAX, how many tensors may be mapped. Each has its value in a run and the value after it. glibc does
+# not tell the values before a run, so the later ones are its defaults, or the largest that it chooses itself.
+# Some versions of glibc refuse a larger M_MMAP_THRESHOLD.
 _MALLOC = {-3: (32 << 20, 32 << 20), -1: ((1 << 31) - 1, 64 << 20), -4: (0, 65536)}
 # The driver's errors that mean: it is older than torch's CUDA.
 DRIVER_TOO_OLD = (

@@ -5,8 +5,8 @@ are a fixed part of the training images and of the validation images. The traini
 
 The accuracy after a stage stands beside that of the same block of the untrained network, because blocks
 differ before any training. "Untrained" has the initial weights, and BatchNorm's statistics from one pass over
-training images, as the views of the last stage show them. So it is what the recipe gives at a rate of 0. With
-weights of --init it is called "at the start", and BatchNorm's statistics are theirs.
+training images, as the views of the last stage show them. A training at a learning rate of 0 ends there. With
+weights of --init it is called "at the start", and BatchNorm's statistics are those of the file.
 """
 
 import contextlib
@@ -55,8 +55,8 @@ def find_neighbours(
 
 
 MAX_TRAIN, MAX_VAL = 5_000, 10_000
-# A look takes at most a hundredth of the training's time, or for short trainings so many operations, which
-# are 3 to 4 s of a CPU core. Of the sample presets, those with a ResNet-50 see fewer images by this.
+# A look takes at most a hundredth of the training's time. In short trainings it may take so many operations,
+# which are 3 to 4 s of a CPU core. This gives fewer images to those sample presets that have a ResNet-50.
 LOOK_OPERATIONS = 140_000_000_000
 # Network inputs for BatchNorm's statistics. With a ResNet-18 and 64 to 960 inputs, the kNN accuracy varies no
 # more than with the order of the images.
@@ -341,7 +341,7 @@ class OnlineProbe:
 
     @contextlib.contextmanager
     def _apart(self, module: nn.Module) -> Iterator[Callable[[], str]]:
-        """Leave the module and the clock as they are, and yield what tells the time that was taken.
+        """Keep a look from changing the module and the run's clocks; yield a function that tells its seconds.
 
         A signal (`PassStopped`) ends the context, and then the last look is none of the present step.
         """

@@ -20,8 +20,8 @@ from fastpsl.pipelines.data.reading import Reading
 if TYPE_CHECKING:
     import torch
 
-# Fields with this metadata may change on resume. All others are science and must stay equal. A run adds what
-# it has of its data.
+# Fields with this metadata may change on resume. All others are science and must stay equal. A run adds the
+# digest of its data to them.
 MACHINE = {"machine": True}
 # In a run's science: where the weights that it began with are from, if they were not random. It may differ on
 # resume, since a checkpoint has weights of its own.
@@ -163,7 +163,7 @@ class RunOptions:
                 raise ValueError(f"{flag(name)} {value}: it must be 1 or more, or left out")
 
     def reading(self) -> tuple[Reading, str]:
-        """Return how --data is to be read, and whose reading it is; "" for that of the options."""
+        """Return how images of --data are read, and who decided it in words; "" where the options did."""
         return Reading.of(self.range, self.bands), ""
 
     def science(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class RunOptions:
 
     @classmethod
     def renewed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what values that were given under former names mean for others. Subclasses override it."""
+        """Return the values of options that follow from those under former names. Subclasses override it."""
         return {}
 
     def as_dict(self) -> dict[str, Any]:
@@ -401,7 +401,7 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def completed(self) -> Self:
-        """Name blocks in one way; look after each epoch where a stage ends by looks, unless told otherwise.
+        """Write blocks in one form; let --freeze-when probe after each epoch unless --probe-every is given.
 
         Raises:
             ValueError: An option lacks the one that it belongs to, which --config may have brought.
@@ -431,7 +431,7 @@ class PretrainOptions(TrainingOptions):
 
     @override
     def science(self) -> dict[str, Any]:
-        """Return what must not change on resume, of options for --init and --freeze-when what is in use."""
+        """Return the fields that must be equal on resume; options that have no effect here are left out."""
         science = super().science()
         if self.first_learning is None:
             del science["first_learning"]
@@ -504,7 +504,7 @@ class SGDOptions(PretrainOptions):
 
 
 def per_stage(value: Any) -> tuple[Any, ...]:
-    """Return the values of an option.
+    """Return the values of an option as a tuple.
 
     Args:
         value: One value for all stages, or a tuple with one for each.

@@ -242,7 +242,7 @@ class FreezeRule(NamedTuple):
     min_epochs: int = 1
 
     def is_settled(self, values: Sequence[float | None]) -> bool:
-        """Return whether a stage ends after looks with these values, None for those without one.
+        """Return whether a stage ends after looks with these values; None stands for a look without a value.
 
         A value is an accuracy, or a similarity to the look before.
         """

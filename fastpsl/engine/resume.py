@@ -292,7 +292,7 @@ def loading(path: str | None) -> Iterator[None]:
 
 
 def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> list[str]:
-    """Compare a checkpoint's experiment (`saved`) with the `asked` one, and return what could not be.
+    """Compare a checkpoint's experiment (`saved`) with the `asked` one; return lines on what is not compared.
 
     Raises ValueError with all differences.
     """
@@ -317,7 +317,7 @@ def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str
 
 
 def _agree(name: str, saved: Any, asked: Any) -> bool:
-    """Return whether two values are equal; those of other trainings, such as of labels, have data, too."""
+    """Return whether two values are equal. A digest of data may stand within a dict, such as the labels'."""
     if isinstance(saved, dict) and isinstance(asked, dict):
         return saved.keys() == asked.keys() and all(_agree(key, saved[key], asked[key]) for key in saved)
     if name == "data_digest" and isinstance(saved, str) and isinstance(asked, str):

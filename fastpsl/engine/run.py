@@ -93,7 +93,8 @@ class RunData:
         """
         self.options, self.world = options, world
         self.decoder, self.decoder_reason = options.decoder, ""
-        # Of all sizes, because each must be divisible by the ranks; `begin_stage` takes the stage's own.
+        # All sizes are computed, because each must be divisible by the ranks. `begin_stage` sets the present
+        # one.
         self.batch_size = max(options.rank_batch(world.size, size) for size in per_stage(options.batch_size))
         with operation("opening the data"):
             self.train, self.val = (open or open_both)(options)
@@ -105,7 +106,7 @@ class RunData:
                 raise
 
     def begin_stage(self, stage: Stage) -> None:
-        """Take as many images at a time as a step of the stage has."""
+        """Set the batch size to that of a stage."""
         self.batch_size = self.options.rank_batch(self.world.size, self.options.batch_of(stage))
 
     @property
@@ -151,13 +152,13 @@ class RunData:
         size = batch_size or self.batch_size
         options = replace(self.options, decoder=self.decoder_of(data))  # type: ignore[arg-type]
         loader = open_loader(data, views, options, self.world, batch_size_per_rank=size, train=train)
-        # The loader was given the run's choice by name, and would call it asked for.
+        # The loader got the decoder by name, and would say that the user asked for it.
         if loader.decoder_name == self.decoder != self.options.decoder:
             loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, loader.decoder.remark)))
         return loader
 
     def decoder_of(self, data: Dataset) -> str:
-        """Return the decoder for data of the run: "auto" where the chosen one is not for them."""
+        """Return the decoder for data of the run; "auto" where the run's choice does not suit these data."""
         if self.options.decoder != "auto" or self.decoder == "auto":
             return self.decoder
         is_other = self.decoder not in decoders_of(data) or is_kept_on_device(data, self.world.device)

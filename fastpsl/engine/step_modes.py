@@ -210,7 +210,8 @@ def choose_fold(
     return StepChoice("on", "asked for" if asked == "on" else "frozen blocks then pass over their maps once")
 
 
-# Values are kept back as integers of their size, because 0 times infinity is not 0.
+# The integer type of each size in bytes. In a step that is not skipped, the difference to the kept value is
+# multiplied by 0. As a float it may be infinite, and the product would be NaN.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -27,9 +27,9 @@ class WorkAhead(NamedTuple):
     number: int = 1  # of the stage
     num_stages: int = 1  # of the run
     later_steps: float = 0.0  # the steps of later stages, in steps of this one
-    images: int = 0  # which pass forward at the end of this stage
-    later_images: float = 0.0  # at the ends of later stages, in images of this one
-    image_steps: float = 0.0  # a guess of what such an image takes, in steps of this stage
+    images: int = 0  # that pass forward at the end of this stage, without a step
+    later_images: float = 0.0  # forward passes at the ends of later stages, in forward passes of this stage
+    image_steps: float = 0.0  # a guess of the time of such a forward pass, in steps of this stage
 
 
 ONLY_STAGE = WorkAhead()
@@ -42,7 +42,7 @@ class Pace:
     """
 
     def __init__(self, before: "Pace | None" = None) -> None:
-        """Begin a stage; what the stage before has measured of a start and of images replaces guesses."""
+        """Begin a stage; the stage before gives its measured times of a start and of a forward pass."""
         self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)
         self._start_s: float = before._start_s if before else 0.0
         self._image_factor: float = before._image_factor if before else 1.0
@@ -55,7 +55,7 @@ class Pace:
         self._intervals.append((num_steps, seconds))
 
     def add_start(self, seconds: float) -> None:
-        """Set what the stage took up to its first step's end, which later stages take, too."""
+        """Set the seconds from the stage's start to its first step's end, as assumed for later stages, too."""
         self._start_s = seconds
 
     def add_between(self, seconds: float) -> None:
@@ -63,11 +63,11 @@ class Pace:
         self._between_s += seconds
 
     def add_epoch(self) -> None:
-        """Note that an epoch has begun after a measured one."""
+        """Count an epoch that has begun, by which the time between steps is divided."""
         self._num_epochs += 1
 
     def add_images(self, num: int, seconds: float, num_left: int, image_steps: float) -> None:
-        """Set what `num` images took that passed forward at the stage's end, where `num_left` follow.
+        """Set the seconds of the forward passes of `num` images at the stage's end; `num_left` more follow.
 
         With `num` 0, the guess stays. For nine stages on a CPU it was 0.6 to 1.4 times the measurement.
         """
@@ -80,7 +80,7 @@ class Pace:
 
     @property
     def is_known(self) -> bool:
-        """Whether the pace is of more than a moment: of two measurements."""
+        """Whether the pace is a mean over two log intervals or more."""
         return len(self._intervals) >= _KNOWN_BY
 
     @property
@@ -205,11 +205,11 @@ def timed_costs(
 
 
 def step_cost(costs: Costs, stage: Stage) -> float:
-    """Return what a step costs of an image: forward, and backward where blocks learn, as the head does."""
+    """Return a step's cost per image: all blocks and the head forward, learning blocks and head backward."""
     learning = costs.backward[stage.first_learning - 1 : stage.last_block]
     return forward_cost(costs, stage) + sum(learning) + costs.head[1]
 
 
 def forward_cost(costs: Costs, stage: Stage) -> float:
-    """Return what an image costs that only passes forward."""
+    """Return the cost of an image's forward pass through the stage's blocks and the head."""
     return sum(costs.forward[: stage.last_block]) + costs.head[0]

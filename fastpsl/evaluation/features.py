@@ -63,7 +63,7 @@ class Extraction:
     # Pools a block's map [C, h, w], which is then flattened (`pooled`); None averages over all positions.
     pool: Pool | None = None
     squashed: bool = False  # whether the view is `squashed_view` instead of `center_view`
-    # What to do with features that the file's dtype does not hold.
+    # The advice for features that are out of the range of the file's dtype.
     if_too_large: str = field(default="give another --block", compare=False)
 
     @classmethod
@@ -222,7 +222,8 @@ def extract(
     return [file for file in written if file is not None]
 
 
-# What the features that are kept may be, besides the wanted ones ("") and none that are whole.
+# What `_kept` returns of a file that is not the wanted one: it is not whole, it has other features, or (two
+# sentences) its images may have changed.
 _NONE, _OTHERS = "none", "others"
 _AGAIN = _OLD, _WRITTEN = (
     "it was kept before digests of contents, by which other pixels under the same names are told",
@@ -231,7 +232,7 @@ _AGAIN = _OLD, _WRITTEN = (
 
 
 def _kept(work: Extraction, out: Path) -> str:
-    """Return "" if the wanted features are kept, or what is there instead."""
+    """Return "" if the file at `out` has the wanted features, or one of the values above."""
     file = read_features(out)
     if file is None:
         return _OTHERS if out.exists() else _NONE

@@ -91,7 +91,10 @@ class ProbeFloor:
         self.numbers, self.why_not = dict[str, float](), ""
 
     def train(self, run: Run) -> bool:
-        """Train it in a folder of the run, or read its numbers in the cache; return False after a signal."""
+        """Train the untrained network's classifiers in a folder of the run, or read their cached numbers.
+
+        Returns False after a signal.
+        """
         if not self.options.floor:
             return True
         prepare, place = partial(self._work, run), run.folder / "untrained"
@@ -113,7 +116,7 @@ class ProbeFloor:
 
         def score(place: Path) -> Floor | None:
             run.reporter.log("the same network before any training, by the same protocol:")
-            # What it prints are its files, which do not stay.
+            # It prints the paths of its files, which are removed afterwards.
             with contextlib.redirect_stdout(io.StringIO()):
                 _run(find_recipe(self.recipe), with_weights(replace(own, out=place), network), run.world)
             return None if run.world.rank else Floor("", read_result(place / NAME)["numbers"])

@@ -21,7 +21,7 @@ from fastpsl.files.atomic import write_atomically
 from fastpsl.files.json_records import COUNT, NUMBER, Form, NoRecord, maybe
 from fastpsl.files.system_errors import input_errors
 
-# What all have, and what those that choose a cost have.
+# All outcomes have both counts. Those of tasks that choose a cost have further fields.
 _OUTCOME = Form("outcome", {
     "fits": COUNT, "not_converged": COUNT, "ap": maybe(NUMBER), "cost": maybe(NUMBER),
     "accuracy": maybe(NUMBER), "cross_validated_accuracy": maybe(NUMBER),

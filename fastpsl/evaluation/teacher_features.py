@@ -36,7 +36,8 @@ from fastpsl.tasks.distill import BlockTimes, Distill
 
 FOLDER = "teacher-features"
 """The folder of the features within that of a run."""
-# What makes features others, in words. The precision in which they were computed does not.
+# The fields of a record that must be equal for stored features to be used, with words for a difference. The
+# precision of their computation is none of them.
 _KEY = {
     "weights": "another teacher", "backbone": "another network of the teacher",
     "channels": "other channels of the teacher", "mean": "another mean of the teacher",
@@ -194,7 +195,7 @@ def _are_finite(rows: Tensor) -> Tensor:
 
 
 def _keyed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with the fields of its input, whose own size does not count, beside the others."""
+    """Return a record with the fields of its "input" beside its own, which win where both have a name."""
     input = record.get("input")
     fields = dict(input) if isinstance(input, dict) else {}
     return {**fields, **record, "backbone": without_folder(str(record.get("backbone")))}

@@ -28,11 +28,11 @@ _INPUT_REMEDIES = {
     errno.ENXIO: "give a regular file",
     errno.ENAMETOOLONG: "give a shorter path",
 }
-# What is said of a path, where nothing is or something else than a file, or of an offset that a file has.
+# Errors of a path that names nothing, or no file, and of an offset that a damaged file states.
 _OF_THE_PATH = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.EINVAL
 )  # fmt: skip
-# What dlopen, torch and other libraries tell in words alone.
+# Errors that dlopen, torch and other libraries tell by their text alone, without a number.
 _IN_WORDS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EIO, errno.ESTALE)
 
 
@@ -98,9 +98,9 @@ def input_errors(path: object) -> Iterator[None]:
 
 
 def raise_of_the_system(path: object, error: BaseException) -> None:
-    """Raise an error of the system in reading `path`, and return for one that tells of the file.
+    """Raise `error` if it is one of the system, and return if it tells that the file at `path` is damaged.
 
-    It stands first where errors of any type are told as damage.
+    Handlers that report errors of any type as damage call this first.
     """
     if isinstance(error, UnreadableError):
         raise error

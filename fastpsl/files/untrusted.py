@@ -112,7 +112,7 @@ def open_npz(path: Path, max_bytes: int) -> Iterator[Mapping[str, np.ndarray]]:
 
 _CUT = "a pickle that is cut short"
 _CLAIM = "a pickle of more objects, longer names or deeper lists than a file of its size has"
-# What a pickle and a zip may have, beside more for each so many bytes of the file.
+# The most opcodes, calls and members of a small file, and the bytes of the file that allow one more of each.
 _MOST_OPCODES, _BYTES_PER_OPCODE = 1 << 16, 4
 _MOST_CALLS, _BYTES_PER_CALL = 20_000, 32
 _MOST_MEMBERS, _BYTES_PER_MEMBER = 2_000, 256
@@ -121,7 +121,7 @@ _MOST_LETTERS = 1_000  # of a name
 _MOST_USES = 4  # of an array, each of which may be copied
 _ALONE = re.compile(rb"[(012Nadelstu})\]\x85-\x89\x93\x94]+")  # opcodes that are one byte and call nothing
 _CALLS = frozenset(b"RbQ\x81")
-# Opcodes with so many bytes after them, and with lengths of so many bytes before what they hold.
+# Opcode → the bytes of its argument; and opcode → the bytes of the length that stands before its argument.
 _FIXED = dict(zip(b"KMJGhj\x80", (1, 2, 4, 8, 1, 4, 1), strict=True))
 _SIZED = dict(zip(b"UXTBC\x8c\x8d\x8e\x96\x8a", (1, 4, 4, 4, 1, 1, 8, 8, 8, 1), strict=True))
 _PUTS = dict(zip(b"qr", (1, 4), strict=True))
@@ -231,9 +231,9 @@ def leaves(value: Any, num_bytes: int) -> list[Any]:
 
 
 class _Call:
-    """A stand-in for whatever a pickle calls, and for what comes of it."""
+    """A stand-in for any function that a pickle calls, and for the function's result."""
 
-    left = 0  # the parts that calls may still copy
+    left = 0  # the entries of lists and dicts that further calls may copy
 
     def __new__(cls, *arguments: Any) -> Self:
         for argument in arguments:
@@ -254,7 +254,7 @@ class _Call:
 
 
 class _DryRun(pickle.Unpickler):
-    """A reader that makes no object but plain ones."""
+    """An unpickler that makes plain values, and stand-ins for all other objects."""
 
     def __init__(self, stream: IO[bytes] | mmap.mmap, num_bytes: int):
         super().__init__(stream, encoding="latin1")

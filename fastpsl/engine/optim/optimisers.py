@@ -188,13 +188,14 @@ class LARS(torch.optim.Optimizer):
         adapt: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eeta": eeta}
-        # By the layouts of weights; None where kernels do not take them.
+        # The division of weights among the kernels' programs, by the weights' layouts; None where the kernels
+        # do not support a layout.
         self._divisions: dict[tuple[tuple[int, ...], ...], tuple[Tensor, ...] | None] = {}
         super().__init__(groups, {**defaults, "adapt": adapt})
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a copy or a file has of the optimizer."""
+        """Restore an optimizer that was copied or unpickled."""
         super().__setstate__(state)
         self._divisions = {}
 

@@ -66,7 +66,7 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
 
 
 def by_stage(schedules: Sequence[Schedule]) -> Schedule:
-    """Return the schedule that has each of several in its stage.
+    """Return a schedule that follows another one of several schedules in each stage.
 
     Args:
         schedules: A schedule for each stage, or one for all.

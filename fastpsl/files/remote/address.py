@@ -95,7 +95,7 @@ def file_system(address: str) -> "AbstractFileSystem":
 
 
 def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: Any) -> Any:
-    """Call a function of a file system, with a limit of time where it has one to give."""
+    """Call a function of a file system, with a limit of time if the file system supports one."""
     if not files.async_impl:
         return getattr(files, name)(*arguments, **options)
     from fsspec.asyn import sync
@@ -104,9 +104,9 @@ def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: A
 
 
 LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
-# What tells two versions of a file apart, by the names that fsspec's file systems have for it.
+# The names under which fsspec's file systems tell a file's version.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
-_END_BYTES = 1 << 16  # at both ends of a file, which tell versions apart where its server does not
+_END_BYTES = 1 << 16  # of each end of a file; their digest is its version if the server tells none
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def remote_objects(
 
 
 def _place(files: Any, address: str) -> tuple[str, str, str]:
-    """Return a path in a file system; before it, how it began in the address, and how it begins instead.
+    """Return the beginning of an address, its replacement with a commit, and the path in the file system.
 
     A path of the Hub begins with the commit that its branch has now. A commit never changes, and the Hub's
     file system remembers what a branch had.

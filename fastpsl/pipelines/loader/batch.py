@@ -13,7 +13,7 @@ from fastpsl.console.words import number_of
 from fastpsl.pipelines.decoders.memory import pinned_empty, to_device
 from fastpsl.pipelines.views import Op, ViewSpec
 
-# What differs between steps and is no tensor.
+# The fields that differ between steps and are no tensors, so a captured step cannot read them.
 _OUT_OF_REACH = ("epoch", "step", "bad")
 ALIGNMENT = 16  # bytes; enough for vectorised loads and for every dtype
 
@@ -216,7 +216,7 @@ class Batch:
         def moved_ones(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: new.get(id(tensor), tensor) for name, tensor in named.items()}
 
-        batch = copy.copy(self)  # which may lack the fields that a step has not
+        batch = copy.copy(self)  # not `replace`, because a batch within a step lacks some fields
         batch.images = images
         batch.draws = [tuple(map(moved_ones, draws)) for draws in self.draws]
         batch.indices = new.get(id(self.indices), self.indices)
