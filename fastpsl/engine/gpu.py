@@ -242,8 +242,8 @@ def memory_held(device: torch.device) -> int | None:
 def nvml(device: torch.device) -> Iterator[Callable[..., bool]]:
     """Yield a function that asks NVML about a device.
 
-    `ask("nvmlDeviceGet…", *arguments)` fills those that are values of ctypes; a plain int is given. It
-    returns whether the driver told them: it does not for a CPU, and for what is unknown to it or to the GPU.
+    `ask("nvmlDeviceGet…", *arguments)` fills the arguments that are values of ctypes, and passes plain
+    integers on. It returns False for a CPU, and where the driver or the GPU does not know the value.
     """
     library, handle = _nvml() if device.type == "cuda" else None, ctypes.c_void_p()
 

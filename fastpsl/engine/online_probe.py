@@ -343,7 +343,7 @@ class OnlineProbe:
     def _apart(self, module: nn.Module) -> Iterator[Callable[[], str]]:
         """Keep a look from changing the module and the run's clocks; yield a function that tells its seconds.
 
-        A signal (`PassStopped`) ends the context, and then the last look is none of the present step.
+        If a signal stops the look (`PassStopped`), the present step counts as not looked at.
         """
         run, started = self.run, time.perf_counter()
         with run.reporter.off_the_clock(), run.meter.stopped(), contextlib.suppress(PassStopped):

@@ -223,7 +223,7 @@ def open_given(
 ) -> Dataset:
     """Open data as the options have it, with the cache for data that live elsewhere.
 
-    `reading` is another one than that of the options, and whose it is.
+    `reading` replaces the options' own, and has who decided it in words.
     """
     return open_data(source, options.cache_dir, options.cache_gb, *(reading or options.reading()))
 

@@ -55,7 +55,7 @@ class Pace:
         self._intervals.append((num_steps, seconds))
 
     def add_start(self, seconds: float) -> None:
-        """Set the seconds from the stage's start to its first step's end, as assumed for later stages, too."""
+        """Set the seconds from the stage's start to its first step's end; later stages may need as many."""
         self._start_s = seconds
 
     def add_between(self, seconds: float) -> None:

@@ -101,7 +101,7 @@ class PastRun:
             recipe: The recipe's name or file; None for the name in the record.
             teacher: Where a distillation's teacher is now, or its name if it is of a Python file; None for
                 where it was.
-            teacher_backbone: What the teacher's weights are of, if the name is of a Python file.
+            teacher_backbone: The teacher's backbone, if its name is that of a Python file.
             **more: Other values of options.
 
         Raises:

@@ -143,7 +143,7 @@ class TeacherFeatures:
         """Return the dtype of the files that are not in a folder, are damaged, or older than their images.
 
         Raises:
-            ValueError: A file is of something else, or nothing tells what it is of.
+            ValueError: A file has other features, or no record of its features.
         """
         dtypes = dict[int, str]()
         for block, work in works.items():
@@ -177,7 +177,7 @@ class TeacherFeatures:
         Images that could not be decoded have NaN.
 
         Raises:
-            ValueError: Those of others are not finite.
+            ValueError: The features of a decoded image are not finite.
         """
         file = self.files[block]
         features = file.of_length_1(np.arange(file.record["shape"][0]), device)

@@ -27,10 +27,10 @@ def cast_layers(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def unusable(network: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """Return what a network cannot compute with, for an error message, or "" if there is nothing.
+    """Return which tensors a network cannot compute with, for an error message, or "" if there are none.
 
-    `tensors` are to replace some of the network's own; None means these. A buffer may be infinite where the
-    network's own is, as a mask of -inf.
+    `tensors` are to replace some of the network's own; None checks the network's own. A buffer may be
+    infinite where the network's own is, as a mask of -inf.
     """
     own = network.state_dict(keep_vars=True)
 

@@ -21,7 +21,7 @@ from fastpsl.files.untrusted import check_calls, check_pickles, check_size, chec
 FORMAT = 1
 
 
-# What torch lets a pickle call, and whose results may be of any size.
+# The functions that torch lets a pickle call though their results may be of any size.
 _UNBOUNDED = (".bytearray", ".encode")
 _NUM_PICKLES = 5  # in torch's older format: before the tensors' numbers
 
@@ -63,7 +63,7 @@ def load_tensors(path: Path) -> Any:
 
 
 def bytes_of(values: Iterable[Any]) -> int:
-    """Return the bytes of memory that dense tensors have. What several share is counted once."""
+    """Return the bytes of memory that dense tensors have. Shared memory is counted once."""
     storages = {
         storage.data_ptr(): storage.nbytes()
         for tensor in values

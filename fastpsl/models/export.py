@@ -387,7 +387,7 @@ def _how_to_load(to: str, out: Path, pretrained: Pretrained, record: Mapping[str
 
 
 def _pooled(to: str, pretrained: Pretrained, record: Mapping[str, Any]) -> str:
-    """Return what of the library's `model` equals our pooled features; empty where nothing is known."""
+    """Return code with the library's `model` that gives our pooled features; empty where there is none."""
     name = record["backbone"]
     if to in ("timm", "hf"):
         backbone: Any = pretrained.backbone

@@ -71,7 +71,7 @@ def _read_arrays(path: Path) -> dict[str, Any] | None:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             content = load_plain(data)
         arrays: Any = content.get("model", content.get(b"model"))
-        # A list or a text would be spread out.
+        # np.array would make an array of a list or a text, too.
         if not isinstance(arrays, dict) or not all(
             isinstance(array, np.ndarray | float | int) for array in arrays.values()
         ):
@@ -79,11 +79,11 @@ def _read_arrays(path: Path) -> dict[str, Any] | None:
         names = [name.decode("latin1") if isinstance(name, bytes) else name for name in arrays]
         copies = [torch.from_numpy(np.array(array)) for array in arrays.values()]
         return dict(zip(names, copies, strict=True)) or None
-    except (ValueError, TypeError):  # of what is no such file; `load_tensors` tells what is wrong
+    except (ValueError, TypeError):  # another kind of file; `load_tensors` tells what is wrong
         return None
 
 
-# What `fastpsl export` writes beside weights, or into them.
+# The record that `fastpsl export` writes beside a file of weights, or into it.
 _EXPORT = Form("record", {
     "backbone": maybe(TEXT), "input": RECORD, "run_step": maybe(COUNT), "science": maybe(RECORD),
     "science.recipe": maybe(TEXT), "cut": maybe(TRUTH), "left_out": maybe(TEXTS), "sha256": maybe(TEXT),
@@ -101,7 +101,7 @@ def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
             with input_errors(json_path):
                 record = parse(json_path, read_bytes(json_path)) if json_path.exists() else None
             if not isinstance(record, dict) or record.get("sha256") != sha256_of_file(path):
-                return None  # it is of other weights, or of another program
+                return None  # the record of other weights, or another program's file
         checked: dict[str, Any] | None = None if record is None else _EXPORT.checked(path, record)
         return checked
     except NoRecord as error:

@@ -238,7 +238,7 @@ def recorded_backbone(source: str, max_download_gb: float) -> str | None:
         name = weights.backbone
     except ValueError:
         if is_remote(source):
-            raise  # another try would wait as long
+            raise  # it comes after a long wait, and a second reader would wait as long again
         return None
     return None if name is None or is_own(name) or is_module(name) else name
 

@@ -232,7 +232,7 @@ class OwnBackbone(Wrapped):
     def require_gradients(self, numbers: Collection[int]) -> None:
         """Check that the parameters of some blocks, counted from 1, get gradients from the blocks' outputs.
 
-        A pass in eval mode tells it, and one in training mode of layers that run in that mode alone. The
+        A pass in eval mode shows it; one in training mode follows for layers that run in that mode alone. The
         module and torch's random numbers stay as they are.
         """
         names = {parameter: name for name, parameter in self.network.named_parameters()}

@@ -25,7 +25,7 @@ def open_teacher(
     Args:
         source: The value of --teacher: timm/NAME, an address, a run, a file of weights, or FILE.py:CLASS,
             whose weights are those that it makes.
-        backbone: The value of --teacher-backbone, for weights that do not record what they are of.
+        backbone: The value of --teacher-backbone, for weights that record no backbone.
         max_download_gb: The largest file that is downloaded, in 10^9 bytes.
 
     Returns:
@@ -41,7 +41,7 @@ def open_teacher(
     except UnreadableError:
         raise
     except ValueError as error:
-        # What reads weights and makes networks names the option of evaluations.
+        # The readers of weights name --backbone, the option of evaluations.
         if is_own(source):
             raise ValueError(str(error).replace("--backbone", "--teacher")) from None
         raise ValueError(f"--teacher: {error}".replace("--backbone", "--teacher-backbone")) from None
@@ -107,7 +107,7 @@ class Teacher:
         return self
 
     def science(self) -> dict[str, Any]:
-        """Return what must not change on resume: the weights, what they are of, and the images' input."""
+        """Return what must not change on resume: the weights, their backbone, and the images' input."""
         return {
             "teacher": self.record["sha256"],
             "teacher_backbone": without_folder(self.record["backbone"]),

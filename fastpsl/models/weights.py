@@ -391,7 +391,7 @@ def was_cut_short(state: Mapping[str, Any]) -> bool:
     return short or len(summaries) < state["num_stages"]
 
 
-# What tells another input than the usual one; trainings have no such options.
+# The ways to give another input than the usual one. Trainings have no such options.
 _TOLD_BY = "--input-channels, --input-mean and --input-std give others"
 TOLD_BY_EXPORT = "a file of fastpsl export tells others"
 
@@ -399,7 +399,7 @@ TOLD_BY_EXPORT = "a file of fastpsl export tells others"
 def words_of_input(input: Input, told_by: str = "") -> str:
     """Return the channels of an input and their statistics, for people.
 
-    `told_by` says how another one is told; "" if it is not assumed.
+    `told_by` says how to give another input; "" if this one is no assumption.
     """
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (input.mean, input.std))
     words = f"{input.channels}, mean {mean}, std {std} {input.reading.in_words()}".rstrip()

@@ -72,7 +72,7 @@ def _size(data: Dataset, what: str) -> str:
 
 
 def _why_without_val(data: RunData) -> str:
-    """Return why none were held back, if a share was asked for or the preset holds some back; else ""."""
+    """Return why no validation images were held back, if --val or the preset holds some back; else ""."""
     options, reason = data.options, ""
     if share_of(options.val):
         reason = f"--val {options.val} holds none back"

@@ -115,7 +115,7 @@ def require_room(experiment: Experiment, options: TrainingOptions, world: World)
 
 
 def _lacking_room(experiment: Experiment, options: TrainingOptions) -> tuple[str, int, int, int] | None:
-    """Return where too little is free, how much, and what how many checkpoints need; None if they may fit."""
+    """Return --out, its free bytes, the number of checkpoints and their bytes; None if they may fit."""
     if options.goes_on():
         return None
     out = (options.out or Path("runs")).absolute()
@@ -130,7 +130,7 @@ def _lacking_room(experiment: Experiment, options: TrainingOptions) -> tuple[str
 
 
 def _least_bytes(experiment: Experiment, stage: Stage) -> int:
-    """Return what a checkpoint of a stage has at least: the backbone, and momenta of blocks that learn."""
+    """Return the least bytes of a stage's checkpoint: the backbone, and momenta of blocks that learn."""
     blocks = nn.ModuleList(experiment.backbone.blocks()[stage.first_learning - 1 : stage.last_block])
     weights = {f"blocks.{name}": each for name, each in blocks.named_parameters()}
     # The optimiser gets a number instead of each weight, and one of a head, of which nothing is known.

@@ -63,7 +63,7 @@ class Option:
         return getattr(self.hint, "__metadata__", ())
 
     def _said(self, name: str) -> Any:
-        """Return what an `arg` in the type says."""
+        """Return a field of the tyro `arg` in the option's type, such as its metavar; None without it."""
         return next((said for mark in self._marks if (said := getattr(mark, name, None))), None)
 
     @cached_property
@@ -142,13 +142,13 @@ class Option:
         """Return the value that the words of a command line give."""
         if self.bare and not words:
             return self.bare
-        if words == [[]]:  # what tyro has for an argument that is missing beside an unknown option
+        if words == [[]]:  # tyro's words for an argument that is missing, if there is an unknown option, too
             return None if self.default is MISSING else self.default
         if not words and not (self.is_argument or self.may_be_empty):
             raise _Refused(self.without_value)
         try:
             values = [self._choices[word] if self._choices else self._item(at_home(word)) for word in words]
-            if len(values) > 1 and not self._is_list:  # of an option that may stand without one
+            if len(values) > 1 and not self._is_list:  # tyro takes any number after a `bare` option
                 raise ValueError
         except (KeyError, ValueError):
             several = self._is_list and not (len(words) == 1 and self._may_be_one)

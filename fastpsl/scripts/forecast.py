@@ -105,7 +105,7 @@ def choice_lines(experiment: Experiment, options: TrainingOptions, world: World)
 def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
     """Return the experiment to measure: on a CPU, where a step takes long, with fewer images.
 
-    The pace of the fewest images tells how many.
+    The time of a step with the fewest images tells how many.
     """
     world, options = whole.data.world, whole.data.options
     sizes = per_stage(options.batch_size)
@@ -125,7 +125,7 @@ def _quick(recipe: Recipe[Any], whole: Opened) -> Opened:
 def _stage(
     whole: Opened, part: Opened, number: int, num_planned: int, *, val: bool = True
 ) -> tuple[int, float, float, str]:
-    """Return a stage's steps, and what `_measured` tells of `part`, with the seconds of the whole step."""
+    """Return a stage's steps, the seconds of a step and of a validation image, and the memory in words."""
     step_s, val_s, memory = _measured(part, number, val=val)
     own, few = (each.data.options.batch_of(each.experiment.stages[number]) for each in (whole, part))
     num_steps = min(num_planned, whole.data.options.max_steps_per_stage or num_planned)
@@ -135,7 +135,8 @@ def _stage(
 def _with_batch(recipe: Recipe[Any], batch: int, whole: Opened) -> Opened:
     """Return the experiment with batches of at most so many images, of the same open data.
 
-    A queue has the keys of one, because to fill a long one takes longer than what is measured.
+    A queue has room for the keys of one batch, because to fill a long queue takes longer than the
+    measurement.
     """
     options = whole.data.options
     least: dict[str, Any] = {
@@ -203,7 +204,7 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
         ValueError: The training cannot begin.
     """
     options = {name: options_of(name) for name in CPU_PRESETS}
-    are_sized = len({_sides(each) for each in options.values()}) > 1  # else no preset enlarges less
+    are_sized = len({_sides(each) for each in options.values()}) > 1  # else no preset has smaller images
     found, refused = dict[str, float](), list[ValueError]()
     whole: Opened | None = None
     with operation("choosing --preset by timed steps"), contextlib.ExitStack() as stack:
@@ -236,7 +237,7 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
 
 def _as_preset(recipe: Recipe[Any], options: Any, whole: Opened) -> Opened:
     """Return the experiment with the options of another preset, checked, of the same open data."""
-    if options.plan == "continue":  # the block may have been proposed
+    if options.plan == "continue":  # `begun` may have chosen the block, and need not do so again
         options = replace(options, first_learning=whole.data.options.first_learning)  # type: ignore[attr-defined]
     other = _with_options(recipe, options, whole)
     other.experiment.check(other.data)
@@ -247,7 +248,7 @@ def _steps_s(recipe: Recipe[Any], whole: Opened) -> float:
     """Return about how many seconds all steps take, with what comes before the first."""
     task, part = whole.experiment.task, _quick(recipe, whole)
     for _ in task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data):
-        pass  # which times what comes before the first step
+        pass  # the task times its work before the first step, for `seconds_before`
     seconds = task.seconds_before()
     for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
         num_steps, step_s, _, _ = _stage(whole, part, number, num_planned, val=False)

@@ -63,7 +63,7 @@ def launch(
 
 
 def parsed(script: Script[Options], given: Sequence[str], prog: str | None) -> Options:
-    """Return the options of a command, and print what is to be told of them.
+    """Return the options of a command, and print lines about them, such as a preset that was chosen.
 
     Of `fastpsl train` the machine chooses the preset. A recipe started as a script has the same values
     on any machine. So have torchrun's processes, which must agree.
@@ -87,11 +87,12 @@ def for_machine(
     *,
     by_machine: bool,
 ) -> tuple[Options, list[str]]:
-    """Return options of which the machine has chosen the preset, where it is to, and what to tell of them.
+    """Return the options, with a preset for this machine where --preset is auto, and lines to print.
 
     Args:
         script: The script.
-        options_of: Parses the options with a preset, None for that of the command, and tells lines.
+        options_of: Parses the options with a preset, None for the command's own, and calls a function with
+            lines to print.
         by_machine: As it is given to `Script.parse`.
 
     Raises:
@@ -135,7 +136,7 @@ def print_warnings_once(name: str, rank: int = 0, kind: type[Warning] = UserWarn
 
 
 def _end(code: int, message: str) -> NoReturn:
-    """Print the message and exit. All ranks fail alike, so the others let rank 0 print and be seen to end."""
+    """Print the message and exit; other ranks wait, because all fail alike and torchrun reports the first."""
     rank = own_rank()
     if rank != 0:
         time.sleep(1.0)

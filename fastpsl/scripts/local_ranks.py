@@ -88,7 +88,7 @@ def _environment(variable: str, value: str) -> Iterator[None]:
 def _forwarding() -> Iterator[None]:
     """Pass the signals of this process on to its children, which are in sessions of their own.
 
-    A signal that finds none is this process's own, unless one was passed on before.
+    Without children, a signal acts on this process itself, unless one was passed on before.
     """
     before = {number: signal.getsignal(number) for number in _FORWARDED}
     has_forwarded = False

@@ -35,15 +35,15 @@ SMALL_BELOW = 100_000  # images, for which `auto` takes `small`
 MIN_IMAGES = 50  # fewer are mostly another folder than the one that was meant
 HELD_BACK = "10%"
 _SHOWN = 3  # folders and endings of a data set that is refused
-_SAMPLE_IMAGES = 480  # which a recipe's values for the sample are for
+_SAMPLE_IMAGES = 480  # of the sample; a recipe's values for the sample are chosen for so many
 _ON_CPU = {"resnet50": "resnet18", "revnet50": "resnet18"}  # networks that take hours without a GPU
 
 
 class CpuPreset(NamedTuple):
     """A preset for machines without a GPU: a recipe's values for the sample, larger and longer."""
 
-    side: float  # of the images, in that of the sample's, up to the paper's
-    length: int  # of the training, in trainings on the sample
+    side: float  # factor of the sample's size of images, at most to the paper's
+    length: int  # factor of the images that a training on the sample sees
 
 
 # From the longest, of which a run takes the first that ends in about half an hour.
@@ -87,7 +87,8 @@ def cpu_values(
         usual[name] = min(paper[name], int(preset.side * usual[name]))
     usual |= _limited(usual, at_most, num_images, batch_size, scales_rate)
     seen = preset.length * _SAMPLE_IMAGES * sum(sample["epochs"])
-    # A plan of one stage may be given several, and the other way round.
+    # The plans of paper and sample may have different numbers of stages. The paper's lengths then divide the
+    # images.
     shares = sample["epochs"] if len(sample["epochs"]) == len(paper["epochs"]) else paper["epochs"]
     per_epoch = max(1, num_images // at_end(usual["batch_size"]))
     least = -(-FEW_STEPS // per_epoch)
@@ -101,7 +102,7 @@ def _limited(
     usual: Mapping[str, Any], at_most: Mapping[str, float], num_images: int, batch_size: PerStage | None,
     scales_rate: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the sizes that are too large for so many images, as they suit them, and the rate.
+    """Return smaller values for the sizes that are too large for so many images, and the rate for the batch.
 
     The batch, unless one is given, becomes a power of two of at most a tenth of the images. `lr`, if there is
     one that the recipe does not scale itself, changes in proportion to the last stage's batch. Other sizes
@@ -145,10 +146,10 @@ def preset_values(
     needed = {"batch_size", "epochs", *sample}
     defaults = {each.name: each.default for each in fields(options) if each.name in needed}
     paper = defaults | {**paper}  # a recipe need not set them
-    given = {"data": options.data}  # options refuse a share of no data
+    given = {"data": options.data}  # because options with a share as --val need --data
     if options.goes_on() and earlier.get("first_learning"):
         given["first_learning"] = earlier["first_learning"]
-    if preset == "auto" and (options.data is None or earlier):  # before presets followed from the data
+    if preset == "auto" and (options.data is None or earlier):  # `earlier` is of an old version
         preset = "sample" if options.data is None else "paper"
     named = (options.data, options.val if names_val(options) else None)
     is_there = options.data is not None and all(map(_is_there, filter(None, named)))
@@ -219,7 +220,7 @@ def _has_gpu(options: PretrainOptions) -> bool:
 
 
 def _is_there(source: str) -> bool:
-    """Return whether a path or a glob names anything; an address elsewhere is taken to."""
+    """Return whether a path or a glob names anything; an address elsewhere is assumed to."""
     from fastpsl.files.paths import require_existing
 
     if is_remote(source):

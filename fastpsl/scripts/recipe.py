@@ -41,7 +41,7 @@ _SHOWN = 40  # characters of a recorded value in an error
 
 # Options that may name a Python file, which runs only if the command names it.
 _NAMES_OF_NETWORKS = ("backbone", "teacher", "teacher_backbone")
-# Options that a record does not decide: where is written, and what the run itself began with.
+# Options that are not taken from a record: the folders for files, and those that name an earlier run.
 _NOT_REPEATED = {"out", "cache_dir", "resume", "config"}
 
 
@@ -273,7 +273,7 @@ class Script(Generic[Options]):
             return {**self.options.renewed(recorded), **recorded}
         if not isinstance(options, PretrainOptions):
             of_run = options.of_run()
-            if "size_px" in of_run.keys() & paper.keys():  # a protocol's, which smaller images lower
+            if "size_px" in of_run.keys() & paper.keys():  # the protocol's, at most the run's
                 of_run["size_px"] = min(of_run["size_px"], paper["size_px"])
             return {**(self.sample if of_run.get("data", options.data) is None else {}), **of_run}
         values = preset_values(

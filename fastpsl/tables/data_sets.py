@@ -16,7 +16,7 @@ from fastpsl.transfer.classification import task as multilabel_protocols
 from fastpsl.transfer.detection import protocols as detection_protocols
 from fastpsl.transfer.segmentation import task as segmentation_protocols
 
-# The part that a digest is of, and the flag that names the data.
+# The parts of a data set, each with the option that names it.
 FLAGS = {"train": "--data", "val": "--val", "pretrain": "--pretrain-data"}
 
 
@@ -35,7 +35,7 @@ def digests_of(
 
 
 def agree(first: Digests, second: Digests) -> bool:
-    """Return whether all digests are equal that both know."""
+    """Return whether the digests are equal for each part that both have."""
     return all(same_data(first[part], second[part]) for part in first.keys() & second.keys())
 
 
@@ -53,7 +53,7 @@ def _of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -
 
 
 def learned_from(weights: Weights, table: Table, digest: str | None) -> Digests:
-    """Return the digests that weights know which learned from the images with this digest."""
+    """Return the digests, by part, of the images that weights learned from: `digest`, if it is known."""
     elsewhere = table.pretrains_elsewhere and not weights.with_labels
     return digests_of(pretrain=digest) if elsewhere else digests_of(digest)
 
@@ -91,7 +91,7 @@ def one_data_set(
 
 
 def _drop_older(paths: dict[str, Path], asked: str | None) -> None:
-    """Drop the digests without contents of which there is one with contents, and tell of them."""
+    """Drop digests of names alone where a digest with contents is of the same data, and warn of each."""
     for older in [digest for digest in paths if not parts_of(digest)[1]]:
         known = [digest for digest in (*paths, asked or "") if digest != older and same_data(digest, older)]
         if not known:

@@ -200,8 +200,8 @@ def make_table(
     The lines say which results are there and give the commands of those that are missing. Without `runs` it
     is runs/, which need not exist.
 
-    `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Of those that
-    can be opened, only results on them count. Without `num_processes` the scale has the number.
+    `data`, `val`, `pretrain_data` and `others` (by name in OTHER_DATA) are for the commands. Where these data
+    can be opened, only results on them count. `num_processes` is by default that of the scale.
     """
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--gpus {num_processes}: give 1 or more")

@@ -82,7 +82,8 @@ class Measure:
 class PaperImages:
     """The images that a paper's table is measured on, and those that trainings without labels learn from.
 
-    The training images are of classifiers, too. `num_pretrain` is None if all trainings learn from them.
+    Classifiers learn from the training images, too. `num_pretrain` is None if all trainings learn from the
+    training images.
     """
 
     name: str

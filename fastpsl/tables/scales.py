@@ -25,7 +25,7 @@ from fastpsl.transfer.classification.task import MultiLabelProtocol, constants_o
 
 Values = Mapping[str, Any]
 
-# `rows.Weights` has these.
+# Options that follow from the weights of a row (`rows.Weights`), so they are no values of a recipe here.
 _OF_WEIGHTS = ("backbone", "plan")
 # Pages and reasons name these options first, then those of PAPER, then the other fields of the options.
 _UIC = "epochs batch_size lr weight_decay dropout"
@@ -52,9 +52,9 @@ def options_of(recipe: str, /, **given: Any) -> RunOptions:
 
 
 def usual_values(recipe: str, given: Values) -> dict[str, Any]:
-    """Return what the options of a recipe with data are where a command does not give them.
+    """Return the defaults of a recipe's options for a command with --data and the `given` options.
 
-    Some depend on `given`.
+    Some defaults depend on the given options.
     """
     script = find_recipe(recipe)
     defaults = {each.name: each.default for each in dataclasses.fields(script.options)}
@@ -201,7 +201,7 @@ class Scale:
         return values_of(evaluation.recipe, flags)
 
     def usual_values_on(self, weights: Weights, evaluation: Evaluation) -> dict[str, Any]:
-        """Return what the options of an evaluation are where its command does not give them."""
+        """Return the defaults of an evaluation's options for the command that evaluates these weights."""
         script = None if evaluation.command else find_recipe(evaluation.recipe)
         usual = {"seed": 0, **COMMANDS.get(evaluation.name, {})}
         if script is not None:

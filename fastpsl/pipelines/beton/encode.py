@@ -84,7 +84,7 @@ class Target:
     # Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored byte for
     # byte; with "all" the others too, unless that makes them no smaller.
     reencode: str = "larger"
-    # What of images of more than 8 bits or three bands is taken, as the options have it.
+    # The options --range and --bands, for images of more than 8 bits or three bands.
     range: str | None = None
     bands: str | None = None
 

@@ -25,7 +25,7 @@ from fastpsl.pipelines.image.depth import Scale
 
 _ROW_BYTES = row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize
 _END_BYTES = ALLOCATION.itemsize + 4  # of each image after the data: its place, its checksum
-_NUM_PACKED = 4096  # images that are laid into pages to learn what is left empty between them
+_NUM_PACKED = 4096  # images that are laid into pages to learn how much room stays empty
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _file_bytes(sizes: np.ndarray, num_total: int) -> float:
         end += size + (rest if size > rest else 0)
     table = -(-num_total * _ROW_BYTES // page) * page
     num_stored = num_total * np.count_nonzero(sizes) / len(sizes)
-    in_pages = end / max(sum(packed), 1)  # of a byte of data, with what is left empty at the ends of pages
+    in_pages = end / max(sum(packed), 1)  # bytes of the file for a byte of images: pages end with empty room
     return float(table + sizes.mean() * num_total * in_pages + num_stored * _END_BYTES)
 
 

@@ -50,13 +50,13 @@ def small_path(out: Path) -> Path:
 
 
 def left_out_before(records: Sequence[dict[str, Any]]) -> Tally:
-    """Return what was left out when files were written, by their JSONs' `written`."""
+    """Return how many images were left out when files were written, by the `written` of their JSONs."""
     sources, tally = set[tuple[str, str]](), Tally()
     for record in records:
         counts = {BAD: record.get("num_bad"), SMALL: record.get("num_small")}
         source = (str(record.get("source")), str(record.get("split")))
         if source not in sources and isinstance(record.get("left_out"), dict):
-            sources.add(source)  # of which all of its shards tell alike
+            sources.add(source)  # once, because all shards of a source have the same counts
             counts |= record["left_out"]
         tally.counts.update({kind: num for kind, num in counts.items() if type(num) is int and num > 0})
     return tally
@@ -119,11 +119,11 @@ class Journal:
     """The journal of a dataset file, locked against other writers while it is open.
 
     Attributes:
-        command: What the interrupted writing was asked for; None where none was begun.
-        num_images: The images that are on the disk, those included that were left out.
-        last_name: The name of the last one of the interrupted writing.
-        num_whole: The shards of the interrupted writing that are whole.
-        is_whole: It had written all images, and only the publication is left.
+        command: The options and the source of the interrupted writing; None where no writing was begun.
+        num_images: The number of images that are on the disk or were left out.
+        last_name: The name of the last of these images.
+        num_whole: The number of whole shards.
+        is_whole: Whether all images are written, so that only the files' final names are missing.
     """
 
     def __init__(self, out: Path):
@@ -176,7 +176,7 @@ class Journal:
         self._last_commit = time.monotonic()
 
     def add(self, image: list[Any], num_bytes: int) -> bool:
-        """Note an image: its name, and what takes it up again. Return whether `commit` is due."""
+        """Note an image by its name and the record for `take_again`. Return whether `commit` is due."""
         self._num_pending += 1
         self._pending += (b"," if self._pending else b"") + _dumped(image)
         self._num_bytes += num_bytes
@@ -408,7 +408,7 @@ class Output:
 
     def _end_again(self, report: WriteReport) -> None:
         partial = partial_path(self._begun(len(self.whole)))
-        # Of those that are missing, all may be published already.
+        # A shard that is missing may have been published, if the writing was interrupted at its end.
         is_there = partial.exists()
         if not (is_there or self.journal.is_whole) or (
             is_there and partial.stat().st_size != report.num_bytes
@@ -468,7 +468,7 @@ class Output:
     def _publish(self, partial: Path, final: Path, shard: str) -> None:
         sidecar = read_sidecar(partial)
         if sidecar is None:
-            return  # before the interruption
+            return  # published before the interruption
         if self.shard_bytes:
             sidecar.written["shard"] = shard
         self._write_sidecar(sidecar_path(final), sidecar)

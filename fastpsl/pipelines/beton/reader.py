@@ -97,7 +97,7 @@ class Beton:
                     raise ValueError(f"{source}: is incomplete; {missing[0]}")
                 self.remote.open(self.shards)
             elif (
-                isinstance(source, str | Path)  # files that are named one by one may be meant so
+                isinstance(source, str | Path)  # somebody who names shards one by one may want these alone
                 and self.paths != [Path(source)]
                 and (missing := missing_shards(self._written))
             ):
@@ -119,7 +119,7 @@ class Beton:
         self.split = "+".join(sorted({str(record.get("split") or "") for record in records} - {""}))
         self.left_out = left_out_before(records)
         self.reading = reading
-        self.tells_reading = any("mode" in record for record in records)  # which older files have as well
+        self.tells_reading = any("mode" in record for record in records)  # older files have it, too
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         self.is_packed = any(shard.num_packed for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)

@@ -179,9 +179,9 @@ def write_beton(
     entries of the JSON's `written`. `on_progress` is called with (num_done, num_bad, bytes so far) at the
     start and after each image.
 
-    Where it is interrupted, what has come to the disk stays beside `out` under hidden names. `resume` goes on
-    with it, and gives the files that they would have been. It refuses what another command has begun. What
-    was published before stays as it was until all is whole.
+    Where it is interrupted, what has come to the disk stays beside `out` under hidden names. `resume`
+    continues from there, and the files become the same as without an interruption. It refuses a writing that
+    another command has begun. Files that were published before stay until all new ones are whole.
     """
     out = Path(out)
     if not num_samples:

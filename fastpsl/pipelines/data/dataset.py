@@ -53,7 +53,7 @@ class SampleTable(NamedTuple):
         return SampleTable._make([*(column[which] for column in self[:-1]), self.reading])
 
 
-# Errors that the next file may not have. samples.c has the same.
+# Errors of one file, which the next file need not have. samples.c has the same list.
 _OF_ONE_FILE = frozenset(
     (
         errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
@@ -80,7 +80,7 @@ def open_file(path: str | Path) -> int:
 
 
 def written_when(status: os.stat_result) -> str:
-    """Return a file's size and times; no program can set the last one, and some keep the other."""
+    """Return a file's size and times; no program can set the last time, and some restore the first one."""
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
@@ -163,9 +163,10 @@ class Dataset(Protocol):
         ...
 
     def stamp(self) -> str:
-        """Return what changes when somebody writes to what `digest` does not cover; "" where it covers all.
+        """Return a text that changes when files are written to without a change of `digest`; "" if none can
+        be.
 
-        It is for what is kept on this machine: a copy of the data has another one.
+        It serves for caches on this machine, because a copy of the data has another stamp.
         """
         ...
 

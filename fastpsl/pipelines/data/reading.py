@@ -82,7 +82,7 @@ class Reading:
         return cls(limits, numbers, range == AUTO)
 
     def as_options(self) -> dict[str, str]:
-        """Return the values of the options that name it, for those that are not the usual ones."""
+        """Return the values of --range and --bands by name, without those of the usual reading."""
         values = {
             "range": range_text(self.range) if self.range else "",
             "bands": ",".join(map(str, self.bands)),

@@ -35,11 +35,11 @@ _WORDS = {
     ),
 }
 _SHOWN = 3  # endings of other files
-_ENDING_CHARACTERS = 10  # of a longer one, such as in a name with a date, is not told
+_ENDING_CHARACTERS = 10  # longer endings, such as in a name with a date, are not told
 
 
 class Tally:
-    """The numbers of what is left out."""
+    """The numbers of the files, images and classes that are left out, by the reason."""
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
         self.counts = Counter[str](counts or {})  # of each kind in `_WORDS`

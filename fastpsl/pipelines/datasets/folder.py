@@ -93,7 +93,7 @@ class FolderIndex:
 
     @property
     def key(self) -> str:
-        """A digest of what the headers are read again for."""
+        """A digest of the files' names, sizes and times; when it changes, the headers are read again."""
         return self.path.name.partition("-")[2]
 
 
@@ -101,7 +101,7 @@ class FolderIndex:
 class _File:
     num_bytes: int
     written_ns: int
-    changed_ns: int  # also by a tool that keeps the other time, by a new mode, and for a copy
+    changed_ns: int  # the system's time of change, which programs cannot set, and a copy has anew
     reason: str = ""  # why it cannot be read
     is_unread: bool = False  # because of the system
 

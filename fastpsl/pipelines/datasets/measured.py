@@ -92,7 +92,8 @@ def measure_source(name: str, source: Source, bands: tuple[int, ...]) -> Measure
 
 
 def measure(source: object, images: Iterable[Any], num: int, bands: tuple[int, ...] = ()) -> Measured:
-    """Look at the values of images: files, their bytes, or what is none of both and has 8 bits.
+    """Look at the values of images: files, files' bytes, or other objects, which have 8 bits and are passed
+    over.
 
     Raises:
         ValueError: The system does not let them be read.

@@ -35,7 +35,8 @@ class SharedImages:
 
     Attributes:
         rows: For each validation image a training image of the same bytes, int64 [n]; -1 for none. The n-th
-            of equal ones has the n-th training image, or the last. None where it was not looked.
+            of several equal validation images has the n-th of the equal training images, or the last. None
+            where no search was made.
         num_train: The number of training images.
     """
 
@@ -44,7 +45,7 @@ class SharedImages:
 
     @property
     def num(self) -> int | None:
-        """The number of validation images that are training images; None where it was not looked."""
+        """The number of validation images that are training images; None where no search was made."""
         return None if self.rows is None else int((self.rows >= 0).sum())
 
     @property
@@ -58,7 +59,7 @@ class SharedImages:
         return self.rows if self.are_all else None
 
     def line(self) -> str:
-        """Return a line that tells how many there are; empty if there are none, or it was not looked."""
+        """Return a line that tells how many there are; empty if there are none, or no search was made."""
         if self.rows is None or not self.num:
             return ""
         are = "is a training image" if self.num == 1 else "are training images"
@@ -71,8 +72,8 @@ class SharedImages:
 def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     """Return which images of `val` are images of `train`, by hashes of their stored bytes.
 
-    Images that cannot be read are none. It is not looked where more than `MAX_BYTES` would be read, and where
-    the bytes of data that live elsewhere are not on this machine. Nor is it where one of both has packed
+    Images that cannot be read are none. No search is made where more than `MAX_BYTES` would be read, where
+    the bytes of data that live elsewhere are not on this machine, or where either data set has packed
     coefficients.
 
     Raises:
@@ -118,15 +119,15 @@ class _Images:
         return cls(data, indices, np.concatenate(num_bytes), np.concatenate(keys))
 
     def part(self, which: np.ndarray) -> "_Images":
-        """Return those of `which`, bool [n]."""
+        """Return the images that `which`, bool [n], selects."""
         return _Images(self.data, self.indices[which], self.num_bytes[which], self.keys[which])
 
     def in_common_with(self, others: "_Images") -> "_Images":
-        """Return those whose key is among the others'."""
+        """Return the images whose key is among the keys of `others`."""
         return self.part(np.isin(self.keys, others.keys))
 
     def are_here(self) -> bool:
-        """Return whether their bytes are on this machine."""
+        """Return whether the images' bytes are on this machine."""
         data, indices = self.data, self.indices
         if isinstance(data, Subset):
             indices, data = data.indices[indices], data.data
@@ -134,7 +135,7 @@ class _Images:
         return remote is None or not len(indices) or remote.share_here(indices) == 1
 
     def hashed(self, most_bytes: int, progress: operation) -> "_Images":
-        """Return those that can be read, with hashes of their last bytes as keys."""
+        """Return the images that can be read, with hashes of their last bytes as keys."""
         keys = list[int | None]()
         for rows in _tables(self.data, self.indices, wait=True):
             digest = partial(_hash, rows, most_bytes)
@@ -155,7 +156,7 @@ def _tables(data: Dataset, indices: np.ndarray, *, wait: bool = False) -> Iterat
 
 
 def _in_place(val: _Images, train: _Images) -> np.ndarray:
-    """Return the own index of each image of `val` that lies at the same place as that one of `train`; -1."""
+    """Return int64 [n]: i where images i of `val` and `train` are the same bytes of one file, else -1."""
     rows = np.full(len(val.keys), -1, np.int64)
     num = min(len(val.keys), len(train.keys))
     alike = np.flatnonzero(val.keys[:num] == train.keys[:num])
@@ -167,7 +168,7 @@ def _in_place(val: _Images, train: _Images) -> np.ndarray:
 
 
 def _files(rows: SampleTable) -> np.ndarray:
-    """Return what tells the files of samples apart, str objects [n]; "" for those without a file."""
+    """Return a text for each sample's file, str objects [n], equal for one file; "" without a file."""
     files = rows.path.copy()
     for fd in np.unique(rows.fd[rows.fd >= 0]).tolist():
         status = os.fstat(fd)
@@ -199,7 +200,7 @@ def _hash(rows: SampleTable, most_bytes: int, i: int) -> int | None:
 def _matched(asked: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Return for each key the place of an equal one in `there`, int64 [n]; -1 for none.
 
-    The n-th of equal keys has the n-th one there, or the last.
+    The n-th of equal keys gets the place of the n-th equal key in `there`, or of the last.
     """
     order, of_asked = np.argsort(there, kind="stable"), np.argsort(asked, kind="stable")
     ordered = asked[of_asked]

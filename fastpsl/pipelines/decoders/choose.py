@@ -186,7 +186,7 @@ def choose_decoder(
         )
     if name == "synthetic" and data.kind != "synthetic":
         return name, "asked for: images are noise, whatever the data holds"
-    if name not in decoders_of(data) and name != "resident":  # which says more
+    if name not in decoders_of(data) and name != "resident":  # `resident` refuses them itself
         raise ValueError(
             f"decoder {name!r} does not read packed coefficients; use turbo, or make JPEGs of them again: "
             "fastpsl data write DATA OUT --mode jpg"

@@ -45,7 +45,8 @@ class Codec:
     def decodes_cleanly(self, jpeg: bytes, height: int, width: int) -> bool:
         """Return whether `decode` has neither error nor warning, at half its price.
 
-        All are of the entropy decoder, so the other steps are left out but for the last row.
+        All errors and warnings come from the entropy decoder, so the other steps are left out but for the
+        last row.
         """
         out = self._buffer("check", 3 * width)
         return self._decode(jpeg, height, width, 1, True, (height - 1, 0, 1, width), out) == 0

@@ -91,8 +91,8 @@ def _aligned(num_bytes: int) -> int:
 def _segments(sample: bytes) -> tuple[bytes, int, list[tuple[int, int]]] | None:
     """Return a JPEG's start and the segments that it shares with a sample, and where the sample's end.
 
-    The last are the (vertical, horizontal) sampling factors of its components. None is returned for a sample
-    that does not go on as one after a good header.
+    The last are the (vertical, horizontal) sampling factors of its components. None is returned where a good
+    header is followed by something else than a sample's tables.
     """
     kept, sampling, at, is_rgb = b"", list[tuple[int, int]](), 2, False
     while at + 4 <= len(sample) and sample[at] == 0xFF:

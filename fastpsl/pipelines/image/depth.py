@@ -97,7 +97,7 @@ class Scale:
         """Return deep values as 8 bits, uint8 of the same shape.
 
         Raises:
-            BadImage: They have no range, or one of them is no number.
+            BadImage: The values have no known range, or one of them is NaN.
         """
         self.is_deep = True
         if self._is_unsigned:
@@ -108,7 +108,7 @@ class Scale:
             return values.astype(np.uint8)
         with np.errstate(all="ignore"):
             low, high = float(values.min()), float(values.max())
-            if np.isnan(low):  # as it is if one of them is
+            if np.isnan(low):  # the least of values is NaN if one of them is
                 raise BadImage("floating-point pixels that are no numbers (NaN)")
             self._note(low, high)
             if self.range is None and values.dtype.kind == "f":
@@ -182,7 +182,7 @@ def _raw(tile: Any) -> str:
 
 
 def _as(tile: Any, raw: str) -> Any:
-    """Return the tile with its pixels taken as stored in another form."""
+    """Return the tile with another name for the form in which its pixels are stored."""
     return tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
 
 
@@ -196,7 +196,7 @@ def _of_machine(tile: Any) -> Any:
 
 
 def _of_low_bytes(tile: Any) -> Any:
-    """Return a tile whose low bytes are taken for its high ones; of grey with alpha, all bytes."""
+    """Return a tile that Pillow decodes to its low bytes; of grey with alpha, to all four bytes."""
     name, order = _raw(tile).split(";16")
     if name == "LA":
         return _as(tile, "RGBA")

@@ -19,12 +19,12 @@ _thread = threading.local()
 
 
 def _decodes() -> bool:
-    """Return whether this thread decodes here."""
+    """Return whether this thread is within `decoding`."""
     return getattr(_thread, "decodes", False)
 
 
 class _Setting:
-    """A setting of Pillow; `value` is Pillow's own one in threads that decode here."""
+    """A setting of Pillow; `value` is Pillow's default within `decoding`, and the host's in other threads."""
 
     def __init__(self, own: int, hosts: int) -> None:
         self.own, self.hosts, self.before = own, hosts, hosts
@@ -59,7 +59,7 @@ def _divide(module: ModuleType, name: str, own: int) -> None:
 
 
 _divide(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # half a file would be an image
-_divide(PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20)  # what refuses a PNG
+_divide(PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20)  # a PNG with longer texts is refused
 _divide(PngImagePlugin, "MAX_TEXT_MEMORY", 64 << 20)
 _divide(TiffImagePlugin, "READ_LIBTIFF", False)
 

@@ -63,7 +63,7 @@ def is_heic(file: BinaryIO) -> bool:
 
 
 def _opener(plugin: str) -> tuple[Callable[[bytes], bool | str], Callable[[BinaryIO, str], Image.Image]]:
-    """Return what tells whether a head is of a format, and what opens a file."""
+    """Return Pillow's functions for a format: one judges a file's first bytes, one opens the file."""
     module = importlib.import_module(f"PIL.{plugin}ImagePlugin")
     return module._accept, getattr(module, f"{plugin}ImageFile")
 
@@ -81,7 +81,7 @@ _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 16  # by which Pillow tells formats apart
 # The pixels converted to RGB at a time, because a whole converted copy would take more memory.
 _BAND_PIXELS = 1 << 20
-_RGB_BYTES = 8  # of bands as stored, which take as much memory as a pixel of RGB does on the way
+_RGB_BYTES = 8  # of stored bands that count as one pixel of RGB, by the memory of decoding
 
 
 def check_bytes(num_bytes: int) -> None:
@@ -122,7 +122,7 @@ def upright_size(path: str, reading: Reading = PLAIN) -> tuple[int, int]:
 def _layout(file: BinaryIO, reading: Reading) -> Layout | None:
     """Return the layout of a file whose bands tifffile reads; raise BadImage if bands are dropped else.
 
-    A TIFF of which none are chosen is left to `_open_colours`, since Pillow reads its header, too.
+    A TIFF of which no bands are chosen is left to `_open_colours`, since Pillow reads its header, too.
     """
     file.seek(0)
     if not reading.bands and file.read(2) in (b"II", b"MM"):
@@ -215,7 +215,7 @@ def _reasons() -> Iterator[None]:
 def num_pixels(data: bytes, reading: Reading = PLAIN) -> int:
     """Return the number of pixels of an image in any known format, from its header.
 
-    It is higher for many bands: so many pixels of RGB take the memory.
+    For many bands it is the number of RGB pixels that take as much memory.
     """
     with _reasons():
         if layout := _layout(io.BytesIO(data), reading):

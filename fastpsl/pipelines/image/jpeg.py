@@ -79,7 +79,8 @@ SCAN_REASONS = {
 def scans_by(find_segment: Callable[..., int]) -> Callable[..., int]:
     """Return `jpeg_scans` for buffers in which `find_segment(buffer, at, num_bytes)` finds the next marker.
 
-    It is that of a segment or of the end, or -1 where there is none. Fill bytes and restarts are passed over.
+    The next marker begins a segment or is the end; its place is -1 where there is none. Fill bytes and
+    restarts are passed over.
     """
 
     def scans(buffer: "bytes | np.ndarray", num_bytes: int) -> int:

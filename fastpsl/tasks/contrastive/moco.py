@@ -216,7 +216,7 @@ def _frozen_copy(module: Module) -> Module:
 
 
 def _by_batch_statistics(module: Module) -> Module:
-    """Return such a copy whose BatchNorm uses the batch statistics of this rank alone."""
+    """Return a `_frozen_copy` whose BatchNorm uses the batch statistics of this rank alone."""
     module = _frozen_copy(module)
     # In eval mode without running statistics, torch normalises by the batch. In train mode, SyncBatchNorm
     # would join the groups of all ranks.

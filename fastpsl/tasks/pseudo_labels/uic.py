@@ -79,7 +79,7 @@ class UIC(PseudoClassify):
             num_classes, uic_view(input, size_px, augmentation), center_view(input, size_px), seed=seed
         )
         self.label_view, self.fixed, self.given, self.classifier = label_view, fixed, given, classifier
-        self.ended: EpochOfLabels | None = None  # where its labels are made and its figures are not told
+        self.ended: EpochOfLabels | None = None  # made, but not yet told by `end_epoch`
 
     @property
     def from_training(self) -> bool:

@@ -55,7 +55,7 @@ class LabelLoss:
         self.labels_are(labels)
 
     def labels_are(self, labels: np.ndarray) -> None:
-        """Set the labels whose entropy, in nats, is compared with; NaN if there are none yet."""
+        """Set the entropy of labels, in nats, to compare the loss with; NaN if there are no labels yet."""
         sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes)
         self.entropy.fill_(class_entropy(sizes) if sizes.any() else math.nan)
 
@@ -99,7 +99,7 @@ class LabelLoss:
 
 
 PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
-_NONE_YET = -1  # before the first epoch, which makes coupled labels
+_NONE_YET = -1  # an image's label before the first epoch makes coupled labels
 
 
 class SSLPlusPlus(Task):
