@@ -395,7 +395,7 @@ def two_cards(device: torch.device) -> Part:
 
 
 def judged(found: Values) -> Part:
-    """Return the part of what two ranks have found."""
+    """Return the card's part about the findings of two ranks."""
     (one, losses), (other, others) = found["losses"].items()
     apart = [abs(a - b) / max(abs(a), 1e-6) for a, b in zip(losses, others, strict=True)]
     wrong = ["a sum over both is wrong"] if found["sum_differs"] else []

@@ -89,7 +89,7 @@ class Examination:
 
     @property
     def measured(self) -> Measurements | None:
-        """What is measured so far; None before anything was decoded."""
+        """The measurements so far; None before anything was decoded."""
         feed, read = self._feed, self.read
         if feed is None or read is None:
             return None

@@ -285,7 +285,7 @@ def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
 
 
 def changes(measured: Measurements) -> list[Change]:
-    """Return what changes the bottleneck: the largest factor first, and at the end what was not tried."""
+    """Return the options that change the bottleneck: the largest factor first, untried ones last."""
     limit = bottleneck(measured)
     if limit is None:
         return []

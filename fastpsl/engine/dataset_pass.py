@@ -287,7 +287,7 @@ class EpochContext:
 
     @contextlib.contextmanager
     def _pass(self, what: str, num: int, training: bool = False) -> Iterator[Callable[[int], bool]]:
-        """Yield what each rank calls with the number of its samples so far; it returns whether to stop."""
+        """Yield a function of the number of this rank's samples so far; it returns whether to stop."""
         run, module, started = self.run, self.train_step.module, time.perf_counter()
         with contextlib.ExitStack() as stack:
             stack.enter_context(run.reporter.off_the_clock())

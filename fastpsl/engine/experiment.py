@@ -286,9 +286,10 @@ def place_backbone(experiment: Experiment, options: TrainingOptions, world: Worl
 
 
 def block_costs(experiment: Experiment, stage: Stage, data: RunData) -> Costs:
-    """Return what the backbone's blocks cost: on a CPU by passes of a few images, else by their layers.
+    """Return the costs of the backbone's blocks: on a CPU seconds of passes, else numbers of layers.
 
-    A network that somebody else wrote may count its calls, or not be copied, so its layers tell.
+    Layers also serve for a network that somebody else wrote, which may count its calls or refuse to be
+    copied.
     """
     blocks, device, name = experiment.backbone.blocks(), data.world.device, experiment.backbone.name
     views = [view for view in experiment.views(stage) if view.follows is None]

@@ -36,7 +36,7 @@ GraphName = Literal["auto", "on", "off"]
 FoldName = Literal["auto", "on", "off"]
 _MAX_WORKERS = 4096  # threads, some for each core of the largest machines
 _MAX_SIDE_PX = 65_535  # of JPEG, and of dataset files
-# What --val may be besides data; see `share_of` for the other.
+# The word of --val for no validation images. Otherwise it names data or a share (`share_of`).
 NO_VAL = "none"
 PerStage = int | tuple[int, ...]
 """One value for all stages, or one for each."""

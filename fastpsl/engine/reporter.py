@@ -143,7 +143,7 @@ class SkippedSteps:
         self._diverged = ""
 
     def line(self, nums: list[int], first: int) -> str:
-        """Return what to say of steps that follow those of the last call, or nothing."""
+        """Return a line about skipped steps since the last call, or nothing."""
         before = self._num
         for step, num in enumerate(nums, start=first):
             self._see(step, num > self._num)

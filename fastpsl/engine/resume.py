@@ -54,7 +54,7 @@ def reasons_of(
     reasons = StageChoices(step, graph, fold).reasons()
     choices = [
         ("compile", *reasons["compile"], on_gpu and step.mode == "off"),
-        # What several ranks need in the environment is told, too.
+        # Several ranks are told, too, because a capture needs a variable in their environment.
         ("graph", *reasons["graph"], on_gpu and not (graph.captures and train_step.world.size == 1)),
     ]
     if frozen or options.fold_frozen == "on":

@@ -265,7 +265,7 @@ class SkippedStep:
         self._num += self._found_inf
 
     def take(self) -> Tensor:
-        """Return what the scaler has found, and forget it."""
+        """Return the scaler's found_inf, float32 [1], and forget it."""
         # Not kept, because it may lie in a graph's memory.
         found_inf, self._found_inf = self._found_inf, None
         assert found_inf is not None

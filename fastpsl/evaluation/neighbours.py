@@ -85,7 +85,7 @@ class BlockNeighbours:
     world: World
 
     def works(self, options: EvaluationOptions, weights: Pretrained) -> dict[str, list[Extraction]]:
-        """Return what extracts the features of each block; ValueError for a block that is not there."""
+        """Return an extraction for the features of each block; ValueError for a block that is not there."""
         return {
             name: Extraction.for_blocks(options, weights, data, self.blocks, self.world, "float16")
             for name, data in (("train", self.train), ("val", self.val))
@@ -146,7 +146,7 @@ def _numbers_of(found: tuple[Floor | None, str]) -> tuple[dict[str, float], str]
 
 
 def name_ends(blocks: Sequence[str]) -> list[str]:
-    """Return what the names of each block's files and numbers end in: nothing for one block alone."""
+    """Return the ends of the names of each block's files and numbers: empty for one block alone."""
     return [f"_{block}" for block in blocks] if len(blocks) > 1 else [""]
 
 

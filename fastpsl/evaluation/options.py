@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from fastpsl.pipelines.views import Input
 
 
-# What data sets of PASCAL VOC refuse.
+# The options that data sets of PASCAL VOC refuse.
 OF_VOC = dict.fromkeys(("range", "bands"), "VOC's images have 8 bits and three colours; leave it out") | {
     "val": "the protocol says which part of --data is scored; leave it out"
 }
-# What a loader of whole images refuses.
+# The options that a loader of whole images refuses.
 WHOLE_IMAGES = (
     dict.fromkeys(
         ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"

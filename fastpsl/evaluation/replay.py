@@ -160,7 +160,7 @@ class PastRun:
         return seeing(experiment, self.science.get(INITIAL_WEIGHTS))
 
     def check_data(self, data: RunData, allow_other: bool) -> str:
-        """Return what to tell of images that are not the run's; empty if they are.
+        """Return a line about images that are not the run's; empty if they are.
 
         Raises:
             ValueError: They are not, unless `allow_other` and there are as many.

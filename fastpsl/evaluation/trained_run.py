@@ -51,7 +51,7 @@ class TrainedRun:
         return cls(folder, options["data"], options.get("val"))
 
     def train_images(self, remedy: str = "give --data") -> str | None:
-        """Return what the run learned from; None for the embedded sample.
+        """Return the images that the run learned from; None for the embedded sample.
 
         Raises:
             ValueError: It is no longer there.

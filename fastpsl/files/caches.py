@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def cache_remedy(error: OSError) -> str:
-    """Return what helps against an error of writing into the cache."""
+    """Return the remedy for an error of writing into the cache."""
     return remedy(
         error,
         "set XDG_CACHE_HOME to a folder that can be written",

@@ -135,7 +135,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a small file holds.
+    """Return the bytes of a small file.
 
     Raises:
         OSError: It cannot be read.

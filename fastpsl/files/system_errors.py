@@ -61,7 +61,7 @@ def is_of_the_system(error: BaseException) -> bool:
 
 
 def remedy(error: BaseException, otherwise: str, space: str = _SPACE) -> str:
-    """Return what helps against an error of the system; `space` helps where the disk is full."""
+    """Return the remedy for an error of the system; it is `space` where the disk is full."""
     number = _number(error)
     return space if number in (errno.ENOSPC, errno.EDQUOT) else _REMEDIES.get(number, otherwise)
 

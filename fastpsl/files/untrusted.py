@@ -197,7 +197,7 @@ def check_pickles(data: bytes | mmap.mmap, num_bytes: int, num: int = 1) -> list
 
 
 def leaves(value: Any, num_bytes: int) -> list[Any]:
-    """Return what dicts, lists and tuples from a pickle hold, in the end.
+    """Return the values that dicts, lists and tuples from a pickle hold at any depth.
 
     Args:
         value: What the pickle held. Its parts may hold each other.

@@ -289,7 +289,7 @@ def begin_with(
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
-    """Return what tells people the weights of `begin_with`, and what was not taken of them."""
+    """Return lines about the weights of `begin_with`, and about tensors that were not taken."""
     steps = None if record["run_step"] is None else number_of(record["run_step"], "step")
     whose = ", ".join(filter(None, (record["kind"], record["recipe"], steps)))
     left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""

@@ -13,7 +13,7 @@ BACKBONES = (
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
 ExportName = Literal["torchvision", "timm", "detectron2", "safetensors", "onnx", "hf"]
 EXPORTS = get_args(ExportName)
-# What a file of weights may end in, in lower case. An address that ends in none of them is a folder's.
+# The endings of files of weights, in lower case. An address with none of them is that of a folder.
 WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt", ".pkl", ".torch", ".pyth")
 MAX_DOWNLOAD_GB = 8.0  # of weights, unless --max-download-gb tells another bound
 TIMM = "timm/"

@@ -151,7 +151,7 @@ class TimmBackbone(Wrapped):
         network.train()
 
     def pooled_by_timm(self) -> str:
-        """Return what of timm's `model` and images `x` equals our features, averaged over all positions."""
+        """Return code with timm's `model` and images `x` that gives our features' mean over positions."""
         if not self._tokens:
             return f"model.forward_features(x).mean({(1, 2) if self._channels_last else (2, 3)})"
         num_prefix: int = self.network.num_prefix_tokens  # type: ignore[assignment]

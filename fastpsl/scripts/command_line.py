@@ -369,7 +369,7 @@ def _in_our_words(problem: str, options: Sequence[Option]) -> str:
 
 
 def _first_part(box: str) -> str:
-    """Return what stands below the title of tyro's box, and above a line if there is one."""
+    """Return the text below the title of tyro's box, up to a line if there is one."""
     text = "\n".join(line.strip("│ ") for line in box.splitlines()[1:])
     first = next(part for part in re.split(r"^[─-]+$", text, flags=re.MULTILINE) if part.strip())
     return " ".join(first.split()).rstrip(".")

@@ -110,7 +110,7 @@ def for_machine(
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:
-    """Return what `safe_output` calls for a program that goes on when its stdout is lost."""
+    """Return a function for `safe_output` to call if a program that goes on loses its stdout."""
 
     def say(stream: str, error: OSError) -> None:
         if stream == "stdout" and not HELP.intersection(arguments):

@@ -33,7 +33,7 @@ _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
 
 
 def short_name(name: str) -> str:
-    """Return what `fastpsl` calls a recipe; its runs are called so, too. A script of yours keeps its name."""
+    """Return `fastpsl`'s name for a recipe, which its runs have, too. A script of yours keeps its name."""
     return _SHORT.get(name, name)
 
 

@@ -22,7 +22,7 @@ from fastpsl.tables.results import newest_few_labels
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
 
 NOTHING = "–"
-# What may be on a chart's horizontal axis, each a count of `Look`.
+# The counts of a `Look` that a chart's horizontal axis may show.
 AXES = {"seconds": "wall clock", "images": "images", "joules": "energy"}
 # Options that say where a run is written and how it was started.
 _OF_THE_START = {"out", "resume", "config", "dry_run", "cache_dir"}
@@ -94,7 +94,7 @@ class Comparison:
         ]
 
     def _to_target(self, run: Run, name: str) -> float | None:
-        """Return what a run took to the first look with the accuracy that all have reached."""
+        """Return a run's seconds, images or joules at its first look with the accuracy of `target`."""
         reached = (look for look in run.looks if (look.knn or 0.0) >= (self.target or 0.0))
         look = next(reached, None)
         return None if look is None else getattr(look, name)
@@ -181,7 +181,7 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
 
 
 def _drawn(record: Mapping[str, Any]) -> list[Any]:
-    """Return what must be equal for results of few labels to be compared."""
+    """Return the values that must be equal for results of few labels to be compared."""
     names = ("seed", "draws", "classifier", "whole")
     return [record["data"].get("train"), record["data"].get("val"), *map(record["settings"].get, names)]
 

@@ -152,7 +152,7 @@ def missing_lines(report: Report) -> list[str]:
 
 
 def _path_line() -> list[str]:
-    """Return what tells the shell where fastpsl is, if it would find none, or another environment's."""
+    """Return a line that puts this environment on the PATH, if a shell finds no fastpsl or another one."""
     folder, program = Path(sys.executable).parent, shutil.which("fastpsl")
     if program is not None and Path(program).parent == folder:
         return []

@@ -112,7 +112,7 @@ class Report:
 
     @property
     def used(self) -> list[tuple[str, Evaluation, Result]]:
-        """The method, the evaluation and the result of what went in, in the table's order and by seed."""
+        """The results in the cells, each with its method and evaluation, in the table's order and by seed."""
         return [
             (self.method_of(weights, evaluation), evaluation, result)
             for weights, evaluation in needs_of(self.table)

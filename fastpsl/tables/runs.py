@@ -127,7 +127,7 @@ class Run(os.PathLike[str]):
 
     @property
     def science(self) -> dict[str, Any]:
-        """What must be equal on resume."""
+        """The options and digests that must be equal on resume."""
         return self.config.get("science") or {}
 
     @property

@@ -257,7 +257,7 @@ class Distill(Task):
         return self.views(self.num_levels)[1]
 
     def cost_line(self, times: BlockTimes, stages: Sequence[Stage], data: RunData) -> str:
-        """Return what the teacher costs."""
+        """Return a line about the teacher's time for an image and its share of each stage's step."""
         teacher_ms, student_ms, shares = times.teacher_ms, times.time_student(), list[str]()
         for stage in stages:
             its = teacher_ms[self._block_of(stage) - 1]

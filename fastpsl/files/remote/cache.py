@@ -272,7 +272,7 @@ def _require_holes(folder: Path) -> None:
 
 
 def _boot() -> str:
-    """Return what tells a machine's starts apart."""
+    """Return the identity of the machine's last start."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

@@ -149,7 +149,7 @@ def pool_pass(
             height, width, pooled_height, pooled_width, WINDOWS, y.dtype.element_ty,
         )  # fmt: skip
         if RELU:
-            # The maximum of what the ReLU leaves is what it leaves of the maximum.
+            # A ReLU never falls, so the maximum may be taken before it.
             cut = value <= 0
             value, place = tl.where(cut, 0.0, value), tl.where(cut, NO_PLACE, place)
         row = row.to(tl.int64)

@@ -30,7 +30,7 @@ _NUM_PACKED = 4096  # images that are laid into pages to learn how much room sta
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of what writing a source takes, by some of its images."""
+    """An estimate of the size and the time of writing a source, by some of its images."""
 
     num_total: int  # the number of images of the source
     num_seen: int  # the number of images that were converted

@@ -334,7 +334,7 @@ class Beton:
         return _opened_again, (*source, self._marks())
 
     def _marks(self) -> object:
-        """Return what tells these files apart from later ones of the same names."""
+        """Return values that differ between these files and later ones of the same names."""
         return self.class_names, [(shard.file_size, shard.opened_crc) for shard in self.shards]
 
     def __enter__(self) -> "Beton":

@@ -218,7 +218,7 @@ class RemotePages:
 
     @property
     def versions(self) -> list[str]:
-        """What tells each file's version apart from others."""
+        """The version of each file, as its server tells it, or a digest of its ends."""
         return [file.remote.version for file in self._files]
 
     def open_shard(self, number: int, num_classes: int | None) -> Shard:

@@ -318,7 +318,7 @@ class NewShard:
 
 
 def appendix(data: str, source: Source, record: dict[str, object]) -> NewShard:
-    """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards."""
+    """Return the file to write for appending `source` to `data`, a dataset file or a glob of shards."""
     paths = shard_paths(data)
     if len(paths) == 1:
         first = paths[0]

@@ -1,4 +1,4 @@
-"""What tells data sets apart, as records hold it.
+"""The identity of a data set, as records hold it.
 
     NAMES               version 1: a digest of names, labels and sizes
     NAMES.v2.CONTENTS   version 2: also one of contents, where the data has checksums of each sample

@@ -137,7 +137,7 @@ class Source(Protocol):
 
     @property
     def left_out(self) -> Tally:
-        """What is left out, as far as it is known before the images are read."""
+        """The numbers of files and classes that are left out, as far as known before the images are read."""
 
     @property
     def reading(self) -> Reading:

@@ -359,7 +359,7 @@ class ImageFiles(Local):
             raise
 
     def _measured(self, origin: Path, bands: tuple[int, ...]) -> Measured:
-        """Return what values the images have, as far as some of them tell; they are looked at once."""
+        """Return the measured values of some of the images, which are looked at once."""
         records, path = self._index.records, self._index.path / f"values{'-'.join(map(str, bands))}.json"
         if (measured := kept(path)) is None:
             chosen = spread_indices(self.num_samples, NUM_MEASURED)

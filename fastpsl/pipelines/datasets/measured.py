@@ -118,7 +118,7 @@ def _look(image: Any, bands: tuple[int, ...]) -> tuple[float, float, float] | No
 
 
 def kept(path: Path) -> Measured | None:
-    """Return what was written to a file; None where it is missing or of another version."""
+    """Return the measurement in a file; None where it is missing or of another version."""
     try:
         record = json.loads(path.read_bytes())
         measured = Measured(record["num"], [tuple(each) for each in record["deep"]], record["version"])

@@ -143,7 +143,7 @@ _ENDINGS = {
     **dict.fromkeys(LIST_ENDINGS, "list"),
 }
 HUGGING_FACE = "hf:"
-# What --classes may be besides data.
+# The words that --classes takes besides data.
 FOLDERS, NONE = "folders", "none"
 
 

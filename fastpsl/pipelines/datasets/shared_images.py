@@ -72,8 +72,8 @@ class SharedImages:
 def shared_images(val: Dataset, train: Dataset) -> SharedImages:
     """Return which images of `val` are images of `train`, by hashes of their stored bytes.
 
-    Images that cannot be read are none. No search is made where more than `MAX_BYTES` would be read, where
-    the bytes of data that live elsewhere are not on this machine, or where either data set has packed
+    Images that cannot be read are none. No search is made where more than `MAX_BYTES` would be read, or where
+    bytes of remote data are not on this machine. Nor is one made where either data set has packed
     coefficients.
 
     Raises:

@@ -41,7 +41,7 @@ class AnnotatedBatch:
     epoch: int  # from 0
     step: int  # in the epoch, from 0
     bad: list[BadSample] = field(default_factory=list)  # always empty; a sample that cannot be read raises
-    # What a task's `loss` leaves for its `after_step`, by name.
+    # The tensors that a task's `loss` leaves for its `after_step`, by name.
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:

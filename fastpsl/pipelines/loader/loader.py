@@ -225,7 +225,7 @@ class Loader(Uncopyable):
         return self.in_words(self.num_steps)
 
     def in_words(self, num_batches: int) -> str:
-        """Return what it loads in one line, for a number of batches in an epoch."""
+        """Return a line about the data and the batches, for a number of batches in an epoch."""
         batches = f"{number_of(num_batches, 'batch', 'batches')} of {self.batch_size_per_rank:,}"
         rank = f" on rank {self.rank} of {self.world}" if self.world > 1 else ""
         parts = [size_in_words(self.data), batches + rank, number_of(len(self.views), "view")]
@@ -289,7 +289,7 @@ class Loader(Uncopyable):
             self._next.start(self, self.prefetch_batches - num_pending)
 
     def _leave_next(self) -> None:
-        """Forget the batches of the next epoch, and end what reads ahead of them."""
+        """Forget the batches of the next epoch, and end its read-ahead."""
         left, self._next = self._next, None
         if left is not None:
             left.is_left.set()
@@ -314,7 +314,7 @@ class Loader(Uncopyable):
     def _ordered(
         self, epoch: int, steps: range, own_order: np.ndarray | None
     ) -> tuple[Order, Readahead | FetchAhead | None]:
-        """Return an epoch's order, with repeats numbered (`order.numbered`), and what reads ahead of it."""
+        """Return an epoch's order, with repeats numbered (`order.numbered`), and its read-ahead, if any."""
         readahead: Readahead | FetchAhead | None = None
         order: Order
         if own_order is not None:

@@ -136,7 +136,7 @@ def prepare_fetching(data: Dataset, timeout_s: float, prefetch_batches: int, *, 
 def fetch_ahead(
     data: Dataset, order: Order, steps: range, share: tuple[int, int, int], prefetch_batches: int, train: bool
 ) -> FetchAhead | None:
-    """Return what fetches the pages of an epoch ahead of their use; None where all is local."""
+    """Return a fetcher of an epoch's pages ahead of their use; None where all data are local."""
     remote = remote_pages(data)
     if remote is None:
         return None

@@ -350,7 +350,7 @@ class Folders:
 
 
 def label_in(group: Group) -> object:
-    """Return what a sample of a WebDataset has as its label, -1 for nothing."""
+    """Return the label of a WebDataset's sample as it is written, -1 for none."""
     if isinstance(group.label, BadImage):
         raise group.label
     if not group.label_name.endswith("json"):
