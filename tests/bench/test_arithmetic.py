@@ -6,24 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from bench import interleaved, loaders, peers, training
+from bench import interleaved, loaders, training
 from bench.interleaved import Rates
-from bench.peers import PACKED, Work, why_missing
+from bench.peers import PACKED, Work
 from bench.scaling import Options as ScalingOptions
 from bench.scaling import efficiencies, numbers_of_ranks
 from bench.schema import spread
-from bench.sizes import Options, begun, ratios_of, rows_of, save, works_of
+from bench.sizes import Options, begun, ratios_of, rows_of, save
 from bench.step import CAPTURE, COST, FLOOR, GAIN, MEMORY, Key, Timed
 from bench.step import ratios_of as step_ratios
-from bench.tables import CPU, RATE, Batches, best_table, packed_table, size_tables
+from bench.tables import CPU, RATE, best_table, packed_table, size_tables
 from bench.time_to_accuracy import Options as TimesOptions
 from bench.time_to_accuracy import Trained, look_of, seconds_to, tabulate
-from fastpsl.pipelines.decoders import choose, dali, libffcv
-from fastpsl.pipelines.image import libturbo
-from fastpsl.pipelines.sample.betons import sample_paths
 
 DEVICE = torch.device("cpu")
-SAMPLE = str(sample_paths().train)
 
 
 def rates(kind: str, values: tuple[float, ...], cores: tuple[float, ...] = (1.0, 1.0), **how: Any) -> Rates:
@@ -112,26 +108,6 @@ def test_packed_coefficients_are_over_our_jpegs_and_over_the_best_peer() -> None
     assert packed_table({}).startswith("Not measured yet")
 
 
-@pytest.mark.parametrize(
-    ("batches", "ours", "others"),
-    [
-        (("uint8",), {("pillow", False)}, {"dataloader", "webdataset", "ffcv_loader"}),
-        (("folder",), {("pillow", True)}, {"image_folder"}),
-        (("float32",), {("pillow", False)}, {"image_folder", "webdataset", "ffcv_loader"}),
-    ],
-)
-def test_a_table_of_sizes_has_the_loaders_that_do_its_work(
-    batches: tuple[Batches, ...], ours: set[tuple[str, bool]], others: set[str]
-) -> None:
-    kinds = ("dataloader", "image_folder", "webdataset", "ffcv_loader")
-    options = Options(batches=batches, decoders=("pillow",), peers=kinds, batch_size=2)
-    works, _, first = works_of(options, SAMPLE, "files", "64", DEVICE, floats=batches != ("uint8",))
-    installed = {(kind, False) for kind in others if not why_missing(kind, SAMPLE)}
-    assert (
-        first == "pillow" and {(work.kind, work.from_folder) for work in works.values()} == ours | installed
-    )
-
-
 def test_an_interrupted_run_of_sizes_goes_on_with_the_same_settings_only(tmp_path: Any) -> None:
     options = Options(resume=True, out=tmp_path / "a.json", sizes=("64",))
     result = begun(options, DEVICE)
@@ -141,24 +117,6 @@ def test_an_interrupted_run_of_sizes_goes_on_with_the_same_settings_only(tmp_pat
     assert begun(options, DEVICE)["rows"] == result["rows"][2:] + result["rows"][:2]
     with pytest.raises(ValueError, match="--resume: .* has repeats 5, and this run 2"):
         begun(Options(resume=True, out=options.out, repeats=2), DEVICE)
-
-
-def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (loaders, choose):
-        monkeypatch.setattr(module, "default_num_threads", lambda: 12)
-    for library in (libturbo, libffcv):
-        monkeypatch.setattr(library, "why_missing", lambda: "")
-    monkeypatch.setattr(dali, "why_missing", lambda device: "")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU without a card")
-    monkeypatch.setattr(peers, "why_missing", lambda *_: None)
-    works, missing = loaders.variants(loaders.Options(), Work("dali", SAMPLE, "", 256, 12, 224, "cuda:0"))
-    ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}
-    assert ours == {(4, 0.9), (8, 0.9), (12, 0.9), (12, 0.65), (12, 1.0), (4, 1.0)} and not missing
-    assert [(each.kind, each.device, each.hw_decoder_load) for each in works if each.kind != "dali"] == [
-        ("turbo", "cuda:0", None), ("ffcv", "cuda:0", None), ("ffcv_loader", "cuda:0", None),
-        ("dali_reader", "cuda:0", None), ("dali_whole", "cuda:0", 0.9), ("dali_reader", "cpu", None),
-    ]  # fmt: skip
 
 
 def test_ratios_of_loaders_and_trainings_are_taken_repeat_by_repeat() -> None:

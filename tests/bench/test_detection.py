@@ -46,13 +46,3 @@ def test_torchvisions_model_is_ours(backbone: str) -> None:
     moved_names = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     frozen_names = {name for name in before if name.startswith(("backbone.conv1", "backbone.layer1"))}
     assert moved_names and not moved_names & frozen_names
-
-
-def test_images() -> None:
-    (batch,) = drawn_batches(1, 32, 48, CPU)
-    assert {tuple(image.shape) for image in batch.images} == {(3, 48, 64), (3, 64, 48)}
-    for image, target in zip(batch.images, batch.targets, strict=True):
-        boxes, labels = target["boxes"], target["labels"]
-        assert ((boxes[:, 2:] - boxes[:, :2]) >= 9).all() and (boxes >= 0).all()
-        assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
-        assert 1 <= labels.min() and labels.max() <= 20

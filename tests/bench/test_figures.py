@@ -16,7 +16,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
 from bench.figures.__main__ import FIGURES, figure_path
-from bench.figures.results import augmentations_words, throughput_words, training_words
+from bench.figures.results import training_words
 from bench.figures.svg import THEMES, WIDTH_PX, render
 from bench.performance import RESULTS, ROOT, read_results
 
@@ -186,62 +186,33 @@ def test_bars_are_as_long_as_the_results_say() -> None:
 
 
 def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
-    def result(gpu: str | None, *peers: str, precision: str = "bf16", factor: float = 1.0) -> dict[str, Any]:
-        """Return ours end to end at 10, all of PSL at 15 and a stage at 20; each peer in two forms."""
-        ours: dict[str, Any] = {"recipe": "simclr", "trained_by": "training", "precision": precision}
-        rows = [
-            ours | {"stage": stage, "median": rate * factor, "values": [rate * factor] * 3}
-            for stage, rate in (("E", 10.0), ("S1", 20.0), ("PSL", 15.0))
-        ] + [
-            {"recipe": None, "stage": None, "trained_by": peer, "form": form, "precision": precision,
-             "median": rate * factor}
-            for place, peer in enumerate(peers)
-            for form, rate in (("contiguous", 5.0 + place), ("channels_last", 4.0))
-        ]  # fmt: skip
-        ratios = [
-            ours | {"stage": stage, "peer": peer, "median": 2.0, "quartile_1": 1.9, "quartile_3": 2.25}
-            for stage in ("E", "PSL")
-            for peer in peers
-        ]
-        settings = {"backbone": "resnet18", "size_px": 64, "batch_size": 8, "repeats": 3, "folder": True}
-        machine = {"gpu": gpu, "num_cores": 2}
+    def row(whose: dict[str, Any], rate: float) -> dict[str, Any]:
         return {
-            "bench": "training", "rows": rows, "ratios": ratios, "settings": settings, "environment": machine,
-        }  # fmt: skip
+            "recipe": None,
+            "stage": None,
+            "precision": "bf16",
+            "median": rate,
+            "values": [rate] * 3,
+        } | whose
 
-    dali = result("NVIDIA H200", "dali_resnet50")
-    both = result(None, "lightly", "torch_loop")
-    words = training_words({"training-a.json": dali, "training-b.json": both})
+    ours = {"recipe": "simclr", "trained_by": "training"}
+    result = {
+        "bench": "training", "environment": {"gpu": None, "num_cores": 2},
+        "settings": {"backbone": "resnet18", "size_px": 64, "batch_size": 8, "repeats": 3, "folder": True},
+        "rows": [
+            *(row(ours | {"stage": name}, rate) for name, rate in (("E", 10.0), ("S1", 20.0), ("PSL", 15.0))),
+            *(row({"trained_by": "lightly", "form": form}, rate) for form, rate in (("a", 5.0), ("b", 4.0))),
+        ],
+        "ratios": [ours | {"stage": "E", "peer": "lightly", "precision": "bf16", "median": 2.0,
+                           "quartile_1": 1.9, "quartile_3": 2.25}],
+    }  # fmt: skip
+    words = training_words({"training-b.json": result})
     assert words["rows"] == [
-        ("fastpsl, all of PSL", [15.0]), ("fastpsl, end to end", [10.0]), ("torch, torchvision", [6.0]),
-        ("lightly", [5.0]),
+        ("fastpsl, all of PSL", [15.0]), ("fastpsl, end to end", [10.0]), ("lightly", [5.0]),
     ]  # fmt: skip
-    assert words["longest"] == 15 and words["about"].endswith("a folder of JPEGs.")
-    assert words["title"] == "Training SimCLR in bf16: images per second on 2 CPU cores"
-    assert words["source"] == (
-        "End to end over lightly 2.00 (1.90 to 2.25), torch, torchvision 2.00 (1.90 to 2.25); 3 repeats"
-    )
-    slower = result(None, "lightly", precision="fp32", factor=0.5)
-    slower["rows"][-2]["median"] = 7.0  # lightly is faster in fp32
-    mixed = both | {"rows": both["rows"] + slower["rows"], "ratios": both["ratios"] + slower["ratios"]}
-    words = training_words({"training-b.json": mixed})
-    assert [name for name, _ in words["rows"]] == [
-        "fastpsl, all of PSL, bf16", "fastpsl, end to end, bf16", "lightly, fp32", "torch, torchvision, bf16",
-    ]  # fmt: skip
+    assert words["longest"] == 15 and "over lightly 2.00 (1.90 to 2.25)" in words["source"]
+    result["rows"].append(row({"trained_by": "lightly", "form": "a", "precision": "fp32"}, 7.0))
+    words = training_words({"training-b.json": result})
+    assert ("lightly, fp32", [7.0]) in words["rows"] and ("lightly, bf16", [5.0]) not in words["rows"]
     with pytest.raises(ValueError, match="no file in bench/results/"):
-        training_words({"training-a.json": dali})
-
-
-def test_a_gpus_file_is_taken_as_soon_as_it_is_there() -> None:
-    results = read_results(RESULTS)
-    gpu = {"gpu": "NVIDIA H200", "num_cores": 16}
-    words = augmentations_words(
-        results | {"kernels-a.json": results["kernels-cpu.json"] | {"environment": gpu}}
-    )
-    assert words["title"].endswith("on NVIDIA H200") and words["source"].endswith("/kernels-a.json")
-    photos = results["throughput-photos.json"] | {"environment": gpu}
-    words = throughput_words(results | {"a.json": photos})
-    assert words["source"].endswith("/a.json") and words["rows"][0][0] == "fastpsl"
-    for make in (throughput_words, augmentations_words):
-        with pytest.raises(ValueError, match="no file in bench/results/"):
-            make({})
+        training_words({})

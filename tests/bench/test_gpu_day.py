@@ -6,14 +6,12 @@ Packed images are restored unchanged, and experiments come back whole or not at 
 import importlib
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 import tarfile
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,20 +22,14 @@ from bench.evidence.data import _cifar10, _cifar10_arrays
 from bench.evidence.plan import read_plan
 from bench.evidence.results import _commit_of
 from bench.evidence.run import Options
-from bench.gpu_day import report
 from bench.pack_images import joined, pack, unpack
-from bench.schema import REHEARSAL, environment, short_name, validate
-from bench.step import Mode
+from bench.schema import REHEARSAL, validate
 from fastpsl.files.digest import sha256_of_file
-from fastpsl.pipelines.decoders.choose import NAMES
 from fastpsl.scripts.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FINISH_S = 15
-MEASURE, METHODS = (
-    tuple("abcdefghij"),
-    ("uic", "iic", "sslpp", "psl", "deepcluster", "worth"),
-)
+MEASURE, METHODS = "abcdefghij", ("uic", "iic", "sslpp", "psl", "deepcluster", "worth")
 PART_S = dict.fromkeys(MEASURE, 240) | dict.fromkeys(METHODS, 420)
 
 
@@ -48,28 +40,19 @@ def call(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def steps(part: str, small: str = "") -> dict[str, tuple[int, list[str]]]:
-    """Return name → (last second, command) of a part at full size, or of its rehearsal."""
-    process = call(f"bash bench/gpu_day/part.sh {part}", LIST="1", SMALL=small)
+def steps(part: str) -> dict[str, tuple[int, list[str]]]:
+    """Return name → (last second, command) of a part."""
+    process = call(f"bash bench/gpu_day/part.sh {part}", LIST="1", SMALL="")
     assert process.returncode == 0 and not process.stderr
-    lines = [line.split("\t") for line in process.stdout.splitlines()]
-    limits = {name: (int(last), shlex.split(command)) for name, last, command in lines}
-    assert len(limits) == len(lines) >= 1
-    return limits
-
-
-Plan = dict[str, dict[str, tuple[int, list[str]]]]
-
-
-@pytest.fixture(scope="module")
-def plan() -> Plan:
-    return {part: steps(part) for part in PART_S}
+    lines = (line.split("\t") for line in process.stdout.splitlines())
+    return {name: (int(last), shlex.split(command)) for name, last, command in lines}
 
 
 @pytest.mark.slow
-def test_parts_fit_their_minutes_and_their_commands_are_understood(plan: Plan) -> None:
+def test_parts_fit_their_minutes_and_their_commands_are_understood() -> None:
     results = []
-    for part, listed in plan.items():
+    for part in PART_S:
+        listed = steps(part)
         assert max(last for last, _ in listed.values()) <= PART_S[part] - FINISH_S
         for _, words in listed.values():
             for word in words:
@@ -85,9 +68,9 @@ def test_parts_fit_their_minutes_and_their_commands_are_understood(plan: Plan) -
 
 
 @pytest.mark.parametrize("part", METHODS)
-def test_a_part_of_a_method_goes_on_with_its_plan(part: str, plan: Plan) -> None:
+def test_a_part_of_a_method_goes_on_with_its_plan(part: str) -> None:
     """All arms learn at a time, their results stay in the tree, and the last seconds are for an archive."""
-    last, words = plan[part]["evidence"]
+    last, words = steps(part)["evidence"]
     assert words[1:3] == ["-m", "bench.evidence.run"]
     options = tyro.cli(Options, args=words[3:])
     assert options.plan == Path("bench", "evidence", f"{part}-gpu.json") and options.source is not None
@@ -97,105 +80,36 @@ def test_a_part_of_a_method_goes_on_with_its_plan(part: str, plan: Plan) -> None
     assert experiment.search and len(experiment.search.rates) <= 1  # there is no time to search
 
 
-def test_the_readme_lists_what_a_call_carries() -> None:
-    folder = ROOT / "bench" / "gpu_day"
-    table = [line.split("|") for line in (folder / "README.md").read_text().splitlines() if "| `bash" in line]
-    carried = {name for row in table for name in re.findall(r"`\.gpu/(\w+)`", row[2])}
-    (loop,) = re.findall(r"^for parts in (.*); do", (folder / "prepare.sh").read_text(), re.MULTILINE)
-    assert carried == set(loop.replace("'", "").split())
-
-
-def values(words: list[str], option: str) -> list[str]:
-    """Return an option's values, which end at the next option."""
-    rest = words[words.index(option) + 1 :]
-    return list(takewhile(lambda word: not word.startswith("--"), rest))
-
-
-def test_decoders_have_their_names(plan: Plan) -> None:
-    small = {f"{part}, small": steps(part, "1") for part in MEASURE}
-    named = {
-        name
-        for listed in (plan | small).values()
-        for _, words in listed.values()
-        for option in {"--decoder", "--decoders"}.intersection(words)
-        for name in values(words, option)
-    }
-    assert named and named <= {"auto", *NAMES}
-
-
-def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(plan: Plan) -> None:
-    steps = plan["a"]["step"][1], plan["g"]["compiled"][1]
-    assert {mode for words in steps for mode in values(words, "--modes")} == set(get_args(Mode))
-    assert all(values(words, "--graph") == ["off", "on"] for words in steps)
-    words = {word for listed in plan.values() for _, command in listed.values() for word in command}
-    by_hand = (ROOT / "bench" / "gpu_day" / "README.md").read_text().split("## By hand")[1]
-    for path in (ROOT / "bench").glob("*.py"):
-        text = path.read_text()
-        if "out: Path = RUNS" in text and "__main__" in text:
-            assert f"bench/{path.name}" in words or f"bench/{path.name}" in by_hand, path.name
-
-
-RESULTS = {
-    "a": {"step-cpu.json", "kernels-cpu.json"},
-    "b": {"throughput-cpu-recipes.json", "training-cpu-lightly.json"},
-    "c": set(), "d": {"training-cpu-dali.json"}, "e": {"decode-cpu.json"}, "f": {"detection-cpu.json"},
-    "g": {"step-cpu-compiled.json"}, "h": {"throughput-cpu-sslpp.json", "time_to_accuracy-cpu-rotation.json"},
-    "i": {"throughput-cpu-defaults.json"}, "j": {"throughput-cpu-jigsaw.json"},
-}  # fmt: skip
-
-
 @pytest.mark.nightly
-@pytest.mark.parametrize("part", MEASURE)
-def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tmp_path: Path) -> None:
-    process = call(
-        f"bash bench/gpu_day/part.sh {part}", SMALL="1", SLOW="10", OUT=str(tmp_path / "out"),
-        WORK=str(tmp_path / "work"),
-    )  # fmt: skip
-    assert process.returncode == 0 and not process.stderr, process.stdout + process.stderr
-    (archive,) = (tmp_path / "out").iterdir()
-    assert archive.name == f"results-{part}.tgz"
-    with tarfile.open(archive) as files:
-        files.extractall(tmp_path, filter="data")
-    summary = (tmp_path / "summary.txt").read_text()
-    assert process.stdout.endswith(summary) and REHEARSAL in summary
-    assert f"== part {part}, cpu, commit " in summary
-    assert not (tmp_path / "failed.txt").read_text()
-    results = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
-    assert results.keys() == RESULTS[part] | {f"gpu_day-cpu-{part}.json"}
-    for result in results.values():
-        validate(result)
-        assert REHEARSAL in result["notes"]
-    rows = results[f"gpu_day-cpu-{part}.json"]["rows"]
-    assert all(row["exit"] == 0 and f"{row['measured']} " in summary for row in rows)
-    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {row["measured"] for row in rows}
-    run_files = {"metrics.jsonl", "contact-sheet-G1.png"} if part == "f" else set()
-    assert {path.name for path in (tmp_path / "runs").iterdir()} >= run_files
-    with pytest.raises(ValueError, match="is a rehearsal"):
-        read_archive(archive)
-
-
-@pytest.mark.nightly
-def test_a_rehearsal_of_methods_is_refused_as_one(tmp_path: Path) -> None:
-    """SSL++ takes the labels that IIC has left."""
-    for part in ("iic", "sslpp", "worth"):
-        process = call(
-            f"bash bench/gpu_day/part.sh {part}", SMALL="1", SLOW="10", OUT=str(tmp_path / "out"),
-            WORK=str(tmp_path / "work"),
-        )  # fmt: skip
-        assert process.returncode == 0, process.stdout + process.stderr
-        with tarfile.open(tmp_path / "out" / f"results-{part}.tgz") as files:
-            files.extractall(tmp_path / part, filter="data")
-        names = {path.name for path in (tmp_path / part / "experiments" / f"{part}-gpu").iterdir()}
-        kept = {"iic-s0-labels.npz", "no_training-s0-labels.npz"} if part == "iic" else set[str]()
-        assert names == {"results.json"} | kept
-        record = (tmp_path / part / "experiments" / f"{part}-gpu" / "results.json").read_bytes()
-        assert {one["seed"] for one in json.loads(record)["scores"]} == {0}
-        with pytest.raises(ValueError, match="is a rehearsal"):
-            check_experiment(f"{part}-gpu", {"results.json": record}, ROOT)
+@pytest.mark.parametrize("parts", [*MEASURE, ("iic", "sslpp", "worth")])  # SSL++ takes IIC's labels
+def test_a_rehearsal_brings_back_results_and_is_refused_as_one(
+    parts: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    folders = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
+    for part in parts:
+        process = call(f"bash bench/gpu_day/part.sh {part}", SMALL="1", SLOW="10", **folders)
+        assert process.returncode == 0 and not process.stderr, process.stdout + process.stderr
+        archive, found = tmp_path / "out" / f"results-{part}.tgz", tmp_path / part
+        with tarfile.open(archive) as files:
+            files.extractall(found, filter="data")
+        results = {path.name: json.loads(path.read_text()) for path in found.glob("results/*.json")}
+        assert len(results) > (part in MEASURE and part != "c"), "a result beside that of the part itself"
+        for result in results.values():
+            validate(result)
+            assert REHEARSAL in result["notes"]
+        assert all(row["exit"] == 0 for row in results[f"gpu_day-cpu-{part}.json"]["rows"])
+        if part in MEASURE:
+            with pytest.raises(ValueError, match="is a rehearsal"):
+                read_archive(archive)
+        else:
+            record = (found / "experiments" / f"{part}-gpu" / "results.json").read_bytes()
+            assert {one["seed"] for one in json.loads(record)["scores"]} == {0}
+            with pytest.raises(ValueError, match="is a rehearsal"):
+                check_experiment(f"{part}-gpu", {"results.json": record}, ROOT)
 
 
 @pytest.mark.slow
-def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: Path) -> None:
+def test_what_fails_hangs_or_comes_too_late_ends_no_part(tmp_path: Path) -> None:
     versions = tmp_path / "python"  # imports nothing where the machine is described
     versions.write_text(f"""#!/bin/bash
         if [ "$2" = versions ]; then echo -n cpu >"$3"; exit; fi
@@ -204,7 +118,7 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
     versions.chmod(0o755)
     script = """
         part=x; source bench/gpu_day/setup.sh
-        step broken 60 bash -c 'echo FAILED tests/a.py::test_b; echo in /some/where/file.py; exit 3'
+        step broken 60 bash -c 'exit 3'
         step hangs $((SECONDS - part_started + 4)) sleep 100
         step late 1 true
         { step beside 60 bash -c 'sleep 1; echo done'; } &
@@ -212,32 +126,14 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
     """
     folders = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work")}
     process = call(script, SMALL="1", PYTHON=str(versions), **folders)
-    assert process.returncode == 1 and not process.stderr
-    lines = process.stdout.split("FAILED tests/a.py::test_b\n")[1].splitlines()
-    assert lines[0].startswith("== part x, cpu, commit") and lines[0].endswith(": 3 of 6 steps failed")
-    words_by_step = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
-    assert words_by_step["broken"][:2] == ["exit", "3"] and words_by_step["broken"][4:] == ["in", "file.py"]
-    assert words_by_step["hangs"][0] == "cut" and 2 < float(words_by_step["hangs"][1]) < 100
-    assert words_by_step["late"] == ["no", "time", "left"]
-    assert all(
-        words_by_step[name][0] == "ok" and words_by_step[name][3] == "done" for name in ("beside", "quick")
-    )
+    assert process.returncode == 1 and ": 3 of 6 steps failed" in process.stdout
     with tarfile.open(tmp_path / "out" / "results-x.tgz") as files:
         file = files.extractfile("./results/gpu_day-cpu-x.json")
         assert file is not None
         result = json.load(file)
     assert result["not_measured"] == [{"what": "late", "reason": "no time left"}]
-    assert [row["exit"] for row in result["rows"] if row["measured"] in ("broken", "hangs")] == [3, 124]
-
-
-def test_the_machine_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(report, "OPTIONAL", ("absent_package",))  # the real ones take seconds
-    assert report.versions(str(tmp_path / "gpu")) == 0
-    assert (tmp_path / "gpu").read_text() == short_name(environment(report.DEVICE))
-    said = capsys.readouterr().out
-    assert "absent_package: ModuleNotFoundError" in said and f"{report.OURS[0]} imports" in said
+    exits = {row["measured"]: row["exit"] for row in result["rows"]}
+    assert exits | {"broken": 3, "hangs": 124, "beside": 0, "quick": 0} == exits
 
 
 def test_packed_images_are_the_same_again(tmp_path: Path) -> None:

@@ -63,13 +63,6 @@ def test_peers_do_the_same_where_nothing_is_random(ops: tuple[Any, ...]) -> None
         assert (result - expected).abs().max() < 0.03, peer
 
 
-def test_inputs_are_taken_in_turn() -> None:
-    chain = view_chain("grey", views_of_chains(32)["grey"], SETTING)
-    for work in chain.paths.values():
-        first, second, third = (work(number) for number in range(3))
-        assert torch.equal(first, third) and not torch.equal(first, second)
-
-
 def test_a_fused_kernel_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_photometric, "run", lambda *arguments: arguments[-1].zero_())
     options = kernels.Options(chains=("grey",), peers=False)
@@ -78,13 +71,3 @@ def test_a_fused_kernel_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPat
     (broken,) = (part for part in result["not_measured"] if part["what"] == "grey, fused")
     assert "differ from the operations one by one by" in broken["reason"]
     assert [part["reason"] for part in result["not_measured"]].count("left out by --no-peers") == len(PEERS)
-
-
-def test_every_path_is_timed_or_missing_with_a_reason() -> None:
-    chains = list(kernels.chains((), SETTING))
-    assert [chain.name for chain in chains] == [*views_of_chains(32), *kernels.CROPS]
-    for chain in chains:
-        assert {*chain.paths, *chain.missing} == {"fused", "kornia", *PEERS}
-        assert all(chain.missing.values()) and not chain.paths.keys() & chain.missing.keys()
-    not_fused = {chain.name: chain.missing["fused"] for chain in chains if "fused" in chain.missing}
-    assert not_fused == dict.fromkeys(("lightness", "area crop"), "no fused kernel does it")

@@ -6,35 +6,26 @@ import random
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from ctypes.util import find_library
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bench.interleaved import measure
-from bench.peers import ALL, FLOATS, Work, ours, spdl, why_missing
+from bench.peers import FLOATS, Work, why_missing
 from bench.peers.peer import MEAN, STD, copy_out
 from bench.peers.serve import tree_usage
-from bench.peers.spdl import filter_graph, random_box
-from bench.recipe_stages import MIN_STEPS, long_order
-from fastpsl.pipelines.beton.encode import Target
+from bench.peers.spdl import random_box
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.decoders import choose
-from fastpsl.pipelines.loader.order import index_of
-from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT
 
-CPU = torch.device("cpu")
 NUM, SIZE_PX = 16, 32
 # Prints of the first batch, by view: shape, dtype, and each image's pixels' lowest, mean and highest value.
 FIRST_BATCH = """
@@ -74,22 +65,18 @@ def normalised(pixels: float, channel: int) -> float:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("from_folder", [False, True])
-def test_floats_of_ours_are_normalised_crops(from_folder: bool, beton: Path) -> None:
-    check_floats("pillow", beton, from_folder)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("kind", FLOATS)
-def test_floats_of_peers_are_normalised_crops(kind: str, beton: Path) -> None:
-    if reason := why_missing(kind, str(beton)):
+@pytest.mark.parametrize("kind", ["pillow", "folder", *FLOATS])
+def test_floats_are_normalised_crops(kind: str, beton: Path) -> None:
+    from_folder = kind == "folder"
+    kind = "pillow" if from_folder else kind
+    if kind in FLOATS and (reason := why_missing(kind, str(beton))):
         pytest.skip(reason)
     if kind == "spdl_ffmpeg" and find_library("avcodec") is None:
         pytest.skip("FFmpeg is not installed")
-    check_floats(kind, beton)
+    check_floats(kind, beton, from_folder)
 
 
-def check_floats(kind: str, beton: Path, from_folder: bool = False) -> None:
+def check_floats(kind: str, beton: Path, from_folder: bool) -> None:
     """Hold two views to crops, half of them flipped, of one image each, normalised to float32."""
     files = str(beton.parent / "files")
     work = Work(kind, str(beton), files, NUM, 1, SIZE_PX, "cpu", floats=True, from_folder=from_folder)
@@ -119,26 +106,6 @@ def check_floats(kind: str, beton: Path, from_folder: bool = False) -> None:
     assert (slopes > 0).any() and (slopes < 0).any()  # flipped, and not
 
 
-def test_spdl_copies_to_a_gpu_in_a_thread_of_its_own(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There need not be a GPU: what copies is replaced, and changes no batch."""
-    pytest.importorskip("cv2")
-    spdl_io = pytest.importorskip("spdl.io")
-    threads = []
-
-    def transfer(batch: object) -> object:
-        threads.append(threading.current_thread())
-        return batch
-
-    monkeypatch.setattr(spdl_io, "transfer_tensor_h2d", transfer)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    work = Work("spdl_cv2", str(beton), str(beton.parent / "files"), 4, 2, SIZE_PX, "cuda:0")
-    batches = spdl.with_cv2(work, 1)
-    views = [next(batches)[0] for _ in range(6)]
-    batches.close()  # type: ignore[attr-defined]
-    assert all(view.shape == (4, 3, SIZE_PX, SIZE_PX) for view in views)
-    assert len(threads) >= 6 and len(set(threads)) == 1
-
-
 def test_spdls_boxes_are_torchvisions() -> None:
     """Areas and ratios have torchvision's ranges and, over many, its means; a strip gets the middle."""
     from torchvision.transforms import RandomResizedCrop
@@ -153,27 +120,6 @@ def test_spdls_boxes_are_torchvisions() -> None:
     assert np.allclose(ours_.mean(0), theirs.mean(0), atol=3.0)
     assert np.allclose(ours_.std(0), theirs.std(0), atol=3.0)
     assert random_box(4, 400) == (0, 197, 4, 5)
-
-
-def test_ffmpegs_filters_cut_and_stack_the_boxes() -> None:
-    one = "crop=w=30:h=20:x=2:y=1,scale=w=8:h=8:flags=area"
-    other = "crop=w=5:h=6:x=4:y=3,scale=w=8:h=8:flags=area"
-    assert filter_graph([(1, 2, 20, 30)], 8) == f"{one},format=pix_fmts=rgb24"
-    assert filter_graph([(1, 2, 20, 30), (3, 4, 6, 5)], 8) == (
-        f"split=2[in0][in1];[in0]{one}[out0];[in1]{other}[out1];"
-        "[out0][out1]vstack=inputs=2,format=pix_fmts=rgb24"
-    )
-
-
-def test_decoders_are_those_of_the_package_with_autos_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Beton(sample_paths().train) as data:
-        first, _ = choose.choose_decoder("auto", data, CPU)
-        names = ours.decoder_names(data, CPU)
-        assert names[0] == first and set(names) == set(choose.NAMES) - {"resident"}
-        monkeypatch.setattr(choose, "NAMES", ("turbo", *choose.NAMES))
-        monkeypatch.setattr(choose, "choose_decoder", lambda *_: ("turbo", "a test's"))
-        assert ours.decoder_names(data, CPU)[:2] == ("turbo", "ffcv")
-        assert ours.why_no_decoder("turbo", data, CPU) is None
 
 
 def test_images_are_copied_out_as_they_are(beton: Path) -> None:
@@ -209,18 +155,6 @@ def test_loaders_alone_are_measured_in_turn_and_those_that_fail_are_named(beton:
     assert [line["what"] for line in missing] == ["nobody"] and not notes
 
 
-def test_raw_images_and_shards_are_no_work_for_some(beton: Path, tmp_path: Path) -> None:
-    path = tmp_path / "raw.beton"
-    sample = Sample("0", np.zeros((8, 8, 3), np.uint8), 0)
-    write_beton([sample], path, num_samples=1, class_names=["a"], target=Target(mode="raw"))
-    for kind in (kind for kind, peer in ALL.items() if peer.needs_files):
-        assert why_missing(kind, str(path)) in ("it reads JPEGs, and these are raw images", "not installed")
-    for number in (1, 2):
-        (tmp_path / f"a-{number}.beton").write_bytes(beton.read_bytes())
-    reason = why_missing("ffcv_loader", str(tmp_path / "a-*.beton"))
-    assert reason in ("it reads one file, and these are 2 shards", "not installed")
-
-
 def test_cpu_time_is_that_of_the_whole_tree() -> None:
     """A child's work counts while it lives and after it has ended, and a sleeper's does not grow."""
     busy = "import time\nwhile time.process_time() < 0.5: pass\nprint('done', flush=True)\ninput()"
@@ -236,14 +170,3 @@ def test_cpu_time_is_that_of_the_whole_tree() -> None:
     assert tree_usage(os.getpid()).cpu_s - before >= alive - 0.05
     started = time.process_time()
     assert tree_usage(os.getpid()).cpu_s >= started
-
-
-def test_epochs_of_a_small_set_are_whole_random_orders() -> None:
-    loader: Any = SimpleNamespace(batch_size_per_rank=200, world=1, num_samples=480, seed=0)
-    orders = [long_order(loader, epoch) for epoch in range(2)]
-    for order in orders:
-        assert order.shape == (MIN_STEPS * 200,) and len(np.unique(order)) == len(order)
-        indices = index_of(order)
-        assert (np.sort(indices[:480]) == np.arange(480)).all()
-        assert (np.bincount(indices) >= len(order) // 480).all()
-    assert (orders[0] != orders[1]).any()

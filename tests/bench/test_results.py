@@ -33,9 +33,7 @@ from bench.schema import (
     command_line,
     environment,
     finish,
-    short_name,
     spread,
-    validate,
     write_result,
 )
 from bench.speed_ups import (
@@ -75,25 +73,22 @@ def test_every_mark_has_a_writer_and_every_bench_its_words() -> None:
     assert WHAT.keys() == LABELS.keys()
 
 
-def test_a_part_stands_on_every_page_with_its_marks(tmp_path: Path) -> None:
+def test_a_part_stands_on_every_page_with_its_links(tmp_path: Path) -> None:
     page = "<!-- x begin: by a command -->\nold\n<!-- x end -->\nkept\n"
-    for name in ("README.md", "docs/a.md", "docs/project/b.md"):
+    expected = {
+        "README.md": "[a](docs/a.md#b)",
+        "docs/a.md": "[a](a.md#b)",
+        "docs/project/b.md": "[a](../a.md#b)",
+    }
+    for name in expected:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(page)
-    part = "[a](/docs/a.md#b), [c](/bench/c), [d](https://d/e), [f](#f)"
-    found = {str(path.relative_to(tmp_path)): text for path, text in written(tmp_path, {"x": part}).items()}
-    for name, links in {
-        "README.md": "[a](docs/a.md#b), [c](bench/c),",
-        "docs/a.md": "[a](a.md#b), [c](../bench/c),",
-        "docs/project/b.md": "[a](../a.md#b), [c](../../bench/c),",
-    }.items():
-        assert f"{links} [d](https://d/e), [f](#f)" in found[name] and found[name].endswith("kept\n")
-        assert "old" not in found[name]
+    found = written(tmp_path, {"x": "[a](/docs/a.md#b), [d](https://d/e), [f](#f)"})
+    for name, link in expected.items():
+        text = found[tmp_path / name]
+        assert f"{link}, [d](https://d/e), [f](#f)" in text and text.endswith("kept\n") and "old" not in text
     with pytest.raises(ValueError, match="no page"):
-        written(tmp_path, {"z": part})
-    (tmp_path / "docs" / "a.md").write_text(2 * page)
-    with pytest.raises(ValueError, match="2 parts"):
-        written(tmp_path, {"x": part})
+        written(tmp_path, {"z": ""})
 
 
 HERE = Path(__file__).parent
@@ -139,18 +134,11 @@ def throughput_result() -> dict[str, Any]:
 
 BREAKAGES = {
     "result: lacks rows": lambda r: r.pop("rows"),
-    "result: has host": lambda r: r.update(host="mine"),
-    "result.schema: is 9": lambda r: r.update(schema=9),
     "environment.num_cores: is bool": lambda r: r["environment"].update(num_cores=True),
-    "settings: lacks repeats": lambda r: r["settings"].clear(),
-    "rows[0]: lacks": lambda r: r["rows"].insert(0, 17),
     "rows[0].median: is 9.5": lambda r: r["rows"][0].update(median=9.5),
     "rows[0].values: 4 of them for 3": lambda r: r["rows"][0]["values"].append(9.0),
-    "result.bench: is 'thruput'": lambda r: r.update(bench="thruput"),
     "rows[1]: lacks decoder": lambda r: r["rows"][1].pop("decoder"),
     "rows[2].values: must be finite": lambda r: r["rows"][2]["values"].__setitem__(0, float("nan")),
-    "not_measured[0]: lacks reason": lambda r: r["not_measured"][0].pop("reason"),
-    "notes: must be strings": lambda r: r["notes"].append(1),
     "rows: the loader of": lambda r: r["rows"].pop(0),
     "has 2 values, both together 3": lambda r: r["rows"][1].update(spread([4.0, 5.0])),
     "is 0.9, its rows say 1.0000": lambda r: r["ratios"][0].update(spread([0.9, 0.8, 5 / 6])),
@@ -168,12 +156,11 @@ def test_a_broken_result_is_refused(message: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sound.json"]
 
 
-def test_rehearsals_shared_machines_and_folders_are_marked_or_left_out(
+def test_rehearsals_are_left_out_and_folders_are_not_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FASTPSL_COMMIT", "0123456789ab and changes")
     machine = environment() | {"load_average_before": 0.0}
-    assert machine["commit"] == "0123456789ab and changes" and finish(machine) == []
+    assert finish(machine) == []
     monkeypatch.setenv("FASTPSL_REHEARSAL", "1")
     assert finish(machine | {"load_average_before": 9.0})[1:] == [REHEARSAL] == finish(machine)
     (tmp_path / "bad.json").write_text(json.dumps(COMMITTED["loader.json"] | {"notes": [REHEARSAL]}))
@@ -181,19 +168,8 @@ def test_rehearsals_shared_machines_and_folders_are_marked_or_left_out(
         read_results(tmp_path)
     arguments = ["bench/x.py", "--data", str(tmp_path / "a.beton"), "--views", "1"]
     assert command_line(arguments) == "python bench/x.py --data a.beton --views 1"
-    for name, short in (("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"), ("NVIDIA GeForce RTX 5090", "rtx-5090"),
-                        (None, "cpu")):  # fmt: skip
-        assert short_name({"gpu": name}) == short
-
-
-def test_spreads_are_of_inclusive_quartiles_and_repeats_as_many_as_are_said() -> None:
     expected = {"median": 3.0, "quartile_1": 2.0, "quartile_3": 4.0, "values": [5.0, 1.0, 3.0, 2.0, 4.0]}
     assert spread([5, 1, 3, 2, 4]) == expected
-    result = throughput_result() | {"bench": "loader"}  # no clock ends its repeats
-    validate(result)
-    result["rows"][0] |= spread([9.0, 8.0])
-    with pytest.raises(ValueError, match="2 of them for 3"):
-        validate(result)
 
 
 # A GPU's results are taken over only if their archive is what a part makes; else nothing is written.
@@ -234,14 +210,9 @@ def test_a_parts_archive_is_read(tmp_path: Path) -> None:
 
 
 FOREIGN = (
-    "../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json",
-    "a.json", "results/a.py", "logs/../a.log", "experiments/a.json", "experiments/a/b/c.json",
+    "../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/a.py",
+    "logs/../a.log", "experiments/a/b/c.json",
 )  # fmt: skip
-NO_RESULT = {
-    "Expecting": b'{"schema": 1', "decode": b"\xff\xfe\xff", "result: lacks": b"[]",
-    "result.bench: is 'guess'": json.dumps(gpu_result() | {"bench": "guess"}).encode(),
-    "is a rehearsal": json.dumps(gpu_result() | {"notes": [REHEARSAL]}).encode(),
-}  # fmt: skip
 NO_FILES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
 
 
@@ -250,10 +221,7 @@ NO_FILES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
     [
         *((name, b"{}", tarfile.REGTYPE, "which no part of bench/gpu_day/ makes$") for name in FOREIGN),
         *(("results/a.json", b"", kind, "holds 'results/a.json'") for kind in NO_FILES),
-        *(
-            ("results/b.json", of, tarfile.REGTYPE, f"results/b.json: .*{says}")
-            for says, of in NO_RESULT.items()
-        ),
+        ("results/b.json", b"[]", tarfile.REGTYPE, "results/b.json: .*lacks"),
     ],
 )
 def test_what_no_part_makes_is_refused(
@@ -264,13 +232,10 @@ def test_what_no_part_makes_is_refused(
 
 
 def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
-    whole = archive_of(tmp_path / "whole.tgz").read_bytes()
-    middle = bytearray(whole)
-    middle[len(whole) // 2] ^= 0xFF
-    for data in (b"", b"no archive", whole[: len(whole) // 2], bytes(middle)):
-        (tmp_path / "broken.tgz").write_bytes(data)
-        with pytest.raises(ValueError, match="broken.tgz"):
-            read_archive(tmp_path / "broken.tgz")
+    whole = archive_of(tmp_path / "broken.tgz").read_bytes()
+    (tmp_path / "broken.tgz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="broken.tgz"):
+        read_archive(tmp_path / "broken.tgz")
 
 
 @pytest.mark.slow
@@ -292,8 +257,3 @@ def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert performance.main() == 0
     page.write_text(page.read_text().replace("123x", "124x"))
     assert performance.main() == 1
-    evil = archive_of(tmp_path / "a.tgz", ("../evil.json", b"{}"))
-    monkeypatch.setattr(sys, "argv", ["performance", str(evil)])
-    with pytest.raises(ValueError, match="evil"):
-        performance.main()
-    assert not list(tmp_path.rglob("evil.json"))
