@@ -29,10 +29,9 @@ from bench.evidence.claims import (
     paper_groups,
 )
 from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
-from bench.evidence.power import smallest_difference, spread
+from bench.evidence.power import smallest_difference
 from bench.evidence.results import Results, compared_numbers, t_interval
 from bench.figures.svg import THEMES, render
-from fastpsl.tables.paper_file import TABLES
 from tests.bench.test_figures import SVG, check_layout, number
 from tests.programs import ROOT
 
@@ -136,26 +135,6 @@ def test_an_experiment_that_goes_on_has_no_verdict(tmp_path: Path) -> None:
     assert group.lines[3].points == "+2.1" and group.lines[3].p_in_words == ""
 
 
-def test_labels_and_curves_are_told_beside_the_table(tmp_path: Path) -> None:
-    record = made(tmp_path, ROTATION, {arm: FULL[arm][:2] for arm in FULL})
-    record["beside"] = [
-        {"name": "labels", "seed": seed, "number": "acc", "numbers": {"acc": acc, "other": 1}}
-        for seed, acc in ((0, 30.0), (1, 33.0))
-    ]
-    change = {"epochs": [1, 19], "means": [2.0, 7.0], "mean": 5.0, "interval": [-7.706, 17.706]}
-    record |= {
-        "curve": {"name": "nmi_true", "first_epoch": 1, "last_epoch": 20}, "rates": {"psl": 0.1, "sl": 0.02},
-        "curves": {"psl": {"change": change}, "sl": {}},
-    }  # fmt: skip
-    assert experiment_group("x", record, read_plan(ROTATION)).notes == [
-        "12 of 36 entries are there.",
-        "Rates: psl 0.1, sl 0.02.",
-        "Each was the better of 0.02 and 0.05 for end to end, by one seed.",
-        "`acc` of labels: 31.5 ± 2.1 % (2).",
-        "`nmi_true` of psl in %: 2.0 after epoch 1, 7.0 after epoch 19, +5.0 (−7.7 to +17.7).",
-    ]  # fmt: skip
-
-
 def test_on_a_gpu_the_clock_counts_and_pairs_with_random_weights_are_left_out(tmp_path: Path) -> None:
     path = page.PLANS / "psl_jigsaw-small.json"
     plan = read_plan(path)
@@ -168,14 +147,6 @@ def test_on_a_gpu_the_clock_counts_and_pairs_with_random_weights_are_left_out(tm
     times = {"rows": [{"arm": "psl", "cpu_seconds": [400.0, 600.0]}]}
     group = experiment_group("x", made(tmp_path / "old", path, values), plan, times)
     assert group.lines[0].seconds == "500/102"
-
-
-def test_the_spread_of_untrained_pairs_counts_where_there_are_no_others(tmp_path: Path) -> None:
-    path = page.PLANS / "iic-cpu.json"
-    iic, untrained = [30.0, 33.0, 31.0], [20.0, 20.5, 20.0]
-    record = made(tmp_path, path, {"iic": iic, UNTRAINED: untrained})
-    values = [a - b for a, b in zip(iic, untrained, strict=True)]
-    assert spread(record) == (pytest.approx(statistics.stdev(values)), 1)
 
 
 def test_the_papers_numbers_are_those_of_its_tables() -> None:
@@ -257,22 +228,16 @@ def test_a_new_record_reaches_the_page_the_charts_and_the_tables(
     values = {"uic": [44.0, 45.0, 43.5], "deepcluster": [43.0, 44.5, 43.9], UNTRAINED: [30.0, 31.5, 29.5]}
     (tmp_path / name).mkdir()
     before = page.texts()
-    assert f"`{name}`" in before[page.EVIDENCE]
     record = made(tmp_path / name, path, values)
     (tmp_path / name / "results.json").write_text(json.dumps(record))
     after = page.texts()
     row = next(line for line in after[page.EVIDENCE].splitlines() if line.startswith("| uic − deepcluster |"))
-    assert f"[{name}](runs/{name}/results.json): 10,000 images" in row and "| 44.2/43.8 |" in row
-    assert f"`{name}`" not in after[page.EVIDENCE] and "9 of 18 entries" in after[page.EVIDENCE]
+    assert "| 44.2/43.8 |" in row and "9 of 18 entries" in after[page.EVIDENCE]
     changed = {path.name for path, text in after.items() if before[path] != text}
     charts = {f"evidence-uic-{theme}.svg" for theme in THEMES}
     assert changed == {"evidence.md", "model_zoo.md", "small_scale.json", *charts}
-    small = json.loads(after[page.ROWS])["uic/4"]
-    assert small[-1]["page"] == "docs/evidence.md" and small[-1]["rows"][0] == ["uic", ["44.2 ± 0.8 (3)"]]
     (tmp_path / name / "results.json").write_text(json.dumps(record | {"plan_commit": None}))
-    with pytest.raises(
-        ValueError, match=f"{name}: its plan was not committed.* commit bench/evidence/{name}"
-    ):
+    with pytest.raises(ValueError, match="its plan was not committed"):
         page.texts()
 
 
@@ -309,44 +274,6 @@ def test_the_intervals_that_people_wrote_stand_in_a_table() -> None:
             assert any(row in tables for row in rows), f"{path.relative_to(ROOT)}: {figures}"
             known += 1
     assert known > 30
-
-
-def test_accuracies_of_the_front_pages_are_linked_to_their_spread() -> None:
-    """A paragraph, with the code below it, links to a section that has its figures and how far they vary."""
-    found = []
-    for page_of in (ROOT / "README.md", ROOT / "docs/index.md"):
-        text = page_of.read_text().replace("\n\n```text", "\n```text")
-        for part in re.split(r"\n\n|\n- ", text):
-            figures = {f"{a} ({b})" for a, b in FIGURE.findall(part)} | {*re.findall(r"\d+\.\d %", part)}
-            if figures:
-                sections = [
-                    section((page_of.parent / path), anchor)
-                    for path, anchor in re.findall(r"\]\(([\w/]+\.md)#([\w-]+)\)", part)
-                ]
-                for figure in figures:
-                    assert any(figure in one and re.search(r"±|\d to [+−]\d", one) for one in sections), (
-                        f"{page_of.relative_to(ROOT)}: {figure}"
-                    )
-                found.append(figures)
-    assert len(found) == 3
-    rows = {row.method: row for row in TABLES["psl/4"].rows}
-    gains = [
-        (row.numbers[0] or 0) - (rows[row.baseline or ""].numbers[0] or 0)
-        for name, row in rows.items()
-        if name.endswith("+PSL")
-    ]
-    assert (
-        f"The paper reports {min(gains):.1f} to {max(gains):.1f} points" in (ROOT / "README.md").read_text()
-    )
-
-
-def section(path: Path, anchor: str) -> str:
-    """Return what stands below a heading, down to the next one that is as high."""
-    for heading in re.finditer(r"^(#+) (.*)$", path.read_text(), re.MULTILINE):
-        if heading[2].lower().replace(" ", "-") == anchor:
-            rest = path.read_text()[heading.end() :]
-            return re.split(rf"^#{{1,{len(heading[1])}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
-    raise AssertionError(f"{path}: no {anchor}")
 
 
 def test_a_margin_that_is_named_holds_by_its_interval() -> None:

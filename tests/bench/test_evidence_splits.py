@@ -57,7 +57,7 @@ def test_a_hash_is_near_that_of_another_size_and_quality_and_far_from_other_imag
 def test_a_split_is_written_as_listed_and_another_image_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
+    source, out, few = tmp_path / "source", tmp_path / "out", tmp_path / "few"
     for number, image in enumerate(random_images(30, 48)):
         path = source / "root" / ("oGrass", "pField")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,6 @@ def test_a_split_is_written_as_listed_and_another_image_is_refused(
     rows = [splits.Line._fields, *lines]
     (tmp_path / "own.csv").write_text("".join(",".join(row) + "\n" for row in rows))
     assert splits.read("own") == lines
-    few = tmp_path / "few"
     for folder, num in ((out, None), (few, 10)):
         folder.mkdir()
         of_split("own", source, folder, num)
@@ -79,21 +78,17 @@ def test_a_split_is_written_as_listed_and_another_image_is_refused(
         assert sidecar is not None
         return {Path(path).name for path in sidecar.source_paths()}
 
-    def listed(*parts: str) -> set[str]:
-        return {Path(line.path).name for line in lines if line.part in parts}
-
-    assert (names("labelled"), names("search"), names("held-out")) == tuple(
-        map(listed, (TRAIN, SEARCH, HELD_OUT))
-    )
-    assert [len(listed(part)) for part in (TRAIN, SEARCH, HELD_OUT)] == [20, 4, 6]
-    assert names("train") == listed(TRAIN, SEARCH) and names("train", few) == names("labelled", few) | names(
-        "search", few
-    )
-    for part, size in {"labelled": 8, "search": 2, "held-out": 6}.items():
-        assert len(names(part, few)) == size and names(part, few) <= names(part)
+    for part, of, size, size_of_few in (
+        ("labelled", TRAIN, 20, 8), ("search", SEARCH, 4, 2), ("held-out", HELD_OUT, 6, 6)
+    ):  # fmt: skip
+        assert names(part) == {Path(line.path).name for line in lines if line.part == of}
+        assert len(names(part)) == size and len(names(part, few)) == size_of_few
+        assert names(part, few) <= names(part)
+    for folder in (out, few):
+        assert names("train", folder) == names("labelled", folder) | names("search", folder)
     (source / "root" / lines[0].path).write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"is another image than the split's; give the set of the page"):
+    with pytest.raises(ValueError, match="is another image than the split's"):
         of_split("own", source, tmp_path / "other")
     (source / "root" / lines[0].path).unlink()
-    with pytest.raises(ValueError, match=r"is missing; give the folder"):
+    with pytest.raises(ValueError, match="is missing"):
         of_split("own", source, tmp_path / "other")
