@@ -37,23 +37,15 @@ TRAIN = (
     "-m fastpsl.cli train rotation --backbone resnet18 --short-side 36 --size-px 32 --epochs 1 "
     "--max-steps-per-stage 1 --augment-backend torch --no-tensorboard --out run"
 )
-README = """# Title
-
-[page](docs/page.md), [anchor](#title), [part](docs/page.md#part "its title"), [there](https://a.org/x.md),
-<mailto:a@b.org>
-[![badge](docs/images/badge.svg)](docs/badge.md) ![two
-lines](./docs/images/a.png) `[code](docs/code.md)` [`name`](fastpsl/name.py) [by reference][page]
+README = """[page](docs/page.md), [anchor](#title), [there](https://a.org/x.md) `[code](docs/code.md)`
+![two
+lines](./docs/images/a.png) [by reference][page]
 
 [page]: docs/reference.md
-[^1]: docs/footnote is a word.
 
-<picture><source media="(dark)" srcset="docs/dark.png 1x, https://b.org/dark.png 2x">
-<img alt="x" src='docs/light.png' width="10"></picture>
-<a class="b" href="docs/html.md">y</a> <a href="#title">z</a>
+<img alt="x" src='docs/light.png'> <source srcset="docs/dark.png 1x, https://b.org/dark.png 2x">
 
 ```html
-<img src="docs/first.png">
-
 <img src="docs/code.png"> [code](docs/code.md)
 ```
 """
@@ -154,25 +146,11 @@ def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
 
 
 def test_metadata_for_pypi(built: Built) -> None:
-    metadata = metadata_of(built.wheel)
+    metadata, version = metadata_of(built.wheel), fastpsl.__version__
     assert metadata["Name"] == NAME == "fastpsl-vision"
-    assert metadata["Author"] == "fastpsl contributors"
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
-    assert metadata["Requires-Python"] == ">=3.10"
-    assert "self-supervised learning" in metadata["Keywords"].split(",")
-    links = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
-    assert set(links) == {"Homepage", "Repository", "Documentation", "Changelog", "Issues"}
-    assert links.pop("Documentation") == "https://fastpsl.github.io/fastpsl/"
-    assert all(link.startswith(REPOSITORY) for link in links.values())
-    classifiers = metadata.get_all("Classifier", [])
-    for classifier in ("Typing :: Typed", "Operating System :: POSIX :: Linux"):
-        assert classifier in classifiers
-    minors = {int(text[-2:]) for text in classifiers if re.search(r":: 3\.\d\d$", text)}
-    assert minors == set(range(10, 14))
-    extras = metadata.get_all("Provides-Extra", [])
-    assert {"ffcv", "dali-cu12", "dali-cu13", "datasets", "wandb", "transfer", "export", "timm", "onnx",
-            "remote", "heic", "tiff", "hub", "bench", "docs", "dev"} == set(extras)  # fmt: skip
-    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata["Version"] == version and built.sdist.name == f"fastpsl_vision-{version}.tar.gz"
+    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE) == [version]
 
 
 def test_no_requirement_nor_extra_is_under_the_agpl(built: Built) -> None:
@@ -209,14 +187,6 @@ def test_a_wheel_with_libjpeg_turbo_carries_its_notices(tmp_path: Path) -> None:
         assert [archive.read(f"{info}/licenses/{notice}") for notice in notices] == [*texts.values()]
 
 
-def test_the_version_is_one(built: Built) -> None:
-    version = fastpsl.__version__
-    assert metadata_of(built.wheel)["Version"] == version
-    assert built.sdist.name == f"fastpsl_vision-{version}.tar.gz"
-    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE) == [version]
-    assert version not in (ROOT / "pyproject.toml").read_text()
-
-
 def test_twine_finds_nothing_to_mend(built: Built) -> None:
     pytest.importorskip("twine")
     pytest.importorskip("comrak")  # without it, twine does not look at Markdown
@@ -240,17 +210,6 @@ class Addresses(HTMLParser):
                 self.found += [candidate.split()[0] for candidate in (value or "").split(",")]
 
 
-def test_pypis_page_has_no_relative_links(built: Built) -> None:
-    """README.md's own, whatever they are."""
-    page = metadata_of(built.wheel).get_payload()
-    assert isinstance(page, str)
-    ours, theirs = Addresses((ROOT / "README.md").read_text()).found, Addresses(page).found
-    assert len(ours) == len(theirs) > 0
-    for before, after in zip(ours, theirs, strict=True):
-        assert re.match(r"https?:|mailto:|#", after), after
-        assert after == before or after.endswith(before.removeprefix("./"))
-
-
 def test_links_of_each_kind_become_absolute(tmp_path: Path) -> None:
     tree = copied_tree(tmp_path / "tree")
     (tree / "README.md").write_text(README)
@@ -260,20 +219,11 @@ def test_links_of_each_kind_become_absolute(tmp_path: Path) -> None:
     page = email.message_from_bytes(metadata.read_bytes()).get_payload()
     assert isinstance(page, str)
     assert Addresses(page).found == [
-        f"{PLAIN}/docs/page.md", "#title", f"{PLAIN}/docs/page.md#part", "https://a.org/x.md",
-        "mailto:a@b.org", f"{PLAIN}/docs/badge.md", f"{PICTURES}/docs/images/badge.svg",
-        f"{PICTURES}/docs/images/a.png", f"{PLAIN}/fastpsl/name.py", f"{PLAIN}/docs/reference.md",
-        f"{PICTURES}/docs/dark.png", "https://b.org/dark.png", f"{PICTURES}/docs/light.png",
-        f"{PLAIN}/docs/html.md", "#title",
+        f"{PLAIN}/docs/page.md", "#title", "https://a.org/x.md", f"{PICTURES}/docs/images/a.png",
+        f"{PLAIN}/docs/reference.md", f"{PICTURES}/docs/light.png", f"{PICTURES}/docs/dark.png",
+        "https://b.org/dark.png",
     ]  # fmt: skip
-    kept = (
-        "`[code](docs/code.md)`",
-        '<img src="docs/code.png"> [code](docs/code.md)\n```',
-        "[^1]: docs/footnote is",
-        "docs/dark.png 1x, https://b.org/dark.png 2x",
-        ' "its title"',
-    )
-    assert not [text for text in kept if text not in page]
+    assert "`[code](docs/code.md)`" in page and '<img src="docs/code.png"> [code](docs/code.md)\n```' in page
 
 
 WRONG = re.compile(r"""pip\s+install\s+(?:-\S+\s+)*["'`]?fastpsl(?!-vision)\b|["'`]fastpsl\\?\[""")

@@ -4,7 +4,6 @@ docs/how_to/kubernetes/pytorchjob.yaml is compared with the models of the Traini
 which are generated from the OpenAPI schemas: names, types and which fields are required.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,6 @@ from tests.test_architecture import ROOT
 
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
-FILES = [*WORKFLOWS, *sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.yml")), ROOT / ".pre-commit-config.yaml"]
-BLOB = "https://github.com/fastpsl/fastpsl/blob/main/"
-SPHINX = re.compile(r"-m sphinx (.*)")
 
 
 def read(path: Path) -> dict[Any, Any]:
@@ -35,11 +31,6 @@ def jobs() -> dict[str, dict[str, Any]]:
 
 def commands() -> list[str]:
     return [step["run"] for job in jobs().values() for step in job["steps"] if "run" in step]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_is_a_mapping(path: Path) -> None:
-    assert isinstance(read(path), dict)
 
 
 @pytest.mark.parametrize("name", jobs())
@@ -83,23 +74,10 @@ def test_commands_name_files_and_extras_that_exist() -> None:
     assert {"dev", "docs"} <= extras <= declared
 
 
-def test_the_site_is_built_as_make_docs_builds_it() -> None:
-    by_hand = SPHINX.findall((ROOT / "Makefile").read_text())
-    built = SPHINX.findall("\n".join(commands()))
-    assert len(by_hand) == 1 and len(built) == 2
-    assert {re.sub(r"--jobs \w+ ", "", words) for words in by_hand + built} == {built[0]}
-
-
 def test_linters_are_those_of_the_constraints() -> None:
     (version,) = re.findall(r"^ruff==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     repositories = {entry["repo"]: entry["rev"] for entry in read(ROOT / ".pre-commit-config.yaml")["repos"]}
     assert repositories["https://github.com/astral-sh/ruff-pre-commit"] == f"v{version}"
-
-
-def test_links_of_issue_templates_lead_to_pages() -> None:
-    text = (GITHUB / "ISSUE_TEMPLATE" / "config.yml").read_text()
-    pages = re.findall(re.escape(BLOB) + r"(\S+)", text)
-    assert pages and not [page for page in pages if not (ROOT / page).exists()]
 
 
 MANIFEST = ROOT / "docs" / "how_to" / "kubernetes" / "pytorchjob.yaml"
@@ -143,22 +121,6 @@ def test_the_manifest_fits_the_schema(manifest: dict[str, Any]) -> None:
     assert not list(problems(manifest, "KubeflowOrgV1PyTorchJob"))
 
 
-def test_what_does_not_fit_is_found(manifest: dict[str, Any]) -> None:
-    wrong = copy.deepcopy(manifest)
-    spec = wrong["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
-    spec["containers"][0]["volumeMounts"][0]["path"] = "/data"
-    spec["terminationGracePeriodSeconds"] = "90"
-    del spec["volumes"][1]["persistentVolumeClaim"]["claimName"]
-    wrong["spec"]["nprocPerNode"] = 8
-    worker = ".spec.pytorchReplicaSpecs.Worker.template.spec"
-    assert sorted(problems(wrong, "KubeflowOrgV1PyTorchJob")) == [
-        ".spec.nprocPerNode: is 8, no str",
-        f"{worker}.containers.0.volumeMounts.0.path: is unknown",
-        f"{worker}.terminationGracePeriodSeconds: is '90', no int",
-        f"{worker}.volumes.1.persistentVolumeClaim: Invalid value for `claim_name`, must not be `None`",
-    ]
-
-
 def test_the_manifest_holds_what_the_operator_and_the_run_need(manifest: dict[str, Any]) -> None:
     """The operator's webhook demands a container `pytorch`, and workers for an elastic policy."""
     worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
@@ -176,18 +138,7 @@ def test_the_manifest_holds_what_the_operator_and_the_run_need(manifest: dict[st
     assert options.batch_size % num_ranks == 0
 
 
-def test_the_container_is_not_roots_and_its_folders_are_its_users() -> None:
-    """They belong to the user before /cache is a volume, which keeps what it has then."""
-    lines = (ROOT / "Containerfile").read_text().replace("\\\n", " ").splitlines()
-    words = [line.split() for line in lines if line and not line.startswith("#")]
-    (user,) = (line[1] for line in words if line[0] == "USER")
-    made = next(i for i, line in enumerate(words) if "useradd" in line)
-    uid = user.partition(":")[0]
-    assert uid in words[made] and int(uid) > 1000  # a number, by which Kubernetes knows that it is not root
-    assert "--owner=fastpsl" in words[made] and made < words.index(["VOLUME", "/cache"])
-    variables = dict(word.split("=", 1) for line in words if line[0] == "ENV" for word in line[1:])
-    workdir = words[-2][1]
-    assert {variables["HOME"], variables["XDG_CACHE_HOME"], workdir} <= set(words[made])
-    page = (ROOT / "docs" / "get_started" / "installation.md").read_text().replace("\\\n", " ")
-    runs = [line for line in page.splitlines() if line.startswith(("podman run", "docker run"))]
-    assert runs and all("--user " in line for line in runs)
+def test_the_container_is_not_roots() -> None:
+    """By a number, by which Kubernetes knows it."""
+    (user,) = re.findall(r"^USER (\d+):", (ROOT / "Containerfile").read_text(), re.MULTILINE)
+    assert int(user) > 1000

